@@ -1,0 +1,42 @@
+"""The one way bad input is reported: a sentence that says what is wrong and how to mend it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class BadInput(ValueError):
+    """Something the user gave cannot be used; the message is one sentence that names the fix.
+
+    The command line prints the message without a traceback and exits with code 2.
+    """
+
+
+class Diverged(RuntimeError):
+    """Training met too many non-finite losses in a row; the message advises what to change."""
+
+
+def pick(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """Return ``table[name]``, or raise `BadInput` that names the nearest entry.
+
+    Example:
+        >>> pick("rule", "momentun", {"momentum": 1, "scale": 2})
+        Traceback (most recent call last):
+        ...
+        gradless.errors.BadInput: unknown rule 'momentun': did you mean 'momentum'? (known: momentum, scale)
+    """
+    if name in table:
+        return table[name]
+    raise BadInput(unknown(kind, name, table))
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> str:
+    """The sentence for an unknown name, with the nearest known one if there is any."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"unknown {kind} '{name}': {hint}(known: {', '.join(names)})"
