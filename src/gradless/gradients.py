@@ -1,0 +1,128 @@
+"""The values that flow: a gradient that costs K floats, and what the rules make of it.
+
+`Sketch` is the estimate, the log entry and the message of a peer: K keys and K coefficients. Linear rules turn it
+into a `Mixture` (any linear combination of directions, still only scalars); rules that need each element turn it into
+a `Lazy` gradient, made leaf by leaf. All have the same verb, ``leaf()``, so rules, acceptance and the optimizer do not
+care which one they hold.
+
+Shapes: K queries of one step, J terms of a mixture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from gradless import kernels
+from gradless.kernels import reference
+
+
+class Leaf(NamedTuple):
+    """One tuned parameter and how the directions treat it."""
+
+    name: str
+    param: Tensor
+    id: int  # counter half, from the name
+    group: int  # index of its parameter group
+    draw: Callable[[int, str, Tensor], Tensor] | None  # custom direction, or None for the fused streams
+    gaussian: bool
+    probe: float  # amplitude of z when the loss is probed
+    update: float  # amplitude of z in the update
+    mask: Tensor | None  # bool, like param; None: every element
+
+
+class Gradient(Protocol):
+    """Anything with a float32 share for each leaf."""
+
+    def leaf(self, leaf: Leaf) -> Tensor:
+        """This gradient's share of ``leaf``: float32, the parameter's shape."""
+
+
+class Sketch(NamedTuple):
+    """g = 1/K sum_k coeffs_k z(keys_k), never stored."""
+
+    keys: tuple[int, ...]
+    coeffs: tuple[float, ...]  # projected gradients, each representable in float32
+
+    def mixture(self) -> Mixture:
+        """The estimate as a linear combination of directions."""
+        return Mixture(self.keys, tuple(c / len(self.coeffs) for c in self.coeffs))
+
+    def leaf(self, leaf: Leaf) -> Tensor:
+        """This gradient's share of ``leaf``: float32, the parameter's shape."""
+        return self.mixture().leaf(leaf)
+
+
+class Mixture(NamedTuple):
+    """g = sum_j weights_j z(keys_j)."""
+
+    keys: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def leaf(self, leaf: Leaf) -> Tensor:
+        """This gradient's share of ``leaf``: float32, the parameter's shape."""
+        zero = torch.zeros(leaf.param.shape, dtype=torch.float32, device=leaf.param.device)
+        return combine(zero, leaf._replace(param=zero), self, amplitude=leaf.update)
+
+
+class Lazy(NamedTuple):
+    """A gradient that is made leaf by leaf, on demand."""
+
+    make: Callable[[Leaf], Tensor]
+
+    def leaf(self, leaf: Leaf) -> Tensor:
+        """This gradient's share of ``leaf``: float32, the parameter's shape."""
+        return self.make(leaf)
+
+
+def combine(
+    out: Tensor,
+    leaf: Leaf,
+    mixture: Mixture,
+    *,
+    amplitude: float,
+    scale: float = 1.0,
+    decay: float = 1.0,
+    rounding: int | None = None,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """out = round(decay * p + scale * amplitude * mixture) for one leaf, in one sweep.
+
+    Args:
+        out: target; may be the parameter itself.
+        leaf: source and direction.
+        mixture: the directions to add.
+        amplitude: `Leaf.probe` or `Leaf.update`.
+        scale: factor of the mixture, e.g. eps or minus the learning rate.
+        decay: factor of the parameter.
+        rounding: key of stochastic rounding for 16-bit leaves; None rounds to nearest.
+        rows: only these rows of the leaf, into consecutive rows of ``out``.
+    """
+    weights = [scale * w for w in mixture.weights]
+    if leaf.draw is None:
+        run = kernels.program(
+            [(decay, mixture.keys, weights)],
+            gaussian=leaf.gaussian,
+            rounding=() if rounding is None else (rounding,),
+        )
+        return kernels.sweep(
+            out, leaf.param, run, leaf=leaf.id, amplitude=amplitude, mask=leaf.mask, rows=rows
+        )
+    source = leaf.param.detach()
+    change = torch.zeros(source.shape, dtype=torch.float32, device=source.device)
+    for key, weight in zip(mixture.keys, weights, strict=True):
+        change += leaf.draw(key, leaf.name, source) * (weight * amplitude)
+    if rows is not None:
+        return out.copy_(source[rows].float() * decay + change[rows])
+    return finish(out, leaf, change, decay=decay, rounding=rounding)
+
+
+def finish(out: Tensor, leaf: Leaf, change: Tensor, *, decay: float, rounding: int | None) -> Tensor:
+    """out = round(decay * p + change) for a float32 ``change`` that is already made."""
+    value = leaf.param.detach().float() * decay + change
+    if leaf.mask is not None:
+        value = torch.where(leaf.mask, value, leaf.param.detach().float())
+    return out.copy_(reference.round_to(value, leaf.param.dtype, rounding, leaf.id))

@@ -1,0 +1,256 @@
+"""Numba kernel of the sweep for the CPU: all cores, vectorised, one read and one write of the leaf.
+
+Same bits as `gradless.kernels.reference`. Two hazards shape the code. Numba promotes ``uint32 * uint32`` to
+uint64 and ``uint32 >> int`` to a signed type, so every Philox word is kept in a uint64 and masked; a sign bit
+that got stuck this way would restore perfectly and learn nothing. And nothing may be contracted into a fused
+multiply-add, so fast-math stays off.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from numba import njit, prange
+
+TILE = 4096  # elements a core handles at a time: accumulator, words and signs stay in its first-level cache
+BLOCKS = TILE // 128 + 1
+FLOAT32, BFLOAT16, FLOAT16 = range(3)
+
+U32 = np.uint64(0xFFFFFFFF)
+M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
+W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
+S16, S32 = np.uint64(16), np.uint64(32)
+
+
+@njit
+def _philox(words: Any, first: Any, count: Any, leaf: Any, key: Any) -> None:
+    """Fill ``words`` (uint32) with ``count`` blocks starting at block ``first``; the loop over blocks vectorises."""
+    for b in range(count):
+        block = np.uint64(first + b)
+        c0, c1 = block & U32, block >> S32
+        c2, c3 = leaf & U32, leaf >> S32
+        k0, k1 = key & U32, key >> S32
+        for _ in range(10):
+            x, y = c0 * M0, c2 * M1
+            c0, c1, c2, c3 = (y >> S32) ^ c1 ^ k0, y & U32, (x >> S32) ^ c3 ^ k1, x & U32
+            k0, k1 = (k0 + W0) & U32, (k1 + W1) & U32
+        words[4 * b] = np.uint32(c0)
+        words[4 * b + 1] = np.uint32(c1)
+        words[4 * b + 2] = np.uint32(c2)
+        words[4 * b + 3] = np.uint32(c3)
+
+
+@njit
+def _add_rademacher(
+    acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any, words: Any, signed: Any
+) -> None:
+    """acc[:n] += coeff * z for elements ``start ..`` of a +1/-1 stream."""
+    first = start >> 7
+    offset = start - (first << 7)
+    count = (offset + n + 127) >> 7
+    _philox(words, first, count, leaf, key)
+    bits = np.float32(coeff).view(np.uint32)
+    for w in range(4 * count):
+        word = words[w]
+        for j in range(32):
+            signed[32 * w + j] = bits ^ np.uint32(np.uint32(word >> np.uint32(j)) << np.uint32(31))
+    values = signed.view(np.float32)[offset : offset + n]
+    for i in range(n):
+        acc[i] += values[i]
+
+
+@njit
+def _add_gaussian(
+    acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any, words: Any, table: Any
+) -> None:
+    """acc[:n] += coeff * z for elements ``start ..`` of a normal stream, a cache-sized piece at a time."""
+    done = 0
+    while done < n:
+        first = (start + done) >> 3
+        offset = start + done - (first << 3)
+        m = min(n - done, 8 * BLOCKS - offset)
+        _philox(words, first, (offset + m + 7) >> 3, leaf, key)
+        for i in range(m):
+            e = offset + i
+            half = (words[e >> 1] >> np.uint32((e & 1) << 4)) & np.uint32(0xFFFF)
+            acc[done + i] += np.float32(coeff * table[half])
+        done += m
+
+
+@njit
+def _halves(out: Any, n: Any, start: Any, leaf: Any, key: Any, words: Any) -> None:
+    """out[:n] = uniform 16-bit integers for elements ``start ..``."""
+    done = 0
+    while done < n:
+        first = (start + done) >> 3
+        offset = start + done - (first << 3)
+        m = min(n - done, 8 * BLOCKS - offset)
+        _philox(words, first, (offset + m + 7) >> 3, leaf, key)
+        for i in range(m):
+            e = offset + i
+            out[done + i] = (words[e >> 1] >> np.uint32((e & 1) << 4)) & np.uint32(0xFFFF)
+        done += m
+
+
+@njit
+def _to_float(bits: Any, kind: Any) -> Any:
+    """Bits of a bfloat16 or float16 as float32."""
+    b = np.uint32(bits)
+    if kind == BFLOAT16:
+        return np.uint32(b << np.uint32(16)).view(np.float32)
+    sign = (b & np.uint32(0x8000)) << np.uint32(16)
+    exponent = (b >> np.uint32(10)) & np.uint32(0x1F)
+    fraction = b & np.uint32(0x3FF)
+    if exponent == np.uint32(0x1F):
+        return np.uint32(sign | np.uint32(0x7F800000) | (fraction << np.uint32(13))).view(np.float32)
+    if exponent == np.uint32(0):
+        small = np.float32(fraction) * np.float32(2.0**-24)
+        return -small if sign else small
+    wide = sign | ((exponent + np.uint32(112)) << np.uint32(23)) | (fraction << np.uint32(13))
+    return np.uint32(wide).view(np.float32)
+
+
+@njit
+def _narrow(x: Any, r: Any, kind: Any, stochastic: Any) -> Any:
+    """Bits of ``x`` in bfloat16 or float16: to nearest even, or up with probability given by 16 random bits ``r``."""
+    bits = np.float32(x).view(np.uint32)
+    sign = bits & np.uint32(0x80000000)
+    size = np.uint32(bits ^ sign)
+    if kind == BFLOAT16:
+        if size > np.uint32(0x7F800000):
+            return np.uint16((bits >> np.uint32(16)) | np.uint32(0x40))
+        if size == np.uint32(0x7F800000):
+            return np.uint16(bits >> np.uint32(16))
+        add = np.uint32(r) if stochastic else np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        return np.uint16(((size + add) | sign) >> np.uint32(16))
+    half_sign = np.uint16(sign >> np.uint32(16))
+    if size > np.uint32(0x7F800000):
+        return half_sign | np.uint16(0x7E00)
+    if size == np.uint32(0x7F800000):
+        return half_sign | np.uint16(0x7C00)
+    if size < np.uint32(0x38800000):  # below 2**-14: a multiple of 2**-24, the spacing of float16 subnormals
+        scaled = np.uint32(size).view(np.float32) * np.float32(2.0**24)
+        whole = np.floor(scaled)
+        part = scaled - whole
+        if stochastic:
+            up = np.float32(r) < part * np.float32(65536.0)
+        else:
+            odd = whole - np.float32(2.0) * np.floor(whole * np.float32(0.5)) > np.float32(0.0)
+            up = part > np.float32(0.5) or (part == np.float32(0.5) and odd)
+        return half_sign | np.uint16(np.uint32(whole) + (np.uint32(1) if up else np.uint32(0)))
+    add = (
+        np.uint32(r) >> np.uint32(3)
+        if stochastic
+        else np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
+    )
+    rounded = (size + add) >> np.uint32(13)
+    if rounded > np.uint32(0x23BFF):  # beyond 65504, the largest float16
+        return half_sign | (np.uint16(0x7BFF) if stochastic else np.uint16(0x7C00))
+    return half_sign | np.uint16(rounded - np.uint32(0x1C000))
+
+
+@njit
+def _segment(
+    out: Any, p: Any, n: Any, start: Any, kind: Any, leaf: Any, steps: Any, rounding: Any, gaussian: Any, table: Any,
+    mask: Any, masked: Any, acc: Any, words: Any, signed: Any, dice: Any,
+) -> None:  # fmt: skip
+    """Run the program over ``n <= TILE`` elements whose linear index starts at ``start``."""
+    decays, starts, keys, coeffs = steps
+    if kind == FLOAT32:
+        for i in range(n):
+            acc[i] = np.uint32(p[i]).view(np.float32)
+    else:
+        for i in range(n):
+            acc[i] = _to_float(p[i], kind)
+    stochastic = rounding.size > 0
+    for t in range(decays.size):
+        decay = decays[t]
+        if decay != np.float32(1.0):
+            for i in range(n):
+                acc[i] *= decay
+        for j in range(starts[t], starts[t + 1]):
+            if gaussian:
+                _add_gaussian(acc, n, start, leaf, keys[j], coeffs[j], words, table)
+            else:
+                _add_rademacher(acc, n, start, leaf, keys[j], coeffs[j], words, signed)
+        if kind != FLOAT32:
+            if stochastic:
+                _halves(dice, n, start, leaf, rounding[t], words)
+            for i in range(n):
+                dice[i] = _narrow(acc[i], dice[i], kind, stochastic)
+            if t + 1 < decays.size:
+                for i in range(n):
+                    acc[i] = _to_float(dice[i], kind)
+    if masked:
+        for i in range(n):
+            if mask[i]:
+                out[i] = np.float32(acc[i]).view(np.uint32) if kind == FLOAT32 else dice[i]
+            else:
+                out[i] = p[i]
+    elif kind == FLOAT32:
+        for i in range(n):
+            out[i] = np.float32(acc[i]).view(np.uint32)
+    else:
+        for i in range(n):
+            out[i] = dice[i]
+
+
+@njit(parallel=True, cache=True)
+def _sweep(
+    out: Any, p: Any, rows: Any, width: Any, kind: Any, leaf: Any, decays: Any, starts: Any, keys: Any, coeffs: Any,
+    rounding: Any, gaussian: Any, table: Any, mask: Any, masked: Any,
+) -> None:  # fmt: skip
+    """Rows ``rows`` (of ``width`` elements) of ``p`` into consecutive rows of ``out``, in tiles over all cores."""
+    per_row = (width + TILE - 1) // TILE
+    for job in prange(rows.size * per_row):
+        row = job // per_row
+        begin = (job - row * per_row) * TILE
+        n = min(TILE, width - begin)
+        source = rows[row] * width + begin
+        target = row * width + begin
+        acc = np.empty(TILE, np.float32)
+        words = np.empty(4 * BLOCKS, np.uint32)
+        signed = np.empty(128 * BLOCKS, np.uint32)
+        dice = np.empty(TILE, np.uint16)
+        _segment(
+            out[target : target + n], p[source : source + n], n, source, kind, leaf, (decays, starts, keys, coeffs),
+            rounding, gaussian, table, mask[source : source + n] if masked else mask, masked, acc, words, signed, dice,
+        )  # fmt: skip
+
+
+def sweep(
+    out: np.ndarray,
+    p: np.ndarray,
+    rows: np.ndarray,
+    width: int,
+    kind: int,
+    leaf: int,
+    steps: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    rounding: np.ndarray,
+    table: np.ndarray,
+    mask: np.ndarray,
+) -> None:
+    """Run a program over flat bit arrays (uint32 for float32, uint16 for the 16-bit types).
+
+    Args:
+        out: target bits, ``len(rows) * width`` elements; may be ``p`` itself when ``rows`` is the whole leaf.
+        p: source bits of the whole leaf.
+        rows: int64 row indices to visit; ``[0]`` with ``width = p.size`` is the whole leaf.
+        width: elements a row.
+        kind: `FLOAT32`, `BFLOAT16` or `FLOAT16`.
+        leaf: 64-bit leaf id.
+        steps: decays float32 ``[T]``, starts int64 ``[T + 1]``, keys uint64 ``[J]``, coeffs float32 ``[J]``.
+        rounding: uint64 ``[T]`` keys of stochastic rounding, or empty to round to nearest.
+        table: the normal table for Gaussian directions, empty for Rademacher.
+        mask: uint8 mask of the whole leaf, or empty.
+    """
+    _sweep(
+        out, p, rows, width, kind, np.uint64(leaf), *steps, rounding, table.size > 0, table, mask, mask.size > 0
+    )  # fmt: skip
+
+
+def set_threads(count: int) -> None:
+    """Use ``count`` threads, as torch does."""
+    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))

@@ -1,0 +1,182 @@
+"""Random streams from a counter, not from a generator.
+
+Every random number in gradless is a pure function of *what it is for*: Philox4x32-10 (Salmon et al. 2011,
+"Parallel random numbers: as easy as 1, 2, 3") keyed by run seed, purpose, step and query, with a counter built
+from a hash of the parameter's name and the element's linear index. So a direction does not depend on parameter
+order, sharding, dtype, device, library version or on which parameters are frozen, and no global generator is
+ever touched. Seeded device generators do not have this property: CUDA normal draws with one seed differ between
+GPU models (pytorch#196613), which is why seed logs of other zeroth-order systems do not travel.
+
+Layout of a stream under one 64-bit key::
+
+    counter (4 x 32 bits) = (block low, block high, leaf low, leaf high)
+    Rademacher: 128 elements a block, bit ``i % 128``;   Gaussian: 8 elements a block, 16-bit table indices
+
+`STREAM_VERSION` names this layout; ledgers record it. This module holds the torch and pure-Python reference;
+the kernels must give the same bits.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import statistics
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+STREAM_VERSION: Final = "philox4x32-10/1"
+
+MASK32: Final = 0xFFFFFFFF
+MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
+WEYL: Final = (0x9E3779B9, 0xBB67AE85)
+ROUNDS: Final = 10
+
+# Purposes keep streams of one run seed apart.
+DIRECTION, ROUNDING, INITIAL, ORDER = range(4)
+
+
+def philox(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]:
+    """One Philox4x32-10 block on plain integers: four counter words and two key words to four words.
+
+    Example:
+        >>> [f"{w:08x}" for w in philox((0, 0, 0, 0), (0, 0))]  # Random123 known answer
+        ['6627e8d5', 'e169c58d', 'bc57ac4c', '9b00dbd8']
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(ROUNDS):
+        a, b = MULTIPLIERS[0] * c0, MULTIPLIERS[1] * c2
+        c0, c1, c2, c3 = (b >> 32) ^ c1 ^ k0, b & MASK32, (a >> 32) ^ c3 ^ k1, a & MASK32
+        k0, k1 = (k0 + WEYL[0]) & MASK32, (k1 + WEYL[1]) & MASK32
+    return c0, c1, c2, c3
+
+
+def philox_blocks(first: int, count: int, leaf: int, key: int, device: torch.device | str = "cpu") -> Tensor:
+    """Words of ``count`` consecutive blocks: int64 ``[count, 4]`` holding unsigned 32-bit values.
+
+    Args:
+        first: index of the first block.
+        count: number of blocks.
+        leaf: 64-bit leaf id, the upper half of the counter (`leaf_id`).
+        key: 64-bit stream key (`fold`).
+        device: where to compute; the bits are the same everywhere.
+    """
+    block = torch.arange(first, first + count, dtype=torch.int64, device=device)
+    c0, c1 = block & MASK32, (block >> 32) & MASK32
+    c2, c3 = torch.full_like(block, leaf & MASK32), torch.full_like(block, leaf >> 32)
+    k0, k1 = key & MASK32, key >> 32
+    for _ in range(ROUNDS):
+        # The product wraps as signed 64-bit; its upper word survives the arithmetic shift once it is masked.
+        a, b = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((b >> 32) & MASK32) ^ c1 ^ k0,
+            b & MASK32,
+            ((a >> 32) & MASK32) ^ c3 ^ k1,
+            a & MASK32,
+        )
+        k0, k1 = (k0 + WEYL[0]) & MASK32, (k1 + WEYL[1]) & MASK32
+    return torch.stack((c0, c1, c2, c3), dim=1)
+
+
+def fold(key: int, *words: int) -> int:
+    """Derive a 64-bit key from a 64-bit key and any number of 64-bit words (Philox as a hash).
+
+    Example:
+        >>> fold(0, DIRECTION, 7) != fold(0, DIRECTION, 8)
+        True
+    """
+    for place, word in enumerate(words):
+        low, high, *_ = philox((word & MASK32, (word >> 32) & MASK32, place, 0), (key & MASK32, key >> 32))
+        key = low | high << 32
+    return key
+
+
+def direction_key(seed: int, step: int, query: int) -> int:
+    """Key of the direction of one query of one step of the run ``seed``."""
+    return fold(seed, DIRECTION, step, query)
+
+
+def rounding_key(seed: int, step: int) -> int:
+    """Key of the stochastic rounding of one step's update."""
+    return fold(seed, ROUNDING, step)
+
+
+@functools.cache
+def leaf_id(name: str) -> int:
+    """64-bit id of a parameter's name (BLAKE2b), the upper half of its counters."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# elements of a stream
+
+
+def _window(start: int, count: int, per_block: int) -> tuple[int, int, int]:
+    """First block, number of blocks and offset inside them that cover elements ``start .. start + count``."""
+    first = start // per_block
+    last = (start + count - 1) // per_block
+    return first, last - first + 1, start - first * per_block
+
+
+def rademacher(key: int, leaf: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Elements ``start .. start + count`` of a +1/-1 stream: float32 ``[count]``. A set bit is -1."""
+    first, blocks, offset = _window(start, count, 128)
+    words = philox_blocks(first, blocks, leaf, key, device)
+    bits = (words.unsqueeze(-1) >> torch.arange(32, device=device)) & 1
+    return 1.0 - 2.0 * bits.reshape(-1)[offset : offset + count].float()
+
+
+def halves(key: int, leaf: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Elements ``start .. start + count`` of a stream of uniform 16-bit integers: int64 ``[count]``."""
+    first, blocks, offset = _window(start, count, 8)
+    words = philox_blocks(first, blocks, leaf, key, device)
+    pairs = torch.stack((words & 0xFFFF, words >> 16), dim=-1)
+    return pairs.reshape(-1)[offset : offset + count]
+
+
+def gaussian(key: int, leaf: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Elements ``start .. start + count`` of a standard normal stream: float32 ``[count]``, 16-bit resolution."""
+    return normal_table().to(device)[halves(key, leaf, start, count, device)]
+
+
+@functools.cache
+def normal_table() -> Tensor:
+    """65,536 equally likely normal quantiles with mean 0 and variance 1: float32 ``[65536]``, ascending.
+
+    Entry j is the quantile of ``(j + 1/2) / 65536``, scaled to unit variance and rounded to a multiple of 2**-16.
+    The grid makes the table the same on every machine: a logarithm that differs in its last bit cannot move an
+    entry (a test pins the hash). Largest value 4.33.
+    """
+    inverse = statistics.NormalDist().inv_cdf
+    upper = np.array([inverse((j + 0.5) / 65536) for j in range(32768, 65536)])
+    upper /= np.sqrt(np.mean(upper**2))
+    upper = np.round(upper * 65536) / 65536
+    return torch.from_numpy(np.concatenate((-upper[::-1], upper)).astype(np.float32))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the few other things a run draws
+
+
+def normal(seed: int, name: str, shape: Sequence[int]) -> Tensor:
+    """Initial values of a new parameter: float32 standard normal of ``shape``, a function of seed and name."""
+    count = int(np.prod(shape)) if len(shape) else 1
+    return gaussian(fold(seed, INITIAL), leaf_id(name), 0, count).reshape(tuple(shape))
+
+
+def permutation(n: int, seed: int, stream: str) -> np.ndarray:
+    """A uniform permutation of ``range(n)``: int64 ``[n]``, a function of n, seed and the stream's name.
+
+    Example:
+        >>> sorted(permutation(5, seed=0, stream="train").tolist())
+        [0, 1, 2, 3, 4]
+    """
+    if n == 0:
+        return np.zeros(0, dtype=np.int64)
+    words = philox_blocks(0, n, leaf_id(stream), fold(seed, ORDER)).numpy()
+    # 62 random bits a row: a tie, which the stable sort would break by index, is out of reach.
+    return np.argsort(words[:, 0] << 30 | words[:, 1] >> 2, kind="stable")

@@ -1,0 +1,135 @@
+"""The ledger: what it keeps, and that no damage goes unnoticed."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from gradless import ledger
+from gradless.errors import BadInput
+from gradless.optimizer import Move
+
+HEADER = {"groups": 2, "model": "m"}
+MOVES = [
+    Move(0, (1.5,), (1e-3, 2e-3), False),
+    Move(1, (-0.25, 3.0), (1e-3, 2e-3), False),
+    Move(2, (), (1e-3, 2e-3), True),
+    Move(3, (0.125,), (5e-4, 1e-3), False),
+]
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "ledger"
+    book = ledger.Ledger(path, HEADER)
+    for move in MOVES:
+        book.append(move)
+    book.close()
+    return path
+
+
+def test_reads_back_what_was_written(path):
+    contents = ledger.read(path)
+    assert contents.header == HEADER
+    assert contents.moves == MOVES
+    assert contents.torn_bytes == 0
+
+
+def test_a_step_with_one_query_costs_17_bytes(tmp_path):
+    path = tmp_path / "ledger"
+    book = ledger.Ledger(path, {"groups": 1})
+    sizes = []
+    for step in range(3):
+        book.append(Move(step, (1.0,), (1e-6,), False))
+        sizes.append(path.stat().st_size)
+    book.close()
+    assert sizes[2] - sizes[1] == 17
+
+
+def test_every_flipped_byte_is_refused(path):
+    data = path.read_bytes()
+    for place in range(len(data)):
+        for flip in (1, 0x80, 0xFF):
+            changed = bytearray(data)
+            changed[place] ^= flip
+            path.write_bytes(changed)
+            with pytest.raises(BadInput):
+                ledger.read(path)
+
+
+def test_a_torn_tail_loses_only_the_last_step(path):
+    data = path.read_bytes()
+    whole = [ledger.read(path).good_bytes]
+    for cut in range(len(data) - 1, 0, -1):
+        path.write_bytes(data[:cut])
+        try:
+            contents = ledger.read(path)
+        except BadInput:
+            break  # the cut reached the header
+        assert contents.moves == MOVES[: len(contents.moves)]
+        assert contents.good_bytes <= cut
+        if cut < whole[-1]:
+            whole.append(contents.good_bytes)
+    assert len(whole) == len(MOVES) + 1
+
+
+def test_continuing_cuts_the_torn_tail_and_keeps_the_chain(path):
+    data = path.read_bytes()
+    path.write_bytes(data[:-3])
+    contents = ledger.read(path)
+    assert contents.torn_bytes > 0
+    book = ledger.Ledger(path, HEADER, contents=contents)
+    book.append(MOVES[-1])
+    book.close()
+    assert path.read_bytes() == data
+
+
+@pytest.mark.parametrize("order", [[0, 2, 1, 3], [0, 1, 3], [0, 1, 1, 2, 3]])
+def test_moved_lost_or_doubled_records_are_refused(path, order):
+    data = path.read_bytes()
+    ends = []
+    for count in range(len(MOVES) + 1):
+        book_path = path.with_name(f"part{count}")
+        book = ledger.Ledger(book_path, HEADER)
+        for move in MOVES[:count]:
+            book.append(move)
+        book.close()
+        ends.append(book_path.stat().st_size)
+    records = [data[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    path.write_bytes(data[: ends[0]] + b"".join(records[i] for i in order))
+    with pytest.raises(BadInput, match="changed or damaged"):
+        ledger.read(path)
+
+
+def test_other_files_and_versions_are_refused(tmp_path, path):
+    with pytest.raises(BadInput, match="no ledger"):
+        ledger.read(tmp_path / "missing")
+    other = tmp_path / "other"
+    other.write_bytes(b"hello, this is something else")
+    with pytest.raises(BadInput, match="not a gradless ledger"):
+        ledger.read(other)
+    data = bytearray(path.read_bytes())
+    data[len(ledger.MAGIC)] = 9
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match="version 9"):
+        ledger.read(path)
+
+
+def test_a_full_disk_leaves_the_ledger_as_it_was(path, monkeypatch):
+    before = path.read_bytes()
+    contents = ledger.read(path)
+    book = ledger.Ledger(path, HEADER, contents=contents)
+    real = os.write
+
+    def half(file, data):
+        return real(file, data[: len(data) // 2])
+
+    monkeypatch.setattr(os, "write", half)
+    with pytest.raises(OSError, match="no space left"):
+        book.append(Move(4, (1.0,), (1e-3, 1e-3), False))
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    book.append(Move(4, (1.0,), (1e-3, 1e-3), False))
+    book.close()
+    assert len(ledger.read(path).moves) == 5
