@@ -1,0 +1,212 @@
+"""Metrics, and how sure one can be of them.
+
+Every metric is ``f(predictions, golds) -> float`` over two sequences of equal length. Classes are ints; a
+gold may also be a collection of accepted values (ReCoRD's entities), of which class metrics other than
+accuracy use the first. Text metrics take strings and, as golds, the accepted answers, of which the best one
+counts.
+"""
+
+from __future__ import annotations
+
+import math
+import string
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gradless.errors import pick
+
+Metric: TypeAlias = Callable[[Sequence[Any], Sequence[Any]], float]
+ARTICLES: Final = frozenset(("a", "an", "the"))
+NO_PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
+
+
+def compute(names: Sequence[str], predictions: Sequence[Any], golds: Sequence[Any]) -> dict[str, float]:
+    """Several metrics by name.
+
+    Raises:
+        BadInput: For an unknown name.
+    """
+    return {name: pick("metric", name, METRICS)(predictions, golds) for name in names}
+
+
+def accuracy(predictions: Sequence[Any], golds: Sequence[Any]) -> float:
+    """Share of predictions that are (among) the gold."""
+    return _mean(hits(predictions, golds))
+
+
+def hits(predictions: Sequence[Any], golds: Sequence[Any]) -> NDArray[np.float64]:
+    """1.0 where the prediction is (among) the gold, else 0.0: float64 ``[n]``."""
+    return _each(lambda guess, gold: float(guess in _accepted(gold)), predictions, golds)
+
+
+def f1(predictions: Sequence[Any], golds: Sequence[Any]) -> float:
+    """F1 of class 1 (QQP, MRPC); 0.0 when it is neither predicted nor gold."""
+    return _class_f1(np.asarray(predictions), _first(golds), 1)
+
+
+def macro_f1(predictions: Sequence[Any], golds: Sequence[Any]) -> float:
+    """Unweighted mean of the F1 of every class that is predicted or gold."""
+    guesses, truth = np.asarray(predictions), _first(golds)
+    _same_length(guesses, truth)
+    classes = np.union1d(guesses, truth)
+    return (
+        float(np.mean([_class_f1(guesses, truth, label) for label in classes])) if len(classes) else math.nan
+    )
+
+
+def _class_f1(guesses: NDArray[Any], truth: NDArray[Any], label: Any) -> float:
+    _same_length(guesses, truth)
+    both = np.count_nonzero((guesses == label) & (truth == label))
+    total = np.count_nonzero(guesses == label) + np.count_nonzero(truth == label)
+    return 2 * both / total if total else 0.0
+
+
+def mcc(predictions: Sequence[Any], golds: Sequence[Any]) -> float:
+    """Matthews correlation, in its form for any number of classes (Gorodkin 2004); 0.0 when undefined."""
+    guesses, truth = np.asarray(predictions), _first(golds)
+    _same_length(guesses, truth)
+    classes = np.union1d(guesses, truth)
+    g = np.array([np.count_nonzero(guesses == label) for label in classes], dtype=np.float64)
+    t = np.array([np.count_nonzero(truth == label) for label in classes], dtype=np.float64)
+    n, right = len(truth), np.count_nonzero(guesses == truth)
+    scale = math.sqrt(float(n * n - g @ g) * float(n * n - t @ t))
+    return (n * right - float(g @ t)) / scale if scale else 0.0
+
+
+def normalize(text: str) -> str:
+    """SQuAD's normal form: lower case, no punctuation, no a / an / the, single spaces.
+
+    Example:
+        >>> normalize("The  Beat-les, (a band)")
+        'beatles band'
+    """
+    words = text.lower().translate(NO_PUNCTUATION).split()
+    return " ".join(word for word in words if word not in ARTICLES)
+
+
+def exact_match(predictions: Sequence[str], golds: Sequence[Any]) -> float:
+    """Share of predictions whose normal form equals that of an accepted answer."""
+    return _mean(exact_matches(predictions, golds))
+
+
+def exact_matches(predictions: Sequence[str], golds: Sequence[Any]) -> NDArray[np.float64]:
+    """1.0 or 0.0 per prediction: float64 ``[n]``."""
+
+    def one(guess: str, gold: Any) -> float:
+        return float(normalize(guess) in {normalize(answer) for answer in _accepted(gold)})
+
+    return _each(one, predictions, golds)
+
+
+def token_f1(predictions: Sequence[str], golds: Sequence[Any]) -> float:
+    """Mean of the best word-overlap F1 with an accepted answer (SQuAD, arXiv 1606.05250)."""
+    return _mean(token_f1s(predictions, golds))
+
+
+def token_f1s(predictions: Sequence[str], golds: Sequence[Any]) -> NDArray[np.float64]:
+    """Best word-overlap F1 per prediction: float64 ``[n]`` in [0, 1]."""
+    return _each(
+        lambda guess, gold: max(_overlap(guess, answer) for answer in _accepted(gold)), predictions, golds
+    )
+
+
+def _overlap(guess: str, answer: str) -> float:
+    mine, theirs = normalize(guess).split(), normalize(answer).split()
+    if not mine or not theirs:
+        return float(mine == theirs)  # nothing but articles and punctuation: equal or not (SQuAD 2.0's rule)
+    return 2 * (Counter(mine) & Counter(theirs)).total() / (len(mine) + len(theirs))
+
+
+METRICS: Final[dict[str, Metric]] = {
+    "accuracy": accuracy,
+    "f1": f1,
+    "macro_f1": macro_f1,
+    "mcc": mcc,
+    "exact_match": exact_match,
+    "token_f1": token_f1,
+}
+"""Every metric by name; higher is better in all of them."""
+
+SCORES: Final[dict[str, Callable[[Sequence[Any], Sequence[Any]], NDArray[np.float64]]]] = {
+    "accuracy": hits,
+    "exact_match": exact_matches,
+    "token_f1": token_f1s,
+}
+"""Metrics that are means of a score per example, which `difference_interval` compares."""
+
+
+def wilson(correct: float, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, by default at 95 % (Wilson 1927).
+
+    Unlike the textbook interval it stays inside [0, 1] and is not empty at 0 or n.
+
+    Args:
+        correct: Successes, 0 <= correct <= n; need not be whole (a mean score times n).
+        n: Trials; with none the interval is (0, 1).
+        z: Normal quantile.
+
+    Example:
+        >>> [round(bound, 3) for bound in wilson(81, 100)]
+        [0.722, 0.875]
+    """
+    if n == 0:
+        return 0.0, 1.0
+    share = correct / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def difference_interval(
+    before: Sequence[float] | NDArray[Any], after: Sequence[float] | NDArray[Any], z: float = 1.96
+) -> tuple[float, float]:
+    """Interval for ``mean(after) - mean(before)`` of scores in [0, 1] on the *same* examples.
+
+    Agresti and Min's paired interval (2005): the normal one after adding two pseudo-examples, half of
+    each possible outcome, so that identical scores do not give an empty interval. It is narrower than two
+    `wilson` intervals allow, because the examples on which both models agree cancel.
+
+    Args:
+        before: Scores per example ``[n]``, see `SCORES`.
+        after: Scores of the other model, same order.
+        z: Normal quantile.
+    """
+    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    _same_length(first, second)
+    gain = second - first
+    n = len(gain) + 2
+    centre = float(gain.sum()) / n
+    # Of the two pseudo-examples one half is a gain of 1 and one half a loss of 1: 1 in the sum of squares.
+    variance = (float(gain @ gain) + 1.0) / n - centre * centre
+    half = z * math.sqrt(variance / n)
+    return max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def _accepted(gold: Any) -> Collection[Any]:
+    return gold if isinstance(gold, tuple | list | set | frozenset) else (gold,)
+
+
+def _first(golds: Sequence[Any]) -> NDArray[Any]:
+    return np.asarray([gold[0] if isinstance(gold, tuple | list) else gold for gold in golds])
+
+
+def _same_length(one: Sequence[Any] | NDArray[Any], other: Sequence[Any] | NDArray[Any]) -> None:
+    if len(one) != len(other):
+        raise ValueError(f"{len(one)} predictions for {len(other)} golds")
+
+
+def _each(
+    score: Callable[[Any, Any], float], predictions: Sequence[Any], golds: Sequence[Any]
+) -> NDArray[np.float64]:
+    _same_length(predictions, golds)
+    pairs = zip(predictions, golds, strict=True)
+    return np.array([score(guess, gold) for guess, gold in pairs], dtype=np.float64)
+
+
+def _mean(scores: NDArray[np.float64]) -> float:
+    """NaN, without a warning, when there is nothing to average."""
+    return float(scores.mean()) if len(scores) else math.nan

@@ -1,0 +1,258 @@
+"""Scores of options with as little forward work as possible.
+
+A zeroth-order step is two forwards, so what a forward computes beyond its use is pure loss. Full-vocabulary
+logits of every position are the largest part of that (4 GB for OPT-13B on 16 x 2 x 400 tokens); here the
+output layer sees
+
+* only the hidden states at positions that are scored, selected by a hook in front of it;
+* only the rows of candidate tokens, when every option is one token. One forward then scores all options.
+
+The model's own code runs around the layer, so its post-processing (soft-capping, scaling) applies. The logits
+of candidate rows are *computed* in float32 also for 16-bit weights: a finite difference of 16-bit logits
+would be quantised more coarsely than the signal. Full-vocabulary logits are upcast before any log-softmax. No
+forward keeps a key-value cache, but for generation.
+
+Shapes as in `gradless.batching`; ``V`` vocabulary, ``H`` hidden size.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gradless.batching import Batch, Prompts, pad_id
+from gradless.streaming import read_rows
+
+if TYPE_CHECKING:
+    from gradless.lm import LanguageModel
+
+LOGITS_BYTES = 2**28  # most bytes of float32 logits of one forward; a larger batch is run in parts
+
+_stop_tokens: weakref.WeakKeyDictionary[Any, dict[str, tuple[int, ...]]] = weakref.WeakKeyDictionary()
+
+
+class Scores(NamedTuple):
+    """What the model thinks of every option, float32 ``[N, O]``; -inf where an example has no such option.
+
+    For restricted scores (single-token options, not normalised) the values are logits: equal to
+    log-probabilities up to one constant per example, which neither a softmax over options nor an argmax can
+    see.
+    """
+
+    mean: Tensor  # mean log-probability of an option's tokens
+    total: Tensor  # their sum
+    lengths: Tensor  # number of tokens
+
+
+def scores(lm: LanguageModel, batch: Batch, *, normalised: bool = False) -> Scores:
+    """Score every option of a batch from `gradless.batching`.
+
+    Args:
+        lm: the model.
+        batch: sequences and how they map to options.
+        normalised: give true log-probabilities also where logits of the candidates would do.
+
+    Cost: one forward (several if the logits would exceed `LOGITS_BYTES`).
+    """
+    if batch.targets is not None and batch.target_mask is not None:
+        totals = (token_log_probs(lm, batch) * batch.target_mask).sum(1)  # [B]
+        counts = batch.target_mask.sum(1)
+        total, mean, lengths = totals[batch.slots], (totals / counts)[batch.slots], counts[batch.slots]
+    else:
+        if batch.rows is None:
+            values = _label_logits(lm, batch)
+            values = values.log_softmax(-1) if normalised else values
+        elif normalised:
+            full = _logits(lm, batch.input_ids, batch.attention_mask, batch.positions)[:, 0]
+            values = full.log_softmax(-1)[:, batch.rows]
+        else:
+            values = _logits(lm, batch.input_ids, batch.attention_mask, batch.positions, batch.rows)[:, 0]
+        total = mean = values.gather(1, batch.slots)
+        lengths = torch.ones_like(total)
+    missing = ~batch.valid
+    return Scores(
+        mean.masked_fill(missing, -torch.inf), total.masked_fill(missing, -torch.inf), lengths * batch.valid
+    )
+
+
+def token_log_probs(lm: LanguageModel, batch: Batch) -> Tensor:
+    """Log-probability of each target of a batch: float32 ``[B, S]``; where padded, any finite value."""
+    assert batch.targets is not None
+    vocabulary, scored = lm.head.weight.shape[0], batch.positions.shape[1]
+    rows = max(1, LOGITS_BYTES // (4 * scored * vocabulary))
+    parts = []
+    for start in range(0, len(batch.input_ids), rows):
+        part = slice(start, start + rows)
+        logits = _logits(lm, batch.input_ids[part], batch.attention_mask[part], batch.positions[part])
+        picked = logits.gather(-1, batch.targets[part].unsqueeze(-1)).squeeze(-1)
+        parts.append(picked - logits.logsumexp(-1))
+    return torch.cat(parts)
+
+
+def features(lm: LanguageModel, batch: Batch) -> Tensor:
+    """Hidden state in front of the output layer at each sequence's first scored position: float32 ``[B, H]``.
+
+    With `gradless.batching.collate_ends` this is what a linear probe reads. Cost: one forward without logits.
+    """
+    return _hidden(lm, batch)[:, 0].float()
+
+
+def generate(lm: LanguageModel, prompts: Prompts) -> list[str]:
+    """Greedy continuations of left-padded prompts, each up to its stop text, EOS or the limit of new tokens.
+
+    Returns:
+        The text of each, cut at its first stop text and without outer white space.
+    """
+    from transformers import GenerationConfig
+
+    model: Any = lm.model
+    tokenizer, own = lm.tokenizer, getattr(model.generation_config, "eos_token_id", None)
+    ends = {
+        *stop_tokens(tokenizer, prompts.stop),
+        *(own if isinstance(own, list) else [own]),
+        tokenizer.eos_token_id,
+    }
+    config = GenerationConfig(
+        max_new_tokens=prompts.new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        pad_token_id=pad_id(lm),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted(end for end in ends if end is not None) or None,
+    )
+    tokens = model.generate(
+        input_ids=prompts.input_ids, attention_mask=prompts.attention_mask, generation_config=config
+    )
+    new = tokens[:, prompts.input_ids.shape[1] :].tolist()
+    return [tokenizer.decode(row, skip_special_tokens=True).split(prompts.stop)[0].strip() for row in new]
+
+
+def stop_tokens(tokenizer: Any, stop: str) -> tuple[int, ...]:
+    """All tokens whose text holds the stop text, a full stop with a line break for instance."""
+    known = _stop_tokens.setdefault(tokenizer, {})
+    if stop not in known:
+        # As such, and for a line break also in byte-level alphabets and as a SentencePiece byte.
+        marks = ("\n", "Ċ", "<0x0A>") if stop == "\n" else (stop,)
+        near = [token for text, token in tokenizer.get_vocab().items() if any(mark in text for mark in marks)]
+        known[stop] = tuple(sorted(token for token in near if stop in tokenizer.decode([token])))
+    return known[stop]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# one forward
+
+
+def _call(lm: LanguageModel, input_ids: Tensor, attention_mask: Tensor) -> Any:
+    if lm.masked:
+        return lm.model(input_ids=input_ids, attention_mask=attention_mask)
+    # Right padding needs no mask under causality, and without one attention takes its fastest path.
+    return lm.model(input_ids=input_ids, attention_mask=None, use_cache=False)
+
+
+def _select(hidden: Tensor, positions: Tensor, length: int) -> Tensor:
+    """Hidden states ``[B, S, H]`` at positions; virtual prompt tokens in front shift them."""
+    shifted = positions.to(hidden.device) + (hidden.shape[1] - length)
+    return hidden.gather(1, shifted.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+
+
+def _logits(
+    lm: LanguageModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    positions: Tensor,
+    rows: Tensor | None = None,
+) -> Tensor:
+    """Logits at positions: float32 ``[B, S, V]``, or ``[B, S, R]`` for candidate rows."""
+    narrow = rows is not None and _is_plain(lm.head)
+    whole: dict[str, Any] = {}
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        chosen = _select(args[0], positions, input_ids.shape[1])
+        if rows is None or not narrow:
+            return (chosen, *args[1:])
+        # A 16-bit product would round the very differences that a zeroth-order step measures.
+        _replace(module, whole, lambda parameter: read_rows(parameter, rows.to(parameter.device)).float())
+        return (chosen.float(), *args[1:])
+
+    logits = _run(lm, input_ids, attention_mask, before, whole).logits
+    if rows is not None and not narrow:
+        logits = logits[..., rows.to(logits.device)]
+    return logits.float().to(positions.device)
+
+
+def _replace(module: nn.Module, whole: dict[str, Any], part: Callable[[Tensor], Tensor]) -> None:
+    """Put a part of each parameter in its place and keep the parameter in ``whole``."""
+    for name in ("weight", "bias"):
+        parameter = module._parameters[name]
+        if parameter is not None:
+            replacement = part(parameter)
+            whole[name] = parameter
+            module._parameters[name] = replacement  # type: ignore[assignment]
+
+
+def _run(
+    lm: LanguageModel,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    before: Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]],
+    whole: dict[str, Any],
+) -> Any:
+    """A forward with ``before`` in front of the output layer, whose parameters are whole again afterwards."""
+    head = lm.head
+
+    def restore(*_: Any) -> None:
+        while whole:
+            name, parameter = whole.popitem()
+            head._parameters[name] = parameter
+
+    hooks = [head.register_forward_pre_hook(before), head.register_forward_hook(restore)]
+    try:
+        return _call(lm, input_ids, attention_mask)
+    finally:
+        restore()
+        for hook in hooks:
+            hook.remove()
+
+
+def _hidden(lm: LanguageModel, batch: Batch) -> Tensor:
+    """Hidden states at the batch's positions, ``[B, S, H]``; the output layer gets nothing to do."""
+    plain = _is_plain(lm.head)
+    seen: list[Tensor] = []
+    whole: dict[str, Any] = {}
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        seen.append(_select(args[0], batch.positions, batch.input_ids.shape[1]))
+        if plain:  # no rows at all: the weight is not even touched
+            _replace(module, whole, _no_rows)
+        return (seen[0][:, :0], *args[1:])
+
+    _run(lm, batch.input_ids, batch.attention_mask, before, whole)
+    return seen[0]
+
+
+def _no_rows(parameter: Tensor) -> Tensor:
+    # Not parameter[:0] or new_empty: for a tuned parameter that would make all of it, perturbed.
+    return torch.empty((0, *parameter.shape[1:]), dtype=parameter.dtype, device=parameter.device)
+
+
+def _label_logits(lm: LanguageModel, batch: Batch) -> Tensor:
+    """Label logits ``[N, C]`` of the model's label head, called as a module so that it can be perturbed."""
+    model: Any = lm.model
+    head = model.label_head
+    hidden = _hidden(lm, batch)[:, 0]
+    return head(hidden.to(head.weight.dtype).to(head.weight.device)).float().to(batch.positions.device)
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Whether the output layer is a linear layer with rows to read; adapters and quantised layers are not."""
+    return (
+        isinstance(head, nn.Linear)
+        and type(head).forward is nn.Linear.forward
+        and head.weight.is_floating_point()
+        and not head.weight.is_meta
+    )

@@ -1,0 +1,115 @@
+"""What a task is: a record that says where the rows come from and how a row becomes a prompt.
+
+A task has no behaviour of its own. Rows are plain dictionaries in *canonical* form, which is the form of the
+Hugging Face hub with one exception: a class label is always an ``int``. Readers (`gradless.tasks.files`)
+bring every other format into it, so that one prompt function serves all sources.
+
+Text convention, the same for every task: a prompt never ends with a space; the space belongs to the option
+(prompt ``"so"``, option ``" the toilet filled"``). The concatenation is what matters, and sub-word tokenizers
+want the space on the word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from gradless.tasks.files import Folder
+
+Row: TypeAlias = dict[str, Any]
+"""One record: field name -> value."""
+
+MASK: Final = "<mask>"
+"""Placeholder in masked prompts; the encoder replaces it by the tokenizer's own mask token."""
+
+Kind: TypeAlias = Literal["classification", "choice", "generation"]
+
+
+class Example(NamedTuple):
+    """A row as text.
+
+    The full text of option ``i`` is ``prompt + options[i] + tail``; in a masked prompt the option is the word
+    that stands at `MASK` instead (its leading space included, because no literal space precedes the mask).
+    """
+
+    prompt: str
+    options: tuple[str, ...]
+    """Candidates in label order, appended verbatim; empty for pure generation."""
+    correct: tuple[int, ...]
+    """Indices of the right options; training uses ``correct[0]``."""
+    answers: tuple[str, ...] = ()
+    """Generation: accepted answers, the first one is trained on (see `target`)."""
+    content_free: str = ""
+    """The prompt without its content, for calibration with the same options; may be empty."""
+    tail: str = ""
+    """Text after the option; unused by the built-in tasks."""
+    first: tuple[int, int] | None = None
+    """Masked prompts: ``prompt[first[0]:first[1]]`` is the first sentence (see `Task.first_limit`)."""
+
+
+class Splits(NamedTuple):
+    """The rows of one run, in the order in which they were drawn."""
+
+    train: list[Row]
+    dev: list[Row]
+    test: list[Row]
+    fingerprint: str
+    """SHA-256 of the canonical JSON of the three lists: equal fingerprints mean equal data."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One task. To add one, write one such record and put it into the table of its module."""
+
+    name: str
+    """Lower-case, as on the command line."""
+    title: str
+    version: int = 1
+    """Raised when a prompt or a reader changes, so that old results can be told from new ones."""
+    kind: Kind
+    """``classification``: cross-entropy over the options; ``choice``: teacher forcing on the gold option;
+    ``generation``: teacher forcing on the gold answer, scored by generating."""
+    metrics: tuple[str, ...]
+    """Names in `gradless.metrics.METRICS`; the first one is the main one."""
+    render: Callable[[Row], Example] | None
+    """Prompt for causal language models."""
+    render_masked: Callable[[Row], Example] | None = None
+    """Prompt for masked language models."""
+    read: Folder | None
+    """``read(folder)`` gives the rows of local files by split; None for a task made from a user's files."""
+    hub: tuple[str, str | None] | None = None
+    """Id and configuration for `datasets.load_dataset`."""
+    hub_splits: tuple[str, str] = ("train", "validation")
+    """Names on the hub of what is used as train and as test."""
+    source: str
+    """The data set's paper and where the prompt comes from."""
+    labels: tuple[str, ...] | None = None
+    """Classification: the names of the classes, in label order."""
+    label_words: tuple[str, ...] | None = None
+    """The options of `render` when they are the same in every row, else None."""
+    masked_words: tuple[str, ...] | None = None
+    """The same for `render_masked`."""
+    first_limit: int | None = None
+    """Masked prompts: at most so many tokens of the first sentence."""
+    max_length: int = 128
+    """Masked prompts: at most so many tokens in all; the tail is cut, the mask must survive."""
+    max_new_tokens: int = 50
+    """Generation: at most so many new tokens, decoded greedily..."""
+    stop: str = "\n"
+    """...until this text (or the end-of-sequence token) appears."""
+
+
+def target(task: Task, example: Example) -> str:
+    """What training appends to the prompt: the gold option, or for generation the answer and `Task.stop`.
+
+    Example:
+        >>> from gradless.tasks import get
+        >>> sst2 = get("sst2")
+        >>> target(sst2, sst2.render({"sentence": "a joy .", "label": 1}))
+        ' great'
+    """
+    if task.kind == "generation":
+        return f" {example.answers[0]}{task.stop}"
+    return example.options[example.correct[0]]

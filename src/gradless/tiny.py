@@ -1,0 +1,197 @@
+"""Random two-layer models of real architectures, for tests, examples and dry runs. Nothing is downloaded.
+
+Weights come from one ``torch.Generator`` in the order of their names. Tokenizers are byte-level BPE whose
+merges spell a few dozen label words, so that `` great`` is one token as it is in a trained vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import nn
+
+from gradless.errors import BadInput, pick
+
+WORDS: Final = (
+    *("terrible", "great", "bad", "okay", "good", "Yes", "No", "Maybe", "yes", "no", "maybe", "correct"),
+    *("incorrect", "subjective", "objective", "Description", "Entity", "Expression", "Human", "Location"),
+    *("Number", "World", "Sports", "Business", "Tech", "negative", "positive", "was", "It"),
+)
+"""Words that are one token with a space in front; a capitalised one also without."""
+
+LENGTH: Final = 256  # positions
+
+
+class Specials(NamedTuple):
+    """Special tokens of an architecture, and the template around one sequence (``$A``)."""
+
+    tokens: dict[str, str]
+    template: str
+
+
+class Family(NamedTuple):
+    """How to build one architecture."""
+
+    config: str
+    options: dict[str, Any]
+    specials: Specials
+    tied: bool
+
+
+_GROUPED: Final[dict[str, Any]] = {
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+}
+_SENTENCEPIECE: Final = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+
+FAMILIES: Final[dict[str, Family]] = {
+    "opt": Family(
+        "OPTConfig",
+        {"num_attention_heads": 4, "ffn_dim": 64, "word_embed_proj_dim": 32},
+        Specials(
+            {"bos_token": "</s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "</s>"}, "</s> $A"
+        ),
+        tied=True,
+    ),
+    # No padding token, as in Llama 2 and Mistral: loading has to find one.
+    "llama": Family("LlamaConfig", _GROUPED, Specials(_SENTENCEPIECE, "<s> $A"), tied=False),
+    "mistral": Family(
+        "MistralConfig", {**_GROUPED, "sliding_window": 64}, Specials(_SENTENCEPIECE, "<s> $A"), tied=False
+    ),
+    "qwen": Family(
+        "Qwen3Config",
+        {**_GROUPED, "head_dim": 16},
+        Specials({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, "$A"),
+        tied=True,
+    ),
+    # Heads wider than hidden / heads, and sliding beside full attention, as in the real one.
+    "gemma": Family(
+        "Gemma3TextConfig",
+        {
+            **_GROUPED,
+            "head_dim": 16,
+            "query_pre_attn_scalar": 16,
+            "sliding_window": 64,
+            "layer_types": ["sliding_attention", "full_attention"],
+        },
+        Specials(
+            {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"},
+            "<bos> $A",
+        ),
+        tied=True,
+    ),
+    "roberta": Family(
+        "RobertaConfig",
+        {"num_attention_heads": 4, "intermediate_size": 48, "type_vocab_size": 1},
+        Specials(
+            {
+                "bos_token": "<s>",
+                "pad_token": "<pad>",
+                "eos_token": "</s>",
+                "unk_token": "<unk>",
+                "cls_token": "<s>",
+                "sep_token": "</s>",
+                "mask_token": "<mask>",
+            },
+            "<s> $A </s>",
+        ),
+        tied=True,
+    ),
+}
+
+
+def build(architecture: str, *, seed: int, tied: bool | None = None) -> tuple[nn.Module, Any, bool]:
+    """The model, its tokenizer and whether it is a masked model.
+
+    Raises:
+        BadInput: unknown architecture.
+    """
+    import transformers
+
+    family = pick("tiny architecture", architecture, FAMILIES)
+    tokenizer = make_tokenizer(family.specials)
+    ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
+    masked = architecture == "roberta"
+    config = getattr(transformers, family.config)(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        max_position_embeddings=LENGTH + (2 if masked else 0),  # RoBERTa's start behind the padding index
+        tie_word_embeddings=family.tied if tied is None else tied,
+        **ids,
+        **family.options,
+    )
+    head = transformers.AutoModelForMaskedLM if masked else transformers.AutoModelForCausalLM
+    # Constructors draw from the global generator; what they draw is thrown away and its state put back.
+    with torch.random.fork_rng(devices=[]):
+        model = head.from_config(config, dtype=torch.float32)
+    _randomise(model, seed)
+    config.architectures = [type(model).__name__]
+    return model, tokenizer, masked
+
+
+@torch.no_grad()
+def _randomise(model: nn.Module, seed: int) -> None:
+    """Weights of unit gain and small biases; norms keep their defaults."""
+    generator = torch.Generator().manual_seed(seed)
+    norms = {
+        f"{name}.{leaf}"
+        for name, module in model.named_modules()
+        if "norm" in type(module).__name__.lower()
+        for leaf, _ in module.named_parameters(recurse=False)
+    }
+    for name, parameter in sorted(model.named_parameters()):
+        if name not in norms:
+            scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.02
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
+def make_tokenizer(specials: Specials) -> Any:
+    """A byte-level BPE tokenizer of a few hundred entries (`WORDS`), as a transformers fast tokenizer."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: i for i, token in enumerate(dict.fromkeys(specials.tokens.values()))}
+    for byte in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocabulary[byte] = len(vocabulary)
+    merges: list[tuple[str, str]] = []
+    # Words with their space first: a merge is applied before all later ones, and must not split " Yes".
+    for word in [f"\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}{w}" for w in WORDS] + [
+        w for w in WORDS if w.istitle()
+    ]:
+        for end in range(2, len(word) + 1):
+            if word[:end] not in vocabulary:
+                vocabulary[word[:end]] = len(vocabulary)
+                merges.append((word[: end - 1], word[end - 1]))
+    core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    if specials.template != "$A":
+        used = [(token, vocabulary[token]) for token in specials.template.split() if token != "$A"]
+        core.post_processor = processors.TemplateProcessing(single=specials.template, special_tokens=used)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        model_input_names=["input_ids", "attention_mask"],
+        model_max_length=LENGTH,
+        clean_up_tokenization_spaces=False,
+        **specials.tokens,
+    )
+
+
+def parse(name: str) -> tuple[str, bool | None]:
+    """``tiny-llama``, ``tiny-llama-tied`` or ``tiny-opt-untied`` to architecture and tying.
+
+    Example:
+        >>> parse("tiny-opt-untied")
+        ('opt', False)
+    """
+    match name.removeprefix("tiny-").split("-"):
+        case [architecture]:
+            return architecture, None
+        case [architecture, ("tied" | "untied") as tying]:
+            return architecture, tying == "tied"
+    raise BadInput(
+        f"unknown model '{name}': write tiny-ARCHITECTURE, perhaps with -tied or -untied behind it"
+    )
