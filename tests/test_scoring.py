@@ -138,13 +138,16 @@ def test_each_example_may_have_candidates_of_its_own(outputs):
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # between two libraries
-@pytest.mark.parametrize("tuner", ["lora", "prompt", "prefix"])
+@pytest.mark.parametrize("tuner", ["lora", "lora on the head", "prompt", "prefix"])
 def test_through_adapters(tuner, outputs):
     import peft
 
     lm = model("llama")
     configs = {
         "lora": lambda: peft.LoraConfig(task_type="CAUSAL_LM", r=2, init_lora_weights=False),
+        "lora on the head": lambda: peft.LoraConfig(
+            task_type="CAUSAL_LM", r=2, init_lora_weights=False, target_modules=["lm_head"]
+        ),
         "prompt": lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
         "prefix": lambda: peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
     }
@@ -159,7 +162,8 @@ def test_through_adapters(tuner, outputs):
     shapes = outputs(lm)
     with torch.no_grad():
         found = scores(lm, collate_options(lm, encoded)).mean
-        assert shapes == [(4, 1, 2)]
+        # An adapted layer has no rows to read, so it computes the vocabulary, but at one position only.
+        assert shapes == [(4, 1, lm.head.weight.shape[0] if tuner == "lora on the head" else 2)]
         means = scores(lm, collate_options(lm, long)).mean
     del shapes[:]
     for i, row in enumerate(encoded):
@@ -201,6 +205,10 @@ def test_sixteen_bit_label_logits_are_computed_in_float32():
     rows = lm.head.weight[[option[0] for option in row.options]].float()
     torch.testing.assert_close(found, rows @ hidden, rtol=1e-6, atol=1e-6)
     assert not torch.equal(found, found.bfloat16().float())
+    head = add_label_head(lm, 2).to(torch.bfloat16)
+    with torch.no_grad():
+        found = scores(lm, collate_options(lm, [row])).mean[0]
+    torch.testing.assert_close(found, head.weight.float() @ hidden, rtol=1e-6, atol=1e-6)
 
 
 def test_large_logits_are_computed_in_parts(monkeypatch, outputs):

@@ -1,81 +1,98 @@
-"""Methods by name: each a preset of a few lines over directions, estimator, rule and acceptance."""
+"""Methods by name: each a preset of a few lines over directions, estimator, rule and acceptance.
+
+All presets take the same arguments:
+
+- ``params``: named parameters or groups of them, as `ZerothOrder` takes them;
+- ``lr``: learning rate, a number or a schedule ``step -> lr``;
+- ``eps``: perturbation scale;
+- ``seed``: run seed;
+- ``queries``: directions a step, a number or a schedule ``step -> K``;
+- ``weight_decay``: decoupled weight decay;
+- ``transform``: changes the directions, e.g. ``lambda d: gl.scaled(d, scales)``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from gradless.directions import gaussian, rademacher
+from gradless.directions import Directions, gaussian, rademacher
 from gradless.estimators import one_sided, spsa
 from gradless.optimizer import ZerothOrder
-from gradless.rules import Schedule, adam, chain, momentum, scale
+from gradless.rules import Rule, Schedule, adam, chain, momentum, scale
 
 Queries = int | Callable[[int], int]
+Transform = Callable[[Directions], Directions]
 
 
 def mezo(
     params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, seed: int = 0, queries: Queries = 1,
-    weight_decay: float = 0.0,
+    weight_decay: float = 0.0, transform: Transform | None = None,
 ) -> ZerothOrder:  # fmt: skip
     """MeZO with portable +1/-1 directions: theta <- theta - lr * c * z, c from two forwards.
 
     Cost: 2K forwards a step; memory of inference plus the largest leaf. Malladi et al. 2023 (arXiv 2305.17333), with
     Rademacher instead of Gaussian z (`mezo_gaussian` keeps the published distribution).
     """
-    return ZerothOrder(
-        params, seed=seed, directions=rademacher(), estimator=spsa(eps=eps, queries=queries), rule=scale(lr),
-        weight_decay=weight_decay,
-    )  # fmt: skip
+    return _preset(
+        params, rademacher(), spsa(eps=eps, queries=queries), scale(lr), seed, weight_decay, transform
+    )
 
 
 def mezo_gaussian(
     params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, seed: int = 0, queries: Queries = 1,
-    weight_decay: float = 0.0,
+    weight_decay: float = 0.0, transform: Transform | None = None,
 ) -> ZerothOrder:  # fmt: skip
     """MeZO as published: Gaussian z. Malladi et al. 2023 (arXiv 2305.17333). Cost: 2K forwards a step."""
-    return ZerothOrder(
-        params, seed=seed, directions=gaussian(), estimator=spsa(eps=eps, queries=queries), rule=scale(lr),
-        weight_decay=weight_decay,
-    )  # fmt: skip
+    return _preset(params, gaussian(), spsa(eps=eps, queries=queries), scale(lr), seed, weight_decay, transform)
 
 
 def mezo_one_sided(
     params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, seed: int = 0, queries: Queries = 1,
-    weight_decay: float = 0.0,
+    weight_decay: float = 0.0, transform: Transform | None = None,
 ) -> ZerothOrder:  # fmt: skip
     """MeZO with forward differences: K + 1 forwards a step instead of 2K; the loss logged is the loss itself."""
-    return ZerothOrder(
-        params, seed=seed, directions=rademacher(), estimator=one_sided(eps=eps, queries=queries), rule=scale(lr),
-        weight_decay=weight_decay,
-    )  # fmt: skip
+    return _preset(
+        params, rademacher(), one_sided(eps=eps, queries=queries), scale(lr), seed, weight_decay, transform
+    )
 
 
 def mezo_momentum(
     params: Iterable[Any], *, lr: float | Schedule = 1e-7, eps: float = 1e-3, seed: int = 0, queries: Queries = 1,
-    weight_decay: float = 0.0, beta: float = 0.9,
+    weight_decay: float = 0.0, transform: Transform | None = None, beta: float = 0.9,
 ) -> ZerothOrder:  # fmt: skip
     """MeZO with heavy-ball momentum recomputed from past scalars: no buffer. See `gradless.rules.momentum` for costs.
 
     Malladi et al. 2023 (arXiv 2305.17333), appendix B.2.
     """
-    return ZerothOrder(
-        params, seed=seed, directions=rademacher(), estimator=spsa(eps=eps, queries=queries),
-        rule=chain(momentum(beta), scale(lr)), weight_decay=weight_decay,
-    )  # fmt: skip
+    rule = chain(momentum(beta), scale(lr))
+    return _preset(params, rademacher(), spsa(eps=eps, queries=queries), rule, seed, weight_decay, transform)
 
 
 def mezo_adam(
     params: Iterable[Any], *, lr: float | Schedule = 1e-4, eps: float = 1e-3, seed: int = 0, queries: Queries = 1,
-    weight_decay: float = 0.0,
+    weight_decay: float = 0.0, transform: Transform | None = None,
 ) -> ZerothOrder:  # fmt: skip
     """MeZO-Adam with Gaussian z and moments recomputed from past scalars. See `gradless.rules.adam` for costs.
 
     Malladi et al. 2023 (arXiv 2305.17333), appendix B.2.
     """
+    rule = chain(adam(), scale(lr))
+    return _preset(params, gaussian(), spsa(eps=eps, queries=queries), rule, seed, weight_decay, transform)
+
+
+def _preset(
+    params: Iterable[Any], directions: Directions, estimator: Any, rule: Rule, seed: int, weight_decay: float,
+    transform: Transform | None,
+) -> ZerothOrder:  # fmt: skip
     return ZerothOrder(
-        params, seed=seed, directions=gaussian(), estimator=spsa(eps=eps, queries=queries), rule=chain(adam(), scale(lr)),
+        params,
+        seed=seed,
+        directions=transform(directions) if transform else directions,
+        estimator=estimator,
+        rule=rule,
         weight_decay=weight_decay,
-    )  # fmt: skip
+    )
 
 
 class Method(NamedTuple):
@@ -88,12 +105,8 @@ class Method(NamedTuple):
 
 METHODS: dict[str, Method] = {
     "mezo": Method(mezo, "ZO-SGD, +1/-1 directions; 2K forwards, memory of inference", "Malladi et al. 2023"),
-    "mezo-gaussian": Method(
-        mezo_gaussian, "ZO-SGD, Gaussian directions, as published", "Malladi et al. 2023"
-    ),
+    "mezo-gaussian": Method(mezo_gaussian, "ZO-SGD, Gaussian directions, as published", "Malladi et al. 2023"),
     "mezo-one-sided": Method(mezo_one_sided, "ZO-SGD from forward differences; K+1 forwards", "Spall 1992"),
-    "mezo-momentum": Method(
-        mezo_momentum, "momentum recomputed from past scalars; no buffer", "Malladi et al. 2023"
-    ),
+    "mezo-momentum": Method(mezo_momentum, "momentum recomputed from past scalars; no buffer", "Malladi et al. 2023"),
     "mezo-adam": Method(mezo_adam, "Adam recomputed from past scalars; no buffers", "Malladi et al. 2023"),
 }

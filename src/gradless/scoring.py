@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gradless.batching import Batch, Prompts, pad_id
 from gradless.streaming import read_rows
@@ -241,11 +242,12 @@ def _no_rows(parameter: Tensor) -> Tensor:
 
 
 def _label_logits(lm: LanguageModel, batch: Batch) -> Tensor:
-    """Label logits ``[N, C]`` of the model's label head, called as a module so that it can be perturbed."""
+    """Label logits ``[N, C]`` of the model's label head, in float32 whatever its weights are in."""
     model: Any = lm.model
-    head = model.label_head
-    hidden = _hidden(lm, batch)[:, 0]
-    return head(hidden.to(head.weight.dtype).to(head.weight.device)).float().to(batch.positions.device)
+    weight, bias = model.label_head.weight, getattr(model.label_head, "bias", None)
+    hidden = _hidden(lm, batch)[:, 0].float().to(weight.device)
+    logits = functional.linear(hidden, weight.float(), None if bias is None else bias.float())
+    return logits.to(batch.positions.device)
 
 
 def _is_plain(head: nn.Module) -> bool:

@@ -1,0 +1,148 @@
+"""What determines a run: one frozen record, saved as ``config.json`` and in the ledger's header."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gradless.errors import BadInput, unknown
+from gradless.methods import METHODS
+from gradless.rules import SCHEDULES
+
+# First guesses by scheme, from the MeZO authors (princeton-nlp/MeZO#7) where they give one: (lr, eps).
+DEFAULTS = {
+    "full": (1e-6, 1e-3),
+    "lora": (1e-4, 1e-2),
+    "prefix": (1e-2, 1e-1),
+    "prompt": (1e-3, 1e-2),
+    "head": (1e-3, 1e-2),
+}
+# What a rule makes of a learning rate: momentum sums about ten gradients, Adam normalises them.
+LR_FACTORS = {"mezo-momentum": 0.1, "mezo-adam": 10.0}
+LAYER_SCALES = ("none", "variance", "expectation")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TuneConfig:
+    """One fine-tuning run. Two runs with equal configurations give equal weights on one machine."""
+
+    model: str
+    """Known name, local folder, GGUF file or hub id."""
+    task: str | None = None
+    """Name of a task (`gradless list tasks`); None: own files."""
+    data: str | None = None
+    """Folder with the task's files; None reads from the hub."""
+    own: dict[str, Any] = field(default_factory=dict)
+    """Own files: train, dev, test, template, label_column, labels."""
+    method: str = "mezo"
+    scheme: str = "full"
+    objective: str | None = None
+    """None: cross-entropy over options for classification, teacher forcing elsewhere."""
+    steps: int = 1000
+    batch_size: int = 16
+    micro_batch_size: int | None = None
+    """Examples in one forward; the losses of a step's micro-batches are averaged."""
+    lr: float | None = None
+    """None: the scheme's first guess."""
+    eps: float | None = None
+    queries: int = 1
+    query_schedule: str = "constant"
+    schedule: str = "constant"
+    warmup: int = 0
+    weight_decay: float = 0.0
+    layer_scale: str = "none"
+    """Per-layer perturbation scale from parameter norms: none, variance or expectation."""
+    dtype: str | None = None
+    device: str = "cpu"
+    seed: int = 0
+    num_train: int = 1000
+    num_dev: int = 500
+    num_test: int = 1000
+    k_shot: int | None = None
+    max_length: int | None = None
+    eval_every: int | None = None
+    """Steps between dev evaluations; None: a fifth of the run."""
+    select: str = "loss"
+    """What chooses among evaluated steps on dev data: loss, or metric."""
+    rank: int = 8
+    alpha: float = 16.0
+    num_prefix: int = 5
+    num_prompt: int = 10
+    targets: tuple[str, ...] = ()
+    freeze: tuple[str, ...] = ()
+    """Regular expressions of parameter names that stay as they are."""
+
+    def resolved(self) -> TuneConfig:
+        """Check every field and fill in what follows from others.
+
+        Raises:
+            BadInput: an unknown name or an impossible number.
+        """
+        if (self.task is None) == (not self.own):
+            raise BadInput("name a --task or give your own files with --train, --test and --template, not both")
+        for kind, name, known in (
+            ("method", self.method, METHODS),
+            ("scheme", self.scheme, DEFAULTS),
+            ("schedule", self.schedule, SCHEDULES),
+            ("query schedule", self.query_schedule, ("constant", "linear")),
+            ("layer scale", self.layer_scale, LAYER_SCALES),
+            ("selection", self.select, ("loss", "metric")),
+        ):
+            if name not in known:
+                raise BadInput(unknown(kind, name, known))
+        for flag in ("steps", "batch_size", "queries", "num_test", "micro_batch_size", "k_shot", "eval_every", "max_length"):
+            number = getattr(self, flag)
+            if number is not None and number < 1:
+                raise BadInput(f"--{flag.replace('_', '-')} is {number}: it must be at least 1")
+        lr, eps = DEFAULTS[self.scheme]
+        return dataclasses.replace(
+            self,
+            lr=self.lr if self.lr is not None else lr * LR_FACTORS.get(self.method, 1.0),
+            eps=self.eps if self.eps is not None else eps,
+            eval_every=self.eval_every or max(1, -(-self.steps // 5)),
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary that `from_json` reads back."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> TuneConfig:
+        """Read `to_json`'s result.
+
+        Raises:
+            BadInput: a field that this release does not know.
+        """
+        known = {f.name for f in dataclasses.fields(TuneConfig)}
+        for name in values:
+            if name not in known:
+                raise BadInput(unknown("setting", name, known))
+        fixed = {k: tuple(v) if k in ("targets", "freeze") else v for k, v in values.items()}
+        return TuneConfig(**fixed)
+
+
+def read_config(folder: Path) -> TuneConfig:
+    """The configuration of a run directory.
+
+    Raises:
+        BadInput: there is no run, or its file cannot be read.
+    """
+    path = folder / "config.json"
+    try:
+        return TuneConfig.from_json(json.loads(path.read_text()))
+    except FileNotFoundError:
+        raise BadInput(f"{folder} holds no run (no config.json): give the --out directory of a run") from None
+    except (json.JSONDecodeError, TypeError) as error:
+        raise BadInput(f"{path} cannot be read ({error}): restore it from a copy") from None
+
+
+def difference(old: TuneConfig, new: TuneConfig) -> str | None:
+    """The first field in which two configurations differ, as a sentence, or None."""
+    for f in dataclasses.fields(TuneConfig):
+        a, b = getattr(old, f.name), getattr(new, f.name)
+        if a != b:
+            return f"{f.name} was {a!r} and is now {b!r}"
+    return None

@@ -1,0 +1,51 @@
+"""Peak memory of a stretch of a run: the allocator's on CUDA, the process's resident set on Linux."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+
+class PeakMeter:
+    """Collects the peak of all stretches inside ``with meter.measured():``.
+
+    On CUDA the peak of allocated memory; on Linux the high-water mark of the resident set, reset before each
+    stretch; elsewhere the process's peak, which cannot be reset.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.peak = 0
+
+    @contextlib.contextmanager
+    def measured(self) -> Iterator[None]:
+        """Measure what happens inside; stretches add up by maximum."""
+        _reset(self.device)
+        try:
+            yield
+        finally:
+            self.peak = max(self.peak, _peak(self.device))
+
+
+def _reset(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: the mark then covers the whole process
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

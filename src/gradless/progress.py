@@ -1,0 +1,66 @@
+"""What a run shows while it works: a live bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+class Reporter:
+    """Says lines and shows progress; ``quiet`` says nothing.
+
+    Plain output has a line for each tenth of a job, so that logs stay short.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.quiet = quiet
+        self.live = not quiet and sys.stdout.isatty()
+        self._bar: Any = None
+
+    def say(self, line: str) -> None:
+        """One line."""
+        if self.quiet:
+            return
+        if self._bar is not None:
+            self._bar.console.print(line, highlight=False, markup=False)
+        else:
+            print(line, flush=True)
+
+    @contextlib.contextmanager
+    def job(self, title: str, total: int, *, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+        """A job of ``total`` parts; the function given inside takes the number done and a note."""
+        begun, start = time.perf_counter(), done
+        if self.quiet:
+            yield lambda done, note: None
+        elif self.live:
+            with self._progress() as bar:
+                task = bar.add_task(title, total=total, completed=done, note="")
+                self._bar = bar
+                try:
+                    yield lambda done, note: bar.update(task, completed=done, note=note)
+                finally:
+                    self._bar = None
+        else:
+            marks = {total * tenth // 10 for tenth in range(1, 11)}
+
+            def line(done: int, note: str) -> None:
+                if done in marks:
+                    left = (time.perf_counter() - begun) / max(done - start, 1) * (total - done)
+                    print(f"{title} {done}/{total}  {note}  {left:.0f} s left", flush=True)
+
+            yield line
+
+    @staticmethod
+    def _progress() -> Any:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(),
+        )

@@ -1,0 +1,203 @@
+"""The parts of one run, assembled from its configuration alone.
+
+Everything here is a function of the configuration, so the same code serves a new run, a resumed one, a replay, and
+any later tool that has only a ledger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from gradless import __version__, directions, encode, evaluate, ledger, lm, rng, schemes, tasks
+from gradless.config import TuneConfig
+from gradless.encode import Encoded
+from gradless.errors import BadInput
+from gradless.estimators import linear_queries
+from gradless.hashing import weights_sha256
+from gradless.lm import LanguageModel
+from gradless.methods import METHODS
+from gradless.optimizer import Move, ZerothOrder
+from gradless.rules import SCHEDULES
+from gradless.tasks import Row, Splits, Task
+
+Say = Callable[[str], None]
+
+
+class Model(NamedTuple):
+    """A model with its scheme and optimizer, at the weights of step ``optimizer.t``."""
+
+    lm: LanguageModel
+    optimizer: ZerothOrder
+    base_sha256: str
+
+
+def load_task(config: TuneConfig) -> tuple[Task, Splits]:
+    """The task and its rows."""
+    sizes = {"num_train": config.num_train, "num_dev": config.num_dev, "num_test": config.num_test}
+    if config.own:
+        paths = {key: Path(value) for key, value in config.own.items() if key in ("train", "dev", "test")}
+        rest = {key: value for key, value in config.own.items() if key not in paths}
+        # Own files are used whole unless a size was asked for; dev rows are held out only without a dev file.
+        return tasks.custom(**paths, **rest, seed=config.seed, k_shot=config.k_shot, **own_sizes(config))
+    assert config.task is not None
+    task = tasks.get(config.task)
+    data = Path(config.data) if config.data else None
+    return task, tasks.load(task, data=data, seed=config.seed, k_shot=config.k_shot, **sizes)
+
+
+def own_sizes(config: TuneConfig) -> dict[str, int | None]:
+    """Sizes for own files: None where the configuration leaves the number open (0)."""
+    return {name: getattr(config, name) or None for name in ("num_train", "num_dev", "num_test")}
+
+
+def build(config: TuneConfig, *, label_token_ids: tuple[int, ...] = (), say: Say = print) -> Model:
+    """Load the base model, apply the scheme, and make the optimizer; no data is needed."""
+    base = lm.load(config.model, dtype=config.dtype, device=config.device, say=say)
+    return _tuned(config, base, label_token_ids)
+
+
+def build_for(config: TuneConfig, task: Task, row: Row, *, say: Say = print) -> tuple[Model, tuple[int, ...]]:
+    """`build` for a task (and one of its rows), with the label tokens that the scheme ``head`` needs."""
+    base = lm.load(config.model, dtype=config.dtype, device=config.device, say=say)
+    tokens = label_tokens(base, task, row) if config.scheme == "head" else ()
+    return _tuned(config, base, tokens), tokens
+
+
+def _tuned(config: TuneConfig, base: LanguageModel, label_token_ids: tuple[int, ...]) -> Model:
+    base_sha256 = weights_sha256(base.model.named_parameters())
+    tuned = schemes.apply(
+        base,
+        config.scheme,
+        seed=config.seed,
+        rank=config.rank,
+        alpha=config.alpha,
+        num_prefix=config.num_prefix,
+        num_prompt=config.num_prompt,
+        targets=config.targets or None,
+        freeze=config.freeze,
+        label_token_ids=label_token_ids,
+    )
+    return Model(tuned, optimizer(config, schemes.trainable(tuned)), base_sha256)
+
+
+def label_tokens(model: LanguageModel, task: Task, row: Row) -> tuple[int, ...]:
+    """The single token of each label word, in label order; any row of the task serves.
+
+    Raises:
+        BadInput: the task has no fixed label words, or one of them is not one token.
+    """
+    if not (task.masked_words if model.masked else task.label_words):
+        raise BadInput(f"task '{task.name}' has no fixed label words for a head: use --scheme full or lora")
+    (encoded,) = encode_rows(model, task, [row], None)
+    if not encoded.single:
+        raise BadInput(f"a label word of '{task.name}' is not one token of {model.name}: use --scheme full or lora")
+    return tuple(option[0] for option in encoded.options)
+
+
+def optimizer(config: TuneConfig, named: list[tuple[str, nn.Parameter]]) -> ZerothOrder:
+    """The configured method over the tuned parameters."""
+    assert config.lr is not None
+    assert config.eps is not None
+    make: Any = METHODS[config.method].make
+    queries: Any = config.queries
+    if config.query_schedule == "linear":
+        queries = linear_queries(config.queries, config.steps)
+    scales: dict[str, Any] = {}
+    if config.layer_scale != "none":
+        norms = directions.parameter_norm_scales(dict(named))
+        scales["transform"] = lambda base: directions.scaled(base, norms, mode=config.layer_scale)  # type: ignore[arg-type]
+    opt: ZerothOrder = make(
+        _groups(config, named),
+        lr=SCHEDULES[config.schedule](config.lr, config.steps, config.warmup),
+        eps=config.eps,
+        seed=config.seed,
+        queries=queries,
+        **scales,
+    )
+    return opt
+
+
+def _groups(config: TuneConfig, named: list[tuple[str, nn.Parameter]]) -> list[Any]:
+    """Weight decay leaves biases and norms (one-dimensional parameters) alone, as in MeZO."""
+    if not config.weight_decay:
+        return named
+    matrices = [(name, p) for name, p in named if p.ndim > 1]
+    vectors = [(name, p) for name, p in named if p.ndim <= 1]
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def header(config: TuneConfig, model: Model, splits: Splits, label_token_ids: tuple[int, ...]) -> dict[str, Any]:
+    """What the ledger says of the run it belongs to."""
+    return {
+        "gradless": __version__,
+        "stream": rng.STREAM_VERSION,
+        "config": config.to_json(),
+        "base_sha256": model.base_sha256,
+        "data_sha256": splits.fingerprint,
+        "label_token_ids": list(label_token_ids),
+        "groups": len(model.optimizer.param_groups),
+        "tuned_parameters": sum(leaf.param.numel() for leaf in model.optimizer.leaves),
+    }
+
+
+def check_header(found: dict[str, Any], model: Model) -> None:
+    """Refuse a ledger that was written for other weights or another stream.
+
+    Raises:
+        BadInput: with what differs.
+    """
+    if found["stream"] != rng.STREAM_VERSION:
+        raise BadInput(
+            f"the ledger was written with random stream {found['stream']}, this gradless has {rng.STREAM_VERSION}: "
+            "install a release that has the former"
+        )
+    if found["base_sha256"] != model.base_sha256:
+        raise BadInput(
+            f"the ledger belongs to another base model (weights {found['base_sha256'][:12]}, here "
+            f"{model.base_sha256[:12]}): load the model that it was trained from"
+        )
+
+
+def rebuild(folder: Path, *, until: int | None = None, say: Say = print) -> tuple[Model, ledger.Contents]:
+    """The weights of a run after ``until`` steps (default: the step that the run selected), from its ledger.
+
+    Raises:
+        BadInput: no ledger, a damaged one, another base model, or too few steps.
+    """
+    contents = ledger.read(folder / "ledger")
+    config = TuneConfig.from_json(contents.header["config"])
+    steps = len(contents.moves) if until is None else until
+    if not 0 <= steps <= len(contents.moves):
+        raise BadInput(f"the ledger holds {len(contents.moves)} steps: --until {until} is out of reach")
+    model = build(config, label_token_ids=tuple(contents.header["label_token_ids"]), say=say)
+    check_header(contents.header, model)
+    model.optimizer.replay(contents.moves[:steps])
+    return model, contents
+
+
+def tuned_sha256(model: Model) -> str:
+    """Hash of the tuned parameters."""
+    return weights_sha256((leaf.name, leaf.param) for leaf in model.optimizer.leaves)
+
+
+def batch_indices(num: int, batch_size: int, seed: int, step: int) -> list[int]:
+    """Training rows of one step: consecutive pieces of one fresh permutation an epoch."""
+    places = range(step * batch_size, (step + 1) * batch_size)
+    orders = {epoch: rng.permutation(num, seed, f"epoch/{epoch}") for epoch in {place // num for place in places}}
+    return [int(orders[place // num][place % num]) for place in places]
+
+
+def encode_rows(model: LanguageModel, task: Task, rows: list[Row], max_length: int | None) -> list[Encoded]:
+    """Rows as tokens."""
+    options = encode.task_options(model, task, max_length)
+    return [encode.encode(model, example, **options) for example in evaluate.render(model, task, rows)]
+
+
