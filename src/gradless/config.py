@@ -93,7 +93,7 @@ class TuneConfig:
         ):
             if name not in known:
                 raise BadInput(unknown(kind, name, known))
-        for flag in ("steps", "batch_size", "queries", "num_test", "micro_batch_size", "k_shot", "eval_every", "max_length"):
+        for flag in ("steps", "batch_size", "queries", "micro_batch_size", "k_shot", "eval_every", "max_length"):
             number = getattr(self, flag)
             if number is not None and number < 1:
                 raise BadInput(f"--{flag.replace('_', '-')} is {number}: it must be at least 1")

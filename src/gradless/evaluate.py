@@ -67,7 +67,7 @@ def evaluate(
     seed: int = 0,
     max_length: int | None = None,
     batch_size: int | None = None,
-    batch_tokens: int = 16384,
+    batch_tokens: int | None = None,
     objective: Objective | None = None,
     predict: bool = True,
     progress: Progress | None = None,
@@ -85,7 +85,8 @@ def evaluate(
         seed: of the draw of demonstrations.
         max_length: most tokens of a sequence (see `gradless.encode.encode`).
         batch_size: most examples of a batch (default: only ``batch_tokens`` counts).
-        batch_tokens: most tokens of a batch, padding included.
+        batch_tokens: most tokens of a batch, padding included (default: 1024 on a CPU, whose caches larger
+            activations do not fit, else 16384).
         objective: what ``loss`` is (default: the task's own).
         predict: False skips generation, where the loss does not need it.
         progress: called with the numbers of finished and of all examples.
@@ -102,6 +103,7 @@ def evaluate(
         raise BadInput("there is nothing to evaluate: give at least one row")
     examples = render(lm, task, rows)
     settings = task_options(lm, task, max_length)
+    batch_tokens = batch_tokens or (1024 if lm.device.type == "cpu" else 16384)
     shown = _drawn(render(lm, task, demonstrations), len(examples), num_demonstrations, seed, fixed, mode)
     objective = objective or default_for(task)
     text = task.kind == "generation"

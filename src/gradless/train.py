@@ -72,7 +72,7 @@ def tune(config: TuneConfig, folder: Path, *, resume: bool = False, reporter: Re
     path = folder / "ledger"
     contents = ledger.read(path) if path.exists() else None
     if contents is None:
-        _write_json(folder / "config.json", config.to_json())
+        write_json(folder / "config.json", config.to_json())
     else:
         run.check_header(contents.header, model)
         if contents.header["data_sha256"] != splits.fingerprint:
@@ -249,7 +249,7 @@ def _finish(
     }
     if config.scheme == "head" and status == DONE:
         result["baseline_logistic_regression"] = _linear_probe(parts)
-    _write_json(parts.folder / "result.json", result)
+    write_json(parts.folder / "result.json", result)
     if advice:
         parts.reporter.say(f"{status}: {advice}")
     return result
@@ -400,7 +400,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def _write_json(path: Path, values: dict[str, Any]) -> None:
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
     _write_text(path, json.dumps(values, indent=2) + "\n")
 
 

@@ -114,7 +114,7 @@ def sweep(
         bits = np.zeros(0, np.uint8) if flat_mask is None else flat_mask.view(torch.uint8).numpy()
         kernel.sweep(
             _bits(packed), _bits(source), index.cpu().numpy(), width, DTYPES.index(p.dtype), leaf, steps,
-            program.rounding, table, bits,
+            program.rounding, table, bits, torch.get_num_threads(),
         )  # fmt: skip
     if packed.data_ptr() != out.data_ptr():
         out.detach().copy_(packed)
@@ -133,12 +133,11 @@ def backend(device: torch.device) -> Any | None:
 
 @functools.cache
 def _numba() -> Any | None:
-    """The Numba kernels, when Numba is installed, set to torch's number of threads."""
+    """The Numba kernels, when Numba is installed."""
     if importlib.util.find_spec("numba") is None:
         return None
     from gradless.kernels import cpu
 
-    cpu.set_threads(torch.get_num_threads())
     return cpu
 
 

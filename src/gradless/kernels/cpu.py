@@ -1,5 +1,8 @@
 """Numba kernel of the sweep for the CPU: all cores, vectorised, one read and one write of the leaf.
 
+Work is spread over plain Python threads (the kernel releases the GIL) and not over Numba's OpenMP layer: that one
+resizes torch's thread pool, and two pools that spin while they wait slow each other down many times over.
+
 Same bits as `gradless.kernels.reference`. Two hazards shape the code. Numba promotes ``uint32 * uint32`` to
 uint64 and ``uint32 >> int`` to a signed type, so every Philox word is kept in a uint64 and masked; a sign bit
 that got stuck this way would restore perfectly and learn nothing. And nothing may be contracted into a fused
@@ -8,14 +11,17 @@ multiply-add, so fast-math stays off.
 
 from __future__ import annotations
 
+import functools
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numba
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 TILE = 4096  # elements a core handles at a time: accumulator, words and signs stay in its first-level cache
 BLOCKS = TILE // 128 + 1
+WORTHWHILE = 1 << 17
 FLOAT32, BFLOAT16, FLOAT16 = range(3)
 
 U32 = np.uint64(0xFFFFFFFF)
@@ -197,23 +203,23 @@ def _segment(
             out[i] = dice[i]
 
 
-@njit(parallel=True, cache=True)
-def _sweep(
-    out: Any, p: Any, rows: Any, width: Any, kind: Any, leaf: Any, decays: Any, starts: Any, keys: Any, coeffs: Any,
-    rounding: Any, gaussian: Any, table: Any, mask: Any, masked: Any,
+@njit(nogil=True, cache=True)
+def _jobs(
+    first: Any, last: Any, out: Any, p: Any, rows: Any, width: Any, kind: Any, leaf: Any, decays: Any, starts: Any,
+    keys: Any, coeffs: Any, rounding: Any, gaussian: Any, table: Any, mask: Any, masked: Any,
 ) -> None:  # fmt: skip
-    """Rows ``rows`` (of ``width`` elements) of ``p`` into consecutive rows of ``out``, in tiles over all cores."""
+    """Tiles ``first .. last`` of the rows ``rows`` (of ``width`` elements) of ``p``, into consecutive rows of ``out``."""
     per_row = (width + TILE - 1) // TILE
-    for job in prange(rows.size * per_row):
+    acc = np.empty(TILE, np.float32)
+    words = np.empty(4 * BLOCKS, np.uint32)
+    signed = np.empty(128 * BLOCKS, np.uint32)
+    dice = np.empty(TILE, np.uint16)
+    for job in range(first, last):
         row = job // per_row
         begin = (job - row * per_row) * TILE
         n = min(TILE, width - begin)
         source = rows[row] * width + begin
         target = row * width + begin
-        acc = np.empty(TILE, np.float32)
-        words = np.empty(4 * BLOCKS, np.uint32)
-        signed = np.empty(128 * BLOCKS, np.uint32)
-        dice = np.empty(TILE, np.uint16)
         _segment(
             out[target : target + n], p[source : source + n], n, source, kind, leaf, (decays, starts, keys, coeffs),
             rounding, gaussian, table, mask[source : source + n] if masked else mask, masked, acc, words, signed, dice,
@@ -231,6 +237,7 @@ def sweep(
     rounding: np.ndarray,
     table: np.ndarray,
     mask: np.ndarray,
+    threads: int,
 ) -> None:
     """Run a program over flat bit arrays (uint32 for float32, uint16 for the 16-bit types).
 
@@ -245,12 +252,21 @@ def sweep(
         rounding: uint64 ``[T]`` keys of stochastic rounding, or empty to round to nearest.
         table: the normal table for Gaussian directions, empty for Rademacher.
         mask: uint8 mask of the whole leaf, or empty.
+        threads: most threads to use.
     """
-    _sweep(
+    rest = (
         out, p, rows, width, kind, np.uint64(leaf), *steps, rounding, table.size > 0, table, mask, mask.size > 0
     )  # fmt: skip
+    jobs = rows.size * ((width + TILE - 1) // TILE)
+    # A thread is worth waking for some hundred thousand elements of work.
+    parts = min(threads, max(1, jobs * max(1, steps[2].size) * min(TILE, width) // WORTHWHILE))
+    edges = [jobs * part // parts for part in range(parts + 1)]
+    others = [_threads().submit(_jobs, edges[i], edges[i + 1], *rest) for i in range(1, parts)]
+    _jobs(edges[0], edges[1], *rest)
+    for other in others:
+        other.result()
 
 
-def set_threads(count: int) -> None:
-    """Use ``count`` threads, as torch does."""
-    numba.set_num_threads(min(count, numba.config.NUMBA_NUM_THREADS))
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="gradless-sweep")

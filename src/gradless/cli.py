@@ -1,0 +1,253 @@
+"""The command line. Jobs are imported when they run, so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradless.errors import BadInput, unknown
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class Commands(click.Group):
+    """Suggests the nearest command, and turns bad input into one sentence and exit code 2."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find a command by name."""
+        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+            raise click.UsageError(unknown("command", args[0], self.commands))
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except BadInput as error:
+            click.echo(f"gradless: {error}", err=True)
+            sys.exit(2)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            place = f" at {error.filename}" if error.filename else ""
+            click.echo(f"gradless: cannot write{place} ({error.strerror}): free space or choose another --out", err=True)
+            sys.exit(1)
+
+
+@click.group(cls=Commands, context_settings=HELP)
+@click.version_option(package_name="gradless")
+def main() -> None:
+    """Fine-tune language models with forward passes only."""
+
+
+def options(*decorators: Callable) -> Callable:
+    """Several click decorators as one."""
+
+    def wrap(function: Callable) -> Callable:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return wrap
+
+
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
+
+model_options = options(
+    click.option("--model", required=True, help="Known name (gradless list models), folder, GGUF file or hub id."),
+    click.option("--dtype", help="float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's."),
+    click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps."),
+)
+data_options = options(
+    click.option("--task", help="A known task (gradless list tasks)."),
+    click.option("--data", type=PATH, help="Folder with the task's files; without it they come from the hub."),
+    click.option("--train", type=FILE, help="Own training rows, JSONL, CSV or TSV, instead of --task."),
+    click.option("--dev", type=FILE, help="Own dev rows; without it --num-dev training rows are held out."),
+    click.option("--test", type=FILE, help="Own test rows."),
+    click.option("--template", help='Prompt with column names, e.g. "{text} It was"; {mask} for masked models.'),
+    click.option("--label-column", help="Column that holds the label."),
+    click.option("--labels", help='Words for the labels, e.g. "0=terrible,1=great".'),
+    click.option("--task-file", type=FILE, help="TOML file with the same keys."),
+    click.option("--num-train", type=int, help="Training rows (1000; own files: all)."),
+    click.option("--num-dev", type=int, help="Rows for model selection (500; own files: all of --dev)."),
+    click.option("--num-test", type=int, help="Test rows (1000; own files: all)."),
+    click.option("--k-shot", type=int, help="So many training and dev rows of each label instead."),
+    click.option("--max-length", type=int, help="Most tokens of a sequence."),
+    click.option("--seed", default=0, show_default=True, help="Of the data split and every random number."),
+)
+out_option = click.option("--out", type=PATH, required=True, help="Run directory.")
+
+
+@main.command()
+@model_options
+@data_options
+@click.option("--method", default="mezo", show_default=True, help="gradless list methods")
+@click.option("--scheme", default="full", show_default=True, help="full, lora, prefix, prompt or head.")
+@click.option("--objective", help="option_ce, gold, lm, accuracy or f1; by default what the task needs.")
+@click.option("--steps", default=1000, show_default=True)
+@click.option("--batch-size", default=16, show_default=True, help="Examples a step.")
+@click.option("--micro-batch-size", type=int, help="Examples a forward; losses are averaged over a step.")
+@click.option("--lr", type=float, help="Learning rate; by default a first guess for the scheme.")
+@click.option("--eps", type=float, help="Perturbation scale; by default a first guess for the scheme.")
+@click.option("--queries", default=1, show_default=True, help="Directions a step.")
+@click.option("--query-schedule", default="constant", show_default=True, help="constant, or linear from 1.")
+@click.option("--schedule", default="constant", show_default=True, help="Learning rate: constant, linear, cosine.")
+@click.option("--warmup", default=0, show_default=True, help="Steps of rising learning rate.")
+@click.option("--weight-decay", default=0.0, show_default=True)
+@click.option("--layer-scale", default="none", show_default=True, help="none, variance or expectation (MeZO B.3, B.4).")
+@click.option("--eval-every", type=int, help="Steps between dev evaluations; by default a fifth of the run.")
+@click.option("--select", default="loss", show_default=True, help="What chooses on dev: loss or metric.")
+@click.option("--rank", default=8, show_default=True, help="LoRA rank.")
+@click.option("--alpha", default=16.0, show_default=True, help="LoRA alpha.")
+@click.option("--target", "targets", multiple=True, help="Module that LoRA adapts; may be repeated.")
+@click.option("--num-prefix", default=5, show_default=True, help="Virtual tokens of prefix tuning.")
+@click.option("--num-prompt", default=10, show_default=True, help="Virtual tokens of prompt tuning.")
+@click.option("--freeze", multiple=True, help="Pattern of parameter names to leave alone; may be repeated.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out after a crash or Ctrl-C.")
+@out_option
+def tune(out: Path, resume: bool, **given: Any) -> None:
+    """Fine-tune a model.
+
+    \b
+    gradless tune --model gemma-3-270m --task sst2 --data sst2/ --lr 3e-6 --steps 100 --out runs/sst2
+    gradless tune --model facebook/opt-1.3b --task rte --scheme lora --out runs/rte
+    gradless tune --model smollm2-135m --train a.csv --test b.csv --template "{text} It was" \\
+        --label-column label --labels "0=terrible,1=great" --out runs/mine
+    """
+    from gradless import train
+
+    result = train.tune(_config(given), out, resume=resume)
+    _summary(result)
+    if result["status"] == train.DIVERGED:
+        sys.exit(1)
+    if result["status"] == train.INTERRUPTED:
+        sys.exit(130)
+
+
+@main.command("eval")
+@model_options
+@data_options
+@click.option("--mode", default="zero-shot", show_default=True, help="zero-shot, icl or calibrated.")
+@click.option("--num-demonstrations", default=32, show_default=True, help="Solved examples in front (icl).")
+@click.option("--out", type=PATH, help="Directory for result.json.")
+def evaluate(mode: str, num_demonstrations: int, out: Path | None, **given: Any) -> None:
+    """Evaluate a model without tuning it.
+
+    \b
+    gradless eval --model gemma-3-270m --task sst2 --data sst2/ --num-test 872
+    gradless eval --model gemma-3-270m --task sst2 --data sst2/ --mode icl --num-demonstrations 16
+    """
+    from gradless import jobs
+
+    config = _config(given)
+    result = jobs.evaluate(config, mode=mode, num_demonstrations=num_demonstrations, out=out)
+    for name, value in result["test"].items():
+        click.echo(f"{name} {value:.4f}")
+    low, high = result["interval"]["test"]
+    click.echo(f"share right {low:.3f} to {high:.3f} (95 %)")
+
+
+@main.command()
+@click.argument("run_dir", type=PATH)
+@click.option("--until", type=int, help="Step to go to; by default the one that the run selected.")
+@click.option("--save", type=PATH, help="Write the model (or adapter) and tokenizer to this folder.")
+@click.option("--verify", is_flag=True, help="Compare the weights' hash with result.json; exit code 1 if it differs.")
+def replay(run_dir: Path, until: int | None, save: Path | None, verify: bool) -> None:
+    """Rebuild the weights of a run from its ledger; no data and no forward pass is needed.
+
+    \b
+    gradless replay runs/sst2 --verify
+    gradless replay runs/sst2 --until 50 --save models/sst2-step-50
+    """
+    from gradless import jobs
+
+    found = jobs.replay(run_dir, until=until, save=save, verify=verify)
+    click.echo(f"step {found.step}: weights {found.sha256}")
+    if verify:
+        click.echo("the same as in result.json" if found.agrees else "NOT the weights in result.json")
+        sys.exit(0 if found.agrees else 1)
+
+
+@main.command("list")
+@click.argument("what")
+def list_(what: str) -> None:
+    """List methods, schemes, tasks, models or objectives.
+
+    \b
+    gradless list tasks
+    """
+    from gradless import jobs
+
+    tables = jobs.TABLES
+    if what not in tables:
+        raise BadInput(unknown("list", what, tables))
+    rows = tables[what]()
+    width = max(len(name) for name in rows)
+    for name, about in rows.items():
+        click.echo(f"{name:<{width}}  {about}")
+
+
+@main.command()
+@click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True, help="Run directory.")
+@click.option("--steps", default=100, show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--resume", is_flag=True, help="Continue after a crash or Ctrl-C.")
+def demo(out: Path, steps: int, seed: int, resume: bool) -> None:
+    """Tune a real language model on real movie reviews; needs the package index once, and no model hub.
+
+    \b
+    gradless demo --out runs/demo
+    """
+    from gradless import demo as job
+
+    job.demo(out, steps=steps, seed=seed, resume=resume)
+
+
+def _config(given: dict[str, Any]) -> Any:
+    """A configuration from command-line values."""
+    from gradless.config import TuneConfig
+
+    own = _own_files(given)
+    sizes = {"num_train": 1000, "num_dev": 500, "num_test": 1000}
+    for name, default in sizes.items():
+        if given[name] is None:
+            given[name] = 0 if own else default
+    if given["data"] is not None:
+        given["data"] = str(given["data"])
+    return TuneConfig(own=own, **given)
+
+
+def _own_files(given: dict[str, Any]) -> dict[str, Any]:
+    """Take the options of own files out of ``given``; the TOML file fills what the command line leaves open."""
+    names = ("train", "dev", "test", "template", "label_column", "labels")
+    own = {name: given.pop(name) for name in names}
+    task_file = given.pop("task_file")
+    if task_file is not None:
+        from gradless.tasks import read_task_file
+
+        own = {**read_task_file(task_file), **{k: v for k, v in own.items() if v is not None}}
+    own = {name: str(v) if isinstance(v, Path) else v for name, v in own.items() if v is not None}
+    if own:
+        for name in ("template", "label_column", "labels"):
+            if name not in own:
+                raise BadInput(f"own files need --{name.replace('_', '-')} as well")
+    return own
+
+
+def _summary(result: dict[str, Any]) -> None:
+    """The terminal's last lines."""
+    for name, value in result["test"].items():
+        before = result["zero_shot"].get(name)
+        click.echo(f"test {name}: {before:.4f} -> {value:.4f}" if before is not None else f"test {name}: {value:.4f}")
+    if result["interval"]:
+        low, high = result["interval"]["difference"]
+        click.echo(f"difference in the share right: {low:+.3f} to {high:+.3f} (95 %, paired)")
+    shown = ("status", "selected_step", "seconds_per_step", "ledger_bytes", "weights_sha256")
+    click.echo(json.dumps({key: result[key] for key in shown}))

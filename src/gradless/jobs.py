@@ -1,0 +1,125 @@
+"""The shorter jobs: evaluate, replay, list."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gradless import evaluate as evaluation
+from gradless import lm, metrics, methods, objectives, run, schemes, tasks, train
+from gradless.cache import ensure
+from gradless.config import TuneConfig
+from gradless.errors import BadInput
+from gradless.progress import Reporter
+
+
+def evaluate(
+    config: TuneConfig, *, mode: str, num_demonstrations: int, out: Path | None, reporter: Reporter | None = None
+) -> dict[str, Any]:
+    """Evaluate a model on the test rows of a task; returns (and with ``out`` writes) a result like that of `tune`."""
+    reporter = reporter or Reporter()
+    needed = num_demonstrations if mode == "icl" else 0
+    if not config.own:
+        config = dataclasses.replace(config, num_train=config.num_train if needed else 0, num_dev=0)
+    config = config.resolved()
+    task, splits = run.load_task(config)
+    if not splits.test:
+        raise BadInput("there are no test rows: give --test or --num-test")
+    model = lm.load(config.model, dtype=config.dtype, device=config.device, say=reporter.say)
+    with reporter.job(mode, len(splits.test)) as show:
+        found = evaluation.evaluate(
+            model,
+            task,
+            splits.test,
+            mode=mode,
+            demonstrations=splits.train if needed else (),
+            num_demonstrations=num_demonstrations,
+            seed=config.seed,
+            max_length=config.max_length,
+            progress=lambda done, total: show(done, ""),
+        )
+    result = {
+        "status": train.DONE,
+        "mode": mode,
+        "config": config.to_json(),
+        "test": found.metrics,
+        "interval": {"test": list(metrics.wilson(sum(found.correct), len(found.correct)))},
+        "forwards": found.forwards,
+        "seconds": found.seconds,
+        "data_sha256": splits.fingerprint,
+        "versions": train.versions(),
+    }
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        train.write_json(out / "result.json", result)
+    return result
+
+
+class Replayed(NamedTuple):
+    """Weights rebuilt from a ledger."""
+
+    step: int
+    sha256: str
+    agrees: bool | None  # with result.json, if that was asked
+
+
+def replay(
+    folder: Path, *, until: int | None, save: Path | None, verify: bool, reporter: Reporter | None = None
+) -> Replayed:
+    """Rebuild a run's weights, and optionally compare and save them.
+
+    Raises:
+        BadInput: no run, a damaged ledger, another base model, no result to compare with, ``save`` exists.
+    """
+    reporter = reporter or Reporter()
+    recorded = _recorded(folder)
+    if verify and recorded is None:
+        raise BadInput(f"{folder} has no result.json to verify against: finish the run with --resume")
+    if verify and until is not None and recorded is not None and until != recorded["selected_step"]:
+        raise BadInput(f"result.json holds the weights of step {recorded['selected_step']}: verify without --until")
+    if save is not None and save.exists():
+        raise BadInput(f"{save} exists already: choose a new folder for --save")
+    if until is None and recorded is not None:
+        until = recorded["selected_step"]
+    model, contents = run.rebuild(folder, until=until, say=reporter.say)
+    if contents.torn_bytes:
+        reporter.say(f"the ledger ends in {contents.torn_bytes} bytes of an unfinished step, which are left out")
+    sha256 = run.tuned_sha256(model)
+    if save is not None:
+        _save(model.lm, save)
+    agrees = recorded["weights_sha256"] == sha256 if verify and recorded is not None else None
+    return Replayed(model.optimizer.t, sha256, agrees)
+
+
+def _recorded(folder: Path) -> dict[str, Any] | None:
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path} cannot be read ({error}): restore it from a copy") from None
+    return found
+
+
+def _save(model: lm.LanguageModel, target: Path) -> None:
+    """Write a model or adapter as transformers and peft do, whole or not at all."""
+
+    def build(folder: Path) -> None:
+        with lm.quiet_transformers():
+            model.model.save_pretrained(folder)  # type: ignore[operator]
+            model.tokenizer.save_pretrained(folder)
+
+    ensure(target, build)
+
+
+TABLES: dict[str, Callable[[], dict[str, str]]] = {
+    "methods": lambda: {name: f"{m.summary} ({m.paper})" for name, m in methods.METHODS.items()},
+    "schemes": lambda: {name: scheme.about for name, scheme in schemes.SCHEMES.items()},
+    "tasks": lambda: {name: f"{tasks.get(name).title}: {tasks.get(name).kind}" for name in tasks.names()},
+    "models": lm.sources,
+    "objectives": lambda: {name: objective.doc for name, objective in objectives.OBJECTIVES.items()},
+}
