@@ -106,6 +106,4 @@ def naive_log_probs(lm: Any, prompt: str, option: str) -> torch.Tensor:
     whole = tokenizer((prompt + option).strip(" "))["input_ids"]
     length = len(whole) - len(tokenizer(prompt.strip(" "))["input_ids"])
     table = plain_logits(lm, whole).log_softmax(-1)
-    return torch.stack(
-        [table[len(whole) - length + i - 1, whole[len(whole) - length + i]] for i in range(length)]
-    )
+    return torch.stack([table[len(whole) - length + i - 1, whole[len(whole) - length + i]] for i in range(length)])

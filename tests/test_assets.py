@@ -213,9 +213,7 @@ def test_an_entry_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     store.ensure(target, halfway)  # not called
 
 
-@pytest.mark.parametrize(
-    ("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "cannot be written")]
-)
+@pytest.mark.parametrize(("number", "words"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "cannot be written")])
 def test_a_full_or_locked_disk(tmp_path: Path, number: int, words: str) -> None:
     def fail(folder: Path) -> None:
         (folder / "half").write_bytes(b"x")

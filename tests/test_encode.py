@@ -144,9 +144,7 @@ def test_masked_truncation_cuts_the_longer_of_two_sentences():
     lm = shared("roberta")
     labels = words(lm, 2)
     start, second = ("the film was good " * 6).strip(), ", no it was"
-    example = Example(
-        f"{start}?{MASK}{second}", labels, (0,), content_free=f"?{MASK},", first=(0, len(start))
-    )
+    example = Example(f"{start}?{MASK}{second}", labels, (0,), content_free=f"?{MASK},", first=(0, len(start)))
     whole = encode(lm, example)
     tail = whole.prompt[whole.mask - 1 :]  # from the question mark on
     limit = 2 * len(tail)
@@ -174,9 +172,7 @@ def test_first_limit_counts_tokens_of_the_first_sentence():
 
 def test_limit_is_the_models_own():
     lm = shared("roberta")
-    assert (
-        length_limit(lm, 10**6) == lm.model.config.max_position_embeddings - lm.model.config.pad_token_id - 1
-    )
+    assert length_limit(lm, 10**6) == lm.model.config.max_position_embeddings - lm.model.config.pad_token_id - 1
     full = "good film " * 500
     example = Example(f"{full} so{MASK}", words(lm, 2), (0,), content_free=f" so{MASK}")
     with torch.no_grad():

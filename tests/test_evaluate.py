@@ -105,10 +105,7 @@ def test_calibration_subtracts_the_score_without_content(architecture, make):
     expected = []
     for e in examples:
         gains = [
-            float(
-                naive_log_probs(lm, e.prompt, option).sum()
-                - naive_log_probs(lm, e.content_free, option).sum()
-            )
+            float(naive_log_probs(lm, e.prompt, option).sum() - naive_log_probs(lm, e.content_free, option).sum())
             for option in e.options
         ]
         expected.append(best(gains))
@@ -127,10 +124,7 @@ def test_calibration_of_a_masked_model():
         table = plain_logits(lm, row.prompt)[row.mask].log_softmax(-1)
         return table[[option[0] for option in row.options]]
 
-    expected = [
-        int((log_probs(e.prompt, e.options) - log_probs(e.content_free, e.options)).argmax())
-        for e in examples
-    ]
+    expected = [int((log_probs(e.prompt, e.options) - log_probs(e.content_free, e.options)).argmax()) for e in examples]
     assert found.predictions == expected
 
 
@@ -164,9 +158,7 @@ def test_in_context_demonstrations(fixed):
 def test_in_context_prompts_are_cut_on_the_left():
     lm = shared("opt")
     pool, examples = single(lm, 8), single(lm, 2)
-    found = evaluate(
-        lm, CLASSIFICATION, examples, mode="icl", demonstrations=pool, num_demonstrations=8, max_length=40
-    )
+    found = evaluate(lm, CLASSIFICATION, examples, mode="icl", demonstrations=pool, num_demonstrations=8, max_length=40)
     for i, example in enumerate(examples):
         drawn = permutation(8, 0, f"demonstrations/{i}")
         text = "\n\n".join(completed(pool[j]) for j in drawn) + "\n\n" + example.prompt
@@ -228,10 +220,7 @@ def test_rows_are_rendered_for_the_kind_of_model(architecture):
         render_masked=lambda row: Example(f"{row['text']} so{MASK}.", labels, (row["label"],)),
     )
     function = made.render_masked if lm.masked else made.render
-    assert (
-        evaluate(lm, made, rows).predictions
-        == evaluate(lm, made, [function(row) for row in rows]).predictions
-    )
+    assert evaluate(lm, made, rows).predictions == evaluate(lm, made, [function(row) for row in rows]).predictions
     if lm.masked:
         with pytest.raises(BadInput, match="no prompt for masked models"):
             evaluate(lm, CLASSIFICATION, rows)

@@ -29,9 +29,7 @@ def test_no_weights() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.bool])
-def test_chunks_strides_and_gradients_do_not_matter(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chunks_strides_and_gradients_do_not_matter(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     x = (torch.arange(60).reshape(6, 10) % 3).to(dtype)
     whole = weights_sha256([("x", x)])
     monkeypatch.setattr(hashing, "CHUNK_BYTES", 24)

@@ -39,9 +39,7 @@ def test_numba_equals_reference(monkeypatch, gaussian, dtype, rounding, n):
     p = weights(n, dtype)
     steps = [(1.0, [3, 2**63 + 5], [1e-3, -2e-4]), (0.999, [77], [3e-5])]
     program = kernels.program(steps, gaussian=gaussian, rounding=rounding)
-    results = [
-        run(monkeypatch, b, torch.empty_like(p), p, program, amplitude=0.7) for b in ("numba", "reference")
-    ]
+    results = [run(monkeypatch, b, torch.empty_like(p), p, program, amplitude=0.7) for b in ("numba", "reference")]
     assert same_bits(*results)
     assert not same_bits(results[0], p)
 
@@ -68,9 +66,7 @@ def test_any_shape_stride_and_mask(shape, dtype, gaussian, layout, masked, stoch
     else:
         p = base.clone()
     mask = (rng.rademacher(1, 2, 0, base.numel()) > 0).reshape(shape) if masked else None
-    program = kernels.program(
-        [(0.99, keys, [1e-2] * len(keys))], gaussian=gaussian, rounding=[9] if stochastic else ()
-    )
+    program = kernels.program([(0.99, keys, [1e-2] * len(keys))], gaussian=gaussian, rounding=[9] if stochastic else ())
     expected = torch.empty_like(base)
     reference.sweep(
         expected.view(-1), base.view(-1), torch.zeros(1, dtype=torch.int64), base.numel(), LEAF,
@@ -97,8 +93,7 @@ def test_rows_equal_rows_of_the_whole(dtype):
 def test_z_does_not_depend_on_dtype(gaussian):
     program = kernels.program([(1.0, [4], [1.0])], gaussian=gaussian)
     z = [
-        kernels.sweep(torch.zeros(999, dtype=d), torch.zeros(999, dtype=d), program, leaf=LEAF)
-        for d in kernels.DTYPES
+        kernels.sweep(torch.zeros(999, dtype=d), torch.zeros(999, dtype=d), program, leaf=LEAF) for d in kernels.DTYPES
     ]
     for other in z[1:]:
         assert torch.equal(z[0].to(other.dtype), other)

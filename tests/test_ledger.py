@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 
 import pytest
@@ -96,7 +97,7 @@ def test_moved_lost_or_doubled_records_are_refused(path, order):
             book.append(move)
         book.close()
         ends.append(book_path.stat().st_size)
-    records = [data[a:b] for a, b in zip(ends, ends[1:], strict=False)]
+    records = [data[a:b] for a, b in itertools.pairwise(ends)]
     path.write_bytes(data[: ends[0]] + b"".join(records[i] for i in order))
     with pytest.raises(BadInput, match="changed or damaged"):
         ledger.read(path)

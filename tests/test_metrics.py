@@ -23,9 +23,7 @@ def test_class_metrics_equal_scikit_learn(classes: int, seed: int) -> None:
     guesses, golds = guess.tolist(), gold.tolist()
     assert METRICS["accuracy"](guesses, golds) == pytest.approx(reference.accuracy_score(gold, guess))
     assert METRICS["mcc"](guesses, golds) == pytest.approx(reference.matthews_corrcoef(gold, guess))
-    assert METRICS["macro_f1"](guesses, golds) == pytest.approx(
-        reference.f1_score(gold, guess, average="macro")
-    )
+    assert METRICS["macro_f1"](guesses, golds) == pytest.approx(reference.f1_score(gold, guess, average="macro"))
     if classes == 2:
         assert METRICS["f1"](guesses, golds) == pytest.approx(reference.f1_score(gold, guess))
 
@@ -46,9 +44,7 @@ def test_text_metrics() -> None:
     golds = [("the Denver Broncos", "Broncos"), ("50",), ("a",)]
     assert metrics.exact_matches(["Broncos!", "fifty", "the"], golds).tolist() == [1.0, 0.0, 1.0]
     # "broncos of denver" against "denver broncos": 2 common words, 2 * 2 / (3 + 2).
-    assert metrics.token_f1s(["Broncos of Denver", "50 50", "b"], golds).tolist() == pytest.approx(
-        [0.8, 2 / 3, 0.0]
-    )
+    assert metrics.token_f1s(["Broncos of Denver", "50 50", "b"], golds).tolist() == pytest.approx([0.8, 2 / 3, 0.0])
     assert metrics.token_f1(["x", "50"], [("y",), ("50", "5")]) == 0.5
     assert metrics.exact_match("x", ["x"]) == 1.0
     assert normalize(" An  apple, the pear; THEN a fig.") == "apple pear then fig"
@@ -64,9 +60,7 @@ def test_compute_and_errors() -> None:
 
 
 def test_nothing_to_average_is_nan() -> None:
-    assert all(
-        math.isnan(METRICS[name]([], [])) for name in ("accuracy", "exact_match", "token_f1", "macro_f1")
-    )
+    assert all(math.isnan(METRICS[name]([], [])) for name in ("accuracy", "exact_match", "token_f1", "macro_f1"))
 
 
 def test_wilson_known_values() -> None:

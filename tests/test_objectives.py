@@ -106,9 +106,7 @@ def test_negative_f1_of_generated_text():
     batch = SHORT["f1"].prepare(lm, rows)
     assert batch.new_tokens == 4
     texts = generate(lm, batch)
-    target = [
-        row._replace(answers=("nonsense", text or "the")) for row, text in zip(rows, texts, strict=True)
-    ]
+    target = [row._replace(answers=("nonsense", text or "the")) for row, text in zip(rows, texts, strict=True)]
     target[0] = target[0]._replace(answers=("zzz",))
     found = value(lm, "f1", target)
     assert float(found) == pytest.approx(-token_f1(texts, [row.answers for row in target]))
@@ -122,10 +120,7 @@ def test_micro_batches_give_the_same_value(architecture, name, micro):
     lm = shared(architecture)
     if lm.masked and name in ("lm", "f1"):
         pytest.skip("needs a causal model")
-    if name == "f1":
-        examples = questions(5)
-    else:
-        examples = single(lm, 5) if lm.masked else [*single(lm, 2), *several(lm, 3)]
+    examples = questions(5) if name == "f1" else single(lm, 5) if lm.masked else [*single(lm, 2), *several(lm, 3)]
     encoded = [encode(lm, e) for e in examples]
     torch.testing.assert_close(value(lm, name, encoded, micro), value(lm, name, encoded), **CLOSE)
 

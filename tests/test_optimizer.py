@@ -193,9 +193,7 @@ def test_coefficient_is_the_directional_derivative():
     probe = opt.probe(closure_of(model))
     closure_of(model)().backward()
     unit = gl.Sketch(probe.sketch.keys, (1.0,))
-    exact = sum(
-        (unit.leaf(leaf) * leaf.param.grad).sum().item() for leaf in opt.leaves if leaf.param.grad is not None
-    )
+    exact = sum((unit.leaf(leaf) * leaf.param.grad).sum().item() for leaf in opt.leaves if leaf.param.grad is not None)
     assert probe.sketch.coeffs[0] == pytest.approx(exact, rel=2e-2, abs=1e-3)
 
 
@@ -288,8 +286,7 @@ def test_momentum_equals_a_stored_buffer():
         probe, _ = opt.step_with(closure_of(ours))
         for name, p in zip(names, theirs.parameters(), strict=True):
             p.grad = sum(
-                c * naive_z(key, name, p, False)
-                for key, c in zip(probe.sketch.keys, probe.sketch.coeffs, strict=True)
+                c * naive_z(key, name, p, False) for key, c in zip(probe.sketch.keys, probe.sketch.coeffs, strict=True)
             )
         sgd.step()
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):
@@ -334,9 +331,7 @@ def test_layer_scales_follow_the_paper():
             sketch = opt.probe(closure).sketch
             samples.append(torch.cat([sketch.leaf(leaf).flatten() for leaf in opt.leaves]))
         stack = torch.stack(samples)
-        exact = torch.cat(
-            [leaf.param.grad.flatten() / (scales[leaf.name] if divide else 1) for leaf in opt.leaves]
-        )
+        exact = torch.cat([leaf.param.grad.flatten() / (scales[leaf.name] if divide else 1) for leaf in opt.leaves])
         error = (stack.mean(0) - exact) / (stack.std(0) / math.sqrt(len(stack)))
         assert error.abs().max() < 5
         assert torch.dot(stack.mean(0), exact) / exact.norm() ** 2 > 0.5

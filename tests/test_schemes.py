@@ -116,9 +116,7 @@ def test_tuned_parameters_move_the_output(architecture: str, scheme: str) -> Non
     before = output()
     with torch.no_grad():
         for _, parameter in schemes.trainable(lm):
-            parameter.add_(
-                torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape)
-            )  # norms hide a constant
+            parameter.add_(torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape))  # norms hide a constant
     assert not torch.allclose(output(), before, atol=1e-3)
 
 

@@ -52,9 +52,7 @@ def outputs():
     hooks = []
 
     def watch(lm):
-        hooks.append(
-            lm.head.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape)))
-        )
+        hooks.append(lm.head.register_forward_hook(lambda module, args, output: shapes.append(tuple(output.shape))))
         return shapes
 
     yield watch
@@ -263,9 +261,7 @@ def test_gradients_flow_through_restricted_rows():
     scores(lm, collate_options(lm, encoded)).mean[:, 0].sum().backward()
     found = lm.head.weight.grad.clone()
     lm.model.zero_grad()
-    logits = [
-        lm.model(input_ids=torch.tensor([row.prompt])).logits[0, -1, row.options[0][0]] for row in encoded
-    ]
+    logits = [lm.model(input_ids=torch.tensor([row.prompt])).logits[0, -1, row.options[0][0]] for row in encoded]
     torch.stack(logits).sum().backward()
     assert found.abs().sum() > 0
     torch.testing.assert_close(found, lm.head.weight.grad, **CLOSE)
@@ -361,9 +357,7 @@ def test_a_probe_sees_the_perturbed_model(architecture, what):
 
     parameters = list(lm.model.named_parameters())
     probes = [
-        gradless.optimizer.ZerothOrder(
-            parameters, estimator=gradless.estimators.spsa(eps=1e-2), in_place=in_place
-        )
+        gradless.optimizer.ZerothOrder(parameters, estimator=gradless.estimators.spsa(eps=1e-2), in_place=in_place)
         for in_place in (False, True)
     ]
     served, expected = probes[0].probe(restricted), probes[1].probe(plain)

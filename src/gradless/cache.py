@@ -85,7 +85,5 @@ def _explain(error: OSError, target: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return BadInput(f"the disk is full: free some space in {target.parent} or {where} on another disk")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return BadInput(
-            f"the cache {target.parent} cannot be written ({error.strerror}): {where} that can be"
-        )
+        return BadInput(f"the cache {target.parent} cannot be written ({error.strerror}): {where} that can be")
     return error

@@ -36,7 +36,10 @@ class Commands(click.Group):
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
                 raise
             place = f" at {error.filename}" if error.filename else ""
-            click.echo(f"gradless: cannot write{place} ({error.strerror}): free space or choose another --out", err=True)
+            click.echo(
+                f"gradless: cannot write{place} ({error.strerror}): free space or choose another --out",
+                err=True,
+            )
             sys.exit(1)
 
 
@@ -113,7 +116,7 @@ out_option = click.option("--out", type=PATH, required=True, help="Run directory
 @click.option("--resume", is_flag=True, help="Continue the run in --out after a crash or Ctrl-C.")
 @out_option
 def tune(out: Path, resume: bool, **given: Any) -> None:
-    """Fine-tune a model.
+    r"""Fine-tune a model.
 
     \b
     gradless tune --model gemma-3-270m --task sst2 --data sst2/ --lr 3e-6 --steps 100 --out runs/sst2
@@ -138,7 +141,7 @@ def tune(out: Path, resume: bool, **given: Any) -> None:
 @click.option("--num-demonstrations", default=32, show_default=True, help="Solved examples in front (icl).")
 @click.option("--out", type=PATH, help="Directory for result.json.")
 def evaluate(mode: str, num_demonstrations: int, out: Path | None, **given: Any) -> None:
-    """Evaluate a model without tuning it.
+    r"""Evaluate a model without tuning it.
 
     \b
     gradless eval --model gemma-3-270m --task sst2 --data sst2/ --num-test 872
@@ -160,7 +163,7 @@ def evaluate(mode: str, num_demonstrations: int, out: Path | None, **given: Any)
 @click.option("--save", type=PATH, help="Write the model (or adapter) and tokenizer to this folder.")
 @click.option("--verify", is_flag=True, help="Compare the weights' hash with result.json; exit code 1 if it differs.")
 def replay(run_dir: Path, until: int | None, save: Path | None, verify: bool) -> None:
-    """Rebuild the weights of a run from its ledger; no data and no forward pass is needed.
+    r"""Rebuild the weights of a run from its ledger; no data and no forward pass is needed.
 
     \b
     gradless replay runs/sst2 --verify
@@ -178,7 +181,7 @@ def replay(run_dir: Path, until: int | None, save: Path | None, verify: bool) ->
 @main.command("list")
 @click.argument("what")
 def list_(what: str) -> None:
-    """List methods, schemes, tasks, models or objectives.
+    r"""List methods, schemes, tasks, models or objectives.
 
     \b
     gradless list tasks
@@ -200,7 +203,7 @@ def list_(what: str) -> None:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Continue after a crash or Ctrl-C.")
 def demo(out: Path, steps: int, seed: int, resume: bool) -> None:
-    """Tune a real language model on real movie reviews; needs the package index once, and no model hub.
+    r"""Tune a real language model on real movie reviews; needs the package index once, and no model hub.
 
     \b
     gradless demo --out runs/demo

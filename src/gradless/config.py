@@ -93,7 +93,15 @@ class TuneConfig:
         ):
             if name not in known:
                 raise BadInput(unknown(kind, name, known))
-        for flag in ("steps", "batch_size", "queries", "micro_batch_size", "k_shot", "eval_every", "max_length"):
+        for flag in (
+            "steps",
+            "batch_size",
+            "queries",
+            "micro_batch_size",
+            "k_shot",
+            "eval_every",
+            "max_length",
+        ):
             number = getattr(self, flag)
             if number is not None and number < 1:
                 raise BadInput(f"--{flag.replace('_', '-')} is {number}: it must be at least 1")
@@ -120,7 +128,7 @@ class TuneConfig:
         for name in values:
             if name not in known:
                 raise BadInput(unknown("setting", name, known))
-        fixed = {k: tuple(v) if k in ("targets", "freeze") else v for k, v in values.items()}
+        fixed: dict[str, Any] = {k: tuple(v) if k in ("targets", "freeze") else v for k, v in values.items()}
         return TuneConfig(**fixed)
 
 

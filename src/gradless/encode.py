@@ -81,9 +81,7 @@ def length_limit(lm: LanguageModel, max_length: int | None = None) -> int:
     if lm.masked:  # causal tokenizers often carry a number that says nothing about the model
         positions = min(positions, lm.tokenizer.model_max_length)
     tuners = getattr(model, "peft_config", None) or {}
-    positions -= max(
-        (getattr(tuner, "num_virtual_tokens", None) or 0 for tuner in tuners.values()), default=0
-    )
+    positions -= max((getattr(tuner, "num_virtual_tokens", None) or 0 for tuner in tuners.values()), default=0)
     limit = min(max_length or DEFAULT_MAX_LENGTH, positions)
     if limit < 2:
         raise BadInput(f"max_length {max_length} leaves no room for a prompt and an option: raise it")
@@ -139,9 +137,7 @@ def encode(
         options.append(tuple(whole[-length:]))
     shared = tuple(contexts[:1]) if len(set(contexts)) == 1 else tuple(contexts)
     correct = (0,) if example.answers and not example.options else example.correct
-    return Encoded(
-        shorten(prompt, limit, lm.tokenizer), shared, tuple(options), None, correct, tuple(example.answers)
-    )
+    return Encoded(shorten(prompt, limit, lm.tokenizer), shared, tuple(options), None, correct, tuple(example.answers))
 
 
 def encode_all(
@@ -216,9 +212,7 @@ def _encode_masked(lm: LanguageModel, example: Example, limit: int, first_limit:
     if not example.options:
         raise BadInput("masked models do not generate text: use a causal model for this task")
     if example.prompt.count(MASK) != 1:
-        raise BadInput(
-            f"a prompt for a masked model must hold {MASK} exactly once: {example.prompt[:60]!r} does not"
-        )
+        raise BadInput(f"a prompt for a masked model must hold {MASK} exactly once: {example.prompt[:60]!r} does not")
     if first_limit and example.first:
         example = _shorten_first(tokenizer, example, first_limit)
     text = example.prompt.replace(MASK, tokenizer.mask_token).strip(" ")
@@ -231,8 +225,7 @@ def _encode_masked(lm: LanguageModel, example: Example, limit: int, first_limit:
         pieces = tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"]
         if len(pieces) != 1 or pieces[0] == tokenizer.unk_token_id:
             raise BadInput(
-                f"label word {word!r} is {len(pieces)} tokens or unknown to the model: "
-                "choose a word of one token"
+                f"label word {word!r} is {len(pieces)} tokens or unknown to the model: choose a word of one token"
             )
         options.append(tuple(pieces))
     whole = tuple(tokens)
@@ -244,9 +237,7 @@ def _shorten_first(tokenizer: Any, example: Example, limit: int) -> Example:
     assert example.first is not None
     start, end = example.first
     sentence = example.prompt[start:end]
-    found = tokenizer(
-        sentence, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False
-    )
+    found = tokenizer(sentence, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
     if len(found["input_ids"]) <= limit:
         return example
     kept = (

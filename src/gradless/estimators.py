@@ -41,9 +41,7 @@ def linear_queries(queries: int, steps: int) -> Callable[[int], int]:
         [1, 1, 1, 1, 2, 2, 3, 3]
     """
     if queries < 1 or steps < 1:
-        raise BadInput(
-            f"a linear query schedule needs queries and steps of at least 1, not {queries} and {steps}"
-        )
+        raise BadInput(f"a linear query schedule needs queries and steps of at least 1, not {queries} and {steps}")
     return lambda step: max(1, min(step, steps) * queries // steps)
 
 

@@ -108,9 +108,7 @@ def evaluate(
     objective = objective or default_for(task)
     text = task.kind == "generation"
     with _quiet(lm) as calls:
-        encoded = [
-            encode(lm, row, **settings, demonstrations=d) for row, d in zip(examples, shown, strict=True)
-        ]
+        encoded = [encode(lm, row, **settings, demonstrations=d) for row, d in zip(examples, shown, strict=True)]
         baseline = None
         if mode == "calibrated":
             baseline = _baseline(lm, task, examples, settings, batch_tokens)
@@ -211,9 +209,7 @@ def _baseline(
     Most tasks have one such prompt and one set of options, so each distinct pair is scored once.
     """
     if task.kind == "generation" or has_label_head(lm):
-        raise BadInput(
-            "calibration needs options scored by the model's own output layer: use --mode zero-shot"
-        )
+        raise BadInput("calibration needs options scored by the model's own output layer: use --mode zero-shot")
     bare = [content_free(example)._replace(correct=(0,), answers=(), first=None) for example in examples]
     distinct = {(row.prompt, row.options): row for row in bare}
     encoded = [encode(lm, row, **settings) for row in distinct.values()]

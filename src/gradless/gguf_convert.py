@@ -85,9 +85,7 @@ class _FastReader:
 
         read = functools.lru_cache(maxsize=1)(Reader)
         self._module, self._original = gguf, gguf.GGUFReader
-        gguf.GGUFReader = lambda path, *rest: read(
-            os.path.realpath(path), *rest
-        )  # asked for as str and as Path
+        gguf.GGUFReader = lambda path, *rest: read(os.path.realpath(path), *rest)  # asked for as str and as Path
 
     def __exit__(self, *_: object) -> None:
         self._module.GGUFReader = self._original

@@ -89,7 +89,7 @@ def combine(
     rounding: int | None = None,
     rows: Tensor | None = None,
 ) -> Tensor:
-    """out = round(decay * p + scale * amplitude * mixture) for one leaf, in one sweep.
+    """Out = round(decay * p + scale * amplitude * mixture) for one leaf, in one sweep.
 
     Args:
         out: target; may be the parameter itself.
@@ -108,9 +108,7 @@ def combine(
             gaussian=leaf.gaussian,
             rounding=() if rounding is None else (rounding,),
         )
-        return kernels.sweep(
-            out, leaf.param, run, leaf=leaf.id, amplitude=amplitude, mask=leaf.mask, rows=rows
-        )
+        return kernels.sweep(out, leaf.param, run, leaf=leaf.id, amplitude=amplitude, mask=leaf.mask, rows=rows)
     source = leaf.param.detach()
     change = torch.zeros(source.shape, dtype=torch.float32, device=source.device)
     for key, weight in zip(mixture.keys, weights, strict=True):
@@ -121,7 +119,7 @@ def combine(
 
 
 def finish(out: Tensor, leaf: Leaf, change: Tensor, *, decay: float, rounding: int | None) -> Tensor:
-    """out = round(decay * p + change) for a float32 ``change`` that is already made."""
+    """Out = round(decay * p + change) for a float32 ``change`` that is already made."""
     value = leaf.param.detach().float() * decay + change
     if leaf.mask is not None:
         value = torch.where(leaf.mask, value, leaf.param.detach().float())

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradless import evaluate as evaluation
-from gradless import lm, metrics, methods, objectives, run, schemes, tasks, train
+from gradless import lm, methods, metrics, objectives, run, schemes, tasks, train
 from gradless.cache import ensure
 from gradless.config import TuneConfig
 from gradless.errors import BadInput
@@ -17,7 +17,12 @@ from gradless.progress import Reporter
 
 
 def evaluate(
-    config: TuneConfig, *, mode: str, num_demonstrations: int, out: Path | None, reporter: Reporter | None = None
+    config: TuneConfig,
+    *,
+    mode: str,
+    num_demonstrations: int,
+    out: Path | None,
+    reporter: Reporter | None = None,
 ) -> dict[str, Any]:
     """Evaluate a model on the test rows of a task; returns (and with ``out`` writes) a result like that of `tune`."""
     reporter = reporter or Reporter()

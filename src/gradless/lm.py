@@ -162,17 +162,13 @@ def _resolve(source: str, root: Path, say: Say) -> tuple[str, str | None]:
         return str(_checked_folder(path)), None
     if path.is_file():
         if path.suffix.lower() != ".gguf":
-            raise BadInput(
-                f"{source} is neither a folder nor a .gguf file: give the folder with its config.json"
-            )
+            raise BadInput(f"{source} is neither a folder nor a .gguf file: give the folder with its config.json")
         return str(_converted(path, None, root, say)), None
     if path.is_absolute() or source.startswith((".", "~")) or path.suffix == ".gguf" or source.count("/") > 1:
         raise BadInput(f"there is no model at {source}: check the path")
     name, _, revision = source.partition("@")
     if "/" not in name and difflib.get_close_matches(name.lower(), sources(), n=1, cutoff=0.7):
-        raise BadInput(
-            unknown("model", name, sources())
-        )  # a slip of the keyboard is no reason to call the hub
+        raise BadInput(unknown("model", name, sources()))  # a slip of the keyboard is no reason to call the hub
     return name, revision or None
 
 
@@ -287,9 +283,7 @@ def _load_failure(source: str, local: bool, error: Exception) -> str:
     text = str(error).strip()
     first = " ".join(text.split("\n")[0].split()).rstrip(".:") or type(error).__name__
     if local:
-        return (
-            f"{source} cannot be loaded ({first}): the folder seems incomplete, save it or download it again"
-        )
+        return f"{source} cannot be loaded ({first}): the folder seems incomplete, save it or download it again"
     if "safetensors" in text:
         return (
             f"{source} has no safetensors weights, and pickled ones are not read: name a revision that has "
@@ -309,9 +303,7 @@ def _finish(lm: LanguageModel) -> LanguageModel:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
-        raise BadInput(
-            f"the tokenizer of {lm.source} has no special token to pad with: add a pad_token to it"
-        )
+        raise BadInput(f"the tokenizer of {lm.source} has no special token to pad with: add a pad_token to it")
     tokenizer.padding_side = "right"
     if not isinstance(lm.head, nn.Linear):
         raise BadInput(f"{lm.source} has no linear output layer: choose a causal or masked language model")
@@ -323,9 +315,7 @@ def _device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise BadInput(f"unknown device '{name}': use cpu, cuda or cuda:0") from None
-    if device.type == "cuda" and (
-        not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()
-    ):
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise BadInput(f"device '{name}' is not there ({torch.cuda.device_count()} found): use --device cpu")
     return device
 

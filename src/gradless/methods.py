@@ -34,9 +34,7 @@ def mezo(
     Cost: 2K forwards a step; memory of inference plus the largest leaf. Malladi et al. 2023 (arXiv 2305.17333), with
     Rademacher instead of Gaussian z (`mezo_gaussian` keeps the published distribution).
     """
-    return _preset(
-        params, rademacher(), spsa(eps=eps, queries=queries), scale(lr), seed, weight_decay, transform
-    )
+    return _preset(params, rademacher(), spsa(eps=eps, queries=queries), scale(lr), seed, weight_decay, transform)
 
 
 def mezo_gaussian(
@@ -52,9 +50,7 @@ def mezo_one_sided(
     weight_decay: float = 0.0, transform: Transform | None = None,
 ) -> ZerothOrder:  # fmt: skip
     """MeZO with forward differences: K + 1 forwards a step instead of 2K; the loss logged is the loss itself."""
-    return _preset(
-        params, rademacher(), one_sided(eps=eps, queries=queries), scale(lr), seed, weight_decay, transform
-    )
+    return _preset(params, rademacher(), one_sided(eps=eps, queries=queries), scale(lr), seed, weight_decay, transform)
 
 
 def mezo_momentum(

@@ -53,9 +53,7 @@ def macro_f1(predictions: Sequence[Any], golds: Sequence[Any]) -> float:
     guesses, truth = np.asarray(predictions), _first(golds)
     _same_length(guesses, truth)
     classes = np.union1d(guesses, truth)
-    return (
-        float(np.mean([_class_f1(guesses, truth, label) for label in classes])) if len(classes) else math.nan
-    )
+    return float(np.mean([_class_f1(guesses, truth, label) for label in classes])) if len(classes) else math.nan
 
 
 def _class_f1(guesses: NDArray[Any], truth: NDArray[Any], label: Any) -> float:
@@ -109,9 +107,7 @@ def token_f1(predictions: Sequence[str], golds: Sequence[Any]) -> float:
 
 def token_f1s(predictions: Sequence[str], golds: Sequence[Any]) -> NDArray[np.float64]:
     """Best word-overlap F1 per prediction: float64 ``[n]`` in [0, 1]."""
-    return _each(
-        lambda guess, gold: max(_overlap(guess, answer) for answer in _accepted(gold)), predictions, golds
-    )
+    return _each(lambda guess, gold: max(_overlap(guess, answer) for answer in _accepted(gold)), predictions, golds)
 
 
 def _overlap(guess: str, answer: str) -> float:
@@ -199,9 +195,7 @@ def _same_length(one: Sequence[Any] | NDArray[Any], other: Sequence[Any] | NDArr
         raise ValueError(f"{len(one)} predictions for {len(other)} golds")
 
 
-def _each(
-    score: Callable[[Any, Any], float], predictions: Sequence[Any], golds: Sequence[Any]
-) -> NDArray[np.float64]:
+def _each(score: Callable[[Any, Any], float], predictions: Sequence[Any], golds: Sequence[Any]) -> NDArray[np.float64]:
     _same_length(predictions, golds)
     pairs = zip(predictions, golds, strict=True)
     return np.array([score(guess, gold) for guess, gold in pairs], dtype=np.float64)

@@ -171,9 +171,7 @@ def choose(task: Task, name: str | None = None, *, backprop: bool = False) -> Ob
     objective = pick("objective", name, OBJECTIVES)
     if task.kind not in objective.kinds:
         fits = ", ".join(entry.name for entry in OBJECTIVES.values() if task.kind in entry.kinds)
-        raise BadInput(
-            f"objective '{name}' does not fit the {task.kind} task '{task.name}': use one of {fits}"
-        )
+        raise BadInput(f"objective '{name}' does not fit the {task.kind} task '{task.name}': use one of {fits}")
     if backprop and not objective.differentiable:
         raise BadInput(f"objective '{name}' has no gradient: use a forward-only method or another objective")
     if name == "f1":

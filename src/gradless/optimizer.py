@@ -116,9 +116,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self._rule_state = self.rule.init()
         self._pool = Pool()
         # With a schedule, the ratio of a group's rate to the schedule's start is what the user asked of the group.
-        self._ratios = [
-            group["lr"] / initial if callable(lr) and initial else 1.0 for group in self.param_groups
-        ]
+        self._ratios = [group["lr"] / initial if callable(lr) and initial else 1.0 for group in self.param_groups]
         self.leaves = self._freeze()
         self._by_id = {id(leaf.param): leaf for leaf in self.leaves}
         self._in_place: frozenset[int] | None = frozenset(self._by_id) if in_place else None
@@ -208,9 +206,7 @@ class ZerothOrder(torch.optim.Optimizer):
         direction, self._rule_state = self.rule.update(sketch.mixture(), self._rule_state)
         if accept is not None:
             if not isinstance(direction, Mixture):
-                raise BadInput(
-                    "this acceptance needs a linear rule: element-wise updates cannot be tried out"
-                )
+                raise BadInput("this acceptance needs a linear rule: element-wise updates cannot be tried out")
             lrs = tuple(lr * accept(direction) for lr in lrs)
         rounding = rng.rounding_key(self.seed, self.t)
         for leaf in self.leaves:
@@ -239,9 +235,7 @@ class ZerothOrder(torch.optim.Optimizer):
     def step(self, closure: Closure | None = None) -> float:  # type: ignore[override]
         """One probe and one update; returns the mean of the evaluated losses."""
         if closure is None:
-            raise BadInput(
-                "step needs a closure that returns the loss: opt.step(lambda: model(**batch).loss)"
-            )
+            raise BadInput("step needs a closure that returns the loss: opt.step(lambda: model(**batch).loss)")
         return self.step_with(closure)[0].loss
 
     def step_with(self, closure: Closure, log: Callable[[Probe], None] | None = None) -> tuple[Probe, bool]:
@@ -368,9 +362,7 @@ def _named(params: Iterable[Any]) -> list[Any]:
             raise BadInput(
                 "parameters must be named, since names identify their random streams: pass model.named_parameters()"
             )
-    return (
-        [{**item, "params": list(item["params"])} for item in given] if isinstance(given[0], dict) else given
-    )
+    return [{**item, "params": list(item["params"])} for item in given] if isinstance(given[0], dict) else given
 
 
 def _check_leaves(params: dict[str, Tensor]) -> None:
@@ -378,16 +370,12 @@ def _check_leaves(params: dict[str, Tensor]) -> None:
     seen: dict[int, str] = {}
     for name, p in params.items():
         if p.dtype not in kernels.DTYPES:
-            raise BadInput(
-                f"parameter '{name}' is {p.dtype}: convert it to float32, bfloat16 or float16, or freeze it"
-            )
+            raise BadInput(f"parameter '{name}' is {p.dtype}: convert it to float32, bfloat16 or float16, or freeze it")
         if p.numel() == 0:
             continue
         if p.device.type == "meta":
             raise BadInput(f"parameter '{name}' has no data (meta device): load the weights first")
         memory = p.data_ptr()
         if memory in seen:
-            raise BadInput(
-                f"'{seen[memory]}' and '{name}' share memory: tie them as one Parameter, or freeze one"
-            )
+            raise BadInput(f"'{seen[memory]}' and '{name}' share memory: tie them as one Parameter, or freeze one")
         seen[memory] = name

@@ -124,7 +124,7 @@ def adam(beta1: float = 0.9, beta2: float = 0.999, *, eps: float = 1e-8, window:
 
 
 def _adam_leaf(past: tuple[Mixture, ...], leaf: Leaf, beta1: float, beta2: float, eps: float) -> Tensor:
-    """m / (sqrt(v) + eps) of one leaf: float32."""
+    """M / (sqrt(v) + eps) of one leaf: float32."""
     first = [beta1**age for age in reversed(range(len(past)))]
     second = [beta2**age for age in reversed(range(len(past)))]
     total1, total2 = sum(first), sum(second)

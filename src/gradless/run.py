@@ -20,7 +20,7 @@ from gradless.estimators import linear_queries
 from gradless.hashing import weights_sha256
 from gradless.lm import LanguageModel
 from gradless.methods import METHODS
-from gradless.optimizer import Move, ZerothOrder
+from gradless.optimizer import ZerothOrder
 from gradless.rules import SCHEDULES
 from gradless.tasks import Row, Splits, Task
 
@@ -39,8 +39,10 @@ def load_task(config: TuneConfig) -> tuple[Task, Splits]:
     """The task and its rows."""
     sizes = {"num_train": config.num_train, "num_dev": config.num_dev, "num_test": config.num_test}
     if config.own:
-        paths = {key: Path(value) for key, value in config.own.items() if key in ("train", "dev", "test")}
-        rest = {key: value for key, value in config.own.items() if key not in paths}
+        paths: dict[str, Any] = {
+            key: Path(value) for key, value in config.own.items() if key in ("train", "dev", "test")
+        }
+        rest: dict[str, Any] = {key: value for key, value in config.own.items() if key not in paths}
         # Own files are used whole unless a size was asked for; dev rows are held out only without a dev file.
         return tasks.custom(**paths, **rest, seed=config.seed, k_shot=config.k_shot, **own_sizes(config))
     assert config.task is not None
@@ -49,7 +51,7 @@ def load_task(config: TuneConfig) -> tuple[Task, Splits]:
     return task, tasks.load(task, data=data, seed=config.seed, k_shot=config.k_shot, **sizes)
 
 
-def own_sizes(config: TuneConfig) -> dict[str, int | None]:
+def own_sizes(config: TuneConfig) -> dict[str, Any]:
     """Sizes for own files: None where the configuration leaves the number open (0)."""
     return {name: getattr(config, name) or None for name in ("num_train", "num_dev", "num_test")}
 
@@ -199,5 +201,3 @@ def encode_rows(model: LanguageModel, task: Task, rows: list[Row], max_length: i
     """Rows as tokens."""
     options = encode.task_options(model, task, max_length)
     return [encode.encode(model, example, **options) for example in evaluate.render(model, task, rows)]
-
-

@@ -154,9 +154,7 @@ def _lora(lm: LanguageModel, options: Options) -> nn.Module:
     for name, parameter in _new(model):
         if ".lora_A." in name:
             # The variance of Kaiming's uniform with PEFT's gain: U(-b, b), b = fan_in ** -0.5.
-            _fill(
-                parameter, rng.normal(options.seed, name, parameter.shape) * (3 * parameter.shape[1]) ** -0.5
-            )
+            _fill(parameter, rng.normal(options.seed, name, parameter.shape) * (3 * parameter.shape[1]) ** -0.5)
         else:
             parameter.data.zero_()
     return model
@@ -275,9 +273,7 @@ def logistic_regression_baseline(
                 warnings.simplefilter("ignore")  # not yet converged after 1000 iterations: dev decides
                 probe.fit(*train)
         except ValueError as error:
-            raise BadInput(
-                f"the linear probe cannot be fitted ({error}): check the training examples"
-            ) from error
+            raise BadInput(f"the linear probe cannot be fitted ({error}): check the training examples") from error
         accuracy = float(probe.score(*dev))
         if best is None or accuracy > best[0]:
             best = (accuracy, strength, probe)

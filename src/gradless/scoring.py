@@ -75,9 +75,7 @@ def scores(lm: LanguageModel, batch: Batch, *, normalised: bool = False) -> Scor
         total = mean = values.gather(1, batch.slots)
         lengths = torch.ones_like(total)
     missing = ~batch.valid
-    return Scores(
-        mean.masked_fill(missing, -torch.inf), total.masked_fill(missing, -torch.inf), lengths * batch.valid
-    )
+    return Scores(mean.masked_fill(missing, -torch.inf), total.masked_fill(missing, -torch.inf), lengths * batch.valid)
 
 
 def token_log_probs(lm: LanguageModel, batch: Batch) -> Tensor:

@@ -28,14 +28,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gradless.gradients import Leaf, Mixture, combine
 
 # Functions that have read their weight completely when they return, and are worth a reused buffer.
-CONSUMING = frozenset(
-    (F.linear, F.conv1d, F.layer_norm, F.rms_norm, torch.addmm, torch.mul, torch.Tensor.mul)
-)
+CONSUMING = frozenset((F.linear, F.conv1d, F.layer_norm, F.rms_norm, torch.addmm, torch.mul, torch.Tensor.mul))
 # Answers about a tensor that do not depend on its values.
 METADATA = frozenset(
-    "size dim ndimension numel nelement stride storage_offset is_contiguous element_size is_floating_point is_complex "
-    "is_signed get_device data_ptr untyped_storage has_names is_inference __len__ __hash__ __repr__ __format__ "
-    "requires_grad_ register_hook retain_grad".split()
+    (
+        *("size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_contiguous"),
+        *("element_size", "is_floating_point", "is_complex", "is_signed", "get_device", "data_ptr"),
+        *("untyped_storage", "has_names", "is_inference", "requires_grad_", "register_hook", "retain_grad"),
+        *("__len__", "__hash__", "__repr__", "__format__"),
+    )
 )
 
 
@@ -82,9 +83,7 @@ class Serving(TorchFunctionMode):
         for leaf, backup in zip(self.exposed, self.backups, strict=True):
             leaf.param.detach().copy_(backup)
 
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Call ``func`` with every tuned parameter among its arguments replaced."""
         kwargs = kwargs or {}
         if not any(map(self._is_tuned, args)) and not any(map(self._is_tuned, kwargs.values())):
@@ -131,9 +130,7 @@ class Serving(TorchFunctionMode):
         """The result of ``func`` if it only reads some rows of a tuned parameter, else None."""
         if func is F.embedding and not kwargs.get("max_norm"):
             ids, weight = [*args, kwargs.get("input"), kwargs.get("weight")][:2]
-        elif func is torch.embedding:
-            weight, ids = args[:2]
-        elif func is Tensor.__getitem__ and isinstance(args[1], Tensor) and args[1].dtype == torch.int64:
+        elif func is torch.embedding or (func is Tensor.__getitem__ and _is_index(args[1])):
             weight, ids = args[:2]
         else:
             return None
@@ -141,15 +138,17 @@ class Serving(TorchFunctionMode):
         if leaf is None:
             return None
         rows, inverse = torch.unique(ids, return_inverse=True)
-        out = torch.empty(
-            (len(rows), *leaf.param.shape[1:]), dtype=leaf.param.dtype, device=leaf.param.device
-        )
+        out = torch.empty((len(rows), *leaf.param.shape[1:]), dtype=leaf.param.dtype, device=leaf.param.device)
         return self._perturb(out, leaf, rows)[inverse]
 
     def _perturb(self, out: Tensor, leaf: Leaf, rows: Tensor | None = None) -> Tensor:
         """Write the served values of ``leaf`` (or of some of its rows) to ``out``."""
         amplitude = leaf.update if self.update else leaf.probe
         return combine(out, leaf, self.mixture, amplitude=amplitude, scale=self.scale, rows=rows)
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.int64
 
 
 class Pool:

@@ -50,9 +50,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "opt": Family(
         "OPTConfig",
         {"num_attention_heads": 4, "ffn_dim": 64, "word_embed_proj_dim": 32},
-        Specials(
-            {"bos_token": "</s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "</s>"}, "</s> $A"
-        ),
+        Specials({"bos_token": "</s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "</s>"}, "</s> $A"),
         tied=True,
     ),
     # No padding token, as in Llama 2 and Mistral: loading has to find one.
@@ -158,9 +156,7 @@ def make_tokenizer(specials: Specials) -> Any:
         vocabulary[byte] = len(vocabulary)
     merges: list[tuple[str, str]] = []
     # Words with their space first: a merge is applied before all later ones, and must not split " Yes".
-    for word in [f"\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}{w}" for w in WORDS] + [
-        w for w in WORDS if w.istitle()
-    ]:
+    for word in [f"\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}{w}" for w in WORDS] + [w for w in WORDS if w.istitle()]:
         for end in range(2, len(word) + 1):
             if word[:end] not in vocabulary:
                 vocabulary[word[:end]] = len(vocabulary)
@@ -192,6 +188,4 @@ def parse(name: str) -> tuple[str, bool | None]:
             return architecture, None
         case [architecture, ("tied" | "untied") as tying]:
             return architecture, tying == "tied"
-    raise BadInput(
-        f"unknown model '{name}': write tiny-ARCHITECTURE, perhaps with -tied or -untied behind it"
-    )
+    raise BadInput(f"unknown model '{name}': write tiny-ARCHITECTURE, perhaps with -tied or -untied behind it")

@@ -211,7 +211,12 @@ def _zero_shot(parts: Parts, notes: Notes) -> dict[str, Any]:
 
 
 def _finish(
-    parts: Parts, notes: Notes, zero_shot: dict[str, Any], status: str, advice: str, label_tokens: tuple[int, ...]
+    parts: Parts,
+    notes: Notes,
+    zero_shot: dict[str, Any],
+    status: str,
+    advice: str,
+    label_tokens: tuple[int, ...],
 ) -> dict[str, Any]:
     """Go to the selected step, evaluate on test, and write ``result.json``."""
     config, trained = parts.config, parts.model.optimizer.t

@@ -62,13 +62,9 @@ def test_csv_tsv_gz_and_text_labels(tmp_path: Path) -> None:
 def test_several_columns_braces_and_numbers(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", [{"a b": 3, "c": 1.5, "y": True}])
     template = "{{x}} {a b}: {c} {a b}\n"
-    task, splits = custom(
-        test=path, template=template, label_column="y", labels={"false": "No", "true": "Yes"}
-    )
+    task, splits = custom(test=path, template=template, label_column="y", labels={"false": "No", "true": "Yes"})
     assert task.render is not None
-    assert task.render(splits.test[0]) == Example(
-        "{x} 3: 1.5 3\n", ("No", "Yes"), (1,), content_free="{x} :  \n"
-    )
+    assert task.render(splits.test[0]) == Example("{x} 3: 1.5 3\n", ("No", "Yes"), (1,), content_free="{x} :  \n")
 
 
 @pytest.mark.parametrize(
@@ -81,9 +77,7 @@ def test_several_columns_braces_and_numbers(tmp_path: Path) -> None:
         ("{text}", "not so great", "film 0", " not so great"),
     ],
 )
-def test_spaces_belong_to_the_word(
-    tmp_path: Path, template: str, word: str, prompt: str, option: str
-) -> None:
+def test_spaces_belong_to_the_word(tmp_path: Path, template: str, word: str, prompt: str, option: str) -> None:
     path = jsonl(tmp_path / "a.jsonl", ROWS[:1])
     task, splits = make(path, template=template, labels={"0": word, "1": "x"})
     assert task.render is not None
@@ -105,9 +99,7 @@ def test_masked_template(tmp_path: Path, template: str, prompt: str, blank: str)
     assert task.label_words is None
     assert task.masked_words == (" terrible", " great")
     assert task.render_masked is not None
-    assert task.render_masked(splits.test[0]) == Example(
-        prompt, (" terrible", " great"), (0,), content_free=blank
-    )
+    assert task.render_masked(splits.test[0]) == Example(prompt, (" terrible", " great"), (0,), content_free=blank)
 
 
 def test_dev_file_and_k_shot(tmp_path: Path) -> None:

@@ -125,16 +125,14 @@ CAUSAL = {
     ),
     "wsc": (
         WSC,
-        "Ann told Bo that She won.\n"
-        'In the previous sentence, does the pronoun "she" refer to Ann? Yes or No?\n',
+        'Ann told Bo that She won.\nIn the previous sentence, does the pronoun "she" refer to Ann? Yes or No?\n',
         ("No", "Yes"),
         (1,),
         "",
     ),
     "wic": (
         {"word": "bank", "sentence1": "A river bank.", "sentence2": "Bank the money.", "label": 0},
-        'Does the word "bank" have the same meaning in these two sentences? Yes, No?\n'
-        "A river bank.\nBank the money.\n",
+        'Does the word "bank" have the same meaning in these two sentences? Yes, No?\nA river bank.\nBank the money.\n',
         ("No", "Yes"),
         (0,),
         "",

@@ -87,8 +87,6 @@ def test_golden_rows() -> None:
 
 
 def test_the_main_job_can_be_loaded() -> None:
-    splits = tasks.load(
-        tasks.get("sst2"), data=DATA / "sst2", num_train=1000, num_dev=256, num_test=872, seed=0
-    )
+    splits = tasks.load(tasks.get("sst2"), data=DATA / "sst2", num_train=1000, num_dev=256, num_test=872, seed=0)
     assert (len(splits.train), len(splits.dev), len(splits.test)) == (1000, 256, 872)
     assert 400 < sum(row["label"] for row in splits.train) < 700

@@ -209,9 +209,7 @@ def test_hub_troubles_say_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError("no route\nto host")
 
     fake_hub(monkeypatch, unreachable)
-    with pytest.raises(
-        BadInput, match=r"cannot read nyu-mll/glue from the hub \(ConnectionError: no route\): pass"
-    ):
+    with pytest.raises(BadInput, match=r"cannot read nyu-mll/glue from the hub \(ConnectionError: no route\): pass"):
         hub()
     fake_hub(monkeypatch, lambda _: HUB_ROWS)
     with pytest.raises(BadInput, match=r"asked for 9 train rows .* nyu-mll/glue on the hub has 4"):

@@ -33,9 +33,7 @@ class Program(NamedTuple):
     decays: np.ndarray  # float32 [T]
     starts: np.ndarray  # int64 [T + 1]: terms starts[t] .. starts[t + 1] belong to step t
     keys: np.ndarray  # uint64 [J]
-    coeffs: (
-        np.ndarray
-    )  # float64 [J], before the leaf's amplitude; rounded to float32 once that is multiplied in
+    coeffs: np.ndarray  # float64 [J], before the leaf's amplitude; rounded to float32 once that is multiplied in
     rounding: np.ndarray  # uint64 [T] keys of stochastic rounding, or empty: round to nearest
     gaussian: bool
 
@@ -89,18 +87,14 @@ def sweep(
     Cost: one read and one write of the leaf; no memory beyond cache-sized tiles on CPU (a strided leaf is copied).
     """
     if p.dtype not in DTYPES:
-        raise ValueError(
-            f"a leaf must be float32, bfloat16 or float16, not {p.dtype}: convert the model first"
-        )
+        raise ValueError(f"a leaf must be float32, bfloat16 or float16, not {p.dtype}: convert the model first")
     if p.numel() == 0 or (rows is not None and rows.numel() == 0):
         return out
     whole = rows is None
     width = p.numel() if whole else p[0].numel()
     source, flat_mask = p.detach().contiguous().view(-1), None if mask is None else mask.contiguous().view(-1)
     # A strided target is computed in a packed buffer and copied; a packed one is written directly.
-    packed = (
-        out.detach() if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
-    )
+    packed = out.detach() if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
     index = torch.zeros(1, dtype=torch.int64) if rows is None else rows
     coeffs = (program.coeffs * amplitude).astype(np.float32)
     steps = (program.decays, program.starts, program.keys, coeffs)

@@ -49,9 +49,7 @@ def _philox(words: Any, first: Any, count: Any, leaf: Any, key: Any) -> None:
 
 
 @njit
-def _add_rademacher(
-    acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any, words: Any, signed: Any
-) -> None:
+def _add_rademacher(acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any, words: Any, signed: Any) -> None:
     """acc[:n] += coeff * z for elements ``start ..`` of a +1/-1 stream."""
     first = start >> 7
     offset = start - (first << 7)
@@ -68,9 +66,7 @@ def _add_rademacher(
 
 
 @njit
-def _add_gaussian(
-    acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any, words: Any, table: Any
-) -> None:
+def _add_gaussian(acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any, words: Any, table: Any) -> None:
     """acc[:n] += coeff * z for elements ``start ..`` of a normal stream, a cache-sized piece at a time."""
     done = 0
     while done < n:
@@ -146,11 +142,7 @@ def _narrow(x: Any, r: Any, kind: Any, stochastic: Any) -> Any:
             odd = whole - np.float32(2.0) * np.floor(whole * np.float32(0.5)) > np.float32(0.0)
             up = part > np.float32(0.5) or (part == np.float32(0.5) and odd)
         return half_sign | np.uint16(np.uint32(whole) + (np.uint32(1) if up else np.uint32(0)))
-    add = (
-        np.uint32(r) >> np.uint32(3)
-        if stochastic
-        else np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
-    )
+    add = np.uint32(r) >> np.uint32(3) if stochastic else np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
     rounded = (size + add) >> np.uint32(13)
     if rounded > np.uint32(0x23BFF):  # beyond 65504, the largest float16
         return half_sign | (np.uint16(0x7BFF) if stochastic else np.uint16(0x7C00))
@@ -208,7 +200,7 @@ def _jobs(
     first: Any, last: Any, out: Any, p: Any, rows: Any, width: Any, kind: Any, leaf: Any, decays: Any, starts: Any,
     keys: Any, coeffs: Any, rounding: Any, gaussian: Any, table: Any, mask: Any, masked: Any,
 ) -> None:  # fmt: skip
-    """Tiles ``first .. last`` of the rows ``rows`` (of ``width`` elements) of ``p``, into consecutive rows of ``out``."""
+    """Tiles ``first .. last`` of rows of ``width`` elements of ``p``, into consecutive rows of ``out``."""
     per_row = (width + TILE - 1) // TILE
     acc = np.empty(TILE, np.float32)
     words = np.empty(4 * BLOCKS, np.uint32)
@@ -254,7 +246,7 @@ def sweep(
         mask: uint8 mask of the whole leaf, or empty.
         threads: most threads to use.
     """
-    rest = (
+    rest: tuple[Any, ...] = (
         out, p, rows, width, kind, np.uint64(leaf), *steps, rounding, table.size > 0, table, mask, mask.size > 0
     )  # fmt: skip
     jobs = rows.size * ((width + TILE - 1) // TILE)

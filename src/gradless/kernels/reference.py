@@ -89,11 +89,7 @@ def _run(
         acc = piece.float() * float(decay)
         for j in range(starts[t], starts[t + 1]):
             z = stream(int(keys[j]), leaf, source, piece.numel(), gaussian, piece.device)
-            acc = acc + z * float(
-                coeffs[j]
-            )  # two roundings: a fused multiply-add would differ between backends
-        dice = (
-            rng.halves(int(rounding[t]), leaf, source, piece.numel(), piece.device) if rounding.size else None
-        )
+            acc = acc + z * float(coeffs[j])  # two roundings: a fused multiply-add would differ between backends
+        dice = rng.halves(int(rounding[t]), leaf, source, piece.numel(), piece.device) if rounding.size else None
         piece = narrow(acc, piece.dtype, dice)
     return piece

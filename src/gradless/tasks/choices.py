@@ -19,9 +19,7 @@ from gradless.tasks.files import Folder, Numbered, Part, class_index, field, jso
 from gradless.tasks.superglue import HUB, folder
 
 PLACEHOLDER: Final = "@placeholder"
-INSTRUCTION: Final = re.compile(
-    r"given sentence: (.*?)\s*Option1: (.*) Option2: (.*?)\s*Answer format", re.DOTALL
-)
+INSTRUCTION: Final = re.compile(r"given sentence: (.*?)\s*Option1: (.*) Option2: (.*?)\s*Answer format", re.DOTALL)
 
 
 def _begin_small(text: str) -> str:
@@ -95,9 +93,7 @@ def tidy_winogrande(row: Row) -> Iterator[Row]:
         match = INSTRUCTION.search(row["instruction"])
         if match is None:
             raise ValueError("the instruction does not hold a sentence and two options")
-        row = dict(zip(("sentence", "option1", "option2"), match.groups(), strict=True)) | {
-            "answer": row["answer"]
-        }
+        row = dict(zip(("sentence", "option1", "option2"), match.groups(), strict=True)) | {"answer": row["answer"]}
     sentence = str(field(row, "sentence"))
     if "_" not in sentence:
         raise ValueError("the sentence has no gap '_'")

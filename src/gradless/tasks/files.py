@@ -59,9 +59,7 @@ def jsonl(path: Path) -> Numbered:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise BadInput(
-                f"{path}, line {number}: broken JSON ({error.msg}): write one object a line"
-            ) from error
+            raise BadInput(f"{path}, line {number}: broken JSON ({error.msg}): write one object a line") from error
         if not isinstance(row, dict):
             raise BadInput(f"{path}, line {number}: not a JSON object: write one object a line")
         yield number, row
@@ -73,9 +71,7 @@ def json_value(path: Path) -> Any:
         try:
             return json.load(file)
         except json.JSONDecodeError as error:
-            raise BadInput(
-                f"{path}, line {error.lineno}: broken JSON ({error.msg}): fetch it again"
-            ) from error
+            raise BadInput(f"{path}, line {error.lineno}: broken JSON ({error.msg}): fetch it again") from error
 
 
 def table(path: Path, delimiter: str = "\t", columns: Sequence[str] | None = None) -> Numbered:
@@ -90,9 +86,7 @@ def table(path: Path, delimiter: str = "\t", columns: Sequence[str] | None = Non
                 if cells:
                     yield reader.line_num, _record(path, reader.line_num, header, cells)
         except csv.Error as error:
-            raise BadInput(
-                f"{path}, line {reader.line_num}: {error}: quote fields that hold quotes"
-            ) from error
+            raise BadInput(f"{path}, line {reader.line_num}: {error}: quote fields that hold quotes") from error
 
 
 def plain_table(path: Path, columns: Sequence[str] | None = None, *, skip_short: bool = False) -> Numbered:
@@ -114,9 +108,7 @@ def plain_table(path: Path, columns: Sequence[str] | None = None, *, skip_short:
 
 def _record(path: Path, number: int, header: Sequence[str], cells: Sequence[str]) -> Row:
     if len(cells) != len(header):
-        raise BadInput(
-            f"{path}, line {number}: {len(cells)} fields where {len(header)} are expected: mend the line"
-        )
+        raise BadInput(f"{path}, line {number}: {len(cells)} fields where {len(header)} are expected: mend the line")
     return dict(zip(header, cells, strict=True))
 
 
@@ -200,9 +192,7 @@ class Folder:
             raise BadInput(f"{folder} is not a folder: pass --data with the folder that holds the files")
         for place in [*(folder / name for name in self.subfolders), folder]:
             for layout in self.layouts:
-                found = [
-                    (part, path) for part in layout if (path := _existing(place / part.file)) is not None
-                ]
+                found = [(part, path) for part in layout if (path := _existing(place / part.file)) is not None]
                 if found:
                     return self._collect(found)
         wanted = "; or ".join(", ".join(part.file for part in layout) for layout in self.layouts)

@@ -141,9 +141,7 @@ def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
     if "" in words:
         raise BadInput("a label has an empty word: give each value a word, as in 0=terrible,1=great")
     if len(set(words)) < len(words):
-        raise BadInput(
-            f"two labels have the same word ({', '.join(words)}): the model could not tell them apart"
-        )
+        raise BadInput(f"two labels have the same word ({', '.join(words)}): the model could not tell them apart")
     return {str(value): word for value, word in labels.items()}
 
 

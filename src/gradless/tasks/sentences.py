@@ -64,9 +64,7 @@ def masked(words: tuple[str, ...], lead: str, end: str = ".") -> Render:
     def render(row: Row) -> Example:
         text = row["sentence"]
         blank = lead.lstrip(" ") + MASK + end
-        return Example(
-            text + lead + MASK + end, words, (row["label"],), content_free=blank, first=(0, len(text))
-        )
+        return Example(text + lead + MASK + end, words, (row["label"],), content_free=blank, first=(0, len(text)))
 
     return render
 

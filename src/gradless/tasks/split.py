@@ -170,9 +170,7 @@ def hub_rows(task: Task) -> dict[str, list[Row]]:
         }
     except Exception as error:  # whatever the library, the network or a changed data set does: the fix is one
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise BadInput(
-            f"cannot read {name} from the hub ({reason}): pass --data DIR with local files"
-        ) from error
+        raise BadInput(f"cannot read {name} from the hub ({reason}): pass --data DIR with local files") from error
     return pools
 
 

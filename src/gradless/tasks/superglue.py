@@ -156,8 +156,7 @@ TASKS: Final = (
         "wic",
         "WiC",
         _by_label(
-            'Does the word "{word}" have the same meaning in these two sentences? Yes, No?\n'
-            "{sentence1}\n{sentence2}\n",
+            'Does the word "{word}" have the same meaning in these two sentences? Yes, No?\n{sentence1}\n{sentence2}\n',
             NO_YES,
         ),
         folder("WiC", tidy_wic),
@@ -170,8 +169,7 @@ TASKS: Final = (
         "multirc",
         "MultiRC",
         _by_label(
-            "{paragraph}\nQuestion: {question}\n"
-            'I found this answer "{answer}". Is that correct? Yes or No?\n',
+            '{paragraph}\nQuestion: {question}\nI found this answer "{answer}". Is that correct? Yes or No?\n',
             NO_YES,
         ),
         folder("MultiRC", tidy_multirc),
