@@ -1,0 +1,33 @@
+# make demo   tune a real language model on real text (runs/demo)
+# make test   run all tests
+# make check  lint, types
+# Each sets up a virtual environment in .venv from a bare Python 3.11 or newer.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check clean
+
+demo: $(STAMP)
+	$(BIN)/gradless demo --out runs/demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch first and alone: with it in place, nothing else pulls another build.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]" \
+		pytest hypothesis ruff mypy
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) runs
