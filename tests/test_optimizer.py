@@ -337,6 +337,22 @@ def test_layer_scales_follow_the_paper():
         assert torch.dot(stack.mean(0), exact) / exact.norm() ** 2 > 0.5
 
 
+def test_gradient_norms_from_forward_passes_alone():
+    """Proposition 1: the root-mean-square over many directions is each leaf's gradient norm."""
+    model = Net()
+    params = [(n, p) for n, p in model.named_parameters() if n != "unused"]
+    closure_of(model)().backward()
+    exact = {name: p.grad.norm().item() for name, p in params}
+    opt = gl.mezo(params, lr=1e-2, eps=1e-3)
+    before = bits(model)
+    found = gl.gradient_norm_scales(opt, closure_of(model), queries=400)
+    assert equal_bits(bits(model), before)
+    assert opt.t == 0
+    mean = sum(exact.values()) / len(exact)
+    for name, norm in exact.items():
+        assert found[name] == pytest.approx(norm / mean, rel=0.25)
+
+
 def test_parameter_groups_schedules_and_frozen_parameters():
     model = Net()
     model.hidden.bias.requires_grad_(False)

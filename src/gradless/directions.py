@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from gradless.errors import BadInput
@@ -74,6 +73,7 @@ def scaled(
         mode: which of the two.
 
     Example:
+        >>> import torch
         >>> scaled(rademacher(), {"w": 2.0}).freeze({"w": torch.zeros(3)})["w"]
         Frozen(probe=0.5, update=2.0, mask=None)
     """
@@ -97,17 +97,3 @@ def scaled(
         }
 
     return base._replace(name=f"{base.name}-{mode}", freeze=freeze)
-
-
-def parameter_norm_scales(params: Mapping[str, Tensor]) -> dict[str, float]:
-    """Root-mean-square of every leaf, relative to their mean: a cheap per-layer scale (MeZO table 9).
-
-    A leaf of zeros gets scale 1.
-    """
-    rms = {
-        name: torch.linalg.vector_norm(p.detach().float()).item() / max(p.numel(), 1) ** 0.5
-        for name, p in params.items()
-    }
-    positive = [value for value in rms.values() if value > 0]
-    mean = sum(positive) / len(positive) if positive else 1.0
-    return {name: value / mean if value > 0 else 1.0 for name, value in rms.items()}

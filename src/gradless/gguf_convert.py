@@ -75,7 +75,7 @@ class _FastReader:
         import gguf
         import numpy as np
 
-        class Reader(gguf.GGUFReader):  # type: ignore[misc]
+        class Reader(gguf.GGUFReader):
             data: Any
 
             def _get(self, *args: Any, **kwargs: Any) -> Any:

@@ -151,7 +151,7 @@ class ZerothOrder(torch.optim.Optimizer):
         before = self.forwards
 
         def value(key: int | None, size: float) -> float:
-            return self._value(closure, Mixture((), ()) if key is None else Mixture((key,), (1.0,)), size)
+            return self.value_at(closure, Mixture((), ()) if key is None else Mixture((key,), (1.0,)), size)
 
         loss, coeffs = self.estimator.estimate(value, keys)
         # What is logged and sent is float32, so that is also what is applied here.
@@ -163,34 +163,46 @@ class ZerothOrder(torch.optim.Optimizer):
         """Key of one query's direction."""
         return rng.direction_key(self.seed, step, query)
 
-    def _value(self, closure: Closure, mixture: Mixture, size: float, *, update: bool = False) -> float:
-        """The loss at theta + size * mixture."""
+    def value_at(
+        self, closure: Closure, mixture: Mixture, size: float, *, update: bool = False, only: Leaf | None = None
+    ) -> float:
+        """The loss at theta + size * mixture; one evaluation of the closure.
+
+        Args:
+            closure: the loss.
+            mixture: directions; an empty one evaluates theta itself.
+            size: factor of the mixture.
+            update: scale each leaf by its update amplitude instead of its probe amplitude.
+            only: perturb this leaf alone.
+        """
         self.forwards += 1
         if not mixture.keys:
             return float(closure())
         if self._in_place is None:
-            return self._first_value(closure, mixture, size, update)
-        with Serving(self._by_id, self._in_place, mixture, size, pool=self._pool, update=update):
+            loss = self._survey(closure, mixture, size, update)
+            if not self._in_place and only is None:
+                return loss
+            self.forwards += 1
+        assert self._in_place is not None
+        leaves = self._by_id if only is None else {id(only.param): only}
+        with Serving(leaves, self._in_place, mixture, size, pool=self._pool, update=update):
             return float(closure())
 
-    def _first_value(self, closure: Closure, mixture: Mixture, size: float, update: bool) -> float:
-        """The first served forward also finds out which leaves cannot be served."""
+    def _survey(self, closure: Closure, mixture: Mixture, size: float, update: bool) -> float:
+        """The first served forward also finds out which leaves cannot be served; its loss is good if all can."""
         serving = Serving(self._by_id, frozenset(), mixture, size, pool=self._pool, update=update)
         serving.survey = Survey(self._by_id)
         with serving.survey, serving:
             loss = float(closure())
         self._in_place = frozenset(serving.survey.direct)
-        if not self._in_place:
-            return loss
         names = [leaf.name for leaf in self.leaves if id(leaf.param) in self._in_place]
-        warnings.warn(
-            f"{len(names)} parameter(s) are read below the level of torch functions and are perturbed in place, at "
-            f"the memory of a copy: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}",
-            stacklevel=2,
-        )
-        self.forwards += 1
-        with Serving(self._by_id, self._in_place, mixture, size, pool=self._pool, update=update):
-            return float(closure())
+        if names:
+            warnings.warn(
+                f"{len(names)} parameter(s) are read below the level of torch functions and are perturbed in place, at "
+                f"the memory of a copy: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}",
+                stacklevel=2,
+            )
+        return loss
 
     # -----------------------------------------------------------------------------------------------------------
     # apply
@@ -262,7 +274,7 @@ class ZerothOrder(torch.optim.Optimizer):
     def _trial(self, closure: Closure, mixture: Mixture) -> Callable[[float], float]:
         """The loss after ``a`` times an update, without making it (weight decay stays outside)."""
         lr = self.param_groups[0]["lr"]
-        return lambda a: self._value(closure, mixture if a else Mixture((), ()), -a * lr, update=True)
+        return lambda a: self.value_at(closure, mixture if a else Mixture((), ()), -a * lr, update=True)
 
     # -----------------------------------------------------------------------------------------------------------
     # replay
