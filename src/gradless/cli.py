@@ -13,6 +13,11 @@ import click
 
 from gradless.errors import BadInput, unknown
 
+UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
+EXTRAS = {"transformers": "lm", "peft": "lm", "sklearn": "lm", "gguf": "lm", "matplotlib": "plots", "datasets": "hub"}
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -22,22 +27,36 @@ class Commands(click.Group):
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find a command by name."""
         if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            raise click.UsageError(unknown("command", args[0], self.commands))
+            raise BadInput(unknown("command", args[0], self.commands))
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("gradless: interrupted", err=True)
+            sys.exit(1)
         except BadInput as error:
             click.echo(f"gradless: {error}", err=True)
             sys.exit(2)
+        except click.UsageError as error:
+            help_ = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+            click.echo(f"gradless: {error.format_message().rstrip('.')}{help_}", err=True)
+            sys.exit(2)
+        except ModuleNotFoundError as error:
+            if error.name not in EXTRAS:
+                raise
+            click.echo(
+                f"gradless: '{error.name}' is not installed: pip install 'gradless[{EXTRAS[error.name]}]'", err=True
+            )
+            sys.exit(2)
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM):
+            if error.errno not in UNWRITABLE:
                 raise
             place = f" at {error.filename}" if error.filename else ""
             click.echo(
-                f"gradless: cannot write{place} ({error.strerror}): free space or choose another --out",
+                f"gradless: cannot write{place} ({error.strerror}): free space or choose another folder",
                 err=True,
             )
             sys.exit(1)
@@ -116,7 +135,7 @@ out_option = click.option("--out", type=PATH, required=True, help="Run directory
 @click.option("--resume", is_flag=True, help="Continue the run in --out after a crash or Ctrl-C.")
 @out_option
 def tune(out: Path, resume: bool, **given: Any) -> None:
-    r"""Fine-tune a model.
+    """Fine-tune a model.
 
     \b
     gradless tune --model gemma-3-270m --task sst2 --data sst2/ --lr 3e-6 --steps 100 --out runs/sst2
@@ -128,10 +147,7 @@ def tune(out: Path, resume: bool, **given: Any) -> None:
 
     result = train.tune(_config(given), out, resume=resume)
     _summary(result)
-    if result["status"] == train.DIVERGED:
-        sys.exit(1)
-    if result["status"] == train.INTERRUPTED:
-        sys.exit(130)
+    _exit(result)
 
 
 @main.command("eval")
@@ -141,7 +157,7 @@ def tune(out: Path, resume: bool, **given: Any) -> None:
 @click.option("--num-demonstrations", default=32, show_default=True, help="Solved examples in front (icl).")
 @click.option("--out", type=PATH, help="Directory for result.json.")
 def evaluate(mode: str, num_demonstrations: int, out: Path | None, **given: Any) -> None:
-    r"""Evaluate a model without tuning it.
+    """Evaluate a model without tuning it.
 
     \b
     gradless eval --model gemma-3-270m --task sst2 --data sst2/ --num-test 872
@@ -162,8 +178,10 @@ def evaluate(mode: str, num_demonstrations: int, out: Path | None, **given: Any)
 @click.option("--until", type=int, help="Step to go to; by default the one that the run selected.")
 @click.option("--save", type=PATH, help="Write the model (or adapter) and tokenizer to this folder.")
 @click.option("--verify", is_flag=True, help="Compare the weights' hash with result.json; exit code 1 if it differs.")
-def replay(run_dir: Path, until: int | None, save: Path | None, verify: bool) -> None:
-    r"""Rebuild the weights of a run from its ledger; no data and no forward pass is needed.
+@click.option("--model", help="Where the base model is now, if not where the run found it.")
+@click.option("--device", help="Where to compute, if not where the run was; the bits are the same.")
+def replay(run_dir: Path, verify: bool, **given: Any) -> None:
+    """Rebuild the weights of a run from its ledger; no data and no forward pass is needed.
 
     \b
     gradless replay runs/sst2 --verify
@@ -171,7 +189,7 @@ def replay(run_dir: Path, until: int | None, save: Path | None, verify: bool) ->
     """
     from gradless import jobs
 
-    found = jobs.replay(run_dir, until=until, save=save, verify=verify)
+    found = jobs.replay(run_dir, verify=verify, **given)
     click.echo(f"step {found.step}: weights {found.sha256}")
     if verify:
         click.echo("the same as in result.json" if found.agrees else "NOT the weights in result.json")
@@ -181,7 +199,7 @@ def replay(run_dir: Path, until: int | None, save: Path | None, verify: bool) ->
 @main.command("list")
 @click.argument("what")
 def list_(what: str) -> None:
-    r"""List methods, schemes, tasks, models or objectives.
+    """List methods, schemes, tasks, models or objectives.
 
     \b
     gradless list tasks
@@ -203,14 +221,14 @@ def list_(what: str) -> None:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--resume", is_flag=True, help="Continue after a crash or Ctrl-C.")
 def demo(out: Path, steps: int, seed: int, resume: bool) -> None:
-    r"""Tune a real language model on real movie reviews; needs the package index once, and no model hub.
+    """Tune a real language model on real movie reviews; needs the package index once, and no model hub.
 
     \b
     gradless demo --out runs/demo
     """
     from gradless import demo as job
 
-    job.demo(out, steps=steps, seed=seed, resume=resume)
+    _exit(job.demo(out, steps=steps, seed=seed, resume=resume))
 
 
 def _config(given: dict[str, Any]) -> Any:
@@ -222,8 +240,11 @@ def _config(given: dict[str, Any]) -> Any:
     for name, default in sizes.items():
         if given[name] is None:
             given[name] = 0 if own else default
+    # Absolute, so that the run can be resumed and replayed from any folder.
     if given["data"] is not None:
-        given["data"] = str(given["data"])
+        given["data"] = str(given["data"].resolve())
+    if Path(given["model"]).exists():
+        given["model"] = str(Path(given["model"]).resolve())
     return TuneConfig(own=own, **given)
 
 
@@ -236,12 +257,18 @@ def _own_files(given: dict[str, Any]) -> dict[str, Any]:
         from gradless.tasks import read_task_file
 
         own = {**read_task_file(task_file), **{k: v for k, v in own.items() if v is not None}}
-    own = {name: str(v) if isinstance(v, Path) else v for name, v in own.items() if v is not None}
+    own = {name: str(v.resolve()) if isinstance(v, Path) else v for name, v in own.items() if v is not None}
     if own:
         for name in ("template", "label_column", "labels"):
             if name not in own:
                 raise BadInput(f"own files need --{name.replace('_', '-')} as well")
     return own
+
+
+def _exit(result: dict[str, Any]) -> None:
+    """Exit code 1 unless a run came to its end."""
+    if result["status"] != "done":
+        sys.exit(1)
 
 
 def _summary(result: dict[str, Any]) -> None:

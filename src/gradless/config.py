@@ -105,6 +105,16 @@ class TuneConfig:
             number = getattr(self, flag)
             if number is not None and number < 1:
                 raise BadInput(f"--{flag.replace('_', '-')} is {number}: it must be at least 1")
+        for flag in ("lr", "eps"):
+            value = getattr(self, flag)
+            if value is not None and not 0 < value < float("inf"):
+                raise BadInput(f"--{flag} is {value}: it must be positive and finite")
+        for flag in ("weight_decay", "warmup"):
+            value = getattr(self, flag)
+            if not 0 <= value < float("inf"):
+                raise BadInput(f"--{flag.replace('_', '-')} is {value}: it must not be negative")
+        if self.own and self.data:
+            raise BadInput("--data goes with a --task: give your own files with --train, --dev and --test")
         lr, eps = DEFAULTS[self.scheme]
         return dataclasses.replace(
             self,
@@ -143,14 +153,25 @@ def read_config(folder: Path) -> TuneConfig:
         return TuneConfig.from_json(json.loads(path.read_text()))
     except FileNotFoundError:
         raise BadInput(f"{folder} holds no run (no config.json): give the --out directory of a run") from None
-    except (json.JSONDecodeError, TypeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, BadInput):
+            raise
         raise BadInput(f"{path} cannot be read ({error}): restore it from a copy") from None
 
 
 def difference(old: TuneConfig, new: TuneConfig) -> str | None:
-    """The first field in which two configurations differ, as a sentence, or None."""
+    """The first field in which two configurations differ, as a sentence, or None.
+
+    The device is left out: a run may continue on another one.
+    """
     for f in dataclasses.fields(TuneConfig):
+        if f.name == "device":
+            continue
         a, b = getattr(old, f.name), getattr(new, f.name)
-        if a != b:
+        if isinstance(a, dict) and isinstance(b, dict):
+            for key in sorted({*a, *b}):
+                if a.get(key) != b.get(key):
+                    return f"{key} was {a.get(key)!r} and is now {b.get(key)!r}"
+        elif a != b:
             return f"{f.name} was {a!r} and is now {b!r}"
     return None

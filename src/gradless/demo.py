@@ -70,7 +70,7 @@ def _write_splits(corpus: Path, folder: Path, seed: int) -> dict[str, str]:
     paths = {}
     for name, part in parts.items():
         lines = [{"text": row["text"], "label": "positive" if row["rating"] > 0 else "negative"} for row in part]
-        path = folder / f"{name}.jsonl"
+        path = (folder / f"{name}.jsonl").resolve()
         temporary = path.with_suffix(".new")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
         os.replace(temporary, path)
@@ -112,7 +112,9 @@ def _show(result: dict[str, Any], folder: Path) -> None:
         f"{result['peak_memory_bytes'] / 1e9:.2f} GB; inference {result['inference_memory_bytes'] / 1e9:.2f} GB "
         f"({ratio:.2f} x)",
     )
-    facts.add_row("checkpoint", f"{result['ledger_bytes']:,} bytes of ledger; the tuned weights {model_bytes / 1e9:.2f} GB")
+    facts.add_row(
+        "checkpoint", f"{result['ledger_bytes']:,} bytes of ledger; the tuned weights {model_bytes / 1e9:.2f} GB"
+    )
     facts.add_row("check it", f"gradless replay {folder} --verify")
     console.print(facts)
     try:

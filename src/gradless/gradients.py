@@ -113,6 +113,8 @@ def combine(
     change = torch.zeros(source.shape, dtype=torch.float32, device=source.device)
     for key, weight in zip(mixture.keys, weights, strict=True):
         change += leaf.draw(key, leaf.name, source) * (weight * amplitude)
+    if leaf.mask is not None and rows is not None:
+        change = torch.where(leaf.mask, change, 0.0)
     if rows is not None:
         return out.copy_(source[rows].float() * decay + change[rows])
     return finish(out, leaf, change, decay=decay, rounding=rounding)

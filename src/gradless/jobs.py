@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 from gradless import evaluate as evaluation
 from gradless import lm, methods, metrics, objectives, run, schemes, tasks, train
+from gradless.batching import has_label_head
 from gradless.cache import ensure
 from gradless.config import TuneConfig
-from gradless.errors import BadInput
+from gradless.errors import BadInput, pick
+from gradless.notes import write_json
 from gradless.progress import Reporter
 
 
@@ -26,6 +28,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluate a model on the test rows of a task; returns (and with ``out`` writes) a result like that of `tune`."""
     reporter = reporter or Reporter()
+    pick("mode", mode, evaluation.MODES)
+    if out is not None and any((out / name).exists() for name in ("config.json", "ledger", "result.json")):
+        raise BadInput(f"{out} already holds a run or a result: choose another --out")
     needed = num_demonstrations if mode == "icl" else 0
     if not config.own:
         config = dataclasses.replace(config, num_train=config.num_train if needed else 0, num_dev=0)
@@ -59,7 +64,7 @@ def evaluate(
     }
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        train.write_json(out / "result.json", result)
+        write_json(out / "result.json", result)
     return result
 
 
@@ -72,9 +77,25 @@ class Replayed(NamedTuple):
 
 
 def replay(
-    folder: Path, *, until: int | None, save: Path | None, verify: bool, reporter: Reporter | None = None
+    folder: Path,
+    *,
+    until: int | None = None,
+    save: Path | None = None,
+    verify: bool = False,
+    model: str | None = None,
+    device: str | None = None,
+    reporter: Reporter | None = None,
 ) -> Replayed:
     """Rebuild a run's weights, and optionally compare and save them.
+
+    Args:
+        folder: run directory.
+        until: step to go to; by default the selected one.
+        save: folder for the model or adapter.
+        verify: compare with ``result.json``.
+        model: where the base model is now, if not where the run found it.
+        device: where to compute, if not where the run was.
+        reporter: where progress goes.
 
     Raises:
         BadInput: no run, a damaged ledger, another base model, no result to compare with, ``save`` exists.
@@ -89,14 +110,14 @@ def replay(
         raise BadInput(f"{save} exists already: choose a new folder for --save")
     if until is None and recorded is not None:
         until = recorded["selected_step"]
-    model, contents = run.rebuild(folder, until=until, say=reporter.say)
+    built, contents = run.rebuild(folder, until=until, model=model, device=device, say=reporter.say)
     if contents.torn_bytes:
         reporter.say(f"the ledger ends in {contents.torn_bytes} bytes of an unfinished step, which are left out")
-    sha256 = run.tuned_sha256(model)
+    sha256 = run.tuned_sha256(built)
     if save is not None:
-        _save(model.lm, save)
+        _save(built.lm, save)
     agrees = recorded["weights_sha256"] == sha256 if verify and recorded is not None else None
-    return Replayed(model.optimizer.t, sha256, agrees)
+    return Replayed(built.optimizer.t, sha256, agrees)
 
 
 def _recorded(folder: Path) -> dict[str, Any] | None:
@@ -107,18 +128,29 @@ def _recorded(folder: Path) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise BadInput(f"{path} cannot be read ({error}): restore it from a copy") from None
+    if "selected_step" not in found:
+        raise BadInput(f"{folder} holds an evaluation, which has nothing to replay: give the directory of a tuning run")
     return found
 
 
 def _save(model: lm.LanguageModel, target: Path) -> None:
     """Write a model or adapter as transformers and peft do, whole or not at all."""
+    if has_label_head(model):
+        raise BadInput("a tuned label head has no place in a saved language model: the run directory is its checkpoint")
 
     def build(folder: Path) -> None:
+        config: Any = model.model.config
+        config.use_cache = not model.masked  # off for training only; whoever generates wants it
         with lm.quiet_transformers():
             model.model.save_pretrained(folder)  # type: ignore[operator]
             model.tokenizer.save_pretrained(folder)
 
-    ensure(target, build)
+    try:
+        ensure(target, build)
+    except BadInput as error:  # which speaks of the cache
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from None
+        raise
 
 
 TABLES: dict[str, Callable[[], dict[str, str]]] = {

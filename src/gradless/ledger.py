@@ -65,19 +65,36 @@ class Ledger:
         else:
             self.crc = contents.crc
             self.lrs = contents.moves[-1].lrs if contents.moves else ()
-            os.truncate(path, contents.good_bytes)
         self.file = os.open(path, os.O_WRONLY | os.O_APPEND)
+        self._lock()
+        if contents is not None:
+            os.truncate(path, contents.good_bytes)
         self.synced = time.monotonic()
 
     def _create(self, head: bytes) -> None:
         """The header appears whole or not at all."""
         temporary = self.path.with_name(self.path.name + ".new")
         try:
-            temporary.write_bytes(head)
+            with temporary.open("wb") as file:
+                file.write(head)
+                file.flush()
+                os.fsync(file.fileno())
             os.replace(temporary, self.path)
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
+
+    def _lock(self) -> None:
+        """One process at a time: two would interleave their records and spoil the chain."""
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            return
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self.file)
+            raise BadInput(f"another process is working on {self.path.parent}: wait for it, or stop it") from None
 
     def append(self, move: Move) -> None:
         """Write one step. On a full disk the record is taken back and OSError is raised."""

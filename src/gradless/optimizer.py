@@ -13,20 +13,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from gradless import kernels, rng
+from gradless import kernels, leaves, rng
 from gradless.directions import Directions, rademacher
 from gradless.errors import BadInput, Diverged
 from gradless.estimators import Estimator, spsa
-from gradless.gradients import Leaf, Mixture, Sketch, combine, finish
-from gradless.rules import Rule, chain, scale
-from gradless.streaming import Pool, Serving, Survey
+from gradless.gradients import Mixture, Sketch, combine, finish
+from gradless.landscape import Closure, Landscape
+from gradless.rules import Rule, chain, like, plain, scale
 
-Closure = Callable[[], Tensor | float]
 Accept = Callable[[Callable[[float], float]], float]
 
 PATIENCE = 10  # non-finite losses in a row that end a run
+ZERO_WARNING = 5  # estimates of exactly zero in a row that are worth a word
 
 
 def always(value: Callable[[float], float]) -> float:
@@ -45,11 +44,11 @@ class Probe(NamedTuple):
 
 
 class Move(NamedTuple):
-    """One past update, as a ledger holds it."""
+    """One update, as a ledger holds it."""
 
     step: int
     coeffs: tuple[float, ...]
-    lrs: tuple[float, ...]  # per parameter group
+    lrs: tuple[float, ...]  # per parameter group, times what acceptance made of the update
     skipped: bool
 
 
@@ -62,7 +61,8 @@ class ZerothOrder(torch.optim.Optimizer):
 
     Args:
         params: ``model.named_parameters()``, or parameter groups whose "params" are named: names identify the random
-            streams. Groups may set "lr" and "weight_decay". Parameters that do not require grad are left alone.
+            streams. Groups may set "weight_decay" and "lr", or "lr_scale", the factor of the rule's schedule if it has
+            one. Parameters that do not require grad are left alone.
         seed: run seed. With it, the parameters' names, and the coefficients of every step, the run can be rebuilt.
         directions: what z is; `rademacher` by default.
         estimator: `spsa` or `one_sided`, with eps and the number of queries.
@@ -104,39 +104,26 @@ class ZerothOrder(torch.optim.Optimizer):
             raise BadInput(f"weight_decay is {weight_decay}: it must not be negative")
         lr = self.rule.lr
         initial = lr(0) if callable(lr) else lr
-        super().__init__(_named(params), {"lr": initial, "weight_decay": weight_decay})
+        given = leaves.named(params)
+        if callable(lr) and any(isinstance(group, dict) and "lr" in group for group in given):
+            raise BadInput("the rule's schedule sets the learning rate: give groups an 'lr_scale' instead of an 'lr'")
+        super().__init__(given, {"lr": initial, "weight_decay": weight_decay, "lr_scale": 1.0})
         self.seed = seed
         self.directions = directions or rademacher()
         self.estimator = estimator or spsa()
         self.accept = accept
         self.t = 0  # steps taken, skipped ones included
-        self.forwards = 0
         self.skipped = 0
-        self._nonfinite_row = 0
+        self._skipped_row = 0  # non-finite losses in a row
+        self._zero_row = 0  # estimates of exactly zero in a row
         self._rule_state = self.rule.init()
-        self._pool = Pool()
-        # With a schedule, the ratio of a group's rate to the schedule's start is what the user asked of the group.
-        self._ratios = [group["lr"] / initial if callable(lr) and initial else 1.0 for group in self.param_groups]
-        self.leaves = self._freeze()
-        self._by_id = {id(leaf.param): leaf for leaf in self.leaves}
-        self._in_place: frozenset[int] | None = frozenset(self._by_id) if in_place else None
+        self.leaves = leaves.freeze(self.param_groups, self.directions)
+        self.landscape = Landscape(self.leaves, in_place=in_place)
 
-    def _freeze(self) -> list[Leaf]:
-        """Fix names, amplitudes and masks of all leaves, once."""
-        named = {
-            name: (p, index)
-            for index, group in enumerate(self.param_groups)
-            for name, p in zip(group["param_names"], group["params"], strict=True)
-            if p.requires_grad
-        }
-        if not named:
-            raise BadInput("no parameter requires grad: there is nothing to tune")
-        _check_leaves({name: p for name, (p, _) in named.items()})
-        d = self.directions
-        return [
-            Leaf(name, named[name][0], rng.leaf_id(name), named[name][1], d.draw, d.gaussian, *frozen)
-            for name, frozen in d.freeze({name: p for name, (p, _) in named.items()}).items()
-        ]
+    @property
+    def forwards(self) -> int:
+        """Evaluations of closures so far."""
+        return self.landscape.forwards
 
     # -----------------------------------------------------------------------------------------------------------
     # probe
@@ -148,78 +135,44 @@ class ZerothOrder(torch.optim.Optimizer):
         Cost: ``estimator.forwards(K)`` evaluations of the closure and as many sweeps over the parameters.
         """
         keys = tuple(self.key(self.t, k) for k in range(self.estimator.queries(self.t)))
-        before = self.forwards
+        before = self.landscape.forwards
 
         def value(key: int | None, size: float) -> float:
-            return self.value_at(closure, Mixture((), ()) if key is None else Mixture((key,), (1.0,)), size)
+            return self.landscape.value(closure, Mixture((), ()) if key is None else Mixture((key,), (1.0,)), size)
 
         loss, coeffs = self.estimator.estimate(value, keys)
         # What is logged and sent is float32, so that is also what is applied here.
         coeffs = tuple(float(np.float32(c)) for c in coeffs)
         finite = math.isfinite(loss) and all(map(math.isfinite, coeffs))
-        return Probe(self.t, loss, Sketch(keys, coeffs), self.forwards - before, finite)
+        self._zero_row = 0 if any(coeffs) else self._zero_row + 1
+        if self._zero_row == ZERO_WARNING:
+            warnings.warn(
+                f"{ZERO_WARNING} estimates in a row were exactly zero: the loss does not feel the perturbation; raise "
+                "eps, or check that the closure reads the tuned parameters anew in every call",
+                stacklevel=2,
+            )
+        return Probe(self.t, loss, Sketch(keys, coeffs), self.landscape.forwards - before, finite)
 
     def key(self, step: int, query: int) -> int:
         """Key of one query's direction."""
         return rng.direction_key(self.seed, step, query)
 
-    def value_at(
-        self, closure: Closure, mixture: Mixture, size: float, *, update: bool = False, only: Leaf | None = None
-    ) -> float:
-        """The loss at theta + size * mixture; one evaluation of the closure.
-
-        Args:
-            closure: the loss.
-            mixture: directions; an empty one evaluates theta itself.
-            size: factor of the mixture.
-            update: scale each leaf by its update amplitude instead of its probe amplitude.
-            only: perturb this leaf alone.
-        """
-        self.forwards += 1
-        if not mixture.keys:
-            return float(closure())
-        if self._in_place is None:
-            loss = self._survey(closure, mixture, size, update)
-            if not self._in_place and only is None:
-                return loss
-            self.forwards += 1
-        assert self._in_place is not None
-        leaves = self._by_id if only is None else {id(only.param): only}
-        with Serving(leaves, self._in_place, mixture, size, pool=self._pool, update=update):
-            return float(closure())
-
-    def _survey(self, closure: Closure, mixture: Mixture, size: float, update: bool) -> float:
-        """The first served forward also finds out which leaves cannot be served; its loss is good if all can."""
-        serving = Serving(self._by_id, frozenset(), mixture, size, pool=self._pool, update=update)
-        serving.survey = Survey(self._by_id)
-        with serving.survey, serving:
-            loss = float(closure())
-        self._in_place = frozenset(serving.survey.direct)
-        names = [leaf.name for leaf in self.leaves if id(leaf.param) in self._in_place]
-        if names:
-            warnings.warn(
-                f"{len(names)} parameter(s) are read below the level of torch functions and are perturbed in place, at "
-                f"the memory of a copy: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}",
-                stacklevel=2,
-            )
-        return loss
-
     # -----------------------------------------------------------------------------------------------------------
     # apply
 
     @torch.no_grad()
-    def apply(self, sketch: Sketch, *, accept: Callable[[Mixture], float] | None = None) -> tuple[float, ...]:
+    def apply(self, sketch: Sketch, *, lrs: tuple[float, ...] | None = None) -> tuple[float, ...]:
         """Run the rule on an estimate and update the parameters; returns the learning rate of every group.
 
         Deterministic: the same weights, seed, step, coefficients and learning rates give the same bits on any device.
         Cost: one sweep over the parameters.
+
+        Args:
+            sketch: the estimate.
+            lrs: learning rate of every group; by default what the groups or the rule's schedule say.
         """
-        lrs = self.learning_rates()
+        lrs = self.learning_rates() if lrs is None else lrs
         direction, self._rule_state = self.rule.update(sketch.mixture(), self._rule_state)
-        if accept is not None:
-            if not isinstance(direction, Mixture):
-                raise BadInput("this acceptance needs a linear rule: element-wise updates cannot be tried out")
-            lrs = tuple(lr * accept(direction) for lr in lrs)
         rounding = rng.rounding_key(self.seed, self.t)
         for leaf in self.leaves:
             lr = lrs[leaf.group]
@@ -230,18 +183,20 @@ class ZerothOrder(torch.optim.Optimizer):
             else:
                 finish(p, leaf, direction.leaf(leaf).mul_(-lr), decay=decay, rounding=rounding)
         self.t += 1
+        self._skipped_row = 0
         return lrs
 
     def skip(self) -> None:
         """Pass over a step whose loss was not finite: directions move on, weights and rule state do not."""
         self.t += 1
         self.skipped += 1
+        self._skipped_row += 1
 
     def learning_rates(self) -> tuple[float, ...]:
         """The learning rate of every group at this step; a schedule given to the rule is written to the groups."""
         if callable(self.rule.lr):
-            for group, ratio in zip(self.param_groups, self._ratios, strict=True):
-                group["lr"] = self.rule.lr(self.t) * ratio
+            for group in self.param_groups:
+                group["lr"] = self.rule.lr(self.t) * group["lr_scale"]
         return tuple(float(group["lr"]) for group in self.param_groups)
 
     def step(self, closure: Closure | None = None) -> float:  # type: ignore[override]
@@ -250,31 +205,50 @@ class ZerothOrder(torch.optim.Optimizer):
             raise BadInput("step needs a closure that returns the loss: opt.step(lambda: model(**batch).loss)")
         return self.step_with(closure)[0].loss
 
-    def step_with(self, closure: Closure, log: Callable[[Probe], None] | None = None) -> tuple[Probe, bool]:
-        """`step`, returning the probe and whether it was applied; ``log`` sees the probe before the update."""
-        probe = self.probe(closure)
-        if log is not None:
-            log(probe)
-        if not probe.finite:
-            self.skip()
-            self._nonfinite_row += 1
-            if self._nonfinite_row >= PATIENCE:
-                raise Diverged(
-                    f"{PATIENCE} losses in a row were not finite: lower the learning rate (now "
-                    f"{self.param_groups[0]['lr']:g}) or eps, or use float32 weights"
-                )
-            return probe, False
-        self._nonfinite_row = 0
-        if self.accept is always:
-            self.apply(probe.sketch)
-        else:
-            self.apply(probe.sketch, accept=lambda m: self.accept(self._trial(closure, m)))
-        return probe, True
+    def step_with(self, closure: Closure, log: Callable[[Move], None] | None = None) -> tuple[Probe, Move]:
+        """`step`, returning what was found and what was done; ``log`` gets the update before it is made.
 
-    def _trial(self, closure: Closure, mixture: Mixture) -> Callable[[float], float]:
-        """The loss after ``a`` times an update, without making it (weight decay stays outside)."""
-        lr = self.param_groups[0]["lr"]
-        return lambda a: self.value_at(closure, mixture if a else Mixture((), ()), -a * lr, update=True)
+        Raises:
+            Diverged: after the tenth non-finite loss in a row, also if some of them were replayed.
+        """
+        if self._skipped_row >= PATIENCE:
+            raise Diverged(self._advice())
+        probe = self.probe(closure)
+        lrs = self.learning_rates()
+        if probe.finite and self.accept is not always:
+            lrs = self._accepted(closure, probe, lrs)
+        move = Move(probe.step, probe.sketch.coeffs if probe.finite else (), lrs, not probe.finite)
+        if log is not None:
+            log(move)
+        if move.skipped:
+            self.skip()
+            if self._skipped_row >= PATIENCE:
+                raise Diverged(self._advice())
+        else:
+            self.apply(probe.sketch, lrs=lrs)
+        return probe, move
+
+    @torch.no_grad()
+    def _accepted(self, closure: Closure, probe: Probe, lrs: tuple[float, ...]) -> tuple[float, ...]:
+        """Learning rates times what the acceptance policy makes of the update (weight decay stays outside of it)."""
+        mixture, _ = self.rule.update(probe.sketch.mixture(), self._rule_state)
+        if not isinstance(mixture, Mixture):
+            raise BadInput("acceptance needs a linear rule: element-wise updates cannot be tried out")
+        tried, rounding = mixture, rng.rounding_key(self.seed, self.t)
+
+        def value(a: float) -> float:
+            if not a:
+                return self.landscape.value(closure, Mixture((), ()), 0.0)
+            return self.landscape.value(closure, tried, tuple(-a * lr for lr in lrs), rounding=rounding, update=True)
+
+        factor = self.accept(value)
+        return tuple(lr * factor for lr in lrs)
+
+    def _advice(self) -> str:
+        return (
+            f"{PATIENCE} losses in a row were not finite: lower the learning rate (now "
+            f"{self.param_groups[0]['lr']:g}) or eps, or use float32 weights"
+        )
 
     # -----------------------------------------------------------------------------------------------------------
     # replay
@@ -302,22 +276,16 @@ class ZerothOrder(torch.optim.Optimizer):
     def _redo(self, move: Move) -> None:
         if move.skipped:
             self.skip()
-            return
-        for group, lr in zip(self.param_groups, move.lrs, strict=True):
-            group["lr"] = lr
-        schedule, self.rule = self.rule, self.rule._replace(lr=move.lrs[0])
-        try:
-            self.apply(self.sketch(move))
-        finally:
-            self.rule = schedule
+        else:
+            self.apply(self.sketch(move), lrs=move.lrs)
 
     def _replay_fused(self, moves: Sequence[Move]) -> None:
         done: list[tuple[Move, Mixture]] = []
         for move in moves:
-            self.t = move.step + 1
             if move.skipped:
-                self.skipped += 1
+                self.skip()
                 continue
+            self.t, self._skipped_row = move.step + 1, 0
             mixture, self._rule_state = self.rule.update(self.sketch(move).mixture(), self._rule_state)
             assert isinstance(mixture, Mixture)
             done.append((move, mixture))
@@ -345,49 +313,25 @@ class ZerothOrder(torch.optim.Optimizer):
     # state
 
     def state_dict(self) -> dict[str, Any]:
-        """Torch's state plus the step counters and the rule's window of past scalars."""
-        own = {"t": self.t, "forwards": self.forwards, "skipped": self.skipped, "rule": self._rule_state}
-        return {**super().state_dict(), "gradless": own, "seed": self.seed}
+        """Torch's state plus the step counters and the rule's window of past scalars, all plain lists and numbers."""
+        own = {
+            "seed": self.seed,
+            "t": self.t,
+            "forwards": self.landscape.forwards,
+            "skipped": self.skipped,
+            "skipped_row": self._skipped_row,
+            "rule": plain(self._rule_state),
+        }
+        return {**super().state_dict(), "gradless": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore `state_dict`'s result into an optimizer of the same parameters and choices."""
         if "gradless" not in state_dict:
             raise BadInput("this state dict was not written by a gradless optimizer")
-        if state_dict["seed"] != self.seed:
-            raise BadInput(
-                f"this state belongs to seed {state_dict['seed']}, not {self.seed}: create the optimizer with it"
-            )
         own = state_dict["gradless"]
+        if own["seed"] != self.seed:
+            raise BadInput(f"this state belongs to seed {own['seed']}, not {self.seed}: create the optimizer with it")
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
-        self.t, self.forwards, self.skipped = own["t"], own["forwards"], own["skipped"]
-        self._rule_state = own["rule"]
-
-
-def _named(params: Iterable[Any]) -> list[Any]:
-    """Check that every parameter comes with a name."""
-    given = list(params)
-    if not given:
-        raise BadInput("no parameters given: pass model.named_parameters()")
-    for item in given:
-        entries = item["params"] if isinstance(item, dict) else [item]
-        if isinstance(entries, Tensor) or not all(isinstance(e, tuple) and len(e) == 2 for e in entries):
-            raise BadInput(
-                "parameters must be named, since names identify their random streams: pass model.named_parameters()"
-            )
-    return [{**item, "params": list(item["params"])} for item in given] if isinstance(given[0], dict) else given
-
-
-def _check_leaves(params: dict[str, Tensor]) -> None:
-    """Refuse leaves that the kernels cannot tune, or that two names would tune twice."""
-    seen: dict[int, str] = {}
-    for name, p in params.items():
-        if p.dtype not in kernels.DTYPES:
-            raise BadInput(f"parameter '{name}' is {p.dtype}: convert it to float32, bfloat16 or float16, or freeze it")
-        if p.numel() == 0:
-            continue
-        if p.device.type == "meta":
-            raise BadInput(f"parameter '{name}' has no data (meta device): load the weights first")
-        memory = p.data_ptr()
-        if memory in seen:
-            raise BadInput(f"'{seen[memory]}' and '{name}' share memory: tie them as one Parameter, or freeze one")
-        seen[memory] = name
+        self.t, self.landscape.forwards, self.skipped = own["t"], own["forwards"], own["skipped"]
+        self._skipped_row = own["skipped_row"]
+        self._rule_state = like(self.rule.init(), own["rule"])

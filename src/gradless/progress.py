@@ -44,10 +44,12 @@ class Reporter:
                 finally:
                     self._bar = None
         else:
-            marks = {total * tenth // 10 for tenth in range(1, 11)}
+            shown = 10 * start // max(total, 1)
 
             def line(done: int, note: str) -> None:
-                if done in marks:
+                nonlocal shown
+                if 10 * done // max(total, 1) > shown:
+                    shown = 10 * done // max(total, 1)
                     left = (time.perf_counter() - begun) / max(done - start, 1) * (total - done)
                     print(f"{title} {done}/{total}  {note}  {left:.0f} s left", flush=True)
 

@@ -36,7 +36,7 @@ WEYL: Final = (0x9E3779B9, 0xBB67AE85)
 ROUNDS: Final = 10
 
 # Purposes keep streams of one run seed apart.
-DIRECTION, ROUNDING, INITIAL, ORDER = range(4)
+DIRECTION, ROUNDING, INITIAL, ORDER, PROBE = range(5)
 
 
 def philox(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]:
@@ -103,6 +103,11 @@ def direction_key(seed: int, step: int, query: int) -> int:
 def rounding_key(seed: int, step: int) -> int:
     """Key of the stochastic rounding of one step's update."""
     return fold(seed, ROUNDING, step)
+
+
+def probe_rounding_key(direction: int) -> int:
+    """Key of the stochastic rounding of a probe along a direction; +eps and -eps share it."""
+    return fold(direction, PROBE)
 
 
 @functools.cache

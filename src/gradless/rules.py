@@ -43,6 +43,21 @@ class Window(NamedTuple):
         return Window((*self.mixtures, mixture)[-length:])
 
 
+def plain(state: Any) -> Any:
+    """A rule's state as nested lists, which any serializer can write."""
+    return [plain(item) for item in state] if isinstance(state, tuple) else state
+
+
+def like(example: Any, values: Any) -> Any:
+    """`plain`'s result as the state that ``example`` (from ``init``) is a small instance of."""
+    if isinstance(example, Window):
+        mixtures = values[0]
+        return Window(tuple(Mixture(tuple(keys), tuple(weights)) for keys, weights in mixtures))
+    if isinstance(example, tuple):
+        return tuple(like(part, value) for part, value in zip(example, values, strict=True))
+    return values
+
+
 def scale(lr: float | Schedule) -> Rule:
     """Multiply by the learning rate, a number or a schedule ``step -> lr`` (`linear`, `cosine`)."""
     if not callable(lr) and not 0 < lr < float("inf"):

@@ -6,14 +6,18 @@ any later tool that has only a ledger.
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gradless import __version__, directions, encode, evaluate, ledger, lm, rng, schemes, tasks
-from gradless.config import TuneConfig
+from gradless.config import TuneConfig, difference, read_config
 from gradless.encode import Encoded
 from gradless.errors import BadInput
 from gradless.estimators import linear_queries
@@ -22,9 +26,11 @@ from gradless.lm import LanguageModel
 from gradless.methods import METHODS
 from gradless.optimizer import ZerothOrder
 from gradless.rules import SCHEDULES
+from gradless.scales import parameter_norm_scales
 from gradless.tasks import Row, Splits, Task
 
 Say = Callable[[str], None]
+INITIAL = "initial.safetensors"
 
 
 class Model(NamedTuple):
@@ -56,20 +62,27 @@ def own_sizes(config: TuneConfig) -> dict[str, Any]:
     return {name: getattr(config, name) or None for name in ("num_train", "num_dev", "num_test")}
 
 
-def build(config: TuneConfig, *, label_token_ids: tuple[int, ...] = (), say: Say = print) -> Model:
-    """Load the base model, apply the scheme, and make the optimizer; no data is needed."""
+def build(
+    config: TuneConfig, folder: Path, *, label_token_ids: tuple[int, ...] = (), say: Say = print
+) -> Model:  # fmt: skip
+    """Load the base model, apply the scheme, and make the optimizer; no data is needed.
+
+    ``folder`` is the run's: initial values that it keeps (`keep_initial`) replace the computed ones.
+    """
     base = lm.load(config.model, dtype=config.dtype, device=config.device, say=say)
-    return _tuned(config, base, label_token_ids)
+    return _tuned(config, base, folder, label_token_ids)
 
 
-def build_for(config: TuneConfig, task: Task, row: Row, *, say: Say = print) -> tuple[Model, tuple[int, ...]]:
+def build_for(
+    config: TuneConfig, folder: Path, task: Task, row: Row, *, say: Say = print
+) -> tuple[Model, tuple[int, ...]]:
     """`build` for a task (and one of its rows), with the label tokens that the scheme ``head`` needs."""
     base = lm.load(config.model, dtype=config.dtype, device=config.device, say=say)
     tokens = label_tokens(base, task, row) if config.scheme == "head" else ()
-    return _tuned(config, base, tokens), tokens
+    return _tuned(config, base, folder, tokens), tokens
 
 
-def _tuned(config: TuneConfig, base: LanguageModel, label_token_ids: tuple[int, ...]) -> Model:
+def _tuned(config: TuneConfig, base: LanguageModel, folder: Path, label_token_ids: tuple[int, ...]) -> Model:
     base_sha256 = weights_sha256(base.model.named_parameters())
     tuned = schemes.apply(
         base,
@@ -83,7 +96,32 @@ def _tuned(config: TuneConfig, base: LanguageModel, label_token_ids: tuple[int, 
         freeze=config.freeze,
         label_token_ids=label_token_ids,
     )
-    return Model(tuned, optimizer(config, schemes.trainable(tuned)), base_sha256)
+    named = schemes.trainable(tuned)
+    if (folder / INITIAL).exists():
+        _load_initial(folder / INITIAL, dict(named))
+    return Model(tuned, optimizer(config, named), base_sha256)
+
+
+def keep_initial(config: TuneConfig, folder: Path, model: Model) -> None:
+    """Keep initial values that another machine might compute differently.
+
+    A prefix starts from the activations of a forward pass, whose last bits depend on processor and thread count; all
+    other schemes start from the base weights and the counter streams. Cost: kilobytes.
+    """
+    if config.scheme == "prefix":
+        tensors = {leaf.name: leaf.param.detach().contiguous() for leaf in model.optimizer.leaves}
+        temporary = folder / f"{INITIAL}.new"
+        save_file(tensors, temporary)
+        os.replace(temporary, folder / INITIAL)
+
+
+@torch.no_grad()
+def _load_initial(path: Path, named: dict[str, nn.Parameter]) -> None:
+    values = load_file(path)
+    if values.keys() != named.keys():
+        raise BadInput(f"{path} belongs to another run: restore it from a copy")
+    for name, value in values.items():
+        named[name].copy_(value)
 
 
 def label_tokens(model: LanguageModel, task: Task, row: Row) -> tuple[int, ...]:
@@ -110,7 +148,7 @@ def optimizer(config: TuneConfig, named: list[tuple[str, nn.Parameter]]) -> Zero
         queries = linear_queries(config.queries, config.steps)
     scales: dict[str, Any] = {}
     if config.layer_scale != "none":
-        norms = directions.parameter_norm_scales(dict(named))
+        norms = parameter_norm_scales(dict(named))
         scales["transform"] = lambda base: directions.scaled(base, norms, mode=config.layer_scale)  # type: ignore[arg-type]
     opt: ZerothOrder = make(
         _groups(config, named),
@@ -145,6 +183,8 @@ def header(config: TuneConfig, model: Model, splits: Splits, label_token_ids: tu
         "base_sha256": model.base_sha256,
         "data_sha256": splits.fingerprint,
         "label_token_ids": list(label_token_ids),
+        "dtype": str(model.lm.dtype).removeprefix("torch."),
+        "initial_sha256": None if config.scheme == "full" else tuned_sha256(model),
         "groups": len(model.optimizer.param_groups),
         "tuned_parameters": sum(leaf.param.numel() for leaf in model.optimizer.leaves),
     }
@@ -166,23 +206,55 @@ def check_header(found: dict[str, Any], model: Model) -> None:
             f"the ledger belongs to another base model (weights {found['base_sha256'][:12]}, here "
             f"{model.base_sha256[:12]}): load the model that it was trained from"
         )
+    if found["initial_sha256"] not in (None, tuned_sha256(model)):
+        raise BadInput("the initial adapter differs from that of the ledger: restore the run directory from a copy")
 
 
-def rebuild(folder: Path, *, until: int | None = None, say: Say = print) -> tuple[Model, ledger.Contents]:
-    """The weights of a run after ``until`` steps (default: the step that the run selected), from its ledger.
+def check_config(found: dict[str, Any], config: TuneConfig) -> None:
+    """Refuse a ledger that lies beside the configuration of another run.
+
+    Raises:
+        BadInput: with what differs.
+    """
+    changed = difference(TuneConfig.from_json(found["config"]), config)
+    if changed:
+        raise BadInput(f"the ledger belongs to another run than config.json ({changed}): restore either file")
+
+
+def rebuild(
+    folder: Path,
+    *,
+    until: int | None = None,
+    model: str | None = None,
+    device: str | None = None,
+    say: Say = print,
+) -> tuple[Model, ledger.Contents]:
+    """The weights of a run after ``until`` steps (default: all of them), from its ledger.
+
+    Args:
+        folder: run directory.
+        until: number of steps.
+        model: where the base model is now, if not where the run found it.
+        device: where to compute, if not where the run was; the bits are the same.
+        say: receives lines about slow steps.
 
     Raises:
         BadInput: no ledger, a damaged one, another base model, or too few steps.
     """
     contents = ledger.read(folder / "ledger")
     config = TuneConfig.from_json(contents.header["config"])
+    if (folder / "config.json").exists():
+        check_config(contents.header, read_config(folder))
     steps = len(contents.moves) if until is None else until
     if not 0 <= steps <= len(contents.moves):
         raise BadInput(f"the ledger holds {len(contents.moves)} steps: --until {until} is out of reach")
-    model = build(config, label_token_ids=tuple(contents.header["label_token_ids"]), say=say)
-    check_header(contents.header, model)
-    model.optimizer.replay(contents.moves[:steps])
-    return model, contents
+    config = dataclasses.replace(
+        config, model=model or config.model, device=device or config.device, dtype=contents.header["dtype"]
+    )
+    built = build(config, folder, label_token_ids=tuple(contents.header["label_token_ids"]), say=say)
+    check_header(contents.header, built)
+    built.optimizer.replay(contents.moves[:steps])
+    return built, contents
 
 
 def tuned_sha256(model: Model) -> str:

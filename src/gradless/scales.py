@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gradless import rng
 from gradless.gradients import Mixture
-from gradless.optimizer import Closure, ZerothOrder
+from gradless.landscape import Closure
+from gradless.optimizer import ZerothOrder
 
 
 def parameter_norm_scales(params: Mapping[str, Tensor]) -> dict[str, float]:
@@ -32,8 +33,8 @@ def gradient_norm_scales(optimizer: ZerothOrder, closure: Closure, *, queries: i
     """Gradient norm of every leaf from forward passes alone (MeZO proposition 1, table 8), relative to their mean.
 
     Only one leaf is perturbed at a time, and the root-mean-square of (L(+eps z) - L(-eps z)) / (2 eps) over ``queries``
-    directions estimates its gradient's norm: with one query the estimate of a leaf can be near zero by chance, which the
-    paper's results for it suffered from, so use several where they are affordable.
+    directions estimates its gradient's norm: with one query the estimate of a leaf can be near zero by chance, which
+    the paper's results for it suffered from, so use several where they are affordable.
 
     Args:
         optimizer: gives eps, the seed and the leaves; its state and the weights are left alone.
@@ -49,8 +50,8 @@ def gradient_norm_scales(optimizer: ZerothOrder, closure: Closure, *, queries: i
         for query in range(queries):
             # A stream of its own: these directions must not be those of the first steps.
             mixture = Mixture((rng.fold(optimizer.key(0, query), rng.INITIAL),), (1.0,))
-            plus = optimizer.value_at(closure, mixture, eps, only=leaf)
-            minus = optimizer.value_at(closure, mixture, -eps, only=leaf)
+            plus = optimizer.landscape.value(closure, mixture, eps, only=leaf)
+            minus = optimizer.landscape.value(closure, mixture, -eps, only=leaf)
             squares += ((plus - minus) / (2 * eps)) ** 2
         norms[leaf.name] = (squares / queries) ** 0.5
     return _relative(norms)

@@ -17,8 +17,9 @@ Shapes as in `gradless.batching`; ``V`` vocabulary, ``H`` hidden size.
 
 from __future__ import annotations
 
+import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -124,11 +125,28 @@ def generate(lm: LanguageModel, prompts: Prompts) -> list[str]:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=sorted(end for end in ends if end is not None) or None,
     )
-    tokens = model.generate(
-        input_ids=prompts.input_ids, attention_mask=prompts.attention_mask, generation_config=config
-    )
-    new = tokens[:, prompts.input_ids.shape[1] :].tolist()
+    new: list[list[int]] = []
+    for ids, mask in _generation_batches(lm, prompts):
+        with warnings.catch_warnings():
+            # PEFT drops the positions that generate() makes, and says so; without padding none are needed.
+            warnings.filterwarnings("ignore", message="Position ids are not supported")
+            tokens = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        new += tokens[:, ids.shape[1] :].tolist()
     return [tokenizer.decode(row, skip_special_tokens=True).split(prompts.stop)[0].strip() for row in new]
+
+
+def _generation_batches(lm: LanguageModel, prompts: Prompts) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ids and mask of all prompts at once, or of each without its padding where padding would do harm.
+
+    Prompt tuning puts its virtual tokens in front of the padding, and PEFT drops position ids: the text would sit at
+    a distance from them that depends on the batch.
+    """
+    tuners = getattr(lm.model, "peft_config", None) or {}
+    if not any(getattr(tuner, "peft_type", None) == "PROMPT_TUNING" for tuner in tuners.values()):
+        yield prompts.input_ids, prompts.attention_mask
+        return
+    for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True):
+        yield ids[mask.bool()][None], mask[mask.bool()][None]
 
 
 def stop_tokens(tokenizer: Any, stop: str) -> tuple[int, ...]:

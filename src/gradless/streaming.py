@@ -47,7 +47,9 @@ class Serving(TorchFunctionMode):
         leaves: tuned leaves by ``id(parameter)``.
         in_place: ids of the leaves to perturb in place instead.
         mixture: directions to add.
-        scale: factor, e.g. +eps or -eps.
+        scale: factor, e.g. +eps or -eps; or one for each parameter group.
+        rounding: key of the stochastic rounding of 16-bit leaves. To nearest, a weight whose spacing is above 2 eps
+            would not be perturbed at all (the ones of a norm in bfloat16, say), and yet be updated: noise.
         pool: scratch buffers, kept by the caller between servings.
         update: use the update amplitudes of the leaves instead of the probe amplitudes.
     """
@@ -57,8 +59,9 @@ class Serving(TorchFunctionMode):
         leaves: Mapping[int, Leaf],
         in_place: frozenset[int],
         mixture: Mixture,
-        scale: float,
+        scale: float | tuple[float, ...],
         *,
+        rounding: int,
         pool: Pool,
         update: bool = False,
     ) -> None:
@@ -67,21 +70,38 @@ class Serving(TorchFunctionMode):
         self.exposed = [leaf for key, leaf in leaves.items() if key in in_place]
         self.mixture = mixture
         self.scale = scale
+        self.rounding = rounding
+        self.served: set[int] = set()
         self.update = update
         self.pool = pool
         self.survey: Survey | None = None
 
     def __enter__(self) -> Serving:
         self.backups = [leaf.param.detach().clone() for leaf in self.exposed]
-        for leaf in self.exposed:
-            self._perturb(leaf.param.detach(), leaf)
-        super().__enter__()
+        try:
+            for leaf in self.exposed:
+                self._perturb(leaf.param.detach(), leaf)
+            self._drop_casts()
+            super().__enter__()
+        except BaseException:  # an interrupt between two leaves, too
+            self._restore()
+            raise
         return self
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        self._restore()
+
+    def _restore(self) -> None:
+        """Put the leaves that were perturbed in place back."""
         for leaf, backup in zip(self.exposed, self.backups, strict=True):
             leaf.param.detach().copy_(backup)
+        self._drop_casts()
+
+    def _drop_casts(self) -> None:
+        """Autocast keeps casts of weights, which do not follow a change in place."""
+        if self.exposed:
+            torch.clear_autocast_cache()
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Call ``func`` with every tuned parameter among its arguments replaced."""
@@ -137,14 +157,25 @@ class Serving(TorchFunctionMode):
         leaf = self.leaves.get(id(weight))
         if leaf is None:
             return None
-        rows, inverse = torch.unique(ids, return_inverse=True)
+        rows, inverse = self._checked(func, *torch.unique(ids, return_inverse=True), size=leaf.param.shape[0])
         out = torch.empty((len(rows), *leaf.param.shape[1:]), dtype=leaf.param.dtype, device=leaf.param.device)
         return self._perturb(out, leaf, rows)[inverse]
 
+    @staticmethod
+    def _checked(func: Callable, rows: Tensor, inverse: Tensor, *, size: int) -> tuple[Tensor, Tensor]:
+        """Sorted rows within a leaf of ``size`` rows; the kernels trust them. Indexing may count from the end."""
+        if func is Tensor.__getitem__:
+            rows = torch.where(rows < 0, rows + size, rows)
+        if rows.device.type == "cpu" and rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < size:
+            raise IndexError(f"row {int(rows.max())} or {int(rows.min())} is out of range for a weight of {size} rows")
+        return rows, inverse
+
     def _perturb(self, out: Tensor, leaf: Leaf, rows: Tensor | None = None) -> Tensor:
         """Write the served values of ``leaf`` (or of some of its rows) to ``out``."""
+        self.served.add(id(leaf.param))
         amplitude = leaf.update if self.update else leaf.probe
-        return combine(out, leaf, self.mixture, amplitude=amplitude, scale=self.scale, rows=rows)
+        scale = self.scale[leaf.group] if isinstance(self.scale, tuple) else self.scale
+        return combine(out, leaf, self.mixture, amplitude=amplitude, scale=scale, rounding=self.rounding, rows=rows)
 
 
 def _is_index(value: Any) -> bool:
@@ -179,7 +210,9 @@ class Survey(TorchDispatchMode):
 
     def __init__(self, leaves: Mapping[int, Leaf]) -> None:
         super().__init__()
-        self.owners = {leaf.param.untyped_storage().data_ptr(): key for key, leaf in leaves.items()}
+        self.owners: dict[int, set[int]] = {}  # several parameters may be views of one buffer
+        for key, leaf in leaves.items():
+            self.owners.setdefault(leaf.param.untyped_storage().data_ptr(), set()).add(key)
         self.direct: set[int] = set()
         self.quiet = 0
 
@@ -197,9 +230,7 @@ class Survey(TorchDispatchMode):
         if not self.quiet:
             for value in torch.utils._pytree.tree_leaves((args, kwargs)):
                 if isinstance(value, Tensor) and value.layout == torch.strided and value.numel():
-                    owner = self.owners.get(value.untyped_storage().data_ptr())
-                    if owner is not None:
-                        self.direct.add(owner)
+                    self.direct |= self.owners.get(value.untyped_storage().data_ptr(), set())
         return func(*args, **(kwargs or {}))
 
 

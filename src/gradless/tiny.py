@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 import torch
 from torch import nn
 
+from gradless import rng
 from gradless.errors import BadInput, pick
 
 WORDS: Final = (
@@ -133,7 +134,6 @@ def build(architecture: str, *, seed: int, tied: bool | None = None) -> tuple[nn
 @torch.no_grad()
 def _randomise(model: nn.Module, seed: int) -> None:
     """Weights of unit gain and small biases; norms keep their defaults."""
-    generator = torch.Generator().manual_seed(seed)
     norms = {
         f"{name}.{leaf}"
         for name, module in model.named_modules()
@@ -143,7 +143,7 @@ def _randomise(model: nn.Module, seed: int) -> None:
     for name, parameter in sorted(model.named_parameters()):
         if name not in norms:
             scale = parameter.shape[-1] ** -0.5 if parameter.dim() > 1 else 0.02
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
+            parameter.copy_(rng.normal(seed, name, parameter.shape) * scale)  # the same on every CPU
 
 
 def make_tokenizer(specials: Specials) -> Any:

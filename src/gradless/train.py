@@ -6,6 +6,7 @@ A run directory holds ``config.json``, ``ledger`` (the checkpoint), ``metrics.js
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -16,15 +17,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gradless import __version__, evaluate, ledger, metrics, objectives, run, scoring
+from gradless import __version__, evaluate, ledger, metrics, objectives, run, schemes, scoring
 from gradless.batching import collate_ends
 from gradless.config import TuneConfig, difference, read_config
 from gradless.encode import Encoded
 from gradless.errors import BadInput, Diverged
 from gradless.evaluate import Evaluation
 from gradless.memory import PeakMeter
+from gradless.notes import Notes, write_json
 from gradless.objectives import Objective
-from gradless.optimizer import Move, Probe
+from gradless.optimizer import Move
 from gradless.progress import Reporter
 from gradless.run import Model
 from gradless.tasks import Splits, Task
@@ -66,15 +68,21 @@ def tune(config: TuneConfig, folder: Path, *, resume: bool = False, reporter: Re
     if not splits.train:
         raise BadInput("there are no training rows: raise --num-train, or use 'gradless eval' for zero-shot")
     objective = objectives.choose(task, config.objective)
-    model, label_tokens = run.build_for(config, task, splits.train[0], say=reporter.say)
+    model, label_tokens = run.build_for(config, folder, task, splits.train[0], say=reporter.say)
     parts = Parts(config, folder, task, splits, objective, model, reporter)
+    # What cannot be encoded or batched is refused here, before anything is written.
+    encoded = run.encode_rows(model.lm, task, splits.train, config.max_length)
+    objectives.prepare(model.lm, objective, encoded[:1])
     header = run.header(config, model, splits, label_tokens)
     path = folder / "ledger"
     contents = ledger.read(path) if path.exists() else None
     if contents is None:
+        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config.to_json())
+        run.keep_initial(config, folder, model)
     else:
         run.check_header(contents.header, model)
+        run.check_config(contents.header, config)
         if contents.header["data_sha256"] != splits.fingerprint:
             raise BadInput("the data differ from those that this run began with: restore them, or start a new run")
     notes = Notes(folder / "metrics.jsonl", keep=len(contents.moves) if contents else 0)
@@ -84,7 +92,7 @@ def tune(config: TuneConfig, folder: Path, *, resume: bool = False, reporter: Re
         if contents is not None and contents.moves:
             reporter.say(f"replaying {len(contents.moves)} steps from the ledger")
             model.optimizer.replay(contents.moves)
-        status, advice = _loop(parts, book, notes)
+        status, advice = _loop(parts, encoded, book, notes)
     finally:
         book.close()
     return _finish(parts, notes, zero_shot, status, advice, label_tokens)
@@ -92,6 +100,9 @@ def tune(config: TuneConfig, folder: Path, *, resume: bool = False, reporter: Re
 
 def _claim(config: TuneConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
     """Make sure that ``folder`` is free or holds this very run; the result if it is finished."""
+    first = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if first.exists() and not first.is_dir():
+        raise BadInput(f"{first} is a file, not a folder: choose another --out")
     if (folder / "config.json").exists():
         if not resume:
             raise BadInput(f"{folder} already holds a run: add --resume to continue it, or choose another --out")
@@ -103,7 +114,6 @@ def _claim(config: TuneConfig, folder: Path, resume: bool) -> dict[str, Any] | N
             return None if result["status"] == INTERRUPTED else result
     elif (folder / "ledger").exists():
         raise BadInput(f"{folder} holds a ledger without its config.json: restore that file, or choose another --out")
-    folder.mkdir(parents=True, exist_ok=True)
     return None
 
 
@@ -111,19 +121,22 @@ def _claim(config: TuneConfig, folder: Path, resume: bool) -> dict[str, Any] | N
 # the loop
 
 
-def _loop(parts: Parts, book: ledger.Ledger, notes: Notes) -> tuple[str, str]:
+def _loop(parts: Parts, encoded: list[Encoded], book: ledger.Ledger, notes: Notes) -> tuple[str, str]:
     """Take the steps that are left; returns the status and, if it diverged, advice."""
     config, opt = parts.config, parts.model.optimizer
-    encoded = run.encode_rows(parts.model.lm, parts.task, parts.splits.train, config.max_length)
     assert config.eval_every is not None
-    begun, before = time.perf_counter(), opt.forwards
+    if notes.inference is None and opt.t < config.steps:
+        _note_inference(parts, encoded, notes)
+    spent, before = 0.0, opt.forwards
     with parts.reporter.job("tune", config.steps, done=opt.t) as show:
         try:
             while opt.t < config.steps:
                 _dev_if_due(parts, notes)
-                probe = _step(parts, encoded, book, notes)
-                speed = (opt.forwards - before) / (time.perf_counter() - begun)
-                show(opt.t, f"loss {probe.loss:.4f}  {speed:.1f} forwards/s")
+                begun = time.perf_counter()
+                loss = _step(parts, encoded, book, notes)
+                spent += time.perf_counter() - begun
+                speed = (opt.forwards - before) / spent
+                show(opt.t, f"loss {loss:.4f}  {speed:.1f} forwards/s")
             _dev_if_due(parts, notes)
         except Diverged as error:
             return DIVERGED, str(error)
@@ -132,43 +145,54 @@ def _loop(parts: Parts, book: ledger.Ledger, notes: Notes) -> tuple[str, str]:
     return DONE, ""
 
 
-def _step(parts: Parts, encoded: list[Encoded], book: ledger.Ledger, notes: Notes) -> Probe:
-    """One step, logged before it is applied: a crash in between replays the same update."""
+def _step(parts: Parts, encoded: list[Encoded], book: ledger.Ledger, notes: Notes) -> float:
+    """One step and its loss, logged before it is applied: a crash in between replays the same update."""
     config, opt, lm = parts.config, parts.model.optimizer, parts.model.lm
     begun = time.perf_counter()
     chosen = [encoded[i] for i in run.batch_indices(len(encoded), config.batch_size, config.seed, opt.t)]
     batches = objectives.prepare(lm, parts.objective, chosen, config.micro_batch_size)
-    if notes.inference is None:
-        notes.inference = _inference_memory(parts, batches)
-        begun = time.perf_counter()
+    moves: list[Move] = []
 
-    def log(probe: Probe) -> None:
-        coeffs = probe.sketch.coeffs if probe.finite else ()
-        book.append(Move(probe.step, coeffs, opt.learning_rates(), not probe.finite))
+    def log(move: Move) -> None:
+        book.append(move)
+        moves.append(move)
 
-    with notes.memory(lm.device).measured():
-        probe, applied = opt.step_with(lambda: objectives.loss_over(lm, parts.objective, batches), log)
-    notes.write(
-        event="step",
-        step=probe.step,
-        loss=probe.loss if math.isfinite(probe.loss) else None,
-        coeffs=probe.sketch.coeffs if probe.finite else None,
-        lr=opt.param_groups[0]["lr"],
-        forwards=probe.forwards,
-        skipped=not applied,
-        seconds=time.perf_counter() - begun,
-    )
-    return probe
+    loss, diverged, forwards = math.nan, None, opt.forwards
+    meter = notes.memory(lm.device)
+    with meter.measured():
+        try:
+            loss = opt.step_with(lambda: objectives.loss_over(lm, parts.objective, batches), log)[0].loss
+        except Diverged as error:  # the step that ends a run is noted like all others
+            diverged = error
+    for move in moves:  # none if the run had diverged before a crash already
+        notes.write(
+            event="step",
+            step=move.step,
+            loss=loss if math.isfinite(loss) else None,
+            coeffs=None if move.skipped else move.coeffs,
+            lr=move.lrs[0],
+            forwards=opt.forwards - forwards,
+            skipped=move.skipped,
+            seconds=time.perf_counter() - begun,
+            peak_memory_bytes=meter.peak,
+        )
+    if diverged is not None:
+        raise diverged
+    return loss
 
 
 @torch.no_grad()
-def _inference_memory(parts: Parts, batches: list[Any]) -> int:
-    """Peak memory of evaluating the training batch once, without any tuning."""
-    meter = PeakMeter(parts.model.lm.device)
-    objectives.loss_over(parts.model.lm, parts.objective, batches)  # allocator and caches warm up outside
+def _note_inference(parts: Parts, encoded: list[Encoded], notes: Notes) -> None:
+    """Peak memory of evaluating, without any tuning, the largest batch that training will draw."""
+    config, lm = parts.config, parts.model.lm
+    draws = (run.batch_indices(len(encoded), config.batch_size, config.seed, t) for t in range(config.steps))
+    largest = max(draws, key=lambda rows: max(encoded[i].longest for i in rows))
+    batches = objectives.prepare(lm, parts.objective, [encoded[i] for i in largest], config.micro_batch_size)
+    meter = PeakMeter(lm.device)
+    objectives.loss_over(lm, parts.objective, batches)  # allocator and caches warm up outside
     with meter.measured():
-        objectives.loss_over(parts.model.lm, parts.objective, batches)
-    return meter.peak
+        objectives.loss_over(lm, parts.objective, batches)
+    notes.write(event="inference", step=parts.model.optimizer.t, bytes=meter.peak)
 
 
 def _dev_if_due(parts: Parts, notes: Notes) -> None:
@@ -198,7 +222,14 @@ def _evaluate(parts: Parts, rows: list[Any], title: str, *, predict: bool = True
 
 
 def _zero_shot(parts: Parts, notes: Notes) -> dict[str, Any]:
-    """Evaluate the untouched model on test and dev, once in the life of a run."""
+    """Evaluate the untouched model on test and dev, once in the life of a run.
+
+    Virtual tokens change what a model says before any of them is tuned, so the model below them is evaluated. (PEFT's
+    ``disable_adapter`` does not work for masked models.) The other schemes start at the base model's output.
+    """
+    lm: Any = parts.model.lm
+    if parts.config.scheme in ("prefix", "prompt"):
+        parts = parts._replace(model=parts.model._replace(lm=dataclasses.replace(lm, model=lm.model.base_model)))
     for split in ("test", "dev"):
         rows = getattr(parts.splits, split)
         if rows and notes.evaluation(split, 0) is None:
@@ -219,17 +250,21 @@ def _finish(
     label_tokens: tuple[int, ...],
 ) -> dict[str, Any]:
     """Go to the selected step, evaluate on test, and write ``result.json``."""
-    config, trained = parts.config, parts.model.optimizer.t
-    selected = _selected(parts, notes, trained)
+    config, opt = parts.config, parts.model.optimizer
+    moves = ledger.read(parts.folder / "ledger").moves
+    trained = len(moves)
+    # An unfinished run has selected nothing: its result describes the weights that it stopped at.
+    selected = trained if status == INTERRUPTED else _selected(parts, notes, trained)
+    if selected != trained:
+        parts.reporter.say(f"step {selected} was best on dev; rebuilding it from the ledger")
+    if selected != opt.t:  # also where Ctrl-C came after a step was logged and before it was applied
+        _back_to(parts, moves[:selected], label_tokens)
     test: dict[str, Any] = {}
-    if status != INTERRUPTED:
-        if selected != trained:
-            parts.reporter.say(f"step {selected} was best on dev; rebuilding it from the ledger")
-            _back_to(parts, selected, label_tokens)
-        found = _evaluate(parts, parts.splits.test, "tuned test")
-        notes.evaluated("test", selected, found)
+    if status != INTERRUPTED and parts.splits.test:
+        notes.evaluated("test", selected, _evaluate(parts, parts.splits.test, "tuned test"))
         test = notes.evaluation("test", selected) or {}
     steps = notes.of("step")
+    noted = {line["step"]: line["forwards"] for line in steps}  # a crash may have lost a line, but no move
     result = {
         "status": status,
         "zero_shot": _numbers(zero_shot),
@@ -238,8 +273,8 @@ def _finish(
         "interval": _intervals(zero_shot, test),
         "steps": trained,
         "selected_step": selected,
-        "skipped_steps": sum(line["skipped"] for line in steps),
-        "forwards": sum(line["forwards"] for line in steps),
+        "skipped_steps": sum(move.skipped for move in moves),
+        "forwards": sum(noted.get(m.step, opt.estimator.forwards(opt.estimator.queries(m.step))) for m in moves),
         "train_seconds": sum(line["seconds"] for line in steps),
         "seconds_per_step": _median([line["seconds"] for line in steps]),
         "peak_memory_bytes": notes.peak(),
@@ -266,16 +301,26 @@ def _selected(parts: Parts, notes: Notes, trained: int) -> int:
     sign = 1 if key == "loss" else -1
     seen = [line for line in notes.of("eval") if line["split"] == "dev" and 0 < line["step"] <= trained]
     finite = [line for line in seen if line.get(key) is not None and math.isfinite(line[key])]
-    return min(finite, key=lambda line: (sign * line[key], line["step"]))["step"] if finite else trained
+    if not finite:
+        return trained
+    best = min(finite, key=lambda line: (sign * line[key], line["step"]))
+    untouched = notes.evaluation("dev", 0) or {}
+    if sign * (untouched.get(key) or 0.0) < sign * best[key] and untouched.get(key) is not None:
+        parts.reporter.say(f"on dev the untouched model has the better {key}: lower --lr, or take more --steps")
+    return best["step"]
 
 
-def _back_to(parts: Parts, step: int, label_tokens: tuple[int, ...]) -> None:
-    """Rebuild the weights of an earlier step in the live model: base weights from disk, then the ledger."""
-    fresh = run.build(parts.config, label_token_ids=label_tokens, say=parts.reporter.say)
-    fresh.optimizer.replay(ledger.read(parts.folder / "ledger").moves[:step])
+def _back_to(parts: Parts, moves: list[Move], label_tokens: tuple[int, ...]) -> None:
+    """Rebuild the weights after some moves in the live model: base weights from disk, then the ledger."""
+    # On the CPU, where the file's pages are mapped and not copied: a second model may not fit on the device.
+    dtype = str(parts.model.lm.dtype).removeprefix("torch.")
+    config = dataclasses.replace(parts.config, device="cpu", dtype=dtype)
+    fresh = run.build(config, parts.folder, label_token_ids=label_tokens, say=parts.reporter.say)
     with torch.no_grad():
         for here, there in zip(parts.model.optimizer.leaves, fresh.optimizer.leaves, strict=True):
             here.param.copy_(there.param)
+    del fresh
+    run.optimizer(parts.config, schemes.trainable(parts.model.lm)).replay(moves)
 
 
 def _examples(parts: Parts, zero_shot: dict[str, Any], test: dict[str, Any]) -> list[dict[str, str]]:
@@ -309,8 +354,11 @@ def _intervals(zero_shot: dict[str, Any], test: dict[str, Any]) -> dict[str, lis
 
 
 @torch.no_grad()
-def _linear_probe(parts: Parts) -> dict[str, float]:
-    """The baseline of head tuning: logistic regression on the same frozen features, C chosen on dev."""
+def _linear_probe(parts: Parts) -> dict[str, float] | None:
+    """The baseline of head tuning: logistic regression on the same frozen features, C chosen on dev.
+
+    None without dev or test rows, or where it cannot be fitted; a finished run does not fail for its baseline.
+    """
     from gradless.schemes import logistic_regression_baseline
 
     def features(rows: list[Any]) -> tuple[Any, Any]:
@@ -319,68 +367,14 @@ def _linear_probe(parts: Parts) -> dict[str, float]:
         found = [scoring.features(parts.model.lm, collate_ends(parts.model.lm, chunk)) for chunk in chunks]
         return torch.cat(found).cpu().numpy(), [row.gold for row in encoded]
 
+    if not (parts.splits.dev and parts.splits.test):
+        return None
     train, dev, test = (features(rows) for rows in parts.splits[:3])
-    return logistic_regression_baseline(*train, *dev, *test)
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# metrics.jsonl
-
-
-class Notes:
-    """``metrics.jsonl``: one JSON line an event. Lines after step ``keep`` (of a torn end) are dropped on resume."""
-
-    def __init__(self, path: Path, *, keep: int) -> None:
-        self.path = path
-        self.lines = _intact(path, keep)
-        self.inference: int | None = None
-        self._meter: PeakMeter | None = None
-        text = "".join(json.dumps(line) + "\n" for line in self.lines)
-        _write_text(path, text)
-
-    def write(self, **line: Any) -> None:
-        """Append one line; a full disk raises OSError and leaves whole lines."""
-        with self.path.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        self.lines.append(line)
-
-    def of(self, event: str) -> list[dict[str, Any]]:
-        """All lines of one kind."""
-        return [line for line in self.lines if line["event"] == event]
-
-    def evaluated(self, split: str, step: int, found: Evaluation) -> None:
-        """Note an evaluation."""
-        self.write(
-            event="eval", split=split, step=step, loss=found.loss, **found.metrics, forwards=found.forwards,
-            seconds=found.seconds, predictions=found.predictions, correct=[int(c) for c in found.correct],
-        )  # fmt: skip
-
-    def evaluation(self, split: str, step: int) -> dict[str, Any] | None:
-        """The last evaluation of a split at a step."""
-        found = [line for line in self.of("eval") if (line["split"], line["step"]) == (split, step)]
-        return found[-1] if found else None
-
-    def memory(self, device: torch.device) -> PeakMeter:
-        """The meter of all training steps."""
-        self._meter = self._meter or PeakMeter(device)
-        return self._meter
-
-    def peak(self) -> int:
-        """Peak bytes of all training steps of this process."""
-        return self._meter.peak if self._meter else 0
-
-
-def _intact(path: Path, keep: int) -> list[dict[str, Any]]:
-    """Whole lines of steps that the ledger holds too."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue  # the line that a crash tore
-        if line["step"] < keep or (line["event"] == "eval" and line["step"] == keep):
-            lines.append(line)
-    return lines
+    try:
+        return logistic_regression_baseline(*train, *dev, *test)
+    except BadInput as error:
+        parts.reporter.say(f"no baseline: {error}")
+        return None
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:
@@ -403,22 +397,3 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file whole or not at all."""
-    _write_text(path, json.dumps(values, indent=2) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(path.name + ".new")
-    try:
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
