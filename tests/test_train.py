@@ -589,3 +589,46 @@ def test_nothing_touches_the_global_generator(tmp_path):
 
 def test_versions_name_what_computed():
     assert {"gradless", "torch", "transformers", "python", "machine"} <= set(train.versions())
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# other places, other processes
+
+
+def test_a_prefix_is_rebuilt_from_kept_values_and_not_from_a_new_forward(tmp_path, monkeypatch):
+    """Its initial values come from a forward pass, whose last bits another processor may not reproduce."""
+    settings = h.config(tmp_path, scheme="prefix", steps=3)
+    result = h.tune(settings, tmp_path / "run")
+    true = schemes._keys_and_values
+    monkeypatch.setattr(
+        schemes, "_keys_and_values", lambda *args: [(key * 1.0001, value) for key, value in true(*args)]
+    )
+    rebuilt, _ = run.rebuild(tmp_path / "run", until=result["selected_step"])
+    assert run.tuned_sha256(rebuilt) == result["weights_sha256"]
+    (tmp_path / "run" / run.INITIAL).unlink()
+    with pytest.raises(BadInput, match="initial adapter"):
+        run.rebuild(tmp_path / "run", until=result["selected_step"])
+
+
+def test_a_run_is_replayed_where_its_model_has_moved(tmp_path):
+    model = lm.load("tiny-llama")
+    model.model.save_pretrained(tmp_path / "here")
+    model.tokenizer.save_pretrained(tmp_path / "here")
+    settings = h.config(tmp_path, model=str(tmp_path / "here"), steps=3)
+    result = h.tune(settings, tmp_path / "run")
+    (tmp_path / "here").rename(tmp_path / "there")
+    with pytest.raises(BadInput):
+        jobs.replay(tmp_path / "run", verify=True)
+    assert jobs.replay(tmp_path / "run", verify=True, model=str(tmp_path / "there"), device="cpu").agrees
+    assert result["status"] == "done"
+
+
+def test_two_processes_cannot_work_on_one_run(tmp_path):
+    settings = h.config(tmp_path, steps=3)
+    h.tune(settings, tmp_path / "run")
+    contents = ledger.read(tmp_path / "run" / "ledger")
+    first = ledger.Ledger(tmp_path / "run" / "ledger", {}, contents=contents)
+    with pytest.raises(BadInput, match="another process"):
+        ledger.Ledger(tmp_path / "run" / "ledger", {}, contents=contents)
+    first.close()
+    ledger.Ledger(tmp_path / "run" / "ledger", {}, contents=contents).close()
