@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 import run_helpers as h
-import torch
 from gradless import ledger
 from gradless.cli import main
 from gradless.config import read_config
