@@ -44,7 +44,7 @@ class TuneConfig:
     steps: int = 1000
     batch_size: int = 16
     micro_batch_size: int | None = None
-    """Examples in one forward; the losses of a step's micro-batches are averaged."""
+    """Examples in one forward; the losses of a step's micro-batches, which are sorted by length, are averaged."""
     lr: float | None = None
     """None: the scheme's first guess."""
     eps: float | None = None

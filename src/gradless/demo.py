@@ -19,7 +19,7 @@ from gradless.progress import Reporter
 MODEL, CORPUS = "gemma-3-270m", "movie-sentences"
 CLEAR = 1.0  # mean rating, between -4 and 4, from which a sentence counts as positive or negative
 NUM_TRAIN, NUM_DEV, NUM_TEST = 1000, 128, 600
-LR, EPS, BATCH_SIZE = 3e-6, 1e-3, 16
+LR, EPS, BATCH_SIZE, MICRO_BATCH_SIZE = 3e-6, 1e-3, 16, 8
 
 
 def demo(folder: Path, *, steps: int, seed: int, resume: bool) -> dict[str, Any]:
@@ -47,6 +47,8 @@ def demo(folder: Path, *, steps: int, seed: int, resume: bool) -> dict[str, Any]
         scheme="full",
         steps=steps,
         batch_size=BATCH_SIZE,
+        micro_batch_size=MICRO_BATCH_SIZE,
+        eval_every=max(1, steps // 2),
         lr=LR,
         eps=EPS,
         seed=seed,

@@ -150,6 +150,8 @@ def _step(parts: Parts, encoded: list[Encoded], book: ledger.Ledger, notes: Note
     config, opt, lm = parts.config, parts.model.optimizer, parts.model.lm
     begun = time.perf_counter()
     chosen = [encoded[i] for i in run.batch_indices(len(encoded), config.batch_size, config.seed, opt.t)]
+    if config.micro_batch_size:  # sentences of like length share a micro-batch: less padding
+        chosen.sort(key=lambda row: row.longest)
     batches = objectives.prepare(lm, parts.objective, chosen, config.micro_batch_size)
     moves: list[Move] = []
 
