@@ -35,19 +35,17 @@ def collect(folder: Path) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     """Mean and standard deviation over seeds, as Markdown."""
-    lines = ["| | test accuracy | seeds | ms a step | peak memory / inference | ledger |", "|---|---|---|---|---|---|"]
+    lines = ["| | test accuracy | seeds | ledger |", "|---|---|---|---|"]
     for mode, evaluation in found["evaluations"].items():
-        lines.append(f"| {mode} | {evaluation['test']['accuracy']:.3f} | - | - | - | - |")
+        lines.append(f"| {mode} | {evaluation['test']['accuracy']:.3f} | - | - |")
     schemes = sorted({run["config"]["scheme"] for run in found["runs"].values()})
     for scheme in schemes:
         runs = [run for run in found["runs"].values() if run["config"]["scheme"] == scheme]
         scores = [run["test"]["accuracy"] for run in runs]
         spread = statistics.stdev(scores) if len(scores) > 1 else 0.0
-        ratio = max(run["peak_memory_bytes"] / run["inference_memory_bytes"] for run in runs)
         name = f"MeZO {scheme}, lr {runs[0]['config']['lr']:g}, eps {runs[0]['config']['eps']:g}"
         lines.append(
             f"| {name} | {statistics.mean(scores):.3f} +- {spread:.3f} | {', '.join(f'{s:.3f}' for s in scores)} "
-            f"| {statistics.median(run['seconds_per_step'] for run in runs) * 1000:.0f} | {ratio:.2f} "
             f"| {max(run['ledger_bytes'] for run in runs):,} bytes |"
         )
     return "\n".join(lines)

@@ -6,7 +6,7 @@ set -euo pipefail
 data=$1
 out=${2:-runs/sst2}
 for seed in 0 1 2; do
-  for setting in "full 3e-6 1e-3" "lora 3e-4 1e-2"; do
+  for setting in "full 3e-6 1e-3" "lora 6e-4 1e-2"; do
     read -r scheme lr eps <<<"$setting"
     gradless tune --model gemma-3-270m --task sst2 --data "$data" --method mezo --scheme "$scheme" \
       --steps 100 --batch-size 16 --lr "$lr" --eps "$eps" --seed "$seed" \
@@ -16,5 +16,3 @@ done
 for mode in zero-shot calibrated; do
   gradless eval --model gemma-3-270m --task sst2 --data "$data" --num-test 872 --mode "$mode" --out "$out/eval-$mode"
 done
-gradless eval --model gemma-3-270m --task sst2 --data "$data" --num-test 872 --mode icl --num-demonstrations 16 \
-  --out "$out/eval-icl"

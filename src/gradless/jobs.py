@@ -14,7 +14,7 @@ from gradless.batching import has_label_head
 from gradless.cache import ensure
 from gradless.config import TuneConfig
 from gradless.errors import BadInput, pick
-from gradless.notes import write_json
+from gradless.notes import versions, write_json
 from gradless.progress import Reporter
 
 
@@ -60,7 +60,7 @@ def evaluate(
         "forwards": found.forwards,
         "seconds": found.seconds,
         "data_sha256": splits.fingerprint,
-        "versions": train.versions(),
+        "versions": versions(),
     }
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

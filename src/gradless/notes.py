@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gradless import __version__
 from gradless.evaluate import Evaluation
 from gradless.memory import PeakMeter
 
@@ -92,3 +94,16 @@ def write_text(path: Path, text: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed a result."""
+    import transformers
+
+    return {
+        "gradless": __version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }

@@ -9,22 +9,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
-import platform
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from gradless import __version__, evaluate, ledger, metrics, objectives, run, schemes, scoring
+from gradless import evaluate, ledger, metrics, objectives, run, schemes, scoring
 from gradless.batching import collate_ends
 from gradless.config import TuneConfig, difference, read_config
 from gradless.encode import Encoded
 from gradless.errors import BadInput, Diverged
 from gradless.evaluate import Evaluation
 from gradless.memory import PeakMeter
-from gradless.notes import Notes, write_json
+from gradless.notes import Notes, versions, write_json
 from gradless.objectives import Objective
 from gradless.optimizer import Move
 from gradless.progress import Reporter
@@ -150,8 +148,8 @@ def _step(parts: Parts, encoded: list[Encoded], book: ledger.Ledger, notes: Note
     config, opt, lm = parts.config, parts.model.optimizer, parts.model.lm
     begun = time.perf_counter()
     chosen = [encoded[i] for i in run.batch_indices(len(encoded), config.batch_size, config.seed, opt.t)]
-    if config.micro_batch_size:  # sentences of like length share a micro-batch: less padding
-        chosen.sort(key=lambda row: row.longest)
+    if config.micro_batch_size:
+        chosen.sort(key=lambda row: row.longest)  # like lengths share a micro-batch: less padding
     batches = objectives.prepare(lm, parts.objective, chosen, config.micro_batch_size)
     moves: list[Move] = []
 
@@ -217,9 +215,9 @@ def _evaluate(parts: Parts, rows: list[Any], title: str, *, predict: bool = True
         objective=parts.objective,
         predict=predict,
     )
-    main = next(iter(found.metrics.items()), ("loss", found.loss or 0.0))
-    loss = f"  loss {found.loss:.4f}" if found.loss is not None else ""
-    parts.reporter.say(f"{title}: {main[0]} {main[1]:.4f}{loss}  ({len(rows)} rows, {found.seconds:.0f} s)")
+    shown = [*list(found.metrics.items())[:1], *([("loss", found.loss)] if found.loss is not None else [])]
+    numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown)
+    parts.reporter.say(f"{title}: {numbers}  ({len(rows)} rows, {found.seconds:.0f} s)")
     return found
 
 
@@ -386,16 +384,3 @@ def _numbers(line: dict[str, Any]) -> dict[str, float]:
 
 def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2] if values else 0.0
-
-
-def versions() -> dict[str, str]:
-    """Versions of what computed a result."""
-    import transformers
-
-    return {
-        "gradless": __version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-    }
