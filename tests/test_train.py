@@ -370,7 +370,7 @@ def test_a_loss_that_is_not_finite_on_dev_leaves_valid_files(tmp_path):
     assert "NaN" not in (tmp_path / "run" / "result.json").read_text()
 
 
-@pytest.mark.parametrize("place", [(0, 2), (2, 2), (3, 1)])
+@pytest.mark.parametrize("place", [(0, 1), (0, 2), (2, 2), (3, 1)])  # (0, 1): before the first step
 def test_ctrl_c_interrupts_and_resume_ends_at_the_same_weights(tmp_path, monkeypatch, place):
     settings = h.config(tmp_path, steps=7, lr=1e-3, eval_every=2)
     whole = h.tune(settings, tmp_path / "whole")

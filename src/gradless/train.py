@@ -123,11 +123,11 @@ def _loop(parts: Parts, encoded: list[Encoded], book: ledger.Ledger, notes: Note
     """Take the steps that are left; returns the status and, if it diverged, advice."""
     config, opt = parts.config, parts.model.optimizer
     assert config.eval_every is not None
-    if notes.inference is None and opt.t < config.steps:
-        _note_inference(parts, encoded, notes)
     spent, before = 0.0, opt.forwards
     with parts.reporter.job("tune", config.steps, done=opt.t) as show:
         try:
+            if notes.inference is None and opt.t < config.steps:
+                _note_inference(parts, encoded, notes)
             while opt.t < config.steps:
                 _dev_if_due(parts, notes)
                 begun = time.perf_counter()
