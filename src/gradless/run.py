@@ -43,7 +43,6 @@ class Model(NamedTuple):
 
 def load_task(config: TuneConfig) -> tuple[Task, Splits]:
     """The task and its rows."""
-    sizes = {"num_train": config.num_train, "num_dev": config.num_dev, "num_test": config.num_test}
     if config.own:
         paths: dict[str, Any] = {
             key: Path(value) for key, value in config.own.items() if key in ("train", "dev", "test")
@@ -54,6 +53,7 @@ def load_task(config: TuneConfig) -> tuple[Task, Splits]:
     assert config.task is not None
     task = tasks.get(config.task)
     data = Path(config.data) if config.data else None
+    sizes = {"num_train": config.num_train, "num_dev": config.num_dev, "num_test": config.num_test}
     return task, tasks.load(task, data=data, seed=config.seed, k_shot=config.k_shot, **sizes)
 
 
@@ -271,5 +271,4 @@ def batch_indices(num: int, batch_size: int, seed: int, step: int) -> list[int]:
 
 def encode_rows(model: LanguageModel, task: Task, rows: list[Row], max_length: int | None) -> list[Encoded]:
     """Rows as tokens."""
-    options = encode.task_options(model, task, max_length)
-    return [encode.encode(model, example, **options) for example in evaluate.render(model, task, rows)]
+    return encode.encode_all(model, task, evaluate.render(model, task, rows), max_length)
