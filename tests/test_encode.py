@@ -184,7 +184,7 @@ def test_limit_is_the_models_own():
 def test_groups_hold_every_index_once_within_their_bounds(size):
     lm = shared("opt")
     encoded = [encode(lm, example) for example in (*single(lm, 9), *several(lm, 7))]
-    found = list(groups(encoded, batch_size=size, batch_tokens=60))
+    found = list(groups(lm, encoded, batch_size=size, batch_tokens=60))
     assert sorted(i for group in found for i in group) == list(range(16))
     for group in found:
         assert len({encoded[i].single for i in group}) == 1

@@ -1,4 +1,4 @@
-"""The fused sweep: the same bits on every backend, and honest rounding."""
+"""The fused kernels: the same bits on every backend, and honest rounding."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ from hypothesis import strategies as st
 
 from gradless import kernels, rng
 from gradless.kernels import reference
+from gradless.kernels.program import Place
+from gradless.rng import GAUSSIAN, RADEMACHER, Stream
 
 pytest.importorskip("numba", reason="the CPU kernels need numba")
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 LEAF = rng.leaf_id("leaf")
+STREAMS = [RADEMACHER, GAUSSIAN, Stream("low_rank", 5), Stream("low_rank", 32)]
+BASIS = 2**127 + 2**70  # second key of a low-rank stream; the others ignore it
 
 
 def run(monkeypatch, backend, out, p, program, **options):
@@ -27,19 +31,23 @@ def same_bits(a, b):
     return torch.equal(a.contiguous().view(BITS[a.dtype]), b.contiguous().view(BITS[b.dtype]))
 
 
+def whole(p):
+    return Place(LEAF, torch.zeros(1, dtype=torch.int64), p.numel(), p.numel() // p.shape[0])
+
+
 def weights(n, dtype, seed=0):
     return (rng.normal(seed, "weights", (n,)) * 0.02).to(dtype)
 
 
-@pytest.mark.parametrize("gaussian", [False, True])
+@pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
 @pytest.mark.parametrize("rounding", [(), (5, 2**64 - 1)])
 @pytest.mark.parametrize("n", [1, 7, 127, 128, 129, 4095, 4097, 70001])
-def test_numba_equals_reference(monkeypatch, gaussian, dtype, rounding, n):
+def test_numba_equals_reference(monkeypatch, stream, dtype, rounding, n):
     p = weights(n, dtype)
-    steps = [(1.0, [3, 2**63 + 5], [1e-3, -2e-4]), (0.999, [77], [3e-5])]
-    program = kernels.program(steps, gaussian=gaussian, rounding=rounding)
-    results = [run(monkeypatch, b, torch.empty_like(p), p, program, amplitude=0.7) for b in ("numba", "reference")]
+    steps = [(1.0, [3, BASIS + 2**63 + 5], [1e-3, -2e-4]), (0.999, [77], [3e-5])]
+    program = kernels.program(steps, rounding=rounding)
+    results = [run(monkeypatch, b, torch.empty_like(p), p, program, stream=stream, amplitude=0.7) for b in ("numba", "reference")]
     assert same_bits(*results)
     assert not same_bits(results[0], p)
 
@@ -48,13 +56,13 @@ def test_numba_equals_reference(monkeypatch, gaussian, dtype, rounding, n):
 @given(
     shape=st.sampled_from([(5,), (3, 7), (2, 3, 65), (130, 33), (1, 1)]),
     dtype=st.sampled_from(kernels.DTYPES),
-    gaussian=st.booleans(),
+    stream=st.sampled_from(STREAMS),
     layout=st.sampled_from(["packed", "transposed", "strided"]),
     masked=st.booleans(),
     stochastic=st.booleans(),
-    keys=st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=3),
+    keys=st.lists(st.integers(0, 2**128 - 1), min_size=1, max_size=3),
 )
-def test_any_shape_stride_and_mask(shape, dtype, gaussian, layout, masked, stochastic, keys):
+def test_any_shape_stride_and_mask(shape, dtype, stream, layout, masked, stochastic, keys):
     """Elements count in row-major order whatever the strides are, and a mask keeps bits."""
     base = weights(math.prod(shape), dtype).reshape(shape)
     if layout == "transposed":
@@ -66,14 +74,12 @@ def test_any_shape_stride_and_mask(shape, dtype, gaussian, layout, masked, stoch
     else:
         p = base.clone()
     mask = (rng.rademacher(1, 2, 0, base.numel()) > 0).reshape(shape) if masked else None
-    program = kernels.program([(0.99, keys, [1e-2] * len(keys))], gaussian=gaussian, rounding=[9] if stochastic else ())
+    program = kernels.program([(0.99, keys, [1e-2] * len(keys))], rounding=[9] if stochastic else ())
     expected = torch.empty_like(base)
     reference.sweep(
-        expected.view(-1), base.view(-1), torch.zeros(1, dtype=torch.int64), base.numel(), LEAF,
-        (program.decays, program.starts, program.keys, program.coeffs.astype("float32")), program.rounding, gaussian,
-        None if mask is None else mask.view(-1),
-    )  # fmt: skip
-    kernels.sweep(p, p, program, leaf=LEAF, mask=mask)
+        expected.view(-1), base.view(-1), whole(base), program.on(stream, 1.0), None if mask is None else mask.view(-1)
+    )
+    kernels.sweep(p, p, program, leaf=LEAF, stream=stream, mask=mask)
     assert same_bits(p, expected)
     if mask is not None:
         assert torch.equal(p[~mask], base[~mask])
@@ -89,11 +95,12 @@ def test_rows_equal_rows_of_the_whole(dtype):
     assert same_bits(part, whole[rows])
 
 
-@pytest.mark.parametrize("gaussian", [False, True])
-def test_z_does_not_depend_on_dtype(gaussian):
-    program = kernels.program([(1.0, [4], [1.0])], gaussian=gaussian)
+@pytest.mark.parametrize("stream", STREAMS)
+def test_z_does_not_depend_on_dtype(stream):
+    program = kernels.program([(1.0, [4], [1.0])])
     z = [
-        kernels.sweep(torch.zeros(999, dtype=d), torch.zeros(999, dtype=d), program, leaf=LEAF) for d in kernels.DTYPES
+        kernels.sweep(torch.zeros(37, 27, dtype=d), torch.zeros(37, 27, dtype=d), program, leaf=LEAF, stream=stream)
+        for d in kernels.DTYPES
     ]
     for other in z[1:]:
         assert torch.equal(z[0].to(other.dtype), other)
@@ -138,14 +145,14 @@ def test_tiny_updates_survive_in_16_bits_on_average(dtype):
 
 
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
-@pytest.mark.parametrize("gaussian", [False, True])
-def test_one_fused_program_equals_step_after_step(dtype, gaussian):
-    p = weights(5000, dtype)
-    steps = [(1.0 - 1e-3 * (t % 2), [t, t + 100], [1e-3, -5e-4 * t]) for t in range(20)]
-    fused = kernels.program(steps, gaussian=gaussian, rounding=range(20))
-    once = kernels.sweep(p.clone(), p, fused, leaf=LEAF)
+@pytest.mark.parametrize("stream", STREAMS)
+def test_one_fused_program_equals_step_after_step(dtype, stream):
+    p = weights(5000, dtype).view(50, 100)
+    steps = [(1.0 - 1e-3 * (t % 2), [t, BASIS + (t % 3 << 64) + t + 100], [1e-3, -5e-4 * t]) for t in range(20)]
+    fused = kernels.program(steps, rounding=range(20))
+    once = kernels.sweep(p.clone(), p, fused, leaf=LEAF, stream=stream)
     for t, step in enumerate(steps):
-        kernels.sweep(p, p, kernels.program([step], gaussian=gaussian, rounding=[t]), leaf=LEAF)
+        kernels.sweep(p, p, kernels.program([step], rounding=[t]), leaf=LEAF, stream=stream)
     assert same_bits(once, p)
 
 
@@ -153,3 +160,75 @@ def test_other_dtypes_are_refused():
     p = torch.zeros(3, dtype=torch.float64)
     with pytest.raises(ValueError, match="float64"):
         kernels.sweep(p, p, kernels.program([(1.0, [1], [1.0])]), leaf=LEAF)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.sampled_from([(5,), (3, 7), (2, 3, 65), (130, 33), (70, 100)]),
+    dtype=st.sampled_from(kernels.DTYPES),
+    stream=st.sampled_from(STREAMS),
+    transposed=st.booleans(),
+    masked=st.booleans(),
+    mirrored=st.booleans(),
+    keep=st.booleans(),
+    updates=st.integers(0, 3),
+)
+def test_a_fan_is_an_update_and_sweeps_from_it(shape, dtype, stream, transposed, masked, mirrored, keep, updates):
+    """One visit gives the bits of an update in place and of one sweep for each branch."""
+    base = weights(math.prod(shape), dtype).reshape(shape)
+    p = base.transpose(0, -1).clone(memory_format=torch.contiguous_format).transpose(0, -1) if transposed else base.clone()
+    mask = (rng.rademacher(1, 2, 0, base.numel()) > 0).reshape(shape) if masked else None
+    options = {"leaf": LEAF, "stream": stream, "mask": mask}
+    update = kernels.program([(0.999, [t, BASIS + 9], [1e-3, 2e-4]) for t in range(updates)], rounding=range(updates))
+    probes = kernels.program([(1.0, [70], [1e-3]), (1.0, [BASIS + 71], [3e-3])], rounding=[8, 9])
+    outs = torch.empty(4 if mirrored else 2, *shape, dtype=dtype)
+    kernels.fan(outs, p, update, probes, mirrored=mirrored, keep=keep, amplitudes=(0.5, 2.0), **options)
+
+    after = kernels.sweep(torch.empty_like(base), base, update, amplitude=0.5, **options)
+    assert same_bits(p, after if keep else base)
+    for b, (key, eps) in enumerate([(70, 1e-3), (BASIS + 71, 3e-3)]):
+        for s, sign in enumerate((1, -1) if mirrored else (1,)):
+            nudge = kernels.program([(1.0, [key], [sign * eps])], rounding=[8 + b])
+            expected = kernels.sweep(torch.empty_like(base), after, nudge, amplitude=2.0, **options)
+            assert same_bits(outs[2 * b + s if mirrored else b], expected)
+
+
+@pytest.mark.parametrize("dtype", kernels.DTYPES)
+@pytest.mark.parametrize("stream", STREAMS)
+def test_numba_fans_equal_the_reference(monkeypatch, stream, dtype):
+    base = weights(130 * 77, dtype).view(130, 77)
+    rows = torch.tensor([129, 3, 3, 0])
+    update = kernels.program([(1.0, [1], [1e-2]), (0.9, [BASIS + 2, 3], [1e-2, -1e-3])], rounding=[5, 6])
+    probes = kernels.program([(1.0, [70, 71], [1e-3, 2e-3])], rounding=[8])
+    found = {}
+    for name in ("numba", "reference"):
+        with monkeypatch.context() as patch:
+            patch.setenv("GRADLESS_KERNELS", name)
+            p, outs, part = base.clone(), torch.empty(2, 130, 77, dtype=dtype), torch.empty(2, 4, 77, dtype=dtype)
+            options = {"leaf": LEAF, "mirrored": True, "stream": stream}
+            kernels.fan(part, p, update, probes, keep=False, rows=rows, **options)
+            kernels.fan(outs, p, update, probes, keep=True, **options)
+            found[name] = (p, outs, part)
+    for one, other in zip(*found.values(), strict=True):
+        assert same_bits(one, other)
+    assert same_bits(part, outs[:, rows])
+
+
+def test_low_rank_elements_are_what_the_factors_say():
+    stream, key, shape = Stream("low_rank", 6), BASIS + 12345, (40, 9, 5)
+    u, v = rng.factors(6, key, LEAF, 40, 45)
+    p = torch.zeros(shape)
+    kernels.sweep(p, p, kernels.program([(1.0, [key], [1.0])]), leaf=LEAF, stream=stream)
+    torch.testing.assert_close(p.view(40, 45), u @ v.T / 6**0.5)
+    assert torch.linalg.matrix_rank(p.view(40, 45)) == 6
+
+
+def test_low_rank_directions_have_unit_variance_and_no_correlation():
+    """Over many keys: mean 0, variance 1, and no correlation within a row, a column, or between queries."""
+    stream, n = Stream("low_rank", 4), 4000
+    z = torch.stack([rng.draw(stream, (t + 7) << 64 | t, LEAF, 0, 12, 4) * stream.unit for t in range(n)])
+    bound = 5 / n**0.5
+    assert z.mean(0).abs().max() < bound
+    assert (z.T @ z / n - torch.eye(12)).abs().max() < 2 * bound
+    shared = torch.stack([rng.draw(stream, 7 << 64 | t, LEAF, 0, 12, 4) * stream.unit for t in range(n)])
+    assert (shared[1:] * shared[:-1]).mean(0).abs().max() < 2 * bound  # one V, but a new U each time

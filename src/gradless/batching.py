@@ -4,8 +4,11 @@ Batches are padded on the **right**. Under a causal mask no real token sees what
 changes nothing: neither position ids nor an attention mask are needed. Masked models get the mask. Only
 prompts for generation are padded on the left.
 
-Shapes: ``N`` examples, ``O`` options of an example, ``B`` sequences of a batch (N, or the sum of all
-options), ``L`` tokens, ``S`` scored positions of a sequence, ``R`` candidate tokens of a batch.
+Options of several tokens are scored with one sequence each, or, where that is less work, with one token tree
+per example (`gradless.sharing`).
+
+Shapes: ``N`` examples, ``O`` options of an example, ``C`` options of a batch, ``B`` sequences of a batch (N or
+C), ``L`` tokens, ``S`` scored positions of a sequence or option, ``R`` candidate tokens of a batch.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from gradless.encode import Encoded, Tokens, length_limit, shorten
 from gradless.errors import BadInput
+from gradless.sharing import Extent, Packing, Tree, extent, grow, pays, reach, volume, width
 
 if TYPE_CHECKING:
     from gradless.lm import LanguageModel
@@ -31,6 +35,8 @@ class Batch(NamedTuple):
     * ``rows`` given: every option is one token; option ``(n, o)`` is candidate ``rows[slots[n, o]]`` of
       sequence n.
     * ``rows`` empty, ``targets`` given: option ``(n, o)`` is sequence ``slots[n, o]``, scored on its targets.
+    * the same and ``packing`` given: sequence n is the token tree of example n, and option ``(n, o)`` is line
+      ``slots[n, o]`` of ``targets`` ``[C, S]`` and of ``positions`` ``[C, S]``, which count in ``packing.nodes``.
     * neither: a label head scores sequence n; ``slots`` only carries the number of labels.
     """
 
@@ -45,6 +51,7 @@ class Batch(NamedTuple):
     right: Tensor  # [N, O] bool: option is right
     gold: Tensor  # [N] option to train on
     weight: float  # what the objective's mean divides by
+    packing: Packing | None = None  # the sequences are token trees
 
 
 class Prompts(NamedTuple):
@@ -67,7 +74,7 @@ def collate_options(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:
     """A batch that scores all options of all examples.
 
     Cost: one sequence per example if all options are single tokens (or a label head reads them), else one
-    sequence per option.
+    token tree per example or one sequence per option, whichever is less work.
 
     Raises:
         BadInput: an example without options or without a right one, or a label head of another size.
@@ -94,6 +101,11 @@ def collate_options(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:
             sequences.append(tokens)
             spots.append(spot)
             targets.append(target)
+    if reach(lm):
+        trees = [grow(row) for row in encoded]
+        size = Extent(len(sequences), max(map(len, sequences)), len(trees), max(len(tree.tokens) for tree in trees))
+        if pays(lm, size):
+            return _collate_trees(lm, encoded, trees, targets, slots)
     return _batch(lm, encoded, sequences, spots, targets, None, slots)
 
 
@@ -160,30 +172,33 @@ def pad_id(lm: LanguageModel) -> int:
 
 
 def groups(
-    encoded: Sequence[Encoded], *, batch_size: int | None = None, batch_tokens: int = 16384
+    lm: LanguageModel, encoded: Sequence[Encoded], *, batch_size: int | None = None, batch_tokens: int = 16384
 ) -> Iterator[list[int]]:
     """Indices of examples to score together: of like length, longest first, each index once.
 
     Examples whose options are single tokens are kept apart from the others, which need the full vocabulary.
 
     Args:
+        lm: the model, which decides what a group would be read as.
         encoded: the examples.
         batch_size: most examples of a group (default: only the tokens count).
-        batch_tokens: most tokens of a group, padding included; a single example may exceed it.
+        batch_tokens: most tokens of a group as `collate_options` lays it out, padding included; a single
+            example may exceed it.
     """
-    order = sorted(range(len(encoded)), key=lambda i: (not encoded[i].single, -encoded[i].longest))
+    sizes = [extent(lm, row) for row in encoded]
+    order = sorted(
+        range(len(encoded)), key=lambda i: (not encoded[i].single, not pays(lm, sizes[i]), -width(lm, sizes[i]))
+    )
     group: list[int] = []
-    sequences = 0
+    held = Extent(0, 0, 0, 0)
     for i in order:
-        row = encoded[i]
-        full = len(group) == batch_size or (
-            group and (sequences + row.sequences) * encoded[group[0]].longest > batch_tokens
-        )
-        if full or (group and encoded[group[0]].single != row.single):
+        joined = held.joined(sizes[i])
+        other = bool(group) and encoded[group[0]].single != encoded[i].single
+        if group and (other or len(group) == batch_size or volume(lm, joined) > batch_tokens):
             yield group
-            group, sequences = [], 0
+            group, joined = [], sizes[i]
         group.append(i)
-        sequences += row.sequences
+        held = joined
     if group:
         yield group
 
@@ -209,6 +224,30 @@ def _collate_taught(
     sequences, spots, targets = (list(column) for column in zip(*taught, strict=True))
     batch = _batch(lm, encoded, sequences, spots, targets, None, [[i] for i in range(len(taught))], gold_only=True)
     return batch._replace(weight=float(sum(len(target) for target in targets)))
+
+
+def _collate_trees(
+    lm: LanguageModel,
+    encoded: Sequence[Encoded],
+    trees: Sequence[Tree],
+    targets: Sequence[list[int]],
+    slots: Sequence[list[int]],
+) -> Batch:
+    """One tree per example; a token that several options continue is scored once for all of them."""
+    read = [sorted({spot for option in tree.spots for spot in option}) for tree in trees]
+    counts = tuple(map(len, read))
+    places: list[list[int]] = []
+    before = 0
+    for tree, nodes in zip(trees, read, strict=True):
+        place = {node: before + i for i, node in enumerate(nodes)}
+        places += [[place[spot] for spot in option] for option in tree.spots]
+        before += len(nodes)
+    batch = _batch(lm, encoded, [tree.tokens for tree in trees], places, targets, None, slots)
+    length = batch.input_ids.shape[1]
+    ends = [[*tree.ends, *range(len(tree.ends), length)] for tree in trees]
+    flat = [row * length + node for row, nodes in enumerate(read) for node in nodes]
+    packing = Packing(torch.tensor(ends, device=lm.device), torch.tensor(flat, device=lm.device), counts)
+    return batch._replace(packing=packing)
 
 
 def _collate_head(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from gradless.errors import BadInput
+from gradless.rng import GAUSSIAN, MAX_RANK, RADEMACHER, Stream, basis_key, direction_key
 
 
 class Frozen(NamedTuple):
@@ -32,14 +33,22 @@ class Directions(NamedTuple):
     """How z is drawn.
 
     ``draw(key, name, p)`` must be a function of its arguments' key, name and shape alone (float32, like ``p``); None
-    means the fused stream chosen by ``gaussian``. ``freeze`` maps parameters to `Frozen` once, before the first step;
+    means the fused ``stream``. ``freeze`` maps parameters to `Frozen` once, before the first step;
     a leaf that it leaves out is not tuned.
     """
 
     name: str
-    gaussian: bool = False
+    stream: Stream = RADEMACHER
     draw: Callable[[int, str, Tensor], Tensor] | None = None
     freeze: Callable[[Mapping[str, Tensor]], Mapping[str, Frozen]] = no_freeze
+    key: Callable[[int, int, int], int] = direction_key  # (seed, step, query) -> key
+
+
+def stream_for(directions: Directions, p: Tensor) -> Stream:
+    """How z is drawn on one parameter: a factorisation that would not be smaller than z gives way to full signs."""
+    stream = directions.stream
+    full = not stream.rank or (p.ndim > 1 and min(p.shape[0], p.numel() // p.shape[0]) > stream.rank)
+    return stream if full else RADEMACHER
 
 
 def rademacher() -> Directions:
@@ -55,7 +64,32 @@ def gaussian() -> Directions:
 
     The direction of MeZO (Malladi et al. 2023, arXiv 2305.17333).
     """
-    return Directions("gaussian", gaussian=True)
+    return Directions("gaussian", GAUSSIAN)
+
+
+def low_rank(rank: int = 8, *, refresh: int = 50) -> Directions:
+    """z = U V^T / sqrt(rank) for every matrix, with factors of +1/-1; full signs for vectors.
+
+    U is new in every query, V only every ``refresh`` steps. So a forward needs no perturbed weights: x z is two thin
+    products beside x W, and the updates of up to ``refresh`` steps are one small matrix times V^T until they are
+    written. Elements have mean 0, variance 1 and no correlation, as those of `rademacher`: unbiased all the same.
+
+    Lazy V: Chen et al. 2024 (LOZO, arXiv 2410.07698). Low-rank members of a batch through one product: Sarkar et al.
+    2025 (EGGROLL, arXiv 2511.16652). Both draw Gaussian factors; signs make every element exact on any hardware.
+
+    Args:
+        rank: columns of U and V, 1 to 32.
+        refresh: steps that share V.
+    """
+    if not 1 <= rank <= MAX_RANK:
+        raise BadInput(f"rank is {rank}: low-rank directions take 1 to {MAX_RANK}")
+    if refresh < 1:
+        raise BadInput(f"refresh is {refresh}: V must serve at least one step")
+
+    def key(seed: int, step: int, query: int) -> int:
+        return basis_key(seed, step // refresh) << 64 | direction_key(seed, step, query)
+
+    return Directions(f"low_rank-{rank}-{refresh}", Stream("low_rank", rank), key=key)
 
 
 def scaled(

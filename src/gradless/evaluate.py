@@ -112,7 +112,7 @@ def evaluate(
         baseline = None
         if mode == "calibrated":
             baseline = _baseline(lm, task, examples, settings, batch_tokens)
-        buckets = list(groups(encoded, batch_size=batch_size, batch_tokens=batch_tokens))
+        buckets = list(groups(lm, encoded, batch_size=batch_size, batch_tokens=batch_tokens))
         ticked = _ticked(buckets, len(encoded), progress)
         if text:
             found = _generation(lm, task, encoded, ticked, objective, predict)
@@ -214,7 +214,7 @@ def _baseline(
     distinct = {(row.prompt, row.options): row for row in bare}
     encoded = [encode(lm, row, **settings) for row in distinct.values()]
     found: list[torch.Tensor] = [torch.empty(0)] * len(encoded)
-    for group in groups(encoded, batch_tokens=batch_tokens):
+    for group in groups(lm, encoded, batch_tokens=batch_tokens):
         rows = [encoded[i] for i in group]
         total = scores(lm, collate_options(lm, rows), normalised=True).total
         for place, i in enumerate(group):

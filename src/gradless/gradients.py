@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gradless import kernels
 from gradless.kernels import reference
+from gradless.rng import Stream
 
 
 class Leaf(NamedTuple):
@@ -28,7 +29,7 @@ class Leaf(NamedTuple):
     id: int  # counter half, from the name
     group: int  # index of its parameter group
     draw: Callable[[int, str, Tensor], Tensor] | None  # custom direction, or None for the fused streams
-    gaussian: bool
+    stream: Stream
     probe: float  # amplitude of z when the loss is probed
     update: float  # amplitude of z in the update
     mask: Tensor | None  # bool, like param; None: every element
@@ -103,12 +104,10 @@ def combine(
     """
     weights = [scale * w for w in mixture.weights]
     if leaf.draw is None:
-        run = kernels.program(
-            [(decay, mixture.keys, weights)],
-            gaussian=leaf.gaussian,
-            rounding=() if rounding is None else (rounding,),
+        run = kernels.program([(decay, mixture.keys, weights)], rounding=() if rounding is None else (rounding,))
+        return kernels.sweep(
+            out, leaf.param, run, leaf=leaf.id, stream=leaf.stream, amplitude=amplitude, mask=leaf.mask, rows=rows
         )
-        return kernels.sweep(out, leaf.param, run, leaf=leaf.id, amplitude=amplitude, mask=leaf.mask, rows=rows)
     source = leaf.param.detach()
     change = torch.zeros(source.shape, dtype=torch.float32, device=source.device)
     for key, weight in zip(mixture.keys, weights, strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from gradless import kernels, rng
-from gradless.directions import Directions
+from gradless.directions import Directions, stream_for
 from gradless.errors import BadInput
 from gradless.gradients import Leaf
 
@@ -30,7 +30,7 @@ def freeze(param_groups: list[dict[str, Any]], directions: Directions) -> list[L
         raise BadInput("no parameter requires grad: there is nothing to tune")
     _check({name: p for name, (p, _) in named.items()})
     return [
-        Leaf(name, named[name][0], rng.leaf_id(name), named[name][1], directions.draw, directions.gaussian, *frozen)
+        Leaf(name, named[name][0], rng.leaf_id(name), named[name][1], directions.draw, stream_for(directions, named[name][0]), *frozen)
         for name, frozen in directions.freeze({name: p for name, (p, _) in named.items()}).items()
     ]
 

@@ -155,7 +155,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def key(self, step: int, query: int) -> int:
         """Key of one query's direction."""
-        return rng.direction_key(self.seed, step, query)
+        return self.directions.key(self.seed, step, query)
 
     # -----------------------------------------------------------------------------------------------------------
     # apply
@@ -299,11 +299,11 @@ class ZerothOrder(torch.optim.Optimizer):
                 )
                 for move, mixture in done
             ]
-            run = kernels.program(steps, gaussian=self.directions.gaussian, rounding=rounding)
+            run = kernels.program(steps, rounding=rounding)
             for leaf in self.leaves:
                 if leaf.group == index and steps:
                     p = leaf.param.detach()
-                    kernels.sweep(p, p, run, leaf=leaf.id, amplitude=leaf.update, mask=leaf.mask)
+                    kernels.sweep(p, p, run, leaf=leaf.id, stream=leaf.stream, amplitude=leaf.update, mask=leaf.mask)
 
     def sketch(self, move: Move) -> Sketch:
         """The estimate behind a logged move."""

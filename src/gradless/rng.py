@@ -11,6 +11,7 @@ Layout of a stream under one 64-bit key::
 
     counter (4 x 32 bits) = (block low, block high, leaf low, leaf high)
     Rademacher: 128 elements a block, bit ``i % 128``;   Gaussian: 8 elements a block, 16-bit table indices
+    low rank: one 32-bit word for each row and, under a second key, for each column: their first r bits are signs
 
 `STREAM_VERSION` names this layout; ledgers record it. This module holds the torch and pure-Python reference;
 the kernels must give the same bits.
@@ -22,7 +23,7 @@ import functools
 import hashlib
 import statistics
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -31,12 +32,13 @@ from torch import Tensor
 STREAM_VERSION: Final = "philox4x32-10/1"
 
 MASK32: Final = 0xFFFFFFFF
+MASK64: Final = 0xFFFFFFFFFFFFFFFF
 MULTIPLIERS: Final = (0xD2511F53, 0xCD9E8D57)
 WEYL: Final = (0x9E3779B9, 0xBB67AE85)
 ROUNDS: Final = 10
 
 # Purposes keep streams of one run seed apart.
-DIRECTION, ROUNDING, INITIAL, ORDER, PROBE = range(5)
+DIRECTION, ROUNDING, INITIAL, ORDER, PROBE, BASIS = range(6)
 
 
 def philox(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]:
@@ -100,6 +102,11 @@ def direction_key(seed: int, step: int, query: int) -> int:
     return fold(seed, DIRECTION, step, query)
 
 
+def basis_key(seed: int, epoch: int) -> int:
+    """Key of the factor V that the low-rank directions of one epoch share."""
+    return fold(seed, BASIS, epoch)
+
+
 def rounding_key(seed: int, step: int) -> int:
     """Key of the stochastic rounding of one step's update."""
     return fold(seed, ROUNDING, step)
@@ -107,7 +114,7 @@ def rounding_key(seed: int, step: int) -> int:
 
 def probe_rounding_key(direction: int) -> int:
     """Key of the stochastic rounding of a probe along a direction; +eps and -eps share it."""
-    return fold(direction, PROBE)
+    return fold(direction & MASK64, PROBE)
 
 
 @functools.cache
@@ -118,6 +125,71 @@ def leaf_id(name: str) -> int:
 
 # ---------------------------------------------------------------------------------------------------------------
 # elements of a stream
+
+
+class Stream(NamedTuple):
+    """How the bits under a key become the elements of z.
+
+    A low-rank stream has two keys, packed into one integer: ``basis << 64 | key``. Its elements are sums of ``rank``
+    signs, and ``unit`` brings them to unit variance; the other streams have it already.
+    """
+
+    kind: str  # a key of `KINDS`
+    rank: int = 0
+
+    @property
+    def unit(self) -> float:
+        """Factor that gives the drawn elements variance 1."""
+        return self.rank**-0.5 if self.rank else 1.0
+
+
+KINDS: Final = {"rademacher": 0, "gaussian": 1, "low_rank": 2}  # the numbers are the kernels'
+RADEMACHER, GAUSSIAN = Stream("rademacher"), Stream("gaussian")
+MAX_RANK: Final = 32  # signs in a word
+
+
+def draw(
+    stream: Stream, key: int, leaf: int, start: int, count: int, columns: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Elements ``start .. start + count`` of a stream, before `Stream.unit`: float32 ``[count]``.
+
+    Args:
+        stream: which.
+        key: its key; two of them in a low-rank stream.
+        leaf: 64-bit id of the leaf.
+        start: first element, in row-major order.
+        count: how many.
+        columns: elements of a row of the leaf; only low-rank streams look at it.
+        device: where to compute.
+    """
+    if stream.kind == "low_rank":
+        return _low_rank(stream.rank, key, leaf, start, count, columns, device)
+    return (gaussian if stream.kind == "gaussian" else rademacher)(key & MASK64, leaf, start, count, device)
+
+
+def signs(rank: int, key: int, leaf: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Rows ``start .. start + count`` of a factor of +1/-1: float32 ``[count, rank]``. A set bit is -1."""
+    first, blocks, offset = _window(start, count, 4)
+    words = philox_blocks(first, blocks, leaf, key, device).reshape(-1)[offset : offset + count]
+    return 1.0 - 2.0 * ((words.unsqueeze(-1) >> torch.arange(rank, device=device)) & 1).float()
+
+
+def factors(
+    rank: int, key: int, leaf: int, rows: int, columns: int, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """U ``[rows, rank]`` and V ``[columns, rank]`` of a low-rank stream, float32: z = U V^T / sqrt(rank)."""
+    return signs(rank, key & MASK64, leaf, 0, rows, device), signs(rank, key >> 64, leaf, 0, columns, device)
+
+
+def _low_rank(
+    rank: int, key: int, leaf: int, start: int, count: int, columns: int, device: torch.device | str
+) -> Tensor:
+    """The elements of U V^T, whole numbers from -rank to rank."""
+    first = start // columns
+    rows = (start + count - 1) // columns - first + 1
+    u = signs(rank, key & MASK64, leaf, first, rows, device)
+    v = signs(rank, key >> 64, leaf, 0, columns, device)
+    return (u @ v.T).reshape(-1)[start - first * columns :][:count]
 
 
 def _window(start: int, count: int, per_block: int) -> tuple[int, int, int]:

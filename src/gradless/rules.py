@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gradless.errors import BadInput
 from gradless.gradients import Gradient, Lazy, Leaf, Mixture
+from gradless.rng import RADEMACHER
 
 Schedule = Callable[[int], float]
 
@@ -148,7 +149,7 @@ def _adam_leaf(past: tuple[Mixture, ...], leaf: Leaf, beta1: float, beta2: float
         tuple(a / total1 * w for a, mixture in zip(first, past, strict=True) for w in mixture.weights),
     )
     m = mean.leaf(leaf)
-    if leaf.draw is None and not leaf.gaussian and all(len(mixture.keys) == 1 for mixture in past):
+    if leaf.draw is None and leaf.stream == RADEMACHER and all(len(mixture.keys) == 1 for mixture in past):
         square = sum(b / total2 * mixture.weights[0] ** 2 for b, mixture in zip(second, past, strict=True))
         return m / (math.sqrt(square) * leaf.update + eps)
     v = torch.zeros_like(m)

@@ -7,6 +7,9 @@ output layer sees
 * only the hidden states at positions that are scored, selected by a hook in front of it;
 * only the rows of candidate tokens, when every option is one token. One forward then scores all options.
 
+Options of several tokens are read as one token tree per example, so that their prompt is computed once
+(`gradless.sharing`).
+
 The model's own code runs around the layer, so its post-processing (soft-capping, scaling) applies. The logits
 of candidate rows are *computed* in float32 also for 16-bit weights: a finite difference of 16-bit logits
 would be quantised more coarsely than the signal. Full-vocabulary logits are upcast before any log-softmax. No
@@ -19,7 +22,9 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -27,6 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from gradless.batching import Batch, Prompts, pad_id
+from gradless.sharing import Packing, attention
 from gradless.streaming import read_rows
 
 if TYPE_CHECKING:
@@ -69,10 +75,10 @@ def scores(lm: LanguageModel, batch: Batch, *, normalised: bool = False) -> Scor
             values = _label_logits(lm, batch)
             values = values.log_softmax(-1) if normalised else values
         elif normalised:
-            full = _logits(lm, batch.input_ids, batch.attention_mask, batch.positions)[:, 0]
+            full = _logits(lm, batch)[:, 0]
             values = full.log_softmax(-1)[:, batch.rows]
         else:
-            values = _logits(lm, batch.input_ids, batch.attention_mask, batch.positions, batch.rows)[:, 0]
+            values = _logits(lm, batch, batch.rows)[:, 0]
         total = mean = values.gather(1, batch.slots)
         lengths = torch.ones_like(total)
     missing = ~batch.valid
@@ -80,17 +86,58 @@ def scores(lm: LanguageModel, batch: Batch, *, normalised: bool = False) -> Scor
 
 
 def token_log_probs(lm: LanguageModel, batch: Batch) -> Tensor:
-    """Log-probability of each target of a batch: float32 ``[B, S]``; where padded, any finite value."""
+    """Log-probability of each target of a batch: float32 ``[B, S]``, or ``[C, S]`` of a packed one.
+
+    Where padded, any finite value.
+    """
     assert batch.targets is not None
+    if batch.packing is not None:
+        return _packed_log_probs(lm, batch, batch.packing, batch.targets)
     vocabulary, scored = lm.head.weight.shape[0], batch.positions.shape[1]
     rows = max(1, LOGITS_BYTES // (4 * scored * vocabulary))
     parts = []
     for start in range(0, len(batch.input_ids), rows):
         part = slice(start, start + rows)
-        logits = _logits(lm, batch.input_ids[part], batch.attention_mask[part], batch.positions[part])
+        logits = _logits(lm, _part(batch, part)._replace(positions=batch.positions[part]))
         picked = logits.gather(-1, batch.targets[part].unsqueeze(-1)).squeeze(-1)
         parts.append(picked - logits.logsumexp(-1))
     return torch.cat(parts)
+
+
+def _packed_log_probs(lm: LanguageModel, batch: Batch, packing: Packing, targets: Tensor) -> Tensor:
+    """`token_log_probs` of token trees: each part of the logits fills in the options' tokens that it scores."""
+    length = batch.input_ids.shape[1]
+    limit = max(1, LOGITS_BYTES // (4 * lm.head.weight.shape[0]))
+    parts = []
+    for rows, scored in _tree_parts(packing.counts, limit):
+        nodes = packing.nodes[scored] - rows.start * length
+        logits = _logits(lm, _part(batch, rows)._replace(packing=Packing(packing.ends[rows], nodes, ())))[:, 0]
+        places = batch.positions - scored.start
+        here = (places >= 0) & (places < scored.stop - scored.start)
+        places = places.clamp(0, scored.stop - scored.start - 1)
+        found = logits[places, targets] - logits.logsumexp(-1)[places]
+        parts.append(found.masked_fill(~here, 0.0))
+    return torch.stack(parts).sum(0)
+
+
+def _tree_parts(counts: Sequence[int], limit: int) -> Iterator[tuple[slice, slice]]:
+    """Trees to run together, and which of all scored tokens to score then: at most ``limit``.
+
+    Whole trees; only one with more tokens than that is run several times.
+    """
+    edges = list(accumulate(counts, initial=0))
+    start = 0
+    while start < edges[-1]:
+        first = bisect_right(edges, start) - 1
+        last = max(first + 1, bisect_right(edges, start + limit) - 1)
+        stop = min(start + limit, edges[last])
+        yield slice(first, last), slice(start, stop)
+        start = stop
+
+
+def _part(batch: Batch, rows: slice) -> Batch:
+    """A batch that reads only some sequences; what concerns options is left as it is."""
+    return batch._replace(input_ids=batch.input_ids[rows], attention_mask=batch.attention_mask[rows])
 
 
 def features(lm: LanguageModel, batch: Batch) -> Tensor:
@@ -164,42 +211,42 @@ def stop_tokens(tokenizer: Any, stop: str) -> tuple[int, ...]:
 # one forward
 
 
-def _call(lm: LanguageModel, input_ids: Tensor, attention_mask: Tensor) -> Any:
+def _call(lm: LanguageModel, batch: Batch) -> Any:
     if lm.masked:
-        return lm.model(input_ids=input_ids, attention_mask=attention_mask)
+        return lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    if batch.packing is not None:
+        mask, positions = attention(lm, batch.packing.ends)
+        return lm.model(input_ids=batch.input_ids, attention_mask=mask, position_ids=positions, use_cache=False)
     # Right padding needs no mask under causality, and without one attention takes its fastest path.
-    return lm.model(input_ids=input_ids, attention_mask=None, use_cache=False)
+    return lm.model(input_ids=batch.input_ids, attention_mask=None, use_cache=False)
 
 
-def _select(hidden: Tensor, positions: Tensor, length: int) -> Tensor:
-    """Hidden states ``[B, S, H]`` at positions; virtual prompt tokens in front shift them."""
-    shifted = positions.to(hidden.device) + (hidden.shape[1] - length)
+def _select(hidden: Tensor, batch: Batch) -> Tensor:
+    """Hidden states ``[B, S, H]`` at a batch's positions, or ``[U, 1, H]`` at its packing's nodes."""
+    if batch.packing is not None:
+        return hidden.flatten(0, 1).index_select(0, batch.packing.nodes.to(hidden.device)).unsqueeze(1)
+    # Virtual prompt tokens in front shift the positions.
+    shifted = batch.positions.to(hidden.device) + (hidden.shape[1] - batch.input_ids.shape[1])
     return hidden.gather(1, shifted.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 
-def _logits(
-    lm: LanguageModel,
-    input_ids: Tensor,
-    attention_mask: Tensor,
-    positions: Tensor,
-    rows: Tensor | None = None,
-) -> Tensor:
-    """Logits at positions: float32 ``[B, S, V]``, or ``[B, S, R]`` for candidate rows."""
+def _logits(lm: LanguageModel, batch: Batch, rows: Tensor | None = None) -> Tensor:
+    """Logits where `_select` looks: float32 ``[B, S, V]``, or ``[B, S, R]`` for candidate rows."""
     narrow = rows is not None and _is_plain(lm.head)
     whole: dict[str, Any] = {}
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        chosen = _select(args[0], positions, input_ids.shape[1])
+        chosen = _select(args[0], batch)
         if rows is None or not narrow:
             return (chosen, *args[1:])
         # A 16-bit product would round the very differences that a zeroth-order step measures.
         _replace(module, whole, lambda parameter: read_rows(parameter, rows.to(parameter.device)).float())
         return (chosen.float(), *args[1:])
 
-    logits = _run(lm, input_ids, attention_mask, before, whole).logits
+    logits = _run(lm, batch, before, whole).logits
     if rows is not None and not narrow:
         logits = logits[..., rows.to(logits.device)]
-    return logits.float().to(positions.device)
+    return logits.float().to(batch.positions.device)
 
 
 def _replace(module: nn.Module, whole: dict[str, Any], part: Callable[[Tensor], Tensor]) -> None:
@@ -214,8 +261,7 @@ def _replace(module: nn.Module, whole: dict[str, Any], part: Callable[[Tensor], 
 
 def _run(
     lm: LanguageModel,
-    input_ids: Tensor,
-    attention_mask: Tensor,
+    batch: Batch,
     before: Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]],
     whole: dict[str, Any],
 ) -> Any:
@@ -229,7 +275,7 @@ def _run(
 
     hooks = [head.register_forward_pre_hook(before), head.register_forward_hook(restore)]
     try:
-        return _call(lm, input_ids, attention_mask)
+        return _call(lm, batch)
     finally:
         restore()
         for hook in hooks:
@@ -243,12 +289,12 @@ def _hidden(lm: LanguageModel, batch: Batch) -> Tensor:
     whole: dict[str, Any] = {}
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        seen.append(_select(args[0], batch.positions, batch.input_ids.shape[1]))
+        seen.append(_select(args[0], batch))
         if plain:  # no rows at all: the weight is not even touched
             _replace(module, whole, _no_rows)
         return (seen[0][:, :0], *args[1:])
 
-    _run(lm, batch.input_ids, batch.attention_mask, before, whole)
+    _run(lm, batch, before, whole)
     return seen[0]
 
 

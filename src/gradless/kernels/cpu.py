@@ -1,4 +1,4 @@
-"""Numba kernel of the sweep for the CPU: all cores, vectorised, one read and one write of the leaf.
+"""Numba kernels for the CPU: all cores, vectorised, one read and one write of the leaf.
 
 Work is spread over plain Python threads (the kernel releases the GIL) and not over Numba's OpenMP layer: that one
 resizes torch's thread pool, and two pools that spin while they wait slow each other down many times over.
@@ -17,12 +17,20 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from numba import njit
+import torch
+from numba import njit, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from gradless import rng
+from gradless.kernels.program import Place, Program
 
 TILE = 4096  # elements a core handles at a time: accumulator, words and signs stay in its first-level cache
 BLOCKS = TILE // 128 + 1
 WORTHWHILE = 1 << 17
 FLOAT32, BFLOAT16, FLOAT16 = range(3)
+KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+RADEMACHER, GAUSSIAN, LOW_RANK = (rng.KINDS[kind] for kind in ("rademacher", "gaussian", "low_rank"))
 
 U32 = np.uint64(0xFFFFFFFF)
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -83,6 +91,46 @@ def _add_gaussian(acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any,
             half = (words[e >> 1] >> np.uint32((e & 1) << 4)) & np.uint32(0xFFFF)
             acc[done + i] += np.float32(coeff * table[half])
         done += m
+
+
+@intrinsic
+def _popcount(typing: Any, x: Any) -> Any:
+    """Set bits of a uint32, as int32: one instruction, also in vectorised loops."""
+    return types.int32(types.uint32), lambda context, builder, signature, args: builder.ctpop(args[0])
+
+
+@njit
+def _add_low_rank(acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any, words: Any, low_rank: Any) -> None:
+    """acc[:n] += coeff * (U V^T) for elements ``start ..``: the two sign words agree in rank - popcount bits."""
+    rank, columns, right = np.int32(low_rank[0]), low_rank[1], low_rank[2]
+    chosen = np.uint32((np.uint64(1) << np.uint64(rank)) - np.uint64(1))
+    done, row = 0, start // columns
+    column = start - row * columns
+    while done < n:
+        m = min(n - done, columns - column)
+        _philox(words, row >> 2, 1, leaf, key)
+        left = words[row & 3]
+        here, signs = acc[done : done + m], right[column : column + m]
+        for i in range(m):
+            odd = _popcount(np.uint32((signs[i] ^ left) & chosen))
+            here[i] += np.float32(coeff * np.float32(np.int32(rank - np.int32(2) * odd)))
+        done, row, column = done + m, row + 1, 0
+
+
+@njit
+def _add(
+    block: Any, n: Any, start: Any, leaf: Any, program: Any, j: Any, stream: Any, table: Any, words: Any
+) -> None:
+    """Add term j of a program to elements ``start .. start + n``, the first at ``block[start % 128]``."""
+    keys, coeffs, rights = program[2], program[3], program[5]
+    kind, rank, columns = stream
+    acc = block[start & 127 :]
+    if kind == LOW_RANK:
+        _add_low_rank(acc, n, start, leaf, keys[j], coeffs[j], words, (rank, columns, rights[j]))
+    elif kind == GAUSSIAN:
+        _add_gaussian(acc, n, start, leaf, keys[j], coeffs[j], words, table)
+    else:
+        _add_rademacher(block, n, start, leaf, keys[j], coeffs[j], words)
 
 
 @njit
@@ -154,111 +202,189 @@ def _narrow(x: Any, r: Any, kind: Any, stochastic: Any) -> Any:
 
 
 @njit
-def _segment(
-    out: Any, p: Any, n: Any, start: Any, kind: Any, leaf: Any, steps: Any, rounding: Any, gaussian: Any, table: Any,
-    mask: Any, masked: Any, block: Any, words: Any, dice: Any,
-) -> None:  # fmt: skip
-    """Run the program over ``n <= TILE`` elements whose linear index starts at ``start``."""
-    decays, starts, keys, coeffs = steps
-    acc = block[start & 127 :]  # so that the 128 signs of a Philox block are aligned in ``block``
+def _branch_signs(plus: Any, minus: Any, block: Any, n: Any, first: Any, leaf: Any, key: Any, coeff: Any, words: Any) -> None:
+    """Plus and minus = bits of block +- coeff * z for ``n`` float32 elements from Philox block ``first`` on.
+
+    The commonest fan of all (float32, one sign direction, no mask) in one pass; the general one takes three times as
+    long.
+    """
+    _philox(words, first, (n + 127) >> 7, leaf, key)
+    bits = np.float32(coeff).view(np.uint32)
+    for w in range(n >> 5):
+        word = words[w]
+        row, up, down = block[32 * w : 32 * w + 32], plus[32 * w : 32 * w + 32], minus[32 * w : 32 * w + 32]
+        for j in range(32):
+            sign = np.uint32(np.uint32(word * TO_SIGN[j]) & np.uint32(0x80000000))
+            change = np.uint32(bits ^ sign).view(np.float32)
+            up[j] = np.float32(row[j] + change).view(np.uint32)
+            down[j] = np.float32(row[j] - change).view(np.uint32)
+
+
+@njit
+def _widen(acc: Any, bits: Any, n: Any, kind: Any) -> None:
+    """acc[:n] = the values of ``bits``."""
     if kind == FLOAT32:
         for i in range(n):
-            acc[i] = np.uint32(p[i]).view(np.float32)
+            acc[i] = np.uint32(bits[i]).view(np.float32)
     else:
         for i in range(n):
-            acc[i] = _to_float(p[i], kind)
-    stochastic = rounding.size > 0
-    for t in range(decays.size):
-        decay = decays[t]
-        if decay != np.float32(1.0):
-            for i in range(n):
-                acc[i] *= decay
-        for j in range(starts[t], starts[t + 1]):
-            if gaussian:
-                _add_gaussian(acc, n, start, leaf, keys[j], coeffs[j], words, table)
-            else:
-                _add_rademacher(block, n, start, leaf, keys[j], coeffs[j], words)
-        if kind != FLOAT32:
-            if stochastic:
-                _halves(dice, n, start, leaf, rounding[t], words)
-            for i in range(n):
-                dice[i] = _narrow(acc[i], dice[i], kind, stochastic)
-            if t + 1 < decays.size:
-                for i in range(n):
-                    acc[i] = _to_float(dice[i], kind)
+            acc[i] = _to_float(bits[i], kind)
+
+
+@njit
+def _store(out: Any, acc: Any, p: Any, n: Any, kind: Any, dice: Any, stochastic: Any, mask: Any, masked: Any) -> None:
+    """out[:n] = acc rounded to the leaf's dtype where the mask says so, p (which may be out) elsewhere."""
     if masked:
         for i in range(n):
-            if mask[i]:
-                out[i] = np.float32(acc[i]).view(np.uint32) if kind == FLOAT32 else dice[i]
-            else:
+            if not mask[i]:
                 out[i] = p[i]
+            elif kind == FLOAT32:
+                out[i] = np.float32(acc[i]).view(np.uint32)
+            else:
+                out[i] = _narrow(acc[i], dice[i], kind, stochastic)
     elif kind == FLOAT32:
         for i in range(n):
             out[i] = np.float32(acc[i]).view(np.uint32)
     else:
         for i in range(n):
-            out[i] = dice[i]
+            out[i] = _narrow(acc[i], dice[i], kind, stochastic)
+
+
+@njit
+def _advance(
+    block: Any, bits: Any, n: Any, start: Any, kind: Any, leaf: Any, program: Any, stream: Any, table: Any, words: Any,
+    dice: Any,
+) -> None:  # fmt: skip
+    """Run all steps of a program on the elements in ``block``; between two of them they take the leaf's dtype.
+
+    After the last step they are left in float32, with the dice of its rounding in ``dice``.
+    """
+    decays, starts, rounding = program[0], program[1], program[4]
+    acc = block[start & 127 :]
+    stochastic = rounding.size > 0
+    for t in range(decays.size):
+        if t > 0 and kind != FLOAT32:
+            for i in range(n):
+                bits[i] = _narrow(acc[i], dice[i], kind, stochastic)
+            _widen(acc, bits, n, kind)
+        if decays[t] != np.float32(1.0):
+            for i in range(n):
+                acc[i] *= decays[t]
+        for j in range(starts[t], starts[t + 1]):
+            _add(block, n, start, leaf, program, j, stream, table, words)
+        if kind != FLOAT32 and stochastic:
+            _halves(dice, n, start, leaf, rounding[t], words)
 
 
 @njit(nogil=True, cache=True)
-def _jobs(
-    first: Any, last: Any, out: Any, p: Any, rows: Any, width: Any, kind: Any, leaf: Any, decays: Any, starts: Any,
-    keys: Any, coeffs: Any, rounding: Any, gaussian: Any, table: Any, mask: Any, masked: Any,
+def _sweep_tiles(
+    first: Any, last: Any, out: Any, p: Any, rows: Any, width: Any, kind: Any, leaf: Any, program: Any, stream: Any,
+    table: Any, mask: Any, masked: Any,
 ) -> None:  # fmt: skip
     """Tiles ``first .. last`` of rows of ``width`` elements of ``p``, into consecutive rows of ``out``."""
     per_row = (width + TILE - 1) // TILE
     block = np.zeros(128 * BLOCKS, np.float32)
     words = np.empty(4 * BLOCKS, np.uint32)
-    dice = np.empty(TILE, np.uint16)
-    for job in range(first, last):
-        row = job // per_row
-        begin = (job - row * per_row) * TILE
+    dice, bits = np.empty(TILE, np.uint16), np.empty(TILE, p.dtype)
+    for tile in range(first, last):
+        row = tile // per_row
+        begin = (tile - row * per_row) * TILE
         n = min(TILE, width - begin)
-        source = rows[row] * width + begin
-        target = row * width + begin
-        _segment(
-            out[target : target + n], p[source : source + n], n, source, kind, leaf, (decays, starts, keys, coeffs),
-            rounding, gaussian, table, mask[source : source + n] if masked else mask, masked, block, words, dice,
-        )  # fmt: skip
+        source, target = rows[row] * width + begin, row * width + begin
+        piece = p[source : source + n]
+        acc = block[source & 127 :]
+        _widen(acc, piece, n, kind)
+        _advance(block, bits, n, source, kind, leaf, program, stream, table, words, dice)
+        part = mask[source : source + n] if masked else mask
+        _store(out[target : target + n], acc, piece, n, kind, dice, program[4].size > 0, part, masked)
 
 
-def sweep(
-    out: np.ndarray,
-    p: np.ndarray,
-    rows: np.ndarray,
-    width: int,
-    kind: int,
-    leaf: int,
-    steps: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-    rounding: np.ndarray,
-    table: np.ndarray,
-    mask: np.ndarray,
-    threads: int,
-) -> None:
-    """Run a program over flat bit arrays (uint32 for float32, uint16 for the 16-bit types).
+@njit(nogil=True, cache=True)
+def _fan_tiles(
+    first: Any, last: Any, outs: Any, p: Any, rows: Any, width: Any, kind: Any, leaf: Any, update: Any, probes: Any,
+    mirrored: Any, keep: Any, stream: Any, table: Any, mask: Any, masked: Any,
+) -> None:  # fmt: skip
+    """Tiles ``first .. last`` of rows of ``p``: updated, kept or not, and branched into the rows of ``outs``."""
+    per_row, size = (width + TILE - 1) // TILE, rows.size * width
+    block, change = np.zeros(128 * BLOCKS, np.float32), np.zeros(128 * BLOCKS, np.float32)
+    words = np.empty(4 * BLOCKS, np.uint32)
+    dice, bits, base = np.empty(TILE, np.uint16), np.empty(TILE, p.dtype), np.empty(TILE, p.dtype)
+    branched = np.empty(TILE, np.float32)
+    for tile in range(first, last):
+        row = tile // per_row
+        begin = (tile - row * per_row) * TILE
+        n = min(TILE, width - begin)
+        source, target = rows[row] * width + begin, row * width + begin
+        piece = p[source : source + n]
+        part = mask[source : source + n] if masked else mask
+        acc, sums = block[source & 127 :], change[source & 127 :]
+        _widen(acc, piece, n, kind)
+        under = piece  # the bits that branches have where they are masked
+        if update[0].size > 0:
+            _advance(block, bits, n, source, kind, leaf, update, stream, table, words, dice)
+            if kind != FLOAT32 or masked:
+                under = base[:n]
+                _store(under, acc, piece, n, kind, dice, update[4].size > 0, part, masked)
+                _widen(acc, under, n, kind)
+                if keep:
+                    for i in range(n):
+                        piece[i] = under[i]
+            elif keep:
+                _store(piece, acc, piece, n, kind, dice, False, part, False)
+        stochastic = probes[4].size > 0
+        plain = kind == FLOAT32 and not masked and mirrored and stream[0] == RADEMACHER and probes[2].size == 1
+        if plain and source & 127 == 0 and n & 31 == 0:
+            up, down = outs[target : target + n], outs[size + target : size + target + n]
+            _branch_signs(up, down, block, n, source >> 7, leaf, probes[2][0], probes[3][0], words)
+            continue
+        for b in range(probes[0].size):
+            change[:] = np.float32(0.0)
+            for j in range(probes[1][b], probes[1][b + 1]):
+                _add(change, n, source, leaf, probes, j, stream, table, words)
+            if kind != FLOAT32 and stochastic:
+                _halves(dice, n, source, leaf, probes[4][b], words)
+            first_out = 2 * b if mirrored else b
+            for i in range(n):
+                branched[i] = acc[i] + sums[i]
+            place = first_out * size + target
+            _store(outs[place : place + n], branched, under, n, kind, dice, stochastic, part, masked)
+            if mirrored:
+                for i in range(n):
+                    branched[i] = acc[i] - sums[i]
+                place += size
+                _store(outs[place : place + n], branched, under, n, kind, dice, stochastic, part, masked)
 
-    Args:
-        out: target bits, ``len(rows) * width`` elements; may be ``p`` itself when ``rows`` is the whole leaf.
-        p: source bits of the whole leaf.
-        rows: int64 row indices to visit; ``[0]`` with ``width = p.size`` is the whole leaf.
-        width: elements a row.
-        kind: `FLOAT32`, `BFLOAT16` or `FLOAT16`.
-        leaf: 64-bit leaf id.
-        steps: decays float32 ``[T]``, starts int64 ``[T + 1]``, keys uint64 ``[J]``, coeffs float32 ``[J]``.
-        rounding: uint64 ``[T]`` keys of stochastic rounding, or empty to round to nearest.
-        table: the normal table for Gaussian directions, empty for Rademacher.
-        mask: uint8 mask of the whole leaf, or empty.
-        threads: most threads to use.
-    """
-    rest: tuple[Any, ...] = (
-        out, p, rows, width, kind, np.uint64(leaf), *steps, rounding, table.size > 0, table, mask, mask.size > 0
+
+def sweep(out: Tensor, p: Tensor, place: Place, program: Program, mask: Tensor | None) -> None:
+    """Run a program over flat tensors; see `gradless.kernels.sweep` for the meaning of the arguments."""
+    _spread(
+        _sweep_tiles, place, program.keys.size,
+        (_bits(out), _bits(p), place.rows.numpy(), place.width, KINDS[p.dtype], np.uint64(place.leaf),
+         _arrays(program, place), _stream(program, place), _table(program), *_mask(mask)),
     )  # fmt: skip
-    jobs = rows.size * ((width + TILE - 1) // TILE)
-    # A thread is worth waking for some hundred thousand elements of work.
-    parts = min(threads, max(1, jobs * max(1, steps[2].size) * min(TILE, width) // WORTHWHILE))
-    edges = [jobs * part // parts for part in range(parts + 1)]
-    others = [_threads().submit(_jobs, edges[i], edges[i + 1], *rest) for i in range(1, parts)]
-    _jobs(edges[0], edges[1], *rest)
+
+
+def fan(
+    outs: Tensor, p: Tensor, place: Place, update: Program, probes: Program, mirrored: bool, keep: bool,
+    mask: Tensor | None,
+) -> None:  # fmt: skip
+    """Branch off a leaf, outs ``[B, n]``; see `gradless.kernels.fan` for the meaning of the arguments."""
+    _spread(
+        _fan_tiles, place, update.keys.size + 2 * probes.keys.size,
+        (_bits(outs).reshape(-1), _bits(p), place.rows.numpy(), place.width, KINDS[p.dtype], np.uint64(place.leaf),
+         _arrays(update, place), _arrays(probes, place), mirrored, keep, _stream(probes, place), _table(probes),
+         *_mask(mask)),
+    )  # fmt: skip
+
+
+def _spread(kernel: Any, place: Place, terms: int, rest: tuple[Any, ...]) -> None:
+    """Run all tiles of a kernel, on as many threads as are worth waking."""
+    tiles = place.rows.numel() * ((place.width + TILE - 1) // TILE)
+    work = tiles * max(1, terms) * min(TILE, place.width)
+    parts = min(torch.get_num_threads(), max(1, work // WORTHWHILE))
+    edges = [tiles * part // parts for part in range(parts + 1)]
+    others = [_threads().submit(kernel, edges[i], edges[i + 1], *rest) for i in range(1, parts)]
+    kernel(edges[0], edges[1], *rest)
     for other in others:
         other.result()
 
@@ -266,3 +392,43 @@ def sweep(
 @functools.cache
 def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="gradless-sweep")
+
+
+def _bits(tensor: Tensor) -> np.ndarray:
+    """A tensor's bits as unsigned integers, sharing its memory."""
+    if tensor.dtype == torch.float32:
+        return tensor.view(torch.int32).numpy().view(np.uint32)
+    return tensor.view(torch.int16).numpy().view(np.uint16)
+
+
+def _arrays(program: Program, place: Place) -> tuple[np.ndarray, ...]:
+    """A program as the kernels take it: decays, starts, keys, coeffs, rounding, sign words of V for every term."""
+    rights = np.zeros((0, 0), np.uint32)
+    if program.stream.kind == "low_rank":
+        bases, which = np.unique(program.bases, return_inverse=True)
+        rights = np.stack([_words(int(basis), place.leaf, place.columns) for basis in bases])[which] if len(bases) else rights
+    return program.decays, program.starts, program.keys, program.coeffs, program.rounding, rights
+
+
+@functools.lru_cache(maxsize=1024)
+def _words(basis: int, leaf: int, columns: int) -> np.ndarray:
+    """The sign words of V, uint32 ``[columns]``."""
+    blocks = rng.philox_blocks(0, (columns + 3) // 4, leaf, basis)
+    return blocks.view(-1)[:columns].numpy().astype(np.uint32)
+
+
+def _stream(program: Program, place: Place) -> tuple[int, int, int]:
+    return rng.KINDS[program.stream.kind], program.stream.rank, place.columns
+
+
+def _table(program: Program) -> np.ndarray:
+    return _normal() if program.stream.kind == "gaussian" else np.zeros(0, np.float32)
+
+
+@functools.cache
+def _normal() -> np.ndarray:
+    return rng.normal_table().numpy()
+
+
+def _mask(mask: Tensor | None) -> tuple[np.ndarray, bool]:
+    return (np.zeros(0, np.uint8), False) if mask is None else (mask.view(torch.uint8).numpy(), True)

@@ -1,20 +1,14 @@
-"""The sweep in plain torch: the reference of every backend, and the fallback on every device without a kernel."""
+"""The kernels in plain torch: the reference of every backend, and the fallback on every device without one."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gradless import rng
+from gradless.kernels.program import Place, Program
 
 CHUNK = 1 << 18  # elements at a time, so that a sweep needs megabytes and not copies of the leaf
-
-
-def stream(key: int, leaf: int, start: int, count: int, gaussian: bool, device: torch.device) -> Tensor:
-    """Elements ``start .. start + count`` of a direction: float32 ``[count]``."""
-    draw = rng.gaussian if gaussian else rng.rademacher
-    return draw(key, leaf, start, count, device)
 
 
 def narrow(x: Tensor, dtype: torch.dtype, dice: Tensor | None) -> Tensor:
@@ -52,44 +46,67 @@ def _truncate(x: Tensor, add: Tensor, bits: int) -> Tensor:
     return size.clamp(max=0x7F7FFFFF).to(torch.int32).view(torch.float32).copysign(x)
 
 
-def sweep(
-    out: Tensor,
-    p: Tensor,
-    rows: Tensor,
-    width: int,
-    leaf: int,
-    steps: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-    rounding: np.ndarray,
-    gaussian: bool,
-    mask: Tensor | None,
-) -> None:
+def sweep(out: Tensor, p: Tensor, place: Place, program: Program, mask: Tensor | None) -> None:
     """Run a program over flat tensors; see `gradless.kernels.sweep` for the meaning of the arguments."""
-    for target, row in enumerate(rows.tolist()):
-        for begin in range(0, width, CHUNK):
-            n = min(CHUNK, width - begin)
-            source = row * width + begin
-            piece = p[source : source + n]
-            value = _run(piece, source, leaf, steps, rounding, gaussian)
-            if mask is not None:
-                value = torch.where(mask[source : source + n], value, piece)
-            out[target * width + begin : target * width + begin + n] = value
+    for source, target, n in _chunks(place):
+        piece = p[source : source + n]
+        value = _run(piece, source, place, program)
+        if mask is not None:
+            value = torch.where(mask[source : source + n], value, piece)
+        out[target : target + n] = value
 
 
-def _run(
-    piece: Tensor,
-    source: int,
-    leaf: int,
-    steps: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-    rounding: np.ndarray,
-    gaussian: bool,
-) -> Tensor:
+def fan(
+    outs: Tensor, p: Tensor, place: Place, update: Program, probes: Program, mirrored: bool, keep: bool,
+    mask: Tensor | None,
+) -> None:  # fmt: skip
+    """Branch off a leaf, outs ``[B, n]``; see `gradless.kernels.fan` for the meaning of the arguments."""
+    for source, target, n in _chunks(place):
+        piece = p[source : source + n].clone()
+        chosen = slice(None) if mask is None else mask[source : source + n]
+        piece[chosen] = _run(piece, source, place, update)[chosen]
+        if keep:
+            p[source : source + n] = piece
+        base = piece.float()
+        for b in range(len(probes.decays)):
+            change = torch.zeros_like(base)
+            for j in range(probes.starts[b], probes.starts[b + 1]):
+                change += _term(j, source, n, place, probes, p.device)
+            dice = _dice(b, source, n, place, probes, p.device)
+            for sign in range(2 if mirrored else 1):
+                out = outs[2 * b + sign if mirrored else b, target : target + n]
+                out.copy_(piece)
+                out[chosen] = narrow(base - change if sign else base + change, piece.dtype, dice)[chosen]
+
+
+def _chunks(place: Place) -> list[tuple[int, int, int]]:
+    """(first source element, first target element, count) of every piece of the rows."""
+    return [
+        (row * place.width + begin, target * place.width + begin, min(CHUNK, place.width - begin))
+        for target, row in enumerate(place.rows.tolist())
+        for begin in range(0, place.width, CHUNK)
+    ]
+
+
+def _run(piece: Tensor, source: int, place: Place, program: Program) -> Tensor:
     """All steps of a program on one chunk, in its own dtype."""
-    decays, starts, keys, coeffs = steps
-    for t, decay in enumerate(decays):
+    for t, decay in enumerate(program.decays):
         acc = piece.float() * float(decay)
-        for j in range(starts[t], starts[t + 1]):
-            z = stream(int(keys[j]), leaf, source, piece.numel(), gaussian, piece.device)
-            acc = acc + z * float(coeffs[j])  # two roundings: a fused multiply-add would differ between backends
-        dice = rng.halves(int(rounding[t]), leaf, source, piece.numel(), piece.device) if rounding.size else None
-        piece = narrow(acc, piece.dtype, dice)
+        for j in range(program.starts[t], program.starts[t + 1]):
+            acc = acc + _term(j, source, len(piece), place, program, piece.device)
+        piece = narrow(acc, piece.dtype, _dice(t, source, len(piece), place, program, piece.device))
     return piece
+
+
+def _term(j: int, source: int, n: int, place: Place, program: Program, device: torch.device) -> Tensor:
+    """Term j of a program: rounded here, since a fused multiply-add would differ between backends."""
+    key = int(program.bases[j]) << 64 | int(program.keys[j])
+    z = rng.draw(program.stream, key, place.leaf, source, n, place.columns, device)
+    return z * float(program.coeffs[j])
+
+
+def _dice(t: int, source: int, n: int, place: Place, program: Program, device: torch.device) -> Tensor | None:
+    """16 random bits an element for the rounding of step t, if it is stochastic."""
+    if not program.rounding.size:
+        return None
+    return rng.halves(int(program.rounding[t]), place.leaf, source, n, device)

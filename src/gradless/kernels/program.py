@@ -1,0 +1,74 @@
+"""What a kernel is told: a program of steps, and the place in a leaf where it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from gradless import rng
+from gradless.rng import RADEMACHER, Stream
+
+
+class Program(NamedTuple):
+    """T steps ``p <- round(decay_t * p + sum_j coeffs_j z(keys_j))``, J terms in all; a program knows no leaf."""
+
+    decays: np.ndarray  # float32 [T]
+    starts: np.ndarray  # int64 [T + 1]: terms starts[t] .. starts[t + 1] belong to step t
+    keys: np.ndarray  # uint64 [J]
+    bases: np.ndarray  # uint64 [J] second keys, of low-rank streams
+    coeffs: np.ndarray  # float32 [J] on one leaf, or float64 [J] before `on`
+    rounding: np.ndarray  # uint64 [T] keys of stochastic rounding, or empty: round to nearest
+    stream: Stream
+
+    def on(self, stream: Stream, amplitude: float) -> Program:
+        """This program for a leaf of that stream and amplitude; its coefficients are rounded to float32 here."""
+        return self._replace(coeffs=(self.coeffs * (amplitude * stream.unit)).astype(np.float32), stream=stream)
+
+
+class Place(NamedTuple):
+    """Which elements of a leaf a kernel visits."""
+
+    leaf: int  # 64-bit id
+    rows: Tensor  # int64 indices; [0] when the whole leaf is one row
+    width: int  # elements of such a row
+    columns: int  # elements along all dimensions of the leaf but the first
+
+
+def program(
+    steps: Sequence[tuple[float, Sequence[int], Sequence[float]]], *, rounding: Sequence[int] = ()
+) -> Program:
+    """Build a program from steps ``(decay, keys, coeffs)``; its coefficients stay float64 until `Program.on`.
+
+    Args:
+        steps: factor of the leaf, keys of directions, and their factors.
+        rounding: a key of stochastic rounding for every step, or none to round to nearest.
+    """
+    keys = [key for _, keys, _ in steps for key in keys]
+    return Program(
+        decays=np.array([decay for decay, _, _ in steps], dtype=np.float32),
+        starts=np.cumsum([0] + [len(keys) for _, keys, _ in steps]).astype(np.int64),
+        keys=np.array([key & rng.MASK64 for key in keys], dtype=np.uint64),
+        bases=np.array([key >> 64 for key in keys], dtype=np.uint64),
+        coeffs=np.array([c for _, _, coeffs in steps for c in coeffs], dtype=np.float64),
+        rounding=np.array(rounding, dtype=np.uint64),
+        stream=RADEMACHER,
+    )
+
+
+NOTHING = program(())
+
+
+def join(programs: Sequence[Program]) -> Program:
+    """One program after the other; all rounded in the same way."""
+    if len(programs) == 1:
+        return programs[0]
+    lengths = np.concatenate([np.diff(one.starts) for one in programs])
+    starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    columns = {
+        name: np.concatenate([getattr(one, name) for one in programs])
+        for name in ("decays", "keys", "bases", "coeffs", "rounding")
+    }
+    return programs[0]._replace(starts=starts, **columns)
