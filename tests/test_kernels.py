@@ -17,7 +17,7 @@ from gradless.rng import GAUSSIAN, RADEMACHER, Stream
 pytest.importorskip("numba", reason="the CPU kernels need numba")
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.int16}
 LEAF = rng.leaf_id("leaf")
-STREAMS = [RADEMACHER, GAUSSIAN, Stream("low_rank", 5), Stream("low_rank", 32)]
+STREAMS = [RADEMACHER, GAUSSIAN, Stream("low_rank", 5), Stream("low_rank", 32), Stream("factor", 7)]
 BASIS = 2**127 + 2**70  # second key of a low-rank stream; the others ignore it
 
 
@@ -216,7 +216,8 @@ def test_numba_fans_equal_the_reference(monkeypatch, stream, dtype):
 
 def test_low_rank_elements_are_what_the_factors_say():
     stream, key, shape = Stream("low_rank", 6), BASIS + 12345, (40, 9, 5)
-    u, v = rng.factors(6, key, LEAF, 40, 45)
+    u = rng.signs(6, key & rng.MASK64, LEAF, 0, 40)
+    v = rng.signs(6, key >> 64, LEAF, 0, 45)
     p = torch.zeros(shape)
     kernels.sweep(p, p, kernels.program([(1.0, [key], [1.0])]), leaf=LEAF, stream=stream)
     torch.testing.assert_close(p.view(40, 45), u @ v.T / 6**0.5)

@@ -126,11 +126,11 @@ def test_fifty_steps_follow_an_independent_mezo(make, options):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("in_place", [False, True])
-def test_probe_leaves_the_weights_bit_identical(dtype, in_place):
+@pytest.mark.parametrize("engine", gl.optimizer.ENGINES)
+def test_probe_leaves_the_weights_bit_identical(dtype, engine):
     model = Net(dtype)
     before = bits(model)
-    opt = gl.ZerothOrder(model.named_parameters(), estimator=gl.spsa(eps=1e-2, queries=2), in_place=in_place)
+    opt = gl.ZerothOrder(model.named_parameters(), estimator=gl.spsa(eps=1e-2, queries=2), engine=engine)
     for _ in range(3):
         probe = opt.probe(closure_of(model))
     assert any(c != 0 for c in probe.sketch.coeffs)
@@ -145,8 +145,8 @@ def test_probe_restores_after_a_forward_that_raises():
         model(IDS)
         raise RuntimeError("the batch is broken")
 
-    for in_place in (False, True):
-        opt = gl.ZerothOrder(model.named_parameters(), in_place=in_place)
+    for engine in ("stream", "in-place"):
+        opt = gl.ZerothOrder(model.named_parameters(), engine=engine)
         with pytest.raises(RuntimeError, match="broken"):
             opt.probe(broken)
         assert equal_bits(bits(model), before)
@@ -159,8 +159,8 @@ def test_served_and_in_place_perturbation_agree_exactly(dtype, directions):
     """Two engines, the same arithmetic: the coefficients are equal, not merely close."""
     model = Net(dtype)
     found = []
-    for in_place in (False, True):
-        opt = gl.ZerothOrder(model.named_parameters(), directions=directions, in_place=in_place)
+    for engine in ("stream", "in-place"):
+        opt = gl.ZerothOrder(model.named_parameters(), directions=directions, engine=engine)
         found.append(opt.probe(closure_of(model)).sketch.coeffs)
     assert found[0] == found[1]
 
@@ -305,7 +305,7 @@ def test_recomputed_adam_equals_torch_adam(queries, directions):
         probe, _ = opt.step_with(closure_of(ours))
         for name, p in theirs.named_parameters():
             p.grad = sum(
-                c / queries * naive_z(key, name, p, directions.gaussian)
+                c / queries * naive_z(key, name, p, directions.stream == gl.rng.GAUSSIAN)
                 for key, c in zip(probe.sketch.keys, probe.sketch.coeffs, strict=True)
             )
         adam.step()
@@ -538,7 +538,7 @@ def test_rows_out_of_range_are_an_error_and_not_a_read_of_other_memory(index):
 
 def test_rows_may_be_counted_from_the_end():
     model = Net()
-    opt = gl.ZerothOrder(model.named_parameters(), in_place=True)
+    opt = gl.ZerothOrder(model.named_parameters(), engine="in-place")
     served = gl.ZerothOrder(model.named_parameters())
 
     def closure():
@@ -563,7 +563,7 @@ def test_two_parameters_in_one_buffer_are_both_found_below_python():
 
     with pytest.warns(UserWarning, match="in place"):
         found = estimate()
-    assert found == pytest.approx(estimate(in_place=True), rel=1e-5)
+    assert found == pytest.approx(estimate(engine="in-place"), rel=1e-5)
 
 
 def test_an_interrupt_while_perturbing_in_place_loses_nothing(monkeypatch):
@@ -571,17 +571,17 @@ def test_an_interrupt_while_perturbing_in_place_loses_nothing(monkeypatch):
 
     model = Net()
     before = bits(model)
-    opt = gl.ZerothOrder(model.named_parameters(), in_place=True)
+    opt = gl.ZerothOrder(model.named_parameters(), engine="in-place")
     calls = []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return streaming_combine(*args, **kwargs)
+        return streaming_branch(*args, **kwargs)
 
-    streaming_combine = streaming.combine
-    monkeypatch.setattr(streaming, "combine", interrupted)
+    streaming_branch = streaming.branch
+    monkeypatch.setattr(streaming, "branch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         opt.probe(closure_of(model))
     assert equal_bits(bits(model), before)

@@ -359,8 +359,8 @@ def test_a_probe_sees_the_perturbed_model(architecture, what):
     embedding = id(lm.model.get_input_embeddings().weight)
     parameters = [(n, p) for n, p in lm.model.named_parameters() if id(p) not in head or id(p) == embedding]
     probes = [
-        gradless.optimizer.ZerothOrder(parameters, estimator=gradless.estimators.spsa(eps=1e-2), in_place=in_place)
-        for in_place in (False, True)
+        gradless.optimizer.ZerothOrder(parameters, estimator=gradless.estimators.spsa(eps=1e-2), engine=engine)
+        for engine in ("stream", "in-place")
     ]
     served, expected = probes[0].probe(restricted), probes[1].probe(plain)
     torch.testing.assert_close(served.loss, expected.loss, rtol=1e-4, atol=1e-5)

@@ -13,6 +13,7 @@ from gradless.directions import gaussian, rademacher
 from gradless.encode import encode
 from gradless.gradients import Mixture, combine
 from gradless.optimizer import ZerothOrder
+from gradless.points import Point, Points
 from gradless.streaming import Pool, Serving, Survey
 
 SCHEMES = ("full", "lora", "prefix", "prompt")
@@ -25,6 +26,11 @@ def tuned(architecture: str, scheme: str, dtype: torch.dtype = torch.float32) ->
     model.model.to(dtype)
     model = schemes.apply(model, scheme, seed=1, num_prefix=3, num_prompt=3)
     return model, ZerothOrder(schemes.trainable(model), seed=1)
+
+
+def at(mixture: Mixture, scale: float) -> Points:
+    """The point theta + scale * mixture."""
+    return Points((Point(mixture, scale, KEY),))
 
 
 def closures(model: Any) -> dict[str, Any]:
@@ -59,13 +65,13 @@ def test_served_losses_are_those_of_a_perturbed_model(architecture, scheme):
     for name, closure in closures(model).items():
         plain = float(closure())
         for sign in (1.0, -1.0):
-            serving = Serving(leaves, frozenset(), mixture, sign * EPS, rounding=KEY, pool=pool)
+            serving = Serving(leaves, at(mixture, sign * EPS), pool=pool)
             serving.survey = Survey(leaves)
             with serving.survey, serving:
                 served = closure()
             assert serving.survey.direct == set(), f"{name}: needs the in-place fallback"
             assert all(torch.equal(leaf.param, value) for leaf, value in zip(opt.leaves, start, strict=True))
-            with Serving(leaves, frozenset(), mixture, sign * EPS, rounding=KEY, pool=pool):
+            with Serving(leaves, at(mixture, sign * EPS), pool=pool):
                 assert torch.equal(closure(), served)  # with buffers that hold old values
             before = perturbed(opt, mixture, sign * EPS)
             real = closure()
@@ -91,7 +97,7 @@ def test_sixteen_bit_weights_are_served_as_they_would_be_written(architecture, d
     leaves = {id(leaf.param): leaf for leaf in opt.leaves}
     mixture = Mixture((rng.direction_key(1, 5, 0), rng.direction_key(1, 5, 1)), (0.5, -2.0))
     for closure in closures(model).values():
-        with Serving(leaves, frozenset(), mixture, EPS, rounding=KEY, pool=Pool()):
+        with Serving(leaves, at(mixture, EPS), pool=Pool()):
             served = closure()
         before = [leaf.param.detach().clone() for leaf in opt.leaves]
         for leaf in opt.leaves:
@@ -115,7 +121,7 @@ def test_the_label_head_is_served(architecture):
     chosen = objectives.OBJECTIVES["option_ce"]
     batches = objectives.prepare(model, chosen, encoded)
     mixture = Mixture((rng.direction_key(1, 0, 0),), (1.0,))
-    with Serving({id(leaf.param): leaf}, frozenset(), mixture, EPS, rounding=KEY, pool=Pool()):
+    with Serving({id(leaf.param): leaf}, at(mixture, EPS)):
         served = objectives.loss_over(model, chosen, batches)
     perturbed(opt, mixture, EPS)
     assert torch.equal(served, objectives.loss_over(model, chosen, batches))
@@ -133,7 +139,7 @@ def test_generation_is_served(scheme):
     leaves = {id(leaf.param): leaf for leaf in opt.leaves}
     mixture = Mixture((rng.direction_key(1, 0, 0),), (1.0,))
     plain = generate(model, prompts)
-    serving = Serving(leaves, frozenset(), mixture, 0.5, rounding=KEY, pool=Pool())
+    serving = Serving(leaves, at(mixture, 0.5), pool=Pool())
     serving.survey = Survey(leaves)
     with serving.survey, serving:
         served = generate(model, prompts)
@@ -149,7 +155,7 @@ def test_an_error_inside_leaves_the_weights_alone():
     before = [leaf.param.detach().clone() for leaf in opt.leaves]
     mixture = Mixture((3,), (1.0,))
     for in_place in (frozenset(), frozenset(leaves)):
-        with pytest.raises(KeyboardInterrupt), Serving(leaves, in_place, mixture, EPS, rounding=KEY, pool=Pool()):  # noqa: PT012
+        with pytest.raises(KeyboardInterrupt), Serving(leaves, at(mixture, EPS), in_place=in_place):  # noqa: PT012
             next(iter(closures(model).values()))()
             raise KeyboardInterrupt
         assert all(torch.equal(leaf.param, value) for leaf, value in zip(opt.leaves, before, strict=True))
@@ -158,7 +164,7 @@ def test_an_error_inside_leaves_the_weights_alone():
 def test_the_pool_keeps_no_more_than_the_largest():
     pool = Pool()
     for size in (10, 1000, 20, 500):
-        buffer = pool.take(torch.empty(size))
+        buffer = pool.take(size, torch.float32, torch.device("cpu"))
         assert buffer.numel() >= size
         pool.give([buffer])
     assert [buffer.numel() for buffer in pool.free] == [1000]

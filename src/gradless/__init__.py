@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gradless.directions import gaussian as gaussian
+    from gradless.directions import low_rank as low_rank
     from gradless.directions import rademacher as rademacher
     from gradless.directions import scaled as scaled
     from gradless.errors import BadInput as BadInput
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from gradless.estimators import spsa as spsa
     from gradless.gradients import Mixture as Mixture
     from gradless.gradients import Sketch as Sketch
+    from gradless.methods import lozo as lozo
     from gradless.methods import mezo as mezo
     from gradless.methods import mezo_adam as mezo_adam
     from gradless.methods import mezo_gaussian as mezo_gaussian
@@ -47,11 +49,11 @@ __version__ = "0.1.0"
 _HOMES = {
     name: module
     for module, names in {
-        "gradless.directions": ("gaussian", "rademacher", "scaled"),
+        "gradless.directions": ("gaussian", "low_rank", "rademacher", "scaled"),
         "gradless.errors": ("BadInput", "Diverged"),
         "gradless.estimators": ("linear_queries", "one_sided", "spsa"),
         "gradless.gradients": ("Mixture", "Sketch"),
-        "gradless.methods": ("mezo", "mezo_adam", "mezo_gaussian", "mezo_momentum", "mezo_one_sided"),
+        "gradless.methods": ("lozo", "mezo", "mezo_adam", "mezo_gaussian", "mezo_momentum", "mezo_one_sided"),
         "gradless.optimizer": ("ZerothOrder", "always"),
         "gradless.scales": ("gradient_norm_scales", "parameter_norm_scales"),
         "gradless.rules": ("adam", "chain", "constant", "cosine", "linear", "momentum", "scale"),

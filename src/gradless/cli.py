@@ -196,6 +196,44 @@ def replay(run_dir: Path, verify: bool, **given: Any) -> None:
         sys.exit(0 if found.agrees else 1)
 
 
+@main.command()
+@model_options
+@click.option("--method", default="mezo", show_default=True, help="gradless list methods")
+@click.option("--scheme", default="full", show_default=True, help="full, lora, prefix, prompt or head.")
+@click.option("--batch-size", default=16, show_default=True, help="Sequences of a batch.")
+@click.option("--length", default=40, show_default=True, help="Tokens of each sequence.")
+@click.option("--engine", "engines", multiple=True, help="stream, dual or in-place; may be repeated (all).")
+@click.option("--repeats", default=9, show_default=True, help="Timed rounds; figures are medians over them.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--threads", type=int, help="Threads of the processor.")
+@click.option("--replay-steps", default=0, show_default=True, help="Time the replay of a ledger of so many steps too.")
+@click.option("--no-memory", is_flag=True, help="Leave out peak memory, which takes a process for each row.")
+@click.option("--no-eager", is_flag=True, help="Leave out the step of MeZO's algorithm 1 in eager PyTorch.")
+@click.option("--json", type=PATH, help="Write all figures to this file.")
+@click.option("--picture", type=PATH, help="Draw where the time goes: a PNG, SVG or PDF file.")
+@click.option("--only", hidden=True, help="Measure the memory of one row in this process.")
+def profile(no_memory: bool, no_eager: bool, only: str | None, **given: Any) -> None:
+    """Measure a step against its floor: two forwards of the same batch and nothing else.
+
+    --model also takes shapes with random weights, which need no download: shape:opt-125m, shape:opt-1.3b,
+    shape:opt-6.7b, shape:opt-13b, shape:llama-3.2-1b, shape:llama-3.1-8b, shape:qwen3-0.6b, shape:roberta-large.
+
+    \b
+    gradless profile --model gemma-3-270m --json profile.json --picture profile.png
+    gradless profile --model shape:opt-1.3b --dtype bfloat16 --device cuda --length 128
+    gradless profile --model smollm2-135m --scheme lora --engine dual --repeats 15
+    """
+    from gradless import profiling
+
+    if not given["engines"]:
+        del given["engines"]
+    if only is not None:
+        del given["picture"]
+        profiling.memory_of(only, **given)
+        return
+    profiling.show(profiling.profile(memory=not no_memory, eager=not no_eager, **given))
+
+
 @main.command("list")
 @click.argument("what")
 def list_(what: str) -> None:

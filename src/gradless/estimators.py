@@ -1,8 +1,8 @@
 """Estimators: how a few loss values become K coefficients.
 
-An estimator sees the objective only through an oracle ``value(key, scale)``, the loss at theta + scale * z(key)
-(``key=None``: at theta), and returns the mean loss and one projected gradient per key. What is perturbed, and how, is
-not its business.
+An estimator sees the objective only through an oracle ``values([(key, scale), ...])``, the losses at the points
+theta + scale * z(key) (``key=None``: at theta), and returns the mean loss and one projected gradient per key. What is
+perturbed, and how, is not its business; points that it asks for together may be evaluated side by side.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from typing import NamedTuple
 
 from gradless.errors import BadInput
 
-Value = Callable[[int | None, float], float]
+Values = Callable[[Sequence[tuple[int | None, float]]], Sequence[float]]
 
 
 class Estimator(NamedTuple):
-    """``estimate(value, keys) -> (loss, coeffs)``; ``queries(step)`` directions, ``forwards(K)`` evaluations."""
+    """``estimate(values, keys) -> (loss, coeffs)``; ``queries(step)`` directions, ``forwards(K)`` evaluations."""
 
     name: str
     eps: float
     queries: Callable[[int], int]
-    estimate: Callable[[Value, Sequence[int]], tuple[float, tuple[float, ...]]]
+    estimate: Callable[[Values, Sequence[int]], tuple[float, tuple[float, ...]]]
     forwards: Callable[[int], int]
 
 
@@ -53,8 +53,9 @@ def spsa(*, eps: float = 1e-3, queries: int | Callable[[int], int] = 1) -> Estim
     """
     _check_eps(eps)
 
-    def estimate(value: Value, keys: Sequence[int]) -> tuple[float, tuple[float, ...]]:
-        pairs = [(value(key, eps), value(key, -eps)) for key in keys]
+    def estimate(values: Values, keys: Sequence[int]) -> tuple[float, tuple[float, ...]]:
+        losses = values([(key, scale) for key in keys for scale in (eps, -eps)])
+        pairs = list(zip(losses[::2], losses[1::2], strict=True))
         loss = sum(plus + minus for plus, minus in pairs) / (2 * len(pairs))
         return loss, tuple((plus - minus) / (2 * eps) for plus, minus in pairs)
 
@@ -68,9 +69,9 @@ def one_sided(*, eps: float = 1e-3, queries: int | Callable[[int], int] = 1) -> 
     """
     _check_eps(eps)
 
-    def estimate(value: Value, keys: Sequence[int]) -> tuple[float, tuple[float, ...]]:
-        base = value(None, 0.0)
-        return base, tuple((value(key, eps) - base) / eps for key in keys)
+    def estimate(values: Values, keys: Sequence[int]) -> tuple[float, tuple[float, ...]]:
+        base, *moved = values([(None, 0.0), *((key, eps) for key in keys)])
+        return base, tuple((loss - base) / eps for loss in moved)
 
     return Estimator("one_sided", eps, _queries(queries), estimate, lambda k: k + 1)
 

@@ -1,4 +1,11 @@
-"""The loss at points near the weights: every evaluation of a closure goes through here and is counted."""
+"""The loss at points near the weights: every evaluation of a closure goes through here and is counted.
+
+Three engines find the same numbers, to rounding:
+
+- ``stream``: one forward for each point, served with weights perturbed in scratch (`gradless.streaming`);
+- ``dual``: one walk through the model for all points of a step, +eps and -eps side by side (`gradless.copies`);
+- ``in-place``: one forward for each point, weights perturbed in place and restored from a copy.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +15,69 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from gradless import rng
+from gradless.copies import CannotWalk, Walk
+from gradless.deferred import Deferred
 from gradless.errors import BadInput
 from gradless.gradients import Leaf, Mixture
+from gradless.points import Point, Points, Scale
 from gradless.streaming import Pool, Serving, Survey
+from gradless.thin import Thin
 
 Closure = Callable[[], Tensor | float]
 
+STREAM, DUAL, IN_PLACE = ENGINES = ("stream", "dual", "in-place")
+MOST_COPIES = 8  # points of one walk: their activations are in memory together
+
 
 class Landscape:
-    """Evaluates closures at theta + size * mixture; theta is never changed.
+    """Evaluates closures at points near theta; theta is never changed, but for updates that are due.
 
     Args:
         leaves: the tuned parameters.
-        in_place: perturb all of them in place and restore copies, instead of serving perturbed values.
+        engine: one of `ENGINES`; ``dual`` gives way to ``stream``, with a warning, where a closure cannot be walked.
+        deferred: updates to write on the way.
     """
 
-    def __init__(self, leaves: Sequence[Leaf], *, in_place: bool = False) -> None:
+    def __init__(self, leaves: Sequence[Leaf], *, engine: str = STREAM, deferred: Deferred | None = None) -> None:
         self.forwards = 0
+        self.engine = engine
         self._leaves = {id(leaf.param): leaf for leaf in leaves}
-        self._in_place: frozenset[int] | None = frozenset(self._leaves) if in_place else None
+        self._in_place: frozenset[int] | None = frozenset(self._leaves) if engine == IN_PLACE else None
+        self._deferred = deferred or Deferred(leaves)
+        self._thin = Thin(self._deferred)
         self._pool = Pool()
+        self._walked = False
+
+    def values(self, closure: Closure, points: Sequence[Point]) -> list[float]:
+        """The loss at every point.
+
+        Cost: one forward for each; in the dual engine they are made together, with the activations of all.
+
+        Raises:
+            BadInput: the closure reads none of the parameters.
+        """
+        if self.engine == DUAL and not self._in_place:
+            chunks = [Points(points[i : i + MOST_COPIES]) for i in range(0, len(points), MOST_COPIES)]
+            try:
+                losses = [loss for chunk in chunks for loss in self._walk(closure, chunk)]
+            except Exception as error:
+                if self._walked or isinstance(error, BadInput):
+                    raise
+                # The plain engine decides whether it was the walk that failed or the closure itself.
+                losses = [self._one(closure, Points((point,))) for point in points]
+                self._give_way(str(error).splitlines()[0] if str(error) else type(error).__name__)
+                return losses
+            if not self._in_place:
+                self._walked = True
+                return losses
+            self._give_way("some weights are read below the level of torch functions")
+        return [self._one(closure, Points((point,))) for point in points]
 
     def value(
         self,
         closure: Closure,
         mixture: Mixture,
-        size: float | tuple[float, ...],
+        size: Scale,
         *,
         rounding: int | None = None,
         update: bool = False,
@@ -52,28 +96,51 @@ class Landscape:
         Raises:
             BadInput: the closure reads none of the parameters.
         """
+        if rounding is None:
+            rounding = rng.probe_rounding_key(mixture.keys[0]) if mixture.keys else 0
+        return self._one(closure, Points((Point(mixture, size, rounding),), update=update), only)
+
+    def _one(self, closure: Closure, points: Points, only: Leaf | None = None) -> float:
+        """The loss at the single one of the points."""
         self.forwards += 1
-        if not mixture.keys:
+        if not points.points[0].mixture.keys or only is not None:
+            self._deferred.flush()
+        if not points.points[0].mixture.keys:
             return float(closure())
-        rounding = rng.probe_rounding_key(mixture.keys[0]) if rounding is None else rounding
-
-        def serving(leaves: dict[int, Leaf]) -> Serving:
-            exposed = self._in_place or frozenset()
-            return Serving(leaves, exposed, mixture, size, rounding=rounding, pool=self._pool, update=update)
-
         if self._in_place is None:
-            loss = self._survey(closure, serving(self._leaves))
+            serving = self._serving(points)
+            loss = float(self._surveyed(serving, closure))
             if not self._in_place and only is None:
                 return loss
             self.forwards += 1
-        with serving(self._leaves if only is None else {id(only.param): only}):
+        with self._serving(points, leaves=None if only is None else {id(only.param): only}):
             return float(closure())
 
-    def _survey(self, closure: Closure, serving: Serving) -> float:
+    def _walk(self, closure: Closure, points: Points) -> list[float]:
+        """The loss at all of the points, side by side."""
+        self.forwards += len(points)
+        walk = Walk(len(points))
+        serving = self._serving(points, walk=walk)
+        if self._in_place is None:
+            return list(map(float, self._surveyed(serving, lambda: walk.losses(closure))))
+        with serving:
+            return list(map(float, walk.losses(closure)))
+
+    def _give_way(self, reason: str) -> None:
+        self.engine = STREAM
+        warnings.warn(f"the dual engine cannot run this closure ({reason}): using the engine 'stream'", stacklevel=4)
+
+    def _serving(self, points: Points, *, walk: Walk | None = None, leaves: dict[int, Leaf] | None = None) -> Serving:
+        return Serving(
+            self._leaves if leaves is None else leaves, points, walk=walk, in_place=self._in_place or frozenset(),
+            pool=self._pool, deferred=self._deferred, thin=self._thin,
+        )  # fmt: skip
+
+    def _surveyed(self, serving: Serving, evaluate: Callable[[], Tensor | float]) -> Tensor | float:
         """The first served forward also finds out which leaves cannot be served; its loss is good if all can."""
         serving.survey = Survey(self._leaves)
         with serving.survey, serving:
-            loss = float(closure())
+            loss = evaluate()
         below = serving.survey.direct
         unread = self._leaves.keys() - below - serving.served
         if len(unread) == len(self._leaves):

@@ -16,10 +16,13 @@ import torch
 
 from gradless import kernels, leaves, rng
 from gradless.directions import Directions, rademacher
-from gradless.errors import BadInput, Diverged
+from gradless.errors import BadInput, Diverged, pick
+from gradless.deferred import Deferred
 from gradless.estimators import Estimator, spsa
-from gradless.gradients import Mixture, Sketch, combine, finish
-from gradless.landscape import Closure, Landscape
+from gradless.gradients import Gradient, Mixture, Sketch, combine, finish
+from gradless.landscape import ENGINES as ENGINES
+from gradless.landscape import STREAM, Closure, Landscape
+from gradless.points import probe_point
 from gradless.rules import Rule, chain, like, plain, scale
 
 Accept = Callable[[Callable[[float], float]], float]
@@ -69,8 +72,13 @@ class ZerothOrder(torch.optim.Optimizer):
         rule: what becomes of the estimate, e.g. ``chain(momentum(0.9), scale(1e-6))``.
         accept: takes, scales or refuses an update after looking at the loss; `always` by default.
         weight_decay: decoupled, p <- (1 - lr * weight_decay) p, as in AdamW; also a group option.
-        in_place: perturb all parameters in place and restore them from a copy, instead of serving perturbed values to
-            the forward. For closures that do not call torch functions under Python's eyes. Memory: one copy.
+        engine: how losses at perturbed weights are found; the numbers agree to rounding. ``stream`` (default) runs the
+            closure once for each point. ``dual`` runs it once for all points of a step, under `torch.func.vmap`: less
+            work, but twice the activations, and the closure must do without ``.item()`` and the like; where it does
+            not, the engine becomes ``stream`` with a warning. ``in-place`` perturbs the parameters and restores them
+            from a copy, for closures that do not call torch functions under Python's eyes. Memory: one copy.
+        defer: let an update wait until its leaf is visited by the next probe. Saves a pass over the weights; until
+            `flush` is called the parameters hold older values. The weights in the end are the same, bit for bit.
 
     Raises:
         BadInput: unnamed parameters, two names for one memory, integer or float64 parameters, impossible numbers.
@@ -95,7 +103,8 @@ class ZerothOrder(torch.optim.Optimizer):
         rule: Rule | None = None,
         accept: Accept = always,
         weight_decay: float = 0.0,
-        in_place: bool = False,
+        engine: str = STREAM,
+        defer: bool = False,
     ) -> None:
         self.rule = rule if rule is not None else scale(1e-6)
         if self.rule.lr is None:
@@ -118,7 +127,20 @@ class ZerothOrder(torch.optim.Optimizer):
         self._zero_row = 0  # estimates of exactly zero in a row
         self._rule_state = self.rule.init()
         self.leaves = leaves.freeze(self.param_groups, self.directions)
-        self.landscape = Landscape(self.leaves, in_place=in_place)
+        self.defer = defer
+        self._deferred = Deferred(self.leaves)
+        self._torn = False  # an interrupt came while weights were written
+        self.landscape = Landscape(self.leaves, engine=pick("engine", engine, {name: name for name in ENGINES}), deferred=self._deferred)
+
+    @property
+    def engine(self) -> str:
+        """The engine in use."""
+        return self.landscape.engine
+
+    @property
+    def torn(self) -> bool:
+        """Whether an interrupt left the parameters between two steps: rebuild them from their moves."""
+        return self._torn or self._deferred.torn
 
     @property
     def forwards(self) -> int:
@@ -137,10 +159,10 @@ class ZerothOrder(torch.optim.Optimizer):
         keys = tuple(self.key(self.t, k) for k in range(self.estimator.queries(self.t)))
         before = self.landscape.forwards
 
-        def value(key: int | None, size: float) -> float:
-            return self.landscape.value(closure, Mixture((), ()) if key is None else Mixture((key,), (1.0,)), size)
+        def values(points: Sequence[tuple[int | None, float]]) -> list[float]:
+            return self.landscape.values(closure, [probe_point(key, size) for key, size in points])
 
-        loss, coeffs = self.estimator.estimate(value, keys)
+        loss, coeffs = self.estimator.estimate(values, keys)
         # What is logged and sent is float32, so that is also what is applied here.
         coeffs = tuple(float(np.float32(c)) for c in coeffs)
         finite = math.isfinite(loss) and all(map(math.isfinite, coeffs))
@@ -174,17 +196,39 @@ class ZerothOrder(torch.optim.Optimizer):
         lrs = self.learning_rates() if lrs is None else lrs
         direction, self._rule_state = self.rule.update(sketch.mixture(), self._rule_state)
         rounding = rng.rounding_key(self.seed, self.t)
+        if self.defer and isinstance(direction, Mixture) and self.directions.draw is None:
+            steps = [self._step_of(direction, lrs, group) for group in range(len(self.param_groups))]
+            self._deferred.push([kernels.program([step], rounding=[rounding]) for step in steps])
+        else:
+            self._write(direction, lrs, rounding)
+        self.t += 1
+        self._skipped_row = 0
+        return lrs
+
+    def _write(self, direction: Gradient, lrs: tuple[float, ...], rounding: int) -> None:
+        """Update the parameters now."""
+        self.flush()
+        self._torn = True
         for leaf in self.leaves:
-            lr = lrs[leaf.group]
+            lr, p = lrs[leaf.group], leaf.param.detach()
             decay = 1.0 - lr * self.param_groups[leaf.group]["weight_decay"]
-            p = leaf.param.detach()
             if isinstance(direction, Mixture):
                 combine(p, leaf, direction, amplitude=leaf.update, scale=-lr, decay=decay, rounding=rounding)
             else:
                 finish(p, leaf, direction.leaf(leaf).mul_(-lr), decay=decay, rounding=rounding)
-        self.t += 1
-        self._skipped_row = 0
-        return lrs
+        self._torn = False
+
+    @torch.no_grad()
+    def flush(self) -> None:
+        """Write all deferred updates: the parameters are then those of step ``t``. Cost: at most one sweep."""
+        self._deferred.flush()
+
+    def _step_of(
+        self, mixture: Mixture, lrs: tuple[float, ...], group: int
+    ) -> tuple[float, tuple[int, ...], list[float]]:
+        """An update of one parameter group as a step of a program."""
+        decay = 1.0 - lrs[group] * self.param_groups[group]["weight_decay"]
+        return decay, mixture.keys, [-lrs[group] * w for w in mixture.weights]
 
     def skip(self) -> None:
         """Pass over a step whose loss was not finite: directions move on, weights and rule state do not."""
@@ -290,20 +334,16 @@ class ZerothOrder(torch.optim.Optimizer):
             assert isinstance(mixture, Mixture)
             done.append((move, mixture))
         rounding = [rng.rounding_key(self.seed, move.step) for move, _ in done]
-        for index, group in enumerate(self.param_groups):
-            steps = [
-                (
-                    1.0 - move.lrs[index] * group["weight_decay"],
-                    mixture.keys,
-                    [-move.lrs[index] * w for w in mixture.weights],
-                )
-                for move, mixture in done
-            ]
+        self.flush()
+        self._torn = True
+        for group in range(len(self.param_groups)):
+            steps = [self._step_of(mixture, move.lrs, group) for move, mixture in done]
             run = kernels.program(steps, rounding=rounding)
             for leaf in self.leaves:
-                if leaf.group == index and steps:
+                if leaf.group == group and steps:
                     p = leaf.param.detach()
                     kernels.sweep(p, p, run, leaf=leaf.id, stream=leaf.stream, amplitude=leaf.update, mask=leaf.mask)
+        self._torn = False
 
     def sketch(self, move: Move) -> Sketch:
         """The estimate behind a logged move."""
@@ -313,7 +353,11 @@ class ZerothOrder(torch.optim.Optimizer):
     # state
 
     def state_dict(self) -> dict[str, Any]:
-        """Torch's state plus the step counters and the rule's window of past scalars, all plain lists and numbers."""
+        """Torch's state plus the step counters and the rule's window of past scalars, all plain lists and numbers.
+
+        Deferred updates are written first, so that the parameters belong to this state.
+        """
+        self.flush()
         own = {
             "seed": self.seed,
             "t": self.t,

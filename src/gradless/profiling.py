@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from gradless import rng, shares, workload
+from gradless import plots, rng, shares, workload
 from gradless.errors import BadInput, unknown
 from gradless.memory import PeakMeter
 from gradless.notes import versions, write_json
@@ -35,6 +35,7 @@ from gradless.workload import EAGER, FLOOR, LR, Candidate, Settings, Subject
 WARMUP = 2  # rounds: compilation, allocators and caches
 MEMORY_STEPS = 3
 CHUNK = 512  # steps that a replay fuses
+PEAKS = ("peak_memory_bytes", "inference_memory_bytes", "kernels_memory_bytes")
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -59,7 +60,8 @@ def profile(
         What the JSON file holds; all times in seconds, all memory in bytes. ``engines`` maps names to
         ``step_seconds`` (the median step and its part of the flush of deferred updates), ``ratio`` (to
         ``floor_seconds``), ``flush_seconds`` (of ``repeats`` steps), ``samples`` and their spread, ``used`` (the
-        engine that really ran) and ``peak_memory_bytes``.
+        engine that really ran) and ``peak_memory_bytes``, of which ``kernels_memory_bytes`` are the code of
+        just-in-time compiled kernels and their compiler.
 
     Raises:
         BadInput: anything wrong with the choices or the model, or files that cannot be written.
@@ -83,9 +85,7 @@ def profile(
     if json is not None:
         write_json(json, result)
     if picture is not None:
-        from gradless.plots import profile_picture
-
-        profile_picture(result, picture)
+        plots.profile_picture(result, picture)
     return result
 
 
@@ -214,22 +214,43 @@ def _replayed(subject: Subject, step_seconds: float, reporter: Reporter) -> dict
 
 @torch.no_grad()
 def _peaks(subject: Subject, name: str) -> dict[str, int]:
-    """Peak bytes of inference, then of the first steps of one candidate; later ones do the same again."""
+    """Peak bytes of inference, of what the kernels' code takes, and of the first steps of one candidate.
+
+    Later steps do the same again. On a CPU, a just-in-time compiler and its code count as resident memory of the
+    process; that they do not grow with the model can be seen only if they are told apart.
+    """
     device = subject.lm.device
     inference, training = PeakMeter(device), PeakMeter(device)
     subject.closure()  # allocator and caches warm up outside
     with inference.measured():
         subject.closure()
+    before = _now(device)
+    if name in ENGINES:
+        workload.toy_steps(subject, name)
+    code = max(0, _now(device) - before)
     candidate = workload.candidate(subject, name)
     with training.measured(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when time is measured
         for _ in range(MEMORY_STEPS):
             candidate.step()
-    return {"inference_memory_bytes": inference.peak, "peak_memory_bytes": training.peak}
+    return {
+        "inference_memory_bytes": inference.peak,
+        "kernels_memory_bytes": code,
+        "peak_memory_bytes": training.peak,
+    }
+
+
+def _now(device: torch.device) -> int:
+    """Bytes held at this moment."""
+    meter = PeakMeter(device)
+    with meter.measured():
+        pass
+    return meter.peak
 
 
 def _names(settings: Settings) -> list[str]:
-    return [FLOOR, *([EAGER] if settings.eager else []), *settings.engines]
+    """All candidates, each once."""
+    return list(dict.fromkeys((FLOOR, *([EAGER] if settings.eager else []), *settings.engines)))
 
 
 def _peaks_here(subject: Subject) -> dict[str, dict[str, int]]:
@@ -264,7 +285,49 @@ def _enter_memory(result: dict[str, Any], peaks: dict[str, dict[str, int]]) -> N
     rows = {FLOOR: result["floor"], EAGER: result["eager_mezo"], **result["engines"]}
     for name, row in rows.items():
         if row is not None:
-            row |= {"peak_memory_bytes": None, "inference_memory_bytes": None, **peaks.get(name, {})}
+            row |= {**dict.fromkeys(PEAKS), **peaks.get(name, {})}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# what is shown
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a result: a table on a terminal, plain lines elsewhere."""
+    heads = ("", "seconds", "x floor", "quartiles", "peak memory", "x inference")
+    rows = [("two forwards (floor)", result["floor"])]
+    if result["eager_mezo"]:
+        rows.append(("eager MeZO", result["eager_mezo"]))
+    for name, row in result["engines"].items():
+        rows.append((name if row["used"] == name else f"{name} (ran as {row['used']})", row))
+    lines = [_line(name, row, result["inference_memory_bytes"]) for name, row in rows]
+    title = plots.profile_title(result)
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=title)
+        for place, head in enumerate(heads):
+            table.add_column(head, justify="right" if place else "left")
+        for line in lines:
+            table.add_row(*line)
+        Console().print(table)
+    else:
+        print(title)
+        widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+        for line in (heads, *lines):
+            cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+            print("  ".join([line[0].ljust(widths[0]), *cells[1:]]).rstrip())
+    if "replay_steps" in result:
+        each, speedup = result["replay_seconds_per_step"], result["replay_speedup"]
+        print(f"replay of {result['replay_steps']} steps: {each:.3g} s a step, {speedup:.0f} x faster than training")
+    print(f"fastest: {result['fastest']}, {result['engines'][result['fastest']]['ratio']:.2f} x the floor")
+
+
+def _line(name: str, row: dict[str, Any], inference: int | None) -> tuple[str, ...]:
+    peak, (low, high) = row["peak_memory_bytes"], row["quartiles"]
+    memory = ("", "") if peak is None else (f"{peak / 1e9:.3f} GB", "" if not inference else f"{peak / inference:.2f}")
+    return (name, f"{row['step_seconds']:.4f}", f"{row['ratio']:.2f}", f"{low:.4f} - {high:.4f}", *memory)
 
 
 # ---------------------------------------------------------------------------------------------------------------

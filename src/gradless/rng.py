@@ -131,7 +131,8 @@ class Stream(NamedTuple):
     """How the bits under a key become the elements of z.
 
     A low-rank stream has two keys, packed into one integer: ``basis << 64 | key``. Its elements are sums of ``rank``
-    signs, and ``unit`` brings them to unit variance; the other streams have it already.
+    signs, and ``unit`` brings them to unit variance; the other streams have it already. A factor stream is one of its
+    two factors: the leaf is ``[n, rank]``, its signs those of row words.
     """
 
     kind: str  # a key of `KINDS`
@@ -140,10 +141,10 @@ class Stream(NamedTuple):
     @property
     def unit(self) -> float:
         """Factor that gives the drawn elements variance 1."""
-        return self.rank**-0.5 if self.rank else 1.0
+        return self.rank**-0.5 if self.kind == "low_rank" else 1.0
 
 
-KINDS: Final = {"rademacher": 0, "gaussian": 1, "low_rank": 2}  # the numbers are the kernels'
+KINDS: Final = {"rademacher": 0, "gaussian": 1, "low_rank": 2, "factor": 3}  # the numbers are the kernels'
 RADEMACHER, GAUSSIAN = Stream("rademacher"), Stream("gaussian")
 MAX_RANK: Final = 32  # signs in a word
 
@@ -164,6 +165,9 @@ def draw(
     """
     if stream.kind == "low_rank":
         return _low_rank(stream.rank, key, leaf, start, count, columns, device)
+    if stream.kind == "factor":
+        first, rows, offset = _window(start, count, stream.rank)
+        return signs(stream.rank, key & MASK64, leaf, first, rows, device).view(-1)[offset : offset + count]
     return (gaussian if stream.kind == "gaussian" else rademacher)(key & MASK64, leaf, start, count, device)
 
 
@@ -172,13 +176,6 @@ def signs(rank: int, key: int, leaf: int, start: int, count: int, device: torch.
     first, blocks, offset = _window(start, count, 4)
     words = philox_blocks(first, blocks, leaf, key, device).reshape(-1)[offset : offset + count]
     return 1.0 - 2.0 * ((words.unsqueeze(-1) >> torch.arange(rank, device=device)) & 1).float()
-
-
-def factors(
-    rank: int, key: int, leaf: int, rows: int, columns: int, device: torch.device | str = "cpu"
-) -> tuple[Tensor, Tensor]:
-    """U ``[rows, rank]`` and V ``[columns, rank]`` of a low-rank stream, float32: z = U V^T / sqrt(rank)."""
-    return signs(rank, key & MASK64, leaf, 0, rows, device), signs(rank, key >> 64, leaf, 0, columns, device)
 
 
 def _low_rank(

@@ -7,13 +7,14 @@ they are.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 
 from gradless.eager_mezo import SWEEP
 
@@ -40,7 +41,7 @@ def measure(step: Callable[[], Any], synchronise: Callable[[], None], *, on_cuda
     if on_cuda:
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     synchronise()
-    with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
+    with _silence(), torch.profiler.profile(activities=activities, acc_events=True) as profiler:
         begun = time.perf_counter()
         for _ in range(STEPS):
             step()
@@ -51,6 +52,18 @@ def measure(step: Callable[[], Any], synchronise: Callable[[], None], *, on_cuda
     whole = max(wall, sum(seconds.values()))
     found = {name: value / whole for name, value in seconds.items()}
     return found | {REST: max(0.0, 1.0 - sum(found.values()))}
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the profiler from announcing itself on stderr; it asks the environment when it starts."""
+    before = os.environ.get("KINETO_LOG_LEVEL")
+    os.environ["KINETO_LOG_LEVEL"] = before or "99"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["KINETO_LOG_LEVEL"]
 
 
 def of_operations(events: Iterable[Any]) -> dict[str, float]:
@@ -84,7 +97,7 @@ def of_kernels(events: Iterable[Any]) -> dict[str, float]:
     A kernel is a sweep if it ran inside a range of that name on the device; else its own name tells.
     """
     found = dict.fromkeys((PRODUCTS, ATTENTION, SWEEPS), 0.0)
-    on_device = [event for event in events if event.device_type == DeviceType.CUDA]
+    on_device = [event for event in events if event.device_type.name == "CUDA"]
     ranges = sorted((e.time_range.start, e.time_range.end) for e in on_device if e.name == SWEEP)
     kernels = [e for e in on_device if not getattr(e, "is_user_annotation", False) and e.name != SWEEP]
     place = 0

@@ -25,7 +25,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gradless.gradients import Leaf, Mixture, combine
+from gradless.copies import Walk
+from gradless.deferred import Deferred
+from gradless.gradients import Leaf
+from gradless.points import Points, branch, empty_copies
+from gradless.thin import Thin
 
 # Functions that have read their weight completely when they return, and are worth a reused buffer.
 CONSUMING = frozenset((F.linear, F.conv1d, F.layer_norm, F.rms_norm, torch.addmm, torch.mul, torch.Tensor.mul))
@@ -41,46 +45,45 @@ METADATA = frozenset(
 
 
 class Serving(TorchFunctionMode):
-    """One point theta + scale * mixture of weight space, served to forwards inside a ``with`` block.
+    """Points of weight space, served to forwards inside a ``with`` block.
 
     Args:
         leaves: tuned leaves by ``id(parameter)``.
+        points: where; several of them need a walk.
+        walk: the hidden dimension of several points (`gradless.copies`); None serves a single point to plain forwards.
         in_place: ids of the leaves to perturb in place instead.
-        mixture: directions to add.
-        scale: factor, e.g. +eps or -eps; or one for each parameter group.
-        rounding: key of the stochastic rounding of 16-bit leaves. To nearest, a weight whose spacing is above 2 eps
-            would not be perturbed at all (the ones of a norm in bfloat16, say), and yet be updated: noise.
         pool: scratch buffers, kept by the caller between servings.
-        update: use the update amplitudes of the leaves instead of the probe amplitudes.
+        deferred: updates that are still to be written; leaves that are visited whole are brought up to date.
     """
 
     def __init__(
         self,
         leaves: Mapping[int, Leaf],
-        in_place: frozenset[int],
-        mixture: Mixture,
-        scale: float | tuple[float, ...],
+        points: Points,
         *,
-        rounding: int,
-        pool: Pool,
-        update: bool = False,
+        walk: Walk | None = None,
+        in_place: frozenset[int] = frozenset(),
+        pool: Pool | None = None,
+        deferred: Deferred | None = None,
+        thin: Thin | None = None,
     ) -> None:
         super().__init__()
         self.leaves = {key: leaf for key, leaf in leaves.items() if key not in in_place}
         self.exposed = [leaf for key, leaf in leaves.items() if key in in_place]
-        self.mixture = mixture
-        self.scale = scale
-        self.rounding = rounding
+        self.points = points
+        self.walk = walk
+        self.pool = pool or Pool()
+        self.deferred = deferred or Deferred(())
+        self.thin = thin or Thin(self.deferred)
         self.served: set[int] = set()
-        self.update = update
-        self.pool = pool
         self.survey: Survey | None = None
 
     def __enter__(self) -> Serving:
+        self.deferred.flush(self.exposed)
         self.backups = [leaf.param.detach().clone() for leaf in self.exposed]
         try:
             for leaf in self.exposed:
-                self._perturb(leaf.param.detach(), leaf)
+                leaf.param.detach().copy_(self._branch(leaf)[0])
             self._drop_casts()
             super().__enter__()
         except BaseException:  # an interrupt between two leaves, too
@@ -107,6 +110,8 @@ class Serving(TorchFunctionMode):
         """Call ``func`` with every tuned parameter among its arguments replaced."""
         kwargs = kwargs or {}
         if not any(map(self._is_tuned, args)) and not any(map(self._is_tuned, kwargs.values())):
+            if self.walk is not None and func is F.scaled_dot_product_attention and args[0].ndim == 4:
+                return self.walk.attention(*args, **kwargs)
             return func(*args, **kwargs)
         if func.__name__ in METADATA:
             return func(*args, **kwargs)
@@ -115,13 +120,14 @@ class Serving(TorchFunctionMode):
             if not isinstance(plain, Tensor):
                 return plain
         with self.survey.paused() if self.survey else contextlib.nullcontext():
-            rows = self._rows(func, args, kwargs)
-            if rows is None:
-                taken: list[Tensor] | None = [] if func in CONSUMING else None
+            special = self._rows(func, args, kwargs)
+            special = self._linear(func, args, kwargs) if special is None else special
+            if special is None:
+                taken: list[Tensor] | None = [] if func in CONSUMING and self.walk is None else None
                 args = tuple(self._serve(a, taken) for a in args)
                 kwargs = {key: self._serve(a, taken) for key, a in kwargs.items()}
-        if rows is not None:
-            return rows
+        if special is not None:
+            return special
         try:
             return func(*args, **kwargs)
         finally:
@@ -141,10 +147,55 @@ class Serving(TorchFunctionMode):
         if leaf is None:
             return value
         if taken is None:
-            return self._perturb(torch.empty_like(leaf.param.detach()), leaf)
-        buffer = self.pool.take(leaf.param)
+            return self._present(self._branch(leaf))
+        copies, buffer = self._borrow(leaf)
         taken.append(buffer)
-        return self._perturb(buffer[: leaf.param.numel()].view(leaf.param.shape), leaf)
+        return self._present(copies)
+
+    def _present(self, copies: Tensor) -> Tensor:
+        """``[C, ...]`` as what the forward is to see: a value with a hidden dimension, or just the value."""
+        return copies[0] if self.walk is None else self.walk.wrap(copies)
+
+    def _linear(self, func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
+        """The result of a linear layer whose copies can share work, else None."""
+        if func is F.linear:
+            x, weight, bias = [*args, *(kwargs.get(name) for name in ("input", "weight", "bias")[len(args) :])]
+        elif func is torch.addmm and len(args) == 3 and not kwargs:
+            bias, x, weight = args
+        else:
+            return None
+        leaf = self.leaves.get(id(weight))
+        if leaf is None or (self.walk is None and leaf.stream.kind != "low_rank"):
+            return None
+        offset = self._offset(bias)
+        if func is F.linear:
+            factors = self.thin.factors(leaf, self.points)
+            if factors is not None:
+                return self._thin_linear(leaf, x, offset, *factors)
+        if self.walk is None:
+            return None
+        copies, buffer = self._borrow(leaf)
+        try:
+            return self.walk.linear(x, copies if func is F.linear else copies.mT, offset)
+        finally:
+            self.pool.give((buffer,))
+
+    def _offset(self, bias: Tensor | None) -> Tensor | None:
+        """A bias for every copy ``[C, out]``, or for all ``[out]``."""
+        leaf = self.leaves.get(id(bias))
+        return bias if leaf is None else self._branch(leaf)
+
+    def _thin_linear(self, leaf: Leaf, x: Tensor, offset: Tensor | None, right: Tensor, left: Tensor) -> Tensor:
+        """x W^T + (x V) A_c^T + b_c; the large product adds to the thin one, so the output is written once."""
+        self.served.add(id(leaf.param))
+        rows, shape = self.walk.rows(x) if self.walk else (x.reshape(1, -1, x.shape[-1]), x.shape[:-1])
+        weight = leaf.param.detach()
+        out = torch.matmul(rows @ right.to(rows.dtype), left.mT.to(rows.dtype))  # [C, rows, out]
+        if offset is not None:
+            out += offset.unsqueeze(1) if offset.ndim == 2 else offset
+        flat = out.view(-1, out.shape[-1])
+        torch.addmm(flat, rows.reshape(-1, rows.shape[-1]), weight.T, out=flat)
+        return self._present(out.view(len(out), *shape, -1))
 
     def _rows(self, func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
         """The result of ``func`` if it only reads some rows of a tuned parameter, else None."""
@@ -158,8 +209,7 @@ class Serving(TorchFunctionMode):
         if leaf is None:
             return None
         rows, inverse = self._checked(func, *torch.unique(ids, return_inverse=True), size=leaf.param.shape[0])
-        out = torch.empty((len(rows), *leaf.param.shape[1:]), dtype=leaf.param.dtype, device=leaf.param.device)
-        return self._perturb(out, leaf, rows)[inverse]
+        return self._present(self._branch(leaf, rows)[:, inverse])
 
     @staticmethod
     def _checked(func: Callable, rows: Tensor, inverse: Tensor, *, size: int) -> tuple[Tensor, Tensor]:
@@ -170,12 +220,21 @@ class Serving(TorchFunctionMode):
             raise IndexError(f"row {int(rows.max())} or {int(rows.min())} is out of range for a weight of {size} rows")
         return rows, inverse
 
-    def _perturb(self, out: Tensor, leaf: Leaf, rows: Tensor | None = None) -> Tensor:
-        """Write the served values of ``leaf`` (or of some of its rows) to ``out``."""
+    def _borrow(self, leaf: Leaf) -> tuple[Tensor, Tensor]:
+        """The leaf at every point in a buffer of the pool, and the buffer."""
+        count, p = len(self.points), leaf.param
+        buffer = self.pool.take(count * p.numel(), p.dtype, p.device)
+        return self._branch(leaf, into=buffer[: count * p.numel()].view(count, *p.shape)), buffer
+
+    def _branch(self, leaf: Leaf, rows: Tensor | None = None, *, into: Tensor | None = None) -> Tensor:
+        """The leaf (or some of its rows) at every point, ``[C, ...]``; a whole one is brought up to date on the way."""
         self.served.add(id(leaf.param))
-        amplitude = leaf.update if self.update else leaf.probe
-        scale = self.scale[leaf.group] if isinstance(self.scale, tuple) else self.scale
-        return combine(out, leaf, self.mixture, amplitude=amplitude, scale=scale, rounding=self.rounding, rows=rows)
+        if into is None:
+            into = empty_copies(len(self.points), leaf.param, None if rows is None else len(rows))
+        pending = self.deferred.pending(leaf)
+        keep = rows is None and pending.decays.size > 0
+        with self.deferred.writing(leaf) if keep else contextlib.nullcontext():
+            return branch(into, leaf, self.points, update=pending, keep=keep, rows=rows)
 
 
 def _is_index(value: Any) -> bool:
@@ -188,14 +247,14 @@ class Pool:
     def __init__(self) -> None:
         self.free: list[Tensor] = []
 
-    def take(self, like: Tensor) -> Tensor:
-        """A flat buffer with room for ``like``, of its dtype and device."""
-        same = [b for b in self.free if b.dtype == like.dtype and b.device == like.device]
-        fits = [b for b in same if b.numel() >= like.numel()]
+    def take(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A flat buffer of at least ``size`` elements."""
+        same = [b for b in self.free if b.dtype == dtype and b.device == device]
+        fits = [b for b in same if b.numel() >= size]
         if not fits:
             # A larger buffer replaces the smaller ones: the pool never holds more than was needed at once.
-            self.free = [b for b in self.free if b.dtype != like.dtype or b.device != like.device]
-            return torch.empty(like.numel(), dtype=like.dtype, device=like.device)
+            self.free = [b for b in self.free if b.dtype != dtype or b.device != device]
+            return torch.empty(size, dtype=dtype, device=device)
         best = min(fits, key=Tensor.numel)
         self.free = [b for b in self.free if b is not best]
         return best

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradless import eager_mezo, lm, methods, objectives, rng, schemes, shapes
 from gradless.batching import pad_id
@@ -57,6 +57,8 @@ class Settings:
         """
         pick("method", self.method, methods.METHODS)
         pick("scheme", self.scheme, schemes.SCHEMES)
+        if not self.engines:
+            raise BadInput(f"no engine to measure: name one of {', '.join(ENGINES)}")
         for engine in self.engines:
             if engine not in ENGINES:
                 raise BadInput(unknown("engine", engine, ENGINES))
@@ -157,3 +159,20 @@ def optimizer(subject: Subject, **how: Any) -> ZerothOrder:
     settings = subject.settings
     make: Any = methods.METHODS[settings.method].make
     return make(subject.named, lr=LR, eps=DEFAULTS[settings.scheme][1], seed=settings.seed, **how)
+
+
+def toy_steps(subject: Subject, engine: str) -> None:
+    """Two steps of an engine on a linear layer of the same type: afterwards its kernels are compiled and loaded."""
+    kind: dict[str, Any] = {"device": subject.lm.device, "dtype": subject.lm.dtype}
+    layer: Any = nn.utils.skip_init(nn.Linear, 64, 64, bias=False, **kind)
+    layer.weight.data.fill_(0.1)
+    inputs = torch.ones(2, 64, **kind)
+
+    def closure() -> Tensor:
+        loss: Tensor = layer(inputs).float().square().mean()
+        return loss
+
+    toy = subject._replace(named=list(layer.named_parameters()), closure=closure)
+    taking = candidate(toy, engine)
+    for _ in range(2):
+        taking.step()

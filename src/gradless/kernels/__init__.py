@@ -96,10 +96,10 @@ def fan(
         outs: where the branches go, ``[B, *shape]`` contiguous, or ``[B, len(rows), ...]`` when ``rows`` is given.
         p: the leaf, as in `sweep`.
         update: a program to run first, perhaps `NOTHING`.
-        probes: its steps are the branches. Their decays are not used, and a branch's terms are summed first.
+        probes: its steps are the branches; their decays are not used.
         leaf: 64-bit id of the leaf.
         mirrored: every branch comes in two, ``outs[2 b]`` with plus and ``outs[2 b + 1]`` with minus the same terms,
-            from one draw of z and one throw of the dice.
+            from one draw of z and one throw of the dice; several terms are summed before they are added.
         keep: write the updated leaf back to ``p``; else only the branches know of the update.
         stream: how z is drawn on this leaf.
         amplitudes: factors of the coefficients of the update and of the probes on this leaf.

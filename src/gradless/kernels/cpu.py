@@ -30,7 +30,7 @@ BLOCKS = TILE // 128 + 1
 WORTHWHILE = 1 << 17
 FLOAT32, BFLOAT16, FLOAT16 = range(3)
 KINDS = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
-RADEMACHER, GAUSSIAN, LOW_RANK = (rng.KINDS[kind] for kind in ("rademacher", "gaussian", "low_rank"))
+RADEMACHER, GAUSSIAN, LOW_RANK, FACTOR = (rng.KINDS[kind] for kind in ("rademacher", "gaussian", "low_rank", "factor"))
 
 U32 = np.uint64(0xFFFFFFFF)
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -118,6 +118,18 @@ def _add_low_rank(acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any,
 
 
 @njit
+def _add_factor(acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any, words: Any, rank: Any) -> None:
+    """acc[:n] += coeff * sign for elements ``start ..`` of a factor: bit k of the word of row i."""
+    for i in range(n):
+        row = (start + i) // rank
+        if i == 0 or row * rank == start + i:
+            if i == 0 or row & 3 == 0:
+                _philox(words, row >> 2, 1, leaf, key)
+        sign = np.uint32(words[row & 3] >> np.uint32(start + i - row * rank)) & np.uint32(1)
+        acc[i] += -coeff if sign else coeff
+
+
+@njit
 def _add(
     block: Any, n: Any, start: Any, leaf: Any, program: Any, j: Any, stream: Any, table: Any, words: Any
 ) -> None:
@@ -127,6 +139,8 @@ def _add(
     acc = block[start & 127 :]
     if kind == LOW_RANK:
         _add_low_rank(acc, n, start, leaf, keys[j], coeffs[j], words, (rank, columns, rights[j]))
+    elif kind == FACTOR:
+        _add_factor(acc, n, start, leaf, keys[j], coeffs[j], words, rank)
     elif kind == GAUSSIAN:
         _add_gaussian(acc, n, start, leaf, keys[j], coeffs[j], words, table)
     else:
@@ -338,14 +352,15 @@ def _fan_tiles(
             _branch_signs(up, down, block, n, source >> 7, leaf, probes[2][0], probes[3][0], words)
             continue
         for b in range(probes[0].size):
-            change[:] = np.float32(0.0)
+            for i in range(n):
+                sums[i] = np.float32(0.0) if mirrored else acc[i]
             for j in range(probes[1][b], probes[1][b + 1]):
                 _add(change, n, source, leaf, probes, j, stream, table, words)
             if kind != FLOAT32 and stochastic:
                 _halves(dice, n, source, leaf, probes[4][b], words)
             first_out = 2 * b if mirrored else b
             for i in range(n):
-                branched[i] = acc[i] + sums[i]
+                branched[i] = acc[i] + sums[i] if mirrored else sums[i]
             place = first_out * size + target
             _store(outs[place : place + n], branched, under, n, kind, dice, stochastic, part, masked)
             if mirrored:

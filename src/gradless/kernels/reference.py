@@ -69,14 +69,15 @@ def fan(
             p[source : source + n] = piece
         base = piece.float()
         for b in range(len(probes.decays)):
-            change = torch.zeros_like(base)
+            change = torch.zeros_like(base) if mirrored else base
             for j in range(probes.starts[b], probes.starts[b + 1]):
-                change += _term(j, source, n, place, probes, p.device)
+                change = change + _term(j, source, n, place, probes, p.device)
             dice = _dice(b, source, n, place, probes, p.device)
-            for sign in range(2 if mirrored else 1):
-                out = outs[2 * b + sign if mirrored else b, target : target + n]
+            values = (base + change, base - change) if mirrored else (change,)
+            for i, value in enumerate(values):
+                out = outs[len(values) * b + i, target : target + n]
                 out.copy_(piece)
-                out[chosen] = narrow(base - change if sign else base + change, piece.dtype, dice)[chosen]
+                out[chosen] = narrow(value, piece.dtype, dice)[chosen]
 
 
 def _chunks(place: Place) -> list[tuple[int, int, int]]:

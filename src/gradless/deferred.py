@@ -1,0 +1,85 @@
+"""Updates that wait until a leaf is visited anyway.
+
+A step's update can be written in the visit that perturbs the leaf for the next step: one pass over memory less. Rows
+of an embedding that no batch reads wait longer, and are then updated for many steps in one sweep. The bits are those of
+updates written at once, since the same program runs, only later; until then the parameter holds older weights.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
+
+from gradless import kernels
+from gradless.gradients import Leaf
+from gradless.kernels.program import NOTHING, Program
+
+LIMIT = 64  # steps that may wait: reading rows costs a little more with each, writing a leaf a little less
+
+
+class Deferred:
+    """The pending updates of some leaves."""
+
+    def __init__(self, leaves: Iterable[Leaf]) -> None:
+        self._leaves = list(leaves)
+        self._steps: list[tuple[Program, ...]] = []  # for each step, the program of every parameter group
+        self._first = 0  # number of the first step in the list
+        self._done = {id(leaf.param): 0 for leaf in self._leaves}
+        self._joined: dict[tuple[int, int], Program] = {}  # of (group, first pending step)
+        self.torn = False  # an interrupt came while a leaf was written: its weights are undefined
+
+    def push(self, programs: Sequence[Program]) -> None:
+        """Add one step, a program for each parameter group; leaves that wait for too many are written."""
+        self._steps.append(tuple(programs))
+        self._joined.clear()
+        self.flush(leaf for leaf in self._leaves if self._total - self._done[id(leaf.param)] >= LIMIT)
+
+    @property
+    def _total(self) -> int:
+        return self._first + len(self._steps)
+
+    def written(self, leaf: Leaf) -> int:
+        """How many steps the parameter holds, of all that were ever pushed."""
+        return self._done[id(leaf.param)]
+
+    def pending(self, leaf: Leaf) -> Program:
+        """The steps that the parameter does not hold yet, as one program."""
+        return self.since(leaf, self._done.get(id(leaf.param), self._total))
+
+    def since(self, leaf: Leaf, first: int) -> Program:
+        """The steps from number ``first`` on."""
+        if first == self._total:
+            return NOTHING
+        known = self._joined.get((leaf.group, first))
+        if known is None:
+            known = kernels.join([programs[leaf.group] for programs in self._steps[first - self._first :]])
+            self._joined[leaf.group, first] = known
+        return known
+
+    @contextlib.contextmanager
+    def writing(self, leaf: Leaf) -> Iterator[None]:
+        """Around the kernel that writes all pending steps of a leaf."""
+        self.torn = True
+        yield
+        self._done[id(leaf.param)] = self._total
+        self.torn = False
+
+    def flush(self, leaves: Iterable[Leaf] | None = None) -> None:
+        """Write what is pending, of all leaves or of some."""
+        for leaf in list(self._leaves if leaves is None else leaves):
+            pending = self.pending(leaf)
+            if pending.decays.size:
+                p = leaf.param.detach()
+                with self.writing(leaf):
+                    kernels.sweep(
+                        p, p, pending, leaf=leaf.id, stream=leaf.stream, amplitude=leaf.update, mask=leaf.mask
+                    )
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drop the steps that every leaf holds."""
+        held = min(self._done.values(), default=self._total)
+        if held > self._first:
+            del self._steps[: held - self._first]
+            self._first = held
+            self._joined.clear()

@@ -1,0 +1,108 @@
+"""Points near theta where losses are wanted, and the copies of one leaf there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradless import kernels, rng
+from gradless.gradients import Leaf, Mixture, combine
+from gradless.kernels.program import NOTHING, Program
+
+Scale = float | tuple[float, ...]  # one factor, or one for every parameter group
+
+
+class Point(NamedTuple):
+    """theta + scale * mixture; the empty mixture is theta itself.
+
+    ``rounding`` is the key of the stochastic rounding of 16-bit leaves. To nearest, a weight whose spacing is above
+    2 eps would not be perturbed at all (the ones of a norm in bfloat16, say), and yet be updated: noise.
+    """
+
+    mixture: Mixture
+    scale: Scale
+    rounding: int
+
+
+def probe_point(key: int | None, scale: float) -> Point:
+    """theta + scale * z(key), or theta; +eps and -eps share the dice of their rounding."""
+    if key is None:
+        return Point(Mixture((), ()), 0.0, 0)
+    return Point(Mixture((key,), (1.0,)), scale, rng.probe_rounding_key(key))
+
+
+class Points:
+    """Several points at once, as the kernels take them.
+
+    Args:
+        points: which; consecutive ones that differ only in the sign of their scale share one draw of z.
+        update: scale leaves by their update amplitude instead of their probe amplitude.
+    """
+
+    def __init__(self, points: Sequence[Point], *, update: bool = False) -> None:
+        self.points = tuple(points)
+        self.update = update
+        pairs = zip(self.points[::2], self.points[1::2], strict=False)
+        self.mirrored = len(self.points) % 2 == 0 and all(_opposite(a, b) for a, b in pairs)
+        self._programs: dict[int, Program] = {}
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def program(self, group: int) -> Program:
+        """One step for each branch of a leaf of that parameter group; every second point is a mirror image."""
+        if group not in self._programs:
+            drawn = self.points[::2] if self.mirrored else self.points
+            self._programs[group] = kernels.program(
+                [(1.0, p.mixture.keys, [scale_of(p, group) * w for w in p.mixture.weights]) for p in drawn],
+                rounding=[p.rounding for p in drawn],
+            )
+        return self._programs[group]
+
+    def amplitudes(self, leaf: Leaf) -> tuple[float, float]:
+        """Factors of a pending update and of these points on one leaf."""
+        return leaf.update, leaf.update if self.update else leaf.probe
+
+
+def scale_of(point: Point, group: int) -> float:
+    """The scale of a point in one parameter group."""
+    return point.scale[group] if isinstance(point.scale, tuple) else point.scale
+
+
+def _opposite(a: Point, b: Point) -> bool:
+    if isinstance(a.scale, tuple) or isinstance(b.scale, tuple) or not a.mixture.keys:
+        return False
+    return a.scale == -b.scale and (a.mixture, a.rounding) == (b.mixture, b.rounding)
+
+
+def branch(
+    outs: Tensor, leaf: Leaf, points: Points, *, update: Program = NOTHING, keep: bool, rows: Tensor | None = None
+) -> Tensor:
+    """Write the leaf's values at every point to ``outs`` ``[C, *shape]`` in one visit.
+
+    Args:
+        outs: contiguous; ``[C, len(rows), ...]`` when ``rows`` is given.
+        leaf: source and direction.
+        points: where.
+        update: pending steps to run first.
+        keep: write the leaf with these steps done back to the parameter.
+        rows: only these rows of the leaf.
+    """
+    if leaf.draw is None:
+        return kernels.fan(
+            outs, leaf.param, update, points.program(leaf.group), leaf=leaf.id, mirrored=points.mirrored, keep=keep,
+            stream=leaf.stream, amplitudes=points.amplitudes(leaf), mask=leaf.mask, rows=rows,
+        )  # fmt: skip
+    for out, point in zip(outs, points.points, strict=True):  # custom directions have no pending updates
+        amplitude, scale = points.amplitudes(leaf)[1], scale_of(point, leaf.group)
+        combine(out, leaf, point.mixture, amplitude=amplitude, scale=scale, rounding=point.rounding, rows=rows)
+    return outs
+
+
+def empty_copies(count: int, like: Tensor, rows: int | None = None) -> Tensor:
+    """Room for ``count`` copies of a leaf, or of so many of its rows."""
+    shape = like.shape if rows is None else (rows, *like.shape[1:])
+    return torch.empty((count, *shape), dtype=like.dtype, device=like.device)
