@@ -47,7 +47,10 @@ def test_numba_equals_reference(monkeypatch, stream, dtype, rounding, n):
     p = weights(n, dtype)
     steps = [(1.0, [3, BASIS + 2**63 + 5], [1e-3, -2e-4]), (0.999, [77], [3e-5])]
     program = kernels.program(steps, rounding=rounding)
-    results = [run(monkeypatch, b, torch.empty_like(p), p, program, stream=stream, amplitude=0.7) for b in ("numba", "reference")]
+    results = [
+        run(monkeypatch, b, torch.empty_like(p), p, program, stream=stream, amplitude=0.7)
+        for b in ("numba", "reference")
+    ]
     assert same_bits(*results)
     assert not same_bits(results[0], p)
 
@@ -176,7 +179,11 @@ def test_other_dtypes_are_refused():
 def test_a_fan_is_an_update_and_sweeps_from_it(shape, dtype, stream, transposed, masked, mirrored, keep, updates):
     """One visit gives the bits of an update in place and of one sweep for each branch."""
     base = weights(math.prod(shape), dtype).reshape(shape)
-    p = base.transpose(0, -1).clone(memory_format=torch.contiguous_format).transpose(0, -1) if transposed else base.clone()
+    p = (
+        base.transpose(0, -1).clone(memory_format=torch.contiguous_format).transpose(0, -1)
+        if transposed
+        else base.clone()
+    )
     mask = (rng.rademacher(1, 2, 0, base.numel()) > 0).reshape(shape) if masked else None
     options = {"leaf": LEAF, "stream": stream, "mask": mask}
     update = kernels.program([(0.999, [t, BASIS + 9], [1e-3, 2e-4]) for t in range(updates)], rounding=range(updates))

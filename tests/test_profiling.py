@@ -141,7 +141,10 @@ def test_plain_lines(profile, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("tiny-llama, full, mezo, 2 x 6 tokens, float32, ")
     assert [line.split("  ")[0] for line in lines[2:4]] == ["two forwards (floor)", "eager MeZO"]
-    assert len({len(line) for line in lines[2:7]}) == 1
+    assert len({line.index(" - ") for line in lines[2:7]}) == 1
+    measured = {"peak_memory_bytes": 11 * 10**8, "kernels_memory_bytes": 10**8}
+    row = profile["floor"] | measured
+    assert profiling._line("stream", row, 10**9)[-3:] == ("1.100 GB", "1.10", "0.100 GB")
     assert lines[-1].startswith(f"fastest: {profile['fastest']}, ")
     assert all(line.isascii() for line in lines[2:])
 

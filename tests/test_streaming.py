@@ -168,7 +168,7 @@ def test_the_pool_keeps_no_more_than_the_largest():
         assert buffer.numel() >= size
         pool.give([buffer])
     assert [buffer.numel() for buffer in pool.free] == [1000]
-    other = pool.take(torch.empty(5, dtype=torch.bfloat16))
+    other = pool.take(5, torch.bfloat16, torch.device("cpu"))
     assert other.dtype == torch.bfloat16
-    two = [pool.take(torch.empty(10)), pool.take(torch.empty(10))]
+    two = [pool.take(10, torch.float32, torch.device("cpu")), pool.take(10, torch.float32, torch.device("cpu"))]
     assert two[0].data_ptr() != two[1].data_ptr()

@@ -118,6 +118,7 @@ out_option = click.option("--out", type=PATH, required=True, help="Run directory
 @click.option("--micro-batch-size", type=int, help="Examples a forward; losses are averaged over a step.")
 @click.option("--lr", type=float, help="Learning rate; by default a first guess for the scheme.")
 @click.option("--eps", type=float, help="Perturbation scale; by default a first guess for the scheme.")
+@click.option("--engine", help="stream, dual or in-place; by default what measured fastest (gradless profile).")
 @click.option("--queries", default=1, show_default=True, help="Directions a step.")
 @click.option("--query-schedule", default="constant", show_default=True, help="constant, or linear from 1.")
 @click.option("--schedule", default="constant", show_default=True, help="Learning rate: constant, linear, cosine.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradless.errors import BadInput, unknown
+from gradless.landscape import ENGINES, STREAM
 from gradless.methods import METHODS
 from gradless.rules import SCHEDULES
 
@@ -48,6 +49,8 @@ class TuneConfig:
     lr: float | None = None
     """None: the scheme's first guess."""
     eps: float | None = None
+    engine: str | None = None
+    """How losses at perturbed weights are found: stream, dual or in-place; None: what measured fastest."""
     queries: int = 1
     query_schedule: str = "constant"
     schedule: str = "constant"
@@ -68,6 +71,11 @@ class TuneConfig:
     select: str = "loss"
     """What chooses among evaluated steps on dev data: loss, or metric."""
     rank: int = 8
+    """Of LoRA."""
+    direction_rank: int = 8
+    """Of the low-rank directions of the method lozo."""
+    refresh: int = 50
+    """Steps that share a factor of low-rank directions."""
     alpha: float = 16.0
     num_prefix: int = 5
     num_prompt: int = 10
@@ -90,9 +98,10 @@ class TuneConfig:
             ("query schedule", self.query_schedule, ("constant", "linear")),
             ("layer scale", self.layer_scale, LAYER_SCALES),
             ("selection", self.select, ("loss", "metric")),
+            ("engine", self.engine, (None, *ENGINES)),
         ):
             if name not in known:
-                raise BadInput(unknown(kind, name, known))
+                raise BadInput(unknown(kind, str(name), [str(entry) for entry in known if entry]))
         for flag in (
             "steps",
             "batch_size",
@@ -101,6 +110,8 @@ class TuneConfig:
             "k_shot",
             "eval_every",
             "max_length",
+            "direction_rank",
+            "refresh",
         ):
             number = getattr(self, flag)
             if number is not None and number < 1:
@@ -120,6 +131,7 @@ class TuneConfig:
             self,
             lr=self.lr if self.lr is not None else lr * LR_FACTORS.get(self.method, 1.0),
             eps=self.eps if self.eps is not None else eps,
+            engine=self.engine or fastest_engine(self.device, self.scheme),
             eval_every=self.eval_every or max(1, -(-self.steps // 5)),
         )
 
@@ -140,6 +152,17 @@ class TuneConfig:
                 raise BadInput(unknown("setting", name, known))
         fixed: dict[str, Any] = {k: tuple(v) if k in ("targets", "freeze") else v for k, v in values.items()}
         return TuneConfig(**fixed)
+
+
+def fastest_engine(device: str, scheme: str) -> str:
+    """The engine that was fastest where `gradless profile` measured this kind of device and scheme.
+
+    ``engines.json`` is made from the committed measurements (benchmarks/choose_engine.py), so that the same command
+    picks the same engine everywhere: the last bits of a loss depend on it. What was never measured gets the plainest.
+    """
+    measured = json.loads((Path(__file__).parent / "engines.json").read_text())
+    engine: str = measured.get(device.split(":")[0], {}).get(scheme, STREAM)
+    return engine
 
 
 def read_config(folder: Path) -> TuneConfig:

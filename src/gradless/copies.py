@@ -72,7 +72,9 @@ class Walk:
             raise CannotWalk("a vmap inside the closure reads tuned weights")
         return get_unwrapped(value).movedim(maybe_get_bdim(value), 0), True
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *rest: Any, **more: Any) -> Tensor:
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *rest: Any, **more: Any
+    ) -> Tensor:
         """`torch.nn.functional.scaled_dot_product_attention` with copies folded into the batch.
 
         vmap has no rule for its fast kernels and would call them once for each copy.
@@ -87,17 +89,20 @@ class Walk:
 
         if mask is not None and (mask_has or (mask.ndim == q.ndim - q_has and mask.shape[0] > 1)):
             mask = fold(mask, mask_has)
-        out = functional.scaled_dot_product_attention(fold(q, q_has), fold(k, k_has), fold(v, v_has), mask, *rest, **more)
+        out = functional.scaled_dot_product_attention(
+            fold(q, q_has), fold(k, k_has), fold(v, v_has), mask, *rest, **more
+        )
         return self.wrap(out.unflatten(0, (self.copies, batch)))
 
     def linear(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
-        """x W_c^T + b_c for every copy: weights ``[copies, out, in]``, bias ``[copies, out]`` or ``[out]``."""
+        """X W_c^T + b_c for every copy: weights ``[copies, out, in]``, bias ``[copies, out]`` or ``[out]``."""
         flat, shape = self.rows(x)
         out = flat.new_empty(self.copies, flat.shape[1], weights.shape[1])
         for copy in range(self.copies):
-            product = torch.mm if bias is None else torch.addmm
-            offset = () if bias is None else (bias[copy] if bias.ndim == 2 else bias,)
-            product(*offset, flat[copy], weights[copy].T, out=out[copy])
+            if bias is None:
+                torch.mm(flat[copy], weights[copy].T, out=out[copy])
+            else:
+                torch.addmm(bias[copy] if bias.ndim == 2 else bias, flat[copy], weights[copy].T, out=out[copy])
         return self.wrap(out.view(self.copies, *shape, -1))
 
     def rows(self, x: Tensor) -> tuple[Tensor, torch.Size]:

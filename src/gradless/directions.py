@@ -68,7 +68,7 @@ def gaussian() -> Directions:
 
 
 def low_rank(rank: int = 8, *, refresh: int = 50) -> Directions:
-    """z = U V^T / sqrt(rank) for every matrix, with factors of +1/-1; full signs for vectors.
+    """Z = U V^T / sqrt(rank) for every matrix, with factors of +1/-1; full signs for vectors.
 
     U is new in every query, V only every ``refresh`` steps. So a forward needs no perturbed weights: x z is two thin
     products beside x W, and the updates of up to ``refresh`` steps are one small matrix times V^T until they are

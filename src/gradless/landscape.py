@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from gradless import rng
-from gradless.copies import CannotWalk, Walk
+from gradless.copies import Walk
 from gradless.deferred import Deferred
 from gradless.errors import BadInput
 from gradless.gradients import Leaf, Mixture
@@ -122,7 +123,8 @@ class Landscape:
         walk = Walk(len(points))
         serving = self._serving(points, walk=walk)
         if self._in_place is None:
-            return list(map(float, self._surveyed(serving, lambda: walk.losses(closure))))
+            losses: Any = self._surveyed(serving, lambda: walk.losses(closure))
+            return list(map(float, losses))
         with serving:
             return list(map(float, walk.losses(closure)))
 

@@ -30,7 +30,15 @@ def freeze(param_groups: list[dict[str, Any]], directions: Directions) -> list[L
         raise BadInput("no parameter requires grad: there is nothing to tune")
     _check({name: p for name, (p, _) in named.items()})
     return [
-        Leaf(name, named[name][0], rng.leaf_id(name), named[name][1], directions.draw, stream_for(directions, named[name][0]), *frozen)
+        Leaf(
+            name,
+            named[name][0],
+            rng.leaf_id(name),
+            named[name][1],
+            directions.draw,
+            stream_for(directions, named[name][0]),
+            *frozen,
+        )
         for name, frozen in directions.freeze({name: p for name, (p, _) in named.items()}).items()
     ]
 

@@ -36,7 +36,9 @@ def mezo(
     Cost: 2K forwards a step; memory of inference plus the largest leaf. Malladi et al. 2023 (arXiv 2305.17333), with
     Rademacher instead of Gaussian z (`mezo_gaussian` keeps the published distribution).
     """
-    return _preset(params, rademacher(), spsa(eps=eps, queries=queries), scale(lr), seed, weight_decay, transform, engine, defer)
+    return _preset(
+        params, rademacher(), spsa(eps=eps, queries=queries), scale(lr), seed, weight_decay, transform, engine, defer
+    )
 
 
 def mezo_gaussian(
@@ -44,7 +46,9 @@ def mezo_gaussian(
     weight_decay: float = 0.0, transform: Transform | None = None, engine: str = STREAM, defer: bool = False,
 ) -> ZerothOrder:  # fmt: skip
     """MeZO as published: Gaussian z. Malladi et al. 2023 (arXiv 2305.17333). Cost: 2K forwards a step."""
-    return _preset(params, gaussian(), spsa(eps=eps, queries=queries), scale(lr), seed, weight_decay, transform, engine, defer)
+    return _preset(
+        params, gaussian(), spsa(eps=eps, queries=queries), scale(lr), seed, weight_decay, transform, engine, defer
+    )
 
 
 def mezo_one_sided(
@@ -52,7 +56,17 @@ def mezo_one_sided(
     weight_decay: float = 0.0, transform: Transform | None = None, engine: str = STREAM, defer: bool = False,
 ) -> ZerothOrder:  # fmt: skip
     """MeZO with forward differences: K + 1 forwards a step instead of 2K; the loss logged is the loss itself."""
-    return _preset(params, rademacher(), one_sided(eps=eps, queries=queries), scale(lr), seed, weight_decay, transform, engine, defer)
+    return _preset(
+        params,
+        rademacher(),
+        one_sided(eps=eps, queries=queries),
+        scale(lr),
+        seed,
+        weight_decay,
+        transform,
+        engine,
+        defer,
+    )
 
 
 def mezo_momentum(
@@ -65,7 +79,9 @@ def mezo_momentum(
     Malladi et al. 2023 (arXiv 2305.17333), appendix B.2.
     """
     rule = chain(momentum(beta), scale(lr))
-    return _preset(params, rademacher(), spsa(eps=eps, queries=queries), rule, seed, weight_decay, transform, engine, defer)
+    return _preset(
+        params, rademacher(), spsa(eps=eps, queries=queries), rule, seed, weight_decay, transform, engine, defer
+    )
 
 
 def mezo_adam(
@@ -77,7 +93,9 @@ def mezo_adam(
     Malladi et al. 2023 (arXiv 2305.17333), appendix B.2.
     """
     rule = chain(adam(), scale(lr))
-    return _preset(params, gaussian(), spsa(eps=eps, queries=queries), rule, seed, weight_decay, transform, engine, defer)
+    return _preset(
+        params, gaussian(), spsa(eps=eps, queries=queries), rule, seed, weight_decay, transform, engine, defer
+    )
 
 
 def lozo(

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from gradless import kernels, leaves, rng
+from gradless.deferred import Deferred
 from gradless.directions import Directions, rademacher
 from gradless.errors import BadInput, Diverged, pick
-from gradless.deferred import Deferred
 from gradless.estimators import Estimator, spsa
 from gradless.gradients import Gradient, Mixture, Sketch, combine, finish
 from gradless.landscape import ENGINES as ENGINES
@@ -130,7 +130,9 @@ class ZerothOrder(torch.optim.Optimizer):
         self.defer = defer
         self._deferred = Deferred(self.leaves)
         self._torn = False  # an interrupt came while weights were written
-        self.landscape = Landscape(self.leaves, engine=pick("engine", engine, {name: name for name in ENGINES}), deferred=self._deferred)
+        self.landscape = Landscape(
+            self.leaves, engine=pick("engine", engine, {name: name for name in ENGINES}), deferred=self._deferred
+        )
 
     @property
     def engine(self) -> str:
@@ -316,6 +318,7 @@ class ZerothOrder(torch.optim.Optimizer):
             else:
                 for move in part:
                     self._redo(move)
+        self.flush()
 
     def _redo(self, move: Move) -> None:
         if move.skipped:

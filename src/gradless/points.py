@@ -16,7 +16,7 @@ Scale = float | tuple[float, ...]  # one factor, or one for every parameter grou
 
 
 class Point(NamedTuple):
-    """theta + scale * mixture; the empty mixture is theta itself.
+    """The point theta + scale * mixture; the empty mixture is theta itself.
 
     ``rounding`` is the key of the stochastic rounding of 16-bit leaves. To nearest, a weight whose spacing is above
     2 eps would not be perturbed at all (the ones of a norm in bfloat16, say), and yet be updated: noise.
@@ -28,7 +28,7 @@ class Point(NamedTuple):
 
 
 def probe_point(key: int | None, scale: float) -> Point:
-    """theta + scale * z(key), or theta; +eps and -eps share the dice of their rounding."""
+    """Theta + scale * z(key), or theta; +eps and -eps share the dice of their rounding."""
     if key is None:
         return Point(Mixture((), ()), 0.0, 0)
     return Point(Mixture((key,), (1.0,)), scale, rng.probe_rounding_key(key))

@@ -76,10 +76,9 @@ def profile(
         result |= _timed(subject, reporter)
         if settings.replay_steps:
             result |= _replayed(subject, min(row["step_seconds"] for row in result["engines"].values()), reporter)
-    on_cpu = subject.lm.device.type != "cuda"
     del subject  # a second copy of the model may not fit beside it
     gc.collect()
-    if settings.memory and on_cpu:
+    if settings.memory and not peaks:
         peaks = _peaks_of_processes(settings, reporter)
     _enter_memory(result, peaks)
     if json is not None:
@@ -126,7 +125,7 @@ def _timed(subject: Subject, reporter: Reporter) -> dict[str, Any]:
     floor = statistics.median(samples[FLOOR])
     rows = {c.name: _row(samples[c.name], flushes[c.name], floor) for c in running}
     share = {c.name: _share(c, rows[c.name], device) for c in running}
-    engines = {c.name: rows[c.name] | {"used": _used(c)} for c in running if c.optimizer is not None}
+    engines = {c.name: rows[c.name] | {"used": c.optimizer.engine} for c in running if c.optimizer is not None}
     return {
         "floor_seconds": floor,
         "floor": rows[FLOOR],
@@ -171,11 +170,6 @@ def _row(samples: list[float], flush: float, floor: float) -> dict[str, Any]:
         "quartiles": [quartiles[0], quartiles[2]],
         "samples": samples,
     }
-
-
-def _used(candidate: Candidate) -> str:
-    assert candidate.optimizer is not None
-    return candidate.optimizer.engine
 
 
 def _share(candidate: Candidate, row: dict[str, Any], device: torch.device) -> dict[str, float]:
@@ -294,7 +288,7 @@ def _enter_memory(result: dict[str, Any], peaks: dict[str, dict[str, int]]) -> N
 
 def show(result: dict[str, Any]) -> None:
     """Print a result: a table on a terminal, plain lines elsewhere."""
-    heads = ("", "seconds", "x floor", "quartiles", "peak memory", "x inference")
+    heads = ("", "seconds", "x floor", "quartiles", "peak memory", "x inference", "of it compiled code")
     rows = [("two forwards (floor)", result["floor"])]
     if result["eager_mezo"]:
         rows.append(("eager MeZO", result["eager_mezo"]))
@@ -325,8 +319,12 @@ def show(result: dict[str, Any]) -> None:
 
 
 def _line(name: str, row: dict[str, Any], inference: int | None) -> tuple[str, ...]:
-    peak, (low, high) = row["peak_memory_bytes"], row["quartiles"]
-    memory = ("", "") if peak is None else (f"{peak / 1e9:.3f} GB", "" if not inference else f"{peak / inference:.2f}")
+    low, high = row["quartiles"]
+    peak, code = row["peak_memory_bytes"], row["kernels_memory_bytes"]
+    memory = ["", "", ""]
+    if peak is not None:
+        ratio = f"{peak / inference:.2f}" if inference else ""
+        memory = [f"{peak / 1e9:.3f} GB", ratio, f"{code / 1e9:.3f} GB" if code else ""]
     return (name, f"{row['step_seconds']:.4f}", f"{row['ratio']:.2f}", f"{low:.4f} - {high:.4f}", *memory)
 
 

@@ -22,6 +22,7 @@ from gradless.encode import Encoded
 from gradless.errors import BadInput
 from gradless.estimators import linear_queries
 from gradless.hashing import weights_sha256
+from gradless.landscape import STREAM
 from gradless.lm import LanguageModel
 from gradless.methods import METHODS
 from gradless.optimizer import ZerothOrder
@@ -146,17 +147,21 @@ def optimizer(config: TuneConfig, named: list[tuple[str, nn.Parameter]]) -> Zero
     queries: Any = config.queries
     if config.query_schedule == "linear":
         queries = linear_queries(config.queries, config.steps)
-    scales: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    if config.method == "lozo":
+        extra = {"rank": config.direction_rank, "refresh": config.refresh}
     if config.layer_scale != "none":
         norms = parameter_norm_scales(dict(named))
-        scales["transform"] = lambda base: directions.scaled(base, norms, mode=config.layer_scale)  # type: ignore[arg-type]
+        extra["transform"] = lambda base: directions.scaled(base, norms, mode=config.layer_scale)  # type: ignore[arg-type]
     opt: ZerothOrder = make(
         _groups(config, named),
         lr=SCHEDULES[config.schedule](config.lr, config.steps, config.warmup),
         eps=config.eps,
         seed=config.seed,
         queries=queries,
-        **scales,
+        engine=config.engine or STREAM,
+        defer=True,
+        **extra,
     )
     return opt
 

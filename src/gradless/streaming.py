@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -116,10 +117,11 @@ class Serving(TorchFunctionMode):
         if func.__name__ in METADATA:
             return func(*args, **kwargs)
         if func.__name__ == "__get__":  # an attribute: only .data, .T and the like depend on the values
-            plain = func(*args, **kwargs)
+            with self._unwatched():
+                plain = func(*args, **kwargs)
             if not isinstance(plain, Tensor):
                 return plain
-        with self.survey.paused() if self.survey else contextlib.nullcontext():
+        with self._unwatched():
             special = self._rows(func, args, kwargs)
             special = self._linear(func, args, kwargs) if special is None else special
             if special is None:
@@ -132,6 +134,10 @@ class Serving(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             self.pool.give(taken or ())
+
+    def _unwatched(self) -> AbstractContextManager[None]:
+        """What is read in here is not for the survey to see."""
+        return self.survey.paused() if self.survey else contextlib.nullcontext()
 
     def _is_tuned(self, value: Any) -> bool:
         if isinstance(value, (list, tuple)):
@@ -159,7 +165,8 @@ class Serving(TorchFunctionMode):
     def _linear(self, func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
         """The result of a linear layer whose copies can share work, else None."""
         if func is F.linear:
-            x, weight, bias = [*args, *(kwargs.get(name) for name in ("input", "weight", "bias")[len(args) :])]
+            given = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
+            x, weight, bias = given["input"], given["weight"], given.get("bias")
         elif func is torch.addmm and len(args) == 3 and not kwargs:
             bias, x, weight = args
         else:
@@ -186,7 +193,7 @@ class Serving(TorchFunctionMode):
         return bias if leaf is None else self._branch(leaf)
 
     def _thin_linear(self, leaf: Leaf, x: Tensor, offset: Tensor | None, right: Tensor, left: Tensor) -> Tensor:
-        """x W^T + (x V) A_c^T + b_c; the large product adds to the thin one, so the output is written once."""
+        """X W^T + (x V) A_c^T + b_c; the large product adds to the thin one, so the output is written once."""
         self.served.add(id(leaf.param))
         rows, shape = self.walk.rows(x) if self.walk else (x.reshape(1, -1, x.shape[-1]), x.shape[:-1])
         weight = leaf.param.detach()

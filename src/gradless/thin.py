@@ -1,7 +1,7 @@
 """Linear layers under low-rank directions: thin products beside the product with the base weights.
 
-x (W + A V^T)^T = x W^T + (x V) A^T, where A gathers the pending updates of up to ``refresh`` steps and, for each point, the
-perturbation. The weight is neither copied nor written; V and A take ``rank`` columns each.
+x (W + A V^T)^T = x W^T + (x V) A^T, where A gathers the pending updates of up to ``refresh`` steps and, for each point,
+the perturbation. The weight is neither copied nor written; V and A take ``rank`` columns each.
 """
 
 from __future__ import annotations

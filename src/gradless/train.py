@@ -201,6 +201,7 @@ def _dev_if_due(parts: Parts, notes: Notes) -> None:
     assert config.eval_every is not None
     due = step > 0 and (step % config.eval_every == 0 or step == config.steps)
     if due and parts.splits.dev and notes.evaluation("dev", step) is None:
+        parts.model.optimizer.flush()
         found = _evaluate(parts, parts.splits.dev, f"dev at {step}", predict=config.select == "metric")
         notes.evaluated("dev", step, found)
 
@@ -257,8 +258,10 @@ def _finish(
     selected = trained if status == INTERRUPTED else _selected(parts, notes, trained)
     if selected != trained:
         parts.reporter.say(f"step {selected} was best on dev; rebuilding it from the ledger")
-    if selected != opt.t:  # also where Ctrl-C came after a step was logged and before it was applied
+    if selected != opt.t or opt.torn:  # also where Ctrl-C came after a step was logged and before it was applied
         _back_to(parts, moves[:selected], label_tokens)
+    else:
+        opt.flush()
     test: dict[str, Any] = {}
     if status != INTERRUPTED and parts.splits.test:
         notes.evaluated("test", selected, _evaluate(parts, parts.splits.test, "tuned test"))
@@ -279,6 +282,7 @@ def _finish(
         "seconds_per_step": _median([line["seconds"] for line in steps]),
         "peak_memory_bytes": notes.peak(),
         "inference_memory_bytes": notes.inference or 0,
+        "engine": opt.engine,
         "weights_sha256": run.tuned_sha256(parts.model),
         "base_sha256": parts.model.base_sha256,
         "data_sha256": parts.splits.fingerprint,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -37,9 +37,7 @@ class Place(NamedTuple):
     columns: int  # elements along all dimensions of the leaf but the first
 
 
-def program(
-    steps: Sequence[tuple[float, Sequence[int], Sequence[float]]], *, rounding: Sequence[int] = ()
-) -> Program:
+def program(steps: Sequence[tuple[float, Sequence[int], Sequence[float]]], *, rounding: Sequence[int] = ()) -> Program:
     """Build a program from steps ``(decay, keys, coeffs)``; its coefficients stay float64 until `Program.on`.
 
     Args:
@@ -67,7 +65,7 @@ def join(programs: Sequence[Program]) -> Program:
         return programs[0]
     lengths = np.concatenate([np.diff(one.starts) for one in programs])
     starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-    columns = {
+    columns: dict[str, Any] = {
         name: np.concatenate([getattr(one, name) for one in programs])
         for name in ("decays", "keys", "bases", "coeffs", "rounding")
     }
