@@ -131,7 +131,8 @@ class TuneConfig:
             self,
             lr=self.lr if self.lr is not None else lr * LR_FACTORS.get(self.method, 1.0),
             eps=self.eps if self.eps is not None else eps,
-            engine=self.engine or fastest_engine(self.device, self.scheme),
+            # Text is generated token by token, with decisions that several copies cannot take at once.
+            engine=self.engine or (STREAM if self.objective == "f1" else fastest_engine(self.device, self.scheme)),
             eval_every=self.eval_every or max(1, -(-self.steps // 5)),
         )
 

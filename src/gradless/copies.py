@@ -12,6 +12,7 @@ How a value gets and loses the hidden dimension is the only thing here that torc
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -19,10 +20,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-try:
+_add_batch_dim: Any = None  # in another torch, walks are not available
+with contextlib.suppress(ImportError):
     from torch._C._functorch import _add_batch_dim, get_unwrapped, is_batchedtensor, maybe_get_bdim, maybe_get_level
-except ImportError:  # another torch: walks are not available
-    _add_batch_dim = None
+
+SMALL = 1 << 16  # elements of a weight that are not worth a product of their own
 
 
 class CannotWalk(Exception):
@@ -97,6 +99,10 @@ class Walk:
     def linear(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
         """X W_c^T + b_c for every copy: weights ``[copies, out, in]``, bias ``[copies, out]`` or ``[out]``."""
         flat, shape = self.rows(x)
+        if weights[0].numel() <= SMALL:
+            out = torch.bmm(flat, weights.mT)
+            out = out if bias is None else out.add_(bias.unsqueeze(1) if bias.ndim == 2 else bias)
+            return self.wrap(out.view(self.copies, *shape, -1))
         out = flat.new_empty(self.copies, flat.shape[1], weights.shape[1])
         for copy in range(self.copies):
             if bias is None:

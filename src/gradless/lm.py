@@ -114,7 +114,7 @@ def load(
         BadInput: no such model, a broken file, no language-model head, unknown dtype or device.
     """
     wanted = None if dtype is None else pick("dtype", dtype, DTYPES)
-    place = _device(device)
+    place = device_of(device)
     if wanted is None and place.type == "cpu":
         wanted = torch.float32
     if source.startswith("tiny-") and not Path(source).exists():
@@ -310,7 +310,7 @@ def _finish(lm: LanguageModel) -> LanguageModel:
     return lm
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:

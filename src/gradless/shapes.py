@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from gradless import rng
 from gradless.errors import pick
-from gradless.lm import DTYPES, LanguageModel, _device, quiet_transformers
+from gradless.lm import DTYPES, LanguageModel, device_of, quiet_transformers
 
 PREFIX: Final = "shape:"
 SCALE: Final = 0.02  # standard deviation of matrices, that of GPT-2's initialisation
@@ -107,7 +107,7 @@ def load(name: str, *, dtype: str | None = None, device: str = "cpu") -> Languag
         BadInput: unknown shape, dtype or device.
     """
     short = name.removeprefix(PREFIX)
-    shape, place = pick("shape", short, SHAPES), _device(device)
+    shape, place = pick("shape", short, SHAPES), device_of(device)
     usual = torch.float32 if place.type == "cpu" else torch.bfloat16
     wanted = usual if dtype is None else pick("dtype", dtype, DTYPES)
     with quiet_transformers():

@@ -6,6 +6,7 @@ the perturbation. The weight is neither copied nor written; V and A take ``rank`
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,6 @@ from torch import Tensor
 from gradless import kernels
 from gradless.deferred import Deferred
 from gradless.gradients import Leaf
-from gradless.kernels.program import Program
 from gradless.points import Points
 from gradless.rng import MASK64, Stream
 
@@ -35,12 +35,25 @@ class Thin:
     def __init__(self, deferred: Deferred) -> None:
         self._deferred = deferred
         self._known: dict[int, Factors] = {}
+        self._ready: dict[int, tuple[Points, Tensor]] = {}  # A at the points of one serving
+
+    def prefetch(self, leaves: Iterable[Leaf], points: Points) -> None:
+        """Make the factors of all leaves that were asked for before, in a row: see `Serving._prefetch`."""
+        self._ready.clear()
+        for leaf in leaves:
+            if id(leaf.param) in self._known:
+                found = self.factors(leaf, points)
+                if found is not None:
+                    self._ready[id(leaf.param)] = (points, found[1])
 
     def factors(self, leaf: Leaf, points: Points) -> tuple[Tensor, Tensor] | None:
         """V ``[columns, rank]`` and A ``[C, rows, rank]`` at every point, or None where the leaf must be made whole.
 
         Pending updates along another V, or with weight decay, are written first.
         """
+        ready = self._ready.get(id(leaf.param))
+        if ready is not None and ready[0] is points:
+            return self._known[id(leaf.param)].right, ready[1]
         program = points.program(leaf.group)
         bases = {int(basis) for basis in program.bases}
         if leaf.stream.kind != "low_rank" or leaf.mask is not None or leaf.param.ndim != 2 or len(bases) != 1:
@@ -54,7 +67,7 @@ class Thin:
         unit = leaf.stream.unit
         update, probe = points.amplitudes(leaf)
         kernels.fan(
-            outs, known.left, _float32(pending), _float32(program), leaf=leaf.id, mirrored=points.mirrored, keep=True,
+            outs, known.left, pending, program, leaf=leaf.id, mirrored=points.mirrored, keep=True,
             stream=stream, amplitudes=(update * unit, probe * unit),
         )  # fmt: skip
         self._known[id(leaf.param)] = known._replace(seen=known.seen + pending.decays.size)
@@ -77,8 +90,3 @@ class Thin:
             signs = kernels.program([(1.0, [basis & MASK64], [1.0])])
             kernels.sweep(right, right, signs, leaf=leaf.id, stream=Stream("factor", rank))
         return Factors(basis, right, torch.zeros(p.shape[0], rank, device=p.device), written, written)
-
-
-def _float32(program: Program) -> Program:
-    """Factors are float32 and are not rounded further."""
-    return program._replace(rounding=program.rounding[:0])

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gradless.kernels import reference
 from gradless.kernels.program import NOTHING as NOTHING
-from gradless.kernels.program import Place, Program
+from gradless.kernels.program import Place, Program, on
 from gradless.kernels.program import join as join
 from gradless.kernels.program import program as program
 from gradless.rng import RADEMACHER, Stream
@@ -70,7 +70,7 @@ def sweep(
     packed = out.detach() if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
     kernel = backend(p.device) or reference
     with torch.profiler.record_function("gradless.sweep"):
-        kernel.sweep(packed.view(-1), source, place, program.on(stream, amplitude), flat_mask)
+        kernel.sweep(packed.view(-1), source, place, on(program, stream, amplitude), flat_mask)
         if packed.data_ptr() != out.data_ptr():
             out.detach().copy_(packed)
     return out
@@ -118,8 +118,8 @@ def fan(
     kernel = backend(p.device) or reference
     with torch.profiler.record_function("gradless.sweep"):
         kernel.fan(
-            outs.view(outs.shape[0], -1), source, place, update.on(stream, amplitudes[0]),
-            probes.on(stream, amplitudes[1]), mirrored, keep, flat_mask,
+            outs.view(outs.shape[0], -1), source, place, on(update, stream, amplitudes[0]),
+            on(probes, stream, amplitudes[1]), mirrored, keep, flat_mask,
         )  # fmt: skip
         if keep and not target.is_contiguous():
             target.copy_(source.view(target.shape))

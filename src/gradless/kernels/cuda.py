@@ -36,7 +36,7 @@ from gradless.rng import Stream
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 FLOAT32, BFLOAT16 = tl.constexpr(0), tl.constexpr(1)
 GAUSSIAN, LOW_RANK, FACTOR = (tl.constexpr(rng.KINDS[kind]) for kind in ("gaussian", "low_rank", "factor"))
-WHOLE, EVERY, LISTED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # a leaf as one row, as all its rows, some rows
+WHOLE, EVERY, LISTED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # rows: a leaf as one, all, some
 M0, M1 = tl.constexpr(rng.MULTIPLIERS[0]), tl.constexpr(rng.MULTIPLIERS[1])
 W0, W1 = tl.constexpr(rng.WEYL[0]), tl.constexpr(rng.WEYL[1])
 STEP, TERM = tl.constexpr(4), tl.constexpr(3)  # words of a step and of a term in the vector of a program
@@ -68,6 +68,12 @@ def _pick(i, w0, w1, w2, w3):
 
 
 @triton.jit
+def _row(w0, w1, w2, w3):
+    """Four words along two new axes, in their order."""
+    return tl.join(tl.join(w0, w2), tl.join(w1, w3))
+
+
+@triton.jit
 def _axes(WORDS: tl.constexpr):
     """Where the elements of a tile are: word, byte of the word, bit of the byte."""
     return tl.arange(0, WORDS)[:, None, None], tl.arange(0, 4)[None, :, None], tl.arange(0, 8)[None, None, :]
@@ -76,24 +82,23 @@ def _axes(WORDS: tl.constexpr):
 @triton.jit
 def _halves(first, leaf, key, WORDS: tl.constexpr):
     """Uniform 16-bit integers, as uint32, for the tile that begins at element ``first``."""
-    word, byte, bit = _axes(WORDS)
-    w0, w1, w2, w3 = _philox(first // 8 + (word * 4 + byte), leaf, key)
-    return (_pick(bit >> 1, w0, w1, w2, w3) >> ((bit & 1) * 16).to(tl.uint32)) & 0xFFFF
+    block = tl.arange(0, WORDS)[:, None] * 4 + tl.arange(0, 4)[None, :]
+    words = _row(*_philox(first // 8 + block, leaf, key))
+    return tl.reshape(tl.join(words & 0xFFFF, words >> 16), (WORDS, 4, 8))
 
 
 @triton.jit
 def _signs(first, leaf, key, WORDS: tl.constexpr):
     """A sign stream for the tile that begins at element ``first``: uint32 with the sign in bit 31 and nothing else."""
-    w0, w1, w2, w3 = _philox(first // 128 + tl.arange(0, WORDS // 4), leaf, key)
     # In one vector before they are spread over the tile, the words go through shared memory once.
-    words = tl.reshape(tl.join(tl.join(w0, w2), tl.join(w1, w3)), (WORDS,))
+    words = tl.reshape(_row(*_philox(first // 128 + tl.arange(0, WORDS // 4), leaf, key)), (WORDS,))
     _, byte, bit = _axes(WORDS)
     return (words[:, None, None] << (31 - (byte * 8 + bit)).to(tl.uint32)) & 0x80000000
 
 
 @triton.jit
 def _popcount(x):
-    """Set bits of uint32, as int32; the compiler knows this idiom and makes one instruction of it."""
+    """Set bits of uint32, as int32; in plain arithmetic, which the interpreter runs as well."""
     x = x - ((x >> 1) & 0x55555555)
     x = (x & 0x33333333) + ((x >> 2) & 0x33333333)
     return ((((x + (x >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)
@@ -101,7 +106,7 @@ def _popcount(x):
 
 @triton.jit
 def _term(term, table, leaf, first, start, width, KIND: tl.constexpr, RANK: tl.constexpr, WORDS: tl.constexpr):
-    """coeff * z for the tile that begins at element ``first`` of the leaf, in the row that begins at ``start``."""
+    """A coefficient times z, for the tile that begins at element ``first``, in the row that begins at ``start``."""
     key, bits = tl.load(term).to(tl.uint64), tl.load(term + 2).to(tl.uint32)
     coeff = bits.to(tl.float32, bitcast=True)
     word, byte, bit = _axes(WORDS)
@@ -150,18 +155,18 @@ def _dice(step, leaf, first, STOCHASTIC: tl.constexpr, WORDS: tl.constexpr):
 def _narrow(x, dice, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr):
     """Round float32 to what the leaf's dtype can hold, as `gradless.kernels.reference.narrow` does; still float32."""
     bits = x.to(tl.uint32, bitcast=True)
-    sign = bits & 0x80000000
-    size = bits ^ sign
     if DTYPE == FLOAT32:
         return x
     elif DTYPE == BFLOAT16:
         add = dice if STOCHASTIC else 0x7FFF + ((bits >> 16) & 1)
         # Infinity has no bits below the sixteenth and stays what it is; only NaN needs care.
-        kept = tl.where(size > 0x7F800000, bits | 0x400000, bits + add)
+        kept = tl.where(x != x, bits | 0x400000, bits + add)
         return (kept & 0xFFFF0000).to(tl.float32, bitcast=True)
     elif not STOCHASTIC:
         return x.to(tl.float16).to(tl.float32)
     else:
+        sign = bits & 0x80000000
+        size = bits ^ sign
         small = size < 0x38800000  # below 2**-14 the spacing of float16 is constant: 2**-24
         scaled = tl.where(small, size.to(tl.float32, bitcast=True), 0.0) * 16777216.0
         whole = scaled.to(tl.int32)
@@ -259,7 +264,9 @@ def _fan(
     base = _run(base, program, steps, table, leaf, first, start, width, DTYPE, UPDATE_STOCHASTIC, KIND, RANK, WORDS)
     if KEEP:
         _store(p + first, base, raw, local, inside, chosen, DTYPE, MASKED)
-    out, nothing = outs + (first + shift), tl.full((WORDS, 4, 8), 0.0, tl.float32)
+    # Zeros that the compiler cannot know: it would lay out constants in another way than the leaf, and move the sums.
+    nothing = (base.to(tl.int32, bitcast=True) & (steps >> 31)).to(tl.float32, bitcast=True)
+    out = outs + (first + shift)
     for b in range(branches):
         step = program + STEP * (steps + b)
         dice = _dice(step, leaf, first, STOCHASTIC, WORDS)
@@ -316,7 +323,7 @@ def _launch(
     elif rows is EVERY:
         width, count = place.columns, p.numel() // place.columns
     slack = 0 if rows is WHOLE or width % 128 == 0 else 127  # a tile may begin before its row
-    words = max(4, min(longest, triton.next_power_of_2(triton.cdiv(width + slack, 32))))
+    words = max(16, min(longest, triton.next_power_of_2(triton.cdiv(width + slack, 32))))
     per_row = triton.cdiv(width + slack, 32 * words)
     bits, leaf = _bits(p), place.leaf - ((place.leaf >> 63) << 64)  # as a signed number of 64 bits
     with torch.cuda.device_of(p):
@@ -356,31 +363,28 @@ def _normal(device: torch.device) -> Tensor:
 
 
 def _vector(programs: tuple[Program, ...], device: torch.device) -> tuple[Tensor, int]:
-    """Programs as a vector on the device, and how many bases stand at its end.
-
-    Leaves share programs, so the last few vectors are kept: looking for them costs less than copying them again.
-    """
+    """Programs as one vector on the device, and how many bases stand at its end."""
     queue = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    return _upload(tuple(column.tobytes() for one in programs for column in one[:6]), device, queue)
+    return _upload(programs, device, queue)
 
 
-@functools.lru_cache(maxsize=16)
-def _upload(columns: tuple[bytes, ...], device: torch.device, queue: int) -> tuple[Tensor, int]:
-    """`_vector` of the columns of programs, for kernels in one queue of the device."""
-    kinds = (np.uint32, np.int64, np.int64, np.int64, np.uint32, np.int64) * (len(columns) // 6)
-    parts = [np.frombuffer(column, kind) for column, kind in zip(columns, kinds, strict=True)]
-    decays, starts, keys, bases, coeffs, rounding = (parts[i::6] for i in range(6))
-    steps, terms = np.concatenate(decays), np.concatenate(keys)
-    known, which = np.unique(np.concatenate(bases), return_inverse=True)
-    vector = np.empty(STEP.value * len(steps) + TERM.value * len(terms) + len(known), np.int64)
-    head, body, tail = np.split(vector, (STEP.value * len(steps), len(vector) - len(known)))
-    edges = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(one) for one in starts]))])
+@functools.lru_cache(maxsize=32)  # hundreds of leaves share a program, which is compared by identity
+def _upload(programs: tuple[Program, ...], device: torch.device, queue: int) -> tuple[Tensor, int]:
+    """`_vector` for the kernels in one queue of the device: another one could be ahead of the copy."""
+    decays, keys, coeffs = (
+        np.concatenate([getattr(one, name) for one in programs]) for name in ("decays", "keys", "coeffs")
+    )
+    bases, which = np.unique(np.concatenate([one.bases for one in programs]), return_inverse=True)
+    vector = np.empty(STEP.value * len(decays) + TERM.value * len(keys) + len(bases), np.int64)
+    head, body, tail = np.split(vector, (STEP.value * len(decays), len(vector) - len(bases)))
+    edges = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(one.starts) for one in programs]))])
     places = len(head) + TERM.value * edges
-    dice = [one if one.size else np.zeros(len(decay), np.int64) for one, decay in zip(rounding, decays, strict=True)]
-    head.reshape(-1, STEP.value)[:] = np.stack((steps, np.concatenate(dice), places[:-1], places[1:]), axis=1)
-    body.reshape(-1, TERM.value)[:] = np.stack((terms, which, np.concatenate(coeffs)), axis=1)
-    tail[:] = known
+    dice = [one.rounding if one.rounding.size else np.zeros_like(one.decays, np.uint64) for one in programs]
+    columns = (decays.view(np.uint32), np.concatenate(dice).view(np.int64), places[:-1], places[1:])
+    head.reshape(-1, STEP.value)[:] = np.stack(columns, axis=1)
+    body.reshape(-1, TERM.value)[:] = np.stack((keys.view(np.int64), which, coeffs.view(np.uint32)), axis=1)
+    tail[:] = bases.view(np.int64)
     host = torch.from_numpy(vector)
     if device.type == "cuda":
         host = host.pin_memory()  # a copy of pageable memory would wait for all kernels before it
-    return host.to(device, non_blocking=True), len(known)
+    return host.to(device, non_blocking=True), len(bases)

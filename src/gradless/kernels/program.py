@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +15,8 @@ from gradless import rng
 from gradless.rng import RADEMACHER, Stream
 
 
-class Program(NamedTuple):
+@dataclass(frozen=True, eq=False, slots=True)
+class Program:
     """T steps ``p <- round(decay_t * p + sum_j coeffs_j z(keys_j))``, J terms in all; a program knows no leaf."""
 
     decays: np.ndarray  # float32 [T]
@@ -23,9 +27,16 @@ class Program(NamedTuple):
     rounding: np.ndarray  # uint64 [T] keys of stochastic rounding, or empty: round to nearest
     stream: Stream
 
-    def on(self, stream: Stream, amplitude: float) -> Program:
-        """This program for a leaf of that stream and amplitude; its coefficients are rounded to float32 here."""
-        return self._replace(coeffs=(self.coeffs * (amplitude * stream.unit)).astype(np.float32), stream=stream)
+    def to_nearest(self) -> Program:
+        """This program without stochastic rounding."""
+        return dataclasses.replace(self, rounding=self.rounding[:0]) if self.rounding.size else self
+
+
+@functools.lru_cache(maxsize=64)  # hundreds of leaves share a program, which is compared by identity
+def on(program: Program, stream: Stream, amplitude: float) -> Program:
+    """A program for a leaf of that stream and amplitude; its coefficients are rounded to float32 here."""
+    coeffs = (program.coeffs * (amplitude * stream.unit)).astype(np.float32)
+    return dataclasses.replace(program, coeffs=coeffs, stream=stream)
 
 
 class Place(NamedTuple):
@@ -38,7 +49,7 @@ class Place(NamedTuple):
 
 
 def program(steps: Sequence[tuple[float, Sequence[int], Sequence[float]]], *, rounding: Sequence[int] = ()) -> Program:
-    """Build a program from steps ``(decay, keys, coeffs)``; its coefficients stay float64 until `Program.on`.
+    """Build a program from steps ``(decay, keys, coeffs)``; its coefficients stay float64 until `on`.
 
     Args:
         steps: factor of the leaf, keys of directions, and their factors.
@@ -69,4 +80,4 @@ def join(programs: Sequence[Program]) -> Program:
         name: np.concatenate([getattr(one, name) for one in programs])
         for name in ("decays", "keys", "bases", "coeffs", "rounding")
     }
-    return programs[0]._replace(starts=starts, **columns)
+    return dataclasses.replace(programs[0], starts=starts, **columns)

@@ -1,0 +1,63 @@
+"""Make src/gradless/engines.json (the default engine of a run) and the README's table from committed profiles.
+
+    python benchmarks/choose_engine.py
+
+For each kind of device and scheme the engine whose ratio to the floor has the lowest geometric mean over all profiles of
+method mezo wins. Schemes that were not measured on a device take what won for ``lora`` there: like it, they leave the
+base weights alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+LIKE_LORA = ("head", "prefix", "prompt")
+
+
+def profiles() -> list[dict]:
+    """All committed profiles."""
+    return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("profile-*.json"))]
+
+
+def winners(found: list[dict]) -> dict[str, dict[str, str]]:
+    """Device kind -> scheme -> engine."""
+    logs: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for profile in found:
+        if profile["method"] == "mezo":
+            for engine, row in profile["engines"].items():
+                if row.get("used", engine) == engine:
+                    logs[profile["device"].split(":")[0], profile["scheme"]][engine].append(math.log(row["ratio"]))
+    chosen: dict[str, dict[str, str]] = defaultdict(dict)
+    for (device, scheme), engines in sorted(logs.items()):
+        chosen[device][scheme] = min(engines, key=lambda name: sum(engines[name]) / len(engines[name]))
+    for schemes in chosen.values():
+        if "lora" in schemes:
+            schemes.update({scheme: schemes["lora"] for scheme in LIKE_LORA if scheme not in schemes})
+    return {device: dict(sorted(schemes.items())) for device, schemes in chosen.items()}
+
+
+def table(found: list[dict]) -> str:
+    """The README's table."""
+    lines = [
+        "| model | scheme, method | floor | stream | dual | eager MeZO |",
+        "|---|---|---|---|---|---|",
+    ]
+    for profile in found:
+        ratios = [f"{profile['engines'][name]['ratio']:.2f}" for name in ("stream", "dual")]
+        eager = profile["eager_mezo_seconds"] / profile["floor_seconds"]
+        lines.append(
+            f"| {profile['model']} | {profile['scheme']}, {profile['method']} | {profile['floor_seconds']:.2f} s | "
+            f"{ratios[0]} | {ratios[1]} | {eager:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    known = profiles()
+    (ROOT / "src" / "gradless" / "engines.json").write_text(json.dumps(winners(known), indent=2) + "\n")
+    print(table(known))
