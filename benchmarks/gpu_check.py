@@ -1,7 +1,7 @@
 """Check everything that needs a CUDA GPU in one go, and write what was found to benchmarks/results.
 
     python benchmarks/gpu_check.py                 # all parts
-    python benchmarks/gpu_check.py bits replay     # some of them
+    python benchmarks/gpu_check.py bits replay     # some of them; what earlier runs found of the others stays
     python benchmarks/gpu_check.py profile --repeats 3
 
 Parts: ``bits`` (the Triton kernels against those of the CPU), ``bandwidth`` (of the kernels, against torch's copy_),
@@ -23,6 +23,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from json import loads
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,6 @@ Found = dict[str, Any]
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# bits
 
 
 def bits(device: torch.device) -> Found:
@@ -83,18 +83,12 @@ def _sweeps(device: torch.device) -> Iterator[tuple[str, list[tuple[Tensor, Tens
         p = _weights(shape, dtype)
         rows = torch.tensor([shape[0] - 1, 0, shape[0] // 2, 0]) if kind == "rows" else None
         mask = _mask(shape) if kind == "mask" else None
-        found = []
+        program, found = _rounded(UPDATE, stochastic), []
         for place in (device, torch.device("cpu")):
-            q = p.to(place)
-            if kind == "strided":
-                q = q.t().contiguous().t()
+            q = p.to(place).t().contiguous().t() if kind == "strided" else p.to(place)
             out = torch.empty((q.shape[0] if rows is None else len(rows), *shape[1:]), dtype=dtype, device=place)
-            found.append(
-                kernels.sweep(
-                    out, q, _rounded(UPDATE, stochastic), leaf=LEAF, stream=stream, amplitude=0.7,
-                    mask=_to(mask, place), rows=_to(rows, place),
-                )
-            )  # fmt: skip
+            options = {"stream": stream, "amplitude": 0.7, "mask": _to(mask, place), "rows": _to(rows, place)}
+            found.append(kernels.sweep(out, q, program, leaf=LEAF, **options))
         yield f"sweep {stream} {dtype} {shape} {kind} stochastic={stochastic}", [(found[0], found[1])]
 
 
@@ -124,10 +118,8 @@ def _extremes(device: torch.device) -> Iterator[tuple[str, list[tuple[Tensor, Te
         else:
             p = raw.to(torch.int16).view(dtype)
         program = kernels.program([(1.0, [4], [coeff]), (0.5, [5], [coeff])], rounding=(6, 7))
-        pair = [
-            kernels.sweep(torch.empty_like(q), q, _rounded(program, stochastic), leaf=LEAF)
-            for q in (p.to(device), p)
-        ]  # fmt: skip
+        program = _rounded(program, stochastic)
+        pair = [kernels.sweep(torch.empty_like(q), q, program, leaf=LEAF) for q in (p.to(device), p)]
         yield f"extremes {dtype} {coeff} {stochastic=}", [(pair[0], pair[1])]
 
 
@@ -150,16 +142,14 @@ def _huge(device: torch.device) -> str:
     starts = [0, HUGE // 2 // width * width, (HUGE // width - 3) * width]
 
     def expected(piece: Tensor, start: int, sign: int) -> Tensor:
-        z = rng.rademacher(key, LEAF, start, len(piece)) * sign
-        return reference.narrow(
-            piece.float() + z * float(torch.tensor(coeff)), piece.dtype, rng.halves(dice, LEAF, start, len(piece))
-        )
+        change = rng.rademacher(key, LEAF, start, width) * float(torch.tensor(coeff)) * sign
+        return reference.narrow(piece.float() + change, piece.dtype, rng.halves(dice, LEAF, start, width))
 
     rows = torch.tensor([start // width for start in starts], device=device)
     part = kernels.sweep(torch.empty(3, width, dtype=p.dtype, device=device), p, program, leaf=LEAF, rows=rows)
     outs = torch.empty(2, *p.shape, dtype=p.dtype, device=device)
     kernels.fan(outs, p, kernels.NOTHING, program, leaf=LEAF, mirrored=True, keep=False)
-    before = [p.view(-1)[start : start + width].cpu() for start in starts]
+    before = [p[start // width].clone().cpu() for start in starts]
     kernels.sweep(p, p, program, leaf=LEAF)
     for place, (start, piece) in enumerate(zip(starts, before, strict=True)):
         up, down = expected(piece, start, 1), expected(piece, start, -1)
@@ -200,6 +190,7 @@ def bandwidth(device: torch.device, *, side: int = 16384) -> Found:
     """Bytes a second of kernels on one large matrix, and their share of what torch's copy_ reaches."""
     rows = []
     for dtype in (torch.bfloat16, torch.float32):
+        short = str(dtype).removeprefix("torch.")
         p = torch.full((side, side), 0.02, dtype=dtype, device=device)
         outs = torch.empty(2, side, side, dtype=dtype, device=device)
         size = p.numel() * p.element_size()
@@ -207,20 +198,13 @@ def bandwidth(device: torch.device, *, side: int = 16384) -> Found:
         for name, passes, terms, call in _calls(p, outs):
             seconds = _seconds(call, device)
             rate = passes * size / seconds
-            row = {
-                "dtype": str(dtype).removeprefix("torch."),
-                "kernel": name,
-                "seconds": seconds,
-                "gb_per_s": rate / 1e9,
-            }
+            row = {"dtype": short, "kernel": name, "seconds": seconds, "gb_per_s": rate / 1e9}
             row |= {"share_of_copy": rate / copied, "terms_per_s": terms * p.numel() / seconds}
             rows.append(row)
-            say(
-                f"bandwidth: {row['dtype']:<9}{name:<34}{row['gb_per_s']:7.0f} GB/s{row['share_of_copy']:7.2f} of copy_"
-                f"{row['terms_per_s'] / 1e9:8.0f} G terms/s"
-            )
-        rows.append({"dtype": str(dtype).removeprefix("torch."), "kernel": "copy_", "gb_per_s": copied / 1e9})
-        say(f"bandwidth: {rows[-1]['dtype']:<9}{'torch copy_':<34}{copied / 1e9:7.0f} GB/s")
+            against = f"{rate / 1e9:7.0f} GB/s{rate / copied:7.2f} of copy_{row['terms_per_s'] / 1e9:8.0f} G terms/s"
+            say(f"bandwidth: {short:<9}{name:<30}{against}")
+        rows.append({"dtype": short, "kernel": "copy_", "gb_per_s": copied / 1e9})
+        say(f"bandwidth: {short:<9}{'torch copy_':<30}{copied / 1e9:7.0f} GB/s")
         del p, outs
     small = torch.zeros(2048, dtype=torch.bfloat16, device=device)
     program = kernels.program([(1.0, [1], [1e-3])], rounding=[1])
@@ -287,15 +271,11 @@ def replay(device: torch.device, *, steps: int = 300) -> Found:
             other, again, _ = _training(make, dtype, place)
             again.replay(moves)
             hashes[f"replayed on {place.type}"] = hashing.weights_sha256(other.named_parameters())
-        row = {
-            "method": make.__name__,
-            "dtype": str(dtype).removeprefix("torch."),
-            "engine": engine,
-            "used": opt.engine,
-        }
-        row |= {"steps": steps, "hashes": hashes, "passed": len(set(hashes.values())) == 1}
+        row = {"method": make.__name__, "dtype": str(dtype).removeprefix("torch."), "engine": engine, "steps": steps}
+        moved = hashes["trained"] != hashing.weights_sha256(_training(make, dtype, device)[0].named_parameters())
+        row |= {"used": opt.engine, "hashes": hashes, "passed": moved and len(set(hashes.values())) == 1}
         rows.append(row)
-        verdict = "one hash" if row["passed"] else f"DIFFERENT HASHES {hashes}"
+        verdict = "one hash" if row["passed"] else f"WRONG {moved=} {hashes}"
         say(f"replay: {row['method']} {row['dtype']} {engine}, {steps} steps: {verdict}")
     return {"runs": rows, "passed": all(row["passed"] for row in rows)}
 
@@ -337,7 +317,7 @@ def _training(make: Any, dtype: torch.dtype, device: torch.device, **choices: An
 def profile(device: torch.device, *, repeats: int = 9) -> Found:
     """`gradless profile` of large shapes, each in a process of its own."""
     found: Found = {"runs": {}, "passed": True}
-    memory = torch.cuda.get_device_properties(device).total_memory
+    memory = torch.cuda.mem_get_info(device)[1]
     for (model, weights), (scheme, method) in itertools.product(MODELS.items(), PROFILED):
         name = f"{model} {scheme} {method}"
         if memory < 1.4 * weights:
@@ -348,22 +328,15 @@ def profile(device: torch.device, *, repeats: int = 9) -> Found:
         chosen = ENGINES if memory > 2.5 * weights or scheme != "full" else ("stream", "dual")
         with tempfile.TemporaryDirectory() as folder:
             target = Path(folder) / "profile.json"
-            run = subprocess.run(
-                [
-                    *(sys.executable, "-m", "gradless", "profile", "--model", f"shape:{model}", "--dtype", "bfloat16"),
-                    *("--device", "cuda", "--batch-size", "16", "--length", "128", "--scheme", scheme),
-                    *("--method", method, "--repeats", str(repeats), "--json", str(target)),
-                    *(part for engine in chosen for part in ("--engine", engine)),
-                ],
-                capture_output=True,
-                text=True,
-            )
+            words = f"profile --model shape:{model} --dtype bfloat16 --device cuda --batch-size 16 --length 128"
+            words += f" --scheme {scheme} --method {method} --repeats {repeats} --engine {' --engine '.join(chosen)}"
+            command = [sys.executable, "-m", "gradless", *words.split(), "--json", str(target)]
+            run = subprocess.run(command, capture_output=True, text=True)
             say(f"profile: {name}\n{run.stdout.rstrip()}")
             if run.returncode == 0:  # a ratio above its target is a finding, not a failure
                 found["runs"][name] = loads(target.read_text())
             else:
-                found["passed"] = False
-                found["runs"][name] = {"error": run.stderr.strip().splitlines()[-1:]}
+                found["runs"][name], found["passed"] = {"error": run.stderr.strip().splitlines()[-1:]}, False
                 say(f"profile: {name} FAILED\n{run.stderr.rstrip()}")
     return found
 
@@ -403,27 +376,23 @@ def main() -> int:
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
     name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
-    found: Found = {"device": name, "capability": f"{major}.{minor}", "versions": _versions()}
     given.out.mkdir(parents=True, exist_ok=True)
     target = given.out / f"gpu-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+    found: Found = loads(target.read_text()) if target.exists() else {}  # parts of earlier runs stay
+    installed = versions() | {"triton": version("triton"), "cuda": str(torch.version.cuda)}
+    found |= {"device": name, "capability": f"{major}.{minor}"}
     say(f"{name}, compute capability {major}.{minor}")
     for part in given.parts or PARTS:
         begin = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # engines that give way say so in the results
             found[part] = PARTS[part](device, **({"repeats": given.repeats} if part == "profile" else {}))
-        found[part]["seconds"] = time.perf_counter() - begin
+        found[part] |= {"seconds": time.perf_counter() - begin, "versions": installed}
         write_json(target, found)
         torch.cuda.empty_cache()
-    failed = [part for part in PARTS if part in found and not found[part]["passed"]]
+    failed = [part for part in given.parts or PARTS if not found[part]["passed"]]
     say(f"{'FAILED: ' + ', '.join(failed) if failed else 'all is well'}; results in {target}")
     return 1 if failed else 0
-
-
-def _versions() -> dict[str, str]:
-    import triton
-
-    return versions() | {"triton": triton.__version__, "cuda": str(torch.version.cuda)}
 
 
 if __name__ == "__main__":

@@ -370,9 +370,12 @@ def test_a_loss_that_is_not_finite_on_dev_leaves_valid_files(tmp_path):
     assert "NaN" not in (tmp_path / "run" / "result.json").read_text()
 
 
-@pytest.mark.parametrize("place", [(0, 1), (0, 2), (2, 2), (3, 1)])  # (0, 1): before the first step
-def test_ctrl_c_interrupts_and_resume_ends_at_the_same_weights(tmp_path, monkeypatch, place):
-    settings = h.config(tmp_path, steps=7, lr=1e-3, eval_every=2)
+# (0, 1): before the first step. In the dual engine a step has one call.
+@pytest.mark.parametrize(
+    ("engine", "place"), [("stream", (0, 1)), ("stream", (0, 2)), ("stream", (2, 2)), ("dual", (0, 1)), ("dual", (3, 1))]
+)
+def test_ctrl_c_interrupts_and_resume_ends_at_the_same_weights(tmp_path, monkeypatch, engine, place):
+    settings = h.config(tmp_path, steps=7, lr=1e-3, eval_every=2, engine=engine)
     whole = h.tune(settings, tmp_path / "whole")
 
     def interrupt(step, call, loss):
