@@ -2,8 +2,8 @@
 
     python benchmarks/choose_engine.py
 
-For each kind of device and scheme the engine whose ratio to the floor has the lowest geometric mean over all profiles of
-method mezo wins. Schemes that were not measured on a device take what won for ``lora`` there: like it, they leave the
+For each kind of device and scheme the engine whose ratio to the floor has the lowest geometric mean over all profiles
+of method mezo wins. Schemes that were not measured on a device take what won for ``lora`` there: like it, they leave the
 base weights alone.
 """
 

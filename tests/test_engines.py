@@ -248,6 +248,22 @@ def test_an_interrupted_write_is_known(monkeypatch):
     assert opt.torn
 
 
+def test_restored_weights_do_not_get_older_updates():
+    model = tuned("opt", "full")
+    opt = gl.mezo(schemes.trainable(model), lr=1e-2, engine="dual", defer=True)
+    closure = closure_of(model)
+    opt.step(closure)
+    state = opt.state_dict()
+    kept = {name: p.detach().clone() for name, p in schemes.trainable(model)}
+    opt.step(closure)
+    with torch.no_grad():
+        for name, p in schemes.trainable(model):
+            p.copy_(kept[name])
+    opt.load_state_dict(state)
+    opt.flush()
+    assert all(torch.equal(p, kept[name]) for name, p in schemes.trainable(model))
+
+
 def test_unknown_engine():
     with pytest.raises(gl.BadInput, match="did you mean 'dual'"):
         gl.mezo([("w", nn.Parameter(torch.ones(1)))], engine="duall")

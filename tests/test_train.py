@@ -13,6 +13,7 @@ from click.testing import CliRunner
 import run_helpers as h
 from gradless import evaluate, jobs, ledger, lm, objectives, run, schemes, train
 from gradless.cli import main
+from gradless.optimizer import ZerothOrder
 from gradless.config import TuneConfig
 from gradless.errors import BadInput
 from gradless.methods import METHODS
@@ -404,20 +405,32 @@ def test_ctrl_c_interrupts_and_resume_ends_at_the_same_weights(tmp_path, monkeyp
 
 @pytest.mark.parametrize("where", ["before", "halfway"])
 def test_ctrl_c_between_log_and_update_loses_nothing(tmp_path, monkeypatch, where):
+    """Before an update is taken in, or while the next probe writes it: half of the leaves have it then."""
     settings = h.config(tmp_path, steps=5, lr=1e-3)
-    whole = h.tune(settings, tmp_path / "whole")
-    from gradless import optimizer
+    true_apply, true_branch, applied, written = ZerothOrder.apply, streaming.branch, [], []
+    stop_at = {"apply": None, "branch": None}
 
-    true, calls = optimizer.combine, []
-    leaves = len(list(lm.load("tiny-llama").model.parameters()))
-
-    def combine(*args, **kwargs):
-        calls.append(None)
-        if len(calls) == 2 * leaves + (1 if where == "before" else leaves // 2):  # in the third step's update
+    def apply(*args, **kwargs):
+        applied.append(None)
+        if len(applied) == stop_at["apply"]:
             raise KeyboardInterrupt
-        return true(*args, **kwargs)
+        return true_apply(*args, **kwargs)
 
-    monkeypatch.setattr(optimizer, "combine", combine)
+    def branch(*args, **kwargs):
+        found = true_branch(*args, **kwargs)
+        written.extend([None] * kwargs["keep"])
+        if len(written) == stop_at["branch"]:
+            raise KeyboardInterrupt
+        return found
+
+    monkeypatch.setattr(ZerothOrder, "apply", apply)
+    monkeypatch.setattr(streaming, "branch", branch)
+    whole = h.tune(settings, tmp_path / "whole")
+    each = len(written) // 4  # leaves that the probe of every step but the first writes
+    assert each > 10
+    stop_at = {"apply": 3, "branch": None} if where == "before" else {"apply": None, "branch": 2 * each + each // 2}
+    applied.clear()
+    written.clear()
     result = h.tune(settings, tmp_path / "run")
     monkeypatch.undo()
     assert result["status"] == "interrupted"

@@ -76,6 +76,11 @@ class Deferred:
                     )
         self._forget()
 
+    def drop(self) -> None:
+        """Forget what is pending: the parameters hold other weights now."""
+        self._done = dict.fromkeys(self._done, self._total)
+        self._forget()
+
     def _forget(self) -> None:
         """Drop the steps that every leaf holds."""
         held = min(self._done.values(), default=self._total)

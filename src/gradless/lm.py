@@ -311,6 +311,11 @@ def _finish(lm: LanguageModel) -> LanguageModel:
 
 
 def device_of(name: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        BadInput: there is no such device here.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -372,13 +372,17 @@ class ZerothOrder(torch.optim.Optimizer):
         return {**super().state_dict(), "gradless": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore `state_dict`'s result into an optimizer of the same parameters and choices."""
+        """Restore `state_dict`'s result into an optimizer of the same parameters and choices.
+
+        Deferred updates are dropped: the parameters are expected to be restored as well.
+        """
         if "gradless" not in state_dict:
             raise BadInput("this state dict was not written by a gradless optimizer")
         own = state_dict["gradless"]
         if own["seed"] != self.seed:
             raise BadInput(f"this state belongs to seed {own['seed']}, not {self.seed}: create the optimizer with it")
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
+        self._deferred.drop()
         self.t, self.landscape.forwards, self.skipped = own["t"], own["forwards"], own["skipped"]
         self._skipped_row = own["skipped_row"]
         self._rule_state = like(self.rule.init(), own["rule"])

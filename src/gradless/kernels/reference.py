@@ -15,7 +15,7 @@ def narrow(x: Tensor, dtype: torch.dtype, dice: Tensor | None) -> Tensor:
     """Round float32 ``[n]`` to ``dtype``: to nearest even, or stochastically with 16 random bits an element.
 
     Stochastic rounding goes to one of the two neighbours with probabilities that make it unbiased (to 2**-16 of
-    their distance; 2**-13 in float16), and leaves representable values alone. It saturates instead of overflowing.
+    their distance; 2**-13 in float16), and leaves representable values alone. Float16 saturates instead of overflowing.
     """
     if dtype == torch.float32 or dice is None:
         return x.to(dtype)
