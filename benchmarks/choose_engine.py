@@ -3,8 +3,8 @@
     python benchmarks/choose_engine.py
 
 For each kind of device and scheme the engine whose ratio to the floor has the lowest geometric mean over all profiles
-of method mezo wins. Schemes that were not measured on a device take what won for ``lora`` there: like it, they leave the
-base weights alone.
+of method mezo wins. Schemes that were not measured on a device take what won for ``lora`` there: like it, they leave
+the base weights alone.
 """
 
 from __future__ import annotations
@@ -49,10 +49,14 @@ def table(found: list[dict]) -> str:
     ]
     for profile in found:
         ratios = [f"{profile['engines'][name]['ratio']:.2f}" for name in ("stream", "dual")]
-        eager = profile["eager_mezo_seconds"] / profile["floor_seconds"]
+        eager = (
+            f"{profile['eager_mezo_seconds'] / profile['floor_seconds']:.2f}"
+            if profile.get("eager_mezo_seconds")
+            else "-"
+        )
         lines.append(
             f"| {profile['model']} | {profile['scheme']}, {profile['method']} | {profile['floor_seconds']:.2f} s | "
-            f"{ratios[0]} | {ratios[1]} | {eager:.2f} |"
+            f"{ratios[0]} | {ratios[1]} | {eager} |"
         )
     return "\n".join(lines)
 

@@ -22,7 +22,7 @@ LAYERS = (
     ("rng",),
     ("kernels",),  # a package: its parts import each other
     ("gradients",),
-    ("directions", "points", "deferred", "copies", "rules", "estimators"),
+    ("directions", "points", "deferred", "copies", "ahead", "rules", "estimators"),
     ("thin",),
     ("streaming",),
     ("landscape", "leaves"),
@@ -49,7 +49,7 @@ LAYERS = (
 # The optimizer and what it stands on: usable without a language model in sight.
 CORE = (
     *("errors", "hashing", "rng", "kernels", "gradients", "directions", "scales", "streaming", "rules", "estimators"),
-    *("points", "deferred", "copies", "thin"),
+    *("points", "deferred", "copies", "ahead", "thin"),
     *("landscape", "leaves", "optimizer", "methods", "ledger"),
 )
 ABOUT_MODELS = {"lm", "tasks", "schemes", "transformers", "peft", "datasets", "tokenizers"}

@@ -11,12 +11,12 @@ import torch
 from click.testing import CliRunner
 
 import run_helpers as h
-from gradless import evaluate, jobs, ledger, lm, objectives, run, schemes, train
+from gradless import evaluate, jobs, ledger, lm, objectives, run, schemes, streaming, train
 from gradless.cli import main
-from gradless.optimizer import ZerothOrder
 from gradless.config import TuneConfig
 from gradless.errors import BadInput
 from gradless.methods import METHODS
+from gradless.optimizer import ZerothOrder
 from gradless.progress import Reporter
 
 CONTRACT = (
@@ -373,7 +373,8 @@ def test_a_loss_that_is_not_finite_on_dev_leaves_valid_files(tmp_path):
 
 # (0, 1): before the first step. In the dual engine a step has one call.
 @pytest.mark.parametrize(
-    ("engine", "place"), [("stream", (0, 1)), ("stream", (0, 2)), ("stream", (2, 2)), ("dual", (0, 1)), ("dual", (3, 1))]
+    ("engine", "place"),
+    [("stream", (0, 1)), ("stream", (0, 2)), ("stream", (2, 2)), ("dual", (0, 1)), ("dual", (3, 1))],
 )
 def test_ctrl_c_interrupts_and_resume_ends_at_the_same_weights(tmp_path, monkeypatch, engine, place):
     settings = h.config(tmp_path, steps=7, lr=1e-3, eval_every=2, engine=engine)

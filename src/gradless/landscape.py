@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from gradless import rng
+from gradless.ahead import Order
 from gradless.copies import Walk
 from gradless.deferred import Deferred
 from gradless.errors import BadInput
@@ -46,7 +47,7 @@ class Landscape:
         self._in_place: frozenset[int] | None = frozenset(self._leaves) if engine == IN_PLACE else None
         self._deferred = deferred or Deferred(leaves)
         self._thin = Thin(self._deferred)
-        self._pool = Pool()
+        self._pool, self._order = Pool(), Order()
         self._walked = False
 
     def values(self, closure: Closure, points: Sequence[Point]) -> list[float]:
@@ -135,7 +136,7 @@ class Landscape:
     def _serving(self, points: Points, *, walk: Walk | None = None, leaves: dict[int, Leaf] | None = None) -> Serving:
         return Serving(
             self._leaves if leaves is None else leaves, points, walk=walk, in_place=self._in_place or frozenset(),
-            pool=self._pool, deferred=self._deferred, thin=self._thin,
+            pool=self._pool, deferred=self._deferred, thin=self._thin, order=self._order,
         )  # fmt: skip
 
     def _surveyed(self, serving: Serving, evaluate: Callable[[], Tensor | float]) -> Tensor | float:

@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gradless.ahead import Buffer, Copies, Order
 from gradless.copies import SMALL, Walk
 from gradless.deferred import Deferred
 from gradless.gradients import Leaf
@@ -55,6 +56,8 @@ class Serving(TorchFunctionMode):
         in_place: ids of the leaves to perturb in place instead.
         pool: scratch buffers, kept by the caller between servings.
         deferred: updates that are still to be written; leaves that are visited whole are brought up to date.
+        thin: factors of low-rank directions, kept by the caller between servings.
+        order: in which forwards read the leaves, kept by the caller between servings.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class Serving(TorchFunctionMode):
         pool: Pool | None = None,
         deferred: Deferred | None = None,
         thin: Thin | None = None,
+        order: Order | None = None,
     ) -> None:
         super().__init__()
         self.leaves = {key: leaf for key, leaf in leaves.items() if key not in in_place}
@@ -76,11 +80,14 @@ class Serving(TorchFunctionMode):
         self.pool = pool or Pool()
         self.deferred = deferred or Deferred(())
         self.thin = thin or Thin(self.deferred)
+        self.order = order or Order()
+        self.made: dict[int, Copies] = {}  # ahead of their reading
         self.served: set[int] = set()
         self.small: dict[int, Tensor] = {}  # the copies of small leaves
         self.survey: Survey | None = None
 
     def __enter__(self) -> Serving:
+        self.order.begin()
         self.deferred.flush(self.exposed)
         with torch.profiler.record_function("gradless.sweep"):
             self.backups = [leaf.param.detach().clone() for leaf in self.exposed]
@@ -98,6 +105,8 @@ class Serving(TorchFunctionMode):
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
+        self.pool.give({id(made.buffer): made.buffer.flat for made in self.made.values()}.values())
+        self.made.clear()
         self._restore()
 
     def _prefetch(self) -> None:
@@ -141,7 +150,7 @@ class Serving(TorchFunctionMode):
             special = self._rows(func, args, kwargs)
             special = self._linear(func, args, kwargs) if special is None else special
             if special is None:
-                taken: list[Tensor] | None = [] if func in CONSUMING and self.walk is None else None
+                taken: list[Copies] | None = [] if func in CONSUMING and self.walk is None else None
                 args = tuple(self._serve(a, taken) for a in args)
                 kwargs = {key: self._serve(a, taken) for key, a in kwargs.items()}
         if special is not None:
@@ -149,7 +158,8 @@ class Serving(TorchFunctionMode):
         try:
             return func(*args, **kwargs)
         finally:
-            self.pool.give(taken or ())
+            for made in taken or ():
+                self._return(made)
 
     def _unwatched(self) -> AbstractContextManager[None]:
         """What is read in here is not for the survey to see."""
@@ -160,7 +170,7 @@ class Serving(TorchFunctionMode):
             return any(id(item) in self.leaves for item in value)
         return id(value) in self.leaves
 
-    def _serve(self, value: Any, taken: list[Tensor] | None) -> Any:
+    def _serve(self, value: Any, taken: list[Copies] | None) -> Any:
         """The perturbed counterpart of an argument; from the pool when ``taken`` is there to note it."""
         if isinstance(value, (list, tuple)):
             served = [self._serve(item, taken) for item in value]
@@ -171,9 +181,8 @@ class Serving(TorchFunctionMode):
         self.served.add(id(leaf.param))
         if taken is None or id(value) in self.small:
             return self._present(self._whole(leaf))
-        copies, buffer = self._borrow(leaf)
-        taken.append(buffer)
-        return self._present(copies)
+        taken.append(self._borrow(leaf))
+        return self._present(taken[-1].values)
 
     def _present(self, copies: Tensor) -> Tensor:
         """``[C, ...]`` as what the forward is to see: a value with a hidden dimension, or just the value."""
@@ -202,11 +211,11 @@ class Serving(TorchFunctionMode):
         if id(weight) in self.small:
             copies = self.small[id(weight)]
             return self.walk.linear(x, copies if func is F.linear else copies.mT, offset)
-        copies, buffer = self._borrow(leaf)
+        made = self._borrow(leaf)
         try:
-            return self.walk.linear(x, copies if func is F.linear else copies.mT, offset)
+            return self.walk.linear(x, made.values if func is F.linear else made.values.mT, offset)
         finally:
-            self.pool.give((buffer,))
+            self._return(made)
 
     def _offset(self, bias: Tensor | None) -> Tensor | None:
         """A bias for every copy ``[C, out]``, or for all ``[out]``."""
@@ -257,11 +266,24 @@ class Serving(TorchFunctionMode):
         known = self.small.get(id(leaf.param))
         return self._branch(leaf) if known is None else known
 
-    def _borrow(self, leaf: Leaf) -> tuple[Tensor, Tensor]:
-        """The leaf at every point in a buffer of the pool, and the buffer."""
-        count, p = len(self.points), leaf.param
-        buffer = self.pool.take(count * p.numel(), p.dtype, p.device)
-        return self._branch(leaf, into=buffer[: count * p.numel()].view(count, *p.shape)), buffer
+    def _borrow(self, leaf: Leaf) -> Copies:
+        """The leaf at every point in a buffer of the pool, made together with the leaves that follow; see `_return`."""
+        key, count = id(leaf.param), len(self.points)
+        self.order.read(key)
+        if key not in self.made:
+            row = self.order.row(leaf, self.leaves, self.made)
+            sizes = [count * one.param.numel() for one in row]
+            buffer = Buffer(self.pool.take(sum(sizes), leaf.param.dtype, leaf.param.device), len(row))
+            for one, part in zip(row, buffer.flat[: sum(sizes)].split(sizes), strict=True):
+                values = self._branch(one, into=part.view(count, *one.param.shape))
+                self.made[id(one.param)] = Copies(values, buffer)
+        return self.made.pop(key)
+
+    def _return(self, copies: Copies) -> None:
+        """The forward has read these; a buffer goes back to the pool when all in it are read."""
+        copies.buffer.left -= 1
+        if not copies.buffer.left:
+            self.pool.give((copies.buffer.flat,))
 
     def _branch(self, leaf: Leaf, rows: Tensor | None = None, *, into: Tensor | None = None) -> Tensor:
         """The leaf (or some of its rows) at every point, ``[C, ...]``; a whole one is brought up to date on the way."""
