@@ -44,9 +44,17 @@ def shake(opt: gl.ZerothOrder) -> None:
             leaf.param.add_(0.01)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("architecture", s.ARCHITECTURES)
+# Every scheme meets every method and every architecture; the architectures share the pairs among them.
+CASES = [
+    (architecture, scheme, method)
+    for a, architecture in enumerate(s.ARCHITECTURES)
+    for b, scheme in enumerate(SCHEMES)
+    for c, method in enumerate(METHODS)
+    if (a + b + c) % 3 == 0
+]
+
+
+@pytest.mark.parametrize(("architecture", "scheme", "method"), CASES)
 def test_the_engines_find_the_same_coefficients(architecture, scheme, method):
     found = {}
     for engine in ENGINES:
@@ -71,7 +79,7 @@ def test_the_engines_find_the_same_coefficients(architecture, scheme, method):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", METHODS)
 def test_deferred_or_not_any_engine_writes_the_weights_that_its_moves_replay(method, dtype):
-    for engine, defer in (("stream", False), ("stream", True), ("dual", True), ("in-place", True)):
+    for engine, defer in (("stream", False), ("dual", True), ("in-place", True)):
         model = tuned("gemma", "full", dtype)
         start = [p.detach().clone() for p in model.model.parameters()]
         options = {"eps": 1e-2, "lr": 1e-2, "seed": 5, "weight_decay": 0.1 if method == "one-sided" else 0.0}

@@ -233,7 +233,7 @@ def test_low_rank_elements_are_what_the_factors_say():
 
 def test_low_rank_directions_have_unit_variance_and_no_correlation():
     """Over many keys: mean 0, variance 1, and no correlation within a row, a column, or between queries."""
-    stream, n = Stream("low_rank", 4), 4000
+    stream, n = Stream("low_rank", 4), 2000
     z = torch.stack([rng.draw(stream, (t + 7) << 64 | t, LEAF, 0, 12, 4) * stream.unit for t in range(n)])
     bound = 5 / n**0.5
     assert z.mean(0).abs().max() < bound

@@ -407,7 +407,7 @@ def test_ctrl_c_interrupts_and_resume_ends_at_the_same_weights(tmp_path, monkeyp
 @pytest.mark.parametrize("where", ["before", "halfway"])
 def test_ctrl_c_between_log_and_update_loses_nothing(tmp_path, monkeypatch, where):
     """Before an update is taken in, or while the next probe writes it: half of the leaves have it then."""
-    settings = h.config(tmp_path, steps=5, lr=1e-3)
+    settings = h.config(tmp_path, steps=5, lr=1e-3, eval_every=5)
     true_apply, true_branch, applied, written = ZerothOrder.apply, streaming.branch, [], []
     stop_at = {"apply": None, "branch": None}
 
