@@ -5,10 +5,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=benchmarks/results
 for model in gemma-3-270m smollm2-135m; do
-  for what in "full mezo" "full lozo" "lora mezo"; do
-    read -r scheme method <<<"$what"
+  for what in "full mezo --replay-steps 200" "full lozo --no-eager --no-memory" "lora mezo --no-memory"; do
+    read -r scheme method more <<<"$what"
+    # shellcheck disable=SC2086
     gradless profile --model "$model" --scheme "$scheme" --method "$method" --batch-size 16 --length 40 \
-      --repeats "${REPEATS:-9}" --replay-steps "${REPLAY_STEPS:-200}" \
+      --engine stream --engine dual --repeats "${REPEATS:-7}" $more \
       --json "$out/profile-cpu-$model-$scheme-$method.json" --picture "docs/profile-$model-$scheme-$method.png"
   done
 done

@@ -200,13 +200,13 @@ class Serving(TorchFunctionMode):
         leaf = self.leaves.get(id(weight))
         if leaf is None or (self.walk is None and leaf.stream.kind != "low_rank"):
             return None
-        offset = self._offset(bias)
         if func is F.linear:
             factors = self.thin.factors(leaf, self.points)
             if factors is not None:
-                return self._thin_linear(leaf, x, offset, *factors)
+                return self._thin_linear(leaf, x, self._offset(bias), *factors)
         if self.walk is None:
             return None
+        offset = self._offset(bias)
         self.served.add(id(weight))
         if id(weight) in self.small:
             copies = self.small[id(weight)]
