@@ -109,12 +109,19 @@ def _add_low_rank(acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any,
 @njit
 def _add_factor(acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any, words: Any, rank: Any) -> None:
     """acc[:n] += coeff * sign for elements ``start ..`` of a factor: bit k of the word of row i."""
-    for i in range(n):
-        row = (start + i) // rank
-        if i == 0 or (row & 3 == 0 and row * rank == start + i):
-            _philox(words, row >> 2, 1, leaf, key)
-        sign = np.uint32(words[row & 3] >> np.uint32(start + i - row * rank)) & np.uint32(1)
-        acc[i] += -coeff if sign else coeff
+    bits = np.float32(coeff).view(np.uint32)
+    last, done, row = (start + n - 1) // rank, 0, start // rank
+    column = start - row * rank
+    while done < n:
+        _philox(words, row >> 2, min(BLOCKS, (last >> 2) - (row >> 2) + 1), leaf, key)
+        end = min(last + 1, (row >> 2) * 4 + 4 * BLOCKS)
+        for w in range(row & 3, (row & 3) + end - row):
+            word, here = words[w], acc[done : done + min(n - done, rank - column)]
+            for i in range(here.size):
+                sign = np.uint32(word >> np.uint32(column + i)) << np.uint32(31)
+                here[i] += np.uint32(bits ^ sign).view(np.float32)
+            done, column = done + here.size, 0
+        row = end
 
 
 @njit
