@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 out=benchmarks/results
 for model in gemma-3-270m smollm2-135m; do
-  for what in "full mezo --replay-steps 200" "full lozo --no-eager --no-memory" "lora mezo --no-memory"; do
+  for what in "full mezo --engine in-place --replay-steps 20000" "full lozo --no-eager --no-memory" "lora mezo --no-memory"; do
     read -r scheme method more <<<"$what"
     # shellcheck disable=SC2086
     gradless profile --model "$model" --scheme "$scheme" --method "$method" --batch-size 16 --length 40 \
