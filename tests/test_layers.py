@@ -22,8 +22,9 @@ LAYERS = (
     ("rng",),
     ("kernels",),  # a package: its parts import each other
     ("gradients",),
-    ("directions", "points", "deferred", "copies", "ahead", "rules", "estimators"),
-    ("thin",),
+    ("directions", "points", "deferred", "copies", "ahead", "rules", "estimators", "derivatives", "accept"),
+    ("thin", "masks", "moments", "signs", "muon", "layers", "subsets"),
+    ("prefix",),
     ("streaming",),
     ("landscape", "leaves"),
     ("optimizer",),
@@ -41,15 +42,18 @@ LAYERS = (
     ("objectives",),
     ("evaluate",),
     ("config", "notes", "plots", "shares"),
-    ("run", "workload"),
+    ("config_file", "run", "workload"),
+    ("outcome",),
     ("train",),
-    ("jobs", "demo", "profiling"),
+    ("grid",),
+    ("jobs", "demo", "profiling", "bench", "report"),
     ("cli",),
 )
 # The optimizer and what it stands on: usable without a language model in sight.
 CORE = (
     *("errors", "hashing", "rng", "kernels", "gradients", "directions", "scales", "streaming", "rules", "estimators"),
-    *("points", "deferred", "copies", "ahead", "thin"),
+    *("points", "deferred", "copies", "ahead", "thin", "derivatives", "accept", "masks", "moments", "signs", "muon"),
+    *("layers", "subsets", "prefix"),
     *("landscape", "leaves", "optimizer", "methods", "ledger"),
 )
 ABOUT_MODELS = {"lm", "tasks", "schemes", "transformers", "peft", "datasets", "tokenizers"}

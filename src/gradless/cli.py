@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import sys
@@ -62,6 +63,24 @@ class Commands(click.Group):
             sys.exit(1)
 
 
+class FromFile(click.Command):
+    """A command whose options may come from the file behind ``--config``; those on the command line win."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the file first: what it says are defaults."""
+        given: dict[str, Any] = {}
+        with contextlib.suppress(click.UsageError):  # said below
+            given = self.make_parser(ctx).parse_args(args=list(args))[0]
+        if given.get("config"):
+            from gradless import config_file
+
+            found = config_file.read(Path(given["config"]), given.get("cell"))
+            options = [f"{name}={json.dumps(value)}" for name, value in found.pop("options", {}).items()]
+            values = {**found.pop("own", {}), **found, "options": options}
+            ctx.default_map = {name: value for name, value in values.items() if value is not None}
+        return super().parse_args(ctx, args)
+
+
 @click.group(cls=Commands, context_settings=HELP)
 @click.version_option(package_name="gradless")
 def main() -> None:
@@ -82,6 +101,10 @@ def options(*decorators: Callable) -> Callable:
 PATH = click.Path(path_type=Path)
 FILE = click.Path(path_type=Path, dir_okay=False)
 
+file_options = options(
+    click.option("--config", type=FILE, help="TOML or JSON file of settings; options given here win."),
+    click.option("--cell", help="Which settings of a file that holds several, such as a benchmark's best.toml."),
+)
 model_options = options(
     click.option("--model", required=True, help="Known name (gradless list models), folder, GGUF file or hub id."),
     click.option("--dtype", help="float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's."),
@@ -102,12 +125,14 @@ data_options = options(
     click.option("--num-test", type=int, help="Test rows (1000; own files: all)."),
     click.option("--k-shot", type=int, help="So many training and dev rows of each label instead."),
     click.option("--max-length", type=int, help="Most tokens of a sequence."),
+    click.option("--aligned/--unaligned", default=True, help="Prompt with or without the sentence that aligns a task."),
     click.option("--seed", default=0, show_default=True, help="Of the data split and every random number."),
 )
 out_option = click.option("--out", type=PATH, required=True, help="Run directory.")
 
 
-@main.command()
+@main.command(cls=FromFile)
+@file_options
 @model_options
 @data_options
 @click.option("--method", default="mezo", show_default=True, help="gradless list methods")
@@ -119,13 +144,15 @@ out_option = click.option("--out", type=PATH, required=True, help="Run directory
 @click.option("--lr", type=float, help="Learning rate; by default a first guess for the scheme.")
 @click.option("--eps", type=float, help="Perturbation scale; by default a first guess for the scheme.")
 @click.option("--engine", help="stream, dual or in-place; by default what measured fastest (gradless profile).")
-@click.option("--queries", default=1, show_default=True, help="Directions a step.")
+@click.option("--set", "options", multiple=True, help="Option of the method, e.g. --set keep=0.25; may be repeated.")
+@click.option("--queries", type=int, help="Directions a step; by default what the method has.")
 @click.option("--query-schedule", default="constant", show_default=True, help="constant, or linear from 1.")
 @click.option("--schedule", default="constant", show_default=True, help="Learning rate: constant, linear, cosine.")
 @click.option("--warmup", default=0, show_default=True, help="Steps of rising learning rate.")
 @click.option("--weight-decay", default=0.0, show_default=True)
 @click.option("--layer-scale", default="none", show_default=True, help="none, variance or expectation (MeZO B.3, B.4).")
 @click.option("--eval-every", type=int, help="Steps between dev evaluations; by default a fifth of the run.")
+@click.option("--zero-shot/--no-zero-shot", default=True, help="Evaluate the untouched model first.")
 @click.option("--select", default="loss", show_default=True, help="What chooses on dev: loss or metric.")
 @click.option("--rank", default=8, show_default=True, help="LoRA rank.")
 @click.option("--alpha", default=16.0, show_default=True, help="LoRA alpha.")
@@ -151,7 +178,8 @@ def tune(out: Path, resume: bool, **given: Any) -> None:
     _exit(result)
 
 
-@main.command("eval")
+@main.command("eval", cls=FromFile)
+@file_options
 @model_options
 @data_options
 @click.option("--mode", default="zero-shot", show_default=True, help="zero-shot, icl or calibrated.")
@@ -235,6 +263,39 @@ def profile(no_memory: bool, no_eager: bool, only: str | None, **given: Any) -> 
     profiling.show(profiling.profile(memory=not no_memory, eager=not no_eager, **given))
 
 
+@main.command()
+@click.argument("grid", type=FILE)
+@click.option("--out", type=PATH, required=True, help="Directory of the benchmark; the same one resumes it.")
+@click.option("--workers", default=1, show_default=True, help="Runs side by side.")
+@click.option("--threads", type=int, help="Threads of each run.")
+@click.option("--dry-run", is_flag=True, help="Print runs, forwards, expected time and memory, and stop.")
+def bench(grid: Path, out: Path, **how: Any) -> None:
+    """Run a grid of methods, schemes, tasks and hyper-parameters; a killed one resumes where it was.
+
+    \b
+    gradless bench benchmarks/grids/small.toml --out runs/small --dry-run
+    gradless bench benchmarks/grids/small.toml --out runs/small --workers 2 --threads 1
+    """
+    from gradless import bench as job
+
+    if not job.bench(grid, out, **how):
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("folder", type=PATH)
+def report(folder: Path) -> None:
+    """Make tables, figures, best hyper-parameters and one HTML page of a benchmark, finished or not.
+
+    \b
+    gradless report runs/small
+    """
+    from gradless import report as job
+
+    for path in job.report(folder, say=click.echo):
+        click.echo(path)
+
+
 @main.command("list")
 @click.argument("what")
 def list_(what: str) -> None:
@@ -273,7 +334,10 @@ def demo(out: Path, steps: int, seed: int, resume: bool) -> None:
 def _config(given: dict[str, Any]) -> Any:
     """A configuration from command-line values."""
     from gradless.config import TuneConfig
+    from gradless.config_file import parse_options
 
+    del given["config"], given["cell"]
+    given["options"] = parse_options(given.pop("options", ()))
     own = _own_files(given)
     sizes = {"num_train": 1000, "num_dev": 500, "num_test": 1000}
     for name, default in sizes.items():
@@ -315,7 +379,7 @@ def _summary(result: dict[str, Any]) -> None:
     for name, value in result["test"].items():
         before = result["zero_shot"].get(name)
         click.echo(f"test {name}: {before:.4f} -> {value:.4f}" if before is not None else f"test {name}: {value:.4f}")
-    if result["interval"]:
+    if "difference" in result["interval"]:
         low, high = result["interval"]["difference"]
         click.echo(f"difference in the share right: {low:+.3f} to {high:+.3f} (95 %, paired)")
     shown = ("status", "selected_step", "seconds_per_step", "ledger_bytes", "weights_sha256")

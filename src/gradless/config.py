@@ -21,8 +21,12 @@ DEFAULTS = {
     "prompt": (1e-3, 1e-2),
     "head": (1e-3, 1e-2),
 }
-# What a rule makes of a learning rate: momentum sums about ten gradients, Adam normalises them.
-LR_FACTORS = {"mezo-momentum": 0.1, "mezo-adam": 10.0}
+# What a rule makes of a learning rate: momentum sums about ten gradients, Adam and signs normalise them.
+LR_FACTORS = {
+    "mezo-momentum": 0.1, "zo-momentum": 0.1, "mezo-adam": 10.0, "zo-adam": 10.0, "zo-sign": 10.0,
+    "zo-scalar-sign": 10.0, "mezo-rms": 10.0, "fzoo": 10.0, "zo-muon": 100.0, "fo-sgd": 1000.0, "fo-sgd-ckpt": 1000.0,
+    "fo-adam": 10.0, "fo-adam-ckpt": 10.0,
+}  # fmt: skip
 LAYER_SCALES = ("none", "variance", "expectation")
 
 
@@ -39,6 +43,8 @@ class TuneConfig:
     own: dict[str, Any] = field(default_factory=dict)
     """Own files: train, dev, test, template, label_column, labels."""
     method: str = "mezo"
+    options: dict[str, Any] = field(default_factory=dict)
+    """Hyper-parameters that only this method has, by name (`gradless list methods`)."""
     scheme: str = "full"
     objective: str | None = None
     """None: cross-entropy over options for classification, teacher forcing elsewhere."""
@@ -51,7 +57,8 @@ class TuneConfig:
     eps: float | None = None
     engine: str | None = None
     """How losses at perturbed weights are found: stream, dual or in-place; None: what measured fastest."""
-    queries: int = 1
+    queries: int | None = None
+    """Directions a step; None: what the method has by default."""
     query_schedule: str = "constant"
     schedule: str = "constant"
     warmup: int = 0
@@ -70,12 +77,12 @@ class TuneConfig:
     """Steps between dev evaluations; None: a fifth of the run."""
     select: str = "loss"
     """What chooses among evaluated steps on dev data: loss, or metric."""
+    zero_shot: bool = True
+    """Whether the untouched model is evaluated first."""
+    aligned: bool = True
+    """Whether the prompt has the sentence that makes a task look like text (ZO-Bench's task alignment)."""
     rank: int = 8
     """Of LoRA."""
-    direction_rank: int = 8
-    """Of the low-rank directions of the method lozo."""
-    refresh: int = 50
-    """Steps that share a factor of low-rank directions."""
     alpha: float = 16.0
     num_prefix: int = 5
     num_prompt: int = 10
@@ -110,8 +117,6 @@ class TuneConfig:
             "k_shot",
             "eval_every",
             "max_length",
-            "direction_rank",
-            "refresh",
         ):
             number = getattr(self, flag)
             if number is not None and number < 1:
@@ -124,6 +129,13 @@ class TuneConfig:
             value = getattr(self, flag)
             if not 0 <= value < float("inf"):
                 raise BadInput(f"--{flag.replace('_', '-')} is {value}: it must not be negative")
+        METHODS[self.method].check(self.method, self.options)
+        if self.queries is not None and "queries" not in METHODS[self.method].options():
+            raise BadInput(f"--queries is {self.queries}, but the method {self.method} has no choice there: leave it out")
+        if self.query_schedule != "constant" and self.queries is None:
+            raise BadInput(f"a {self.query_schedule} query schedule needs the number that it rises to: give --queries")
+        if self.own and not self.aligned:
+            raise BadInput("--unaligned goes with a --task: write your own template without that sentence instead")
         if self.own and self.data:
             raise BadInput("--data goes with a --task: give your own files with --train, --dev and --test")
         lr, eps = DEFAULTS[self.scheme]
@@ -132,7 +144,13 @@ class TuneConfig:
             lr=self.lr if self.lr is not None else lr * LR_FACTORS.get(self.method, 1.0),
             eps=self.eps if self.eps is not None else eps,
             # Text is generated token by token, with decisions that several copies cannot take at once.
-            engine=self.engine or (STREAM if self.objective == "f1" else fastest_engine(self.device, self.scheme)),
+            # Several copies cannot share what lies before the first block that one of them perturbs.
+            engine=self.engine
+            or (
+                STREAM
+                if self.objective == "f1" or METHODS[self.method].blocks
+                else fastest_engine(self.device, self.scheme)
+            ),
             eval_every=self.eval_every or max(1, -(-self.steps // 5)),
         )
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from gradless import kernels
 from gradless.gradients import Leaf
-from gradless.kernels.program import NOTHING, Program
+from gradless.kernels.program import NOTHING, Program, idle
 
 LIMIT = 64  # steps that may wait: reading rows costs a little more with each, writing a leaf a little less
 
@@ -43,18 +43,19 @@ class Deferred:
         return self._done[id(leaf.param)]
 
     def pending(self, leaf: Leaf) -> Program:
-        """The steps that the parameter does not hold yet, as one program."""
-        return self.since(leaf, self._done.get(id(leaf.param), self._total))
+        """The steps that the parameter does not hold yet, as one program; empty if they leave the leaf alone."""
+        program = self.since(leaf, self._done.get(id(leaf.param), self._total))
+        return NOTHING if idle(program) else program
 
     def since(self, leaf: Leaf, first: int) -> Program:
-        """The steps from number ``first`` on."""
+        """The steps from number ``first`` on, with what they do to this leaf."""
         if first == self._total:
             return NOTHING
         known = self._joined.get((leaf.group, first))
         if known is None:
             known = kernels.join([programs[leaf.group] for programs in self._steps[first - self._first :]])
             self._joined[leaf.group, first] = known
-        return known
+        return leaf.terms(known)
 
     @contextlib.contextmanager
     def writing(self, leaf: Leaf) -> Iterator[None]:
@@ -74,6 +75,8 @@ class Deferred:
                     kernels.sweep(
                         p, p, pending, leaf=leaf.id, stream=leaf.stream, amplitude=leaf.update, mask=leaf.mask
                     )
+            elif id(leaf.param) in self._done:
+                self._done[id(leaf.param)] = self._total
         self._forget()
 
     def drop(self) -> None:

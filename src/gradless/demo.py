@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gradless import assets, lm, rng, train
+from gradless import assets, lm, outcome, rng, train
 from gradless.config import TuneConfig
 from gradless.errors import BadInput
 from gradless.progress import Reporter
@@ -58,7 +58,7 @@ def demo(folder: Path, *, steps: int, seed: int, resume: bool) -> dict[str, Any]
         num_test=NUM_TEST,
     )
     result = train.tune(config, folder, resume=resume, reporter=reporter)
-    if result["status"] != train.INTERRUPTED:
+    if result["status"] != outcome.INTERRUPTED:
         _show(result, folder)
     return result
 

@@ -7,7 +7,7 @@ step (amplitudes, masks), so that nothing about z can change while weights are b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from torch import Tensor
@@ -42,6 +42,8 @@ class Directions(NamedTuple):
     draw: Callable[[int, str, Tensor], Tensor] | None = None
     freeze: Callable[[Mapping[str, Tensor]], Mapping[str, Frozen]] = no_freeze
     key: Callable[[int, int, int], int] = direction_key  # (seed, step, query) -> key
+    # (names) -> for names of leaves that not every z(key) reaches, which keys do (`gradless.subsets`)
+    active: Callable[[Sequence[str]], Mapping[str, Callable[[int], bool]]] | None = None
 
 
 def stream_for(directions: Directions, p: Tensor) -> Stream:

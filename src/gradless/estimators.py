@@ -1,28 +1,52 @@
-"""Estimators: how a few loss values become K coefficients.
+"""Estimators: how a few answers of an oracle become K coefficients, or a stored gradient.
 
-An estimator sees the objective only through an oracle ``values([(key, scale), ...])``, the losses at the points
-theta + scale * z(key) (``key=None``: at theta), and returns the mean loss and one projected gradient per key. What is
-perturbed, and how, is not its business; points that it asks for together may be evaluated side by side.
+An estimator sees the objective only through an `Oracle`, which answers three questions: losses at nearby points, slopes
+along directions, gradients. It returns the mean loss, one projected gradient for each key, and, if it asked for
+gradients, those. What is perturbed, and how, is not its business; points that it asks for together may be evaluated
+side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
+
+from torch import Tensor
 
 from gradless.errors import BadInput
 
 Values = Callable[[Sequence[tuple[int | None, float]]], Sequence[float]]
+Slopes = Callable[[Sequence[int]], tuple[float, Sequence[float]]]
+Gradients = Callable[[], tuple[float, Mapping[str, Tensor]]]
+BACKPROP = 3  # forwards that a loss with its gradient counts as: a backward costs two
+FORWARD_MODE = 2  # forwards that a loss with its slope along one direction counts as
+
+
+class Oracle(NamedTuple):
+    """What can be asked about the loss at the current weights."""
+
+    values: Values  # losses at theta + scale * z(key) for pairs (key, scale); (None, 0): at theta
+    slopes: Slopes  # the loss, and its derivative along z(key) for every key, by forward-mode differentiation
+    gradients: Gradients  # the loss, and its gradient for every leaf that takes part, by backpropagation
+
+
+class Estimate(NamedTuple):
+    """What an estimator found."""
+
+    loss: float
+    coeffs: tuple[float, ...]  # of z(keys), averaged by the optimizer
+    tensors: Mapping[str, Tensor] | None = None  # gradients by leaf name, if some were asked for
 
 
 class Estimator(NamedTuple):
-    """``estimate(values, keys) -> (loss, coeffs)``; ``queries(step)`` directions, ``forwards(K)`` evaluations."""
+    """``estimate(oracle, keys)``; ``queries(step)`` directions; ``forwards(K)`` forward passes, a backward being two."""
 
     name: str
     eps: float
     queries: Callable[[int], int]
-    estimate: Callable[[Values, Sequence[int]], tuple[float, tuple[float, ...]]]
+    estimate: Callable[[Oracle, Sequence[int]], Estimate]
     forwards: Callable[[int], int]
+    deep: Callable[[str], bool] | None = None  # leaves, by name, that gradients are stored for instead of coefficients
 
 
 def constant_queries(queries: int) -> Callable[[int], int]:
@@ -53,11 +77,11 @@ def spsa(*, eps: float = 1e-3, queries: int | Callable[[int], int] = 1) -> Estim
     """
     _check_eps(eps)
 
-    def estimate(values: Values, keys: Sequence[int]) -> tuple[float, tuple[float, ...]]:
-        losses = values([(key, scale) for key in keys for scale in (eps, -eps)])
+    def estimate(oracle: Oracle, keys: Sequence[int]) -> Estimate:
+        losses = oracle.values([(key, scale) for key in keys for scale in (eps, -eps)])
         pairs = list(zip(losses[::2], losses[1::2], strict=True))
         loss = sum(plus + minus for plus, minus in pairs) / (2 * len(pairs))
-        return loss, tuple((plus - minus) / (2 * eps) for plus, minus in pairs)
+        return Estimate(loss, tuple((plus - minus) / (2 * eps) for plus, minus in pairs))
 
     return Estimator("spsa", eps, _queries(queries), estimate, lambda k: 2 * k)
 
@@ -69,11 +93,57 @@ def one_sided(*, eps: float = 1e-3, queries: int | Callable[[int], int] = 1) -> 
     """
     _check_eps(eps)
 
-    def estimate(values: Values, keys: Sequence[int]) -> tuple[float, tuple[float, ...]]:
-        base, *moved = values([(None, 0.0), *((key, eps) for key in keys)])
-        return base, tuple((loss - base) / eps for loss in moved)
+    def estimate(oracle: Oracle, keys: Sequence[int]) -> Estimate:
+        base, *moved = oracle.values([(None, 0.0), *((key, eps) for key in keys)])
+        return Estimate(base, tuple((loss - base) / eps for loss in moved))
 
     return Estimator("one_sided", eps, _queries(queries), estimate, lambda k: k + 1)
+
+
+def forward_grad(*, queries: int | Callable[[int], int] = 1) -> Estimator:
+    """Exact slopes along random directions: c_k = <grad L(theta), z_k> by forward-mode differentiation.
+
+    The limit of `spsa` for eps to 0, without its error in eps. Cost: K forwards with tangents, counted as 2K; memory of
+    inference, the tangents of one layer's activations, and the largest leaf (z is never held whole). Attention runs in
+    its plain form, since the fused kernels have no forward derivative. Baydin et al. 2022 (arXiv 2202.08587).
+    """
+
+    def estimate(oracle: Oracle, keys: Sequence[int]) -> Estimate:
+        loss, slopes = oracle.slopes(keys)
+        return Estimate(loss, tuple(slopes))
+
+    return Estimator("forward_grad", 0.0, _queries(queries), estimate, lambda k: FORWARD_MODE * k)
+
+
+def backprop() -> Estimator:
+    """The gradient itself, by backpropagation: the baseline that forward-only methods are measured against.
+
+    Cost: a forward and a backward, counted as three forwards; memory of the activations and of one gradient, which
+    `gradless.layers.checkpointing` trades for a second forward. Nothing about it fits a ledger.
+    """
+
+    def estimate(oracle: Oracle, keys: Sequence[int]) -> Estimate:
+        loss, tensors = oracle.gradients()
+        return Estimate(loss, (), tensors)
+
+    return Estimator("backprop", 0.0, lambda step: 0, estimate, lambda k: BACKPROP, deep=lambda name: True)
+
+
+def hybrid(shallow: Estimator, deep: Callable[[str], bool]) -> Estimator:
+    """Backpropagation for the leaves that ``deep`` names, ``shallow`` for all others.
+
+    With the layers near the output as ``deep`` ones, backpropagation ends at the cut, and no activation below it is
+    kept. The hybrid of ZO-Bench (Zhang et al. 2024, arXiv 2402.11592). Cost: that of ``shallow`` and three forwards.
+    """
+
+    def estimate(oracle: Oracle, keys: Sequence[int]) -> Estimate:
+        found = shallow.estimate(oracle, keys)
+        loss, tensors = oracle.gradients()
+        return Estimate(loss, found.coeffs, tensors)
+
+    return Estimator(
+        f"hybrid-{shallow.name}", shallow.eps, shallow.queries, estimate, lambda k: shallow.forwards(k) + BACKPROP, deep
+    )
 
 
 def _queries(queries: int | Callable[[int], int]) -> Callable[[int], int]:

@@ -2,15 +2,15 @@
 
 `Sketch` is the estimate, the log entry and the message of a peer: K keys and K coefficients. Linear rules turn it
 into a `Mixture` (any linear combination of directions, still only scalars); rules that need each element turn it into
-a `Lazy` gradient, made leaf by leaf. All have the same verb, ``leaf()``, so rules, acceptance and the optimizer do not
-care which one they hold.
+a `Lazy` gradient, made leaf by leaf; what backpropagation finds is `Dense`. All have the same verb, ``leaf()``, so
+rules, acceptance and the optimizer do not care which one they hold.
 
 Shapes: K queries of one step, J terms of a mixture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gradless import kernels
 from gradless.kernels import reference
+from gradless.kernels.program import Program, restrict
 from gradless.rng import Stream
 
 
@@ -33,6 +34,11 @@ class Leaf(NamedTuple):
     probe: float  # amplitude of z when the loss is probed
     update: float  # amplitude of z in the update
     mask: Tensor | None  # bool, like param; None: every element
+    active: Callable[[int], bool] | None = None  # whether z(key) reaches this leaf; None: always
+
+    def terms(self, program: Program) -> Program:
+        """What a program does to this leaf."""
+        return program if self.active is None else restrict(program, self.active)
 
 
 class Gradient(Protocol):
@@ -67,6 +73,18 @@ class Mixture(NamedTuple):
         """This gradient's share of ``leaf``: float32, the parameter's shape."""
         zero = torch.zeros(leaf.param.shape, dtype=torch.float32, device=leaf.param.device)
         return combine(zero, leaf._replace(param=zero), self, amplitude=leaf.update)
+
+
+class Dense(NamedTuple):
+    """Tensors for some leaves, as backpropagation makes them, and a mixture for all others."""
+
+    tensors: Mapping[str, Tensor]  # by leaf name, each of its parameter's shape
+    rest: Mixture
+
+    def leaf(self, leaf: Leaf) -> Tensor:
+        """This gradient's share of ``leaf``: float32, the parameter's shape."""
+        found = self.tensors.get(leaf.name)
+        return self.rest.leaf(leaf) if found is None else found.float()
 
 
 class Lazy(NamedTuple):
@@ -106,11 +124,13 @@ def combine(
     if leaf.draw is None:
         run = kernels.program([(decay, mixture.keys, weights)], rounding=() if rounding is None else (rounding,))
         return kernels.sweep(
-            out, leaf.param, run, leaf=leaf.id, stream=leaf.stream, amplitude=amplitude, mask=leaf.mask, rows=rows
+            out, leaf.param, leaf.terms(run), leaf=leaf.id, stream=leaf.stream, amplitude=amplitude, mask=leaf.mask, rows=rows
         )
     source = leaf.param.detach()
     change = torch.zeros(source.shape, dtype=torch.float32, device=source.device)
     for key, weight in zip(mixture.keys, weights, strict=True):
+        if leaf.active is not None and not leaf.active(key):
+            continue
         change += leaf.draw(key, leaf.name, source) * (weight * amplitude)
     if leaf.mask is not None and rows is not None:
         change = torch.where(leaf.mask, change, 0.0)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradless import evaluate as evaluation
-from gradless import lm, methods, metrics, objectives, run, schemes, tasks, train
+from gradless import lm, methods, metrics, objectives, outcome, run, schemes, tasks
 from gradless.batching import has_label_head
 from gradless.cache import ensure
 from gradless.config import TuneConfig
@@ -52,7 +52,7 @@ def evaluate(
             progress=lambda done, total: show(done, ""),
         )
     result = {
-        "status": train.DONE,
+        "status": outcome.DONE,
         "mode": mode,
         "config": config.to_json(),
         "test": found.metrics,

@@ -9,19 +9,22 @@ Three engines find the same numbers, to rounding:
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from gradless import rng
+from gradless import derivatives, rng
 from gradless.ahead import Order
 from gradless.copies import Walk
 from gradless.deferred import Deferred
 from gradless.errors import BadInput
+from gradless.estimators import BACKPROP, FORWARD_MODE
 from gradless.gradients import Leaf, Mixture
 from gradless.points import Point, Points, Scale
+from gradless.prefix import Prefix
 from gradless.streaming import Pool, Serving, Survey
 from gradless.thin import Thin
 
@@ -49,6 +52,7 @@ class Landscape:
         self._thin = Thin(self._deferred)
         self._pool, self._order = Pool(), Order()
         self._walked = False
+        self.prefix: Prefix | None = None  # for directions that reach some blocks only
 
     def values(self, closure: Closure, points: Sequence[Point]) -> list[float]:
         """The loss at every point.
@@ -102,6 +106,19 @@ class Landscape:
             rounding = rng.probe_rounding_key(mixture.keys[0]) if mixture.keys else 0
         return self._one(closure, Points((Point(mixture, size, rounding),), update=update), only)
 
+    def slopes(self, closure: Closure, keys: Sequence[int]) -> tuple[float, list[float]]:
+        """The loss at theta and its slope along every z(key); see `gradless.derivatives.slopes`."""
+        self.forwards += FORWARD_MODE * len(keys)
+        self._deferred.flush()
+        return derivatives.slopes(closure, list(self._leaves.values()), keys)
+
+    def gradients(self, closure: Closure, deep: Callable[[str], bool]) -> tuple[float, dict[str, Tensor]]:
+        """The loss at theta and its gradient for the leaves that ``deep`` names."""
+        self.forwards += BACKPROP
+        self._deferred.flush()
+        wanted = [leaf for leaf in self._leaves.values() if deep(leaf.name)]
+        return derivatives.gradients(closure, wanted, [leaf for leaf in self._leaves.values() if not deep(leaf.name)])
+
     def _one(self, closure: Closure, points: Points, only: Leaf | None = None) -> float:
         """The loss at the single one of the points."""
         self.forwards += 1
@@ -115,19 +132,31 @@ class Landscape:
             if not self._in_place and only is None:
                 return loss
             self.forwards += 1
-        with self._serving(points, leaves=None if only is None else {id(only.param): only}):
+        leaves = self._touched(points) if only is None else {id(only.param): only}
+        begun = self.prefix.forward(leaf.name for leaf in leaves.values()) if self.prefix else contextlib.nullcontext()
+        with begun, self._serving(points, leaves=leaves):
             return float(closure())
 
     def _walk(self, closure: Closure, points: Points) -> list[float]:
         """The loss at all of the points, side by side."""
         self.forwards += len(points)
         walk = Walk(len(points))
-        serving = self._serving(points, walk=walk)
         if self._in_place is None:
+            serving = self._serving(points, walk=walk)
             losses: Any = self._surveyed(serving, lambda: walk.losses(closure))
             return list(map(float, losses))
-        with serving:
+        with self._serving(points, walk=walk, leaves=self._touched(points)):
             return list(map(float, walk.losses(closure)))
+
+    def _touched(self, points: Points) -> dict[int, Leaf]:
+        """The leaves that some point perturbs. All others are read as they are, so nothing of them may be pending."""
+        keys = [key for point in points.points for key in point.mixture.keys]
+        rest = [leaf for leaf in self._leaves.values() if leaf.active is not None and not any(map(leaf.active, keys))]
+        if not rest:
+            return self._leaves
+        self._deferred.flush(rest)
+        spared = {id(leaf.param) for leaf in rest}
+        return {key: leaf for key, leaf in self._leaves.items() if key not in spared}
 
     def _give_way(self, reason: str) -> None:
         self.engine = STREAM

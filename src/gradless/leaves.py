@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor
@@ -14,8 +14,12 @@ from gradless.errors import BadInput
 from gradless.gradients import Leaf
 
 
-def freeze(param_groups: list[dict[str, Any]], directions: Directions) -> list[Leaf]:
+def freeze(
+    param_groups: list[dict[str, Any]], directions: Directions, deep: Callable[[str], bool] | None = None
+) -> list[Leaf]:
     """The leaves of torch's parameter groups, with the amplitudes and masks that the directions fix.
+
+    Leaves that ``deep`` names have stored gradients: no direction reaches them.
 
     Raises:
         BadInput: nothing requires grad, or a parameter cannot be tuned.
@@ -29,6 +33,8 @@ def freeze(param_groups: list[dict[str, Any]], directions: Directions) -> list[L
     if not named:
         raise BadInput("no parameter requires grad: there is nothing to tune")
     _check({name: p for name, (p, _) in named.items()})
+    active = dict(directions.active(list(named))) if directions.active else {}
+    active |= {name: _never for name in named if deep is not None and deep(name)}
     return [
         Leaf(
             name,
@@ -38,6 +44,7 @@ def freeze(param_groups: list[dict[str, Any]], directions: Directions) -> list[L
             directions.draw,
             stream_for(directions, named[name][0]),
             *frozen,
+            active=active.get(name),
         )
         for name, frozen in directions.freeze({name: p for name, (p, _) in named.items()}).items()
     ]
@@ -73,3 +80,7 @@ def _check(params: dict[str, Tensor]) -> None:
     for (_, end, one), (start, _, other) in itertools.pairwise(spans):
         if start < end:
             raise BadInput(f"'{one}' and '{other}' share memory: tie them as one Parameter, or freeze one")
+
+
+def _never(key: int) -> bool:
+    return False

@@ -6,34 +6,32 @@ Everything else attaches at that seam: the ledger logs what `ZerothOrder.probe` 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gradless import kernels, leaves, rng
+from gradless.accept import FORWARDS, Accept
+from gradless.accept import always as always
 from gradless.deferred import Deferred
 from gradless.directions import Directions, rademacher
 from gradless.errors import BadInput, Diverged, pick
-from gradless.estimators import Estimator, spsa
-from gradless.gradients import Gradient, Mixture, Sketch, combine, finish
+from gradless.estimators import Estimator, Oracle, spsa
+from gradless.gradients import Dense, Gradient, Mixture, Sketch, combine, finish
 from gradless.landscape import ENGINES as ENGINES
 from gradless.landscape import STREAM, Closure, Landscape
 from gradless.points import probe_point
+from gradless.prefix import Prefix
 from gradless.rules import Rule, chain, like, plain, scale
-
-Accept = Callable[[Callable[[float], float]], float]
 
 PATIENCE = 10  # non-finite losses in a row that end a run
 ZERO_WARNING = 5  # estimates of exactly zero in a row that are worth a word
-
-
-def always(value: Callable[[float], float]) -> float:
-    """Take every update. ``value(a)`` would be the loss after ``a`` times the update. Cost: no forward."""
-    return 1.0
 
 
 class Probe(NamedTuple):
@@ -44,6 +42,7 @@ class Probe(NamedTuple):
     sketch: Sketch
     forwards: int
     finite: bool
+    tensors: Mapping[str, Tensor] | None = None  # stored gradients by leaf name, of estimators that make some
 
 
 class Move(NamedTuple):
@@ -126,7 +125,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self._skipped_row = 0  # non-finite losses in a row
         self._zero_row = 0  # estimates of exactly zero in a row
         self._rule_state = self.rule.init()
-        self.leaves = leaves.freeze(self.param_groups, self.directions)
+        self.leaves = leaves.freeze(self.param_groups, self.directions, self.estimator.deep)
         self.defer = defer
         self._deferred = Deferred(self.leaves)
         self._torn = False  # an interrupt came while weights were written
@@ -149,6 +148,14 @@ class ZerothOrder(torch.optim.Optimizer):
         """Evaluations of closures so far."""
         return self.landscape.forwards
 
+    def reuse_prefixes(self, model: torch.nn.Module) -> None:
+        """Let the forwards of a step share what lies before the first perturbed block of the model.
+
+        For directions that reach some blocks only, in the engine ``stream``. The losses stay the same; the closure must
+        call the model in the same way every time.
+        """
+        self.landscape.prefix = Prefix(model)
+
     # -----------------------------------------------------------------------------------------------------------
     # probe
 
@@ -161,21 +168,24 @@ class ZerothOrder(torch.optim.Optimizer):
         keys = tuple(self.key(self.t, k) for k in range(self.estimator.queries(self.t)))
         before = self.landscape.forwards
 
-        def values(points: Sequence[tuple[int | None, float]]) -> list[float]:
-            return self.landscape.values(closure, [probe_point(key, size) for key, size in points])
-
-        loss, coeffs = self.estimator.estimate(values, keys)
+        oracle = Oracle(
+            values=lambda points: self.landscape.values(closure, [probe_point(key, size) for key, size in points]),
+            slopes=lambda keys: self.landscape.slopes(closure, keys),
+            gradients=lambda: self.landscape.gradients(closure, self.estimator.deep or (lambda name: False)),
+        )
+        with self.landscape.prefix.step() if self.landscape.prefix else contextlib.nullcontext():
+            loss, coeffs, tensors = self.estimator.estimate(oracle, keys)
         # What is logged and sent is float32, so that is also what is applied here.
         coeffs = tuple(float(np.float32(c)) for c in coeffs)
-        finite = math.isfinite(loss) and all(map(math.isfinite, coeffs))
-        self._zero_row = 0 if any(coeffs) else self._zero_row + 1
+        finite = math.isfinite(loss) and all(map(math.isfinite, coeffs)) and _all_finite(tensors)
+        self._zero_row = 0 if any(coeffs) or not keys else self._zero_row + 1
         if self._zero_row == ZERO_WARNING:
             warnings.warn(
                 f"{ZERO_WARNING} estimates in a row were exactly zero: the loss does not feel the perturbation; raise "
                 "eps, or check that the closure reads the tuned parameters anew in every call",
                 stacklevel=2,
             )
-        return Probe(self.t, loss, Sketch(keys, coeffs), self.landscape.forwards - before, finite)
+        return Probe(self.t, loss, Sketch(keys, coeffs), self.landscape.forwards - before, finite, tensors)
 
     def key(self, step: int, query: int) -> int:
         """Key of one query's direction."""
@@ -185,7 +195,13 @@ class ZerothOrder(torch.optim.Optimizer):
     # apply
 
     @torch.no_grad()
-    def apply(self, sketch: Sketch, *, lrs: tuple[float, ...] | None = None) -> tuple[float, ...]:
+    def apply(
+        self,
+        sketch: Sketch,
+        *,
+        lrs: tuple[float, ...] | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> tuple[float, ...]:
         """Run the rule on an estimate and update the parameters; returns the learning rate of every group.
 
         Deterministic: the same weights, seed, step, coefficients and learning rates give the same bits on any device.
@@ -194,9 +210,11 @@ class ZerothOrder(torch.optim.Optimizer):
         Args:
             sketch: the estimate.
             lrs: learning rate of every group; by default what the groups or the rule's schedule say.
+            tensors: stored gradients of some leaves.
         """
         lrs = self.learning_rates() if lrs is None else lrs
-        direction, self._rule_state = self.rule.update(sketch.mixture(), self._rule_state)
+        gradient: Gradient = sketch.mixture() if tensors is None else Dense(tensors, sketch.mixture())
+        direction, self._rule_state = self.rule.update(gradient, self._rule_state)
         rounding = rng.rounding_key(self.seed, self.t)
         if self.defer and isinstance(direction, Mixture) and self.directions.draw is None:
             steps = [self._step_of(direction, lrs, group) for group in range(len(self.param_groups))]
@@ -217,7 +235,7 @@ class ZerothOrder(torch.optim.Optimizer):
             if isinstance(direction, Mixture):
                 combine(p, leaf, direction, amplitude=leaf.update, scale=-lr, decay=decay, rounding=rounding)
             else:
-                finish(p, leaf, direction.leaf(leaf).mul_(-lr), decay=decay, rounding=rounding)
+                finish(p, leaf, direction.leaf(leaf) * -lr, decay=decay, rounding=rounding)
         self._torn = False
 
     @torch.no_grad()
@@ -231,6 +249,10 @@ class ZerothOrder(torch.optim.Optimizer):
         """An update of one parameter group as a step of a program."""
         decay = 1.0 - lrs[group] * self.param_groups[group]["weight_decay"]
         return decay, mixture.keys, [-lrs[group] * w for w in mixture.weights]
+
+    def cost(self, step: int) -> int:
+        """Forward passes of a step, a backward counted as two."""
+        return self.estimator.forwards(self.estimator.queries(step)) + FORWARDS.get(self.accept, 0)
 
     def skip(self) -> None:
         """Pass over a step whose loss was not finite: directions move on, weights and rule state do not."""
@@ -271,7 +293,7 @@ class ZerothOrder(torch.optim.Optimizer):
             if self._skipped_row >= PATIENCE:
                 raise Diverged(self._advice())
         else:
-            self.apply(probe.sketch, lrs=lrs)
+            self.apply(probe.sketch, lrs=lrs, tensors=probe.tensors)
         return probe, move
 
     @torch.no_grad()
@@ -306,6 +328,10 @@ class ZerothOrder(torch.optim.Optimizer):
         With a linear rule, ``chunk`` steps are fused into one sweep over each leaf: weights are read and written once
         per chunk, and no forward is run.
         """
+        if self.estimator.deep is not None:
+            raise BadInput(
+                f"steps of {self.estimator.name} cannot be replayed: gradients of backpropagation are in no ledger"
+            )
         fused = self.rule.linear and all(leaf.draw is None for leaf in self.leaves)
         for begin in range(0, len(moves), chunk):
             part = moves[begin : begin + chunk]
@@ -345,7 +371,7 @@ class ZerothOrder(torch.optim.Optimizer):
             for leaf in self.leaves:
                 if leaf.group == group and steps:
                     p = leaf.param.detach()
-                    kernels.sweep(p, p, run, leaf=leaf.id, stream=leaf.stream, amplitude=leaf.update, mask=leaf.mask)
+                    kernels.sweep(p, p, leaf.terms(run), leaf=leaf.id, stream=leaf.stream, amplitude=leaf.update, mask=leaf.mask)
         self._torn = False
 
     def sketch(self, move: Move) -> Sketch:
@@ -386,3 +412,8 @@ class ZerothOrder(torch.optim.Optimizer):
         self.t, self.landscape.forwards, self.skipped = own["t"], own["forwards"], own["skipped"]
         self._skipped_row = own["skipped_row"]
         self._rule_state = like(self.rule.init(), own["rule"])
+
+
+def _all_finite(tensors: Mapping[str, Tensor] | None) -> bool:
+    """Whether stored gradients are finite; their sums tell, at a quarter of the cost of a look at each element."""
+    return all(math.isfinite(float(g.sum())) for g in (tensors or {}).values())

@@ -52,15 +52,16 @@ class Points:
     def __len__(self) -> int:
         return len(self.points)
 
-    def program(self, group: int) -> Program:
-        """One step for each branch of a leaf of that parameter group; every second point is a mirror image."""
+    def program(self, leaf: Leaf) -> Program:
+        """One step for each branch of a leaf; every second point is a mirror image."""
+        group = leaf.group
         if group not in self._programs:
             drawn = self.points[::2] if self.mirrored else self.points
             self._programs[group] = kernels.program(
                 [(1.0, p.mixture.keys, [scale_of(p, group) * w for w in p.mixture.weights]) for p in drawn],
                 rounding=[p.rounding for p in drawn],
             )
-        return self._programs[group]
+        return leaf.terms(self._programs[group])
 
     def amplitudes(self, leaf: Leaf) -> tuple[float, float]:
         """Factors of a pending update and of these points on one leaf."""
@@ -93,7 +94,7 @@ def branch(
     """
     if leaf.draw is None:
         return kernels.fan(
-            outs, leaf.param, update, points.program(leaf.group), leaf=leaf.id, mirrored=points.mirrored, keep=keep,
+            outs, leaf.param, update, points.program(leaf), leaf=leaf.id, mirrored=points.mirrored, keep=keep,
             stream=leaf.stream, amplitudes=points.amplitudes(leaf), mask=leaf.mask, rows=rows,
         )  # fmt: skip
     for out, point in zip(outs, points.points, strict=True):  # custom directions have no pending updates

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from gradless.errors import BadInput
-from gradless.gradients import Gradient, Lazy, Leaf, Mixture
+from gradless.gradients import Dense, Gradient, Lazy, Leaf, Mixture
 from gradless.rng import RADEMACHER
 
 Schedule = Callable[[int], float]
@@ -137,6 +137,18 @@ def adam(beta1: float = 0.9, beta2: float = 0.999, *, eps: float = 1e-8, window:
         return Lazy(lambda leaf: _adam_leaf(past.mixtures, leaf, beta1, beta2, eps)), past
 
     return Rule("adam", Window, update, linear=False)
+
+
+def on_stored(rule: Rule) -> Rule:
+    """Apply a rule to stored gradients only; the mixture beside them passes as it is. For hybrids."""
+
+    def update(g: Gradient, state: Any) -> tuple[Gradient, Any]:
+        if not isinstance(g, Dense):
+            return g, state
+        stored, state = rule.update(Dense(g.tensors, Mixture((), ())), state)
+        return Lazy(lambda leaf: (stored if leaf.name in g.tensors else g.rest).leaf(leaf)), state
+
+    return Rule(f"on_stored({rule.name})", rule.init, update, linear=False)
 
 
 def _adam_leaf(past: tuple[Mixture, ...], leaf: Leaf, beta1: float, beta2: float, eps: float) -> Tensor:

@@ -7,16 +7,17 @@ any later tool that has only a ledger.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
-from gradless import __version__, directions, encode, evaluate, ledger, lm, rng, schemes, tasks
+from gradless import __version__, directions, encode, evaluate, ledger, lm, masks, objectives, rng, schemes, tasks
 from gradless.config import TuneConfig, difference, read_config
 from gradless.encode import Encoded
 from gradless.errors import BadInput
@@ -32,6 +33,8 @@ from gradless.tasks import Row, Splits, Task
 
 Say = Callable[[str], None]
 INITIAL = "initial.safetensors"
+NORMS = "norms.safetensors"
+CALIBRATION = 32  # training rows that input norms are taken from
 
 
 class Model(NamedTuple):
@@ -40,6 +43,7 @@ class Model(NamedTuple):
     lm: LanguageModel
     optimizer: ZerothOrder
     base_sha256: str
+    norms: dict[str, Tensor] | None = None  # of the inputs of linear layers, if masks are made from them
 
 
 def load_task(config: TuneConfig) -> tuple[Task, Splits]:
@@ -52,7 +56,7 @@ def load_task(config: TuneConfig) -> tuple[Task, Splits]:
         # Own files are used whole unless a size was asked for; dev rows are held out only without a dev file.
         return tasks.custom(**paths, **rest, seed=config.seed, k_shot=config.k_shot, **own_sizes(config))
     assert config.task is not None
-    task = tasks.get(config.task)
+    task = tasks.get(config.task) if config.aligned else tasks.unaligned(tasks.get(config.task))
     data = Path(config.data) if config.data else None
     sizes = {"num_train": config.num_train, "num_dev": config.num_dev, "num_test": config.num_test}
     return task, tasks.load(task, data=data, seed=config.seed, k_shot=config.k_shot, **sizes)
@@ -75,15 +79,34 @@ def build(
 
 
 def build_for(
-    config: TuneConfig, folder: Path, task: Task, row: Row, *, say: Say = print
+    config: TuneConfig, folder: Path, task: Task, rows: Sequence[Row], *, say: Say = print
 ) -> tuple[Model, tuple[int, ...]]:
-    """`build` for a task (and one of its rows), with the label tokens that the scheme ``head`` needs."""
+    """`build` for a task and its training rows, with what a run takes from them before its first step.
+
+    That is the label tokens that the scheme ``head`` needs, and the input norms of Wanda's masks.
+    """
     base = lm.load(config.model, dtype=config.dtype, device=config.device, say=say)
-    tokens = label_tokens(base, task, row) if config.scheme == "head" else ()
-    return _tuned(config, base, folder, tokens), tokens
+    tokens = label_tokens(base, task, rows[0]) if config.scheme == "head" else ()
+
+    def measure(model: LanguageModel) -> dict[str, Tensor]:
+        encoded = encode_rows(model, task, list(rows[:CALIBRATION]), config.max_length)
+        objective = objectives.choose(task, config.objective)
+        batches = objectives.prepare(model, objective, encoded, config.micro_batch_size or config.batch_size)
+        with torch.no_grad():
+            return masks.input_norms(
+                model.model.named_modules(), lambda: objectives.loss_over(model, objective, batches)
+            )
+
+    return _tuned(config, base, folder, tokens, measure), tokens
 
 
-def _tuned(config: TuneConfig, base: LanguageModel, folder: Path, label_token_ids: tuple[int, ...]) -> Model:
+def _tuned(
+    config: TuneConfig,
+    base: LanguageModel,
+    folder: Path,
+    label_token_ids: tuple[int, ...],
+    measure: Callable[[LanguageModel], dict[str, Tensor]] | None = None,
+) -> Model:
     base_sha256 = weights_sha256(base.model.named_parameters())
     tuned = schemes.apply(
         base,
@@ -100,20 +123,50 @@ def _tuned(config: TuneConfig, base: LanguageModel, folder: Path, label_token_id
     named = schemes.trainable(tuned)
     if (folder / INITIAL).exists():
         _load_initial(folder / INITIAL, dict(named))
-    return Model(tuned, optimizer(config, named), base_sha256)
+    norms = input_norms(config, folder)
+    if norms is None and _needs_norms(config):
+        if measure is None:
+            raise BadInput(f"{folder / NORMS} is missing, and the masks of this run depend on it: restore it")
+        norms = measure(tuned)
+    opt = optimizer(config, named, norms)
+    if METHODS[config.method].blocks and opt.engine == STREAM:
+        opt.reuse_prefixes(tuned.model)
+    return Model(tuned, opt, base_sha256, norms)
+
+
+def _needs_norms(config: TuneConfig) -> bool:
+    return config.options.get("mask") == "wanda"
+
+
+def input_norms(config: TuneConfig, folder: Path) -> dict[str, Tensor] | None:
+    """The input norms that a run keeps, if its masks are made from them."""
+    path = folder / NORMS
+    return load_file(path) if _needs_norms(config) and path.exists() else None
 
 
 def keep_initial(config: TuneConfig, folder: Path, model: Model) -> None:
     """Keep initial values that another machine might compute differently.
 
     A prefix starts from the activations of a forward pass, whose last bits depend on processor and thread count; all
-    other schemes start from the base weights and the counter streams. Cost: kilobytes.
+    other schemes start from the base weights and the counter streams. The same holds for norms. Cost: kilobytes.
     """
     if config.scheme == "prefix":
-        tensors = {leaf.name: leaf.param.detach().contiguous() for leaf in model.optimizer.leaves}
-        temporary = folder / f"{INITIAL}.new"
+        keep_tensors(
+            folder / INITIAL, {leaf.name: leaf.param.detach().contiguous() for leaf in model.optimizer.leaves}
+        )
+    if model.norms is not None:
+        keep_tensors(folder / NORMS, model.norms)
+
+
+def keep_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a file of tensors whole or not at all."""
+    temporary = path.with_name(f"{path.name}.new")
+    try:
         save_file(tensors, temporary)
-        os.replace(temporary, folder / INITIAL)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 @torch.no_grad()
@@ -139,17 +192,19 @@ def label_tokens(model: LanguageModel, task: Task, row: Row) -> tuple[int, ...]:
     return tuple(option[0] for option in encoded.options)
 
 
-def optimizer(config: TuneConfig, named: list[tuple[str, nn.Parameter]]) -> ZerothOrder:
-    """The configured method over the tuned parameters."""
+def optimizer(
+    config: TuneConfig, named: list[tuple[str, nn.Parameter]], norms: dict[str, Tensor] | None = None
+) -> ZerothOrder:
+    """The configured method over the tuned parameters; ``norms`` of linear layers' inputs where its masks need them."""
     assert config.lr is not None
     assert config.eps is not None
     make: Any = METHODS[config.method].make
-    queries: Any = config.queries
-    if config.query_schedule == "linear":
-        queries = linear_queries(config.queries, config.steps)
-    extra: dict[str, Any] = {}
-    if config.method == "lozo":
-        extra = {"rank": config.direction_rank, "refresh": config.refresh}
+    extra: dict[str, Any] = dict(config.options)
+    if norms is not None:
+        extra["norms"] = norms
+    if config.queries is not None:
+        linear = config.query_schedule == "linear"
+        extra["queries"] = linear_queries(config.queries, config.steps) if linear else config.queries
     if config.layer_scale != "none":
         norms = parameter_norm_scales(dict(named))
         extra["transform"] = lambda base: directions.scaled(base, norms, mode=config.layer_scale)  # type: ignore[arg-type]
@@ -158,12 +213,26 @@ def optimizer(config: TuneConfig, named: list[tuple[str, nn.Parameter]]) -> Zero
         lr=SCHEDULES[config.schedule](config.lr, config.steps, config.warmup),
         eps=config.eps,
         seed=config.seed,
-        queries=queries,
         engine=config.engine or STREAM,
         defer=True,
         **extra,
     )
     return opt
+
+
+@functools.cache
+def _tuned_names(model: str, scheme: str, dtype: str | None) -> tuple[str, ...]:
+    """Names of the parameters that a scheme tunes; loads the model once."""
+    base = lm.load(model, dtype=dtype, device="cpu")
+    tokens = (0, 1) if scheme == "head" else ()
+    return tuple(name for name, _ in schemes.trainable(schemes.apply(base, scheme, label_token_ids=tokens)))
+
+
+def step_cost(config: TuneConfig) -> int:
+    """Forward passes of a step, a backward counted as two. It may depend on how many blocks the model has."""
+    names = _tuned_names(config.model, config.scheme, config.dtype)
+    small = [(name, nn.Parameter(torch.zeros(16, 16))) for name in names]
+    return optimizer(dataclasses.replace(config.resolved(), layer_scale="none"), small).cost(0)
 
 
 def _groups(config: TuneConfig, named: list[tuple[str, nn.Parameter]]) -> list[Any]:

@@ -54,7 +54,7 @@ class Thin:
         ready = self._ready.get(id(leaf.param))
         if ready is not None and ready[0] is points:
             return self._known[id(leaf.param)].right, ready[1]
-        program = points.program(leaf.group)
+        program = points.program(leaf)
         bases = {int(basis) for basis in program.bases}
         if leaf.stream.kind != "low_rank" or leaf.mask is not None or leaf.param.ndim != 2 or len(bases) != 1:
             return None

@@ -162,17 +162,21 @@ def optimizer(subject: Subject, **how: Any) -> ZerothOrder:
 
 
 def toy_steps(subject: Subject, engine: str) -> None:
-    """Two steps of an engine on a linear layer of the same type: afterwards its kernels are compiled and loaded."""
+    """Two steps of an engine on linear layers of the same type: afterwards its kernels are compiled and loaded."""
     kind: dict[str, Any] = {"device": subject.lm.device, "dtype": subject.lm.dtype}
-    layer: Any = nn.utils.skip_init(nn.Linear, 64, 64, bias=False, **kind)
-    layer.weight.data.fill_(0.1)
+    layers: Any = nn.ModuleList(nn.utils.skip_init(nn.Linear, 64, 64, bias=False, **kind) for _ in range(6))
+    named = [(f"layers.{name}", p) for name, p in layers.named_parameters()]  # some methods go by blocks
+    for _, p in named:
+        p.data.fill_(0.01)
     inputs = torch.ones(2, 64, **kind)
 
     def closure() -> Tensor:
-        loss: Tensor = layer(inputs).float().square().mean()
-        return loss
+        x = inputs
+        for layer in layers:
+            x = layer(x)
+        return x.float().square().mean()
 
-    toy = subject._replace(named=list(layer.named_parameters()), closure=closure)
+    toy = subject._replace(named=named, closure=closure)
     taking = candidate(toy, engine)
     for _ in range(2):
         taking.step()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -68,6 +68,22 @@ def program(steps: Sequence[tuple[float, Sequence[int], Sequence[float]]], *, ro
 
 
 NOTHING = program(())
+
+
+@functools.lru_cache(maxsize=1024)
+def restrict(program: Program, active: Callable[[int], bool]) -> Program:
+    """A program without the terms whose keys are not active; its steps stay, if need be empty."""
+    keys = [int(basis) << 64 | int(key) for basis, key in zip(program.bases, program.keys, strict=True)]
+    kept = np.array([active(key) for key in keys], dtype=bool)
+    if kept.all():
+        return program
+    columns: dict[str, Any] = {name: getattr(program, name)[kept] for name in ("keys", "bases", "coeffs")}
+    return dataclasses.replace(program, starts=np.concatenate(([0], np.cumsum(kept)))[program.starts], **columns)
+
+
+def idle(program: Program) -> bool:
+    """Whether a program leaves the bits of every weight alone."""
+    return not program.keys.size and bool((program.decays == 1.0).all())
 
 
 def join(programs: Sequence[Program]) -> Program:

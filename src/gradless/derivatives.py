@@ -1,0 +1,128 @@
+"""Exact derivatives of a closure: gradients by backpropagation, slopes along random directions by forward mode.
+
+Forward-only training needs neither; they are what it is compared with, and what its estimates converge to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from gradless.errors import BadInput
+from gradless.gradients import Leaf, Mixture, combine
+
+
+def gradients(closure: Callable[[], Any], leaves: Sequence[Leaf], frozen: Sequence[Leaf]) -> tuple[float, dict[str, Tensor]]:
+    """The loss and its gradient for each of ``leaves``, by name; ``frozen`` ones need none, which saves activations.
+
+    Leaves that the closure does not read are left out; masked elements have gradient zero.
+
+    Raises:
+        BadInput: the closure's value does not depend on the leaves, or has no gradient.
+    """
+    with torch.enable_grad(), _without_grad(frozen):
+        loss = closure()
+        if not isinstance(loss, Tensor) or not loss.requires_grad:
+            raise BadInput(
+                "the closure's loss has no gradient: return a differentiable tensor (no .item(), no torch.no_grad()), "
+                "or use a forward-only method"
+            )
+        found = torch.autograd.grad(loss, [leaf.param for leaf in leaves], allow_unused=True)
+    masked = (
+        g if g is None or leaf.mask is None else torch.where(leaf.mask, g, 0.0)
+        for leaf, g in zip(leaves, found, strict=True)
+    )
+    return float(loss.detach()), {leaf.name: g for leaf, g in zip(leaves, masked, strict=True) if g is not None}
+
+
+@contextlib.contextmanager
+def _without_grad(leaves: Sequence[Leaf]) -> Iterator[None]:
+    for leaf in leaves:
+        leaf.param.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for leaf in leaves:
+            leaf.param.requires_grad_(True)
+
+
+def slopes(closure: Callable[[], Any], leaves: Sequence[Leaf], keys: Sequence[int]) -> tuple[float, list[float]]:
+    """The loss and its derivative along z(key), scaled by the probe amplitude, for every key.
+
+    Each key takes one forward with tangents. A tangent of a weight exists while it is read and not longer.
+
+    Raises:
+        BadInput: something in the closure has no forward derivative.
+    """
+    loss, found = 0.0, []
+    for key in keys:
+        with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), Tangents(leaves, key):
+            try:
+                value = closure()
+            except (NotImplementedError, RuntimeError) as error:
+                if "forward" not in str(error):
+                    raise
+                reason = str(error).splitlines()[0]
+                raise BadInput(f"the closure has no forward derivative ({reason}): use mezo instead") from None
+            primal, tangent = forward_ad.unpack_dual(value)
+        loss += float(primal) / len(keys)
+        found.append(0.0 if tangent is None else float(tangent))
+    return loss, found
+
+
+class Tangents(TorchFunctionMode):
+    """Give every tuned parameter that a torch function reads the tangent z(key) while it does."""
+
+    def __init__(self, leaves: Sequence[Leaf], key: int) -> None:
+        super().__init__()
+        self.leaves = {id(leaf.param): leaf for leaf in leaves if leaf.active is None or leaf.active(key)}
+        self.mixture = Mixture((key,), (1.0,))
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Call ``func`` with every tuned parameter among its arguments made dual."""
+        kwargs = kwargs or {}
+        if func.__name__ == "__get__" or not self._reads((args, kwargs)):
+            return func(*args, **kwargs)
+        rows = self._rows(func, args, kwargs)
+        return func(*self._served(args), **self._served(kwargs)) if rows is None else rows
+
+    def _rows(self, func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
+        """The result of ``func`` if it only reads some rows of a tuned parameter, else None."""
+        if func is F.embedding:
+            ids, weight = [*args, kwargs.get("input"), kwargs.get("weight")][:2]
+        elif func is Tensor.__getitem__:
+            weight, ids = args
+        else:
+            return None
+        leaf = self.leaves.get(id(weight))
+        if leaf is None or not isinstance(ids, Tensor) or ids.dtype != torch.int64:
+            return None
+        rows, inverse = torch.unique(ids % len(weight), return_inverse=True)
+        return self._dual(leaf, rows)[inverse]
+
+    def _reads(self, value: Any) -> bool:
+        return any(id(item) in self.leaves for item in torch.utils._pytree.tree_leaves(value))
+
+    def _served(self, value: Any) -> Any:
+        def one(item: Any) -> Any:
+            leaf = self.leaves.get(id(item))
+            return item if leaf is None else self._dual(leaf)
+
+        return torch.utils._pytree.tree_map(one, value)
+
+    def _dual(self, leaf: Leaf, rows: Tensor | None = None) -> Tensor:
+        """A leaf, or some rows of it, with its tangent."""
+        p = leaf.param.detach()
+        z = torch.empty_like(p if rows is None else p[rows], memory_format=torch.contiguous_format)
+        combine(z, leaf._replace(mask=None), self.mixture, amplitude=leaf.probe, decay=0.0, rows=rows)
+        if leaf.mask is not None:
+            z = torch.where(leaf.mask if rows is None else leaf.mask[rows], z, 0.0)
+        return forward_ad.make_dual(p if rows is None else p[rows], z)

@@ -1,0 +1,93 @@
+"""Methods by name: one table of presets, each a function of a few lines in one of the modules here."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from gradless.errors import BadInput, unknown
+from gradless.methods import baselines, frontier, mezo, zobench
+from gradless.optimizer import ZerothOrder
+
+SHARED = ("params", "lr", "eps", "common", "norms")  # arguments that are not options of a method
+# What a method asks of the loss: values, slopes along directions, a gradient, values and a gradient.
+ZERO, FORWARD, FIRST, HYBRID = "zeroth", "forward-mode", "first", "hybrid"
+
+
+class Method(NamedTuple):
+    """A preset and what is worth knowing before it is chosen."""
+
+    make: Callable[..., ZerothOrder]
+    summary: str
+    paper: str
+    copies: float = 0.0  # float32 copies of the tuned weights that it keeps beside them
+    order: str = ZERO
+    blocks: bool = False  # perturbs some blocks only, so that forwards may share what lies before them
+    checkpoint: bool = False  # keep the activations of few layers, and compute the others again
+
+    @property
+    def replays(self) -> bool:
+        """Whether a ledger of its scalars rebuilds the weights."""
+        return self.order in (ZERO, FORWARD)
+
+    @property
+    def differentiates(self) -> bool:
+        """Whether the objective must have derivatives."""
+        return self.order != ZERO
+
+    def options(self) -> dict[str, Any]:
+        """Its own hyper-parameters and their defaults."""
+        given = inspect.signature(self.make).parameters
+        return {name: p.default for name, p in given.items() if name not in SHARED}
+
+    def check(self, name: str, options: Mapping[str, Any]) -> None:
+        """Refuse options that it does not have.
+
+        Raises:
+            BadInput: with those that it has.
+        """
+        known = self.options()
+        for option, value in options.items():
+            if option not in known:
+                raise BadInput(unknown(f"option of the method {name}", option, list(known)))
+            default = known[option]
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if isinstance(default, str) != isinstance(value, str) or not (number or isinstance(value, str)):
+                kind = "a word" if isinstance(default, str) else "a number"
+                raise BadInput(f"option {option} of the method {name} is {value!r}: give {kind}, e.g. {default!r}")
+
+
+METHODS: dict[str, Method] = {
+    "mezo": Method(mezo.mezo, "ZO-SGD, +1/-1 directions; 2K forwards, memory of inference", "Malladi et al. 2023"),
+    "mezo-gaussian": Method(mezo.mezo_gaussian, "ZO-SGD, Gaussian directions, as published", "Malladi et al. 2023"),
+    "mezo-one-sided": Method(mezo.mezo_one_sided, "ZO-SGD from forward differences; K+1 forwards", "Spall 1992"),
+    "mezo-momentum": Method(mezo.mezo_momentum, "momentum recomputed from past scalars; no buffer", "Malladi et al. 2023"),
+    "mezo-adam": Method(mezo.mezo_adam, "Adam recomputed from past scalars; no buffers", "Malladi et al. 2023"),
+    "mezo-rms": Method(frontier.mezo_rms, "momentum over the running size of the scalars; no buffer", "MEAZO 2026"),
+    "lozo": Method(mezo.lozo, "ZO-SGD along low-rank directions applied beside the weights", "Chen et al. 2024"),
+    "zo-momentum": Method(zobench.zo_momentum, "ZO-SGD-MMT with a stored buffer", "Zhang et al. 2024", 1.0),
+    "zo-adam": Method(zobench.zo_adam, "ZO-Adam with stored float32 moments", "Zhang et al. 2024", 2.0),
+    "zo-sign": Method(zobench.zo_sign, "ZO-SGD-Sign, element by element", "Liu et al. 2019"),
+    "zo-scalar-sign": Method(zobench.zo_scalar_sign, "sign of the projected gradient times z", "Zhang et al. 2024"),
+    "zo-cons": Method(zobench.zo_cons, "ZO-SGD-Cons: the best of three on the batch; 2K+3 forwards", "Zhang et al. 2024"),
+    "zo-sparse": Method(zobench.zo_sparse, "a fixed share of the weights: random, magnitude, wanda", "Zhang et al. 2024"),
+    "zo-block": Method(zobench.zo_block, "one random block a query", "Park et al. 2025", blocks=True),
+    "zo-blockwise": Method(zobench.zo_blockwise, "every block in turn; 2 forwards a block", "Zhang et al. 2024", blocks=True),
+    "fzoo": Method(frontier.fzoo, "one-sided batch of signs, normalised by its spread; K+1 forwards", "FZOO 2025"),
+    "zo-muon": Method(frontier.zo_muon, "orthogonalised low-rank estimates", "ZO-Muon 2026"),
+    "sparse-mezo": Method(frontier.sparse_mezo, "only the smallest weights of each layer", "Liu et al. 2024"),
+    "lezo": Method(frontier.lezo, "a random share of the layers a query", "LeZO 2024", blocks=True),
+    "forward-grad": Method(
+        baselines.forward_gradient, "exact slopes by forward mode; 2K forwards", "Baydin et al. 2022", 0.0, FORWARD
+    ),
+    "hybrid": Method(baselines.hybrid_zo_fo, "Adam in the last layers, MeZO below", "Zhang et al. 2024", 3.0, HYBRID),
+    "fo-sgd": Method(baselines.fo_sgd, "SGD by backpropagation", "Robbins and Monro 1951", 1.0, FIRST),
+    "fo-adam": Method(baselines.fo_adam, "AdamW by backpropagation", "Loshchilov and Hutter 2019", 3.0, FIRST),
+    "fo-sgd-ckpt": Method(
+        baselines.fo_sgd, "fo-sgd with activation checkpointing", "Chen et al. 2016", 1.0, FIRST, checkpoint=True
+    ),
+    "fo-adam-ckpt": Method(
+        baselines.fo_adam, "fo-adam with activation checkpointing", "Chen et al. 2016", 3.0, FIRST, checkpoint=True
+    ),
+}

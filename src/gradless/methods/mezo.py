@@ -1,0 +1,85 @@
+"""MeZO and its nearest relatives: presets of a few lines over directions, estimator, rule and acceptance.
+
+All presets take the same arguments, and some their own:
+
+- ``params``: named parameters or groups of them, as `ZerothOrder` takes them;
+- ``lr``: learning rate, a number or a schedule ``step -> lr``;
+- ``eps``: perturbation scale;
+- ``queries``: directions a step, a number or a schedule ``step -> K``;
+- ``seed``, ``weight_decay``, ``transform``, ``engine``, ``defer``: see `gradless.methods.presets.Common`.
+
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Unpack
+
+from gradless.directions import gaussian, low_rank, rademacher
+from gradless.estimators import one_sided, spsa
+from gradless.optimizer import ZerothOrder
+from gradless.methods.presets import Common, Queries, build
+from gradless.rules import Schedule, adam, chain, momentum, scale
+
+
+def mezo(
+    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1,
+    **common: Unpack[Common],
+) -> ZerothOrder:  # fmt: skip
+    """MeZO with portable +1/-1 directions: theta <- theta - lr * c * z, c from two forwards.
+
+    Cost: 2K forwards a step; memory of inference plus the largest leaf. Malladi et al. 2023 (arXiv 2305.17333), with
+    Rademacher instead of Gaussian z (`mezo_gaussian` keeps the published distribution).
+    """
+    return build(params, rademacher(), spsa(eps=eps, queries=queries), scale(lr), **common)
+
+
+def mezo_gaussian(
+    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1,
+    **common: Unpack[Common],
+) -> ZerothOrder:  # fmt: skip
+    """MeZO as published: Gaussian z. Malladi et al. 2023 (arXiv 2305.17333). Cost: 2K forwards a step."""
+    return build(params, gaussian(), spsa(eps=eps, queries=queries), scale(lr), **common)
+
+
+def mezo_one_sided(
+    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1,
+    **common: Unpack[Common],
+) -> ZerothOrder:  # fmt: skip
+    """MeZO with forward differences: K + 1 forwards a step instead of 2K; the loss logged is the loss itself."""
+    return build(params, rademacher(), one_sided(eps=eps, queries=queries), scale(lr), **common)
+
+
+def mezo_momentum(
+    params: Iterable[Any], *, lr: float | Schedule = 1e-7, eps: float = 1e-3, queries: Queries = 1, beta: float = 0.9,
+    **common: Unpack[Common],
+) -> ZerothOrder:  # fmt: skip
+    """MeZO with heavy-ball momentum recomputed from past scalars: no buffer. See `gradless.rules.momentum` for costs.
+
+    Malladi et al. 2023 (arXiv 2305.17333), appendix B.2.
+    """
+    return build(params, rademacher(), spsa(eps=eps, queries=queries), chain(momentum(beta), scale(lr)), **common)
+
+
+def mezo_adam(
+    params: Iterable[Any], *, lr: float | Schedule = 1e-4, eps: float = 1e-3, queries: Queries = 1,
+    **common: Unpack[Common],
+) -> ZerothOrder:  # fmt: skip
+    """MeZO-Adam with Gaussian z and moments recomputed from past scalars. See `gradless.rules.adam` for costs.
+
+    Malladi et al. 2023 (arXiv 2305.17333), appendix B.2.
+    """
+    return build(params, gaussian(), spsa(eps=eps, queries=queries), chain(adam(), scale(lr)), **common)
+
+
+def lozo(
+    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1, rank: int = 8,
+    refresh: int = 50, **common: Unpack[Common],
+) -> ZerothOrder:  # fmt: skip
+    """ZO-SGD along low-rank directions z = U V^T / sqrt(rank) with a V that is kept for ``refresh`` steps.
+
+    Linear layers apply z beside their weights, which are neither copied nor, with ``defer``, written more than once in
+    ``refresh`` steps. Cost: 2K forwards and thin products. Chen et al. 2024 (LOZO, arXiv 2410.07698), with signs for
+    Gaussian factors; Sarkar et al. 2025 (EGGROLL, arXiv 2511.16652).
+    """
+    return build(params, low_rank(rank, refresh=refresh), spsa(eps=eps, queries=queries), scale(lr), **common)

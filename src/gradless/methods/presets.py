@@ -1,0 +1,50 @@
+"""What every preset shares: the arguments that mean the same in all methods, and the optimizer made of the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypedDict, Unpack
+
+from gradless.accept import Accept, always
+from gradless.directions import Directions
+from gradless.estimators import Estimator
+from gradless.landscape import STREAM
+from gradless.optimizer import ZerothOrder
+from gradless.rules import Rule
+
+Queries = int | Callable[[int], int]
+Transform = Callable[[Directions], Directions]
+
+
+class Common(TypedDict, total=False):
+    """Arguments that all presets take."""
+
+    seed: int  # run seed (0)
+    weight_decay: float  # decoupled (0)
+    transform: Transform | None  # changes the directions, e.g. lambda d: gl.scaled(d, scales)
+    engine: str  # as `ZerothOrder` takes it
+    defer: bool  # as `ZerothOrder` takes it
+
+
+def build(
+    params: Iterable[Any],
+    directions: Directions,
+    estimator: Estimator,
+    rule: Rule,
+    *,
+    accept: Accept = always,
+    **common: Unpack[Common],
+) -> ZerothOrder:
+    """The optimizer of one choice on each axis."""
+    transform = common.get("transform")
+    return ZerothOrder(
+        params,
+        seed=common.get("seed", 0),
+        directions=transform(directions) if transform else directions,
+        estimator=estimator,
+        rule=rule,
+        accept=accept,
+        weight_decay=common.get("weight_decay", 0.0),
+        engine=common.get("engine", STREAM),
+        defer=common.get("defer", False),
+    )
