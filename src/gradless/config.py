@@ -131,7 +131,9 @@ class TuneConfig:
                 raise BadInput(f"--{flag.replace('_', '-')} is {value}: it must not be negative")
         METHODS[self.method].check(self.method, self.options)
         if self.queries is not None and "queries" not in METHODS[self.method].options():
-            raise BadInput(f"--queries is {self.queries}, but the method {self.method} has no choice there: leave it out")
+            raise BadInput(
+                f"--queries is {self.queries}, but the method {self.method} has no choice there: leave it out"
+            )
         if self.query_schedule != "constant" and self.queries is None:
             raise BadInput(f"a {self.query_schedule} query schedule needs the number that it rises to: give --queries")
         if self.own and not self.aligned:

@@ -6,7 +6,9 @@ Forward-only training needs neither; they are what it is compared with, and what
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import importlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,7 +22,9 @@ from gradless.errors import BadInput
 from gradless.gradients import Leaf, Mixture, combine
 
 
-def gradients(closure: Callable[[], Any], leaves: Sequence[Leaf], frozen: Sequence[Leaf]) -> tuple[float, dict[str, Tensor]]:
+def gradients(
+    closure: Callable[[], Any], leaves: Sequence[Leaf], frozen: Sequence[Leaf]
+) -> tuple[float, dict[str, Tensor]]:
     """The loss and its gradient for each of ``leaves``, by name; ``frozen`` ones need none, which saves activations.
 
     Leaves that the closure does not read are left out; masked elements have gradient zero.
@@ -62,6 +66,9 @@ def slopes(closure: Callable[[], Any], leaves: Sequence[Leaf], keys: Sequence[in
     Raises:
         BadInput: something in the closure has no forward derivative.
     """
+    with warnings.catch_warnings():  # torch's own, when it first loads its forward derivatives
+        warnings.simplefilter("ignore", DeprecationWarning)
+        importlib.import_module("torch._decomp.decompositions_for_jvp")
     loss, found = 0.0, []
     for key in keys:
         with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), Tangents(leaves, key):

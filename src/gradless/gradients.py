@@ -124,7 +124,14 @@ def combine(
     if leaf.draw is None:
         run = kernels.program([(decay, mixture.keys, weights)], rounding=() if rounding is None else (rounding,))
         return kernels.sweep(
-            out, leaf.param, leaf.terms(run), leaf=leaf.id, stream=leaf.stream, amplitude=amplitude, mask=leaf.mask, rows=rows
+            out,
+            leaf.param,
+            leaf.terms(run),
+            leaf=leaf.id,
+            stream=leaf.stream,
+            amplitude=amplitude,
+            mask=leaf.mask,
+            rows=rows,
         )
     source = leaf.param.detach()
     change = torch.zeros(source.shape, dtype=torch.float32, device=source.device)

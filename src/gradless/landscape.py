@@ -112,10 +112,11 @@ class Landscape:
         self._deferred.flush()
         return derivatives.slopes(closure, list(self._leaves.values()), keys)
 
-    def gradients(self, closure: Closure, deep: Callable[[str], bool]) -> tuple[float, dict[str, Tensor]]:
-        """The loss at theta and its gradient for the leaves that ``deep`` names."""
+    def gradients(self, closure: Closure, deep: Callable[[str], bool] | None) -> tuple[float, dict[str, Tensor]]:
+        """The loss at theta and its gradient for the leaves that ``deep`` names; None: for all."""
         self.forwards += BACKPROP
         self._deferred.flush()
+        deep = deep or (lambda name: True)
         wanted = [leaf for leaf in self._leaves.values() if deep(leaf.name)]
         return derivatives.gradients(closure, wanted, [leaf for leaf in self._leaves.values() if not deep(leaf.name)])
 

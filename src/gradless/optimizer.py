@@ -171,7 +171,7 @@ class ZerothOrder(torch.optim.Optimizer):
         oracle = Oracle(
             values=lambda points: self.landscape.values(closure, [probe_point(key, size) for key, size in points]),
             slopes=lambda keys: self.landscape.slopes(closure, keys),
-            gradients=lambda: self.landscape.gradients(closure, self.estimator.deep or (lambda name: False)),
+            gradients=lambda: self.landscape.gradients(closure, self.estimator.deep),
         )
         with self.landscape.prefix.step() if self.landscape.prefix else contextlib.nullcontext():
             loss, coeffs, tensors = self.estimator.estimate(oracle, keys)
@@ -371,7 +371,9 @@ class ZerothOrder(torch.optim.Optimizer):
             for leaf in self.leaves:
                 if leaf.group == group and steps:
                     p = leaf.param.detach()
-                    kernels.sweep(p, p, leaf.terms(run), leaf=leaf.id, stream=leaf.stream, amplitude=leaf.update, mask=leaf.mask)
+                    kernels.sweep(
+                        p, p, leaf.terms(run), leaf=leaf.id, stream=leaf.stream, amplitude=leaf.update, mask=leaf.mask
+                    )
         self._torn = False
 
     def sketch(self, move: Move) -> Sketch:

@@ -190,6 +190,7 @@ def _linear_probe(parts: Parts) -> dict[str, float] | None:
 
     None without dev or test rows, or where it cannot be fitted; a finished run does not fail for its baseline.
     """
+
     def features(rows: list[Any]) -> tuple[Any, Any]:
         encoded = run.encode_rows(parts.model.lm, parts.task, rows, parts.config.max_length)
         chunks = [encoded[i : i + 16] for i in range(0, len(encoded), 16)]

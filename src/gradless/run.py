@@ -151,9 +151,7 @@ def keep_initial(config: TuneConfig, folder: Path, model: Model) -> None:
     other schemes start from the base weights and the counter streams. The same holds for norms. Cost: kilobytes.
     """
     if config.scheme == "prefix":
-        keep_tensors(
-            folder / INITIAL, {leaf.name: leaf.param.detach().contiguous() for leaf in model.optimizer.leaves}
-        )
+        keep_tensors(folder / INITIAL, {leaf.name: leaf.param.detach().contiguous() for leaf in model.optimizer.leaves})
     if model.norms is not None:
         keep_tensors(folder / NORMS, model.norms)
 
@@ -206,8 +204,8 @@ def optimizer(
         linear = config.query_schedule == "linear"
         extra["queries"] = linear_queries(config.queries, config.steps) if linear else config.queries
     if config.layer_scale != "none":
-        norms = parameter_norm_scales(dict(named))
-        extra["transform"] = lambda base: directions.scaled(base, norms, mode=config.layer_scale)  # type: ignore[arg-type]
+        scales = parameter_norm_scales(dict(named))
+        extra["transform"] = lambda base: directions.scaled(base, scales, mode=config.layer_scale)  # type: ignore[arg-type]
     opt: ZerothOrder = make(
         _groups(config, named),
         lr=SCHEDULES[config.schedule](config.lr, config.steps, config.warmup),

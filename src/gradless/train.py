@@ -6,7 +6,6 @@ A run directory holds ``config.json``, ``ledger`` (the checkpoint), ``metrics.js
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
@@ -150,7 +149,8 @@ def _step(parts: Parts, encoded: list[Encoded], book: ledger.Ledger, notes: Note
     loss, diverged, forwards = math.nan, None, opt.forwards
     meter = notes.memory(lm.device)
     saving = METHODS[config.method].checkpoint
-    with meter.measured(), layers.checkpointing(layers.blocks(lm.model)) if saving else contextlib.nullcontext():
+    blocks = [block for _, block in layers.blocks(lm.model)] if saving else []
+    with meter.measured(), layers.checkpointing(blocks):
         try:
             loss = opt.step_with(lambda: objectives.loss_over(lm, parts.objective, batches), log)[0].loss
         except Diverged as error:  # the step that ends a run is noted like all others

@@ -62,7 +62,9 @@ METHODS: dict[str, Method] = {
     "mezo": Method(mezo.mezo, "ZO-SGD, +1/-1 directions; 2K forwards, memory of inference", "Malladi et al. 2023"),
     "mezo-gaussian": Method(mezo.mezo_gaussian, "ZO-SGD, Gaussian directions, as published", "Malladi et al. 2023"),
     "mezo-one-sided": Method(mezo.mezo_one_sided, "ZO-SGD from forward differences; K+1 forwards", "Spall 1992"),
-    "mezo-momentum": Method(mezo.mezo_momentum, "momentum recomputed from past scalars; no buffer", "Malladi et al. 2023"),
+    "mezo-momentum": Method(
+        mezo.mezo_momentum, "momentum recomputed from past scalars; no buffer", "Malladi et al. 2023"
+    ),
     "mezo-adam": Method(mezo.mezo_adam, "Adam recomputed from past scalars; no buffers", "Malladi et al. 2023"),
     "mezo-rms": Method(frontier.mezo_rms, "momentum over the running size of the scalars; no buffer", "MEAZO 2026"),
     "lozo": Method(mezo.lozo, "ZO-SGD along low-rank directions applied beside the weights", "Chen et al. 2024"),
@@ -70,10 +72,16 @@ METHODS: dict[str, Method] = {
     "zo-adam": Method(zobench.zo_adam, "ZO-Adam with stored float32 moments", "Zhang et al. 2024", 2.0),
     "zo-sign": Method(zobench.zo_sign, "ZO-SGD-Sign, element by element", "Liu et al. 2019"),
     "zo-scalar-sign": Method(zobench.zo_scalar_sign, "sign of the projected gradient times z", "Zhang et al. 2024"),
-    "zo-cons": Method(zobench.zo_cons, "ZO-SGD-Cons: the best of three on the batch; 2K+3 forwards", "Zhang et al. 2024"),
-    "zo-sparse": Method(zobench.zo_sparse, "a fixed share of the weights: random, magnitude, wanda", "Zhang et al. 2024"),
+    "zo-cons": Method(
+        zobench.zo_cons, "ZO-SGD-Cons: the best of three on the batch; 2K+3 forwards", "Zhang et al. 2024"
+    ),
+    "zo-sparse": Method(
+        zobench.zo_sparse, "a fixed share of the weights: random, magnitude, wanda", "Zhang et al. 2024"
+    ),
     "zo-block": Method(zobench.zo_block, "one random block a query", "Park et al. 2025", blocks=True),
-    "zo-blockwise": Method(zobench.zo_blockwise, "every block in turn; 2 forwards a block", "Zhang et al. 2024", blocks=True),
+    "zo-blockwise": Method(
+        zobench.zo_blockwise, "every block in turn; 2 forwards a block", "Zhang et al. 2024", blocks=True
+    ),
     "fzoo": Method(frontier.fzoo, "one-sided batch of signs, normalised by its spread; K+1 forwards", "FZOO 2025"),
     "zo-muon": Method(frontier.zo_muon, "orthogonalised low-rank estimates", "ZO-Muon 2026"),
     "sparse-mezo": Method(frontier.sparse_mezo, "only the smallest weights of each layer", "Liu et al. 2024"),

@@ -17,8 +17,8 @@ from typing import Any, Unpack
 
 from gradless.directions import gaussian, low_rank, rademacher
 from gradless.estimators import one_sided, spsa
-from gradless.optimizer import ZerothOrder
 from gradless.methods.presets import Common, Queries, build
+from gradless.optimizer import ZerothOrder
 from gradless.rules import Schedule, adam, chain, momentum, scale
 
 

@@ -7,9 +7,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
-from gradless.errors import pick
+from gradless.errors import BadInput, pick
 from gradless.tasks import choices, pairs, questions, sentences, superglue
 from gradless.tasks.base import MASK, Example, Row, Splits, Task, target
 from gradless.tasks.own import custom, read_task_file
@@ -28,6 +29,7 @@ __all__ = [
     "names",
     "read_task_file",
     "target",
+    "unaligned",
 ]
 
 TASKS: Final[dict[str, Task]] = {
@@ -55,3 +57,32 @@ def get(name: str) -> Task:
 def names() -> list[str]:
     """Names of the built-in tasks, sorted."""
     return sorted(TASKS)
+
+
+def unaligned(task: Task) -> Task:
+    """The task without *task alignment*: its prompt loses the words that make the label a likely continuation.
+
+    ZO-Bench (arXiv 2402.11592) compares ``"{text} It was great"`` with ``"{text} great"``. Only tasks for which that
+    paper's code has such a prompt have one here (`Task.render_unaligned`). Name, version, rows, options and metrics
+    stay, so two runs differ in the prompt alone; the masked prompt goes, for nobody published one.
+
+    Raises:
+        BadInput: If the task has none; the message names those that have.
+
+    Example:
+        >>> unaligned(get("sst2")).render({"sentence": "a joy .", "label": 1})[:2]
+        ('a joy .', (' terrible', ' great'))
+    """
+    if task.render_unaligned is None:
+        known = ", ".join(sorted(name for name, other in TASKS.items() if other.render_unaligned is not None))
+        raise BadInput(f"task '{task.name}' has no prompt without alignment: choose one of {known}, or keep it aligned")
+    if task.render is task.render_unaligned:
+        return task
+    return replace(
+        task,
+        title=f"{task.title} without the aligning prompt",
+        render=task.render_unaligned,
+        render_masked=None,
+        masked_words=None,
+        first_limit=None,
+    )

@@ -75,6 +75,9 @@ class Task:
     """Names in `gradless.metrics.METRICS`; the first one is the main one."""
     render: Callable[[Row], Example] | None
     """Prompt for causal language models."""
+    render_unaligned: Callable[[Row], Example] | None = None
+    """`render` without the words that align the task to pre-training ("{text} It was great"): the same options, in
+    the same order. Only where one was published; `gradless.tasks.unaligned` puts it in place."""
     render_masked: Callable[[Row], Example] | None = None
     """Prompt for masked language models."""
     read: Folder | None

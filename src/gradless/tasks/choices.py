@@ -1,8 +1,8 @@
 """Tasks whose options differ from row to row: COPA, ReCoRD and WinoGrande.
 
-COPA and ReCoRD have MeZO's prompts (arXiv 2305.17333); WinoGrande's and ``copa-bare`` are ZO-Bench's (arXiv
-2402.11592). Training is teacher forcing on the gold option; prediction takes the option with the highest mean
-token log-probability.
+COPA and ReCoRD have MeZO's prompts (arXiv 2305.17333); WinoGrande's, and COPA's without alignment (also as
+``copa-bare``), are ZO-Bench's (arXiv 2402.11592). Training is teacher forcing on the gold option; prediction takes
+the option with the highest mean token log-probability.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ def _begin_small(text: str) -> str:
 
 
 def render_copa(row: Row, *, aligned: bool = True) -> Example:
-    """``{premise without full stop} so`` / ``because`` + choice; without alignment premise + choice."""
+    """``{premise without full stop} so`` / ``because`` + choice; without alignment premise + choice.
+
+    Calibration then compares with the choice alone.
+    """
     word = "because" if row["question"] == "cause" else "so"
     premise = row["premise"].rstrip().removesuffix(".")
     options = tuple(f" {_begin_small(row[name])}" for name in ("choice1", "choice2"))
@@ -120,9 +123,10 @@ COPA: Final = Task(
     kind="choice",
     metrics=("accuracy",),
     render=render_copa,
+    render_unaligned=partial(render_copa, aligned=False),
     read=COPA_FILES,
     hub=(HUB, "copa"),
-    source="Roemmele et al. 2011, SuperGLUE; prompt: MeZO (arXiv 2305.17333)",
+    source="Roemmele et al. 2011, SuperGLUE; prompt: MeZO (arXiv 2305.17333), unaligned: ZO-Bench (arXiv 2402.11592)",
 )
 
 COPA_BARE: Final = Task(

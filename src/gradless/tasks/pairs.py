@@ -2,8 +2,8 @@
 
 Masked prompts are LM-BFF's (Gao et al. 2021, arXiv 2012.15723), as MeZO (arXiv 2305.17333) uses them: the
 first sentence loses its last character (its full stop) before the question mark, and the second one starts in
-lower case. RTE's causal prompt is MeZO's; ``rte-bare`` is ZO-Bench's prompt without alignment. **The causal
-prompts of MNLI, SNLI, QNLI, QQP and MRPC are ours**, written after RTE's.
+lower case. RTE's causal prompt is MeZO's; the one without alignment (also as ``rte-bare``) is ZO-Bench's (arXiv
+2402.11592). **The causal prompts of MNLI, SNLI, QNLI, QQP and MRPC are ours**, written after RTE's.
 """
 
 from __future__ import annotations
@@ -69,6 +69,7 @@ def tidy(fields: tuple[tuple[str, ...], ...], labels: tuple[str, ...], row: Row)
 
 NLI_FIELDS: Final = (("premise", "sentence1"), ("hypothesis", "sentence2"))
 RTE_PROMPT: Final = '{premise}\nDoes this mean that "{hypothesis}" is true? Yes or No?\n'
+RTE_UNALIGNED: Final = '{premise}\n"{hypothesis}"\n'
 NLI_PROMPT: Final = '{premise}\nDoes this mean that "{hypothesis}" is true? Yes, No, or Maybe?\n'
 
 _tsv = (Part("train", "train.tsv", plain_table), Part("test", "dev.tsv", plain_table))
@@ -87,10 +88,11 @@ RTE: Final = Task(
     kind="classification",
     metrics=("accuracy",),
     render=causal(YES_NO, RTE_PROMPT),
+    render_unaligned=causal(YES_NO, RTE_UNALIGNED),
     render_masked=masked(YES_NO, "premise", "hypothesis"),
     read=RTE_FILES,
     hub=("aps/super_glue", "rte"),
-    source=f"Dagan et al. 2005 and successors, SuperGLUE; causal prompt: MeZO; {LMBFF_SOURCE}",
+    source=f"Dagan et al. 2005 and successors, SuperGLUE; causal prompt: MeZO, unaligned: ZO-Bench; {LMBFF_SOURCE}",
     labels=ENTAILED,
     label_words=YES_NO,
     masked_words=_spaced(YES_NO),
@@ -103,7 +105,7 @@ RTE_BARE: Final = Task(
     title="RTE without the aligning prompt",
     kind="classification",
     metrics=("accuracy",),
-    render=causal(YES_NO, '{premise}\n"{hypothesis}"\n'),
+    render=causal(YES_NO, RTE_UNALIGNED),
     read=RTE_FILES,
     hub=("aps/super_glue", "rte"),
     source="Dagan et al. 2005 and successors, SuperGLUE; no-alignment prompt of ZO-Bench (arXiv 2402.11592)",

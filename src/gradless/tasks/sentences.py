@@ -143,6 +143,9 @@ SST2_FILES: Final = Folder(
     subfolders=("sst2", "SST-2"), layouts=(GLUE_TSV, _stsa("binary")), tidy=partial(tidy, POLARITY)
 )
 
+SST2_UNALIGNED: Final = causal(GOOD_BAD, "")
+"""ZO-Bench's: the sentence and the word. Its calibration prompt is one space, which here is the word's own."""
+
 COLA_COLUMNS: Final = ("source", "label", "star", "sentence")
 _cola = partial(plain_table, columns=COLA_COLUMNS)
 _imdb = partial(table, delimiter="\t")
@@ -175,10 +178,11 @@ SST2: Final = Task(
     kind="classification",
     metrics=("accuracy",),
     render=causal(GOOD_BAD, " It was"),
+    render_unaligned=SST2_UNALIGNED,
     render_masked=masked(GOOD_BAD, " It was"),
     read=SST2_FILES,
     hub=("nyu-mll/glue", "sst2"),
-    source=f"Socher et al. 2013, GLUE; {SENTIMENT_SOURCE}",
+    source=f"Socher et al. 2013, GLUE; {SENTIMENT_SOURCE}; unaligned: ZO-Bench (arXiv 2402.11592)",
     labels=POLARITY,
     label_words=GOOD_BAD,
     masked_words=GOOD_BAD,
@@ -189,7 +193,7 @@ SST2_BARE: Final = Task(
     title="SST-2 without the aligning prompt",
     kind="classification",
     metrics=("accuracy",),
-    render=causal(GOOD_BAD, ""),
+    render=SST2_UNALIGNED,
     read=SST2_FILES,
     hub=("nyu-mll/glue", "sst2"),
     source="Socher et al. 2013, GLUE; no-alignment prompt of ZO-Bench (arXiv 2402.11592)",

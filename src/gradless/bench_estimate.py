@@ -1,0 +1,247 @@
+"""What a grid will take: from runs that are finished, or else from sizes and the speed of this machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from gradless import lm, objectives, run
+from gradless.config import TuneConfig
+from gradless.grid import DONE, FINAL, PHASES, ZERO_SHOT, Cost, Request
+from gradless.lm import LanguageModel
+from gradless.methods import METHODS
+from gradless.tasks import Splits, Task
+
+SAMPLE: Final = 32  # training rows that stand for all
+SIDE: Final = 1024  # of the square matrices whose product is timed
+MEASURED: Final = "expected time and memory: from finished runs of the same kind, or of all kinds where there is none"
+MODELLED: Final = (
+    "expected time: a guess from tokens, weights and the speed of a matrix product here; "
+    "expected memory: weights and optimizer state, without activations (few for forward-only methods)"
+)
+GIB: Final = 2.0**30
+NOWHERE: Final = Path("/nonexistent")  # a run directory without initial values
+
+
+class Guess(NamedTuple):
+    """What one run is expected to take."""
+
+    seconds: float
+    memory: float  # bytes; 0 if unknown
+
+
+Guesser = Callable[[Request], Guess]
+
+
+class Rows(NamedTuple):
+    """Sizes of the rows of a task under one model."""
+
+    batch: float  # tokens of a training row in a batch
+    scored: float  # tokens of a row that is evaluated, all its options
+    dev: int
+    test: int
+
+
+def show(
+    wanted: Sequence[Request],
+    expected: Sequence[Request],
+    lines: Mapping[str, dict[str, Any]],
+    cost: Cost,
+    say: Callable[[str], None],
+) -> None:
+    """Say what there is to do, by phase and by method and scheme.
+
+    Args:
+        wanted: runs that are asked for.
+        expected: runs that stand for those whose point is not chosen yet.
+        lines: of finished runs, by id.
+        cost: forwards of a step of a configuration.
+        say: receives the lines.
+    """
+    runs = [*wanted, *expected]
+    guess = from_lines(lines.values(), cost) if lines else from_sizes(cost, say)
+    cells = {json.dumps(one.cell, sort_keys=True) for one in runs if one.phase != ZERO_SHOT}
+    phases = ", ".join(f"{sum(one.phase == phase for one in runs)} {phase}" for phase in PHASES)
+    say(f"{len(cells)} cells, {len(runs)} runs: {phases}")
+    groups: dict[str, list[Request]] = {}
+    for one in runs:
+        name = ZERO_SHOT if one.phase == ZERO_SHOT else f"{one.cell['method']} x {one.cell['scheme']}"
+        groups.setdefault(name, []).append(one)
+    say(f"{'method x scheme':<28} {'runs':>6} {'forwards':>10} {'time':>10} {'memory':>10}")
+    for name, some in [*groups.items(), ("all", runs)]:
+        guesses = [guess(one) for one in some]
+        seconds, memory = sum(one.seconds for one in guesses), max(one.memory for one in guesses)
+        forwards = sum(spent(one, cost) for one in some)
+        size = f"{memory / GIB:.2f} GiB" if memory else "-"
+        say(f"{name:<28} {len(some):>6} {forwards:>10} {duration(seconds):>10} {size:>10}")
+    say(MEASURED if lines else MODELLED)
+    done = sum(one.id in lines for one in runs)
+    if done:
+        rest = sum(guess(one).seconds for one in runs if one.id not in lines)
+        say(f"finished: {done} of {len(runs)} runs; {duration(rest)} of work left")
+
+
+def spent(one: Request, cost: Cost) -> int:
+    """Forwards of a run's training."""
+    return 0 if one.phase == ZERO_SHOT else one.config.steps * cost(one.config)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    Example:
+        >>> duration(50), duration(500), duration(50_000)
+        ('50 s', '8.3 min', '13.9 h')
+    """
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# from finished runs
+
+
+def left(runs: Iterable[Request], lines: Iterable[Mapping[str, Any]]) -> float:
+    """Seconds that runs will take if each takes as long as finished ones of its kind did."""
+    means = _means((_kinds(line["cell"], line["phase"]), line["wall_seconds"]) for line in lines if _whole(line))
+    return sum(_nearest(means, _kinds(one.cell, one.phase)) for one in runs)
+
+
+def from_lines(lines: Iterable[Mapping[str, Any]], cost: Cost) -> Guesser:
+    """Guess from finished runs: seconds go with the forwards of training, memory with the kind of run."""
+    whole = [(_kinds(line["cell"], line["phase"]), line) for line in lines if _whole(line)]
+    rates = _means((kinds, line["wall_seconds"] / max(line["forwards"], 1)) for kinds, line in whole)
+    peaks = _means((kinds, line["peak_memory_bytes"]) for kinds, line in whole if line["peak_memory_bytes"])
+
+    def guess(one: Request) -> Guess:
+        kinds = _kinds(one.cell, one.phase)
+        same = kinds[:-1]  # memory of another method says nothing
+        return Guess(_nearest(rates, kinds) * max(spent(one, cost), 1), _nearest(peaks, same))
+
+    return guess
+
+
+def _kinds(cell: Mapping[str, Any], phase: str) -> list[str]:
+    """Kinds that a run belongs to, the narrowest first; zero-shot runs are no measure of others."""
+    names = [str(cell[name]) for name in ("method", "scheme", "task", "model")]
+    narrow, wide, method = ("/".join(names[:count]) for count in (4, 2, 1))
+    return [f"{phase}/{narrow}", narrow, f"{phase}/{wide}", wide, method, str(phase == ZERO_SHOT)]
+
+
+def _whole(line: Mapping[str, Any]) -> bool:
+    """Whether a run came to its end and its time is known."""
+    return line["status"] == DONE and line["wall_seconds"] is not None
+
+
+def _means(values: Iterable[tuple[list[str], float]]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for kinds, value in values:
+        for kind in kinds:
+            found.setdefault(kind, []).append(value)
+    return {kind: fmean(several) for kind, several in found.items()}
+
+
+def _nearest(means: Mapping[str, float], kinds: Iterable[str]) -> float:
+    return next((means[kind] for kind in kinds if kind in means), 0.0)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# from sizes
+
+
+def from_sizes(cost: Cost, say: Callable[[str], None]) -> Guesser:
+    """Guess from the tokens of 32 rows, the weights that multiply them, and the speed of a matrix product here.
+
+    Cost: loads each model once for every scheme, and each task once.
+
+    Raises:
+        BadInput: a model or data that cannot be loaded, which the runs could not either.
+    """
+    models: dict[str, LanguageModel] = {}
+    rows: dict[str, Rows] = {}
+    tuned: dict[str, int] = {}
+    speeds: dict[str, float] = {}
+
+    def guess(one: Request) -> Guess:
+        config = one.config
+        place = json.dumps([config.model, config.dtype, config.device])
+        if place not in models:
+            models[place] = lm.load(config.model, dtype=config.dtype, device=config.device, say=say)
+        model = models[place]
+        if place not in speeds:
+            speeds[place] = matmul_speed(model.device, model.dtype)
+        key = json.dumps([place, config.task, config.data, config.own, config.aligned, config.objective])
+        if key not in rows:
+            rows[key] = _rows(config, model)
+        size, second = rows[key], speeds[place] / (2 * _multiplied(model))  # tokens a second
+        scored = size.test if one.phase in (FINAL, ZERO_SHOT) else 0
+        tokens = spent(one, cost) * config.batch_size * size.batch
+        if one.phase != ZERO_SHOT:
+            evaluations = -(-config.steps // (config.eval_every or config.steps))
+            scored += evaluations * size.dev
+        memory = float(model.num_parameters * model.dtype.itemsize)
+        copies = METHODS[config.method].copies
+        if copies and one.phase != ZERO_SHOT:
+            parts = json.dumps([place, config.scheme, config.rank, config.targets, config.freeze])
+            if parts not in tuned:
+                tuned[parts] = _tuned(config, say)
+            memory += 4.0 * copies * tuned[parts]
+        return Guess((tokens + scored * size.scored) / second, memory)
+
+    return guess
+
+
+def matmul_speed(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
+    """Floating-point operations a second of a product of square matrices, measured for some ``seconds``."""
+    square = torch.ones(SIDE, SIDE, device=device, dtype=dtype)
+    into = torch.mm(square, square)
+    done, begun = 0, time.perf_counter()
+    while True:
+        torch.mm(square, square, out=into)
+        done += 1
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        took = time.perf_counter() - begun
+        if took >= seconds:
+            return 2.0 * SIDE**3 * done / took
+
+
+def _multiplied(model: LanguageModel) -> int:
+    """Weights that a token is multiplied with: not the embedding, and not the output layer, of which little is used."""
+    inner: Any = model.model
+    tables = {id(module.weight): module.weight.numel() for module in (inner.get_input_embeddings(), model.head)}
+    return max(1, model.num_parameters - sum(tables.values()))
+
+
+def _rows(config: TuneConfig, model: LanguageModel) -> Rows:
+    task, splits = _sample(config)
+    encoded = run.encode_rows(model, task, splits.train[:SAMPLE], config.max_length)
+    objective = objectives.choose(task, config.objective)
+    size = config.micro_batch_size or config.batch_size
+    batches = objectives.prepare(model, objective, encoded, size)
+    scored = fmean(row.longest * row.sequences for row in encoded)
+    dev = len(splits.dev) if config.own else config.num_dev
+    test = len(splits.test) if config.own else config.num_test
+    return Rows(sum(batch.input_ids.numel() for batch in batches) / len(encoded), scored, dev, test)
+
+
+def _sample(config: TuneConfig) -> tuple[Task, Splits]:
+    if config.own:
+        return run.load_task(config)
+    few = min(config.num_train, SAMPLE) or 1
+    return run.load_task(dataclasses.replace(config, num_train=few, num_dev=0, num_test=0, k_shot=None))
+
+
+def _tuned(config: TuneConfig, say: Callable[[str], None]) -> int:
+    task, splits = _sample(config)
+    plain = dataclasses.replace(config, method="mezo", options={})
+    model, _ = run.build_for(plain, NOWHERE, task, splits.train[0], say=say)
+    return sum(leaf.param.numel() for leaf in model.optimizer.leaves)

@@ -1,0 +1,172 @@
+"""What a bench directory says of its runs: ``results.jsonl``, made from requests and run directories.
+
+Beside what `gradless tune` writes, the directory of a run holds ``process.json`` (how long its processes took) and,
+if it came to nothing, ``failed.json`` with the reason; without that file the run is tried again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gradless.grid import ZERO_SHOT, Request
+from gradless.metrics import METRICS
+from gradless.notes import write_json, write_text
+
+FAILED, INTERRUPTED = "failed", "interrupted"
+RESULTS = "results.jsonl"
+NUMBERS = ("loss", *METRICS)
+COPIED = ("steps", "selected_step", "forwards", "train_seconds", "seconds_per_step")
+MEASURED = ("peak_memory_bytes", "inference_memory_bytes", "tuned_parameters")
+
+
+def run_folder(out: Path, run: str) -> Path:
+    """The directory of a run."""
+    return out / "runs" / run
+
+
+def request_file(out: Path, run: str) -> Path:
+    """The file of a request."""
+    return out / "requests" / f"{run}.json"
+
+
+def line(out: Path, request: Request) -> dict[str, Any] | None:
+    """The line of a run in ``results.jsonl``, or None if the run is not finished.
+
+    ``curve`` has the dev evaluations during training, each with the forwards and the training seconds up to then.
+    ``overhead`` is what the processes of the run took beyond training and evaluation: starting, loading, replaying,
+    writing; None where a process ended unseen, so that its time is not known.
+    """
+    folder = run_folder(out, request.id)
+    result = _read(folder / "result.json")
+    if result is None or result["status"] == INTERRUPTED:
+        result = _read(folder / "failed.json")
+        if result is None:
+            return None
+    asked = request.to_json()
+    del asked["config"]
+    notes = _notes(folder / "metrics.jsonl")
+    zero_shot = request.phase == ZERO_SHOT
+    steps, forwards = result.get("steps", 0), 0 if zero_shot else result.get("forwards", 0)
+    found = {
+        **asked,
+        "status": result["status"],
+        "reason": result.get("reason") or (f"diverged at step {steps}" if result["status"] == "diverged" else ""),
+        **{name: result.get(name, 0) for name in COPIED},
+        "forwards": forwards,  # of training
+        "forwards_per_step": forwards / steps if steps else 0,
+        **{name: result.get(name, 0) for name in MEASURED},
+        "dev": result.get("dev", {}),
+        "test": result.get("test", {}),
+        "zero_shot": result.get("test" if zero_shot else "zero_shot", {}),
+        "curve": curve(notes),
+    }
+    evaluating = sum(note["seconds"] for note in notes if note["event"] == "eval") + (
+        result.get("seconds", 0.0) if zero_shot else 0.0
+    )
+    return {**found, **_times(folder, found["train_seconds"] + evaluating)}
+
+
+def curve(notes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Dev evaluations of a run with what was spent on training until then.
+
+    Args:
+        notes: lines of ``metrics.jsonl``. A crash can lose the line of a step; the next line stands in for it.
+    """
+    notes = list(notes)
+    steps = {note["step"]: note for note in notes if note["event"] == "step"}
+    dev = {note["step"]: note for note in notes if note["event"] == "eval" and note["split"] == "dev" and note["step"]}
+    found, forwards, seconds, at = [], 0, 0.0, 0
+    for step in sorted(dev):
+        for number in range(at, step):
+            nearest = next((steps[n] for n in range(number, step) if n in steps), None)
+            forwards += nearest["forwards"] if nearest else 0
+            seconds += nearest["seconds"] if nearest else 0.0
+        at = step
+        scores = {name: dev[step][name] for name in NUMBERS if name in dev[step]}
+        found.append({"step": step, "forwards": forwards, "seconds": seconds, **scores})
+    return found
+
+
+def rebuild(out: Path, lines: Iterable[dict[str, Any]]) -> None:
+    """Write ``results.jsonl``, sorted by id, whole or not at all."""
+    ordered = sorted(lines, key=lambda one: one["id"])
+    write_text(out / RESULTS, "".join(json.dumps(one, allow_nan=False) + "\n" for one in ordered))
+
+
+def read(out: Path) -> list[dict[str, Any]]:
+    """The lines of ``results.jsonl``; none if there is no such file."""
+    path = out / RESULTS
+    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+
+
+def overhead(out: Path) -> float:
+    """Share of all run time that was neither training nor evaluation; 0.0 before a run is finished."""
+    timed = [one for one in read(out) if one["overhead"] is not None]
+    whole = sum(one["wall_seconds"] for one in timed)
+    return sum(one["overhead"] for one in timed) / whole if whole else 0.0
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# processes of runs
+
+
+def began(folder: Path, threads: int | None) -> None:
+    """Note that a process of a run begins."""
+    known = _read(folder / "process.json") or {"wall_seconds": 0.0, "launches": 0, "whole": True}
+    changes = {
+        "launches": known["launches"] + 1,
+        "threads": threads,
+        "whole": known["whole"] and not known.get("running"),  # else an earlier one ended unseen
+        "running": True,
+    }
+    write_json(folder / "process.json", {**known, **changes})
+
+
+def ended(folder: Path, seconds: float) -> None:
+    """Note that the process of a run has ended."""
+    known = _read(folder / "process.json") or {}
+    total = known.get("wall_seconds", 0.0) + seconds
+    write_json(folder / "process.json", {**known, "wall_seconds": total, "running": False})
+
+
+def settled(out: Path, run: str) -> bool:
+    """Whether all that will be known of a finished run is written."""
+    return not (_read(run_folder(out, run) / "process.json") or {}).get("running")
+
+
+def failed(folder: Path, reason: str, code: int, stderr: str) -> None:
+    """Record a run that came to nothing."""
+    write_json(folder / "failed.json", {"status": FAILED, "reason": reason, "exit_code": code, "stderr": stderr})
+
+
+def _times(folder: Path, accounted: float) -> dict[str, Any]:
+    process = _read(folder / "process.json") or {}
+    wall = process.get("wall_seconds", 0.0)
+    known = process.get("whole") and not process.get("running")
+    return {
+        "threads": process.get("threads"),
+        "wall_seconds": wall if known else None,
+        "overhead": wall - accounted if known else None,
+    }
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    return found
+
+
+def _notes(path: Path) -> list[dict[str, Any]]:
+    """Whole lines of ``metrics.jsonl``."""
+    found = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(text))
+        except json.JSONDecodeError:
+            continue  # torn by a crash
+    return found

@@ -1,0 +1,361 @@
+"""A grid of runs: cells, searched points and seeds, unrolled into requests with everything that decides a run.
+
+The product of ``[axes]`` is the cells of a table. In every cell each point of ``[grid]`` is run once with the search
+seed and without test rows; the point that is best on dev rows is run with every seed, and test rows are scored then,
+once. A cell with one point has nothing to search and goes to its final runs at once.
+
+Every step of a method costs a number of forwards (a backward counts as two), so a budget in forwards gives methods
+different numbers of steps. What a step costs is told by a function ``cost(config) -> int`` that the caller gives.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from gradless import __version__, objectives, rng, tasks
+from gradless.bench_toml import EVALUATIONS, NAMED, OPTION, OWN, Axes, Grid, Settings, parse
+from gradless.config import TuneConfig
+from gradless.errors import BadInput
+from gradless.methods import HYBRID, METHODS
+
+PHASES = SEARCH, FINAL, ZERO_SHOT = "search", "final", "zero-shot"
+DONE: Final = "done"
+# Schemes that tune nothing by layers of the model, which some methods tell apart.
+NO_BLOCKS: Final = ("prompt", "prefix", "head")
+NO_CUT: Final = ("prompt", "prefix")
+# What the answer of an untouched model depends on.
+EVALUATED: Final = ("model", "task", "data", "own", "aligned", "dtype", "device", "max_length", "num_test")
+UNEVEN: Final = 'its steps cost more and more forwards: write query_schedule = "constant", or a budget in steps'
+
+Cost = Callable[[TuneConfig], int]
+Point = dict[str, Any]
+
+
+class Cell(NamedTuple):
+    """One cell: everything but the searched hyper-parameters and the seed."""
+
+    name: str
+    values: dict[str, Any]
+    """method, scheme, task, model, aligned, and what else the axes vary."""
+    base: Settings
+    searched: Axes
+
+    @property
+    def points(self) -> list[Point]:
+        """All points of the searched axes, the first axis slowest; one empty point if nothing is searched."""
+        return [dict(zip(self.searched, values, strict=True)) for values in itertools.product(*self.searched.values())]
+
+
+class Request(NamedTuple):
+    """One run to make."""
+
+    id: str
+    phase: str
+    cell: dict[str, Any]
+    point: Point
+    seed: int
+    config: TuneConfig
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary, as the request's file holds it."""
+        return {**self._asdict(), "config": self.config.to_json()}
+
+
+def read(path: Path) -> Grid:
+    """Read a grid and check every cell and point of it.
+
+    Raises:
+        BadInput: anything unknown or impossible, with the cell named; see also `search_runs`, which knows the costs.
+    """
+    grid = parse(path)
+    found = cells(grid)
+    if not found:
+        raise BadInput(f"{path}: every cell is skipped: leave one")
+    names = [cell.name for cell in found]
+    for cell in found:
+        with _named(grid, cell):
+            if names.count(cell.name) > 1:
+                raise BadInput("this cell is there twice: leave one")
+            metric = main_metric(cell)
+            if grid.select not in ("loss", "metric", metric):
+                raise BadInput(f'its metric is {metric}, not {grid.select}: write select = "metric" (or "loss")')
+            for point in cell.points:
+                _check(configure(grid, cell, point, seed=grid.search_seed, test=True), several=len(cell.points) > 1)
+    return grid
+
+
+def cells(grid: Grid) -> list[Cell]:
+    """The cells that are not skipped, in the order of the axes."""
+    found = []
+    for values in itertools.product(*grid.axes.values()):
+        given = {**grid.base, **dict(zip(grid.axes, values, strict=True))}
+        named = {name: given.get(name, _default(name)) for name in NAMED}
+        if OWN in grid.base:
+            named["task"] = OWN
+        cell = _changed(grid, {**named, **{name: given[name] for name in grid.axes}})
+        if cell is not None:
+            found.append(cell)
+    return found
+
+
+def cell_name(values: Mapping[str, Any]) -> str:
+    """A cell in one line: ``mezo/lora/sst2/gemma-3-270m``, then ``unaligned`` and what else is varied.
+
+    Example:
+        >>> cell_name({"method": "mezo", "scheme": "full", "task": "sst2", "model": "m", "options.keep": 0.2})
+        'mezo/full/sst2/m/keep=0.2'
+    """
+    parts = [str(values[name]) for name in NAMED[:-1] if name in values]
+    parts += [] if values.get("aligned", True) else ["unaligned"]
+    more = {name.removeprefix(OPTION): value for name, value in values.items() if name not in NAMED}
+    parts += [f"{name}={value if isinstance(value, str) else _canonical(value)}" for name, value in more.items()]
+    return "/".join(parts)
+
+
+def search_runs(grid: Grid, cost: Cost) -> list[Request]:
+    """One run for each point of each cell that has several: the search seed, no test rows.
+
+    Args:
+        grid: what `read` returned.
+        cost: forwards of one step of a configuration.
+
+    Raises:
+        BadInput: the budget is too small for one step, or two cells ask for the same run; with the cell named.
+    """
+    found = []
+    for cell in cells(grid):
+        points = cell.points if len(cell.points) > 1 else []
+        found += [request(grid, cell, point, SEARCH, grid.search_seed, cost) for point in points]
+    return _distinct(found)
+
+
+def final_runs(grid: Grid, chosen: Mapping[str, Point | None], cost: Cost) -> list[Request]:
+    """The chosen point of each cell with every seed, test rows included.
+
+    Args:
+        grid: what `read` returned.
+        chosen: point by the name of its cell (`choose`); None and cells that are absent have no final runs.
+        cost: as in `search_runs`.
+    """
+    wanted = [(cell, chosen.get(cell.name)) for cell in cells(grid)]
+    return _distinct(
+        request(grid, cell, point, FINAL, seed, cost)
+        for cell, point in wanted
+        if point is not None
+        for seed in grid.seeds
+    )
+
+
+def zero_shot_runs(grid: Grid) -> list[Request]:
+    """One evaluation of the untouched model for each model, task, template and seed."""
+    found: dict[str, Request] = {}
+    for cell in cells(grid) if grid.zero_shot else []:
+        for seed in grid.seeds:
+            with _named(grid, cell):
+                tuned = configure(grid, cell, cell.points[0], seed=seed, test=True)
+                kept = {name: getattr(tuned, name) for name in EVALUATED}
+                config = TuneConfig(**kept, seed=seed, num_train=0, num_dev=0).resolved()
+            values = {**{name: cell.values[name] for name in NAMED}, "method": ZERO_SHOT, "scheme": "none"}
+            one = Request(run_id(config), ZERO_SHOT, values, {}, seed, config)
+            found.setdefault(one.id, one)
+    return list(found.values())
+
+
+def possible_runs(grid: Grid, cost: Cost) -> list[Request]:
+    """Every run that the grid may come to ask for, whichever points are chosen.
+
+    Raises:
+        BadInput: as `search_runs`.
+    """
+    finals = [
+        request(grid, cell, point, FINAL, seed, cost)
+        for cell in cells(grid)
+        for point in cell.points
+        for seed in grid.seeds
+    ]
+    return _distinct([*zero_shot_runs(grid), *search_runs(grid, cost), *finals])
+
+
+def choose(grid: Grid, results: Iterable[Mapping[str, Any]]) -> dict[str, Point | None]:
+    """The best point of each cell whose search is finished, from dev rows alone.
+
+    The selected metric decides, equal ones by loss, equal ones again by the order of the grid. A run that diverged
+    or failed is worse than all others.
+
+    Args:
+        grid: what `read` returned.
+        results: lines of ``results.jsonl``; those of other phases are passed over.
+
+    Returns:
+        By the name of the cell: its point, or None where every run diverged or failed. Cells that still wait for a
+        run are absent.
+    """
+    found = {(cell_name(r["cell"]), _canonical(r["point"])): r for r in results if r["phase"] == SEARCH}
+    chosen: dict[str, Point | None] = {}
+    for cell in cells(grid):
+        points = cell.points
+        if len(points) == 1:
+            chosen[cell.name] = points[0]
+            continue
+        runs = [found.get((cell.name, _canonical(point))) for point in points]
+        ranked = [(_rank(run, main_metric(cell), grid.select), i) for i, run in enumerate(runs) if run is not None]
+        if len(ranked) == len(points):
+            (worst, *_), best = min(ranked)
+            chosen[cell.name] = None if worst else points[best]
+    return chosen
+
+
+def main_metric(cell: Cell) -> str:
+    """The first metric of the cell's task."""
+    return "accuracy" if cell.values["task"] == OWN else tasks.get(cell.values["task"]).metrics[0]
+
+
+def run_id(config: TuneConfig) -> str:
+    """What determines a run, as 12 hexadecimal digits.
+
+    Args:
+        config: resolved; its device does not count, for a run may continue on another one.
+    """
+    values = {name: value for name, value in config.to_json().items() if name != "device"}
+    whole = {"config": values, "gradless": __version__, "stream": rng.STREAM_VERSION}
+    return hashlib.sha256(_canonical(whole).encode()).hexdigest()[:12]
+
+
+def request(grid: Grid, cell: Cell, point: Point, phase: str, seed: int, cost: Cost) -> Request:
+    """One run of a cell, with its steps counted from the budget.
+
+    Raises:
+        BadInput: the budget is too small for one step.
+    """
+    with _named(grid, cell):
+        config = configure(grid, cell, point, seed=seed, test=phase == FINAL)
+        steps = grid.budget.amount
+        if grid.budget.unit == "forwards":
+            if config.query_schedule != "constant":
+                raise BadInput(UNEVEN)
+            price = cost(config.resolved())
+            steps = grid.budget.amount // price
+            if steps < 1:
+                raise BadInput(f"a step costs {price} forwards and the budget is {grid.budget.amount}: raise it")
+        # Rounded up, so that the last of them falls on the last step.
+        every = -(-steps // cell.base.get(EVALUATIONS, 5))
+        config = dataclasses.replace(config, steps=steps, eval_every=every).resolved()
+    return Request(run_id(config), phase, cell.values, point, seed, config)
+
+
+def configure(grid: Grid, cell: Cell, point: Point, *, seed: int, test: bool) -> TuneConfig:
+    """The settings of a run, apart from its number of steps."""
+    given = {**cell.base, **cell.values, **point}
+    given.pop(EVALUATIONS, None)
+    if OWN in given:
+        given["task"] = None
+        # Own files are used whole unless a number says otherwise, so that no test rows means no test file.
+        sizes = {name: given.get(name, 0) for name in ("num_train", "num_dev", "num_test")}
+        files = given[OWN] if test else {key: value for key, value in given[OWN].items() if key != "test"}
+        given |= {**sizes, OWN: files}
+    if not test:
+        given["num_test"] = 0
+    if given.get("data") is not None:
+        given["data"] = _place(grid, cell, given["data"])
+    local = grid.folder / given["model"]
+    given["model"] = str(local) if local.exists() else given["model"]
+    options = {name.removeprefix(OPTION): given.pop(name) for name in list(given) if name.startswith(OPTION)}
+    select = "loss" if grid.select == "loss" else "metric"
+    return TuneConfig(**given, options=options, seed=seed, select=select, zero_shot=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# inside
+
+
+def _changed(grid: Grid, values: dict[str, Any]) -> Cell | None:
+    """A cell after all ``[[when]]`` that match, in order."""
+    base, searched, skip = dict(grid.base), dict(grid.searched), False
+    for when in grid.whens:
+        if all(any(_like(values[name], one) for one in several) for name, several in when.match.items()):
+            skip = skip if when.skip is None else when.skip
+            searched |= when.grid
+            for name in when.grid:
+                base.pop(name, None)
+            for name in when.base:
+                searched.pop(name, None)
+            base |= when.base
+    return None if skip else Cell(cell_name(values), values, base, searched)
+
+
+def _like(value: Any, pattern: Any) -> bool:
+    if isinstance(value, str) and isinstance(pattern, str):
+        return fnmatchcase(value, pattern)
+    return type(value) is type(pattern) and bool(value == pattern)
+
+
+def _default(name: str) -> Any:
+    (field,) = (field for field in dataclasses.fields(TuneConfig) if field.name == name)
+    return field.default
+
+
+def _place(grid: Grid, cell: Cell, text: str) -> str:
+    for name in ("task", "scheme", "method"):
+        text = text.replace(f"{{{name}}}", cell.values[name])
+    if "{" in text:
+        raise BadInput(f"data = '{text}': only {{task}}, {{scheme}} and {{method}} are filled in")
+    return str(grid.folder / text)
+
+
+def _check(config: TuneConfig, *, several: bool) -> None:
+    """Refuse what cannot run, as far as that shows without data and model."""
+    config.resolved()
+    method, scheme = METHODS[config.method], config.scheme
+    if scheme in (NO_BLOCKS if method.blocks else NO_CUT if method.order == HYBRID else ()):
+        raise BadInput(f"{config.method} goes by layers of the model, which scheme {scheme} does not tune: skip it")
+    task = dataclasses.replace(tasks.get(config.task or "sst2"), **({} if config.task else {"name": OWN}))
+    objectives.choose(task, config.objective, backprop=method.differentiates)
+    if not config.aligned:
+        tasks.unaligned(task)
+    if several and config.k_shot is None and not (config.num_dev or config.own.get("dev")):
+        raise BadInput("its points are chosen on dev rows: raise num_dev, or leave one point")
+    if not (config.num_test or config.own):
+        raise BadInput("there are no test rows: raise num_test")
+
+
+@contextlib.contextmanager
+def _named(grid: Grid, cell: Cell) -> Iterator[None]:
+    """Puts the file and the cell in front of what is wrong."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{grid.path}: cell {cell.name}: {error}") from None
+
+
+def _distinct(requests: Iterable[Request]) -> list[Request]:
+    """Refuse two requests for the same run: their results could not be told apart."""
+    found: dict[str, Request] = {}
+    for one in requests:
+        other = found.setdefault(one.id, one)
+        if other is not one:
+            names = " and ".join(f"{cell_name(r.cell)} {r.point or ''}".strip() for r in (other, one))
+            raise BadInput(f"cell {names}: these are the same run: leave one")
+    return list(found.values())
+
+
+def _rank(run: Mapping[str, Any], metric: str, select: str) -> tuple[bool, float, float]:
+    """Smaller is better; the first is True for runs that may not be chosen."""
+    dev = run.get("dev") or {}
+    loss = dev.get("loss")
+    loss = math.inf if loss is None else loss
+    value = loss if select == "loss" else -(dev[metric] if dev.get(metric) is not None else -math.inf)
+    bad = run["status"] != DONE or not math.isfinite(value)
+    return bad, value, loss
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,163 @@
+"""One contract for every method in the table: a new row is tested by being there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from gradless import rng
+from gradless.errors import BadInput
+from gradless.methods import FORWARD, METHODS, SHARED, ZERO
+
+# Learning rates at which 60 steps on the problem below make clear progress, and what else a method needs there.
+SETTINGS: dict[str, dict] = {
+    **dict.fromkeys(METHODS, {"lr": 2e-2}),
+    "mezo-momentum": {"lr": 2e-3},
+    "zo-momentum": {"lr": 2e-3},
+    "mezo-adam": {"lr": 2e-2},
+    "zo-adam": {"lr": 2e-2},
+    "mezo-rms": {"lr": 1e-3},
+    "zo-sign": {"lr": 5e-3},
+    "zo-scalar-sign": {"lr": 5e-3},
+    "zo-block": {"lr": 1e-1},
+    "lezo": {"lr": 5e-2},
+    "lozo": {"lr": 2e-2, "rank": 2, "refresh": 10},
+    "zo-muon": {"lr": 2e-2, "rank": 2, "refresh": 10},
+    "fzoo": {"lr": 5e-3},
+    "hybrid": {"lr": 1e-2, "deep_lr_ratio": 2.0},
+    "fo-sgd": {"lr": 1e-1},
+    "fo-sgd-ckpt": {"lr": 1e-1},
+    "fo-adam": {"lr": 2e-2},
+    "fo-adam-ckpt": {"lr": 2e-2},
+}
+NAMES = sorted(METHODS)
+
+
+class Problem(nn.Module):
+    """Five small layers between an input and a norm, to be brought to where other weights are."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 6)
+        self.layers = nn.ModuleList(nn.Linear(6, 6) for _ in range(5))
+        self.norm = nn.LayerNorm(6)
+        with torch.no_grad():
+            for name, p in self.named_parameters():
+                p.copy_(rng.normal(3, name, p.shape) * 0.3 + (name == "norm.weight"))
+        self.calls = 0
+
+    def forward(self):
+        """Mean squared distance of the output from a fixed one."""
+        self.calls += 1
+        x = self.embedding(torch.arange(7))
+        for layer in self.layers:
+            x = x + torch.tanh(layer(x))
+        return (self.norm(x) - rng.normal(5, "target", (7, 6))).square().mean()
+
+
+def made(name, model, **more):
+    given = {**SETTINGS[name], **more}
+    return METHODS[name].make(model.named_parameters(), eps=1e-3, seed=4, **given)
+
+
+def bits(model):
+    return {name: p.detach().clone().view(torch.int32) for name, p in model.named_parameters()}
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def loss_of(model):
+    with torch.no_grad():
+        return float(model())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns(name):
+    model = Problem()
+    opt, before = made(name, model), loss_of(model)
+    for _ in range(60):
+        opt.step(model)
+    assert loss_of(model) < 0.9 * before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_probe_leaves_the_weights_alone(name):
+    model = Problem()
+    opt, before = made(name, model), bits(model)
+    opt.probe(model)
+    assert same(bits(model), before)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_costs_what_it_says(name):
+    model = Problem()
+    opt = made(name, model)
+    for _ in range(3):
+        before = opt.forwards
+        opt.step(model)
+        assert opt.forwards - before == opt.cost(0)
+    if METHODS[name].order == ZERO:
+        assert model.calls == 3 * opt.cost(0)
+    elif METHODS[name].order == FORWARD:
+        assert 2 * model.calls == 3 * opt.cost(0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("defer", [False, True])
+def test_it_is_deterministic_and_replays_or_says_why_not(name, defer):
+    first, second, third = Problem(), Problem(), Problem()
+    moves = []
+    for model in (first, second):
+        opt = made(name, model, defer=defer)
+        moves.append([opt.step_with(model)[1] for _ in range(12)])
+        opt.flush()
+    assert same(bits(first), bits(second))
+    assert moves[0] == moves[1]
+    again = made(name, third)
+    if METHODS[name].replays:
+        again.replay(moves[0])
+        assert same(bits(first), bits(third))
+    else:
+        with pytest.raises(BadInput, match="cannot be replayed"):
+            again.replay(moves[0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_engines_agree(name):
+    coeffs = []
+    for engine in ("stream", "dual"):
+        model = Problem()
+        coeffs.append(made(name, model, engine=engine).probe(model).sketch.coeffs)
+    assert coeffs[0] == pytest.approx(coeffs[1], rel=2e-3, abs=2e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_are_checked(name):
+    method = METHODS[name]
+    method.check(name, method.options())
+    with pytest.raises(BadInput, match="nonsense"):
+        method.check(name, {"nonsense": 1})
+    assert not set(SHARED) & set(method.options())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16_weights_learn_too(name):
+    model = Problem().to(torch.bfloat16)
+    opt = made(name, model)
+
+    def closure():
+        x = model.embedding(torch.arange(7)).float()
+        for layer in model.layers:
+            x = x + torch.tanh(layer(x.to(torch.bfloat16)).float())
+        return (model.norm(x.to(torch.bfloat16)).float() - rng.normal(5, "target", (7, 6))).square().mean()
+
+    with torch.no_grad():
+        before = float(closure())
+    for _ in range(60):
+        opt.step(closure)
+    with torch.no_grad():
+        assert float(closure()) < before
