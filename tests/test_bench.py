@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import json
 import math
@@ -262,6 +263,8 @@ def test_a_full_disk_stops_everything_and_can_be_continued(place):
     full.touch()
     outcome = place.bench()
     assert outcome.stopped.startswith("cannot write at ")
+    assert not outcome
+    assert place.said[-1].startswith("stopped: cannot write at ")
     assert len(place.started) == 1
     assert not list(place.out.glob("runs/*/failed.json"))
     full.unlink()
@@ -318,12 +321,11 @@ place.bench(workers=2)
 """
 
 
-def started(place: Place, runs: int) -> subprocess.Popen[str]:
+def started(place: Place, runs: int, *, seconds: float = 0.3, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """A benchmark in a process of its own that has started so many runs."""
-    environment = {**os.environ, "FAKE_SECONDS": "0.3", "PYTHONPATH": os.pathsep.join([*sys.path])}
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(place.grid.parent)], env=environment, stderr=subprocess.PIPE, text=True
-    )
+    environment = {**os.environ, "FAKE_SECONDS": str(seconds), "PYTHONPATH": os.pathsep.join([*sys.path])}
+    command = [*before, sys.executable, "-c", SCRIPT, str(place.grid.parent)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 60
     while len(place.started) < runs:
         assert process.poll() is None, process.communicate()[1]
@@ -344,7 +346,10 @@ def test_killed_half_way_it_continues_to_the_same_results(tmp_path, number):
     if number != signal.SIGKILL:
         assert "KeyboardInterrupt" in stderr
         # Its runs were stopped with it: their claims are free.
-        assert all(claims.take(path) is not None for path in (place.out / "locks").iterdir())
+        for path in (place.out / "locks").iterdir():
+            claim = claims.take(path)
+            assert claim is not None, path
+            os.close(claim)
     assert 0 < len(place.lines) < RUNS
     finished = {line["id"] for line in place.lines}
     before = place.started
@@ -353,6 +358,16 @@ def test_killed_half_way_it_continues_to_the_same_results(tmp_path, number):
     if number == signal.SIGKILL:  # its runs went on and kept their claims, so nobody started them again
         assert len(place.started) == len(set(place.started)) == RUNS
     assert place.table() == whole.table()
+
+
+def test_in_the_background_it_stops_its_runs_too(tmp_path):
+    place = Place(tmp_path)
+    process = started(place, 2, seconds=60, before=("sh", "-c", 'trap "" INT; exec "$@"', "sh"))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    claim = claims.take(place.out / "locks" / place.started[0])
+    assert claim is not None
+    os.close(claim)
 
 
 def test_a_claim_is_exclusive_until_it_is_given_back(tmp_path):
@@ -413,7 +428,7 @@ def test_another_grid_is_refused_with_what_differs(place):
     place.bench()
     place.grid.write_text(GRID.replace("evaluations = 2", "evaluations = 3"))
     with pytest.raises(
-        BadInput, match="holds another grid .base.evaluations was 2 and is now 3.: choose another --out"
+        BadInput, match=r"holds another grid .base.evaluations was 2 and is now 3.: choose another --out"
     ):
         place.bench()
 
@@ -431,7 +446,7 @@ def test_the_same_grid_with_data_elsewhere_is_refused(tmp_path, monkeypatch):
     place.bench()
     other = Place(tmp_path / "other", place.grid.read_text())
     other.out = place.out
-    with pytest.raises(BadInput, match="data was '.*one/rows' and is now '.*other/rows'"):
+    with pytest.raises(BadInput, match=r"data was '.*one/rows' and is now '.*other/rows'"):
         other.bench()
 
 
@@ -452,7 +467,7 @@ def test_bad_numbers_and_places_are_refused(place, tmp_path):
 
 def test_missing_data_are_refused_before_anything_runs(tmp_path):
     place = Place(tmp_path, GRID.replace("[base]", '[base]\ndata = "nowhere"'))
-    with pytest.raises(BadInput, match="cell mezo/full/sst2/tiny-llama: .*nowhere"):
+    with pytest.raises(BadInput, match=r"cell mezo/full/sst2/tiny-llama: .*nowhere"):
         place.bench()
     assert not place.out.exists()
 
@@ -496,6 +511,17 @@ def test_a_dry_run_takes_seconds_and_memory_from_finished_runs(place):
     assert f"{wall:.0f} s" in next(row for row in place.said[said:] if row.startswith("all "))
 
 
+def test_costs_are_asked_for_once_for_each_kind_of_step(place):
+    asked: list[str] = []
+
+    def counted(config: TuneConfig) -> int:
+        asked.append(config.method)
+        return 2
+
+    place.bench(cost=counted)
+    assert sorted(asked) == ["lozo", "mezo"]
+
+
 def test_more_tokens_are_expected_to_take_longer(tmp_path, monkeypatch):
     from gradless import bench_estimate
 
@@ -503,7 +529,7 @@ def test_more_tokens_are_expected_to_take_longer(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_estimate, "matmul_speed", lambda *_: 1e9)
     one = grid.search_runs(grid.read(place.grid), cost)[0]
     guess = bench_estimate.from_sizes(cost, lambda line: None)
-    longer = one._replace(config=h.dataclasses.replace(one.config, steps=2 * one.config.steps))
+    longer = one._replace(config=dataclasses.replace(one.config, steps=2 * one.config.steps))
     short, long = guess(one), guess(longer)
     assert 0 < short.seconds < long.seconds < 2.5 * short.seconds
     assert short.memory == long.memory > 0

@@ -50,7 +50,7 @@ def write(folder: Path, text: str = SMALL) -> Path:
     return path
 
 
-def read(folder: Path, text: str = SMALL) -> grid.Grid:
+def read(folder: Path, text: str = SMALL) -> bench_toml.Grid:
     return grid.read(write(folder, text))
 
 
@@ -352,11 +352,11 @@ REFUSED = {
     ),
     "hybrid with prompts": (
         replaced('["mezo", "fo-adam"]', '["hybrid"]').replace('"lora"', '"prompt"'),
-        "cell hybrid/prompt/sst2/tiny-llama: hybrid goes by the layers",
+        "cell hybrid/prompt/sst2/tiny-llama: hybrid goes by layers",
     ),
     "layers of a head": (
         replaced('["mezo", "fo-adam"]', '["lezo"]').replace('"lora"', '"head"'),
-        "cell lezo/head/sst2/tiny-llama: lezo goes by the layers",
+        "cell lezo/head/sst2/tiny-llama: lezo goes by layers",
     ),
     "unaligned": (
         replaced('"sst2"', '"mrpc"').replace("num_dev", "aligned = false\nnum_dev"),
@@ -402,7 +402,7 @@ def test_two_requests_for_one_run_are_refused(tmp_path):
     found = read(tmp_path, replaced("lr = [1e-6, 3e-6, 1e-5]", "lr = [1e-6]"))
     twin = grid.final_runs(found, grid.choose(found, []), cost)[0]
     with pytest.raises(BadInput, match=r"cell mezo/full/sst2/tiny-llama .*these are the same run"):
-        grid._distinct([twin, twin._replace(seed=1)])
+        grid._distinct(found, [twin, twin._replace(seed=1)])
     with pytest.raises(BadInput, match="twice"):
         read(tmp_path, text)
 

@@ -22,7 +22,7 @@ LAYERS = (
     ("rng",),
     ("kernels",),  # a package: its parts import each other
     ("gradients",),
-    ("directions", "points", "deferred", "copies", "ahead", "rules", "estimators", "derivatives", "accept"),
+    ("directions", "points", "deferred", "copies", "ahead", "rules", "estimators", "derivatives", "accept", "moves"),
     ("thin", "masks", "moments", "signs", "muon", "layers", "subsets"),
     ("prefix",),
     ("streaming",),
@@ -52,7 +52,20 @@ LAYERS = (
 # The optimizer and what it stands on: usable without a language model in sight.
 CORE = (
     *("errors", "hashing", "rng", "kernels", "gradients", "directions", "scales", "streaming", "rules", "estimators"),
-    *("points", "deferred", "copies", "ahead", "thin", "derivatives", "accept", "masks", "moments", "signs", "muon"),
+    *(
+        "points",
+        "deferred",
+        "copies",
+        "ahead",
+        "thin",
+        "derivatives",
+        "accept",
+        "moves",
+        "masks",
+        "moments",
+        "signs",
+        "muon",
+    ),
     *("layers", "subsets", "prefix"),
     *("landscape", "leaves", "optimizer", "methods", "ledger"),
 )

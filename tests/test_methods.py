@@ -12,7 +12,7 @@ from gradless.methods import FORWARD, METHODS, SHARED, ZERO
 
 # Learning rates at which 60 steps on the problem below make clear progress, and what else a method needs there.
 SETTINGS: dict[str, dict] = {
-    **dict.fromkeys(METHODS, {"lr": 2e-2}),
+    **{name: {"lr": 2e-2} for name in METHODS},
     "mezo-momentum": {"lr": 2e-3},
     "zo-momentum": {"lr": 2e-3},
     "mezo-adam": {"lr": 2e-2},
@@ -161,3 +161,23 @@ def test_bfloat16_weights_learn_too(name):
         opt.step(closure)
     with torch.no_grad():
         assert float(closure()) < before
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_saved_state_continues_to_the_same_weights(name):
+    straight, stopped, resumed = Problem(), Problem(), Problem()
+    opt = made(name, straight)
+    for _ in range(8):
+        opt.step(straight)
+    first = made(name, stopped)
+    for _ in range(5):
+        first.step(stopped)
+    state = first.state_dict()
+    resumed.load_state_dict(stopped.state_dict())
+    for _ in range(3):  # what the first one does now is its own affair
+        first.step(stopped)
+    second = made(name, resumed)
+    second.load_state_dict(state)
+    for _ in range(3):
+        second.step(resumed)
+    assert same(bits(straight), bits(resumed))

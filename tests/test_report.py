@@ -149,6 +149,24 @@ def test_accuracy_says_fewer_seeds_and_diverged_finals(tmp_path):
     assert row(table, "zero-shot") == [NOTHING]
 
 
+@pytest.mark.parametrize(
+    ("phase", "ends", "text"),
+    [
+        ("search", ("diverged", "diverged"), "diverged"),
+        ("search", ("diverged", "failed"), "diverged"),
+        ("search", ("failed", "failed"), "failed"),
+        ("search", ("done", "diverged"), NOTHING),
+        ("final", ("diverged", "diverged"), "diverged"),
+        ("final", ("failed", "failed"), "failed"),
+    ],
+)
+def test_accuracy_says_why_there_is_none(tmp_path, phase, ends, text):
+    bench = Bench(tmp_path / "b")
+    for seed, status in enumerate(ends):
+        bench.run(phase, cell(), {"lr": 10.0**-seed} if phase == "search" else {}, seed, status=status)
+    assert row(named(bench.folder, "accuracy"), "mezo") == [text]
+
+
 def test_the_first_metric_of_the_task_counts(tmp_path):
     bench = Bench(tmp_path / "b")
     for task, metric in (("squad", "token_f1"), ("own", "accuracy"), ("no-such-task", "accuracy")):
@@ -181,14 +199,14 @@ def test_models_get_tables_of_their_own(tmp_path):
 def test_cost_is_in_ratios_to_mezo_and_to_inference(small):
     table = named(small, "cost")
     assert [column.flat for column in table.columns][:2] == ["Scheme", "Method"]
-    assert row(table, "full", "fo-adam") == ["16", "100", "3", "2", "2.00", "4", "4.00"]
-    assert row(table, "full", "mezo") == ["16", "100", "2", "1", "1.00", "1.05", "1.05"]
+    assert row(table, "full", "fo-adam") == ["16", "100", "3", "2.00", "2.00", "4.00", "4.00"]
+    assert row(table, "full", "mezo") == ["16", "100", "2", "1.00", "1.00", "1.05", "1.05"]
 
 
 def test_cost_without_mezo_or_memory_has_gaps(tmp_path):
     bench = Bench(tmp_path / "b")
     bench.run("search", cell("lozo"), {}, 0, **costs(2, 1.0, 0, 0))
-    assert row(named(bench.folder, "cost"), "lozo") == ["16", "100", "2", "1", NOTHING, NOTHING, NOTHING]
+    assert row(named(bench.folder, "cost"), "lozo") == ["16", "100", "2", "1.00", NOTHING, NOTHING, NOTHING]
 
 
 # --- hyper-parameters ---

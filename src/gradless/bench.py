@@ -25,14 +25,17 @@ from gradless import bench_results as results
 from gradless import bench_toml, grid, run
 from gradless.bench_process import Child, Command
 from gradless.bench_results import overhead
+from gradless.bench_toml import Grid
 from gradless.config import TuneConfig, difference
 from gradless.errors import BadInput
-from gradless.grid import FINAL, SEARCH, Cost, Grid, Request, cell_name
+from gradless.grid import FINAL, SEARCH, Cost, Request, cell_name
 from gradless.notes import write_json, write_text
 from gradless.progress import Reporter
 
 __all__ = ["Outcome", "bench", "overhead"]
 
+# Settings that a step's cost does not depend on.
+NO_COST = ("lr", "eps", "seed", "steps", "eval_every", "num_train", "num_dev", "num_test", "own", "data")
 POLL = 0.2  # seconds between two looks at what runs, and ten times that where only others work
 WHOLE = "directory"  # the claim on results.jsonl and the requests
 
@@ -48,7 +51,11 @@ class Outcome(NamedTuple):
     hopeless: tuple[str, ...]
     """Cells all of whose search runs diverged or failed, so that they have no final run."""
     stopped: str = ""
-    """The sentence with which the disk refused; everything else can be continued."""
+    """The sentence with which the disk refused; the same call continues."""
+
+    def __bool__(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.stopped
 
 
 @dataclass(kw_only=True, slots=True)
@@ -100,15 +107,15 @@ def bench(
     for name, number in (("workers", workers), ("threads", threads)):
         if number is not None and number < 1:
             raise BadInput(f"--{name} is {number}: it must be at least 1")
-    asked = grid.read(grid_path)
+    asked, price = grid.read(grid_path), _remembered(cost or run.step_cost)
     out = out.resolve()
     _check_place(asked, out)
-    board = Board(grid=asked, out=out, possible=_in_order(asked, cost or run.step_cost))
+    board = Board(grid=asked, out=out, possible=_in_order(asked, price))
     _check_requests(board)
     _check_data(board)
     if dry_run:
         _refresh(board)
-        estimate.show(board.wanted, _expected(board), board.lines, cost or run.step_cost, reporter.say)
+        estimate.show(board.wanted, _expected(board), board.lines, price, reporter.say)
         return _outcome(board)
     _open(board)
     return _work(board, workers, threads, reporter, command, poll)
@@ -123,6 +130,20 @@ def _in_order(asked: Grid, cost: Cost) -> list[Request]:
     places = {cell.name: place for place, cell in enumerate(grid.cells(asked))}
     runs = grid.possible_runs(asked, cost)
     return sorted(runs, key=lambda one: (places.get(cell_name(one.cell), -1), one.phase == FINAL))
+
+
+def _remembered(cost: Cost) -> Cost:
+    """Ask once for all runs that differ in nothing that a step's cost could depend on: it may take a model to tell."""
+    known: dict[str, int] = {}
+
+    def told(config: TuneConfig) -> int:
+        values = {name: value for name, value in config.to_json().items() if name not in NO_COST}
+        key = json.dumps(values, sort_keys=True)
+        if key not in known:
+            known[key] = cost(config)
+        return known[key]
+
+    return told
 
 
 def _check_place(asked: Grid, out: Path) -> None:
@@ -221,7 +242,9 @@ def _work(
                     looked = time.monotonic()
         finally:
             processes.stop(children, board.out)
-    if not stopped:
+    if stopped:
+        reporter.say(f"stopped: {stopped}; the same command then continues")
+    else:
         _record(board, reporter)
         reporter.say(_summary(board))
     return _outcome(board)._replace(stopped=stopped)
@@ -371,6 +394,6 @@ def _summary(board: Board) -> str:
 
 
 def _outcome(board: Board) -> Outcome:
-    counts = [sum(line["status"] == status for line in board.lines.values()) for status in ("done", "diverged")]
-    rest = len(board.lines) - sum(counts)
-    return Outcome(len(board.wanted), *counts, rest, tuple(board.hopeless))
+    found = [line["status"] for line in board.lines.values()]
+    done, diverged = found.count("done"), found.count("diverged")
+    return Outcome(len(board.wanted), done, diverged, len(found) - done - diverged, tuple(board.hopeless))

@@ -96,9 +96,11 @@ def close(child: Child, stderr: str, out: Path) -> str | None:
 def stop(children: Iterable[Child], out: Path) -> None:
     """Interrupt processes as Ctrl-C does, wait, end those that do not listen, and give their claims back."""
     children = list(children)
+    # A shell that puts us into the background makes us and our children deaf to Ctrl-C.
+    deaf = sys.platform == "win32" or signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     for child in children:
         if child.process.poll() is None:
-            child.process.send_signal(signal.SIGTERM if sys.platform == "win32" else signal.SIGINT)
+            child.process.send_signal(signal.SIGTERM if deaf else signal.SIGINT)
     until = time.perf_counter() + PATIENCE
     for child in children:
         if ended(child, max(0.0, until - time.perf_counter())) is None:

@@ -39,7 +39,7 @@ class Estimate(NamedTuple):
 
 
 class Estimator(NamedTuple):
-    """``estimate(oracle, keys)``; ``queries(step)`` directions; ``forwards(K)`` passes, a backward being two of them."""
+    """``estimate(oracle, keys)``; ``queries(step)`` directions; ``forwards(K)`` passes, a backward as two."""
 
     name: str
     eps: float

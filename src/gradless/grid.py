@@ -135,7 +135,7 @@ def search_runs(grid: Grid, cost: Cost) -> list[Request]:
     for cell in cells(grid):
         points = cell.points if len(cell.points) > 1 else []
         found += [request(grid, cell, point, SEARCH, grid.search_seed, cost) for point in points]
-    return _distinct(found)
+    return _distinct(grid, found)
 
 
 def final_runs(grid: Grid, chosen: Mapping[str, Point | None], cost: Cost) -> list[Request]:
@@ -147,12 +147,13 @@ def final_runs(grid: Grid, chosen: Mapping[str, Point | None], cost: Cost) -> li
         cost: as in `search_runs`.
     """
     wanted = [(cell, chosen.get(cell.name)) for cell in cells(grid)]
-    return _distinct(
+    found = [
         request(grid, cell, point, FINAL, seed, cost)
         for cell, point in wanted
         if point is not None
         for seed in grid.seeds
-    )
+    ]
+    return _distinct(grid, found)
 
 
 def zero_shot_runs(grid: Grid) -> list[Request]:
@@ -182,7 +183,7 @@ def possible_runs(grid: Grid, cost: Cost) -> list[Request]:
         for point in cell.points
         for seed in grid.seeds
     ]
-    return _distinct([*zero_shot_runs(grid), *search_runs(grid, cost), *finals])
+    return _distinct(grid, [*zero_shot_runs(grid), *search_runs(grid, cost), *finals])
 
 
 def choose(grid: Grid, results: Iterable[Mapping[str, Any]]) -> dict[str, Point | None]:
@@ -317,7 +318,7 @@ def _check(config: TuneConfig, *, several: bool) -> None:
     method, scheme = METHODS[config.method], config.scheme
     if scheme in (NO_BLOCKS if method.blocks else NO_CUT if method.order == HYBRID else ()):
         raise BadInput(f"{config.method} goes by layers of the model, which scheme {scheme} does not tune: skip it")
-    task = dataclasses.replace(tasks.get(config.task or "sst2"), **({} if config.task else {"name": OWN}))
+    task = tasks.get(config.task) if config.task else dataclasses.replace(tasks.get("sst2"), name=OWN)
     objectives.choose(task, config.objective, backprop=method.differentiates)
     if not config.aligned:
         tasks.unaligned(task)
@@ -336,14 +337,14 @@ def _named(grid: Grid, cell: Cell) -> Iterator[None]:
         raise BadInput(f"{grid.path}: cell {cell.name}: {error}") from None
 
 
-def _distinct(requests: Iterable[Request]) -> list[Request]:
+def _distinct(grid: Grid, requests: Iterable[Request]) -> list[Request]:
     """Refuse two requests for the same run: their results could not be told apart."""
     found: dict[str, Request] = {}
     for one in requests:
         other = found.setdefault(one.id, one)
         if other is not one:
             names = " and ".join(f"{cell_name(r.cell)} {r.point or ''}".strip() for r in (other, one))
-            raise BadInput(f"cell {names}: these are the same run: leave one")
+            raise BadInput(f"{grid.path}: cell {names}: these are the same run: leave one")
     return list(found.values())
 
 

@@ -10,7 +10,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,38 +20,21 @@ from gradless import kernels, leaves, rng
 from gradless.accept import FORWARDS, Accept
 from gradless.accept import always as always
 from gradless.deferred import Deferred
+from gradless.derivatives import all_finite
 from gradless.directions import Directions, rademacher
 from gradless.errors import BadInput, Diverged, pick
 from gradless.estimators import Estimator, Oracle, spsa
 from gradless.gradients import Dense, Gradient, Mixture, Sketch, combine, finish
 from gradless.landscape import ENGINES as ENGINES
 from gradless.landscape import STREAM, Closure, Landscape
+from gradless.moves import Move as Move
+from gradless.moves import Probe as Probe
 from gradless.points import probe_point
 from gradless.prefix import Prefix
 from gradless.rules import Rule, chain, like, plain, scale
 
 PATIENCE = 10  # non-finite losses in a row that end a run
 ZERO_WARNING = 5  # estimates of exactly zero in a row that are worth a word
-
-
-class Probe(NamedTuple):
-    """What one estimate found; the weights are as before."""
-
-    step: int
-    loss: float  # mean of the evaluated losses
-    sketch: Sketch
-    forwards: int
-    finite: bool
-    tensors: Mapping[str, Tensor] | None = None  # stored gradients by leaf name, of estimators that make some
-
-
-class Move(NamedTuple):
-    """One update, as a ledger holds it."""
-
-    step: int
-    coeffs: tuple[float, ...]
-    lrs: tuple[float, ...]  # per parameter group, times what acceptance made of the update
-    skipped: bool
 
 
 class ZerothOrder(torch.optim.Optimizer):
@@ -177,7 +160,7 @@ class ZerothOrder(torch.optim.Optimizer):
             loss, coeffs, tensors = self.estimator.estimate(oracle, keys)
         # What is logged and sent is float32, so that is also what is applied here.
         coeffs = tuple(float(np.float32(c)) for c in coeffs)
-        finite = math.isfinite(loss) and all(map(math.isfinite, coeffs)) and _all_finite(tensors)
+        finite = math.isfinite(loss) and all(map(math.isfinite, coeffs)) and all_finite(tensors)
         self._zero_row = 0 if any(coeffs) or not keys else self._zero_row + 1
         if self._zero_row == ZERO_WARNING:
             warnings.warn(
@@ -230,8 +213,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.flush()
         self._torn = True
         for leaf in self.leaves:
-            lr, p = lrs[leaf.group], leaf.param.detach()
-            decay = 1.0 - lr * self.param_groups[leaf.group]["weight_decay"]
+            lr, p, decay = lrs[leaf.group], leaf.param.detach(), self._decay(lrs[leaf.group], leaf.group)
             if isinstance(direction, Mixture):
                 combine(p, leaf, direction, amplitude=leaf.update, scale=-lr, decay=decay, rounding=rounding)
             else:
@@ -247,12 +229,15 @@ class ZerothOrder(torch.optim.Optimizer):
         self, mixture: Mixture, lrs: tuple[float, ...], group: int
     ) -> tuple[float, tuple[int, ...], list[float]]:
         """An update of one parameter group as a step of a program."""
-        decay = 1.0 - lrs[group] * self.param_groups[group]["weight_decay"]
-        return decay, mixture.keys, [-lrs[group] * w for w in mixture.weights]
+        return self._decay(lrs[group], group), mixture.keys, [-lrs[group] * w for w in mixture.weights]
 
     def cost(self, step: int) -> int:
         """Forward passes of a step, a backward counted as two."""
         return self.estimator.forwards(self.estimator.queries(step)) + FORWARDS.get(self.accept, 0)
+
+    def _decay(self, lr: float, group: int) -> float:
+        """Factor of the weights; what acceptance turned round decays all the same."""
+        return 1.0 - abs(lr) * float(self.param_groups[group]["weight_decay"])
 
     def skip(self) -> None:
         """Pass over a step whose loss was not finite: directions move on, weights and rule state do not."""
@@ -343,14 +328,11 @@ class ZerothOrder(torch.optim.Optimizer):
                 self._replay_fused(part)
             else:
                 for move in part:
-                    self._redo(move)
+                    if move.skipped:
+                        self.skip()
+                    else:
+                        self.apply(self.sketch(move), lrs=move.lrs)
         self.flush()
-
-    def _redo(self, move: Move) -> None:
-        if move.skipped:
-            self.skip()
-        else:
-            self.apply(self.sketch(move), lrs=move.lrs)
 
     def _replay_fused(self, moves: Sequence[Move]) -> None:
         done: list[tuple[Move, Mixture]] = []
@@ -396,6 +378,7 @@ class ZerothOrder(torch.optim.Optimizer):
             "skipped": self.skipped,
             "skipped_row": self._skipped_row,
             "rule": plain(self._rule_state),
+            "masks": {leaf.name: leaf.mask.clone() for leaf in self.leaves if leaf.mask is not None},
         }
         return {**super().state_dict(), "gradless": own}
 
@@ -414,8 +397,6 @@ class ZerothOrder(torch.optim.Optimizer):
         self.t, self.landscape.forwards, self.skipped = own["t"], own["forwards"], own["skipped"]
         self._skipped_row = own["skipped_row"]
         self._rule_state = like(self.rule.init(), own["rule"])
-
-
-def _all_finite(tensors: Mapping[str, Tensor] | None) -> bool:
-    """Whether stored gradients are finite; their sums tell, at a quarter of the cost of a look at each element."""
-    return all(math.isfinite(float(g.sum())) for g in (tensors or {}).values())
+        for leaf in self.leaves:
+            if leaf.mask is not None:  # made anew, from weights that may have been trained already
+                leaf.mask.copy_(own["masks"][leaf.name])

@@ -45,7 +45,11 @@ class Window(NamedTuple):
 
 
 def plain(state: Any) -> Any:
-    """A rule's state as nested lists, which any serializer can write."""
+    """A rule's state as nested lists and copies of tensors, which any serializer can write."""
+    if isinstance(state, Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return {name: plain(item) for name, item in state.items()}
     return [plain(item) for item in state] if isinstance(state, tuple) else state
 
 
@@ -55,7 +59,10 @@ def like(example: Any, values: Any) -> Any:
         mixtures = values[0]
         return Window(tuple(Mixture(tuple(keys), tuple(weights)) for keys, weights in mixtures))
     if isinstance(example, tuple):
-        return tuple(like(part, value) for part, value in zip(example, values, strict=True))
+        parts = [like(part, value) for part, value in zip(example, values, strict=True)]
+        return type(example)(*parts) if hasattr(example, "_fields") else tuple(parts)
+    if isinstance(example, dict):  # tensors by leaf
+        return {name: tuple(tensor.clone() for tensor in tensors) for name, tensors in values.items()}
     return values
 
 

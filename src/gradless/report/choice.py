@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 from gradless.report.study import DONE, Cell, Results, Run, Study, metric_of, number
@@ -37,12 +38,15 @@ def _best(study: Study, cell: Cell, found: Results) -> Run | None:
     """The finished search run with the best dev value, as the grid selects: a metric, or the loss."""
     wanted = study.grid.get("select", "metric")
 
-    def goodness(run: Run) -> float | None:
+    def goodness(run: Run) -> tuple[float, float] | None:
+        """Higher is better; equal metrics are told apart by the loss."""
+        loss = run.metric("dev", "loss")
+        low = -loss if loss is not None else -math.inf
         if wanted == "loss":
-            loss = run.metric("dev", "loss")
-            return None if loss is None else -loss
+            return None if loss is None else (low, 0.0)
         named = run.metric("dev", str(wanted))
-        return named if named is not None else run.metric("dev", metric_of(cell.task))
+        named = named if named is not None else run.metric("dev", metric_of(cell.task))
+        return None if named is None else (named, low)
 
     scored = [(goodness(run), run) for run in found.search if run.status == DONE]
     known = [(value, run) for value, run in scored if value is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +28,11 @@ FILLS = {"zo": "full", "forward-mode": "bottom", "hybrid": "left", "fo": "none"}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "<", ">", "p", "d")
 HEIGHT, WIDTH = 3.7, 4.6  # inches of a picture of curves, its labels excluded
 POINT = 72.0
-LEFT, BOTTOM, TOP = 0.68, 0.52, 0.56  # inches around the axes
+LEFT, BOTTOM, TOP = 0.74, 0.52, 0.56  # inches around the axes
 GAP = 12.5  # points between labels below each other
 MOST_LEADERS = 9
 MOST_LABELS = 26
-TICKS = (1, 1.05, 1.1, 1.2, 1.3, 1.5, 1.75, 2, 2.5, 3, 4, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+TICKS = (1, 2, 5, 10, 20, 50, 100, 3, 1.5, 4, 7, 30, 70, 15, 1.2, 1.1, 2.5, 1.3, 1.05, 1.15, 1.75)  # the roundest first
 
 
 class Picture(NamedTuple):
@@ -130,7 +130,7 @@ def curves(lines: Sequence[Line], looks: dict[str, Look], *, view: str, title: s
     texts = [f"{line.cell.label}  {y:.3f}" for line, (_, y) in zip(lines, ends, strict=True)]
     widest = max(_size(figure, renderer, text)[0] for text in texts)
     _untouched(axes, before)
-    height = max(HEIGHT, (len(lines) - 1) * GAP / POINT + BOTTOM + TOP)
+    height = max(HEIGHT, ((len(lines) - 1) * GAP + 6) / POINT + BOTTOM + TOP)
     _frame(figure, axes, width=WIDTH, height=height, right=widest / POINT + 0.75)
     _end_labels(axes, ends, texts, [looks[line.cell.label] for line in lines])
     _legend(axes, unique(line.cell.kind for line in lines))
@@ -145,7 +145,7 @@ def _end_labels(axes: Any, ends: Sequence[tuple[float, float]], texts: Sequence[
     """
     bounds = axes.get_window_extent()
     heights = [axes.transData.transform(end)[1] for end in ends]
-    for end, text, look, y in zip(ends, texts, looks, spread(heights, GAP, bounds.y0, bounds.y1), strict=True):
+    for end, text, look, y in zip(ends, texts, looks, spread(heights, GAP, bounds.y0, bounds.y1 - 6), strict=True):
         up = (y - bounds.y0) / bounds.height
         sample = [1 + 12 / bounds.width, 1 + 23 / bounds.width, 1 + 34 / bounds.width]
         axes.plot(
@@ -249,7 +249,8 @@ def _memory_axis(axes: Any, memory: Sequence[float]) -> None:
     axes.set_xlim(low, high)
     kept: list[float] = []
     for tick in TICKS:
-        if low <= tick <= high and (not kept or math.log(tick / kept[-1]) > 0.085 * math.log(high / low)):
+        clear = all(abs(math.log(tick / other)) > 0.085 * math.log(high / low) for other in kept)
+        if low <= tick <= high and clear:
             kept.append(tick)
     axes.xaxis.set_major_locator(FixedLocator(kept))
     axes.xaxis.set_minor_locator(NullLocator())
@@ -276,7 +277,7 @@ def _spot_labels(
         obstacles += [Box(x - 4.5, y - 4.5, x + 4.5, y + 4.5), Box(x - 1, y - reach, x + 1, y + reach)]
     bounds = axes.get_window_extent()
     corners = axes.transData.transform([*best, (axes.get_xlim()[1], best[-1][1])])
-    for (x, y), (right, _) in zip(corners[:-1], corners[1:], strict=True):
+    for (x, y), (right, _) in pairwise(corners):
         obstacles.append(Box(x, y - 1, right, y + 1))
     area = Box(bounds.x0 + 2, bounds.y0 + 2, bounds.x1 - 2, bounds.y1 - 2)
     sizes = [_size(figure, renderer, text, 8.5) for text in texts]

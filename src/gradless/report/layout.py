@@ -82,11 +82,10 @@ def place(
     leaders: list[tuple[tuple[float, float], tuple[float, float]]] = []
     for i in sorted(range(len(anchors)), key=lambda i: (-crowd[i], -anchors[i][1], i)):
         taken = [*obstacles, *placed.values()]
-        _, box = min(
-            ((_cost(candidate, anchors[i], radius, area, taken, leaders), candidate)
-             for radius, candidate in _candidates(anchors[i], sizes[i])),
-            key=lambda found: found[0],
-        )  # fmt: skip
+        box, least = Box(*anchors[i], *anchors[i]), math.inf
+        for radius, candidate in _candidates(anchors[i], sizes[i]):
+            cost = _cost(candidate, anchors[i], radius, area, taken, leaders, least)
+            box, least = (candidate, cost) if cost < least else (box, least)
         placed[i] = box
         leaders.append((anchors[i], box.nearest(*anchors[i])))
     return [placed[i] for i in range(len(anchors))]
@@ -110,10 +109,16 @@ def _cost(
     area: Box,
     taken: Sequence[Box],
     leaders: Sequence[tuple[tuple[float, float], tuple[float, float]]],
+    limit: float,
 ) -> float:
+    """What a place for a label costs; no more is worked out than that it is above ``limit``."""
     near = box.nearest(*anchor)
     cost = math.dist(near, anchor) + 0.2 * radius + OUTSIDE * (not box.inside(area))
+    if cost >= limit:
+        return cost
     cost += OVERLAP * sum(box.overlaps(other) for other in taken)
+    if cost >= limit:
+        return cost
     on_the_way = [
         (anchor[0] + part / 8 * (near[0] - anchor[0]), anchor[1] + part / 8 * (near[1] - anchor[1]))
         for part in range(2, 8)

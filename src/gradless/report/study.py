@@ -106,8 +106,8 @@ class Results(NamedTuple):
 
     @property
     def hopeless(self) -> bool:
-        """Every searched point diverged."""
-        return bool(self.search) and not self.awaited and all(run.status == DIVERGED for run in self.search)
+        """Every searched point diverged or failed, so there will be no final runs."""
+        return bool(self.search) and not self.awaited and all(run.status != DONE for run in self.search)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

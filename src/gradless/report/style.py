@@ -44,6 +44,7 @@ tbody { border-bottom: 1px solid var(--rule); }
 tbody:last-child { border-bottom: 1.5px solid var(--ink); }
 tbody th { font-weight: 400; }
 tbody tr:hover { background: var(--tint); }
+.pin th:first-child { position: sticky; left: 0; background: var(--paper); }
 .num { text-align: right; }
 .std, .none { color: var(--soft); }
 .best { font-weight: 700; background: var(--best); }

@@ -17,7 +17,8 @@ STAR = "*"
 LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "''", "±": r"$\pm$", "\u00d7": r"$\times$", "†": r"$^\dagger$", "\u2013": "--", "·": r"$\cdot$",
+    "|": r"\textbar{}", '"': "''",
+    "±": r"$\pm$", "\u00d7": r"$\times$", "†": r"$^\dagger$", "\u2013": "--", "·": r"$\cdot$",
     "\n": " ", "\r": " ",
 }  # fmt: skip
 
@@ -154,7 +155,8 @@ def as_html(table: Table) -> str:
         bodies.append(f"<tbody>{''.join(lines)}</tbody>")
     return (
         f'<figure class="table" id="table-{quote(table.name)}"><h3>{quote(table.title)}</h3>'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{quote(table.title)}"><table>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{quote(table.title)}">'
+        f"<table{' class=pin' if table.labels == 1 else ''}>"
         f"<thead>{head}<tr>{''.join(names)}</tr></thead>{''.join(bodies)}</table></div>"
         f"<figcaption>{quote(table.caption)}</figcaption></figure>"
     )
@@ -197,11 +199,12 @@ def plain(table: Table) -> str:
 
 
 def _show_rich(table: Table) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table as Grid
     from rich.text import Text
 
-    grid = Grid(title=Text(table.title, "bold"), title_justify="left", caption_justify="left", header_style="dim")
+    grid = Grid(title=Text(table.title, "bold"), title_justify="left", header_style="dim", box=SIMPLE_HEAD)
     for place, column in enumerate(table.columns):
         head = "\n".join(part for part in (column.group, column.name) if part)
         grid.add_column(Text(head), justify="left" if place < table.labels else "right")

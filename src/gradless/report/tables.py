@@ -118,7 +118,12 @@ def accuracy(study: Study, section: Section) -> Table:
             if found is not None:
                 final = Counter(run.status for run in found.final)
                 counts = {"final_diverged": final[DIVERGED], "final_failed": final[FAILED]}
-                more = {"metric": metric_of(task), **score_record(mean), **counts, "all_diverged": found.hopeless}
+                more = {
+                    "metric": metric_of(task),
+                    **score_record(mean),
+                    **counts,
+                    "outcome": "done" if mean else texts[-1].strip(NOTHING),
+                }
                 records.append({**cell_record(cell), **more})
         columns.append(marked(texts, values, zo))
     names = ["zero-shot", *(Cell("", "", "", method, extras=extras).label for method, extras in labels)]
@@ -143,15 +148,9 @@ def _outcome(found: Results | None, mean: Score | None, usual: int | None) -> st
         return NOTHING
     lost = sum(run.status == DIVERGED for run in found.final)
     if mean is not None:
-        return (
-            score_text(mean, usual=mean.n) + f" ({mean.n} of {len(found.final)})"
-            if lost
-            else score_text(mean, usual=usual)
-        )
-    if found.hopeless or (lost and lost == len(found.final)):
-        return "diverged"
-    runs = [*found.search, *found.final]
-    return "failed" if runs and all(run.status == FAILED for run in runs) else NOTHING
+        return score_text(mean, usual=mean.n if lost else usual) + (f" ({mean.n} of {mean.n + lost})" if lost else "")
+    ends = {run.status for run in (found.final or found.search)} if found.final or found.hopeless else set()
+    return "failed" if ends == {FAILED} else "diverged" if ends and DONE not in ends else NOTHING
 
 
 def cost(study: Study, section: Section) -> Table:
@@ -170,9 +169,9 @@ def cost(study: Study, section: Section) -> Table:
         numbers["seconds_to_mezo"] = seconds / base if seconds is not None and base else None
         batch = median(_batch(study, run) for run in runs)
         shown = (
-            _figure(batch), _figure(numbers["steps"]), _figure(numbers["forwards_per_step"]), _figure(seconds),
+            _figure(batch), _figure(numbers["steps"]), _figure(numbers["forwards_per_step"]), _measure(seconds),
             _figure(numbers["seconds_to_mezo"], "{:.2f}"),
-            _figure(numbers["peak_memory_bytes"], scale=GIGABYTE), _figure(numbers["memory_ratio"], "{:.2f}"),
+            _measure(numbers["peak_memory_bytes"], GIGABYTE), _figure(numbers["memory_ratio"], "{:.2f}"),
         )  # fmt: skip
         rows.append((*frame.items(cell), Item(cell.label), *map(Item, shown)))
         records.append({**cell_record(cell), "batch_size": batch, **numbers, "runs": len(runs)})
@@ -222,11 +221,16 @@ def _batch(study: Study, run: Run) -> float | None:
     return float(value) if isinstance(value, int) else None
 
 
-def _figure(value: float | None, form: str = "", scale: float = 1.0) -> str:
+def _measure(value: float | None, scale: float = 1.0) -> str:
+    """Three digits, zeros at the end included."""
+    return _figure(value, "{:#.3g}", scale).rstrip(".")
+
+
+def _figure(value: float | None, form: str = "{:.3g}", scale: float = 1.0) -> str:
     if value is None:
         return NOTHING
     value /= scale
-    return form.format(value) if form else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+    return f"{value:.0f}" if value >= 1000 else form.format(value)
 
 
 def chosen(study: Study) -> Table:

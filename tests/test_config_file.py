@@ -1,0 +1,85 @@
+"""Settings from files, and what the command line makes of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+import run_helpers
+from gradless import config_file
+from gradless.cli import main
+from gradless.errors import BadInput
+
+TWO = """
+[cell."tiny/own/full/mezo"]
+model = "tiny-llama"
+lr = 1e-3
+
+[cell."tiny/own/full/lezo"]
+model = "tiny-llama"
+method = "lezo"
+options = { keep = 0.5 }
+"""
+
+
+def test_files_of_one_run_and_of_several(tmp_path):
+    one, many, request = tmp_path / "one.toml", tmp_path / "many.toml", tmp_path / "request.json"
+    one.write_text('model = "m"\nlr = 1e-3\n')
+    many.write_text(TWO)
+    request.write_text(json.dumps({"id": "x", "config": {"model": "m", "steps": 3}}))
+    assert config_file.read(one) == {"model": "m", "lr": 1e-3}
+    assert config_file.read(request) == {"model": "m", "steps": 3}
+    assert config_file.read(many, "tiny/own/full/lezo")["options"] == {"keep": 0.5}
+    for path, cell, said in (
+        (many, None, "holds 2 cells: choose one with --cell"),
+        (many, "tiny/own/full/mezzo", "did you mean 'tiny/own/full/mezo'"),
+        (one, "x", "leave out --cell"),
+        (tmp_path / "none.toml", None, "cannot be read"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            config_file.read(path, cell)
+    one.write_text("lrr = 1")
+    with pytest.raises(BadInput, match="did you mean 'lr'"):
+        config_file.read(one)
+    one.write_text("lr = = 1")
+    with pytest.raises(BadInput, match="is not TOML"):
+        config_file.read(one)
+
+
+def test_options_are_numbers_or_words():
+    assert config_file.parse_options(["keep=0.5", "mask=wanda", "rank=4"]) == {"keep": 0.5, "mask": "wanda", "rank": 4}
+    with pytest.raises(BadInput, match="write --set name=value"):
+        config_file.parse_options(["keep"])
+
+
+def test_the_command_line_wins_over_the_file(tmp_path):
+    own = run_helpers.sentiment(tmp_path / "data")
+    settings = {"model": "tiny-llama", "own": own, "method": "lezo", "options": {"keep": 0.5}, "steps": 2}
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"config": {**settings, "batch_size": 4, "num_test": 4, "zero_shot": False}}))
+    out = tmp_path / "run"
+    command = ["tune", "--config", str(path), "--steps", "3", "--set", "keep=1.0", "--out", str(out)]
+    done = CliRunner().invoke(main, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    used = json.loads((out / "config.json").read_text())
+    assert (used["steps"], used["options"], used["method"], used["batch_size"]) == (3, {"keep": 1.0}, "lezo", 4)
+    result = json.loads((out / "result.json").read_text())
+    assert result["zero_shot"] == {}
+    assert list(result["interval"]) == ["test"]
+
+
+def test_options_of_another_method_are_refused(tmp_path):
+    own = [
+        part for key, value in run_helpers.sentiment(tmp_path).items() for part in (f"--{key.replace('_', '-')}", value)
+    ]
+    command = ["tune", "--model", "tiny-llama", *own, "--set", "keep=1", "--out", str(tmp_path / "run")]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 2
+    assert "unknown option of the method mezo 'keep'" in done.output
+    done = CliRunner().invoke(
+        main, [*command[:-4], "--method", "fo-adam", "--queries", "3", "--out", str(tmp_path / "r")]
+    )
+    assert done.exit_code == 2
+    assert "the method fo-adam has no choice there" in done.output

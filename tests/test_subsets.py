@@ -1,0 +1,130 @@
+"""Directions on some blocks, and the forwards that they save."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import gradless as gl
+from gradless import lm, rng
+from gradless.errors import BadInput
+from gradless.gradients import Mixture
+from gradless.kernels.program import NOTHING, idle, program, restrict
+from gradless.subsets import blocks, one_by_one, random_blocks, units
+
+NAMES = ["wte", "h.0.a", "h.0.b", "h.1.a", "h.2.a", "norm.w", "norm.b"]
+
+
+def test_restricting_a_program_keeps_its_steps():
+    whole = program([(0.5, (1, 2), (1.0, 2.0)), (1.0, (3,), (3.0,)), (1.0, (2,), (4.0,))], rounding=(7, 8, 9))
+    part = restrict(whole, lambda key: key == 2)
+    assert part.starts.tolist() == [0, 1, 1, 2]
+    assert part.coeffs.tolist() == [2.0, 4.0]
+    assert part.decays.tolist() == [0.5, 1.0, 1.0]
+    assert part.rounding.tolist() == [7, 8, 9]
+    assert restrict(whole, lambda key: True) is whole
+    assert idle(NOTHING)
+    assert not idle(restrict(whole, lambda key: False))  # it decays
+    assert idle(restrict(program([(1.0, (1,), (1.0,))]), lambda key: False))
+
+
+def test_units_cover_every_name_once():
+    found = units(NAMES)
+    assert found == [("wte",), ("h.0.a", "h.0.b"), ("h.1.a",), ("h.2.a",), ("norm.w", "norm.b")]
+    assert blocks(["a", "b"]) == []
+    lora = [f"base_model.model.model.layers.{i}.q.lora_A.default.weight" for i in range(12)]
+    assert blocks(lora) == [(name,) for name in lora]
+
+
+def leaves_of(opt, key):
+    return {leaf.name for leaf in opt.leaves if leaf.active is None or leaf.active(key)}
+
+
+def named(names=NAMES):
+    return [(name, torch.nn.Parameter(torch.ones(4, 4))) for name in names]
+
+
+def test_random_blocks_are_as_many_as_asked_and_all_come():
+    opt = gl.ZerothOrder(named(), directions=random_blocks(gl.rademacher(), keep=1))
+    seen = [leaves_of(opt, opt.key(step, 0)) for step in range(200)]
+    always = {"wte", "norm.w", "norm.b"}
+    assert all(always < found for found in seen)
+    counts = {block: sum(block in found for found in seen) for block in ("h.0.a", "h.1.a", "h.2.a")}
+    assert sum(counts.values()) == 200
+    assert all(45 < count < 90 for count in counts.values())  # 67 expected, 6.7 standard deviation
+    two = gl.ZerothOrder(named(), directions=random_blocks(gl.rademacher(), keep=0.67))
+    assert all(len(leaves_of(two, two.key(step, 0)) & {"h.0.a", "h.1.a", "h.2.a"}) == 2 for step in range(20))
+    for wrong in (0.0, 1.5, 0):
+        with pytest.raises(BadInput, match="keep is"):
+            random_blocks(gl.rademacher(), keep=wrong)
+    with pytest.raises(BadInput, match="no parameter belongs to a numbered block"):
+        gl.ZerothOrder(named(["a", "b"]), directions=random_blocks(gl.rademacher(), keep=1))
+
+
+def test_one_by_one_sums_over_units_with_directions_of_their_own():
+    params = named()
+    directions, count = one_by_one(gl.rademacher(), [name for name, _ in params])
+    assert count == 5
+    opt = gl.ZerothOrder(params, directions=directions, estimator=gl.spsa(queries=count), rule=gl.scale(1.0))
+    keys = [opt.key(3, query) for query in range(count)]
+    reached = [leaves_of(opt, key) for key in keys]
+    assert sorted(name for names in reached for name in names) == sorted(NAMES)
+    mixture = gl.Sketch(tuple(keys), (1.0, 2.0, 3.0, 4.0, 5.0)).mixture()
+    for leaf in opt.leaves:
+        (query,) = [k for k, names in enumerate(reached) if leaf.name in names]
+        assert torch.equal(mixture.leaf(leaf).abs(), torch.full((4, 4), float(query + 1)))
+    a, b = (Mixture(tuple(keys), (1.0,) * count).leaf(leaf) for leaf in opt.leaves[1:3])
+    assert not torch.equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return lm.load("tiny-llama")
+
+
+@pytest.mark.parametrize("make", [gl.zo_blockwise, gl.zo_block, gl.lezo])
+def test_shared_prefixes_change_nothing_but_the_work(model, make):
+    ids = torch.arange(24).view(2, 12) % 40 + 3
+    layers = model.model.model.layers
+    calls = [0]
+    handles = [layer.self_attn.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1)) for layer in layers]
+
+    def closure():
+        return model.model(input_ids=ids, labels=ids).loss
+
+    found = []
+    try:
+        for reuse in (False, True):
+            opt = make(model.model.named_parameters(), seed=5, lr=1e-9)
+            opt.probe(closure)  # surveys, so it shares nothing yet
+            if reuse:
+                opt.reuse_prefixes(model.model)
+            calls[0] = 0
+            opt.t = 1
+            found.append((opt.probe(closure).sketch.coeffs, calls[0]))
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert found[0][0] == found[1][0]
+    assert found[1][1] <= found[0][1]
+    if make is gl.zo_blockwise:
+        assert found[1][1] < 0.75 * found[0][1]
+
+
+def test_a_block_that_is_not_reached_keeps_its_bits_and_its_pending_updates(model):
+    def run(defer):
+        params = named()
+        with torch.no_grad():
+            for name, p in params:
+                p.copy_(rng.normal(1, name, p.shape))
+        opt = gl.lezo(params, lr=1e-4, keep=0.34, defer=defer)
+
+        def loss():
+            return sum((p.double() * (index + 1)).square().sum() for index, (_, p) in enumerate(params))
+
+        for _ in range(20):
+            opt.step(loss)
+        opt.flush()
+        return [p.detach().clone() for _, p in params]
+
+    assert all(torch.equal(a, b) for a, b in zip(run(False), run(True), strict=True))
