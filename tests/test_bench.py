@@ -18,11 +18,10 @@ from typing import Any
 import pytest
 
 import run_helpers as h
-from gradless import bench_claims as claims
-from gradless import bench_process as processes
-from gradless import bench_results as results
-from gradless import cli, grid
-from gradless.bench import Outcome, bench, overhead
+from gradless import cli
+from gradless.bench import claims, grid, results
+from gradless.bench import process as processes
+from gradless.bench.runner import Outcome, bench, overhead
 from gradless.config import TuneConfig
 from gradless.errors import BadInput
 from gradless.progress import Reporter
@@ -486,7 +485,7 @@ def own_grid(folder: Path, text: str = GRID) -> str:
 
 def test_a_dry_run_tells_and_writes_nothing(tmp_path, monkeypatch):
     place = Place(tmp_path, own_grid(tmp_path / "data"))
-    monkeypatch.setattr("gradless.bench_estimate.matmul_speed", lambda *_: 1e9)
+    monkeypatch.setattr("gradless.bench.estimate.matmul_speed", lambda *_: 1e9)
     outcome = place.bench(dry_run=True)
     assert outcome.done == 0
     assert not place.out.exists()
@@ -523,7 +522,7 @@ def test_costs_are_asked_for_once_for_each_kind_of_step(place):
 
 
 def test_more_tokens_are_expected_to_take_longer(tmp_path, monkeypatch):
-    from gradless import bench_estimate
+    from gradless.bench import estimate as bench_estimate
 
     place = Place(tmp_path, own_grid(tmp_path / "data"))
     monkeypatch.setattr(bench_estimate, "matmul_speed", lambda *_: 1e9)

@@ -45,7 +45,6 @@ LAYERS = (
     ("config_file", "run", "workload"),
     ("outcome",),
     ("train",),
-    ("grid",),
     ("jobs", "demo", "profiling", "bench", "report"),
     ("cli",),
 )

@@ -385,7 +385,7 @@ def test_best_toml_is_read_back(tmp_path):
         bench.run("final", cell(task="own"), {"lr": 3e-6}, seed, config=config, test={"accuracy": 0.5})
     report(bench.folder, say=lambda line: None)
     text = (bench.folder / "best.toml").read_text()
-    found = tomllib.loads(text)["cell"][f"{MODEL}/own/full/mezo"]
+    found = tomllib.loads(text)["cell"][f"mezo/full/own/{MODEL}"]
     assert found == {
         "model": MODEL, "own": own, "targets": ["q.*", 'v"'], "eps": 1e-3, "num_train": 0, "lr": 3e-6, "seed": 1,
     }  # fmt: skip
@@ -399,8 +399,8 @@ def test_best_toml_without_requests_tells_what_results_tell(small):
         path.unlink()
     report(small, say=lambda line: None)
     cells = tomllib.loads((small / "best.toml").read_text())["cell"]
-    assert cells[f"{MODEL}/sst2/lora/mezo"] == {"model": MODEL, "task": "sst2", "scheme": "lora", "lr": 3e-6}
-    assert f"{MODEL}/sst2/lora/lozo" not in cells  # all diverged: there is no best
+    assert cells[f"mezo/lora/sst2/{MODEL}"] == {"model": MODEL, "task": "sst2", "scheme": "lora", "lr": 3e-6}
+    assert f"lozo/lora/sst2/{MODEL}" not in cells  # all diverged: there is no best
 
 
 def test_names_of_cells_are_unique(tmp_path):
@@ -411,8 +411,8 @@ def test_names_of_cells_are_unique(tmp_path):
                 bench.run("search", cell(aligned=aligned, **{"options.keep": keep}) | {"model": model}, {}, 0)
     found = names(load(bench.folder))
     assert len(found) == 16
-    assert "n/sst2/full/mezo/keep=0.1" in found
-    assert "/a/m/sst2/full/mezo/keep=0.5/unaligned" in found
+    assert "mezo/full/sst2/n/keep=0.1" in found
+    assert "mezo/full/sst2//a/m/unaligned/keep=0.5" in found
 
 
 PLAIN = st.recursive(
@@ -622,7 +622,7 @@ def test_a_search_alone_is_reported(tmp_path):
     report(bench.folder, say=said.append)
     assert "not complete: 3 runs have no result yet" in said
     assert row(named(bench.folder, "accuracy"), "mezo") == [NOTHING]
-    assert tomllib.loads((bench.folder / "best.toml").read_text())["cell"][f"{MODEL}/sst2/full/mezo"]["lr"] == 1e-6
+    assert tomllib.loads((bench.folder / "best.toml").read_text())["cell"][f"mezo/full/sst2/{MODEL}"]["lr"] == 1e-6
 
 
 @given(st.text())

@@ -292,7 +292,9 @@ def report(folder: Path) -> None:
     """
     from gradless import report as job
 
-    for path in job.report(folder, say=click.echo):
+    paths = job.report(folder, say=click.echo)
+    job.show_tables(job.tables(folder), live=sys.stdout.isatty(), echo=click.echo)
+    for path in paths:
         click.echo(path)
 
 

@@ -362,9 +362,6 @@ class ZerothOrder(torch.optim.Optimizer):
         """The estimate behind a logged move."""
         return Sketch(tuple(self.key(move.step, k) for k in range(len(move.coeffs))), move.coeffs)
 
-    # -----------------------------------------------------------------------------------------------------------
-    # state
-
     def state_dict(self) -> dict[str, Any]:
         """Torch's state plus the step counters and the rule's window of past scalars, all plain lists and numbers.
 

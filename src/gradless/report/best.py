@@ -20,7 +20,7 @@ ESCAPES = {"\\": "\\\\", '"': '\\"', "\b": "\\b", "\t": "\\t", "\n": "\\n", "\f"
 
 
 def best_toml(study: Study) -> str:
-    """A table ``[cell."MODEL/TASK/SCHEME/METHOD"]`` for every cell with a chosen point: what differs from defaults.
+    """A table ``[cell."METHOD/SCHEME/TASK/MODEL"]`` for every cell with a chosen point: what differs from defaults.
 
     Other axes of the grid, and ``unaligned``, follow the method's name. The settings are those of the first final run
     (its seed included), or of the best searched run while there is none.
@@ -44,9 +44,9 @@ def names(study: Study) -> dict[str, Cell]:
     found = {}
     for cell in study.cells:
         model = short[cell.model] if shared[short[cell.model]] == 1 else cell.model
-        parts = [model, cell.task, cell.scheme, cell.method]
-        parts += [f"{axis_name(name)}={show(value)}" for name, value in cell.extras]
+        parts = [cell.method, cell.scheme, cell.task, model]
         parts += [] if cell.aligned else ["unaligned"]
+        parts += [f"{axis_name(name)}={show(value)}" for name, value in cell.extras]
         found["/".join(parts)] = cell
     return found
 

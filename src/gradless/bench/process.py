@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from gradless import bench_results as results
-from gradless.grid import ZERO_SHOT, Request
+from gradless.bench import results
+from gradless.bench.grid import ZERO_SHOT, Request
 
 Command = Callable[[Request, Path], list[str]]
 FULL: Final = re.compile(r"cannot write|No space left on device|Disk quota exceeded")

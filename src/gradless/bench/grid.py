@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from gradless import __version__, objectives, rng, tasks
-from gradless.bench_toml import EVALUATIONS, NAMED, OPTION, OWN, Axes, Grid, Settings, parse
+from gradless.bench.toml import EVALUATIONS, NAMED, OPTION, OWN, Axes, Grid, Settings, parse
 from gradless.config import TuneConfig
 from gradless.errors import BadInput
 from gradless.methods import HYBRID, METHODS

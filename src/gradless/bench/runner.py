@@ -18,17 +18,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradless import bench_claims as claims
-from gradless import bench_estimate as estimate
-from gradless import bench_process as processes
-from gradless import bench_results as results
-from gradless import bench_toml, grid, run
-from gradless.bench_process import Child, Command
-from gradless.bench_results import overhead
-from gradless.bench_toml import Grid
+from gradless import run
+from gradless.bench import claims, estimate, grid, results, toml
+from gradless.bench import process as processes
+from gradless.bench.grid import FINAL, SEARCH, Cost, Request, cell_name
+from gradless.bench.process import Child, Command
+from gradless.bench.results import overhead
+from gradless.bench.toml import Grid
 from gradless.config import TuneConfig, difference
 from gradless.errors import BadInput
-from gradless.grid import FINAL, SEARCH, Cost, Request, cell_name
 from gradless.notes import write_json, write_text
 from gradless.progress import Reporter
 
@@ -88,7 +86,7 @@ def bench(
     """Make all runs of a grid that are not finished yet, and write ``results.jsonl``.
 
     Args:
-        grid_path: TOML file, see `gradless.grid`.
+        grid_path: TOML file, see `gradless.bench.grid`.
         out: bench directory; several calls may work on it at once.
         workers: runs at a time.
         dry_run: only tell what there is to do and what it is expected to take; nothing is written.
@@ -153,7 +151,7 @@ def _check_place(asked: Grid, out: Path) -> None:
         raise BadInput(f"{out} holds a single run: choose another --out")
     copy = out / "grid.toml"
     if copy.exists():
-        changed = bench_toml.difference(bench_toml.parse(copy).values, asked.values)
+        changed = toml.difference(toml.parse(copy).values, asked.values)
         if changed:
             raise BadInput(f"{out} holds another grid ({changed}): choose another --out")
 

@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from gradless import lm, objectives, run
+from gradless.bench.grid import DONE, FINAL, PHASES, ZERO_SHOT, Cost, Request
 from gradless.config import TuneConfig
-from gradless.grid import DONE, FINAL, PHASES, ZERO_SHOT, Cost, Request
 from gradless.lm import LanguageModel
 from gradless.methods import METHODS
 from gradless.tasks import Splits, Task
@@ -244,5 +244,5 @@ def _sample(config: TuneConfig) -> tuple[Task, Splits]:
 def _tuned(config: TuneConfig, say: Callable[[str], None]) -> int:
     task, splits = _sample(config)
     plain = dataclasses.replace(config, method="mezo", options={})
-    model, _ = run.build_for(plain, NOWHERE, task, splits.train[0], say=say)
+    model, _ = run.build_for(plain, NOWHERE, task, splits.train, say=say)
     return sum(leaf.param.numel() for leaf in model.optimizer.leaves)

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gradless.grid import ZERO_SHOT, Request
+from gradless.bench.grid import ZERO_SHOT, Request
 from gradless.metrics import METRICS
 from gradless.notes import write_json, write_text
 

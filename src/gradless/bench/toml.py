@@ -2,7 +2,7 @@
 
 The words of the file are settings: fields of `gradless.config.TuneConfig`, the number ``evaluations``, and
 ``options.NAME`` for a method's own hyper-parameters (as a quoted key, or in a table ``options``). What they mean
-together is `gradless.grid`'s part.
+together is `gradless.bench.grid`'s part.
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ def _flat(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _settings(table: dict[str, Any], where: str, path: Path) -> Settings:
-    found = {}
+    found: Settings = {}
     for name, value in _flat(table).items():
         if name == OWN:
             found[name] = _own(value, where, path)

@@ -1,0 +1,5 @@
+"""Many runs: a declarative grid of methods, schemes, tasks and hyper-parameters, as processes that can be killed."""
+
+from gradless.bench.results import overhead as overhead
+from gradless.bench.runner import Outcome as Outcome
+from gradless.bench.runner import bench as bench
