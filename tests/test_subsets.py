@@ -111,6 +111,27 @@ def test_shared_prefixes_change_nothing_but_the_work(model, make):
         assert found[1][1] < 0.75 * found[0][1]
 
 
+def test_leaves_that_are_large_enough_to_be_visited_ahead():
+    linears = torch.nn.ModuleList(torch.nn.Linear(300, 300, bias=False) for _ in range(4))
+    x = rng.normal(1, "x", (5, 300))
+
+    def closure():
+        y = x
+        for linear in linears:
+            y = torch.tanh(linear(y))
+        return y.square().mean()
+
+    def run(engine):
+        with torch.no_grad():
+            for name, p in linears.named_parameters():
+                p.copy_(rng.normal(1, name, p.shape) * 0.1)
+        params = [(f"layers.{name}", p) for name, p in linears.named_parameters()]
+        opt = gl.lezo(params, lr=1e-4, keep=0.5, engine=engine, defer=True)
+        return [opt.step_with(closure)[0].sketch.coeffs[0] for _ in range(10)]
+
+    assert run("stream") == pytest.approx(run("in-place"), rel=1e-3, abs=1e-4)
+
+
 def test_a_block_that_is_not_reached_keeps_its_bits_and_its_pending_updates(model):
     def run(defer):
         params = named()

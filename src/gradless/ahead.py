@@ -53,7 +53,9 @@ class Order:
         if self._last[place : place + 1] != [id(leaf.param)]:
             return found
         for key in self._last[place + 1 :]:
-            follower = leaves[key]
+            follower = leaves.get(key)
+            if follower is None:  # not perturbed this time
+                break
             size += follower.param.numel()
             alike = (follower.param.dtype, follower.param.device) == (leaf.param.dtype, leaf.param.device)
             if size > ROW or not alike or key in made or any(follower is other for other in found):
