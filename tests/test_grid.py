@@ -163,6 +163,14 @@ def test_a_budget_in_forwards_buys_steps_by_their_cost(tmp_path):
     }
 
 
+def test_runs_that_only_search_may_be_shorter(tmp_path):
+    found = read(tmp_path, SMALL.replace("{ forwards = 200 }", "{ forwards = 200, search = 100 }"))
+    search = grid.search_runs(found, cost)
+    assert {(one.cell["method"], one.config.steps) for one in search} == {("mezo", 50), ("fo-adam", 33)}
+    chosen = {grid.cell_name(one.cell): one.point for one in search}
+    assert {one.config.steps for one in grid.final_runs(found, chosen, cost)} == {100, 66}
+
+
 @pytest.mark.parametrize(("steps", "evaluations", "every"), [(10, 5, 2), (11, 5, 3), (3, 5, 1), (10, 1, 10)])
 def test_the_last_evaluation_is_at_the_last_step(tmp_path, steps, evaluations, every):
     text = SMALL.replace("{ forwards = 200 }", f"{{ steps = {steps} }}")
@@ -215,7 +223,7 @@ def test_own_files_are_a_task_and_search_runs_do_not_see_the_test_file(tmp_path)
 
 def test_an_id_is_the_hash_of_what_determines_the_run(tmp_path):
     one = grid.search_runs(read(tmp_path), cost)[0]
-    config = {name: value for name, value in one.config.resolved().to_json().items() if name != "device"}
+    config = {k: v for k, v in one.config.resolved().to_json().items() if k not in ("device", "data")}
     whole = {"config": config, "gradless": gradless.__version__, "stream": rng.STREAM_VERSION}
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
     assert one.id == hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -224,9 +224,9 @@ def run_id(config: TuneConfig) -> str:
     """What determines a run, as 12 hexadecimal digits.
 
     Args:
-        config: resolved; its device does not count, for a run may continue on another one.
+        config: resolved; its device and the place of its data do not count, for a run may continue elsewhere.
     """
-    values = {name: value for name, value in config.to_json().items() if name != "device"}
+    values = {name: value for name, value in config.to_json().items() if name not in ("device", "data")}
     whole = {"config": values, "gradless": __version__, "stream": rng.STREAM_VERSION}
     return hashlib.sha256(_canonical(whole).encode()).hexdigest()[:12]
 
@@ -239,14 +239,14 @@ def request(grid: Grid, cell: Cell, point: Point, phase: str, seed: int, cost: C
     """
     with _named(grid, cell):
         config = configure(grid, cell, point, seed=seed, test=phase == FINAL)
-        steps = grid.budget.amount
+        steps = amount = grid.budget.search if phase == SEARCH else grid.budget.amount
         if grid.budget.unit == "forwards":
             if config.query_schedule != "constant":
                 raise BadInput(UNEVEN)
             price = cost(config.resolved())
-            steps = grid.budget.amount // price
+            steps = amount // price
             if steps < 1:
-                raise BadInput(f"a step costs {price} forwards and the budget is {grid.budget.amount}: raise it")
+                raise BadInput(f"a step costs {price} forwards and the budget is {amount}: raise it")
         # Rounded up, so that the last of them falls on the last step.
         every = -(-steps // cell.base.get(EVALUATIONS, 5))
         config = dataclasses.replace(config, steps=steps, eval_every=every).resolved()

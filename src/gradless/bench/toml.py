@@ -52,6 +52,7 @@ class Budget(NamedTuple):
 
     unit: str  # one of UNITS; a backward counts as two forwards
     amount: int
+    search: int  # the same for a run that only compares hyper-parameters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,14 +181,16 @@ def _seeds(values: dict[str, Any]) -> tuple[int, ...]:
 
 
 def _budget(table: dict[str, Any]) -> Budget:
-    for unit in table:
-        pick("budget", unit, dict.fromkeys(UNITS))
-    if len(table) != 1:
+    for name in table:
+        pick("budget", name, dict.fromkeys((*UNITS, "search")))
+    units = [name for name in table if name in UNITS]
+    if len(units) != 1:
         raise BadInput("budget must name one of forwards and steps, as in budget = { forwards = 200 }")
-    ((unit, amount),) = table.items()
-    if type(amount) is not int or amount < 1:
-        raise BadInput(f"budget: {unit} = {amount!r}: it must be a whole number of at least 1")
-    return Budget(unit, amount)
+    for name, amount in table.items():
+        if type(amount) is not int or amount < 1:
+            raise BadInput(f"budget: {name} = {amount!r}: it must be a whole number of at least 1")
+    (unit,) = units
+    return Budget(unit, table[unit], table.get("search", table[unit]))
 
 
 def _whens(values: dict[str, Any], axes: Axes, path: Path) -> tuple[When, ...]:
