@@ -92,7 +92,7 @@ def test_the_module_runs_and_answers_at_once():
     wrong = subprocess.run([sys.executable, "-m", "gradless", "tunne"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines() == [
-        "gradless: unknown command 'tunne': did you mean 'tune'? (known: demo, eval, list, profile, replay, tune)"
+        "gradless: unknown command 'tunne': did you mean 'tune'? (known: bench, demo, eval, list, profile, replay, report, tune)"
     ]
 
 

@@ -45,7 +45,7 @@ LAYERS = (
     ("config_file", "run", "workload"),
     ("outcome",),
     ("train",),
-    ("jobs", "demo", "profiling", "bench", "report"),
+    ("jobs", "demo", "profiling", "bench", "report", "commands"),
     ("cli",),
 )
 # The optimizer and what it stands on: usable without a language model in sight.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
 from gradless import rng
 from gradless.errors import BadInput
+from gradless.config import TuneConfig
 from gradless.methods import FORWARD, METHODS, SHARED, ZERO
+from gradless.run import optimizer
 
 # Learning rates at which 60 steps on the problem below make clear progress, and what else a method needs there.
 SETTINGS: dict[str, dict] = {
@@ -181,3 +185,26 @@ def test_a_saved_state_continues_to_the_same_weights(name):
     for _ in range(3):
         second.step(resumed)
     assert same(bits(straight), bits(resumed))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if METHODS[name].auto])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_lr_auto_moves_weights_alike_whatever_the_size_of_the_loss(name, size):
+    model = Problem()
+    config = TuneConfig(model="tiny-llama", task="sst2", method=name, lr="auto", eps=1e-3, seed=4).resolved()
+    opt = optimizer(config, list(model.named_parameters()))
+    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    for _ in range(5):
+        opt.step(lambda: model() * size)
+    opt.flush()
+    moved = sum((p.detach() - before[key]).square().sum().item() for key, p in model.named_parameters())
+    count = sum(p.numel() for p in model.parameters())
+    expected = METHODS[name].auto * 1e-3 * math.sqrt(5)  # five steps of that size in directions of their own
+    assert 0.5 * expected < math.sqrt(moved / count) < 1.6 * expected
+
+
+def test_lr_auto_is_refused_where_nothing_is_known():
+    with pytest.raises(BadInput, match="auto is not known to suit fo-adam"):
+        TuneConfig(model="tiny-llama", task="sst2", method="fo-adam", lr="auto").resolved()
+    with pytest.raises(BadInput, match="--lr is 'fast': give a number or auto"):
+        TuneConfig(model="tiny-llama", task="sst2", lr="fast").resolved()

@@ -2,100 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from gradless.commands import Commands, FromFile, LearningRate, options
 from gradless.errors import BadInput, unknown
 
-UNWRITABLE = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
-)
-EXTRAS = {"transformers": "lm", "peft": "lm", "sklearn": "lm", "gguf": "lm", "matplotlib": "plots", "datasets": "hub"}
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-
-
-class Commands(click.Group):
-    """Suggests the nearest command, and turns bad input into one sentence and exit code 2."""
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Find a command by name."""
-        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
-            raise BadInput(unknown("command", args[0], self.commands))
-        return super().resolve_command(ctx, args)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
-        try:
-            return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("gradless: interrupted", err=True)
-            sys.exit(1)
-        except BadInput as error:
-            click.echo(f"gradless: {error}", err=True)
-            sys.exit(2)
-        except click.UsageError as error:
-            help_ = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-            click.echo(f"gradless: {error.format_message().rstrip('.')}{help_}", err=True)
-            sys.exit(2)
-        except ModuleNotFoundError as error:
-            if error.name not in EXTRAS:
-                raise
-            click.echo(
-                f"gradless: '{error.name}' is not installed: pip install 'gradless[{EXTRAS[error.name]}]'", err=True
-            )
-            sys.exit(2)
-        except OSError as error:
-            if error.errno not in UNWRITABLE:
-                raise
-            place = f" at {error.filename}" if error.filename else ""
-            click.echo(
-                f"gradless: cannot write{place} ({error.strerror}): free space or choose another folder",
-                err=True,
-            )
-            sys.exit(1)
-
-
-class FromFile(click.Command):
-    """A command whose options may come from the file behind ``--config``; those on the command line win."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the file first: what it says are defaults."""
-        given: dict[str, Any] = {}
-        with contextlib.suppress(click.UsageError):  # said below
-            given = self.make_parser(ctx).parse_args(args=list(args))[0]
-        if given.get("config"):
-            from gradless import config_file
-
-            found = config_file.read(Path(given["config"]), given.get("cell"))
-            options = [f"{name}={json.dumps(value)}" for name, value in found.pop("options", {}).items()]
-            values = {**found.pop("own", {}), **found, "options": options}
-            ctx.default_map = {name: value for name, value in values.items() if value is not None}
-        return super().parse_args(ctx, args)
 
 
 @click.group(cls=Commands, context_settings=HELP)
 @click.version_option(package_name="gradless")
 def main() -> None:
     """Fine-tune language models with forward passes only."""
-
-
-def options(*decorators: Callable) -> Callable:
-    """Several click decorators as one."""
-
-    def wrap(function: Callable) -> Callable:
-        for decorator in reversed(decorators):
-            function = decorator(function)
-        return function
-
-    return wrap
 
 
 PATH = click.Path(path_type=Path)
@@ -141,7 +64,7 @@ out_option = click.option("--out", type=PATH, required=True, help="Run directory
 @click.option("--steps", default=1000, show_default=True)
 @click.option("--batch-size", default=16, show_default=True, help="Examples a step.")
 @click.option("--micro-batch-size", type=int, help="Examples a forward; losses are averaged over a step.")
-@click.option("--lr", type=float, help="Learning rate; by default a first guess for the scheme.")
+@click.option("--lr", type=LearningRate(), help="Learning rate, or auto; by default a first guess for the scheme.")
 @click.option("--eps", type=float, help="Perturbation scale; by default a first guess for the scheme.")
 @click.option("--engine", help="stream, dual or in-place; by default what measured fastest (gradless profile).")
 @click.option("--set", "options", multiple=True, help="Option of the method, e.g. --set keep=0.25; may be repeated.")

@@ -52,8 +52,8 @@ class TuneConfig:
     batch_size: int = 16
     micro_batch_size: int | None = None
     """Examples in one forward; the losses of a step's micro-batches, which are sorted by length, are averaged."""
-    lr: float | None = None
-    """None: the scheme's first guess."""
+    lr: float | str | None = None
+    """None: the scheme's first guess; "auto": from eps and the size of the coefficients."""
     eps: float | None = None
     engine: str | None = None
     """How losses at perturbed weights are found: stream, dual or in-place; None: what measured fastest."""
@@ -121,9 +121,14 @@ class TuneConfig:
             number = getattr(self, flag)
             if number is not None and number < 1:
                 raise BadInput(f"--{flag.replace('_', '-')} is {number}: it must be at least 1")
+        if self.lr == "auto" and METHODS[self.method].auto is None:
+            suited = ", ".join(name for name, method in METHODS.items() if method.auto)
+            raise BadInput(f"--lr auto is not known to suit {self.method}: give a number, or use one of {suited}")
         for flag in ("lr", "eps"):
             value = getattr(self, flag)
-            if value is not None and not 0 < value < float("inf"):
+            if isinstance(value, str) and value != "auto":
+                raise BadInput(f"--{flag} is '{value}': give a number" + (" or auto" if flag == "lr" else ""))
+            if value is not None and value != "auto" and not 0 < value < float("inf"):
                 raise BadInput(f"--{flag} is {value}: it must be positive and finite")
         for flag in ("weight_decay", "warmup"):
             value = getattr(self, flag)

@@ -194,7 +194,6 @@ def optimizer(
     config: TuneConfig, named: list[tuple[str, nn.Parameter]], norms: dict[str, Tensor] | None = None
 ) -> ZerothOrder:
     """The configured method over the tuned parameters; ``norms`` of linear layers' inputs where its masks need them."""
-    assert config.lr is not None
     assert config.eps is not None
     make: Any = METHODS[config.method].make
     extra: dict[str, Any] = dict(config.options)
@@ -206,9 +205,13 @@ def optimizer(
     if config.layer_scale != "none":
         scales = parameter_norm_scales(dict(named))
         extra["transform"] = lambda base: directions.scaled(base, scales, mode=config.layer_scale)  # type: ignore[arg-type]
+    if config.lr == "auto":
+        extra["normalise"] = True
+    lr = (METHODS[config.method].auto or 0.0) * config.eps if isinstance(config.lr, str) else config.lr
+    assert lr is not None
     opt: ZerothOrder = make(
         _groups(config, named),
-        lr=SCHEDULES[config.schedule](config.lr, config.steps, config.warmup),
+        lr=SCHEDULES[config.schedule](lr, config.steps, config.warmup),
         eps=config.eps,
         seed=config.seed,
         engine=config.engine or STREAM,

@@ -10,8 +10,10 @@ from gradless.directions import Directions
 from gradless.estimators import Estimator
 from gradless.landscape import STREAM
 from gradless.optimizer import ZerothOrder
-from gradless.rules import Rule
+from gradless.rules import Rule, chain
+from gradless.signs import rms_normalised
 
+MEMORY = 0.99  # of the size of coefficients: the last hundred steps
 Queries = int | Callable[[int], int]
 Transform = Callable[[Directions], Directions]
 
@@ -24,6 +26,7 @@ class Common(TypedDict, total=False):
     transform: Transform | None  # changes the directions, e.g. lambda d: gl.scaled(d, scales)
     engine: str  # as `ZerothOrder` takes it
     defer: bool  # as `ZerothOrder` takes it
+    normalise: bool  # divide estimates by the running size of their coefficients: lr is then a change of weights
 
 
 def build(
@@ -37,6 +40,8 @@ def build(
 ) -> ZerothOrder:
     """The optimizer of one choice on each axis."""
     transform = common.get("transform")
+    if common.get("normalise", False):
+        rule = chain(rms_normalised(MEMORY), rule)
     return ZerothOrder(
         params,
         seed=common.get("seed", 0),
