@@ -45,7 +45,9 @@ LAYERS = (
     ("config_file", "run", "workload"),
     ("outcome",),
     ("train",),
-    ("jobs", "demo", "profiling", "bench", "report", "commands"),
+    ("jobs", "demo", "profiling", "commands"),
+    ("bench",),
+    ("report",),
     ("cli",),
 )
 # The optimizer and what it stands on: usable without a language model in sight.

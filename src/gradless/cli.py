@@ -191,8 +191,9 @@ def profile(no_memory: bool, no_eager: bool, only: str | None, **given: Any) -> 
 @click.option("--out", type=PATH, required=True, help="Directory of the benchmark; the same one resumes it.")
 @click.option("--workers", default=1, show_default=True, help="Runs side by side.")
 @click.option("--threads", type=int, help="Threads of each run.")
+@click.option("--timings", is_flag=True, help="Time a step of all finished methods side by side; on an idle machine.")
 @click.option("--dry-run", is_flag=True, help="Print runs, forwards, expected time and memory, and stop.")
-def bench(grid: Path, out: Path, **how: Any) -> None:
+def bench(grid: Path, out: Path, timings: bool, **how: Any) -> None:
     """Run a grid of methods, schemes, tasks and hyper-parameters; a killed one resumes where it was.
 
     \b
@@ -201,7 +202,9 @@ def bench(grid: Path, out: Path, **how: Any) -> None:
     """
     from gradless import bench as job
 
-    if not job.bench(grid, out, **how):
+    if timings:
+        job.timings(out)
+    elif not job.bench(grid, out, **how):
         sys.exit(1)
 
 

@@ -115,7 +115,7 @@ def _timed(subject: Subject, reporter: Reporter) -> dict[str, Any]:
                 _flush(running, device)
             for place in range(len(running)):
                 c = running[(place + turn) % len(running)]  # nobody always runs behind the same neighbour
-                seconds = _seconds(c.step, device)
+                seconds = seconds_of(c.step, device)
                 if turn >= WARMUP:
                     samples[c.name].append(seconds)
             show(turn + 1, f"floor {samples[FLOOR][-1]:.3f} s" if samples[FLOOR] else "warming up")
@@ -137,7 +137,7 @@ def _timed(subject: Subject, reporter: Reporter) -> dict[str, Any]:
     }
 
 
-def _seconds(step: Callable[[], Any], device: torch.device) -> float:
+def seconds_of(step: Callable[[], Any], device: torch.device) -> float:
     """How long a step takes, until the device has finished it."""
     _synchronise(device)
     begun = time.perf_counter()
@@ -155,7 +155,7 @@ def _synchronise(device: torch.device) -> None:
 
 def _flush(running: Sequence[Candidate], device: torch.device) -> dict[str, float]:
     """Write all deferred updates; the seconds that takes each engine."""
-    return {c.name: _seconds(c.optimizer.flush, device) for c in running if c.optimizer is not None}
+    return {c.name: seconds_of(c.optimizer.flush, device) for c in running if c.optimizer is not None}
 
 
 def _row(samples: list[float], flush: float, floor: float) -> dict[str, Any]:
@@ -192,7 +192,7 @@ def _replayed(subject: Subject, step_seconds: float, reporter: Reporter) -> dict
     with reporter.job("replay", settings.replay_steps) as show:
         for begin in range(1, len(moves), CHUNK):
             part = moves[begin : begin + CHUNK]
-            seconds += _seconds(lambda part=part: opt.replay(part, chunk=CHUNK), device)  # type: ignore[misc]
+            seconds += seconds_of(lambda part=part: opt.replay(part, chunk=CHUNK), device)  # type: ignore[misc]
             show(begin - 1 + len(part), "")
     each = seconds / settings.replay_steps
     return {

@@ -88,16 +88,23 @@ def build_for(
     base = lm.load(config.model, dtype=config.dtype, device=config.device, say=say)
     tokens = label_tokens(base, task, rows[0]) if config.scheme == "head" else ()
 
-    def measure(model: LanguageModel) -> dict[str, Tensor]:
-        encoded = encode_rows(model, task, list(rows[:CALIBRATION]), config.max_length)
-        objective = objectives.choose(task, config.objective)
-        batches = objectives.prepare(model, objective, encoded, config.micro_batch_size or config.batch_size)
-        with torch.no_grad():
-            return masks.input_norms(
-                model.model.named_modules(), lambda: objectives.loss_over(model, objective, batches)
-            )
+    def measure(model: LanguageModel) -> dict[str, Tensor] | None:
+        return measured_norms(config, model, task, rows)
 
     return _tuned(config, base, folder, tokens, measure), tokens
+
+
+def measured_norms(
+    config: TuneConfig, model: LanguageModel, task: Task, rows: Sequence[Row]
+) -> dict[str, Tensor] | None:
+    """Input norms of linear layers over a few training rows, if the masks of this configuration are made from them."""
+    if not _needs_norms(config):
+        return None
+    encoded = encode_rows(model, task, list(rows[:CALIBRATION]), config.max_length)
+    objective = objectives.choose(task, config.objective)
+    batches = objectives.prepare(model, objective, encoded, config.micro_batch_size or config.batch_size)
+    with torch.no_grad():
+        return masks.input_norms(model.model.named_modules(), lambda: objectives.loss_over(model, objective, batches))
 
 
 def _tuned(
@@ -105,7 +112,7 @@ def _tuned(
     base: LanguageModel,
     folder: Path,
     label_token_ids: tuple[int, ...],
-    measure: Callable[[LanguageModel], dict[str, Tensor]] | None = None,
+    measure: Callable[[LanguageModel], dict[str, Tensor] | None] | None = None,
 ) -> Model:
     base_sha256 = weights_sha256(base.model.named_parameters())
     tuned = schemes.apply(

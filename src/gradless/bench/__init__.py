@@ -3,3 +3,4 @@
 from gradless.bench.results import overhead as overhead
 from gradless.bench.runner import Outcome as Outcome
 from gradless.bench.runner import bench as bench
+from gradless.bench.timing import timings as timings

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradless import tasks
+from gradless.bench import timing
+from gradless.bench.timing import side_by_side
 from gradless.config import DEFAULTS
 from gradless.errors import BadInput
 from gradless.methods import METHODS
@@ -198,12 +200,13 @@ def load(folder: Path) -> Study:
     advice = f"run `gradless bench GRID.toml --out {folder}` first"
     if not path.is_file():
         raise BadInput(f"{folder} holds no results (no results.jsonl): {advice}")
+    timed = timing.read(folder)
     records, unread = {}, 0
     for text in path.read_text().splitlines():
         if not text.strip():
             continue
         try:
-            record = json.loads(text)
+            record = side_by_side(json.loads(text), timed)
             records[str(record["id"])] = _run(record)
         except (ValueError, KeyError, TypeError, AttributeError):
             unread += 1

@@ -183,7 +183,8 @@ def cost(study: Study, section: Section) -> Table:
         name="cost" + study.suffix(section),
         title=f"Cost of a step{frame.tail}{study.title(section)}",
         caption="Medians over the runs. A backward pass counts as two forwards. Seconds are of training steps alone, "
-        "without dev evaluations, beside whatever else the machine did. Ratios: to the seconds of mezo in the same "
+        "without dev evaluations, side by side where `gradless bench --timings` measured them and else beside whatever "
+        "the machine did. Ratios: to the seconds of mezo in the same "
         f"cell, and of peak memory to that of evaluating the same batch. GB = 1e9 bytes.{where}",
         labels=len(frame.names) + 1,
         columns=(
