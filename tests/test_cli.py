@@ -18,7 +18,7 @@ import run_helpers as h
 from gradless import lm, run, tasks
 from gradless.cli import main
 
-COMMANDS = ("demo", "tune", "eval", "replay", "profile", "list")
+COMMANDS = ("demo", "tune", "eval", "replay", "profile", "bench", "report", "list")
 LISTS = {
     "methods": "mezo-momentum",
     "schemes": "prefix",
@@ -92,7 +92,8 @@ def test_the_module_runs_and_answers_at_once():
     wrong = subprocess.run([sys.executable, "-m", "gradless", "tunne"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines() == [
-        "gradless: unknown command 'tunne': did you mean 'tune'? (known: bench, demo, eval, list, profile, replay, report, tune)"
+        "gradless: unknown command 'tunne': did you mean 'tune'? "
+        "(known: bench, demo, eval, list, profile, replay, report, tune)"
     ]
 
 

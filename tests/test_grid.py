@@ -321,7 +321,7 @@ REFUSED = {
     "empty grid": (replaced("[1e-6, 3e-6, 1e-5]", "[]"), "lr is an empty axis"),
     "no list": (replaced('["full", "lora"]', '"full"'), "it must be a list"),
     "type": (replaced("num_dev = 8", 'num_dev = "8"'), "num_dev = '8': it must be a whole number"),
-    "type of a rate": (replaced("[1e-6,", '["a",'), "lr = 'a': it must be a number"),
+    "type of a rate": (replaced("[1e-6,", '["a",'), "--lr is 'a': give a number or auto"),
     "not finite": (replaced("[1e-6,", "[nan,"), "lr is nan: it must be finite"),
     "negative rate": (replaced("[1e-6,", "[-1.0,"), "cell mezo/full/sst2/tiny-llama: --lr is -1.0"),
     "twice in an axis": (replaced('"full", "lora"', '"full", "full"'), "scheme holds a value twice"),

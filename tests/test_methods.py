@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from gradless import rng
-from gradless.errors import BadInput
 from gradless.config import TuneConfig
+from gradless.errors import BadInput
 from gradless.methods import FORWARD, METHODS, SHARED, ZERO
 from gradless.run import optimizer
 

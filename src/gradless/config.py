@@ -211,10 +211,10 @@ def read_config(folder: Path) -> TuneConfig:
 def difference(old: TuneConfig, new: TuneConfig) -> str | None:
     """The first field in which two configurations differ, as a sentence, or None.
 
-    The device is left out: a run may continue on another one.
+    The device and the place of the data are left out: a run may continue elsewhere, and the ledger knows its data.
     """
     for f in dataclasses.fields(TuneConfig):
-        if f.name == "device":
+        if f.name in ("device", "data"):
             continue
         a, b = getattr(old, f.name), getattr(new, f.name)
         if isinstance(a, dict) and isinstance(b, dict):
