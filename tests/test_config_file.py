@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 import run_helpers
 from gradless import config_file
 from gradless.cli import main
+from gradless.config import TuneConfig
 from gradless.errors import BadInput
+from gradless.methods import METHODS
+from gradless.run import optimizer
 
 TWO = """
 [cell."tiny/own/full/mezo"]
@@ -83,3 +88,42 @@ def test_options_of_another_method_are_refused(tmp_path):
     )
     assert done.exit_code == 2
     assert "the method fo-adam has no choice there" in done.output
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["steps = [1]", "lr = [1]", 'eps = "auto"', "data = 5", "options = 5", "own = 5", "config = 5", "cell = 5",
+     "[cell]", "[cell]\nx = 3", "steps = 2.5", "seed = 1.7", "lr = true", "freeze = [1]", "zero_shot = 1"],
+)  # fmt: skip
+def test_settings_of_the_wrong_kind_are_refused_in_one_sentence(tmp_path, text):
+    path = tmp_path / "a.toml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=r"a\.toml"):
+        config_file.read(path)
+
+
+@pytest.mark.parametrize("value", ["2.5", "NaN", "1e999", "-1", '"x"', "true", "0", "[]", "null"])
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_any_value_of_an_option_is_taken_or_refused_in_one_sentence(name, value):
+    params = [(f"layers.{i}.weight", torch.nn.Parameter(torch.ones(32, 32))) for i in range(5)]
+    for option in METHODS[name].options():
+        given = config_file.parse_options([f"{option}={value}"])
+        with contextlib.suppress(BadInput):  # and nothing else
+            config = TuneConfig(model="tiny-llama", task="sst2", method=name, options=given).resolved()
+            optimizer(config, params, {} if given.get("mask") == "wanda" else None)
+
+
+def test_options_of_a_file_and_of_the_command_line_are_merged(tmp_path):
+    own = run_helpers.sentiment(tmp_path / "data")
+    path = tmp_path / "run.json"
+    settings = {"model": "tiny-llama", "own": own, "method": "zo-sparse", "options": {"mask": "random", "keep": 0.1}}
+    path.write_text(json.dumps({**settings, "steps": 1, "batch_size": 2, "num_test": 2, "zero_shot": False}))
+    done = CliRunner().invoke(
+        main, ["tune", "--config", str(path), "--set", "keep=0.5", "--out", str(tmp_path / "run")]
+    )
+    assert done.exit_code == 0, done.output
+    used = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert used["options"] == {"mask": "random", "keep": 0.5}
+    alone = CliRunner().invoke(main, ["tune", "--cell", "x", "--model", "tiny-llama", "--out", str(tmp_path / "r")])
+    assert alone.exit_code == 2
+    assert "give the file with --config" in alone.output

@@ -9,6 +9,8 @@ from torch import nn
 
 import gradless as gl
 from gradless import rng
+from gradless.accept import conservative
+from gradless.derivatives import all_finite
 from gradless.errors import BadInput
 from gradless.gradients import Mixture
 
@@ -162,3 +164,32 @@ def test_a_gradient_that_is_not_finite_is_skipped():
     _, move = opt.step_with(lambda: (model.norm.bias * 0).sqrt().sum())
     assert move.skipped
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("read", ["T", "mT", "data", "linear"])
+def test_attributes_of_a_weight_keep_its_tangent(read):
+    w = nn.Parameter(rng.normal(1, "w", (3, 3)))
+    x = rng.normal(2, "x", (4, 3))
+
+    def closure():
+        match read:
+            case "linear":
+                return F.linear(x, w).sin().sum()
+            case "data":
+                return (x @ w.data.T).sin().sum()
+            case _:
+                return (x @ getattr(w, read)).sin().sum()
+
+    slope = gl.forward_gradient([("w", w)], seed=3).probe(closure).sketch.coeffs[0]
+    near = gl.mezo_gaussian([("w", w)], seed=3, eps=1e-3).probe(closure).sketch.coeffs[0]
+    assert slope == pytest.approx(near, rel=1e-2)
+
+
+def test_the_sum_of_a_finite_half_precision_gradient_may_overflow():
+    assert all_finite({"w": torch.full((1000, 1000), 0.1, dtype=torch.float16)})
+    assert not all_finite({"w": torch.tensor([1.0, float("nan")])})
+
+
+def test_acceptance_cannot_try_stored_gradients():
+    with pytest.raises(BadInput, match="stores gradients"):
+        gl.ZerothOrder(Attention().named_parameters(), estimator=gl.backprop(), accept=conservative)

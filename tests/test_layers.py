@@ -23,7 +23,8 @@ LAYERS = (
     ("kernels",),  # a package: its parts import each other
     ("gradients",),
     ("directions", "points", "deferred", "copies", "ahead", "rules", "estimators", "derivatives", "accept", "moves"),
-    ("thin", "masks", "moments", "signs", "muon", "layers", "subsets"),
+    ("thin", "masks", "moments", "signs", "muon", "subsets"),
+    ("layers",),
     ("prefix",),
     ("streaming",),
     ("landscape", "leaves"),

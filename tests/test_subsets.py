@@ -149,3 +149,43 @@ def test_a_block_that_is_not_reached_keeps_its_bits_and_its_pending_updates(mode
         return [p.detach().clone() for _, p in params]
 
     assert all(torch.equal(a, b) for a, b in zip(run(False), run(True), strict=True))
+
+
+@pytest.mark.parametrize("make", [gl.zo_blockwise, gl.zo_block, gl.lezo])
+def test_engines_agree_on_leaves_of_whole_blocks_of_bits(make):
+    linears = torch.nn.ModuleList(torch.nn.Linear(64, 64) for _ in range(4))
+    with torch.no_grad():
+        for name, p in linears.named_parameters():
+            p.copy_(rng.normal(1, name, p.shape) * 0.3)
+    x = rng.normal(1, "x", (5, 64))
+
+    def closure():
+        y = x
+        for linear in linears:
+            y = torch.tanh(linear(y))
+        return y.square().mean()
+
+    more = {} if make is gl.zo_blockwise else {"queries": 3}
+    params = [(f"layers.{name}", p) for name, p in linears.named_parameters()]
+    found = [
+        make(params, seed=2, engine=e, **more).probe(closure).sketch.coeffs for e in ("stream", "dual", "in-place")
+    ]
+    assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-4)
+    assert found[2] == pytest.approx(found[0], rel=1e-3, abs=1e-4)
+
+
+def test_units_do_not_depend_on_the_order_of_names():
+    opt = ["model.decoder.embed_tokens.weight", "model.decoder.final_layer_norm.weight", "model.decoder.layers.0.w"]
+    assert units(opt)[-1] == ("model.decoder.final_layer_norm.weight",)
+    roberta = ["layer.0.w", "layer.1.w", "lm_head.dense.weight", "embeddings.LayerNorm.weight", "lm_head.dense.bias"]
+    assert units(roberta) == [
+        ("embeddings.LayerNorm.weight",),
+        ("layer.0.w",),
+        ("layer.1.w",),
+        ("lm_head.dense.weight", "lm_head.dense.bias"),
+    ]
+
+
+def test_low_rank_directions_cannot_go_unit_by_unit():
+    with pytest.raises(BadInput, match="cannot go unit by unit"):
+        one_by_one(gl.low_rank(2), NAMES)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 import run_helpers as h
-from gradless import evaluate, jobs, ledger, lm, notes, objectives, outcome, run, schemes, streaming
+from gradless import evaluate, jobs, ledger, lm, notes, objectives, run, schemes, streaming
 from gradless.cli import main
 from gradless.config import TuneConfig
 from gradless.errors import BadInput
@@ -124,9 +124,9 @@ def test_every_method_runs_and_rebuilds(tmp_path, method, dtype):
     if METHODS[method].replays:
         rebuilt, _ = run.rebuild(tmp_path / "run", until=result["selected_step"])
         assert run.tuned_sha256(rebuilt) == result["weights_sha256"]
-        assert not (tmp_path / "run" / outcome.BEST).exists()
+        assert not (tmp_path / "run" / run.BEST).exists()
     else:
-        kept = load_file(tmp_path / "run" / outcome.BEST)
+        kept = load_file(tmp_path / "run" / run.BEST)
         assert weights_sha256(kept.items()) == result["weights_sha256"]
 
 
@@ -146,8 +146,8 @@ def test_a_run_that_no_ledger_rebuilds_starts_over(tmp_path, monkeypatch, method
     again = h.tune(settings, tmp_path / "run", resume=True)
     assert again["weights_sha256"] == whole["weights_sha256"]
     assert again["steps"] == 6
-    with pytest.raises(BadInput, match="cannot be replayed"):
-        run.rebuild(tmp_path / "run")
+    rebuilt, _ = run.rebuild(tmp_path / "run")
+    assert run.tuned_sha256(rebuilt) == whole["weights_sha256"]
 
 
 @pytest.mark.parametrize("objective", ["option_ce", "gold", "lm", "accuracy"])
@@ -681,3 +681,41 @@ def test_two_processes_cannot_work_on_one_run(tmp_path):
         ledger.Ledger(tmp_path / "run" / "ledger", {}, contents=contents)
     first.close()
     ledger.Ledger(tmp_path / "run" / "ledger", {}, contents=contents).close()
+
+
+def test_backpropagation_without_dev_rows_keeps_its_last_weights(tmp_path):
+    result = h.tune(h.config(tmp_path, method="fo-adam", num_dev=0), tmp_path / "run")
+    found = jobs.replay(tmp_path / "run", verify=True, reporter=Reporter(quiet=True))
+    assert found.agrees
+    assert found.step == result["steps"]
+    with pytest.raises(BadInput, match="only step 3 is kept"):
+        jobs.replay(tmp_path / "run", until=2, reporter=Reporter(quiet=True))
+
+
+def test_a_finished_run_is_not_taken_for_one_on_other_data(tmp_path):
+    sizes = {"num_train": 8, "num_dev": 2, "num_test": 2, "batch_size": 2, "task": "squad"}
+    settings = h.config(tmp_path, data=str(h.squad(tmp_path / "one")), **sizes)
+    result = h.tune(settings, tmp_path / "run")
+    moved = h.config(tmp_path, data=str(h.squad(tmp_path / "two")), **sizes)
+    assert h.tune(moved, tmp_path / "run", resume=True) == json.loads(json.dumps(result))
+    other = h.config(tmp_path, data=str(h.squad(tmp_path / "three", rows=11)), **sizes)
+    with pytest.raises(BadInput, match="holds a run on other data"):
+        h.tune(other, tmp_path / "run", resume=True)
+
+
+def test_blocks_that_generate_text_share_no_prefix(tmp_path):
+    data = str(h.squad(tmp_path / "squad"))
+    settings = h.config(
+        tmp_path, task="squad", data=data, objective="f1", method="zo-blockwise", num_train=8, num_dev=2
+    )
+    model, _ = run.build_for(settings.resolved(), tmp_path, *_task_and_rows(settings))
+    assert model.optimizer.landscape.prefix is None
+    model, _ = run.build_for(
+        h.config(tmp_path, method="zo-blockwise").resolved(), tmp_path, *_task_and_rows(h.config(tmp_path))
+    )
+    assert model.optimizer.landscape.prefix is not None
+
+
+def _task_and_rows(settings):
+    task, splits = run.load_task(settings)
+    return task, splits.train

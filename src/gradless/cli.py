@@ -265,7 +265,8 @@ def _config(given: dict[str, Any]) -> Any:
     from gradless.config_file import parse_options
 
     del given["config"], given["cell"]
-    given["options"] = parse_options(given.pop("options", ()))
+    written = parse_options(given.pop("options", ()))
+    given["options"] = click.get_current_context().meta.get("gradless.options", written)  # those of a file as well
     own = _own_files(given)
     sizes = {"num_train": 1000, "num_dev": 500, "num_test": 1000}
     for name, default in sizes.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -83,12 +82,15 @@ class FromFile(click.Command):
         given: dict[str, Any] = {}
         with contextlib.suppress(click.UsageError):  # said below
             given = self.make_parser(ctx).parse_args(args=list(args))[0]
+        if given.get("cell") and not given.get("config"):
+            raise BadInput("--cell chooses among the cells of a file: give the file with --config")
         if given.get("config"):
             from gradless import config_file
 
             found = config_file.read(Path(given["config"]), given.get("cell"))
-            options = [f"{name}={json.dumps(value)}" for name, value in found.pop("options", {}).items()]
-            values = {**found.pop("own", {}), **found, "options": options}
+            options = {**found.pop("options", {}), **config_file.parse_options(given.get("options") or ())}
+            ctx.meta["gradless.options"] = options  # merged one by one, and not list by list
+            values = {**found.pop("own", {}), **found}
             ctx.default_map = {name: value for name, value in values.items() if value is not None}
         return super().parse_args(ctx, args)
 

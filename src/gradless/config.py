@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,7 @@ class TuneConfig:
         Raises:
             BadInput: an unknown name or an impossible number.
         """
+        check_types({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
         if (self.task is None) == (not self.own):
             raise BadInput("name a --task or give your own files with --train, --test and --template, not both")
         for kind, name, known in (
@@ -124,13 +126,12 @@ class TuneConfig:
         if self.lr == "auto" and METHODS[self.method].auto is None:
             suited = ", ".join(name for name, method in METHODS.items() if method.auto)
             raise BadInput(f"--lr auto is not known to suit {self.method}: give a number, or use one of {suited}")
-        for flag in ("lr", "eps"):
-            value = getattr(self, flag)
-            if isinstance(value, str) and value != "auto":
-                raise BadInput(f"--{flag} is '{value}': give a number" + (" or auto" if flag == "lr" else ""))
-            if value is not None and value != "auto" and not 0 < value < float("inf"):
+        if isinstance(self.lr, str) and self.lr != "auto":
+            raise BadInput(f"--lr is '{self.lr}': give a number or auto")
+        for flag, value in (("lr", self.lr), ("eps", self.eps)):
+            if value is not None and not isinstance(value, str) and not 0 < value < float("inf"):
                 raise BadInput(f"--{flag} is {value}: it must be positive and finite")
-        for flag in ("weight_decay", "warmup"):
+        for flag in ("weight_decay", "warmup", "num_train", "num_dev", "num_test"):
             value = getattr(self, flag)
             if not 0 <= value < float("inf"):
                 raise BadInput(f"--{flag.replace('_', '-')} is {value}: it must not be negative")
@@ -178,6 +179,36 @@ class TuneConfig:
                 raise BadInput(unknown("setting", name, known))
         fixed: dict[str, Any] = {k: tuple(v) if k in ("targets", "freeze") else v for k, v in values.items()}
         return TuneConfig(**fixed)
+
+
+KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "int": ((int,), "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": ((str,), "a word"),
+    "bool": ((bool,), "true or false"),
+    "dict[str, Any]": ((dict,), "a table"),
+    "tuple[str, ...]": ((list, tuple), "a list of words"),
+    "None": ((type(None),), "nothing"),
+}
+
+
+def check_types(values: Mapping[str, Any]) -> None:
+    """Refuse settings of the wrong kind.
+
+    Raises:
+        BadInput: with the setting, and what it should be; or a setting that does not exist.
+    """
+    kinds = {f.name: str(f.type).split(" | ") for f in dataclasses.fields(TuneConfig)}
+    for name, value in values.items():
+        if name not in kinds:
+            raise BadInput(unknown("setting", name, kinds))
+        allowed = {one for kind in kinds[name] for one in KINDS[kind][0]}
+        fits = type(value) in allowed if isinstance(value, bool) else isinstance(value, tuple(allowed))
+        if fits and isinstance(value, (list, tuple)):
+            fits = all(isinstance(item, str) for item in value)
+        if not fits:
+            wanted = " or ".join(KINDS[kind][1] for kind in kinds[name] if kind != "None")
+            raise BadInput(f"{name} is {value!r}: give {wanted}")
 
 
 def fastest_engine(device: str, scheme: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradless.config import TuneConfig
+from gradless.config import check_types
 from gradless.errors import BadInput, unknown
 
 
@@ -35,26 +34,29 @@ def read(path: Path, cell: str | None = None) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise BadInput(f"{path} holds no settings: write them as name = value")
     found = found.get("config", found)
-    if "cell" in found:
+    if isinstance(found, dict) and "cell" in found:
         found = _choose(path, found["cell"], cell)
     elif cell is not None:
         raise BadInput(f"{path} holds the settings of one run: leave out --cell")
-    known = [f.name for f in dataclasses.fields(TuneConfig)]
-    for name in found:
-        if name not in known:
-            raise BadInput(f"{path}: {unknown('setting', name, known)}")
+    if not isinstance(found, dict):
+        raise BadInput(f"{path} holds no settings: write them as name = value")
+    try:
+        check_types(found)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
     return dict(found)
 
 
-def _choose(path: Path, cells: dict[str, Any], name: str | None) -> dict[str, Any]:
+def _choose(path: Path, cells: Any, name: str | None) -> Any:
+    if not isinstance(cells, dict) or not cells:
+        raise BadInput(f'{path} holds no cells: write each as a table [cell."NAME"]')
     if name is None and len(cells) == 1:
         (name,) = cells
     if name is None:
         raise BadInput(f"{path} holds {len(cells)} cells: choose one with --cell, e.g. --cell {next(iter(cells))}")
     if name not in cells:
         raise BadInput(f"{path}: {unknown('cell', name, list(cells))}")
-    chosen: dict[str, Any] = cells[name]
-    return chosen
+    return cells[name]
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, Any]:

@@ -22,6 +22,8 @@ from torch.overrides import TorchFunctionMode
 from gradless.errors import BadInput
 from gradless.gradients import Leaf, Mixture, combine
 
+DATA: Any = Tensor.data
+
 
 def gradients(
     closure: Callable[[], Any], leaves: Sequence[Leaf], frozen: Sequence[Leaf]
@@ -50,7 +52,7 @@ def gradients(
 
 def all_finite(tensors: Mapping[str, Tensor] | None) -> bool:
     """Whether stored gradients are finite; their sums tell, at a quarter of the cost of a look at each element."""
-    return all(math.isfinite(float(g.sum())) for g in (tensors or {}).values())
+    return all(math.isfinite(float(g.sum(dtype=torch.float32))) for g in (tensors or {}).values())
 
 
 @contextlib.contextmanager
@@ -67,7 +69,8 @@ def _without_grad(leaves: Sequence[Leaf]) -> Iterator[None]:
 def slopes(closure: Callable[[], Any], leaves: Sequence[Leaf], keys: Sequence[int]) -> tuple[float, list[float]]:
     """The loss and its derivative along z(key), scaled by the probe amplitude, for every key.
 
-    Each key takes one forward with tangents. A tangent of a weight exists while it is read and not longer.
+    Each key takes one forward with tangents. A tangent of a weight exists while it is read and not longer. What reads a
+    weight below the level of torch functions (a scripted module) does not see its tangent.
 
     Raises:
         BadInput: something in the closure has no forward derivative.
@@ -102,8 +105,15 @@ class Tangents(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Call ``func`` with every tuned parameter among its arguments made dual."""
         kwargs = kwargs or {}
-        if func.__name__ == "__get__" or not self._reads((args, kwargs)):
+        if not self._reads((args, kwargs)):
             return func(*args, **kwargs)
+        if func.__name__ == "__get__":  # an attribute: only .data, .T and the like depend on the values
+            plain = func(*args, **kwargs)
+            if not isinstance(plain, Tensor):
+                return plain
+            if getattr(func, "__self__", None) is DATA:
+                return self._dual(self.leaves[id(args[0])])
+            return func(*self._served(args))
         rows = self._rows(func, args, kwargs)
         return func(*self._served(args), **self._served(kwargs)) if rows is None else rows
 

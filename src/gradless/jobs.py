@@ -110,6 +110,9 @@ def replay(
         raise BadInput(f"{save} exists already: choose a new folder for --save")
     if until is None and recorded is not None:
         until = recorded["selected_step"]
+    if recorded is not None and until != recorded["selected_step"] and not run.replays(folder):
+        step = recorded["selected_step"]
+        raise BadInput(f"of this method's steps only step {step} is kept, in {folder / run.BEST}: leave out --until")
     built, contents = run.rebuild(folder, until=until, model=model, device=device, say=reporter.say)
     if contents.torn_bytes:
         reporter.say(f"the ledger ends in {contents.torn_bytes} bytes of an unfinished step, which are left out")

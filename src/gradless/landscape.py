@@ -122,6 +122,7 @@ class Landscape:
 
     def _one(self, closure: Closure, points: Points, only: Leaf | None = None) -> float:
         """The loss at the single one of the points."""
+        only = None if only is None else only._replace(active=None)  # whatever else its directions would reach
         self.forwards += 1
         if not points.points[0].mixture.keys or only is not None:
             self._deferred.flush()

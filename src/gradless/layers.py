@@ -16,7 +16,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +24,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
 from gradless.errors import BadInput
+from gradless.subsets import BEHIND
 
 _transformed: Any = None  # whether a tensor belongs to a torch.func transform
 with contextlib.suppress(ImportError):
     from torch._C._functorch import is_functorch_wrapped_tensor as _transformed
-
-BEHIND: Final = frozenset(
-    (
-        *("norm", "final_norm", "final_layer_norm", "final_layernorm", "ln_f", "project_out"),
-        *("lm_head", "embed_out", "label_head", "score", "classifier", "pooler", "cls", "qa_outputs"),
-    )
-)
-"""Names of modules that read what the last block returns, if they stand beside the blocks or around them."""
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:

@@ -234,7 +234,7 @@ def _fitting(name: str, p: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
         raise BadInput(f"no mask for parameter '{name}': give one for every tuned parameter")
     if mask.dtype != torch.bool or mask.shape != p.shape:
         raise BadInput(f"the mask of '{name}' is {mask.dtype} {[*mask.shape]}: it must be torch.bool {[*p.shape]}")
-    return mask.to(p.device)
+    return mask.to(p.device, copy=True)
 
 
 def input_norms(

@@ -173,7 +173,7 @@ def choose(task: Task, name: str | None = None, *, backprop: bool = False) -> Ob
         fits = ", ".join(entry.name for entry in OBJECTIVES.values() if task.kind in entry.kinds)
         raise BadInput(f"objective '{name}' does not fit the {task.kind} task '{task.name}': use one of {fits}")
     if backprop and not objective.differentiable:
-        raise BadInput(f"objective '{name}' has no gradient: use a forward-only method or another objective")
+        raise BadInput(f"objective '{name}' has no gradient: use a zeroth-order method or another objective")
     if name == "f1":
         prompts = partial(collate_prompts, stop=task.stop, new_tokens=task.max_new_tokens)
         return objective._replace(prepare=prompts)

@@ -102,6 +102,8 @@ class ZerothOrder(torch.optim.Optimizer):
         self.seed = seed
         self.directions = directions or rademacher()
         self.estimator = estimator or spsa()
+        if self.estimator.deep is not None and accept is not always:
+            raise BadInput(f"{self.estimator.name} stores gradients, which acceptance cannot try out: leave accept out")
         self.accept = accept
         self.t = 0  # steps taken, skipped ones included
         self.skipped = 0
@@ -135,12 +137,9 @@ class ZerothOrder(torch.optim.Optimizer):
         """Let the forwards of a step share what lies before the first perturbed block of the model.
 
         For directions that reach some blocks only, in the engine ``stream``. The losses stay the same; the closure must
-        call the model in the same way every time.
+        call the model on the same inputs every time: generating text does not.
         """
         self.landscape.prefix = Prefix(model)
-
-    # -----------------------------------------------------------------------------------------------------------
-    # probe
 
     @torch.no_grad()
     def probe(self, closure: Closure) -> Probe:
@@ -173,9 +172,6 @@ class ZerothOrder(torch.optim.Optimizer):
     def key(self, step: int, query: int) -> int:
         """Key of one query's direction."""
         return self.directions.key(self.seed, step, query)
-
-    # -----------------------------------------------------------------------------------------------------------
-    # apply
 
     @torch.no_grad()
     def apply(
@@ -283,7 +279,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     @torch.no_grad()
     def _accepted(self, closure: Closure, probe: Probe, lrs: tuple[float, ...]) -> tuple[float, ...]:
-        """Learning rates times what the acceptance policy makes of the update (weight decay stays outside of it)."""
+        """Learning rates times what the acceptance policy makes of the update; a refused step does not decay either."""
         mixture, _ = self.rule.update(probe.sketch.mixture(), self._rule_state)
         if not isinstance(mixture, Mixture):
             raise BadInput("acceptance needs a linear rule: element-wise updates cannot be tried out")
@@ -302,9 +298,6 @@ class ZerothOrder(torch.optim.Optimizer):
             f"{PATIENCE} losses in a row were not finite: lower the learning rate (now "
             f"{self.param_groups[0]['lr']:g}) or eps, or use float32 weights"
         )
-
-    # -----------------------------------------------------------------------------------------------------------
-    # replay
 
     @torch.no_grad()
     def replay(self, moves: Sequence[Move], *, chunk: int = 512) -> None:
@@ -389,6 +382,8 @@ class ZerothOrder(torch.optim.Optimizer):
         own = state_dict["gradless"]
         if own["seed"] != self.seed:
             raise BadInput(f"this state belongs to seed {own['seed']}, not {self.seed}: create the optimizer with it")
+        if own["masks"].keys() != {leaf.name for leaf in self.leaves if leaf.mask is not None}:
+            raise BadInput("this state has masks of other parameters: create the optimizer from the base weights")
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         self._deferred.drop()
         self.t, self.landscape.forwards, self.skipped = own["t"], own["forwards"], own["skipped"]

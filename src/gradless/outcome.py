@@ -20,11 +20,10 @@ from gradless.notes import Notes, versions, write_json
 from gradless.objectives import Objective
 from gradless.optimizer import Move
 from gradless.progress import Reporter
-from gradless.run import Model
+from gradless.run import BEST, Model
 from gradless.tasks import Splits, Task
 
 DONE, DIVERGED, INTERRUPTED = "done", "diverged", "interrupted"
-BEST = "best.safetensors"  # the tuned weights of the best step, of methods that no ledger rebuilds
 
 
 class Parts(NamedTuple):
@@ -71,10 +70,16 @@ def finish(
     chosen = trained if status == INTERRUPTED else selected(parts, notes, trained)
     if chosen != trained:
         parts.reporter.say(f"step {chosen} was best on dev: back to it")
-    if chosen != opt.t or opt.torn:  # also where Ctrl-C came after a step was logged and before it was applied
+    _say_if_worse(parts, notes, chosen)
+    replays = METHODS[config.method].replays
+    if status == INTERRUPTED and not replays:
+        chosen = opt.t  # such a run starts over; these are the weights that it leaves
+    elif chosen != opt.t or opt.torn:  # also where Ctrl-C came after a step was logged and before it was applied
         _back_to(parts, moves[:chosen], label_tokens)
     else:
         opt.flush()
+    if status == DONE and not replays and not (parts.folder / BEST).exists():
+        run.keep_tensors(parts.folder / BEST, run.tuned_tensors(parts.model))
     test: dict[str, Any] = {}
     if status != INTERRUPTED and parts.splits.test:
         notes.evaluated("test", chosen, evaluate_rows(parts, parts.splits.test, "tuned test"))
@@ -96,7 +101,7 @@ def finish(
         "peak_memory_bytes": notes.peak(),
         "inference_memory_bytes": notes.inference or 0,
         "engine": opt.engine,
-        "weights_sha256": run.tuned_sha256(parts.model),
+        "weights_sha256": None if opt.torn else run.tuned_sha256(parts.model),
         "base_sha256": parts.model.base_sha256,
         "data_sha256": parts.splits.fingerprint,
         "tuned_parameters": sum(leaf.param.numel() for leaf in parts.model.optimizer.leaves),
@@ -121,10 +126,16 @@ def selected(parts: Parts, notes: Notes, trained: int) -> int:
     if not finite:
         return trained
     best = min(finite, key=lambda line: (sign * line[key], line["step"]))
-    untouched = notes.evaluation("dev", 0) or {}
-    if sign * (untouched.get(key) or 0.0) < sign * best[key] and untouched.get(key) is not None:
-        parts.reporter.say(f"on dev the untouched model has the better {key}: lower --lr, or take more --steps")
     return best["step"]
+
+
+def _say_if_worse(parts: Parts, notes: Notes, chosen: int) -> None:
+    """A word where tuning made the model worse on dev."""
+    key = "loss" if parts.config.select == "loss" else parts.task.metrics[0]
+    sign = 1 if key == "loss" else -1
+    before, after = (notes.evaluation("dev", step) or {} for step in (0, chosen))
+    if before.get(key) is not None and after.get(key) is not None and sign * before[key] < sign * after[key]:
+        parts.reporter.say(f"on dev the untouched model has the better {key}: lower --lr, or take more --steps")
 
 
 def _back_to(parts: Parts, moves: list[Move], label_tokens: tuple[int, ...]) -> None:

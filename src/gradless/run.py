@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from gradless.tasks import Row, Splits, Task
 Say = Callable[[str], None]
 INITIAL = "initial.safetensors"
 NORMS = "norms.safetensors"
+BEST = "best.safetensors"  # the tuned weights of the best step, of methods that no ledger rebuilds
 CALIBRATION = 32  # training rows that input norms are taken from
 
 
@@ -136,7 +138,7 @@ def _tuned(
             raise BadInput(f"{folder / NORMS} is missing, and the masks of this run depend on it: restore it")
         norms = measure(tuned)
     opt = optimizer(config, named, norms)
-    if METHODS[config.method].blocks and opt.engine == STREAM:
+    if METHODS[config.method].blocks and opt.engine == STREAM and config.objective != "f1":  # f1 generates text
         opt.reuse_prefixes(tuned.model)
     return Model(tuned, opt, base_sha256, norms)
 
@@ -158,9 +160,14 @@ def keep_initial(config: TuneConfig, folder: Path, model: Model) -> None:
     other schemes start from the base weights and the counter streams. The same holds for norms. Cost: kilobytes.
     """
     if config.scheme == "prefix":
-        keep_tensors(folder / INITIAL, {leaf.name: leaf.param.detach().contiguous() for leaf in model.optimizer.leaves})
+        keep_tensors(folder / INITIAL, tuned_tensors(model))
     if model.norms is not None:
         keep_tensors(folder / NORMS, model.norms)
+
+
+def tuned_tensors(model: Model) -> dict[str, Tensor]:
+    """The tuned parameters by name."""
+    return {leaf.name: leaf.param.detach().contiguous() for leaf in model.optimizer.leaves}
 
 
 def keep_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -175,7 +182,7 @@ def keep_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def _load_initial(path: Path, named: dict[str, nn.Parameter]) -> None:
+def _load_initial(path: Path, named: Mapping[str, Tensor]) -> None:
     values = load_file(path)
     if values.keys() != named.keys():
         raise BadInput(f"{path} belongs to another run: restore it from a copy")
@@ -214,7 +221,10 @@ def optimizer(
         extra["transform"] = lambda base: directions.scaled(base, scales, mode=config.layer_scale)  # type: ignore[arg-type]
     if config.lr == "auto":
         extra["normalise"] = True
-    lr = (METHODS[config.method].auto or 0.0) * config.eps if isinstance(config.lr, str) else config.lr
+    several = config.queries or int(METHODS[config.method].options().get("queries", 1))
+    # The mean over K directions is smaller than each of them by the root of K.
+    auto = (METHODS[config.method].auto or 0.0) * config.eps * math.sqrt(several)
+    lr = auto if isinstance(config.lr, str) else config.lr
     assert lr is not None
     opt: ZerothOrder = make(
         _groups(config, named),
@@ -229,18 +239,22 @@ def optimizer(
 
 
 @functools.cache
-def _tuned_names(model: str, scheme: str, dtype: str | None) -> tuple[str, ...]:
+def _tuned_names(
+    model: str, scheme: str, dtype: str | None, targets: tuple[str, ...], freeze: tuple[str, ...]
+) -> tuple[str, ...]:
     """Names of the parameters that a scheme tunes; loads the model once."""
     base = lm.load(model, dtype=dtype, device="cpu")
     tokens = (0, 1) if scheme == "head" else ()
-    return tuple(name for name, _ in schemes.trainable(schemes.apply(base, scheme, label_token_ids=tokens)))
+    tuned = schemes.apply(base, scheme, targets=targets or None, freeze=freeze, label_token_ids=tokens)
+    return tuple(name for name, _ in schemes.trainable(tuned))
 
 
 def step_cost(config: TuneConfig) -> int:
     """Forward passes of a step, a backward counted as two. It may depend on how many blocks the model has."""
-    names = _tuned_names(config.model, config.scheme, config.dtype)
+    names = _tuned_names(config.model, config.scheme, config.dtype, config.targets, config.freeze)
     small = [(name, nn.Parameter(torch.zeros(16, 16))) for name in names]
-    return optimizer(dataclasses.replace(config.resolved(), layer_scale="none"), small).cost(0)
+    plain = dataclasses.replace(config.resolved(), layer_scale="none")
+    return optimizer(plain, small, {} if _needs_norms(config) else None).cost(0)
 
 
 def _groups(config: TuneConfig, named: list[tuple[str, nn.Parameter]]) -> list[Any]:
@@ -303,6 +317,11 @@ def check_config(found: dict[str, Any], config: TuneConfig) -> None:
         raise BadInput(f"the ledger belongs to another run than config.json ({changed}): restore either file")
 
 
+def replays(folder: Path) -> bool:
+    """Whether a run's steps can be rebuilt from its ledger."""
+    return METHODS[TuneConfig.from_json(ledger.read(folder / "ledger").header["config"]).method].replays
+
+
 def rebuild(
     folder: Path,
     *,
@@ -335,7 +354,13 @@ def rebuild(
     )
     built = build(config, folder, label_token_ids=tuple(contents.header["label_token_ids"]), say=say)
     check_header(contents.header, built)
-    built.optimizer.replay(contents.moves[:steps])
+    if METHODS[config.method].replays:
+        built.optimizer.replay(contents.moves[:steps])
+    else:
+        if not (folder / BEST).exists():
+            raise BadInput(f"{config.method} leaves nothing to replay, and {folder / BEST} is missing: finish the run")
+        _load_initial(folder / BEST, {leaf.name: leaf.param for leaf in built.optimizer.leaves})
+        built.optimizer.t = steps
     return built, contents
 
 

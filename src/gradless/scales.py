@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gradless import rng
+from gradless.errors import BadInput
 from gradless.gradients import Mixture
 from gradless.landscape import Closure
 from gradless.optimizer import ZerothOrder
@@ -44,6 +45,8 @@ def gradient_norm_scales(optimizer: ZerothOrder, closure: Closure, *, queries: i
     Cost: 2 * queries forwards per leaf.
     """
     eps = optimizer.estimator.eps
+    if not eps:
+        raise BadInput(f"{optimizer.estimator.name} perturbs nothing: measure scales with an optimizer that has an eps")
     norms = {}
     for leaf in optimizer.leaves:
         squares = 0.0

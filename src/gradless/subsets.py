@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import Final
 
 from torch import Tensor
 
@@ -18,6 +19,13 @@ from gradless.directions import Directions, Frozen
 from gradless.errors import BadInput
 
 Active = Mapping[str, Callable[[int], bool]]
+BEHIND: Final = frozenset(
+    (
+        *("norm", "final_norm", "final_layer_norm", "final_layernorm", "ln_f", "project_out"),
+        *("lm_head", "embed_out", "label_head", "score", "classifier", "pooler", "cls", "qa_outputs"),
+    )
+)
+"""Names of modules that read what the last block returns, if they stand beside the blocks or around them."""
 NUMBERED = re.compile(r"^(?P<list>(?:[^.\d][^.]*\.)+)(?P<number>\d+)\.")
 
 
@@ -40,6 +48,8 @@ def blocks(names: Sequence[str]) -> list[tuple[str, ...]]:
 def units(names: Sequence[str]) -> list[tuple[str, ...]]:
     """All names, each in one unit: what comes before the blocks, the blocks, and what comes after them, by module.
 
+    What comes after is told by its name (`BEHIND`): the order of registration is not always that of a forward.
+
     Example:
         >>> units(["wte.w", "h.0.w", "h.1.w", "norm.w", "norm.b"])
         [('wte.w',), ('h.0.w',), ('h.1.w',), ('norm.w', 'norm.b')]
@@ -50,10 +60,9 @@ def units(names: Sequence[str]) -> list[tuple[str, ...]]:
     for name in names:
         if name not in inside:
             around.setdefault(name.rpartition(".")[0], []).append(name)
-    first = next((place for place, name in enumerate(names) if name in inside), len(names))
-    early = set(names[:first])
-    before = [tuple(unit) for unit in around.values() if unit[0] in early]
-    return [*before, *numbered, *(tuple(unit) for unit in around.values() if unit[0] not in early)]
+    after = [module for module in around if not BEHIND.isdisjoint(module.split("."))]
+    before = [tuple(unit) for module, unit in around.items() if module not in after]
+    return [*before, *numbered, *(tuple(around[module]) for module in after)]
 
 
 def random_blocks(base: Directions, *, keep: float | int) -> Directions:
@@ -72,7 +81,7 @@ def random_blocks(base: Directions, *, keep: float | int) -> Directions:
             raise BadInput("no parameter belongs to a numbered block: use a method that takes the model as a whole")
         count = keep if isinstance(keep, int) else max(1, round(keep * len(numbered)))
 
-        @functools.lru_cache(maxsize=256)
+        @functools.lru_cache(maxsize=1 << 14)  # a replay asks for each of its keys once for each block
         def chosen(key: int) -> frozenset[int]:
             return frozenset(rng.permutation(len(numbered), key & rng.MASK64, "blocks")[:count].tolist())
 
@@ -96,6 +105,8 @@ def one_by_one(base: Directions, names: Sequence[str]) -> tuple[Directions, int]
     Returns:
         The directions, and the number of units.
     """
+    if base.stream.rank:
+        raise BadInput("low-rank directions cannot go unit by unit: use full ones, such as rademacher()")
     found = units(names)
     home = {name: index for index, unit in enumerate(found) for name in unit}
 

@@ -23,8 +23,9 @@ from gradless.memory import PeakMeter
 from gradless.methods import METHODS
 from gradless.notes import Notes, write_json
 from gradless.optimizer import Move
-from gradless.outcome import BEST, DIVERGED, DONE, INTERRUPTED, Parts
+from gradless.outcome import DIVERGED, DONE, INTERRUPTED, Parts
 from gradless.progress import Reporter
+from gradless.run import BEST
 
 
 def tune(config: TuneConfig, folder: Path, *, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -43,6 +44,9 @@ def tune(config: TuneConfig, folder: Path, *, resume: bool = False, reporter: Re
     config = config.resolved()
     finished = _claim(config, folder, resume)
     if finished is not None:
+        moved = read_config(folder).data != config.data
+        if moved and run.load_task(config)[1].fingerprint != finished["data_sha256"]:
+            raise BadInput(f"{folder} holds a run on other data: restore them, or choose another --out")
         reporter.say(f"{folder} is finished; nothing to do")
         return finished
     task, splits = run.load_task(config)
@@ -58,6 +62,8 @@ def tune(config: TuneConfig, folder: Path, *, resume: bool = False, reporter: Re
     header = run.header(config, model, splits, label_tokens)
     path = folder / "ledger"
     contents = ledger.read(path) if path.exists() else None
+    if contents is not None and contents.header["data_sha256"] != splits.fingerprint:
+        raise BadInput("the data differ from those that this run began with: restore them, or start a new run")
     if contents is not None and not method.replays:
         reporter.say(f"a run of {config.method} cannot be continued: its steps are in no ledger, so it starts over")
         for name in ("ledger", "metrics.jsonl", BEST):
@@ -70,8 +76,6 @@ def tune(config: TuneConfig, folder: Path, *, resume: bool = False, reporter: Re
     else:
         run.check_header(contents.header, model)
         run.check_config(contents.header, config)
-        if contents.header["data_sha256"] != splits.fingerprint:
-            raise BadInput("the data differ from those that this run began with: restore them, or start a new run")
     notes = Notes(folder / "metrics.jsonl", keep=len(contents.moves) if contents else 0)
     zero_shot = _zero_shot(parts, notes) if config.zero_shot else {}
     book = ledger.Ledger(path, header, contents=contents)
@@ -196,8 +200,7 @@ def _dev_if_due(parts: Parts, notes: Notes) -> None:
         found = outcome.evaluate_rows(parts, parts.splits.dev, f"dev at {step}", predict=config.select == "metric")
         notes.evaluated("dev", step, found)
         if not METHODS[config.method].replays and outcome.selected(parts, notes, step) == step:
-            tuned = {leaf.name: leaf.param.detach().contiguous() for leaf in parts.model.optimizer.leaves}
-            run.keep_tensors(parts.folder / BEST, tuned)
+            run.keep_tensors(parts.folder / BEST, run.tuned_tensors(parts.model))
 
 
 def _zero_shot(parts: Parts, notes: Notes) -> dict[str, Any]:

@@ -341,8 +341,9 @@ def fan_tiles(
             elif keep:
                 _store(piece, acc, piece, n, kind, dice, False, part, False)
         stochastic = probes[4].size > 0
-        plain = kind == FLOAT32 and not masked and mirrored and stream[0] == RADEMACHER and probes[2].size == 1
-        if plain and source & 127 == 0 and n & 31 == 0:
+        plain = kind == FLOAT32 and not masked and mirrored and stream[0] == RADEMACHER
+        single = probes[0].size == 1 and probes[2].size == 1  # one pair of branches, along one direction
+        if plain and single and source & 127 == 0 and n & 31 == 0:
             up, down = outs[target : target + n], outs[size + target : size + target + n]
             _branch_signs(up, down, block, n, source >> 7, leaf, probes[2][0], probes[3][0], words)
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -11,8 +12,8 @@ from gradless.methods import baselines, frontier, mezo, zobench
 from gradless.optimizer import ZerothOrder
 
 SHARED = ("params", "lr", "eps", "common", "norms")  # arguments that are not options of a method
-# What a method asks of the loss: values, slopes along directions, a gradient, values and a gradient.
 AUTO = 0.2  # what tuned learning rates of MeZO come to on SST-2, with all weights (0.19) and with LoRA (0.18)
+# What a method asks of the loss: values, slopes along directions, a gradient, values and a gradient.
 ZERO, FORWARD, FIRST, HYBRID = "zeroth", "forward-mode", "first", "hybrid"
 
 
@@ -58,6 +59,12 @@ class Method(NamedTuple):
             if isinstance(default, str) != isinstance(value, str) or not (number or isinstance(value, str)):
                 kind = "a word" if isinstance(default, str) else "a number"
                 raise BadInput(f"option {option} of the method {name} is {value!r}: give {kind}, e.g. {default!r}")
+            if number and not math.isfinite(value):
+                raise BadInput(f"option {option} of the method {name} is {value}: it must be finite")
+            if isinstance(default, int) and value != int(value):
+                raise BadInput(f"option {option} of the method {name} is {value}: it must be a whole number")
+            if option == "queries":
+                raise BadInput("queries is an option of all methods: write --queries, or queries = ... in a file")
 
 
 METHODS: dict[str, Method] = {

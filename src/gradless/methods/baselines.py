@@ -61,6 +61,10 @@ def hybrid_zo_fo(
     given = leaves.named(params)
     groups = [item if isinstance(item, dict) else {"params": [item]} for item in given]
     parts = units([name for group in groups for name, p in group["params"] if p.requires_grad])
+    if len(parts) < 2:
+        raise BadInput("a hybrid needs tuned parameters in several layers to cut between: use the scheme full or lora")
+    if not 0 < deep_lr_ratio < float("inf"):
+        raise BadInput(f"deep_lr_ratio is {deep_lr_ratio}: it must be positive and finite")
     if not 1 <= deep_units < len(parts):
         raise BadInput(f"deep_units is {deep_units}: the tuned parameters make {len(parts)} units, so cut below that")
     deep = frozenset(name for unit in parts[-deep_units:] for name in unit)

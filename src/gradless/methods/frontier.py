@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, Unpack
 
 from gradless.directions import low_rank, rademacher
+from gradless.errors import BadInput
 from gradless.estimators import one_sided, spsa
 from gradless.masks import sparse
 from gradless.methods.presets import Common, Queries, build
@@ -24,6 +25,9 @@ def fzoo(
 
     arXiv 2506.09034.
     """
+    least = queries(0) if callable(queries) else queries
+    if least < 2:
+        raise BadInput(f"fzoo divides by the spread of its differences, so {least} query a step is too few: use 8")
     rule = chain(std_normalised(), scale(lr))
     return build(params, rademacher(), one_sided(eps=eps, queries=queries), rule, **common)
 

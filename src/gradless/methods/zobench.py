@@ -94,10 +94,14 @@ def zo_sparse(
 
 
 def zo_block(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1, keep: float = 1,
+    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1, keep: int = 1,
     **common: Unpack[Common],
 ) -> ZerothOrder:  # fmt: skip
-    """One random block of the model a query. Cost: 2K forwards. Park et al. 2025 (MeZO-BCD, arXiv 2501.19099)."""
+    """``keep`` random blocks of the model a query, and always what is in no block (embeddings, the last norm).
+
+    Freeze the latter to perturb the block alone, which also lets forwards begin there. Cost: 2K forwards. Park et al.
+    2025 (MeZO-BCD, arXiv 2501.19099).
+    """
     directions = random_blocks(rademacher(), keep=int(keep))
     return build(params, directions, spsa(eps=eps, queries=queries), scale(lr), **common)
 
