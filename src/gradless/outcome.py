@@ -101,7 +101,7 @@ def finish(
         "peak_memory_bytes": notes.peak(),
         "inference_memory_bytes": notes.inference or 0,
         "engine": opt.engine,
-        "weights_sha256": None if opt.torn else run.tuned_sha256(parts.model),
+        "weights_sha256": None if opt.torn and not replays else run.tuned_sha256(parts.model),
         "base_sha256": parts.model.base_sha256,
         "data_sha256": parts.splits.fingerprint,
         "tuned_parameters": sum(leaf.param.numel() for leaf in parts.model.optimizer.leaves),

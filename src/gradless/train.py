@@ -62,8 +62,11 @@ def tune(config: TuneConfig, folder: Path, *, resume: bool = False, reporter: Re
     header = run.header(config, model, splits, label_tokens)
     path = folder / "ledger"
     contents = ledger.read(path) if path.exists() else None
-    if contents is not None and contents.header["data_sha256"] != splits.fingerprint:
-        raise BadInput("the data differ from those that this run began with: restore them, or start a new run")
+    if contents is not None:
+        run.check_header(contents.header, model)
+        run.check_config(contents.header, config)
+        if contents.header["data_sha256"] != splits.fingerprint:
+            raise BadInput("the data differ from those that this run began with: restore them, or start a new run")
     if contents is not None and not method.replays:
         reporter.say(f"a run of {config.method} cannot be continued: its steps are in no ledger, so it starts over")
         for name in ("ledger", "metrics.jsonl", BEST):
@@ -73,9 +76,6 @@ def tune(config: TuneConfig, folder: Path, *, resume: bool = False, reporter: Re
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config.to_json())
         run.keep_initial(config, folder, model)
-    else:
-        run.check_header(contents.header, model)
-        run.check_config(contents.header, config)
     notes = Notes(folder / "metrics.jsonl", keep=len(contents.moves) if contents else 0)
     zero_shot = _zero_shot(parts, notes) if config.zero_shot else {}
     book = ledger.Ledger(path, header, contents=contents)
