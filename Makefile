@@ -14,7 +14,7 @@ demo: $(STAMP)
 	$(BIN)/gradless demo --out runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -26,7 +26,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo]" \
-		pytest hypothesis ruff mypy "triton; sys_platform == 'linux'"
+		pytest pytest-xdist hypothesis ruff mypy "triton; sys_platform == 'linux'"
 	touch $(STAMP)
 
 clean:
