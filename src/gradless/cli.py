@@ -197,8 +197,8 @@ def bench(grid: Path, out: Path, timings: bool, **how: Any) -> None:
     """Run a grid of methods, schemes, tasks and hyper-parameters; a killed one resumes where it was.
 
     \b
-    gradless bench benchmarks/grids/small.toml --out runs/small --dry-run
-    gradless bench benchmarks/grids/small.toml --out runs/small --workers 2 --threads 1
+    gradless bench benchmarks/grids/frontier.toml --out runs/frontier --dry-run
+    gradless bench benchmarks/grids/frontier.toml --out runs/frontier
     """
     from gradless import bench as job
 
@@ -214,7 +214,7 @@ def report(folder: Path) -> None:
     """Make tables, figures, best hyper-parameters and one HTML page of a benchmark, finished or not.
 
     \b
-    gradless report runs/small
+    gradless report runs/frontier
     """
     from gradless import report as job
 

@@ -14,8 +14,9 @@ from typing import Any
 from gradless.bench.grid import ZERO_SHOT, Request
 from gradless.metrics import METRICS
 from gradless.notes import write_json, write_text
+from gradless.outcome import INTERRUPTED
 
-FAILED, INTERRUPTED = "failed", "interrupted"
+FAILED = "failed"
 RESULTS = "results.jsonl"
 NUMBERS = ("loss", *METRICS)
 COPIED = ("steps", "selected_step", "forwards", "train_seconds", "seconds_per_step")

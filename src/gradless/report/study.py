@@ -15,13 +15,17 @@ from typing import Any, NamedTuple
 
 from gradless import tasks
 from gradless.bench import timing
+from gradless.bench.grid import DONE as DONE
+from gradless.bench.grid import FINAL as FINAL
+from gradless.bench.grid import SEARCH as SEARCH
+from gradless.bench.grid import ZERO_SHOT as ZERO_SHOT
+from gradless.bench.results import FAILED as FAILED
 from gradless.bench.timing import side_by_side
 from gradless.config import DEFAULTS
 from gradless.errors import BadInput
 from gradless.methods import METHODS
+from gradless.outcome import DIVERGED as DIVERGED
 
-SEARCH, FINAL, ZERO_SHOT = "search", "final", "zero-shot"
-DONE, DIVERGED, FAILED = "done", "diverged", "failed"
 KINDS = {
     "zo": "zeroth order",
     "forward-mode": "forward-mode gradient",
