@@ -143,3 +143,22 @@ def test_nothing_touches_the_global_generators(draw):
     rng.permutation(10, 0, "x")
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert (np.random.get_state()[1] == numpy_state).all()  # noqa: NPY002
+
+
+def test_uniform_numbers_fill_the_interval():
+    drawn = rng.uniform(3, "here", (100_000,))
+    assert drawn.dtype == torch.float64
+    assert 0.0 <= drawn.min() < 1e-3 < 1 - 1e-3 < drawn.max() < 1.0
+    counts = torch.histc(drawn, 64, 0.0, 1.0)
+    chi_square = float(((counts - 100_000 / 64) ** 2 / (100_000 / 64)).sum())
+    assert 25 < chi_square < 118  # 63 degrees of freedom: outside once in 10,000 samples or less
+    assert abs(float(torch.corrcoef(torch.stack((drawn[:-1], drawn[1:])))[0, 1])) < 4 / 100_000**0.5
+    assert len(drawn.unique()) == len(drawn)  # 53 bits, not 24
+
+
+def test_uniform_numbers_are_named():
+    assert torch.equal(rng.uniform(3, "here", (5,)), rng.uniform(3, "here", (7,))[:5])
+    assert not torch.equal(rng.uniform(3, "here", (5,)), rng.uniform(4, "here", (5,)))
+    assert not torch.equal(rng.uniform(3, "here", (5,)), rng.uniform(3, "there", (5,)))
+    assert rng.uniform(0, "x", (2, 3)).shape == (2, 3)
+    assert rng.uniform(0, "x", ()).shape == ()

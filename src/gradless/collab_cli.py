@@ -9,14 +9,11 @@ from typing import Any
 
 import click
 
-from gradless.commands import Commands, options
+from gradless.commands import FILE, HELP, PATH, Commands, options
 from gradless.errors import BadInput
 
-HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 SEVERAL = ("algorithm", "attack", "byzantine", "split_parameter", "seed")  # a grid, if given more than once
 NETWORK = ("delivery", "wait_for", "drop", "slow", "slowness", "deadline")
-PATH = click.Path(path_type=Path)
-FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 @click.group("collab", cls=Commands, context_settings=HELP)

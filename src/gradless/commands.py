@@ -13,6 +13,9 @@ import click
 
 from gradless.errors import BadInput, unknown
 
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
 UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
@@ -25,6 +28,8 @@ EXTRAS = {
     "matplotlib": "plots",
     "datasets": "hub",
     "PIL": "collab",
+    "huggingface_hub": "lm",
+    "tensorboard": "tensorboard",
 }
 
 

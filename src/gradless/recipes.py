@@ -125,6 +125,7 @@ def compared(found: Recipe, given: Mapping[str, Sequence[Any]] | None = None) ->
             run,
             algorithm="d-sgd",
             rule=None,
+            rule_options={},
             attack="none",
             attackers=0,
             attack_options={},

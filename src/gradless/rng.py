@@ -38,7 +38,7 @@ WEYL: Final = (0x9E3779B9, 0xBB67AE85)
 ROUNDS: Final = 10
 
 # Purposes keep streams of one run seed apart.
-DIRECTION, ROUNDING, INITIAL, ORDER, PROBE, BASIS = range(6)
+DIRECTION, ROUNDING, INITIAL, ORDER, PROBE, BASIS, UNIFORM = range(7)
 
 
 def philox(counter: Sequence[int], key: Sequence[int]) -> tuple[int, int, int, int]:
@@ -240,6 +240,13 @@ def normal(seed: int, name: str, shape: Sequence[int]) -> Tensor:
     """Initial values of a new parameter: float32 standard normal of ``shape``, a function of seed and name."""
     count = int(np.prod(shape)) if len(shape) else 1
     return gaussian(fold(seed, INITIAL), leaf_id(name), 0, count).reshape(tuple(shape))
+
+
+def uniform(seed: int, name: str, shape: Sequence[int]) -> Tensor:
+    """Numbers in [0, 1): float64 of ``shape`` with 53 random bits each, a function of seed and name."""
+    count = int(np.prod(shape)) if len(shape) else 1
+    words = philox_blocks(0, (count + 1) // 2, leaf_id(name), fold(seed, UNIFORM)).reshape(-1, 2)[:count]
+    return (((words[:, 0] << 21) | (words[:, 1] >> 11)).double() * 2.0**-53).reshape(tuple(shape))
 
 
 def permutation(n: int, seed: int, stream: str) -> np.ndarray:

@@ -36,7 +36,7 @@ from gradless.collab.aggregators import (
     trimmed_mean,
 )
 from gradless.collab.geometry import measure
-from gradless.collab.views import Views, aggregate, sample_columns, seen_by_all, weights_of
+from gradless.collab.views import Views, aggregate, seen_by_all, weights_of
 from gradless.errors import BadInput
 
 F, N = 2, 11
@@ -516,8 +516,6 @@ def test_receivers_together_are_receivers_alone(backend, name):
     if rule_of(name).weights is not None:
         weights = weights_of(rule_of(name), measure(views.basis), views)
         assert torch.allclose(weights @ wide, torch.stack(alone), atol=1e-5)
-    sampled = aggregate(rule_of(name), sample_columns(views, 100), geometry=measure(views.basis))
-    assert torch.allclose(sampled, together[:, torch.arange(100) * 6], atol=1e-6)
 
 
 def test_what_all_see_is_computed_once(monkeypatch):

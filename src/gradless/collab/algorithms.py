@@ -20,7 +20,6 @@ PARAMETERS, GRADIENTS, COEFFICIENTS = "parameters", "gradients", "coefficients"
 class Group(NamedTuple):
     """What a rule may depend on."""
 
-    peers: int
     byzantine: int
     radius: float  # of clipping
 

@@ -66,7 +66,7 @@ _SEES, _EACH = "sees the honest rows", "sees the honest rows; no echo broadcast"
 _SEARCH = "one Gram matrix, and the search"
 
 ATTACKS: dict[str, Entry] = {
-    "none": Entry(none, "Byzantine peers send the honest mean", "-", _SEES, "none"),
+    "none": Entry(none, "no attack: declared Byzantine peers send the honest mean", "-", _SEES, "none"),
     "sign-flip": Entry(sign_flip, "minus the honest mean, or scaled until a mean is 0", _SIGNS, _SEES, "none"),
     "label-flip": Entry(label_flip, "what a peer with flipped labels sends", _SIGNS, "poisoned data", "a local step"),
     "alie": Entry(alie, "mean - z sigma, inside the honest spread", _LITTLE, _SEES, f"one pass; {_SEARCH}"),

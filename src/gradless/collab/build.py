@@ -58,7 +58,7 @@ def mixing_rule(config: CollabConfig) -> Aggregator:
     Raises:
         BadInput: more Byzantine peers than the rule can stand.
     """
-    group = Group(config.peers, config.byzantine, config.radius)
+    group = Group(config.byzantine, config.radius)
     if config.rule is None:
         rule = ALGORITHMS[config.algorithm].rule(group)
     else:

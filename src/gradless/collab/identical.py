@@ -12,7 +12,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from gradless import rng
 from gradless.collab.scene import (
+    TILE,
     Attack,
     Bounds,
     Scene,
@@ -29,10 +31,8 @@ from gradless.collab.scene import (
     unit,
     word,
 )
-from gradless.collab.seeds import generator
 from gradless.errors import BadInput
 
-TILE: Final = 1 << 16
 PAPER: Final = "paper"
 
 
@@ -189,7 +189,7 @@ def label_flip() -> Attack:
 def gaussian(*, strength: float = 1.0, around: str = "zero") -> Attack:
     """Noise of N(0, strength^2), each attacker its own. Cost: b rows of random numbers.
 
-    Drawn on the CPU by generators named after seed, step and attacker, so that all devices see the same.
+    Drawn from streams named after seed, step and attacker, so that all devices see the same.
 
     Args:
         strength: standard deviation of every coordinate, at least 0.
@@ -202,7 +202,7 @@ def gaussian(*, strength: float = 1.0, around: str = "zero") -> Attack:
     def extras(scene: Scene, state: State) -> tuple[Tensor, State]:
         noise = torch.empty(scene.attackers, scene.honest.shape[1], dtype=scene.honest.dtype)
         for attacker, row in enumerate(noise):
-            row.normal_(generator=generator("gaussian", scene.seed, scene.step, attacker))
+            row.copy_(rng.normal(scene.seed, f"gaussian/{scene.step}/{attacker}", row.shape))
         return noise.to(scene.honest.device), state
 
     def send(scene: Scene, sigma: float, state: State) -> Tensor:

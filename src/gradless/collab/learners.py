@@ -100,7 +100,6 @@ class ParameterPeers:
         self.samples = 0
         self.losses = torch.zeros(self.peers)
         self._momentum = torch.zeros_like(self.theta) if local.momentum else None
-        self._gradient: Tensor | None = None
         self._centre: Tensor | None = None  # mean model before the step, from which poisoned steps start
         self._insistence = torch.zeros(1, workload.dimension)  # what poisoned peers sent last
         self._poisonous = torch.zeros(1, workload.dimension, dtype=self.theta.dtype, device=self.theta.device)

@@ -7,16 +7,14 @@ honest rows differ most, and learn z in a first phase by Oja's rule.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gradless.collab.scene import Attack, Scene, State, mean_of_honest, no_extras, sound, to_all, unit, whole
-from gradless.collab.seeds import generator
+from gradless import rng
+from gradless.collab.scene import TILE, Attack, Scene, State, mean_of_honest, no_extras, sound, to_all, unit, whole
 from gradless.errors import BadInput
-
-TILE: Final = 1 << 16
 
 
 class Learnt(NamedTuple):
@@ -89,7 +87,7 @@ def watch(scene: Scene, known: Learnt) -> Learnt:
     kind = torch.float64 if rows.dtype == torch.float64 else torch.float32
     z = known.direction
     if z is None:
-        draw = torch.randn(size, generator=generator("mimic", scene.seed), dtype=kind)
+        draw = rng.normal(scene.seed, "mimic", (size,)).to(kind)
         z = (draw / draw.norm()).to(rows.device)
     places = torch.zeros(count, dtype=torch.float64, device=rows.device)
     for start in range(0, size, TILE):

@@ -18,11 +18,11 @@ from typing import Final, NamedTuple
 import torch
 from torch import Tensor
 
+from gradless import rng
 from gradless.collab.aggregators import Aggregator
-from gradless.collab.geometry import Geometry, combine, measure
+from gradless.collab.geometry import Geometry, measure
 from gradless.collab.scene import SHIFT, Attack, Scene, State, mean_of_honest, products, rows_of_honest, sound
-from gradless.collab.seeds import generator
-from gradless.collab.views import Views, weights_of
+from gradless.collab.views import Views, behind, weights_of
 from gradless.errors import BadInput
 
 EVALUATIONS: Final = 40
@@ -132,7 +132,7 @@ def try_out(
     if rule.weights is None:
         size = scene.honest.shape[1]
         if columns < size:
-            chosen = torch.randint(size, (columns,), generator=generator("columns", scene.seed, scene.step))
+            chosen = (rng.uniform(scene.seed, f"columns/{scene.step}", (columns,)) * size).long()
             scale = size / columns
             parts = [block[:, chosen.to(block.device)] for block in blocks]
         else:
@@ -332,7 +332,7 @@ def _on_columns(rule: Aggregator, geometry: Geometry, views: Views, sample: Tens
     Such rules move along with their rows. Views of the same size lie side by side and go through in one piece.
     """
     assert rule.column is not None, "a rule with weights needs no sample"
-    tiles = [_mixed(rule, geometry, view, key) for view in views.received]
+    tiles = [behind(rule, geometry, view, key) for view in views.received]
     # The origin takes what is missing from a sum of 1.
     tiles = [torch.cat([tile, 1.0 - tile.sum(1, keepdim=True)], 1).to(sample) for tile in tiles]
     if len({len(tile) for tile in tiles}) > 1:
@@ -352,14 +352,3 @@ def _combined(coefficients: Tensor, sample: Tensor) -> Tensor:
         used = coefficients[row] != 0
         rows[row] = coefficients[row, used] @ sample[used]
     return rows
-
-
-def _mixed(rule: Aggregator, geometry: Geometry, view: Tensor, key: int) -> Tensor:
-    """Coefficients [N', M] of what a view is behind the stages that come before the rule."""
-    if not rule.before:
-        return view
-    place = combine(geometry, view)
-    for mix in rule.before:
-        weights = mix.weights(place, key)
-        view, place = weights @ view, combine(place, weights)
-    return view

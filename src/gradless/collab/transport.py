@@ -9,9 +9,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from gradless import rng
 from gradless.collab import sweeps
 from gradless.collab.geometry import Geometry, measure
-from gradless.collab.seeds import generator
 from gradless.collab.stages import Aggregator
 from gradless.collab.views import Views, aggregate
 from gradless.errors import BadInput, unknown
@@ -147,7 +147,7 @@ def meet(
 
 def _latencies(delivery: Delivery, count: int, key: tuple[int | str, ...]) -> Tensor:
     """Arrival times [receiver, sender] of honest messages: exponential, a peer's own at once, lost ones never."""
-    uniform = torch.rand(2, count, count, generator=generator("delivery", *key), dtype=torch.float64)
+    uniform = rng.uniform(0, "/".join(("delivery", *map(str, key))), (2, count, count))
     latency = -torch.log1p(-uniform[0])
     latency[:, max(0, count - delivery.slow) :] *= delivery.slowness
     latency[uniform[1] < delivery.drop] = torch.inf

@@ -114,17 +114,9 @@ def _times(weights: Tensor, coefficients: Tensor) -> Tensor:
     return torch.stack([row[row != 0] @ coefficients[row != 0] for row in weights])
 
 
-def sample_columns(views: Views, columns: int) -> Views:
-    """The same views of evenly spread columns: what a coordinate rule does, at a fraction of its cost.
-
-    Where there are no more columns than that the views themselves are returned. For a rule with pre-aggregators give
-    `aggregate` the geometry of the whole basis.
-    """
-    width = sweeps.shape_of(views.basis).width
-    if width <= columns:
-        return views
-    index = (torch.arange(columns, dtype=torch.int64) * width // columns).to(views.basis[0].device)
-    return views._replace(basis=tuple(block.detach()[:, index] for block in views.basis))
+def behind(rule: Aggregator, geometry: Geometry, view: Tensor, key: int = 0) -> Tensor:
+    """What a view is behind all pre-aggregators: float64 ``[N', M]`` coefficients over the basis."""
+    return _mixed(rule, geometry, view, key)[0] if rule.before else view
 
 
 def _mixed(rule: Aggregator, geometry: Geometry, view: Tensor, key: int) -> tuple[Tensor, Geometry]:
@@ -144,7 +136,7 @@ def _by_columns(
     """A coordinate rule on every different view, some columns at a time."""
     shape = sweeps.shape_of(views.basis)
     distinct, places = _distinct(rule, views)
-    stacks = [_mixed(rule, geometry, views.view(p), key)[0] for p in distinct]
+    stacks = [behind(rule, geometry, views.view(p), key) for p in distinct]
     out = torch.empty(len(distinct), shape.width, dtype=shape.dtype, device=shape.device)
     whole = len(stacks) == 1 and _identity(stacks[0])
     known = geometry.finite if geometry.centre >= 0 else None
