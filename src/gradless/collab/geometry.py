@@ -92,20 +92,25 @@ def combine(geometry: Geometry, coefficients: Tensor) -> Geometry:
 
     Cost: N'^2 N.
     """
+    return combine_all(geometry, coefficients[None])[0]
+
+
+def combine_all(geometry: Geometry, coefficients: Tensor) -> list[Geometry]:
+    """`combine` for each of P sets of combinations, ``[P, N', M]``; far cheaper than one after another."""
     given, finite, near = coefficients.detach().numpy(), geometry.finite.numpy(), geometry.near.numpy()
-    wild = ~np.isfinite(given).all(1)
+    wild = ~np.isfinite(given).all(2)
     if not finite.all():
-        wild |= (given[:, ~finite] != 0).any(1)
-    n = len(given)
-    full = np.zeros((n + 1, geometry.rows + 1))
-    full[:-1, :-1] = given
-    full[:-1][wild] = 0.0
-    full[:, -1] = 1 - full[:, :-1] @ near
-    full[:-1][wild] = 0.0
-    inner = full @ geometry.inner.numpy() @ full.T
-    inner += inner.T.copy()
-    inner *= 0.5
-    return Geometry(torch.from_numpy(inner), torch.from_numpy(~wild), torch.ones(n, dtype=torch.bool))
+        wild |= (given[:, :, ~finite] != 0).any(2)
+    sets, n = given.shape[:2]
+    full = np.zeros((sets, n + 1, geometry.rows + 1))
+    full[:, :-1, :-1] = given
+    full[:, :-1][wild] = 0.0
+    full[:, :, -1] = 1 - full[:, :, :-1] @ near
+    full[:, :-1][wild] = 0.0
+    inner = full @ geometry.inner.numpy() @ full.transpose(0, 2, 1)
+    inner = torch.from_numpy((inner + inner.transpose(0, 2, 1)) * 0.5)
+    tame, points = torch.from_numpy(~wild), torch.ones(n, dtype=torch.bool)
+    return [Geometry(inner[p], tame[p], points) for p in range(sets)]
 
 
 def measure(blocks: Sequence[Tensor], *, centre: int | None = None) -> Geometry:

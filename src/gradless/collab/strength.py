@@ -26,7 +26,7 @@ from gradless.collab.views import Views, behind, weights_of
 from gradless.errors import BadInput
 
 EVALUATIONS: Final = 40
-COLUMNS: Final = 4096
+COLUMNS: Final = 1024
 GAIN: Final = 0.003  # a bracket that promises less than this share above the best is not opened
 NEAR: Final = 2.0  # strengths up to so many units are searched densely
 FAR: Final = 2  # points beyond
@@ -73,7 +73,7 @@ class Trial(NamedTuple):
         (that of others no message can mend or spoil); the mean is that of the honest rows that are finite.
 
         Cost: the rule's weights for every receiver. With a sample, the rule on its columns as well; the relative
-        standard error is then about sqrt(2 / d) if columns are alike (2 % with 4096), more if few columns carry the
+        standard error is then about sqrt(2 / d) if columns are alike (4 % with 1024), more if few columns carry the
         damage. It is the same sample at all strengths, so their order suffers much less.
         """
         sent = self.attack.send(self.scene, strength, self.state)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gradless.collab import sweeps
-from gradless.collab.geometry import Geometry, combine, measure, unknown
+from gradless.collab.geometry import Geometry, combine, combine_all, measure, unknown
 from gradless.errors import BadInput
 
 if TYPE_CHECKING:
@@ -93,8 +93,8 @@ def weights_of(rule: Aggregator, geometry: Geometry, views: Views, key: int = 0)
     groups: dict[int, list[int]] = {}
     for p in range(len(views.pivots)):
         groups.setdefault(id(views.view(p)), []).append(p)
-    for receivers in groups.values():
-        mixed, found = _mixed(rule, geometry, views.view(receivers[0]), key)
+    distinct = [views.view(receivers[0]) for receivers in groups.values()]
+    for receivers, (mixed, found) in zip(groups.values(), _all_mixed(rule, geometry, distinct, key), strict=True):
         pivots = [views.pivots[p] for p in receivers] if rule.uses_pivot else [0]
         out[receivers] = _times(torch.stack([_own(rule.weights, rule.uses_pivot, found, p) for p in pivots]), mixed)
     return out
@@ -117,6 +117,15 @@ def _times(weights: Tensor, coefficients: Tensor) -> Tensor:
 def behind(rule: Aggregator, geometry: Geometry, view: Tensor, key: int = 0) -> Tensor:
     """What a view is behind all pre-aggregators: float64 ``[N', M]`` coefficients over the basis."""
     return _mixed(rule, geometry, view, key)[0] if rule.before else view
+
+
+def _all_mixed(
+    rule: Aggregator, geometry: Geometry, views: Sequence[Tensor], key: int
+) -> list[tuple[Tensor, Geometry]]:
+    """`_mixed` of several views; without pre-aggregators those of one size are measured together."""
+    if rule.before or len(views) == 1 or len({view.shape for view in views}) > 1:
+        return [_mixed(rule, geometry, view, key) for view in views]
+    return list(zip(views, combine_all(geometry, torch.stack(list(views))), strict=True))
 
 
 def _mixed(rule: Aggregator, geometry: Geometry, view: Tensor, key: int) -> tuple[Tensor, Geometry]:
