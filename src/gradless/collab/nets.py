@@ -151,15 +151,9 @@ def initial(net: Net, seed: int) -> Tensor:
         row = theta[slot.start : slot.stop]
         if isinstance(layer, nn.Linear | nn.Conv2d):
             fan_in = layer.weight[0].numel()
-            row.copy_(_uniform(seed, slot.name, len(row)).mul_(2).sub_(1).mul_(1 / math.sqrt(fan_in)))
+            row.copy_(rng.uniform(seed, slot.name, row.shape).mul_(2).sub_(1).mul_(1 / math.sqrt(fan_in)))
         elif isinstance(layer, nn.BatchNorm2d):
             row.fill_(1.0 if slot.name.endswith("weight") else 0.0)
         else:
             raise TypeError(f"no initial values are known for {type(layer).__name__}")
     return theta
-
-
-def _uniform(seed: int, name: str, count: int) -> Tensor:
-    """Uniform in (0, 1), float64 ``[count]``, 32 random bits each."""
-    words = rng.philox_blocks(0, -(-count // 4), rng.leaf_id(name), rng.fold(seed, rng.INITIAL))
-    return (words.view(-1)[:count].double() + 0.5) * 2.0**-32
