@@ -19,7 +19,7 @@ LONGEST = 400
 # From the bottom up; a module may import from the layers below its own.
 LAYERS = (
     ("errors", "hashing"),
-    ("claims",),
+    ("claims", "ranks"),
     ("rng",),
     ("kernels",),  # a package: its parts import each other
     ("gradients",),
@@ -37,22 +37,23 @@ LAYERS = (
     ("assets",),
     ("lm",),
     ("schemes", "metrics", "tasks", "shapes"),
+    ("blueprints", "live"),
     ("encode",),
     ("sharing",),
     ("batching",),
     ("scoring",),
-    ("objectives",),
+    ("objectives", "footprint"),
     ("evaluate",),
     ("config", "notes", "plots", "shares"),
-    ("config_file", "run", "workload"),
+    ("config_file", "run", "workload", "predictions", "command_line"),
     ("collab",),
     ("recipes",),
-    ("outcome",),
-    ("train",),
-    ("jobs", "demo", "profiling", "commands"),
-    ("bench",),
+    ("outcome", "cluster", "trackers", "card", "hub"),
+    ("train", "saving"),
+    ("jobs", "plan", "profiling", "commands"),
+    ("bench", "testing", "doctor", "completion"),
     ("report",),
-    ("collab_cli",),
+    ("collab_cli", "plan_cli", "doctor_cli", "demo"),
     ("cli",),
 )
 # The optimizer and what it stands on: usable without a language model in sight.
@@ -73,7 +74,7 @@ CORE = (
         "muon",
     ),
     *("layers", "subsets", "prefix"),
-    *("landscape", "leaves", "optimizer", "methods", "ledger"),
+    *("ranks", "landscape", "leaves", "optimizer", "methods", "ledger"),
 )
 ABOUT_MODELS = {"lm", "tasks", "schemes", "transformers", "peft", "datasets", "tokenizers"}
 LATE = {"transformers", "peft", "datasets", "sklearn", "matplotlib", "rich", "tokenizers", "huggingface_hub", "gguf"}
@@ -124,7 +125,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 # Aggregation and attacks: pure functions on tensors, for use outside a run as well.
 RULES = (
     *("geometry", "views", "rules", "spans", "columns", "mixes", "sweeps", "compiled", "stages", "aggregators"),
-    *("seeds", "scene", "identical", "mimicry", "equivocation", "attacks", "strength"),
+    *("scene", "identical", "mimicry", "equivocation", "attacks", "strength"),
 )
 
 
@@ -172,7 +173,9 @@ def test_only_three_modules_wrap_transformers_and_peft():
         for path, tree in TREES
         if {name.split(".")[0] for name in imports(tree, at_top=False)} & {"transformers", "peft"}
     }
-    assert users <= {"lm", "tiny", "shapes", "gguf_convert", "schemes", "scoring", "notes", "train", "evaluate"}
+    assert users <= {
+        *("lm", "tiny", "shapes", "blueprints", "gguf_convert", "schemes", "scoring", "notes", "train", "evaluate"),
+    }
     assert {name for name in users if name in ("cli", "jobs", "tasks")} == set()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 
 import numpy as np
@@ -173,29 +172,6 @@ def test_rules_follow_their_twins(name, queries):
     assert bowl.loss(expected) < bowl.loss({n: v.double().numpy() for n, v in bowl.start.items()})
     assert opt.forwards == 12 * (queries + 1 if "one_sided" in options else 2 * queries)
     assert all(not move.skipped for move in moved)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_runs_replay_bit_for_bit_and_continue_from_their_state(name):
-    rule, _, options = METHODS[name]
-    settings = {"eps": 0.1, "queries": 3, "seed": 5, **options}
-    trained, replayed, resumed = Bowl(), Bowl(), Bowl()
-    opt, moved = train(trained, rule(), steps=5, **settings)
-    half = copy.deepcopy(opt.state_dict())
-    weights = copy.deepcopy(trained.values())
-    moved += [opt.step_with(trained.closure)[1] for _ in range(4)]
-    again, _ = train(replayed, rule(), steps=0, **settings)
-    again.replay(moved)
-    later, _ = train(resumed, rule(), steps=0, **settings)
-    with torch.no_grad():
-        for leaf, p in resumed.params.items():
-            p.copy_(torch.from_numpy(weights[leaf]))
-    later.load_state_dict(half)
-    for _ in range(4):
-        later.step(resumed.closure)
-    for leaf in SHAPES:
-        assert np.array_equal(trained.values()[leaf], replayed.values()[leaf]), leaf
-        assert np.array_equal(trained.values()[leaf], resumed.values()[leaf]), leaf
 
 
 # ---------------------------------------------------------------------------------------------------------------

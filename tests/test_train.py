@@ -36,7 +36,7 @@ def test_a_run_directory_holds_what_the_contract_says(tmp_path):
     settings = h.config(tmp_path, model="tiny-opt")
     result = h.tune(settings, tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
-        "config.json", "ledger", "metrics.jsonl", "result.json",
+        "config.json", "ledger", "metrics.jsonl", "predictions.jsonl", "result.json",
     ]  # fmt: skip
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == json.loads(json.dumps(result))
     assert set(CONTRACT) <= set(result)

@@ -10,10 +10,9 @@ from typing import Any
 import click
 
 from gradless.collab_cli import collab
-from gradless.commands import Commands, FromFile, LearningRate, options
+from gradless.commands import FILE, HELP, PATH, Commands, FromFile, LearningRate, options
 from gradless.errors import BadInput, unknown
-
-HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+from gradless.plan_cli import plan
 
 
 @click.group(cls=Commands, context_settings=HELP)
@@ -23,8 +22,7 @@ def main() -> None:
 
 
 main.add_command(collab)
-PATH = click.Path(path_type=Path)
-FILE = click.Path(path_type=Path, dir_okay=False)
+main.add_command(plan)
 
 file_options = options(
     click.option("--config", type=FILE, help="TOML or JSON file of settings; options given here win."),
@@ -52,6 +50,13 @@ data_options = options(
     click.option("--max-length", type=int, help="Most tokens of a sequence."),
     click.option("--aligned/--unaligned", default=True, help="Prompt with or without the sentence that aligns a task."),
     click.option("--seed", default=0, show_default=True, help="Of the data split and every random number."),
+)
+save_options = options(
+    click.option(
+        "--save", type=PATH, help="Write the tuned model (or adapter), tokenizer and model card to this folder."
+    ),
+    click.option("--push", metavar="OWNER/NAME", help="Upload that folder to the Hugging Face hub."),
+    click.option("--public", is_flag=True, help="Make the repository of --push public; it is private otherwise."),
 )
 out_option = click.option("--out", type=PATH, required=True, help="Run directory.")
 
@@ -85,9 +90,13 @@ out_option = click.option("--out", type=PATH, required=True, help="Run directory
 @click.option("--num-prefix", default=5, show_default=True, help="Virtual tokens of prefix tuning.")
 @click.option("--num-prompt", default=10, show_default=True, help="Virtual tokens of prompt tuning.")
 @click.option("--freeze", multiple=True, help="Pattern of parameter names to leave alone; may be repeated.")
+@click.option("--split", default="batch", show_default=True, help="Under torchrun: batch or directions.")
+@click.option("--timeout", default=600.0, show_default=True, help="Seconds that ranks of torchrun wait for each other.")
 @click.option("--resume", is_flag=True, help="Continue the run in --out after a crash or Ctrl-C.")
+@save_options
+@click.option("--tensorboard", is_flag=False, flag_value="", metavar="[DIR]", help="Write events (OUT/tensorboard).")
 @out_option
-def tune(out: Path, resume: bool, **given: Any) -> None:
+def tune(out: Path, timeout: float, tensorboard: str | None, **given: Any) -> None:
     """Fine-tune a model.
 
     \b
@@ -95,11 +104,19 @@ def tune(out: Path, resume: bool, **given: Any) -> None:
     gradless tune --model facebook/opt-1.3b --task rte --scheme lora --out runs/rte
     gradless tune --model smollm2-135m --train a.csv --test b.csv --template "{text} It was" \\
         --label-column label --labels "0=terrible,1=great" --out runs/mine
+    gradless tune --model gemma-3-270m --task sst2 --out runs/sst2 --tensorboard --save models/sst2
+    torchrun --nproc-per-node 4 -m gradless tune --model gemma-3-270m --task sst2 --device cuda --out runs/four
     """
-    from gradless import train
+    from gradless import cluster, jobs
 
-    result = train.tune(_config(given), out, resume=resume)
-    _summary(result)
+    events = None if tensorboard is None else Path(tensorboard or out / "tensorboard")
+    how = {name: given.pop(name) for name in ("resume", "save", "push", "public")}
+    with cluster.joined(given["device"], given["split"], timeout) as ranks:
+        with cluster.agreed(ranks):
+            config = _config(given)
+        result = jobs.tune(config, out, tensorboard=events, ranks=ranks, **how)
+    if ranks is None or not ranks.rank:
+        _summary(result)
     _exit(result)
 
 
@@ -130,16 +147,20 @@ def evaluate(mode: str, num_demonstrations: int, out: Path | None, **given: Any)
 @main.command()
 @click.argument("run_dir", type=PATH)
 @click.option("--until", type=int, help="Step to go to; by default the one that the run selected.")
-@click.option("--save", type=PATH, help="Write the model (or adapter) and tokenizer to this folder.")
+@save_options
 @click.option("--verify", is_flag=True, help="Compare the weights' hash with result.json; exit code 1 if it differs.")
 @click.option("--model", help="Where the base model is now, if not where the run found it.")
 @click.option("--device", help="Where to compute, if not where the run was; the bits are the same.")
 def replay(run_dir: Path, verify: bool, **given: Any) -> None:
     """Rebuild the weights of a run from its ledger; no data and no forward pass is needed.
 
+    RUN_DIR is a run directory, or a ledger alone.
+
     \b
     gradless replay runs/sst2 --verify
     gradless replay runs/sst2 --until 50 --save models/sst2-step-50
+    gradless replay sst2.ledger --model gemma-3-270m --save models/sst2
+    gradless replay runs/sst2 --push me/gemma-sst2
     """
     from gradless import jobs
 
@@ -213,9 +234,12 @@ def bench(grid: Path, out: Path, timings: bool, **how: Any) -> None:
 @main.command()
 @click.argument("folder", type=PATH)
 def report(folder: Path) -> None:
-    """Make tables, figures and one HTML page of a benchmark or of collaborative runs, finished or not.
+    """Make one HTML page of a run, or tables, figures and a page of a benchmark or of collaborative runs.
+
+    It takes them finished or not, and sends nothing anywhere: the page is a file in that directory.
 
     \b
+    gradless report runs/demo
     gradless report runs/frontier
     gradless report runs/mnist-all
     """

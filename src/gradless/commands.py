@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import click
 
-from gradless.errors import BadInput, unknown
+from gradless.errors import BadInput, BrokenRanks, Told, unknown
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 PATH = click.Path(path_type=Path)
@@ -47,14 +48,21 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            click.echo("gradless: interrupted", err=True)
+            if _first("RANK"):
+                click.echo("gradless: interrupted", err=True)
+            sys.exit(1)
+        except Told:
+            sys.exit(2)
+        except BrokenRanks as error:
+            click.echo(f"gradless: {error}", err=True)
             sys.exit(1)
         except BadInput as error:
             click.echo(f"gradless: {error}", err=True)
             sys.exit(2)
         except click.UsageError as error:
             help_ = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-            click.echo(f"gradless: {error.format_message().rstrip('.')}{help_}", err=True)
+            if _first("LOCAL_RANK"):
+                click.echo(f"gradless: {error.format_message().rstrip('.')}{help_}", err=True)
             sys.exit(2)
         except ModuleNotFoundError as error:
             if error.name not in EXTRAS:
@@ -72,6 +80,11 @@ class Commands(click.Group):
                 err=True,
             )
             sys.exit(1)
+
+
+def _first(variable: str) -> bool:
+    """Whether this is the first (or only) process of a job, or of a machine's part of it."""
+    return os.environ.get(variable, "0") == "0"
 
 
 class LearningRate(click.ParamType):

@@ -12,6 +12,7 @@ from typing import Any
 from gradless.errors import BadInput, unknown
 from gradless.landscape import ENGINES, STREAM
 from gradless.methods import METHODS
+from gradless.ranks import DIRECTIONS, SPLITS
 from gradless.rules import SCHEDULES
 
 # First guesses by scheme, from the MeZO authors (princeton-nlp/MeZO#7) where they give one: (lr, eps).
@@ -58,6 +59,8 @@ class TuneConfig:
     eps: float | None = None
     engine: str | None = None
     """How losses at perturbed weights are found: stream, dual or in-place; None: what measured fastest."""
+    split: str = "batch"
+    """What several processes split: the batch, or the directions (then their number does not change a bit)."""
     queries: int | None = None
     """Directions a step; None: what the method has by default."""
     query_schedule: str = "constant"
@@ -108,6 +111,7 @@ class TuneConfig:
             ("layer scale", self.layer_scale, LAYER_SCALES),
             ("selection", self.select, ("loss", "metric")),
             ("engine", self.engine, (None, *ENGINES)),
+            ("split", self.split, SPLITS),
         ):
             if name not in known:
                 raise BadInput(unknown(kind, str(name), [str(entry) for entry in known if entry]))
@@ -153,10 +157,11 @@ class TuneConfig:
             eps=self.eps if self.eps is not None else eps,
             # Text is generated token by token, with decisions that several copies cannot take at once.
             # Several copies cannot share what lies before the first block that one of them perturbs.
+            # The last bits of a loss may depend on how many points are walked at once.
             engine=self.engine
             or (
                 STREAM
-                if self.objective == "f1" or METHODS[self.method].blocks
+                if self.objective == "f1" or METHODS[self.method].blocks or self.split == DIRECTIONS
                 else fastest_engine(self.device, self.scheme)
             ),
             eval_every=self.eval_every or max(1, -(-self.steps // 5)),
@@ -242,10 +247,11 @@ def read_config(folder: Path) -> TuneConfig:
 def difference(old: TuneConfig, new: TuneConfig) -> str | None:
     """The first field in which two configurations differ, as a sentence, or None.
 
-    The device and the place of the data are left out: a run may continue elsewhere, and the ledger knows its data.
+    The device, the place of the data and what processes split are left out: a run may continue elsewhere, and the
+    ledger knows its data.
     """
     for f in dataclasses.fields(TuneConfig):
-        if f.name in ("device", "data"):
+        if f.name in ("device", "data", "split"):
             continue
         a, b = getattr(old, f.name), getattr(new, f.name)
         if isinstance(a, dict) and isinstance(b, dict):

@@ -82,7 +82,7 @@ def _write_splits(corpus: Path, folder: Path, seed: int) -> dict[str, str]:
 
 
 def _show(result: dict[str, Any], folder: Path) -> None:
-    """The closing tables, the picture, and what the checkpoint weighs."""
+    """The closing tables, the picture, what the checkpoint weighs, and a page with all of it."""
     from rich.console import Console
     from rich.table import Table
 
@@ -127,6 +127,10 @@ def _show(result: dict[str, Any], folder: Path) -> None:
         console.print(f"picture: {picture}")
     except ImportError:
         console.print("install matplotlib for a picture: pip install 'gradless[plots]'")
+    from gradless import report
+
+    (page,) = report.report(folder, say=lambda line: None)
+    console.print(f"page: {page}")
 
 
 def _weight_bytes(result: dict[str, Any]) -> int:

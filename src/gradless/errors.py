@@ -16,6 +16,14 @@ class BadInput(ValueError):
     """
 
 
+class Told(BadInput):
+    """Bad input that another rank of the same run reports."""
+
+
+class BrokenRanks(RuntimeError):
+    """Ranks of one run came apart: one ended, hung, or holds other weights; the message says how to go on."""
+
+
 class Diverged(RuntimeError):
     """Training met too many non-finite losses in a row; the message advises what to change."""
 

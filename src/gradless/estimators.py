@@ -146,6 +146,18 @@ def hybrid(shallow: Estimator, deep: Callable[[str], bool]) -> Estimator:
     )
 
 
+def check_stored(estimator: Estimator, *, tried: bool, shared: bool) -> None:
+    """Refuse what cannot be had with stored gradients: updates tried out before they are made, several ranks.
+
+    Raises:
+        BadInput: with the way out.
+    """
+    if estimator.deep is not None and tried:
+        raise BadInput(f"{estimator.name} stores gradients, which acceptance cannot try out: leave accept out")
+    if estimator.deep is not None and shared:
+        raise BadInput(f"{estimator.name} stores gradients, which are no scalars to share: use one process")
+
+
 def _queries(queries: int | Callable[[int], int]) -> Callable[[int], int]:
     return constant_queries(queries) if isinstance(queries, int) else queries
 

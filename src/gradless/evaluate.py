@@ -9,6 +9,8 @@ is greedy. The forward that predicts also gives the training loss, by which mode
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -20,6 +22,7 @@ from gradless.encode import Encoded, content_free, encode, task_options
 from gradless.errors import BadInput, pick
 from gradless.metrics import SCORES, compute
 from gradless.objectives import Objective, default_for, negative_f1
+from gradless.ranks import Ranks
 from gradless.rng import permutation
 from gradless.scoring import generate, scores
 from gradless.tasks.base import Example
@@ -46,13 +49,15 @@ class Evaluation(NamedTuple):
     correct: list[bool]
     forwards: int  # calls of the model
     seconds: float
+    probabilities: Sequence[float] = ()  # of the predicted options: softmax of what options are compared by
 
 
 class _Found(NamedTuple):
     """The outcome of one pass over all examples."""
 
     predictions: list[int | str]
-    loss: float | None
+    losses: _Mean
+    probabilities: Sequence[float] = ()
 
 
 def evaluate(
@@ -71,6 +76,7 @@ def evaluate(
     objective: Objective | None = None,
     predict: bool = True,
     progress: Progress | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Evaluate a model on rows of a task, or on rendered examples.
 
@@ -90,6 +96,7 @@ def evaluate(
         objective: what ``loss`` is (default: the task's own).
         predict: False skips generation, where the loss does not need it.
         progress: called with the numbers of finished and of all examples.
+        ranks: processes that share the batches; all of them get the result that one would have found, to the bit.
 
     Raises:
         BadInput: the mode does not fit the task or the model, or there are too few demonstrations.
@@ -113,20 +120,24 @@ def evaluate(
         if mode == "calibrated":
             baseline = _baseline(lm, task, examples, settings, batch_tokens)
         buckets = list(groups(lm, encoded, batch_size=batch_size, batch_tokens=batch_tokens))
-        ticked = _ticked(buckets, len(encoded), progress)
+        own = buckets if ranks is None else ranks.own(buckets)
+        ticked = _ticked(own, sum(map(len, own)), progress)
         if text:
             found = _generation(lm, task, encoded, ticked, objective, predict)
         else:
             found = _options(lm, encoded, ticked, objective, baseline)
+    if ranks is not None:
+        found, calls[0] = _together(found, calls[0], buckets, ranks)
     golds = [row.answers if text else row.correct for row in examples] if found.predictions else []
     score = SCORES["exact_match" if text else "accuracy"]
     return Evaluation(
         metrics=compute(task.metrics, found.predictions, golds) if golds else {},
-        loss=found.loss,
+        loss=found.losses.value(),
         predictions=found.predictions,
         correct=(score(found.predictions, golds) == 1.0).tolist(),
         forwards=calls[0],
         seconds=time.perf_counter() - started,
+        probabilities=found.probabilities,
     )
 
 
@@ -157,6 +168,7 @@ def _options(
 ) -> _Found:
     """Choose among options; the same forward gives the loss if the objective can be read off the scores."""
     predictions: list[int | str] = [-1] * len(encoded)
+    probabilities = [math.nan] * len(encoded)
     losses = _Mean()
     for group in buckets:
         rows = [encoded[i] for i in group]
@@ -167,13 +179,15 @@ def _options(
             value = found.total.clone()
             for place, i in enumerate(group):
                 value[place, : len(baseline[i])] -= baseline[i]
-        for i, best in zip(group, value.argmax(1).tolist(), strict=True):
-            predictions[i] = best
+        chosen = value.argmax(1, keepdim=True)
+        sure = value.softmax(1).gather(1, chosen)
+        for i, best, share in zip(group, chosen[:, 0].tolist(), sure[:, 0].tolist(), strict=True):
+            predictions[i], probabilities[i] = best, share
         if objective.from_scores is not None:
             losses.add(objective.from_scores(found, batch), objective.weigh(rows))
         else:
             losses.add(objective.loss(lm, objective.prepare(lm, rows)), objective.weigh(rows))
-    return _Found(predictions, losses.value())
+    return _Found(predictions, losses, probabilities)
 
 
 def _generation(
@@ -198,7 +212,31 @@ def _generation(
             if not objective.differentiable:
                 value = torch.tensor(negative_f1(found, [row.answers for row in rows]))
                 losses.add(value, objective.weigh(rows))
-    return _Found(texts if predict else [], losses.value())
+    return _Found(texts if predict else [], losses)
+
+
+def _together(found: _Found, calls: int, buckets: Sequence[list[int]], ranks: Ranks) -> tuple[_Found, int]:
+    """What all ranks found, each in its own buckets; losses are added up in the order of the buckets."""
+    places = [i for bucket in ranks.own(buckets) for i in bucket]
+    mine = {
+        "predictions": [found.predictions[i] for i in places] if found.predictions else [],
+        "probabilities": [found.probabilities[i] for i in places] if found.probabilities else [],
+        "losses": [float(part.double()) for part in found.losses.parts],
+        "weight": found.losses.weight,
+        "calls": calls,
+    }
+    said = [json.loads(text) for text in ranks.exchange(json.dumps(mine).encode())]
+    predictions, probabilities = list(found.predictions), list(found.probabilities)
+    losses = _Mean()
+    for number, bucket in enumerate(buckets):
+        theirs, turn = said[number % ranks.size], number // ranks.size
+        losses.parts.append(torch.tensor(theirs["losses"][turn], dtype=torch.float64))
+        for name, whole in (("predictions", predictions), ("probabilities", probabilities)):
+            part, theirs[name] = theirs[name][: len(bucket)], theirs[name][len(bucket) :]
+            for i, value in zip(bucket, part, strict=bool(whole)):
+                whole[i] = value
+    losses.weight = sum(theirs["weight"] for theirs in said)
+    return _Found(predictions, losses, probabilities), sum(theirs["calls"] for theirs in said)
 
 
 def _baseline(
@@ -254,7 +292,7 @@ class _Mean:
         self.weight += weight
 
     def value(self) -> float | None:
-        return float(torch.stack(self.parts).double().sum()) / self.weight if self.parts else None
+        return float(torch.stack(self.parts).double().cpu().sum()) / self.weight if self.parts else None
 
 
 def _ticked(buckets: Sequence[list[int]], total: int, progress: Progress | None) -> Iterator[list[int]]:

@@ -1,7 +1,8 @@
-"""The shorter jobs: evaluate, replay, list."""
+"""The jobs of the command line: tune with all that goes with it, evaluate, replay, list."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
@@ -9,13 +10,58 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradless import evaluate as evaluation
-from gradless import lm, methods, metrics, objectives, outcome, run, schemes, tasks
-from gradless.batching import has_label_head
-from gradless.cache import ensure
+from gradless import lm, methods, metrics, objectives, outcome, run, saving, schemes, tasks, trackers, train
 from gradless.config import TuneConfig
 from gradless.errors import BadInput, pick
 from gradless.notes import versions, write_json
 from gradless.progress import Reporter
+from gradless.ranks import Ranks, agreed
+
+
+def tune(
+    config: TuneConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    save: Path | None = None,
+    push: str | None = None,
+    public: bool = False,
+    tensorboard: Path | None = None,
+    reporter: Reporter | None = None,
+    ranks: Ranks | None = None,
+) -> dict[str, Any]:
+    """`gradless.train.tune`, and what a user may want besides.
+
+    Args:
+        config: what to run.
+        out: run directory.
+        resume: continue a run.
+        save: folder for the tuned model or adapter. It is rebuilt from the ledger, and compared with what was measured.
+        push: name on the Hugging Face hub to upload it to.
+        public: make that repository public.
+        tensorboard: folder for TensorBoard events.
+        reporter: where progress goes.
+        ranks: as `gradless.train.tune` takes them; rank 0 alone saves, pushes and writes events.
+
+    Raises:
+        BadInput: as `gradless.train.tune` and `replay`, before anything is computed where that can be known.
+    """
+    reporter = reporter or Reporter()
+    if ranks is not None and ranks.rank:
+        save = push = tensorboard = None
+    with contextlib.ExitStack() as stack:
+        watch = None
+        with agreed(ranks):
+            saving.check(save, push, public=public)
+            if tensorboard is not None:
+                watch = stack.enter_context(trackers.tensorboard(out, tensorboard, say=reporter.say))
+        result = train.tune(config, out, resume=resume, reporter=reporter, watch=watch, ranks=ranks)
+    if save is not None or push is not None:
+        if result["status"] == outcome.DONE:
+            replay(out, save=save, push=push, public=public, device=config.device, reporter=reporter)
+        else:
+            reporter.say(f"the run is {result['status']}, so nothing is saved: see 'gradless replay {out} --save DIR'")
+    return result
 
 
 def evaluate(
@@ -77,83 +123,74 @@ class Replayed(NamedTuple):
 
 
 def replay(
-    folder: Path,
+    place: Path,
     *,
     until: int | None = None,
     save: Path | None = None,
+    push: str | None = None,
+    public: bool = False,
     verify: bool = False,
     model: str | None = None,
     device: str | None = None,
     reporter: Reporter | None = None,
 ) -> Replayed:
-    """Rebuild a run's weights, and optionally compare and save them.
+    """Rebuild a run's weights, and optionally compare, save and push them.
 
     Args:
-        folder: run directory.
-        until: step to go to; by default the selected one.
-        save: folder for the model or adapter.
+        place: run directory, or a ledger without one.
+        until: step to go to; by default the selected one, and of a ledger alone the last one.
+        save: folder for the model or adapter (`gradless.saving`).
+        push: name on the Hugging Face hub to upload it to.
+        public: make that repository public.
         verify: compare with ``result.json``.
         model: where the base model is now, if not where the run found it.
         device: where to compute, if not where the run was.
         reporter: where progress goes.
 
     Raises:
-        BadInput: no run, a damaged ledger, another base model, no result to compare with, ``save`` exists.
+        BadInput: no run, a damaged ledger, another base model, no result to compare with, ``save`` holds something.
     """
     reporter = reporter or Reporter()
-    recorded = _recorded(folder)
+    saving.check(save, push, public=public)
+    recorded = _recorded(place)
     if verify and recorded is None:
-        raise BadInput(f"{folder} has no result.json to verify against: finish the run with --resume")
+        raise BadInput(f"{place} has no result.json to verify against: finish the run with --resume")
     if verify and until is not None and recorded is not None and until != recorded["selected_step"]:
         raise BadInput(f"result.json holds the weights of step {recorded['selected_step']}: verify without --until")
-    if save is not None and save.exists():
-        raise BadInput(f"{save} exists already: choose a new folder for --save")
     if until is None and recorded is not None:
         until = recorded["selected_step"]
-    if recorded is not None and until != recorded["selected_step"] and not run.replays(folder):
+    if recorded is not None and until != recorded["selected_step"] and not run.replays(place):
         step = recorded["selected_step"]
-        raise BadInput(f"of this method's steps only step {step} is kept, in {folder / run.BEST}: leave out --until")
-    built, contents = run.rebuild(folder, until=until, model=model, device=device, say=reporter.say)
+        raise BadInput(f"of this method's steps only step {step} is kept, in {run.BEST}: leave out --until")
+    built, contents = run.rebuild(place, until=until, model=model, device=device, say=reporter.say)
     if contents.torn_bytes:
         reporter.say(f"the ledger ends in {contents.torn_bytes} bytes of an unfinished step, which are left out")
-    sha256 = run.tuned_sha256(built)
-    if save is not None:
-        _save(built.lm, save)
+    step, sha256 = built.optimizer.t, run.tuned_sha256(built)
     agrees = recorded["weights_sha256"] == sha256 if verify and recorded is not None else None
-    return Replayed(built.optimizer.t, sha256, agrees)
+    measured = recorded if recorded is not None and recorded["selected_step"] == step else None
+    if save is not None or push is not None:
+        if measured is not None and measured["weights_sha256"] != sha256:
+            raise BadInput(
+                f"the rebuilt weights are not those in {place}/result.json, so they are not saved: verify it"
+            )
+        saving.deliver(
+            built, contents, place, save_to=save, result=measured, push=push, public=public, say=reporter.say
+        )  # fmt: skip
+    return Replayed(step, sha256, agrees)
 
 
-def _recorded(folder: Path) -> dict[str, Any] | None:
-    path = folder / "result.json"
-    if not path.exists():
+def _recorded(place: Path) -> dict[str, Any] | None:
+    """``result.json`` of a run directory; a ledger by another name than there stands alone."""
+    path = run.ledger_path(place).with_name("result.json")
+    if not path.exists() or run.ledger_path(place).name != "ledger":
         return None
     try:
         found: dict[str, Any] = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise BadInput(f"{path} cannot be read ({error}): restore it from a copy") from None
     if "selected_step" not in found:
-        raise BadInput(f"{folder} holds an evaluation, which has nothing to replay: give the directory of a tuning run")
+        raise BadInput(f"{place} holds an evaluation, which has nothing to replay: give the directory of a tuning run")
     return found
-
-
-def _save(model: lm.LanguageModel, target: Path) -> None:
-    """Write a model or adapter as transformers and peft do, whole or not at all."""
-    if has_label_head(model):
-        raise BadInput("a tuned label head has no place in a saved language model: the run directory is its checkpoint")
-
-    def build(folder: Path) -> None:
-        config: Any = model.model.config
-        config.use_cache = not model.masked  # off for training only; whoever generates wants it
-        with lm.quiet_transformers():
-            model.model.save_pretrained(folder)  # type: ignore[operator]
-            model.tokenizer.save_pretrained(folder)
-
-    try:
-        ensure(target, build)
-    except BadInput as error:  # which speaks of the cache
-        if isinstance(error.__cause__, OSError):
-            raise error.__cause__ from None
-        raise
 
 
 TABLES: dict[str, Callable[[], dict[str, str]]] = {

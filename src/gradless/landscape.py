@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -20,15 +20,17 @@ from gradless import derivatives, rng
 from gradless.ahead import Order
 from gradless.copies import Walk
 from gradless.deferred import Deferred
-from gradless.errors import BadInput
+from gradless.errors import BadInput, pick
 from gradless.estimators import BACKPROP, FORWARD_MODE
 from gradless.gradients import Leaf, Mixture
 from gradless.points import Point, Points, Scale
 from gradless.prefix import Prefix
+from gradless.ranks import BATCH, DIRECTIONS, Ranks
 from gradless.streaming import Pool, Serving, Survey
 from gradless.thin import Thin
 
 Closure = Callable[[], Tensor | float]
+T = TypeVar("T")
 
 STREAM, DUAL, IN_PLACE = ENGINES = ("stream", "dual", "in-place")
 MOST_COPIES = 8  # points of one walk: their activations are in memory together
@@ -41,11 +43,20 @@ class Landscape:
         leaves: the tuned parameters.
         engine: one of `ENGINES`; ``dual`` gives way to ``stream``, with a warning, where a closure cannot be walked.
         deferred: updates to write on the way.
+        ranks: processes that find the losses together; all of them get the same numbers.
     """
 
-    def __init__(self, leaves: Sequence[Leaf], *, engine: str = STREAM, deferred: Deferred | None = None) -> None:
-        self.forwards = 0
-        self.engine = engine
+    def __init__(
+        self,
+        leaves: Sequence[Leaf],
+        *,
+        engine: str = STREAM,
+        deferred: Deferred | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.forwards = 0  # a loss that ranks found together is one
+        self.engine = pick("engine", engine, {name: name for name in ENGINES})
+        self.share(ranks)
         self._leaves = {id(leaf.param): leaf for leaf in leaves}
         self._in_place: frozenset[int] | None = frozenset(self._leaves) if engine == IN_PLACE else None
         self._deferred = deferred or Deferred(leaves)
@@ -54,14 +65,36 @@ class Landscape:
         self._walked = False
         self.prefix: Prefix | None = None  # for directions that reach some blocks only
 
+    def share(self, ranks: Ranks | None) -> None:
+        """Find the losses together with other processes from now on."""
+        self.ranks = ranks
+        if self.engine == DUAL and ranks is not None and ranks.split == DIRECTIONS:
+            self._give_way("its last bits depend on how many points a rank walks at once")
+
     def values(self, closure: Closure, points: Sequence[Point]) -> list[float]:
         """The loss at every point.
 
-        Cost: one forward for each; in the dual engine they are made together, with the activations of all.
+        Cost: one forward for each; in the dual engine they are made together, with the activations of all. Ranks take
+        one message together.
 
         Raises:
             BadInput: the closure reads none of the parameters.
         """
+        return self._together(points, lambda own: self._values(closure, own))
+
+    def _together(self, points: Sequence[T], evaluate: Callable[[Sequence[T]], list[float]]) -> list[float]:
+        """What ``evaluate`` finds at the points: the mean over shards, or each point by one rank."""
+        if self.ranks is None:
+            return evaluate(points)
+        if self.ranks.split == BATCH:
+            return self.ranks.mean(evaluate(points))
+        before = self.forwards
+        found = self.ranks.spread(points, lambda own: evaluate(own) if own else [])
+        self.forwards = before + len(points)
+        return found
+
+    def _values(self, closure: Closure, points: Sequence[Point]) -> list[float]:
+        """The loss of this rank's closure at every point."""
         if self.engine == DUAL and not self._in_place:
             chunks = [Points(points[i : i + MOST_COPIES]) for i in range(0, len(points), MOST_COPIES)]
             try:
@@ -104,13 +137,23 @@ class Landscape:
         """
         if rounding is None:
             rounding = rng.probe_rounding_key(mixture.keys[0]) if mixture.keys else 0
-        return self._one(closure, Points((Point(mixture, size, rounding),), update=update), only)
+        points = Points((Point(mixture, size, rounding),), update=update)
+        return self._together([points], lambda own: [self._one(closure, own[0], only)])[0]
 
     def slopes(self, closure: Closure, keys: Sequence[int]) -> tuple[float, list[float]]:
         """The loss at theta and its slope along every z(key); see `gradless.derivatives.slopes`."""
         self.forwards += FORWARD_MODE * len(keys)
         self._deferred.flush()
-        return derivatives.slopes(closure, list(self._leaves.values()), keys)
+        leaves, ranks = list(self._leaves.values()), self.ranks
+        if ranks is None:
+            return derivatives.slopes(closure, leaves, keys)
+        if ranks.split == BATCH:
+            loss, found = derivatives.slopes(closure, leaves, keys)
+            loss, *found = ranks.mean([loss, *found])
+            return loss, found
+        own = [derivatives.slopes(closure, leaves, [key]) for key in ranks.own(keys)]
+        (loss,) = ranks.spread(keys[:1], lambda first: [own[0][0] for _ in first])
+        return loss, ranks.spread(keys, lambda _: [slope for _, (slope,) in own])
 
     def gradients(self, closure: Closure, deep: Callable[[str], bool] | None) -> tuple[float, dict[str, Tensor]]:
         """The loss at theta and its gradient for the leaves that ``deep`` names; None: for all."""
@@ -162,7 +205,7 @@ class Landscape:
 
     def _give_way(self, reason: str) -> None:
         self.engine = STREAM
-        warnings.warn(f"the dual engine cannot run this closure ({reason}): using the engine 'stream'", stacklevel=4)
+        warnings.warn(f"the dual engine cannot be used here ({reason}): using the engine 'stream'", stacklevel=4)
 
     def _serving(self, points: Points, *, walk: Walk | None = None, leaves: dict[int, Leaf] | None = None) -> Serving:
         return Serving(

@@ -125,7 +125,9 @@ def load(
     if source.startswith("tiny-") and not Path(source).exists():
         architecture, tied = tiny_models.parse(source)
         lm = tiny(architecture, tied=tied)
-        lm.model.to(place, wanted)
+        lm.model.to(place)
+        for parameter in lm.model.parameters():  # rotary frequencies stay float32, as in models from files
+            parameter.data = parameter.data.to(wanted or parameter.dtype)
         return lm
     folder, revision = _resolve(source, cache or store.cache_root(), say)
     with quiet_transformers():

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import platform
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,14 @@ from gradless.memory import PeakMeter
 
 
 class Notes:
-    """``metrics.jsonl``: one JSON line an event. Lines after step ``keep`` (of a torn end) are dropped on resume."""
+    """``metrics.jsonl``: one JSON line an event. Lines after step ``keep`` (of a torn end) are dropped on resume.
+
+    ``observers`` are called with every line that is written; trackers hang there.
+    """
 
     def __init__(self, path: Path, *, keep: int) -> None:
         self.path = path
+        self.observers: list[Callable[[dict[str, Any]], None]] = []
         self.lines = _intact(path, keep)
         self._meter: PeakMeter | None = None
         text = "".join(json.dumps(line) + "\n" for line in self.lines)
@@ -33,6 +38,8 @@ class Notes:
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.lines.append(line)
+        for observer in self.observers:
+            observer(line)
 
     def of(self, event: str) -> list[dict[str, Any]]:
         """All lines of one kind."""
@@ -44,6 +51,7 @@ class Notes:
         self.write(
             event="eval", split=split, step=step, loss=loss, **found.metrics, forwards=found.forwards,
             seconds=found.seconds, predictions=found.predictions, correct=[int(c) for c in found.correct],
+            probabilities=[round(p, 4) if math.isfinite(p) else None for p in found.probabilities],
         )  # fmt: skip
 
     def evaluation(self, split: str, step: int) -> dict[str, Any] | None:
@@ -66,7 +74,12 @@ class Notes:
         return max((line["peak_memory_bytes"] for line in self.of("step")), default=0)
 
 
-def _intact(path: Path, keep: int) -> list[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a ``metrics.jsonl``."""
+    return _intact(path, math.inf)
+
+
+def _intact(path: Path, keep: float) -> list[dict[str, Any]]:
     """Whole lines of steps that the ledger holds too."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
@@ -107,4 +120,5 @@ def versions() -> dict[str, str]:
         **found,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "threads": str(torch.get_num_threads()),
     }

@@ -22,8 +22,8 @@ from gradless.accept import always as always
 from gradless.deferred import Deferred
 from gradless.derivatives import all_finite
 from gradless.directions import Directions, rademacher
-from gradless.errors import BadInput, Diverged, pick
-from gradless.estimators import Estimator, Oracle, spsa
+from gradless.errors import BadInput, Diverged
+from gradless.estimators import Estimator, Oracle, check_stored, spsa
 from gradless.gradients import Dense, Gradient, Mixture, Sketch, combine, finish
 from gradless.landscape import ENGINES as ENGINES
 from gradless.landscape import STREAM, Closure, Landscape
@@ -31,6 +31,7 @@ from gradless.moves import Move as Move
 from gradless.moves import Probe as Probe
 from gradless.points import probe_point
 from gradless.prefix import Prefix
+from gradless.ranks import Ranks
 from gradless.rules import Rule, chain, like, plain, scale
 
 PATIENCE = 10  # non-finite losses in a row that end a run
@@ -61,6 +62,7 @@ class ZerothOrder(torch.optim.Optimizer):
             from a copy, for closures that do not call torch functions under Python's eyes. Memory: one copy.
         defer: let an update wait until its leaf is visited by the next probe. Saves a pass over the weights; until
             `flush` is called the parameters hold older values. The weights in the end are the same, bit for bit.
+        ranks: `gradless.ranks.group()`: processes that split the batch, or the points, and keep the same weights.
 
     Raises:
         BadInput: unnamed parameters, two names for one memory, integer or float64 parameters, impossible numbers.
@@ -87,6 +89,7 @@ class ZerothOrder(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         engine: str = STREAM,
         defer: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.rule = rule if rule is not None else scale(1e-6)
         if self.rule.lr is None:
@@ -102,8 +105,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.seed = seed
         self.directions = directions or rademacher()
         self.estimator = estimator or spsa()
-        if self.estimator.deep is not None and accept is not always:
-            raise BadInput(f"{self.estimator.name} stores gradients, which acceptance cannot try out: leave accept out")
+        check_stored(self.estimator, tried=accept is not always, shared=ranks is not None)
         self.accept = accept
         self.t = 0  # steps taken, skipped ones included
         self.skipped = 0
@@ -114,9 +116,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.defer = defer
         self._deferred = Deferred(self.leaves)
         self._torn = False  # an interrupt came while weights were written
-        self.landscape = Landscape(
-            self.leaves, engine=pick("engine", engine, {name: name for name in ENGINES}), deferred=self._deferred
-        )
+        self.landscape = Landscape(self.leaves, engine=engine, deferred=self._deferred, ranks=ranks)
 
     @property
     def engine(self) -> str:
@@ -263,6 +263,10 @@ class ZerothOrder(torch.optim.Optimizer):
         if self._skipped_row >= PATIENCE:
             raise Diverged(self._advice())
         probe = self.probe(closure)
+        return probe, self.settle(probe, closure, log)
+
+    def settle(self, probe: Probe, closure: Closure, log: Callable[[Move], None] | None = None) -> Move:
+        """The other half of `step_with`: log and apply what a probe of the closure found, or skip it."""
         lrs = self.learning_rates()
         if probe.finite and self.accept is not always:
             lrs = self._accepted(closure, probe, lrs)
@@ -275,7 +279,7 @@ class ZerothOrder(torch.optim.Optimizer):
                 raise Diverged(self._advice())
         else:
             self.apply(probe.sketch, lrs=lrs, tensors=probe.tensors)
-        return probe, move
+        return move
 
     @torch.no_grad()
     def _accepted(self, closure: Closure, probe: Probe, lrs: tuple[float, ...]) -> tuple[float, ...]:

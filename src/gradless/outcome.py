@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import load_file
 
-from gradless import evaluate, ledger, metrics, run, schemes, scoring
+from gradless import evaluate, ledger, metrics, predictions, run, schemes, scoring
 from gradless.batching import collate_ends
 from gradless.config import TuneConfig
 from gradless.errors import BadInput
@@ -19,7 +19,9 @@ from gradless.methods import METHODS
 from gradless.notes import Notes, versions, write_json
 from gradless.objectives import Objective
 from gradless.optimizer import Move
+from gradless.predictions import Prediction
 from gradless.progress import Reporter
+from gradless.ranks import Ranks
 from gradless.run import BEST, Model
 from gradless.tasks import Splits, Task
 
@@ -36,6 +38,7 @@ class Parts(NamedTuple):
     objective: Objective
     model: Model
     reporter: Reporter
+    ranks: Ranks | None = None
 
 
 def evaluate_rows(parts: Parts, rows: list[Any], title: str, *, predict: bool = True) -> Evaluation:
@@ -47,6 +50,7 @@ def evaluate_rows(parts: Parts, rows: list[Any], title: str, *, predict: bool = 
         max_length=parts.config.max_length,
         objective=parts.objective,
         predict=predict,
+        ranks=parts.ranks,
     )
     shown = [*list(found.metrics.items())[:1], *([("loss", found.loss)] if found.loss is not None else [])]
     numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown)
@@ -101,20 +105,35 @@ def finish(
         "peak_memory_bytes": notes.peak(),
         "inference_memory_bytes": notes.inference or 0,
         "engine": opt.engine,
-        "weights_sha256": None if opt.torn and not replays else run.tuned_sha256(parts.model),
+        "weights_sha256": None if opt.torn and not replays else _sha256(parts, status),
         "base_sha256": parts.model.base_sha256,
         "data_sha256": parts.splits.fingerprint,
+        "rows": {split: len(getattr(parts.splits, split)) for split in ("train", "dev", "test")},
         "tuned_parameters": sum(leaf.param.numel() for leaf in parts.model.optimizer.leaves),
         "ledger_bytes": (parts.folder / "ledger").stat().st_size,
-        "examples": _examples(parts, zero_shot, test),
+        "examples": predictions.examples(_predictions(parts, zero_shot, test)),
         "versions": versions(),
     }
+    if parts.ranks is not None:
+        result["ranks"] = {
+            "size": parts.ranks.size,
+            "split": parts.ranks.split,
+            "bytes_per_step": _median([line["bytes"] for line in steps if "bytes" in line]),
+        }
     if config.scheme == "head" and status == DONE:
         result["baseline_logistic_regression"] = _linear_probe(parts)
     write_json(parts.folder / "result.json", result)
     if advice:
         parts.reporter.say(f"{status}: {advice}")
     return result
+
+
+def _sha256(parts: Parts, status: str) -> str:
+    """Hash of the tuned weights, which all ranks have if nothing interrupted them."""
+    found = run.tuned_sha256(parts.model)
+    if parts.ranks is not None and status != INTERRUPTED:
+        parts.ranks.check_equal(found, "the weights in the end")
+    return found
 
 
 def selected(parts: Parts, notes: Notes, trained: int) -> int:
@@ -163,23 +182,14 @@ def _back_to(parts: Parts, moves: list[Move], label_tokens: tuple[int, ...]) -> 
     run.optimizer(parts.config, schemes.trainable(parts.model.lm), parts.model.norms).replay(moves)
 
 
-def _examples(parts: Parts, zero_shot: dict[str, Any], test: dict[str, Any]) -> list[dict[str, str]]:
-    """Three test rows with what the model said before and after: the first ones whose prediction changed."""
+def _predictions(parts: Parts, zero_shot: dict[str, Any], test: dict[str, Any]) -> list[Prediction]:
+    """What was predicted for the test rows; kept in a file for `gradless report`."""
     if not test:
         return []
-    after = test["predictions"]
-    before = zero_shot.get("predictions", after)
-    order = sorted(range(len(after)), key=lambda i: before[i] == after[i])
-    shown = []
-    for i in order[:3]:
-        (example,) = evaluate.render(parts.model.lm, parts.task, [parts.splits.test[i]])
-
-        def word(guess: Any, options: tuple[str, ...] = example.options) -> str:
-            return options[guess].strip() if options else str(guess)
-
-        gold = word(example.correct[0]) if example.options else example.answers[0]
-        shown.append({"prompt": example.prompt, "gold": gold, "before": word(before[i]), "after": word(after[i])})
-    return shown
+    rows = evaluate.render(parts.model.lm, parts.task, parts.splits.test)
+    found = predictions.collect(rows, zero_shot, test)
+    predictions.write(parts.folder / predictions.FILE, found)
+    return found
 
 
 def _intervals(zero_shot: dict[str, Any], test: dict[str, Any]) -> dict[str, list[float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def run_picture(folder: Path, *, metric: str = "accuracy", title: str = "") -> P
     x = [line["step"] + 1 for line in steps]
     y = [line["loss"] for line in steps]
     left.plot(x, y, color=PALE, linewidth=0.8, label="each batch")
-    left.plot(x, _running_mean(y, max(1, len(y) // 20)), color=LOSS, linewidth=1.8, label="running mean")
+    left.plot(x, running_mean(y, max(1, len(y) // 20)), color=LOSS, linewidth=1.8, label="running mean")
     dev = _evaluations(lines, "dev")
     left.plot([line["step"] for line in dev], [line["loss"] for line in dev], "o-", color=SCORE, ms=4, label="dev")
     left.set(xlabel="step", ylabel="loss", ylim=(0, None))
@@ -107,6 +108,8 @@ def _evaluations(lines: list[dict[str, Any]], split: str) -> list[dict[str, Any]
     return [line for line in lines if line["event"] == "eval" and line["split"] == split]
 
 
-def _running_mean(values: list[float], width: int) -> list[float]:
+def running_mean(values: list[float], width: int) -> list[float]:
     """Mean of the last ``width`` values at each place."""
-    return [sum(part) / len(part) for part in (values[max(0, i - width + 1) : i + 1] for i in range(len(values)))]
+    sums = [0.0, *accumulate(values)]
+    ends = range(1, len(sums))
+    return [(sums[end] - sums[max(0, end - width)]) / min(width, end) for end in ends]

@@ -138,12 +138,12 @@ def _tuned(
         label_token_ids=label_token_ids,
     )
     named = schemes.trainable(tuned)
-    if (folder / INITIAL).exists():
+    if config.scheme == "prefix" and (folder / INITIAL).exists():
         _load_initial(folder / INITIAL, dict(named))
     norms = input_norms(config, folder)
     if norms is None and _needs_norms(config):
         if measure is None:
-            raise BadInput(f"{folder / NORMS} is missing, and the masks of this run depend on it: restore it")
+            raise BadInput(f"{folder / NORMS} is missing, and this run's masks depend on it: put it beside the ledger")
         norms = measure(tuned)
     opt = optimizer(config, named, norms)
     if METHODS[config.method].blocks and opt.engine == STREAM and config.objective != "f1":  # f1 generates text
@@ -289,6 +289,7 @@ def header(config: TuneConfig, model: Model, splits: Splits, label_token_ids: tu
         "label_token_ids": list(label_token_ids),
         "dtype": str(model.lm.dtype).removeprefix("torch."),
         "initial_sha256": None if config.scheme == "full" else tuned_sha256(model),
+        **({"norms_sha256": weights_sha256(model.norms.items())} if model.norms else {}),
         "groups": len(model.optimizer.param_groups),
         "tuned_parameters": sum(leaf.param.numel() for leaf in model.optimizer.leaves),
     }
@@ -311,7 +312,9 @@ def check_header(found: dict[str, Any], model: Model) -> None:
             f"{model.base_sha256[:12]}): load the model that it was trained from"
         )
     if found["initial_sha256"] not in (None, tuned_sha256(model)):
-        raise BadInput("the initial adapter differs from that of the ledger: restore the run directory from a copy")
+        raise BadInput(f"the initial adapter differs from the ledger's: put the run's {INITIAL} beside the ledger")
+    if model.norms and found.get("norms_sha256", "") not in ("", weights_sha256(model.norms.items())):
+        raise BadInput(f"the input norms differ from the ledger's: put the run's {NORMS} beside the ledger")
 
 
 def check_config(found: dict[str, Any], config: TuneConfig) -> None:
@@ -325,13 +328,18 @@ def check_config(found: dict[str, Any], config: TuneConfig) -> None:
         raise BadInput(f"the ledger belongs to another run than config.json ({changed}): restore either file")
 
 
-def replays(folder: Path) -> bool:
+def ledger_path(place: Path) -> Path:
+    """The ledger in a run directory, or the file itself if ``place`` is a ledger without one."""
+    return place if place.is_file() else place / "ledger"
+
+
+def replays(place: Path) -> bool:
     """Whether a run's steps can be rebuilt from its ledger."""
-    return METHODS[TuneConfig.from_json(ledger.read(folder / "ledger").header["config"]).method].replays
+    return METHODS[TuneConfig.from_json(ledger.read(ledger_path(place)).header["config"]).method].replays
 
 
 def rebuild(
-    folder: Path,
+    place: Path,
     *,
     until: int | None = None,
     model: str | None = None,
@@ -341,7 +349,7 @@ def rebuild(
     """The weights of a run after ``until`` steps (default: all of them), from its ledger.
 
     Args:
-        folder: run directory.
+        place: run directory, or a ledger without one. What a ledger cannot say (`keep_initial`) lies beside it.
         until: number of steps.
         model: where the base model is now, if not where the run found it.
         device: where to compute, if not where the run was; the bits are the same.
@@ -350,9 +358,10 @@ def rebuild(
     Raises:
         BadInput: no ledger, a damaged one, another base model, or too few steps.
     """
-    contents = ledger.read(folder / "ledger")
+    path = ledger_path(place)
+    contents, folder = ledger.read(path), path.parent
     config = TuneConfig.from_json(contents.header["config"])
-    if (folder / "config.json").exists():
+    if path.name == "ledger" and (folder / "config.json").exists():
         check_config(contents.header, read_config(folder))
     steps = len(contents.moves) if until is None else until
     if not 0 <= steps <= len(contents.moves):

@@ -10,12 +10,13 @@ import dataclasses
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gradless import layers, ledger, objectives, outcome, run
+from gradless import cluster, layers, ledger, objectives, outcome, run
 from gradless.config import TuneConfig, difference, read_config
 from gradless.encode import Encoded
 from gradless.errors import BadInput, Diverged
@@ -25,10 +26,19 @@ from gradless.notes import Notes, write_json
 from gradless.optimizer import Move
 from gradless.outcome import DIVERGED, DONE, INTERRUPTED, Parts
 from gradless.progress import Reporter
+from gradless.ranks import BATCH, Ranks, agreed
 from gradless.run import BEST
 
 
-def tune(config: TuneConfig, folder: Path, *, resume: bool = False, reporter: Reporter | None = None) -> dict[str, Any]:
+def tune(
+    config: TuneConfig,
+    folder: Path,
+    *,
+    resume: bool = False,
+    reporter: Reporter | None = None,
+    watch: Callable[[Notes], None] | None = None,
+    ranks: Ranks | None = None,
+) -> dict[str, Any]:
     """Fine-tune a model and return the contents of ``result.json``.
 
     Args:
@@ -36,57 +46,118 @@ def tune(config: TuneConfig, folder: Path, *, resume: bool = False, reporter: Re
         folder: run directory; created, and refused if it already holds a run, unless ``resume`` is set.
         resume: continue an interrupted run of the same configuration (or start it, if there is none).
         reporter: where progress goes.
+        watch: is given the notes of the run before its first step, to follow them (`gradless.trackers`).
+        ranks: processes that make the run together (`gradless.cluster.joined`); rank 0 alone writes to ``folder``.
 
     Raises:
         BadInput: anything wrong with the configuration, the data, the model or the directory.
     """
     reporter = reporter or Reporter()
-    config = config.resolved()
-    finished = _claim(config, folder, resume)
+    if ranks is not None and ranks.rank:  # rank 0 speaks and writes for all
+        reporter, watch = Reporter(quiet=True), None
+    with cluster.mirrored(folder, ranks) as place:
+        return _tune(config, place, resume, reporter, watch, ranks)
+
+
+def _tune(
+    config: TuneConfig,
+    folder: Path,
+    resume: bool,
+    reporter: Reporter,
+    watch: Callable[[Notes], None] | None,
+    ranks: Ranks | None,
+) -> dict[str, Any]:
+    """`tune` in a folder that is this rank's own."""
+    with agreed(ranks):
+        config = _settled(config, folder, resume)
+        cluster.check(config, ranks)
+        finished = _finished(config, folder, resume)
     if finished is not None:
-        moved = read_config(folder).data != config.data
-        if moved and run.load_task(config)[1].fingerprint != finished["data_sha256"]:
-            raise BadInput(f"{folder} holds a run on other data: restore them, or choose another --out")
         reporter.say(f"{folder} is finished; nothing to do")
         return finished
-    task, splits = run.load_task(config)
-    if not splits.train:
-        raise BadInput("there are no training rows: raise --num-train, or use 'gradless eval' for zero-shot")
-    method = METHODS[config.method]
-    objective = objectives.choose(task, config.objective, backprop=method.differentiates)
-    model, label_tokens = run.build_for(config, folder, task, splits.train, say=reporter.say)
-    parts = Parts(config, folder, task, splits, objective, model, reporter)
-    # What cannot be encoded or batched is refused here, before anything is written.
-    encoded = run.encode_rows(model.lm, task, splits.train, config.max_length)
-    objectives.prepare(model.lm, objective, encoded[:1])
-    header = run.header(config, model, splits, label_tokens)
-    path = folder / "ledger"
-    contents = ledger.read(path) if path.exists() else None
-    if contents is not None:
-        run.check_header(contents.header, model)
-        run.check_config(contents.header, config)
-        if contents.header["data_sha256"] != splits.fingerprint:
-            raise BadInput("the data differ from those that this run began with: restore them, or start a new run")
-    if contents is not None and not method.replays:
-        reporter.say(f"a run of {config.method} cannot be continued: its steps are in no ledger, so it starts over")
-        for name in ("ledger", "metrics.jsonl", BEST):
-            (folder / name).unlink(missing_ok=True)
-        contents = None
+    with agreed(ranks):
+        parts, label_tokens = _assembled(config, folder, reporter, ranks)
+    model = cluster.adopt_initial(config, parts.model, ranks)
+    model.optimizer.landscape.share(ranks)
+    parts = parts._replace(model=model)
+    header = run.header(config, model, parts.splits, label_tokens)
+    cluster.check_same(header, ranks)
+    with agreed(ranks):
+        encoded = _encoded(parts)
+        contents = _continued(parts, header)
     if contents is None:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config.to_json())
         run.keep_initial(config, folder, model)
     notes = Notes(folder / "metrics.jsonl", keep=len(contents.moves) if contents else 0)
+    if watch is not None:
+        watch(notes)
     zero_shot = _zero_shot(parts, notes) if config.zero_shot else {}
-    book = ledger.Ledger(path, header, contents=contents)
+    with agreed(ranks):
+        book = ledger.Ledger(folder / "ledger", header, contents=contents)
     try:
         if contents is not None and contents.moves:
             reporter.say(f"replaying {len(contents.moves)} steps from the ledger")
             model.optimizer.replay(contents.moves)
+            _check_equal(parts)
         status, advice = _loop(parts, encoded, book, notes)
     finally:
         book.close()
     return outcome.finish(parts, notes, zero_shot, status, advice, label_tokens)
+
+
+def _settled(config: TuneConfig, folder: Path, resume: bool) -> TuneConfig:
+    """The configuration with nothing left open; a resumed run keeps its engine unless another one is asked for."""
+    if resume and config.engine is None and (folder / "config.json").exists():
+        config = dataclasses.replace(config, engine=read_config(folder).engine)
+    return config.resolved()
+
+
+def _finished(config: TuneConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
+    """The result of a run that has come to its end, if that is what ``folder`` holds."""
+    finished = _claim(config, folder, resume)
+    if finished is not None:
+        moved = read_config(folder).data != config.data
+        if moved and run.load_task(config)[1].fingerprint != finished["data_sha256"]:
+            raise BadInput(f"{folder} holds a run on other data: restore them, or choose another --out")
+    return finished
+
+
+def _assembled(
+    config: TuneConfig, folder: Path, reporter: Reporter, ranks: Ranks | None
+) -> tuple[Parts, tuple[int, ...]]:
+    """Data, model and optimizer, and the tokens of the labels if the scheme needs them."""
+    task, splits = run.load_task(config)
+    if not splits.train:
+        raise BadInput("there are no training rows: raise --num-train, or use 'gradless eval' for zero-shot")
+    objective = objectives.choose(task, config.objective, backprop=METHODS[config.method].differentiates)
+    model, label_tokens = run.build_for(config, folder, task, splits.train, say=reporter.say)
+    return Parts(config, folder, task, splits, objective, model, reporter, ranks), label_tokens
+
+
+def _encoded(parts: Parts) -> list[Encoded]:
+    """Training rows as tokens. What cannot be encoded or batched is refused here, before anything is written."""
+    encoded = run.encode_rows(parts.model.lm, parts.task, parts.splits.train, parts.config.max_length)
+    objectives.prepare(parts.model.lm, parts.objective, encoded[:1])
+    return encoded
+
+
+def _continued(parts: Parts, header: dict[str, Any]) -> ledger.Contents | None:
+    """The ledger to go on from, if there is one; it must be that of this very run."""
+    config, folder = parts.config, parts.folder
+    if not (folder / "ledger").exists():
+        return None
+    contents = ledger.read(folder / "ledger")
+    run.check_header(contents.header, parts.model)
+    run.check_config(contents.header, config)
+    if contents.header["data_sha256"] != header["data_sha256"]:
+        raise BadInput("the data differ from those that this run began with: restore them, or start a new run")
+    if METHODS[config.method].replays:
+        return contents
+    parts.reporter.say(f"a run of {config.method} cannot be continued: its steps are in no ledger, so it starts over")
+    for name in ("ledger", "metrics.jsonl", BEST):
+        (folder / name).unlink(missing_ok=True)
+    return None
 
 
 def _claim(config: TuneConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
@@ -143,14 +214,16 @@ def _step(parts: Parts, encoded: list[Encoded], book: ledger.Ledger, notes: Note
     chosen = [encoded[i] for i in run.batch_indices(len(encoded), config.batch_size, config.seed, opt.t)]
     if config.micro_batch_size:
         chosen.sort(key=lambda row: row.longest)  # like lengths share a micro-batch: less padding
-    batches = objectives.prepare(lm, parts.objective, chosen, config.micro_batch_size)
+    batches = objectives.prepare(lm, parts.objective, _shard(chosen, parts.ranks), config.micro_batch_size)
+    if parts.ranks is not None:
+        parts.ranks.weight = sum(batch.weight for batch in batches)
     moves: list[Move] = []
 
     def log(move: Move) -> None:
         book.append(move)
         moves.append(move)
 
-    loss, diverged, forwards = math.nan, None, opt.forwards
+    loss, diverged, forwards, sent = math.nan, None, opt.forwards, parts.ranks.sent if parts.ranks else 0
     meter = notes.memory(lm.device)
     saving = METHODS[config.method].checkpoint
     blocks = [block for _, block in layers.blocks(lm.model)] if saving else []
@@ -170,10 +243,24 @@ def _step(parts: Parts, encoded: list[Encoded], book: ledger.Ledger, notes: Note
             skipped=move.skipped,
             seconds=time.perf_counter() - begun,
             peak_memory_bytes=meter.peak,
+            **({"bytes": parts.ranks.sent - sent} if parts.ranks else {}),
         )
     if diverged is not None:
         raise diverged
     return loss
+
+
+def _shard(rows: list[Encoded], ranks: Ranks | None) -> list[Encoded]:
+    """This rank's part of a batch."""
+    return rows if ranks is None or ranks.split != BATCH else list(ranks.own(rows))
+
+
+def _check_equal(parts: Parts) -> None:
+    """See that all ranks hold the same weights. Cost: one hash of the tuned weights."""
+    opt = parts.model.optimizer
+    if parts.ranks is not None:
+        opt.flush()
+        parts.ranks.check_equal(run.tuned_sha256(parts.model), f"the weights at step {opt.t}")
 
 
 @torch.no_grad()
@@ -182,7 +269,8 @@ def _note_inference(parts: Parts, encoded: list[Encoded], notes: Notes) -> None:
     config, lm = parts.config, parts.model.lm
     draws = (run.batch_indices(len(encoded), config.batch_size, config.seed, t) for t in range(config.steps))
     largest = max(draws, key=lambda rows: max(encoded[i].longest for i in rows))
-    batches = objectives.prepare(lm, parts.objective, [encoded[i] for i in largest], config.micro_batch_size)
+    rows = _shard([encoded[i] for i in largest], parts.ranks)
+    batches = objectives.prepare(lm, parts.objective, rows, config.micro_batch_size)
     meter = PeakMeter(lm.device)
     objectives.loss_over(lm, parts.objective, batches)  # allocator and caches warm up outside
     with meter.measured():
@@ -195,6 +283,8 @@ def _dev_if_due(parts: Parts, notes: Notes) -> None:
     config, step = parts.config, parts.model.optimizer.t
     assert config.eval_every is not None
     due = step > 0 and (step % config.eval_every == 0 or step == config.steps)
+    if due:
+        _check_equal(parts)
     if due and parts.splits.dev and notes.evaluation("dev", step) is None:
         parts.model.optimizer.flush()
         found = outcome.evaluate_rows(parts, parts.splits.dev, f"dev at {step}", predict=config.select == "metric")

@@ -7,6 +7,7 @@ import torch
 
 from gradless import rng
 from gradless.collab.aggregators import (
+    MIXES,
     arc,
     bucketing,
     bulyan,
@@ -22,6 +23,7 @@ from gradless.collab.aggregators import (
 from gradless.collab.geometry import measure
 from gradless.collab.views import aggregate, seen_by_all, weights_of
 from gradless.errors import BadInput
+from gradless.testing import mix_checks
 
 N, F = 9, 2
 
@@ -76,15 +78,24 @@ def test_clipping_keeps_directions_and_never_lengthens(mix):
         assert torch.allclose(cut, lengths.clamp(max=float(lengths.sort().values[4])))
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("mix", [nnm(f=2), bucketing(size=2), clipping(norm=1.0), arc(f=2)])
-def test_rows_keep_their_dtype_and_their_values(mix, dtype):
-    x = normal(N, 600, dtype=dtype)
-    before = x.clone()
-    found = mix(x)
-    assert found.dtype == dtype
-    assert torch.equal(x, before)
-    assert torch.equal(found, mix(x))
+CLAIMS = {
+    "nnm": (lambda f: nnm(f=f), {}),
+    "bucketing": (lambda f: bucketing(size=2), {"clean": False}),
+    "clipping": (lambda f: clipping(norm=1.0), {"translation": False}),
+    "arc": (lambda f: arc(f=f), {"translation": False}),
+}
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+@pytest.mark.parametrize("check", mix_checks(n=N, f=F), ids=str)
+def test_the_mix_keeps_the_contract(name, check):
+    make, claims = CLAIMS[name]
+    (claimed,) = (c for c in mix_checks(n=N, f=F, **claims) if c.name == check.name)
+    claimed(make)
+
+
+def test_every_mix_is_in_the_table():
+    assert set(CLAIMS) == set(MIXES)
 
 
 @pytest.mark.parametrize("mixes", [(nnm(f=2),), (clipping(norm=20.0), nnm(f=2)), (arc(f=2),), (nnm(f=1), nnm(f=2))])

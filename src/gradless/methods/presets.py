@@ -10,6 +10,7 @@ from gradless.directions import Directions
 from gradless.estimators import Estimator
 from gradless.landscape import STREAM
 from gradless.optimizer import ZerothOrder
+from gradless.ranks import Ranks
 from gradless.rules import Rule, chain
 from gradless.signs import rms_normalised
 
@@ -26,6 +27,7 @@ class Common(TypedDict, total=False):
     transform: Transform | None  # changes the directions, e.g. lambda d: gl.scaled(d, scales)
     engine: str  # as `ZerothOrder` takes it
     defer: bool  # as `ZerothOrder` takes it
+    ranks: Ranks | None  # as `ZerothOrder` takes it
     normalise: bool  # divide estimates by the running size of their coefficients: lr is then a change of weights
 
 
@@ -52,4 +54,5 @@ def build(
         weight_decay=common.get("weight_decay", 0.0),
         engine=common.get("engine", STREAM),
         defer=common.get("defer", False),
+        ranks=common.get("ranks"),
     )

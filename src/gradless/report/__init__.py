@@ -1,4 +1,4 @@
-"""``gradless report``: tables, pictures and one page, from a bench directory or a folder of collaborative runs.
+"""``gradless report``: tables, pictures and one page of a run, a benchmark, or a folder of collaborative runs.
 
 `report` writes everything; `tables` gives the tables as data, which `show_tables` prints.
 """
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gradless.notes import write_text
-from gradless.report import collab, collab_page, collab_tables
+from gradless.report import collab, collab_page, collab_tables, run_record, run_report
 from gradless.report.best import best_toml
 from gradless.report.figures import Picture, figures
 from gradless.report.page import counts, page, shortfall
@@ -21,23 +21,27 @@ __all__ = ["Study", "Table", "load", "report", "show_tables", "tables"]
 
 
 def tables(folder: Path) -> list[Table]:
-    """The tables of a bench directory or of collaborative runs as plain data; writes nothing.
+    """The tables of a run (in brief), a bench directory or of collaborative runs as plain data; writes nothing.
 
     Raises:
         BadInput: there is no result in the directory.
     """
     if collab.is_collab(folder):
         return collab_tables.all_tables(collab.load(folder))
+    if run_record.is_run(folder):
+        return run_report.brief(run_record.load(folder))
     return all_tables(load(folder))
 
 
 def report(folder: Path, *, say: Callable[[str], object] = print) -> list[Path]:
     """Write ``tables/`` (md, csv, tex), ``figures/`` (svg, png) and ``report.html``; of a benchmark ``best.toml`` too.
 
-    What is there is reported, complete or not. Without matplotlib (extra ``plots``) there are no figures.
+    Of a single run only ``report.html``. What is there is reported, complete or not. Without matplotlib (extra
+    ``plots``) there are no figures.
 
     Args:
-        folder: directory with ``results.jsonl``, of `gradless bench` or of `gradless collab simulate`.
+        folder: run directory of `gradless tune`, or directory with ``results.jsonl``, of `gradless bench` or of
+            `gradless collab simulate`.
         say: takes a line at a time: how many runs there are, what is missing.
 
     Returns:
@@ -48,6 +52,8 @@ def report(folder: Path, *, say: Callable[[str], object] = print) -> list[Path]:
     """
     if collab.is_collab(folder):
         return _report_collab(folder, say)
+    if run_record.is_run(folder):
+        return run_report.write(folder, say)
     study = load(folder)
     _tell(counts(study), shortfall(study), say)
     made = all_tables(study)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import Any
 
 from gradless.config import TuneConfig
 from gradless.report.choice import choose
+from gradless.report.files import read_json
 from gradless.report.study import Cell, Run, Score, Study, axis_name, metric_of, show, tested
 from gradless.report.table import score_text
 
@@ -80,11 +80,7 @@ def _config(study: Study, run: Run) -> dict[str, Any]:
     asked = study.config(run)
     if asked:
         return asked
-    try:
-        found = json.loads((study.folder / "runs" / run.id / "config.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_json(study.folder / "runs" / run.id / "config.json")
 
 
 def _defaults() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from gradless.errors import BadInput
 from gradless.report.collab_names import ALPHA, GAMMA, NO_ATTACK, REFERENCE, algorithm_order, attack_order, split_name
+from gradless.report.files import read_json
 from gradless.report.study import DIVERGED, FAILED, Score, number, score, show, unique
 
 ADVICE = "finish a run of `gradless collab simulate` in it first"
@@ -263,7 +264,7 @@ def is_collab(folder: Path) -> bool:
         if isinstance(record, dict):
             return "algorithm" in record and "attack" in record
     begun = (folder / "config.json", *sorted(folder.glob("runs/*/config.json"))[:1])
-    return any({"algorithm", "attack"} <= set(_json(path)) for path in begun)
+    return any({"algorithm", "attack"} <= set(read_json(path)) for path in begun)
 
 
 def load(folder: Path) -> Collab:
@@ -306,16 +307,8 @@ def facts_of(study: Collab, run: Run, file: str) -> dict[str, Any]:
     """``config.json`` or ``result.json`` of a run, which lies in the folder itself if it is the only one."""
     path = study.folder / "runs" / run.id / file
     inside = path.parent.parent == study.folder / "runs" and run.id not in ("", ".", "..")
-    found = _json(path) if inside else {}
-    return found or (_json(study.folder / file) if len(study.runs) == 1 else {})
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    found = read_json(path) if inside else {}
+    return found or (read_json(study.folder / file) if len(study.runs) == 1 else {})
 
 
 def _records(text: str) -> Iterator[Any]:

@@ -17,7 +17,8 @@ from gradless.report.collab_heatmaps import heatmaps
 from gradless.report.collab_names import ALPHA, GAMMA, REFERENCE, algorithm_name, attack_name
 from gradless.report.collab_tables import outcome_text, usual_seeds
 from gradless.report.figures import SETTINGS, Picture
-from gradless.report.page import assemble, inline
+from gradless.report.files import mapping
+from gradless.report.page import assemble, definitions, inline
 from gradless.report.study import DIVERGED, DONE, FAILED, show, sortable, unique
 from gradless.report.table import Table, as_html, latex
 
@@ -147,18 +148,18 @@ def _made(study: Collab) -> str:
     configs, versions = [], Counter[tuple[str, str]]()
     for run in study.runs:
         result = facts_of(study, run, "result.json")
-        found = facts_of(study, run, "config.json") or _mapping(result.get("config"))
+        found = facts_of(study, run, "config.json") or mapping(result.get("config"))
         configs += [_flat(found)] if found else []
-        told = _mapping(run.record.get("versions")) or _mapping(result.get("versions"))
+        told = mapping(run.record.get("versions")) or mapping(result.get("versions"))
         versions.update((str(name), show(value)) for name, value in told.items())
     facts: dict[str, list[str]] = {"recipe": [study.name]}
     for (name, value), _ in versions.most_common():
         facts.setdefault(name, []).append(value)
-    body = _listed({name: ", ".join(values) for name, values in facts.items()})
+    body = definitions({name: ", ".join(values) for name, values in facts.items()})
     if configs:
         same, varied = settings(configs)
-        body += f"<h3>Settings of all {len(configs)} runs</h3>{_listed(same)}" if same else ""
-        body += f"<h3>Settings that vary</h3>{_listed(varied)}" if varied else ""
+        body += f"<h3>Settings of all {len(configs)} runs</h3>{definitions(same)}" if same else ""
+        body += f"<h3>Settings that vary</h3>{definitions(varied)}" if varied else ""
     else:
         body += "<p>The run directories, which tell versions and settings, are gone.</p>"
     bad = [run for run in study.runs if run.status in (DIVERGED, FAILED)]
@@ -195,14 +196,6 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def _cut(text: str) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST] + " ..."
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _listed(facts: dict[str, str]) -> str:
-    return "<dl>" + "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()) + "</dl>"
 
 
 def _ending(run: Run) -> str:

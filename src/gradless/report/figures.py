@@ -305,16 +305,23 @@ def _canvas() -> tuple[Any, Any, Any]:
 
     figure = Figure(figsize=(WIDTH, HEIGHT), dpi=POINT)
     canvas = FigureCanvasAgg(figure)
-    axes = figure.add_axes((0.1, 0.1, 0.8, 0.8))
+    axes = plain_axes(figure, (0.1, 0.1, 0.8, 0.8))
+    return figure, axes, canvas.get_renderer()
+
+
+def plain_axes(figure: Any, box: tuple[float, float, float, float], grid: str = "y") -> Any:
+    """Axes in a box (left, bottom, width, height; shares of the figure) in the page's colours, on nothing."""
+    axes = figure.add_axes(box)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(PALE)
     axes.tick_params(colors=INK, which="both")
     axes.xaxis.label.set_color(INK)
     axes.yaxis.label.set_color(INK)
-    axes.grid(axis="y", color=PALE, alpha=0.25, linewidth=0.6)
+    axes.grid(axis=grid, color=PALE, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
     figure.patch.set_alpha(0)
     axes.patch.set_alpha(0)
-    return figure, axes, canvas.get_renderer()
+    return axes
 
 
 def _frame(figure: Any, axes: Any, *, width: float, height: float, right: float) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import html
-import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradless.report.figures import INK, Picture
+from gradless.report.files import mapping, read_json
 from gradless.report.study import DIVERGED, DONE, FAILED, FINAL, Run, Study, show
 from gradless.report.style import CSS
 from gradless.report.table import Table, as_html
@@ -115,9 +115,8 @@ def _words(values: dict[str, Any]) -> str:
 
 def _made(study: Study) -> str:
     """Versions, machines, runs that failed, and the grid."""
-    facts = [(name, ", ".join(values)) for name, values in _versions(study).items()]
-    listed = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts)
-    body = f"<dl>{listed}</dl>" if listed else "<p>The run directories, which tell versions and machine, are gone.</p>"
+    facts = {name: ", ".join(values) for name, values in _versions(study).items()}
+    body = definitions(facts) if facts else "<p>The run directories, which tell versions and machine, are gone.</p>"
     failed = [run for run in study.runs if run.status == FAILED]
     if failed:
         body += f"<h3>Failed runs</h3><ul>{''.join(map(_failure, failed[:20]))}</ul>"
@@ -139,18 +138,18 @@ def _versions(study: Study) -> dict[str, list[str]]:
     """Distinct versions and machines of the runs, most frequent first."""
     seen: dict[str, Counter[str]] = {}
     for run in study.runs:
-        try:
-            found = json.loads((study.folder / "runs" / run.id / "result.json").read_text())
-        except (OSError, ValueError):
-            found = {}
-        versions = found.get("versions") if isinstance(found, dict) else None
-        facts = dict(versions) if isinstance(versions, dict) else {}
+        facts = mapping(read_json(study.folder / "runs" / run.id / "result.json").get("versions"))
         facts |= {name: study.config(run).get(name) for name in ("device", "dtype")}
         facts["threads"] = run.record.get("threads")
         for name, value in facts.items():
             if value is not None:
                 seen.setdefault(str(name), Counter())[show(value)] += 1
     return {name: [value for value, _ in counter.most_common()] for name, counter in seen.items()}
+
+
+def definitions(facts: Mapping[str, str]) -> str:
+    """Names and values as a list; everything escaped."""
+    return "<dl>" + "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()) + "</dl>"
 
 
 def _figure(picture: Picture, prefix: str) -> str:

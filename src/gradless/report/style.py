@@ -51,6 +51,21 @@ tbody tr:hover { background: var(--tint); }
 .best .std { font-weight: 400; }
 .mark { display: inline-block; width: 0; color: var(--accent); font-weight: 700; }
 .warn { color: var(--warn); }
+.verdict { font-size: 1.15rem; max-width: 52rem; border-left: 4px solid var(--rule); padding: .1rem 0 .1rem .9rem; }
+.verdict.better { border-color: var(--accent); }
+.verdict.worse, .verdict.unclear { border-color: var(--warn); }
+.tiles { display: flex; flex-wrap: wrap; gap: .8rem 2.6rem; margin: 1.2rem 0 1.6rem; }
+.tiles div { display: flex; flex-direction: column; min-width: 9rem; }
+.tiles span, .tiles small { color: var(--soft); font-size: .88rem; }
+.tiles strong { font-size: 2.2rem; line-height: 1.2; letter-spacing: -.02em; font-variant-numeric: tabular-nums; }
+[id^="table-examples"] table { width: 100%; }
+[id^="table-examples"] :is(th, td) { vertical-align: top; white-space: normal; }
+[id^="table-examples"] tbody :is(th, td) {
+  unicode-bidi: plaintext; text-align: start; overflow-wrap: break-word; white-space: pre-line;
+}
+[id^="table-examples"] tbody th { min-width: min(22rem, 55vw); overflow-wrap: anywhere; }
+[id^="table-examples"] thead th { text-align: start; }
+[id^="table-examples"] .warn { font-weight: 600; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); gap: 1.6rem 2rem; }
 .pictures.wide { grid-template-columns: minmax(0, 46rem); }
 .pictures figure { margin: 0; min-width: 0; }
@@ -76,6 +91,8 @@ code { font: .9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
   th, td { padding: .15rem .4rem; }
   tr, .pictures figure { break-inside: avoid; }
   h2, h3 { break-after: avoid; }
+  h2 { margin-top: 1.8rem; }
+  .pictures.pair { grid-template-columns: 1fr 1fr; gap: .8rem 1.2rem; }
   pre { white-space: pre-wrap; }
   .best { print-color-adjust: exact; }
 }

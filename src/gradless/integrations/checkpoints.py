@@ -1,0 +1,305 @@
+"""Checkpoints of a run inside a training loop: the ledger, and a few numbers beside it; nothing is pickled.
+
+A checkpoint holds ``ledger``, the scalars of all steps so far, and ``gradless.json``, the state of the method and of the
+learning-rate schedule. Methods that keep tensors (stored moments, masks) add ``gradless.safetensors``. The model's
+weights are saved by the loop itself; a *bare* checkpoint does without them, since the ledger rebuilds them from the base
+model.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gradless import ledger, rng
+from gradless.errors import BadInput
+from gradless.hashing import weights_sha256
+from gradless.notes import write_json
+from gradless.optimizer import ZerothOrder
+from gradless.ranks import Ranks
+
+LEDGER, STATE, TENSORS, INITIAL = "ledger", "gradless.json", "gradless.safetensors", "initial.safetensors"
+LOOP = "trainer_state.json"  # what Trainer writes last of all
+ADAPTER = 0.1  # share of the parameters below which initial values are worth keeping
+
+
+class Saved(NamedTuple):
+    """A checkpoint read back."""
+
+    folder: Path
+    contents: ledger.Contents
+    state: dict[str, Any]
+
+    @property
+    def bare(self) -> bool:
+        """Whether it holds no weights."""
+        return self.state["method"] is None
+
+
+def header(opt: ZerothOrder, model: nn.Module, choice: dict[str, Any]) -> dict[str, Any]:
+    """What the ledger says of the run it belongs to. Cost: one pass over all weights, for their hashes."""
+    from gradless import __version__
+
+    return {
+        "gradless": __version__,
+        "stream": rng.STREAM_VERSION,
+        "trainer": choice,
+        "seed": opt.seed,
+        "frozen_sha256": weights_sha256((name, p) for name, p in model.named_parameters() if not p.requires_grad),
+        "initial_sha256": tuned_sha256(opt),
+        "weight_decay": [float(group["weight_decay"]) for group in opt.param_groups],
+        "groups": len(opt.param_groups),
+        "tuned_parameters": sum(leaf.param.numel() for leaf in opt.leaves),
+    }
+
+
+def tuned_sha256(opt: ZerothOrder) -> str:
+    """Hash of the tuned parameters."""
+    return weights_sha256((leaf.name, leaf.param) for leaf in opt.leaves)
+
+
+def begin(
+    output: Path,
+    opt: ZerothOrder,
+    model: nn.Module,
+    choice: dict[str, Any],
+    saved: Saved | None,
+    *,
+    bare: bool,
+    shared: Ranks | None,
+) -> ledger.Ledger | None:
+    """Bring a new optimizer to where its run begins, and open the run's ledger.
+
+    Args:
+        output: folder of the run.
+        opt: new; its parameters hold the weights of the checkpoint or, without one or if that is bare, the first ones.
+        model: the model they belong to.
+        choice: the method, for the ledger's header.
+        saved: checkpoint to continue from.
+        bare: whether checkpoints will hold no weights.
+        shared: processes that train together; the first one writes.
+
+    Returns:
+        The ledger, if this process writes.
+    """
+    opt.landscape.share(shared)
+    if shared is not None:
+        _same_start(model, shared)
+    if saved is not None and saved.bare:
+        put_initial(saved.folder.parent, opt)
+    found = header(opt, model, choice)
+    if saved is not None:
+        restore(saved, opt, found)
+    if shared is not None and shared.rank:
+        return None
+    output.mkdir(parents=True, exist_ok=True)
+    if saved is not None:
+        # A copy: steps after the checkpoint, which the interrupted run may have logged, are taken again.
+        shutil.copyfile(saved.folder / LEDGER, output / f"{LEDGER}.new")
+        os.replace(output / f"{LEDGER}.new", output / LEDGER)
+    elif bare:
+        keep_initial(output, opt, model)
+    return ledger.Ledger(output / LEDGER, found, contents=saved.contents if saved else None)
+
+
+@torch.no_grad()
+def _same_start(model: nn.Module, shared: Ranks) -> None:
+    """Give all processes the weights of the first one, if they differ: new layers are random in each of them."""
+    digest = weights_sha256(model.named_parameters()).encode()
+    if len(set(shared.exchange(digest))) > 1:
+        for tensor in (*model.parameters(), *model.buffers()):
+            torch.distributed.broadcast(tensor.detach(), src=0)
+
+
+def write(folder: Path, opt: ZerothOrder, run: Path, scheduler: Any, *, bare: bool) -> None:
+    """Add what continues the run to a checkpoint of the training loop.
+
+    Args:
+        folder: the checkpoint.
+        opt: at the step to continue from.
+        run: the folder of the run, whose ledger holds that step last.
+        scheduler: the learning-rate schedule, if there is one.
+        bare: whether the checkpoint has no weights, so that all steps will be replayed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.resolve() != run.resolve():
+        shutil.copyfile(run / LEDGER, folder / LEDGER)
+    tensors: dict[str, Tensor] = {}
+    method = None if bare else _pack(opt.state_dict()["gradless"], tensors)
+    (folder / TENSORS).unlink(missing_ok=True)
+    if tensors:
+        save_file(tensors, folder / TENSORS)
+    schedule = None if scheduler is None else scheduler.state_dict()
+    state = {"step": opt.t, "forwards": opt.forwards, "weights_sha256": tuned_sha256(opt)}
+    write_json(folder / STATE, {**state, "schedule": schedule, "method": method})
+
+
+def copy(saved: Path, folder: Path) -> None:
+    """Put what belongs to a checkpoint's weights beside a copy of them."""
+    for name in (LEDGER, STATE, TENSORS):
+        if (saved / name).exists() and saved.resolve() != folder.resolve():
+            shutil.copyfile(saved / name, folder / name)
+
+
+def find(resume: str | os.PathLike[str] | bool | None, output: str) -> Saved | None:
+    """The checkpoint to continue from: the given one, or for True the last complete one of the output directory.
+
+    Raises:
+        BadInput: there is none, or it is damaged.
+    """
+    if resume is None or resume is False:
+        return None
+    if resume is not True:
+        return read(Path(resume))
+    folders = [path for path in Path(output).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
+    for folder in sorted(folders, key=lambda path: -int(path.name.split("-")[1])):
+        if _complete(folder):
+            return read(folder)
+    raise BadInput(f"resume_from_checkpoint is True, but {output} holds no complete checkpoint: train without it")
+
+
+def _complete(folder: Path) -> bool:
+    """Whether everything was written, or the process died in the midst of it."""
+    try:
+        return all(isinstance(json.loads((folder / name).read_text()), dict) for name in (STATE, LOOP))
+    except (OSError, ValueError):
+        return False
+
+
+def read(folder: Path) -> Saved:
+    """A checkpoint.
+
+    Raises:
+        BadInput: it was not written by a `ZOTrainer`, or is damaged.
+    """
+    if not (folder / STATE).exists() or not (folder / LEDGER).exists():
+        raise BadInput(
+            f"{folder} is not a checkpoint of ZOTrainer ({STATE} or {LEDGER} is missing): to start from its weights, "
+            "load the model from it and train without resume_from_checkpoint"
+        )
+    contents, state = ledger.read(folder / LEDGER), json.loads((folder / STATE).read_text())
+    if state["step"] != len(contents.moves):
+        raise BadInput(
+            f"{folder / LEDGER} has {len(contents.moves)} steps, not {state['step']}: restore it from a copy"
+        )
+    return Saved(folder, contents, state)
+
+
+def restore(saved: Saved, opt: ZerothOrder, found: dict[str, Any]) -> None:
+    """Bring a new optimizer to the step of a checkpoint.
+
+    Args:
+        saved: the checkpoint.
+        opt: new; its parameters hold the checkpoint's weights or, if that is bare, the base model's.
+        found: `header` of this optimizer.
+
+    Raises:
+        BadInput: another method, seed or model, or other weights than the checkpoint was written with.
+    """
+    if saved.bare:
+        check_base(saved.contents.header, found, saved.folder)
+        opt.replay(saved.contents.moves)
+        opt.landscape.forwards = saved.state["forwards"]
+    else:
+        check_run(saved.contents.header, found)
+        tensors = load_file(saved.folder / TENSORS) if (saved.folder / TENSORS).exists() else {}
+        opt.load_state_dict({**opt.state_dict(), "gradless": _unpack(saved.state["method"], tensors)})
+    if tuned_sha256(opt) != saved.state["weights_sha256"]:
+        raise BadInput(
+            f"the weights are not those of step {saved.state['step']} of {saved.folder}: restore it from a copy"
+        )
+
+
+def check_run(then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse the ledger of another run; both are headers.
+
+    Raises:
+        BadInput: with what differs.
+    """
+    if then["stream"] != now["stream"]:
+        raise BadInput(
+            f"the ledger was written with random stream {then['stream']}, this gradless has {now['stream']}: install a "
+            "release that has the former"
+        )
+    for key in ("trainer", "seed", "weight_decay", "tuned_parameters"):
+        if then[key] != now[key]:
+            raise BadInput(f"the checkpoint belongs to a run with {key} {then[key]}, not {now[key]}: use the same")
+    if then["frozen_sha256"] != now["frozen_sha256"]:
+        raise BadInput("the frozen weights differ from those of the checkpoint's run: load the same base model")
+
+
+def check_base(then: dict[str, Any], now: dict[str, Any], folder: str | Path) -> None:
+    """`check_run`, and refuse a model that does not hold the weights that the run began with.
+
+    Raises:
+        BadInput: with what differs.
+    """
+    check_run(then, now)
+    if then["initial_sha256"] != now["initial_sha256"]:
+        raise BadInput(
+            f"the model's tuned weights are not those that the run of {folder} began with: load the same base model, "
+            "and call transformers.set_seed before you make layers or adapters with random weights"
+        )
+
+
+def keep_initial(folder: Path, opt: ZerothOrder, model: nn.Module) -> None:
+    """Keep the random values that adapters begin with, for bare checkpoints; other weights come from the base model."""
+    tuned = sum(leaf.param.numel() for leaf in opt.leaves)
+    (folder / INITIAL).unlink(missing_ok=True)
+    if tuned < ADAPTER * sum(p.numel() for p in model.parameters()):
+        save_file({leaf.name: leaf.param.detach().contiguous() for leaf in opt.leaves}, folder / INITIAL)
+
+
+@torch.no_grad()
+def put_initial(folder: Path, opt: ZerothOrder) -> None:
+    """Begin with the kept values, if there are any for these parameters."""
+    values = load_file(folder / INITIAL) if (folder / INITIAL).exists() else {}
+    if values.keys() == {leaf.name for leaf in opt.leaves}:
+        for leaf in opt.leaves:
+            leaf.param.copy_(values[leaf.name])
+
+
+@contextlib.contextmanager
+def stand_in(saved: Saved, model: nn.Module | None) -> Iterator[str]:
+    """A folder that a training loop resumes from without finding weights: it leaves those of the model alone."""
+
+    def hush(module: nn.Module, keys: Any) -> None:
+        keys.missing_keys.clear()  # all are, on purpose
+
+    with contextlib.ExitStack() as stack:
+        name = stack.enter_context(tempfile.TemporaryDirectory())
+        shutil.copy(saved.folder / LOOP, name)
+        save_file({}, Path(name) / "model.safetensors")
+        if model is not None:
+            stack.callback(model.register_load_state_dict_post_hook(hush).remove)
+        yield name
+
+
+def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """A state as JSON; its tensors go into the dictionary."""
+    if isinstance(value, Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().contiguous()
+        return {"tensor": name}
+    if isinstance(value, dict):
+        return {key: _pack(item, tensors) for key, item in value.items()}
+    return [_pack(item, tensors) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `_pack` packed."""
+    if isinstance(value, dict) and value.keys() == {"tensor"} and isinstance(value["tensor"], str):
+        return tensors[value["tensor"]]
+    if isinstance(value, dict):
+        return {key: _unpack(item, tensors) for key, item in value.items()}
+    return [_unpack(item, tensors) for item in value] if isinstance(value, list) else value

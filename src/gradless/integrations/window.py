@@ -1,0 +1,92 @@
+"""A `ZerothOrder` in the form that training loops expect: losses are handed over first, ``step()`` takes no closure.
+
+Loops that were written for backpropagation call the loss of every micro-batch, then ``optimizer.step()``. Here the
+micro-batches of one such window become one closure, the sum of their losses, which is probed when the window is full:
+every micro-batch meets the same directions, and what is logged is the estimate for the whole window.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradless.errors import BadInput
+from gradless.moves import Move, Probe
+from gradless.optimizer import ZerothOrder
+
+
+class Window(torch.optim.Optimizer):
+    """Gathers the losses of a window, probes their sum, and settles the probe in ``step()``.
+
+    Learning-rate schedulers find the parameter groups of the optimizer inside.
+
+    Args:
+        inner: the optimizer.
+        log: gets every update before it is made.
+
+    Raises:
+        Diverged: from ``step``, after ten non-finite losses in a row.
+    """
+
+    def __init__(self, inner: ZerothOrder, log: Callable[[Move], None]) -> None:
+        # Torch's constructor would make groups of its own; these are shared with the optimizer inside.
+        self.inner = inner
+        self.log = log
+        self._share()
+        self._losses: list[Callable[[], Tensor]] = []
+        self._found: tuple[Probe, Callable[[], Tensor]] | None = None
+        self._squares: list[float] = []
+
+    def _share(self) -> None:
+        self.param_groups, self.state, self.defaults = self.inner.param_groups, self.inner.state, self.inner.defaults
+
+    def gather(self, loss: Callable[[], Tensor]) -> None:
+        """Add a micro-batch: a deterministic closure that returns its share of the window's loss, a scalar."""
+        self._losses.append(loss)
+
+    def probe(self) -> Probe:
+        """Estimate the gradient of the sum of the gathered losses; the weights stay as they are until ``step()``."""
+        losses, self._losses = tuple(self._losses), []
+
+        def total() -> Tensor:
+            first, *rest = (loss() for loss in losses)
+            wide = first.dtype if first.device.type == "mps" else torch.float64  # which Apple's GPUs do not have
+            return sum((loss.to(wide) for loss in rest), first.to(wide)) if rest else first
+
+        probe = self.inner.probe(total)
+        self._found = probe, total
+        self._squares += [c * c for c in probe.sketch.coeffs] if probe.finite else []
+        return probe
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Log and apply what the last probe found; a probe that was not finite is passed over."""
+        if self._found is None:
+            raise BadInput("step() found no probed loss: return the loss of a batch from training_step first")
+        (probe, total), self._found = self._found, None
+        self.inner.settle(probe, total, self.log)
+
+    def figures(self) -> dict[str, float]:
+        """Forward passes so far, and the root mean square slope of the loss along directions since the last call."""
+        squares, self._squares = self._squares, []
+        slope = {"projected_grad": math.sqrt(sum(squares) / len(squares))} if squares else {}
+        return {**slope, "forwards": float(self.inner.forwards)}
+
+    def eval(self) -> None:
+        """Write updates that wait. Evaluation loops call this, as they do for averaging optimizers."""
+        self.inner.flush()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """There are no gradients."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's."""
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The optimizer's."""
+        self.inner.load_state_dict(state_dict)
+        self._share()

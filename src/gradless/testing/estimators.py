@@ -1,0 +1,219 @@
+"""What estimators promise: honest coefficients for what they are asked, at the cost that they name."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gradless import rng
+from gradless.estimators import BACKPROP, FORWARD_MODE, Estimate, Estimator, Oracle
+from gradless.testing import problems
+from gradless.testing.checks import Check, chance_bound, demand, generators_untouched, run, suite
+
+SAMPLES: Final = 200
+QUERIES: Final = (1, 2, 5)
+
+
+class Setting(NamedTuple):
+    """What a suite of checks is run with."""
+
+    queries: tuple[int, ...]
+
+
+def estimator_checks(*, queries: Sequence[int] = QUERIES) -> tuple[Check, ...]:
+    """Checks of an `Estimator`, each called with it; what it asks is answered in float64 by a quadratic.
+
+    Args:
+        queries: numbers of directions to try.
+    """
+    return suite("estimator", CHECKS, Setting(tuple(queries)))
+
+
+def check_estimator(estimator: Estimator, *, queries: Sequence[int] = QUERIES) -> None:
+    """Run all checks of `estimator_checks`.
+
+    Raises:
+        AssertionError: for the first broken promise, in one sentence.
+
+    Example:
+        >>> from gradless import one_sided
+        >>> check_estimator(one_sided(eps=1e-3))
+    """
+    run(estimator_checks(queries=queries), estimator)
+
+
+class Asked:
+    """An oracle over a quadratic that counts what it is asked, in forwards."""
+
+    def __init__(self, deep: Callable[[str], bool] | None = None, *, sick: bool = False) -> None:
+        self.bowl = _bowl()
+        self.deep = deep or (lambda name: False)
+        self.sick = sick
+        self.forwards = 0
+        self.drawn: dict[int, dict[str, Tensor]] = {}
+
+    def z(self, key: int) -> dict[str, Tensor]:
+        """The direction of a key, float64; zero on leaves whose gradients are stored."""
+        if key not in self.drawn:
+            self.drawn[key] = self._draw(key)
+        return self.drawn[key]
+
+    def _draw(self, key: int) -> dict[str, Tensor]:
+        starts = self.bowl.start
+        signs = rng.rademacher(key, 0, 0, sum(start.numel() for start in starts.values())).double()
+        parts = zip(starts.items(), signs.split([start.numel() for start in starts.values()]), strict=True)
+        return {name: part.view(start.shape) * (not self.deep(name)) for (name, start), part in parts}
+
+    def values(self, points: Sequence[tuple[int | None, float]]) -> list[float]:
+        """Losses at points."""
+        self.forwards += len(points)
+        return [math.nan if self.sick else self.bowl.loss(self._at(key, size)) for key, size in points]
+
+    def _at(self, key: int | None, size: float) -> Mapping[str, Tensor]:
+        if key is None:
+            return self.bowl.start
+        z = self.z(key)
+        return {name: start + size * z[name] for name, start in self.bowl.start.items()}
+
+    def slopes(self, keys: Sequence[int]) -> tuple[float, list[float]]:
+        """The loss, and its slopes along directions."""
+        self.forwards += FORWARD_MODE * len(keys)
+        gradient = self.bowl.gradient()
+        slopes = [float(sum((gradient[n] * t).sum() for n, t in self.z(key).items())) for key in keys]
+        return (math.nan, [math.nan] * len(keys)) if self.sick else (self.bowl.loss(self.bowl.start), slopes)
+
+    def gradients(self) -> tuple[float, dict[str, Tensor]]:
+        """The loss, and the gradients of leaves that have stored ones."""
+        self.forwards += BACKPROP
+        nan = math.nan if self.sick else 0.0
+        found = {name: (g + nan).float() for name, g in self.bowl.gradient().items() if self.deep(name)}
+        return self.bowl.loss(self.bowl.start) + nan, found
+
+    def oracle(self) -> Oracle:
+        """What the estimator sees."""
+        return Oracle(self.values, self.slopes, self.gradients)
+
+
+@functools.cache
+def _bowl() -> problems.Bowl:
+    return problems.Bowl()
+
+
+def _keys(estimator: Estimator, seed: int, queries: int) -> tuple[int, ...]:
+    """Keys of a step; none for an estimator that draws no directions."""
+    return tuple(rng.direction_key(seed, 0, query) for query in range(queries if estimator.queries(0) else 0))
+
+
+def _estimate(estimator: Estimator, seed: int, queries: int, *, sick: bool = False) -> tuple[Estimate, Asked, tuple]:
+    asked, keys = Asked(estimator.deep, sick=sick), _keys(estimator, seed, queries)
+    return estimator.estimate(asked.oracle(), keys), asked, keys
+
+
+def unbiased(estimator: Estimator, given: Setting) -> None:
+    """On a quadratic the mean estimate is the gradient, element by element."""
+    for queries in given.queries:
+        exact = _flat(_bowl().gradient())
+        rows = []
+        for seed in range(SAMPLES if estimator.queries(0) else 1):
+            found, asked, keys = _estimate(estimator, seed, queries)
+            total = {name: torch.zeros_like(start) for name, start in asked.bowl.start.items()}
+            for key, coeff in zip(keys, found.coeffs, strict=True):
+                for name, z in asked.z(key).items():
+                    total[name] += coeff / len(keys) * z
+            for name, tensor in (found.tensors or {}).items():
+                total[name] += tensor.double()
+            rows.append(_flat(total))
+        error = torch.stack(rows) - exact
+        # Errors are symmetric: flipping one element of every z flips its error. The small term is for rounding.
+        allowed = chance_bound(len(given.queries) * len(exact)) * error.square().sum(0).sqrt() / len(rows) + 1e-5
+        away = error.mean(0).abs()
+        place = int((away - allowed).argmax())
+        demand(
+            bool((away <= allowed).all()),
+            f"element {place} has mean {float(error.mean(0)[place] + exact[place]):.3f} over {len(rows)} estimates "
+            f"with {queries} queries (seeds from 0), but a gradient of {float(exact[place]):.3f}",
+        )
+
+
+def forwards_are_counted(estimator: Estimator, given: Setting) -> None:
+    """`forwards(K)` is what an estimate asks of the loss, a slope counted as two and a gradient as three."""
+    for queries in given.queries:
+        _, asked, keys = _estimate(estimator, 0, queries)
+        told = estimator.forwards(len(keys))
+        demand(told == asked.forwards, f"forwards({len(keys)}) is {told}, but an estimate costs {asked.forwards}")
+
+
+def one_coefficient_a_key(estimator: Estimator, given: Setting) -> None:
+    """An estimate holds one number for each key, and gradients for just the leaves that `deep` names."""
+    for queries in given.queries:
+        found, asked, keys = _estimate(estimator, 0, queries)
+        numbers = isinstance(found.coeffs, tuple) and all(isinstance(c, float) for c in found.coeffs)
+        demand(numbers, f"the coefficients of {queries} queries are no tuple of floats, but {found.coeffs!r}")
+        demand(len(found.coeffs) == len(keys), f"{len(found.coeffs)} coefficients for {len(keys)} keys")
+        deep = {name for name in asked.bowl.start if estimator.deep is not None and estimator.deep(name)}
+        stored = set(found.tensors or {})
+        demand(stored == deep, f"gradients are stored for {sorted(stored)}, but `deep` names {sorted(deep)}")
+
+
+def schedule_of_queries(estimator: Estimator, given: Setting) -> None:
+    """`queries(step)` is a whole number, at least 1 unless all gradients are stored, and the same when asked again."""
+    least = 0 if estimator.deep is not None else 1
+    for step in (0, 1, 2, 10, 1000, 10**6):
+        count = estimator.queries(step)
+        demand(
+            isinstance(count, int)
+            and not isinstance(count, bool)
+            and count >= least
+            and count == estimator.queries(step),
+            f"queries({step}) is {count!r}",
+        )
+
+
+def deterministic(estimator: Estimator, given: Setting) -> None:
+    """The same losses and keys give the same estimate."""
+    for queries in given.queries:
+        one, other = (_estimate(estimator, 4, queries)[0] for _ in range(2))
+        demand(one[:2] == other[:2], f"coefficients of {queries} queries differ in a second estimate (seed 4)")
+
+
+def reports_the_loss(estimator: Estimator, given: Setting) -> None:
+    """The reported loss is that of the weights, up to eps^2."""
+    bowl = _bowl()
+    exact = bowl.loss(bowl.start)
+    slack = 50 * estimator.eps**2 * float(sum(c.sum() for c in bowl.curvature.values())) + 1e-6 * exact
+    for queries in given.queries:
+        loss = _estimate(estimator, 0, queries)[0].loss
+        demand(
+            isinstance(loss, float) and abs(loss - exact) <= slack,
+            f"the loss is reported as {loss!r} with {queries} queries and eps {estimator.eps:g}, and is {exact:.6f}",
+        )
+
+
+def shows_what_is_not_finite(estimator: Estimator, given: Setting) -> None:
+    """A loss that is not a number shows in the estimate, and never as 0."""
+    for queries in given.queries:
+        found, _, _ = _estimate(estimator, 0, queries, sick=True)
+        tensors = [bool(t.isfinite().all()) for t in (found.tensors or {}).values()]
+        seen = not (math.isfinite(found.loss) and all(map(math.isfinite, found.coeffs)) and all(tensors))
+        demand(seen, f"losses that are nan give a loss of {found.loss} and coefficients {found.coeffs}")
+
+
+def no_global_generator(estimator: Estimator, given: Setting) -> None:
+    """Estimating does not move the global generators of torch, numpy and random."""
+    with generators_untouched():
+        _estimate(estimator, 0, given.queries[0])
+
+
+CHECKS = (
+    *(unbiased, forwards_are_counted, one_coefficient_a_key, schedule_of_queries, deterministic, reports_the_loss),
+    *(shows_what_is_not_finite, no_global_generator),
+)
+
+
+def _flat(values: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([values[name].flatten() for name in sorted(values)])

@@ -1,0 +1,83 @@
+"""Two processes under torchrun: the coefficients of one process with the whole batch, and the same bits on both."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+from trainer_helpers import classifier, language_model, moves, texts, trainer
+
+SCRIPT = """
+import json, os, sys
+sys.path.insert(0, {helpers!r})
+import torch
+from trainer_helpers import StopAt, classifier, digest, language_model, sentences, texts, trainer
+rank = int(os.environ["RANK"])
+found = {{}}
+
+def run(name, model, data=None, resume=None, **rest):
+    one = trainer({folder!r} + "/" + name, model, data, zo_options={{"eps": 1e-1}}, eval_dataset=sentences(8), **rest)
+    try:
+        one.train(resume_from_checkpoint=resume)
+    except KeyboardInterrupt:
+        pass
+    found[name + ("-again" if resume else "")] = digest(one)
+    return one
+
+small = {{"per_device_train_batch_size": 4, "eval_strategy": "steps", "eval_steps": 4}}
+one = run("plain", classifier(1 + rank), options=small)  # a random head in each process: the first one's counts
+found["kind"] = type(one.model_wrapped).__name__
+found["sent"] = one.shared.sent
+run("cut", classifier(1 + rank), options=small, callbacks=[StopAt(6, "after")])
+run("cut", classifier(3 + rank), options=small, resume=True)
+run("parts", classifier(), options={{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}})
+run("words", language_model(), texts(32), options={{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}})
+with open({folder!r} + f"/{{rank}}.json", "w") as file:
+    json.dump(found, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """What two processes did, and where."""
+    folder = tmp_path_factory.mktemp("ranks")
+    script = folder / "script.py"
+    script.write_text(SCRIPT.format(helpers=str(Path(__file__).parent), folder=str(folder)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_ranks_keep_the_same_bits(found):
+    _, (first, second) = found
+    assert first == second
+    assert first["cut-again"] == first["plain"] != first["cut"]
+
+
+def test_only_scalars_travel_and_no_gradient_buckets_are_made(found):
+    _, (first, _) = found
+    assert first["kind"] == "BertForSequenceClassification"  # not DistributedDataParallel
+    # A weight and two losses a step, hashes of 64 characters and their lengths at the start and at each checkpoint.
+    assert first["sent"] == 8 * 24 + 3 * (64 + 8)
+
+
+@pytest.mark.parametrize("name", ["plain", "parts", "words"])
+def test_two_ranks_are_one_process_with_the_whole_batch(found, tmp_path, name):
+    folder, _ = found
+    model, data = (language_model(), texts(32)) if name == "words" else (classifier(), None)
+    one = trainer(tmp_path, model, data, zo_options={"eps": 1e-1}, options={"per_device_train_batch_size": 8})
+    one.train()
+    ours = [move.coeffs[0] for move in moves(tmp_path)]
+    theirs = [move.coeffs[0] for move in moves(folder / name)]
+    assert theirs == pytest.approx(ours, abs=2e-5)
+    assert max(map(abs, ours)) > 1e-2
