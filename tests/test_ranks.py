@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from click.testing import CliRunner
 
 import gradless as gl
 import ranks_helpers as r
 import run_helpers
-from gradless import hashing, ledger, objectives, ranks
+from gradless import hashing, ledger, objectives, ranks, schemes
+from gradless.cli import main
 from gradless.encode import encode_all
 from gradless.errors import BadInput, BrokenRanks, Told
 from gradless.evaluate import evaluate
@@ -318,13 +320,17 @@ def test_other_weights_on_a_rank_are_noticed(own, tmp_path):
     assert not (out / "result.json").exists()
 
 
+def without(option: str, line: list[str]) -> list[str]:
+    return [*line[: line.index(option)], *line[line.index(option) + 2 :]]
+
+
 def test_bad_input_is_said_once(own, tmp_path):
     other = dict(own, test=str(tmp_path / "other.csv"))
     run_helpers.write_csv(Path(other["test"]), 24, 9)
     out = tmp_path / "run"
     for size, line, text in (
         (4, r.tune_line(own, out, "--batch-size", 3), "a batch of 3 cannot be split over 4 ranks: raise --batch-size"),
-        (2, r.tune_line(own, out, "--method", "fo-sgd"), "fo-sgd stores gradients"),
+        (2, without("--queries", r.tune_line(own, out, "--method", "fo-sgd")), "fo-sgd stores gradients"),
         (2, r.tune_line(own, out, "--split", "steps"), "unknown split 'steps'"),
         (2, r.tune_line(own, out, "--timeout", 0), "--timeout is 0: it must be positive"),
         (2, r.tune_line(own, out, "--steps", "many"), "'many' is not a valid integer"),
@@ -339,6 +345,70 @@ def test_bad_input_is_said_once(own, tmp_path):
         assert not out.exists()
 
 
+def test_other_commands_are_not_for_several_processes(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    refused = CliRunner().invoke(main, ["list", "tasks"])
+    assert refused.exit_code == 2
+    assert "call 'gradless list' without torchrun" in refused.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# models on several devices
+
+
+def hooked(
+    engine: str, scheme: str, devices: dict[str, str] | None, *, freeze: tuple[str, ...] = (), **more: Any
+) -> tuple[list[float], str]:
+    """Losses of a few steps, and the weights after them, of a model with accelerate's hooks, or without any."""
+    accelerate = pytest.importorskip("accelerate")
+    model = r.lm.load("tiny-llama")
+    if devices is not None:
+        accelerate.dispatch_model(model.model, device_map=devices, force_hooks=True, **more)
+    model = schemes.apply(model, scheme, freeze=freeze)
+    named = list(schemes.trainable(model))
+    opt = gl.mezo(named, lr=1e-3, queries=2, engine=engine, defer=True)
+    ids = torch.arange(36).view(3, 12) + 3
+    losses = [opt.step(lambda: model.model(input_ids=ids, labels=ids).loss) for _ in "123"]
+    opt.flush()
+    return losses, hashing.weights_sha256(named)
+
+
+PARTS = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")
+
+
+@pytest.mark.parametrize("engine", ["stream", "dual", "in-place"])
+@pytest.mark.parametrize("scheme", ["full", "lora"])
+def test_perturbed_weights_reach_a_model_that_is_moved_about_by_hooks(engine, scheme):
+    assert hooked(engine, scheme, dict.fromkeys(PARTS, "cpu")) == hooked(engine, scheme, None)
+
+
+def test_offloaded_weights_are_refused_unless_they_are_frozen(tmp_path):
+    devices = {**dict.fromkeys(PARTS, "cpu"), "model.layers.0": "disk"}
+    how: dict[str, Any] = {"main_device": "cpu", "offload_dir": str(tmp_path)}
+    with pytest.raises(BadInput, match=r"model.layers.0.*offloaded.*freeze it"):
+        hooked("stream", "full", devices, **how)
+    frozen = {"freeze": (r"layers\.0\.",)}
+    assert hooked("stream", "full", devices, **how, **frozen) == hooked("stream", "full", None, **frozen)
+
+
+def test_device_auto(tmp_path, monkeypatch):
+    tiny = r.lm.load("tiny-llama")
+    tiny.model.save_pretrained(tmp_path / "model")
+    tiny.tokenizer.save_pretrained(tmp_path / "model")
+    model = r.lm.load(str(tmp_path / "model"), device="auto")
+    assert not model.spread
+    assert hashing.weights_sha256(model.model.named_parameters()) == hashing.weights_sha256(
+        tiny.model.named_parameters()
+    )
+    # On a machine with two GPUs that hold nothing, accelerate would put all on a disk.
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    devices = dict.fromkeys(PARTS, "disk")
+    monkeypatch.setattr("transformers.modeling_utils._get_device_map", lambda *_, **__: devices)
+    with pytest.raises(BadInput, match=r"does not fit on the devices here.*--dtype bfloat16"):
+        r.lm.load(str(tmp_path / "model"), device="auto")
+
+
+@pytest.mark.slow
 def test_torchrun(own, whole, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gradless"]

@@ -285,7 +285,7 @@ def test_examples_begin_with_what_changed(finished, run):
 
 
 def nasty(run: Path) -> None:
-    texts = [NASTY, ARABIC, "word " * 4000, "x" * 5000, "tab\tnew\nline \x1b[31mred \x00 \u202e rtl", "a\ud800"]
+    texts = [NASTY, ARABIC, "tab\tnew\nline \x1b[31mred \x00 \u202e rtl", "word " * 4000, "x" * 5000, "a\ud800"]
     rows = [
         Prediction(i, shorten(text, predictions.LONGEST_TEXT), (NASTY,), (NASTY,), Guess(NASTY, True, 0.5),
                    Guess(ARABIC, False, 0.5))

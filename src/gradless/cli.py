@@ -11,6 +11,8 @@ import click
 
 from gradless.collab_cli import collab
 from gradless.commands import FILE, HELP, PATH, Commands, FromFile, LearningRate, options
+from gradless.completion import teach
+from gradless.doctor_cli import completion, doctor
 from gradless.errors import BadInput, unknown
 from gradless.plan_cli import plan
 
@@ -23,6 +25,8 @@ def main() -> None:
 
 main.add_command(collab)
 main.add_command(plan)
+main.add_command(doctor)
+main.add_command(completion)
 
 file_options = options(
     click.option("--config", type=FILE, help="TOML or JSON file of settings; options given here win."),
@@ -31,7 +35,7 @@ file_options = options(
 model_options = options(
     click.option("--model", required=True, help="Known name (gradless list models), folder, GGUF file or hub id."),
     click.option("--dtype", help="float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's."),
-    click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps."),
+    click.option("--device", default="cpu", show_default=True, help="cpu, cuda, cuda:1, mps; auto: all GPUs."),
 )
 data_options = options(
     click.option("--task", help="A known task (gradless list tasks)."),
@@ -340,3 +344,6 @@ def _summary(result: dict[str, Any]) -> None:
         click.echo(f"difference in the share right: {low:+.3f} to {high:+.3f} (95 %, paired)")
     shown = ("status", "selected_step", "seconds_per_step", "ledger_bytes", "weights_sha256")
     click.echo(json.dumps({key: result[key] for key in shown}))
+
+
+teach(main)  # the shell, what options may be

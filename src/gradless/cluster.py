@@ -80,6 +80,8 @@ def joined(device: str, split: str, timeout: float = TIMEOUT) -> Iterator[Ranks 
 
 
 def _choose_gpu(device: str, rank: int) -> None:
+    if device == "auto" and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise BadInput("--device auto spreads one model over all GPUs: start one process a machine, or use cuda")
     if device != "cuda" or not torch.cuda.is_available():  # other names are checked where the model is loaded
         return
     there, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", rank))

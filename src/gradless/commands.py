@@ -39,8 +39,15 @@ class Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find a command by name."""
-        if args and self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
+        if (
+            args
+            and not ctx.resilient_parsing
+            and self.get_command(ctx, args[0]) is None
+            and not args[0].startswith("-")
+        ):
             raise BadInput(unknown("command", args[0], self.commands))
+        if args[:1] not in ([], ["tune"]) and "TORCHELASTIC_RUN_ID" in os.environ and not ctx.parent:
+            raise BadInput(f"only tune runs in several processes: call 'gradless {args[0]}' without torchrun")
         return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -106,6 +113,8 @@ class FromFile(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the file first: what it says are defaults."""
         given: dict[str, Any] = {}
+        if ctx.resilient_parsing:  # for the completion of a line that is not finished
+            return super().parse_args(ctx, args)
         with contextlib.suppress(click.UsageError):  # said below
             given = self.make_parser(ctx).parse_args(args=list(args))[0]
         if given.get("cell") and not given.get("config"):

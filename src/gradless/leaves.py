@@ -73,7 +73,10 @@ def _check(params: dict[str, Tensor]) -> None:
         if p.numel() == 0:
             continue
         if p.device.type == "meta":
-            raise BadInput(f"parameter '{name}' has no data (meta device): load the weights first")
+            raise BadInput(
+                f"parameter '{name}' has no data here (it is offloaded, or on the meta device): load the model whole, "
+                "on more devices or in 16 bits, or freeze it"
+            )
         reach = sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True)) + 1
         spans.append((p.data_ptr(), p.data_ptr() + reach * p.element_size(), name))
     spans.sort()

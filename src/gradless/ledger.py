@@ -44,6 +44,21 @@ class Contents(NamedTuple):
     good_bytes: int  # length of everything before it
     crc: int  # chain value after the last good record
 
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration of the command that wrote it.
+
+        Raises:
+            BadInput: no command did, but a training loop.
+        """
+        if "config" not in self.header:
+            raise BadInput(
+                "the ledger was written by ZOTrainer, whose model only its script knows: rebuild it in Python with "
+                "gradless.integrations.replay.rebuild(model, folder)"
+            )
+        found: dict[str, Any] = self.header["config"]
+        return found
+
 
 class Ledger:
     """Appends records; one write a record, so a killed process leaves at most one torn record.

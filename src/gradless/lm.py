@@ -39,6 +39,8 @@ DTYPES: Final[dict[str, torch.dtype]] = {
     "float16": torch.float16,
 }
 
+AUTO: Final = "auto"
+CPU: Final = torch.device("cpu")
 _CAUSAL: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _MASKED: Final = ("ForMaskedLM", "ForPreTraining")
 
@@ -70,6 +72,11 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """Type of the model's weights."""
         return self.head.weight.dtype
+
+    @property
+    def spread(self) -> bool:
+        """Whether the weights are on several devices."""
+        return len({*getattr(self.model, "hf_device_map", {}).values()}) > 1
 
     @property
     def head(self) -> nn.Linear:
@@ -105,7 +112,8 @@ def load(
             (converted to float32 once, then read from the cache), or a hub id, ``owner/name`` or
             ``owner/name@revision``.
         dtype: a key of `DTYPES`; default float32 on the CPU, elsewhere the checkpoint's own.
-        device: where the weights go, ``cpu``, ``cuda`` or ``cuda:1`` for instance.
+        device: where the weights go, ``cpu``, ``cuda`` or ``cuda:1`` for instance; ``auto`` spreads them over all
+            GPUs (accelerate's device map).
         cache: another cache folder than `gradless.cache.cache_root`.
         tokenizer: that of this model, if it has been read before; large ones take seconds.
         say: receives lines about slow steps.
@@ -113,13 +121,14 @@ def load(
     Memory: about the weights; they are mapped from the file and copied one tensor at a time.
 
     Raises:
-        BadInput: no such model, a broken file, no language-model head, unknown dtype or device.
+        BadInput: no such model, a broken file, no language-model head, unknown dtype or device, too large for ``auto``.
     """
     kept = _kept.pop((source, dtype, device), None)
     if kept is not None:
         return kept
     wanted = None if dtype is None else pick("dtype", dtype, DTYPES)
-    place = device_of(device)
+    several = device == AUTO and torch.cuda.device_count() > 1
+    place = device_of(("cuda" if torch.cuda.is_available() else "cpu") if device == AUTO else device)
     if wanted is None and place.type == "cpu":
         wanted = torch.float32
     if source.startswith("tiny-") and not Path(source).exists():
@@ -131,7 +140,7 @@ def load(
         return lm
     folder, revision = _resolve(source, cache or store.cache_root(), say)
     with quiet_transformers():
-        return _from_folder(source, folder, revision, wanted, place, tokenizer)
+        return _from_folder(source, folder, revision, wanted, AUTO if several else place, tokenizer)
 
 
 _kept: dict[tuple[str, str | None, str], LanguageModel] = {}
@@ -240,7 +249,7 @@ def _from_folder(
     folder: str,
     revision: str | None,
     dtype: torch.dtype | None,
-    device: torch.device,
+    device: torch.device | str,
     tokenizer: Any,
 ) -> LanguageModel:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
@@ -257,7 +266,7 @@ def _from_folder(
             dtype=dtype or "auto",
             use_safetensors=True,
             output_loading_info=True,
-            **({"device_map": {"": device}} if device.type != "cpu" else {}),
+            **({} if device == CPU else {"device_map": device if device == AUTO else {"": device}}),
             **where,
         )
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, **where)
@@ -266,7 +275,10 @@ def _from_folder(
     except Exception as error:  # transformers, hub, safetensors and tokenizers each raise their own
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
+        if device == AUTO and "offload" in str(error):  # to a disk, which was not asked for
+            raise BadInput(_too_large(source)) from error
         raise BadInput(_load_failure(source, local, error)) from error
+    check_held(source, model)
     if missing := sorted(report["missing_keys"]):
         raise BadInput(
             f"{source} lacks {len(missing)} weights of {type(model).__name__} (such as {missing[0]}): "
@@ -274,6 +286,23 @@ def _from_folder(
         )
     name = source if source in assets.ASSETS else Path(source.partition("@")[0]).name.removesuffix(".gguf")
     return _finish(LanguageModel(model, tokenizer, masked, source=source, name=name))
+
+
+def check_held(source: str, model: nn.Module) -> None:
+    """Refuse a model some of whose weights are offloaded: they exist for moments of a forward only.
+
+    Raises:
+        BadInput: with what to change.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise BadInput(_too_large(source))
+
+
+def _too_large(source: str) -> str:
+    return (
+        f"{source} does not fit on the devices here, and weights that are offloaded to host memory or disk cannot be "
+        "tuned: use --dtype bfloat16, more GPUs, or --device cpu"
+    )
 
 
 def is_masked(config: Any) -> bool:
@@ -339,9 +368,11 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise BadInput(f"unknown device '{name}': use cpu, cuda or cuda:0") from None
+        raise BadInput(f"unknown device '{name}': use cpu, cuda, cuda:0 or auto") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise BadInput(f"device '{name}' is not there ({torch.cuda.device_count()} found): use --device cpu")
+    if name == "cuda":  # a process of a job on several GPUs has chosen its own
+        device = torch.device("cuda", torch.cuda.current_device())
     return device
 
 

@@ -335,7 +335,7 @@ def ledger_path(place: Path) -> Path:
 
 def replays(place: Path) -> bool:
     """Whether a run's steps can be rebuilt from its ledger."""
-    return METHODS[TuneConfig.from_json(ledger.read(ledger_path(place)).header["config"]).method].replays
+    return METHODS[TuneConfig.from_json(ledger.read(ledger_path(place)).config).method].replays
 
 
 def rebuild(
@@ -360,7 +360,7 @@ def rebuild(
     """
     path = ledger_path(place)
     contents, folder = ledger.read(path), path.parent
-    config = TuneConfig.from_json(contents.header["config"])
+    config = TuneConfig.from_json(contents.config)
     if path.name == "ledger" and (folder / "config.json").exists():
         check_config(contents.header, read_config(folder))
     steps = len(contents.moves) if until is None else until

@@ -294,7 +294,8 @@ def _wrap(lm: LanguageModel, config: Any) -> nn.Module:
     with torch.random.fork_rng(devices=devices):
         model: nn.Module = get_peft_model(cast(Any, lm.model), config, autocast_adapter_dtype=False)
     for _, parameter in _new(model):
-        parameter.data = parameter.data.to(lm.device, lm.dtype)
+        # PEFT has put them beside the weights that they go with.
+        parameter.data = parameter.data.to(parameter.device if lm.spread else lm.device, lm.dtype)
     return model
 
 

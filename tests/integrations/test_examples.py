@@ -1,4 +1,4 @@
-"""The scripts in ``examples/`` run, on a tiny random model, and the Trainer's differs from Trainer's own in two lines."""
+"""The scripts in ``examples/`` run, on a tiny random model; that of the Trainer is Trainer's own but for two lines."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ def run(monkeypatch, script, *arguments):
     return runpy.run_path(str(script))
 
 
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument")
 def test_two_lines_of_the_trainer_example_differ(folder, monkeypatch):
     source = SCRIPT.read_text()
     assert len(source.splitlines()) <= 25

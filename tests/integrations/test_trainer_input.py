@@ -83,7 +83,7 @@ def test_a_tokenizer_without_padding_is_refused(tmp_path):
 
     tokenizer = make_tokenizer(FAMILIES["llama"].specials)
     data = [{"input_ids": [1, 2, 3], "labels": 0}] * 8
-    with pytest.raises(gl.BadInput, match="no pad token, and DataCollatorWithPadding pads: set tokenizer.pad_token"):
+    with pytest.raises(gl.BadInput, match=r"no pad token, and DataCollatorWithPadding pads: set tokenizer.pad_token"):
         trainer(tmp_path, data=data, processing_class=tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
     trainer(tmp_path, data=data, processing_class=tokenizer, options={"max_steps": 1}).train()
@@ -99,9 +99,9 @@ def test_methods_and_options_are_checked(tmp_path):
         trainer(tmp_path, zo="mezzo")
     with pytest.raises(gl.BadInput, match="uses backpropagation"):
         trainer(tmp_path, zo="fo-adam")
-    with pytest.raises(gl.BadInput, match="unknown entry of zo_options 'epsilon'.*eps"):
+    with pytest.raises(gl.BadInput, match=r"unknown entry of zo_options 'epsilon'.*eps"):
         trainer(tmp_path, zo_options={"epsilon": 1e-3})
-    with pytest.raises(gl.BadInput, match="'lr', which comes from TrainingArguments.learning_rate: leave it out"):
+    with pytest.raises(gl.BadInput, match=r"'lr', which comes from TrainingArguments.learning_rate: leave it out"):
         trainer(tmp_path, zo_options={"lr": 1e-3})
     with pytest.raises(gl.BadInput, match="zo is 3: give the name of a method"):
         trainer(tmp_path, zo=3)

@@ -38,8 +38,9 @@ found["kind"] = type(one.model_wrapped).__name__
 found["sent"] = one.shared.sent
 run("cut", classifier(1 + rank), options=small, callbacks=[StopAt(6, "after")])
 run("cut", classifier(3 + rank), options=small, resume=True)
-run("parts", classifier(), options={{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}})
-run("words", language_model(), texts(32), options={{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}})
+parts = {{"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}}
+run("parts", classifier(), options=parts)
+run("words", language_model(), texts(32), options=parts)
 with open({folder!r} + f"/{{rank}}.json", "w") as file:
     json.dump(found, file)
 """

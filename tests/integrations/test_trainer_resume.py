@@ -158,3 +158,11 @@ def test_rebuild_says_what_is_wrong(tmp_path):
         rebuild(classifier(2), tmp_path)
     with pytest.raises(gl.BadInput, match="no ledger"):
         rebuild(classifier(), tmp_path / "nowhere")
+
+
+def test_the_command_line_says_who_can_replay_it(tmp_path):
+    from gradless import run
+
+    trainer(tmp_path, options={"max_steps": 1}).train()
+    with pytest.raises(gl.BadInput, match=r"written by ZOTrainer.*replay.rebuild"):
+        run.rebuild(tmp_path)

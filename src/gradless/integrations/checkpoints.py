@@ -1,8 +1,8 @@
 """Checkpoints of a run inside a training loop: the ledger, and a few numbers beside it; nothing is pickled.
 
-A checkpoint holds ``ledger``, the scalars of all steps so far, and ``gradless.json``, the state of the method and of the
-learning-rate schedule. Methods that keep tensors (stored moments, masks) add ``gradless.safetensors``. The model's
-weights are saved by the loop itself; a *bare* checkpoint does without them, since the ledger rebuilds them from the base
+A checkpoint holds ``ledger``, the scalars of all steps so far, and ``gradless.json``, the state of the method and of
+the learning-rate schedule. Methods that keep tensors (stored moments, masks) add ``gradless.safetensors``. The model's
+weights are saved by the loop itself; a *bare* checkpoint does without them: the ledger rebuilds them from the base
 model.
 """
 

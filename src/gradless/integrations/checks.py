@@ -27,8 +27,8 @@ IDLE = {
 SAVING = ("activation_checkpointing", "gradient_checkpointing")  # two names of one argument
 # Arguments that would train something else than what was asked for, or fail later.
 REFUSED = {
-    "fp16": "it scales gradients, and there are none: load the model with dtype=torch.float16 or torch.bfloat16, or set "
-    "bf16=True",
+    "fp16": "it scales gradients, and there are none: load the model with dtype=torch.float16 or torch.bfloat16, or "
+    "set bf16=True",
     "deepspeed": "it shards optimizer state and gradients, and there are none: leave it out and start with torchrun",
     "fsdp": "sharded weights cannot be perturbed: leave it out and start with torchrun, or load with device_map",
     "parallelism_config": "sharded weights cannot be perturbed: leave it out and start with torchrun",

@@ -20,7 +20,10 @@ from gradless.integrations import checkpoints, checks, choice
 from gradless.integrations.losses import Losses
 from gradless.integrations.window import Window
 
-Hooks = transformers.Trainer if TYPE_CHECKING else object
+if TYPE_CHECKING:
+    from transformers import Trainer as Hooks
+else:
+    Hooks = object
 
 
 class ZOTrainerMixin(Hooks):
@@ -30,16 +33,18 @@ class ZOTrainerMixin(Hooks):
     needs. Only public hooks are overridden.
 
     Args:
-        args: the trainer's own arguments. ``learning_rate``, its schedule, ``weight_decay`` and ``seed`` come from there.
+        args: the trainer's own. ``learning_rate``, its schedule, ``weight_decay`` and ``seed`` come from its ``args``.
         zo: the method: a name (``gradless list methods``) or a function like `gradless.mezo`. A ready optimizer can be
             given as ``optimizers=(optimizer, None)`` instead.
         zo_options: its options, e.g. ``{"eps": 1e-3, "queries": 4, "engine": "dual"}``.
         ledger_only: checkpoints without weights, of a few kB; resuming replays the ledger from the base model.
-        kwargs: the trainer's own arguments.
+        kwargs: the trainer's own.
 
     Raises:
         BadInput: what cannot be trained, or means nothing without gradients, with the fix.
     """
+
+    optimizer: Any
 
     def __init__(
         self,
@@ -94,7 +99,7 @@ class ZOTrainerMixin(Hooks):
         """The trainer's own, at the step of the checkpoint if there is one."""
         schedule = super().create_scheduler(num_training_steps, optimizer)
         checks.schedule(schedule)
-        if self.saved is not None:
+        if self.saved is not None and self.window is not None:
             schedule.load_state_dict(self.saved.state["schedule"])
             for group, lr in zip(self.window.param_groups, schedule.get_last_lr(), strict=True):
                 group["lr"] = lr

@@ -203,7 +203,7 @@ def load(folder: Path) -> Study:
     path = folder / "results.jsonl"
     advice = f"run `gradless bench GRID.toml --out {folder}` first"
     if not path.is_file():
-        raise BadInput(f"{folder} holds no results (no results.jsonl): {advice}")
+        raise BadInput(f"{folder} holds no run and no results: give the --out directory of one, or {advice}")
     timed = timing.read(folder)
     records, unread = {}, 0
     for text in path.read_text().splitlines():

@@ -1,0 +1,176 @@
+"""What MkDocs does to pages before they are rendered: tables from result files, and the command line from itself.
+
+``<!-- table: NAME -->`` becomes a table of `TABLES`, ``<!-- file: PATH | TEXT -->`` a Markdown file of the repository, or
+the text as long as there is no such file, ``<!-- commands -->`` the reference of all commands.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+MARK = re.compile(r"<!-- (table|file|commands):? ?(.*?) ?-->")
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """MkDocs calls this for every page."""
+    return MARK.sub(lambda found: filled(found[1], found[2]), markdown)
+
+
+def filled(kind: str, what: str) -> str:
+    """What stands in place of a mark."""
+    if kind == "commands":
+        return reference()
+    if kind == "table":
+        return TABLES[what]()
+    path, _, instead = (part.strip() for part in what.partition("|"))
+    return (ROOT / path).read_text() if (ROOT / path).is_file() else instead
+
+
+def table(heads: list[str], rows: list[list[str]], *, left: int = 1) -> str:
+    """A Markdown table, its first columns to the left and all others to the right."""
+    rule = ["---"] * left + ["---:"] * (len(heads) - left)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rule, *rows))
+
+
+def read(name: str) -> Any:
+    """A result file."""
+    return json.loads((RESULTS / name).read_text())
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# tables
+
+
+def sst2() -> str:
+    """Accuracy on SST-2."""
+    found = read("sst2-gemma-3-270m.json")
+    rows = [
+        [mode, f"{evaluation['test']['accuracy']:.3f}", "-", "-"] for mode, evaluation in found["evaluations"].items()
+    ]
+    schemes = dict.fromkeys(run["config"]["scheme"] for run in found["runs"].values())
+    for scheme in schemes:
+        runs = [run for run in found["runs"].values() if run["config"]["scheme"] == scheme]
+        each = [run["test"]["accuracy"] for run in runs]
+        config = runs[0]["config"]
+        name = f"{config['method']}, {scheme}, lr {config['lr']:g}, eps {config['eps']:g}"
+        mean = f"{statistics.mean(each):.3f} ± {statistics.stdev(each):.3f}"
+        rows.append([name, mean, ", ".join(f"{one:.3f}" for one in each), f"{runs[0]['ledger_bytes']:,} bytes"])
+    return table(["", "test accuracy", "seeds", "ledger"], rows)
+
+
+def profile() -> str:
+    """Step times."""
+    rows = []
+    for path in sorted(RESULTS.glob("profile-*.json")):
+        found = json.loads(path.read_text())
+        ratios = [
+            f"{found['engines'][engine]['ratio']:.2f}" if engine in found["engines"] else "-"
+            for engine in ("stream", "dual")
+        ]
+        eager = found["eager_mezo_seconds"]
+        eager = f"{eager / found['floor_seconds']:.2f}" if eager else "-"
+        what = f"{found['model']}, {found['scheme']}, {found['method']}, {found['dtype']}"
+        rows.append([what, f"{found['floor_seconds']:.2f} s", *ratios, eager])
+    return table(["", "floor", "`stream`", "`dual`", "eager MeZO"], rows)
+
+
+def plan() -> str:
+    """Planned against measured memory."""
+    path = RESULTS / "plan-cpu.json"
+    if not path.is_file():
+        return "`benchmarks/plan.py` has not been run."
+    rows = []
+    for row in json.loads(path.read_text())["whole"]:
+        what = f"{row['model'].removeprefix('shape:')}, {row['batch_size']} x {row['length']} tokens"
+        way = "forward" if row["method"] == "inference" else f"{row['method']}, {row['scheme']}"
+        way += f", `{row['engine']}`" if not row["method"].startswith(("fo", "inference")) else ""
+        sizes = [row["planned_bytes"], row["measured_bytes"], row["usual_allocator_bytes"]]
+        ratios = [f"{row['ratio']:.2f}", f"{row['usual_allocator_ratio']:.2f}"]
+        rows.append([what, way, *(f"{size / 1e9:.2f} GB" for size in sizes), *ratios])
+    heads = ["", "", "planned", "alive", "usual allocator", "planned / alive", "planned / usual"]
+    return table(heads, rows, left=2)
+
+
+def aggregators() -> str:
+    """Robust rules against ByzFL's."""
+    rows = []
+    for name, row in read("aggregators-cpu.json")["rules"].items():
+        ours, theirs = row["gradless_seconds"], row["byzfl_seconds"]
+        cells = [f"{ours:.3f} s", f"{theirs:.2f} s", f"{theirs / ours:.0f} x"]
+        errors = [f"{row[f'{who}_error']:.0e}" for who in ("gradless", "byzfl")]
+        rows.append([name, *cells, *errors])
+    return table(["rule", "gradless", "ByzFL", "faster", "error", "ByzFL's error"], rows)
+
+
+def methods() -> str:
+    """All methods."""
+    from gradless.methods import METHODS
+
+    rows = [
+        [f"`{name}`", method.summary, method.paper, f"{method.copies:g}", "yes" if method.replays else "no"]
+        for name, method in METHODS.items()
+    ]
+    return table(["method", "", "paper", "float32 copies", "ledger"], rows, left=3)
+
+
+TABLES = {"sst2": sst2, "profile": profile, "plan": plan, "aggregators": aggregators, "methods": methods}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# commands
+
+
+def reference() -> str:
+    """Every command with its help and options."""
+    from gradless.cli import main
+
+    return "\n\n".join(section(path, command) for path, command in leaves(["gradless"], main))
+
+
+def leaves(path: list[str], command: click.Command) -> Iterator[tuple[list[str], click.Command]]:
+    """All commands that do something, in order of their names."""
+    if not isinstance(command, click.Group):
+        yield path, command
+        return
+    for name in sorted(command.commands):
+        yield from leaves([*path, name], command.commands[name])
+
+
+def section(path: list[str], command: click.Command) -> str:
+    """One command: its words, examples and options."""
+    words, _, examples = (command.help or "").partition("\b")
+    usage = " ".join([*path, *(p.make_metavar(click.Context(command)) for p in command.params if is_argument(p))])
+    parts = [f"## {' '.join(path)}", " ".join(words.split())]
+    blocks = [block.replace("\b", "").strip("\n") for block in examples.split("\n\n") if block.strip()]
+    if blocks:
+        parts.append("```sh\n" + "\n".join(line.strip() for line in blocks[0].splitlines()) + "\n```")
+        parts += [" ".join(block.split()) for block in blocks[1:]]
+    else:
+        parts.append(f"```text\n{usage}\n```")
+    rows = [option(p, command) for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    if rows:
+        parts.append(table(["option", "default", ""], rows, left=3))
+    return "\n\n".join(parts)
+
+
+def is_argument(p: click.Parameter) -> bool:
+    """Whether it is given by its place."""
+    return isinstance(p, click.Argument)
+
+
+def option(p: click.Option, command: click.Command) -> list[str]:
+    """One row."""
+    names = "/".join((*p.opts, *p.secondary_opts))
+    value = "" if p.is_flag else f" {p.make_metavar(click.Context(command))}"
+    usual = p.default if isinstance(p.default, str | int | float) and not isinstance(p.default, bool) else ""
+    usual = "required" if p.required else f"`{usual}`" if usual != "" else ""
+    return [f"`{names}{value}`", usual, (p.help or "").replace("|", "\\|")]
