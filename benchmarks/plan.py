@@ -4,9 +4,9 @@ Usage: OMP_NUM_THREADS=1 python benchmarks/plan.py [--json benchmarks/results/pl
 
 A child process measures its resident set before there is a model (Python, torch, transformers, compiled kernels), and
 its peak while it runs; what lies between is compared with the planned total. It runs twice: as it is, and with an
-allocator that gives memory back at once (`RETURNING`), which tells what is alive from what glibc keeps for later. Weights
-are random, so none are mapped from a file. Committed profiles did not measure the time before a model; of those, what a
-step takes more than a forward is compared.
+allocator that gives memory back at once (`RETURNING`), which tells what is alive from what glibc keeps for later.
+Weights are random, so none are mapped from a file. Committed profiles did not measure the time before a model; of
+those, what a step takes more than a forward is compared.
 """
 
 from __future__ import annotations

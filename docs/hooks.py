@@ -1,7 +1,7 @@
 """What MkDocs does to pages before they are rendered: tables from result files, and the command line from itself.
 
-``<!-- table: NAME -->`` becomes a table of `TABLES`, ``<!-- file: PATH | TEXT -->`` a Markdown file of the repository, or
-the text as long as there is no such file, ``<!-- commands -->`` the reference of all commands.
+``<!-- table: NAME -->`` becomes a table of `TABLES`, ``<!-- file: PATH | TEXT -->`` a Markdown file of the repository,
+or the text as long as there is no such file, ``<!-- commands -->`` the reference of all commands.
 """
 
 from __future__ import annotations
@@ -85,11 +85,8 @@ def profile() -> str:
 
 def plan() -> str:
     """Planned against measured memory."""
-    path = RESULTS / "plan-cpu.json"
-    if not path.is_file():
-        return "`benchmarks/plan.py` has not been run."
     rows = []
-    for row in json.loads(path.read_text())["whole"]:
+    for row in read("plan-cpu.json")["whole"]:
         what = f"{row['model'].removeprefix('shape:')}, {row['batch_size']} x {row['length']} tokens"
         way = "forward" if row["method"] == "inference" else f"{row['method']}, {row['scheme']}"
         way += f", `{row['engine']}`" if not row["method"].startswith(("fo", "inference")) else ""
@@ -98,6 +95,16 @@ def plan() -> str:
         rows.append([what, way, *(f"{size / 1e9:.2f} GB" for size in sizes), *ratios])
     heads = ["", "", "planned", "alive", "usual allocator", "planned / alive", "planned / usual"]
     return table(heads, rows, left=2)
+
+
+def plan_profiles() -> str:
+    """What a step takes more than a forward."""
+    rows = [
+        [f"{row['model']}, {row['method']}, {row['scheme']}, `{row['engine']}`"]
+        + [f"{row[f'{kind}_bytes'] / 1e9:.2f} GB" for kind in ("planned", "measured")]
+        for row in read("plan-cpu.json")["beside_inference"]
+    ]
+    return table(["a step beside a forward", "planned", "measured"], rows)
 
 
 def aggregators() -> str:
@@ -122,7 +129,14 @@ def methods() -> str:
     return table(["method", "", "paper", "float32 copies", "ledger"], rows, left=3)
 
 
-TABLES = {"sst2": sst2, "profile": profile, "plan": plan, "aggregators": aggregators, "methods": methods}
+TABLES = {
+    "sst2": sst2,
+    "profile": profile,
+    "plan": plan,
+    "plan_profiles": plan_profiles,
+    "aggregators": aggregators,
+    "methods": methods,
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -224,7 +224,7 @@ def commands(text: str) -> Iterator[list[str]]:
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words:
-            yield words
+            yield words[: words.index(">")] if ">" in words else words
 
 
 def check_command(words: list[str], place: str) -> None:
@@ -288,7 +288,10 @@ def _without_files(words: list[str]) -> list[str]:
             continue
         kept.append(word)
     named = {"--config": ["--model", "tiny-opt"]}
-    return [*kept, *(extra for word, more in named.items() if word in words and "--model" not in kept for extra in more)]
+    return [
+        *kept,
+        *(extra for word, more in named.items() if word in words and "--model" not in kept for extra in more),
+    ]
 
 
 TABLES: dict[str, Any] = {

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 import gradless
 import gradless.jobs
-from gradless import cli, lm, objectives, ranks, train
+from gradless import cli, lm, objectives, ranks, run, schemes, train
 
 TESTS = Path(__file__).parent
 LIMIT = 60  # seconds of any job
@@ -172,8 +172,21 @@ def command(
 
 
 def _befall(at: int, what: str) -> None:
-    """Let a signal, or another weight, befall this rank in the closure of a step."""
-    true = train._step
+    """Let a signal, or another weight, befall this rank in the closure of a step; or other initial values."""
+    true, build = train._step, run.build_for
+
+    def other(config: Any, *args: Any, **more: Any) -> Any:
+        model, tokens = build(config, *args, **more)
+        norms = {name: norm.flip(0) for name, norm in model.norms.items()} if model.norms else None
+        opt = run.optimizer(config, schemes.trainable(model.lm), norms)
+        with torch.no_grad():
+            for leaf in opt.leaves if norms is None else ():
+                leaf.param.mul_(1.5)
+        return model._replace(optimizer=opt, norms=norms), tokens
+
+    if what == "other values":
+        run.build_for = other
+        return
 
     def step(parts: Any, *rest: Any) -> float:
         if parts.model.optimizer.t == at:

@@ -18,7 +18,7 @@ import run_helpers as h
 from gradless import lm, run, tasks
 from gradless.cli import main
 
-COMMANDS = ("demo", "tune", "eval", "replay", "profile", "bench", "report", "list")
+COMMANDS = ("demo", "tune", "eval", "replay", "profile", "bench", "report", "list", "plan", "doctor", "completion")
 LISTS = {
     "methods": "mezo-momentum",
     "schemes": "prefix",
@@ -93,7 +93,7 @@ def test_the_module_runs_and_answers_at_once():
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines() == [
         "gradless: unknown command 'tunne': did you mean 'tune'? "
-        "(known: bench, collab, demo, eval, list, profile, replay, report, tune)"
+        "(known: bench, collab, completion, demo, doctor, eval, list, plan, profile, replay, report, tune)"
     ]
 
 

@@ -1,35 +1,219 @@
-"""Pages: every block runs or is read, every public name has its page, and the site builds without a network."""
+"""Pages: every block runs or is read, every public name has its place, and the site builds without a network."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import inspect
+import json
+import os
 import re
 import subprocess
 import sys
-import zlib
+import textwrap
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 import docs_blocks
 import gradless
 from docs_blocks import ROOT, Block
+from gradless.cli import main
+from gradless.methods import METHODS, SHARED, presets
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-RUNS = ("python", "pycon", "console")
+API = {name for page in (DOCS / "api").glob("*.md") for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)}
+RUN = [page for page in PAGES if docs_blocks.blocks(page)]
 
 
 def ids(value: object) -> str:
     return str(value.relative_to(DOCS)) if isinstance(value, Path) else ""
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if docs_blocks.blocks(page)], ids=ids)
+# ---------------------------------------------------------------------------------------------------------------
+# blocks
+
+
+@pytest.mark.parametrize("page", RUN, ids=ids)
 def test_the_blocks_of_a_page_hold(page, tmp_path, monkeypatch):
     for module in docs_blocks.needs(page):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f"{page.name} needs {module}, which is not installed")
     monkeypatch.chdir(tmp_path)
     docs_blocks.run_page(page)
+
+
+def test_most_blocks_run_and_the_others_say_why():
+    every = [block for page in PAGES for block in docs_blocks.blocks(page)]
+    run = [b for b in every if b.language in ("python", "pycon", "console") and not b.reason]
+    assert len(run) > len(every) / 3
+    assert sum(b.language == "text" for b in every) <= 5
+    assert all(len(b.reason) > 10 for b in every if b.reason)
+
+
+def test_commands_of_the_readme_and_of_all_helps_can_be_read():
+    for block in docs_blocks.blocks(ROOT / "README.md"):
+        if block.language == "sh":
+            docs_blocks.run_block(block, {})
+    hooks = _hooks()
+    for path, command in hooks.leaves(["gradless"], main):
+        text = hooks.section(path, command)
+        for example in re.findall(r"```sh\n(.*?)```", text, re.S):
+            for words in docs_blocks.commands(example):
+                docs_blocks.check_command(words, " ".join(path))
+
+
+def _block(language: str, text: str, title: str | None = None) -> Block:
+    return Block(Path("page.md"), 1, language, title, text)
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "part"),
+    [
+        ("sh", "gradless tune --model tiny-opt --tusk sst2 --out x", "No such option"),
+        ("sh", "gradless tune --model tiny-opt --task sst2 --method mezzo --out x", "no 'mezzo'"),
+        ("sh", "gradless tune --model tiny-opt --task sst3 --out x", "sst3"),
+        ("sh", "gradless tune --model tiny-opt --method lezo --set kept=1 --out x", "no 'kept=1'"),
+        ("sh", "gradless tune --model tiny-optt --task sst2 --out x", "no 'tiny-optt'"),
+        ("sh", "gradless tune --model tiny-opt --task sst2", "Missing option '--out'"),
+        ("sh", "gradless tone --model tiny-opt", "no command 'tone'"),
+        ("sh", "gradless collab simulate --rule nnm+crumb --out x", "no 'nnm+crumb'"),
+        ("sh", "gradless list metods", "no 'metods'"),
+        ("sh", "torchrun -m gradless tune --model tiny-opt --splitt batch --out x", "No such option"),
+        ("sh", "pip install 'gradless[hup]'", "no extra 'hup'"),
+        ("sh", "make demmo", "no target 'demmo'"),
+        ("sh", "python benchmarks/plans.py", "no file"),
+        ("sh", "curl https://example.org", "what is curl"),
+        ("console", "$ gradless list schemes\nfull   some weights", "some weights"),
+        ("console", "$ gradless list schemes\nfull   all weights\nprefix ...", "leaves out"),
+        ("console", "$ gradless list metods", "no 'metods'"),
+        ("console", "$ ls", "what is ls"),
+        ("python", "assert 1 + 1 == 3", ""),
+        ("pycon", ">>> 1 + 1\n3", "Expected"),
+        ("csv", "a,b", "needs a title"),
+        ("ruby", "puts 1", "no language"),
+    ],
+)
+def test_a_wrong_block_is_noticed(language, text, part):
+    with pytest.raises((AssertionError, gradless.BadInput), match=re.escape(part) if part else None):
+        docs_blocks.run_block(_block(language, text + "\n"), {})
+
+
+def test_output_is_compared_by_words_and_numbers():
+    docs_blocks.compare("a 1.00 b\n...\nlast 2e3", "first\na   1.02  b\nmore\nlast 2,010\nrest", "here")
+    for shown in ("a 1.10 b", "a b", "last ...\na ...", "a 1.02 b\nlast 2e3"):
+        with pytest.raises(AssertionError):
+            docs_blocks.compare(shown, "a 1.02 b\nmore\nlast 2,010", "here")
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# names
+
+
+def test_every_public_name_is_on_a_page():
+    for name in API:
+        importlib.import_module(name)  # whatever a page asks for is there
+    homes = set(gradless._HOMES.values())
+    assert not homes - API, f"no page shows {sorted(homes - API)}: add '::: MODULE' to a page of docs/api"
+    testing = importlib.import_module("gradless.testing")
+    for name, part in vars(testing).items():
+        if not name.startswith("_") and inspect.isfunction(part):
+            assert part.__module__ in API, f"no page shows {part.__module__}.{name}"
+
+
+def _source(part: object) -> ast.FunctionDef | ast.ClassDef:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]  # type: ignore[arg-type]
+    assert isinstance(tree, ast.FunctionDef | ast.ClassDef)
+    return tree
+
+
+FUNCTIONS = [name for name in gradless._HOMES if inspect.isfunction(getattr(gradless, name))]
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_docstrings_name_errors_arguments_and_cost(name):
+    part = getattr(gradless, name)
+    said, tree = inspect.getdoc(part) or "", _source(part)
+    refuses = any("BadInput" in ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Raise))
+    assert "Raises:" in said or not refuses, f"{name} raises BadInput and does not say when"
+    preset = part.__module__.startswith("gradless.methods.")
+    arguments = set(inspect.signature(part).parameters)
+    if preset:
+        assert re.search(r"Cost:|for costs", said), f"{name} does not say what it costs"
+        arguments -= {*SHARED, "queries"}
+        assert all(word in (presets.__doc__ or "") for word in ("params", "lr", "eps", "queries"))
+    elif len(arguments) > 1:
+        missing = [word for word in arguments if not re.search(rf"\b{word}\b", said)]
+        assert not missing, f"{name} does not say what {missing[0]} is"
+
+
+def test_every_method_and_result_is_on_a_page():
+    shown = _hooks().methods()
+    assert all(f"`{name}`" in shown for name in METHODS)
+    page = (DOCS / "measured.md").read_text()
+    for path in (ROOT / "benchmarks" / "results").iterdir():
+        assert f"`{path.name}`" in page, f"docs/measured.md does not say which command made {path.name}"
+
+
+def test_every_page_is_in_the_navigation():
+    nav = (ROOT / "mkdocs.yml").read_text().partition("nav:")[2]
+    assert sorted(re.findall(r"[\w/-]+\.md", nav)) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
+
+
+def test_tables_are_made_of_results():
+    hooks = _hooks()
+    made = hooks.on_page_markdown("<!-- table: sst2 -->\n<!-- file: nowhere.md | not yet -->\n<!-- commands -->")
+    runs = json.loads((hooks.RESULTS / "sst2-gemma-3-270m.json").read_text())["runs"]
+    assert all(f"{run['test']['accuracy']:.3f}" in made for run in runs.values())
+    assert "not yet" in made
+    assert "## gradless collab simulate" in made
+    assert "<!--" not in made
+    for name in hooks.TABLES:
+        assert hooks.TABLES[name]().strip(), name
+
+
+def test_the_reference_has_every_option():
+    hooks = _hooks()
+    for path, command in hooks.leaves(["gradless"], main):
+        text = hooks.section(path, command)
+        printed = CliRunner().invoke(main, [*path[1:], "--help"]).output
+        for option in set(re.findall(r"(?<=[ ,/])--[a-z][\w-]*", printed)) - {"--help"}:
+            assert option in text, (path, option)
+
+
+def _hooks():
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the site
+
+
+@pytest.mark.slow
+def test_the_site_builds_and_needs_no_network(tmp_path):
+    """``make docs`` leaves the site in a folder, named in GRADLESS_SITE by .ci/run; else it is built here."""
+    site = Path(os.environ.get("GRADLESS_SITE", ""))
+    if not os.environ.get("GRADLESS_SITE"):
+        if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings") is None:
+            pytest.skip("the site needs the extra docs: pip install 'gradless[docs]'")
+        site = tmp_path / "site"
+        command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert run.returncode == 0, run.stderr
+    pages = {path.relative_to(site): path.read_text() for path in site.rglob("*.html")}
+    assert len(pages) >= len(PAGES)
+    for path, text in pages.items():
+        loaded = re.findall(r'<(?:script|img|iframe|source)[^>]* src="?([^" >]+)|<link[^>]* href="?([^" >]+)', text)
+        outside = [url for pair in loaded for url in pair if url.startswith(("http:", "https:", "//"))]
+        assert not outside, f"{path} loads {outside[0]}"
+    shown = "".join(text for path, text in pages.items() if path.parts[0] == "api")
+    for name, module in gradless._HOMES.items():
+        assert f'id="{module}.{name}"' in shown, f"the site does not show {module}.{name}"

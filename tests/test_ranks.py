@@ -67,6 +67,14 @@ def messages(group: ranks.Ranks) -> dict[str, Any]:
                 raise BadInput(f"{group.rank} is too many")
     except BadInput as error:
         found["refused"] = (str(error), type(error) is Told)
+    layer = torch.nn.Linear(2, 1)
+    with torch.no_grad():
+        layer.weight.fill_(0.5), layer.bias.fill_(0.0)
+    group.weight = 1.0
+    opt = gl.mezo(layer.named_parameters(), lr=0.1, eps=0.1, ranks=group)
+    for poison in (0.0, 0.0 if group.rank else math.inf, 0.0):  # the second loss of one rank is not finite
+        opt.step(lambda poison=poison: layer(torch.ones(1, 2)).square().sum() + poison)
+    found["skipped"] = (opt.skipped, opt.t, hashing.weights_sha256(layer.named_parameters()))
     group.check_equal("abc", "the weights")
     with pytest.raises(BrokenRanks, match="the weights of rank 2 differ from those of rank 0") as caught:
         group.check_equal("abc" if group.rank < 2 else "abd", "the weights")
@@ -180,6 +188,7 @@ def test_messages_arrive_in_rank_order(found):
         assert each["nothing"] == ([b""] * 4, b"")
         assert each["broadcast"] == b"from rank 0"
         assert each["two numbers"] == 2 * 8 * 3
+    assert {each["skipped"] for each in seen} == {(1, 3, seen[0]["skipped"][2])}
     assert [each["refused"] for each in seen] == [("2 is too many (on rank 2)", told) for told in (False, *[True] * 3)]
     assert all("continue with --resume" in each["apart"] for each in seen)
 
@@ -299,7 +308,7 @@ def test_a_rank_that_hangs_is_given_up_and_the_batch_can_be_split_by_fewer(own, 
     assert end.code == 0, end.err
 
 
-def test_a_termination_is_noted_and_resumed(own, tmp_path):
+def test_a_termination_is_noted_and_resumed(own, whole, tmp_path):
     out = tmp_path / "run"
     line = r.tune_line(own, out, "--split", "directions")
     ended = r.together(2, tmp_path, r.command, line, at=3, who=0, what="SIGTERM")
@@ -307,6 +316,27 @@ def test_a_termination_is_noted_and_resumed(own, tmp_path):
     assert result(out)["status"] == "interrupted"
     assert "lost another one" in ended[1].err
     assert "interrupted: continue with --resume" in ended[0].out
+    (end,) = r.together(1, tmp_path, r.command, [*line, "--resume"])
+    assert end.code == 0, end.err
+    assert moves(out) == moves(whole)
+
+
+@pytest.mark.parametrize("way", [["--scheme", "prefix"], ["--method", "zo-sparse", "--set", "mask=wanda"]])
+def test_initial_values_that_machines_compute_differently_are_those_of_rank_0(own, tmp_path, way):
+    line = without("--queries", r.tune_line(own, tmp_path / "run", "--split", "directions", "--eval-every", 8, *way))
+    ended = r.together(2, tmp_path, r.command, line, at=0, what="other values")
+    assert [end.code for end in ended] == [0, 0], ended
+    line[line.index("--out") + 1] = str(tmp_path / "alone")
+    (end,) = r.together(1, tmp_path, r.command, line)
+    assert end.code == 0, end.err
+    assert result(tmp_path / "run")["weights_sha256"] == result(tmp_path / "alone")["weights_sha256"]
+
+
+def test_ranks_without_points_are_told(own, tmp_path):
+    line = without("--queries", r.tune_line(own, tmp_path / "run", "--split", "directions", "--no-zero-shot"))
+    ended = r.together(4, tmp_path, r.command, [*line, "--steps", "1"])
+    assert [end.code for end in ended] == [0] * 4, ended
+    assert "a step evaluates 2 points, so 2 of 4 ranks have nothing to do: raise --queries" in ended[0].out
 
 
 def test_other_weights_on_a_rank_are_noticed(own, tmp_path):

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from gradless.collab_cli import collab
-from gradless.commands import FILE, HELP, PATH, Commands, FromFile, LearningRate, options
+from gradless.commands import FILE, HELP, PATH, Commands, FromFile, LearningRate, need, options
 from gradless.completion import teach
 from gradless.doctor_cli import completion, doctor
 from gradless.errors import BadInput, unknown
@@ -285,6 +285,7 @@ def demo(out: Path, steps: int, seed: int, resume: bool) -> None:
     \b
     gradless demo --out runs/demo
     """
+    need("demo", "transformers", "accelerate", "gguf")
     from gradless import demo as job
 
     _exit(job.demo(out, steps=steps, seed=seed, resume=resume))

@@ -27,7 +27,8 @@ from gradless import ranks as sharing
 from gradless import run, schemes
 from gradless.config import TuneConfig, difference
 from gradless.errors import BadInput, BrokenRanks, pick
-from gradless.methods import METHODS
+from gradless.estimators import FORWARD_MODE
+from gradless.methods import FORWARD, METHODS
 from gradless.ranks import BATCH, SPLITS, Ranks
 from gradless.ranks import agreed as agreed
 from gradless.run import Model
@@ -128,6 +129,20 @@ def check(config: TuneConfig, ranks: Ranks | None) -> None:
             f"a batch of {config.batch_size} cannot be split over {ranks.size} ranks: raise --batch-size to at least "
             f"{ranks.size}, or use --split directions"
         )
+
+
+def idle(config: TuneConfig, model: Model, ranks: Ranks | None) -> str:
+    """A word where a step has too few points for all ranks to have one, else nothing."""
+    if ranks is None or ranks.split == BATCH:
+        return ""
+    estimator, forward = model.optimizer.estimator, METHODS[config.method].order == FORWARD
+    points = estimator.forwards(estimator.queries(config.steps)) // (FORWARD_MODE if forward else 1)
+    if points >= ranks.size:
+        return ""
+    return (
+        f"a step evaluates {points} points, so {ranks.size - points} of {ranks.size} ranks have nothing to do: raise "
+        "--queries, or use --split batch"
+    )
 
 
 def check_same(header: dict[str, Any], ranks: Ranks | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import os
 import sys
 from collections.abc import Callable
@@ -24,6 +25,8 @@ UNWRITABLE = (
 EXTRAS = {
     "transformers": "lm",
     "peft": "lm",
+    "accelerate": "lm",
+    "tokenizers": "lm",
     "sklearn": "lm",
     "gguf": "lm",
     "matplotlib": "plots",
@@ -128,6 +131,17 @@ class FromFile(click.Command):
             values = {**found.pop("own", {}), **found}
             ctx.default_map = {name: value for name, value in values.items() if value is not None}
         return super().parse_args(ctx, args)
+
+
+def need(extra: str, *modules: str) -> None:
+    """Refuse at once what would fail after minutes of fetching for want of a module.
+
+    Raises:
+        BadInput: naming the extra that brings it.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise BadInput(f"'{module}' is not installed: pip install 'gradless[{extra}]'")
 
 
 def options(*decorators: Callable) -> Callable:

@@ -82,6 +82,9 @@ def low_rank(rank: int = 8, *, refresh: int = 50) -> Directions:
     Args:
         rank: columns of U and V, 1 to 32.
         refresh: steps that share V.
+
+    Raises:
+        BadInput: a number out of range.
     """
     if not 1 <= rank <= MAX_RANK:
         raise BadInput(f"rank is {rank}: low-rank directions take 1 to {MAX_RANK}")
@@ -107,6 +110,9 @@ def scaled(
         base: directions to scale.
         scales: d of every leaf by name; positive and finite. `gradless.scales` computes usual ones.
         mode: which of the two.
+
+    Raises:
+        BadInput: an unknown mode or a scale that is not positive; later, a parameter without a scale.
 
     Example:
         >>> import torch

@@ -83,11 +83,11 @@ def versions() -> Iterator[Line]:
     for name in PACKAGES:
         found, least = _version(name), needed.get(name)
         if found is None:
-            advice = f'gradless needs {name}: pip install "{name}>={least}"' if least else ""
+            advice = f"gradless needs {name}: pip install '{name}>={least}'" if least else ""
             yield Line("", name, "-", advice, broken=least is not None)
         else:
             old = least is not None and _older(found, least)
-            advice = f'{name} {found} is too old: pip install -U "{name}>={least}"' if old else ""
+            advice = f"{name} {found} is too old: pip install -U '{name}>={least}'" if old else ""
             yield Line("", name, found, advice, broken=old)
 
 
@@ -135,7 +135,7 @@ def kernels() -> Iterator[Line]:
             advice = "GRADLESS_KERNELS=reference turns fused kernels off: unset it, and steps are several times faster"
         elif module is None and device == "cpu":
             advice = (
-                'numba is missing, so sweeps over the weights are several times slower: pip install "gradless[cpu]"'
+                "numba is missing, so sweeps over the weights are several times slower: pip install 'gradless[cpu]'"
             )
         elif module is None:
             advice = "triton is missing, so sweeps over the weights are several times slower: pip install triton"
@@ -209,7 +209,7 @@ def extras() -> Iterator[Line]:
         missing = [name for name, _ in packages if _version(name) is None]
         old = [name for name, least in packages if (found := _version(name)) and _older(found, least)]
         said = [f"no {', '.join(missing)}"] * bool(missing) + [f"old {', '.join(old)}"] * bool(old)
-        fix = f': pip install{" -U" if old else ""} "gradless[{extra}]"'
+        fix = f": pip install{' -U' if old else ''} 'gradless[{extra}]'"
         # Not having what one does not need is no reason for advice; having half of it, and too old, is.
         advice = f"{', '.join(old)} of gradless[{extra}] are too old{fix}" if old else ""
         yield Line("", extra, "; ".join(said) + fix if said else "installed", advice)

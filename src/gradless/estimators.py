@@ -57,7 +57,10 @@ def constant_queries(queries: int) -> Callable[[int], int]:
 
 
 def linear_queries(queries: int, steps: int) -> Callable[[int], int]:
-    """Rise from 1 to ``queries`` directions over ``steps`` steps (MeZO appendix A.2).
+    """Rise from 1 to ``queries`` directions over ``steps`` steps (MeZO appendix A.2); forwards rise alike.
+
+    Raises:
+        BadInput: either is less than 1.
 
     Example:
         >>> schedule = linear_queries(4, steps=8)

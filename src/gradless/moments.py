@@ -55,6 +55,9 @@ def stored_adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> 
         beta1: decay of the mean of gradients.
         beta2: decay of the mean of squares.
         eps: added to the root, after bias correction.
+
+    Raises:
+        BadInput: a number out of range.
     """
     _check_decays(beta1=beta1, beta2=beta2)
     if not 0 < eps < math.inf:
@@ -76,6 +79,9 @@ def clip(max_norm: float) -> Rule:
     The norm is that of the stored tensors, over all leaves together. Leaves that have only a mixture keep it, and a
     gradient that is a mixture throughout passes unchanged: its norm is known only once every leaf is made (clip its
     coefficients instead). Cost: one pass over the stored gradient; no state.
+
+    Raises:
+        BadInput: ``max_norm`` is not positive.
     """
     if not max_norm > 0:
         raise BadInput(f"max_norm is {max_norm}: the largest allowed norm must be positive")

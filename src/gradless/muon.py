@@ -51,6 +51,9 @@ def orthogonalise(scale: str = "rms") -> Rule:
             of a weight, carries over between leaves, models and ranks, and compares with rates of Adam;
             ``muon`` is 0.2 sqrt(max(rows, columns)), usual for updates of full rank;
             ``none`` is the polar factor itself, as published (vectors get length 1).
+
+    Raises:
+        BadInput: an unknown scale; later, a gradient that another rule has made element by element.
     """
     factor = pick("scale", scale, SCALES)
 

@@ -67,14 +67,18 @@ def like(example: Any, values: Any) -> Any:
 
 
 def scale(lr: float | Schedule) -> Rule:
-    """Multiply by the learning rate, a number or a schedule ``step -> lr`` (`linear`, `cosine`)."""
+    """Multiply by the learning rate, a number or a schedule ``step -> lr`` (`linear`, `cosine`). Cost: none.
+
+    Raises:
+        BadInput: a number that is not positive and finite.
+    """
     if not callable(lr) and not 0 < lr < float("inf"):
         raise BadInput(f"the learning rate is {lr}: it must be positive and finite")
     return Rule("scale", lambda: None, lambda g, state: (g, state), lr=lr)
 
 
 def chain(*rules: Rule) -> Rule:
-    """Apply rules in order; the last learning rate given counts.
+    """Apply rules in order; the last learning rate given counts. Cost and state: those of the rules.
 
     Example:
         >>> rule = chain(momentum(0.9), scale(1e-3))
@@ -133,6 +137,15 @@ def adam(beta1: float = 0.9, beta2: float = 0.999, *, eps: float = 1e-8, window:
     Cost: per leaf, ``window`` directions for m and, unless K = 1, as many again for v; three float32 copies of the
     largest leaf. Not a linear rule: its replay repeats this work step by step. Malladi et al. 2023
     (arXiv 2305.17333); Kingma & Ba 2015 (arXiv 1412.6980).
+
+    Args:
+        beta1: decay of the mean of gradients.
+        beta2: decay of the mean of squares.
+        eps: added to the root of v.
+        window: steps that are looked back.
+
+    Raises:
+        BadInput: a number out of range.
     """
     _check_decay("beta1", beta1)
     _check_decay("beta2", beta2)
@@ -147,7 +160,7 @@ def adam(beta1: float = 0.9, beta2: float = 0.999, *, eps: float = 1e-8, window:
 
 
 def on_stored(rule: Rule) -> Rule:
-    """Apply a rule to stored gradients only; the mixture beside them passes as it is. For hybrids."""
+    """Apply a rule to stored gradients only; the mixture beside them passes as it is. For hybrids. Cost: the rule's."""
 
     def update(g: Gradient, state: Any) -> tuple[Gradient, Any]:
         if not isinstance(g, Dense):
@@ -200,7 +213,7 @@ def _check_decay(name: str, value: float) -> None:
 
 
 def constant(lr: float) -> Schedule:
-    """The same learning rate at every step (the schedule of the MeZO paper)."""
+    """``lr`` at every step: the schedule of the MeZO paper."""
     return lambda step: lr
 
 

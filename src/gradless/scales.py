@@ -43,6 +43,9 @@ def gradient_norm_scales(optimizer: ZerothOrder, closure: Closure, *, queries: i
         queries: directions per leaf.
 
     Cost: 2 * queries forwards per leaf.
+
+    Raises:
+        BadInput: the optimizer's estimator perturbs nothing.
     """
     eps = optimizer.estimator.eps
     if not eps:

@@ -98,6 +98,9 @@ def rms_normalised(beta: float = 0.9, floor: float = 1e-12) -> Rule:
     Args:
         beta: decay of the second moment; 0 looks at the present step only.
         floor: smallest root mean square that counts; below it no step is taken.
+
+    Raises:
+        BadInput: a number out of range.
     """
     if not 0 <= beta < 1:
         raise BadInput(f"beta is {beta}: it must lie in [0, 1)")

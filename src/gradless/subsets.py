@@ -71,6 +71,9 @@ def random_blocks(base: Directions, *, keep: float | int) -> Directions:
     Args:
         base: the directions in what is reached.
         keep: share of the blocks (a float up to 1), or their number (an int).
+
+    Raises:
+        BadInput: ``keep`` out of range; later, parameters that belong to no numbered block.
     """
     if not (0 < keep <= 1 if isinstance(keep, float) else keep >= 1):
         raise BadInput(f"keep is {keep}: give a share of the blocks up to 1.0, or their number")
@@ -102,8 +105,15 @@ def one_by_one(base: Directions, names: Sequence[str]) -> tuple[Directions, int]
 
     The update amplitude is the number of units, which turns the mean over queries into the sum over units.
 
+    Args:
+        base: the directions in a unit; not low-rank ones.
+        names: of all parameters.
+
     Returns:
         The directions, and the number of units.
+
+    Raises:
+        BadInput: low-rank directions.
     """
     if base.stream.rank:
         raise BadInput("low-rank directions cannot go unit by unit: use full ones, such as rademacher()")

@@ -79,6 +79,8 @@ def _tune(
         parts, label_tokens = _assembled(config, folder, reporter, ranks)
     model = cluster.adopt_initial(config, parts.model, ranks)
     model.optimizer.landscape.share(ranks)
+    if word := cluster.idle(config, model, ranks):
+        reporter.say(word)
     parts = parts._replace(model=model)
     header = run.header(config, model, parts.splits, label_tokens)
     cluster.check_same(header, ranks)

@@ -21,35 +21,28 @@ from gradless.hashing import weights_sha256  # noqa: E402
 from gradless.integrations.replay import rebuild  # noqa: E402
 
 METHODS = {
-    "mezo": {},
     "mezo-momentum": {},
     "mezo-adam": {"queries": 2},
-    "mezo-rms": {},
     "lozo": {"refresh": 3},
-    "fzoo": {},
-    "lezo": {"keep": 0.5},
     "zo-adam": {},  # stores moments
-    "zo-momentum": {},
-    "zo-muon": {"queries": 2, "rank": 2},
     "sparse-mezo": {},  # has masks, made from the base weights
     "zo-cons": {},
     "forward-grad": {},
 }
-
-
-BARE = ("mezo", "mezo-momentum", "lozo", "zo-adam", "sparse-mezo")
+BARE = ("lozo", "zo-adam", "sparse-mezo")
 CASES = [(method, False) for method in METHODS] + [(method, True) for method in BARE]
 
 
 @pytest.mark.parametrize(("method", "ledger_only"), CASES)
 def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(tmp_path, method, ledger_only):
     rest = {"zo": method, "zo_options": METHODS[method], "ledger_only": ledger_only}
+    rest["options"] = {"max_steps": 6}
     whole = trainer(tmp_path / "whole", **rest)
     whole.train()
-    cut = trainer(tmp_path / "cut", callbacks=[StopAt(6, "after")], **rest)
+    cut = trainer(tmp_path / "cut", callbacks=[StopAt(5, "after")], **rest)
     with pytest.raises(KeyboardInterrupt):
         cut.train()
-    assert len(moves(tmp_path / "cut")) == 7  # the seventh step was logged, then applied
+    assert len(moves(tmp_path / "cut")) == 6  # the sixth step was logged, then applied
     again = trainer(tmp_path / "cut", **rest)
     again.train(resume_from_checkpoint=True)
     assert digest(again) == digest(whole)
@@ -106,17 +99,17 @@ trainer({folder!r}, options={options}, ledger_only={bare}).train()
 
 @pytest.mark.parametrize("bare", [False, True], ids=["weights", "ledger"])
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path, bare):
-    cut, options = tmp_path / "cut", {"max_steps": 40, "save_steps": 5}
+    cut, options = tmp_path / "cut", {"max_steps": 24, "save_steps": 4}
     code = SCRIPT.format(helpers=str(Path(__file__).parent), folder=str(cut), options=options, bare=bare)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([sys.executable, "-c", code], **quiet) as process:
         begun = time.monotonic()
-        while not (cut / "checkpoint-10").exists():
+        while not (cut / "checkpoint-8").exists():
             assert process.poll() is None
             assert time.monotonic() - begun < 100
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
-    assert 10 <= len(moves(cut)) < 40
+    assert 8 <= len(moves(cut)) < 24
     whole = trainer(tmp_path / "whole", options=options)
     again = trainer(cut, options=options, ledger_only=bare)
     whole.train()

@@ -256,7 +256,7 @@ def _digits(_folder: Path, _say: Say) -> Images:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise BadInput("the digits come with scikit-learn: pip install scikit-learn") from error
+        raise BadInput("the digits come with scikit-learn: pip install 'gradless[collab]'") from error
     found = load_digits()
     labels = torch.from_numpy(found.target).long()
     # 0..16 becomes 0..240, so that digits are prepared like all other pixels.

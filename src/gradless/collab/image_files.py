@@ -154,7 +154,7 @@ def _pixels(raw: bytes, name: str, mode: str | None) -> np.ndarray:
     try:
         from PIL import Image, UnidentifiedImageError
     except ImportError as error:
-        raise BadInput("reading image files needs Pillow: pip install pillow") from error
+        raise BadInput("reading image files needs Pillow: pip install 'gradless[collab]'") from error
     try:
         with Image.open(io.BytesIO(raw)) as image:
             array: Any = np.asarray(image.convert(mode or ("L" if image.mode in ("1", "L") else "RGB")))

@@ -32,7 +32,10 @@ def fo_adam(
     params: Iterable[Any], *, lr: float | Schedule = 1e-5, eps: float = 0.0, beta1: float = 0.9, beta2: float = 0.999,
     max_norm: float = 1.0, **common: Unpack[Common],
 ) -> ZerothOrder:  # fmt: skip
-    """AdamW by backpropagation, the gradient clipped to ``max_norm``. Cost: that of `fo_sgd` and two more copies."""
+    """AdamW by backpropagation, the gradient clipped to ``max_norm``. Cost: that of `fo_sgd` and two more copies.
+
+    ``beta1`` and ``beta2`` are the decays of `gradless.stored_adam`.
+    """
     rule = chain(clip(max_norm), stored_adam(beta1, beta2), scale(lr))
     return build(params, rademacher(), backprop(), rule, **common)
 
@@ -57,6 +60,9 @@ def hybrid_zo_fo(
     Units are blocks and the modules around them, in order; a tied output layer belongs to the embeddings. The learning
     rate of the deep part is ``deep_lr_ratio`` times ``lr``. Cost: 2K + 3 forwards; activations, a gradient and two
     copies of the deep part. The hybrid of ZO-Bench (Zhang et al. 2024, arXiv 2402.11592).
+
+    Raises:
+        BadInput: too few units to cut between, or a ratio that is not positive.
     """
     given = leaves.named(params)
     groups = [item if isinstance(item, dict) else {"params": [item]} for item in given]

@@ -24,6 +24,9 @@ def fzoo(
     """FZOO: one-sided differences along K signs, divided by their standard deviation. Cost: K + 1 forwards.
 
     arXiv 2506.09034.
+
+    Raises:
+        BadInput: fewer than two queries, which have no spread.
     """
     least = queries(0) if callable(queries) else queries
     if least < 2:
@@ -38,7 +41,7 @@ def mezo_rms(
 ) -> ZerothOrder:  # fmt: skip
     """MeZO with momentum ``beta`` over a running root mean square of its coefficients: one scalar of state.
 
-    Cost: 2K forwards. MEAZO, arXiv 2605.03869.
+    ``decay`` is that of the mean square. Cost: 2K forwards. MEAZO, arXiv 2605.03869.
     """
     rules = [rms_normalised(decay), *([momentum(beta)] if beta else []), scale(lr)]
     return build(params, rademacher(), spsa(eps=eps, queries=queries), chain(*rules), **common)
@@ -50,7 +53,7 @@ def zo_muon(
 ) -> ZerothOrder:  # fmt: skip
     """ZO-Muon: low-rank estimates of K queries, orthogonalised matrix by matrix. Cost: 2K forwards, thin factors.
 
-    arXiv 2602.17155.
+    Directions have rank ``rank``; their V is new every ``refresh`` steps. arXiv 2602.17155.
     """
     rule = chain(orthogonalise(), scale(lr))
     return build(params, low_rank(rank, refresh=refresh), spsa(eps=eps, queries=queries), rule, **common)
@@ -62,7 +65,7 @@ def sparse_mezo(
 ) -> ZerothOrder:  # fmt: skip
     """Sparse-MeZO: only the smallest weights of each layer move. Cost: 2K forwards; a byte a weight for the mask.
 
-    Liu et al. 2024 (arXiv 2402.15751); the threshold is taken from the base weights.
+    ``keep`` is their share. Liu et al. 2024 (arXiv 2402.15751); the threshold is taken from the base weights.
     """
     directions = sparse(rademacher(), "smallest", keep)
     return build(params, directions, spsa(eps=eps, queries=queries), scale(lr), **common)
@@ -72,6 +75,6 @@ def lezo(
     params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1, keep: float = 0.25,
     **common: Unpack[Common],
 ) -> ZerothOrder:  # fmt: skip
-    """LeZO: a random share of the layers a query. Cost: 2K forwards, fewer sweeps. arXiv 2410.09823."""
+    """LeZO: a random share ``keep`` of the layers a query. Cost: 2K forwards, fewer sweeps. arXiv 2410.09823."""
     directions = random_blocks(rademacher(), keep=float(keep))
     return build(params, directions, spsa(eps=eps, queries=queries), scale(lr), **common)

@@ -46,7 +46,7 @@ def mezo_one_sided(
     params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1,
     **common: Unpack[Common],
 ) -> ZerothOrder:  # fmt: skip
-    """MeZO with forward differences: K + 1 forwards a step instead of 2K; the loss logged is the loss itself."""
+    """MeZO with forward differences. Cost: K + 1 forwards instead of 2K; the loss logged is the loss itself."""
     return build(params, rademacher(), one_sided(eps=eps, queries=queries), scale(lr), **common)
 
 
@@ -56,7 +56,7 @@ def mezo_momentum(
 ) -> ZerothOrder:  # fmt: skip
     """MeZO with heavy-ball momentum recomputed from past scalars: no buffer. See `gradless.rules.momentum` for costs.
 
-    Malladi et al. 2023 (arXiv 2305.17333), appendix B.2.
+    ``beta`` is its decay. Malladi et al. 2023 (arXiv 2305.17333), appendix B.2.
     """
     return build(params, rademacher(), spsa(eps=eps, queries=queries), chain(momentum(beta), scale(lr)), **common)
 

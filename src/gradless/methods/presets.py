@@ -1,4 +1,9 @@
-"""What every preset shares: the arguments that mean the same in all methods, and the optimizer made of the rest."""
+"""What every preset shares: the arguments that mean the same in all methods, and the optimizer made of the rest.
+
+``params``: named parameters, or groups of them, as `gradless.ZerothOrder` takes them. ``lr``: the learning rate, or a
+schedule. ``eps``: how far weights are perturbed; methods of backpropagation take and ignore it. ``queries``: directions
+K of a step, or a schedule of them. All other common arguments are keys of `Common`.
+"""
 
 from __future__ import annotations
 

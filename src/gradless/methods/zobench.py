@@ -27,7 +27,7 @@ def zo_momentum(
     params: Iterable[Any], *, lr: float | Schedule = 1e-7, eps: float = 1e-3, queries: Queries = 1, beta: float = 0.9,
     **common: Unpack[Common],
 ) -> ZerothOrder:  # fmt: skip
-    """ZO-SGD-MMT: heavy-ball momentum in a stored float32 buffer. Cost: 2K forwards; one copy of the tuned weights.
+    """ZO-SGD-MMT: heavy-ball momentum ``beta``, stored in float32. Cost: 2K forwards; one copy of the tuned weights.
 
     `mezo_momentum` recomputes the same buffer from scalars instead.
     """
@@ -38,7 +38,10 @@ def zo_adam(
     params: Iterable[Any], *, lr: float | Schedule = 1e-4, eps: float = 1e-3, queries: Queries = 1, beta1: float = 0.9,
     beta2: float = 0.999, **common: Unpack[Common],
 ) -> ZerothOrder:  # fmt: skip
-    """ZO-Adam on Gaussian directions, moments stored in float32. Cost: 2K forwards; two copies of the tuned weights."""
+    """ZO-Adam on Gaussian directions, moments stored in float32. Cost: 2K forwards; two copies of the tuned weights.
+
+    ``beta1`` and ``beta2`` are the decays of `gradless.stored_adam`.
+    """
     rule = chain(stored_adam(beta1, beta2), scale(lr))
     return build(params, gaussian(), spsa(eps=eps, queries=queries), rule, **common)
 

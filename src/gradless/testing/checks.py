@@ -155,6 +155,6 @@ def chance_bound(count: int) -> float:
 
     Example:
         >>> round(chance_bound(1), 2), round(chance_bound(100_000), 2)
-        (5.39, 7.22)
+        (5.39, 7.21)
     """
     return math.sqrt(2 * math.log(2 * max(count, 1) / ALARM))
