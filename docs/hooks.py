@@ -53,7 +53,9 @@ def read(name: str) -> Any:
 def sst2() -> str:
     """Accuracy on SST-2."""
     found = read("sst2-gemma-3-270m.json")
-    rows = [
+    untouched = next(iter(found["runs"].values()))["zero_shot"]["accuracy"]
+    rows = [["zero-shot", f"{untouched:.3f}", "-", "-"]]
+    rows += [
         [mode, f"{evaluation['test']['accuracy']:.3f}", "-", "-"] for mode, evaluation in found["evaluations"].items()
     ]
     schemes = dict.fromkeys(run["config"]["scheme"] for run in found["runs"].values())
@@ -63,7 +65,8 @@ def sst2() -> str:
         config = runs[0]["config"]
         name = f"{config['method']}, {scheme}, lr {config['lr']:g}, eps {config['eps']:g}"
         mean = f"{statistics.mean(each):.3f} ± {statistics.stdev(each):.3f}"
-        rows.append([name, mean, ", ".join(f"{one:.3f}" for one in each), f"{runs[0]['ledger_bytes']:,} bytes"])
+        size = max(run["ledger_bytes"] for run in runs)
+        rows.append([name, mean, ", ".join(f"{one:.3f}" for one in each), f"{size:,} bytes"])
     return table(["", "test accuracy", "seeds", "ledger"], rows)
 
 
@@ -92,8 +95,8 @@ def plan() -> str:
         way += f", `{row['engine']}`" if not row["method"].startswith(("fo", "inference")) else ""
         sizes = [row["planned_bytes"], row["measured_bytes"], row["usual_allocator_bytes"]]
         ratios = [f"{row['ratio']:.2f}", f"{row['usual_allocator_ratio']:.2f}"]
-        rows.append([what, way, *(f"{size / 1e9:.2f} GB" for size in sizes), *ratios])
-    heads = ["", "", "planned", "alive", "usual allocator", "planned / alive", "planned / usual"]
+        rows.append([what, way, *(f"{size / 1e9:.2f}" for size in sizes), *ratios])
+    heads = ["", "GB", "planned", "alive", "usual allocator", "planned / alive", "planned / usual"]
     return table(heads, rows, left=2)
 
 

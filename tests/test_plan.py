@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 
 from gradless import blueprints, cache, footprint, lm, plan, shapes, workload
@@ -138,7 +137,7 @@ def test_activations_of_a_layer_are_those_of_the_published_formula():
 def _opt(hidden: int, layers: int, heads: int, attention: str) -> lm.LanguageModel:
     shape = shapes._opt(hidden, layers, heads)
     config, _ = blueprints._made(shape)
-    config._attn_implementation = blueprints.ATTENTION[attention]
+    config._attn_implementation = "eager" if attention == "eager" else "sdpa"
     model = blueprints._empty(config, False, torch.bfloat16, "opt").eval()
     return lm.LanguageModel(model, shapes.Vocabulary(size=9, model_max_length=9, pad_token_id=1), False, "opt", "opt")
 
@@ -219,19 +218,35 @@ def _is(path: Path, name: str) -> bool:
     return json.loads(path.read_text())["hidden_size"] == blueprints.KNOWN[name].options["hidden_size"]
 
 
-def test_no_weights_are_made_and_nothing_is_asked_of_a_network(monkeypatch):
-    def refuse(*_: Any, **__: Any) -> None:
-        raise AssertionError("a connection")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    found = plan.plan(Settings(model="shape:opt-13b", dtype="bfloat16", batch_size=1, length=16))
-    assert found.parameters == 12_853_473_280
-    code = (  # a process of its own, to see its peak
-        "import resource; from gradless.plan import *; plan(Settings(model='shape:opt-13b', batch_size=1, length=8));"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
-    )
+def test_no_weights_are_made_and_nothing_is_asked_of_a_network():
+    # In a process of its own, to see its peak.
+    code = """
+import resource, socket
+def refuse(*_):
+    raise AssertionError("a connection")
+socket.socket.connect = refuse
+from gradless.plan import Settings, plan
+found = plan(Settings(model="shape:opt-13b", batch_size=1, length=8))
+print(found.parameters, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
-    assert int(run.stdout) < 2e9  # 51 GB in float32
+    parameters, peak = map(int, run.stdout.split())
+    assert parameters == 12_853_473_280
+    assert peak < 2e9  # 51 GB in float32
+
+
+@pytest.mark.parametrize("family", ["GPT2", "Bloom", "Gemma2", "Bert", "ModernBert"])
+def test_architectures_need_no_formula_of_their_own(family, tmp_path):
+    small = {
+        **{"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96},
+        **{"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 128, "head_dim": 16, "num_key_value_heads": 2},
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id"), 0),
+    }
+    kind = getattr(transformers, f"{family}Config")
+    usual = kind()
+    kind(**{name: value for name, value in small.items() if hasattr(usual, name)}).save_pretrained(tmp_path)
+    totals = [need.total for need in plan.plan(Settings(model=str(tmp_path), batch_size=2, length=16)).needs]
+    assert totals[0] < totals[1] < totals[-1]
 
 
 def test_a_folder_needs_only_its_config(tmp_path):

@@ -463,6 +463,17 @@ def test_a_run_that_is_interrupted_and_resumed(tmp_path, monkeypatch):
     assert sum(len(found) - 2 for name, found in page.tables.items() if "examples" in name) == 8
 
 
+def test_the_result_of_an_earlier_interrupt_is_not_that_of_a_run_at_work(run):
+    result = result_of(run) | {"status": "interrupted", "steps": 2, "selected_step": 2, "test": {}, "interval": {}}
+    (run / "result.json").write_text(json.dumps(result | {"forwards": 7}))
+    (run / predictions.FILE).unlink()
+    text, page = made(run)
+    assert "has not finished: 6 of 6 steps" in text
+    cost = dict(page.tables["table-cost"][1:])
+    assert cost["forward passes"] == f"{sum(line['forwards'] for line in h.notes(run, 'step'))}"
+    assert "dev chose" not in text
+
+
 def test_backpropagation_has_no_coefficients(tmp_path):
     h.tune(h.config(tmp_path, method="fo-sgd", zero_shot=False), tmp_path / "run")
     text, page = made(tmp_path / "run")

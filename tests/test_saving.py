@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from click.testing import CliRunner
 from torch import nn
 
 import run_helpers as h
-from gradless import card, hub, jobs, lm, run, saving
+from gradless import card, hub, jobs, ledger, lm, run, saving
 from gradless.cli import main
 from gradless.errors import BadInput
 from gradless.progress import Reporter
@@ -199,6 +201,21 @@ def test_what_a_ledger_cannot_say_is_named(tmp_path):
     assert (tmp_path / "saved" / "gradless" / run.NORMS).exists()
 
 
+def test_the_card_names_where_the_base_model_is_now(tmp_path):
+    base = lm.tiny("llama")
+    base.model.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    place = tuned(tmp_path, model=str(tmp_path / "base"), scheme="lora")
+    (tmp_path / "base").rename(tmp_path / "moved")
+    jobs.replay(place, model=str(tmp_path / "moved"), save=tmp_path / "saved", reporter=QUIET)
+    settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "moved")
+    load(tmp_path / "saved")
+    record = tmp_path / "saved" / "gradless"
+    assert json.loads((record / "config.json").read_text())["model"] == str(tmp_path / "base")  # as in its ledger
+    assert jobs.replay(record, model=str(tmp_path / "moved"), verify=True, reporter=QUIET).agrees
+
+
 def test_figures_go_only_with_the_weights_that_they_are_of(tmp_path):
     place = tuned(tmp_path)
     result = json.loads((place / "result.json").read_text())
@@ -221,6 +238,25 @@ def test_a_method_without_replay_is_saved_from_its_best_step(tmp_path):
     rebuilt, _ = run.rebuild(place, until=selected(place))
     assert torch.equal(logits(load(tmp_path / "saved")), logits(rebuilt.lm.model))
     assert "the only copy" in (tmp_path / "saved" / "README.md").read_text()
+
+
+def test_weights_of_an_unknown_step_are_not_saved(tmp_path):
+    place = tuned(tmp_path, method="fo-sgd", lr=1e-2, steps=4, eval_every=2)
+    assert ", a backward pass counted as two, in 4 steps" in card.render(facts_of(place))
+    (place / "result.json").unlink()  # of a run that was killed after its first dev evaluation
+    with pytest.raises(BadInput, match="does not tell which step's weights"):
+        jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    assert not (tmp_path / "saved").exists()
+
+
+def facts_of(place: Path) -> card.Facts:
+    """What the card of a run's selected step is made from."""
+    contents, result = ledger.read(place / "ledger"), json.loads((place / "result.json").read_text())
+    return card.Facts(
+        name="x", place="me/x", config=run.TuneConfig.from_json(contents.header["config"]), masked=False,
+        step=result["selected_step"], header=contents.header, result=result, ledger_bytes=contents.good_bytes,
+        sha256=result["weights_sha256"],
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -355,6 +391,29 @@ def test_a_run_that_did_not_end_is_not_saved(tmp_path, monkeypatch):
     assert "nothing is saved" in said[-1]
 
 
+def test_what_appears_while_a_model_is_saved_is_left_alone(tmp_path, monkeypatch):
+    place, render = tuned(tmp_path), card.render
+
+    def slow(facts: Any) -> str:
+        (tmp_path / "out" / "saved").mkdir()
+        (tmp_path / "out" / "saved" / "mine.txt").write_text("mine")
+        return render(facts)
+
+    monkeypatch.setattr(card, "render", slow)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BadInput, match="not empty: choose a new folder"):  # and is not said to be saved
+        jobs.replay(place, save=tmp_path / "out" / "saved", reporter=QUIET)
+    assert [p.name for p in (tmp_path / "out").rglob("*")] == ["saved", "mine.txt"]
+
+
+@pytest.mark.parametrize("name", ["run", ""])
+def test_a_folder_that_will_hold_the_run_is_refused_first(tmp_path, name):
+    out = tmp_path / "all" / "run"
+    with pytest.raises(BadInput, match="--save needs a folder of its own"):
+        jobs.tune(h.config(tmp_path), out, save=tmp_path / "all" / name, reporter=QUIET)
+    assert not out.exists()
+
+
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     place = tuned(tmp_path)
 
@@ -445,6 +504,13 @@ def test_tune_saves_and_pushes(tmp_path, api):
     assert api.calls[-1][1][2] == (tmp_path / "saved" / "README.md").read_text()
 
 
+def test_the_other_ranks_of_a_public_push_refuse_nothing(tmp_path, api, monkeypatch):
+    ranks = SimpleNamespace(rank=1, agreed=contextlib.nullcontext)
+    monkeypatch.setattr("gradless.train.tune", lambda *_, **__: {"status": "done"})
+    jobs.tune(h.config(tmp_path), tmp_path / "run", push="me/mine", public=True, reporter=QUIET, ranks=ranks)
+    assert api.calls == []
+
+
 def test_a_public_repository_is_not_used_by_accident(tmp_path, api, monkeypatch):
     monkeypatch.setattr(api, "private", False)
     place = tuned(tmp_path)
@@ -494,6 +560,8 @@ def test_what_can_be_known_without_the_hub_is_said_first(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_nothing")
     with pytest.raises(BadInput, match=r"is no name on the hub .*: write OWNER/NAME"):
         saving.check(None, "a//b")
+    with pytest.raises(BadInput, match="write OWNER/mine"):
+        saving.check(None, "mine")
     with pytest.raises(BadInput, match="add --push OWNER/NAME"):
         saving.check(None, None, public=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

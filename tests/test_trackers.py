@@ -113,6 +113,17 @@ def test_a_resumed_run_has_every_event_once(tmp_path, monkeypatch):
     assert len(list(events.glob("events.*"))) == 1
 
 
+def test_a_crash_before_the_result_doubles_no_evaluation(tmp_path, monkeypatch):
+    config, events = h.config(tmp_path, zero_shot=False), tmp_path / "events"
+    with monkeypatch.context() as patch:
+        patch.setattr("gradless.outcome.versions", lambda: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            jobs.tune(config, tmp_path / "run", tensorboard=events, reporter=QUIET)
+    result = jobs.tune(config, tmp_path / "run", resume=True, tensorboard=events, reporter=QUIET)
+    assert len(read(events)[0]["test/loss"]) == 1
+    assert {example["before"] for example in result["examples"]} == {None}  # nobody asked the untouched model
+
+
 def test_a_finished_run_gets_events_from_its_notes(tmp_path):
     config = h.config(tmp_path)
     jobs.tune(config, tmp_path / "run", reporter=QUIET)

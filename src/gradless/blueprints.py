@@ -18,7 +18,7 @@ from gradless.errors import BadInput, pick, unknown
 from gradless.lm import DTYPES, LanguageModel, is_masked, quiet_transformers, sources
 from gradless.shapes import Shape, Vocabulary
 
-ATTENTION: Final[dict[str, str]] = {"flash": "sdpa", "eager": "eager"}
+ATTENTION: Final[dict[str, str | None]] = {"flash": None, "eager": "eager"}  # None: what transformers takes by itself
 NO_LIMIT: Final = 1 << 30
 _GEMMA_FULL: Final = (5, 11, 17)  # layers whose attention does not slide
 
@@ -63,7 +63,7 @@ def load(source: str, *, dtype: str | None = None, attention: str = "flash") -> 
         source: a name from `gradless.lm.sources`, ``shape:NAME``, a folder with ``config.json``, a ``.gguf`` file (of
             which only the header is read), or a hub id, ``owner/name`` or ``owner/name@revision``.
         dtype: a key of `gradless.lm.DTYPES`; default the checkpoint's own, or float32 where it names none.
-        attention: a key of `ATTENTION`.
+        attention: ``flash``, a fused kernel where the architecture has one, or ``eager``.
 
     Cost: about a second, whatever the size; no memory for weights.
 
@@ -74,7 +74,8 @@ def load(source: str, *, dtype: str | None = None, attention: str = "flash") -> 
     wanted = None if dtype is None else pick("dtype", dtype, DTYPES)
     with quiet_transformers():
         config, masked = _configuration(source)
-        config._attn_implementation = kind
+        if kind is not None:
+            config._attn_implementation = kind
         wanted = wanted or _own_dtype(config)
         model = _empty(config, masked, wanted, source)
     model.eval()

@@ -7,6 +7,7 @@ The text is a function of the run's record. The block at its top is the metadata
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shlex
 from dataclasses import dataclass
@@ -84,7 +85,7 @@ def render(facts: Facts) -> str:
         *([_about_head(facts)] if config.scheme == "head" else []),
         "## How it was made",
         f"```sh\n{command(config, (result or {}).get('ranks'))}\n```",
-        _cost(result) if result else "",
+        _cost(config, result) if result else "",
         _record(facts),
         "## Rebuild it",
         _rebuild(facts),
@@ -122,21 +123,22 @@ def loading(facts: Facts) -> str:
     """Python code that loads the model and its tokenizer, with the very weights that were measured."""
     config = facts.config
     auto = "AutoModelForMaskedLM" if facts.masked else "AutoModelForCausalLM"
-    tokenizer = f'tokenizer = AutoTokenizer.from_pretrained("{facts.place}")'
+    place, source = (json.dumps(text, ensure_ascii=False) for text in (facts.place, config.model))
+    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({place})"
     if config.scheme not in ADAPTERS:
-        model = f'model = {auto}.from_pretrained("{facts.place}", dtype="auto")'
+        model = f'model = {auto}.from_pretrained({place}, dtype="auto")'
         return f"from transformers import {auto}, AutoTokenizer\n\n{model}\n{tokenizer}"
     # Without autocast_adapter_dtype=False, PEFT turns a 16-bit adapter into float32.
-    adapter = f'model = PeftModel.from_pretrained(base, "{facts.place}", autocast_adapter_dtype=False)'
+    adapter = f"model = PeftModel.from_pretrained(base, {place}, autocast_adapter_dtype=False)"
     dtype = facts.header["dtype"]
     found = base_id(config.model)
     if found is None and not Path(config.model).is_dir():
-        base = f'base = lm.load("{config.model}", dtype="{dtype}").model'
+        base = f'base = lm.load({source}, dtype="{dtype}").model'
         head = "from gradless import lm\nfrom peft import PeftModel\nfrom transformers import AutoTokenizer"
     else:
-        name, revision = found or (config.model, None)
+        name, revision = (f'"{found[0]}"', found[1]) if found else (source, None)
         at = f', revision="{revision}"' if revision else ""
-        base = f'base = {auto}.from_pretrained("{name}"{at}, dtype="{dtype}")'
+        base = f'base = {auto}.from_pretrained({name}{at}, dtype="{dtype}")'
         head = f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer"
     return f"{head}\n\n{base}\n{adapter}\n{tokenizer}"
 
@@ -251,14 +253,16 @@ def _about_head(facts: Facts) -> str:
     )
 
 
-def _cost(result: dict[str, Any]) -> str:
+def _cost(config: TuneConfig, result: dict[str, Any]) -> str:
     versions = result["versions"]
     memory = ""
     if result["inference_memory_bytes"]:
         peak, floor = result["peak_memory_bytes"] / 1e9, result["inference_memory_bytes"] / 1e9
         memory = f" Peak memory {peak:.2f} GB, of inference on such a batch {floor:.2f} GB."
+    backward = ", a backward pass counted as two," if METHODS[config.method].differentiates else ""
     return (
-        f"{result['forwards']:,} forward passes in {result['steps']:,} steps and {result['train_seconds']:,.0f} s on "
+        f"{result['forwards']:,} forward passes{backward} in {result['steps']:,} steps and "
+        f"{result['train_seconds']:,.0f} s on "
         f"{versions.get('machine', 'an unnamed machine')}, engine `{result['engine']}`.{memory}"
     )
 

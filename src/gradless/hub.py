@@ -29,6 +29,8 @@ def check(repo_id: str) -> None:
     except HFValidationError as error:
         why = str(error).partition("\n")[0].rstrip(".")
         raise BadInput(f"--push {repo_id} is no name on the hub ({why}): write OWNER/NAME") from None
+    if "/" not in repo_id:  # the hub would add the owner, but the card says where to load the model from
+        raise BadInput(f"--push {repo_id} leaves out whose it is: write OWNER/{repo_id}")
     if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
         raise BadInput("--push needs the hub, but HF_HUB_OFFLINE is set: unset it")
     if not get_token():
@@ -55,7 +57,6 @@ def push(folder: Path, repo_id: str, *, public: bool = False, say: Say = print) 
     try:
         api = HfApi()
         address = api.create_repo(repo_id, exist_ok=True, private=not public)
-        repo_id = getattr(address, "repo_id", None) or repo_id  # with the owner, where the name alone was given
         if not public and not api.model_info(repo_id).private:
             raise BadInput(f"{repo_id} is public: add --public if everybody may see this model, or choose another name")
         say(f"uploading to {address}")

@@ -48,11 +48,11 @@ def tune(
     """
     reporter = reporter or Reporter()
     if ranks is not None and ranks.rank:
-        save = push = tensorboard = None
+        save, push, public, tensorboard = None, None, False, None
     with contextlib.ExitStack() as stack:
         watch = None
         with agreed(ranks):
-            saving.check(save, push, public=public)
+            saving.check(save, push, public=public, beside=[place for place in (out, tensorboard) if place is not None])
             if tensorboard is not None:
                 watch = stack.enter_context(trackers.tensorboard(out, tensorboard, say=reporter.say))
         result = train.tune(config, out, resume=resume, reporter=reporter, watch=watch, ranks=ranks)
@@ -159,9 +159,8 @@ def replay(
         raise BadInput(f"result.json holds the weights of step {recorded['selected_step']}: verify without --until")
     if until is None and recorded is not None:
         until = recorded["selected_step"]
-    if recorded is not None and until != recorded["selected_step"] and not run.replays(place):
-        step = recorded["selected_step"]
-        raise BadInput(f"of this method's steps only step {step} is kept, in {run.BEST}: leave out --until")
+    if not run.replays(place):
+        _check_kept(place, recorded, until)
     built, contents = run.rebuild(place, until=until, model=model, device=device, say=reporter.say)
     if contents.torn_bytes:
         reporter.say(f"the ledger ends in {contents.torn_bytes} bytes of an unfinished step, which are left out")
@@ -177,6 +176,15 @@ def replay(
             built, contents, place, save_to=save, result=measured, push=push, public=public, say=reporter.say
         )  # fmt: skip
     return Replayed(step, sha256, agrees)
+
+
+def _check_kept(place: Path, recorded: dict[str, Any] | None, until: int | None) -> None:
+    """Of a method that no ledger rebuilds one step is kept, and which one it is only the end of the run tells."""
+    if recorded is None or recorded["status"] == outcome.INTERRUPTED:
+        raise BadInput(f"{place} does not tell which step's weights {run.BEST} holds: finish the run with --resume")
+    step = recorded["selected_step"]
+    if until != step:
+        raise BadInput(f"of this method's steps only step {step} is kept, in {run.BEST}: leave out --until")
 
 
 def _recorded(place: Path) -> dict[str, Any] | None:

@@ -86,7 +86,8 @@ def finish(
         run.keep_tensors(parts.folder / BEST, run.tuned_tensors(parts.model))
     test: dict[str, Any] = {}
     if status != INTERRUPTED and parts.splits.test:
-        notes.evaluated("test", chosen, evaluate_rows(parts, parts.splits.test, "tuned test"))
+        if notes.evaluation("test", chosen) is None:  # a crash may have come between this and the result
+            notes.evaluated("test", chosen, evaluate_rows(parts, parts.splits.test, "tuned test"))
         test = notes.evaluation("test", chosen) or {}
     steps = notes.of("step")
     noted = {line["step"]: line["forwards"] for line in steps}  # a crash may have lost a line, but no move

@@ -23,8 +23,8 @@ size h, vocabulary V. Terms, in bytes:
   that has more. Tables that are read by rows have copies of at most B L rows. A low-rank direction of a linear layer
   takes its factors. All of that once for each point that is evaluated at once: one with the engine ``stream``, 2 K
   with ``dual`` for K directions, whose activations are in memory together, too. ``in-place`` keeps a copy of the tuned
-  weights and makes one leaf at a time. Forward-mode slopes take a tangent of the largest leaf. A rule that is not linear in the
-  directions needs `TEMPORARIES` float32 copies of the largest leaf in its update, when activations have gone.
+  weights and makes one leaf at a time. Forward-mode slopes take a tangent of the largest leaf. A rule that is not
+  linear in the directions needs `TEMPORARIES` float32 copies of the largest leaf in its update, when activations have gone.
 
 The **total** is the peak: weights and state, and the larger of what forwards (and backwards) and the update need. With
 backpropagation it may be less than the sum, because activations are freed while gradients are made.
@@ -50,7 +50,7 @@ from gradless.errors import BadInput, pick, unknown
 from gradless.footprint import Batch
 from gradless.landscape import DUAL, ENGINES, IN_PLACE, MOST_COPIES, STREAM
 from gradless.live import Live
-from gradless.lm import LanguageModel
+from gradless.lm import LanguageModel, quiet_transformers
 from gradless.methods import FIRST, FORWARD, HYBRID, METHODS, Method
 from gradless.optimizer import ZerothOrder
 from gradless.subsets import units
@@ -78,7 +78,7 @@ class Settings:
     dtype: str | None = None
     """Of the weights; None: the checkpoint's own."""
     attention: str = "flash"
-    """flash: a fused kernel; eager: scores in memory."""
+    """flash: a fused kernel, where the architecture has one; eager: scores in memory."""
     objective: str = "option_ce"
     """option_ce scores label words; lm every token."""
     engine: str | None = None
@@ -171,6 +171,11 @@ def plan(settings: Settings) -> Plan:
         True
     """
     settings.check()
+    with quiet_transformers():
+        return _plan(settings)
+
+
+def _plan(settings: Settings) -> Plan:
     full = subject(settings, "full")
     engine = settings.engine or _usual_engine(settings)
     own = full if settings.scheme == "full" else subject(settings, settings.scheme)

@@ -24,7 +24,7 @@ HEADS = ("", "weights", "gradients", "optimizer state", "activations", "scratch"
 @click.option("--batch-size", default=16, show_default=True, help="Sequences of a forward.")
 @click.option("--length", default=256, show_default=True, help="Tokens of each sequence.")
 @click.option("--dtype", help="float32, bfloat16 or float16; by default the checkpoint's own.")
-@click.option("--attention", default="flash", show_default=True, help="flash (fused) or eager.")
+@click.option("--attention", default="flash", show_default=True, help="flash (fused, where the model can) or eager.")
 @click.option(
     "--objective", default="option_ce", show_default=True, help="option_ce (label words) or lm (every token)."
 )

@@ -127,10 +127,15 @@ def changed_first(found: Sequence[Prediction]) -> list[Prediction]:
     return sorted(found, key=lambda prediction: not prediction.changed)
 
 
-def examples(found: Sequence[Prediction], count: int = 3) -> list[dict[str, str]]:
-    """A few of them for ``result.json``."""
+def examples(found: Sequence[Prediction], count: int = 3) -> list[dict[str, str | None]]:
+    """A few of them for ``result.json``; ``before`` is None where the untouched model was not evaluated."""
     return [
-        {"prompt": one.text, "gold": one.gold[0], "before": (one.before or one.after).text, "after": one.after.text}
+        {
+            "prompt": one.text,
+            "gold": one.gold[0],
+            "before": one.before.text if one.before else None,
+            "after": one.after.text,
+        }
         for one in changed_first(found)[:count]
     ]
 

@@ -102,10 +102,11 @@ class Ranks:
         size = int(self.gather((len(payload),))[0][0])
         if not size:
             return b""
-        data = torch.frombuffer(bytearray(payload), dtype=torch.uint8) if not self.rank else torch.empty(0)
-        data = data if not self.rank else torch.empty(size, dtype=torch.uint8)
+        data = torch.empty(size, dtype=torch.uint8)
+        if self.rank == 0:
+            data = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+            self.sent += size * (self.size - 1)
         self._call(lambda: dist.broadcast(data, src=0, group=self.group))
-        self.sent += size * (self.size - 1) * (not self.rank)
         return data.numpy().tobytes()
 
     @contextlib.contextmanager
@@ -184,5 +185,5 @@ def agreed(ranks: Ranks | None) -> contextlib.AbstractContextManager[None]:
 
 def _reason(error: RuntimeError) -> str:
     """The last part of the first line of what gloo said: file names and addresses come before it."""
-    first = str(error).strip().split("\n")[0]
+    first = str(error).strip().split("\n")[0].split(". ")[0]
     return first.rsplit("] ", 1)[-1].rstrip(". ")[:120] or type(error).__name__

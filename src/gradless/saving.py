@@ -12,8 +12,11 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import dataclasses
 import shutil
+import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +25,26 @@ from torch import nn
 
 from gradless import card, hub, lm, run
 from gradless.batching import has_label_head
-from gradless.cache import ensure
 from gradless.card import RECORD, TASK_FILE, Facts
 from gradless.config import TuneConfig
 from gradless.errors import BadInput
 from gradless.ledger import Contents
 from gradless.notes import write_json
 
+TEMPORARY = ".saving-"  # what a killed process leaves beside the folder has this name
 
-def check(save: Path | None, push: str | None, *, public: bool = False) -> None:
+
+def check(save: Path | None, push: str | None, *, public: bool = False, beside: Iterable[Path] = ()) -> None:
     """Refuse, before any work is done, what cannot be saved or pushed.
 
+    Args:
+        save: the folder.
+        push: the name on the hub.
+        public: whether everybody may see it there.
+        beside: folders that will hold something by the time the model is saved.
+
     Raises:
-        BadInput: the folder holds something, or the hub cannot be reached for a reason that is known without it.
+        BadInput: the folder holds something or will, or the hub cannot be reached for a reason known without it.
     """
     if public and push is None:
         raise BadInput("--public says how a model is pushed: add --push OWNER/NAME, or leave it out")
@@ -43,6 +53,9 @@ def check(save: Path | None, push: str | None, *, public: bool = False) -> None:
             raise BadInput(f"{save} exists already and is a file: choose a new folder for --save")
         if save.is_dir() and any(save.iterdir()):
             raise BadInput(f"{save} exists already and is not empty: choose a new folder for --save, or remove it")
+        for place in beside:
+            if place.resolve().is_relative_to(save.resolve()):
+                raise BadInput(f"{save} will hold {place}, and --save needs a folder of its own: choose another")
     if push is not None:
         hub.check(push)
 
@@ -75,10 +88,13 @@ def save(
         OSError: it cannot be written; nothing is left behind.
     """
     config, step, sha256 = TuneConfig.from_json(contents.header["config"]), built.optimizer.t, run.tuned_sha256(built)
+    # Where the base model is now, for those who load an adapter; the record keeps what the run was given.
+    base = str(Path(built.lm.source).resolve()) if Path(built.lm.source).exists() else built.lm.source
+    here = dataclasses.replace(config, model=base)
     facts = Facts(
         name=(repo_id or target.resolve().name).rpartition("/")[2],
         place=repo_id or str(target),
-        config=config,
+        config=here,
         step=step,
         header=contents.header,
         result=result,
@@ -88,7 +104,7 @@ def save(
     )
 
     def build(folder: Path) -> None:
-        _weights(built.lm, config, contents.header, folder)
+        _weights(built.lm, here, contents.header, folder)
         _record(config, contents, place, result, folder / RECORD)
         text = folder / "README.md"
         text.write_text(card.render(facts), encoding="utf-8")
@@ -96,14 +112,16 @@ def save(
             path.chmod(text.stat().st_mode)
 
     check(target, None)
-    if target.is_dir():
-        target.rmdir()
-    try:
-        ensure(target, build)
-    except BadInput as error:  # which speaks of the cache
-        if isinstance(error.__cause__, OSError):
-            raise error.__cause__ from None
-        raise
+    target = target.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=target.parent) as scratch:
+        whole = Path(scratch) / "model"  # a folder with the user's own permissions, which the one around it has not
+        whole.mkdir()
+        build(whole)
+        check(target, None)  # whoever filled it meanwhile keeps what is there
+        if target.is_dir():
+            target.rmdir()
+        whole.rename(target)
 
 
 def _weights(model: lm.LanguageModel, config: TuneConfig, header: dict[str, Any], folder: Path) -> None:
@@ -173,17 +191,17 @@ def deliver(
     Raises:
         BadInput: as `save` and `gradless.hub.push`.
     """
-    target = save_to or run.ledger_path(place).parent / f".push-{os.getpid()}"
-    try:
+    with contextlib.ExitStack() as stack:
+        target = save_to
+        if target is None:
+            scratch = tempfile.TemporaryDirectory(prefix=".push-", dir=run.ledger_path(place).parent)
+            target = Path(stack.enter_context(scratch)) / "model"
         save(built, contents, place, target, result=result, repo_id=push)
         if save_to is not None:
             say(f"saved to {save_to}")
         if push is not None:
             say(f"the ledger and the card name the model and data as this run did: {_named(contents)}")
             say(f"pushed to {hub.push(target, push, public=public, say=say)}")
-    finally:
-        if save_to is None:
-            shutil.rmtree(target, ignore_errors=True)
 
 
 def _named(contents: Contents) -> str:

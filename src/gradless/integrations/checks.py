@@ -34,7 +34,6 @@ REFUSED = {
     "parallelism_config": "sharded weights cannot be perturbed: leave it out and start with torchrun",
     "auto_find_batch_size": "it starts over on weights that have moved: set per_device_train_batch_size",
     "torch_compile": "a compiled model reads its weights where they cannot be served: leave it out",
-    "sync_each_batch": "there are no gradients to synchronise: leave it out",
 }
 
 

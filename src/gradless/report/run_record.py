@@ -169,6 +169,8 @@ def load(folder: Path) -> RunRecord:
         remarks.append("result.json cannot be read: restore it from a copy, or delete it and continue with --resume.")
     lines = _lines(folder / "metrics.jsonl", remarks)
     steps = _steps(moves, lines)
+    if result.get("status") == INTERRUPTED and moves and number(result.get("steps")) != len(moves):
+        result = {}  # of the interrupt before: the run went on since then, and has not ended
     unnoted = sum(step.seconds is None for step in steps)
     if unnoted and lines:
         remarks.append(
