@@ -200,12 +200,13 @@ def deliver(
         if save_to is not None:
             say(f"saved to {save_to}")
         if push is not None:
-            say(f"the ledger and the card name the model and data as this run did: {_named(contents)}")
+            say(f"the ledger and the card name the model and data as this run did: {_named(built, contents)}")
             say(f"pushed to {hub.push(target, push, public=public, say=say)}")
 
 
-def _named(contents: Contents) -> str:
-    """Paths and names in the ledger's header, which everybody who may see the model may read."""
+def _named(built: run.Model, contents: Contents) -> str:
+    """Paths and names in the ledger's header and the card, which everybody who may see the model may read."""
     config = contents.header["config"]
     own = (config["own"].get(name) for name in ("train", "dev", "test"))
-    return ", ".join(str(name) for name in (config["model"], config["data"], *own) if name)
+    names = (config["model"], built.lm.source, config["data"], *own)
+    return ", ".join(dict.fromkeys(str(name) for name in names if name))
