@@ -261,8 +261,9 @@ def _check_other(words: list[str], place: str) -> None:
 
 def check_gradless(words: list[str], place: str) -> None:
     """Parse a command line without running it, then look at the names among its values."""
-    command, path = main, ["gradless"]
+    command, path, above = main, ["gradless"], None
     while isinstance(command, click.Group):
+        above = click.Context(command, above, path[-1], **command.context_settings)  # its settings are inherited
         assert words, f"{place}: {' '.join(path)} needs a command"
         if words[0].startswith("-"):
             return  # gradless --version
@@ -270,7 +271,7 @@ def check_gradless(words: list[str], place: str) -> None:
         command, path, words = command.commands[words[0]], [*path, words[0]], words[1:]
     with contextlib.suppress(click.exceptions.Exit):  # --help
         try:
-            context = command.make_context(path[-1], _without_files(words))
+            context = command.make_context(path[-1], _without_files(words), parent=above)
         except click.UsageError as error:
             raise AssertionError(f"{place}: {' '.join(path)}: {error.format_message()}") from None
         for name, value in context.params.items():

@@ -18,6 +18,7 @@ from gradless import __version__, assets, tasks
 from gradless.command_line import tune_command
 from gradless.config import TuneConfig
 from gradless.methods import METHODS
+from gradless.metrics import SHARES
 from gradless.tasks.own import parse_labels
 
 RECORD: Final = "gradless"  # the folder of the run's record inside a saved model
@@ -80,7 +81,7 @@ def render(facts: Facts) -> str:
         "## Results",
         _results(facts),
         "## Use",
-        _prompt(config),
+        _prompt(config, facts.masked),
         f"```python\n{loading(facts)}\n```",
         *([_about_head(facts)] if config.scheme == "head" else []),
         "## How it was made",
@@ -188,8 +189,8 @@ def _metadata(facts: Facts) -> str:
 
 
 def _interval_of(name: str, result: dict[str, Any] | None) -> str:
-    """Accuracy is the share of right answers, which has an interval."""
-    if name != "accuracy" or result is None or "test" not in result["interval"]:
+    """A share of right answers has an interval."""
+    if name not in SHARES or result is None or "test" not in result["interval"]:
         return ""
     low, high = result["interval"]["test"]
     return f" (95 % interval {low:.3f} to {high:.3f})"
@@ -229,7 +230,7 @@ def _results(facts: Facts) -> str:
     return "\n".join([*lines, "", about])
 
 
-def _prompt(config: TuneConfig) -> str:
+def _prompt(config: TuneConfig, masked: bool) -> str:
     """What the model expects to read."""
     if config.own:
         labels = config.own["labels"]
@@ -238,7 +239,7 @@ def _prompt(config: TuneConfig) -> str:
     else:
         assert config.task is not None
         task = tasks.get(config.task)
-        words = [word.strip() for word in task.label_words or ()]
+        words = [word.strip() for word in (task.masked_words if masked else task.label_words) or ()]
         form = f"gradless's prompt of the task `{task.name}`" + ("" if config.aligned else ", unaligned")
     answers = f", answered by one of: {', '.join(map(_code, words))}" if words else ""
     return f"It was tuned on text in {form}{answers}."

@@ -60,7 +60,9 @@ save_options = options(
         "--save", type=PATH, help="Write the tuned model (or adapter), tokenizer and model card to this folder."
     ),
     click.option("--push", metavar="OWNER/NAME", help="Upload that folder to the Hugging Face hub."),
-    click.option("--public", is_flag=True, help="Make the repository of --push public; it is private otherwise."),
+    click.option(
+        "--public", is_flag=True, help="A new repository of --push is public, and an existing public one may be used."
+    ),
 )
 out_option = click.option("--out", type=PATH, required=True, help="Run directory.")
 

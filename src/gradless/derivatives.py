@@ -23,6 +23,15 @@ from gradless.errors import BadInput
 from gradless.gradients import Leaf, Mixture, combine
 
 DATA: Any = Tensor.data
+# Answers about a tensor that do not depend on its values.
+METADATA = frozenset(
+    (
+        *("size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_contiguous"),
+        *("element_size", "is_floating_point", "is_complex", "is_signed", "get_device", "data_ptr"),
+        *("untyped_storage", "has_names", "is_inference", "requires_grad_", "register_hook", "retain_grad"),
+        *("__len__", "__hash__", "__repr__", "__format__"),
+    )
+)
 
 
 def gradients(
@@ -105,7 +114,7 @@ class Tangents(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         """Call ``func`` with every tuned parameter among its arguments made dual."""
         kwargs = kwargs or {}
-        if not self._reads((args, kwargs)):
+        if func.__name__ in METADATA or not self._reads((args, kwargs)):
             return func(*args, **kwargs)
         if func.__name__ == "__get__":  # an attribute: only .data, .T and the like depend on the values
             plain = func(*args, **kwargs)

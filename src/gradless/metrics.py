@@ -135,6 +135,10 @@ SCORES: Final[dict[str, Callable[[Sequence[Any], Sequence[Any]], NDArray[np.floa
 """Metrics that are means of a score per example, which `difference_interval` compares."""
 
 
+SHARES: Final = ("accuracy", "exact_match")
+"""Metrics that are the share of right answers, which intervals are of."""
+
+
 def wilson(correct: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's score interval of a proportion, by default at 95 % (Wilson 1927).
 

@@ -24,7 +24,8 @@ size h, vocabulary V. Terms, in bytes:
   takes its factors. All of that once for each point that is evaluated at once: one with the engine ``stream``, 2 K
   with ``dual`` for K directions, whose activations are in memory together, too. ``in-place`` keeps a copy of the tuned
   weights and makes one leaf at a time. Forward-mode slopes take a tangent of the largest leaf. A rule that is not
-  linear in the directions needs `TEMPORARIES` float32 copies of the largest leaf in its update, when activations have gone.
+  linear in the directions needs `TEMPORARIES` float32 copies of the largest leaf in its update, when activations have
+  gone.
 
 The **total** is the peak: weights and state, and the larger of what forwards (and backwards) and the update need. With
 backpropagation it may be less than the sum, because activations are freed while gradients are made.

@@ -29,21 +29,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gradless.ahead import Buffer, Copies, Order
 from gradless.copies import SMALL, Walk
 from gradless.deferred import Deferred
+from gradless.derivatives import METADATA
 from gradless.gradients import Leaf
 from gradless.points import Points, branch, empty_copies
 from gradless.thin import Thin
 
 # Functions that have read their weight completely when they return, and are worth a reused buffer.
 CONSUMING = frozenset((F.linear, F.conv1d, F.layer_norm, F.rms_norm, torch.addmm, torch.mul, torch.Tensor.mul))
-# Answers about a tensor that do not depend on its values.
-METADATA = frozenset(
-    (
-        *("size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_contiguous"),
-        *("element_size", "is_floating_point", "is_complex", "is_signed", "get_device", "data_ptr"),
-        *("untyped_storage", "has_names", "is_inference", "requires_grad_", "register_hook", "retain_grad"),
-        *("__len__", "__hash__", "__repr__", "__format__"),
-    )
-)
 
 
 class Serving(TorchFunctionMode):
@@ -312,6 +304,7 @@ class Pool:
         if not fits:
             # A larger buffer replaces the smaller ones: the pool never holds more than was needed at once.
             self.free = [b for b in self.free if b.dtype != dtype or b.device != device]
+            del same  # or they would live on while the larger one is made
             return torch.empty(size, dtype=dtype, device=device)
         best = min(fits, key=Tensor.numel)
         self.free = [b for b in self.free if b is not best]

@@ -9,11 +9,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from gradless.metrics import SHARES
 from gradless.plots import running_mean
 from gradless.report.figures import INK, PALE, POINT, SETTINGS, plain_axes
 from gradless.report.run_record import RunRecord, Step, counted
 from gradless.report.run_tables import memory_rows, size_text
-from gradless.report.run_verdict import SHARE_METRICS
 from gradless.report.study import median
 
 BLUE, ORANGE, RED = "#2f7fd1", "#c47f0e", "#d9542b"  # middle tones, to be read on white and on near-black
@@ -92,12 +92,12 @@ def _metric(record: RunRecord) -> Drawing | None:
     told = f"Dev {title} during training." if dev else ""
     for place, (step, value, ends) in enumerate(test):
         label = "test" if place == 0 else None
-        bars = [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]] if ends and name in SHARE_METRICS else None
+        bars = [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]] if ends and name in SHARES else None
         axes.errorbar(
             [step], [value], bars, fmt="s", color=BLUE, markersize=5.5, linewidth=1.4, capsize=4, label=label, zorder=3
         )  # fmt: skip
     if test:
-        bars_told = ", with 95 % intervals" if name in SHARE_METRICS else ""
+        bars_told = ", with 95 % intervals" if name in SHARES else ""
         told += f" Squares: test, before and after{bars_told}. Test was not looked at in between."
     axes.margins(y=0.15)
     told += _mark_selected(axes, record)

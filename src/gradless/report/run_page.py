@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 from gradless.command_line import tune_command
 from gradless.methods import FIRST, FORWARD, HYBRID
+from gradless.metrics import SHARES
 from gradless.outcome import DONE
 from gradless.report.files import mapping
 from gradless.report.page import assemble, definitions, inline
 from gradless.report.run_figures import Drawing
 from gradless.report.run_record import UNFINISHED, RunRecord, counted
-from gradless.report.run_verdict import SHARE_METRICS, shares, verdict
+from gradless.report.run_verdict import shares, verdict
 from gradless.report.study import show
 from gradless.report.table import NOTHING, Table, as_html
 
@@ -85,9 +86,9 @@ def _tiles(record: RunRecord) -> str:
     before, after = record.numbers("zero_shot").get(name), record.numbers("test").get(name)
     if after is None:
         return ""
-    ends = {part: record.interval(part) if name in SHARE_METRICS else None for part in ("zero_shot", "test")}
+    ends = {part: record.interval(part) if name in SHARES else None for part in ("zero_shot", "test")}
     gain, found = (None if before is None else after - before), shares(record)
-    paired = record.interval("difference") if name in SHARE_METRICS else None
+    paired = record.interval("difference") if name in SHARES else None
     moved = "" if found.fixed is None else f"{found.fixed:,} fixed, {found.broken:,} broken"
     return (
         '<div class="tiles">'

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from gradless.metrics import SHARES
 from gradless.outcome import DIVERGED, INTERRUPTED
 from gradless.report.run_record import UNFINISHED, RunRecord, counted
 
 BETTER, WORSE, UNCLEAR, UNKNOWN = "better", "worse", "unclear", "unknown"
-SHARE_METRICS = ("accuracy", "exact_match")
-"""Metrics that are the share of right answers, which the intervals are of."""
 
 
 class Shares(NamedTuple):
@@ -55,7 +54,7 @@ def shares(record: RunRecord) -> Shares:
 
 def _share(record: RunRecord, part: str, right: tuple[bool, ...]) -> float | None:
     found = record.numbers(part)
-    for name in SHARE_METRICS:
+    for name in SHARES:
         if name in found:
             return found[name]
     return sum(right) / len(right) if found and right else None
