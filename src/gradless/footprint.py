@@ -17,11 +17,12 @@ from torch.overrides import TorchFunctionMode
 
 from gradless import layers
 from gradless.batching import has_label_head
-from gradless.derivatives import METADATA, read_rows
+from gradless.derivatives import METADATA
 from gradless.errors import BadInput
 from gradless.live import FusedAttention, Live, NeedsValues
 from gradless.lm import LanguageModel
 from gradless.scoring import LOGITS_BYTES
+from gradless.streaming import read_rows
 
 CANDIDATES = 2  # label words
 TRUNCATED = 60  # letters of somebody else's message
