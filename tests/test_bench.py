@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import math
 import os
@@ -324,7 +325,8 @@ def started(place: Place, runs: int, *, seconds: float = 0.3, before: tuple[str,
     """A benchmark in a process of its own that has started so many runs."""
     environment = {**os.environ, "FAKE_SECONDS": str(seconds), "PYTHONPATH": os.pathsep.join([*sys.path])}
     command = [*before, sys.executable, "-c", SCRIPT, str(place.grid.parent)]
-    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     until = time.monotonic() + 60
     while len(place.started) < runs:
         assert process.poll() is None, process.communicate()[1]
