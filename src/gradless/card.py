@@ -76,7 +76,7 @@ def render(facts: Facts) -> str:
     parts = [
         f"---\n{_metadata(facts)}---",
         f"# {facts.name}",
-        f"{what} of [gradless](https://pypi.org/project/gradless/): `{config.model}` tuned on {_task_title(config)} "
+        f"{what} of gradless: `{config.model}` tuned on {_task_title(config)} "
         f"with `{config.method}` ({_about_method(config)}), scheme `{config.scheme}`.",
         "## Results",
         _results(facts),

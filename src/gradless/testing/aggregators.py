@@ -80,11 +80,9 @@ def check_aggregator(
         >>> check_aggregator(lambda f: krum(f=f), n=11, f=2)
     """
     run(
-        aggregator_checks(
-            n=n, f=f, translation=translation, permutation=permutation, mean=mean, bound=bound, box=box
-        ),
+        aggregator_checks(n=n, f=f, translation=translation, permutation=permutation, mean=mean, bound=bound, box=box),
         make,
-    )  # fmt: skip
+    )
 
 
 def deterministic(make: MakeRule, given: Claims) -> None:
