@@ -21,11 +21,14 @@ import pytest
 import run_helpers as h
 from gradless import claims, cli
 from gradless.bench import grid, results
+from gradless.bench import place as place_module
 from gradless.bench import process as processes
 from gradless.bench.runner import Outcome, bench, overhead
 from gradless.config import TuneConfig
 from gradless.errors import BadInput
 from gradless.progress import Reporter
+from gradless.report.choice import choose
+from gradless.report.study import load
 
 GRID = """
 seeds = [1, 2]
@@ -429,9 +432,57 @@ def test_another_grid_is_refused_with_what_differs(place):
     place.bench()
     place.grid.write_text(GRID.replace("evaluations = 2", "evaluations = 3"))
     with pytest.raises(
-        BadInput, match=r"holds another grid .base.evaluations was 2 and is now 3.: choose another --out"
+        BadInput,
+        match=r"holds another grid .base.evaluations was 2 and is now 3., which can grow but not change: choose",
     ):
         place.bench()
+
+
+WIDER = GRID.replace("lr = [1e-4, 1e-3, 1e-2]", "lr = [1e-4, 1e-3, 1e-2, 1e-1]")
+
+
+def test_a_grid_may_grow_in_place(place):
+    narrow = GRID.replace("1e-4, 1e-3, 1e-2", "1e-5, 1e-4")  # the best of it, 1e-4, is not the best of all
+    place.grid.write_text(narrow)
+    place.bench()
+    before, kept = set(place.started), (place.out / "grid.toml").read_text()
+    place.grid.write_text(narrow.replace("1e-4]", "1e-4, 1e-3]").replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
+    place.bench(dry_run=True)
+    assert (place.out / "grid.toml").read_text() == kept
+    place.bench()
+    new = set(place.started) - before
+    assert len(place.started) == len(before) + len(new)  # nothing was made twice
+    assert len(new) == 1 + 2 + 2 * 3  # a zero-shot run of the third seed, a search run and three final ones a cell
+    assert (place.out / "grid.toml").read_text() == place.grid.read_text()
+    finals = [line for line in place.lines if line["phase"] == "final"]
+    assert {line["point"]["lr"] for line in finals} == {1e-3}  # those of 1e-4 are no longer asked for ...
+    assert len(finals) == 2 * 3
+    study = load(place.out)
+    assert study.missing() == 0
+    assert {choose(study, cell).edges["lr"] for cell in study.cells} == {"highest tried"}
+    assert all((place.out / "runs" / run).is_dir() for run in before)  # ... and stay
+
+
+def test_a_grid_does_not_shrink(place):
+    place.grid.write_text(WIDER)
+    place.bench()
+    place.grid.write_text(GRID)
+    with pytest.raises(BadInput, match=r"holds another grid .grid.lr was .* can grow but not change"):
+        place.bench()
+    assert (place.out / "grid.toml").read_text() == WIDER
+
+
+def test_a_worker_ends_when_another_widens_the_grid(place, monkeypatch):
+    asked = place_module.ask
+
+    def widened(wanted, out):
+        asked(wanted, out)
+        (out / "grid.toml").write_text(WIDER)
+
+    monkeypatch.setattr(place_module, "ask", widened)
+    with pytest.raises(BadInput, match="start this worker again"):
+        place.bench()
+    assert (place.out / "grid.toml").read_text() == WIDER
 
 
 def test_runs_of_another_release_are_refused(place, monkeypatch):

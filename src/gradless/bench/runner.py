@@ -19,16 +19,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradless import claims, run
-from gradless.bench import estimate, grid, results, toml
+from gradless.bench import estimate, grid, place, results
 from gradless.bench import process as processes
 from gradless.bench.grid import FINAL, SEARCH, Cost, Request, cell_name
 from gradless.bench.nursery import Nursery
 from gradless.bench.process import Child, Command
 from gradless.bench.results import overhead
 from gradless.bench.toml import Grid
-from gradless.config import TuneConfig, difference
+from gradless.config import TuneConfig
 from gradless.errors import BadInput
-from gradless.notes import write_json, write_text
 from gradless.progress import Reporter
 
 __all__ = ["Outcome", "bench", "overhead"]
@@ -36,7 +35,6 @@ __all__ = ["Outcome", "bench", "overhead"]
 # Settings that a step's cost does not depend on.
 NO_COST = ("lr", "eps", "seed", "steps", "eval_every", "num_train", "num_dev", "num_test", "own", "data")
 POLL = 0.2  # seconds between two looks at what runs, and ten times that where only others work
-WHOLE = "directory"  # the claim on results.jsonl and the requests
 
 
 class Outcome(NamedTuple):
@@ -108,15 +106,15 @@ def bench(
             raise BadInput(f"--{name} is {number}: it must be at least 1")
     asked, price = grid.read(grid_path), _remembered(cost or run.step_cost)
     out = out.resolve()
-    _check_place(asked, out)
+    place.check_folder(out)
     board = Board(grid=asked, out=out, possible=_in_order(asked, price))
-    _check_requests(board)
+    place.check_runs(asked, board.possible, out)
     _check_data(board)
     if dry_run:
         _refresh(board)
         estimate.show(board.wanted, _expected(board), board.lines, price, reporter.say)
         return _outcome(board)
-    _open(board)
+    place.join(asked, board.possible, out)
     return _work(board, workers, threads, reporter, command, poll)
 
 
@@ -145,38 +143,6 @@ def _remembered(cost: Cost) -> Cost:
     return told
 
 
-def _check_place(asked: Grid, out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"{out} is a file, not a folder: choose another --out")
-    if (out / "config.json").exists():
-        raise BadInput(f"{out} holds a single run: choose another --out")
-    copy = out / "grid.toml"
-    if copy.exists():
-        changed = toml.difference(toml.parse(copy).values, asked.values)
-        if changed:
-            raise BadInput(f"{out} holds another grid ({changed}): choose another --out")
-
-
-def _check_requests(board: Board) -> None:
-    """Refuse a directory whose runs this grid would not ask for: begun elsewhere, or by another release."""
-    known = {one.id: one for one in board.possible}
-    for path in sorted((board.out / "requests").glob("*.json")):
-        if path.stem in known:
-            continue
-        try:
-            old = json.loads(path.read_text())
-            same = [
-                one
-                for one in board.possible
-                if (one.phase, one.cell, one.point, one.seed) == (old["phase"], old["cell"], old["point"], old["seed"])
-            ]
-            changed = difference(TuneConfig.from_json(old["config"]), same[0].config) if same else None
-        except (BadInput, ValueError, KeyError, TypeError):
-            changed = None
-        reason = changed or "its runs were made with another release of gradless"
-        raise BadInput(f"{board.out} holds other runs of this grid ({reason}): choose another --out")
-
-
 def _check_data(board: Board) -> None:
     """Read the local files of each task once, so that a missing file or row is known at once."""
     seen = set()
@@ -199,16 +165,6 @@ def _expected(board: Board) -> list[Request]:
     first = {cell.name: cell.points[0] for cell in grid.cells(board.grid)}
     finals = [one for one in board.possible if one.phase == FINAL and cell_name(one.cell) in open_cells]
     return [one for one in finals if one.point == first[cell_name(one.cell)]]
-
-
-def _open(board: Board) -> None:
-    """Make the directory, or join those who work in it."""
-    for name in ("requests", "runs", "locks"):
-        (board.out / name).mkdir(parents=True, exist_ok=True)
-    with _alone(board):
-        if not (board.out / "grid.toml").exists():
-            write_text(board.out / "grid.toml", board.grid.path.read_text(encoding="utf-8"))
-    _check_place(board.grid, board.out)  # again: another may have opened it with another grid
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -301,12 +257,10 @@ def _finish(board: Board, children: list[Child], ended: list[tuple[Child, str]],
 def _record(board: Board, reporter: Reporter, made: list[Request] | None = None) -> None:
     """Learn what is finished, ask for what follows from it, and write both down."""
     before, known = len(board.settled), set(board.hopeless)
-    with _alone(board):
+    with place.alone(board.out):
+        place.check_grid(board.grid, board.out)
         _refresh(board)
-        for one in board.wanted:
-            path = results.request_file(board.out, one.id)
-            if not path.exists():
-                write_json(path, one.to_json())
+        place.ask(board.wanted, board.out)
         if len(board.settled) > before or made or not (board.out / results.RESULTS).exists():
             results.rebuild(board.out, board.lines.values())
     for name in board.hopeless:
@@ -336,12 +290,6 @@ def _refresh(board: Board) -> None:
                 board.settled |= {one.id} if settled else set()
         if len(board.lines) == before:
             return
-
-
-@contextlib.contextmanager
-def _alone(board: Board) -> Iterator[None]:
-    with claims.alone(board.out / "locks" / WHOLE):
-        yield
 
 
 @contextlib.contextmanager
