@@ -291,6 +291,14 @@ def test_the_hub_can_read_the_card(tmp_path):
     assert "examples" not in json.loads((tmp_path / "saved" / "gradless" / "result.json").read_text())
 
 
+def test_the_card_tells_of_a_run_that_did_not_end(tmp_path):
+    facts = facts_of(tuned(tmp_path))
+    assert "did not come to its end" not in card.render(facts)
+    assert facts.result is not None
+    diverged = dataclasses.replace(facts, result={**facts.result, "status": "diverged"})
+    assert "The run did not come to its end (diverged)." in card.render(diverged)
+
+
 @pytest.mark.parametrize(
     ("model", "base", "code"),
     [
@@ -454,7 +462,7 @@ class FakeApi:
     """Keeps what would go to the hub."""
 
     calls: list[tuple[str, Any]]
-    private = True
+    private: bool | None = None  # of a repository that exists before
     failure: Exception | None = None
 
     def create_repo(self, repo_id: str, **how: Any) -> str:
@@ -464,7 +472,8 @@ class FakeApi:
         return f"https://huggingface.co/{repo_id}"
 
     def model_info(self, repo_id: str) -> Any:
-        return type("Info", (), {"private": self.private})
+        created = self.calls[-1][1][1]["private"]
+        return SimpleNamespace(private=created if self.private is None else self.private)
 
     def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> None:
         files = {str(p.relative_to(folder_path)) for p in Path(folder_path).rglob("*") if p.is_file()}
@@ -519,6 +528,16 @@ def test_a_public_repository_is_not_used_by_accident(tmp_path, api, monkeypatch)
     assert [name for name, _ in api.calls] == ["create"]
     jobs.replay(place, push="me/mine", public=True, reporter=QUIET)
     assert [name for name, _ in api.calls] == ["create", "create", "upload"]
+
+
+def test_a_private_repository_stays_private(tmp_path, api, monkeypatch):
+    place = tuned(tmp_path)
+    arguments = ["replay", str(place), "--push", "me/mine", "--public"]
+    assert "stays private" not in CliRunner().invoke(main, arguments).output
+    monkeypatch.setattr(api, "private", True)
+    found = CliRunner().invoke(main, arguments)
+    assert found.exit_code == 0
+    assert "me/mine exists and stays private" in found.output
 
 
 def refusal(code: int) -> Exception:

@@ -19,6 +19,7 @@ from gradless.command_line import tune_command
 from gradless.config import TuneConfig
 from gradless.methods import METHODS
 from gradless.metrics import SHARES
+from gradless.notes import DONE
 from gradless.tasks.own import parse_labels
 
 RECORD: Final = "gradless"  # the folder of the run's record inside a saved model
@@ -261,7 +262,9 @@ def _cost(config: TuneConfig, result: dict[str, Any]) -> str:
         peak, floor = result["peak_memory_bytes"] / 1e9, result["inference_memory_bytes"] / 1e9
         memory = f" Peak memory {peak:.2f} GB, of inference on such a batch {floor:.2f} GB."
     backward = ", a backward pass counted as two," if METHODS[config.method].differentiates else ""
+    ended = "" if result["status"] == DONE else f"The run did not come to its end ({result['status']}). "
     return (
+        f"{ended}"
         f"{result['forwards']:,} forward passes{backward} in {result['steps']:,} steps and "
         f"{result['train_seconds']:,.0f} s on "
         f"{versions.get('machine', 'an unnamed machine')}, engine `{result['engine']}`.{memory}"

@@ -11,9 +11,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from gradless import assets, lm, outcome, rng, train
+from gradless import assets, lm, rng, train
 from gradless.config import TuneConfig
 from gradless.errors import BadInput
+from gradless.notes import INTERRUPTED
 from gradless.progress import Reporter
 
 MODEL, CORPUS = "gemma-3-270m", "movie-sentences"
@@ -58,7 +59,7 @@ def demo(folder: Path, *, steps: int, seed: int, resume: bool) -> dict[str, Any]
         num_test=NUM_TEST,
     )
     result = train.tune(config, folder, resume=resume, reporter=reporter)
-    if result["status"] != outcome.INTERRUPTED:
+    if result["status"] != INTERRUPTED:
         _show(result, folder)
     return result
 

@@ -57,7 +57,10 @@ def push(folder: Path, repo_id: str, *, public: bool = False, say: Say = print) 
     try:
         api = HfApi()
         address = api.create_repo(repo_id, exist_ok=True, private=not public)
-        if not public and not api.model_info(repo_id).private:
+        private = api.model_info(repo_id).private  # a repository that existed stays what it was
+        if public and private:
+            say(f"{repo_id} exists and stays private; its settings page on the hub can make it public")
+        elif not public and not private:
             raise BadInput(f"{repo_id} is public: add --public if everybody may see this model, or choose another name")
         say(f"uploading to {address}")
         api.upload_folder(repo_id=repo_id, folder_path=str(folder), commit_message="Upload a model tuned with gradless")

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradless import evaluate as evaluation
-from gradless import lm, methods, metrics, objectives, outcome, run, saving, schemes, tasks, trackers, train
+from gradless import lm, methods, metrics, objectives, run, saving, schemes, tasks, trackers, train
 from gradless.config import TuneConfig
 from gradless.errors import BadInput, pick
-from gradless.notes import versions, write_json
+from gradless.notes import DONE, INTERRUPTED, versions, write_json
 from gradless.progress import Reporter
 from gradless.ranks import Ranks, agreed
 
@@ -57,7 +57,7 @@ def tune(
                 watch = stack.enter_context(trackers.tensorboard(out, tensorboard, say=reporter.say))
         result = train.tune(config, out, resume=resume, reporter=reporter, watch=watch, ranks=ranks)
     if save is not None or push is not None:
-        if result["status"] == outcome.DONE:
+        if result["status"] == DONE:
             replay(out, save=save, push=push, public=public, device=config.device, reporter=reporter)
         else:
             reporter.say(f"the run is {result['status']}, so nothing is saved: see 'gradless replay {out} --save DIR'")
@@ -98,7 +98,7 @@ def evaluate(
             progress=lambda done, total: show(done, ""),
         )
     result = {
-        "status": outcome.DONE,
+        "status": DONE,
         "mode": mode,
         "config": config.to_json(),
         "test": found.metrics,
@@ -180,7 +180,7 @@ def replay(
 
 def _check_kept(place: Path, recorded: dict[str, Any] | None, until: int | None) -> None:
     """Of a method that no ledger rebuilds one step is kept, and which one it is only the end of the run tells."""
-    if recorded is None or recorded["status"] == outcome.INTERRUPTED:
+    if recorded is None or recorded["status"] == INTERRUPTED:
         raise BadInput(f"{place} does not tell which step's weights {run.BEST} holds: finish the run with --resume")
     step = recorded["selected_step"]
     if until != step:

@@ -18,6 +18,9 @@ from gradless import __version__
 from gradless.evaluate import Evaluation
 from gradless.memory import PeakMeter
 
+DONE, DIVERGED, INTERRUPTED = "done", "diverged", "interrupted"
+"""How a run ended: ``status`` in its ``result.json``."""
+
 
 class Notes:
     """``metrics.jsonl``: one JSON line an event. Lines after step ``keep`` (of a torn end) are dropped on resume.

@@ -16,7 +16,7 @@ from gradless.config import TuneConfig
 from gradless.errors import BadInput
 from gradless.evaluate import Evaluation
 from gradless.methods import METHODS
-from gradless.notes import Notes, versions, write_json
+from gradless.notes import DONE, INTERRUPTED, Notes, versions, write_json
 from gradless.objectives import Objective
 from gradless.optimizer import Move
 from gradless.predictions import Prediction
@@ -24,8 +24,6 @@ from gradless.progress import Reporter
 from gradless.ranks import Ranks
 from gradless.run import BEST, Model
 from gradless.tasks import Splits, Task
-
-DONE, DIVERGED, INTERRUPTED = "done", "diverged", "interrupted"
 
 
 class Parts(NamedTuple):

@@ -22,9 +22,9 @@ from gradless.encode import Encoded
 from gradless.errors import BadInput, Diverged
 from gradless.memory import PeakMeter
 from gradless.methods import METHODS
-from gradless.notes import Notes, write_json
+from gradless.notes import DIVERGED, DONE, INTERRUPTED, Notes, write_json
 from gradless.optimizer import Move
-from gradless.outcome import DIVERGED, DONE, INTERRUPTED, Parts
+from gradless.outcome import Parts
 from gradless.progress import Reporter
 from gradless.ranks import BATCH, Ranks, agreed
 from gradless.run import BEST

@@ -26,7 +26,7 @@ from gradless.bench.toml import EVALUATIONS, NAMED, OPTION, OWN, Axes, Grid, Set
 from gradless.config import TuneConfig
 from gradless.errors import BadInput
 from gradless.methods import HYBRID, METHODS
-from gradless.outcome import DONE as DONE
+from gradless.notes import DONE as DONE
 
 PHASES = SEARCH, FINAL, ZERO_SHOT = "search", "final", "zero-shot"
 # Schemes that tune nothing by layers of the model, which some methods tell apart.

@@ -13,8 +13,7 @@ from typing import Any
 
 from gradless.bench.grid import ZERO_SHOT, Request
 from gradless.metrics import METRICS
-from gradless.notes import write_json, write_text
-from gradless.outcome import INTERRUPTED
+from gradless.notes import INTERRUPTED, write_json, write_text
 
 FAILED = "failed"
 RESULTS = "results.jsonl"

@@ -24,10 +24,8 @@ from gradless.collab.strength import strongest
 from gradless.collab.transport import meet
 from gradless.collab.views import aggregate
 from gradless.errors import BadInput
-from gradless.notes import versions, write_json
+from gradless.notes import DIVERGED, DONE, INTERRUPTED, versions, write_json
 from gradless.progress import Reporter
-
-DONE, DIVERGED, INTERRUPTED = "done", "diverged", "interrupted"
 
 
 def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = None) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from gradless import claims, lm
 from gradless.collab import attacks
 from gradless.collab.build import mixing_rule
 from gradless.collab.config import CollabConfig, from_json
-from gradless.collab.simulate import DONE, INTERRUPTED, simulate
+from gradless.collab.simulate import simulate
 from gradless.errors import BadInput
-from gradless.notes import write_text
+from gradless.notes import DONE, INTERRUPTED, write_text
 from gradless.progress import Reporter
 
 RESULTS = "results.jsonl"

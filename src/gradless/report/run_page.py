@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from gradless.command_line import tune_command
 from gradless.methods import FIRST, FORWARD, HYBRID
 from gradless.metrics import SHARES
-from gradless.outcome import DONE
+from gradless.notes import DONE
 from gradless.report.files import mapping
 from gradless.report.page import assemble, definitions, inline
 from gradless.report.run_figures import Drawing

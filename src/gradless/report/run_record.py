@@ -11,7 +11,7 @@ from gradless import ledger, metrics, predictions
 from gradless.config import TuneConfig
 from gradless.errors import BadInput
 from gradless.methods import METHODS, Method
-from gradless.outcome import DIVERGED, DONE, INTERRUPTED
+from gradless.notes import DIVERGED, DONE, INTERRUPTED
 from gradless.predictions import Prediction
 from gradless.report.files import mapping, read_json
 from gradless.report.study import metric_of, number

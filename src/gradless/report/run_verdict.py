@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from gradless.metrics import SHARES
-from gradless.outcome import DIVERGED, INTERRUPTED
+from gradless.notes import DIVERGED, INTERRUPTED
 from gradless.report.run_record import UNFINISHED, RunRecord, counted
 
 BETTER, WORSE, UNCLEAR, UNKNOWN = "better", "worse", "unclear", "unknown"

@@ -24,7 +24,7 @@ from gradless.bench.timing import side_by_side
 from gradless.config import DEFAULTS
 from gradless.errors import BadInput
 from gradless.methods import METHODS
-from gradless.outcome import DIVERGED as DIVERGED
+from gradless.notes import DIVERGED as DIVERGED
 
 KINDS = {
     "zo": "zeroth order",
