@@ -1,0 +1,45 @@
+"""Copy what a finished benchmark or comparison says into the repository: its lines, tables, choices and pictures.
+
+Usage: python benchmarks/publish.py RUNS_DIR NAME [FIGURE=PICTURE ...]
+
+writes ``benchmarks/results/NAME.jsonl``, ``NAME.md``, for a benchmark ``NAME-best.toml`` and, where ``--timings`` was
+measured, ``NAME-timings.json``, and copies ``figures/FIGURE.png`` to ``docs/PICTURE.png``. Paths of the machine that
+made the runs are left out.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from gradless.report import report
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def publish(folder: Path, name: str, pictures: dict[str, str]) -> list[Path]:
+    """Write a report and copy its parts; returns what was written."""
+    made = report(folder)
+    tables = [path.read_text().rstrip("\n") for path in made if path.suffix == ".md"]
+    parts = {".jsonl": (folder / "results.jsonl").read_text(), ".md": "\n\n".join(tables) + "\n"}
+    for file, ending in (("best.toml", "-best.toml"), ("timings.json", "-timings.json")):
+        if (folder / file).exists():
+            parts[ending] = (folder / file).read_text()
+    written = []
+    for ending, text in parts.items():
+        for place in (ROOT / "benchmarks" / "grids", folder.resolve().parent):
+            text = text.replace(f"{place}/", "")
+        written.append(RESULTS / (name + ending))
+        written[-1].write_text(text)
+    for figure, picture in pictures.items():
+        written.append(ROOT / "docs" / f"{picture}.png")
+        shutil.copyfile(folder / "figures" / f"{figure}.png", written[-1])
+    return written
+
+
+if __name__ == "__main__":
+    source, called, *pairs = sys.argv[1:]
+    for path in publish(Path(source), called, dict(pair.split("=") for pair in pairs)):
+        print(path.relative_to(ROOT))
