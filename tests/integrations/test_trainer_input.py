@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from types import SimpleNamespace
 
 import pytest
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+import torch.distributed as dist  # noqa: E402
 from trainer_helpers import arguments, classifier, sentences, trainer  # noqa: E402
 
 import gradless as gl  # noqa: E402
+from gradless.integrations import checks  # noqa: E402
 from gradless.integrations.transformers import ZOTrainer  # noqa: E402
 
 
@@ -63,6 +66,15 @@ def test_checkpointing_of_activations_is_warned_about_and_switched_off(tmp_path)
         found = ZOTrainer(model=classifier(), args=args, train_dataset=sentences())
     found.train()
     assert not found.args.gradient_checkpointing
+
+
+def test_processes_that_trainer_does_not_see_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    with pytest.raises(
+        gl.BadInput, match=r"2 processes were started, and Trainer takes each .* set use_cpu=True"
+    ):
+        checks.arguments(SimpleNamespace(world_size=1, n_gpu=0))
 
 
 @contextlib.contextmanager

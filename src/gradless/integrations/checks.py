@@ -7,6 +7,7 @@ import json
 import warnings
 from typing import Any
 
+import torch.distributed as dist
 from torch import nn
 
 from gradless.errors import BadInput
@@ -49,6 +50,12 @@ def arguments(args: Any) -> None:
     if args.n_gpu > 1:
         raise BadInput(
             f"{args.n_gpu} GPUs in one process: start one process for each with torchrun, or hide the others"
+        )
+    started = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if started > 1 == args.world_size:  # transformers says so in a line of its log, and all write the same files
+        raise BadInput(
+            f"{started} processes were started, and Trainer takes each of them for the only one: without GPUs, set "
+            "use_cpu=True in its arguments"
         )
     usual = {field.name: field.default for field in dataclasses.fields(args)}
     for name, reason in IDLE.items():
