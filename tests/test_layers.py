@@ -33,7 +33,7 @@ LAYERS = (
     ("scales",),
     ("methods",),
     ("ledger", "memory", "progress", "eager_mezo"),
-    ("cache", "tiny", "gguf_convert"),
+    ("cache", "tiny", "gguf_convert", "model_config"),
     ("assets",),
     ("lm",),
     ("schemes", "metrics", "tasks", "shapes"),
@@ -176,7 +176,19 @@ def test_only_three_modules_wrap_transformers_and_peft():
         if {name.split(".")[0] for name in imports(tree, at_top=False)} & {"transformers", "peft"}
     }
     assert users <= {
-        *("lm", "tiny", "shapes", "blueprints", "gguf_convert", "schemes", "scoring", "notes", "train", "evaluate"),
+        *(
+            "lm",
+            "tiny",
+            "shapes",
+            "blueprints",
+            "gguf_convert",
+            "model_config",
+            "schemes",
+            "scoring",
+            "notes",
+            "train",
+            "evaluate",
+        ),
         "integrations",
     }
     assert {name for name in users if name in ("cli", "jobs", "tasks")} == set()

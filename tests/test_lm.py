@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from gradless import blueprints, model_config
 from gradless import lm as models
 from gradless import tiny as tiny_models
 from gradless.errors import BadInput
@@ -127,12 +128,29 @@ def test_dtype(tmp_path: Path) -> None:
 def test_masked_or_causal_is_read_from_the_architectures() -> None:
     from transformers import BertConfig, GPT2Config, RobertaConfig
 
-    assert models.is_masked(BertConfig(architectures=["BertForMaskedLM"]))
-    assert models.is_masked(RobertaConfig(architectures=None))
-    assert not models.is_masked(GPT2Config(architectures=["GPT2LMHeadModel"]))
-    assert not models.is_masked(GPT2Config(architectures=None))
+    assert model_config.is_masked(BertConfig(architectures=["BertForMaskedLM"]))
+    assert model_config.is_masked(RobertaConfig(architectures=None))
+    assert not model_config.is_masked(GPT2Config(architectures=["GPT2LMHeadModel"]))
+    assert not model_config.is_masked(GPT2Config(architectures=None))
     with pytest.raises(BadInput, match="BertModel has no language-model head"):
-        models.is_masked(BertConfig(architectures=["BertModel"]))
+        model_config.is_masked(BertConfig(architectures=["BertModel"]))
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "mine", "auto_map": {"AutoConfig": "code.Mine"}}, "brings its own code, which is not run"),
+        ({"model_type": "llama", "quantization_config": {"quant_method": "gptq", "bits": 4}}, r"quantised \(gptq\)"),
+        ({"model_type": "llama", "quantization_config": {"bits": 4}}, "are quantised, and only float"),
+    ],
+)
+def test_models_that_cannot_be_tuned_are_refused_by_their_configuration(tmp_path: Path, config, words) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "model.safetensors").touch()
+    for load in (models.load, blueprints.load):
+        with pytest.raises(BadInput, match=words) as caught:
+            load(str(tmp_path))
+        assert str(caught.value).startswith(f"{tmp_path}: ")
 
 
 def test_missing_weights_are_not_made_up(tmp_path: Path) -> None:

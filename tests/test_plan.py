@@ -319,6 +319,9 @@ def test_an_unknown_architecture_is_one_sentence(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTForImageClassification"]}')
     with pytest.raises(BadInput, match="no language-model head"):
         plan.plan(Settings(model=str(tmp_path)))
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    with pytest.raises(BadInput, match="names no model_type that transformers knows: restore"):
+        plan.plan(Settings(model=str(tmp_path)))
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(BadInput, match="cannot be read"):
         plan.plan(Settings(model=str(tmp_path)))

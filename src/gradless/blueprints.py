@@ -12,10 +12,10 @@ from typing import Any, Final
 
 import torch
 
-from gradless import shapes
+from gradless import model_config, shapes
 from gradless import tiny as tiny_models
 from gradless.errors import BadInput, pick, unknown
-from gradless.lm import DTYPES, LanguageModel, is_masked, quiet_transformers, sources
+from gradless.lm import DTYPES, LanguageModel, quiet_transformers, sources
 from gradless.shapes import Shape, Vocabulary
 
 ATTENTION: Final[dict[str, str | None]] = {"flash": None, "eager": "eager"}  # None: what transformers takes by itself
@@ -138,14 +138,11 @@ def _made(shape: Shape) -> tuple[Any, bool]:
 
 def _read(source: str, place: str, where: Mapping[str, Any]) -> tuple[Any, bool]:
     """The configuration of a folder or hub id."""
-    from transformers import AutoConfig
-
     local = bool(where.get("local_files_only"))
     if local and "gguf_file" not in where and not (Path(place) / "config.json").is_file():
         raise BadInput(f"{source} has no config.json: give the folder of a saved model, or one of its .gguf files")
     try:
-        config = AutoConfig.from_pretrained(place, **where)
-        return config, is_masked(config)
+        return model_config.read(place, dict(where))
     except BadInput as error:
         raise BadInput(f"{source}: {error}") from None
     except Exception as error:  # transformers and the hub each raise their own
@@ -164,6 +161,8 @@ def _read(source: str, place: str, where: Mapping[str, Any]) -> tuple[Any, bool]
 def _stranger(source: str, text: str) -> str:
     import transformers
 
+    if "not recognize" not in text:
+        return f"{source}: its config.json names no model_type that transformers knows: restore it from a copy"
     quoted = text.split("`")
     name = f" '{quoted[1]}'" if len(quoted) > 2 else ""
     return (

@@ -23,7 +23,7 @@ from typing import Any, Final, cast
 import torch
 from torch import nn
 
-from gradless import assets, gguf_convert
+from gradless import assets, gguf_convert, model_config
 from gradless import cache as store
 from gradless import tiny as tiny_models
 from gradless.cache import Say
@@ -41,8 +41,6 @@ DTYPES: Final[dict[str, torch.dtype]] = {
 
 AUTO: Final = "auto"
 CPU: Final = torch.device("cpu")
-_CAUSAL: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-_MASKED: Final = ("ForMaskedLM", "ForPreTraining")
 
 
 @dataclass(slots=True)
@@ -252,13 +250,12 @@ def _from_folder(
     device: torch.device | str,
     tokenizer: Any,
 ) -> LanguageModel:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
     local = Path(folder).is_dir()
     where: dict[str, Any] = {"revision": revision or "main"} | ({"local_files_only": True} if local else {})
     try:
-        config = AutoConfig.from_pretrained(folder, **where)
-        masked = is_masked(config)
+        config, masked = model_config.read(folder, where)
         head = AutoModelForMaskedLM if masked else AutoModelForCausalLM
         model, report = head.from_pretrained(
             folder,
@@ -268,8 +265,9 @@ def _from_folder(
             output_loading_info=True,
             **({} if device == CPU else {"device_map": device if device == AUTO else {"": device}}),
             **where,
+            **model_config.OWN_CODE,
         )
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, **where)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, **where, **model_config.OWN_CODE)
     except BadInput as error:
         raise BadInput(f"{source}: {error}") from None
     except Exception as error:  # transformers, hub, safetensors and tokenizers each raise their own
@@ -303,28 +301,6 @@ def _too_large(source: str) -> str:
         f"{source} does not fit on the devices here, and weights that are offloaded to host memory or disk cannot be "
         "tuned: use --dtype bfloat16, more GPUs, or --device cpu"
     )
-
-
-def is_masked(config: Any) -> bool:
-    """Whether a configuration is that of a masked model, by its ``architectures``.
-
-    Raises:
-        BadInput: it has no language-model head of either kind.
-    """
-    from transformers.models.auto import modeling_auto as auto
-
-    names = tuple(config.architectures or ())
-    if any(name.endswith(_MASKED) for name in names):
-        return True
-    if any(name.endswith(_CAUSAL) for name in names):
-        return False
-    if not names:
-        if config.model_type in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES:
-            return True
-        if config.model_type in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            return False
-    what = names[0] if names else config.model_type
-    raise BadInput(f"{what} has no language-model head: choose a causal or masked language model")
 
 
 def _load_failure(source: str, local: bool, error: Exception) -> str:

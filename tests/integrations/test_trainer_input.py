@@ -71,9 +71,7 @@ def test_checkpointing_of_activations_is_warned_about_and_switched_off(tmp_path)
 def test_processes_that_trainer_does_not_see_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    with pytest.raises(
-        gl.BadInput, match=r"2 processes were started, and Trainer takes each .* set use_cpu=True"
-    ):
+    with pytest.raises(gl.BadInput, match=r"2 processes were started, and Trainer takes each .* set use_cpu=True"):
         checks.arguments(SimpleNamespace(world_size=1, n_gpu=0))
 
 
