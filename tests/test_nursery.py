@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
 import subprocess
+import sys
 import time
 
 import pytest
@@ -95,8 +98,6 @@ def test_a_killed_fork_says_by_which_signal_and_others_go_on(home, claim, tmp_pa
 
 
 def test_an_interrupt_ends_a_fork_as_ctrl_c_does(home, claim, tmp_path):
-    import json
-
     fork = home.fork(tune(tmp_path, "stopped", steps=100_000), claim, 1)
     until = time.monotonic() + 60
     while not (tmp_path / "stopped" / "metrics.jsonl").exists() and time.monotonic() < until:
@@ -122,3 +123,21 @@ def test_a_fork_holds_its_claim_when_everybody_else_has_gone(tmp_path):
         time.sleep(0.05)
     assert again is not None
     os.close(again)
+
+
+def test_it_ends_in_silence_when_the_benchmark_is_killed(claim):
+    ours, theirs = socket.socketpair()
+    code = "import sys; from gradless.bench.nursery import main; main(int(sys.argv[1]), {'model': None})"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(theirs.fileno())],
+        pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    theirs.close()
+    order = json.dumps({"arguments": ["no-such-command"], "threads": 1}).encode()
+    socket.send_fds(ours, [order], [claim, os.open(os.devnull, os.O_WRONLY)])
+    until = time.monotonic() + 60
+    while b"ended" not in (ours.recv(1000, socket.MSG_PEEK)) and time.monotonic() < until:
+        time.sleep(0.05)
+    ours.close()  # with words unread, as a kill does
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (0, "")

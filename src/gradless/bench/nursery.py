@@ -167,7 +167,10 @@ def main(descriptor: int, settings: dict[str, Any]) -> None:
                 _say(line, f"ended {pid} {os.waitstatus_to_exitcode(status)}")
         if not select.select([line], [], [], LOOK)[0]:
             continue
-        order, given, _, _ = socket.recv_fds(line, LONGEST, 2)
+        try:
+            order, given, _, _ = socket.recv_fds(line, LONGEST, 2)
+        except ConnectionResetError:  # it was killed before it had read all that was said to it
+            return
         if not order:
             return
         pid = os.fork()
