@@ -273,11 +273,12 @@ def _note_inference(parts: Parts, encoded: list[Encoded], notes: Notes) -> None:
     largest = max(draws, key=lambda rows: max(encoded[i].longest for i in rows))
     rows = _shard([encoded[i] for i in largest], parts.ranks)
     batches = objectives.prepare(lm, parts.objective, rows, config.micro_batch_size)
-    meter = PeakMeter(lm.device)
+    meter, start = PeakMeter(lm.device), time.perf_counter()
     objectives.loss_over(lm, parts.objective, batches)  # allocator and caches warm up outside
     with meter.measured():
         objectives.loss_over(lm, parts.objective, batches)
-    notes.write(event="inference", step=parts.model.optimizer.t, bytes=meter.peak)
+    spent = time.perf_counter() - start
+    notes.write(event="inference", step=parts.model.optimizer.t, bytes=meter.peak, seconds=spent)
 
 
 def _dev_if_due(parts: Parts, notes: Notes) -> None:

@@ -36,8 +36,9 @@ def line(out: Path, request: Request) -> dict[str, Any] | None:
     """The line of a run in ``results.jsonl``, or None if the run is not finished.
 
     ``curve`` has the dev evaluations during training, each with the forwards and the training seconds up to then.
-    ``overhead`` is what the processes of the run took beyond training and evaluation: starting, loading, replaying,
-    writing; None where a process ended unseen, so that its time is not known.
+    ``overhead`` is what the processes of the run took beyond training, evaluation and the forwards that measure the
+    memory of inference: starting, loading, hashing, replaying, writing; None where a process ended unseen, so that
+    its time is not known.
     """
     folder = run_folder(out, request.id)
     result = _read(folder / "result.json")
@@ -63,7 +64,7 @@ def line(out: Path, request: Request) -> dict[str, Any] | None:
         "zero_shot": result.get("test" if zero_shot else "zero_shot", {}),
         "curve": curve(notes),
     }
-    evaluating = sum(note["seconds"] for note in notes if note["event"] == "eval") + (
+    evaluating = sum(note.get("seconds", 0.0) for note in notes if note["event"] in ("eval", "inference")) + (
         result.get("seconds", 0.0) if zero_shot else 0.0
     )
     return {**found, **_times(folder, found["train_seconds"] + evaluating)}
