@@ -130,6 +130,67 @@ def place(tmp_path: Path) -> Place:
 
 
 # ---------------------------------------------------------------------------------------------------------------
+# runs that are finished elsewhere
+
+
+def test_runs_that_are_finished_elsewhere_are_not_made_again(tmp_path):
+    first, second = Place(tmp_path / "a"), Place(tmp_path / "b", GRID.replace("seeds = [1, 2]", "seeds = [1, 2, 3]"))
+    first.bench()
+    found = first.out / results.RESULTS
+    before = len(second.said)
+    assert second.bench(known=[found], dry_run=True).done == RUNS
+    assert f"finished: {RUNS} of {RUNS + 3} runs" in second.said[-1]
+    assert not second.out.exists()
+    outcome = second.bench(known=[found])
+    assert outcome.total == outcome.done == RUNS + 3  # zero-shot and two finals of the new seed
+    assert f"{RUNS} runs taken over" in second.said[before:]
+    assert len(second.started) == 3
+    old = {line["id"]: line for line in first.lines}
+    taken = {line["id"]: line for line in second.lines if line.get("reused")}
+    assert taken == {name: {**line, "reused": "results.jsonl"} for name, line in old.items()}
+    assert second.bench() == outcome  # nor later, without the file
+    assert len(second.started) == 3
+
+
+def test_what_has_begun_is_not_taken_over(tmp_path):
+    first, second = Place(tmp_path / "a"), Place(tmp_path / "b")
+    for place in (first, second):
+        place.bench()
+    second.bench(known=[first.out / results.RESULTS])
+    assert "0 runs taken over" in second.said
+    assert not any(line.get("reused") for line in second.lines)
+
+
+def test_a_failed_run_elsewhere_is_made_here(tmp_path):
+    first, second = (
+        Place(tmp_path / "a", GRID.replace("1e-2", "7.0")),
+        Place(tmp_path / "b", GRID.replace("1e-2", "7.0")),
+    )
+    first.bench()
+    second.bench(known=[first.out / results.RESULTS])
+    assert len(second.started) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file"),
+        ('{"id": "0123456789ab", "status": "done"}\n', "no finished run that is asked for here"),
+        ('{"id": "0123', "damaged or foreign lines"),
+        ("[1, 2]\n", "damaged or foreign lines"),
+        ("\x00\xff", "damaged or foreign lines"),
+    ],
+)
+def test_no_results_to_take_over(place, tmp_path, text, said):
+    path = tmp_path / "others.jsonl"
+    if text is not None:
+        path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(BadInput, match=said):
+        place.bench(known=[path])
+    assert not place.out.exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------
 # a whole grid
 
 

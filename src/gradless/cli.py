@@ -222,12 +222,16 @@ def profile(no_memory: bool, no_eager: bool, only: str | None, **given: Any) -> 
 @click.option("--threads", type=int, help="Threads of each run.")
 @click.option("--timings", is_flag=True, help="Time a step of all finished methods side by side; on an idle machine.")
 @click.option("--dry-run", is_flag=True, help="Print runs, forwards, expected time and memory, and stop.")
+@click.option(
+    "--reuse", "known", type=FILE, multiple=True, help="A results.jsonl whose finished runs are not made again."
+)
 def bench(grid: Path, out: Path, timings: bool, **how: Any) -> None:
     """Run a grid of methods, schemes, tasks and hyper-parameters; a killed one resumes where it was.
 
     \b
     gradless bench benchmarks/grids/frontier.toml --out runs/frontier --dry-run
     gradless bench benchmarks/grids/frontier.toml --out runs/frontier
+    gradless bench mine.toml --out runs/mine --reuse runs/frontier/results.jsonl
     """
     from gradless import bench as job
 

@@ -20,6 +20,7 @@ from gradless.collab.views import aggregate
 from gradless.errors import BadInput
 from gradless.progress import Reporter
 from gradless.recipes import RECIPES, compared
+from gradless.report import tables
 
 QUIET = Reporter(quiet=True)
 SMALL = CollabConfig(
@@ -174,6 +175,33 @@ def test_a_comparison_goes_on_where_it_was(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / study.RESULTS).read_text().splitlines()]
     assert sorted(line["attack"] for line in lines) == ["alie", "foe", "sign-flip"]
     assert all(len(line["curve"]) == 1 for line in lines)
+
+
+def test_runs_that_are_finished_elsewhere_are_not_made_again(tmp_path, monkeypatch):
+    configs = [dataclasses.replace(SMALL, steps=3, attack=attack) for attack in ("alie", "foe", "sign-flip")]
+    first, second = tmp_path / "a", tmp_path / "b"
+    study.run_all(configs[:2], first, reporter=QUIET)
+    made: list[str] = []
+    real = study.simulate
+    monkeypatch.setattr(
+        study, "simulate", lambda config, *more, **how: made.append(config.attack) or real(config, *more, **how)
+    )
+    found = study.run_all(configs, second, known=[first / study.RESULTS], reporter=QUIET)
+    assert made == ["sign-flip"]
+    assert [one["worst_accuracy"] for one in found[:2]] == [
+        json.loads((first / "runs" / config.resolved().id() / "result.json").read_text())["worst_accuracy"]
+        for config in configs[:2]
+    ]
+    study.run_all(configs, second, recipe="mine", reporter=QUIET)
+    assert set(made) == {"sign-flip"}
+    lines = {line["attack"]: line for line in map(json.loads, (second / study.RESULTS).read_text().splitlines())}
+    old = {line["attack"]: line for line in map(json.loads, (first / study.RESULTS).read_text().splitlines())}
+    assert set(lines) == {"alie", "foe", "sign-flip"}
+    assert lines["foe"] == {**old["foe"], "reused": "results.jsonl", "recipe": "mine"}
+    assert any("taken over from results.jsonl" in table.caption for table in tables(second))
+    with pytest.raises(BadInput, match="no finished run"):
+        study.run_all([dataclasses.replace(SMALL, steps=4)], tmp_path / "c", known=[first / study.RESULTS])
+    assert not (tmp_path / "c").exists()
 
 
 def test_nothing_runs_if_one_of_the_runs_cannot(tmp_path):

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from gradless import reuse
 from gradless.bench.grid import ZERO_SHOT, Request
 from gradless.metrics import METRICS
 from gradless.notes import INTERRUPTED, write_json, write_text
@@ -41,6 +42,9 @@ def line(out: Path, request: Request) -> dict[str, Any] | None:
     its time is not known.
     """
     folder = run_folder(out, request.id)
+    taken_over = reuse.line(folder)
+    if taken_over is not None:
+        return taken_over
     result = _read(folder / "result.json")
     if result is None or result["status"] == INTERRUPTED:
         result = _read(folder / "failed.json")

@@ -13,12 +13,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradless import claims, run
+from gradless import claims, reuse, run
 from gradless.bench import estimate, grid, place, results
 from gradless.bench import process as processes
 from gradless.bench.grid import FINAL, SEARCH, Cost, Request, cell_name
@@ -28,6 +28,7 @@ from gradless.bench.results import overhead
 from gradless.bench.toml import Grid
 from gradless.config import TuneConfig
 from gradless.errors import BadInput
+from gradless.notes import DIVERGED, DONE
 from gradless.progress import Reporter
 
 __all__ = ["Outcome", "bench", "overhead"]
@@ -77,6 +78,7 @@ def bench(
     workers: int = 1,
     dry_run: bool = False,
     threads: int | None = None,
+    known: Sequence[Path] = (),
     reporter: Reporter | None = None,
     cost: Cost | None = None,
     command: Command = processes.command,
@@ -90,6 +92,7 @@ def bench(
         workers: runs at a time.
         dry_run: only tell what there is to do and what it is expected to take; nothing is written.
         threads: of each run; None leaves it to the environment.
+        known: ``results.jsonl`` of other directories; runs that are finished there are not made again.
         reporter: where progress goes.
         cost: forwards of a step of a configuration; None: `gradless.run.step_cost`.
         command: makes the command line of a run.
@@ -110,11 +113,16 @@ def bench(
     board = Board(grid=asked, out=out, possible=_in_order(asked, price))
     place.check_runs(asked, board.possible, out)
     _check_data(board)
+    lines = _known(board, known)
     if dry_run:
+        board.lines.update(lines)
+        board.settled.update(lines)
         _refresh(board)
         estimate.show(board.wanted, _expected(board), board.lines, price, reporter.say)
         return _outcome(board)
     place.join(asked, board.possible, out)
+    if lines:
+        reporter.say(f"{reuse.take_over(lines, out / 'runs')} runs taken over")
     return _work(board, workers, threads, reporter, command, poll)
 
 
@@ -156,6 +164,15 @@ def _check_data(board: Board) -> None:
                 run.load_task(config)
             except BadInput as error:
                 raise BadInput(f"{board.grid.path}: cell {cell_name(one.cell)}: {error}") from None
+
+
+def _known(board: Board, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
+    """Runs of this grid that are finished elsewhere."""
+    ids = [one.id for one in board.possible]
+    found: dict[str, dict[str, Any]] = {}
+    for path in files:
+        found |= reuse.finished(path, ids, (DONE, DIVERGED))
+    return found
 
 
 def _expected(board: Board) -> list[Request]:

@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradless import claims, lm
+from gradless import claims, lm, reuse
 from gradless.collab import attacks
 from gradless.collab.build import mixing_rule
 from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.simulate import simulate
 from gradless.errors import BadInput
-from gradless.notes import DONE, INTERRUPTED, write_text
+from gradless.notes import DIVERGED, DONE, INTERRUPTED, write_json, write_text
 from gradless.progress import Reporter
 
 RESULTS = "results.jsonl"
@@ -36,12 +36,24 @@ SHARED = (
 
 
 def run_all(
-    configs: Sequence[CollabConfig], out: Path, *, recipe: str = "", reporter: Reporter | None = None
+    configs: Sequence[CollabConfig],
+    out: Path,
+    *,
+    recipe: str = "",
+    known: Sequence[Path] = (),
+    reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is not finished yet; returns the results in order.
 
     One configuration is run in ``out`` itself, several in ``out/runs/ID``. ``out/results.jsonl`` has a line for each
     finished run and is what `gradless report` reads.
+
+    Args:
+        configs: what to run, in this order.
+        out: the folder.
+        recipe: what asked for them.
+        known: ``results.jsonl`` of other folders; runs that are finished there are not made again.
+        reporter: where progress goes.
 
     Raises:
         BadInput: before anything runs, if one of the configurations cannot work, or ``out`` holds something else.
@@ -50,7 +62,10 @@ def run_all(
     configs = list({config.id(): config for config in (config.resolved() for config in configs)}.values())
     for config in configs:
         _check(config)
-    alone = len(configs) == 1 and not (out / "runs").exists()
+    lines: dict[str, dict[str, Any]] = {}
+    for path in known:
+        lines |= reuse.finished(path, [config.id() for config in configs], (DONE, DIVERGED))
+    alone = len(configs) == 1 and not lines and not (out / "runs").exists()
     if not alone and (out / "config.json").exists():
         raise BadInput(f"{out} holds a single run: choose another --out for {len(configs)} runs")
     _check_place(configs, out)
@@ -60,6 +75,7 @@ def run_all(
     if claim is None:
         raise BadInput(f"another process works on {out}: wait for it, or choose another --out")
     try:
+        reuse.take_over(lines, out / "runs")
         return _run_all(configs, out, alone, recipe, reporter)
     finally:
         (out / ".lock").unlink()
@@ -74,11 +90,17 @@ def _run_all(
 ) -> list[dict[str, Any]]:
     found = []
     for number, config in enumerate(configs, 1):
-        result = simulate(config, out if alone else out / "runs" / config.id(), reporter=reporter)
+        folder = out if alone else out / "runs" / config.id()
+        taken_over = reuse.line(folder)
+        if taken_over is not None:
+            write_json(folder / "config.json", config.to_json())
+        result = taken_over or simulate(config, folder, reporter=reporter)
         found.append(result)
         table(out, {config.id(): recipe for config in configs})
         if result["status"] == INTERRUPTED:
             break
+        if taken_over is not None:
+            continue
         reporter.say(
             f"{number}/{len(configs)}  {config.algorithm} under {config.attack}, seed {config.seed}: worst "
             f"{result['worst_accuracy']:.4f}  mean {result['mean_accuracy']:.4f}  ({result['train_seconds']:.0f} s)"
@@ -153,6 +175,9 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 def line(folder: Path, recipes: Mapping[str, str]) -> dict[str, Any] | None:
     """What a study says of one run; None if it is not finished."""
     config = _config(folder)
+    taken_over = reuse.line(folder)
+    if config is not None and taken_over is not None:
+        return {**taken_over, "recipe": recipes.get(config.id(), "")}
     try:
         result = json.loads((folder / "result.json").read_text())
     except (OSError, ValueError):

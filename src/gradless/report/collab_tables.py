@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from gradless import reuse
 from gradless.report.collab import Collab, Outcome, Place, Run, Weakest, facts_of, outcome
 from gradless.report.collab_names import (
     ALPHA,
@@ -350,7 +351,7 @@ def cost(study: Collab) -> Table:
         caption="Medians over attacks, splits and seeds. Gradients: of single examples that each honest peer took. "
         "\u00d7 D-SGD: that over the same of D-SGD without attackers. MB = 1e6 bytes per honest peer and step. "
         "Seconds are those of the whole simulation, the search for the strength of an attack included, without "
-        "evaluations; they are comparable only within one machine.",
+        f"evaluations; they are comparable only within one machine.{reuse.told(run.record for run in study.runs)}",
         labels=2 if several else 1,
         columns=(
             *([Column("Peers")] if several else []), Column("Algorithm"), Column("gradients / peer"),

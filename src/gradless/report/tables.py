@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from gradless import reuse
 from gradless.report.choice import choose
 from gradless.report.study import (
     DIVERGED,
@@ -179,6 +180,7 @@ def cost(study: Study, section: Section) -> Table:
         show(run.record["threads"]) for runs in measured.values() for run in runs if "threads" in run.record
     )
     where = f" Threads: {', '.join(threads)}." if threads else ""
+    where += reuse.told(run.record for runs in measured.values() for run in runs)
     return Table(
         name="cost" + study.suffix(section),
         title=f"Cost of a step{frame.tail}{study.title(section)}",
