@@ -121,8 +121,10 @@ def bench(
         estimate.show(board.wanted, _expected(board), board.lines, price, reporter.say)
         return _outcome(board)
     place.join(asked, board.possible, out)
+    with place.alone(out):
+        taken_over = reuse.take_over(lines, out / "runs")
     if lines:
-        reporter.say(f"{reuse.take_over(lines, out / 'runs')} runs taken over")
+        reporter.say(f"{taken_over} of {len(lines)} runs taken over; the others are here or have begun")
     return _work(board, workers, threads, reporter, command, poll)
 
 
