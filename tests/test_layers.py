@@ -45,7 +45,7 @@ LAYERS = (
     ("objectives", "footprint"),
     ("evaluate",),
     ("config", "notes", "plots", "shares"),
-    ("config_file", "run", "workload", "predictions", "command_line"),
+    ("config_file", "run", "workload", "predictions", "command_line", "reuse"),
     ("collab", "integrations"),
     ("recipes",),
     ("outcome", "cluster", "trackers", "card", "hub"),
