@@ -185,3 +185,41 @@ def around_blocks(
             for i in range(begin, end + 1):
                 total += np.float64(buffer[i * LANES + k])
             out[start + k] = total / count
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def spread_blocks(
+    first: Any, last: Any, x: Any, befores: Any, y: Any, afters: Any, width: Any, sums: Any
+) -> None:
+    """Blocks ``first .. last``: add the squared distances of rows from their mean to ``sums``, before and after.
+
+    Then that of the two means. ``x`` and ``y`` are flat memory with as many rows each.
+    """
+    n = befores.size
+    old, mean, square = np.zeros(BLOCK), np.zeros(BLOCK), np.zeros(BLOCK)
+    for block in range(first, last):
+        start = block * BLOCK
+        m = min(BLOCK, width - start)
+        b0, a0 = x[befores[0] + start : befores[0] + start + m], y[afters[0] + start : afters[0] + start + m]
+        for part in range(2):
+            mean[:] = 0.0
+            square[:] = 0.0
+            centre = b0 if part == 0 else a0  # around a row: squares of near-equal rows keep their digits
+            for i in range(n):
+                at = (befores[i] if part == 0 else afters[i]) + start
+                row = x[at : at + m] if part == 0 else y[at : at + m]
+                for k in range(m):
+                    d = np.float64(row[k]) - np.float64(centre[k])
+                    mean[k] += d
+                    square[k] += d * d
+            total = 0.0
+            for k in range(m):
+                total += square[k] - mean[k] * mean[k] / n
+            sums[part] += total
+            if part == 0:
+                old[:m] = mean[:m]
+        total = 0.0
+        for k in range(m):
+            d = (mean[k] - old[k]) / n + (np.float64(a0[k]) - np.float64(b0[k]))
+            total += d * d
+        sums[2] += total

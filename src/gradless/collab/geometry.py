@@ -51,15 +51,6 @@ class Geometry(NamedTuple):
         found = (lengths[:, None] + lengths - 2 * inner).clamp_(min=0).fill_diagonal_(0)
         return found.masked_fill_(~(self.finite[:, None] & self.finite), torch.inf)
 
-    def squared_from(self, pivot: int) -> Tensor:
-        """Squared distances ``[N]`` from one row."""
-        inner, finite = self.points().inner.numpy(), self.finite.numpy()  # on so few numbers NumPy is far quicker
-        found = inner.diagonal()[:-1] + inner[pivot, pivot] - 2 * inner[pivot, :-1]
-        np.maximum(found, 0, out=found)
-        found[pivot] = 0
-        found[~(finite & finite[pivot])] = np.inf
-        return torch.from_numpy(found)
-
     def distances(self) -> Tensor:
         """Euclidean distances ``[N, N]``; see `squared`."""
         return self.squared().sqrt_()

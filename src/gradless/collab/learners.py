@@ -53,7 +53,10 @@ class Workload(Protocol):
         """The model that all begin with, [P, D]: a row of its own for each peer."""
 
     def gradients(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Gradients [P, D] and losses [P] on each peer's batch of a step."""
+        """Gradients [P, D] and losses [P] on each peer's batch of a step.
+
+        The caller may write to the gradients; the next call may too.
+        """
 
     def poisoned(self, theta: Tensor, step: int) -> Tensor:
         """Gradient [1, D] of one model [1, D] on examples of anybody, with flipped labels."""
@@ -159,5 +162,5 @@ class ParameterPeers:
     def _move(self, step: int, gradient: Tensor) -> None:
         if self._momentum is not None:
             beta = self.local.momentum
-            gradient = self._momentum.mul_(beta).add_(gradient, alpha=1 - beta)
+            gradient = self._momentum.lerp_(gradient, 1 - beta)  # beta m + (1 - beta) g in one pass
         self.theta.add_(gradient, alpha=-self.local.lr(step))

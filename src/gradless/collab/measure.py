@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradless.collab import sweeps
 from gradless.collab.geometry import measure
 
 
@@ -27,9 +28,42 @@ class Mixing(NamedTuple):
 def mixing(before: Tensor, after: Tensor) -> Mixing:
     """Measure one exchange, given the honest rows [H, D] before and after it.
 
-    Cost: one Gram matrix of 2 H rows. Peers whose row is not finite, before or after, are left out; if none is left,
-    the distance is infinite.
+    Cost: one read of 2 H rows. Peers whose row is not finite, before or after, are left out, at the cost of a Gram
+    matrix of 2 H rows; if none is left, the distance is infinite.
     """
+    return _in_one_pass(before, after) or _from_geometry(before, after)
+
+
+def _of(x: float, y: float, shift: float) -> Mixing:
+    """Mean squared distances of peers from their mean, before and after, and that of the two means."""
+    if x <= 0.0:
+        return Mixing(math.nan, math.nan, math.sqrt(y))
+    return Mixing(y / x, shift / x, math.sqrt(y))
+
+
+def _in_one_pass(before: Tensor, after: Tensor) -> Mixing | None:
+    """With the compiled kernels; None without them, or if something is not finite or too large to square."""
+    if not sweeps.compiled(before.device) or before.dtype not in (torch.float32, torch.float64):
+        return None
+    from gradless.collab import compiled as kernel
+
+    count, width = before.shape
+    (x, befores), (y, afters) = sweeps.flat(before), sweeps.flat(after)
+
+    def run(first: int, last: int) -> Tensor:
+        sums = torch.zeros(3, dtype=torch.float64)
+        kernel.spread_blocks(first, last, x, befores, y, afters, width, sums.numpy())
+        return sums
+
+    total = torch.stack(sweeps.spread(-(-width // kernel.BLOCK), count * width // 2, run)).sum(0)
+    if not bool(total.isfinite().all()):
+        return None
+    old, new, shift = total.clamp_min(0.0).tolist()
+    return _of(old / count, new / count, shift)
+
+
+def _from_geometry(before: Tensor, after: Tensor) -> Mixing:
+    """Of the peers that are finite."""
     count = len(before)
     same = count > 1 and after.stride(0) == 0  # mixed once for all
     geometry = measure((before, after[:1] if same else after))
@@ -43,6 +77,4 @@ def mixing(before: Tensor, after: Tensor) -> Mixing:
     x = float(old.diagonal().mean() - old.mean())
     y = max(0.0, float(new.diagonal().mean() - new.mean()))
     shift = max(0.0, float(old.mean() + new.mean() - 2 * across.mean()))
-    if x <= 0.0:
-        return Mixing(math.nan, math.nan, math.sqrt(y))
-    return Mixing(y / x, shift / x, math.sqrt(y))
+    return _of(x, y, shift)

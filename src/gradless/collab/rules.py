@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from gradless.collab import columns, mixes, spans
-from gradless.collab.stages import Aggregator, any_number, compose, count, more_than, positive
+from gradless.collab import columns, crowds, mixes, spans
+from gradless.collab.stages import Aggregator, any_number, compose, count, more_than, positive, together
 from gradless.errors import BadInput
 
 SUBSETS = 100_000  # that SMEA decomposes at most
@@ -65,7 +65,7 @@ def nna(*, f: int, keep: Literal["received", "all"] | int = "received", n: int |
         if kept(rows) > rows:
             raise BadInput(f"nna is to average {kept(rows)} rows, but only {rows} were received: lower keep")
 
-    return Aggregator("nna", lambda g, pivot: spans.near_pivot(g, pivot, kept(g.rows)), None, check, uses_pivot=True)
+    return together("nna", lambda crowd: crowds.near_pivot(crowd, kept(crowd.rows)), check, uses_pivot=True)
 
 
 def trimmed_mean(*, f: int) -> Aggregator:
@@ -162,8 +162,8 @@ def geometric_median(
         raise BadInput(f"start of geometric-median is {start!r}: give 'rows' or 'origin'")
     check = any_number if f is None else more_than("geometric-median", 2, count("geometric-median", f))
     from_origin = start == "origin"
-    return Aggregator(
-        "geometric-median", lambda g, p: spans.weiszfeld(g, p, iterations, nu, tolerance, from_origin), None, check
+    return together(
+        "geometric-median", lambda crowd: crowds.weiszfeld(crowd, iterations, nu, tolerance, from_origin), check
     )
 
 
@@ -176,8 +176,8 @@ def centred_clipping(*, radius: float, iterations: int = 3) -> Aggregator:
     """
     positive("centred-clipping", radius, "radius")
     count("centred-clipping", iterations, "iterations", 1)
-    return Aggregator(
-        "centred-clipping", lambda g, p: spans.clipped(g, None, None, radius, iterations), None, any_number
+    return together(
+        "centred-clipping", lambda crowd: crowds.clipped(crowd, False, None, radius, iterations), any_number
     )
 
 
@@ -203,9 +203,7 @@ def self_centred_clipping(*, f: int | None = None, radius: float | None = None, 
     elif f is None:
         raise BadInput(f"{name} needs a radius, or f to find one")
     check = any_number if f is None else more_than(name, 2, count(name, f))
-    return Aggregator(
-        name, lambda g, pivot: spans.clipped(g, pivot, f, radius, iterations), None, check, uses_pivot=True
-    )
+    return together(name, lambda crowd: crowds.clipped(crowd, True, f, radius, iterations), check, uses_pivot=True)
 
 
 def mda(*, f: int) -> Aggregator:

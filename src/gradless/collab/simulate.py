@@ -111,7 +111,7 @@ def plain(value: Any) -> Any:
 def _loop(parts: Parts, notes: _Notes, reporter: Reporter) -> tuple[str, float]:
     """Take all steps; returns how they ended and the seconds spent on them."""
     config, learner = parts.config, parts.learner
-    states: dict[str, State] = {}  # what the attack remembers of each kind of exchange
+    memory = _Memory()
     spent = 0.0
     title = f"{config.algorithm} under {config.attack}"
     with reporter.job(title, config.steps) as show:
@@ -122,7 +122,7 @@ def _loop(parts: Parts, notes: _Notes, reporter: Reporter) -> tuple[str, float]:
                     notes.evaluated(step, accuracy)
                     show(step, f"worst {min(accuracy):.3f}  mean {statistics.fmean(accuracy):.3f}")
                 begun = time.perf_counter()
-                healthy = _step(parts, states, step, notes)
+                healthy = _step(parts, memory, step, notes)
                 spent += time.perf_counter() - begun
                 notes.steps = step + 1
                 if not healthy:
@@ -133,16 +133,29 @@ def _loop(parts: Parts, notes: _Notes, reporter: Reporter) -> tuple[str, float]:
     return DONE, spent
 
 
+class _Memory:
+    """What one exchange leaves to the next."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, State] = {}
+        """What the attack remembers of each kind of exchange."""
+        self.mixed: Tensor | None = None
+        """[H, D] where mixed rows lie, until the next exchange."""
+
+
 @torch.no_grad()
-def _step(parts: Parts, states: dict[str, State], step: int, notes: _Notes) -> bool:
+def _step(parts: Parts, memory: _Memory, step: int, notes: _Notes) -> bool:
     """All exchanges of one step; whether there is still a peer whose row is finite."""
     config, learner = parts.config, parts.learner
     for tag in learner.exchanges(step):
         honest = learner.propose(step, tag)
         flipped = learner.poisoned(step, tag) if parts.attack.flips else None
         with sweeps.small_operations():
-            state = states[tag] if tag in states else parts.attack.start()
-            mixed, strength, states[tag] = exchange(parts, honest, state, step, tag, flipped)
+            memory.mixed = torch.empty_like(honest) if memory.mixed is None else memory.mixed
+            state = memory.states[tag] if tag in memory.states else parts.attack.start()
+            mixed, strength, memory.states[tag] = exchange(
+                parts, honest, state, step, tag, flipped=flipped, out=memory.mixed
+            )
             found = mixing(honest, mixed)
         notes.mixings.append(found)
         notes.consensus = found.consensus
@@ -158,8 +171,9 @@ def _step(parts: Parts, states: dict[str, State], step: int, notes: _Notes) -> b
 
 
 def exchange(
-    parts: Parts, honest: Tensor, state: State, step: int, tag: str, flipped: Tensor | None = None
-) -> tuple[Tensor, float | None, State]:
+    parts: Parts, honest: Tensor, state: State, step: int, tag: str, *, flipped: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, float | None, State]:  # fmt: skip
     """One exchange: what attackers say, who hears whom, what each honest peer makes of it.
 
     Args:
@@ -169,6 +183,7 @@ def exchange(
         step: of the run.
         tag: of the exchange.
         flipped: [1, D] what flipped labels lead to, for attacks that ask.
+        out: [H, D] memory for the result.
 
     Returns:
         Rows [H, D] (a peer that hears too few keeps its own), the attack's strength, and what it remembers now.
@@ -185,7 +200,7 @@ def exchange(
     key = rng.fold(config.seed, step)  # of rules that shuffle
     said = strongest(attack, scene, rule, partial(room.views, honest), state, key=key)
     views = room.views(honest, said.extras, said.coefficients)
-    mixed = aggregate(rule, views, key=key, geometry=said.geometry)
+    mixed = aggregate(rule, views, key=key, geometry=said.geometry, out=out)
     return _all(mixed, honest, room.reached), said.strength, said.state
 
 

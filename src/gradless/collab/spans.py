@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,15 +21,6 @@ CHUNK = 2048  # subsets whose eigenvalues are computed together
 def uniform(geometry: Geometry, pivot: int) -> Tensor:
     """All rows alike."""
     return torch.full((geometry.rows,), 1 / geometry.rows, dtype=torch.float64)
-
-
-def near_pivot(geometry: Geometry, pivot: int, keep: int) -> Tensor:
-    """The ``keep`` rows nearest to the pivot, which is its own nearest."""
-    distances = geometry.squared_from(pivot).numpy()
-    distances[pivot] = -1.0  # before others at distance zero
-    weights = np.zeros(len(distances))
-    weights[distances.argsort(kind="stable")[:keep]] = 1 / keep
-    return torch.from_numpy(weights)
 
 
 def krum_scores(squared: Tensor, f: int) -> Tensor:
@@ -46,67 +36,6 @@ def best_scores(geometry: Geometry, pivot: int, f: int, keep: int) -> Tensor:
 def shortest(geometry: Geometry, pivot: int, keep: int) -> Tensor:
     """The ``keep`` shortest rows."""
     return chosen(geometry.rows, nearest(geometry.norms(), keep))
-
-
-def weiszfeld(
-    geometry: Geometry, pivot: int, iterations: int, nu: float | None, tolerance: float, from_origin: bool
-) -> Tensor:
-    """Reweighting by inverse distances, until the point moves less than ``tolerance`` of the typical distance."""
-    n, finite = geometry.rows, geometry.finite
-    if not bool(finite.any()):
-        return uniform(geometry, pivot)
-    geometry = geometry.points()
-    typical = geometry.distances().sort(1).values[:, (int(finite.sum()) - 1) // 2]
-    scale = float(typical.min())
-    point = torch.zeros(n + 1, dtype=torch.float64)
-    if from_origin:
-        point[-1] = 1.0
-    elif scale == 0.0:  # more than half of the rows are the same: that is the median
-        return chosen(n, (typical == 0).nonzero().flatten())
-    else:  # near the rows in the midst, however far away others are
-        point[:-1] = 1 / typical
-        point /= point.sum()
-    least = max(1e-6 * scale if nu is None else nu, 1e-300)
-    for _ in range(iterations):
-        pulls = torch.where(finite, 1 / _distances_from(geometry, point).clamp(min=least), 0.0)
-        moved = torch.cat((pulls / pulls.sum(), torch.zeros(1, dtype=torch.float64)))
-        change = moved - point
-        point = moved
-        if float(change @ geometry.inner @ change) <= (tolerance * scale) ** 2:
-            break
-    return point[:-1]
-
-
-def clipped(geometry: Geometry, pivot: int | None, f: int | None, radius: float | None, iterations: int) -> Tensor:
-    """Steps by the mean of clipped differences, from the pivot or, if that is None, from the origin.
-
-    Without a radius it is found anew at every step, from the N - f rows nearest to where the step starts.
-    """
-    n = geometry.rows
-    geometry = geometry.points()
-    point = torch.zeros(n + 1, dtype=torch.float64)
-    point[-1 if pivot is None else pivot] = 1.0
-    for _ in range(iterations):
-        distances = torch.where(geometry.finite, _distances_from(geometry, point), torch.inf)
-        reach = adaptive_radius(distances, f or 0) if radius is None else radius
-        step = torch.where(distances <= reach, 1.0, reach / distances) / n
-        step = torch.where(geometry.finite, step, 0.0)
-        point = point * (1 - step.sum())
-        point[:-1] += step
-    return point[:-1]
-
-
-def adaptive_radius(distances: Tensor, f: int) -> float:
-    """The square root of the sum of the N - f smallest squared distances over f; infinite for f = 0."""
-    kept = distances.sort().values[: len(distances) - f].square().sum()
-    return math.sqrt(float(kept) / f) if f else math.inf
-
-
-def _distances_from(geometry: Geometry, point: Tensor) -> Tensor:
-    """Distances ``[N]`` of rows from an affine combination ``[N+1]`` of them and the origin."""
-    towards = geometry.inner @ point
-    found = geometry.inner.diagonal() - 2 * towards + point @ towards
-    return found[:-1].clamp_(min=0).sqrt_()
 
 
 def least_diameter(geometry: Geometry, pivot: int, f: int) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gradless.collab import sweeps, views
+from gradless.collab.crowds import Crowd, Numbers, crowd
 from gradless.collab.geometry import Geometry, measure, unknown
 from gradless.errors import BadInput
 
@@ -55,6 +56,7 @@ class Aggregator(NamedTuple):
     uses_pivot: bool = False  # whether it depends on which row is the receiver's own
     before: tuple[Mix, ...] = ()
     blind: bool = False  # whether weights do not depend on the geometry
+    together: Callable[[Crowd], Numbers] | None = None  # ``weights`` of all receivers at once, [P, N]; see `together`
 
     def __call__(self, rows: Tensor, pivot: int = 0, key: int = 0) -> Tensor:
         """The aggregate ``[D]`` of rows ``[N, D]``, which stay as they are; same dtype.
@@ -73,6 +75,24 @@ class Aggregator(NamedTuple):
             tensor([2.])
         """
         return views.aggregate(self, views.seen_by_all(rows, (pivot,)), key=key)[0]
+
+
+def together(
+    name: str, work: Callable[[Crowd], Numbers], check: Callable[[int], None], uses_pivot: bool = False
+) -> Aggregator:
+    """A rule in the span of its rows that is given for all receivers at once; one receiver is a crowd of one.
+
+    Args:
+        name: of the rule.
+        work: from a crowd of P geometries of N rows to weights float64 ``[P, N]``.
+        check: refuse a number of rows.
+        uses_pivot: whether it depends on which row is the receiver's own.
+    """
+
+    def alone(geometry: Geometry, pivot: int) -> Tensor:
+        return torch.from_numpy(work(crowd([geometry], [pivot]))[0])
+
+    return Aggregator(name, alone, None, check, uses_pivot=uses_pivot, together=work)
 
 
 def compose(*stages: Mix | Aggregator) -> Aggregator:

@@ -137,6 +137,7 @@ def product(
     centre: int = -1,
     near: Tensor | None = None,
     finite: Tensor | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """``weights @ rows``: ``[P, D]`` in the dtype of the rows.
 
@@ -150,12 +151,14 @@ def product(
         centre: a finite row in the midst of the others, or -1 to sum the rows themselves.
         near: bool ``[M]``: which rows lie around it rather than around the origin.
         finite: bool ``[M]``: which rows are finite; None: found out where it matters.
+        out: at least P rows of memory for the result; None: new memory, which an operating system gives page by page,
+            at the price of the product itself.
 
     Cost: one read of the rows that are used, one write of the result, P M D multiplications; scratch of a tile for
     16-bit rows and for rows in several blocks.
     """
     shape = shape_of(blocks)
-    out = torch.empty(weights.shape[0], shape.width, dtype=shape.dtype, device=shape.device)
+    out = space(out, weights.shape[0], shape)
     copies = _copies(weights)
     for p, j in copies.items():
         out[p] = row(blocks, j)
@@ -169,6 +172,14 @@ def product(
         if not direct:
             out[rest, part] = target.to(shape.dtype)
     return out
+
+
+def space(out: Tensor | None, rows: int, shape: Shape) -> Tensor:
+    """``[rows, D]`` to write to: the first rows of ``out``, or new memory."""
+    if out is None:
+        return torch.empty(rows, shape.width, dtype=shape.dtype, device=shape.device)
+    assert out.shape[0] >= rows and (out.shape[1], out.dtype, out.device) == (shape.width, shape.dtype, shape.device)
+    return out[:rows]
 
 
 def combined(weights: Tensor, tile: Tensor, centre: int, near: Tensor, finite: Tensor | None) -> Tensor:

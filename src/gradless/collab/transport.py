@@ -84,6 +84,8 @@ class Round(NamedTuple):
     heard: tuple[Tensor, ...]
     """For each peer of ``reached`` the honest peers whose rows it has, ascending, itself among them."""
     reached: tuple[int, ...]
+    pivots: tuple[int, ...]
+    """For each peer of ``reached`` the place of its own row among those it heard."""
     alike: bool
     """Whether all peers heard the same honest ones."""
 
@@ -98,15 +100,18 @@ class Round(NamedTuple):
         """
         total = len(honest) + len(extras)
         unit = torch.eye(len(honest), total, dtype=torch.float64)
+        reached = torch.tensor(self.reached)
         if self.alike and len(sent) == 1:
             received: tuple[Tensor, ...] = (torch.cat([unit[self.heard[0]], sent[0]]),)
+        elif len({len(ears) for ears in self.heard}) == 1:
+            told = sent.expand(len(reached), -1, -1) if len(sent) == 1 else sent[reached]
+            received = torch.cat([unit[torch.stack(self.heard)], told], 1).unbind()
         else:
             received = tuple(
                 torch.cat([unit[ears], sent[0 if len(sent) == 1 else peer]])
                 for ears, peer in zip(self.heard, self.reached, strict=True)
             )
-        pivots = tuple(int((ears == peer).nonzero()) for ears, peer in zip(self.heard, self.reached, strict=True))
-        return Views((honest, extras) if len(extras) else (honest,), received, pivots)
+        return Views((honest, extras) if len(extras) else (honest,), received, self.pivots)
 
 
 def meet(
@@ -128,21 +133,22 @@ def meet(
     count = peers - attackers
     if delivery.mode == ALL and not delivery.drop and delivery.deadline is None:
         everybody = torch.arange(count)
-        return Round((everybody,) * count, tuple(range(count)), alike=True)
+        return Round((everybody,) * count, tuple(range(count)), tuple(range(count)), alike=True)
     need = peers - byzantine
     wait_for = peers if delivery.mode == ALL else (delivery.wait_for or need)
     latency = _latencies(delivery, count, key)
     order = _chosen(measure([honest]), latency) if delivery.mode == ADVERSARIAL else latency
     order = order.clone().fill_diagonal_(-1.0)  # before its equals: nobody goes on without its own row
     latest = torch.inf if delivery.deadline is None else delivery.deadline
-    heard, reached = [], []
+    heard, reached, pivots = [], [], []
     for peer in range(count):
         in_time = (torch.isfinite(latency[peer]) & (latency[peer] <= latest)).nonzero().flatten()
         first = in_time[order[peer, in_time].argsort(stable=True)][: max(1, wait_for - attackers)]
         if len(first) + attackers >= min(need, wait_for):
             heard.append(first.sort().values)
             reached.append(peer)
-    return Round(tuple(heard), tuple(reached), alike=False)
+            pivots.append(int((first < peer).sum()))
+    return Round(tuple(heard), tuple(reached), tuple(pivots), alike=False)
 
 
 def _latencies(delivery: Delivery, count: int, key: tuple[int | str, ...]) -> Tensor:

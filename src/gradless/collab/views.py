@@ -16,11 +16,15 @@ import torch
 from torch import Tensor
 
 from gradless.collab import sweeps
+from gradless.collab.crowds import crowd
 from gradless.collab.geometry import Geometry, combine, combine_all, measure, unknown
 from gradless.errors import BadInput
 
 if TYPE_CHECKING:
     from gradless.collab.stages import Aggregator
+
+
+PICKED = 4  # tiles of scratch in which receivers' rows lie side by side: shorter ones cost more in calls
 
 
 class Views(NamedTuple):
@@ -40,7 +44,9 @@ def seen_by_all(rows: Tensor, pivots: Sequence[int]) -> Views:
     return Views((rows,), (torch.eye(sweeps.shape_of((rows,)).rows, dtype=torch.float64),), tuple(pivots))
 
 
-def aggregate(rule: Aggregator, views: Views, *, key: int = 0, geometry: Geometry | None = None) -> Tensor:
+def aggregate(
+    rule: Aggregator, views: Views, *, key: int = 0, geometry: Geometry | None = None, out: Tensor | None = None
+) -> Tensor:
     """What every receiver makes of its view: ``[P, D]`` in the dtype of the basis.
 
     If the rule does not use the pivot and all see the same rows, it is one row expanded to P: copy it before writing.
@@ -51,6 +57,7 @@ def aggregate(rule: Aggregator, views: Views, *, key: int = 0, geometry: Geometr
         views: who got what; not modified.
         key: seed of pre-aggregators that shuffle.
         geometry: that of the basis, if it is known already.
+        out: [P, D] memory that the result may lie in, so that a round need not ask for new; not a part of the basis.
 
     Raises:
         BadInput: for views that the rule cannot take, with the condition.
@@ -64,12 +71,12 @@ def aggregate(rule: Aggregator, views: Views, *, key: int = 0, geometry: Geometr
     if geometry is None:
         geometry = unknown(shape.rows) if blind else measure(views.basis)
     if direct and rule.column is not None:
-        return _by_columns(rule, rule.column, views, geometry, key)
+        return _by_columns(rule, rule.column, views, geometry, key, out)
     distinct, places = _distinct(rule, views)
     weights = weights_of(rule, geometry, views._replace(pivots=tuple(views.pivots[p] for p in distinct),
                          received=tuple(views.view(p) for p in distinct)), key)  # fmt: skip
     known = geometry.finite if geometry.centre >= 0 else None
-    out = sweeps.product(weights, views.basis, geometry.centre, geometry.near, known)
+    out = sweeps.product(weights, views.basis, geometry.centre, geometry.near, known, out)
     return _shared(out, places)
 
 
@@ -89,29 +96,55 @@ def weights_of(rule: Aggregator, geometry: Geometry, views: Views, key: int = 0)
     """
     if rule.weights is None:
         raise BadInput(f"{rule.name} works on coordinates, so its result is no fixed combination of the rows")
-    out = torch.zeros(len(views.pivots), geometry.rows, dtype=torch.float64)
     groups: dict[int, list[int]] = {}
     for p in range(len(views.pivots)):
         groups.setdefault(id(views.view(p)), []).append(p)
     distinct = [views.view(receivers[0]) for receivers in groups.values()]
-    for receivers, (mixed, found) in zip(groups.values(), _all_mixed(rule, geometry, distinct, key), strict=True):
-        pivots = [views.pivots[p] for p in receivers] if rule.uses_pivot else [0]
-        out[receivers] = _times(torch.stack([_own(rule.weights, rule.uses_pivot, found, p) for p in pivots]), mixed)
+    found = _all_mixed(rule, geometry, distinct, key)
+    cases = []
+    for receivers, (mixed, behind_mixes) in zip(groups.values(), found, strict=True):
+        shares = [[p] for p in receivers] if rule.uses_pivot else [receivers]
+        cases += [_Case(share, views.pivots[share[0]], mixed, behind_mixes) for share in shares]
+    out = torch.zeros(len(views.pivots), geometry.rows, dtype=torch.float64)
+    for size in {case.geometry.rows for case in cases}:
+        some = [case for case in cases if case.geometry.rows == size]
+        rows = _times(_own_weights(rule, some), torch.stack([case.mixed for case in some]))
+        for case, row in zip(some, rows, strict=True):
+            out[case.receivers] = row
     return out
 
 
-def _own(weights: Callable[[Geometry, int], Tensor], uses_pivot: bool, found: Geometry, pivot: int) -> Tensor:
-    """The weights of one receiver; all for its own row if that is broken and matters."""
-    if uses_pivot and not bool(found.finite[pivot]):
-        return torch.eye(found.rows, dtype=torch.float64)[pivot]
-    return weights(found, pivot)
+class _Case(NamedTuple):
+    """Receivers with the same result, the row that is their own, what they hold behind all pre-aggregators, and where."""
+
+    receivers: list[int]
+    pivot: int
+    mixed: Tensor
+    geometry: Geometry
+
+
+def _own_weights(rule: Aggregator, cases: Sequence[_Case]) -> Tensor:
+    """Weights ``[C, N]`` over what each case holds; all for its own row if that is broken and matters."""
+    assert rule.weights is not None
+    if rule.together is None:
+        weights = torch.stack([rule.weights(case.geometry, case.pivot) for case in cases])
+    else:
+        weights = torch.from_numpy(rule.together(crowd([c.geometry for c in cases], [c.pivot for c in cases])))
+    for row, case in zip(weights, cases, strict=True):
+        if rule.uses_pivot and not case.geometry.finite[case.pivot]:
+            row.zero_()[case.pivot] = 1.0
+    return weights
 
 
 def _times(weights: Tensor, coefficients: Tensor) -> Tensor:
-    """Their product; rows of weight zero may have coefficients that are no numbers."""
+    """Products ``[C, M]`` of rows ``[C, N]`` and one matrix ``[N, M]``, or each one's own ``[C, N, M]``.
+
+    Rows of weight zero may have coefficients that are no numbers.
+    """
     if bool(coefficients.isfinite().all()):
-        return weights @ coefficients
-    return torch.stack([row[row != 0] @ coefficients[row != 0] for row in weights])
+        return (weights[:, None] @ coefficients)[:, 0]
+    own = coefficients.expand(len(weights), -1, -1)
+    return torch.stack([row[row != 0] @ matrix[row != 0] for row, matrix in zip(weights, own, strict=True)])
 
 
 def behind(rule: Aggregator, geometry: Geometry, view: Tensor, key: int = 0) -> Tensor:
@@ -140,21 +173,62 @@ def _mixed(rule: Aggregator, geometry: Geometry, view: Tensor, key: int) -> tupl
 
 
 def _by_columns(
-    rule: Aggregator, column: Callable[[Tensor], Tensor], views: Views, geometry: Geometry, key: int
-) -> Tensor:
+    rule: Aggregator, column: Callable[[Tensor], Tensor], views: Views, geometry: Geometry, key: int,
+    out: Tensor | None,
+) -> Tensor:  # fmt: skip
     """A coordinate rule on every different view, some columns at a time."""
     shape = sweeps.shape_of(views.basis)
     distinct, places = _distinct(rule, views)
     stacks = [behind(rule, geometry, views.view(p), key) for p in distinct]
-    out = torch.empty(len(distinct), shape.width, dtype=shape.dtype, device=shape.device)
-    whole = len(stacks) == 1 and _identity(stacks[0])
+    out = sweeps.space(out, len(distinct), shape)
+    if len(stacks) == 1 and _identity(stacks[0]):
+        for part, tile in sweeps.tiles(views.basis):
+            out[0, part] = column(tile)
+        return _shared(out, places)
     known = geometry.finite if geometry.centre >= 0 else None
-    widest = max(shape.rows, *(len(stack) for stack in stacks))
-    for part, tile in sweeps.tiles(views.basis, None if whole else sweeps.columns_of(widest, shape.width)):
-        for place, stack in enumerate(stacks):
-            rows = tile if whole else sweeps.combined(stack, tile, geometry.centre, geometry.near, known)
-            out[place, part] = column(rows)
+    others, picks = _rows_of(stacks)
+    total = sum(len(stack) for stack in stacks)
+    width = sweeps.columns_of(max(shape.rows, total // PICKED), shape.width)
+    scratch = torch.empty(total * width, dtype=shape.working, device=shape.device)
+    for part, tile in sweeps.tiles(views.basis, width):
+        made = [sweeps.combined(others, tile, geometry.centre, geometry.near, known)] if len(others) else []
+        held = torch.cat((tile, *made))
+        out[:, part] = _side_by_side(column, held, picks, scratch).to(out.dtype)
     return _shared(out, places)
+
+
+def _rows_of(stacks: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Where to find the rows of some views: in the basis, or among combinations that are made once for all.
+
+    Args:
+        stacks: float64 ``[N_p, M]`` each.
+
+    Returns:
+        The combinations, float64 ``[U, M]``, and for every stack the places of its rows, int64 ``[N_p]``: below M in the
+        basis, from M on among the combinations.
+    """
+    rows = torch.cat(list(stacks))
+    single = ((rows != 0).sum(1) == 1) & (rows == 1).any(1)
+    others, inverse = rows[~single].unique(dim=0, return_inverse=True)
+    places = (rows == 1).int().argmax(1)
+    places[~single] = rows.shape[1] + inverse
+    return others, list(places.split([len(stack) for stack in stacks]))
+
+
+def _side_by_side(
+    column: Callable[[Tensor], Tensor], rows: Tensor, picks: Sequence[Tensor], scratch: Tensor
+) -> Tensor:
+    """A coordinate rule on several picks of rows ``[R, t]``: ``[P, t]``; those of one size go through in one piece.
+
+    Picked rows are copied to ``scratch``, which holds at least as many numbers: fresh memory would cost more than the
+    rule does.
+    """
+    if len({len(pick) for pick in picks}) > 1:
+        return torch.stack([_side_by_side(column, rows, [pick], scratch)[0] for pick in picks])
+    index = torch.stack(list(picks), 1).flatten().to(rows.device)  # [N P]
+    held = scratch[: len(index) * rows.shape[1]].view(len(index), -1)
+    torch.index_select(rows, 0, index, out=held)
+    return column(held.view(len(picks[0]), -1)).view(len(picks), -1)
 
 
 def _distinct(rule: Aggregator, views: Views) -> tuple[list[int], list[int]]:

@@ -50,6 +50,7 @@ class Vision:
         self.stack = Stack(net, peers, seed=config.seed, device=config.device)
         self._attackers = Stack(net, [peers], seed=config.seed, device=config.device)
         self._test: tuple[Tensor, Tensor] | None = None
+        self._gradients: Tensor | None = None  # fresh memory costs a third of the gradients themselves
 
     def start(self) -> Tensor:
         """See `gradless.collab.learners.Workload`."""
@@ -59,7 +60,8 @@ class Vision:
         """See `gradless.collab.learners.Workload`."""
         rows = gather(self.shares.streams, step)
         images, labels = datasets.training_batch(self.data, rows, seed=self.seed, step=step)
-        return self.stack.gradients(theta, images, labels, step=step)
+        self._gradients, losses = self.stack.gradients(theta, images, labels, step=step, out=self._gradients)
+        return self._gradients, losses
 
     def poisoned(self, theta: Tensor, step: int) -> Tensor:
         """See `gradless.collab.learners.Workload`; label l becomes the last class minus l."""
