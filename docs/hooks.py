@@ -121,6 +121,27 @@ def aggregators() -> str:
     return table(["rule", "gradless", "ByzFL", "faster", "error", "ByzFL's error"], rows)
 
 
+def auto() -> str:
+    """`--lr auto` against tuned learning rates."""
+
+    def finals(name: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for line in (RESULTS / name).read_text().splitlines():
+            run = json.loads(line)
+            if run["phase"] == "final" and run["cell"]["method"] == "mezo":
+                found.setdefault((run["cell"]["task"], run["cell"]["scheme"]), []).append(run)
+        return found
+
+    tuned, untuned = finals("study.jsonl"), finals("auto.jsonl")
+    rows = []
+    for cell, runs in untuned.items():
+        each = [[run["test"]["accuracy"] for run in some] for some in (tuned[cell], runs)]
+        means = [f"{statistics.mean(one):.3f} ± {statistics.stdev(one):.3f}" for one in each]
+        difference = 100 * (statistics.mean(each[1]) - statistics.mean(each[0]))
+        rows.append([", ".join(cell), f"{tuned[cell][0]['point']['lr']:g}", *means, f"{difference:+.1f}"])
+    return table(["", "tuned lr", "tuned", "`--lr auto`", "points"], sorted(rows))
+
+
 def methods() -> str:
     """All methods."""
     from gradless.methods import METHODS
@@ -138,6 +159,7 @@ TABLES = {
     "plan": plan,
     "plan_profiles": plan_profiles,
     "aggregators": aggregators,
+    "auto": auto,
     "methods": methods,
 }
 

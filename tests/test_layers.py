@@ -124,8 +124,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 # Aggregation and attacks: pure functions on tensors, for use outside a run as well.
 RULES = (
-    *("geometry", "views", "rules", "spans", "columns", "mixes", "sweeps", "compiled", "stages", "aggregators"),
-    *("scene", "identical", "mimicry", "equivocation", "attacks", "strength"),
+    *("geometry", "views", "rules", "spans", "crowds", "columns", "mixes", "sweeps", "compiled", "stages"),
+    *("aggregators", "scene", "identical", "mimicry", "equivocation", "attacks", "strength"),
 )
 
 

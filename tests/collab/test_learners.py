@@ -141,3 +141,35 @@ def test_equal_rows_have_no_alpha():
     found = mixing(torch.ones(3, 4), torch.ones(3, 4))
     assert found.alpha != found.alpha
     assert found.consensus == 0.0
+
+
+def parting(before, after):
+    """Measured from the definition, in float64."""
+    x, y = before.double(), after.double()
+    spread = (x - x.mean(0)).square().sum(1).mean()
+    apart = (y - y.mean(0)).square().sum(1).mean()
+    return float(apart / spread), float((y.mean(0) - x.mean(0)).square().sum() / spread), float(apart.sqrt())
+
+
+@pytest.mark.parametrize("kernels", ["compiled", "reference"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_both_ways_of_measuring_agree(monkeypatch, kernels, dtype):
+    if kernels == "reference":
+        monkeypatch.setenv("GRADLESS_KERNELS", "reference")
+    draw = torch.Generator().manual_seed(1)
+    before = (torch.randn(5, 1300, generator=draw) * 1e-2 + 5.0).to(dtype)
+    after = (before.double().mean(0) + 1e-3 * torch.randn(5, 1300, generator=draw)).to(dtype)
+    tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-4
+    assert list(mixing(before, after)) == pytest.approx(parting(before, after), rel=tolerance)
+    once = after[:1].expand(5, -1)  # mixed once for all
+    assert mixing(before, once).consensus == 0.0
+    assert mixing(before, once).lam == pytest.approx(parting(before, once)[1], rel=tolerance)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_a_broken_peer_is_left_out_of_what_mixing_did(bad):
+    draw = torch.Generator().manual_seed(2)
+    before, after = torch.randn(6, 900, generator=draw), torch.randn(6, 900, generator=draw) * 0.1
+    before[2, 7] = after[4, 0] = bad
+    kept = [0, 1, 3, 5]
+    assert list(mixing(before, after)) == pytest.approx(parting(before[kept], after[kept]), rel=1e-4)

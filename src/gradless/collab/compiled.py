@@ -188,9 +188,7 @@ def around_blocks(
 
 
 @njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def spread_blocks(
-    first: Any, last: Any, x: Any, befores: Any, y: Any, afters: Any, width: Any, sums: Any
-) -> None:
+def spread_blocks(first: Any, last: Any, x: Any, befores: Any, y: Any, afters: Any, width: Any, sums: Any) -> None:
     """Blocks ``first .. last``: add the squared distances of rows from their mean to ``sums``, before and after.
 
     Then that of the two means. ``x`` and ``y`` are flat memory with as many rows each.

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from gradless.collab.geometry import Geometry
 
 Numbers = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
 TINY = 1e-300  # instead of a distance of zero
 
 
@@ -25,7 +26,7 @@ class Crowd(NamedTuple):
     """The geometries of several receivers with the same number of rows."""
 
     inner: Numbers  # [P, N+1, N+1] inner products around each one's centre; the last row is the origin
-    finite: npt.NDArray[np.bool_]  # [P, N]
+    finite: Flags  # [P, N]
     pivots: npt.NDArray[np.int64]  # [P] the row that is the receiver's own
 
     @property
@@ -33,7 +34,7 @@ class Crowd(NamedTuple):
         """N."""
         return self.finite.shape[1]
 
-    def some(self, chosen: npt.NDArray[np.bool_]) -> Crowd:
+    def some(self, chosen: Flags) -> Crowd:
         """Some of the receivers, [P] -> a smaller crowd."""
         return Crowd(self.inner[chosen], self.finite[chosen], self.pivots[chosen])
 
@@ -71,7 +72,7 @@ def weiszfeld(given: Crowd, iterations: int, nu: float | None, tolerance: float,
     typical = _typical(given)
     scale = typical.min(1)
     weights = np.full((len(finite), n), 1 / n)  # of receivers that have no finite row
-    moving = finite.any(1)
+    moving = finite.sum(1) > 0
     if not from_origin:  # more than half of the rows are the same: that is the median
         still = moving & (scale == 0.0)
         weights[still] = (typical[still] == 0) / (typical[still] == 0).sum(1, keepdims=True)
@@ -102,7 +103,7 @@ def weiszfeld(given: Crowd, iterations: int, nu: float | None, tolerance: float,
 
 
 def _typical(given: Crowd) -> Numbers:
-    """The median distance ``[P, N]`` of each row from the finite ones; infinite for others, and where there are none."""
+    """The median distance ``[P, N]`` of each row from the finite ones; infinite for rows that are not finite."""
     inner, finite = given.inner[:, :-1, :-1], given.finite
     lengths = inner.diagonal(axis1=1, axis2=2)
     squared = lengths[:, :, None] + lengths[:, None] - 2 * inner

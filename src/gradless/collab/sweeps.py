@@ -178,7 +178,8 @@ def space(out: Tensor | None, rows: int, shape: Shape) -> Tensor:
     """``[rows, D]`` to write to: the first rows of ``out``, or new memory."""
     if out is None:
         return torch.empty(rows, shape.width, dtype=shape.dtype, device=shape.device)
-    assert out.shape[0] >= rows and (out.shape[1], out.dtype, out.device) == (shape.width, shape.dtype, shape.device)
+    assert out.shape[0] >= rows
+    assert (out.shape[1], out.dtype, out.device) == (shape.width, shape.dtype, shape.device)
     return out[:rows]
 
 

@@ -115,7 +115,7 @@ def weights_of(rule: Aggregator, geometry: Geometry, views: Views, key: int = 0)
 
 
 class _Case(NamedTuple):
-    """Receivers with the same result, the row that is their own, what they hold behind all pre-aggregators, and where."""
+    """Receivers with the same result, their own row, and what they hold behind all pre-aggregators."""
 
     receivers: list[int]
     pivot: int
@@ -204,8 +204,8 @@ def _rows_of(stacks: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
         stacks: float64 ``[N_p, M]`` each.
 
     Returns:
-        The combinations, float64 ``[U, M]``, and for every stack the places of its rows, int64 ``[N_p]``: below M in the
-        basis, from M on among the combinations.
+        The combinations, float64 ``[U, M]``, and for every stack the places of its rows, int64 ``[N_p]``: below M in
+        the basis, from M on among the combinations.
     """
     rows = torch.cat(list(stacks))
     single = ((rows != 0).sum(1) == 1) & (rows == 1).any(1)
@@ -215,9 +215,7 @@ def _rows_of(stacks: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     return others, list(places.split([len(stack) for stack in stacks]))
 
 
-def _side_by_side(
-    column: Callable[[Tensor], Tensor], rows: Tensor, picks: Sequence[Tensor], scratch: Tensor
-) -> Tensor:
+def _side_by_side(column: Callable[[Tensor], Tensor], rows: Tensor, picks: Sequence[Tensor], scratch: Tensor) -> Tensor:
     """A coordinate rule on several picks of rows ``[R, t]``: ``[P, t]``; those of one size go through in one piece.
 
     Picked rows are copied to ``scratch``, which holds at least as many numbers: fresh memory would cost more than the

@@ -1,0 +1,96 @@
+"""Weights of all receivers at once are those that each would find alone; picked rows are rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gradless import rng
+from gradless.collab import views
+from gradless.collab.aggregators import centred_clipping, geometric_median, median, nna, self_centred_clipping
+from gradless.collab.crowds import crowd
+from gradless.collab.geometry import measure
+from gradless.collab.views import Views, aggregate
+
+RULES = {
+    "nna": nna(f=2),
+    "geometric-median": geometric_median(f=2),
+    "geometric-median, published": geometric_median(nu=0.1, iterations=3, start="origin"),
+    "centred-clipping": centred_clipping(radius=2.0),
+    "self-centred-clipping": self_centred_clipping(radius=2.0, iterations=3),
+    "self-centred-clipping, adaptive": self_centred_clipping(f=2, radius=None, iterations=2),
+}
+
+
+def normal(rows: int, width: int, seed: int = 0) -> torch.Tensor:
+    return rng.normal(seed, "rows", (rows, width))
+
+
+def groups() -> list[torch.Tensor]:
+    """Rows of receivers that have little in common: spread, ties, all equal, some and all rows broken."""
+    spread = normal(7, 40)
+    tied = spread[torch.tensor([0, 0, 0, 0, 0, 1, 2])]
+    broken = spread.clone()
+    broken[2], broken[5, 0] = torch.nan, torch.inf
+    far = normal(7, 40, seed=1) * 1e-3 + 100.0
+    return [spread, tied, torch.ones(7, 40), broken, torch.full((7, 40), torch.nan), far, normal(7, 40, seed=2) * 9]
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_nobody_in_a_crowd_disturbs_another(name):
+    rule = RULES[name]
+    geometries = [measure((rows,)) for rows in groups()]
+    pivots = [1, 6, 0, 3, 2, 4, 5]
+    together = rule.together(crowd(geometries, pivots))
+    assert together.dtype == np.float64
+    for found, geometry, pivot in zip(together, geometries, pivots, strict=True):
+        alone = rule.weights(geometry, pivot).numpy()
+        assert np.allclose(found, alone, rtol=1e-13, atol=1e-15)
+        assert np.isfinite(found).all()
+
+
+def test_a_median_that_has_converged_stays_while_others_move_on():
+    quick, slow = torch.ones(5, 3), normal(5, 3)
+    quick[4] = 2.0
+    geometries = [measure((rows,)) for rows in (quick, slow)]
+    found = geometric_median().together(crowd(geometries, [0, 0]))
+    assert found[0].tolist() == [0.25, 0.25, 0.25, 0.25, 0.0]
+    point = torch.from_numpy(found[1]).float() @ slow
+    pull = ((slow - point) / (slow - point).norm(dim=1, keepdim=True)).sum(0)
+    assert float(pull.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("sizes", [(5, 5, 5), (5, 4, 6)])
+def test_rows_are_picked_and_combinations_made_once(monkeypatch, sizes):
+    basis = normal(6, 3000)
+    draw = torch.from_numpy(np.random.default_rng(0).permuted(np.tile(np.arange(6), (3, 1)), axis=1))
+    sent = torch.full((1, 6), 1 / 6, dtype=torch.float64)
+    unit = torch.eye(6, dtype=torch.float64)
+    received = tuple(torch.cat([unit[draw[p, : size - 2]], sent, sent]) for p, size in enumerate(sizes))
+    made = []
+
+    def counting(weights, *given):
+        made.append(len(weights))
+        return combined(weights, *given)
+
+    combined = views.sweeps.combined
+    monkeypatch.setattr(views.sweeps, "combined", counting)
+    monkeypatch.setattr(views, "PICKED", 1)
+    found = aggregate(median(), Views((basis[:4], basis[4:]), received, (0, 0, 0)))
+    assert set(made) == {1}, "what two attackers tell three receivers is one combination"
+    for p, view in enumerate(received):
+        rows = view @ basis.double()
+        assert torch.allclose(found[p].double(), rows.quantile(0.5, dim=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("rule", [nna(f=1), median()], ids=lambda rule: rule.name)
+def test_a_result_may_lie_in_given_memory(rule):
+    basis = normal(6, 3000)
+    unit = torch.eye(6, dtype=torch.float64)
+    given = Views((basis,), tuple(unit[torch.tensor([p, 3, 4, 5])] for p in range(3)), (0, 0, 0))
+    out = torch.full((5, 3000), torch.nan)
+    found = aggregate(rule, given, out=out)
+    assert found.data_ptr() == out.data_ptr()
+    assert torch.equal(found, aggregate(rule, given))
+    assert bool(out[3:].isnan().all())
