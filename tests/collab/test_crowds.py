@@ -8,10 +8,17 @@ import torch
 
 from gradless import rng
 from gradless.collab import views
-from gradless.collab.aggregators import centred_clipping, geometric_median, median, nna, self_centred_clipping
+from gradless.collab.aggregators import (
+    Aggregator,
+    centred_clipping,
+    geometric_median,
+    median,
+    nna,
+    self_centred_clipping,
+)
 from gradless.collab.crowds import crowd
 from gradless.collab.geometry import measure
-from gradless.collab.views import Views, aggregate
+from gradless.collab.views import Views, aggregate, seen_by_all, weights_of
 
 RULES = {
     "nna": nna(f=2),
@@ -61,8 +68,9 @@ def test_a_median_that_has_converged_stays_while_others_move_on():
     assert float(pull.norm()) < 1e-3
 
 
+@pytest.mark.parametrize("tile", [1 << 20, 2000], ids=["one tile", "six tiles, a receiver at a time"])
 @pytest.mark.parametrize("sizes", [(5, 5, 5), (5, 4, 6)])
-def test_rows_are_picked_and_combinations_made_once(monkeypatch, sizes):
+def test_rows_are_picked_and_combinations_made_once(monkeypatch, sizes, tile):
     basis = normal(6, 3000)
     draw = torch.from_numpy(np.random.default_rng(0).permuted(np.tile(np.arange(6), (3, 1)), axis=1))
     sent = torch.full((1, 6), 1 / 6, dtype=torch.float64)
@@ -76,9 +84,9 @@ def test_rows_are_picked_and_combinations_made_once(monkeypatch, sizes):
 
     combined = views.sweeps.combined
     monkeypatch.setattr(views.sweeps, "combined", counting)
-    monkeypatch.setattr(views, "PICKED", 1)
+    monkeypatch.setattr(views.sweeps, "TILE", tile)
     found = aggregate(median(), Views((basis[:4], basis[4:]), received, (0, 0, 0)))
-    assert set(made) == {1}, "what two attackers tell three receivers is one combination"
+    assert made == [1] * (1 if tile > 2000 else 6), "what two attackers tell three receivers is one combination"
     for p, view in enumerate(received):
         rows = view @ basis.double()
         assert torch.allclose(found[p].double(), rows.quantile(0.5, dim=0), atol=1e-6)
@@ -94,3 +102,36 @@ def test_a_result_may_lie_in_given_memory(rule):
     assert found.data_ptr() == out.data_ptr()
     assert torch.equal(found, aggregate(rule, given))
     assert bool(out[3:].isnan().all())
+
+
+@pytest.mark.parametrize("rule", [nna(f=1), median()], ids=lambda rule: rule.name)
+def test_memory_that_does_not_fit_is_left_alone(rule):
+    basis = normal(6, 3000)
+    unit = torch.eye(6, dtype=torch.float64)
+    given = Views((basis,), tuple(unit[torch.tensor([p, 3, 4, 5])] for p in range(3)), (0, 0, 0))
+    others = (
+        torch.zeros(2, 3000), torch.zeros(3, 2999), torch.zeros(3, 3000, dtype=torch.float64), torch.zeros(3000, 3).T,
+    )  # fmt: skip
+    for out in others:
+        assert torch.equal(aggregate(rule, given, out=out), aggregate(rule, given))
+        assert not bool(out.any())
+
+
+def test_a_crowd_that_shares_its_rows_does_not_copy_them():
+    geometry = measure((normal(40, 100),))
+    found = crowd([geometry] * 40, range(40))
+    assert found.inner.strides[0] == 0
+    assert np.array_equal(nna(f=3).together(found)[7], nna(f=3).weights(geometry, 7).numpy())
+
+
+def test_no_rule_is_asked_about_a_receiver_whose_own_row_is_broken():
+    def weights(geometry, pivot):
+        assert bool(geometry.finite[pivot])
+        return torch.full((geometry.rows,), 1 / geometry.rows, dtype=torch.float64)
+
+    mine = Aggregator("mine", weights, None, lambda rows: None, uses_pivot=True)
+    rows = normal(4, 9)
+    rows[1] = torch.inf
+    found = weights_of(mine, measure((rows,)), seen_by_all(rows, range(4)))
+    assert found[1].tolist() == [0.0, 1.0, 0.0, 0.0]
+    assert found[0].tolist() == [0.25] * 4

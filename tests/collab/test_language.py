@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 
 import pytest
 import torch
@@ -87,6 +88,15 @@ def test_own_pivots_let_models_drift_and_an_exchange_of_parameters_pulls_them_to
     rows = parts.learner.propose(2, "parameters")
     parts.learner.accept(2, "parameters", rows.mean(0).expand_as(rows))
     assert len(set(step_all(parts, 0))) == 1
+
+
+def test_a_run_may_exchange_both(config, tmp_path):
+    both = dataclasses.replace(config, algorithm="monna", attack="sign-flip", sync=2, steps=4)
+    result = simulate(both, tmp_path, reporter=QUIET)
+    assert result["status"] == "done"
+    notes = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    tags = [note["exchange"] for note in notes if note["event"] == "step"]
+    assert tags == ["coefficients", "coefficients", "parameters"] * 2
 
 
 def test_one_honest_peer_alone_is_plain_mezo(config):

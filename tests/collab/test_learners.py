@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
+from gradless.collab import measure
 from gradless.collab.algorithms import GRADIENTS, PARAMETERS
 from gradless.collab.learners import Local, ParameterPeers
 from gradless.collab.measure import mixing
@@ -157,13 +160,17 @@ def test_both_ways_of_measuring_agree(monkeypatch, kernels, dtype):
     if kernels == "reference":
         monkeypatch.setenv("GRADLESS_KERNELS", "reference")
     draw = torch.Generator().manual_seed(1)
-    before = (torch.randn(5, 1300, generator=draw) * 1e-2 + 5.0).to(dtype)
-    after = (before.double().mean(0) + 1e-3 * torch.randn(5, 1300, generator=draw)).to(dtype)
+    before = (torch.randn(5, 400_000, generator=draw) * 1e-2 + 5.0).to(dtype)
+    after = (before.double().mean(0) + 1e-3 * torch.randn(5, 400_000, generator=draw)).to(dtype)
     tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-4
+    in_one_pass = measure._in_one_pass(before, after)
+    assert (in_one_pass is None) == (kernels == "reference" or dtype == torch.bfloat16)
     assert list(mixing(before, after)) == pytest.approx(parting(before, after), rel=tolerance)
     once = after[:1].expand(5, -1)  # mixed once for all
     assert mixing(before, once).consensus == 0.0
     assert mixing(before, once).lam == pytest.approx(parting(before, once)[1], rel=tolerance)
+    columns = before.T.contiguous().T  # not side by side in memory
+    assert list(mixing(columns, after)) == pytest.approx(parting(before, after), rel=tolerance)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
@@ -173,3 +180,8 @@ def test_a_broken_peer_is_left_out_of_what_mixing_did(bad):
     before[2, 7] = after[4, 0] = bad
     kept = [0, 1, 3, 5]
     assert list(mixing(before, after)) == pytest.approx(parting(before[kept], after[kept]), rel=1e-4)
+
+
+def test_peers_that_agree_on_what_is_too_large_have_diverged():
+    large = torch.full((3, 40), 1e25)
+    assert mixing(large, large.clone()).consensus == math.inf

@@ -191,7 +191,8 @@ def around_blocks(
 def spread_blocks(first: Any, last: Any, x: Any, befores: Any, y: Any, afters: Any, width: Any, sums: Any) -> None:
     """Blocks ``first .. last``: add the squared distances of rows from their mean to ``sums``, before and after.
 
-    Then that of the two means. ``x`` and ``y`` are flat memory with as many rows each.
+    Then that of the two means, and the squares of the first rows themselves. ``x`` and ``y`` are flat memory with as
+    many rows each.
     """
     n = befores.size
     old, mean, square = np.zeros(BLOCK), np.zeros(BLOCK), np.zeros(BLOCK)
@@ -221,3 +222,7 @@ def spread_blocks(first: Any, last: Any, x: Any, befores: Any, y: Any, afters: A
             d = (mean[k] - old[k]) / n + (np.float64(a0[k]) - np.float64(b0[k]))
             total += d * d
         sums[2] += total
+        total = 0.0
+        for k in range(m):
+            total += np.float64(a0[k]) * np.float64(a0[k]) + np.float64(b0[k]) * np.float64(b0[k])
+        sums[3] += total

@@ -48,9 +48,16 @@ class Crowd(NamedTuple):
 
 
 def crowd(geometries: Sequence[Geometry], pivots: Sequence[int]) -> Crowd:
-    """A crowd of geometries of the same number of rows."""
+    """A crowd of geometries of the same number of rows; one that all share is not copied."""
+    own = np.array(pivots, np.int64)
+    first = geometries[0]
+    if all(geometry is first for geometry in geometries):
+        inner, finite = first.points().inner.numpy(), first.finite.numpy()
+        return Crowd(
+            np.broadcast_to(inner, (len(own), *inner.shape)), np.broadcast_to(finite, (len(own), len(finite))), own
+        )
     inner = np.stack([geometry.points().inner.numpy() for geometry in geometries])
-    return Crowd(inner, np.stack([geometry.finite.numpy() for geometry in geometries]), np.array(pivots, np.int64))
+    return Crowd(inner, np.stack([geometry.finite.numpy() for geometry in geometries]), own)
 
 
 def near_pivot(given: Crowd, keep: int) -> Numbers:

@@ -28,8 +28,8 @@ class Mixing(NamedTuple):
 def mixing(before: Tensor, after: Tensor) -> Mixing:
     """Measure one exchange, given the honest rows [H, D] before and after it.
 
-    Cost: one read of 2 H rows. Peers whose row is not finite, before or after, are left out, at the cost of a Gram
-    matrix of 2 H rows; if none is left, the distance is infinite.
+    Cost: one read of 2 H rows, with compiled kernels and at least 32 bits, else a Gram matrix of them. Peers whose row
+    is not finite, before or after, are left out, at the same price; if none is left, the distance is infinite.
     """
     return _in_one_pass(before, after) or _from_geometry(before, after)
 
@@ -45,20 +45,22 @@ def _in_one_pass(before: Tensor, after: Tensor) -> Mixing | None:
     """With the compiled kernels; None without them, or if something is not finite or too large to square."""
     if not sweeps.compiled(before.device) or before.dtype not in (torch.float32, torch.float64):
         return None
+    if before.shape[1] > 1 and (before.stride(1) != 1 or after.stride(1) != 1):
+        return None
     from gradless.collab import compiled as kernel
 
     count, width = before.shape
     (x, befores), (y, afters) = sweeps.flat(before), sweeps.flat(after)
 
     def run(first: int, last: int) -> Tensor:
-        sums = torch.zeros(3, dtype=torch.float64)
+        sums = torch.zeros(4, dtype=torch.float64)
         kernel.spread_blocks(first, last, x, befores, y, afters, width, sums.numpy())
         return sums
 
     total = torch.stack(sweeps.spread(-(-width // kernel.BLOCK), count * width // 2, run)).sum(0)
     if not bool((total < torch.finfo(before.dtype).max).all()):  # of a NaN too
         return None
-    old, new, shift = total.clamp_min(0.0).tolist()
+    old, new, shift, _ = total.clamp_min(0.0).tolist()
     return _of(old / count, new / count, shift)
 
 

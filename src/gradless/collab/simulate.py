@@ -140,7 +140,7 @@ class _Memory:
         self.states: dict[str, State] = {}
         """What the attack remembers of each kind of exchange."""
         self.mixed: Tensor | None = None
-        """[H, D] where mixed rows lie, until the next exchange."""
+        """[1 or H, D] the mixed rows, whose memory the next ones may take."""
 
 
 @torch.no_grad()
@@ -151,11 +151,11 @@ def _step(parts: Parts, memory: _Memory, step: int, notes: _Notes) -> bool:
         honest = learner.propose(step, tag)
         flipped = learner.poisoned(step, tag) if parts.attack.flips else None
         with sweeps.small_operations():
-            memory.mixed = torch.empty_like(honest) if memory.mixed is None else memory.mixed
             state = memory.states[tag] if tag in memory.states else parts.attack.start()
             mixed, strength, memory.states[tag] = exchange(
                 parts, honest, state, step, tag, flipped=flipped, out=memory.mixed
             )
+            memory.mixed = mixed[:1] if mixed.stride(0) == 0 else mixed
             found = mixing(honest, mixed)
         notes.mixings.append(found)
         notes.consensus = found.consensus
@@ -183,7 +183,7 @@ def exchange(
         step: of the run.
         tag: of the exchange.
         flipped: [1, D] what flipped labels lead to, for attacks that ask.
-        out: [H, D] memory for the result.
+        out: memory that the result may lie in; see `gradless.collab.views.aggregate`.
 
     Returns:
         Rows [H, D] (a peer that hears too few keeps its own), the attack's strength, and what it remembers now.

@@ -151,8 +151,8 @@ def product(
         centre: a finite row in the midst of the others, or -1 to sum the rows themselves.
         near: bool ``[M]``: which rows lie around it rather than around the origin.
         finite: bool ``[M]``: which rows are finite; None: found out where it matters.
-        out: at least P rows of memory for the result; None: new memory, which an operating system gives page by page,
-            at the price of the product itself.
+        out: memory that the result may lie in, if it fits: what an operating system gives anew, page by page, costs as
+            much as the product itself.
 
     Cost: one read of the rows that are used, one write of the result, P M D multiplications; scratch of a tile for
     16-bit rows and for rows in several blocks.
@@ -175,12 +175,15 @@ def product(
 
 
 def space(out: Tensor | None, rows: int, shape: Shape) -> Tensor:
-    """``[rows, D]`` to write to: the first rows of ``out``, or new memory."""
-    if out is None:
-        return torch.empty(rows, shape.width, dtype=shape.dtype, device=shape.device)
-    assert out.shape[0] >= rows
-    assert (out.shape[1], out.dtype, out.device) == (shape.width, shape.dtype, shape.device)
-    return out[:rows]
+    """``[rows, D]`` to write to: the first rows of ``out`` where they fit, or new memory."""
+    if (
+        out is not None
+        and len(out) >= rows
+        and shape_of((out,)) == shape._replace(rows=len(out))
+        and out.is_contiguous()
+    ):
+        return out[:rows]
+    return torch.empty(rows, shape.width, dtype=shape.dtype, device=shape.device)
 
 
 def combined(weights: Tensor, tile: Tensor, centre: int, near: Tensor, finite: Tensor | None) -> Tensor:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from gradless.collab.stages import Aggregator
 
 
-PICKED = 4  # tiles of scratch in which receivers' rows lie side by side: shorter ones cost more in calls
+PICKED = 4  # tiles of scratch in which rows of several receivers lie side by side: shorter ones cost more in calls
 
 
 class Views(NamedTuple):
@@ -57,13 +57,15 @@ def aggregate(
         views: who got what; not modified.
         key: seed of pre-aggregators that shuffle.
         geometry: that of the basis, if it is known already.
-        out: [P, D] memory that the result may lie in, so that a round need not ask for new; not a part of the basis.
+        out: rows of memory that the result may lie in, if they are contiguous, enough and of its kind; not a part of
+            the basis. An earlier result that is not needed any more saves the time of asking for new memory.
 
     Raises:
         BadInput: for views that the rule cannot take, with the condition.
 
     Cost: of a rule in the span of its rows, one `gradless.collab.geometry.measure` of the basis, P N^2 M
-    multiplications and one product; of a coordinate rule, one pass over the columns for each different view.
+    multiplications and one product; of a coordinate rule, one read of the basis and the rule on the columns of each
+    different view, with scratch of `PICKED` tiles.
     """
     shape = _check(rule, views)
     direct = rule.column is not None and (rule.weights is None or (not rule.before and _plain(views)))
@@ -101,15 +103,20 @@ def weights_of(rule: Aggregator, geometry: Geometry, views: Views, key: int = 0)
         groups.setdefault(id(views.view(p)), []).append(p)
     distinct = [views.view(receivers[0]) for receivers in groups.values()]
     found = _all_mixed(rule, geometry, distinct, key)
+    out = torch.zeros(len(views.pivots), geometry.rows, dtype=torch.float64)
     cases = []
     for receivers, (mixed, behind_mixes) in zip(groups.values(), found, strict=True):
-        shares = [[p] for p in receivers] if rule.uses_pivot else [receivers]
-        cases += [_Case(share, views.pivots[share[0]], mixed, behind_mixes) for share in shares]
-    out = torch.zeros(len(views.pivots), geometry.rows, dtype=torch.float64)
+        for share in [[p] for p in receivers] if rule.uses_pivot else [receivers]:
+            pivot = views.pivots[share[0]]
+            if rule.uses_pivot and not behind_mixes.finite[pivot]:  # a broken row of one's own matters: it stays
+                out[share] = mixed[pivot]
+            else:
+                cases.append(_Case(share, pivot, mixed, behind_mixes))
     for size in {case.geometry.rows for case in cases}:
         some = [case for case in cases if case.geometry.rows == size]
-        rows = _times(_own_weights(rule, some), torch.stack([case.mixed for case in some]))
-        for case, row in zip(some, rows, strict=True):
+        alike = all(case.mixed is some[0].mixed for case in some)
+        mixed = some[0].mixed if alike else torch.stack([case.mixed for case in some])
+        for case, row in zip(some, _times(_weights(rule, some), mixed), strict=True):
             out[case.receivers] = row
     return out
 
@@ -123,17 +130,12 @@ class _Case(NamedTuple):
     geometry: Geometry
 
 
-def _own_weights(rule: Aggregator, cases: Sequence[_Case]) -> Tensor:
-    """Weights ``[C, N]`` over what each case holds; all for its own row if that is broken and matters."""
+def _weights(rule: Aggregator, cases: Sequence[_Case]) -> Tensor:
+    """Weights ``[C, N]`` over what each case holds."""
     assert rule.weights is not None
     if rule.together is None:
-        weights = torch.stack([rule.weights(case.geometry, case.pivot) for case in cases])
-    else:
-        weights = torch.from_numpy(rule.together(crowd([c.geometry for c in cases], [c.pivot for c in cases])))
-    for row, case in zip(weights, cases, strict=True):
-        if rule.uses_pivot and not case.geometry.finite[case.pivot]:
-            row.zero_()[case.pivot] = 1.0
-    return weights
+        return torch.stack([rule.weights(case.geometry, case.pivot) for case in cases])
+    return torch.from_numpy(rule.together(crowd([case.geometry for case in cases], [case.pivot for case in cases])))
 
 
 def _times(weights: Tensor, coefficients: Tensor) -> Tensor:
@@ -187,13 +189,16 @@ def _by_columns(
         return _shared(out, places)
     known = geometry.finite if geometry.centre >= 0 else None
     others, picks = _rows_of(stacks)
-    total = sum(len(stack) for stack in stacks)
-    width = sweeps.columns_of(max(shape.rows, total // PICKED), shape.width)
-    scratch = torch.empty(total * width, dtype=shape.working, device=shape.device)
+    most = max(map(len, picks))
+    width = sweeps.columns_of(max(shape.rows + len(others), most * len(picks) // PICKED), shape.width)
+    together = max(1, PICKED * sweeps.TILE // (most * width))  # receivers whose rows fit the scratch
+    scratch = torch.empty(min(together, len(picks)) * most * width, dtype=shape.working, device=shape.device)
     for part, tile in sweeps.tiles(views.basis, width):
-        made = [sweeps.combined(others, tile, geometry.centre, geometry.near, known)] if len(others) else []
-        held = torch.cat((tile, *made))
-        out[:, part] = _side_by_side(column, held, picks, scratch).to(out.dtype)
+        if len(others):
+            tile = torch.cat((tile, sweeps.combined(others, tile, geometry.centre, geometry.near, known)))
+        for first in range(0, len(picks), together):
+            some = slice(first, first + together)
+            out[some, part] = _side_by_side(column, tile, picks[some], scratch).to(out.dtype)
     return _shared(out, places)
 
 
