@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -178,3 +180,17 @@ def test_what_cannot_be_measured_is_refused():
         measure((torch.zeros(2, 3, dtype=torch.int64),))
     with pytest.raises(BadInput, match="no rows"):
         measure((torch.zeros(0, 3),))
+
+
+def test_denormal_numbers_are_zero_for_a_while_and_in_new_threads():
+    tiny = torch.full((1,), torch.finfo(torch.float32).tiny)
+    found = []
+    with sweeps.without_denormals():
+        other = threading.Thread(target=lambda: found.append(float(tiny / 4)))
+        other.start()
+        other.join()
+        with sweeps.without_denormals():
+            pass
+        assert float(tiny / 4) == 0.0, "what was set outside stays"
+    assert found == [0.0]
+    assert float(tiny / 4) > 0.0

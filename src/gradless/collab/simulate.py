@@ -52,8 +52,9 @@ def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = 
     write_json(folder / "config.json", config.to_json())
     with (folder / "metrics.jsonl").open("w") as file:
         notes = _Notes(file)
-        status, spent = _loop(parts, notes, reporter)
-        final = parts.learner.accuracy(None)
+        with sweeps.without_denormals():
+            status, spent = _loop(parts, notes, reporter)
+            final = parts.learner.accuracy(None)
         notes.evaluated(notes.steps, final)
         os.fsync(file.fileno())  # before the result, which says that all of it is there
     result = _result(parts, notes, status, spent, final)
