@@ -132,14 +132,15 @@ def auto() -> str:
                 found.setdefault((run["cell"]["task"], run["cell"]["scheme"]), []).append(run)
         return found
 
-    tuned, untuned = finals("study.jsonl"), finals("auto.jsonl")
+    tuned, low, untuned = (finals(f"{name}.jsonl") for name in ("study", "lora-rate", "auto"))
     rows = []
     for cell, runs in untuned.items():
-        each = [[run["test"]["accuracy"] for run in some] for some in (tuned[cell], runs)]
-        means = [f"{statistics.mean(one):.3f} ± {statistics.stdev(one):.3f}" for one in each]
-        difference = 100 * (statistics.mean(each[1]) - statistics.mean(each[0]))
+        each = [[run["test"]["accuracy"] for run in some] for some in (tuned[cell], low.get(cell, []), runs)]
+        means = [f"{statistics.mean(one):.3f} ± {statistics.stdev(one):.3f}" if one else "-" for one in each]
+        difference = 100 * (statistics.mean(each[2]) - max(statistics.mean(one) for one in each[:2] if one))
         rows.append([", ".join(cell), f"{tuned[cell][0]['point']['lr']:g}", *means, f"{difference:+.1f}"])
-    return table(["", "tuned lr", "tuned", "`--lr auto`", "points"], sorted(rows))
+    heads = ["", "chosen lr", "chosen", "lr 6e-4", "`--lr auto`", "points to the better one"]
+    return table(heads, sorted(rows))
 
 
 def methods() -> str:
