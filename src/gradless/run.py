@@ -230,8 +230,8 @@ def optimizer(
     if config.lr == "auto":
         extra["normalise"] = True
     several = config.queries or int(METHODS[config.method].options().get("queries", 1))
-    # The mean over K directions is smaller than each of them by the root of K. Steps along random directions are a walk,
-    # which gets as far as the root of their number.
+    # The mean over K directions is smaller than each of them by the root of K. Steps along random directions are a
+    # walk, which gets as far as the root of their number.
     auto = (METHODS[config.method].auto or 0.0) * config.eps * math.sqrt(several / config.steps)
     lr = auto if isinstance(config.lr, str) else config.lr
     assert lr is not None
