@@ -76,8 +76,11 @@ data_options = options(
 @click.option("--eval-rows", type=int)
 @click.option("--device")
 @click.option("--out", type=PATH, required=True, help="Run directory; the same one continues a comparison.")
+@click.option("--workers", default=1, show_default=True, help="Runs side by side.")
 @click.option("--reuse", type=FILE, multiple=True, help="A results.jsonl whose finished runs are not made again.")
-def simulate(out: Path, recipe: str | None, comparison: bool, reuse: tuple[Path, ...], **given: Any) -> None:
+def simulate(
+    out: Path, recipe: str | None, comparison: bool, workers: int, reuse: tuple[Path, ...], **given: Any
+) -> None:
     """Simulate a group of peers in one process.
 
     \b
@@ -108,7 +111,7 @@ def simulate(out: Path, recipe: str | None, comparison: bool, reuse: tuple[Path,
         raise BadInput("--comparison runs what a recipe compares: name one with --recipe (gradless list recipes)")
     found = found._replace(base=base, comparison=found.comparison if comparison else {})
     configs = recipes.compared(found, axes) if comparison else recipes.grid(base, axes)
-    results = study.run_all(configs, out, recipe=recipe or "", known=reuse)
+    results = study.run_all(configs, out, recipe=recipe or "", known=reuse, workers=workers)
     for result in results if len(results) == 1 else []:
         click.echo(f"worst honest accuracy {result['worst_accuracy']:.4f}  mean {result['mean_accuracy']:.4f}")
     sys.exit(1 if study.failed(results) else 0)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from test_learners import Quadratic
 
-from gradless.collab import study
+from gradless.collab import processes, study
 from gradless.collab.build import build
 from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.learners import Local, ParameterPeers
@@ -182,9 +182,9 @@ def test_runs_that_are_finished_elsewhere_are_not_made_again(tmp_path, monkeypat
     first, second = tmp_path / "a", tmp_path / "b"
     study.run_all(configs[:2], first, reporter=QUIET)
     made: list[str] = []
-    real = study.simulate
+    real = processes.simulate
     monkeypatch.setattr(
-        study, "simulate", lambda config, *more, **how: made.append(config.attack) or real(config, *more, **how)
+        processes, "simulate", lambda config, *more, **how: made.append(config.attack) or real(config, *more, **how)
     )
     found = study.run_all(configs, second, known=[first / study.RESULTS], reporter=QUIET)
     assert made == ["sign-flip"]

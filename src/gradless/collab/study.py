@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gradless import claims, lm, reuse
-from gradless.collab import attacks
+from gradless.collab import attacks, processes
 from gradless.collab.build import mixing_rule
 from gradless.collab.config import CollabConfig, from_json
-from gradless.collab.simulate import simulate
 from gradless.errors import BadInput
 from gradless.notes import DIVERGED, DONE, INTERRUPTED, write_json, write_text
 from gradless.progress import Reporter
@@ -41,6 +40,7 @@ def run_all(
     *,
     recipe: str = "",
     known: Sequence[Path] = (),
+    workers: int = 1,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is not finished yet; returns the results in order.
@@ -53,12 +53,15 @@ def run_all(
         out: the folder.
         recipe: what asked for them.
         known: ``results.jsonl`` of other folders; runs that are finished there are not made again.
+        workers: runs at a time, each a process.
         reporter: where progress goes.
 
     Raises:
         BadInput: before anything runs, if one of the configurations cannot work, or ``out`` holds something else.
     """
     reporter = reporter or Reporter()
+    if workers < 1:
+        raise BadInput(f"--workers is {workers}: it must be at least 1")
     configs = list({config.id(): config for config in (config.resolved() for config in configs)}.values())
     for config in configs:
         _check(config)
@@ -76,7 +79,8 @@ def run_all(
         raise BadInput(f"another process works on {out}: wait for it, or choose another --out")
     try:
         reuse.take_over(lines, out / "runs")
-        return _run_all(configs, out, alone, recipe, reporter)
+        folders = {config.id(): out if alone else out / "runs" / config.id() for config in configs}
+        return _run_all(configs, folders, out, recipe, workers, reporter)
     finally:
         (out / ".lock").unlink()
         os.close(claim)
@@ -86,26 +90,43 @@ def run_all(
 
 
 def _run_all(
-    configs: Sequence[CollabConfig], out: Path, alone: bool, recipe: str, reporter: Reporter
+    configs: Sequence[CollabConfig],
+    folders: Mapping[str, Path],
+    out: Path,
+    recipe: str,
+    workers: int,
+    reporter: Reporter,
 ) -> list[dict[str, Any]]:
-    found = []
-    for number, config in enumerate(configs, 1):
-        folder = out if alone else out / "runs" / config.id()
-        taken_over = reuse.line(folder)
+    asked = {config.id(): recipe for config in configs}
+    found: dict[str, dict[str, Any]] = {}
+    for config in configs:
+        taken_over = reuse.line(folders[config.id()])
         if taken_over is not None:
-            write_json(folder / "config.json", config.to_json())
-        result = taken_over or simulate(config, folder, reporter=reporter)
-        found.append(result)
-        table(out, {config.id(): recipe for config in configs})
-        if result["status"] == INTERRUPTED:
-            break
-        if taken_over is not None:
-            continue
-        reporter.say(
-            f"{number}/{len(configs)}  {config.algorithm} under {config.attack}, seed {config.seed}: worst "
-            f"{result['worst_accuracy']:.4f}  mean {result['mean_accuracy']:.4f}  ({result['train_seconds']:.0f} s)"
-        )
-    return found
+            write_json(folders[config.id()] / "config.json", config.to_json())
+            found[config.id()] = taken_over
+    if found:
+        table(out, asked)
+    jobs = [(config, folders[config.id()]) for config in configs if config.id() not in found]
+    with contextlib.closing(_ended(jobs, workers, reporter)) as ended:
+        for config, result in ended:
+            found[config.id()] = result
+            table(out, asked)
+            if result["status"] == INTERRUPTED:
+                break
+            reporter.say(
+                f"{len(found)}/{len(configs)}  {config.algorithm} under {config.attack}, seed {config.seed}: worst "
+                f"{result['worst_accuracy']:.4f}  mean {result['mean_accuracy']:.4f}  ({result['train_seconds']:.0f} s)"
+            )
+    return [found[config.id()] for config in configs if config.id() in found]
+
+
+def _ended(
+    jobs: Sequence[processes.Job], workers: int, reporter: Reporter
+) -> Iterator[tuple[CollabConfig, dict[str, Any]]]:
+    """All runs, finished ones first: they take no worker."""
+    finished = [job for job in jobs if line(job[1], {}) is not None]
+    yield from processes.results(finished, 1, reporter)
+    yield from processes.results([job for job in jobs if job not in finished], workers, reporter)
 
 
 def _check(config: CollabConfig) -> None:
@@ -144,7 +165,7 @@ def _folders(out: Path) -> list[Path]:
 def _config(folder: Path) -> CollabConfig | None:
     try:
         return from_json(json.loads((folder / "config.json").read_text()))
-    except (TypeError, ValueError):
+    except (OSError, TypeError, ValueError):
         return None
 
 
@@ -208,5 +229,5 @@ def line(folder: Path, recipes: Mapping[str, str]) -> dict[str, Any] | None:
 
 
 def failed(results: Sequence[dict[str, Any]]) -> bool:
-    """Whether the only run did not come to its end; of a comparison, where divergence is a result, the last one."""
-    return results[-1]["status"] == INTERRUPTED or (len(results) == 1 and results[0]["status"] != DONE)
+    """Whether one was interrupted, or the only one did not come to its end: in a comparison divergence is a result."""
+    return any(one["status"] == INTERRUPTED for one in results) or (len(results) == 1 and results[0]["status"] != DONE)

@@ -1,0 +1,93 @@
+"""Simulations side by side: one process each, with its share of the cores."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gradless.collab.config import CollabConfig
+from gradless.collab.simulate import simulate
+from gradless.errors import BadInput
+from gradless.notes import INTERRUPTED
+from gradless.progress import Reporter
+
+Job = tuple[CollabConfig, Path]
+
+
+def results(jobs: Sequence[Job], workers: int, reporter: Reporter) -> Iterator[tuple[CollabConfig, dict[str, Any]]]:
+    """Simulate all; yields each with its result as it ends. One that Ctrl-C interrupts in this process is the last.
+
+    The small networks of a simulation gain less from a second core than a second simulation does.
+
+    Args:
+        jobs: configurations and their run directories, started in this order.
+        workers: processes; 1: this one.
+        reporter: where progress goes; with several workers, their own steps are not shown.
+
+    Raises:
+        BadInput: what `gradless.collab.simulate.simulate` refuses, or a process was killed. The others are ended too;
+            finished runs stay.
+        KeyboardInterrupt: Ctrl-C, with several workers; the same call continues.
+    """
+    workers = min(workers, len(jobs))
+    if workers < 2:
+        for config, folder in jobs:
+            result = simulate(config, folder, reporter=reporter)
+            yield config, result
+            if result["status"] == INTERRUPTED:
+                return
+        return
+    with _pool(workers) as pool:
+        futures = {pool.submit(_quietly, *job): job[0] for job in jobs}
+        for future in as_completed(futures):
+            yield futures[future], _result(future)
+
+
+def _result(future: Future[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        raise BadInput(
+            "one of the processes was killed (out of memory?): finished runs are kept; continue with fewer --workers"
+        ) from None
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that are new, not forked (a fork has none of torch's threads), and gone when this ends."""
+    before = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("spawn")
+    threads = None if "OMP_NUM_THREADS" in os.environ else max(1, (os.cpu_count() or 1) // workers)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(threads,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in set(multiprocessing.active_children()) - before:
+            child.kill()  # they have nothing to tidy up: an unfinished run starts over
+            child.join()
+
+
+def _begin(threads: int | None) -> None:
+    """In a new process: its threads, and its end when the one that started it is gone, however that ended."""
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C on the terminal is the business of the one that started it
+    if threads:
+        torch.set_num_threads(threads)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+def _quietly(config: CollabConfig, folder: Path) -> dict[str, Any]:
+    return simulate(config, folder, reporter=Reporter(quiet=True))
