@@ -62,13 +62,17 @@ data_options = options(
 @click.option("--num-train", type=int)
 @click.option("--num-test", type=int)
 @click.option("--scheme", help="What of the language model is tuned.")
+@click.option("--freeze", multiple=True, help="Pattern of parameter names to leave alone; may be repeated.")
 @click.option("--payload", help="parameters, or coefficients: a few numbers a step.")
+@click.option("--method", help="Of the estimate, if coefficients are exchanged: gradless list methods.")
 @click.option("--queries", type=int, help="Coefficients of a step.")
 @click.option("--eps", type=float)
 @click.option("--sync", type=int, help="Steps between exchanges of parameters beside coefficients.")
 @click.option("--steps", type=int)
 @click.option("--batch-size", type=int)
 @click.option("--lr", type=float)
+@click.option("--decay", type=float, help="The rate at step t is lr / (t / decay + 1)...")
+@click.option("--refresh", type=int, help="...with t rounded down to a multiple of this.")
 @click.option("--momentum", type=float)
 @click.option("--weight-decay", type=float)
 @click.option("--rounds", type=int, help="Mixing rounds of a step.")
@@ -109,8 +113,8 @@ def simulate(
     )  # fmt: skip
     if comparison and not recipe:
         raise BadInput("--comparison runs what a recipe compares: name one with --recipe (gradless list recipes)")
-    found = found._replace(base=base, comparison=found.comparison if comparison else {})
-    configs = recipes.compared(found, axes) if comparison else recipes.grid(base, axes)
+    found = found._replace(base=base, plain_lr=None if "lr" in fields else found.plain_lr)
+    configs = recipes.compared(found, axes) if comparison else recipes.grid(found, axes)
     results = study.run_all(configs, out, recipe=recipe or "", known=reuse, workers=workers)
     for result in results if len(results) == 1 else []:
         click.echo(f"worst honest accuracy {result['worst_accuracy']:.4f}  mean {result['mean_accuracy']:.4f}")

@@ -30,7 +30,7 @@ class Recipe(NamedTuple):
     needs: str = ""
     """What --data must hold."""
     plain_lr: float | None = None
-    """Learning rate of algorithms without momentum in the comparison: what is right with it diverges without."""
+    """Learning rate of algorithms without momentum: what is right with it diverges without."""
 
 
 def _mnist() -> CollabConfig:
@@ -112,18 +112,18 @@ def recipe(name: str) -> Recipe:
 def compared(found: Recipe, given: Mapping[str, Sequence[Any]] | None = None) -> list[CollabConfig]:
     """All runs of a recipe's comparison, D-SGD without attackers in front as what they are measured against.
 
-    D-SGD has as many peers as the attacked runs have honest ones, with the same rows. Algorithms without momentum have
-    the learning rate of ``found.plain_lr``.
+    D-SGD has as many peers as the attacked runs have honest ones, with the same rows.
 
     Args:
         found: the recipe.
         given: values in place of the comparison's, by field.
     """
-    runs = grid(found.base, {**found.comparison, **(given or {})})
+    runs = grid(found, {**found.comparison, **(given or {})})
     free = [
         dataclasses.replace(
             run,
             algorithm="d-sgd",
+            lr=found.base.lr,
             rule=None,
             rule_options={},
             attack="none",
@@ -136,23 +136,29 @@ def compared(found: Recipe, given: Mapping[str, Sequence[Any]] | None = None) ->
         for run in runs
         if run.payload == PARAMETERS
     ]
-    plain = [
-        dataclasses.replace(run, lr=found.plain_lr) if ALGORITHMS[run.algorithm].momentum == 0.0 else run
-        for run in runs
-    ]
-    return list({run.resolved().id(): run for run in (*free, *(plain if found.plain_lr else runs))}.values())
+    return list({run.resolved().id(): run for run in (*free, *runs)}.values())
 
 
-def grid(base: CollabConfig, axes: Mapping[str, Sequence[Any]]) -> list[CollabConfig]:
-    """All combinations of values of some fields."""
+def grid(found: Recipe, axes: Mapping[str, Sequence[Any]]) -> list[CollabConfig]:
+    """A recipe with all combinations of values of some fields; algorithms without momentum at their own rate."""
     points = itertools.product(*axes.values())
-    return [dataclasses.replace(base, **dict(zip(axes, values, strict=True))) for values in points]
+    runs = [dataclasses.replace(found.base, **dict(zip(axes, values, strict=True))) for values in points]
+    return [dataclasses.replace(run, lr=found.plain_lr) if found.plain_lr and _plain(run) else run for run in runs]
+
+
+def _plain(run: CollabConfig) -> bool:
+    """Whether a run has no momentum because its algorithm has none."""
+    row = ALGORITHMS.get(run.algorithm)  # an unknown name is refused later
+    return row is not None and row.momentum == 0.0
 
 
 def _about(row: Any) -> str:
     """A table's row in one line."""
     paper = getattr(row, "paper", "") or getattr(row, "source", "")
-    return f"{row.summary} ({paper})" if paper and paper != "-" else row.summary
+    facts = [paper] if paper and paper != "-" else []
+    if isinstance(row, aggregators.Entry):
+        facts += [row.condition, f"cost {row.cost}"]
+    return f"{row.summary} ({'; '.join(facts)})" if facts else row.summary
 
 
 def _rows(*tables: Mapping[str, Any]) -> dict[str, str]:

@@ -10,6 +10,9 @@ from click.testing import CliRunner
 
 from gradless import cli
 from gradless.collab import study
+from gradless.collab.build import mixing_rule
+from gradless.collab.config import CollabConfig
+from gradless.errors import BadInput
 
 
 def call(line: str):
@@ -111,3 +114,36 @@ def test_lists(what):
     found = CliRunner().invoke(cli.main, ["list", what])
     assert found.exit_code == 0
     assert len(found.output.splitlines()) >= 6
+    if what == "aggregators":
+        assert "(Farhadkhani et al. 2023; n > 2 f; cost G)" in found.output
+
+
+def settings(monkeypatch, line: str) -> list[CollabConfig]:
+    """What a command line would run."""
+    asked: list[CollabConfig] = []
+    monkeypatch.setattr(study, "run_all", lambda configs, out, **how: asked.extend(configs) or [{"status": "done"}] * 2)
+    found = call(f"simulate {line} --out unused")
+    assert found.exit_code == 0, found.output
+    return asked
+
+
+def test_every_setting_of_the_local_steps_can_be_given(monkeypatch):
+    line = "--recipe monna-digits --seed 1 --seed 2 --decay 9 --refresh 3 --method mezo-momentum --freeze a --freeze b"
+    one, _ = settings(monkeypatch, line)
+    assert (one.decay, one.refresh, one.method, one.freeze) == (9.0, 3, "mezo-momentum", ("a", "b"))
+
+
+def test_algorithms_without_momentum_have_their_own_rate_unless_one_is_given(monkeypatch):
+    line = "--recipe monna-mnist --data x --algorithm nna --algorithm monna --attack foe --seed 1"
+    for extra, expected in (("", {"nna": 0.3, "monna": 0.75}), ("--lr 0.1", {"nna": 0.1, "monna": 0.1})):
+        rates = {run.algorithm: run.lr for run in settings(monkeypatch, f"{line} {extra}")}
+        assert rates == expected
+        compared = {run.algorithm: run.lr for run in settings(monkeypatch, f"{line} {extra} --comparison")}
+        assert compared == {**expected, "d-sgd": expected["monna"]}
+
+
+def test_nna_may_keep_a_part_of_all_peers():
+    config = CollabConfig(peers=12, byzantine=2, rule="nna", rule_options={"keep": "all"})
+    mixing_rule(config).check(10)
+    with pytest.raises(BadInput, match="10 rows, but only 9"):
+        mixing_rule(config).check(9)

@@ -82,6 +82,13 @@ def test_own_pivots_let_models_drift_and_an_exchange_of_parameters_pulls_them_to
     drifting = dataclasses.replace(config, algorithm="monna", attack="none", steps=6, peers=5)
     hashes = step_all(build(drifting), 6)
     assert len(set(hashes)) > 1
+    group = build(drifting).learner
+    assert group.consensus() == 0.0
+    leaves = list(group._leaves())
+    for tensors in leaves:
+        for peer, leaf in enumerate(tensors):
+            leaf.param.data += peer  # from 0 to 4: the mean square distance of a number is 2
+    assert group.consensus() == pytest.approx((2 * sum(one[0].param.numel() for one in leaves)) ** 0.5, rel=1e-3)
     parts = build(dataclasses.replace(drifting, sync=3))
     assert parts.learner.exchanges(1) == ("coefficients",)
     assert parts.learner.exchanges(2) == ("coefficients", "parameters")
@@ -95,8 +102,12 @@ def test_a_run_may_exchange_both(config, tmp_path):
     result = simulate(both, tmp_path, reporter=QUIET)
     assert result["status"] == "done"
     notes = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    tags = [note["exchange"] for note in notes if note["event"] == "step"]
-    assert tags == ["coefficients", "coefficients", "parameters"] * 2
+    steps = [note for note in notes if note["event"] == "step"]
+    assert [note["exchange"] for note in steps] == ["coefficients", "coefficients", "parameters"] * 2
+    models = [note for note in steps if note["exchange"] == "parameters"]
+    assert [note["consensus_distance"] is None for note in steps] == [True, True, False] * 2  # models' only
+    assert result["consensus_distance"] == pytest.approx(models[-1]["consensus_distance"], rel=1e-3)
+    assert result["alpha_max"] == max(note["alpha"] for note in models)  # coefficients are not pooled with models
 
 
 def test_one_honest_peer_alone_is_plain_mezo(config):

@@ -113,6 +113,14 @@ def test_a_poisoned_peer_takes_the_same_step_from_the_mean_model():
         group.accept(step, PARAMETERS, group.theta.clone())
 
 
+def test_poisoned_peers_start_from_the_mean_of_models_that_are_finite():
+    group = peers(poison=True)
+    group.theta[3] = math.nan
+    centre = group.theta[:3].mean(0, keepdim=True)
+    group.propose(0, PARAMETERS)
+    assert torch.allclose(group.poisoned(0, PARAMETERS), centre - 0.5 * (centre + TARGETS.mean(0)))
+
+
 def test_a_poisoned_peer_of_learn_sends_its_gradient_and_then_its_model():
     group = peers(poison=True, gradients_first=True)
     group.propose(0, GRADIENTS)

@@ -36,8 +36,9 @@ def test_a_run_is_the_same_twice_and_has_what_the_contract_says(tmp_path):
     first = run(tmp_path / "a", attack="alie")
     second = run(tmp_path / "b", attack="alie")
     other = run(tmp_path / "c", attack="alie", seed=4)
-    for name in ("train_seconds", "seconds_per_step"):
-        del first[name], second[name]
+    for name in ("train_seconds", "seconds_per_step", "peak_memory_bytes"):
+        assert first.pop(name) > 0
+        del second[name]
     assert first == second
     assert other["accuracy"] != first["accuracy"]
     assert first["status"] == "done"
@@ -47,6 +48,8 @@ def test_a_run_is_the_same_twice_and_has_what_the_contract_says(tmp_path):
     assert first["bytes_per_peer_step"] == 4810 * 4 * 10
     assert 0.0 < first["alpha"] < 1.0
     assert len(first["accuracy"]) == 9
+    assert len(first["weights_sha256"]) == 64
+    assert other["weights_sha256"] != first["weights_sha256"]
     notes = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
     assert [note["step"] for note in notes if note["event"] == "eval"] == [20, 40]
     assert sum(note["event"] == "step" for note in notes) == 40

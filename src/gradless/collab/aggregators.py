@@ -66,7 +66,7 @@ AGGREGATORS: dict[str, Entry] = {
         rules.geometric_median, "the point with the least sum of distances", "Chen et al. 2017", "n > 2 f", "G"
     ),
     "centred-clipping": Entry(
-        rules.centred_clipping, "clipped steps from the origin", "Karimireddy et al. 2021", "n > 10 f", "G"
+        rules.centred_clipping, "clipped steps from the origin", "Karimireddy et al. 2021", "n > 2 f", "G"
     ),
     "self-centred-clipping": Entry(
         rules.self_centred_clipping, "clipped steps from one's own row", "He et al. 2022", "n > 2 f", "G"

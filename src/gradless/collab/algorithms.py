@@ -48,7 +48,7 @@ def _nearest(group: Group) -> Aggregator:
 
 
 def _clipped(group: Group) -> Aggregator:
-    return self_centred_clipping(radius=group.radius, iterations=3)
+    return self_centred_clipping(f=group.byzantine, radius=group.radius, iterations=3)
 
 
 ALGORITHMS: dict[str, Algorithm] = {

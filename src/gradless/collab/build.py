@@ -67,7 +67,7 @@ def mixing_rule(config: CollabConfig) -> Aggregator:
         for name in config.rule_options:
             if name not in known:
                 raise BadInput(unknown(f"option of the rule {config.rule}", name, known))
-        rule = aggregators.named(config.rule, f=config.byzantine, **{**usual, **config.rule_options})
+        rule = aggregators.named(config.rule, f=config.byzantine, n=config.peers, **{**usual, **config.rule_options})
     delivery = config.delivery
     rule.check(config.peers if _everything_arrives(config) else config.peers - config.byzantine)
     if delivery.mode != ALL and delivery.wait_for is not None:

@@ -6,7 +6,7 @@ A learner holds one peer, on a network, or all honest peers of a simulation, who
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gradless.collab.algorithms import GRADIENTS, PARAMETERS
+from gradless.collab.measure import mixing
 
 Schedule = Callable[[int], float]
 
@@ -41,6 +42,12 @@ class Learner(Protocol):
 
     def accuracy(self, rows: int | None = None) -> list[float]:
         """Share of right answers of every peer on the test data, or on its first ``rows``."""
+
+    def consensus(self) -> float:
+        """Root mean square distance of a peer's model from the mean model of those that are finite."""
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All models, for fingerprints: tensors under names that begin with the peer's number."""
 
 
 class Workload(Protocol):
@@ -150,9 +157,17 @@ class ParameterPeers:
         """Share of right answers of every peer."""
         return self.workload.accuracy(self.theta, rows)
 
+    def consensus(self) -> float:
+        """See `Learner`."""
+        return mixing(self.theta, self.theta).consensus
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Learner`."""
+        yield from ((f"peer {peer}", row) for peer, row in enumerate(self.theta))
+
     def _work(self, step: int) -> Tensor:
         if self.poison:
-            self._centre = self.theta.mean(0, keepdim=True)
+            self._centre = _mean_of_finite(self.theta)
         gradient, self.losses = self.workload.gradients(self.theta, step)
         self.samples += self.local.size(step)
         if self.local.weight_decay:
@@ -164,3 +179,11 @@ class ParameterPeers:
             beta = self.local.momentum
             gradient = self._momentum.lerp_(gradient, 1 - beta)  # beta m + (1 - beta) g in one pass
         self.theta.add_(gradient, alpha=-self.local.lr(step))
+
+
+def _mean_of_finite(rows: Tensor) -> Tensor:
+    """[1, D]. One honest peer whose model has overflowed must not take from others what attackers tell them."""
+    centre = rows.mean(0, keepdim=True)
+    if not bool(centre.isfinite().all()):
+        centre = rows[rows.isfinite().all(1)].mean(0, keepdim=True)
+    return centre

@@ -10,6 +10,7 @@ them as long as they are at most f. For coordinate rules a NaN is plus infinity.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Literal
 
 from gradless.collab import columns, crowds, mixes, spans
@@ -80,14 +81,18 @@ def trimmed_mean(*, f: int) -> Aggregator:
     )  # fmt: skip
 
 
-def median() -> Aggregator:
+def median(*, f: int | None = None) -> Aggregator:
     """The median of every column; of an even number of rows, the mean of the two in the middle.
 
-    Yin, Chen, Ramchandran, Bartlett 2018 (arXiv 1803.01498). Breakdown: n > 2 f. Cost: n log^2 n D / 4
-    compare-exchanges.
+    Yin, Chen, Ramchandran, Bartlett 2018 (arXiv 1803.01498).
+
+    Args:
+        f: only for the check of n.
+
+    Breakdown: n > 2 f. Cost: n log^2 n D / 4 compare-exchanges.
     """
     return Aggregator(
-        "median", None, lambda x: columns.middle(x, (len(x) - 1) // 2, len(x) // 2 + 1), any_number
+        "median", None, lambda x: columns.middle(x, (len(x) - 1) // 2, len(x) // 2 + 1), _twice("median", f)
     )  # fmt: skip
 
 
@@ -160,24 +165,33 @@ def geometric_median(
         positive("geometric-median", tolerance, "tolerance")
     if start not in ("rows", "origin"):
         raise BadInput(f"start of geometric-median is {start!r}: give 'rows' or 'origin'")
-    check = any_number if f is None else more_than("geometric-median", 2, count("geometric-median", f))
+    check = _twice("geometric-median", f)
     from_origin = start == "origin"
     return together(
         "geometric-median", lambda crowd: crowds.weiszfeld(crowd, iterations, nu, tolerance, from_origin), check
     )
 
 
-def centred_clipping(*, radius: float, iterations: int = 3) -> Aggregator:
+def centred_clipping(*, f: int | None = None, radius: float, iterations: int = 3) -> Aggregator:
     """Steps from the origin by the mean of differences cut to a radius: v <- v + mean_i clip(x_i - v, radius).
 
     Karimireddy, He, Jaggi 2021 (arXiv 2012.10333), without memory of the last round. A row that is not finite counts as
-    one that does not pull. Not translation equivariant. Breakdown: a liar moves it by at most iterations * radius / n,
-    which is little for f < n / 10 only. Cost: G, then n^2 for every iteration.
+    one that does not pull. Not translation equivariant.
+
+    Args:
+        f: only for the check of n.
+        radius: of a cut difference.
+        iterations: steps.
+
+    Breakdown: n > 2 f; a liar moves it by at most iterations * radius / n, which is proved to be little for n > 10 f
+    only. Cost: G, then n^2 for every iteration.
     """
     positive("centred-clipping", radius, "radius")
     count("centred-clipping", iterations, "iterations", 1)
     return together(
-        "centred-clipping", lambda crowd: crowds.clipped(crowd, False, None, radius, iterations), any_number
+        "centred-clipping",
+        lambda crowd: crowds.clipped(crowd, False, None, radius, iterations),
+        _twice("centred-clipping", f),
     )
 
 
@@ -190,7 +204,7 @@ def self_centred_clipping(*, f: int | None = None, radius: float | None = None, 
     not finite does not pull.
 
     Args:
-        f: Byzantine peers to stand; needed where there is no radius.
+        f: Byzantine peers to stand; where there is a radius, only for the check of n.
         radius: tau; the published runs of MoNNA's baseline use 2 (MNIST) and 5 (CIFAR-10) with 3 iterations.
         iterations: 1 is ClippedGossip.
 
@@ -202,8 +216,9 @@ def self_centred_clipping(*, f: int | None = None, radius: float | None = None, 
         positive(name, radius, "radius")
     elif f is None:
         raise BadInput(f"{name} needs a radius, or f to find one")
-    check = any_number if f is None else more_than(name, 2, count(name, f))
-    return together(name, lambda crowd: crowds.clipped(crowd, True, f, radius, iterations), check, uses_pivot=True)
+    return together(
+        name, lambda crowd: crowds.clipped(crowd, True, f, radius, iterations), _twice(name, f), uses_pivot=True
+    )
 
 
 def mda(*, f: int) -> Aggregator:
@@ -276,3 +291,8 @@ def bulyan(*, f: int) -> Aggregator:
     """
     rule = Aggregator("bulyan", None, lambda x: columns.around(x, 2 * f), any_number)
     return compose(mixes.krum_selection(f=f), rule)._replace(name="bulyan")
+
+
+def _twice(name: str, f: int | None) -> Callable[[int], None]:
+    """The check of a rule that works without f, and withstands less than half of the rows."""
+    return any_number if f is None else more_than(name, 2, count(name, f))

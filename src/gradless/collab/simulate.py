@@ -16,6 +16,7 @@ from torch import Tensor
 
 from gradless import rng
 from gradless.collab import sweeps
+from gradless.collab.algorithms import PARAMETERS
 from gradless.collab.build import Parts, build
 from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.measure import Mixing, mixing
@@ -24,6 +25,8 @@ from gradless.collab.strength import strongest
 from gradless.collab.transport import meet
 from gradless.collab.views import aggregate
 from gradless.errors import BadInput
+from gradless.hashing import weights_sha256
+from gradless.memory import PeakMeter
 from gradless.notes import DIVERGED, DONE, INTERRUPTED, versions, write_json
 from gradless.progress import Reporter
 
@@ -51,13 +54,13 @@ def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = 
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config.to_json())
     with (folder / "metrics.jsonl").open("w") as file:
-        notes = _Notes(file)
-        with sweeps.without_denormals():
+        notes, meter = _Notes(file), PeakMeter(torch.device(config.device))
+        with sweeps.without_denormals(), meter.measured():
             status, spent = _loop(parts, notes, reporter)
             final = parts.learner.accuracy(None)
-        notes.evaluated(notes.steps, final)
+            notes.evaluated(notes.steps, final, parts.learner.consensus())
         os.fsync(file.fileno())  # before the result, which says that all of it is there
-    result = _result(parts, notes, status, spent, final)
+    result = _result(parts, notes, status, spent, final) | {"peak_memory_bytes": meter.peak}
     write_json(folder / "result.json", result)
     return result
 
@@ -89,7 +92,7 @@ class _Notes:
     def __init__(self, file: Any) -> None:
         self.file = file
         self.steps = 0
-        self.mixings: list[Mixing] = []
+        self.mixings: list[tuple[str, Mixing]] = []
         self.consensus = math.nan
         self.bytes = 0.0
 
@@ -97,11 +100,22 @@ class _Notes:
         self.file.write(json.dumps({name: plain(value) for name, value in line.items()}) + "\n")
         self.file.flush()
 
-    def evaluated(self, step: int, accuracy: list[float]) -> None:
+    def evaluated(self, step: int, accuracy: list[float], consensus: float) -> None:
+        self.consensus = consensus
         self.write(
             event="eval", step=step, accuracy=accuracy, worst_accuracy=min(accuracy),
-            mean_accuracy=statistics.fmean(accuracy), consensus_distance=self.consensus,
+            mean_accuracy=statistics.fmean(accuracy), consensus_distance=consensus,
         )  # fmt: skip
+
+    def mixed(self, which: str) -> list[float]:
+        """What mixing did to models ("alpha" or "lam"), or, where no models are exchanged, to what is."""
+        models = [one for tag, one in self.mixings if _of_models(tag)]
+        found = [getattr(one, which) for one in models or [one for _, one in self.mixings]]
+        return [value for value in found if math.isfinite(value)]
+
+
+def _of_models(tag: str) -> bool:
+    return tag.startswith(PARAMETERS)
 
 
 def plain(value: Any) -> Any:
@@ -120,7 +134,7 @@ def _loop(parts: Parts, notes: _Notes, reporter: Reporter) -> tuple[str, float]:
             for step in range(config.steps):
                 if step and step % config.eval_every == 0:
                     accuracy = learner.accuracy(config.eval_rows)
-                    notes.evaluated(step, accuracy)
+                    notes.evaluated(step, accuracy, learner.consensus())
                     show(step, f"worst {min(accuracy):.3f}  mean {statistics.fmean(accuracy):.3f}")
                 begun = time.perf_counter()
                 healthy = _step(parts, memory, step, notes)
@@ -158,15 +172,14 @@ def _step(parts: Parts, memory: _Memory, step: int, notes: _Notes) -> bool:
             )
             memory.mixed = mixed[:1] if mixed.stride(0) == 0 else mixed
             found = mixing(honest, mixed)
-        notes.mixings.append(found)
-        notes.consensus = found.consensus
+        notes.mixings.append((tag, found))
         notes.bytes += honest.shape[1] * honest.element_size() * (config.peers - 1)
         learner.accept(step, tag, mixed)
         if not math.isfinite(found.consensus):
             return False
         notes.write(
             event="step", step=step, exchange=tag, loss=float(learner.losses.mean()), alpha=found.alpha,
-            **{"lambda": found.lam}, consensus_distance=found.consensus, strength=strength,
+            **{"lambda": found.lam}, consensus_distance=found.consensus if _of_models(tag) else None, strength=strength,
         )  # fmt: skip
     return True
 
@@ -216,8 +229,7 @@ def _all(mixed: Tensor, honest: Tensor, reached: tuple[int, ...]) -> Tensor:
 
 def _result(parts: Parts, notes: _Notes, status: str, spent: float, final: list[float]) -> dict[str, Any]:
     config, steps = parts.config, max(1, notes.steps)
-    alphas = [found.alpha for found in notes.mixings if math.isfinite(found.alpha)]
-    lams = [found.lam for found in notes.mixings if math.isfinite(found.lam)]
+    alphas, lams = notes.mixed("alpha"), notes.mixed("lam")
     return {
         "status": status,
         "worst_accuracy": min(final),
@@ -231,6 +243,7 @@ def _result(parts: Parts, notes: _Notes, status: str, spent: float, final: list[
         "gradients_per_peer": parts.learner.samples,
         "gradient_overhead": parts.learner.samples / (steps * config.batch_size),
         "bytes_per_peer_step": notes.bytes / steps,
+        "weights_sha256": weights_sha256(parts.learner.weights()),
         "steps": notes.steps,
         "train_seconds": spent,
         "seconds_per_step": spent / steps,

@@ -8,7 +8,7 @@ in the span of K directions are distances of coefficients, up to rounding (Johns
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gradless.collab.algorithms import COEFFICIENTS, PARAMETERS
 from gradless.errors import BadInput
-from gradless.gradients import Sketch
+from gradless.gradients import Leaf, Sketch
 from gradless.landscape import Closure
 from gradless.optimizer import ZerothOrder
 
@@ -122,6 +122,27 @@ class CoefficientPeers:
             if id(member.optimizer) not in found:
                 found[id(member.optimizer)] = member.accuracy(rows)
         return [found[id(member.optimizer)] for member in self.members]
+
+    def consensus(self) -> float:
+        """See `gradless.collab.learners.Learner`. Takes one leaf of all peers at a time."""
+        squared = 0.0
+        if len(self._optimizers) > 1:
+            for leaves in self._leaves():
+                rows = torch.stack([leaf.param.detach().reshape(-1).float() for leaf in leaves])
+                rows -= rows[0].clone()  # so that equal models are at no distance at all
+                squared += float((rows - rows.mean(0)).double().square().sum()) / len(rows)
+        return math.sqrt(squared)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See `gradless.collab.learners.Learner`. Weights that all share are those of peer 0."""
+        for leaves in self._leaves():
+            yield from ((f"peer {peer}/{leaf.name}", leaf.param) for peer, leaf in enumerate(leaves))
+
+    def _leaves(self) -> Iterator[tuple[Leaf, ...]]:
+        """Each tuned tensor of all peers with weights of their own."""
+        for optimizer in self._optimizers:
+            optimizer.flush()
+        yield from zip(*(optimizer.leaves for optimizer in self._optimizers), strict=True)
 
     @staticmethod
     def _flat(optimizer: ZerothOrder) -> Tensor:
