@@ -6,12 +6,6 @@ given). To run: ``pip install --no-deps byzfl==0.0.11``.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-import types
-import warnings
-from unittest.mock import MagicMock
-
 import numpy as np
 import pytest
 import torch
@@ -32,35 +26,6 @@ from gradless.collab.aggregators import (
     nnm,
     trimmed_mean,
 )
-
-STUBS = ("torchvision", "torchvision.datasets", "torchvision.transforms", "matplotlib", "matplotlib.pyplot", "seaborn")
-
-
-class Anything(types.ModuleType):
-    """A module in which every name is there: ByzFL imports plots and data sets that aggregation does not need."""
-
-    def __getattr__(self, name):
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return MagicMock()
-
-
-@pytest.fixture(scope="module")
-def byzfl():
-    if importlib.util.find_spec("byzfl") is None:
-        pytest.skip("byzfl is not installed: pip install --no-deps byzfl==0.0.11")
-    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in STUBS:
-            top = name.split(".")[0]
-            missing = top not in sys.modules and importlib.util.find_spec(top) is None
-            if missing or isinstance(sys.modules.get(top), Anything):
-                patch.setitem(sys.modules, name, Anything(name))
-        try:
-            import byzfl
-        except ImportError as error:
-            pytest.skip(f"byzfl cannot be imported: {error}")
-        yield byzfl
 
 
 def rows(n, width=50, seed=0):

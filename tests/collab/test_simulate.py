@@ -5,18 +5,22 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from test_learners import Quadratic
+from torch import Tensor
 
 from gradless.collab import processes, study
 from gradless.collab.build import build
 from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.learners import Local, ParameterPeers
 from gradless.collab.simulate import exchange, simulate
-from gradless.collab.transport import Delivery, gather
-from gradless.collab.views import aggregate
+from gradless.collab.stages import Aggregator
+from gradless.collab.transport import Delivery, Transport, gather, mixed
 from gradless.errors import BadInput
 from gradless.progress import Reporter
 from gradless.recipes import RECIPES, compared
@@ -131,7 +135,40 @@ def test_several_mixing_rounds_contract_more(tmp_path):
 # one peer on a network does what it does in a simulation
 
 
-def test_peers_alone_and_peers_together_make_the_same_models():
+class Hub:
+    """A network in one process: what all peers said, for everybody to see."""
+
+    def __init__(self, liars: Mapping[int, object]) -> None:
+        self.liars, self.changed = liars, threading.Condition()
+        self.said: dict[tuple[int, str], dict[int, object]] = {}
+
+
+class Ear:
+    """One peer's transport."""
+
+    def __init__(self, hub: Hub, me: int) -> None:
+        self.hub, self.me = hub, me
+
+    def exchange(self, step: int, tag: str, row: Tensor, *, need: int, deadline: float) -> Mapping[int, Tensor]:
+        with self.hub.changed:
+            heard = self.hub.said.setdefault((step, tag), dict(self.hub.liars))
+            heard[self.me] = row.clone()
+            self.hub.changed.notify_all()
+            self.hub.changed.wait_for(lambda: len(heard) >= need, deadline)
+            return dict(heard)
+
+
+def take_part(peer: ParameterPeers, transport: Transport, rule: Aggregator, *, steps: int, need: int) -> None:
+    """All that a peer on a network does."""
+    for step in range(steps):
+        for tag in peer.exchanges(step):
+            row = peer.propose(step, tag)[0]
+            messages = transport.exchange(step, tag, row, need=need, deadline=60.0)
+            peer.accept(step, tag, mixed(rule, gather(messages, row, transport.me)))
+
+
+@pytest.mark.parametrize("liars", [{}, {9: torch.zeros(3), 10: "a word"}], ids=["nobody lies", "two send rubbish"])
+def test_peers_alone_and_peers_together_make_the_same_models(liars):
     targets = torch.randn(9, 20, generator=torch.Generator().manual_seed(0))
     local = Local(lr=lambda step: 0.3, momentum=0.9, weight_decay=0.01, batch_size=1)
     parts = build(dataclasses.replace(SMALL, attack="none", attackers=0, peers=9))
@@ -141,9 +178,14 @@ def test_peers_alone_and_peers_together_make_the_same_models():
     for step in range(10):
         honest = together.propose(step, "parameters")
         together.accept(step, "parameters", exchange(parts, honest, None, step, "parameters")[0])
-        messages = {i: peer.propose(step, "parameters")[0].clone() for i, peer in enumerate(alone)}
-        for i, peer in enumerate(alone):
-            peer.accept(step, "parameters", aggregate(parts.rule, gather(messages, messages[i], i)))
+    hub = Hub(liars)
+    with ThreadPoolExecutor(len(alone)) as pool:
+        lives = [
+            pool.submit(take_part, peer, Ear(hub, i), parts.rule, steps=10, need=len(alone) + len(liars))
+            for i, peer in enumerate(alone)
+        ]
+        for life in lives:
+            life.result()
     assert torch.allclose(torch.cat([peer.theta for peer in alone]), together.theta, atol=1e-6)
 
 

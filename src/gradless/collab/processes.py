@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -21,9 +22,10 @@ from gradless.notes import INTERRUPTED
 from gradless.progress import Reporter
 
 Job = tuple[CollabConfig, Path]
+Results = Generator[tuple[CollabConfig, dict[str, Any]], None, None]
 
 
-def results(jobs: Sequence[Job], workers: int, reporter: Reporter) -> Iterator[tuple[CollabConfig, dict[str, Any]]]:
+def results(jobs: Sequence[Job], workers: int, reporter: Reporter) -> Results:
     """Simulate all; yields each with its result as it ends. One that Ctrl-C interrupts in this process is the last.
 
     The small networks of a simulation gain less from a second core than a second simulation does.
@@ -79,14 +81,17 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 def _begin(threads: int | None) -> None:
     """In a new process: its threads, and its end when the one that started it is gone, however that ended."""
-    import signal
-
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C on the terminal is the business of the one that started it
     if threads:
         torch.set_num_threads(threads)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    parent.join()
+    os._exit(1)
 
 
 def _quietly(config: CollabConfig, folder: Path) -> dict[str, Any]:

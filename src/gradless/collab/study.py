@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,9 +120,7 @@ def _run_all(
     return [found[config.id()] for config in configs if config.id() in found]
 
 
-def _ended(
-    jobs: Sequence[processes.Job], workers: int, reporter: Reporter
-) -> Iterator[tuple[CollabConfig, dict[str, Any]]]:
+def _ended(jobs: Sequence[processes.Job], workers: int, reporter: Reporter) -> processes.Results:
     """All runs, finished ones first: they take no worker."""
     finished = [job for job in jobs if line(job[1], {}) is not None]
     yield from processes.results(finished, 1, reporter)

@@ -348,8 +348,9 @@ def cost(study: Collab) -> Table:
     return Table(
         name="cost",
         title=f"Cost{tail}",
-        caption="Medians over attacks, splits and seeds. Gradients: of single examples that each honest peer took. "
-        "\u00d7 D-SGD: that over the same of D-SGD without attackers. MB = 1e6 bytes per honest peer and step. "
+        caption="Medians over attacks, splits and seeds. Gradients (forward passes, where coefficients are "
+        "exchanged) of single examples by each honest peer. \u00d7 D-SGD: that over the same of D-SGD without "
+        "attackers; where there is none, over one for each example. MB = 1e6 bytes per honest peer and step. "
         "Seconds are those of the whole simulation, the search for the strength of an attack included, without "
         f"evaluations; they are comparable only within one machine.{reuse.told(run.record for run in study.runs)}",
         labels=2 if several else 1,
