@@ -19,7 +19,7 @@ LONGEST = 400
 # From the bottom up; a module may import from the layers below its own.
 LAYERS = (
     ("errors", "hashing"),
-    ("claims", "ranks"),
+    ("claims", "ranks", "packing"),
     ("rng",),
     ("kernels",),  # a package: its parts import each other
     ("gradients",),

@@ -29,7 +29,11 @@ class PeakMeter:
         try:
             yield
         finally:
-            self.peak = max(self.peak, _peak(self.device))
+            self.note()
+
+    def note(self) -> None:
+        """Take in the peak so far, in the midst of a stretch."""
+        self.peak = max(self.peak, _peak(self.device))
 
 
 def _reset(device: torch.device) -> None:

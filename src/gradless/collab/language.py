@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -130,6 +131,13 @@ class TextGradients:
             self._load(row)
             found.append(self.text.accuracy(self.lm, rows))
         return found
+
+    def state(self) -> dict[str, Any]:
+        """See `gradless.collab.learners.Workload`."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See `gradless.collab.learners.Workload`."""
 
     def _gradient(self, row: Tensor, batch: Sequence[Encoded], out: Tensor) -> float:
         self._load(row)

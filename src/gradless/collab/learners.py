@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -49,6 +49,12 @@ class Learner(Protocol):
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """All models, for fingerprints: tensors under names that begin with the peer's number."""
 
+    def state(self) -> dict[str, Any]:
+        """All that later steps depend on, between two steps; see `gradless.packing`."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Be where a learner of the same configuration was."""
+
 
 class Workload(Protocol):
     """Models and data of some peers, for learners with gradients."""
@@ -70,6 +76,12 @@ class Workload(Protocol):
 
     def accuracy(self, theta: Tensor, rows: int | None) -> list[float]:
         """Share of right answers of each model."""
+
+    def state(self) -> dict[str, Any]:
+        """What it remembers beside parameters, and later steps depend on."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Be where a workload of the same configuration was."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,6 +176,22 @@ class ParameterPeers:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """See `Learner`."""
         yield from ((f"peer {peer}", row) for peer, row in enumerate(self.theta))
+
+    def state(self) -> dict[str, Any]:
+        """See `Learner`."""
+        tensors = (self.theta, self._momentum, self._insistence, self._poisonous)
+        return {"tensors": tensors, "samples": self.samples, "workload": self.workload.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See `Learner`."""
+        theta, momentum, insistence, poisonous = state["tensors"]
+        self.theta.copy_(theta)
+        if self._momentum is not None:
+            self._momentum.copy_(momentum)
+        self._insistence = insistence.to(self.theta.device)
+        self._poisonous.copy_(poisonous)
+        self.samples = state["samples"]
+        self.workload.load(state["workload"])
 
     def _work(self, step: int) -> Tensor:
         if self.poison:

@@ -75,7 +75,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for child in set(multiprocessing.active_children()) - before:
-            child.kill()  # they have nothing to tidy up: an unfinished run starts over
+            child.kill()  # they have nothing to tidy up: an unfinished run goes on from its checkpoint
             child.join()
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
 import statistics
 import time
 from functools import partial
@@ -16,17 +16,16 @@ from torch import Tensor
 
 from gradless import rng
 from gradless.collab import sweeps
-from gradless.collab.algorithms import PARAMETERS
 from gradless.collab.build import Parts, build
 from gradless.collab.config import CollabConfig, from_json
-from gradless.collab.measure import Mixing, mixing
+from gradless.collab.course import CHECKPOINT, Course, plain
+from gradless.collab.measure import mixing
 from gradless.collab.scene import Scene, State
 from gradless.collab.strength import strongest
 from gradless.collab.transport import meet
 from gradless.collab.views import aggregate
 from gradless.errors import BadInput
 from gradless.hashing import weights_sha256
-from gradless.memory import PeakMeter
 from gradless.notes import DIVERGED, DONE, INTERRUPTED, versions, write_json
 from gradless.progress import Reporter
 
@@ -34,7 +33,8 @@ from gradless.progress import Reporter
 def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = None) -> dict[str, Any]:
     """Train a group and return the contents of ``result.json``.
 
-    A folder that holds the finished run of the same configuration is left as it is; an unfinished run starts over.
+    A folder that holds the finished run of the same configuration is left as it is. An unfinished run goes on where it
+    last wrote a checkpoint, which it does every five minutes; it then ends as if nothing had happened.
 
     Args:
         config: what to run.
@@ -53,15 +53,16 @@ def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = 
     parts = build(config)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config.to_json())
-    with (folder / "metrics.jsonl").open("w") as file:
-        notes, meter = _Notes(file), PeakMeter(torch.device(config.device))
-        with sweeps.without_denormals(), meter.measured():
-            status, spent = _loop(parts, notes, reporter)
-            final = parts.learner.accuracy(None)
-            notes.evaluated(notes.steps, final, parts.learner.consensus())
-        os.fsync(file.fileno())  # before the result, which says that all of it is there
-    result = _result(parts, notes, status, spent, final) | {"peak_memory_bytes": meter.peak}
+    with contextlib.closing(Course(parts, folder)) as course:
+        if course.step:
+            reporter.say(f"goes on after step {course.step}")
+        with sweeps.without_denormals(), course.meter.measured():
+            status = _loop(course, reporter)
+            final = course.evaluated(None)
+    result = _result(course, status, final)
     write_json(folder / "result.json", result)
+    if status != INTERRUPTED:
+        (folder / CHECKPOINT).unlink(missing_ok=True)
     return result
 
 
@@ -86,101 +87,49 @@ def _claim(config: CollabConfig, folder: Path) -> dict[str, Any] | None:
     return None if result.get("status", INTERRUPTED) == INTERRUPTED else result
 
 
-class _Notes:
-    """``metrics.jsonl``, and what the result needs of it."""
-
-    def __init__(self, file: Any) -> None:
-        self.file = file
-        self.steps = 0
-        self.mixings: list[tuple[str, Mixing]] = []
-        self.consensus = math.nan
-        self.bytes = 0.0
-
-    def write(self, **line: Any) -> None:
-        self.file.write(json.dumps({name: plain(value) for name, value in line.items()}) + "\n")
-        self.file.flush()
-
-    def evaluated(self, step: int, accuracy: list[float], consensus: float) -> None:
-        self.consensus = consensus
-        self.write(
-            event="eval", step=step, accuracy=accuracy, worst_accuracy=min(accuracy),
-            mean_accuracy=statistics.fmean(accuracy), consensus_distance=consensus,
-        )  # fmt: skip
-
-    def mixed(self, which: str) -> list[float]:
-        """What mixing did to models ("alpha" or "lam"), or, where no models are exchanged, to what is."""
-        models = [one for tag, one in self.mixings if _of_models(tag)]
-        found = [getattr(one, which) for one in models or [one for _, one in self.mixings]]
-        return [value for value in found if math.isfinite(value)]
-
-
-def _of_models(tag: str) -> bool:
-    return tag.startswith(PARAMETERS)
-
-
-def plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _loop(parts: Parts, notes: _Notes, reporter: Reporter) -> tuple[str, float]:
-    """Take all steps; returns how they ended and the seconds spent on them."""
-    config, learner = parts.config, parts.learner
-    memory = _Memory()
-    spent = 0.0
+def _loop(course: Course, reporter: Reporter) -> str:
+    """Take all steps that are left; returns how they ended."""
+    config, learner = course.parts.config, course.parts.learner
     title = f"{config.algorithm} under {config.attack}"
-    with reporter.job(title, config.steps) as show:
+    with reporter.job(title, config.steps, done=course.step) as show:
         try:
-            for step in range(config.steps):
+            for step in range(course.step, config.steps):
                 if step and step % config.eval_every == 0:
-                    accuracy = learner.accuracy(config.eval_rows)
-                    notes.evaluated(step, accuracy, learner.consensus())
+                    accuracy = course.evaluated(config.eval_rows)
                     show(step, f"worst {min(accuracy):.3f}  mean {statistics.fmean(accuracy):.3f}")
                 begun = time.perf_counter()
-                healthy = _step(parts, memory, step, notes)
-                spent += time.perf_counter() - begun
-                notes.steps = step + 1
+                healthy = _step(course)
+                course.spent += time.perf_counter() - begun
+                course.step += 1
                 if not healthy:
-                    return DIVERGED, spent
+                    return DIVERGED
                 show(step + 1, f"loss {float(learner.losses.mean()):.4f}")
+                course.save(reporter)
         except KeyboardInterrupt:
-            return INTERRUPTED, spent
-    return DONE, spent
-
-
-class _Memory:
-    """What one exchange leaves to the next."""
-
-    def __init__(self) -> None:
-        self.states: dict[str, State] = {}
-        """What the attack remembers of each kind of exchange."""
-        self.mixed: Tensor | None = None
-        """[1 or H, D] the mixed rows, whose memory the next ones may take."""
+            return INTERRUPTED
+    return DONE
 
 
 @torch.no_grad()
-def _step(parts: Parts, memory: _Memory, step: int, notes: _Notes) -> bool:
+def _step(course: Course) -> bool:
     """All exchanges of one step; whether there is still a peer whose row is finite."""
+    parts, step = course.parts, course.step
     config, learner = parts.config, parts.learner
     for tag in learner.exchanges(step):
         honest = learner.propose(step, tag)
         flipped = learner.poisoned(step, tag) if parts.attack.flips else None
         with sweeps.small_operations():
-            state = memory.states[tag] if tag in memory.states else parts.attack.start()
-            mixed, strength, memory.states[tag] = exchange(
-                parts, honest, state, step, tag, flipped=flipped, out=memory.mixed
+            state = course.states[tag] if tag in course.states else parts.attack.start()
+            mixed, strength, course.states[tag] = exchange(
+                parts, honest, state, step, tag, flipped=flipped, out=course.mixed
             )
-            memory.mixed = mixed[:1] if mixed.stride(0) == 0 else mixed
+            course.mixed = mixed[:1] if mixed.stride(0) == 0 else mixed
             found = mixing(honest, mixed)
-        notes.mixings.append((tag, found))
-        notes.bytes += honest.shape[1] * honest.element_size() * (config.peers - 1)
+        course.bytes += honest.shape[1] * honest.element_size() * (config.peers - 1)
         learner.accept(step, tag, mixed)
+        course.exchanged(tag, found, strength)
         if not math.isfinite(found.consensus):
             return False
-        notes.write(
-            event="step", step=step, exchange=tag, loss=float(learner.losses.mean()), alpha=found.alpha,
-            **{"lambda": found.lam}, consensus_distance=found.consensus if _of_models(tag) else None, strength=strength,
-        )  # fmt: skip
     return True
 
 
@@ -227,26 +176,27 @@ def _all(mixed: Tensor, honest: Tensor, reached: tuple[int, ...]) -> Tensor:
     return everybody
 
 
-def _result(parts: Parts, notes: _Notes, status: str, spent: float, final: list[float]) -> dict[str, Any]:
-    config, steps = parts.config, max(1, notes.steps)
-    alphas, lams = notes.mixed("alpha"), notes.mixed("lam")
+def _result(course: Course, status: str, final: list[float]) -> dict[str, Any]:
+    config, learner, steps = course.parts.config, course.parts.learner, max(1, course.step)
+    alphas, lams = course.mixings("alpha"), course.mixings("lam")
     return {
         "status": status,
         "worst_accuracy": min(final),
         "mean_accuracy": statistics.fmean(final),
         "accuracy": final,
-        "consensus_distance": plain(notes.consensus),
+        "consensus_distance": plain(course.consensus),
         "alpha": statistics.median(alphas) if alphas else None,
         "lambda": statistics.median(lams) if lams else None,
         "alpha_max": max(alphas, default=None),
         "lambda_max": max(lams, default=None),
-        "gradients_per_peer": parts.learner.samples,
-        "gradient_overhead": parts.learner.samples / (steps * config.batch_size),
-        "bytes_per_peer_step": notes.bytes / steps,
-        "weights_sha256": weights_sha256(parts.learner.weights()),
-        "steps": notes.steps,
-        "train_seconds": spent,
-        "seconds_per_step": spent / steps,
-        "config": parts.config.to_json(),
+        "gradients_per_peer": learner.samples,
+        "gradient_overhead": learner.samples / (steps * config.batch_size),
+        "bytes_per_peer_step": course.bytes / steps,
+        "weights_sha256": weights_sha256(learner.weights()),
+        "steps": course.step,
+        "train_seconds": course.spent,
+        "seconds_per_step": course.spent / steps,
+        "peak_memory_bytes": course.meter.peak,
+        "config": config.to_json(),
         "versions": versions(),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from torch import Tensor
 
@@ -76,3 +76,12 @@ class Vision:
             self._test = datasets.test_batch(self.data)
         found: list[float] = self.stack.evaluate(theta, *self._test, rows).tolist()
         return found
+
+    def state(self) -> dict[str, Any]:
+        """See `gradless.collab.learners.Workload`."""
+        return self.stack.statistics
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See `gradless.collab.learners.Workload`."""
+        for name, tensor in self.stack.statistics.items():
+            tensor.copy_(state[name])

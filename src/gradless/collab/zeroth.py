@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -137,6 +137,20 @@ class CoefficientPeers:
         """See `gradless.collab.learners.Learner`. Weights that all share are those of peer 0."""
         for leaves in self._leaves():
             yield from ((f"peer {peer}/{leaf.name}", leaf.param) for peer, leaf in enumerate(leaves))
+
+    def state(self) -> dict[str, Any]:
+        """See `gradless.collab.learners.Learner`."""
+        states = [optimizer.state_dict()["gradless"] for optimizer in self._optimizers]  # writes what is deferred
+        weights = [[leaf.param for leaf in optimizer.leaves] for optimizer in self._optimizers]
+        return {"optimizers": states, "weights": weights, "samples": self.samples}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See `gradless.collab.learners.Learner`."""
+        for optimizer, own, weights in zip(self._optimizers, state["optimizers"], state["weights"], strict=True):
+            optimizer.load_state_dict({**optimizer.state_dict(), "gradless": own})
+            for leaf, tensor in zip(optimizer.leaves, weights, strict=True):
+                leaf.param.detach().copy_(tensor)
+        self.samples = state["samples"]
 
     def _leaves(self) -> Iterator[tuple[Leaf, ...]]:
         """Each tuned tensor of all peers with weights of their own."""

@@ -26,6 +26,7 @@ from gradless.errors import BadInput
 from gradless.hashing import weights_sha256
 from gradless.notes import write_json
 from gradless.optimizer import ZerothOrder
+from gradless.packing import pack, unpack
 from gradless.ranks import Ranks
 
 LEDGER, STATE, TENSORS, INITIAL = "ledger", "gradless.json", "gradless.safetensors", "initial.safetensors"
@@ -135,7 +136,7 @@ def write(folder: Path, opt: ZerothOrder, run: Path, scheduler: Any, *, bare: bo
     if folder.resolve() != run.resolve():
         shutil.copyfile(run / LEDGER, folder / LEDGER)
     tensors: dict[str, Tensor] = {}
-    method = None if bare else _pack(opt.state_dict()["gradless"], tensors)
+    method = None if bare else pack(opt.state_dict()["gradless"], tensors)
     (folder / TENSORS).unlink(missing_ok=True)
     if tensors:
         save_file(tensors, folder / TENSORS)
@@ -213,7 +214,7 @@ def restore(saved: Saved, opt: ZerothOrder, found: dict[str, Any]) -> None:
     else:
         check_run(saved.contents.header, found)
         tensors = load_file(saved.folder / TENSORS) if (saved.folder / TENSORS).exists() else {}
-        opt.load_state_dict({**opt.state_dict(), "gradless": _unpack(saved.state["method"], tensors)})
+        opt.load_state_dict({**opt.state_dict(), "gradless": unpack(saved.state["method"], tensors)})
     if tuned_sha256(opt) != saved.state["weights_sha256"]:
         raise BadInput(
             f"the weights are not those of step {saved.state['step']} of {saved.folder}: restore it from a copy"
@@ -283,23 +284,3 @@ def stand_in(saved: Saved, model: nn.Module | None) -> Iterator[str]:
         if model is not None:
             stack.callback(model.register_load_state_dict_post_hook(hush).remove)
         yield name
-
-
-def _pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """A state as JSON; its tensors go into the dictionary."""
-    if isinstance(value, Tensor):
-        name = str(len(tensors))
-        tensors[name] = value.detach().contiguous()
-        return {"tensor": name}
-    if isinstance(value, dict):
-        return {key: _pack(item, tensors) for key, item in value.items()}
-    return [_pack(item, tensors) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """What `_pack` packed."""
-    if isinstance(value, dict) and value.keys() == {"tensor"} and isinstance(value["tensor"], str):
-        return tensors[value["tensor"]]
-    if isinstance(value, dict):
-        return {key: _unpack(item, tensors) for key, item in value.items()}
-    return [_unpack(item, tensors) for item in value] if isinstance(value, list) else value

@@ -1,0 +1,146 @@
+"""A run that was cut short goes on where it was, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from gradless import packing
+from gradless.collab import course, simulate
+from gradless.collab.config import CollabConfig
+from gradless.collab.nets import named
+from gradless.collab.stacked import Stack
+from gradless.collab.vision import Vision
+from gradless.progress import Reporter
+
+QUIET = Reporter(quiet=True)
+DIGITS = CollabConfig(
+    dataset="digits", peers=7, byzantine=1, steps=8, batch_size=4, lr=0.5, momentum=0.9, eval_every=3, eval_rows=50,
+    seed=3,
+)  # fmt: skip
+WORDS = CollabConfig(
+    dataset=None, model="tiny-llama", num_train=None, num_test=None, scheme="full", payload="coefficients",
+    algorithm="monna", momentum=0.0, method="mezo-momentum", peers=4, byzantine=1, attack="sign-flip", queries=2,
+    eps=1e-3, lr=1e-2, steps=6, batch_size=2, eval_every=2, sync=3, split="iid", split_parameter=None,
+)  # fmt: skip
+RUNS = {
+    "alie": dataclasses.replace(DIGITS, attack="alie"),
+    "label-flip": dataclasses.replace(DIGITS, attack="label-flip", rounds=2),
+    "mimic": dataclasses.replace(DIGITS, attack="mimic", attack_options={"learn": 20}),
+    "learn": dataclasses.replace(DIGITS, attack="foe", algorithm="learn"),
+    "coefficients": WORDS,
+    "lora": dataclasses.replace(
+        WORDS, payload="parameters", scheme="lora", momentum=0.9, method="mezo", sync=None, steps=4
+    ),
+}
+OF_THE_PROCESS = ("train_seconds", "seconds_per_step", "peak_memory_bytes")
+
+
+@pytest.fixture
+def rows(tmp_path):
+    file = tmp_path / "rows.csv"
+    file.write_text("text,label\n" + "".join(f"{('fine', 'poor')[i % 2]} {i},{1 - i % 2}\n" for i in range(24)))
+    own = {"train": str(file), "test": str(file), "template": "{text} it is", "label_column": "label"}
+    return {**own, "labels": "0=bad,1=good"}
+
+
+class Cut(Exception):
+    """What ends a process in the midst of a step."""
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_is_cut_short_ends_with_the_same_bits(name, rows, tmp_path, monkeypatch):
+    config = dataclasses.replace(RUNS[name], own=rows) if RUNS[name].model else RUNS[name]
+    whole = simulate.simulate(config, tmp_path / "whole", reporter=QUIET)
+    assert not (tmp_path / "whole" / course.CHECKPOINT).exists()  # it was too short for one
+    folder, real = tmp_path / "cut", simulate._step
+    tried: list[int] = []
+
+    def stumble(now):
+        tried.append(now.step)
+        if now.step == stumble.at:
+            now.parts.learner.propose(now.step, now.parts.learner.exchanges(now.step)[0])  # half of its work
+            raise Cut
+        return real(now)
+
+    monkeypatch.setattr(course, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(simulate, "_step", stumble)
+    for stumble.at in (0, 2, 3):
+        with pytest.raises(Cut):
+            simulate.simulate(config, folder, reporter=QUIET)
+    assert (folder / course.CHECKPOINT).exists()
+    stumble.at = None
+    found = simulate.simulate(config, folder, reporter=QUIET)
+    assert tried == [0, *range(3), *range(2, 4), *range(3, config.steps)]
+    for key in OF_THE_PROCESS:
+        del found[key], whole[key]
+    assert found == whole
+    assert (folder / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
+    assert not (folder / course.CHECKPOINT).exists()
+
+
+def half(folder, monkeypatch, at: int = 4):
+    """An unfinished run with a checkpoint."""
+    real = simulate._step
+
+    def stumble(now):
+        if now.step == at:
+            raise Cut
+        return real(now)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(course, "SAVE_EVERY", 0.0)
+        patch.setattr(simulate, "_step", stumble)
+        with pytest.raises(Cut):
+            simulate.simulate(RUNS["alie"], folder, reporter=QUIET)
+
+
+@pytest.mark.parametrize("damage", ["torn", "foreign", "metrics", "release"])
+def test_a_checkpoint_that_does_not_fit_is_passed_over(damage, tmp_path, monkeypatch):
+    half(tmp_path, monkeypatch)
+    file = tmp_path / course.CHECKPOINT
+    if damage == "torn":
+        file.write_bytes(file.read_bytes()[:-100])
+    elif damage == "foreign":
+        packing.write(file, {**packing.read(file), "run": ["another", "release"]})
+    elif damage == "metrics":
+        (tmp_path / "metrics.jsonl").write_text("")
+    else:
+        monkeypatch.setattr(course, "__version__", "0.0.0")
+    steps: list[int] = []
+    real = simulate._step
+    monkeypatch.setattr(simulate, "_step", lambda now: steps.append(now.step) or real(now))
+    found = simulate.simulate(RUNS["alie"], tmp_path, reporter=QUIET)
+    assert steps == list(range(8))
+    assert found["steps"] == 8
+    notes = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [note["step"] for note in notes if note["event"] == "step"] == steps
+
+
+def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch, capsys):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(course, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(packing.os, "replace", full)
+    monkeypatch.setattr(simulate, "write_json", lambda *args: None)  # it renames too
+    found = simulate.simulate(RUNS["alie"], tmp_path, reporter=Reporter())
+    assert found["status"] == "done"
+    assert "no checkpoint" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl"}
+
+
+def test_statistics_of_batch_normalisation_are_kept():
+    net = named("empire-cnn")
+    one, two = (Stack(net, 2, seed=1) for _ in range(2))
+    for name, tensor in one.statistics.items():
+        tensor += len(name)
+    first, second = (Vision.__new__(Vision) for _ in range(2))
+    first.stack, second.stack = one, two
+    tensors: dict[str, torch.Tensor] = {}
+    second.load(packing.unpack(packing.pack(first.state(), tensors), tensors))
+    assert one.statistics.keys() == two.statistics.keys()
+    assert all(torch.equal(tensor, two.statistics[name]) for name, tensor in one.statistics.items())
