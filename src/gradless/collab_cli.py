@@ -85,7 +85,7 @@ data_options = options(
 def simulate(
     out: Path, recipe: str | None, comparison: bool, workers: int, reuse: tuple[Path, ...], **given: Any
 ) -> None:
-    """Simulate a group of peers in one process.
+    """Simulate a group of peers.
 
     \b
     gradless collab simulate --recipe monna-digits --out runs/digits

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
+
+NEW: Final = ".new"  # ends the name of a file that is being written
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -41,9 +43,11 @@ def write(path: Path, value: Any) -> None:
 
     tensors: dict[str, Tensor] = {}
     packed = json.dumps(pack(value, tensors))
-    temporary = path.with_name(path.name + ".new")
+    temporary = path.with_name(path.name + NEW)
     try:
         save_file(tensors, temporary, metadata={"state": packed})
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         temporary.unlink(missing_ok=True)

@@ -29,6 +29,10 @@ class Reporter:
         else:
             print(line, flush=True)
 
+    def warn(self, line: str) -> None:
+        """One line on stderr, also if quiet."""
+        print(line, file=sys.stderr, flush=True)
+
     @contextlib.contextmanager
     def job(self, title: str, total: int, *, done: int = 0) -> Iterator[Callable[[int, str], None]]:
         """A job of ``total`` parts; the function given inside takes the number done and a note."""

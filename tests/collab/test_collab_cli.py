@@ -34,6 +34,12 @@ def test_a_single_run_and_its_report(tmp_path):
     assert not list(tmp_path.glob("a/.lock"))
 
 
+def test_a_grid_may_have_several_workers(tmp_path):
+    found = call(f"simulate {SHORT} --attack foe --attack ipm --workers 2 --out {tmp_path}")
+    assert found.exit_code == 0, found.output
+    assert {"1/2", "2/2"} <= set(found.output.split())
+
+
 def test_a_grid_goes_on_with_one_more_attack(tmp_path):
     assert call(f"simulate {SHORT} --attack foe --attack ipm --out {tmp_path}").exit_code == 0
     assert call(f"simulate {SHORT} --attack foe --out {tmp_path}").exit_code == 0  # one of those that are there

@@ -32,6 +32,7 @@ RUNS = {
     "mimic": dataclasses.replace(DIGITS, attack="mimic", attack_options={"learn": 20}),
     "learn": dataclasses.replace(DIGITS, attack="foe", algorithm="learn"),
     "coefficients": WORDS,
+    "shared weights": dataclasses.replace(WORDS, algorithm="mocwtm", sync=None, steps=4),
     "lora": dataclasses.replace(
         WORDS, payload="parameters", scheme="lora", momentum=0.9, method="mezo", sync=None, steps=4
     ),
@@ -63,18 +64,21 @@ def test_a_run_that_is_cut_short_ends_with_the_same_bits(name, rows, tmp_path, m
         tried.append(now.step)
         if now.step == stumble.at:
             now.parts.learner.propose(now.step, now.parts.learner.exchanges(now.step)[0])  # half of its work
-            raise Cut
+            raise stumble.how
         return real(now)
 
     monkeypatch.setattr(course, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(simulate, "_step", stumble)
-    for stumble.at in (0, 2, 3):
+    stumble.at, stumble.how = 1, KeyboardInterrupt
+    assert simulate.simulate(config, folder, reporter=QUIET)["status"] == "interrupted"
+    stumble.how = Cut
+    for stumble.at in (1, 2, 3):
         with pytest.raises(Cut):
             simulate.simulate(config, folder, reporter=QUIET)
     assert (folder / course.CHECKPOINT).exists()
     stumble.at = None
     found = simulate.simulate(config, folder, reporter=QUIET)
-    assert tried == [0, *range(3), *range(2, 4), *range(3, config.steps)]
+    assert tried == [0, 1, 1, 1, 2, 2, 3, *range(3, config.steps)]
     for key in OF_THE_PROCESS:
         del found[key], whole[key]
     assert found == whole
@@ -127,9 +131,11 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch,
     monkeypatch.setattr(course, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(packing.os, "replace", full)
     monkeypatch.setattr(simulate, "write_json", lambda *args: None)  # it renames too
+    left = tmp_path / (course.CHECKPOINT + packing.NEW)
+    left.write_bytes(b"left by a kill")
     found = simulate.simulate(RUNS["alie"], tmp_path, reporter=Reporter())
     assert found["status"] == "done"
-    assert "no checkpoint" in capsys.readouterr().out
+    assert "no checkpoint" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl"}
 
 

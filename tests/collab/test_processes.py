@@ -21,7 +21,7 @@ QUIET = Reporter(quiet=True)
 SMALL = CollabConfig(
     dataset="digits", peers=6, byzantine=1, steps=4, batch_size=4, lr=0.5, momentum=0.9, eval_every=2, seed=3
 )
-OF_THE_PROCESS = ("train_seconds", "seconds_per_step", "versions")  # the last has its number of threads
+OF_THE_PROCESS = ("train_seconds", "seconds_per_step", "peak_memory_bytes", "versions")  # with its threads
 
 
 def test_two_workers_come_to_the_results_of_one(tmp_path):

@@ -272,6 +272,12 @@ def test_nothing_runs_if_one_of_the_runs_cannot(tmp_path):
         ({"momentum": 1.0}, "momentum is 1.0"),
         ({"rule": "nnm+krum", "byzantine": 6}, "6"),
         ({"payload": "coefficients", "momentum": 0.0}, "language model"),
+        ({"payload": "coefficients", "momentum": 0.0, "method": "meso"}, "did you mean 'mezo'"),
+        ({"method": "mezo-adam"}, "add --payload coefficients"),
+        ({"refresh": 5}, "nothing decays"),
+        ({"freeze": ("bias",)}, "leave freeze out"),
+        ({"rule": "median", "byzantine": 6}, "needs n > 2 f"),
+        ({"algorithm": "scc", "byzantine": 6}, "needs n > 2 f"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_written(tmp_path, change, match):

@@ -113,6 +113,12 @@ class CollabConfig:
             raise BadInput(f"the attack {self.attack} needs attackers: raise --byzantine or --attackers")
         if self.payload == COEFFICIENTS:
             self._check_coefficients()
+        elif self.method != "mezo":
+            raise BadInput(f"the method {self.method} finds coefficients: add --payload coefficients, or leave it out")
+        if self.refresh > 1 and self.decay is None:
+            raise BadInput(f"refresh is {self.refresh}, but nothing decays: give a decay too, or leave refresh out")
+        if self.freeze and self.model is None:
+            raise BadInput("parameters of a language --model can be frozen: leave freeze out")
         self.delivery.check(self.peers, self.byzantine, attackers)
         parameter = pick("split", self.split, SPLITS).parameter
         if parameter is None and self.split_parameter is not None:
@@ -146,7 +152,7 @@ class CollabConfig:
             )
         if self.decay is not None:
             raise BadInput("the learning rate of coefficients does not decay: leave decay out")
-        if not METHODS.get(self.method, METHODS["fo-sgd"]).replays:
+        if not pick("method", self.method, METHODS).replays:
             able = ", ".join(name for name, row in METHODS.items() if row.replays)
             raise BadInput(f"method {self.method} has no coefficients to send: forward-only methods do ({able})")
 

@@ -21,12 +21,11 @@ from gradless.collab.measure import Mixing
 from gradless.collab.scene import State
 from gradless.memory import PeakMeter
 from gradless.progress import Reporter
-from gradless.rules import like
-from gradless.rules import plain as as_lists
+from gradless.rules import like, plain
 
 CHECKPOINT: Final = "checkpoint.safetensors"
 SAVE_EVERY: Final = 300.0  # seconds between two checkpoints; runs that are shorter write none
-COUNTED: Final = ("step", "spent", "bytes", "consensus")
+COUNTED: Final = ("step", "spent", "bytes")  # what a checkpoint takes as it is
 
 
 class Course:
@@ -46,7 +45,7 @@ class Course:
         self.bytes = 0.0
         """Sent by each honest peer."""
         self.consensus = math.nan
-        """Distance of the models at the last evaluation."""
+        """Distance of the models at the last evaluation; the run ends with one."""
         self.states: dict[str, State] = {}
         """What the attack remembers of each kind of exchange."""
         self.mixed: Tensor | None = None
@@ -97,7 +96,7 @@ class Course:
         return [value for value in found if math.isfinite(value)]
 
     def _write(self, **line: Any) -> None:
-        self._file.write(json.dumps({name: plain(value) for name, value in line.items()}) + "\n")
+        self._file.write(json.dumps({name: finite_or_null(value) for name, value in line.items()}) + "\n")
         self._file.flush()
 
     # -----------------------------------------------------------------------------------------------------------
@@ -107,23 +106,24 @@ class Course:
         """Write a checkpoint if the last one is old. If the disk is full, the run goes on without."""
         if time.monotonic() - self._saved < SAVE_EVERY:
             return
+        os.fsync(self._file.fileno())
         self.meter.note()
         state = {name: getattr(self, name) for name in COUNTED} | {
             "run": self._name(),
             "peak": self.meter.peak,
             "written": os.fstat(self._file.fileno()).st_size,
             "learner": self.parts.learner.state(),
-            "attack": {tag: as_lists(state) for tag, state in self.states.items()},
+            "attack": {tag: plain(state) for tag, state in self.states.items()},
         }
         try:
             packing.write(self.folder / CHECKPOINT, state)
         except OSError as error:
-            reporter.say(f"no checkpoint: {error}")
+            reporter.warn(f"no checkpoint: {error}")
         self._saved = time.monotonic()
 
     def _name(self) -> list[str]:
         """What a checkpoint must belong to."""
-        return [self.parts.config.id(), __version__]
+        return [self.parts.config.id(), __version__, torch.__version__]
 
     def _resume(self, metrics: Path) -> int:
         """Be where the checkpoint was written; returns how many bytes of ``metrics.jsonl`` belong to it."""
@@ -131,6 +131,10 @@ class Course:
         if state is None or state["run"] != self._name() or not metrics.exists():
             return 0
         lines = metrics.read_bytes()[: state["written"]]
+        try:
+            mixings = _read_back(lines.decode().splitlines())
+        except ValueError:
+            return 0
         if len(lines) < state["written"]:  # a crash of the machine took the rest
             return 0
         self.parts.learner.load(state["learner"])
@@ -138,11 +142,17 @@ class Course:
         for name in COUNTED:
             setattr(self, name, state[name])
         self.meter.peak = state["peak"]
-        self._mixings = _mixings(lines.decode().splitlines())
+        self._mixings = mixings
         return len(lines)
 
 
-def plain(value: Any) -> Any:
+def forget(folder: Path) -> None:
+    """Remove the checkpoint of a run that has ended, and what is left of one that was being written."""
+    for name in (CHECKPOINT, CHECKPOINT + packing.NEW):
+        (folder / name).unlink(missing_ok=True)
+
+
+def finite_or_null(value: Any) -> Any:
     """JSON has no NaN and no infinity: they become null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -151,7 +161,7 @@ def _of_models(tag: str) -> bool:
     return tag.startswith(PARAMETERS)
 
 
-def _mixings(lines: Sequence[str]) -> list[tuple[str, Mixing]]:
+def _read_back(lines: Sequence[str]) -> list[tuple[str, Mixing]]:
     """What `Course.exchanged` wrote."""
     notes = [note for line in lines if (note := json.loads(line))["event"] == "step"]
     names = ("alpha", "lambda", "consensus_distance")

@@ -44,7 +44,7 @@ class Learner(Protocol):
         """Share of right answers of every peer on the test data, or on its first ``rows``."""
 
     def consensus(self) -> float:
-        """Root mean square distance of a peer's model from the mean model of those that are finite."""
+        """Root mean square distance of a peer's model from the mean model, without models that are not finite."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """All models, for fingerprints: tensors under names that begin with the peer's number."""
@@ -179,16 +179,15 @@ class ParameterPeers:
 
     def state(self) -> dict[str, Any]:
         """See `Learner`."""
-        tensors = (self.theta, self._momentum, self._insistence, self._poisonous)
+        tensors = (self.theta, self._momentum, self._poisonous)
         return {"tensors": tensors, "samples": self.samples, "workload": self.workload.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         """See `Learner`."""
-        theta, momentum, insistence, poisonous = state["tensors"]
+        theta, momentum, poisonous = state["tensors"]
         self.theta.copy_(theta)
         if self._momentum is not None:
             self._momentum.copy_(momentum)
-        self._insistence = insistence.to(self.theta.device)
         self._poisonous.copy_(poisonous)
         self.samples = state["samples"]
         self.workload.load(state["workload"])

@@ -88,7 +88,8 @@ def watch(scene: Scene, known: Learnt) -> Learnt:
     z = known.direction
     if z is None:
         draw = rng.normal(scene.seed, "mimic", (size,)).to(kind)
-        z = (draw / draw.norm()).to(rows.device)
+        z = draw / draw.norm()
+    z = z.to(rows.device)
     places = torch.zeros(count, dtype=torch.float64, device=rows.device)
     for start in range(0, size, TILE):
         places += (_around_mean(rows, lost, start, kind) @ z[start : start + TILE]).double()

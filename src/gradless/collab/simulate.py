@@ -18,7 +18,7 @@ from gradless import rng
 from gradless.collab import sweeps
 from gradless.collab.build import Parts, build
 from gradless.collab.config import CollabConfig, from_json
-from gradless.collab.course import CHECKPOINT, Course, plain
+from gradless.collab.course import Course, finite_or_null, forget
 from gradless.collab.measure import mixing
 from gradless.collab.scene import Scene, State
 from gradless.collab.strength import strongest
@@ -34,7 +34,7 @@ def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = 
     """Train a group and return the contents of ``result.json``.
 
     A folder that holds the finished run of the same configuration is left as it is. An unfinished run goes on where it
-    last wrote a checkpoint, which it does every five minutes; it then ends as if nothing had happened.
+    last wrote a checkpoint, which it does every five minutes; on as many threads it then ends with the same bits.
 
     Args:
         config: what to run.
@@ -48,6 +48,7 @@ def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = 
     config = config.resolved()
     finished = _claim(config, folder)
     if finished is not None:
+        forget(folder)
         reporter.say(f"{folder} is finished; nothing to do")
         return finished
     parts = build(config)
@@ -62,7 +63,7 @@ def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = 
     result = _result(course, status, final)
     write_json(folder / "result.json", result)
     if status != INTERRUPTED:
-        (folder / CHECKPOINT).unlink(missing_ok=True)
+        forget(folder)
     return result
 
 
@@ -184,7 +185,7 @@ def _result(course: Course, status: str, final: list[float]) -> dict[str, Any]:
         "worst_accuracy": min(final),
         "mean_accuracy": statistics.fmean(final),
         "accuracy": final,
-        "consensus_distance": plain(course.consensus),
+        "consensus_distance": finite_or_null(course.consensus),
         "alpha": statistics.median(alphas) if alphas else None,
         "lambda": statistics.median(lams) if lams else None,
         "alpha_max": max(alphas, default=None),

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gradless.collab.algorithms import COEFFICIENTS, PARAMETERS
+from gradless.collab.scene import TILE
 from gradless.errors import BadInput
 from gradless.gradients import Leaf, Sketch
 from gradless.landscape import Closure
@@ -124,13 +125,16 @@ class CoefficientPeers:
         return [found[id(member.optimizer)] for member in self.members]
 
     def consensus(self) -> float:
-        """See `gradless.collab.learners.Learner`. Takes one leaf of all peers at a time."""
+        """See `gradless.collab.learners.Learner`. Coefficients that are not finite never reach a model.
+
+        Memory: a few columns of all peers.
+        """
         squared = 0.0
-        if len(self._optimizers) > 1:
-            for leaves in self._leaves():
-                rows = torch.stack([leaf.param.detach().reshape(-1).float() for leaf in leaves])
+        for leaves in self._leaves() if len(self._optimizers) > 1 else ():
+            for parts in zip(*(leaf.param.detach().reshape(-1).split(TILE) for leaf in leaves), strict=True):
+                rows = torch.stack(parts).double()
                 rows -= rows[0].clone()  # so that equal models are at no distance at all
-                squared += float((rows - rows.mean(0)).double().square().sum()) / len(rows)
+                squared += float((rows - rows.mean(0)).square().sum()) / len(rows)
         return math.sqrt(squared)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

@@ -306,8 +306,8 @@ def mixing(study: Collab, name: str) -> Table:
     return Table(
         name=name,
         title=f"{title} in a mixing{frame.tail}",
-        caption=f"Median over all mixings, and in parentheses their maximum. {meaning[name]} Median over the seeds of "
-        "a run's median; largest maximum of all seeds.",
+        caption=f"Median over all mixings of models, and in parentheses their maximum. {meaning[name]} Median over the "
+        "seeds of a run's median; largest maximum of all seeds.",
         labels=len(frame.heads) + 1,
         columns=(*frame.columns, Column("Algorithm"), *(Column(attack_name(attack)) for attack in attacks)),
         rows=tuple(rows),
