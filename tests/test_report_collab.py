@@ -254,6 +254,21 @@ def test_curves_are_means_at_shared_steps(tmp_path):
     assert [p.score.mean for p in distances] == pytest.approx([0, -1, -2, -3])
 
 
+def test_a_seed_that_diverged_keeps_its_accuracy(tmp_path):
+    made = Folder(tmp_path)
+    whole = [{"step": s, "worst": 0.8, "consensus": 0.1} for s in (2, 4, 6)]
+    made.run("monna", "alie", 1, curve=whole)
+    made.run("monna", "alie", 2, status="diverged", curve=[*whole[:1], {"step": 3, "worst": 0.2, "consensus": None}])
+    made.run("nna", "alie", 1, status="diverged", curve=[{"step": 3, "worst": 0.1}])
+    made.run("nna", "alie", 2, status="diverged", curve=[{"step": 5, "worst": 0.3}])
+    runs = collab.load(tmp_path).runs
+    monna, nna = ([run for run in runs if run.algorithm == name] for name in ("monna", "nna"))
+    found = [(point.step, point.score.mean) for point in collab.curve(monna, "worst")]
+    assert found == [(2, pytest.approx(0.8)), (4, pytest.approx(0.5)), (6, pytest.approx(0.5))]
+    assert [point.step for point in collab.curve(monna, "consensus")] == [2]
+    assert [(point.step, point.score.mean) for point in collab.curve(nna, "worst")] == [(5, pytest.approx(0.2))]
+
+
 def test_heat_maps_hold_the_worst_attack(tmp_path):
     made = Folder(tmp_path)
     for gamma in (1.0, 0.0):

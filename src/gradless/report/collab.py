@@ -237,12 +237,14 @@ def outcome(runs: Sequence[Run]) -> Outcome:
 def curve(runs: Iterable[Run], name: str, scale: Callable[[float], float | None] = float) -> list[Point]:
     """Mean over the seeds at steps that every run with a curve was evaluated at; no survivors' mean past an end.
 
+    A run that diverged keeps the accuracy that it ended with, as in the tables; its models' distance has no such value.
+
     Args:
         runs: seeds of one algorithm, attack and place.
         name: "worst", "mean" or "consensus".
         scale: applied before the mean is taken (a logarithm, say); None leaves the value out.
     """
-    curves = []
+    curves, ended = [], []
     for run in runs:
         lines = run.record.get("curve")
         found: dict[float, float] = {}
@@ -252,6 +254,10 @@ def curve(runs: Iterable[Run], name: str, scale: Callable[[float], float | None]
             if step is not None and scaled is not None:
                 found[step] = scaled
         curves += [found] if found else []
+        ended += [found] if found and run.status == DIVERGED and name != "consensus" else []
+    for found in ended:
+        last = max(found)
+        found.update({step: found[last] for step in set().union(*curves) if step > last})
     shared = set.intersection(*map(set, curves)) if curves else set()
     scores = {step: score(found[step] for found in curves) for step in sorted(shared)}
     return [Point(step, mean) for step, mean in scores.items() if mean is not None]

@@ -33,7 +33,8 @@ SECTIONS = (
         "Every panel is one attack; every line is one algorithm. The strong line is the worst honest peer, the mean "
         "over the seeds, with a band of one sample standard deviation; the thin line of the same colour is the mean of "
         "the honest peers. The dashed grey line is D-SGD without attackers: what the peers would reach in peace. A "
-        "cross marks the end of a line of which a seed diverged; no line goes on without all of its seeds.")),
+        "cross marks the end of a line of which a seed diverged; that seed counts on with the accuracy it ended with, "
+        "as in the tables.")),
     ("worst", "The worst attack", ("heatmap", "worst-attack"), (
         "Each cell takes the attack that hurts most. All cells share one colour scale; brighter is better. Hatched: "
         "no result. ≤: an attack has no result yet, so the true number may be lower. *: a seed diverged; div.: none "
