@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import OrderedDict
 
 import pytest
 import torch
+from torch import nn
 
 from gradless import packing
 from gradless.collab import course, simulate
 from gradless.collab.config import CollabConfig
-from gradless.collab.nets import named
+from gradless.collab.nets import NETS, Net, named
 from gradless.collab.stacked import Stack
 from gradless.collab.vision import Vision
 from gradless.progress import Reporter
@@ -31,6 +33,7 @@ RUNS = {
     "label-flip": dataclasses.replace(DIGITS, attack="label-flip", rounds=2),
     "mimic": dataclasses.replace(DIGITS, attack="mimic", attack_options={"learn": 20}),
     "learn": dataclasses.replace(DIGITS, attack="foe", algorithm="learn"),
+    "batch norm": dataclasses.replace(DIGITS, attack="foe", net="norm-digits"),
     "coefficients": WORDS,
     "shared weights": dataclasses.replace(WORDS, algorithm="mocwtm", sync=None, steps=4),
     "lora": dataclasses.replace(
@@ -46,6 +49,16 @@ def rows(tmp_path):
     file.write_text("text,label\n" + "".join(f"{('fine', 'poor')[i % 2]} {i},{1 - i % 2}\n" for i in range(24)))
     own = {"train": str(file), "test": str(file), "template": "{text} it is", "label_column": "label"}
     return {**own, "labels": "0=bad,1=good"}
+
+
+@pytest.fixture(autouse=True)
+def a_small_net_with_statistics(monkeypatch):
+    def make():
+        flat = {"flat": nn.Flatten(), "full": nn.Linear(144, 10)}
+        return nn.Sequential(OrderedDict(conv=nn.Conv2d(1, 4, 3), norm=nn.BatchNorm2d(4), relu=nn.ReLU(), **flat))
+
+    net = Net("norm-digits", make, (1, 8, 8), 10, 1_498, "loop", False, "for this file", "")
+    monkeypatch.setitem(NETS, net.name, net)
 
 
 class Cut(Exception):

@@ -20,7 +20,8 @@ from gradless.progress import Reporter
 RESULTS = "results.jsonl"
 ASKED = (
     *("algorithm", "rule", "rule_options", "attack", "attack_options", "split", "split_parameter", "byzantine"),
-    *("attackers", "peers", "seed", "payload", "lr", "steps"),
+    *("attackers", "peers", "seed", "payload", "lr", "steps", "rounds", "delivery", "dataset", "model", "task"),
+    *("batch_size", "momentum"),
 )
 FOUND = (
     *("status", "worst_accuracy", "mean_accuracy", "consensus_distance", "gradients_per_peer", "gradient_overhead"),
@@ -196,7 +197,7 @@ def line(folder: Path, recipes: Mapping[str, str]) -> dict[str, Any] | None:
     config = _config(folder)
     taken_over = reuse.line(folder)
     if config is not None and taken_over is not None:
-        return {**taken_over, "recipe": recipes.get(config.id(), "")}
+        return {**_asked(config), **taken_over, "recipe": recipes.get(config.id(), "")}
     try:
         result = json.loads((folder / "result.json").read_text())
     except (OSError, ValueError):
@@ -217,13 +218,18 @@ def line(folder: Path, recipes: Mapping[str, str]) -> dict[str, Any] | None:
     return {
         "id": config.id(),
         "recipe": recipes.get(config.id(), ""),
-        **{name: getattr(config, name) for name in ASKED},
+        **_asked(config),
         **{name: result[name] for name in FOUND},
         "alpha_mixing": result["alpha"],
         "lambda_mixing": result["lambda"],
         "versions": result["versions"],
         "curve": curve,
     }
+
+
+def _asked(config: CollabConfig) -> dict[str, Any]:
+    values = config.to_json()
+    return {name: values[name] for name in ASKED}
 
 
 def failed(results: Sequence[dict[str, Any]]) -> bool:
