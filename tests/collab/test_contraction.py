@@ -32,8 +32,16 @@ def without(x: Tensor, f: int, p: int, *, late: slice) -> list[int]:
     return [others[i] for i in sorted(order)]
 
 
+def alike(x: Tensor, f: int, p: int) -> list[int]:
+    """As many late peers among the even as among the odd ones, the receiver not counted."""
+    others = everybody(x, f, p)
+    late = [i for i in others if i % 2 == p % 2][: f // 2] + [i for i in others if i % 2 != p % 2][: f - f // 2]
+    return [i for i in others if i not in late]
+
+
 DELIVERIES: dict[str, Callable[[Tensor, int, int], list[int]]] = {
     "all": everybody,
+    "alike": alike,
     "the nearest late": lambda x, f, p: without(x, f, p, late=slice(0, f)),
     "the farthest late": lambda x, f, p: without(x, f, p, late=slice(len(x) - 1 - f, None)),
 }
@@ -106,14 +114,11 @@ CAMPS = {"all": 4, "the nearest late": 3, "the farthest late": 5}
 GROUPS = [(9, 1), (11, 1), (22, 2), (35, 3), (26, 4), (30, 4), (55, 5)]
 
 
-@pytest.mark.parametrize(
-    ("delivery", "n", "f"), [("all", 13, 3), *((name, n, f) for name in DELIVERIES for n, f in GROUPS)]
-)
+@pytest.mark.parametrize(("delivery", "n", "f"), [("all", 13, 3), *((name, n, f) for name in CAMPS for n, f in GROUPS)])
 def test_what_is_left_of_two_camps(delivery, n, f):
     """sqrt(alpha) = 4 f / (n - f) in a synchronous group; 5 f / (n - 2 f) if liars decide who is late.
 
-    So two camps come together only if n > 5 f and n > 7 f. With late peers of both camps alike it is 4 f / (n - 2 f)
-    and n > 6 f: not met by the published 26 and 5.
+    So two camps come together only if n > 5 f and n > 7 f.
     """
     kept = n - f if delivery == "all" else n - 2 * f
     found = contraction(*two_camps(n, f), f, delivery)
@@ -121,6 +126,14 @@ def test_what_is_left_of_two_camps(delivery, n, f):
     assert (found < 1) == (n > {"all": 5, "the nearest late": 5, "the farthest late": 7}[delivery] * f)
     if n >= 11 * f:
         assert found <= 9.88 * f / (n - f)
+
+
+@pytest.mark.parametrize(("n", "f"), [(10, 2), (14, 2), (22, 2), (26, 4), (22, 4), (56, 10)])
+def test_two_camps_of_which_as_many_are_late(n, f):
+    """sqrt(alpha) = 4 f / (n - 2 f), so n > 6 f: not met by the published 26 and 5."""
+    found = contraction(*two_camps(n, f), f, "alike")
+    assert found == pytest.approx((4 * f / (n - 2 * f)) ** 2, rel=1e-4)
+    assert (found < 1) == (n > 6 * f)
 
 
 @pytest.mark.parametrize(("n", "f"), [(7, 1), (12, 2), (16, 3), (26, 5), (31, 5), (36, 6), (56, 5)])
