@@ -117,7 +117,7 @@ def simulate(
     configs = recipes.compared(found, axes) if comparison else recipes.grid(found, axes)
     results = study.run_all(configs, out, recipe=recipe or "", known=reuse, workers=workers)
     for result in results if len(results) == 1 else []:
-        click.echo(f"worst honest accuracy {result['worst_accuracy']:.4f}  mean {result['mean_accuracy']:.4f}")
+        click.echo(study.outcome(result))
     sys.exit(1 if study.failed(results) else 0)
 
 

@@ -153,3 +153,15 @@ def test_nna_may_keep_a_part_of_all_peers():
     mixing_rule(config).check(10)
     with pytest.raises(BadInput, match="10 rows, but only 9"):
         mixing_rule(config).check(9)
+
+
+def test_divergence_is_told_with_what_drove_peers_apart(tmp_path):
+    found = call(f"simulate {SHORT} --algorithm d-sgd --attack nan --out {tmp_path / 'a'}")
+    assert found.exit_code == 1
+    assert "diverged: honest models are not finite" in found.output
+    apart = {"status": "diverged", "worst_accuracy": 0.0, "mean_accuracy": 0.0}
+    for key in ("alpha", "alpha_mixing"):  # of a run, and of its line
+        assert "diverged; mixing drives honest peers apart, alpha 1.28" in study.outcome({**apart, key: 1.278})
+        assert "apart" not in study.outcome({**apart, key: 0.9})
+        assert "apart" not in study.outcome({**apart, key: None})
+        assert "0.5000; mixing drives" in study.outcome({**apart, "status": "done", "mean_accuracy": 0.5, key: 1.278})

@@ -115,8 +115,8 @@ def _run_all(
             if result["status"] == INTERRUPTED:
                 break
             reporter.say(
-                f"{len(found)}/{len(configs)}  {config.algorithm} under {config.attack}, seed {config.seed}: worst "
-                f"{result['worst_accuracy']:.4f}  mean {result['mean_accuracy']:.4f}  ({result['train_seconds']:.0f} s)"
+                f"{len(found)}/{len(configs)}  {config.algorithm} under {config.attack}, seed {config.seed}: "
+                f"{outcome(result)}  ({result['train_seconds']:.0f} s)"
             )
     return [found[config.id()] for config in configs if config.id() in found]
 
@@ -230,6 +230,17 @@ def line(folder: Path, recipes: Mapping[str, str]) -> dict[str, Any] | None:
 def _asked(config: CollabConfig) -> dict[str, Any]:
     values = config.to_json()
     return {name: values[name] for name in ASKED}
+
+
+def outcome(result: dict[str, Any]) -> str:
+    """What came of a run in half a sentence, and why, as far as its mixing can tell."""
+    alpha = result["alpha"] if "alpha" in result else result["alpha_mixing"]  # of a run, of its line
+    apart = alpha is not None and alpha > 1.0
+    if result["status"] != DIVERGED:
+        said = f"worst honest accuracy {result['worst_accuracy']:.4f}  mean {result['mean_accuracy']:.4f}"
+    else:
+        said = "diverged" if apart else "diverged: honest models are not finite; try a lower --lr, or another rule"
+    return f"{said}; mixing drives honest peers apart, alpha {alpha:.2f} where below 1 is needed" if apart else said
 
 
 def failed(results: Sequence[dict[str, Any]]) -> bool:
