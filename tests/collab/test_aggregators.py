@@ -13,16 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from gradless.collab import columns
 from gradless.collab.aggregators import (
     AGGREGATORS,
     MIXES,
     Aggregator,
-    bulyan,
-    compose,
     geometric_median,
     mda,
     mean,
@@ -30,9 +25,7 @@ from gradless.collab.aggregators import (
     multi_krum,
     named,
     nna,
-    options_of,
     self_centred_clipping,
-    smea,
     trimmed_mean,
 )
 from gradless.collab.geometry import measure
@@ -302,143 +295,6 @@ def test_too_many_liars_are_refused_with_the_condition(name):
     rule_of(name)(normal(least, 3))
     with pytest.raises(BadInput, match=re.escape(f"needs n > {factor} f" + (f" + {extra}" if extra else ""))):
         rule_of(name)(normal(least - 1, 3))
-
-
-def test_the_condition_is_on_the_buckets():
-    rule = named("bucketing+median", f=2, size=2)
-    rule.check(9)  # five means, two of which may be spoilt
-    with pytest.raises(BadInput, match=re.escape("median with f = 2 needs n > 2 f")):
-        rule.check(8)
-
-
-def test_bad_arguments_are_refused():
-    for make in (nna, trimmed_mean, bulyan, mda):
-        for f in (-1, 1.5, True):
-            with pytest.raises(BadInput, match="whole number"):
-                make(f=f)
-    with pytest.raises(BadInput, match="did you mean 'krum'"):
-        named("krumm", f=1)
-    with pytest.raises(BadInput, match="unknown option of krum"):
-        named("krum", f=1, size=2)
-    with pytest.raises(BadInput, match="mean has no options"):
-        named("mean", f=0, size=2)
-    with pytest.raises(BadInput, match="centred-clipping needs radius"):
-        named("centred-clipping", f=1)
-    with pytest.raises(BadInput, match="needs a radius, or f"):
-        self_centred_clipping()
-    with pytest.raises(BadInput, match="at most n - f = 4"):
-        multi_krum(f=2, k=5)(normal(6, 2))
-    with pytest.raises(BadInput, match="count from 0"):
-        nna(f=1)(normal(4, 2), pivot=4)
-    with pytest.raises(BadInput, match="start"):
-        geometric_median(start="nowhere")
-
-
-def test_a_stage_may_come_twice():
-    rows = normal(9, 6)
-    twice, once = named("nnm+nnm+krum", f=2), named("nnm+krum", f=2)
-    assert twice.name == "nnm+nnm+krum"
-    assert len(twice.before) == 2
-    assert torch.allclose(twice(rows), once(MIXES["nnm"].make(f=2)(rows)))
-    assert not torch.allclose(twice(rows), once(rows))
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("centred-clipping", {"radius": 2}),
-        ("self-centred-clipping", {"radius": 0.5, "iterations": 3}),
-        ("bucketing+krum", {"size": 2}),
-        ("clipping+mean", {"norm": 1.5}),
-        ("nna", {"keep": "all"}),
-        ("nna", {"keep": 4}),
-    ],
-)
-def test_options_of_a_rule_by_name(name, options):
-    assert set(options) <= set(options_of(name))
-    assert not {"f", "n"} & set(options_of(name))
-    rows = normal(9, 6)
-    found = named(name, f=1, n=9, **options)
-    parts = [{**AGGREGATORS, **MIXES}[part] for part in name.split("+")]
-    facts = {"f": 1, "n": 9, **options}
-    stages = [part.make(**{key: facts[key] for key in part.options() if key in facts}) for part in parts]
-    assert torch.equal(found(rows, pivot=3), compose(*stages)(rows, pivot=3))
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "sentence"),
-    [
-        ("centred-clipping", {"radius": "wide"}, "radius of centred-clipping is 'wide'"),
-        ("centred-clipping", {"radius": [1]}, "radius of centred-clipping"),
-        ("self-centred-clipping", {"radius": True}, "radius of self-centred-clipping is True"),
-        ("centred-clipping", {"radius": math.inf}, "positive number"),
-        ("centred-clipping", {"name": 3}, "unknown option of centred-clipping 'name'"),
-        ("bucketing+krum", {"size": 1.5}, "size of bucketing is 1.5"),
-        ("bucketing+krum", {}, "bucketing needs size"),
-        ("clipping+mean", {"norm": "one"}, "norm of clipping"),
-        ("nna", {"keep": "most"}, "give 'received', 'all' or"),
-        ("nna", {"keep": [3]}, "give 'received', 'all' or"),
-        ("geometric-median", {"tolerance": "low"}, "tolerance of geometric-median"),
-        ("geometric-median", {"start": ["rows"]}, "start of geometric-median"),
-        ("multi-krum", {"k": "all"}, "k of multi-krum"),
-    ],
-)
-def test_values_that_a_rule_cannot_take_are_refused(name, options, sentence):
-    with pytest.raises(BadInput, match=sentence):
-        named(name, f=1, n=9, **options)
-
-
-def test_too_many_subsets_are_refused_with_their_number():
-    with pytest.raises(BadInput, match=re.escape(f"{math.comb(40, 10):,} subsets")):
-        smea(f=10)(normal(40, 2))
-    with pytest.raises(BadInput, match=re.escape(f"{math.comb(80, 30):,} subsets")):
-        mda(f=30)(normal(80, 2))
-    assert mda(f=12)(normal(40, 5)).shape == (5,)  # 5.6e9 subsets, but no need to look at them
-
-
-def test_every_entry_says_what_it_is():
-    for name, entry in {**AGGREGATORS, **MIXES}.items():
-        assert entry.summary
-        assert entry.condition
-        assert entry.cost
-        assert entry.make.__doc__
-        for word in ("Breakdown", "Cost"):
-            assert word in entry.make.__doc__, name
-        if entry.paper:
-            assert entry.paper.split()[0] in entry.make.__doc__, name
-
-
-@settings(max_examples=40, deadline=None)
-@given(n=st.integers(1, 40), width=st.integers(1, 300), seed=st.integers(0, 99), wild=st.booleans(), wide=st.booleans())
-def test_compiled_columns_have_the_bits_of_the_reference(n, width, seed, wild, wide):
-    pytest.importorskip("numba", reason="the compiled kernels need numba")
-    x = normal(n, width, seed=seed, dtype=torch.float64 if wide else torch.float32)
-    x = x.round(decimals=1) if seed % 2 else x  # ties, and zeros of both signs
-    if wild:
-        x.view(-1)[:: 1 + seed] = (float("nan"), float("inf"), -float("inf"))[seed % 3]
-    f = (n - 1) // 2
-    cases = [(columns.mean,), (columns.middle, f, n - f), (columns.middle, 0, n), (columns.around, f)]
-    with pytest.MonkeyPatch.context() as patch:
-        for kernel, *given_ranks in cases:
-            patch.delenv("GRADLESS_KERNELS", raising=False)
-            fast = kernel(x, *given_ranks)
-            patch.setenv("GRADLESS_KERNELS", "reference")
-            slow = kernel(x, *given_ranks)
-            bits = torch.int64 if wide else torch.int32
-            assert torch.equal(fast.nan_to_num(nan=7.0).view(bits), slow.nan_to_num(nan=7.0).view(bits))
-
-
-@given(n=st.integers(1, 70), data=st.data())
-@settings(max_examples=60, deadline=None)
-def test_networks_sort_the_ranks_that_are_asked_for(n, data):
-    begin = data.draw(st.integers(0, n - 1))
-    end = data.draw(st.integers(begin + 1, n))
-    low, high = columns.network(n, begin, end)
-    rows = normal(n, 50, seed=n).numpy()
-    wires = rows.copy()
-    for a, b in zip(low, high, strict=True):
-        wires[[a, b]] = np.minimum(wires[a], wires[b]), np.maximum(wires[a], wires[b])
-    assert np.array_equal(wires[begin:end], np.sort(rows, 0)[begin:end])
 
 
 @RULES
