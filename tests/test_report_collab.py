@@ -149,7 +149,7 @@ def test_latex_knows_greek_letters(small):
     assert text.isascii()
 
 
-# --- pictures ---
+# --- the page ---
 
 
 def test_the_page_is_self_contained_and_escaped(small):

@@ -155,6 +155,3 @@ def test_there_are_a_few_round_ticks(low, size):
 def test_codes_of_attacks_are_unique(attacks):
     codes = attack_codes(attacks)
     assert len(set(codes.values())) == len(attacks)
-
-
-# --- the page ---

@@ -116,8 +116,11 @@ def simulate(
     found = found._replace(base=base, plain_lr=None if "lr" in fields else found.plain_lr)
     configs = recipes.compared(found, axes) if comparison else recipes.grid(found, axes)
     results = study.run_all(configs, out, recipe=recipe or "", known=reuse, workers=workers)
-    for result in results if len(results) == 1 else []:
-        click.echo(study.outcome(result))
+    if len(results) == 1:
+        click.echo(study.outcome(results[0]))
+        advice = study.advice(configs[0], results[0])
+        if advice:
+            click.echo(advice)
     sys.exit(1 if study.failed(results) else 0)
 
 

@@ -155,13 +155,19 @@ def test_nna_may_keep_a_part_of_all_peers():
         mixing_rule(config).check(9)
 
 
-def test_divergence_is_told_with_what_drove_peers_apart(tmp_path):
+def test_a_run_that_went_wrong_says_what_to_do(tmp_path):
     found = call(f"simulate {SHORT} --algorithm d-sgd --attack nan --out {tmp_path / 'a'}")
     assert found.exit_code == 1
-    assert "diverged: honest models are not finite" in found.output
-    apart = {"status": "diverged", "worst_accuracy": 0.0, "mean_accuracy": 0.0}
-    for key in ("alpha", "alpha_mixing"):  # of a run, and of its line
-        assert "diverged; mixing drives honest peers apart, alpha 1.28" in study.outcome({**apart, key: 1.278})
-        assert "apart" not in study.outcome({**apart, key: 0.9})
-        assert "apart" not in study.outcome({**apart, key: None})
-        assert "0.5000; mixing drives" in study.outcome({**apart, "status": "done", "mean_accuracy": 0.5, key: 1.278})
+    assert "diverged\nhonest models are not finite: try a lower --lr" in found.output
+
+
+def test_mixing_that_drives_peers_apart_is_told():
+    models = CollabConfig()
+    numbers = CollabConfig(payload="coefficients")
+    for status in ("done", "diverged"):
+        for key in ("alpha", "alpha_mixing"):  # of a run, of its line
+            assert "apart (alpha 1.28" in (study.advice(models, {"status": status, key: 1.278}) or "")
+            for quiet in (0.9, 1.0000001, None):
+                assert "apart" not in (study.advice(models, {"status": status, key: quiet}) or "")
+        assert "apart" not in (study.advice(numbers, {"status": status, "alpha": 1.278}) or "")
+    assert study.advice(models, {"status": "done"}) is None

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gradless.collab.aggregators import nna
 from gradless.collab.geometry import measure
-from gradless.collab.views import Views, weights_of
+from gradless.collab.transport import Delivery, Round, meet
+from gradless.collab.views import weights_of
 
 PUSHES: dict[str, Callable[..., Tensor]] = {  # (unit rows, mean, strength) -> what each peer hears
     "outwards": lambda own, mean, s: own + s * (own - mean),
@@ -18,129 +19,136 @@ PUSHES: dict[str, Callable[..., Tensor]] = {  # (unit rows, mean, strength) -> w
     "flipped": lambda own, mean, s: (-s * mean).expand_as(own),
     "after one of them": lambda own, mean, s: (mean + s * (own[0] - mean)).expand_as(own),
 }
+NETWORKS = ("all", "first", "adversarial")
 
 
-def everybody(x: Tensor, f: int, p: int) -> list[int]:
-    return [i for i in range(len(x)) if i != p]
+def network(mode: str, x: Tensor, f: int) -> Round:
+    return meet(
+        Delivery(mode=mode), peers=len(x) + f, byzantine=f, attackers=f, key=(0, 0, "models"), honest=x
+    )  # fmt: skip
 
 
-def without(x: Tensor, f: int, p: int, *, late: slice) -> list[int]:
-    """A peer that waits for n - f rows, all liars' among them: the liars pick who is late, by distance."""
-    others = everybody(x, f, p)
-    order = (x[others] - x[p]).norm(dim=1).sort(stable=True).indices.tolist()
-    del order[late]
-    return [others[i] for i in sorted(order)]
+def first_of_all_camps(x: Tensor, f: int) -> Round:
+    """``first`` as it is on average: of each camp of rows the same share is late."""
+    camps, heard = x[:, 0].round(), []
+    for p in range(len(x)):
+        late: list[int] = []
+        for camp in camps.unique():
+            share = f * int((camps == camp).sum())
+            assert share % len(x) == 0
+            members = [i for i in (camps == camp).nonzero().flatten().tolist() if i != p]
+            late += members[: share // len(x)]
+        heard.append(torch.tensor([i for i in range(len(x)) if i not in late]))
+    everybody = range(len(x))
+    return Round(
+        tuple(heard), tuple(everybody), tuple(heard[p].tolist().index(p) for p in everybody), alike=False
+    )  # fmt: skip
 
 
-def alike(x: Tensor, f: int, p: int) -> list[int]:
-    """As many late peers among the even as among the odd ones, the receiver not counted."""
-    others = everybody(x, f, p)
-    late = [i for i in others if i % 2 == p % 2][: f // 2] + [i for i in others if i % 2 != p % 2][: f - f // 2]
-    return [i for i in others if i not in late]
-
-
-DELIVERIES: dict[str, Callable[[Tensor, int, int], list[int]]] = {
-    "all": everybody,
-    "alike": alike,
-    "the nearest late": lambda x, f, p: without(x, f, p, late=slice(0, f)),
-    "the farthest late": lambda x, f, p: without(x, f, p, late=slice(len(x) - 1 - f, None)),
-}
-
-
-def contraction(x: Tensor, told: Tensor, f: int, delivery: str) -> float:
+def contraction(x: Tensor, told: Tensor, f: int, room: Round) -> float:
     """Spread of the rows [H, D] after one round of NNA, over that before.
 
     Args:
         x: honest rows.
-        told: what the f liars tell each peer, [H, D].
+        told: what all f liars tell each peer, [H, D].
+        f: declared and actual liars.
+        room: who hears whom.
     """
-    rows = torch.cat((x, told))
-    unit = torch.eye(len(rows), dtype=torch.float64)
-    received = tuple(
-        unit[[p, *DELIVERIES[delivery](x, f, p), *[len(x) + p] * f]]  # own row first, so that it is the pivot
-        for p in range(len(x))
-    )
-    weights = weights_of(nna(f=f), measure((rows,)), Views((rows,), received, (0,) * len(x)))
-    y = weights @ rows
+    sent = torch.eye(2 * len(x), dtype=torch.float64)[len(x) :, None].expand(-1, f, -1)
+    views = room.views(x, told, sent)
+    y = weights_of(nna(f=f), measure(views.basis), views) @ torch.cat((x, told))
     return float((y - y.mean(0)).square().sum() / (x - x.mean(0)).square().sum())
 
 
-def on_normal_rows(n: int, f: int, delivery: str, push: str) -> float:
+def on_normal_rows(n: int, f: int, mode: str, push: str) -> float:
     """The largest of some strengths and draws."""
     own = torch.eye(n - f, dtype=torch.float64)
     found = []
     for seed in range(2):
         x = torch.randn(n - f, 200, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         for strength in (0.1, 0.3, 0.5, 0.8, 1.2, 2.0):
-            found.append(contraction(x, PUSHES[push](own, own.mean(0), strength) @ x, f, delivery))
+            found.append(contraction(x, PUSHES[push](own, own.mean(0), strength) @ x, f, network(mode, x, f)))
     return max(found)
 
 
-@pytest.mark.parametrize("delivery", DELIVERIES)
+@pytest.mark.parametrize("mode", NETWORKS)
 @pytest.mark.parametrize(("n", "f"), [(6, 1), (11, 2), (16, 3), (26, 5)])
-def test_nna_contracts_normal_rows_where_less_than_a_fifth_lies(n, f, delivery):
-    assert 0.2 < on_normal_rows(n, f, delivery, "outwards") < 1  # and the attack works
+def test_nna_contracts_normal_rows_where_less_than_a_fifth_lies(n, f, mode):
+    assert 0.2 < on_normal_rows(n, f, mode, "outwards") < 0.7  # and the attack works
 
 
-@pytest.mark.parametrize("delivery", DELIVERIES)
+@pytest.mark.parametrize("mode", NETWORKS)
 @pytest.mark.parametrize(("n", "f"), [(12, 1), (34, 3)])
 @pytest.mark.parametrize("push", PUSHES)
-def test_nna_contracts_as_proved_where_an_eleventh_lies(n, f, delivery, push):
-    assert on_normal_rows(n, f, delivery, push) <= 9.88 * f / (n - f)
+def test_nna_contracts_as_proved_where_an_eleventh_lies(n, f, mode, push):
+    assert on_normal_rows(n, f, mode, push) <= 9.88 * f / (n - f)
 
 
-NEARLY = 1 - 1e-6  # nearer than the honest rows that liars displace
+# Camps: honest rows that coincide, or nearly so. Every peer is told of a row just near enough to push out its farthest
+# honest neighbours, f of them, on the far side of its own camp. Worked out by hand; nothing says that no other rows are
+# worse. Alpha below, for m rows that a peer averages.
+NEARLY = 1 - 1e-6
 
 
 def two_camps(n: int, f: int) -> tuple[Tensor, Tensor]:
-    """Half of the honest peers at +1 and half at -1; each hears that its own camp is at +3 or -3."""
+    """Half of the honest peers at +1 and half at -1; each hears of a row at +3 or -3."""
     x = torch.ones(n - f, 1, dtype=torch.float64)
     x[::2] = -1
     return x, x * (1 + 2 * NEARLY)
 
 
-def three_camps(n: int, f: int) -> tuple[Tensor, Tensor]:
-    """f honest peers at +1, f at -1, the others just beside the middle; all hear that there is more on their side."""
-    middle = torch.full((n - 3 * f, 1), 1e-3, dtype=torch.float64)
+def three_camps(n: int, f: int, end: int) -> tuple[Tensor, Tensor]:
+    """``end`` honest peers at +1, as many at -1, the others just off the middle, half of them on either side."""
+    middle = torch.full((n - f - 2 * end, 1), 1e-3, dtype=torch.float64)
     middle[::2] *= -1
-    ends = torch.ones(f, 1, dtype=torch.float64)
+    ends = torch.ones(end, 1, dtype=torch.float64)
     return torch.cat((ends, -ends, middle)), torch.cat((3 * NEARLY * ends, -3 * NEARLY * ends, middle.sign() * NEARLY))
 
 
-# Liars win f of the places that a peer averages, of the farthest of its honest neighbours. Per camp and by hand:
-CAMPS = {"all": 4, "the nearest late": 3, "the farthest late": 5}
-
-
-GROUPS = [(9, 1), (11, 1), (22, 2), (35, 3), (26, 4), (30, 4), (55, 5)]
-
-
-@pytest.mark.parametrize(("delivery", "n", "f"), [("all", 13, 3), *((name, n, f) for name in CAMPS for n, f in GROUPS)])
-def test_what_is_left_of_two_camps(delivery, n, f):
-    """sqrt(alpha) = 4 f / (n - f) in a synchronous group; 5 f / (n - 2 f) if liars decide who is late.
-
-    So two camps come together only if n > 5 f and n > 7 f.
-    """
-    kept = n - f if delivery == "all" else n - 2 * f
-    found = contraction(*two_camps(n, f), f, delivery)
-    assert found == pytest.approx((CAMPS[delivery] * f / kept) ** 2, rel=1e-4)
-    assert (found < 1) == (n > {"all": 5, "the nearest late": 5, "the farthest late": 7}[delivery] * f)
+def holds(found: float, expected: float, n: int, f: int, *, least: float) -> None:
+    """The sum is right, alpha is below 1 just if n > least f, and the theorem is kept where it holds."""
+    assert found == pytest.approx(expected, rel=0.01)
+    assert (found < 1) == (n > least * f)
     if n >= 11 * f:
         assert found <= 9.88 * f / (n - f)
 
 
-@pytest.mark.parametrize(("n", "f"), [(10, 2), (14, 2), (22, 2), (26, 4), (22, 4), (56, 10)])
-def test_two_camps_of_which_as_many_are_late(n, f):
-    """sqrt(alpha) = 4 f / (n - 2 f), so n > 6 f: not met by the published 26 and 5."""
-    found = contraction(*two_camps(n, f), f, "alike")
-    assert found == pytest.approx((4 * f / (n - 2 * f)) ** 2, rel=1e-4)
-    assert (found < 1) == (n > 6 * f)
+@pytest.mark.parametrize(("n", "f"), [(13, 3), (9, 1), (11, 1), (22, 2), (35, 3), (28, 6), (55, 5)])
+def test_two_camps_where_everybody_is_heard(n, f):
+    x, told = two_camps(n, f)
+    holds(contraction(x, told, f, network("all", x, f)), (4 * f / (n - f)) ** 2, n, f, least=5)
 
 
-@pytest.mark.parametrize(("n", "f"), [(7, 1), (12, 2), (16, 3), (26, 5), (31, 5), (36, 6), (56, 5)])
-def test_n_of_5_f_plus_1_is_not_enough_for_all_rows(n, f):
-    """alpha = 2 f (n + 5 f) / (n - f)^2 of three camps where everybody hears everybody: above 1 at n = 26, f = 5."""
-    found = contraction(*three_camps(n, f), f, "all")
-    assert found == pytest.approx(2 * f * (n + 5 * f) / (n - f) ** 2, rel=0.01)
-    assert (found < 1) == (n >= 6 * f)
-    if n >= 11 * f:
-        assert found <= 9.88 * f / (n - f)
+@pytest.mark.parametrize(("n", "f"), [(10, 2), (14, 2), (22, 2), (26, 4), (22, 4), (56, 10), (44, 4)])
+def test_two_camps_where_the_first_are_heard(n, f):
+    x, told = two_camps(n, f)
+    holds(contraction(x, told, f, first_of_all_camps(x, f)), (4 * f / (n - 2 * f)) ** 2, n, f, least=6)
+
+
+@pytest.mark.parametrize(("n", "f"), [(9, 1), (11, 1), (22, 2), (26, 4), (30, 4), (55, 5)])
+def test_two_camps_where_liars_choose_who_is_heard(n, f):
+    x, told = two_camps(n, f)
+    holds(contraction(x, told, f, network("adversarial", x, f)), (5 * f / (n - 2 * f)) ** 2, n, f, least=7)
+
+
+@pytest.mark.parametrize(("n", "f"), [(7, 1), (16, 3), (17, 3), (26, 5), (28, 5), (29, 5), (36, 6), (56, 5)])
+def test_three_camps_where_everybody_is_heard(n, f):
+    """So n = 5 f + 1 does not suffice for all rows: 1.16 at the published n = 26, f = 5."""
+    x, told = three_camps(n, f, f)
+    found = contraction(x, told, f, network("all", x, f))
+    holds(found, 2 * f * (n + 5 * f) / (n - f) ** 2, n, f, least=2 + 13**0.5)
+
+
+@pytest.mark.parametrize(("n", "f", "end"), [(24, 4, 5), (30, 6, 8), (48, 6, 7)])
+def test_three_camps_where_the_first_are_heard(n, f, end):
+    """Ends of f (n - f) / (n - 2 f), so that f of an end are heard."""
+    x, told = three_camps(n, f, end)
+    found = contraction(x, told, f, first_of_all_camps(x, f))
+    holds(found, 2 * f * (n + 4 * f) / (n - 2 * f) ** 2, n, f, least=3 + 13**0.5)
+
+
+@pytest.mark.parametrize(("n", "f"), [(9, 1), (12, 1), (26, 4), (30, 4), (31, 4), (57, 5)])
+def test_three_camps_where_liars_choose_who_is_heard(n, f):
+    x, told = three_camps(n, f, 2 * f)
+    found = contraction(x, told, f, network("adversarial", x, f))
+    holds(found, f * (13.75 * f + 2.25 * n) / (n - 2 * f) ** 2, n, f, least=7.54)

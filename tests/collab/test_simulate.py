@@ -226,6 +226,10 @@ def test_runs_that_are_finished_elsewhere_are_not_made_again(tmp_path, monkeypat
     configs = [dataclasses.replace(SMALL, steps=3, attack=attack) for attack in ("alie", "foe", "sign-flip")]
     first, second = tmp_path / "a", tmp_path / "b"
     study.run_all(configs[:2], first, reporter=QUIET)
+    old = {line["attack"]: line for line in map(json.loads, (first / study.RESULTS).read_text().splitlines())}
+    assert old["foe"]["delivery"]["mode"] == "all"
+    brief = [{key: value for key, value in line.items() if key != "delivery"} for line in old.values()]
+    (first / study.RESULTS).write_text("".join(json.dumps(line) + "\n" for line in brief))  # as it was written once
     made: list[str] = []
     real = processes.simulate
     monkeypatch.setattr(
@@ -237,10 +241,10 @@ def test_runs_that_are_finished_elsewhere_are_not_made_again(tmp_path, monkeypat
         json.loads((first / "runs" / config.resolved().id() / "result.json").read_text())["worst_accuracy"]
         for config in configs[:2]
     ]
+    assert found[0]["delivery"] == old["alie"]["delivery"]
     study.run_all(configs, second, recipe="mine", reporter=QUIET)
     assert set(made) == {"sign-flip"}
     lines = {line["attack"]: line for line in map(json.loads, (second / study.RESULTS).read_text().splitlines())}
-    old = {line["attack"]: line for line in map(json.loads, (first / study.RESULTS).read_text().splitlines())}
     assert set(lines) == {"alie", "foe", "sign-flip"}
     assert lines["foe"] == {**old["foe"], "reused": "results.jsonl", "recipe": "mine"}
     assert any("taken over from results.jsonl" in table.caption for table in tables(second))

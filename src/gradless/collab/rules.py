@@ -33,9 +33,9 @@ def nna(*, f: int, keep: Literal["received", "all"] | int = "received", n: int |
     """Nearest-neighbour averaging: the mean of the rows nearest to the receiver's own, which counts as one of them.
 
     The rule of MoNNA, by Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan 2023 (arXiv 2209.10931). Its mixing
-    contracts the honest rows by alpha = 9.88 f / (n - f), proved for n >= 11 f. Normal rows it contracts from
-    n = 5 f + 1 on. Not all rows: liars who tell each peer something else hold two camps apart for ever, with
-    sqrt(alpha) = 4 f / (n - f) in a synchronous exchange and 4 f / (n - 2 f) among the first n - f rows.
+    contracts the honest rows by alpha = 9.88 f / (n - f), proved for n >= 11 f. With n = 5 f + 1 it contracts normal
+    rows, but not all: of m rows that are averaged, liars who tell each peer something else get f, and hold three camps
+    of honest rows apart for ever unless m > 4.61 f (docs/collab.md).
 
     Args:
         f: Byzantine peers to stand.

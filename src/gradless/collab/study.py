@@ -11,6 +11,7 @@ from typing import Any
 
 from gradless import claims, lm, reuse
 from gradless.collab import attacks, processes
+from gradless.collab.algorithms import PARAMETERS
 from gradless.collab.build import mixing_rule
 from gradless.collab.config import CollabConfig, from_json
 from gradless.errors import BadInput
@@ -104,7 +105,7 @@ def _run_all(
         taken_over = reuse.line(folders[config.id()])
         if taken_over is not None:
             write_json(folders[config.id()] / "config.json", config.to_json())
-            found[config.id()] = taken_over
+            found[config.id()] = {**_asked(config), **taken_over}
     if found:
         table(out, asked)
     jobs = [(config, folders[config.id()]) for config in configs if config.id() not in found]
@@ -233,14 +234,22 @@ def _asked(config: CollabConfig) -> dict[str, Any]:
 
 
 def outcome(result: dict[str, Any]) -> str:
-    """What came of a run in half a sentence, and why, as far as its mixing can tell."""
-    alpha = result["alpha"] if "alpha" in result else result["alpha_mixing"]  # of a run, of its line
-    apart = alpha is not None and alpha > 1.0
-    if result["status"] != DIVERGED:
-        said = f"worst honest accuracy {result['worst_accuracy']:.4f}  mean {result['mean_accuracy']:.4f}"
-    else:
-        said = "diverged" if apart else "diverged: honest models are not finite; try a lower --lr, or another rule"
-    return f"{said}; mixing drives honest peers apart, alpha {alpha:.2f} where below 1 is needed" if apart else said
+    """What came of a run, in half a sentence."""
+    said = f"worst honest accuracy {result['worst_accuracy']:.4f}  mean {result['mean_accuracy']:.4f}"
+    return "diverged" if result["status"] == DIVERGED else said
+
+
+def advice(config: CollabConfig, result: dict[str, Any]) -> str | None:
+    """What to do about a run that went wrong, as far as its mixing can tell; None: nothing."""
+    alpha = result.get("alpha", result.get("alpha_mixing"))  # of a run, of its line
+    if config.payload == PARAMETERS and alpha is not None and alpha >= 1.01:
+        return (
+            f"mixing drives honest peers apart (alpha {alpha:.2f} at the median, where below 1 is needed): let them "
+            "hear everybody (--delivery all), have more honest peers for each liar, or choose another --rule"
+        )
+    if result["status"] == DIVERGED:
+        return "honest models are not finite: try a lower --lr or another --rule"
+    return None
 
 
 def failed(results: Sequence[dict[str, Any]]) -> bool:
