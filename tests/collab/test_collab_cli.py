@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from gradless import cli
-from gradless.collab import study
+from gradless.collab import processes, study
 from gradless.collab.build import mixing_rule
 from gradless.collab.config import CollabConfig
 from gradless.errors import BadInput
@@ -34,8 +34,16 @@ def test_a_single_run_and_its_report(tmp_path):
     assert not list(tmp_path.glob("a/.lock"))
 
 
-def test_a_grid_may_have_several_workers(tmp_path):
+def test_a_grid_may_have_several_workers(tmp_path, monkeypatch):
+    asked, real = [], processes.results  # what two of them come to is tested with them
+
+    def alone(jobs, workers, reporter):
+        asked.append(workers)
+        return real(jobs, 1, reporter)
+
+    monkeypatch.setattr(processes, "results", alone)
     found = call(f"simulate {SHORT} --attack foe --attack ipm --workers 2 --out {tmp_path}")
+    assert asked[-1] == 2
     assert found.exit_code == 0, found.output
     assert {"1/2", "2/2"} <= set(found.output.split())
 

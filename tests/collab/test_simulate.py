@@ -102,14 +102,14 @@ def test_more_attackers_than_declared_end_no_run(tmp_path):
     ids=str,
 )
 def test_late_and_lost_messages_are_survived(tmp_path, delivery):
-    found = run(tmp_path, delivery=delivery, attack="alie")
+    found = run(tmp_path, delivery=delivery, attack="alie", steps=15)
     assert found["status"] == "done"
     assert math.isfinite(found["consensus_distance"])
 
 
 def test_an_attack_on_each_receiver_drives_peers_apart(tmp_path):
-    same = run(tmp_path / "a", attack="alie")
-    each = run(tmp_path / "b", attack="dissensus")
+    same = run(tmp_path / "a", attack="alie", steps=15)
+    each = run(tmp_path / "b", attack="dissensus", steps=15)
     assert each["alpha"] > same["alpha"]
 
 
@@ -125,8 +125,8 @@ def test_every_algorithm_runs(tmp_path, algorithm, attack):
 
 
 def test_several_mixing_rounds_contract_more(tmp_path):
-    once = run(tmp_path / "1", attack="dissensus")
-    thrice = run(tmp_path / "3", attack="dissensus", rounds=3)
+    once = run(tmp_path / "1", attack="dissensus", steps=10)
+    thrice = run(tmp_path / "3", attack="dissensus", steps=10, rounds=3)
     assert thrice["consensus_distance"] < once["consensus_distance"]
     assert thrice["bytes_per_peer_step"] == 3 * once["bytes_per_peer_step"]
 
