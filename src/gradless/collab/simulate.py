@@ -59,12 +59,21 @@ def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = 
             reporter.say(f"goes on after step {course.step}")
         with sweeps.without_denormals(), course.meter.measured():
             status = _loop(course, reporter)
-            final = course.evaluated(None)
+            if status == INTERRUPTED:  # nobody who interrupts waits for all rows
+                final = course.evaluated(config.eval_rows)
+            else:
+                if config.eval_rows is not None:
+                    reporter.say(f"{_title(config)}: testing on all rows")
+                final = course.evaluated(None)
     result = _result(course, status, final)
     write_json(folder / "result.json", result)
     if status != INTERRUPTED:
         forget(folder)
     return result
+
+
+def _title(config: CollabConfig) -> str:
+    return f"{config.algorithm} under {config.attack}"
 
 
 def _claim(config: CollabConfig, folder: Path) -> dict[str, Any] | None:
@@ -91,8 +100,7 @@ def _claim(config: CollabConfig, folder: Path) -> dict[str, Any] | None:
 def _loop(course: Course, reporter: Reporter) -> str:
     """Take all steps that are left; returns how they ended."""
     config, learner = course.parts.config, course.parts.learner
-    title = f"{config.algorithm} under {config.attack}"
-    with reporter.job(title, config.steps, done=course.step) as show:
+    with reporter.job(_title(config), config.steps, done=course.step) as show:
         try:
             for step in range(course.step, config.steps):
                 if step and step % config.eval_every == 0:
