@@ -83,7 +83,7 @@ RECIPES: dict[str, Recipe] = {
     ),
     "monna-cifar10": Recipe(
         _cifar10(), _COMPARED, "16 peers, 3 Byzantine, a CNN on CIFAR-10, 2000 steps", "arXiv 2209.10931",
-        "CIFAR-10's binary batches, or a folder or archive of its images",
+        "CIFAR-10's binary batches, or a folder or archive of its images", plain_lr=0.1,
     ),
     "heatmap-digits": Recipe(
         dataclasses.replace(_digits(), split="gamma-similarity", split_parameter=1.0),
