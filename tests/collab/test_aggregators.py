@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from collab_helpers import normal
 
 from gradless.collab.aggregators import (
     AGGREGATORS,
@@ -35,10 +36,6 @@ from gradless.testing import aggregator_checks
 
 F, N = 2, 11
 EYE = torch.eye(N, dtype=torch.float64)
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def squared(x):

@@ -5,14 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from collab_helpers import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradless.collab import columns
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 @settings(max_examples=40, deadline=None)

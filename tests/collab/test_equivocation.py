@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from collab_helpers import normal
 
 from gradless.collab.aggregators import nna
 from gradless.collab.attacks import named
@@ -17,10 +18,6 @@ H, B, D = 8, 2, 60
 EQUIVOCATING = [
     *("dissensus", "spectral", "equivocating-alie", "equivocating-foe", "equivocating-sign-flip", "two-faced"),
 ]
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def scene_of(honest, attackers=B):

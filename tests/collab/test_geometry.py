@@ -6,6 +6,7 @@ import threading
 
 import pytest
 import torch
+from collab_helpers import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,10 +16,6 @@ from gradless.collab.geometry import combine, measure
 from gradless.errors import BadInput
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def true_squared(rows):

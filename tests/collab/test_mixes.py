@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from collab_helpers import normal
 
 from gradless import rng
 from gradless.collab.aggregators import (
@@ -26,10 +27,6 @@ from gradless.errors import BadInput
 from gradless.testing import mix_checks
 
 N, F = 9, 2
-
-
-def normal(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
 def naive_nnm(x, f):

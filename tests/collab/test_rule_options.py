@@ -7,6 +7,7 @@ import re
 
 import pytest
 import torch
+from collab_helpers import normal
 
 from gradless.collab.aggregators import (
     AGGREGATORS,
@@ -24,10 +25,6 @@ from gradless.collab.aggregators import (
     trimmed_mean,
 )
 from gradless.errors import BadInput
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def test_the_condition_is_on_the_buckets():

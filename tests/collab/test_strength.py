@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from collab_helpers import normal
 
 from gradless.collab import strength as module
 from gradless.collab.aggregators import (
@@ -31,10 +32,6 @@ from gradless.collab.views import Views
 from gradless.errors import BadInput
 
 SEARCHED = ("alie", "foe", "ipm", "dissensus", "spectral", "equivocating-alie")
-
-
-def normal(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def scene_of(honest, f):
