@@ -29,8 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradless.collab.aggregation.receivers import aggregate, seen_by_all
 from gradless.collab.aggregators import named, nnm
-from gradless.collab.views import aggregate, seen_by_all
 
 STUBS = {
     "torchvision": ("torchvision.datasets", "torchvision.transforms"),

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import torch
 
-from gradless.collab.nets import NETS, Net
-from gradless.collab.stacked import WAYS, Stack
+from gradless.collab.learners.nets import NETS, Net
+from gradless.collab.learners.stacked import WAYS, Stack
 
 # Peers and rows of the published runs (n - f honest peers).
 SIZES = {"cnn-mnist": (21, 25), "mlp": (21, 25), "logreg": (21, 25), "mlp-digits": (21, 25), "empire-cnn": (13, 50)}

@@ -32,11 +32,14 @@ import torch
 from torch import Tensor
 
 import gradless as gl
-from gradless import hashing, kernels, rng, tiny
+from gradless import kernels, rng
 from gradless.kernels import reference
-from gradless.notes import versions, write_json
-from gradless.optimizer import ENGINES, Move
+from gradless.lm import tiny_models
+from gradless.optimizer import ENGINES, Update
 from gradless.rng import GAUSSIAN, RADEMACHER, Stream
+from gradless.runs.record import versions
+from gradless.system import hashing
+from gradless.system.atomic import write_json
 
 RESULTS = Path(__file__).parent / "results"
 LEAF, BASIS = rng.leaf_id("leaf"), 2**127 + 2**70
@@ -261,7 +264,7 @@ def replay(device: torch.device, *, steps: int = 300) -> Found:
     for make, dtype, (engine, defer) in itertools.product(
         (gl.mezo, gl.lozo), (torch.float32, torch.bfloat16), (("stream", False), ("dual", True))
     ):
-        moves: list[Move] = []
+        moves: list[Update] = []
         model, opt, closure = _training(make, dtype, device, engine=engine, defer=defer)
         for _ in range(steps):
             opt.step_with(closure, log=moves.append)
@@ -299,7 +302,7 @@ def engines(device: torch.device) -> Found:
 
 def _training(make: Any, dtype: torch.dtype, device: torch.device, **choices: Any) -> tuple[Any, Any, Any]:
     """A small OPT with its optimizer and a closure over one batch; the same on every device."""
-    model, tokenizer, _ = tiny.build("opt", seed=0)
+    model, tokenizer, _ = tiny_models.build("opt", seed=0)
     model = model.to(device, dtype).eval()
     ids = (rng.philox_blocks(0, 8 * 24, 1, 2)[:, 0] % len(tokenizer)).view(8, 24).to(device)
 

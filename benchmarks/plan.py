@@ -23,9 +23,9 @@ from typing import Any
 
 import torch
 
-from gradless import plan, profiling, workload
-from gradless.memory import PeakMeter
-from gradless.notes import versions
+from gradless.cost import plan, profile, workload
+from gradless.runs.record import versions
+from gradless.system.peak_memory import PeakMeter
 
 RESULTS = Path(__file__).parent / "results"
 PROFILES = ("profile-cpu-gemma-3-270m-full-mezo.json", "profile-cpu-smollm2-135m-full-mezo.json")
@@ -72,7 +72,7 @@ def child(number: int) -> None:
     del small
     gc.collect()
     device = torch.device("cpu")
-    before = profiling._now(device)
+    before = profile._now(device)
     meter = PeakMeter(device)
     with meter.measured():
         run(workload.subject(settings, print), way)
@@ -90,9 +90,9 @@ def run(subject: workload.Subject, way: tuple[str, str, str]) -> None:
         warnings.simplefilter("ignore")
         for _ in range(STEPS):
             if "ckpt" in way[0]:
-                from gradless import layers
+                from gradless.forward import model_blocks
 
-                with layers.checkpointing([block for _, block in layers.blocks(subject.lm.model)]):
+                with model_blocks.checkpointing([block for _, block in model_blocks.blocks(subject.lm.model)]):
                     step()
             else:
                 step()
@@ -170,7 +170,7 @@ def main() -> None:
     result = {
         "whole": measured_rows(),
         "beside_inference": profiled_rows(),
-        "device_name": profiling._device_name(torch.device("cpu")),
+        "device_name": profile._device_name(torch.device("cpu")),
         "versions": versions(),
     }
     given.json.write_text(json.dumps(result, indent=1) + "\n")

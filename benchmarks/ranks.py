@@ -28,10 +28,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 
-from gradless import lm, methods, objectives, ranks, schemes, shapes
-from gradless.config import DEFAULTS
-from gradless.encode import Encoded
-from gradless.notes import versions
+from gradless import lm, methods, ranks
+from gradless.lm import objectives, schemes, shapes
+from gradless.lm.encode import Encoded
+from gradless.runs.config import DEFAULTS
+from gradless.runs.record import versions
 
 LR = 1e-9  # too small to change what is measured
 ALONE = "alone"

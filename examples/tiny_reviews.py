@@ -4,7 +4,7 @@ import csv
 import sys
 from pathlib import Path
 
-from gradless.tiny import build
+from gradless.lm.tiny_models import build
 
 folder = Path(sys.argv[1])
 model, tokenizer, _ = build("llama", seed=0)

@@ -30,15 +30,18 @@ from typing import Any, NamedTuple
 import click
 from click.testing import CliRunner
 
-from gradless import jobs, lm, recipes, shapes, tasks
+from gradless import lm, tasks
 from gradless.cli import main
+from gradless.collab import recipes
 from gradless.collab.aggregators import AGGREGATORS, MIXES
 from gradless.collab.attacks import ATTACKS
-from gradless.landscape import ENGINES
+from gradless.forward.evaluator import ENGINES
+from gradless.lm import shapes
+from gradless.lm.objectives import OBJECTIVES
+from gradless.lm.schemes import SCHEMES
 from gradless.methods import METHODS
-from gradless.objectives import OBJECTIVES
 from gradless.rules import SCHEDULES
-from gradless.schemes import SCHEMES
+from gradless.runs import jobs
 
 ROOT = Path(__file__).parent.parent
 NEAR = 0.05

@@ -18,8 +18,12 @@ import torch
 import torch.distributed as dist
 
 import gradless
-import gradless.jobs
-from gradless import cli, lm, objectives, ranks, run, schemes, train
+import gradless.runs.jobs
+from gradless import lm, ranks
+from gradless.cli import commands
+from gradless.lm import objectives, schemes
+from gradless.runs import build as run_build
+from gradless.runs import train
 
 TESTS = Path(__file__).parent
 LIMIT = 60  # seconds of any job
@@ -168,24 +172,24 @@ def command(
     if at is not None and rank == who:
         _befall(at, what)
     mine = lines[rank] if lines and not isinstance(lines[0], str) else lines
-    cli.main(list(mine), prog_name="gradless")
+    commands.main(list(mine), prog_name="gradless")
 
 
 def _befall(at: int, what: str) -> None:
     """Let a signal, or another weight, befall this rank in the closure of a step; or other initial values."""
-    true, build = train._step, run.build_for
+    true, build = train._step, run_build.build_for
 
     def other(config: Any, *args: Any, **more: Any) -> Any:
         model, tokens = build(config, *args, **more)
         norms = {name: norm.flip(0) for name, norm in model.norms.items()} if model.norms else None
-        opt = run.optimizer(config, schemes.trainable(model.lm), norms)
+        opt = run_build.optimizer(config, schemes.trainable(model.lm), norms)
         with torch.no_grad():
             for leaf in opt.leaves if norms is None else ():
                 leaf.param.mul_(1.5)
         return model._replace(optimizer=opt, norms=norms), tokens
 
     if what == "other values":
-        run.build_for = other
+        run_build.build_for = other
         return
 
     def step(parts: Any, *rest: Any) -> float:

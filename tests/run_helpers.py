@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from gradless import objectives, train
-from gradless.config import TuneConfig
-from gradless.progress import Reporter
+from gradless.lm import objectives
+from gradless.runs import train
+from gradless.runs.config import TuneConfig
+from gradless.system.progress import Reporter
 
 WORDS = (("bad", "incorrect"), ("good", "correct"))
 SQUAD_FILES = ("train-v1.1.json", "dev-v1.1.json")
@@ -75,7 +76,7 @@ def config(folder: Path, **changes: Any) -> TuneConfig:
 
 
 def tune(settings: TuneConfig, out: Path, *, resume: bool = False) -> dict[str, Any]:
-    """`gradless.train.tune` without words."""
+    """`gradless.runs.train.tune` without words."""
     return train.tune(settings, out, resume=resume, reporter=Reporter(quiet=True))
 
 

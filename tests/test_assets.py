@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from gradless import assets
-from gradless import cache as store
-from gradless.assets import Asset, AssetFile, Member, Requirement
 from gradless.errors import BadInput
+from gradless.lm import assets
+from gradless.lm.assets import Asset, AssetFile, Member, Requirement
+from gradless.system import cache as store
 
 
 def sha(data: bytes) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import gradless
-from gradless.commands import EXTRAS
+from gradless.cli.options import EXTRAS
 from hidden import OPTIONAL
 from hidden import gradless as bare
 from hidden import python as bare_python
@@ -106,7 +106,8 @@ def test_help_works(command):
 
 
 def test_every_list_works():
-    from gradless import jobs, recipes
+    from gradless.collab import recipes
+    from gradless.runs import jobs
 
     code = "from click.testing import CliRunner\nfrom gradless.cli import main\nimport json\n"
     code += "print(json.dumps({w: CliRunner().invoke(main, ['list', w]).exit_code for w in sys.argv[1:]}))"

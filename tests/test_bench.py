@@ -19,16 +19,17 @@ from typing import Any
 import pytest
 
 import run_helpers as h
-from gradless import claims, cli
+from gradless.bench import directory as place_module
 from gradless.bench import grid, results
-from gradless.bench import place as place_module
 from gradless.bench import process as processes
 from gradless.bench.runner import Outcome, bench, overhead
-from gradless.config import TuneConfig
+from gradless.cli import commands
 from gradless.errors import BadInput
-from gradless.progress import Reporter
-from gradless.report.choice import choose
-from gradless.report.study import load
+from gradless.report.bench.selection import choose
+from gradless.report.bench.study import load
+from gradless.runs.config import TuneConfig
+from gradless.system import locks
+from gradless.system.progress import Reporter
 
 GRID = """
 seeds = [1, 2]
@@ -413,7 +414,7 @@ def test_killed_half_way_it_continues_to_the_same_results(tmp_path, number):
         assert "KeyboardInterrupt" in stderr
         # Its runs were stopped with it: their claims are free.
         for path in (place.out / "locks").iterdir():
-            claim = claims.take(path)
+            claim = locks.take(path)
             assert claim is not None, path
             os.close(claim)
     assert 0 < len(place.lines) < RUNS
@@ -431,17 +432,17 @@ def test_in_the_background_it_stops_its_runs_too(tmp_path):
     process = started(place, 2, seconds=60, before=("sh", "-c", 'trap "" INT; exec "$@"', "sh"))
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
-    claim = claims.take(place.out / "locks" / place.started[0])
+    claim = locks.take(place.out / "locks" / place.started[0])
     assert claim is not None
     os.close(claim)
 
 
 def test_a_claim_is_exclusive_until_it_is_given_back(tmp_path):
-    claim = claims.take(tmp_path / "run")
+    claim = locks.take(tmp_path / "run")
     assert claim is not None
-    assert claims.take(tmp_path / "run") is None
+    assert locks.take(tmp_path / "run") is None
     os.close(claim)
-    again = claims.take(tmp_path / "run")
+    again = locks.take(tmp_path / "run")
     assert again is not None
     os.close(again)
 
@@ -555,7 +556,7 @@ def test_runs_of_another_release_are_refused(place, monkeypatch):
 
 
 def test_the_same_grid_with_data_elsewhere_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("gradless.run.load_task", lambda config: None)
+    monkeypatch.setattr("gradless.runs.build.load_task", lambda config: None)
     place = Place(tmp_path / "one", GRID.replace("[base]", '[base]\ndata = "rows"'))
     place.bench()
     other = Place(tmp_path / "other", place.grid.read_text())
@@ -654,7 +655,7 @@ def test_more_tokens_are_expected_to_take_longer(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------
 # the real thing
 
-CONFIG_OPTION = any("--config" in option.opts for option in cli.main.commands["tune"].params)
+CONFIG_OPTION = any("--config" in option.opts for option in commands.main.commands["tune"].params)
 
 
 @pytest.mark.slow

@@ -10,11 +10,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from gradless import assets, completion, evaluate, jobs, lm, methods, objectives, recipes, schemes, tasks
-from gradless.cli import main
-from gradless.collab import aggregators, algorithms, attacks, splits
-from gradless.landscape import ENGINES
+from gradless import lm, methods, tasks
+from gradless.cli import completion, main
+from gradless.collab import aggregators, algorithms, attacks, recipes
+from gradless.collab.data import splits
+from gradless.forward.evaluator import ENGINES
+from gradless.lm import assets, evaluate, objectives, schemes
 from gradless.rules import SCHEDULES
+from gradless.runs import jobs
 
 TABLES = {
     "model": lm.sources(),

@@ -10,12 +10,12 @@ import torch
 from click.testing import CliRunner
 
 import run_helpers
-from gradless import config_file
 from gradless.cli import main
-from gradless.config import TuneConfig
 from gradless.errors import BadInput
 from gradless.methods import METHODS
-from gradless.run import optimizer
+from gradless.runs import config_io
+from gradless.runs.build import optimizer
+from gradless.runs.config import TuneConfig
 
 TWO = """
 [cell."tiny/own/full/mezo"]
@@ -34,9 +34,9 @@ def test_files_of_one_run_and_of_several(tmp_path):
     one.write_text('model = "m"\nlr = 1e-3\n')
     many.write_text(TWO)
     request.write_text(json.dumps({"id": "x", "config": {"model": "m", "steps": 3}}))
-    assert config_file.read(one) == {"model": "m", "lr": 1e-3}
-    assert config_file.read(request) == {"model": "m", "steps": 3}
-    assert config_file.read(many, "tiny/own/full/lezo")["options"] == {"keep": 0.5}
+    assert config_io.read(one) == {"model": "m", "lr": 1e-3}
+    assert config_io.read(request) == {"model": "m", "steps": 3}
+    assert config_io.read(many, "tiny/own/full/lezo")["options"] == {"keep": 0.5}
     for path, cell, said in (
         (many, None, "holds 2 cells: choose one with --cell"),
         (many, "tiny/own/full/mezzo", "did you mean 'tiny/own/full/mezo'"),
@@ -44,19 +44,19 @@ def test_files_of_one_run_and_of_several(tmp_path):
         (tmp_path / "none.toml", None, "cannot be read"),
     ):
         with pytest.raises(BadInput, match=said):
-            config_file.read(path, cell)
+            config_io.read(path, cell)
     one.write_text("lrr = 1")
     with pytest.raises(BadInput, match="did you mean 'lr'"):
-        config_file.read(one)
+        config_io.read(one)
     one.write_text("lr = = 1")
     with pytest.raises(BadInput, match="is not TOML"):
-        config_file.read(one)
+        config_io.read(one)
 
 
 def test_options_are_numbers_or_words():
-    assert config_file.parse_options(["keep=0.5", "mask=wanda", "rank=4"]) == {"keep": 0.5, "mask": "wanda", "rank": 4}
+    assert config_io.parse_options(["keep=0.5", "mask=wanda", "rank=4"]) == {"keep": 0.5, "mask": "wanda", "rank": 4}
     with pytest.raises(BadInput, match="write --set name=value"):
-        config_file.parse_options(["keep"])
+        config_io.parse_options(["keep"])
 
 
 def test_the_command_line_wins_over_the_file(tmp_path):
@@ -99,7 +99,7 @@ def test_settings_of_the_wrong_kind_are_refused_in_one_sentence(tmp_path, text):
     path = tmp_path / "a.toml"
     path.write_text(text)
     with pytest.raises(BadInput, match=r"a\.toml"):
-        config_file.read(path)
+        config_io.read(path)
 
 
 @pytest.mark.parametrize("value", ["2.5", "NaN", "1e999", "-1", '"x"', "true", "0", "[]", "null"])
@@ -107,7 +107,7 @@ def test_settings_of_the_wrong_kind_are_refused_in_one_sentence(tmp_path, text):
 def test_any_value_of_an_option_is_taken_or_refused_in_one_sentence(name, value):
     params = [(f"layers.{i}.weight", torch.nn.Parameter(torch.ones(32, 32))) for i in range(5)]
     for option in METHODS[name].options():
-        given = config_file.parse_options([f"{option}={value}"])
+        given = config_io.parse_options([f"{option}={value}"])
         with contextlib.suppress(BadInput):  # and nothing else
             config = TuneConfig(model="tiny-llama", task="sst2", method=name, options=given).resolved()
             optimizer(config, params, {} if given.get("mask") == "wanda" else None)

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import gradless as gl
-from gradless import moments, muon, rules, signs, subsets, tasks
+from gradless import rules, tasks
+from gradless.directions import blocks
+from gradless.rules import muon, normalise, stored
 from gradless.testing import direction_checks, estimator_checks, rule_checks, task_checks
 from gradless.testing.problems import SHAPES, parameters
 
@@ -22,8 +24,8 @@ DIRECTIONS = {
     "scaled": lambda: gl.scaled(gl.rademacher(), dict.fromkeys(SHAPES, 0.5)),
     "masked": lambda: gl.masked(gl.gaussian(), HALF),
     "sparse": lambda: gl.sparse(gl.rademacher(), "magnitude", 0.5, group="global"),
-    "random_blocks": lambda: subsets.random_blocks(gl.rademacher(), keep=1),
-    "one_by_one": lambda: subsets.one_by_one(gl.rademacher(), list(SHAPES))[0],
+    "random_blocks": lambda: blocks.random_blocks(gl.rademacher(), keep=1),
+    "one_by_one": lambda: blocks.one_by_one(gl.rademacher(), list(SHAPES))[0],
 }
 ESTIMATORS = {
     "spsa": gl.spsa,
@@ -39,15 +41,15 @@ RULES = {
     "chain": lambda: gl.chain(gl.momentum(0.5), gl.scale(gl.linear(1e-3, 100, warmup=5))),
     "cosine": lambda: gl.scale(gl.cosine(1e-3, 100)),
     "constant": lambda: gl.scale(gl.constant(1e-3)),
-    "heavy_ball": moments.heavy_ball,
-    "stored_adam": moments.stored_adam,
-    "clip": lambda: moments.clip(1.0),
-    "sign": signs.sign,
-    "scalar_sign": signs.scalar_sign,
-    "std_normalised": signs.std_normalised,
-    "rms_normalised": signs.rms_normalised,
-    "normalised momentum": lambda: gl.chain(signs.rms_normalised(), gl.momentum(0.9)),
-    "on_stored": lambda: rules.on_stored(moments.stored_adam()),
+    "heavy_ball": stored.heavy_ball,
+    "stored_adam": stored.stored_adam,
+    "clip": lambda: stored.clip(1.0),
+    "sign": normalise.sign,
+    "scalar_sign": normalise.scalar_sign,
+    "std_normalised": normalise.std_normalised,
+    "rms_normalised": normalise.rms_normalised,
+    "normalised momentum": lambda: gl.chain(normalise.rms_normalised(), gl.momentum(0.9)),
+    "on_stored": lambda: rules.on_stored(stored.stored_adam()),
     "orthogonalise": muon.orthogonalise,
 }
 OPTIONS = {"orthogonalise": {"directions": lambda: gl.low_rank(2, refresh=3)}}

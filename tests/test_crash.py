@@ -19,8 +19,8 @@ from click.testing import CliRunner
 import run_helpers as h
 from gradless import ledger
 from gradless.cli import main
-from gradless.config import read_config
 from gradless.errors import BadInput
+from gradless.runs.config import read_config
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,8 @@ from torch import nn
 import gradless as gl
 from gradless import rng
 from gradless.accept import conservative
-from gradless.derivatives import all_finite
 from gradless.errors import BadInput
+from gradless.forward.autodiff import all_finite
 from gradless.gradients import Mixture
 
 

@@ -18,10 +18,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from gradless import assets, cache, doctor, kernels
-from gradless.cli import main
-from gradless.doctor_cli import show
+from gradless import kernels
+from gradless.cli import diagnosis, main
+from gradless.cli.doctor import show
 from gradless.kernels import reference
+from gradless.lm import assets
+from gradless.system import cache
 
 
 @pytest.fixture(autouse=True)
@@ -33,19 +35,19 @@ def own_cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def found(section: str, **how) -> dict[str, doctor.Line]:
-    return {line.name: line for line in doctor.diagnose(**how) if line.section == section}
+def found(section: str, **how) -> dict[str, diagnosis.Line]:
+    return {line.name: line for line in diagnosis.diagnose(**how) if line.section == section}
 
 
-def section(name: str) -> dict[str, doctor.Line]:
-    return {line.name: line for line in doctor.SECTIONS[name]()}
+def section(name: str) -> dict[str, diagnosis.Line]:
+    return {line.name: line for line in diagnosis.SECTIONS[name]()}
 
 
 def test_all_sections_are_there_and_nothing_is_broken(tmp_path):
     ran = CliRunner().invoke(main, ["doctor", "--json", str(tmp_path / "deep" / "doctor.json")])
     assert ran.exit_code == 0, ran.output
     told = json.loads((tmp_path / "deep" / "doctor.json").read_text())
-    assert set(told) == {*doctor.SECTIONS, "advice", "broken"}
+    assert set(told) == {*diagnosis.SECTIONS, "advice", "broken"}
     assert told["versions"]["torch"] == metadata.version("torch")
     assert told["kernels"]["cpu self-test"] == "same bits"
     assert told["cache"]["folder"] == str(tmp_path / "cache")
@@ -61,7 +63,7 @@ def test_nothing_is_sent_unless_it_is_asked_for(monkeypatch):
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.setattr(socket, "getaddrinfo", connect)
-    lines = doctor.diagnose()
+    lines = diagnosis.diagnose()
     assert [line.value for line in lines if line.section == "hub"] == ["not tried (--online tries it)"]
     assert not any(line.broken for line in lines)
 
@@ -79,7 +81,7 @@ def test_a_kernel_with_other_bits_is_broken_and_ends_with_exit_code_1(monkeypatc
 
     backend = SimpleNamespace(sweep=stuck, __name__="gradless.kernels.cpu")
     monkeypatch.setattr(kernels, "backend", lambda device: backend)
-    assert doctor.self_test() == "rademacher in float32"
+    assert diagnosis.self_test() == "rademacher in float32"
     ran = CliRunner().invoke(main, ["doctor", "--json", str(tmp_path / "doctor.json")])
     assert ran.exit_code == 1
     assert "FAILED: rademacher in float32" in ran.output
@@ -93,7 +95,7 @@ def test_signs_that_are_stuck_everywhere_are_noticed(monkeypatch):
 
     monkeypatch.setattr(kernels, "backend", lambda device: None)
     monkeypatch.setattr(rng, "rademacher", lambda key, leaf, start, count, device="cpu": torch.ones(count))
-    assert doctor.self_test() == "signs that are not balanced"
+    assert diagnosis.self_test() == "signs that are not balanced"
 
 
 def test_kernels_that_are_off_or_absent_are_advised_on(monkeypatch):
@@ -114,7 +116,7 @@ def test_kernels_that_are_off_or_absent_are_advised_on(monkeypatch):
 
 def test_more_threads_than_cores(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
-    monkeypatch.setattr(doctor, "cores", lambda: 3)
+    monkeypatch.setattr(diagnosis, "cores", lambda: 3)
     assert "64 threads on 3 cores" in section("machine")["threads"].advice
     assert "OMP_NUM_THREADS=3" in section("machine")["threads"].advice
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
@@ -124,9 +126,9 @@ def test_more_threads_than_cores(monkeypatch):
 def test_the_share_of_a_container_counts(monkeypatch, tmp_path):
     for text, cores in (("150000 100000\n", 2), ("max 100000\n", 8), ("", 8)):
         (tmp_path / "cpu.max").write_text(text)
-        monkeypatch.setattr(doctor, "Path", lambda path: tmp_path / "cpu.max")
+        monkeypatch.setattr(diagnosis, "Path", lambda path: tmp_path / "cpu.max")
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
-        assert doctor.cores() == cores
+        assert diagnosis.cores() == cores
 
 
 def test_an_unused_gpu_is_pointed_out(monkeypatch):
@@ -170,7 +172,7 @@ def test_models_sizes_and_what_was_left_behind(own_cache):
 
 
 def test_little_space_and_a_folder_that_cannot_be_written(monkeypatch):
-    assert section("cache")["free"].advice == "" or shutil.disk_usage("/").free < doctor.LOW_DISK_BYTES
+    assert section("cache")["free"].advice == "" or shutil.disk_usage("/").free < diagnosis.LOW_DISK_BYTES
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=1.2e9))
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     lines = section("cache")
@@ -192,7 +194,7 @@ def installed(monkeypatch):
     """A table of installed versions in place of the real one."""
     table: dict[str, str] = {"torch": "2.13.0+cpu", "rich": "15.0.0"}
     monkeypatch.setattr(metadata, "requires", lambda name: ASKED)
-    monkeypatch.setattr(doctor, "_version", table.get)
+    monkeypatch.setattr(diagnosis, "_version", table.get)
     return table
 
 
@@ -229,19 +231,19 @@ def test_one_section_that_fails_does_not_hide_the_others(monkeypatch):
         raise ImportError("libtorch_cpu.so: cannot open shared object file\nmore")
         yield
 
-    monkeypatch.setitem(doctor.SECTIONS, "machine", fails)
-    lines = doctor.diagnose()
+    monkeypatch.setitem(diagnosis.SECTIONS, "machine", fails)
+    lines = diagnosis.diagnose()
     (line,) = (line for line in lines if line.section == "machine")
     assert line.broken
     assert line.value == "ImportError: libtorch_cpu.so: cannot open shared object file"
-    assert {line.section for line in lines} == set(doctor.SECTIONS)
+    assert {line.section for line in lines} == set(diagnosis.SECTIONS)
 
 
 def test_a_torch_that_cannot_be_imported_is_reported(monkeypatch):
     for name in [name for name in sys.modules if name == "torch" or name.startswith("gradless.kernels")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "torch", None)
-    lines = doctor.diagnose()
+    lines = diagnosis.diagnose()
     broken = {line.section for line in lines if line.broken}
     assert {"machine", "kernels"} <= broken
     assert any(line.section == "extras" for line in lines)
@@ -283,9 +285,9 @@ def no_proxy(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-def asked(server, monkeypatch, timeout=5.0) -> doctor.Line:
+def asked(server, monkeypatch, timeout=5.0) -> diagnosis.Line:
     monkeypatch.setenv("HF_ENDPOINT", server.url)
-    (line,) = doctor.hub(online=True, timeout=timeout)
+    (line,) = diagnosis.hub(online=True, timeout=timeout)
     return line
 
 
@@ -335,9 +337,9 @@ def test_a_hub_that_was_switched_off_is_not_asked(server, monkeypatch):
 # what is shown
 
 LINES = [
-    doctor.Line("versions", "torch", "2.13.0"),
-    doctor.Line("kernels", "cpu", "torch reference", "numba is missing: install it"),
-    doctor.Line("kernels", "cpu self-test", "FAILED: [gaussian]", "other bits: report it", broken=True),
+    diagnosis.Line("versions", "torch", "2.13.0"),
+    diagnosis.Line("kernels", "cpu", "torch reference", "numba is missing: install it"),
+    diagnosis.Line("kernels", "cpu self-test", "FAILED: [gaussian]", "other bits: report it", broken=True),
 ]
 
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradless.batching import collate_options, groups
-from gradless.encode import completed, encode, encode_all, length_limit
 from gradless.errors import BadInput
+from gradless.lm.batching import collate_options, groups
+from gradless.lm.encode import completed, encode, encode_all, length_limit
 from gradless.tasks.base import MASK, Example
 from scoring_helpers import SENTENCES, questions, several, shared, single, task, words
 

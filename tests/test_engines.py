@@ -11,11 +11,12 @@ from torch import nn
 
 import gradless as gl
 import scoring_helpers as s
-from gradless import lm, objectives, schemes
-from gradless.deferred import LIMIT
-from gradless.encode import encode
-from gradless.hashing import weights_sha256
-from gradless.optimizer import ENGINES, Move
+from gradless import lm
+from gradless.forward.deferred import LIMIT
+from gradless.lm import objectives, schemes
+from gradless.lm.encode import encode
+from gradless.optimizer import ENGINES, Update
+from gradless.system.hashing import weights_sha256
 
 SCHEMES = ("full", "lora", "prefix", "prompt")
 METHODS = {"mezo": gl.mezo, "gaussian": gl.mezo_gaussian, "one-sided": gl.mezo_one_sided, "lozo": gl.lozo}
@@ -101,7 +102,7 @@ def test_deferred_or_not_any_engine_writes_the_weights_that_its_moves_replay(met
 
 def test_rows_that_are_never_read_are_written_in_time():
     """More steps than may wait, on a model whose embedding is read row by row; weights as if written at once."""
-    moves = [Move(t, (float((-1) ** t * (t + 1)),), (1e-4,), False) for t in range(LIMIT + 9)]
+    moves = [Update(t, (float((-1) ** t * (t + 1)),), (1e-4,), False) for t in range(LIMIT + 9)]
     hashes = set()
     for engine, defer in (("stream", False), ("dual", True), ("stream", True)):
         model = tuned("llama", "full")
@@ -233,13 +234,13 @@ def test_an_error_of_the_closure_is_its_own():
 
 
 def test_an_interrupted_write_is_known(monkeypatch):
-    from gradless import streaming
+    from gradless.forward import perturbed
 
     model = tuned("opt", "full")
     opt = gl.mezo(schemes.trainable(model), lr=1e-3, engine="dual", defer=True)
     closure = closure_of(model)
     opt.step(closure)
-    original, calls = streaming.branch, []
+    original, calls = perturbed.branch, []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -250,7 +251,7 @@ def test_an_interrupted_write_is_known(monkeypatch):
 
     assert not opt.torn
     with monkeypatch.context() as patch:
-        patch.setattr(streaming, "branch", interrupted)
+        patch.setattr(perturbed, "branch", interrupted)
         with pytest.raises(KeyboardInterrupt):
             opt.step(closure)
     assert opt.torn

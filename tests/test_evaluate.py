@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradless.encode import completed, encode
 from gradless.errors import BadInput
-from gradless.evaluate import evaluate
-from gradless.metrics import exact_match, token_f1
-from gradless.objectives import OBJECTIVES, choose, loss_of
+from gradless.lm.encode import completed, encode
+from gradless.lm.evaluate import evaluate
+from gradless.lm.metrics import exact_match, token_f1
+from gradless.lm.objectives import OBJECTIVES, choose, loss_of
 from gradless.rng import permutation
 from gradless.tasks.base import MASK, Example
 from scoring_helpers import (

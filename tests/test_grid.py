@@ -12,9 +12,9 @@ import pytest
 
 import gradless
 from gradless import rng
-from gradless.bench import grid, toml
-from gradless.config import TuneConfig
+from gradless.bench import grid, grid_file
 from gradless.errors import BadInput
+from gradless.runs.config import TuneConfig
 
 SMALL = """
 name = "small"
@@ -51,7 +51,7 @@ def write(folder: Path, text: str = SMALL) -> Path:
     return path
 
 
-def read(folder: Path, text: str = SMALL) -> toml.Grid:
+def read(folder: Path, text: str = SMALL) -> grid_file.Grid:
     return grid.read(write(folder, text))
 
 
@@ -433,8 +433,8 @@ def test_own_files_lack_nothing(tmp_path):
 
 def test_the_first_difference_is_said():
     old = {"name": "a", "axes": {"method": ["mezo"]}, "base": {"x": 1}}
-    assert toml.difference(old, old) is None
+    assert grid_file.difference(old, old) is None
     new = {**old, "axes": {"method": ["lozo"]}}
-    assert toml.difference(old, new) == "axes.method was ['mezo'] and is now ['lozo']"
-    assert toml.difference(old, {**old, "base": {"x": 1.0}}) == "base.x was 1 and is now 1.0"
-    assert toml.difference(old, {**old, "seeds": [1]}) == "seeds was None and is now [1]"
+    assert grid_file.difference(old, new) == "axes.method was ['mezo'] and is now ['lozo']"
+    assert grid_file.difference(old, {**old, "base": {"x": 1.0}}) == "base.x was 1 and is now 1.0"
+    assert grid_file.difference(old, {**old, "seeds": [1]}) == "seeds was None and is now [1]"

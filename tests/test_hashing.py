@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gradless import hashing
-from gradless.hashing import file_sha256, weights_sha256
+from gradless.system import hashing
+from gradless.system.hashing import file_sha256, weights_sha256
 
 
 def test_known_answer_written_out_by_hand() -> None:

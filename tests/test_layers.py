@@ -1,95 +1,64 @@
-"""The shape of the code: imports go one way, heavy libraries load late, files stay short, the public is documented."""
+"""The structure of the code: imports go one way, heavy libraries load late, files stay short, names have docstrings."""
 
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 import gradless
+from gradless.system.moved import moved
+from public_names import public
 
 SOURCE = Path(gradless.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
-LONGEST = 400
+LONGEST_FILE = 400
 
-# From the bottom up; a module may import from the layers below its own.
-LAYERS = (
-    ("errors", "hashing"),
-    ("claims", "ranks", "packing"),
-    ("rng",),
-    ("kernels",),  # a package: its parts import each other
-    ("gradients",),
-    ("directions", "points", "deferred", "copies", "ahead", "rules", "estimators", "derivatives", "accept", "moves"),
-    ("thin", "masks", "moments", "signs", "muon", "subsets"),
-    ("layers",),
-    ("prefix",),
-    ("streaming",),
-    ("landscape", "leaves"),
-    ("optimizer",),
-    ("scales",),
-    ("methods",),
-    ("ledger", "memory", "progress", "eager_mezo"),
-    ("cache", "tiny", "gguf_convert", "model_config"),
-    ("assets",),
-    ("lm",),
-    ("schemes", "metrics", "tasks", "shapes"),
-    ("blueprints", "live"),
-    ("encode",),
-    ("sharing",),
-    ("batching",),
-    ("scoring",),
-    ("objectives", "footprint"),
-    ("evaluate",),
-    ("config", "notes", "plots", "shares"),
-    ("config_file", "run", "workload", "predictions", "command_line", "reuse"),
-    ("collab", "integrations"),
-    ("recipes",),
-    ("outcome", "cluster", "trackers", "card", "hub"),
-    ("train", "saving"),
-    ("jobs", "plan", "profiling", "commands"),
-    ("bench", "testing", "doctor", "completion"),
-    ("report",),
-    ("collab_cli", "plan_cli", "doctor_cli", "demo"),
-    ("cli",),
+# From the bottom up: a package, or a module at the top, imports only from those before it.
+PACKAGES = (
+    *("errors", "rng", "kernels", "gradients", "ranks", "accept", "directions", "rules", "estimators", "forward"),
+    *("optimizer", "ledger", "methods"),
+    *("system", "tasks", "lm", "runs", "collab", "cost", "bench", "report", "integrations", "testing", "cli"),
 )
 # The optimizer and what it stands on: usable without a language model in sight.
-CORE = (
-    *("errors", "hashing", "rng", "kernels", "gradients", "directions", "scales", "streaming", "rules", "estimators"),
-    *(
-        "points",
-        "deferred",
-        "copies",
-        "ahead",
-        "thin",
-        "derivatives",
-        "accept",
-        "moves",
-        "masks",
-        "moments",
-        "signs",
-        "muon",
-    ),
-    *("layers", "subsets", "prefix"),
-    *("ranks", "landscape", "leaves", "optimizer", "methods", "ledger"),
-)
-ABOUT_MODELS = {"lm", "tasks", "schemes", "transformers", "peft", "datasets", "tokenizers"}
+CORE = PACKAGES[: PACKAGES.index("methods") + 1]
+ABOUT_MODELS = {"lm", "tasks", "transformers", "peft", "datasets", "tokenizers"}
+WRAPS_MODELS = {"lm", "runs", "cost", "integrations"}  # packages that may import transformers or PEFT
 LATE = {"transformers", "peft", "datasets", "sklearn", "matplotlib", "rich", "tokenizers", "huggingface_hub", "gguf"}
+# Inside a package too, from the bottom up; a package or module that is not named here has no order of its own to keep
+# beyond having no circle. Names are paths below ``gradless``.
+INSIDE = {
+    "collab": (
+        *("collab.data", "collab.aggregation", "collab.aggregators", "collab.adversary", "collab.attacks"),
+        *("collab.contraction", "collab.network", "collab.algorithms", "collab.config", "collab.learners"),
+        *("collab.simulation", "collab.recipes"),
+    ),
+    "report": ("report.common", "report.run", "report.bench", "report.collab", "report.__init__"),
+}
+# Aggregation and attacks: functions on tensors, for use outside a run as well.
+PURE = ("collab.aggregation", "collab.adversary", "collab.aggregators", "collab.attacks")
 FORBIDDEN_MODULES = {"random", "pickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = (
     *("torch.manual_seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all", "torch.seed", "torch.load"),
     *("torch.save", "torch.set_rng_state", "transformers.set_seed", "set_seed"),
 )
 # torch.Generator().manual_seed and fork_rng keep out of the global generator's way, so they are allowed.
+DRAWS = (
+    *("torch.randn", "torch.rand", "torch.randint", "torch.randperm", "torch.bernoulli"),
+    *("torch.randn_like", "torch.rand_like"),
+)
 
 
-def module_of(path: Path) -> str:
-    """``gradless/tasks/own.py`` -> ``tasks``: the layer's unit."""
-    first = path.relative_to(SOURCE).parts[0]
-    return first.removesuffix(".py")
+@cache
+def trees() -> dict[str, ast.Module]:
+    """Syntax trees by path below ``gradless``, such as ``collab.aggregation.base``; a package's is ``lm.__init__``."""
+    return {".".join(path.relative_to(SOURCE).with_suffix("").parts): ast.parse(path.read_text()) for path in FILES}
 
 
 def imports(tree: ast.AST, *, at_top: bool) -> Iterator[str]:
@@ -101,135 +70,159 @@ def imports(tree: ast.AST, *, at_top: bool) -> Iterator[str]:
             case ast.ImportFrom(module=module, names=names):
                 assert node.level == 0, "relative import"
                 yield from (f"{module}.{alias.name}" for alias in names)
-            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
-                continue
             case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.Lambda() if at_top:
+                continue
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")) if at_top:
                 continue
             case _:
                 yield from imports(node, at_top=at_top)
 
 
-def own(names: Iterator[str]) -> set[str]:
-    """Units of the package among imported names."""
-    return {name.split(".")[1] for name in names if name.startswith("gradless.")} - {"__version__"}
+def module_of(name: str) -> str:
+    """The module of this package that an imported dotted name belongs to, below ``gradless``."""
+    parts = name.split(".")[1:]
+    while parts and ".".join(parts) not in trees() and ".".join([*parts, "__init__"]) not in trees():
+        parts.pop()
+    path = ".".join(parts)
+    return path if path in trees() else f"{path}.__init__".removeprefix(".")
 
 
-def parsed() -> list[tuple[Path, ast.Module]]:
-    return [(path, ast.parse(path.read_text())) for path in FILES]
+@cache
+def graph() -> dict[str, set[str]]:
+    """Modules that each module imports, wherever in it; imports for type checkers count as well."""
+    found = {}
+    for name, tree in trees().items():
+        if name not in ("__init__", "__main__"):
+            own = (one for one in imports(tree, at_top=False) if one.startswith("gradless."))
+            found[name] = {module_of(one) for one in own} - {"__init__", name}
+    return found
 
 
-TREES = parsed()
-LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
+def top(name: str) -> str:
+    return name.split(".")[0]
 
 
-# Aggregation and attacks: pure functions on tensors, for use outside a run as well.
-RULES = (
-    *("geometry", "views", "rules", "spans", "crowds", "columns", "mixes", "sweeps", "compiled", "stages"),
-    *("aggregators", "scene", "identical", "mimicry", "equivocation", "attacks", "strength"),
-)
+def test_every_package_has_a_place():
+    assert {top(name) for name in trees()} - {"__init__", "__main__"} == set(PACKAGES)
+    assert len([path for path in SOURCE.iterdir() if path.name != "__pycache__"]) <= 27
+
+
+def test_imports_go_one_way():
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in graph().items()
+        for other in sorted(others)
+        if top(other) != top(name) and PACKAGES.index(top(other)) > PACKAGES.index(top(name))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_imports_go_one_way_inside_packages():
+    wrong = []
+    for package, order in INSIDE.items():
+        parts = {".".join(name.split(".")[:2]) for name in trees() if top(name) == package} - {f"{package}.__init__"}
+        assert parts - set(order) == set(), f"give {parts - set(order)} a place in INSIDE"
+        for name, others in graph().items():
+            here = ".".join(name.split(".")[:2])
+            for other in others:
+                there = ".".join(other.split(".")[:2])
+                if here in order and there in order and order.index(there) > order.index(here):
+                    wrong.append(f"{name} imports {other}")
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_no_circle():
+    """No module reaches itself through imports, those inside functions and those for type checkers included."""
+    remaining = {name: set(others) for name, others in graph().items()}
+    while True:
+        free = [name for name, others in remaining.items() if not others & remaining.keys()]
+        if not free:
+            break
+        for name in free:
+            del remaining[name]
+    assert not remaining, f"these import each other, or what does: {sorted(remaining)}"
 
 
 def test_aggregators_and_attacks_stand_on_nothing_else():
-    for name in RULES:
-        tree = ast.parse((SOURCE / "collab" / f"{name}.py").read_text())
-        for found in (entry for entry in imports(tree, at_top=False) if entry.startswith("gradless.")):
-            parts = found.split(".")
-            assert parts[1] in ("errors", "rng", "kernels") or (parts[1] == "collab" and parts[2] in RULES), (
-                f"{name} imports {found}"
-            )
-
-
-def test_every_module_has_a_layer():
-    units = {module_of(path) for path in FILES} - {"__init__", "__main__"}
-    assert units == set(LEVEL)
-
-
-@pytest.mark.parametrize(("path", "tree"), TREES, ids=lambda value: value.stem if isinstance(value, Path) else "")
-def test_imports_go_one_way(path, tree):
-    unit = module_of(path)
-    if unit in ("__init__", "__main__"):
-        return
-    for other in own(imports(tree, at_top=False)) - {unit}:
-        assert LEVEL[other] < LEVEL[unit], f"{path.name} imports {other}, which is not below it"
+    wrong = [
+        f"{name} imports {other}"
+        for name, others in graph().items()
+        for other in others
+        if name.startswith(PURE) and not other.startswith((*PURE, "errors", "rng", "kernels"))
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_the_core_knows_no_language_models():
-    for path, tree in TREES:
-        if module_of(path) in CORE:
-            names = list(imports(tree, at_top=False))
-            found = (own(iter(names)) | {name.split(".")[0] for name in names}) & ABOUT_MODELS
-            assert not found, f"{path.name} imports {found}"
+    wrong = [
+        f"{name} imports {other}"
+        for name, tree in trees().items()
+        for other in imports(tree, at_top=False)
+        if top(name) in CORE and ABOUT_MODELS & {other.split(".")[0], top(other.removeprefix("gradless."))}
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_heavy_libraries_load_inside_functions():
-    for path, tree in TREES:
-        if module_of(path) == "integrations":  # they are derived from these libraries' classes
-            continue
-        found = {name.split(".")[0] for name in imports(tree, at_top=True)} & LATE
-        assert not found, f"{path.name} imports {found} when it is loaded"
+    wrong = [
+        f"{name} imports {other} when it is loaded"
+        for name, tree in trees().items()
+        for other in imports(tree, at_top=True)
+        if other.split(".")[0] in LATE and top(name) != "integrations"  # derived from these libraries' classes
+    ]
+    assert not wrong, "\n".join(wrong)
 
 
-def test_only_three_modules_wrap_transformers_and_peft():
+def test_few_packages_wrap_transformers_and_peft():
     users = {
-        module_of(path)
-        for path, tree in TREES
-        if {name.split(".")[0] for name in imports(tree, at_top=False)} & {"transformers", "peft"}
+        top(name)
+        for name, tree in trees().items()
+        if {other.split(".")[0] for other in imports(tree, at_top=False)} & {"transformers", "peft"}
     }
-    assert users <= {
-        *(
-            "lm",
-            "tiny",
-            "shapes",
-            "blueprints",
-            "gguf_convert",
-            "model_config",
-            "schemes",
-            "scoring",
-            "notes",
-            "train",
-            "evaluate",
-        ),
-        "integrations",
-    }
-    assert {name for name in users if name in ("cli", "jobs", "tasks")} == set()
+    assert users <= WRAPS_MODELS
 
 
 def test_no_pickle_and_no_global_generator():
-    for path, tree in TREES:
-        names = {name.split(".")[0] for name in imports(tree, at_top=False)}
-        assert not names & FORBIDDEN_MODULES, f"{path.name} imports {names & FORBIDDEN_MODULES}"
+    wrong = []
+    for name, tree in trees().items():
+        wrong += [
+            f"{name} imports {other}"
+            for other in imports(tree, at_top=False)
+            if other.split(".")[0] in FORBIDDEN_MODULES
+        ]
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute):
                 text = ast.unparse(node)
-                assert text not in FORBIDDEN_CALLS, f"{path.name}:{node.lineno} uses {text}"
-                assert not text.startswith(("np.random", "numpy.random")), f"{path.name}:{node.lineno} uses {text}"
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) in (
-                *("torch.randn", "torch.rand", "torch.randint", "torch.randperm", "torch.bernoulli"),
-                *("torch.randn_like", "torch.rand_like"),
+                if text in FORBIDDEN_CALLS or text.startswith(("np.random", "numpy.random")):
+                    wrong.append(f"{name}:{node.lineno} uses {text}")
+            elif (
+                isinstance(node, ast.Call)
+                and ast.unparse(node.func) in DRAWS
+                and "generator" not in {keyword.arg for keyword in node.keywords}
             ):
-                given = {keyword.arg for keyword in node.keywords}
-                assert "generator" in given, f"{path.name}:{node.lineno} draws from the global generator"
+                wrong.append(f"{name}:{node.lineno} draws from the global generator")
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
-def test_files_stay_short(path):
-    assert len(path.read_text().splitlines()) <= LONGEST
+def test_files_stay_short():
+    long = {str(path.relative_to(SOURCE)): len(path.read_text().splitlines()) for path in FILES}
+    assert not {name: lines for name, lines in long.items() if lines > LONGEST_FILE}
 
 
-def public(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
-    """Public functions, classes and methods of public classes."""
+def undocumented(tree: ast.AST, prefix: str = "") -> Iterator[str]:
+    """Public functions, classes and methods of public classes without a docstring."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
-            yield prefix + node.name, node
+            if not ast.get_docstring(node):
+                yield prefix + node.name
             if isinstance(node, ast.ClassDef):
-                yield from public(node, f"{prefix}{node.name}.")
+                yield from undocumented(node, f"{prefix}{node.name}.")
 
 
-@pytest.mark.parametrize(("path", "tree"), TREES, ids=lambda value: value.stem if isinstance(value, Path) else "")
-def test_the_public_is_documented(path, tree):
-    assert ast.get_docstring(tree), f"{path.name} has no docstring"
-    bare = [name for name, node in public(tree) if not ast.get_docstring(node)]
-    assert not bare, f"{path.name}: no docstring on {', '.join(bare)}"
+def test_the_public_is_documented():
+    bare = [f"{name} has no docstring" for name, tree in trees().items() if not ast.get_docstring(tree)]
+    bare += [f"{name}.{part} has no docstring" for name, tree in trees().items() for part in undocumented(tree)]
+    assert not bare, "\n".join(bare)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +230,10 @@ def test_the_public_is_documented(path, tree):
     [
         ("import gradless.cli", "torch numpy transformers peft datasets sklearn matplotlib rich numba"),
         ("import gradless; gradless.mezo", "transformers peft datasets sklearn matplotlib rich"),
-        ("import gradless.train, gradless.jobs, gradless.demo", "peft datasets sklearn matplotlib rich"),
+        (
+            "import gradless.runs.train, gradless.runs.jobs, gradless.cli.demo",
+            "peft datasets sklearn matplotlib rich",
+        ),
     ],
 )
 def test_importing_stays_light(statement, absent):
@@ -247,13 +243,46 @@ def test_importing_stays_light(statement, absent):
 
 
 def test_every_public_name_resolves():
-    for name, module in gradless._HOMES.items():
-        assert getattr(gradless, name).__module__ == module or name == "always", name
-    assert set(gradless._HOMES) <= set(dir(gradless))
+    for name, value in public().items():
+        assert getattr(gradless, name) is value, name
+    assert set(public()) <= set(dir(gradless))
     with pytest.raises(AttributeError, match="no attribute 'mezzo'"):
         gradless.mezzo  # noqa: B018
-    # Type checkers read the other list.
-    (checked,) = (node for node in ast.parse((SOURCE / "__init__.py").read_text()).body
-                  if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")  # fmt: skip
-    names = {alias.name: node.module for node in checked.body for alias in node.names}
-    assert names == gradless._HOMES
+
+
+def test_a_public_name_stands_in_one_home():
+    names = [name for home in gradless._HOMES for name in importlib.import_module(f"gradless.{home}").__all__]
+    assert len(names) == len(set(names))
+    # Type checkers read the same lists through the star imports.
+    (checked,) = (
+        node
+        for node in trees()["__init__"].body
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+    )
+    assert {node.module for node in checked.body} == {f"gradless.{home}" for home in gradless._HOMES}
+
+
+def test_old_paths_say_where_their_names_live():
+    for old, new in moved().items():
+        importlib.import_module(f"gradless.{new}")
+        assert old not in trees(), old
+        with pytest.raises(ModuleNotFoundError, match=rf"^gradless\.{old} is now gradless\.{new}: import it"):
+            importlib.import_module(f"gradless.{old}")
+    with pytest.raises(ModuleNotFoundError, match=r"gradless\.landscape is now gradless\.forward\.evaluator"):
+        from gradless import landscape  # noqa: F401
+    with pytest.raises(ModuleNotFoundError, match=r"No module named 'gradless\.nowhere'"):
+        importlib.import_module("gradless.nowhere")
+
+
+PROMISED_PATHS = (
+    *("errors", "rng", "ranks", "gradients", "directions", "estimators", "rules", "accept", "optimizer", "ledger"),
+    *("methods", "methods.presets", "tasks", "tasks.base", "lm", "bench", "report", "recipes", "testing"),
+    *("integrations.transformers", "integrations.replay", "collab.aggregators", "collab.attacks", "collab.config"),
+)
+
+
+@pytest.mark.parametrize("path", PROMISED_PATHS)
+def test_promised_paths_import(path):
+    if path.startswith("integrations"):
+        pytest.importorskip("transformers")
+    assert importlib.import_module(f"gradless.{path}").__doc__

@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 import scoring_helpers as s
-from gradless import lm, objectives, schemes, subsets
-from gradless.encode import encode
+from gradless import lm
+from gradless.directions import blocks as subsets
 from gradless.errors import BadInput
 from gradless.estimators import spsa
-from gradless.layers import Reuse, blocks, checkpointing, first_block
+from gradless.forward.model_blocks import Reuse, blocks, checkpointing, first_block
+from gradless.lm import objectives, schemes
+from gradless.lm.encode import encode
 from gradless.optimizer import ZerothOrder
 
 SCHEMES = ("full", "lora", "prefix", "prompt")

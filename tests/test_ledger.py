@@ -9,14 +9,14 @@ import pytest
 
 from gradless import ledger
 from gradless.errors import BadInput
-from gradless.optimizer import Move
+from gradless.optimizer import Update
 
 HEADER = {"groups": 2, "model": "m"}
 MOVES = [
-    Move(0, (1.5,), (1e-3, 2e-3), False),
-    Move(1, (-0.25, 3.0), (1e-3, 2e-3), False),
-    Move(2, (), (1e-3, 2e-3), True),
-    Move(3, (0.125,), (5e-4, 1e-3), False),
+    Update(0, (1.5,), (1e-3, 2e-3), False),
+    Update(1, (-0.25, 3.0), (1e-3, 2e-3), False),
+    Update(2, (), (1e-3, 2e-3), True),
+    Update(3, (0.125,), (5e-4, 1e-3), False),
 ]
 
 
@@ -42,7 +42,7 @@ def test_a_step_with_one_query_costs_17_bytes(tmp_path):
     book = ledger.Ledger(path, {"groups": 1})
     sizes = []
     for step in range(3):
-        book.append(Move(step, (1.0,), (1e-6,), False))
+        book.append(Update(step, (1.0,), (1e-6,), False))
         sizes.append(path.stat().st_size)
     book.close()
     assert sizes[2] - sizes[1] == 17
@@ -128,9 +128,9 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(path, monkeypatch):
 
     monkeypatch.setattr(os, "write", half)
     with pytest.raises(OSError, match="no space left"):
-        book.append(Move(4, (1.0,), (1e-3, 1e-3), False))
+        book.append(Update(4, (1.0,), (1e-3, 1e-3), False))
     monkeypatch.undo()
     assert path.read_bytes() == before
-    book.append(Move(4, (1.0,), (1e-3, 1e-3), False))
+    book.append(Update(4, (1.0,), (1e-3, 1e-3), False))
     book.close()
     assert len(ledger.read(path).moves) == 5

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from gradless import blueprints, model_config
 from gradless import lm as models
-from gradless import tiny as tiny_models
+from gradless.cost import meta_models
 from gradless.errors import BadInput
-from gradless.hashing import file_sha256, weights_sha256
-from gradless.lm import LanguageModel
+from gradless.lm import LanguageModel, checkpoint_config, tiny_models
+from gradless.system.hashing import file_sha256, weights_sha256
 
 ARCHITECTURES = sorted(tiny_models.FAMILIES)
 
@@ -128,12 +127,12 @@ def test_dtype(tmp_path: Path) -> None:
 def test_masked_or_causal_is_read_from_the_architectures() -> None:
     from transformers import BertConfig, GPT2Config, RobertaConfig
 
-    assert model_config.is_masked(BertConfig(architectures=["BertForMaskedLM"]))
-    assert model_config.is_masked(RobertaConfig(architectures=None))
-    assert not model_config.is_masked(GPT2Config(architectures=["GPT2LMHeadModel"]))
-    assert not model_config.is_masked(GPT2Config(architectures=None))
+    assert checkpoint_config.is_masked(BertConfig(architectures=["BertForMaskedLM"]))
+    assert checkpoint_config.is_masked(RobertaConfig(architectures=None))
+    assert not checkpoint_config.is_masked(GPT2Config(architectures=["GPT2LMHeadModel"]))
+    assert not checkpoint_config.is_masked(GPT2Config(architectures=None))
     with pytest.raises(BadInput, match="BertModel has no language-model head"):
-        model_config.is_masked(BertConfig(architectures=["BertModel"]))
+        checkpoint_config.is_masked(BertConfig(architectures=["BertModel"]))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +146,7 @@ def test_masked_or_causal_is_read_from_the_architectures() -> None:
 def test_models_that_cannot_be_tuned_are_refused_by_their_configuration(tmp_path: Path, config, words) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").touch()
-    for load in (models.load, blueprints.load):
+    for load in (models.load, meta_models.load):
         with pytest.raises(BadInput, match=words) as caught:
             load(str(tmp_path))
         assert str(caught.value).startswith(f"{tmp_path}: ")
@@ -374,7 +373,7 @@ def test_truncated_gguf_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_disk_full_during_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import subprocess
 
-    from gradless import gguf_convert
+    from gradless.lm import gguf as gguf_convert
 
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF\3\0\0\0" + bytes(40))

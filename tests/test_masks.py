@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 import gradless as gl
-from gradless import masks, rng
-from gradless.directions import gaussian, low_rank, rademacher
+from gradless import rng
+from gradless.directions import gaussian, low_rank, masks, rademacher
 from gradless.errors import BadInput
-from gradless.hashing import weights_sha256
+from gradless.system.hashing import weights_sha256
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from gradless import rng
-from gradless.config import TuneConfig
 from gradless.errors import BadInput
 from gradless.methods import METHODS, SHARED
-from gradless.run import optimizer
+from gradless.runs.build import optimizer
+from gradless.runs.config import TuneConfig
 from gradless.testing import method_checks
 
 # Learning rates at which 60 steps on the problem below make clear progress, and what else a method needs there.

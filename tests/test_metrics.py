@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from gradless import metrics
 from gradless.errors import BadInput
-from gradless.metrics import METRICS, compute, difference_interval, normalize, wilson
+from gradless.lm import metrics
+from gradless.lm.metrics import METRICS, compute, difference_interval, normalize, wilson
 
 
 @pytest.mark.parametrize("classes", [2, 4])

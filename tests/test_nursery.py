@@ -12,8 +12,8 @@ import time
 
 import pytest
 
-from gradless import claims
-from gradless.bench.nursery import SUPPORTED, Nursery
+from gradless.bench.forkserver import SUPPORTED, Nursery
+from gradless.system import locks
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="no fork here that a library with threads survives")
 
@@ -27,7 +27,7 @@ def home():
 
 @pytest.fixture
 def claim(tmp_path):
-    descriptor = claims.take(tmp_path / "claim")
+    descriptor = locks.take(tmp_path / "claim")
     yield descriptor
     os.close(descriptor)
 
@@ -112,14 +112,14 @@ def test_an_interrupt_ends_a_fork_as_ctrl_c_does(home, claim, tmp_path):
 def test_a_fork_holds_its_claim_when_everybody_else_has_gone(tmp_path):
     home = Nursery()
     path = tmp_path / "run"
-    descriptor = claims.take(path)
+    descriptor = locks.take(path)
     fork = home.fork(tune(tmp_path, "held", steps=100_000), descriptor, 1)
     os.close(descriptor)
     home.close()
-    assert claims.take(path) is None
+    assert locks.take(path) is None
     os.kill(fork.pid, signal.SIGKILL)
     until = time.monotonic() + 30
-    while (again := claims.take(path)) is None and time.monotonic() < until:
+    while (again := locks.take(path)) is None and time.monotonic() < until:
         time.sleep(0.05)
     assert again is not None
     os.close(again)
@@ -127,7 +127,7 @@ def test_a_fork_holds_its_claim_when_everybody_else_has_gone(tmp_path):
 
 def test_it_ends_in_silence_when_the_benchmark_is_killed(claim):
     ours, theirs = socket.socketpair()
-    code = "import sys; from gradless.bench.nursery import main; main(int(sys.argv[1]), {'model': None})"
+    code = "import sys; from gradless.bench.forkserver import main; main(int(sys.argv[1]), {'model': None})"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(theirs.fileno())],
         pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True,

@@ -3,11 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradless.encode import encode, encode_all
 from gradless.errors import BadInput
-from gradless.metrics import token_f1
-from gradless.objectives import OBJECTIVES, choose, default_for, loss_of, loss_over, prepare
-from gradless.scoring import generate
+from gradless.lm.encode import encode, encode_all
+from gradless.lm.metrics import token_f1
+from gradless.lm.objectives import OBJECTIVES, choose, default_for, loss_of, loss_over, prepare
+from gradless.lm.scoring import generate
 from scoring_helpers import (
     ARCHITECTURES,
     CAUSAL,

@@ -12,7 +12,7 @@ from torch import nn
 
 import gradless as gl
 from gradless import rng
-from gradless.optimizer import Move
+from gradless.optimizer import Update
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -234,10 +234,10 @@ def test_replay_rebuilds_the_weights_bit_for_bit(dtype, method):
     for step in range(12):
         if step == 4:
             opt.skip()
-            moves.append(Move(4, (), opt.learning_rates(), True))
+            moves.append(Update(4, (), opt.learning_rates(), True))
             continue
         probe, _ = opt.step_with(closure_of(model))
-        moves.append(Move(step, probe.sketch.coeffs, opt.learning_rates(), False))
+        moves.append(Update(step, probe.sketch.coeffs, opt.learning_rates(), False))
     trained = bits(model)
     for chunk in (5, 512):
         with torch.no_grad():
@@ -542,7 +542,7 @@ def test_two_parameters_in_one_buffer_are_both_found_below_python():
 
 
 def test_an_interrupt_while_perturbing_in_place_loses_nothing(monkeypatch):
-    from gradless import streaming
+    from gradless.forward import perturbed
 
     model = Net()
     before = bits(model)
@@ -555,8 +555,8 @@ def test_an_interrupt_while_perturbing_in_place_loses_nothing(monkeypatch):
             raise KeyboardInterrupt
         return streaming_branch(*args, **kwargs)
 
-    streaming_branch = streaming.branch
-    monkeypatch.setattr(streaming, "branch", interrupted)
+    streaming_branch = perturbed.branch
+    monkeypatch.setattr(perturbed, "branch", interrupted)
     with pytest.raises(KeyboardInterrupt):
         opt.probe(closure_of(model))
     assert equal_bits(bits(model), before)
@@ -596,7 +596,7 @@ def test_acceptance_is_asked_once_logged_and_replayed():
 def test_divergence_is_counted_across_a_replay():
     model = Net()
     opt = gl.mezo(model.named_parameters(), lr=1e-2)
-    opt.replay([Move(step, (), (1e-2,), True) for step in range(9)])
+    opt.replay([Update(step, (), (1e-2,), True) for step in range(9)])
     with pytest.raises(gl.Diverged):
         opt.step(lambda: closure_of(model)() * math.nan)
 
@@ -634,7 +634,7 @@ def test_a_custom_direction_is_one_function():
     moves = []
     for step in range(40):
         probe, _ = opt.step_with(closure_of(model))
-        moves.append(Move(step, probe.sketch.coeffs, (1e-2,), False))
+        moves.append(Update(step, probe.sketch.coeffs, (1e-2,), False))
     assert value_of(model) < first
     trained = bits(model)
     with torch.no_grad():

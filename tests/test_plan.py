@@ -13,12 +13,15 @@ import torch
 import transformers
 from click.testing import CliRunner
 
-from gradless import blueprints, cache, footprint, lm, plan, shapes, workload
+from gradless import lm
 from gradless.cli import main
+from gradless.cost import footprint, meta_models, plan, workload
+from gradless.cost.footprint import Batch
+from gradless.cost.live_memory import FusedAttention, Live
+from gradless.cost.plan import Settings
 from gradless.errors import BadInput
-from gradless.footprint import Batch
-from gradless.live import FusedAttention, Live
-from gradless.plan import Settings
+from gradless.lm import shapes
+from gradless.system import cache
 
 ROWS, LENGTH = 8, 64
 STATED = 0.2  # how far a plan may be off what tensors of a run take; docs/memory.md states it
@@ -136,9 +139,9 @@ def test_activations_of_a_layer_are_those_of_the_published_formula():
 
 def _opt(hidden: int, layers: int, heads: int, attention: str) -> lm.LanguageModel:
     shape = shapes._opt(hidden, layers, heads)
-    config, _ = blueprints._made(shape)
+    config, _ = meta_models._made(shape)
     config._attn_implementation = "eager" if attention == "eager" else "sdpa"
-    model = blueprints._empty(config, False, torch.bfloat16, "opt").eval()
+    model = meta_models._empty(config, False, torch.bfloat16, "opt").eval()
     return lm.LanguageModel(model, shapes.Vocabulary(size=9, model_max_length=9, pad_token_id=1), False, "opt", "opt")
 
 
@@ -201,21 +204,21 @@ def test_schemes_tune_what_they_tune_in_a_run(scheme):
 
 
 def test_known_configurations_are_those_of_the_files():
-    for name in blueprints.KNOWN:
+    for name in meta_models.KNOWN:
         asset = next((p for p in (cache.cache_root() / "gguf").glob("*/config.json") if _is(p, name)), None)
         if asset is None:
             continue
         theirs = json.loads(asset.read_text())
-        ours = blueprints.load(name).model.config.to_dict()
+        ours = meta_models.load(name).model.config.to_dict()
         for key in ("hidden_size", "intermediate_size", "layer_types", "vocab_size", "tie_word_embeddings", "head_dim"):
             assert ours.get(key) == theirs.get(key, ours.get(key)), (name, key)
     counts = {"gemma-3-270m": 268_098_176, "smollm2-135m": 134_515_008}  # as lm.load counts them
-    assert all(blueprints.load(name).num_parameters == count for name, count in counts.items())
-    assert set(blueprints.KNOWN) == {name for name in lm.sources() if not name.startswith("tiny-")}
+    assert all(meta_models.load(name).num_parameters == count for name, count in counts.items())
+    assert set(meta_models.KNOWN) == {name for name in lm.sources() if not name.startswith("tiny-")}
 
 
 def _is(path: Path, name: str) -> bool:
-    return json.loads(path.read_text())["hidden_size"] == blueprints.KNOWN[name].options["hidden_size"]
+    return json.loads(path.read_text())["hidden_size"] == meta_models.KNOWN[name].options["hidden_size"]
 
 
 def test_no_weights_are_made_and_nothing_is_asked_of_a_network():

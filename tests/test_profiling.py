@@ -13,13 +13,16 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from gradless import eager_mezo, profiling, rng, shapes, shares, workload
+from gradless import rng
 from gradless.cli import main
+from gradless.cost import eager_mezo, time_shares, workload
+from gradless.cost import profile as profiling
+from gradless.cost.workload import EAGER, FLOOR, Settings
 from gradless.errors import BadInput
+from gradless.lm import shapes
 from gradless.methods import METHODS
 from gradless.optimizer import ENGINES
-from gradless.progress import Reporter
-from gradless.workload import EAGER, FLOOR, Settings
+from gradless.system.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 SMALL: dict[str, Any] = {"batch_size": 2, "length": 6, "repeats": 2}
@@ -93,8 +96,8 @@ def test_figures_fit_together(profile):
     for name, parts in profile["share"].items():
         assert sum(parts.values()) == pytest.approx(rows[name]["step_seconds"])
         assert all(value >= 0 for value in parts.values())
-        assert parts[shares.PRODUCTS] > 0
-        assert (parts[shares.SWEEPS] > 0) == (name != FLOOR)
+        assert parts[time_shares.PRODUCTS] > 0
+        assert (parts[time_shares.SWEEPS] > 0) == (name != FLOOR)
     each = profile["replay_seconds_per_step"]
     assert profile["replay_speedup"] == pytest.approx(profile["engines"][best]["step_seconds"] / each)
 
@@ -368,7 +371,11 @@ def test_operations_count_by_the_outermost_of_a_kind():
         sweep, event("aten::normal_", 8.0, sweep), linear, event("aten::addmm", 16.0, linear),
         event("aten::copy_", 32.0, linear), attention, event("aten::bmm", 64.0, attention), event("aten::add", 128.0),
     ]  # fmt: skip
-    assert shares.of_operations(events) == {shares.SWEEPS: 9.0, shares.PRODUCTS: 50.0, shares.ATTENTION: 68.0}
+    assert time_shares.of_operations(events) == {
+        time_shares.SWEEPS: 9.0,
+        time_shares.PRODUCTS: 50.0,
+        time_shares.ATTENTION: 68.0,
+    }
 
 
 def test_kernels_count_by_range_and_by_name():
@@ -384,21 +391,25 @@ def test_kernels_count_by_range_and_by_name():
         kernel("aten::mm", 0, 100, on="CPU"), kernel("gradless.sweep", 30, 40, user=True), kernel("fan", 30, 38),
         kernel("something else", 38, 39, user=True),
     ]  # fmt: skip
-    assert shares.of_kernels(events) == {shares.SWEEPS: 10.0, shares.PRODUCTS: 4.0, shares.ATTENTION: 8.0}
+    assert time_shares.of_kernels(events) == {
+        time_shares.SWEEPS: 10.0,
+        time_shares.PRODUCTS: 4.0,
+        time_shares.ATTENTION: 8.0,
+    }
 
 
 def test_measured_shares_are_shares():
     matrix = torch.ones(300, 300)
-    found = shares.measure(lambda: matrix @ matrix, lambda: None)
+    found = time_shares.measure(lambda: matrix @ matrix, lambda: None)
     assert sum(found.values()) == pytest.approx(1.0)
-    assert found[shares.PRODUCTS] > 0
-    assert found[shares.SWEEPS] == found[shares.ATTENTION] == 0
+    assert found[time_shares.PRODUCTS] > 0
+    assert found[time_shares.SWEEPS] == found[time_shares.ATTENTION] == 0
     assert "KINETO_LOG_LEVEL" not in os.environ
 
 
 @pytest.mark.parametrize("suffix", [".svg", ".PDF"])
 def test_pictures_by_suffix(profile, tmp_path, suffix):
-    from gradless.plots import profile_picture
+    from gradless.cost.figures import profile_picture
 
     target = profile_picture(profile, tmp_path / f"share{suffix}")
     content = target.read_bytes()

@@ -18,11 +18,13 @@ from click.testing import CliRunner
 import gradless as gl
 import ranks_helpers as r
 import run_helpers
-from gradless import hashing, ledger, objectives, ranks, schemes
+from gradless import ledger, ranks
 from gradless.cli import main
-from gradless.encode import encode_all
-from gradless.errors import BadInput, BrokenRanks, Told
-from gradless.evaluate import evaluate
+from gradless.errors import BadInput, BrokenRanks, ReportedElsewhere
+from gradless.lm import objectives, schemes
+from gradless.lm.encode import encode_all
+from gradless.lm.evaluate import evaluate
+from gradless.system import hashing
 from gradless.tasks import custom
 
 pytestmark = pytest.mark.skipif(
@@ -66,7 +68,7 @@ def messages(group: ranks.Ranks) -> dict[str, Any]:
             if group.rank >= 2:
                 raise BadInput(f"{group.rank} is too many")
     except BadInput as error:
-        found["refused"] = (str(error), type(error) is Told)
+        found["refused"] = (str(error), type(error) is ReportedElsewhere)
     layer = torch.nn.Linear(2, 1)
     with torch.no_grad():
         layer.weight.fill_(0.5), layer.bias.fill_(0.0)

@@ -19,15 +19,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradless.config import TuneConfig
 from gradless.errors import BadInput
-from gradless.report import load, report, show_tables, tables
-from gradless.report.best import key, literal, names
-from gradless.report.choice import choose
-from gradless.report.figures import pareto
-from gradless.report.layout import Box, place, spread
-from gradless.report.study import Cell, slug
-from gradless.report.table import NOTHING, Column, Item, Table, as_html, escape_latex, latex, markdown, plain
+from gradless.report import load, report, show_tables
+from gradless.report.bench import tables
+from gradless.report.bench.figures import pareto
+from gradless.report.bench.selection import choose, key, literal, names
+from gradless.report.bench.study import Cell, slug
+from gradless.report.common.label_layout import Box, place, spread
+from gradless.report.common.table import NOTHING, Column, Item, Table, as_html, escape_latex, latex, markdown, plain
+from gradless.runs.config import TuneConfig
 
 MODEL = "gemma-3-270m"
 GRID = """name = "small & <b>bold</b>"

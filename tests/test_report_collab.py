@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from gradless.errors import BadInput
-from gradless.report import collab, report, tables
-from gradless.report.collab_page import settings, shortfall
-from gradless.report.table import NOTHING, Table
+from gradless.report import report
+from gradless.report.bench import tables
+from gradless.report.collab import study as collab_study
+from gradless.report.collab.page import settings, shortfall
+from gradless.report.common.table import NOTHING, Table
 from report_collab_helpers import Folder, curve, quiet
 from test_report import parsed
 
@@ -197,7 +199,7 @@ def test_the_later_of_two_runs_counts(small):
     small.run("monna", "alie", 2, worst_accuracy=0.93)
     small.run("monna", "alie", 3, worst_accuracy=0.93)
     assert row(named(small.folder, "accuracy"), "MoNNA")["ALIE"] == "93.0 ± 0.0"
-    assert "3 runs replaced by later ones" in shortfall(collab.load(small.folder))
+    assert "3 runs replaced by later ones" in shortfall(collab_study.load(small.folder))
 
 
 def test_begun_runs_are_counted_and_alone_refused(small, tmp_path):
@@ -224,7 +226,7 @@ def test_an_empty_folder_is_refused(tmp_path):
 def test_a_benchmark_is_no_collaborative_study(tmp_path):
     record = {"id": "a", "phase": "final", "cell": {"method": "mezo", "task": "sst2"}, "status": "done"}
     (tmp_path / "results.jsonl").write_text(json.dumps(record) + "\n")
-    assert not collab.is_collab(tmp_path)
+    assert not collab_study.is_collab(tmp_path)
 
 
 def test_without_matplotlib_the_rest_is_written(small, monkeypatch):
@@ -261,7 +263,7 @@ def test_lines_of_simulations_are_read(tmp_path):
     made.run("monna", "alie", **asked, attackers=5, payload="coefficients")
     made.run("d-sgd", "none", **asked, attackers=0)
     made.run("monna", "foe", **asked | {"split": "gamma-similarity"})
-    study = collab.load(tmp_path)
+    study = collab_study.load(tmp_path)
     assert [place.split.label for place in study.places] == [
         "Dirichlet over classes, \u03b1 = 0.5", "\u03b3-similarity, \u03b3 = 0.5",
     ]  # fmt: skip
@@ -275,7 +277,7 @@ def test_a_simulation_is_reported(tmp_path):
     """Two short runs, from configuration to page."""
     pytest.importorskip("sklearn")
     config = pytest.importorskip("gradless.collab.config")
-    study = pytest.importorskip("gradless.collab.study")
+    study = pytest.importorskip("gradless.collab.simulation.study")
     base = {"dataset": "digits", "peers": 6, "byzantine": 1, "steps": 4, "eval_every": 2, "batch_size": 4}
     runs = [
         config.CollabConfig(**base, algorithm="monna", attack="alie"),

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradless.report import collab, collab_curves
-from gradless.report.collab_curves import log_ticks, looks
-from gradless.report.collab_heatmaps import ink_on, matrices_of
-from gradless.report.collab_names import attack_codes
-from gradless.report.figures import Picture
+from gradless.report.bench.figures import Picture
+from gradless.report.collab import curves, study
+from gradless.report.collab.curves import log_ticks, looks
+from gradless.report.collab.heatmaps import ink_on, matrices_of
+from gradless.report.collab.names import attack_codes
 from report_collab_helpers import ALGORITHMS, ATTACKS, Folder, grid, quiet
 
 
@@ -22,11 +22,11 @@ def test_curves_are_means_at_shared_steps(tmp_path):
     lines = [{"step": 0, "worst": 0.2}, {"step": 1, "worst": math.nan}, {"step": 2, "worst": 0.4}, "torn", {"step": 9}]
     made.run("monna", "alie", 2, curve=lines)
     made.run("monna", "alie", 3, status="failed", curve=[{"step": 0, "worst": 0.9}])
-    runs = collab.load(tmp_path).runs
-    points = collab.curve(runs, "worst")
+    runs = study.load(tmp_path).runs
+    points = study.curve(runs, "worst")
     assert [(p.step, p.score.n) for p in points] == [(0, 2), (2, 2)]
     assert [p.score.mean for p in points] == pytest.approx([0.1, 0.3])
-    distances = collab.curve(runs, "consensus", lambda value: math.log10(value))
+    distances = study.curve(runs, "consensus", lambda value: math.log10(value))
     assert [p.score.mean for p in distances] == pytest.approx([0, -1, -2, -3])
 
 
@@ -37,12 +37,12 @@ def test_a_seed_that_diverged_keeps_its_accuracy(tmp_path):
     made.run("monna", "alie", 2, status="diverged", curve=[*whole[:1], {"step": 3, "worst": 0.2, "consensus": None}])
     made.run("nna", "alie", 1, status="diverged", curve=[{"step": 3, "worst": 0.1}])
     made.run("nna", "alie", 2, status="diverged", curve=[{"step": 5, "worst": 0.3}])
-    runs = collab.load(tmp_path).runs
+    runs = study.load(tmp_path).runs
     monna, nna = ([run for run in runs if run.algorithm == name] for name in ("monna", "nna"))
-    found = [(point.step, point.score.mean) for point in collab.curve(monna, "worst")]
+    found = [(point.step, point.score.mean) for point in study.curve(monna, "worst")]
     assert found == [(2, pytest.approx(0.8)), (4, pytest.approx(0.5)), (6, pytest.approx(0.5))]
-    assert [point.step for point in collab.curve(monna, "consensus")] == [2]
-    assert [(point.step, point.score.mean) for point in collab.curve(nna, "worst")] == [(5, pytest.approx(0.2))]
+    assert [point.step for point in study.curve(monna, "consensus")] == [2]
+    assert [(point.step, point.score.mean) for point in study.curve(nna, "worst")] == [(5, pytest.approx(0.2))]
 
 
 def test_heat_maps_hold_the_worst_attack(tmp_path):
@@ -53,7 +53,7 @@ def test_heat_maps_hold_the_worst_attack(tmp_path):
                 if (gamma, f, attack) != (1.0, 2, "alie"):
                     made.run("monna", attack, f=f, alpha=None, gamma=gamma, split="gamma", worst_accuracy=level)
     made.run("gm", "foe", f=1, alpha=None, gamma=0.0, split="gamma", worst_accuracy=math.nan, status="diverged")
-    matrices, axes, tail = matrices_of(collab.load(tmp_path))
+    matrices, axes, tail = matrices_of(study.load(tmp_path))
     assert [m.title for m in matrices] == ["MoNNA", "GM"]
     assert (matrices[0].rows, matrices[0].columns) == (("1", "2"), ("\u03b3 = 0", "\u03b3 = 1"))
     texts = [[cell and (cell.text, cell.code) for cell in line] for line in matrices[0].cells]
@@ -79,7 +79,7 @@ def test_heat_maps_of_one_row_are_one_picture(tmp_path, varied, rows, columns):
     for name in ("monna", "nna"):
         for value in (1, 2):
             made.run(name, "alie" if varied or value == 1 else "nan", **({varied: value} if varied else {}))
-    ((matrix,), _, _) = matrices_of(collab.load(tmp_path))
+    ((matrix,), _, _) = matrices_of(study.load(tmp_path))
     assert matrix.rows == (rows or ("MoNNA", "NNA"))
     assert matrix.columns == columns
     assert (tmp_path / "figures/heatmap.png") in quiet(tmp_path)
@@ -114,7 +114,7 @@ def test_pictures_of_a_large_grid(tmp_path):
     pictures = {path: path.read_bytes() for path in written if path.parent.name == "figures"}
     quiet(made.folder)
     assert {path: path.read_bytes() for path in pictures} == pictures
-    assert len({(look.colour, look.marker) for look in looks(collab.load(made.folder)).values()}) == 10
+    assert len({(look.colour, look.marker) for look in looks(study.load(made.folder)).values()}) == 10
 
 
 @pytest.mark.parametrize(
@@ -128,9 +128,9 @@ def test_nothing_lies_outside_the_picture(tmp_path, monkeypatch, algorithms, att
         drawn.append(figure)
         return Picture(stem.name, title, stem, stem)
 
-    monkeypatch.setattr(collab_curves, "save", keep)
+    monkeypatch.setattr(curves, "save", keep)
     made = grid(tmp_path, algorithms=algorithms, attacks=ATTACKS[:attacks], splits=(("alpha", 1.0),), seeds=(1,))
-    collab_curves.all_curves(collab.load(made.folder), tmp_path)
+    curves.all_curves(study.load(made.folder), tmp_path)
     for figure in drawn:
         figure.canvas.draw()
         for part in (*figure.legends, *figure.texts, *(axes.title for axes in figure.axes)):

@@ -21,16 +21,20 @@ from hypothesis import strategies as st
 
 import run_helpers as h
 from browser_helpers import look, needs_browser
-from gradless import cli, command_line, ledger, predictions
-from gradless.config import TuneConfig
+from gradless import ledger
+from gradless.cli import commands
 from gradless.errors import BadInput
-from gradless.evaluate import evaluate
-from gradless.predictions import Guess, Prediction, shorten
-from gradless.report import report, run_tables, tables
-from gradless.report.run_figures import drawings
-from gradless.report.run_record import Evaluated, RunRecord, Step, is_run, load
-from gradless.report.run_verdict import shares, verdict
-from gradless.report.table import plain
+from gradless.lm.evaluate import evaluate
+from gradless.report import report
+from gradless.report.bench import tables
+from gradless.report.common.table import plain
+from gradless.report.run import tables as run_tables
+from gradless.report.run.figures import drawings
+from gradless.report.run.record import Evaluated, RunRecord, Step, is_run, load
+from gradless.report.run.verdict import shares, verdict
+from gradless.runs import config_io, predictions
+from gradless.runs.config import TuneConfig
+from gradless.runs.predictions import Guess, Prediction, shorten
 from scoring_helpers import naive_log_probs, several, shared, task
 
 SECTIONS = ["result", "training", "cost", "gradients", "examples", "provenance"]
@@ -170,15 +174,15 @@ def test_the_command_gives_the_same_configuration(finished, monkeypatch):
         {"task": "rte", "own": {}, "aligned": False, "k_shot": 4, "max_length": 99, "queries": None},
     ]  # fmt: skip
     seen: list[TuneConfig] = []
-    monkeypatch.setattr(cli, "_summary", lambda *_: None)
-    monkeypatch.setattr(cli, "_exit", lambda *_: None)
-    monkeypatch.setattr("gradless.train.tune", lambda config, *_, **__: seen.append(config) or {"status": "done"})
+    monkeypatch.setattr(commands, "_summary", lambda *_: None)
+    monkeypatch.setattr(commands, "_exit", lambda *_: None)
+    monkeypatch.setattr("gradless.runs.train.tune", lambda config, *_, **__: seen.append(config) or {"status": "done"})
     for change in changes:
         wanted = dataclasses.replace(settings, **change)
-        command = command_line.tune_command(wanted, "runs/a b")
+        command = config_io.tune_command(wanted, "runs/a b")
         parts = shlex.split(command)
         assert parts[:2] == ["gradless", "tune"]
-        done = CliRunner().invoke(cli.main, parts[1:])
+        done = CliRunner().invoke(commands.main, parts[1:])
         assert done.exit_code == 0, done.output
         assert seen[-1] == wanted
 
@@ -505,7 +509,7 @@ def test_without_matplotlib_there_is_a_page(run, monkeypatch):
 
 
 def test_the_terminal_shows_it_in_brief(run):
-    done = CliRunner().invoke(cli.main, ["report", str(run)])
+    done = CliRunner().invoke(commands.main, ["report", str(run)])
     assert done.exit_code == 0, done.output
     result = result_of(run)
     assert f"{result['test']['accuracy']:.4f}" in done.output

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 import gradless as gl
-from gradless import accept, moments, muon, rng, signs
+from gradless import accept, rng
 from gradless.gradients import Dense, Mixture
-from gradless.optimizer import Move
-from gradless.rules import on_stored
+from gradless.optimizer import Update
+from gradless.rules import muon, normalise, on_stored
+from gradless.rules import stored as moments
 
 SHAPES = {"w": (6, 5), "b": (5,)}
 
@@ -150,10 +151,10 @@ def rms_step():
 METHODS = {
     "heavy_ball": (lambda: moments.heavy_ball(0.8), heavy_ball_step, {"lr": 0.2}),
     "stored_adam": (lambda: moments.stored_adam(0.8, 0.95), adam_step, {"lr": 0.05}),
-    "sign": (signs.sign, sign_step, {"lr": 0.05}),
-    "scalar_sign": (signs.scalar_sign, scalar_sign_step, {"lr": 0.05}),
-    "std_normalised": (signs.std_normalised, std_step, {"lr": 0.05, "one_sided": True}),
-    "rms_normalised": (lambda: signs.rms_normalised(0.7), rms_step, {"lr": 0.05}),
+    "sign": (normalise.sign, sign_step, {"lr": 0.05}),
+    "scalar_sign": (normalise.scalar_sign, scalar_sign_step, {"lr": 0.05}),
+    "std_normalised": (normalise.std_normalised, std_step, {"lr": 0.05, "one_sided": True}),
+    "rms_normalised": (lambda: normalise.rms_normalised(0.7), rms_step, {"lr": 0.05}),
 }
 
 
@@ -311,21 +312,21 @@ def test_clip_leaves_mixtures_alone():
 def test_one_query_makes_both_signs_the_same():
     settings = {"lr": 0.05, "eps": 0.1, "queries": 1, "steps": 20, "seed": 8}
     one, other = Bowl(), Bowl()
-    train(one, signs.sign(), **settings)
-    train(other, signs.scalar_sign(), **settings)
+    train(one, normalise.sign(), **settings)
+    train(other, normalise.scalar_sign(), **settings)
     for name in SHAPES:
         torch.testing.assert_close(one.params[name], other.params[name], rtol=0, atol=1e-6)
         assert not torch.equal(one.params[name], one.start[name])
 
 
 def test_the_sign_of_nothing_is_nothing():
-    rule = signs.scalar_sign()
+    rule = normalise.scalar_sign()
     assert rule.update(Mixture((1, 2, 3), (0.0, -0.0, 2.0)), None)[0].weights == (0.0, 0.0, 1 / 3)
     leaf = gl.ZerothOrder(Bowl().named()).leaves[0]
-    assert not signs.sign().update(Mixture((1,), (0.0,)), None)[0].leaf(leaf).any()
+    assert not normalise.sign().update(Mixture((1,), (0.0,)), None)[0].leaf(leaf).any()
 
 
-@pytest.mark.parametrize("make", [signs.scalar_sign, signs.std_normalised, signs.rms_normalised])
+@pytest.mark.parametrize("make", [normalise.scalar_sign, normalise.std_normalised, normalise.rms_normalised])
 def test_normalised_steps_point_along_the_gradient_on_average(make):
     bowl = Bowl()
     opt = gl.ZerothOrder(bowl.named(), seed=3, estimator=gl.spsa(eps=1e-2, queries=4))
@@ -339,7 +340,7 @@ def test_normalised_steps_point_along_the_gradient_on_average(make):
     assert torch.cosine_similarity(total, bowl.gradient(), dim=0) > 0.95
 
 
-@pytest.mark.parametrize("make", [signs.scalar_sign, signs.std_normalised, signs.rms_normalised])
+@pytest.mark.parametrize("make", [normalise.scalar_sign, normalise.std_normalised, normalise.rms_normalised])
 def test_normalised_steps_do_not_know_the_scale_of_the_loss(make):
     settings = {"lr": 0.05, "eps": 0.1, "queries": 4, "steps": 6, "seed": 1, "one_sided": True}
     plain, loud = Bowl(), Bowl(factor=1024.0)
@@ -357,7 +358,7 @@ def test_std_normalised_does_not_know_eps():
         opt = gl.ZerothOrder(
             [("theta", theta)],
             estimator=gl.one_sided(eps=eps, queries=8),
-            rule=gl.chain(signs.std_normalised(), gl.scale(0.1)),
+            rule=gl.chain(normalise.std_normalised(), gl.scale(0.1)),
         )
         opt.step(lambda theta=theta: (theta * torch.arange(8.0)).sum())
         rows.append(theta.detach())
@@ -366,16 +367,16 @@ def test_std_normalised_does_not_know_eps():
 
 
 def test_equal_coefficients_are_no_reason_for_a_leap():
-    rule = signs.std_normalised()
+    rule = normalise.std_normalised()
     assert rule.update(Mixture((1, 2), (0.5, 0.5)), None)[0].weights == (0.0, 0.0)
-    rule = signs.rms_normalised()
+    rule = normalise.rms_normalised()
     g, state = rule.update(Mixture((1, 2), (0.0, 0.0)), rule.init())
     assert g.weights == (0.0, 0.0)
     assert rule.update(Mixture((1,), (-2.0,)), state)[0].weights[0] == pytest.approx(-math.sqrt(1.9))
 
 
 def test_the_scale_of_a_run_is_two_numbers():
-    rule = signs.rms_normalised()
+    rule = normalise.rms_normalised()
     state = rule.init()
     for step in range(5):
         _, state = rule.update(Mixture((step, step + 9), (0.1 * step, 0.3)), state)
@@ -611,12 +612,12 @@ def test_a_refused_update_leaves_every_bit(dtype):
         (lambda: moments.stored_adam(eps=0.0), "eps"),
         (lambda: moments.clip(0.0), "max_norm"),
         (lambda: moments.clip(math.nan), "max_norm"),
-        (lambda: signs.std_normalised(-1.0), "floor"),
-        (lambda: signs.rms_normalised(1.0), "beta"),
-        (lambda: signs.rms_normalised(floor=math.inf), "floor"),
-        (lambda: signs.std_normalised().update(Mixture((1,), (1.0,)), None), "two queries"),
-        (lambda: signs.scalar_sign().update(stored({}), None), "first in the chain"),
-        (lambda: signs.rms_normalised().update(Mixture((), ()), signs.Square()), "coefficients"),
+        (lambda: normalise.std_normalised(-1.0), "floor"),
+        (lambda: normalise.rms_normalised(1.0), "beta"),
+        (lambda: normalise.rms_normalised(floor=math.inf), "floor"),
+        (lambda: normalise.std_normalised().update(Mixture((1,), (1.0,)), None), "two queries"),
+        (lambda: normalise.scalar_sign().update(stored({}), None), "first in the chain"),
+        (lambda: normalise.rms_normalised().update(Mixture((), ()), normalise.Square()), "coefficients"),
         (lambda: muon.orthogonalise("moun"), "did you mean 'muon'"),
         (lambda: muon.orthogonalise().update(stored({}), None), "before element-wise rules"),
     ],
@@ -628,8 +629,8 @@ def test_bad_input_is_one_sentence(make, message):
 
 
 def test_rules_say_whether_they_keep_mixtures_mixtures():
-    linear = [signs.scalar_sign(), signs.std_normalised(), signs.rms_normalised(), moments.clip(1.0)]
-    other = [signs.sign(), moments.heavy_ball(), moments.stored_adam(), muon.orthogonalise()]
+    linear = [normalise.scalar_sign(), normalise.std_normalised(), normalise.rms_normalised(), moments.clip(1.0)]
+    other = [normalise.sign(), moments.heavy_ball(), moments.stored_adam(), muon.orthogonalise()]
     for rule in linear + other:
         g, _ = rule.update(Mixture((1, 2), (1.0, 2.0)), rule.init())
         assert isinstance(g, Mixture) is rule.linear, rule.name
@@ -640,8 +641,8 @@ def test_a_move_of_a_scalar_rule_is_replayed_many_steps_at_once():
     """The fused replay: one sweep for all steps."""
     settings = {"lr": 0.05, "eps": 0.1, "queries": 2, "seed": 5}
     trained, replayed = Bowl(), Bowl()
-    _, moved = train(trained, gl.chain(signs.rms_normalised(), gl.momentum(0.5)), steps=9, **settings)
-    moved = [Move(*move) for move in moved]
-    opt, _ = train(replayed, gl.chain(signs.rms_normalised(), gl.momentum(0.5)), steps=0, **settings)
+    _, moved = train(trained, gl.chain(normalise.rms_normalised(), gl.momentum(0.5)), steps=9, **settings)
+    moved = [Update(*move) for move in moved]
+    opt, _ = train(replayed, gl.chain(normalise.rms_normalised(), gl.momentum(0.5)), steps=0, **settings)
     opt.replay(moved, chunk=4)
     assert all(torch.equal(trained.params[name], replayed.params[name]) for name in SHAPES)

@@ -21,10 +21,11 @@ from click.testing import CliRunner
 from torch import nn
 
 import run_helpers as h
-from gradless import card, hub, jobs, ledger, lm, run, saving
+from gradless import ledger, lm
 from gradless.cli import main
 from gradless.errors import BadInput
-from gradless.progress import Reporter
+from gradless.runs import build, card, hub, jobs, save
+from gradless.system.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 LARGE = {"full": 1e-3, "lora": 1e-2, "prefix": 1e-2, "prompt": 1e-2, "head": 1e-2}
@@ -87,7 +88,7 @@ def weight_files(folder: Path) -> dict[str, bytes]:
 def test_a_saved_model_gives_the_same_logits(tmp_path, model, dtype, scheme):
     place = tuned(tmp_path, model=model, dtype=dtype, scheme=scheme)
     jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
-    rebuilt, _ = run.rebuild(place, until=selected(place))
+    rebuilt, _ = build.rebuild(place, until=selected(place))
     loaded = load(tmp_path / "saved")
     tensors = dict(loaded.named_parameters())  # PEFT keeps virtual tokens in float32, and casts them in a forward
     assert all(torch.equal(leaf.param.to(tensors[leaf.name].dtype), tensors[leaf.name])
@@ -105,7 +106,7 @@ def test_a_saved_model_gives_the_same_logits(tmp_path, model, dtype, scheme):
 def test_tuned_label_rows_stand_in_the_output_layer(tmp_path, model):
     place = tuned(tmp_path, model=model, scheme="head")
     jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
-    built, contents = run.rebuild(place, until=selected(place))
+    built, contents = build.rebuild(place, until=selected(place))
     tokens, head = contents.header["label_token_ids"], built.lm.model.label_head
     loaded = load(tmp_path / "saved")
     output, base = loaded.get_output_embeddings(), lm.load(model).model
@@ -116,7 +117,7 @@ def test_tuned_label_rows_stand_in_the_output_layer(tmp_path, model):
     found, before = logits(loaded), logits(base)
     assert torch.allclose(found[..., others], before[..., others], atol=1e-6)
     assert not torch.allclose(found[..., tokens], before[..., tokens], atol=1e-5)
-    config = run.TuneConfig.from_json(contents.header["config"])
+    config = build.TuneConfig.from_json(contents.header["config"])
     again = jobs.evaluate(
         dataclasses.replace(config, model=str(tmp_path / "saved"), scheme="full"),
         mode="zero-shot", num_demonstrations=0, out=None, reporter=QUIET,
@@ -133,7 +134,7 @@ def test_what_a_gguf_file_became_is_saved_as_an_ordinary_folder(tmp_path, monkey
     write_gguf(lm.tiny("llama", tied=False), tmp_path / "tiny.gguf")
     place = tuned(tmp_path, model=str(tmp_path / "tiny.gguf"))
     jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
-    rebuilt, _ = run.rebuild(place, until=selected(place))
+    rebuilt, _ = build.rebuild(place, until=selected(place))
     shutil.rmtree(tmp_path / "cache")
     assert torch.equal(logits(load(tmp_path / "saved")), logits(rebuilt.lm.model))
 
@@ -146,7 +147,7 @@ def test_an_adapter_names_a_base_that_is_a_folder(tmp_path):
     jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
     settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(tmp_path / "base")
-    rebuilt, _ = run.rebuild(place, until=selected(place))
+    rebuilt, _ = build.rebuild(place, until=selected(place))
     assert torch.equal(logits(load(tmp_path / "saved")), logits(rebuilt.lm.model))
 
 
@@ -158,7 +159,7 @@ def test_an_adapter_names_a_base_that_is_a_folder(tmp_path):
 def test_a_ledger_alone_gives_the_same_weight_files(tmp_path, scheme):
     place = tuned(tmp_path, scheme=scheme)
     shutil.copy(place / "ledger", tmp_path / "mine.ledger")
-    last = len(run.rebuild(place)[1].moves)
+    last = len(build.rebuild(place)[1].moves)
     jobs.replay(place, until=last, save=tmp_path / "a", reporter=QUIET)
     jobs.replay(tmp_path / "mine.ledger", model="tiny-llama", save=tmp_path / "b", reporter=QUIET)
     assert weight_files(tmp_path / "a") == weight_files(tmp_path / "b") != {}
@@ -182,10 +183,10 @@ def test_the_record_inside_a_saved_model_rebuilds_it(tmp_path, monkeypatch):
 
 def test_what_a_ledger_cannot_say_is_named(tmp_path):
     place = tuned(tmp_path / "prefix", scheme="prefix")
-    (place / run.INITIAL).write_bytes(b"")
+    (place / build.INITIAL).write_bytes(b"")
     shutil.copy(place / "ledger", tmp_path / "prefix.ledger")
     other = tuned(tmp_path / "other", scheme="prefix", seed=1)
-    shutil.copy(other / run.INITIAL, tmp_path / run.INITIAL)
+    shutil.copy(other / build.INITIAL, tmp_path / build.INITIAL)
     with pytest.raises(BadInput, match=r"put the run's initial\.safetensors beside the ledger"):
         jobs.replay(tmp_path / "prefix.ledger", reporter=QUIET)
     place = tuned(tmp_path / "wanda", method="zo-sparse", options={"mask": "wanda"})
@@ -193,12 +194,12 @@ def test_what_a_ledger_cannot_say_is_named(tmp_path):
     with pytest.raises(BadInput, match=r"norms\.safetensors is missing.* beside the ledger"):
         jobs.replay(tmp_path / "wanda.ledger", reporter=QUIET)
     other = tuned(tmp_path / "other2", method="zo-sparse", options={"mask": "wanda"}, seed=1)
-    shutil.copy(other / run.NORMS, tmp_path)
+    shutil.copy(other / build.NORMS, tmp_path)
     with pytest.raises(BadInput, match=r"put the run's norms\.safetensors beside the ledger"):
         jobs.replay(tmp_path / "wanda.ledger", reporter=QUIET)
-    shutil.copy(place / run.NORMS, tmp_path)
+    shutil.copy(place / build.NORMS, tmp_path)
     jobs.replay(tmp_path / "wanda.ledger", until=2, save=tmp_path / "saved", reporter=QUIET)
-    assert (tmp_path / "saved" / "gradless" / run.NORMS).exists()
+    assert (tmp_path / "saved" / "gradless" / build.NORMS).exists()
 
 
 def test_the_card_names_where_the_base_model_is_now(tmp_path):
@@ -235,7 +236,7 @@ def test_figures_go_only_with_the_weights_that_they_are_of(tmp_path):
 def test_a_method_without_replay_is_saved_from_its_best_step(tmp_path):
     place = tuned(tmp_path, method="fo-sgd", lr=1e-2)
     jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
-    rebuilt, _ = run.rebuild(place, until=selected(place))
+    rebuilt, _ = build.rebuild(place, until=selected(place))
     assert torch.equal(logits(load(tmp_path / "saved")), logits(rebuilt.lm.model))
     assert "the only copy" in (tmp_path / "saved" / "README.md").read_text()
 
@@ -253,7 +254,7 @@ def facts_of(place: Path) -> card.Facts:
     """What the card of a run's selected step is made from."""
     contents, result = ledger.read(place / "ledger"), json.loads((place / "result.json").read_text())
     return card.Facts(
-        name="x", place="me/x", config=run.TuneConfig.from_json(contents.header["config"]), masked=False,
+        name="x", place="me/x", config=build.TuneConfig.from_json(contents.header["config"]), masked=False,
         step=result["selected_step"], header=contents.header, result=result, ledger_bytes=contents.good_bytes,
         sha256=result["weights_sha256"],
     )  # fmt: skip
@@ -515,7 +516,7 @@ def test_tune_saves_and_pushes(tmp_path, api):
 
 def test_the_other_ranks_of_a_public_push_refuse_nothing(tmp_path, api, monkeypatch):
     ranks = SimpleNamespace(rank=1, agreed=contextlib.nullcontext)
-    monkeypatch.setattr("gradless.train.tune", lambda *_, **__: {"status": "done"})
+    monkeypatch.setattr("gradless.runs.train.tune", lambda *_, **__: {"status": "done"})
     jobs.tune(h.config(tmp_path), tmp_path / "run", push="me/mine", public=True, reporter=QUIET, ranks=ranks)
     assert api.calls == []
 
@@ -578,14 +579,14 @@ def test_what_can_be_known_without_the_hub_is_said_first(tmp_path, monkeypatch):
     assert not (tmp_path / "run").exists()
     monkeypatch.setenv("HF_TOKEN", "hf_nothing")
     with pytest.raises(BadInput, match=r"is no name on the hub .*: write OWNER/NAME"):
-        saving.check(None, "a//b")
+        save.check(None, "a//b")
     with pytest.raises(BadInput, match="write OWNER/mine"):
-        saving.check(None, "mine")
+        save.check(None, "mine")
     with pytest.raises(BadInput, match="add --push OWNER/NAME"):
-        saving.check(None, None, public=True)
+        save.check(None, None, public=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(BadInput, match="HF_HUB_OFFLINE is set: unset it"):
-        saving.check(None, "me/mine")
+        save.check(None, "me/mine")
 
 
 def test_a_run_that_is_saved_opens_no_connection(tmp_path, monkeypatch):

@@ -3,10 +3,9 @@ import pytest
 import torch
 
 from gradless import lm as models
-from gradless import schemes
 from gradless.errors import BadInput
-from gradless.hashing import weights_sha256
-from gradless.lm import LanguageModel
+from gradless.lm import LanguageModel, schemes
+from gradless.system.hashing import weights_sha256
 
 ARCHITECTURES = ["opt", "llama", "mistral", "qwen", "gemma", "roberta"]
 CAUSAL = ARCHITECTURES[:-1]

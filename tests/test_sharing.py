@@ -6,13 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gradless import batching, schemes, scoring, sharing
-from gradless.batching import Batch, collate_gold, collate_options, groups
-from gradless.encode import Encoded, encode
-from gradless.lm import quiet_transformers, tiny
-from gradless.objectives import OBJECTIVES, loss_of
-from gradless.scoring import scores
-from gradless.sharing import ARCHITECTURES, Extent, attention, extent, grow, pays, reach, volume
+from gradless.lm import batching, quiet_transformers, schemes, scoring, tiny, token_trees
+from gradless.lm.batching import Batch, collate_gold, collate_options, groups
+from gradless.lm.encode import Encoded, encode
+from gradless.lm.objectives import OBJECTIVES, loss_of
+from gradless.lm.scoring import scores
+from gradless.lm.token_trees import ARCHITECTURES, Extent, attention, extent, grow, pays, reach, volume
 from gradless.tasks.base import Example
 from scoring_helpers import CAUSAL, SENTENCES, model, naive_log_probs, plain_logits, several, shared, single
 
@@ -250,7 +249,7 @@ def test_unknown_models_read_sequences(monkeypatch):
     assert reach(lm) > 10**6
     assert reach(shared("roberta")) == 0
     with monkeypatch.context() as patch:
-        patch.setattr(sharing, "ARCHITECTURES", ())
+        patch.setattr(token_trees, "ARCHITECTURES", ())
         assert collate_options(lm, RAGGED).packing is None
     with monkeypatch.context() as patch:
         patch.setattr(lm.model.config, "_attn_implementation_internal", "flash_attention_2")
@@ -355,6 +354,6 @@ def test_groups_count_what_is_read(monkeypatch):
             assert batch.input_ids.numel() == volume(lm, size)
             assert len(group) == 1 or volume(lm, size) <= budget
         with monkeypatch.context() as patch:
-            patch.setattr(sharing, "reach", lambda lm: 0)
+            patch.setattr(token_trees, "reach", lambda lm: 0)
             assert len(found) <= len(list(groups(lm, encoded, batch_tokens=budget)))
     assert len(found) < 6

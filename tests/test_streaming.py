@@ -8,13 +8,14 @@ import pytest
 import torch
 
 import scoring_helpers as s
-from gradless import lm, objectives, rng, schemes
+from gradless import lm, rng
 from gradless.directions import gaussian, rademacher
-from gradless.encode import encode
+from gradless.forward.perturbed import PerturbedWeights, Pool, ReadSurvey
+from gradless.forward.points import Point, Points
 from gradless.gradients import Mixture, combine
+from gradless.lm import objectives, schemes
+from gradless.lm.encode import encode
 from gradless.optimizer import ZerothOrder
-from gradless.points import Point, Points
-from gradless.streaming import Pool, Serving, Survey
 
 SCHEMES = ("full", "lora", "prefix", "prompt")
 EPS = 1e-2
@@ -65,13 +66,13 @@ def test_served_losses_are_those_of_a_perturbed_model(architecture, scheme):
     for name, closure in closures(model).items():
         plain = float(closure())
         for sign in (1.0, -1.0):
-            serving = Serving(leaves, at(mixture, sign * EPS), pool=pool)
-            serving.survey = Survey(leaves)
+            serving = PerturbedWeights(leaves, at(mixture, sign * EPS), pool=pool)
+            serving.survey = ReadSurvey(leaves)
             with serving.survey, serving:
                 served = closure()
             assert serving.survey.direct == set(), f"{name}: needs the in-place fallback"
             assert all(torch.equal(leaf.param, value) for leaf, value in zip(opt.leaves, start, strict=True))
-            with Serving(leaves, at(mixture, sign * EPS), pool=pool):
+            with PerturbedWeights(leaves, at(mixture, sign * EPS), pool=pool):
                 assert torch.equal(closure(), served)  # with buffers that hold old values
             before = perturbed(opt, mixture, sign * EPS)
             real = closure()
@@ -97,7 +98,7 @@ def test_sixteen_bit_weights_are_served_as_they_would_be_written(architecture, d
     leaves = {id(leaf.param): leaf for leaf in opt.leaves}
     mixture = Mixture((rng.direction_key(1, 5, 0), rng.direction_key(1, 5, 1)), (0.5, -2.0))
     for closure in closures(model).values():
-        with Serving(leaves, at(mixture, EPS), pool=Pool()):
+        with PerturbedWeights(leaves, at(mixture, EPS), pool=Pool()):
             served = closure()
         before = [leaf.param.detach().clone() for leaf in opt.leaves]
         for leaf in opt.leaves:
@@ -121,7 +122,7 @@ def test_the_label_head_is_served(architecture):
     chosen = objectives.OBJECTIVES["option_ce"]
     batches = objectives.prepare(model, chosen, encoded)
     mixture = Mixture((rng.direction_key(1, 0, 0),), (1.0,))
-    with Serving({id(leaf.param): leaf}, at(mixture, EPS)):
+    with PerturbedWeights({id(leaf.param): leaf}, at(mixture, EPS)):
         served = objectives.loss_over(model, chosen, batches)
     perturbed(opt, mixture, EPS)
     assert torch.equal(served, objectives.loss_over(model, chosen, batches))
@@ -134,13 +135,13 @@ def test_generation_is_served(scheme):
     answers = [example._replace(options=(), correct=(), answers=("good",)) for example in s.single(model)]
     chosen = objectives.OBJECTIVES["f1"]
     prompts = chosen.prepare(model, [encode(model, example) for example in answers])._replace(new_tokens=5)
-    from gradless.scoring import generate
+    from gradless.lm.scoring import generate
 
     leaves = {id(leaf.param): leaf for leaf in opt.leaves}
     mixture = Mixture((rng.direction_key(1, 0, 0),), (1.0,))
     plain = generate(model, prompts)
-    serving = Serving(leaves, at(mixture, 0.5), pool=Pool())
-    serving.survey = Survey(leaves)
+    serving = PerturbedWeights(leaves, at(mixture, 0.5), pool=Pool())
+    serving.survey = ReadSurvey(leaves)
     with serving.survey, serving:
         served = generate(model, prompts)
     assert serving.survey.direct == set()
@@ -155,7 +156,7 @@ def test_an_error_inside_leaves_the_weights_alone():
     before = [leaf.param.detach().clone() for leaf in opt.leaves]
     mixture = Mixture((3,), (1.0,))
     for in_place in (frozenset(), frozenset(leaves)):
-        with pytest.raises(KeyboardInterrupt), Serving(leaves, at(mixture, EPS), in_place=in_place):  # noqa: PT012
+        with pytest.raises(KeyboardInterrupt), PerturbedWeights(leaves, at(mixture, EPS), in_place=in_place):  # noqa: PT012
             next(iter(closures(model).values()))()
             raise KeyboardInterrupt
         assert all(torch.equal(leaf.param, value) for leaf, value in zip(opt.leaves, before, strict=True))

@@ -7,10 +7,10 @@ import torch
 
 import gradless as gl
 from gradless import lm, rng
+from gradless.directions.blocks import blocks, one_by_one, random_blocks, units
 from gradless.errors import BadInput
 from gradless.gradients import Mixture
 from gradless.kernels.program import NOTHING, idle, program, restrict
-from gradless.subsets import blocks, one_by_one, random_blocks, units
 
 NAMES = ["wte", "h.0.a", "h.0.b", "h.1.a", "h.2.a", "norm.w", "norm.b"]
 

@@ -9,10 +9,10 @@ import pytest
 import run_helpers
 from gradless.bench import timing
 from gradless.bench.grid import cell_name
-from gradless.config import TuneConfig
 from gradless.errors import BadInput
-from gradless.progress import Reporter
 from gradless.report import load
+from gradless.runs.config import TuneConfig
+from gradless.system.progress import Reporter
 
 
 def finished(folder, methods):

@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner
 
 import run_helpers as h
-from gradless import jobs, notes, trackers, train
 from gradless.cli import main
 from gradless.errors import BadInput
-from gradless.progress import Reporter
+from gradless.runs import jobs, record, tensorboard, train
+from gradless.system.progress import Reporter
 
 pytest.importorskip("tensorboard")
 QUIET = Reporter(quiet=True)
@@ -35,7 +35,9 @@ def read(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, li
 def expected(out: Path, steps: int) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[tuple[int, float]]]]:
     scalars: dict[str, list[tuple[int, float]]] = {}
     histograms: dict[str, list[tuple[int, float]]] = {}
-    for event in trackers.events(notes.read_lines(out / "metrics.jsonl"), every=max(1, steps // trackers.HISTOGRAMS)):
+    for event in tensorboard.events(
+        record.read_lines(out / "metrics.jsonl"), every=max(1, steps // tensorboard.HISTOGRAMS)
+    ):
         if isinstance(event.value, tuple):
             histograms.setdefault(event.tag, []).append((event.step, len(event.value)))
         else:
@@ -116,7 +118,7 @@ def test_a_resumed_run_has_every_event_once(tmp_path, monkeypatch):
 def test_a_crash_before_the_result_doubles_no_evaluation(tmp_path, monkeypatch):
     config, events = h.config(tmp_path, zero_shot=False), tmp_path / "events"
     with monkeypatch.context() as patch:
-        patch.setattr("gradless.outcome.versions", lambda: 1 / 0)
+        patch.setattr("gradless.runs.finish.versions", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             jobs.tune(config, tmp_path / "run", tensorboard=events, reporter=QUIET)
     result = jobs.tune(config, tmp_path / "run", resume=True, tensorboard=events, reporter=QUIET)
@@ -142,14 +144,14 @@ def test_runs_that_share_a_folder_leave_each_other_alone(tmp_path):
 def test_histograms_gather_coefficients():
     line = {"event": "step", "loss": None, "lr": 1.0, "forwards": 4, "seconds": 0.5, "peak_memory_bytes": 7}
     lines = [{**line, "step": t, "coeffs": None if t == 1 else [float(t), -1.0]} for t in range(7)]
-    found = [e for e in trackers.events(lines, every=3) if isinstance(e.value, tuple)]
+    found = [e for e in tensorboard.events(lines, every=3) if isinstance(e.value, tuple)]
     assert [(e.step, e.value) for e in found] == [
         (2, (0.0, -1.0, 2.0, -1.0)), (5, (3.0, -1.0, 4.0, -1.0, 5.0, -1.0)), (6, (6.0, -1.0)),
     ]  # fmt: skip
     assert [e.seconds for e in found] == [1.5, 3.0, 3.5]
-    speeds = [e for e in trackers.events(lines[:1], every=3) if e.tag == "train/forwards_per_second"]
+    speeds = [e for e in tensorboard.events(lines[:1], every=3) if e.tag == "train/forwards_per_second"]
     assert speeds == [("train/forwards_per_second", 0, 0.5, 8.0)]
-    assert not [e for e in trackers.events(lines, every=3) if e.tag == "train/loss"]  # none was finite
+    assert not [e for e in tensorboard.events(lines, every=3) if e.tag == "train/loss"]  # none was finite
 
 
 def test_a_run_goes_on_where_events_cannot_be_written(tmp_path, monkeypatch):

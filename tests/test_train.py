@@ -12,14 +12,17 @@ from click.testing import CliRunner
 from safetensors.torch import load_file
 
 import run_helpers as h
-from gradless import evaluate, jobs, ledger, lm, notes, objectives, run, schemes, streaming
+from gradless import ledger, lm
 from gradless.cli import main
-from gradless.config import TuneConfig
 from gradless.errors import BadInput
-from gradless.hashing import weights_sha256
+from gradless.forward import perturbed
+from gradless.lm import evaluate, objectives, schemes
 from gradless.methods import METHODS
 from gradless.optimizer import ZerothOrder
-from gradless.progress import Reporter
+from gradless.runs import build, jobs, record
+from gradless.runs.config import TuneConfig
+from gradless.system.hashing import weights_sha256
+from gradless.system.progress import Reporter
 
 CONTRACT = (
     *("zero_shot", "dev", "test", "steps", "forwards", "train_seconds", "seconds_per_step", "peak_memory_bytes"),
@@ -103,10 +106,10 @@ def test_every_scheme_runs_and_rebuilds(tmp_path, scheme, model):
     else:
         assert 0 < result["tuned_parameters"] < base.num_parameters / 4
     assert ("baseline_logistic_regression" in result) == (scheme == "head")
-    rebuilt, _ = run.rebuild(tmp_path / "run", until=result["selected_step"])
-    assert run.tuned_sha256(rebuilt) == result["weights_sha256"]
-    untouched, _ = run.rebuild(tmp_path / "run", until=0)
-    assert run.tuned_sha256(untouched) != result["weights_sha256"]
+    rebuilt, _ = build.rebuild(tmp_path / "run", until=result["selected_step"])
+    assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
+    untouched, _ = build.rebuild(tmp_path / "run", until=0)
+    assert build.tuned_sha256(untouched) != result["weights_sha256"]
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -119,14 +122,14 @@ def test_every_method_runs_and_rebuilds(tmp_path, method, dtype):
     )
     result = h.tune(settings, tmp_path / "run")
     assert result["status"] == "done"
-    assert result["forwards"] == 4 * run.step_cost(settings)
+    assert result["forwards"] == 4 * build.step_cost(settings)
     assert result["test"]
     if METHODS[method].replays:
-        rebuilt, _ = run.rebuild(tmp_path / "run", until=result["selected_step"])
-        assert run.tuned_sha256(rebuilt) == result["weights_sha256"]
-        assert not (tmp_path / "run" / run.BEST).exists()
+        rebuilt, _ = build.rebuild(tmp_path / "run", until=result["selected_step"])
+        assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
+        assert not (tmp_path / "run" / build.BEST).exists()
     else:
-        kept = load_file(tmp_path / "run" / run.BEST)
+        kept = load_file(tmp_path / "run" / build.BEST)
         assert weights_sha256(kept.items()) == result["weights_sha256"]
 
 
@@ -146,8 +149,8 @@ def test_a_run_that_no_ledger_rebuilds_starts_over(tmp_path, monkeypatch, method
     again = h.tune(settings, tmp_path / "run", resume=True)
     assert again["weights_sha256"] == whole["weights_sha256"]
     assert again["steps"] == 6
-    rebuilt, _ = run.rebuild(tmp_path / "run")
-    assert run.tuned_sha256(rebuilt) == whole["weights_sha256"]
+    rebuilt, _ = build.rebuild(tmp_path / "run")
+    assert build.tuned_sha256(rebuilt) == whole["weights_sha256"]
 
 
 @pytest.mark.parametrize("objective", ["option_ce", "gold", "lm", "accuracy"])
@@ -210,7 +213,7 @@ def test_cosine_schedule_ends_near_zero(tmp_path):
 def test_weight_decay_shrinks_matrices_only(tmp_path):
     settings = h.config(tmp_path, model="tiny-opt", steps=1, lr=1e-4, weight_decay=1000.0, num_dev=0)
     h.tune(settings, tmp_path / "run")
-    before, after = run.rebuild(tmp_path / "run", until=0)[0], run.rebuild(tmp_path / "run")[0]
+    before, after = build.rebuild(tmp_path / "run", until=0)[0], build.rebuild(tmp_path / "run")[0]
     assert len(after.optimizer.param_groups) == 2
     (move,) = ledger.read(tmp_path / "run" / "ledger").moves
     step = move.lrs[0] * abs(move.coeffs[0])  # the largest change that z = +-1 makes
@@ -224,8 +227,8 @@ def test_layer_scales_change_the_run_and_rebuild(tmp_path, layer_scale):
     plain = h.tune(h.config(tmp_path), tmp_path / "plain")
     result = h.tune(h.config(tmp_path, layer_scale=layer_scale), tmp_path / "run")
     assert result["weights_sha256"] != plain["weights_sha256"]
-    rebuilt, _ = run.rebuild(tmp_path / "run", until=result["selected_step"])
-    assert run.tuned_sha256(rebuilt) == result["weights_sha256"]
+    rebuilt, _ = build.rebuild(tmp_path / "run", until=result["selected_step"])
+    assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -235,7 +238,7 @@ def test_zero_shot_is_that_of_the_base_model(tmp_path, scheme, model):
     base = jobs.evaluate(settings, mode="zero-shot", num_demonstrations=0, out=None, reporter=Reporter(quiet=True))
     result = h.tune(settings, tmp_path / "run")
     assert {name: result["zero_shot"][name] for name in base["test"]} == base["test"]
-    assert run.tuned_sha256(run.rebuild(tmp_path / "run")[0]) == result["weights_sha256"]  # adapters are on again
+    assert build.tuned_sha256(build.rebuild(tmp_path / "run")[0]) == result["weights_sha256"]  # adapters are on again
 
 
 @pytest.mark.parametrize("scheme", ["lora", "prefix"])
@@ -243,7 +246,7 @@ def test_zero_shot_generation_is_that_of_the_base_model(tmp_path, scheme):
     changes = {"task": "squad", "data": str(h.squad(tmp_path / "squad")), "num_train": 4, "num_dev": 2, "num_test": 3}
     settings = h.config(tmp_path, scheme=scheme, steps=1, batch_size=2, **changes)
     h.tune(settings, tmp_path / "run")
-    task, splits = run.load_task(settings)
+    task, splits = build.load_task(settings)
     texts = evaluate.evaluate(lm.load("tiny-llama"), task, splits.test).predictions
     first, *_ = h.notes(tmp_path / "run", "eval")
     assert (first["split"], first["step"]) == ("test", 0)
@@ -253,7 +256,7 @@ def test_zero_shot_generation_is_that_of_the_base_model(tmp_path, scheme):
 def test_frozen_parameters_stay(tmp_path):
     result = h.tune(h.config(tmp_path, freeze=("embed", "lm_head")), tmp_path / "run")
     assert result["tuned_parameters"] < lm.load("tiny-llama").num_parameters
-    model = run.rebuild(tmp_path / "run")[0]
+    model = build.rebuild(tmp_path / "run")[0]
     assert not [leaf.name for leaf in model.optimizer.leaves if "embed" in leaf.name]
 
 
@@ -287,10 +290,10 @@ def test_the_step_that_was_best_on_dev_is_tested(tmp_path, select):
     assert result["selected_step"] == best
     assert result["steps"] == 12
     assert result["dev"]["loss"] == dev[best]["loss"]
-    rebuilt, _ = run.rebuild(tmp_path / "run", until=best)
-    assert run.tuned_sha256(rebuilt) == result["weights_sha256"]
-    last, _ = run.rebuild(tmp_path / "run")
-    assert (run.tuned_sha256(last) == result["weights_sha256"]) == (best == 12)
+    rebuilt, _ = build.rebuild(tmp_path / "run", until=best)
+    assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
+    last, _ = build.rebuild(tmp_path / "run")
+    assert (build.tuned_sha256(last) == result["weights_sha256"]) == (best == 12)
     if select == "loss":
         assert best != 12  # else this test shows little
 
@@ -327,10 +330,10 @@ def test_a_step_with_a_loss_that_is_not_finite_is_skipped_logged_and_counted(tmp
     assert [line["skipped"] for line in lines] == [move.skipped for move in moves]
     assert lines[1]["loss"] is None
     assert lines[1]["coeffs"] is None
-    before, after = (run.tuned_sha256(run.rebuild(tmp_path / "run", until=t)[0]) for t in (1, 2))
+    before, after = (build.tuned_sha256(build.rebuild(tmp_path / "run", until=t)[0]) for t in (1, 2))
     assert before == after  # the skipped step changed nothing
-    rebuilt, _ = run.rebuild(tmp_path / "run", until=result["selected_step"])
-    assert run.tuned_sha256(rebuilt) == result["weights_sha256"]
+    rebuilt, _ = build.rebuild(tmp_path / "run", until=result["selected_step"])
+    assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
 
 
 def test_ten_such_losses_in_a_row_end_the_run_as_diverged(tmp_path, monkeypatch):
@@ -343,8 +346,8 @@ def test_ten_such_losses_in_a_row_end_the_run_as_diverged(tmp_path, monkeypatch)
     assert result["forwards"] == 24
     assert len(h.notes(tmp_path / "run", "step")) == 12
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "diverged"
-    rebuilt, _ = run.rebuild(tmp_path / "run", until=result["selected_step"])
-    assert run.tuned_sha256(rebuilt) == result["weights_sha256"]
+    rebuilt, _ = build.rebuild(tmp_path / "run", until=result["selected_step"])
+    assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
 
 
 @pytest.mark.parametrize("crash", [8, 13])
@@ -424,8 +427,8 @@ def test_ctrl_c_interrupts_and_resume_ends_at_the_same_weights(tmp_path, monkeyp
     assert result["steps"] == place[0]
     assert result["selected_step"] == result["steps"]
     assert result["test"] == {}
-    rebuilt, _ = run.rebuild(tmp_path / "run", until=result["selected_step"])
-    assert run.tuned_sha256(rebuilt) == result["weights_sha256"]
+    rebuilt, _ = build.rebuild(tmp_path / "run", until=result["selected_step"])
+    assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
 
     resumed = h.tune(settings, tmp_path / "run", resume=True)
     assert resumed["status"] == "done"
@@ -440,7 +443,7 @@ def test_ctrl_c_interrupts_and_resume_ends_at_the_same_weights(tmp_path, monkeyp
 def test_ctrl_c_between_log_and_update_loses_nothing(tmp_path, monkeypatch, where):
     """Before an update is taken in, or while the next probe writes it: half of the leaves have it then."""
     settings = h.config(tmp_path, steps=5, lr=1e-3, eval_every=5)
-    true_apply, true_branch, applied, written = ZerothOrder.apply, streaming.branch, [], []
+    true_apply, true_branch, applied, written = ZerothOrder.apply, perturbed.branch, [], []
     stop_at = {"apply": None, "branch": None}
 
     def apply(*args, **kwargs):
@@ -457,7 +460,7 @@ def test_ctrl_c_between_log_and_update_loses_nothing(tmp_path, monkeypatch, wher
         return found
 
     monkeypatch.setattr(ZerothOrder, "apply", apply)
-    monkeypatch.setattr(streaming, "branch", branch)
+    monkeypatch.setattr(perturbed, "branch", branch)
     whole = h.tune(settings, tmp_path / "whole")
     each = len(written) // 4  # leaves that the probe of every step but the first writes
     assert each > 10
@@ -468,8 +471,8 @@ def test_ctrl_c_between_log_and_update_loses_nothing(tmp_path, monkeypatch, wher
     monkeypatch.undo()
     assert result["status"] == "interrupted"
     assert result["steps"] == 3
-    rebuilt, _ = run.rebuild(tmp_path / "run", until=3)
-    assert run.tuned_sha256(rebuilt) == result["weights_sha256"]
+    rebuilt, _ = build.rebuild(tmp_path / "run", until=3)
+    assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
     assert h.tune(settings, tmp_path / "run", resume=True)["weights_sha256"] == whole["weights_sha256"]
 
 
@@ -558,7 +561,7 @@ def test_the_ledger_of_another_run_of_the_same_model_is_refused(tmp_path):
     with pytest.raises(BadInput, match="another run"):
         h.tune(settings, tmp_path / "run", resume=True)
     with pytest.raises(BadInput, match="another run"):
-        run.rebuild(tmp_path / "run")
+        build.rebuild(tmp_path / "run")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -567,7 +570,7 @@ def test_the_ledger_of_another_run_of_the_same_model_is_refused(tmp_path):
 
 def test_splits_share_no_row(tmp_path):
     own = h.sentiment(tmp_path / "data", train_rows=48)
-    _, splits = run.load_task(h.config(tmp_path, own=own, num_train=30, num_dev=18, num_test=0))
+    _, splits = build.load_task(h.config(tmp_path, own=own, num_train=30, num_dev=18, num_test=0))
     train_rows, dev_rows = ({json.dumps(row) for row in rows} for rows in (splits.train, splits.dev))
     assert (len(splits.train), len(splits.dev), len(splits.test)) == (30, 18, 24)
     assert not train_rows & dev_rows
@@ -577,19 +580,19 @@ def test_splits_share_no_row(tmp_path):
 @pytest.mark.parametrize(("num", "batch"), [(12, 4), (10, 4), (3, 7), (5, 5), (1, 2)])
 def test_batches_take_every_row_once_an_epoch(num, batch):
     steps = math.lcm(num, batch) // batch * 2
-    taken = [i for step in range(steps) for i in run.batch_indices(num, batch, 5, step)]
+    taken = [i for step in range(steps) for i in build.batch_indices(num, batch, 5, step)]
     epochs = [taken[start : start + num] for start in range(0, len(taken), num)]
     assert len(epochs) >= 2
     assert all(sorted(epoch) == list(range(num)) for epoch in epochs)
     if num > 4:
         assert epochs[0] != epochs[1]
-        assert taken != [i for step in range(steps) for i in run.batch_indices(num, batch, 6, step)]
+        assert taken != [i for step in range(steps) for i in build.batch_indices(num, batch, 6, step)]
     assert set(Counter(taken).values()) == {len(epochs)}
 
 
 def test_training_shows_the_rows_that_batch_indices_names(tmp_path, monkeypatch):
     settings = h.config(tmp_path, steps=4, batch_size=5, num_train=16)
-    task, splits = run.load_task(settings)
+    task, splits = build.load_task(settings)
     shown, true = [], objectives.prepare
 
     def prepare(model, objective, encoded, micro=None):
@@ -598,8 +601,8 @@ def test_training_shows_the_rows_that_batch_indices_names(tmp_path, monkeypatch)
 
     monkeypatch.setattr(objectives, "prepare", prepare)
     h.tune(settings, tmp_path / "run")
-    rows = [row.prompt for row in run.encode_rows(lm.load("tiny-llama"), task, splits.train, None)]
-    assert shown[2:] == [[rows[i] for i in run.batch_indices(16, 5, 0, step)] for step in range(4)]
+    rows = [row.prompt for row in build.encode_rows(lm.load("tiny-llama"), task, splits.train, None)]
+    assert shown[2:] == [[rows[i] for i in build.batch_indices(16, 5, 0, step)] for step in range(4)]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -637,7 +640,7 @@ def test_nothing_touches_the_global_generator(tmp_path):
 
 
 def test_versions_name_what_computed():
-    assert {"gradless", "torch", "transformers", "python", "machine"} <= set(notes.versions())
+    assert {"gradless", "torch", "transformers", "python", "machine"} <= set(record.versions())
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -652,11 +655,11 @@ def test_a_prefix_is_rebuilt_from_kept_values_and_not_from_a_new_forward(tmp_pat
     monkeypatch.setattr(
         schemes, "_keys_and_values", lambda *args: [(key * 1.0001, value) for key, value in true(*args)]
     )
-    rebuilt, _ = run.rebuild(tmp_path / "run", until=result["selected_step"])
-    assert run.tuned_sha256(rebuilt) == result["weights_sha256"]
-    (tmp_path / "run" / run.INITIAL).unlink()
+    rebuilt, _ = build.rebuild(tmp_path / "run", until=result["selected_step"])
+    assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
+    (tmp_path / "run" / build.INITIAL).unlink()
     with pytest.raises(BadInput, match="initial adapter"):
-        run.rebuild(tmp_path / "run", until=result["selected_step"])
+        build.rebuild(tmp_path / "run", until=result["selected_step"])
 
 
 def test_a_run_is_replayed_where_its_model_has_moved(tmp_path):
@@ -708,14 +711,14 @@ def test_blocks_that_generate_text_share_no_prefix(tmp_path):
     settings = h.config(
         tmp_path, task="squad", data=data, objective="f1", method="zo-blockwise", num_train=8, num_dev=2
     )
-    model, _ = run.build_for(settings.resolved(), tmp_path, *_task_and_rows(settings))
+    model, _ = build.build_for(settings.resolved(), tmp_path, *_task_and_rows(settings))
     assert model.optimizer.landscape.prefix is None
-    model, _ = run.build_for(
+    model, _ = build.build_for(
         h.config(tmp_path, method="zo-blockwise").resolved(), tmp_path, *_task_and_rows(h.config(tmp_path))
     )
     assert model.optimizer.landscape.prefix is not None
 
 
 def _task_and_rows(settings):
-    task, splits = run.load_task(settings)
+    task, splits = build.load_task(settings)
     return task, splits.train

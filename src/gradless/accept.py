@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Final
 
+__all__ = ["always", "conservative"]
+
 Accept = Callable[[Callable[[float], float]], float]
 
 

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
+__all__ = ["BadInput", "Diverged"]
+
 T = TypeVar("T")
 
 
@@ -16,7 +18,7 @@ class BadInput(ValueError):
     """
 
 
-class Told(BadInput):
+class ReportedElsewhere(BadInput):
     """Bad input that another rank of the same run reports."""
 
 

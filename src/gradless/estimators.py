@@ -15,6 +15,8 @@ from torch import Tensor
 
 from gradless.errors import BadInput
 
+__all__ = ["backprop", "forward_grad", "hybrid", "linear_queries", "one_sided", "spsa"]
+
 Values = Callable[[Sequence[tuple[int | None, float]]], Sequence[float]]
 Slopes = Callable[[Sequence[int]], tuple[float, Sequence[float]]]
 Gradients = Callable[[], tuple[float, Mapping[str, Tensor]]]
@@ -122,7 +124,7 @@ def backprop() -> Estimator:
     """The gradient itself, by backpropagation: the baseline that forward-only methods are measured against.
 
     Cost: a forward and a backward, counted as three forwards; memory of the activations and of one gradient, which
-    `gradless.layers.checkpointing` trades for a second forward. Nothing about it fits a ledger.
+    `gradless.forward.model_blocks.checkpointing` trades for a second forward. Nothing about it fits a ledger.
     """
 
     def estimate(oracle: Oracle, keys: Sequence[int]) -> Estimate:

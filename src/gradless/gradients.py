@@ -21,6 +21,8 @@ from gradless.kernels import reference
 from gradless.kernels.program import Program, restrict
 from gradless.rng import Stream
 
+__all__ = ["Dense", "Mixture", "Sketch"]
+
 
 class Leaf(NamedTuple):
     """One tuned parameter and how the directions treat it."""
@@ -152,3 +154,23 @@ def finish(out: Tensor, leaf: Leaf, change: Tensor, *, decay: float, rounding: i
     if leaf.mask is not None:
         value = torch.where(leaf.mask, value, leaf.param.detach().float())
     return out.copy_(reference.round_to(value, leaf.param.dtype, rounding, leaf.id))
+
+
+class Probe(NamedTuple):
+    """What one estimate found; the weights are as before."""
+
+    step: int
+    loss: float  # mean of the evaluated losses
+    sketch: Sketch
+    forwards: int
+    finite: bool
+    tensors: Mapping[str, Tensor] | None = None  # stored gradients by leaf name, of estimators that make some
+
+
+class Update(NamedTuple):
+    """One update, as a ledger holds it."""
+
+    step: int
+    coeffs: tuple[float, ...]
+    lrs: tuple[float, ...]  # per parameter group, times what acceptance made of the update
+    skipped: bool

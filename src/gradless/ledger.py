@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradless.errors import BadInput
-from gradless.optimizer import Move
+from gradless.optimizer import Update
 
 MAGIC = b"gradless"
 VERSION = 1
@@ -39,7 +39,7 @@ class Contents(NamedTuple):
     """A ledger read back."""
 
     header: dict[str, Any]
-    moves: list[Move]
+    moves: list[Update]
     torn_bytes: int  # bytes of an unfinished record at the end
     good_bytes: int  # length of everything before it
     crc: int  # chain value after the last good record
@@ -111,7 +111,7 @@ class Ledger:
             os.close(self.file)
             raise BadInput(f"another process is working on {self.path.parent}: wait for it, or stop it") from None
 
-    def append(self, move: Move) -> None:
+    def append(self, move: Update) -> None:
         """Write one step. On a full disk the record is taken back and OSError is raised."""
         changed = move.lrs != self.lrs
         body = pack(move, with_lrs=changed)
@@ -135,7 +135,7 @@ class Ledger:
         os.close(self.file)
 
 
-def pack(move: Move, *, with_lrs: bool) -> bytes:
+def pack(move: Update, *, with_lrs: bool) -> bytes:
     """A record without its closing crc."""
     flags = (LRS if with_lrs else 0) | (SKIPPED if move.skipped else 0)
     coeffs = () if move.skipped else move.coeffs
@@ -156,7 +156,7 @@ def read(path: Path) -> Contents:
         raise BadInput(f"there is no ledger at {path}: give the directory of a run") from None
     header, offset, crc = _read_header(path, data)
     groups = int(header["groups"])
-    moves: list[Move] = []
+    moves: list[Update] = []
     lrs: tuple[float, ...] = ()
     while offset < len(data):
         start, offset = offset, offset + FIXED.size + 2
@@ -175,7 +175,7 @@ def read(path: Path) -> Contents:
         coeffs = struct.unpack_from(f"<{count}f", data, offset)
         if flags & LRS:
             lrs = struct.unpack_from(f"<{groups}d", data, end - 8 * groups)
-        moves.append(Move(step, coeffs, lrs, bool(flags & SKIPPED)))
+        moves.append(Update(step, coeffs, lrs, bool(flags & SKIPPED)))
         offset = end + 4
     return Contents(header, moves, 0, offset, crc)
 

@@ -16,23 +16,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradless import kernels, leaves, rng
+from gradless import kernels, rng
 from gradless.accept import FORWARDS, Accept
 from gradless.accept import always as always
-from gradless.deferred import Deferred
-from gradless.derivatives import all_finite
 from gradless.directions import Directions, rademacher
 from gradless.errors import BadInput, Diverged
 from gradless.estimators import Estimator, Oracle, check_stored, spsa
+from gradless.forward import parameters
+from gradless.forward.autodiff import all_finite
+from gradless.forward.deferred import Deferred
+from gradless.forward.evaluator import ENGINES as ENGINES
+from gradless.forward.evaluator import STREAM, Closure, LossEvaluator
+from gradless.forward.points import probe_point
+from gradless.forward.prefix_cache import PrefixCache
 from gradless.gradients import Dense, Gradient, Mixture, Sketch, combine, finish
-from gradless.landscape import ENGINES as ENGINES
-from gradless.landscape import STREAM, Closure, Landscape
-from gradless.moves import Move as Move
-from gradless.moves import Probe as Probe
-from gradless.points import probe_point
-from gradless.prefix import Prefix
+from gradless.gradients import Probe as Probe
+from gradless.gradients import Update as Update
 from gradless.ranks import Ranks
 from gradless.rules import Rule, chain, like, plain, scale
+
+__all__ = ["ZerothOrder"]
 
 PATIENCE = 10  # non-finite losses in a row that end a run
 ZERO_WARNING = 5  # estimates of exactly zero in a row that are worth a word
@@ -98,7 +101,7 @@ class ZerothOrder(torch.optim.Optimizer):
             raise BadInput(f"weight_decay is {weight_decay}: it must not be negative")
         lr = self.rule.lr
         initial = lr(0) if callable(lr) else lr
-        given = leaves.named(params)
+        given = parameters.named(params)
         if callable(lr) and any(isinstance(group, dict) and "lr" in group for group in given):
             raise BadInput("the rule's schedule sets the learning rate: give groups an 'lr_scale' instead of an 'lr'")
         super().__init__(given, {"lr": initial, "weight_decay": weight_decay, "lr_scale": 1.0})
@@ -112,11 +115,11 @@ class ZerothOrder(torch.optim.Optimizer):
         self._skipped_row = 0  # non-finite losses in a row
         self._zero_row = 0  # estimates of exactly zero in a row
         self._rule_state = self.rule.init()
-        self.leaves = leaves.freeze(self.param_groups, self.directions, self.estimator.deep)
+        self.leaves = parameters.freeze(self.param_groups, self.directions, self.estimator.deep)
         self.defer = defer
         self._deferred = Deferred(self.leaves)
         self._torn = False  # an interrupt came while weights were written
-        self.landscape = Landscape(self.leaves, engine=engine, deferred=self._deferred, ranks=ranks)
+        self.landscape = LossEvaluator(self.leaves, engine=engine, deferred=self._deferred, ranks=ranks)
 
     @property
     def engine(self) -> str:
@@ -139,7 +142,7 @@ class ZerothOrder(torch.optim.Optimizer):
         For directions that reach some blocks only, in the engine ``stream``. The losses stay the same; the closure must
         call the model on the same inputs every time: generating text does not.
         """
-        self.landscape.prefix = Prefix(model)
+        self.landscape.prefix = PrefixCache(model)
 
     @torch.no_grad()
     def probe(self, closure: Closure) -> Probe:
@@ -254,7 +257,7 @@ class ZerothOrder(torch.optim.Optimizer):
             raise BadInput("step needs a closure that returns the loss: opt.step(lambda: model(**batch).loss)")
         return self.step_with(closure)[0].loss
 
-    def step_with(self, closure: Closure, log: Callable[[Move], None] | None = None) -> tuple[Probe, Move]:
+    def step_with(self, closure: Closure, log: Callable[[Update], None] | None = None) -> tuple[Probe, Update]:
         """`step`, returning what was found and what was done; ``log`` gets the update before it is made.
 
         Raises:
@@ -265,12 +268,12 @@ class ZerothOrder(torch.optim.Optimizer):
         probe = self.probe(closure)
         return probe, self.settle(probe, closure, log)
 
-    def settle(self, probe: Probe, closure: Closure, log: Callable[[Move], None] | None = None) -> Move:
+    def settle(self, probe: Probe, closure: Closure, log: Callable[[Update], None] | None = None) -> Update:
         """The other half of `step_with`: log and apply what a probe of the closure found, or skip it."""
         lrs = self.learning_rates()
         if probe.finite and self.accept is not always:
             lrs = self._accepted(closure, probe, lrs)
-        move = Move(probe.step, probe.sketch.coeffs if probe.finite else (), lrs, not probe.finite)
+        move = Update(probe.step, probe.sketch.coeffs if probe.finite else (), lrs, not probe.finite)
         if log is not None:
             log(move)
         if move.skipped:
@@ -304,7 +307,7 @@ class ZerothOrder(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def replay(self, moves: Sequence[Move], *, chunk: int = 512) -> None:
+    def replay(self, moves: Sequence[Update], *, chunk: int = 512) -> None:
         """Redo logged updates; bit-identical to having taken them.
 
         With a linear rule, ``chunk`` steps are fused into one sweep over each leaf: weights are read and written once
@@ -331,8 +334,8 @@ class ZerothOrder(torch.optim.Optimizer):
                         self.apply(self.sketch(move), lrs=move.lrs)
         self.flush()
 
-    def _replay_fused(self, moves: Sequence[Move]) -> None:
-        done: list[tuple[Move, Mixture]] = []
+    def _replay_fused(self, moves: Sequence[Update]) -> None:
+        done: list[tuple[Update, Mixture]] = []
         for move in moves:
             if move.skipped:
                 self.skip()
@@ -355,7 +358,7 @@ class ZerothOrder(torch.optim.Optimizer):
                     )
         self._torn = False
 
-    def sketch(self, move: Move) -> Sketch:
+    def sketch(self, move: Update) -> Sketch:
         """The estimate behind a logged move."""
         return Sketch(tuple(self.key(move.step, k) for k in range(len(move.coeffs))), move.coeffs)
 

@@ -23,7 +23,7 @@ from typing import Any, Final, TypeVar
 import torch
 import torch.distributed as dist
 
-from gradless.errors import BadInput, BrokenRanks, Told, pick
+from gradless.errors import BadInput, BrokenRanks, ReportedElsewhere, pick
 
 BATCH, DIRECTIONS = SPLITS = ("batch", "directions")
 NUMBER: Final = 8  # bytes of a float64
@@ -114,7 +114,7 @@ class Ranks:
         """Around work without collectives: what one rank refuses, all refuse, with the first one's words.
 
         Raises:
-            BadInput: the refusal; on ranks that need not repeat it, the subclass `gradless.errors.Told`.
+            BadInput: the refusal; on ranks that need not repeat it, the subclass `gradless.errors.ReportedElsewhere`.
         """
         refusal = ""
         try:
@@ -125,7 +125,7 @@ class Ranks:
         first = next((rank for rank, text in enumerate(said) if text), None)
         if first is not None:
             text = said[first] if not first else f"{said[first]} (on rank {first})"
-            raise Told(text) if self.rank else BadInput(text)
+            raise ReportedElsewhere(text) if self.rank else BadInput(text)
 
     def check_equal(self, digest: str, what: str) -> None:
         """Compare a digest, of the weights for instance, over the ranks.

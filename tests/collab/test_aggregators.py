@@ -15,6 +15,8 @@ import pytest
 import torch
 from collab_helpers import normal
 
+from gradless.collab.aggregation.gram import measure
+from gradless.collab.aggregation.receivers import Received, aggregate, seen_by_all, weights_of
 from gradless.collab.aggregators import (
     AGGREGATORS,
     MIXES,
@@ -29,8 +31,6 @@ from gradless.collab.aggregators import (
     self_centred_clipping,
     trimmed_mean,
 )
-from gradless.collab.geometry import measure
-from gradless.collab.views import Views, aggregate, seen_by_all, weights_of
 from gradless.errors import BadInput
 from gradless.testing import aggregator_checks
 
@@ -302,7 +302,7 @@ def test_receivers_together_are_receivers_alone(backend, name):
     basis = torch.eye(N + 2, dtype=torch.float64)
     lies = torch.tensor([[0.5] * 2 + [0.0] * (N - 2) + [1.0, -2.0]], dtype=torch.float64)
     received = (basis[:N], torch.cat((basis[: N - 1], lies, lies)), basis[[3, 0, 1, 2, *range(4, N)]])
-    views = Views((x, extra), received, (0, 5, 3))
+    views = Received((x, extra), received, (0, 5, 3))
     together = aggregate(rule_of(name), views)
     wide = torch.cat((x, extra)).double()
     alone = [rule_of(name)(view @ wide, pivot=pivot) for view, pivot in zip(received, views.pivots, strict=True)]
@@ -327,9 +327,9 @@ def test_what_all_see_is_computed_once(monkeypatch):
 def test_views_that_do_not_fit_are_refused():
     x = normal(4, 3)
     with pytest.raises(BadInput, match="2 views for 3 receivers"):
-        aggregate(mean(), Views((x,), (EYE[:4, :4],) * 2, (0, 1, 2)))
+        aggregate(mean(), Received((x,), (EYE[:4, :4],) * 2, (0, 1, 2)))
     with pytest.raises(BadInput, match="over 5 rows"):
-        aggregate(mean(), Views((x,), (EYE[:4, :5],), (0,)))
+        aggregate(mean(), Received((x,), (EYE[:4, :5],), (0,)))
     with pytest.raises(BadInput, match="coordinates"):
         weights_of(median(), measure((x,)), seen_by_all(x, [0]))
 

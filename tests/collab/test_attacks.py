@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from gradless.collab import identical, mimicry
+from gradless.collab.adversary import identical, mimic
+from gradless.collab.adversary.base import AttackContext
+from gradless.collab.adversary.identical import alie, deviation, quantile
+from gradless.collab.adversary.mimic import watch
 from gradless.collab.attacks import ATTACKS, named
-from gradless.collab.identical import alie, deviation, quantile
-from gradless.collab.mimicry import watch
-from gradless.collab.scene import Scene
 from gradless.errors import BadInput
 from gradless.testing import attack_checks
 
@@ -23,7 +23,7 @@ H, B, D = 7, 3, 40
 def scene_of(honest=None, *, attackers=B, declared=None, step=0, seed=0, flipped=None):
     if honest is None:
         honest = normal(H, D, seed=seed + 100)
-    return Scene(honest, flipped, attackers, attackers if declared is None else declared, step, seed)
+    return AttackContext(honest, flipped, attackers, attackers if declared is None else declared, step, seed)
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -136,7 +136,7 @@ def test_label_flip_sends_what_it_is_given():
     rows, _ = play(named("label-flip"), scene_of(flipped=flipped))
     torch.testing.assert_close(rows, flipped.expand(1, B, D))
     assert named("label-flip").flips
-    with pytest.raises(BadInput, match=r"give Scene\.flipped"):
+    with pytest.raises(BadInput, match=r"give AttackContext\.flipped"):
         play(named("label-flip"), scene_of())
 
 
@@ -177,7 +177,7 @@ def planted(step, *, scale=1.0, offset=100.0):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_mimic_learns_the_planted_direction_and_peer(dtype, monkeypatch):
-    monkeypatch.setattr(mimicry, "TILE", 64)
+    monkeypatch.setattr(mimic, "TILE", 64)
     attack = named("mimic", learn=15)
     state = attack.start()
     assert state.target == 0
@@ -200,8 +200,8 @@ def test_mimic_without_learning_copies_the_first():
 
 def test_mimic_is_a_function_of_state_and_seed():
     honest, _ = planted(0)
-    known = watch(scene_of(honest, seed=3), mimicry.Learnt())
-    same, other = (watch(scene_of(honest, seed=seed), mimicry.Learnt()) for seed in (3, 4))
+    known = watch(scene_of(honest, seed=3), mimic.Learnt())
+    same, other = (watch(scene_of(honest, seed=seed), mimic.Learnt()) for seed in (3, 4))
     assert torch.equal(known.direction, same.direction)
     assert not torch.equal(known.direction, other.direction)
     kept = known.direction.clone()
@@ -246,7 +246,7 @@ def test_diverged_honest_peers_change_nothing_but_their_number(name, broken):
     attack = named(name)
 
     def sent(rows, attackers):
-        scene = Scene(rows, flipped, attackers, 2, 0, 0)
+        scene = AttackContext(rows, flipped, attackers, 2, 0, 0)
         extras, state = attack.extras(scene, attack.start())
         strength = attack.strength if isinstance(attack.strength, float) else 0.7
         coefficients = attack.send(scene, strength, state)

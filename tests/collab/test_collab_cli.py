@@ -8,15 +8,15 @@ import shlex
 import pytest
 from click.testing import CliRunner
 
-from gradless import cli
-from gradless.collab import processes, study
-from gradless.collab.build import mixing_rule
+from gradless.cli import commands
 from gradless.collab.config import CollabConfig
+from gradless.collab.simulation import study, workers
+from gradless.collab.simulation.build import mixing_rule
 from gradless.errors import BadInput
 
 
 def call(line: str):
-    return CliRunner().invoke(cli.main, ["collab", *shlex.split(line)])
+    return CliRunner().invoke(commands.main, ["collab", *shlex.split(line)])
 
 
 SHORT = "--recipe monna-digits --steps 4 --eval-every 2"
@@ -35,13 +35,13 @@ def test_a_single_run_and_its_report(tmp_path):
 
 
 def test_a_grid_may_have_several_workers(tmp_path, monkeypatch):
-    asked, real = [], processes.results  # what two of them come to is tested with them
+    asked, real = [], workers.results  # what two of them come to is tested with them
 
     def alone(jobs, workers, reporter):
         asked.append(workers)
         return real(jobs, 1, reporter)
 
-    monkeypatch.setattr(processes, "results", alone)
+    monkeypatch.setattr(workers, "results", alone)
     found = call(f"simulate {SHORT} --attack foe --attack ipm --workers 2 --out {tmp_path}")
     assert asked[-1] == 2
     assert found.exit_code == 0, found.output
@@ -125,7 +125,7 @@ def test_the_picture_of_a_split(tmp_path):
 
 @pytest.mark.parametrize("what", ["aggregators", "attacks", "algorithms", "splits", "recipes"])
 def test_lists(what):
-    found = CliRunner().invoke(cli.main, ["list", what])
+    found = CliRunner().invoke(commands.main, ["list", what])
     assert found.exit_code == 0
     assert len(found.output.splitlines()) >= 6
     if what == "aggregators":

@@ -9,7 +9,7 @@ from collab_helpers import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradless.collab import columns
+from gradless.collab.aggregation import coordinate_rules
 
 
 @settings(max_examples=40, deadline=None)
@@ -21,7 +21,12 @@ def test_compiled_columns_have_the_bits_of_the_reference(n, width, seed, wild, w
     if wild:
         x.view(-1)[:: 1 + seed] = (float("nan"), float("inf"), -float("inf"))[seed % 3]
     f = (n - 1) // 2
-    cases = [(columns.mean,), (columns.middle, f, n - f), (columns.middle, 0, n), (columns.around, f)]
+    cases = [
+        (coordinate_rules.mean,),
+        (coordinate_rules.middle, f, n - f),
+        (coordinate_rules.middle, 0, n),
+        (coordinate_rules.around, f),
+    ]
     with pytest.MonkeyPatch.context() as patch:
         for kernel, *given_ranks in cases:
             patch.delenv("GRADLESS_KERNELS", raising=False)
@@ -37,7 +42,7 @@ def test_compiled_columns_have_the_bits_of_the_reference(n, width, seed, wild, w
 def test_networks_sort_the_ranks_that_are_asked_for(n, data):
     begin = data.draw(st.integers(0, n - 1))
     end = data.draw(st.integers(begin + 1, n))
-    low, high = columns.network(n, begin, end)
+    low, high = coordinate_rules.network(n, begin, end)
     rows = normal(n, 50, seed=n).numpy()
     wires = rows.copy()
     for a, b in zip(low, high, strict=True):

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradless.collab.aggregation.gram import measure
+from gradless.collab.aggregation.receivers import weights_of
 from gradless.collab.aggregators import nna
-from gradless.collab.geometry import measure
-from gradless.collab.transport import Delivery, Round, meet
-from gradless.collab.views import weights_of
+from gradless.collab.network.simulated import Delivery, Round, meet
 
 PUSHES: dict[str, Callable[..., Tensor]] = {  # (unit rows, mean, strength) -> what each peer hears
     "outwards": lambda own, mean, s: own + s * (own - mean),

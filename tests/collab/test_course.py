@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from gradless import packing
-from gradless.collab import course, simulate
 from gradless.collab.config import CollabConfig
-from gradless.collab.nets import NETS, Net, named
-from gradless.collab.stacked import Stack
-from gradless.collab.vision import Vision
-from gradless.progress import Reporter
+from gradless.collab.learners.nets import NETS, Net, named
+from gradless.collab.learners.stacked import Stack
+from gradless.collab.learners.vision import Vision
+from gradless.collab.simulation import progress, simulate
+from gradless.system import tensor_state
+from gradless.system.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 DIGITS = CollabConfig(
@@ -69,7 +69,7 @@ class Cut(Exception):
 def test_a_run_that_is_cut_short_ends_with_the_same_bits(name, rows, tmp_path, monkeypatch):
     config = dataclasses.replace(RUNS[name], own=rows) if RUNS[name].model else RUNS[name]
     whole = simulate.simulate(config, tmp_path / "whole", reporter=QUIET)
-    assert not (tmp_path / "whole" / course.CHECKPOINT).exists()  # it was too short for one
+    assert not (tmp_path / "whole" / progress.CHECKPOINT).exists()  # it was too short for one
     folder, real = tmp_path / "cut", simulate._step
     tried: list[int] = []
 
@@ -80,7 +80,7 @@ def test_a_run_that_is_cut_short_ends_with_the_same_bits(name, rows, tmp_path, m
             raise stumble.how
         return real(now)
 
-    monkeypatch.setattr(course, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(progress, "SAVE_EVERY", 0.0)
     monkeypatch.setattr(simulate, "_step", stumble)
     stumble.at, stumble.how = 1, KeyboardInterrupt
     first = simulate.simulate(config, folder, reporter=QUIET)
@@ -91,7 +91,7 @@ def test_a_run_that_is_cut_short_ends_with_the_same_bits(name, rows, tmp_path, m
     for stumble.at in (1, 2, 3):
         with pytest.raises(Cut):
             simulate.simulate(config, folder, reporter=QUIET)
-    assert (folder / course.CHECKPOINT).exists()
+    assert (folder / progress.CHECKPOINT).exists()
     stumble.at = None
     found = simulate.simulate(config, folder, reporter=QUIET)
     assert tried == [0, 1, 1, 1, 2, 2, 3, *range(3, config.steps)]
@@ -99,7 +99,7 @@ def test_a_run_that_is_cut_short_ends_with_the_same_bits(name, rows, tmp_path, m
         del found[key], whole[key]
     assert found == whole
     assert (folder / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
-    assert not (folder / course.CHECKPOINT).exists()
+    assert not (folder / progress.CHECKPOINT).exists()
 
 
 def half(folder, monkeypatch, at: int = 4):
@@ -112,7 +112,7 @@ def half(folder, monkeypatch, at: int = 4):
         return real(now)
 
     with monkeypatch.context() as patch:
-        patch.setattr(course, "SAVE_EVERY", 0.0)
+        patch.setattr(progress, "SAVE_EVERY", 0.0)
         patch.setattr(simulate, "_step", stumble)
         with pytest.raises(Cut):
             simulate.simulate(RUNS["alie"], folder, reporter=QUIET)
@@ -121,15 +121,15 @@ def half(folder, monkeypatch, at: int = 4):
 @pytest.mark.parametrize("damage", ["torn", "foreign", "metrics", "release"])
 def test_a_checkpoint_that_does_not_fit_is_passed_over(damage, tmp_path, monkeypatch):
     half(tmp_path, monkeypatch)
-    file = tmp_path / course.CHECKPOINT
+    file = tmp_path / progress.CHECKPOINT
     if damage == "torn":
         file.write_bytes(file.read_bytes()[:-100])
     elif damage == "foreign":
-        packing.write(file, {**packing.read(file), "run": ["another", "release"]})
+        tensor_state.write(file, {**tensor_state.read(file), "run": ["another", "release"]})
     elif damage == "metrics":
         (tmp_path / "metrics.jsonl").write_text("")
     else:
-        monkeypatch.setattr(course, "__version__", "0.0.0")
+        monkeypatch.setattr(progress, "__version__", "0.0.0")
     steps: list[int] = []
     real = simulate._step
     monkeypatch.setattr(simulate, "_step", lambda now: steps.append(now.step) or real(now))
@@ -144,10 +144,10 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch,
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(course, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(packing.os, "replace", full)
+    monkeypatch.setattr(progress, "SAVE_EVERY", 0.0)
+    monkeypatch.setattr(tensor_state.os, "replace", full)
     monkeypatch.setattr(simulate, "write_json", lambda *args: None)  # it renames too
-    left = tmp_path / (course.CHECKPOINT + packing.NEW)
+    left = tmp_path / (progress.CHECKPOINT + tensor_state.NEW)
     left.write_bytes(b"left by a kill")
     found = simulate.simulate(RUNS["alie"], tmp_path, reporter=Reporter())
     assert found["status"] == "done"
@@ -163,6 +163,6 @@ def test_statistics_of_batch_normalisation_are_kept():
     first, second = (Vision.__new__(Vision) for _ in range(2))
     first.stack, second.stack = one, two
     tensors: dict[str, torch.Tensor] = {}
-    second.load(packing.unpack(packing.pack(first.state(), tensors), tensors))
+    second.load(tensor_state.unpack(tensor_state.pack(first.state(), tensors), tensors))
     assert one.statistics.keys() == two.statistics.keys()
     assert all(torch.equal(tensor, two.statistics[name]) for name, tensor in one.statistics.items())

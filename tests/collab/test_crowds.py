@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from gradless import rng
-from gradless.collab import views
+from gradless.collab.aggregation import receivers
+from gradless.collab.aggregation.gram import measure
+from gradless.collab.aggregation.receivers import Received, aggregate, seen_by_all, weights_of
+from gradless.collab.aggregation.span_rules import crowd
 from gradless.collab.aggregators import (
     Aggregator,
     centred_clipping,
@@ -16,9 +19,6 @@ from gradless.collab.aggregators import (
     nna,
     self_centred_clipping,
 )
-from gradless.collab.crowds import crowd
-from gradless.collab.geometry import measure
-from gradless.collab.views import Views, aggregate, seen_by_all, weights_of
 
 RULES = {
     "nna": nna(f=2),
@@ -82,10 +82,10 @@ def test_rows_are_picked_and_combinations_made_once(monkeypatch, sizes, tile):
         made.append(len(weights))
         return combined(weights, *given)
 
-    combined = views.sweeps.combined
-    monkeypatch.setattr(views.sweeps, "combined", counting)
-    monkeypatch.setattr(views.sweeps, "TILE", tile)
-    found = aggregate(median(), Views((basis[:4], basis[4:]), received, (0, 0, 0)))
+    combined = receivers.sweeps.combined
+    monkeypatch.setattr(receivers.sweeps, "combined", counting)
+    monkeypatch.setattr(receivers.sweeps, "TILE", tile)
+    found = aggregate(median(), Received((basis[:4], basis[4:]), received, (0, 0, 0)))
     assert made == [1] * (1 if tile > 2000 else 6), "what two attackers tell three receivers is one combination"
     for p, view in enumerate(received):
         rows = view @ basis.double()
@@ -96,7 +96,7 @@ def test_rows_are_picked_and_combinations_made_once(monkeypatch, sizes, tile):
 def test_a_result_may_lie_in_given_memory(rule):
     basis = normal(6, 3000)
     unit = torch.eye(6, dtype=torch.float64)
-    given = Views((basis,), tuple(unit[torch.tensor([p, 3, 4, 5])] for p in range(3)), (0, 0, 0))
+    given = Received((basis,), tuple(unit[torch.tensor([p, 3, 4, 5])] for p in range(3)), (0, 0, 0))
     out = torch.full((5, 3000), torch.nan)
     found = aggregate(rule, given, out=out)
     assert found.data_ptr() == out.data_ptr()
@@ -108,7 +108,7 @@ def test_a_result_may_lie_in_given_memory(rule):
 def test_memory_that_does_not_fit_is_left_alone(rule):
     basis = normal(6, 3000)
     unit = torch.eye(6, dtype=torch.float64)
-    given = Views((basis,), tuple(unit[torch.tensor([p, 3, 4, 5])] for p in range(3)), (0, 0, 0))
+    given = Received((basis,), tuple(unit[torch.tensor([p, 3, 4, 5])] for p in range(3)), (0, 0, 0))
     others = (
         torch.zeros(2, 3000), torch.zeros(3, 2999), torch.zeros(3, 3000, dtype=torch.float64), torch.zeros(3000, 3).T,
     )  # fmt: skip

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from gradless.collab import datasets, image_files
-from gradless.collab.datasets import DATASETS, Images, flips, load, prepare, training_batch
+from gradless.collab.data import datasets, image_files
+from gradless.collab.data.datasets import DATASETS, Images, flips, load, prepare, training_batch
 from gradless.errors import BadInput
 
 DATA = Path(os.environ.get("GRADLESS_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))

@@ -6,13 +6,13 @@ import pytest
 import torch
 from collab_helpers import normal
 
+from gradless.collab.adversary.base import SPREAD, AttackContext
+from gradless.collab.adversary.equivocating import two_faced
+from gradless.collab.adversary.identical import alie
+from gradless.collab.adversary.line_search import strongest
+from gradless.collab.aggregation.receivers import Received, aggregate
 from gradless.collab.aggregators import nna
 from gradless.collab.attacks import named
-from gradless.collab.equivocation import two_faced
-from gradless.collab.identical import alie
-from gradless.collab.scene import SPREAD, Scene
-from gradless.collab.strength import strongest
-from gradless.collab.views import Views, aggregate
 
 H, B, D = 8, 2, 60
 EQUIVOCATING = [
@@ -21,7 +21,7 @@ EQUIVOCATING = [
 
 
 def scene_of(honest, attackers=B):
-    return Scene(honest, None, attackers, attackers, 0, 0)
+    return AttackContext(honest, None, attackers, attackers, 0, 0)
 
 
 def rows_of(attack, scene, strength):
@@ -88,7 +88,7 @@ def views_of(honest):
         own = torch.eye(len(honest), total, dtype=torch.float64)
         received = tuple(torch.cat([own, sent[r % len(sent)]]) for r in range(max(len(sent), 1)))
         basis = (honest, extras) if len(extras) else (honest,)
-        return Views(basis, received, tuple(range(len(honest))))
+        return Received(basis, received, tuple(range(len(honest))))
 
     return views
 

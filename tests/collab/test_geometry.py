@@ -10,9 +10,9 @@ from collab_helpers import normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradless.collab import sweeps
+from gradless.collab.aggregation import passes
+from gradless.collab.aggregation.gram import combine, measure
 from gradless.collab.aggregators import nna, nnm
-from gradless.collab.geometry import combine, measure
 from gradless.errors import BadInput
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -131,11 +131,11 @@ def test_blocks_strides_and_inputs(n, width, seed, cut):
     whole = measure((rows,))
     blocks = (rows[: min(cut, n)], rows[min(cut, n) :])
     weights = normal(3, n, seed=seed + 1)
-    results = [sweeps.product(weights, (rows,), whole.centre, whole.near, whole.finite)]
+    results = [passes.product(weights, (rows,), whole.centre, whole.near, whole.finite)]
     for given_rows in (blocks, (rows.T.contiguous().T,), (torch.cat((rows, rows), 1)[:, :width],)):
         found = measure(given_rows)
         assert torch.allclose(found.inner, whole.inner, rtol=1e-6, atol=1e-9)
-        results.append(sweeps.product(weights, given_rows, found.centre, found.near, found.finite))
+        results.append(passes.product(weights, given_rows, found.centre, found.near, found.finite))
     assert all(torch.equal(result, results[0]) for result in results)
     assert torch.allclose(results[0].double(), weights @ rows.double(), rtol=1e-5, atol=1e-5)
     assert torch.equal(rows, before)
@@ -146,7 +146,7 @@ def test_products_around_a_centre_keep_equal_rows_and_copies(backend):
     found = measure((rows,))
     weights = torch.full((2, 6), 1 / 6, dtype=torch.float64)
     weights[1] = torch.eye(6)[2]
-    out = sweeps.product(weights, (rows,), found.centre, found.near, found.finite)
+    out = passes.product(weights, (rows,), found.centre, found.near, found.finite)
     assert torch.equal(out[0], rows[0])
     assert torch.equal(out[1], rows[0])
 
@@ -159,7 +159,7 @@ def test_products_do_not_look_at_rows_of_weight_zero(backend, known):
     found = measure((rows,))
     weights = torch.tensor([[0.5, 0, 0.5, 0, 0], [0.5, 0, 0, 0.5, 0], [0, 1, 0, 0, 0]], dtype=torch.float64)
     given_frame = (found.centre, found.near, found.finite) if known else ()
-    out = sweeps.product(weights, (rows,), *given_frame)
+    out = passes.product(weights, (rows,), *given_frame)
     assert torch.allclose(out[0], (rows[0] + rows[2]) / 2)
     assert out[1].isinf().nonzero().flatten().tolist() == [7]
     assert not bool(out[1].isnan().any())
@@ -182,11 +182,11 @@ def test_what_cannot_be_measured_is_refused():
 def test_denormal_numbers_are_zero_for_a_while_and_in_new_threads():
     tiny = torch.full((1,), torch.finfo(torch.float32).tiny)
     found = []
-    with sweeps.without_denormals():
+    with passes.without_denormals():
         other = threading.Thread(target=lambda: found.append(float(tiny / 4)))
         other.start()
         other.join()
-        with sweeps.without_denormals():
+        with passes.without_denormals():
             pass
         assert float(tiny / 4) == 0.0, "what was set outside stays"
     assert found == [0.0]

@@ -9,13 +9,13 @@ import json
 import pytest
 import torch
 
-from gradless.collab.build import build
 from gradless.collab.config import CollabConfig
-from gradless.collab.simulate import simulate
-from gradless.collab.transport import Delivery
+from gradless.collab.network.simulated import Delivery
+from gradless.collab.simulation.build import build
+from gradless.collab.simulation.simulate import simulate
 from gradless.errors import BadInput
-from gradless.hashing import weights_sha256
-from gradless.progress import Reporter
+from gradless.system.hashing import weights_sha256
+from gradless.system.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 GOOD, BAD = ("fine", "great", "lovely", "superb"), ("poor", "awful", "dull", "bad")
@@ -53,7 +53,7 @@ def test_coefficients_are_a_few_bytes_and_models_stay_equal_bit_for_bit(config, 
 
 
 def step_all(parts, steps: int) -> list[str]:
-    from gradless.collab.simulate import exchange
+    from gradless.collab.simulation.simulate import exchange
 
     state = parts.attack.start()
     for step in range(steps):

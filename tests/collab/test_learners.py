@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 
-from gradless.collab import measure
+from gradless.collab import contraction
 from gradless.collab.algorithms import GRADIENTS, PARAMETERS
-from gradless.collab.learners import Local, ParameterPeers
-from gradless.collab.measure import mixing
+from gradless.collab.contraction import mixing
+from gradless.collab.learners.parameters import Local, ParameterPeers
 
 
 class Quadratic:
@@ -171,7 +171,7 @@ def test_both_ways_of_measuring_agree(monkeypatch, kernels, dtype):
     before = (torch.randn(5, 400_000, generator=draw) * 1e-2 + 5.0).to(dtype)
     after = (before.double().mean(0) + 1e-3 * torch.randn(5, 400_000, generator=draw)).to(dtype)
     tolerance = 1e-2 if dtype == torch.bfloat16 else 1e-4
-    in_one_pass = measure._in_one_pass(before, after)
+    in_one_pass = contraction._in_one_pass(before, after)
     assert (in_one_pass is None) == (kernels == "reference" or dtype == torch.bfloat16)
     assert list(mixing(before, after)) == pytest.approx(parting(before, after), rel=tolerance)
     once = after[:1].expand(5, -1)  # mixed once for all

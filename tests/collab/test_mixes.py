@@ -7,6 +7,8 @@ import torch
 from collab_helpers import normal
 
 from gradless import rng
+from gradless.collab.aggregation.gram import measure
+from gradless.collab.aggregation.receivers import aggregate, seen_by_all, weights_of
 from gradless.collab.aggregators import (
     MIXES,
     arc,
@@ -21,8 +23,6 @@ from gradless.collab.aggregators import (
     nnm,
     trimmed_mean,
 )
-from gradless.collab.geometry import measure
-from gradless.collab.views import aggregate, seen_by_all, weights_of
 from gradless.errors import BadInput
 from gradless.testing import mix_checks
 

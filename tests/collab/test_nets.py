@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradless.collab.nets import NETS, Dropout, blank, initial, named, slots
+from gradless.collab.learners.nets import NETS, Dropout, blank, initial, named, slots
 from gradless.errors import BadInput
 
 PUBLISHED = {"cnn-mnist": 431_080, "mlp": 79_510, "empire-cnn": 1_310_922, "logreg": 7_850, "mlp-digits": 4_810}

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from gradless.collab import processes, study
 from gradless.collab.config import CollabConfig
+from gradless.collab.simulation import study, workers
 from gradless.errors import BadInput
-from gradless.progress import Reporter
+from gradless.system.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 SMALL = CollabConfig(
@@ -46,8 +46,8 @@ def test_what_a_worker_refuses_is_a_sentence_and_leaves_nothing(tmp_path):
 
 
 def test_a_killed_worker_is_a_sentence():
-    with processes._pool(1) as pool, pytest.raises(BadInput, match="fewer --workers"):
-        processes._result(pool.submit(os._exit, 1))
+    with workers._pool(1) as pool, pytest.raises(BadInput, match="fewer --workers"):
+        workers._result(pool.submit(os._exit, 1))
 
 
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")

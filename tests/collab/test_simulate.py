@@ -14,17 +14,17 @@ import torch
 from test_learners import Quadratic
 from torch import Tensor
 
-from gradless.collab import processes, study
-from gradless.collab.build import build
+from gradless.collab.aggregation.base import Aggregator
 from gradless.collab.config import CollabConfig, from_json
-from gradless.collab.learners import Local, ParameterPeers
-from gradless.collab.simulate import exchange, simulate
-from gradless.collab.stages import Aggregator
-from gradless.collab.transport import Delivery, Transport, gather, mixed
+from gradless.collab.learners.parameters import Local, ParameterPeers
+from gradless.collab.network.simulated import Delivery, Transport, gather, mixed
+from gradless.collab.recipes import RECIPES, compared
+from gradless.collab.simulation import study, workers
+from gradless.collab.simulation.build import build
+from gradless.collab.simulation.simulate import exchange, simulate
 from gradless.errors import BadInput
-from gradless.progress import Reporter
-from gradless.recipes import RECIPES, compared
-from gradless.report import tables
+from gradless.report.bench import tables
+from gradless.system.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 SMALL = CollabConfig(
@@ -231,9 +231,9 @@ def test_runs_that_are_finished_elsewhere_are_not_made_again(tmp_path, monkeypat
     brief = [{key: value for key, value in line.items() if key != "delivery"} for line in old.values()]
     (first / study.RESULTS).write_text("".join(json.dumps(line) + "\n" for line in brief))  # as it was written once
     made: list[str] = []
-    real = processes.simulate
+    real = workers.simulate
     monkeypatch.setattr(
-        processes, "simulate", lambda config, *more, **how: made.append(config.attack) or real(config, *more, **how)
+        workers, "simulate", lambda config, *more, **how: made.append(config.attack) or real(config, *more, **how)
     )
     found = study.run_all(configs, second, known=[first / study.RESULTS], reporter=QUIET)
     assert made == ["sign-flip"]

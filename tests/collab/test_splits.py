@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gradless.collab import split_picture
-from gradless.collab.splits import (
+from gradless.collab.data import picture
+from gradless.collab.data.splits import (
     SPLITS,
     Batches,
     _dirichlet,
@@ -237,7 +237,7 @@ def test_gather_stacks_peers():
 def test_the_picture_is_drawn(tmp_path, peers, suffix):
     pytest.importorskip("matplotlib")
     counts = histogram(LABELS, split("dirichlet-workers", LABELS, peers, alpha=1.0), 10)
-    path = split_picture.split_picture(counts, list("abcdefghij"), tmp_path / f"who{suffix}", rows=4000)
+    path = picture.split_picture(counts, list("abcdefghij"), tmp_path / f"who{suffix}", rows=4000)
     assert path.stat().st_size > 2000
     if suffix == ".svg":
         text = path.read_text()
@@ -247,11 +247,11 @@ def test_the_picture_is_drawn(tmp_path, peers, suffix):
 def test_the_command_draws_a_data_set(tmp_path):
     pytest.importorskip("matplotlib")
     pytest.importorskip("sklearn")
-    assert split_picture.draw(tmp_path / "who.png", peers=4).is_file()
+    assert picture.draw(tmp_path / "who.png", peers=4).is_file()
     for given, sentence in (
         ({"split": "iid", "split_parameter": 1.0}, "takes no parameter"),
         ({"split": "gamma-similarity"}, "needs its gamma"),
         ({"split": "iid", "path": tmp_path / "who.txt"}, "not who.txt"),
     ):
         with pytest.raises(BadInput, match=sentence):
-            split_picture.draw(**{"path": tmp_path / "x.png", "peers": 4, **given})
+            picture.draw(**{"path": tmp_path / "x.png", "peers": 4, **given})

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gradless.collab import datasets
-from gradless.collab.nets import NETS, Dropout, Net
-from gradless.collab.splits import batches, gather, split
-from gradless.collab.stacked import Stack, _mask, evaluation_rows
+from gradless.collab.data import datasets
+from gradless.collab.data.splits import batches, gather, split
+from gradless.collab.learners.nets import NETS, Dropout, Net
+from gradless.collab.learners.stacked import Stack, _mask, evaluation_rows
 from gradless.errors import BadInput
 
 DATA = Path(os.environ.get("GRADLESS_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))

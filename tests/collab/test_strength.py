@@ -9,7 +9,10 @@ import pytest
 import torch
 from collab_helpers import normal
 
-from gradless.collab import strength as module
+from gradless.collab.adversary import line_search as module
+from gradless.collab.adversary.base import SHIFT, AttackContext
+from gradless.collab.adversary.line_search import search, strongest, try_out
+from gradless.collab.aggregation.receivers import Received
 from gradless.collab.aggregators import (
     bucketing,
     caf,
@@ -26,16 +29,13 @@ from gradless.collab.aggregators import (
     trimmed_mean,
 )
 from gradless.collab.attacks import named
-from gradless.collab.scene import SHIFT, Scene
-from gradless.collab.strength import search, strongest, try_out
-from gradless.collab.views import Views
 from gradless.errors import BadInput
 
 SEARCHED = ("alie", "foe", "ipm", "dissensus", "spectral", "equivocating-alie")
 
 
 def scene_of(honest, f):
-    return Scene(honest, None, f, f, 0, 0)
+    return AttackContext(honest, None, f, f, 0, 0)
 
 
 def heard_by(honest, ears):
@@ -47,10 +47,10 @@ def heard_by(honest, ears):
         own = torch.eye(count, total, dtype=torch.float64)
         basis = (honest, extras) if len(extras) else (honest,)
         if ears is None and len(sent) == 1:
-            return Views(basis, (torch.cat([own, sent[0]]),), tuple(range(count)))
+            return Received(basis, (torch.cat([own, sent[0]]),), tuple(range(count)))
         mine = [list(range(count))] * count if ears is None else ears
         received = tuple(torch.cat([own[list(mine[r])], sent[r if len(sent) > 1 else 0]]) for r in range(count))
-        return Views(basis, received, tuple(list(mine[r]).index(r) for r in range(count)))
+        return Received(basis, received, tuple(list(mine[r]).index(r) for r in range(count)))
 
     return views
 

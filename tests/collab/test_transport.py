@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
+from gradless.collab.aggregation.receivers import aggregate
 from gradless.collab.aggregators import krum, nna, trimmed_mean
-from gradless.collab.transport import Delivery, gather, meet, mixed
-from gradless.collab.views import aggregate
+from gradless.collab.network.simulated import Delivery, gather, meet, mixed
 from gradless.errors import BadInput
 
 KEY = (0, 0, "parameters")

@@ -3,11 +3,12 @@
     python tests/golden/record.py --out FOLDER      make the record (about three minutes on two cores)
     python tests/golden/record.py --compare FOLDER  make it again and show every difference from FOLDER
 
-The record holds, for every method with full and LoRA tuning of a tiny model, the ledger, the hash of the replayed weights
-and the losses of 20 steps; for every collaborative algorithm under five attacks the hash of the weights on digits; the
-text of one report page of a run, of a benchmark and of collaborative runs (made from the inputs beside this file); the
-help of every command; and all public names. Hashes of new runs depend on the processor's floating-point units and on
-the version of torch: compare records of one machine only. Replays of the committed ledgers do not.
+The record holds, for every method with full and LoRA tuning of a tiny model, the ledger, the hash of the replayed
+weights and the losses of 20 steps; for every collaborative algorithm under five attacks the hash of the weights on
+digits; the text of one report page of a run, of a benchmark and of collaborative runs (made from the inputs beside
+this file); the help of every command; and all public names. Hashes of new runs depend on the processor's
+floating-point units and on the version of torch: compare records of one machine only. Replays of the committed ledgers
+do not.
 """
 
 from __future__ import annotations
@@ -68,8 +69,8 @@ def tune(cell: tuple[str, str]) -> tuple[str, dict[str, Any]]:
         ["tune", "--model", "tiny-llama", "--train", "train.csv", "--test", "test.csv", "--template", "{text} so",
          "--label-column", "label", "--labels", "0=bad,1=good", "--method", method, "--scheme", scheme,
          "--steps", str(STEPS), "--batch-size", "4", "--num-dev", "8", "--eval-every", "10", "--engine", "stream",
-         "--weight-decay", "0" if method == "zo-cons" else "0.01", "--out", f"runs/{name}", *(("--set", "deep_units=1") if method == "hybrid" else ())]
-    )  # fmt: skip
+         "--weight-decay", "0" if method == "zo-cons" else "0.01", "--out", f"runs/{name}", *(("--set", "deep_units=1")
+    if method == "hybrid" else ())] )  # fmt: skip
     run = Path("runs") / name
     result = json.loads((run / "result.json").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -105,7 +106,9 @@ def portable(data: bytes) -> bytes:
     """A ledger without the folder that its run's files lay in, checksums made anew."""
     version, header, records = split_ledger(data)
     own = header["config"]["own"]
-    header["config"]["own"] = {key: Path(value).name if key in ("train", "test") else value for key, value in own.items()}
+    header["config"]["own"] = {
+        key: Path(value).name if key in ("train", "test") else value for key, value in own.items()
+    }
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
     made = b"gradless" + struct.pack("<HI", version, len(text)) + text
     crc = zlib.crc32(made)
@@ -125,7 +128,15 @@ def collaborate(cell: tuple[str, str]) -> tuple[str, dict[str, Any]]:
          str(STEPS), "--out", str(out)]
     )  # fmt: skip
     result = json.loads((out / "result.json").read_text())
-    kept = ("status", "weights_sha256", "worst_accuracy", "consensus_distance", "alpha", "lambda", "bytes_per_peer_step")
+    kept = (
+        "status",
+        "weights_sha256",
+        "worst_accuracy",
+        "consensus_distance",
+        "alpha",
+        "lambda",
+        "bytes_per_peer_step",
+    )
     return f"{algorithm}/{attack}", {name: result[name] for name in kept}
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 
 import pytest
-from record import HERE, INPUTS, PAGES, invoke, visible_text
+from record import HERE, invoke
 
 EXPECTED = HERE / "expected"
 TUNED = json.loads((EXPECTED / "tune.json").read_text())

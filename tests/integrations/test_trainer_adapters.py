@@ -14,9 +14,9 @@ peft = pytest.importorskip("peft")
 from trainer_helpers import StopAt, arguments, digest, language_model, moves, texts, trainer  # noqa: E402
 
 import gradless as gl  # noqa: E402
-from gradless.hashing import weights_sha256  # noqa: E402
 from gradless.integrations.replay import rebuild  # noqa: E402
 from gradless.integrations.transformers import ZOTrainer, ZOTrainerMixin  # noqa: E402
+from gradless.system.hashing import weights_sha256  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # names that TRL's arguments still use
 
@@ -88,7 +88,7 @@ def sft(folder, kind, *, options=None, **rest):
     import datasets
     import trl
 
-    from gradless.tiny import FAMILIES, make_tokenizer
+    from gradless.lm.tiny_models import FAMILIES, make_tokenizer
 
     tokenizer = make_tokenizer(FAMILIES["opt"].specials)
     transformers.set_seed(1)

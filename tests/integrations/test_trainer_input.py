@@ -15,7 +15,7 @@ import torch.distributed as dist  # noqa: E402
 from trainer_helpers import arguments, classifier, sentences, trainer  # noqa: E402
 
 import gradless as gl  # noqa: E402
-from gradless.integrations import checks  # noqa: E402
+from gradless.integrations import argument_checks  # noqa: E402
 from gradless.integrations.transformers import ZOTrainer  # noqa: E402
 
 
@@ -37,12 +37,12 @@ def test_arguments_that_cannot_be_used_are_refused(tmp_path, options, words):
 
 @pytest.mark.parametrize("name", ["deepspeed", "fsdp"])
 def test_sharding_is_refused_by_name(tmp_path, name):
-    from gradless.integrations import checks
+    from gradless.integrations import argument_checks
 
     args = arguments(tmp_path)
     setattr(args, name, True)
     with pytest.raises(gl.BadInput, match=f"{name} does not go with ZOTrainer"):
-        checks.arguments(args)
+        argument_checks.arguments(args)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_processes_that_trainer_does_not_see_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(dist, "is_initialized", lambda: True)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     with pytest.raises(gl.BadInput, match=r"2 processes were started, and Trainer takes each .* set use_cpu=True"):
-        checks.arguments(SimpleNamespace(world_size=1, n_gpu=0))
+        argument_checks.arguments(SimpleNamespace(world_size=1, n_gpu=0))
 
 
 @contextlib.contextmanager
@@ -89,7 +89,7 @@ def test_labels_are_missed_by_name(tmp_path):
 
 
 def test_a_tokenizer_without_padding_is_refused(tmp_path):
-    from gradless.tiny import FAMILIES, make_tokenizer
+    from gradless.lm.tiny_models import FAMILIES, make_tokenizer
 
     tokenizer = make_tokenizer(FAMILIES["llama"].specials)
     data = [{"input_ids": [1, 2, 3], "labels": 0}] * 8

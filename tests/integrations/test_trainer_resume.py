@@ -17,8 +17,8 @@ pytest.importorskip("accelerate")
 from trainer_helpers import StopAt, classifier, digest, moves, trainer  # noqa: E402
 
 import gradless as gl  # noqa: E402
-from gradless.hashing import weights_sha256  # noqa: E402
 from gradless.integrations.replay import rebuild  # noqa: E402
+from gradless.system.hashing import weights_sha256  # noqa: E402
 
 METHODS = {
     "mezo-momentum": {},
@@ -154,8 +154,8 @@ def test_rebuild_says_what_is_wrong(tmp_path):
 
 
 def test_the_command_line_says_who_can_replay_it(tmp_path):
-    from gradless import run
+    from gradless.runs import build
 
     trainer(tmp_path, options={"max_steps": 1}).train()
     with pytest.raises(gl.BadInput, match=r"written by ZOTrainer.*replay.rebuild"):
-        run.rebuild(tmp_path)
+        build.rebuild(tmp_path)

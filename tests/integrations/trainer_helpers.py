@@ -8,8 +8,8 @@ import torch
 import transformers
 
 from gradless import ledger
-from gradless.hashing import weights_sha256
 from gradless.integrations.transformers import ZOTrainer
+from gradless.system.hashing import weights_sha256
 
 
 def classifier(seed=1, **options):

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from gradless import lm, tasks
-from gradless.encode import content_free, encode
 from gradless.errors import BadInput
-from gradless.evaluate import evaluate
+from gradless.lm.encode import content_free, encode
+from gradless.lm.evaluate import evaluate
 from gradless.tasks import Example, Row
 
 JOY: Row = {"sentence": "a joy to watch .", "label": 1}

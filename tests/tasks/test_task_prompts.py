@@ -6,7 +6,7 @@ import pytest
 
 from gradless import tasks
 from gradless.errors import BadInput
-from gradless.metrics import METRICS
+from gradless.lm.metrics import METRICS
 from gradless.tasks import MASK, Example
 
 JOY = {"sentence": "a joy to watch .", "label": 1}

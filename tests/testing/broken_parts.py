@@ -13,10 +13,10 @@ import torch
 
 import gradless as gl
 from gradless import rng, tasks
-from gradless.collab.aggregators import Aggregator, Mix, krum, mean, median
-from gradless.collab.identical import alie, nan, none
-from gradless.collab.scene import Attack, to_all
-from gradless.collab.stages import any_number
+from gradless.collab.adversary.base import Attack, to_all
+from gradless.collab.adversary.identical import alie, nan, none
+from gradless.collab.aggregation.base import any_number
+from gradless.collab.aggregators import Aggregator, PreAggregator, krum, mean, median
 from gradless.directions import Directions
 from gradless.errors import BadInput
 from gradless.estimators import Estimate, Estimator
@@ -301,10 +301,10 @@ AGGREGATORS: list[tuple[str, Any, dict[str, Any]]] = [
 
 
 def mixing(weights: Any, **more: Any) -> Any:
-    return lambda f: Mix("mine", lambda geometry, key: weights(geometry.rows, key), any_number, **more)
+    return lambda f: PreAggregator("mine", lambda geometry, key: weights(geometry.rows, key), any_number, **more)
 
 
-class Rude(Mix):
+class Rude(PreAggregator):
     """It writes to the rows."""
 
     __slots__ = ()
@@ -314,7 +314,7 @@ class Rude(Mix):
         return super().__call__(rows, key)
 
 
-class Late(Mix):
+class Late(PreAggregator):
     """Alone it does something else."""
 
     __slots__ = ()

@@ -13,10 +13,10 @@ import torch
 
 import gradless as gl
 from gradless import kernels, rng, testing
-from gradless.collab.aggregators import Aggregator, Mix
-from gradless.collab.geometry import Geometry
-from gradless.collab.scene import Attack, mean_of_honest, no_extras, to_all
-from gradless.collab.stages import any_number, more_than
+from gradless.collab.adversary.base import Attack, mean_of_honest, no_extras, to_all
+from gradless.collab.aggregation.base import any_number, more_than
+from gradless.collab.aggregation.gram import CentredGram
+from gradless.collab.aggregators import Aggregator, PreAggregator
 from gradless.directions import Directions
 from gradless.errors import BadInput
 from gradless.estimators import Estimate, Estimator
@@ -120,16 +120,16 @@ def midmean(f: int) -> Aggregator:
     return Aggregator("midmean", None, column, more_than("midmean", 2, f))
 
 
-def pairs(f: int) -> Mix:
+def pairs(f: int) -> PreAggregator:
     """Every row becomes the mean of itself and its nearest neighbour."""
 
-    def weights(geometry: Geometry, key: int) -> torch.Tensor:
+    def weights(geometry: CentredGram, key: int) -> torch.Tensor:
         squared = geometry.squared().fill_diagonal_(math.inf)
         eye = torch.eye(geometry.rows, dtype=torch.float64)
         mixed = (eye + eye[squared.argmin(1)]) / 2
         return torch.where(geometry.finite[:, None], mixed, eye)
 
-    return Mix("pairs", weights, any_number)
+    return PreAggregator("pairs", weights, any_number)
 
 
 def pull(strength: float | None = None) -> Attack:
@@ -218,7 +218,7 @@ def test_sound_sums_stay_within_their_bound_and_biased_ones_do_not():
 def test_no_pytest_is_needed():
     code = (
         "import sys; sys.modules['pytest'] = None; import gradless.testing as t; "
-        "from gradless.collab.identical import alie; t.check_attack(alie()); "
+        "from gradless.collab.adversary.identical import alie; t.check_attack(alie()); "
         "print(*[m for m in ('transformers', 'peft') if m in sys.modules])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

@@ -12,11 +12,12 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from gradless import lm, objectives, run
+from gradless import lm
 from gradless.bench.grid import DONE, FINAL, PHASES, ZERO_SHOT, Cost, Request
-from gradless.config import TuneConfig
-from gradless.lm import LanguageModel
+from gradless.lm import LanguageModel, objectives
 from gradless.methods import METHODS
+from gradless.runs import build
+from gradless.runs.config import TuneConfig
 from gradless.tasks import Splits, Task
 
 SAMPLE: Final = 32  # training rows that stand for all
@@ -224,7 +225,7 @@ def _multiplied(model: LanguageModel) -> int:
 
 def _rows(config: TuneConfig, model: LanguageModel) -> Rows:
     task, splits = _sample(config)
-    encoded = run.encode_rows(model, task, splits.train[:SAMPLE], config.max_length)
+    encoded = build.encode_rows(model, task, splits.train[:SAMPLE], config.max_length)
     objective = objectives.choose(task, config.objective)
     size = config.micro_batch_size or config.batch_size
     batches = objectives.prepare(model, objective, encoded, size)
@@ -236,13 +237,13 @@ def _rows(config: TuneConfig, model: LanguageModel) -> Rows:
 
 def _sample(config: TuneConfig) -> tuple[Task, Splits]:
     if config.own:
-        return run.load_task(config)
+        return build.load_task(config)
     few = min(config.num_train, SAMPLE) or 1
-    return run.load_task(dataclasses.replace(config, num_train=few, num_dev=0, num_test=0, k_shot=None))
+    return build.load_task(dataclasses.replace(config, num_train=few, num_dev=0, num_test=0, k_shot=None))
 
 
 def _tuned(config: TuneConfig, say: Callable[[str], None]) -> int:
     task, splits = _sample(config)
     plain = dataclasses.replace(config, method="mezo", options={})
-    model, _ = run.build_for(plain, NOWHERE, task, splits.train, say=say)
+    model, _ = build.build_for(plain, NOWHERE, task, splits.train, say=say)
     return sum(leaf.param.numel() for leaf in model.optimizer.leaves)

@@ -21,12 +21,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from gradless import __version__, objectives, rng, tasks
-from gradless.bench.toml import EVALUATIONS, NAMED, OPTION, OWN, Axes, Grid, Settings, parse
-from gradless.config import TuneConfig
+from gradless import __version__, rng, tasks
+from gradless.bench.grid_file import EVALUATIONS, NAMED, OPTION, OWN, Axes, Grid, Settings, parse
 from gradless.errors import BadInput
+from gradless.lm import objectives
 from gradless.methods import HYBRID, METHODS
-from gradless.notes import DONE as DONE
+from gradless.runs.config import TuneConfig
+from gradless.runs.record import DONE as DONE
 
 PHASES = SEARCH, FINAL, ZERO_SHOT = "search", "final", "zero-shot"
 # Schemes that tune nothing by layers of the model, which some methods tell apart.

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradless.bench import results
+from gradless.bench.forkserver import SUPPORTED, Forked, Nursery
 from gradless.bench.grid import ZERO_SHOT, Request
-from gradless.bench.nursery import SUPPORTED, Forked, Nursery
 
 Command = Callable[[Request, Path], list[str]]
 FULL: Final = re.compile(r"cannot write|No space left on device|Disk quota exceeded")

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from gradless import reuse
 from gradless.bench.grid import ZERO_SHOT, Request
-from gradless.metrics import METRICS
-from gradless.notes import INTERRUPTED, write_json, write_text
+from gradless.lm.metrics import METRICS
+from gradless.runs.record import INTERRUPTED
+from gradless.system import finished_runs
+from gradless.system.atomic import write_json, write_text
 
 FAILED = "failed"
 RESULTS = "results.jsonl"
@@ -42,7 +43,7 @@ def line(out: Path, request: Request) -> dict[str, Any] | None:
     its time is not known.
     """
     folder = run_folder(out, request.id)
-    taken_over = reuse.line(folder)
+    taken_over = finished_runs.line(folder)
     if taken_over is not None:
         return taken_over
     result = _read(folder / "result.json")

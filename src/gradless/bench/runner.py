@@ -18,18 +18,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradless import claims, reuse, run
-from gradless.bench import estimate, grid, place, results
+from gradless.bench import directory, estimate, grid, results
 from gradless.bench import process as processes
+from gradless.bench.forkserver import Nursery
 from gradless.bench.grid import FINAL, SEARCH, Cost, Request, cell_name
-from gradless.bench.nursery import Nursery
+from gradless.bench.grid_file import Grid
 from gradless.bench.process import Child, Command
 from gradless.bench.results import overhead
-from gradless.bench.toml import Grid
-from gradless.config import TuneConfig
 from gradless.errors import BadInput
-from gradless.notes import DIVERGED, DONE
-from gradless.progress import Reporter
+from gradless.runs import build
+from gradless.runs.config import TuneConfig
+from gradless.runs.record import DIVERGED, DONE
+from gradless.system import finished_runs, locks
+from gradless.system.progress import Reporter
 
 __all__ = ["Outcome", "bench", "overhead"]
 
@@ -94,7 +95,7 @@ def bench(
         threads: of each run; None leaves it to the environment.
         known: ``results.jsonl`` of other directories; runs that are finished there are not made again.
         reporter: where progress goes.
-        cost: forwards of a step of a configuration; None: `gradless.run.step_cost`.
+        cost: forwards of a step of a configuration; None: `gradless.runs.build.step_cost`.
         command: makes the command line of a run.
         poll: seconds between two looks at the processes.
 
@@ -107,11 +108,11 @@ def bench(
     for name, number in (("workers", workers), ("threads", threads)):
         if number is not None and number < 1:
             raise BadInput(f"--{name} is {number}: it must be at least 1")
-    asked, price = grid.read(grid_path), _remembered(cost or run.step_cost)
+    asked, price = grid.read(grid_path), _remembered(cost or build.step_cost)
     out = out.resolve()
-    place.check_folder(out)
+    directory.check_folder(out)
     board = Board(grid=asked, out=out, possible=_in_order(asked, price))
-    place.check_runs(asked, board.possible, out)
+    directory.check_runs(asked, board.possible, out)
     _check_data(board)
     lines = _known(board, known)
     if dry_run:
@@ -120,9 +121,9 @@ def bench(
         _refresh(board)
         estimate.show(board.wanted, _expected(board), board.lines, price, reporter.say)
         return _outcome(board)
-    place.join(asked, board.possible, out)
-    with place.alone(out):
-        taken_over = reuse.take_over(lines, out / "runs")
+    directory.join(asked, board.possible, out)
+    with directory.alone(out):
+        taken_over = finished_runs.take_over(lines, out / "runs")
     if lines:
         reporter.say(f"{taken_over} of {len(lines)} runs taken over; the others are here or have begun")
     return _work(board, workers, threads, reporter, command, poll)
@@ -163,7 +164,7 @@ def _check_data(board: Board) -> None:
         if one.phase == FINAL and key not in seen and (config.data or config.own):
             seen.add(key)
             try:
-                run.load_task(config)
+                build.load_task(config)
             except BadInput as error:
                 raise BadInput(f"{board.grid.path}: cell {cell_name(one.cell)}: {error}") from None
 
@@ -173,7 +174,7 @@ def _known(board: Board, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
     ids = [one.id for one in board.possible]
     found: dict[str, dict[str, Any]] = {}
     for path in files:
-        found |= reuse.finished(path, ids, (DONE, DIVERGED))
+        found |= finished_runs.finished(path, ids, (DONE, DIVERGED))
     return found
 
 
@@ -238,7 +239,7 @@ def _start_free(
     for one in left:
         if len(children) >= workers:
             return
-        claim = None if one.id in mine else claims.take(board.out / "locks" / one.id)
+        claim = None if one.id in mine else locks.take(board.out / "locks" / one.id)
         if claim is None:
             continue
         if results.line(board.out, one) is not None:  # another finished it before it gave its claim back
@@ -276,10 +277,10 @@ def _finish(board: Board, children: list[Child], ended: list[tuple[Child, str]],
 def _record(board: Board, reporter: Reporter, made: list[Request] | None = None) -> None:
     """Learn what is finished, ask for what follows from it, and write both down."""
     before, known = len(board.settled), set(board.hopeless)
-    with place.alone(board.out):
-        place.check_grid(board.grid, board.out)
+    with directory.alone(board.out):
+        directory.check_grid(board.grid, board.out)
         _refresh(board)
-        place.ask(board.wanted, board.out)
+        directory.ask(board.wanted, board.out)
         if len(board.settled) > before or made or not (board.out / results.RESULTS).exists():
             results.rebuild(board.out, board.lines.values())
     for name in board.hopeless:

@@ -16,16 +16,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gradless import layers, objectives, run, schemes
 from gradless.bench import results
 from gradless.bench.grid import FINAL, cell_name
-from gradless.config import TuneConfig
+from gradless.cost.profile import seconds_of
 from gradless.errors import BadInput
+from gradless.forward import model_blocks
+from gradless.lm import objectives, schemes
 from gradless.methods import METHODS
-from gradless.notes import versions, write_json
 from gradless.optimizer import ZerothOrder
-from gradless.profiling import seconds_of
-from gradless.progress import Reporter
+from gradless.runs import build
+from gradless.runs.config import TuneConfig
+from gradless.runs.record import versions
+from gradless.system.atomic import write_json
+from gradless.system.progress import Reporter
 
 FILE = "timings.json"
 FLOOR = "two forwards"
@@ -103,16 +106,16 @@ def side_by_side(line: dict[str, Any], seconds: dict[str, float]) -> dict[str, A
 def _together(group: dict[str, TuneConfig], repeats: int) -> dict[str, Any]:
     """Methods that share model, scheme and data, taking turns."""
     base = next(iter(group.values()))
-    task, splits = run.load_task(dataclasses.replace(base, num_test=0))
+    task, splits = build.load_task(dataclasses.replace(base, num_test=0))
     plain = dataclasses.replace(base, method="mezo", options={}, queries=None, lr=LR)
-    model, _ = run.build_for(plain, NOWHERE, task, splits.train, say=lambda line: None)
-    encoded = run.encode_rows(model.lm, task, splits.train, base.max_length)
+    model, _ = build.build_for(plain, NOWHERE, task, splits.train, say=lambda line: None)
+    encoded = build.encode_rows(model.lm, task, splits.train, base.max_length)
     objective = objectives.choose(task, base.objective)
     running = [Timed(FLOOR, _two_forwards, None)]
     running += [_candidate(name, config, model.lm, task, splits.train) for name, config in group.items()]
     samples: dict[str, list[float]] = {one.name: [] for one in running}
     for turn in range(WARMUP + repeats):
-        chosen = [encoded[i] for i in run.batch_indices(len(encoded), base.batch_size, base.seed, turn)]
+        chosen = [encoded[i] for i in build.batch_indices(len(encoded), base.batch_size, base.seed, turn)]
         batches = objectives.prepare(model.lm, objective, chosen, base.micro_batch_size)
 
         def closure(batches: list[Any] = batches) -> Any:
@@ -148,13 +151,13 @@ def _candidate(name: str, config: TuneConfig, lm: Any, task: Any, rows: list[Any
     """The method of a cell on the shared model."""
     method = METHODS[config.method]
     quiet = dataclasses.replace(config, lr=LR)
-    opt = run.optimizer(quiet, schemes.trainable(lm), run.measured_norms(quiet, lm, task, rows))
+    opt = build.optimizer(quiet, schemes.trainable(lm), build.measured_norms(quiet, lm, task, rows))
     if method.blocks:
         opt.reuse_prefixes(lm.model)
-    blocks = [block for _, block in layers.blocks(lm.model)] if method.checkpoint else []
+    blocks = [block for _, block in model_blocks.blocks(lm.model)] if method.checkpoint else []
 
     def step(closure: Callable[[], Any]) -> None:
-        with layers.checkpointing(blocks):
+        with model_blocks.checkpointing(blocks):
             opt.step(closure)
 
     return Timed(name, step, opt)

@@ -6,29 +6,29 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from gradless.collab import mixes, rules
-from gradless.collab.mixes import arc as arc
-from gradless.collab.mixes import bucketing as bucketing
-from gradless.collab.mixes import clipping as clipping
-from gradless.collab.mixes import nnm as nnm
-from gradless.collab.rules import bulyan as bulyan
-from gradless.collab.rules import caf as caf
-from gradless.collab.rules import centred_clipping as centred_clipping
-from gradless.collab.rules import cge as cge
-from gradless.collab.rules import geometric_median as geometric_median
-from gradless.collab.rules import krum as krum
-from gradless.collab.rules import mda as mda
-from gradless.collab.rules import meamed as meamed
-from gradless.collab.rules import mean as mean
-from gradless.collab.rules import median as median
-from gradless.collab.rules import multi_krum as multi_krum
-from gradless.collab.rules import nna as nna
-from gradless.collab.rules import self_centred_clipping as self_centred_clipping
-from gradless.collab.rules import smea as smea
-from gradless.collab.rules import trimmed_mean as trimmed_mean
-from gradless.collab.stages import Aggregator as Aggregator
-from gradless.collab.stages import Mix as Mix
-from gradless.collab.stages import compose as compose
+from gradless.collab.aggregation import pre_aggregators, rules
+from gradless.collab.aggregation.base import Aggregator as Aggregator
+from gradless.collab.aggregation.base import PreAggregator as PreAggregator
+from gradless.collab.aggregation.base import compose as compose
+from gradless.collab.aggregation.pre_aggregators import arc as arc
+from gradless.collab.aggregation.pre_aggregators import bucketing as bucketing
+from gradless.collab.aggregation.pre_aggregators import clipping as clipping
+from gradless.collab.aggregation.pre_aggregators import nnm as nnm
+from gradless.collab.aggregation.rules import bulyan as bulyan
+from gradless.collab.aggregation.rules import caf as caf
+from gradless.collab.aggregation.rules import centred_clipping as centred_clipping
+from gradless.collab.aggregation.rules import cge as cge
+from gradless.collab.aggregation.rules import geometric_median as geometric_median
+from gradless.collab.aggregation.rules import krum as krum
+from gradless.collab.aggregation.rules import mda as mda
+from gradless.collab.aggregation.rules import meamed as meamed
+from gradless.collab.aggregation.rules import mean as mean
+from gradless.collab.aggregation.rules import median as median
+from gradless.collab.aggregation.rules import multi_krum as multi_krum
+from gradless.collab.aggregation.rules import nna as nna
+from gradless.collab.aggregation.rules import self_centred_clipping as self_centred_clipping
+from gradless.collab.aggregation.rules import smea as smea
+from gradless.collab.aggregation.rules import trimmed_mean as trimmed_mean
 from gradless.errors import BadInput, pick, unknown
 
 GROUP = ("f", "n")  # facts about the group: given to every stage that asks, and to no other
@@ -37,7 +37,7 @@ GROUP = ("f", "n")  # facts about the group: given to every stage that asks, and
 class Entry(NamedTuple):
     """A rule or pre-aggregator of the catalogue."""
 
-    make: Callable[..., Aggregator | Mix]
+    make: Callable[..., Aggregator | PreAggregator]
     summary: str
     paper: str
     condition: str  # on n, the number of rows received
@@ -90,12 +90,16 @@ AGGREGATORS: dict[str, Entry] = {
     ),
 }
 MIXES: dict[str, Entry] = {
-    "nnm": Entry(mixes.nnm, "every row to the mean of its n-f nearest", "Allouah et al. 2023", "n > f", "G"),
+    "nnm": Entry(pre_aggregators.nnm, "every row to the mean of its n-f nearest", "Allouah et al. 2023", "n > f", "G"),
     "bucketing": Entry(
-        mixes.bucketing, "means of a few shuffled rows at a time", "Karimireddy et al. 2022", "of the next rule", "n D"
+        pre_aggregators.bucketing,
+        "means of a few shuffled rows at a time",
+        "Karimireddy et al. 2022",
+        "of the next rule",
+        "n D",
     ),
-    "clipping": Entry(mixes.clipping, "rows cut to a fixed length", "", "of the next rule", "G"),
-    "arc": Entry(mixes.arc, "the longest rows cut to the next length", "Allouah et al. 2024", "n > 2 f", "G"),
+    "clipping": Entry(pre_aggregators.clipping, "rows cut to a fixed length", "", "of the next rule", "G"),
+    "arc": Entry(pre_aggregators.arc, "the longest rows cut to the next length", "Allouah et al. 2024", "n > 2 f", "G"),
 }
 
 

@@ -1,7 +1,8 @@
 """Attacks by name.
 
-A new attack is one function, in `gradless.collab.identical` if it tells everybody the same and in
-`gradless.collab.equivocation` if not, and one row of `ATTACKS`. What an attack is: `gradless.collab.scene`.
+A new attack is one function, in `gradless.collab.adversary.identical` if it tells everybody the same and in
+`gradless.collab.adversary.equivocating` if not, and one row of `ATTACKS`. What an attack is:
+`gradless.collab.adversary.base`.
 """
 
 from __future__ import annotations
@@ -10,13 +11,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from gradless.collab.equivocation import ALTERNATE, dissensus, spectral, two_faced
-from gradless.collab.identical import alie, anticge, foe, gaussian, inf, ipm, label_flip, nan, none, sign_flip
-from gradless.collab.mimicry import mimic
-from gradless.collab.scene import Attack, Bounds, Scene, State, word
+from gradless.collab.adversary.base import Attack, AttackContext, Bounds, State, word
+from gradless.collab.adversary.equivocating import ALTERNATE, dissensus, spectral, two_faced
+from gradless.collab.adversary.identical import alie, anticge, foe, gaussian, inf, ipm, label_flip, nan, none, sign_flip
+from gradless.collab.adversary.mimic import mimic
 from gradless.errors import BadInput, pick, unknown
 
-__all__ = ["ATTACKS", "Attack", "Entry", "Scene", "State", "named"]
+__all__ = ["ATTACKS", "Attack", "AttackContext", "Entry", "State", "named"]
 
 
 class Entry(NamedTuple):
@@ -38,12 +39,12 @@ class Entry(NamedTuple):
 def equivocating_alie(
     *, strength: float | str | None = None, bounds: Bounds | None = None, sides: str = ALTERNATE
 ) -> Attack:
-    """`gradless.collab.identical.alie` for some receivers, mean + z sigma for the others; see `two_faced`."""
+    """`gradless.collab.adversary.identical.alie` for some receivers, mean + z sigma for the others; see `two_faced`."""
     return two_faced(alie(strength=strength, bounds=bounds), sides=sides, name="equivocating-alie")
 
 
 def equivocating_foe(*, strength: float | None = None, bounds: Bounds | None = None, sides: str = ALTERNATE) -> Attack:
-    """`gradless.collab.identical.foe` for some receivers, (1 + eps) mean for the others; see `two_faced`."""
+    """`gradless.collab.adversary.identical.foe` for some receivers, (1 + eps) mean for the others; see `two_faced`."""
     return two_faced(foe(strength=strength, bounds=bounds), sides=sides, name="equivocating-foe")
 
 

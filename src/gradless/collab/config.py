@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gradless.collab.algorithms import ALGORITHMS, COEFFICIENTS, PARAMETERS
-from gradless.collab.splits import SPLITS
-from gradless.collab.transport import Delivery
+from gradless.collab.data.splits import SPLITS
+from gradless.collab.network.simulated import Delivery
 from gradless.errors import BadInput, pick, unknown
 from gradless.methods import METHODS
 
@@ -46,7 +46,7 @@ class CollabConfig:
     """Of clipping rules with a fixed radius."""
     # the data
     dataset: str | None = "digits"
-    """Images (gradless.collab.datasets), or None: a language model's task."""
+    """Images (gradless.collab.data.datasets), or None: a language model's task."""
     data: str | None = None
     split: str = "dirichlet-classes"
     split_parameter: float | None = None
@@ -58,7 +58,7 @@ class CollabConfig:
     """A language model, for ``task``."""
     task: str | None = None
     own: dict[str, Any] = field(default_factory=dict)
-    """Own files instead of a task, as in `gradless.config.TuneConfig`."""
+    """Own files instead of a task, as in `gradless.runs.config.TuneConfig`."""
     scheme: str = "lora"
     num_train: int | None = 1000
     num_test: int | None = 500

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from gradless import ledger, rng
 from gradless.errors import BadInput
-from gradless.hashing import weights_sha256
-from gradless.notes import write_json
 from gradless.optimizer import ZerothOrder
-from gradless.packing import pack, unpack
 from gradless.ranks import Ranks
+from gradless.system.atomic import write_json
+from gradless.system.hashing import weights_sha256
+from gradless.system.tensor_state import pack, unpack
 
 LEDGER, STATE, TENSORS, INITIAL = "ledger", "gradless.json", "gradless.safetensors", "initial.safetensors"
 LOOP = "trainer_state.json"  # what Trainer writes last of all

@@ -9,12 +9,12 @@ from torch import nn
 
 from gradless import ledger
 from gradless.errors import BadInput
-from gradless.integrations import checkpoints, choice
+from gradless.integrations import checkpoints, method_choice
 from gradless.optimizer import ZerothOrder
 
 
 def rebuild(
-    model: nn.Module, folder: str | Path, *, zo: choice.Choice | None = None, until: int | None = None
+    model: nn.Module, folder: str | Path, *, zo: method_choice.Choice | None = None, until: int | None = None
 ) -> ZerothOrder:
     """Bring the model a run began with to the weights of step ``until``, in place, bit for bit.
 
@@ -36,11 +36,11 @@ def rebuild(
     chosen = contents.header["trainer"]
     if until is not None and not 0 <= until <= len(contents.moves):
         raise BadInput(f"the ledger of {folder} holds {len(contents.moves)} steps: until={until} is out of reach")
-    make = choice.check(zo or chosen["method"], chosen["options"])
+    make = method_choice.check(zo or chosen["method"], chosen["options"])
     # Parameters that decay are told from the others by their names and modules alone, so no trainer is needed.
     decayed = transformers.Trainer.get_decay_parameter_names(None, model)
-    named = choice.groups(model, decayed, max(contents.header["weight_decay"]))
-    opt = choice.checked(make(named, **{"seed": contents.header["seed"], **chosen["options"]}))
+    named = method_choice.groups(model, decayed, max(contents.header["weight_decay"]))
+    opt = method_choice.checked(make(named, **{"seed": contents.header["seed"], **chosen["options"]}))
     for name in (Path(folder), Path(folder).parent):
         checkpoints.put_initial(name, opt)
     checkpoints.check_base(contents.header, checkpoints.header(opt, model, chosen), folder)

@@ -16,7 +16,7 @@ import transformers
 from torch import Tensor, nn
 
 from gradless import ranks
-from gradless.integrations import checkpoints, checks, choice
+from gradless.integrations import argument_checks, checkpoints, method_choice
 from gradless.integrations.losses import Losses
 from gradless.integrations.window import Window
 
@@ -49,21 +49,21 @@ class ZOTrainerMixin(Hooks):
     def __init__(
         self,
         *args: Any,
-        zo: choice.Choice = "mezo",
+        zo: method_choice.Choice = "mezo",
         zo_options: dict[str, Any] | None = None,
         ledger_only: bool = False,
         **kwargs: Any,
     ) -> None:
         self.zo, self.zo_options, self.ledger_only = zo, dict(zo_options or {}), ledger_only
-        self.make_zo = choice.check(zo, self.zo_options)
+        self.make_zo = method_choice.check(zo, self.zo_options)
         self.window: Window | None = None  # of the run that is going on, or of the last one
         self.saved: checkpoints.Saved | None = None  # what it goes on from
         self.shared: ranks.Ranks | None = None  # the processes that take part in it
         self.closing = contextlib.ExitStack()  # at its end
         super().__init__(*args, **kwargs)
         self.given = self.optimizer
-        checks.arguments(self.args)
-        checks.trainer(self)
+        argument_checks.arguments(self.args)
+        argument_checks.trainer(self)
         self.args.save_only_model = True  # optimizer and schedule are in the ledger and beside it
         # No wrapping for gradients that are never made: DDP's buckets for them are a copy of the model.
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
@@ -83,12 +83,12 @@ class ZOTrainerMixin(Hooks):
         """The method over the parameters that require grad, at the step of the checkpoint if there is one."""
         if self.optimizer is None:
             model, args = self.model if model is None else model, self.args
-            named = choice.groups(model, self.get_decay_parameter_names(model), args.weight_decay)
+            named = method_choice.groups(model, self.get_decay_parameter_names(model), args.weight_decay)
             settings = {"lr": args.learning_rate, "seed": args.seed, **self.zo_options}
-            opt = choice.checked(self.given or self.make_zo(named, **settings))
+            opt = method_choice.checked(self.given or self.make_zo(named, **settings))
             book = checkpoints.begin(
-                Path(args.output_dir), opt, model, choice.describe(self.given or self.zo, self.zo_options), self.saved,
-                bare=self.ledger_only, shared=self.shared,
+                Path(args.output_dir), opt, model, method_choice.describe(self.given or self.zo, self.zo_options),
+                self.saved, bare=self.ledger_only, shared=self.shared,
             )  # fmt: skip
             if book is not None:
                 self.closing.callback(book.close)
@@ -98,7 +98,7 @@ class ZOTrainerMixin(Hooks):
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """The trainer's own, at the step of the checkpoint if there is one."""
         schedule = super().create_scheduler(num_training_steps, optimizer)
-        checks.schedule(schedule)
+        argument_checks.schedule(schedule)
         if self.saved is not None and self.window is not None:
             schedule.load_state_dict(self.saved.state["schedule"])
             for group, lr in zip(self.window.param_groups, schedule.get_last_lr(), strict=True):
@@ -108,7 +108,7 @@ class ZOTrainerMixin(Hooks):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Gather a batch; the last one of a window probes the loss of all. Returns that loss, before it zero."""
         model.eval()  # both losses of a probe must see the same model
-        model.training = checks.speaks_trl(self)  # TRL asks the model itself whose metrics it is writing
+        model.training = argument_checks.speaks_trl(self)  # TRL asks the model itself whose metrics it is writing
         assert self.window is not None
         self.window.gather(self.losses.closure(model, inputs, num_items_in_batch))
         if not self.accelerator.sync_gradients:

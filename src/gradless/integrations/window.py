@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gradless.errors import BadInput
-from gradless.moves import Move, Probe
+from gradless.gradients import Probe, Update
 from gradless.optimizer import ZerothOrder
 
 
@@ -32,7 +32,7 @@ class Window(torch.optim.Optimizer):
         Diverged: from ``step``, after ten non-finite losses in a row.
     """
 
-    def __init__(self, inner: ZerothOrder, log: Callable[[Move], None]) -> None:
+    def __init__(self, inner: ZerothOrder, log: Callable[[Update], None]) -> None:
         # Torch's constructor would make groups of its own; these are shared with the optimizer inside.
         self.inner = inner
         self.log = log

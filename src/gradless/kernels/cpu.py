@@ -1,7 +1,8 @@
-"""CPU kernels: all cores, vectorised, one read and one write of the leaf. Compiled by Numba (`gradless.kernels.tiles`).
+"""CPU kernels: all cores, vectorised, one read and one write of the leaf.
 
-Work is spread over plain Python threads (the kernels release the GIL) and not over Numba's OpenMP layer: that one
-resizes torch's thread pool, and two pools that spin while they wait slow each other down many times over.
+They are compiled by Numba (`gradless.kernels.numba_tiles`). Work is spread over plain Python threads (the kernels
+release the GIL) and not over Numba's OpenMP layer: that one resizes torch's thread pool, and two pools that spin while
+they wait slow each other down many times over.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import torch
 from torch import Tensor
 
 from gradless import rng
-from gradless.kernels import tiles
+from gradless.kernels import numba_tiles
+from gradless.kernels.numba_tiles import TILE
 from gradless.kernels.program import Place, Program
-from gradless.kernels.tiles import TILE
 
 WORTHWHILE = 1 << 17  # elements and terms that are worth waking a thread for
-KINDS = {torch.float32: tiles.FLOAT32, torch.bfloat16: tiles.BFLOAT16, torch.float16: tiles.FLOAT16}
+KINDS = {torch.float32: numba_tiles.FLOAT32, torch.bfloat16: numba_tiles.BFLOAT16, torch.float16: numba_tiles.FLOAT16}
 
 
 def sweep(out: Tensor, p: Tensor, place: Place, program: Program, mask: Tensor | None) -> None:
     """Run a program over flat tensors; see `gradless.kernels.sweep` for the meaning of the arguments."""
     _spread(
-        tiles.sweep_tiles, place, program.keys.size,
+        numba_tiles.sweep_tiles, place, program.keys.size,
         (_bits(out), _bits(p), place.rows.numpy(), place.width, KINDS[p.dtype], np.uint64(place.leaf),
          _arrays(program, place), _stream(program, place), _table(program), *_mask(mask)),
     )  # fmt: skip
@@ -39,7 +40,7 @@ def fan(
 ) -> None:  # fmt: skip
     """Branch off a leaf, outs ``[B, n]``; see `gradless.kernels.fan` for the meaning of the arguments."""
     _spread(
-        tiles.fan_tiles, place, update.keys.size + 2 * probes.keys.size,
+        numba_tiles.fan_tiles, place, update.keys.size + 2 * probes.keys.size,
         (_bits(outs).reshape(-1), _bits(p), place.rows.numpy(), place.width, KINDS[p.dtype], np.uint64(place.leaf),
          _arrays(update, place), _arrays(probes, place), mirrored, keep, _stream(probes, place), _table(probes),
          *_mask(mask)),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from gradless.errors import BadInput, unknown
-from gradless.methods import baselines, frontier, mezo, zobench
+from gradless.methods import baselines, mezo, recent, zobench
 from gradless.optimizer import ZerothOrder
 
 SHARED = ("params", "lr", "eps", "common", "norms")  # arguments that are not options of a method
@@ -81,7 +81,7 @@ METHODS: dict[str, Method] = {
         mezo.mezo_momentum, "momentum recomputed from past scalars; no buffer", "Malladi et al. 2023"
     ),
     "mezo-adam": Method(mezo.mezo_adam, "Adam recomputed from past scalars; no buffers", "Malladi et al. 2023"),
-    "mezo-rms": Method(frontier.mezo_rms, "momentum over the running size of the scalars; no buffer", "MEAZO 2026"),
+    "mezo-rms": Method(recent.mezo_rms, "momentum over the running size of the scalars; no buffer", "MEAZO 2026"),
     "lozo": Method(
         mezo.lozo, "ZO-SGD along low-rank directions applied beside the weights", "Chen et al. 2024", auto=AUTO
     ),
@@ -99,10 +99,10 @@ METHODS: dict[str, Method] = {
     "zo-blockwise": Method(
         zobench.zo_blockwise, "every block in turn; 2 forwards a block", "Zhang et al. 2024", blocks=True
     ),
-    "fzoo": Method(frontier.fzoo, "one-sided batch of signs, normalised by its spread; K+1 forwards", "FZOO 2025"),
-    "zo-muon": Method(frontier.zo_muon, "orthogonalised low-rank estimates", "ZO-Muon 2026"),
-    "sparse-mezo": Method(frontier.sparse_mezo, "only the smallest weights of each layer", "Liu et al. 2024"),
-    "lezo": Method(frontier.lezo, "a random share of the layers a query", "LeZO 2024", blocks=True),
+    "fzoo": Method(recent.fzoo, "one-sided batch of signs, normalised by its spread; K+1 forwards", "FZOO 2025"),
+    "zo-muon": Method(recent.zo_muon, "orthogonalised low-rank estimates", "ZO-Muon 2026"),
+    "sparse-mezo": Method(recent.sparse_mezo, "only the smallest weights of each layer", "Liu et al. 2024"),
+    "lezo": Method(recent.lezo, "a random share of the layers a query", "LeZO 2024", blocks=True),
     "forward-grad": Method(
         baselines.forward_gradient, "exact slopes by forward mode; 2K forwards", "Baydin et al. 2022", 0.0, FORWARD
     ),

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Unpack
 
-from gradless import leaves
 from gradless.directions import gaussian, rademacher
+from gradless.directions.blocks import units
 from gradless.errors import BadInput
 from gradless.estimators import backprop, forward_grad, hybrid, spsa
-from gradless.methods.presets import Common, Queries, build
-from gradless.moments import clip, heavy_ball, stored_adam
+from gradless.forward import parameters
+from gradless.methods.common import Common, Queries, build
 from gradless.optimizer import ZerothOrder
 from gradless.rules import Schedule, chain, constant, on_stored, scale
-from gradless.subsets import units
+from gradless.rules.stored import clip, heavy_ball, stored_adam
+
+__all__ = ["fo_adam", "fo_sgd", "forward_gradient", "hybrid_zo_fo"]
 
 
 def fo_sgd(
@@ -64,7 +66,7 @@ def hybrid_zo_fo(
     Raises:
         BadInput: too few units to cut between, or a ratio that is not positive.
     """
-    given = leaves.named(params)
+    given = parameters.named(params)
     groups = [item if isinstance(item, dict) else {"params": [item]} for item in given]
     parts = units([name for group in groups for name, p in group["params"] if p.requires_grad])
     if len(parts) < 2:

@@ -6,7 +6,7 @@ All presets take the same arguments, and some their own:
 - ``lr``: learning rate, a number or a schedule ``step -> lr``;
 - ``eps``: perturbation scale;
 - ``queries``: directions a step, a number or a schedule ``step -> K``;
-- ``seed``, ``weight_decay``, ``transform``, ``engine``, ``defer``: see `gradless.methods.presets.Common`.
+- ``seed``, ``weight_decay``, ``transform``, ``engine``, ``defer``: see `gradless.methods.common.Common`.
 
 """
 
@@ -17,9 +17,11 @@ from typing import Any, Unpack
 
 from gradless.directions import gaussian, low_rank, rademacher
 from gradless.estimators import one_sided, spsa
-from gradless.methods.presets import Common, Queries, build
+from gradless.methods.common import Common, Queries, build
 from gradless.optimizer import ZerothOrder
 from gradless.rules import Schedule, adam, chain, momentum, scale
+
+__all__ = ["lozo", "mezo", "mezo_adam", "mezo_gaussian", "mezo_momentum", "mezo_one_sided"]
 
 
 def mezo(

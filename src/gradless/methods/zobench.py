@@ -10,17 +10,19 @@ from typing import Any, Unpack
 
 from torch import Tensor
 
-from gradless import leaves
 from gradless.accept import conservative
 from gradless.directions import gaussian, rademacher
+from gradless.directions.blocks import one_by_one, random_blocks
+from gradless.directions.masks import sparse
 from gradless.estimators import spsa
-from gradless.masks import sparse
-from gradless.methods.presets import Common, Queries, build
-from gradless.moments import heavy_ball, stored_adam
+from gradless.forward import parameters
+from gradless.methods.common import Common, Queries, build
 from gradless.optimizer import ZerothOrder
 from gradless.rules import Schedule, chain, scale
-from gradless.signs import scalar_sign, sign
-from gradless.subsets import one_by_one, random_blocks
+from gradless.rules.normalise import scalar_sign, sign
+from gradless.rules.stored import heavy_ball, stored_adam
+
+__all__ = ["zo_adam", "zo_block", "zo_blockwise", "zo_cons", "zo_momentum", "zo_scalar_sign", "zo_sign", "zo_sparse"]
 
 
 def zo_momentum(
@@ -113,7 +115,7 @@ def zo_blockwise(
     params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, **common: Unpack[Common]
 ) -> ZerothOrder:
     """Every block of the model in turn, each with its own z, all at the same weights. Cost: 2 forwards a block."""
-    given = leaves.named(params)
+    given = parameters.named(params)
     entries = [entry for item in given for entry in (item["params"] if isinstance(item, dict) else [item])]
     directions, count = one_by_one(rademacher(), [name for name, p in entries if p.requires_grad])
     return build(given, directions, spsa(eps=eps, queries=count), scale(lr), **common)

@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from gradless.notes import write_text
-from gradless.report import collab, collab_page, collab_tables, run_record, run_report
-from gradless.report.best import best_toml
-from gradless.report.figures import Picture, figures
-from gradless.report.page import counts, page, shortfall
-from gradless.report.study import Study, load
-from gradless.report.table import Table, as_csv, latex, markdown, show_tables
-from gradless.report.tables import all_tables
+from gradless.report import run as run_report
+from gradless.report.bench.figures import Picture, figures
+from gradless.report.bench.page import counts, page, shortfall
+from gradless.report.bench.selection import best_toml
+from gradless.report.bench.study import Study, load
+from gradless.report.bench.tables import all_tables
+from gradless.report.collab import page as collab_page
+from gradless.report.collab import study as collab_study
+from gradless.report.collab import tables as collab_tables
+from gradless.report.common.table import Table, as_csv, latex, markdown, show_tables
+from gradless.report.run import record
+from gradless.system.atomic import write_text
 
 __all__ = ["Study", "Table", "load", "report", "show_tables", "tables"]
 
@@ -26,10 +30,10 @@ def tables(folder: Path) -> list[Table]:
     Raises:
         BadInput: there is no result in the directory.
     """
-    if collab.is_collab(folder):
-        return collab_tables.all_tables(collab.load(folder))
-    if run_record.is_run(folder):
-        return run_report.brief(run_record.load(folder))
+    if collab_study.is_collab(folder):
+        return collab_tables.all_tables(collab_study.load(folder))
+    if record.is_run(folder):
+        return run_report.brief(record.load(folder))
     return all_tables(load(folder))
 
 
@@ -50,9 +54,9 @@ def report(folder: Path, *, say: Callable[[str], object] = print) -> list[Path]:
     Raises:
         BadInput: there is no result in the directory, or its grid cannot be read.
     """
-    if collab.is_collab(folder):
+    if collab_study.is_collab(folder):
         return _report_collab(folder, say)
-    if run_record.is_run(folder):
+    if record.is_run(folder):
         return run_report.write(folder, say)
     study = load(folder)
     _tell(counts(study), shortfall(study), say)
@@ -67,7 +71,7 @@ def report(folder: Path, *, say: Callable[[str], object] = print) -> list[Path]:
 
 
 def _report_collab(folder: Path, say: Callable[[str], object]) -> list[Path]:
-    study = collab.load(folder)
+    study = collab_study.load(folder)
     _tell(collab_page.counts(study), collab_page.shortfall(study), say)
     made = collab_tables.all_tables(study)
     written = _write_tables(folder, made, collab_page.tex)

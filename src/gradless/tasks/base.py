@@ -72,7 +72,7 @@ class Task:
     """``classification``: cross-entropy over the options; ``choice``: teacher forcing on the gold option;
     ``generation``: teacher forcing on the gold answer, scored by generating."""
     metrics: tuple[str, ...]
-    """Names in `gradless.metrics.METRICS`; the first one is the main one."""
+    """Names in `gradless.lm.metrics.METRICS`; the first one is the main one."""
     render: Callable[[Row], Example] | None
     """Prompt for causal language models."""
     render_unaligned: Callable[[Row], Example] | None = None

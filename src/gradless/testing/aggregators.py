@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gradless import rng
+from gradless.collab.aggregation.receivers import Received, aggregate
 from gradless.collab.aggregators import Aggregator
-from gradless.collab.views import Views, aggregate
 from gradless.testing.checks import Check, demand, generators_untouched, refused, run, suite, title
 
 MakeRule = Callable[[int], Aggregator]
@@ -221,7 +221,7 @@ def receivers_together_are_receivers_alone(make: MakeRule, given: Claims) -> Non
     x = rows_of(given.n, 30, seed=3).float()
     basis = torch.eye(given.n, dtype=torch.float64)
     turned = torch.arange(given.n).roll(1)
-    views = Views((x,), (basis, basis[turned], basis), (0, given.n - 1, given.n // 2))
+    views = Received((x,), (basis, basis[turned], basis), (0, given.n - 1, given.n // 2))
     rule = make(given.f)
     together = aggregate(rule, views)
     for place, (view, pivot) in enumerate(zip(views.received, views.pivots, strict=True)):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from gradless import rng
-from gradless.collab.geometry import measure
-from gradless.collab.scene import GOALS, Attack, Scene
+from gradless.collab.adversary.base import GOALS, Attack, AttackContext
+from gradless.collab.aggregation.gram import measure
 from gradless.testing.checks import Check, demand, generators_untouched, run, suite
 
 HONEST: Final = 7
@@ -137,7 +137,7 @@ def sees_only_what_it_may(attack: Attack, given: Claims) -> None:
     if not attack.flips:
         one, other = (play(attack, _scene(given, flipped=flipped)) for flipped in (True, False))
         same = torch.equal(_bits(one.rows), _bits(other.rows))
-        demand(same, "it looks at Scene.flipped, but `flips` is not set")
+        demand(same, "it looks at AttackContext.flipped, but `flips` is not set")
     if not given.sees:
         one, other = (play(attack, _scene(given, rows=rows)) for rows in (0, 1))
         same = torch.equal(_bits(one.rows), _bits(other.rows))
@@ -150,7 +150,7 @@ def known_geometry_changes_nothing(attack: Attack, given: Claims) -> None:
     known = scene._replace(geometry=measure((scene.honest,)), finite=torch.ones(HONEST, dtype=torch.bool))
     one, other = play(attack, scene).rows, play(attack, known).rows
     same = torch.allclose(one, other, rtol=1e-6, atol=1e-6, equal_nan=True)
-    demand(same, "the rows differ when Scene.geometry and Scene.finite are given (seed 0)")
+    demand(same, "the rows differ when AttackContext.geometry and AttackContext.finite are given (seed 0)")
 
 
 def passes_over_diverged_peers(attack: Attack, given: Claims) -> None:
@@ -181,7 +181,7 @@ CHECKS = (
 
 
 def play(
-    attack: Attack, scene: Scene, *, strength: float | None = None, state: Any = None, clean: bool = False
+    attack: Attack, scene: AttackContext, *, strength: float | None = None, state: Any = None, clean: bool = False
 ) -> Sent:
     """One exchange: what is sent, at 0.7 if the strength is searched and none is given.
 
@@ -210,10 +210,10 @@ def _scene(
     step: int = 0,
     rows: int = 0,
     flipped: bool = True,
-) -> Scene:
+) -> AttackContext:
     honest = rng.normal(rows, "honest", (HONEST, given.width)).to(dtype)
     lies = rng.normal(rows, "flipped", (1, given.width)).to(dtype) if flipped else None
-    return Scene(honest, lies, attackers, ATTACKERS, step, seed)
+    return AttackContext(honest, lies, attackers, ATTACKERS, step, seed)
 
 
 def _bits(rows: Tensor) -> Tensor:

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 
 from gradless import rng
-from gradless.collab.aggregators import Mix, compose, mean
+from gradless.collab.aggregators import PreAggregator, compose, mean
 from gradless.testing.aggregators import SEEDS, SMALL, rows_of
 from gradless.testing.checks import Check, demand, generators_untouched, run, suite, title
 
-MakeMix = Callable[[int], Mix]
+MakeMix = Callable[[int], PreAggregator]
 
 
 class Claims(NamedTuple):
@@ -26,7 +26,7 @@ class Claims(NamedTuple):
 
 
 def mix_checks(*, n: int = 11, f: int = 2, translation: bool = True, clean: bool = True) -> tuple[Check, ...]:
-    """Checks of a pre-aggregator, each called with ``make``, which gives the `Mix` for an f: ``make(f)``.
+    """Checks of a pre-aggregator, each called with ``make``, which gives the `PreAggregator` for an f: ``make(f)``.
 
     Args:
         n: rows received, N.

@@ -14,8 +14,7 @@ from gradless import rng
 from gradless.directions import Directions, rademacher
 from gradless.errors import BadInput
 from gradless.estimators import spsa
-from gradless.gradients import Dense, Gradient, Lazy, Leaf, Mixture
-from gradless.moves import Move
+from gradless.gradients import Dense, Gradient, Lazy, Leaf, Mixture, Update
 from gradless.optimizer import ZerothOrder
 from gradless.rules import Rule, chain, like, plain, scale
 from gradless.testing import problems
@@ -122,7 +121,7 @@ def replays(rule: Rule, given: Setting) -> None:
     moves = []
     for step in range(STEPS):
         if step == 2:
-            moves.append(Move(step, (), opt.learning_rates(), True))
+            moves.append(Update(step, (), opt.learning_rates(), True))
             opt.skip()
         else:
             moves.append(opt.step_with(model)[1])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, get_args
 
 from gradless.errors import BadInput
-from gradless.metrics import METRICS
+from gradless.lm.metrics import METRICS
 from gradless.tasks import MASK, Example, Row, Task, load, target
 from gradless.tasks.base import Kind
 from gradless.testing.checks import Check, demand, refused, run, suite

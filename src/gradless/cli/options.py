@@ -1,0 +1,155 @@
+"""What the command line is made of: errors as one sentence, settings from files, values of options."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradless.errors import BadInput, BrokenRanks, ReportedElsewhere, unknown
+
+HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+PATH = click.Path(path_type=Path)
+FILE = click.Path(path_type=Path, dir_okay=False)
+UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+)
+EXTRAS = {
+    "transformers": "lm",
+    "peft": "lm",
+    "accelerate": "lm",
+    "tokenizers": "lm",
+    "sklearn": "lm",
+    "gguf": "lm",
+    "matplotlib": "plots",
+    "datasets": "hub",
+    "PIL": "collab",
+    "huggingface_hub": "lm",
+    "tensorboard": "tensorboard",
+}
+
+
+class Commands(click.Group):
+    """Suggests the nearest command, and turns bad input into one sentence and exit code 2."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Find a command by name."""
+        if (
+            args
+            and not ctx.resilient_parsing
+            and self.get_command(ctx, args[0]) is None
+            and not args[0].startswith("-")
+        ):
+            raise BadInput(unknown("command", args[0], self.commands))
+        if args[:1] not in ([], ["tune"]) and "TORCHELASTIC_RUN_ID" in os.environ and not ctx.parent:
+            raise BadInput(f"only tune runs in several processes: call 'gradless {args[0]}' without torchrun")
+        return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            if _first("RANK"):
+                click.echo("gradless: interrupted", err=True)
+            sys.exit(1)
+        except ReportedElsewhere:
+            sys.exit(2)
+        except BrokenRanks as error:
+            click.echo(f"gradless: {error}", err=True)
+            sys.exit(1)
+        except BadInput as error:
+            click.echo(f"gradless: {error}", err=True)
+            sys.exit(2)
+        except click.UsageError as error:
+            help_ = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
+            if _first("LOCAL_RANK"):
+                click.echo(f"gradless: {error.format_message().rstrip('.')}{help_}", err=True)
+            sys.exit(2)
+        except ModuleNotFoundError as error:
+            if error.name not in EXTRAS:
+                raise
+            click.echo(
+                f"gradless: '{error.name}' is not installed: pip install 'gradless[{EXTRAS[error.name]}]'", err=True
+            )
+            sys.exit(2)
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            place = f" at {error.filename}" if error.filename else ""
+            click.echo(
+                f"gradless: cannot write{place} ({error.strerror}): free space or choose another folder",
+                err=True,
+            )
+            sys.exit(1)
+
+
+def _first(variable: str) -> bool:
+    """Whether this is the first (or only) process of a job, or of a machine's part of it."""
+    return os.environ.get(variable, "0") == "0"
+
+
+class LearningRate(click.ParamType):
+    """A number, or the word auto."""
+
+    name = "number|auto"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float | str:
+        """Read it."""
+        try:
+            return "auto" if value == "auto" else float(value)
+        except ValueError:
+            self.fail(f"'{value}' is neither a number nor auto", param, ctx)
+
+
+class FromFile(click.Command):
+    """A command whose options may come from the file behind ``--config``; those on the command line win."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the file first: what it says are defaults."""
+        given: dict[str, Any] = {}
+        if ctx.resilient_parsing:  # for the completion of a line that is not finished
+            return super().parse_args(ctx, args)
+        with contextlib.suppress(click.UsageError):  # said below
+            given = self.make_parser(ctx).parse_args(args=list(args))[0]
+        if given.get("cell") and not given.get("config"):
+            raise BadInput("--cell chooses among the cells of a file: give the file with --config")
+        if given.get("config"):
+            from gradless.runs import config_io
+
+            found = config_io.read(Path(given["config"]), given.get("cell"))
+            options = {**found.pop("options", {}), **config_io.parse_options(given.get("options") or ())}
+            ctx.meta["gradless.options"] = options  # merged one by one, and not list by list
+            values = {**found.pop("own", {}), **found}
+            ctx.default_map = {name: value for name, value in values.items() if value is not None}
+        return super().parse_args(ctx, args)
+
+
+def need(extra: str, *modules: str) -> None:
+    """Refuse at once what would fail after minutes of fetching for want of a module.
+
+    Raises:
+        BadInput: naming the extra that brings it.
+    """
+    for module in modules:
+        if importlib.util.find_spec(module) is None:
+            raise BadInput(f"'{module}' is not installed: pip install 'gradless[{extra}]'")
+
+
+def options(*decorators: Callable) -> Callable:
+    """Several click decorators as one."""
+
+    def wrap(function: Callable) -> Callable:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return wrap

@@ -1,0 +1,128 @@
+"""The command ``gradless plan``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from gradless.cost.plan import Plan
+
+PATH = click.Path(path_type=Path)
+HEADS = ("", "weights", "gradients", "optimizer state", "activations", "scratch", "total")
+
+
+@click.command("plan")
+@click.option("--model", required=True, help="Known name, shape:NAME, folder, GGUF file or hub id.")
+@click.option("--method", default="mezo", show_default=True, help="gradless list methods")
+@click.option("--scheme", default="full", show_default=True, help="full, lora, prefix, prompt or head.")
+@click.option("--batch-size", default=16, show_default=True, help="Sequences of a forward.")
+@click.option("--length", default=256, show_default=True, help="Tokens of each sequence.")
+@click.option("--dtype", help="float32, bfloat16 or float16; by default the checkpoint's own.")
+@click.option("--attention", default="flash", show_default=True, help="flash (fused, where the model can) or eager.")
+@click.option(
+    "--objective", default="option_ce", show_default=True, help="option_ce (label words) or lm (every token)."
+)
+@click.option("--engine", help="stream, dual or in-place; by default what tune takes on --device.")
+@click.option("--device", default="cpu", show_default=True, help="Decides the engine, and nothing else.")
+@click.option("--rank", default=8, show_default=True, help="LoRA rank.")
+@click.option("--num-prefix", default=5, show_default=True, help="Virtual tokens of prefix tuning.")
+@click.option("--num-prompt", default=10, show_default=True, help="Virtual tokens of prompt tuning.")
+@click.option("--memory", multiple=True, help="Memory to compare with, e.g. 24GB or 24GiB; may be repeated.")
+@click.option("--json", "json_file", type=PATH, help="Write all figures, in bytes, to this file.")
+def plan(memory: tuple[str, ...], json_file: Path | None, **given: Any) -> None:
+    """Say how much memory inference and ways of tuning need, from the model's configuration alone.
+
+    No weights are fetched or made; of a hub id only config.json is. Runtime and fragmentation come on top: leave a
+    tenth of the memory free.
+
+    \b
+    gradless plan --model shape:opt-13b --dtype bfloat16 --memory 40GB
+    gradless plan --model gemma-3-270m --scheme lora --batch-size 8 --length 512 --json plan.json
+    gradless plan --model meta-llama/Llama-3.1-8B --method zo-adam --objective lm
+    """
+    from gradless.cost import plan as job
+    from gradless.system.atomic import write_json
+
+    budgets = {text: job.size(text) for text in memory or job.BUDGETS}
+    found = job.plan(job.Settings(**given))
+    show(found, budgets)
+    if json_file is not None:
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(json_file, as_json(found, budgets))
+
+
+def as_json(found: Plan, budgets: dict[str, int]) -> dict[str, Any]:
+    """What the JSON file holds: settings, and for each way its terms in bytes and the budgets that it fits."""
+    rows = {
+        need.name: {
+            "weights_bytes": need.weights,
+            "gradients_bytes": need.gradients,
+            "optimizer_state_bytes": need.state,
+            "activations_bytes": need.activations,
+            "scratch_bytes": need.scratch,
+            "total_bytes": need.total,
+            "tuned_parameters": need.tuned,
+            "fits": [text for text, budget in budgets.items() if need.fits(budget)],
+        }
+        for need in found.needs
+    }
+    settings = {**dataclasses.asdict(found.settings), "dtype": found.dtype, "engine": found.engine}
+    return {**settings, "parameters": found.parameters, "budgets_bytes": budgets, "needs": rows}
+
+
+def show(found: Plan, budgets: dict[str, int]) -> None:
+    """Print a table on a terminal, plain lines elsewhere."""
+    settings = found.settings
+    title = (
+        f"{settings.model}: {found.parameters / 1e6:,.0f}M weights in {found.dtype}, "
+        f"{settings.batch_size} x {settings.length} tokens, {settings.attention} attention, "
+        f"objective {settings.objective}, engine {found.engine}"
+    )
+    lines = [
+        (need.name, *map(gigabytes, need[1:7]), _fits([need.fits(b) for b in budgets.values()], list(budgets)))
+        for need in found.needs
+    ]
+    heads = (*HEADS, "fits on")
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table(title=title)
+        for place, head in enumerate(heads):
+            table.add_column(head, justify="right" if 0 < place < len(HEADS) else "left")
+        for line in lines:
+            table.add_row(*line)
+        Console().print(table)
+    else:
+        click.echo(title)
+        widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
+        for line in (heads, *lines):
+            cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
+            click.echo("  ".join([line[0].ljust(widths[0]), *cells[1:-1], line[-1]]).rstrip())
+    click.echo("GB are 10^9 bytes. Totals are peaks; the runtime (Python, CUDA) and fragmentation are not in them.")
+
+
+def gigabytes(count: int) -> str:
+    """Bytes as GB, with the digits that are worth reading.
+
+    Example:
+        >>> gigabytes(25_769_803_776), gigabytes(1_234_567_890), gigabytes(12_345_678), gigabytes(99), gigabytes(0)
+        ('25.8', '1.23', '0.012', '<0.001', '-')
+    """
+    if not count:
+        return "-"
+    value = count / 1e9
+    if value < 0.0005:
+        return "<0.001"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.{2 if value >= 1 else 3}f}"
+
+
+def _fits(fits: Sequence[bool], names: Sequence[str]) -> str:
+    """The budgets that hold it, the smallest first, or that none does."""
+    return ", ".join(name for name, fit in zip(names, fits, strict=True) if fit) or "none of them"

@@ -1,0 +1,1 @@
+"""Attacks on collaborative learning: what Byzantine peers send."""

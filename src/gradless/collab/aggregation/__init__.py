@@ -1,0 +1,1 @@
+"""Robust aggregation rules and pre-aggregators on rows [N, D]."""

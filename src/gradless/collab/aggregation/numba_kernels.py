@@ -1,0 +1,229 @@
+"""The compiled part of the aggregation engine. One file, because Numba's cache follows files.
+
+All kernels walk over blocks of columns that stay in the first two cache levels, read every row once, release the GIL
+and touch no thread pool (`gradless.collab.aggregation.passes` spreads them). ``x`` is flat memory; row i starts at
+``offsets[i]``.
+
+Sums over columns may be reordered by the compiler (that is what vectorises them); everything else is computed in the
+order written, without fused multiply-adds, so it does not depend on the machine.
+"""
+
+# mypy: disallow-untyped-decorators=False
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+BLOCK = 512  # columns of a block of the span kernels: N rows of them fit the second-level cache
+LANES = 128  # columns that a sorting network works on at a time: N rows of them fit the first-level cache
+
+
+@njit(nogil=True, cache=True)
+def _centre(buffer: Any, x: Any, offsets: Any, base: Any, near: Any, start: Any, m: Any) -> None:
+    """Fill rows of BLOCK with x - c for rows that are ``near`` the centre at ``base``, with x for the others."""
+    for i in range(offsets.size):
+        row, out = x[offsets[i] + start : offsets[i] + start + m], buffer[i * BLOCK : i * BLOCK + BLOCK]
+        if near[i]:
+            c = x[base + start : base + start + m]
+            for k in range(m):
+                out[k] = row[k] - c[k]
+        else:
+            for k in range(m):
+                out[k] = row[k]
+        for k in range(m, BLOCK):
+            out[k] = 0
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def _pairs(buffer: Any, n: Any, gram: Any, zero: Any) -> None:
+    """Add the inner products of n rows of BLOCK to the upper triangle of ``gram``, two rows by two at a time."""
+    for i in range(0, n, 2):
+        i2 = min(i + 1, n - 1)  # the last row pairs with itself where n is odd
+        p, q = buffer[i * BLOCK : i * BLOCK + BLOCK], buffer[i2 * BLOCK : i2 * BLOCK + BLOCK]
+        for j in range(i, n, 2):
+            j2 = min(j + 1, n - 1)
+            r, s = buffer[j * BLOCK : j * BLOCK + BLOCK], buffer[j2 * BLOCK : j2 * BLOCK + BLOCK]
+            pr, ps, qr, qs = zero, zero, zero, zero
+            for k in range(BLOCK):
+                a, b, c, d = p[k], q[k], r[k], s[k]
+                pr += a * c
+                ps += a * d
+                qr += b * c
+                qs += b * d
+            gram[i, j] += pr
+            if j2 > j:
+                gram[i, j2] += ps
+            if i2 > i:
+                gram[i2, j] += qr
+                if j2 > j:
+                    gram[i2, j2] += qs
+
+
+@njit(nogil=True, cache=True)
+def gram_blocks(
+    first: Any, last: Any, x: Any, offsets: Any, base: Any, near: Any, width: Any, gram: Any, zero: Any
+) -> None:
+    """Blocks ``first .. last``: add inner products of rows around a centre, and of minus the centre, to ``gram``."""
+    n = offsets.size
+    buffer = np.zeros((n + 1) * BLOCK, x.dtype)
+    for block in range(first, last):
+        start = block * BLOCK
+        m = min(BLOCK, width - start)
+        _centre(buffer, x, offsets, base, near, start, m)
+        c, out = x[base + start : base + start + m], buffer[n * BLOCK : n * BLOCK + BLOCK]
+        for k in range(m):
+            out[k] = -c[k]
+        for k in range(m, BLOCK):
+            out[k] = 0
+        _pairs(buffer, n + 1, gram, zero)
+
+
+@njit(nogil=True, cache=True)
+def product_blocks(
+    first: Any, last: Any, x: Any, offsets: Any, base: Any, near: Any, width: Any, weights: Any, share: Any, out: Any,
+    targets: Any,
+) -> None:  # fmt: skip
+    """Blocks ``first .. last`` of weights @ rows, summed around the centre, of which ``share`` is added last."""
+    n = offsets.size
+    buffer, acc = np.zeros(n * BLOCK, x.dtype), np.zeros(BLOCK, x.dtype)
+    for block in range(first, last):
+        start = block * BLOCK
+        m = min(BLOCK, width - start)
+        _centre(buffer, x, offsets, base, near, start, m)
+        for p in range(targets.size):
+            for k in range(BLOCK):
+                acc[k] = 0
+            j = 0
+            while j + 3 < n:
+                w0, w1, w2, w3 = weights[p, j], weights[p, j + 1], weights[p, j + 2], weights[p, j + 3]
+                r0, r1 = buffer[j * BLOCK : (j + 1) * BLOCK], buffer[(j + 1) * BLOCK : (j + 2) * BLOCK]
+                r2, r3 = buffer[(j + 2) * BLOCK : (j + 3) * BLOCK], buffer[(j + 3) * BLOCK : (j + 4) * BLOCK]
+                for k in range(BLOCK):
+                    acc[k] = acc[k] + ((w0 * r0[k] + w1 * r1[k]) + (w2 * r2[k] + w3 * r3[k]))
+                j += 4
+            while j < n:
+                w0, r0 = weights[p, j], buffer[j * BLOCK : (j + 1) * BLOCK]
+                for k in range(BLOCK):
+                    acc[k] = acc[k] + w0 * r0[k]
+                j += 1
+            target = out[targets[p] + start : targets[p] + start + m]
+            if base >= 0:
+                c, s = x[base + start : base + start + m], share[p]
+                for k in range(m):
+                    target[k] = s * c[k] + acc[k]
+            else:
+                for k in range(m):
+                    target[k] = acc[k]
+
+
+@njit(nogil=True, cache=True)
+def _load_and_sort(
+    buffer: Any, x: Any, offsets: Any, start: Any, m: Any, low: Any, high: Any, instead: Any, zero: Any
+) -> None:
+    """Fill rows of LANES and run the network: comparator t leaves the smaller in low[t], the larger in high[t]."""
+    for i in range(offsets.size):
+        row, out = x[offsets[i] + start : offsets[i] + start + m], buffer[i * LANES : i * LANES + LANES]
+        for k in range(m):
+            v = row[k] + zero  # -0.0 becomes 0.0, so that equal numbers have equal bits
+            out[k] = v if v == v else instead
+    for t in range(low.size):
+        p, q = buffer[low[t] * LANES : low[t] * LANES + LANES], buffer[high[t] * LANES : high[t] * LANES + LANES]
+        for k in range(LANES):
+            a, b = p[k], q[k]
+            p[k] = a if a < b else b
+            q[k] = b if a < b else a
+
+
+@njit(nogil=True, cache=True)
+def middle_blocks(
+    first: Any, last: Any, x: Any, offsets: Any, width: Any, low: Any, high: Any, begin: Any, end: Any, instead: Any,
+    zero: Any, out: Any,
+) -> None:  # fmt: skip
+    """Blocks ``first .. last`` of the mean of ranks ``begin .. end`` of every column."""
+    buffer, acc = np.zeros(offsets.size * LANES, x.dtype), np.zeros(LANES, np.float64)
+    count = np.float64(end - begin)
+    for block in range(first, last):
+        start = block * LANES
+        m = min(LANES, width - start)
+        _load_and_sort(buffer, x, offsets, start, m, low, high, instead, zero)
+        for k in range(LANES):
+            acc[k] = 0.0
+        for i in range(begin, end):
+            row = buffer[i * LANES : i * LANES + LANES]
+            for k in range(LANES):
+                acc[k] = acc[k] + np.float64(row[k])
+        target = out[start : start + m]
+        for k in range(m):
+            target[k] = acc[k] / count
+
+
+@njit(nogil=True, cache=True)
+def around_blocks(
+    first: Any, last: Any, x: Any, offsets: Any, width: Any, low: Any, high: Any, drop: Any, instead: Any, zero: Any,
+    out: Any,
+) -> None:  # fmt: skip
+    """Blocks ``first .. last`` of the mean of every column without the ``drop`` values farthest from its median."""
+    n = offsets.size
+    buffer = np.zeros(n * LANES, x.dtype)
+    count = np.float64(n - drop)
+    for block in range(first, last):
+        start = block * LANES
+        m = min(LANES, width - start)
+        _load_and_sort(buffer, x, offsets, start, m, low, high, instead, zero)
+        for k in range(m):
+            a, b = np.float64(buffer[(n - 1) // 2 * LANES + k]), np.float64(buffer[n // 2 * LANES + k])
+            median = (a + b) / 2.0
+            begin, end = 0, n - 1
+            for _ in range(drop):
+                if median - np.float64(buffer[begin * LANES + k]) > np.float64(buffer[end * LANES + k]) - median:
+                    begin += 1
+                else:
+                    end -= 1
+            total = 0.0
+            for i in range(begin, end + 1):
+                total += np.float64(buffer[i * LANES + k])
+            out[start + k] = total / count
+
+
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def spread_blocks(first: Any, last: Any, x: Any, befores: Any, y: Any, afters: Any, width: Any, sums: Any) -> None:
+    """Blocks ``first .. last``: add the squared distances of rows from their mean to ``sums``, before and after.
+
+    Then that of the two means, and the squares of the first rows themselves. ``x`` and ``y`` are flat memory with as
+    many rows each.
+    """
+    n = befores.size
+    old, mean, square = np.zeros(BLOCK), np.zeros(BLOCK), np.zeros(BLOCK)
+    for block in range(first, last):
+        start = block * BLOCK
+        m = min(BLOCK, width - start)
+        b0, a0 = x[befores[0] + start : befores[0] + start + m], y[afters[0] + start : afters[0] + start + m]
+        for part in range(2):
+            mean[:] = 0.0
+            square[:] = 0.0
+            centre = b0 if part == 0 else a0  # around a row: squares of near-equal rows keep their digits
+            for i in range(n):
+                at = (befores[i] if part == 0 else afters[i]) + start
+                row = x[at : at + m] if part == 0 else y[at : at + m]
+                for k in range(m):
+                    d = np.float64(row[k]) - np.float64(centre[k])
+                    mean[k] += d
+                    square[k] += d * d
+            total = 0.0
+            for k in range(m):
+                total += square[k] - mean[k] * mean[k] / n
+            sums[part] += total
+            if part == 0:
+                old[:m] = mean[:m]
+        total = 0.0
+        for k in range(m):
+            d = (mean[k] - old[k]) / n + (np.float64(a0[k]) - np.float64(b0[k]))
+            total += d * d
+        sums[2] += total
+        total = 0.0
+        for k in range(m):
+            total += np.float64(a0[k]) * np.float64(a0[k]) + np.float64(b0[k]) * np.float64(b0[k])
+        sums[3] += total

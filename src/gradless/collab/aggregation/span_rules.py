@@ -1,0 +1,290 @@
+"""Rules in the span of their rows: each a function from geometry to weights.
+
+Shapes: N rows; all weights float64 ``[N]``. Whatever such a rule does not give to a row goes to the origin. A row that
+is not finite gets weight only where more than f of them leave no choice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gradless.collab.aggregation.gram import CentredGram, chosen, nearest
+
+CHUNK = 2048  # subsets whose eigenvalues are computed together
+
+
+def uniform(geometry: CentredGram, pivot: int) -> Tensor:
+    """All rows alike."""
+    return torch.full((geometry.rows,), 1 / geometry.rows, dtype=torch.float64)
+
+
+def krum_scores(squared: Tensor, f: int) -> Tensor:
+    """The sum of squared distances of every row to its N - f - 1 nearest others."""
+    return squared.sort(1).values[:, 1 : squared.shape[0] - f].sum(1)
+
+
+def best_scores(geometry: CentredGram, pivot: int, f: int, keep: int) -> Tensor:
+    """The ``keep`` rows of the smallest Krum scores."""
+    return chosen(geometry.rows, nearest(krum_scores(geometry.squared(), f), keep))
+
+
+def shortest(geometry: CentredGram, pivot: int, keep: int) -> Tensor:
+    """The ``keep`` shortest rows."""
+    return chosen(geometry.rows, nearest(geometry.norms(), keep))
+
+
+def least_diameter(geometry: CentredGram, pivot: int, f: int) -> Tensor:
+    """The first subset of N - f rows, in lexicographic order, with the least diameter.
+
+    Rows farther apart than a threshold are joined; a subset within it is what is left when a vertex cover of at most f
+    rows is taken away. The threshold is bisected.
+    """
+    n = geometry.rows
+    squared = geometry.squared()
+    levels = torch.cat((torch.zeros(1, dtype=torch.float64), squared.flatten())).unique().tolist()
+    low, high = 0, len(levels) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _coverable(_far(squared, levels[middle]), (1 << n) - 1, f) else (middle + 1, high)
+    far, alive = _far(squared, levels[low]), (1 << n) - 1
+    kept: list[int] = []
+    for i in range(n):
+        if not alive >> i & 1:
+            continue
+        left = alive & ~far[i]
+        if len(kept) < n - f and _coverable(far, left, f - (n - left.bit_count())):
+            kept.append(i)
+            alive = left
+        else:
+            alive &= ~(1 << i)
+    return chosen(n, torch.tensor(kept[: n - f]))
+
+
+def _far(squared: Tensor, level: float) -> list[int]:
+    """For every row the rows farther from it than the level, as a bit mask."""
+    far = ((squared > level) & ~torch.eye(len(squared), dtype=torch.bool)).tolist()
+    return [sum(1 << j for j, is_far in enumerate(line) if is_far) for line in far]
+
+
+def _coverable(joined: list[int], alive: int, budget: int) -> bool:
+    """Whether taking away at most ``budget`` of the rows in ``alive`` leaves none joined to another."""
+    if budget < 0:
+        return False
+    most, degree, total, rest = -1, 0, 0, alive
+    while rest:
+        i = (rest & -rest).bit_length() - 1
+        rest &= rest - 1
+        own = (joined[i] & alive).bit_count()
+        total += own
+        if own > degree:
+            most, degree = i, own
+    if degree == 0:
+        return True
+    if total > 2 * degree * budget:
+        return False
+    neighbours = joined[most] & alive
+    if degree > 1 and _coverable(joined, alive & ~(1 << most), budget - 1):
+        return True
+    return _coverable(joined, alive & ~neighbours & ~(1 << most), budget - degree)
+
+
+def least_eigenvalue(geometry: CentredGram, pivot: int, f: int) -> Tensor:
+    """The first subset of N - f rows with the least top eigenvalue of its covariance.
+
+    Subsets that two of their rows, or the mean of the eigenvalues, rule out are not decomposed.
+    """
+    n = geometry.rows
+    keep = n - f
+    sound = geometry.finite.nonzero().flatten()
+    if len(sound) < keep or keep < 2:
+        return chosen(n, nearest(geometry.squared().sum(1), keep))
+    inner, squared = geometry.points().inner[:-1, :-1], geometry.squared()
+    least, best = math.inf, sound[:keep]
+    subsets = itertools.combinations(sound.tolist(), keep)
+    start = nearest(squared, keep)[int(nearest(krum_scores(squared, f), 1))]
+    bound = float(_top_eigenvalues(inner, start[None])[0]) * (1 + 1e-9)
+    while chunk := list(itertools.islice(subsets, CHUNK)):
+        index = torch.tensor(chunk)
+        apart = squared[index[:, :, None], index[:, None, :]].flatten(1)
+        floor = torch.maximum(apart.amax(1) / 2, apart.sum(1) / (2 * keep * (keep - 1)))
+        index = index[floor <= bound]
+        if len(index) == 0:
+            continue
+        top = _top_eigenvalues(inner, index)
+        first = int(nearest(top, 1))
+        if float(top[first]) < least:
+            least, best = float(top[first]), index[first]
+            bound = min(bound, least)
+    return chosen(n, best)
+
+
+def _top_eigenvalues(inner: Tensor, index: Tensor) -> Tensor:
+    """The top eigenvalues of the scatter of subsets ``[B, k]``."""
+    within = inner[index[:, :, None], index[:, None, :]]
+    within = within - within.mean(1, keepdim=True)
+    within = within - within.mean(2, keepdim=True)
+    return torch.linalg.eigvalsh(within)[:, -1]
+
+
+def filtered(geometry: CentredGram, pivot: int, f: int) -> Tensor:
+    """Down-weight rows that stand out along the top principal direction; the best weighted mean on the way."""
+    n, finite = geometry.rows, geometry.finite
+    wild = n - int(finite.sum())
+    if wild == n:
+        return uniform(geometry, pivot)
+    inner = geometry.points().inner[:-1, :-1]
+    weights, least, best = finite.double(), math.inf, finite.double() / (n - wild)
+    while True:
+        share = weights / weights.sum()
+        towards = inner @ share
+        around = inner - towards[:, None] - towards + share @ towards
+        root = share.sqrt()
+        values, vectors = torch.linalg.eigh(root[:, None] * around * root)
+        if float(values[-1]) < least:
+            least, best = float(values[-1]), share
+        outward = torch.where(finite & (weights > 0), (around @ (root * vectors[:, -1])).square(), 0.0)
+        if float(outward.max()) <= 0:
+            return best
+        weights = weights * (1 - outward / outward.max())
+        if float(weights.sum()) <= n - wild - 2 * max(0, f - wild):
+            return best
+
+
+Numbers = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+TINY = 1e-300  # instead of a distance of zero
+
+
+class Crowd(NamedTuple):
+    """The geometries of several receivers with the same number of rows."""
+
+    inner: Numbers  # [P, N+1, N+1] inner products around each one's centre; the last row is the origin
+    finite: Flags  # [P, N]
+    pivots: npt.NDArray[np.int64]  # [P] the row that is the receiver's own
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return self.finite.shape[1]
+
+    def some(self, chosen: Flags) -> Crowd:
+        """Some of the receivers, [P] -> a smaller crowd."""
+        return Crowd(self.inner[chosen], self.finite[chosen], self.pivots[chosen])
+
+    def distances_from(self, points: Numbers) -> Numbers:
+        """Distances ``[P, N]`` of the rows from an affine combination of them and the origin, ``[P, N+1]``."""
+        towards = (self.inner @ points[:, :, None])[:, :, 0]
+        found = self.inner.diagonal(axis1=1, axis2=2) - 2 * towards
+        found += (points * towards).sum(1, keepdims=True)
+        np.maximum(found, 0, out=found)
+        return np.sqrt(found[:, :-1])
+
+
+def crowd(geometries: Sequence[CentredGram], pivots: Sequence[int]) -> Crowd:
+    """A crowd of geometries of the same number of rows; one that all share is not copied."""
+    own = np.array(pivots, np.int64)
+    first = geometries[0]
+    if all(geometry is first for geometry in geometries):
+        inner, finite = first.points().inner.numpy(), first.finite.numpy()
+        return Crowd(
+            np.broadcast_to(inner, (len(own), *inner.shape)), np.broadcast_to(finite, (len(own), len(finite))), own
+        )
+    inner = np.stack([geometry.points().inner.numpy() for geometry in geometries])
+    return Crowd(inner, np.stack([geometry.finite.numpy() for geometry in geometries]), own)
+
+
+def near_pivot(given: Crowd, keep: int) -> Numbers:
+    """The ``keep`` rows nearest to the pivot, which is its own nearest; ties by index."""
+    everyone, own = np.arange(len(given.pivots)), given.pivots
+    lengths = given.inner.diagonal(axis1=1, axis2=2)[:, :-1]
+    squared = lengths + lengths[everyone, own][:, None] - 2 * given.inner[everyone, own, :-1]
+    np.maximum(squared, 0, out=squared)
+    squared[~(given.finite & given.finite[everyone, own][:, None])] = np.inf
+    squared[everyone, own] = -1.0  # before others at distance zero
+    weights = np.zeros_like(squared)
+    np.put_along_axis(weights, squared.argsort(1, kind="stable")[:, :keep], 1 / keep, 1)
+    return weights
+
+
+def weiszfeld(given: Crowd, iterations: int, nu: float | None, tolerance: float, from_origin: bool) -> Numbers:
+    """Reweighting by inverse distances, until the point moves less than ``tolerance`` of the typical distance."""
+    finite, n = given.finite, given.rows
+    typical = _typical(given)
+    scale = typical.min(1)
+    weights = np.full((len(finite), n), 1 / n)  # of receivers that have no finite row
+    moving = finite.sum(1) > 0
+    if not from_origin:  # more than half of the rows are the same: that is the median
+        still = moving & (scale == 0.0)
+        weights[still] = (typical[still] == 0) / (typical[still] == 0).sum(1, keepdims=True)
+        moving &= ~still
+    points = np.zeros((int(moving.sum()), n + 1))
+    if from_origin:
+        points[:, -1] = 1.0
+    else:  # near the rows in the midst, however far away others are
+        points[:, :-1] = 1 / typical[moving]
+        points /= points.sum(1, keepdims=True)
+    least = np.maximum(1e-6 * scale if nu is None else nu, TINY) * np.ones(len(scale))
+    least, enough = least[moving, None], (tolerance * scale[moving]) ** 2
+    given, places = given.some(moving), moving.nonzero()[0]
+    for _ in range(iterations):
+        if not len(places):
+            break
+        pulls = given.finite / np.maximum(given.distances_from(points), least)
+        change = -points
+        change[:, :-1] += pulls / pulls.sum(1, keepdims=True)
+        points = points + change
+        moved = (change * (given.inner @ change[:, :, None])[:, :, 0]).sum(1)
+        weights[places] = points[:, :-1]
+        left = ~(moved <= enough)
+        if not left.all():
+            given, places, points = given.some(left), places[left], points[left]
+            least, enough = least[left], enough[left]
+    return weights
+
+
+def _typical(given: Crowd) -> Numbers:
+    """The median distance ``[P, N]`` of each row from the finite ones; infinite for rows that are not finite."""
+    inner, finite = given.inner[:, :-1, :-1], given.finite
+    lengths = inner.diagonal(axis1=1, axis2=2)
+    squared = lengths[:, :, None] + lengths[:, None] - 2 * inner
+    np.maximum(squared, 0, out=squared)
+    squared[~(finite[:, :, None] & finite[:, None])] = np.inf
+    own = np.arange(given.rows)
+    squared[:, own, own] = np.where(finite, 0.0, np.inf)
+    middle = np.maximum(finite.sum(1) - 1, 0) // 2
+    return np.sqrt(np.take_along_axis(np.sort(squared, 2), middle[:, None, None], 2)[:, :, 0])
+
+
+def clipped(given: Crowd, from_pivot: bool, f: int | None, radius: float | None, iterations: int) -> Numbers:
+    """Steps by the mean of differences cut to a radius, from the pivot, or else from the origin.
+
+    Without a radius it is found anew at every step, from the N - f rows nearest to where the step starts.
+    """
+    finite, n = given.finite, given.rows
+    points = np.zeros((len(finite), n + 1))
+    points[np.arange(len(finite)), given.pivots if from_pivot else -1] = 1.0
+    for _ in range(iterations):
+        distances = given.distances_from(points)
+        reach = np.full((len(finite), 1), radius if radius is not None else np.inf)
+        if radius is None and f:
+            reach = _adaptive_radius(np.where(finite, distances, np.inf), f)
+        cut = np.isfinite(reach)
+        bound = np.where(cut, reach, 0.0)
+        step = finite / n * np.where(cut, bound / np.maximum(distances, np.maximum(bound, TINY)), 1.0)
+        points *= 1 - step.sum(1, keepdims=True)
+        points[:, :-1] += step
+    return points[:, :-1]
+
+
+def _adaptive_radius(distances: Numbers, f: int) -> Numbers:
+    """The square root ``[P, 1]`` of the sum of the N - f smallest squared distances over f."""
+    kept = np.sort(distances, 1)[:, : distances.shape[1] - f]
+    return np.sqrt((kept * kept).sum(1, keepdims=True) / f)

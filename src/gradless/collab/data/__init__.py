@@ -1,0 +1,1 @@
+"""Data sets of collaborative runs and how they are split over peers."""

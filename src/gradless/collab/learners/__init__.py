@@ -1,0 +1,1 @@
+"""What a peer trains and exchanges: parameters, gradients or coefficients."""

@@ -1,0 +1,177 @@
+"""Peers that send a few numbers: the coefficients of their zeroth-order estimates along directions that all share.
+
+Every peer draws the same directions from the run's seed (`gradless.rng`), so a step's estimate is K float32 numbers
+whatever the model's size. A robust rule on the [N, K] matrix of coefficients is a robust rule on gradients: distances
+in the span of K directions are distances of coefficients, up to rounding (Johnson-Lindenstrauss, K much below D).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradless.collab.adversary.base import TILE
+from gradless.collab.algorithms import COEFFICIENTS, PARAMETERS
+from gradless.errors import BadInput
+from gradless.forward.evaluator import Closure
+from gradless.gradients import Leaf, Sketch
+from gradless.optimizer import ZerothOrder
+
+
+class Member(NamedTuple):
+    """One peer: its optimizer, over its own weights or over weights shared with others, and its data."""
+
+    optimizer: ZerothOrder
+    closure: Callable[[int], Closure]  # step -> loss of its batch
+    poisoned: Callable[[int], Closure]  # the same with flipped labels
+    accuracy: Callable[[int | None], float]
+
+
+class CoefficientPeers:
+    """Peers that send K coefficients a step, and their parameters every ``sync`` steps if asked to.
+
+    Cost of a step and peer: the forwards of the estimator. Bytes: 4 K to each other peer.
+
+    Args:
+        members: the peers, in order. Members may share one optimizer: where all hear the same and the rule treats all
+            alike, their weights never differ.
+        batch_size: examples of a step, for counting.
+        sync: steps between exchanges of parameters, which pull models together that a rule with pivots lets drift;
+            None: never.
+
+    Raises:
+        BadInput: members whose directions differ, or ``sync`` where weights are shared.
+    """
+
+    def __init__(self, members: Sequence[Member], *, batch_size: int, sync: int | None = None) -> None:
+        self.members, self.batch_size, self.sync = list(members), batch_size, sync
+        self.peers = len(self.members)
+        self.samples = 0
+        self.losses = torch.zeros(self.peers)
+        self._optimizers = list({id(member.optimizer): member.optimizer for member in self.members}.values())
+        first = self._optimizers[0]
+        if any(other.seed != first.seed for other in self._optimizers):
+            raise BadInput("all peers must share directions: give their optimizers one seed")
+        if sync is not None and len(self._optimizers) < self.peers:
+            raise BadInput("peers with one set of weights have no parameters to exchange: leave sync out")
+
+    @property
+    def dimension(self) -> int:
+        """K, coefficients of a step."""
+        first = self._optimizers[0]
+        return first.estimator.queries(first.t)
+
+    def exchanges(self, step: int) -> tuple[str, ...]:
+        """Coefficients in every step, then parameters in every ``sync``-th."""
+        due = self.sync is not None and (step + 1) % self.sync == 0
+        return (COEFFICIENTS, PARAMETERS) if due else (COEFFICIENTS,)
+
+    def propose(self, step: int, tag: str) -> Tensor:
+        """Probe each peer's loss, or collect parameters; float32 [P, K] or [P, D].
+
+        A loss that is not finite makes a row of NaN, which robust rules take for infinitely far.
+        """
+        if tag == PARAMETERS:
+            return torch.stack([self._flat(optimizer) for optimizer in self._optimizers])
+        rows = []
+        for place, member in enumerate(self.members):
+            found = member.optimizer.probe(member.closure(step))
+            self.losses[place] = found.loss
+            rows.append(found.sketch.coeffs if found.finite else (math.nan,) * len(found.sketch.keys))
+        self.samples += self.batch_size * self._optimizers[0].estimator.forwards(len(rows[0]))
+        return torch.tensor(rows, dtype=torch.float32)
+
+    def accept(self, step: int, tag: str, mixed: Tensor) -> None:
+        """Step along the mixed coefficients, or take the mixed parameters. What is not finite is passed over."""
+        if tag == PARAMETERS:
+            for optimizer, row in zip(self._optimizers, mixed, strict=True):
+                if bool(row.isfinite().all()):
+                    self._write(optimizer, row)
+            return
+        moved = set()
+        for member, row in zip(self.members, mixed.tolist(), strict=True):
+            opt = member.optimizer
+            if id(opt) in moved:
+                continue
+            moved.add(id(opt))
+            coeffs = tuple(float(np.float32(c)) for c in row)
+            if not all(map(math.isfinite, coeffs)):
+                opt.skip()
+                continue
+            opt.apply(Sketch(tuple(opt.key(opt.t, k) for k in range(len(coeffs))), coeffs))
+
+    def poisoned(self, step: int, tag: str) -> Tensor:
+        """Coefficients of a peer whose labels are flipped, at the first peer's weights, [1, K].
+
+        It sends its parameters unchanged.
+        """
+        member = self.members[0]
+        if tag == PARAMETERS:
+            return self._flat(member.optimizer)[None]
+        return torch.tensor([member.optimizer.probe(member.poisoned(step)).sketch.coeffs], dtype=torch.float32)
+
+    def accuracy(self, rows: int | None = None) -> list[float]:
+        """Share of right answers of every peer; those with the same weights are evaluated once."""
+        found: dict[int, float] = {}
+        for member in self.members:
+            member.optimizer.flush()
+            if id(member.optimizer) not in found:
+                found[id(member.optimizer)] = member.accuracy(rows)
+        return [found[id(member.optimizer)] for member in self.members]
+
+    def consensus(self) -> float:
+        """See `gradless.collab.learners.parameters.Learner`. Coefficients that are not finite never reach a model.
+
+        Memory: a few columns of all peers.
+        """
+        squared = 0.0
+        for leaves in self._leaves() if len(self._optimizers) > 1 else ():
+            for parts in zip(*(leaf.param.detach().reshape(-1).split(TILE) for leaf in leaves), strict=True):
+                rows = torch.stack(parts).double()
+                rows -= rows[0].clone()  # so that equal models are at no distance at all
+                squared += float((rows - rows.mean(0)).square().sum()) / len(rows)
+        return math.sqrt(squared)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See `gradless.collab.learners.parameters.Learner`. Weights that all share are those of peer 0."""
+        for leaves in self._leaves():
+            yield from ((f"peer {peer}/{leaf.name}", leaf.param) for peer, leaf in enumerate(leaves))
+
+    def state(self) -> dict[str, Any]:
+        """See `gradless.collab.learners.parameters.Learner`."""
+        states = [optimizer.state_dict()["gradless"] for optimizer in self._optimizers]  # writes what is deferred
+        weights = [[leaf.param for leaf in optimizer.leaves] for optimizer in self._optimizers]
+        return {"optimizers": states, "weights": weights, "samples": self.samples}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See `gradless.collab.learners.parameters.Learner`."""
+        for optimizer, own, weights in zip(self._optimizers, state["optimizers"], state["weights"], strict=True):
+            optimizer.load_state_dict({**optimizer.state_dict(), "gradless": own})
+            for leaf, tensor in zip(optimizer.leaves, weights, strict=True):
+                leaf.param.detach().copy_(tensor)
+        self.samples = state["samples"]
+
+    def _leaves(self) -> Iterator[tuple[Leaf, ...]]:
+        """Each tuned tensor of all peers with weights of their own."""
+        for optimizer in self._optimizers:
+            optimizer.flush()
+        yield from zip(*(optimizer.leaves for optimizer in self._optimizers), strict=True)
+
+    @staticmethod
+    def _flat(optimizer: ZerothOrder) -> Tensor:
+        optimizer.flush()
+        return torch.cat([leaf.param.detach().reshape(-1).float() for leaf in optimizer.leaves])
+
+    @staticmethod
+    def _write(optimizer: ZerothOrder, row: Tensor) -> None:
+        optimizer.flush()
+        start = 0
+        for leaf in optimizer.leaves:
+            count = leaf.param.numel()
+            leaf.param.detach().copy_(row[start : start + count].view(leaf.param.shape))
+            start += count

@@ -1,0 +1,164 @@
+"""Peers with a language model: LoRA weights by backpropagation, or coefficients by forward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradless import lm
+from gradless.collab.config import CollabConfig
+from gradless.collab.data.splits import Batches
+from gradless.collab.learners.assignment import shares
+from gradless.collab.learners.coefficients import Member
+from gradless.errors import BadInput
+from gradless.forward.evaluator import Closure
+from gradless.lm import evaluate, objectives, schemes
+from gradless.lm.encode import Encoded
+from gradless.runs import build
+from gradless.runs.config import TuneConfig
+from gradless.tasks.base import Splits, Task
+
+NOWHERE = Path("/nonexistent")  # these models have no run directory to take initial values from
+
+
+class Text:
+    """A task's rows, encoded and divided among peers."""
+
+    def __init__(self, config: CollabConfig, peers: int) -> None:
+        self.tune = TuneConfig(
+            model=str(config.model), task=config.task, own=config.own, data=config.data, method=config.method,
+            scheme=config.scheme, lr=config.lr, eps=config.eps, queries=config.queries,
+            batch_size=config.batch_size, seed=config.seed,
+            num_train=config.num_train or 0, num_dev=0, num_test=config.num_test or 0, freeze=config.freeze,
+            device=config.device, steps=config.steps, weight_decay=config.weight_decay, zero_shot=False,
+        ).resolved()  # fmt: skip
+        self.task, self.rows = _loaded(self.tune)
+        self.objective = objectives.choose(self.task)
+        self.model = self.build()
+        self.encoded = build.encode_rows(self.model.lm, self.task, self.rows.train, None)
+        if any(len(row.options) < 2 for row in self.encoded):
+            raise BadInput(f"task '{self.task.name}' has no options to choose from: take a classification task")
+        labels = torch.tensor([row.gold for row in self.encoded])
+        self.shares = shares(config, labels, peers)
+
+    def build(self) -> build.Model:
+        """A model of its own at the base weights."""
+        return build.build_for(self.tune, NOWHERE, self.task, self.rows.train, say=lambda line: None)[0]
+
+    def batch(self, stream: Batches, step: int) -> list[Encoded]:
+        """The rows that a peer reads in a step."""
+        return [self.encoded[i] for i in stream.at(step).tolist()]
+
+    def poison(self, step: int) -> list[Encoded]:
+        """The rows that attackers read, with flipped labels."""
+        return [flipped(row) for row in self.batch(self.shares.poison, step)]
+
+    def loss(self, model: lm.LanguageModel, rows: Sequence[Encoded]) -> Closure:
+        """The loss of a batch, to be evaluated at any weights."""
+        batches = objectives.prepare(model, self.objective, list(rows))
+        return lambda: objectives.loss_over(model, self.objective, batches)
+
+    def accuracy(self, model: lm.LanguageModel, rows: int | None) -> float:
+        """The task's main metric on test rows."""
+        found = evaluate.evaluate(model, self.task, self.rows.test[:rows])
+        return found.metrics[self.task.metrics[0]]
+
+
+def _loaded(tune: TuneConfig) -> tuple[Task, Splits]:
+    task, rows = build.load_task(tune)
+    if not rows.train or not rows.test:
+        raise BadInput("a group needs training and test rows: raise num_train and num_test")
+    return task, rows
+
+
+def flipped(row: Encoded) -> Encoded:
+    """The row with its label turned round: option l becomes the last minus l."""
+    return row._replace(correct=(len(row.options) - 1 - row.gold,))
+
+
+def members(text: Text, peers: int, *, shared: bool) -> list[Member]:
+    """Peers for `coefficients.CoefficientPeers`; with ``shared`` they have one set of weights."""
+    models = [text.model] * peers if shared else [text.model, *(text.build() for _ in range(peers - 1))]
+    return [_member(text, peer, model) for peer, model in enumerate(models)]
+
+
+def _member(text: Text, peer: int, model: build.Model) -> Member:
+    return Member(
+        model.optimizer,
+        closure=lambda step: text.loss(model.lm, text.batch(text.shares.streams[peer], step)),
+        poisoned=lambda step: text.loss(model.lm, text.poison(step)),
+        accuracy=lambda rows: text.accuracy(model.lm, rows),
+    )
+
+
+class TextGradients:
+    """A workload with gradients: one model in memory, whose tuned weights are each peer's in turn.
+
+    Cost of a step: a backpropagation for each peer.
+    """
+
+    def __init__(self, text: Text, peers: int) -> None:
+        self.text, self.peers = text, peers
+        self.lm = text.model.lm
+        self.tuned = [param for _, param in schemes.trainable(self.lm)]
+        self.dimension = sum(param.numel() for param in self.tuned)
+
+    def start(self) -> Tensor:
+        """The tuned weights as the scheme begins with them, once for each peer."""
+        row = torch.cat([param.detach().reshape(-1).float() for param in self.tuned])
+        return row.expand(self.peers, -1).clone()
+
+    def gradients(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """See `gradless.collab.learners.parameters.Workload`."""
+        found = torch.empty_like(theta)
+        losses = torch.empty(self.peers)
+        for peer, stream in enumerate(self.text.shares.streams):
+            losses[peer] = self._gradient(theta[peer], self.text.batch(stream, step), found[peer])
+        return found, losses
+
+    def poisoned(self, theta: Tensor, step: int) -> Tensor:
+        """See `gradless.collab.learners.parameters.Workload`."""
+        found = torch.empty_like(theta)
+        self._gradient(theta[0], self.text.poison(step), found[0])
+        return found
+
+    def accuracy(self, theta: Tensor, rows: int | None) -> list[float]:
+        """See `gradless.collab.learners.parameters.Workload`."""
+        found = []
+        for row in theta:
+            self._load(row)
+            found.append(self.text.accuracy(self.lm, rows))
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """See `gradless.collab.learners.parameters.Workload`."""
+        return {}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See `gradless.collab.learners.parameters.Workload`."""
+
+    def _gradient(self, row: Tensor, batch: Sequence[Encoded], out: Tensor) -> float:
+        self._load(row)
+        with torch.enable_grad():
+            loss = torch.as_tensor(self.text.loss(self.lm, batch)())
+            parts = torch.autograd.grad(loss, self.tuned, allow_unused=True)
+        out.copy_(
+            torch.cat(
+                [
+                    param.new_zeros(param.numel(), dtype=torch.float32) if part is None else part.reshape(-1).float()
+                    for param, part in zip(self.tuned, parts, strict=True)
+                ]
+            )
+        )
+        return float(loss.detach())
+
+    @torch.no_grad()
+    def _load(self, row: Tensor) -> None:
+        start = 0
+        for param in self.tuned:
+            param.copy_(row[start : start + param.numel()].view(param.shape))
+            start += param.numel()

@@ -1,0 +1,159 @@
+"""The small networks of the published experiments, as shapes to be filled: plain `torch.nn` modules without weights.
+
+A module is built on the meta device, so that it costs nothing and draws nothing; the weights live outside, as one row
+of ``[P, D]`` for each peer (`gradless.collab.learners.stacked`). `initial` draws them from PyTorch's default
+distributions with the counter streams of `gradless.rng`: the same on every machine, and no global generator is touched.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gradless import rng
+from gradless.errors import pick
+
+
+class Dropout(nn.Module):
+    """Dropout that is told which elements to drop: its mask is a buffer, given anew with every call.
+
+    Args:
+        rate: share of elements to drop, a multiple of 1/256.
+        shape: of its input without the batch.
+
+    The mask (0, or ``1 / (1 - rate)``) is drawn by `gradless.collab.learners.stacked` for each peer and step. In
+    evaluation, and without a mask, the module does nothing.
+    """
+
+    mask: Tensor
+
+    def __init__(self, rate: float, *shape: int) -> None:
+        super().__init__()
+        self.rate, self.shape = rate, shape
+        self.register_buffer("mask", torch.ones(()), persistent=False)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs ``[B, *shape]`` times the mask."""
+        return inputs * self.mask if self.training else inputs
+
+
+class Net(NamedTuple):
+    """A row of `NETS`."""
+
+    name: str
+    make: Callable[[], nn.Module]  # images [B, C, H, W] -> logits [B, classes]
+    shape: tuple[int, int, int]  # of an image
+    classes: int
+    parameters: int  # D
+    way: str  # how the gradients of all peers are computed on a CPU: "loop" or "vmap" (benchmarks/collab_gradients.py)
+    channels_last: bool  # lay images out so in the loop: convolutions and pooling take two thirds of the time
+    summary: str
+    paper: str
+
+
+class Slot(NamedTuple):
+    """Where a parameter lies in a row of ``[P, D]``."""
+
+    name: str
+    shape: torch.Size
+    start: int
+    stop: int
+
+
+def _chain(**layers: nn.Module) -> nn.Module:
+    return nn.Sequential(OrderedDict(layers))
+
+
+def _cnn_mnist() -> nn.Module:
+    # Published as convolution, ReLU, pooling. The two commute, values and gradients, and a quarter is left to rectify.
+    return _chain(
+        conv1=nn.Conv2d(1, 20, 5), pool1=nn.MaxPool2d(2), relu1=nn.ReLU(),
+        conv2=nn.Conv2d(20, 50, 5), pool2=nn.MaxPool2d(2), relu2=nn.ReLU(), flat=nn.Flatten(),
+        full1=nn.Linear(800, 500), relu3=nn.ReLU(), full2=nn.Linear(500, 10),
+    )  # fmt: skip
+
+
+def _mlp(inputs: int, hidden: int) -> nn.Module:
+    return _chain(flat=nn.Flatten(), full1=nn.Linear(inputs, hidden), relu=nn.ReLU(), full2=nn.Linear(hidden, 10))
+
+
+def _logreg(inputs: int) -> nn.Module:
+    return _chain(flat=nn.Flatten(), full=nn.Linear(inputs, 10))
+
+
+def _empire_cnn() -> nn.Module:
+    return _chain(
+        conv1=nn.Conv2d(3, 64, 3, padding=1), relu1=nn.ReLU(), norm1=nn.BatchNorm2d(64),
+        conv2=nn.Conv2d(64, 64, 3, padding=1), relu2=nn.ReLU(), norm2=nn.BatchNorm2d(64),
+        pool1=nn.MaxPool2d(2), drop1=Dropout(0.25, 64, 16, 16),
+        conv3=nn.Conv2d(64, 128, 3, padding=1), relu3=nn.ReLU(), norm3=nn.BatchNorm2d(128),
+        conv4=nn.Conv2d(128, 128, 3, padding=1), relu4=nn.ReLU(), norm4=nn.BatchNorm2d(128),
+        pool2=nn.MaxPool2d(2), drop2=Dropout(0.25, 128, 8, 8), flat=nn.Flatten(),
+        full1=nn.Linear(8192, 128), relu5=nn.ReLU(), drop3=Dropout(0.25, 128), full2=nn.Linear(128, 10),
+    )  # fmt: skip
+
+
+_MNIST, _DIGITS, _CIFAR = (1, 28, 28), (1, 8, 8), (3, 32, 32)
+_MONNA, _EMPIRE = "arXiv 2209.10931", "arXiv 1903.03936"
+NETS: Final[dict[str, Net]] = {
+    net.name: net
+    for net in (
+        Net("cnn-mnist", _cnn_mnist, _MNIST, 10, 431_080, "loop", True, "two 5x5 convolutions, 500 hidden", _MONNA),
+        Net("mlp", lambda: _mlp(784, 100), _MNIST, 10, 79_510, "vmap", False, "784-100-10", _MONNA),
+        Net("logreg", lambda: _logreg(784), _MNIST, 10, 7_850, "vmap", False, "logistic regression", ""),
+        Net("mlp-digits", lambda: _mlp(64, 64), _DIGITS, 10, 4_810, "vmap", False, "64-64-10 for 8x8 digits", ""),
+        # Not channels-last: PyTorch's batch normalisation loses three digits in that layout on a CPU (torch 2.13).
+        Net("empire-cnn", _empire_cnn, _CIFAR, 10, 1_310_922, "loop", False,
+            "four 3x3 convolutions, batch norm, dropout", _EMPIRE),
+    )
+}  # fmt: skip
+
+
+def named(name: str) -> Net:
+    """The row ``name`` of `NETS`.
+
+    Raises:
+        BadInput: there is none.
+    """
+    return pick("network", name, NETS)
+
+
+def blank(net: Net) -> nn.Module:
+    """The module on the meta device: no memory, no random numbers; every call must be given its tensors."""
+    with torch.device("meta"):
+        return net.make()
+
+
+def slots(module: nn.Module) -> tuple[Slot, ...]:
+    """The layout of a row of ``[P, D]``: the parameters one after another, in the module's order."""
+    found, start = [], 0
+    for name, parameter in module.named_parameters():
+        found.append(Slot(name, parameter.shape, start, start + parameter.numel()))
+        start += parameter.numel()
+    return tuple(found)
+
+
+def initial(net: Net, seed: int) -> Tensor:
+    """Initial parameters, float32 ``[D]``, distributed like PyTorch's defaults; a function of net and seed.
+
+    Weights and biases of linear and convolutional layers are uniform in +-1/sqrt(fan in), normalisations start as the
+    identity.
+    """
+    module = blank(net)
+    theta = torch.empty(net.parameters)
+    for slot in slots(module):
+        layer = module.get_submodule(slot.name.rpartition(".")[0])
+        row = theta[slot.start : slot.stop]
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            fan_in = layer.weight[0].numel()
+            row.copy_(rng.uniform(seed, slot.name, row.shape).mul_(2).sub_(1).mul_(1 / math.sqrt(fan_in)))
+        elif isinstance(layer, nn.BatchNorm2d):
+            row.fill_(1.0 if slot.name.endswith("weight") else 0.0)
+        else:
+            raise TypeError(f"no initial values are known for {type(layer).__name__}")
+    return theta

@@ -1,0 +1,217 @@
+"""Honest peers: each makes a local step, sends a row, and takes what the group mixed.
+
+`ParameterPeers` send their models (MoNNA as published); `gradless.collab.learners.coefficients.CoefficientPeers` send
+a few scalars. A learner holds one peer, on a network, or all honest peers of a simulation, whose gradients are then
+computed together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gradless.collab.algorithms import GRADIENTS, PARAMETERS
+from gradless.collab.contraction import mixing
+
+Schedule = Callable[[int], float]
+
+
+class Learner(Protocol):
+    """Honest peers of one process: ``propose`` and ``accept`` alternate, once for each exchange of a step."""
+
+    peers: int
+    samples: int
+    """Examples of which each peer has computed a gradient, or a loss, so far."""
+    losses: Tensor
+    """Loss of each peer's last batch, [P]."""
+
+    def exchanges(self, step: int) -> tuple[str, ...]:
+        """What is exchanged in a step, in order."""
+
+    def propose(self, step: int, tag: str) -> Tensor:
+        """The rows to send, [P, D]; for the first exchange of a step after the local work."""
+
+    def accept(self, step: int, tag: str, mixed: Tensor) -> None:
+        """Take the mixed rows, [P, D]."""
+
+    def poisoned(self, step: int, tag: str) -> Tensor:
+        """What peers with flipped labels would send, [1, D]; after `propose`."""
+
+    def accuracy(self, rows: int | None = None) -> list[float]:
+        """Share of right answers of every peer on the test data, or on its first ``rows``."""
+
+    def consensus(self) -> float:
+        """Root mean square distance of a peer's model from the mean model, without models that are not finite."""
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All models, for fingerprints: tensors under names that begin with the peer's number."""
+
+    def state(self) -> dict[str, Any]:
+        """All that later steps depend on, between two steps; see `gradless.system.tensor_state`."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Be where a learner of the same configuration was."""
+
+
+class Workload(Protocol):
+    """Models and data of some peers, for learners with gradients."""
+
+    peers: int
+    dimension: int
+
+    def start(self) -> Tensor:
+        """The model that all begin with, [P, D]: a row of its own for each peer."""
+
+    def gradients(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Gradients [P, D] and losses [P] on each peer's batch of a step.
+
+        The caller may write to the gradients; the next call may too.
+        """
+
+    def poisoned(self, theta: Tensor, step: int) -> Tensor:
+        """Gradient [1, D] of one model [1, D] on examples of anybody, with flipped labels."""
+
+    def accuracy(self, theta: Tensor, rows: int | None) -> list[float]:
+        """Share of right answers of each model."""
+
+    def state(self) -> dict[str, Any]:
+        """What it remembers beside parameters, and later steps depend on."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Be where a workload of the same configuration was."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Local:
+    """The local step of a peer: momentum m <- beta m + (1 - beta) g from zero, then theta <- theta - lr m."""
+
+    lr: Schedule
+    momentum: float
+    weight_decay: float
+    batch_size: int
+    growing: bool = False
+    gradients_first: bool = False
+    rounds: int = 1
+    """How often models are mixed in a step (K)."""
+
+    def size(self, step: int) -> int:
+        """Examples of a peer's batch."""
+        return step + 1 if self.growing else self.batch_size
+
+
+class ParameterPeers:
+    """Peers that send parameters [P, D] (Farhadkhani et al. 2023, arXiv 2209.10931).
+
+    Cost of a step: one gradient of a batch for each peer; memory: 3 P D (parameters, momentum, gradient; 2 P D without
+    momentum) and what the gradients need.
+
+    Args:
+        workload: models and data.
+        local: the local step. With ``gradients_first`` the peers exchange gradients, step along what was mixed, and
+            exchange models after that (LEARN, El-Mhamdi et al. 2021, arXiv 2008.00742).
+        poison: whether attackers will ask what flipped labels lead to.
+    """
+
+    def __init__(self, workload: Workload, local: Local, *, poison: bool = False) -> None:
+        self.workload, self.local, self.poison = workload, local, poison
+        self.peers = workload.peers
+        self.theta = workload.start()
+        self.samples = 0
+        self.losses = torch.zeros(self.peers)
+        self._momentum = torch.zeros_like(self.theta) if local.momentum else None
+        self._centre: Tensor | None = None  # mean model before the step, from which poisoned steps start
+        self._insistence = torch.zeros(1, workload.dimension)  # what poisoned peers sent last
+        self._poisonous = torch.zeros(1, workload.dimension, dtype=self.theta.dtype, device=self.theta.device)
+
+    def exchanges(self, step: int) -> tuple[str, ...]:
+        """Models ``rounds`` times, after gradients if they come first."""
+        first = (GRADIENTS,) if self.local.gradients_first else ()
+        return first + tuple(PARAMETERS if k == 0 else f"{PARAMETERS} {k + 1}" for k in range(self.local.rounds))
+
+    def propose(self, step: int, tag: str) -> Tensor:
+        """Local work where the exchange asks for it, then the rows to send. They must not be written to."""
+        if tag == GRADIENTS:
+            return self._work(step)
+        if tag == PARAMETERS and not self.local.gradients_first:
+            self._move(step, self._work(step))
+        return self.theta
+
+    def accept(self, step: int, tag: str, mixed: Tensor) -> None:
+        """Take mixed gradients as the direction of the step, mixed models as the own one."""
+        if tag == GRADIENTS:
+            self._move(step, mixed)
+        else:
+            # Copied: what was mixed once for all peers is one tensor, and each must have its own.
+            self.theta.copy_(mixed)
+
+    def poisoned(self, step: int, tag: str) -> Tensor:
+        """A step from the honest peers' mean model with labels flipped and with the same momentum."""
+        if tag not in (GRADIENTS, PARAMETERS):  # a later round of mixing: it insists
+            return self._insistence
+        assert self._centre is not None
+        if tag == PARAMETERS and self.local.gradients_first:
+            self._insistence = self._centre - self.local.lr(step) * self._poisonous
+            return self._insistence
+        gradient = self.workload.poisoned(self._centre, step)
+        gradient.add_(self._centre, alpha=self.local.weight_decay)
+        if tag == GRADIENTS:
+            self._poisonous = gradient
+            return gradient
+        beta = self.local.momentum
+        self._poisonous = self._poisonous.mul_(beta).add_(gradient, alpha=1 - beta)
+        self._insistence = self._centre - self.local.lr(step) * self._poisonous
+        return self._insistence
+
+    def accuracy(self, rows: int | None = None) -> list[float]:
+        """Share of right answers of every peer."""
+        return self.workload.accuracy(self.theta, rows)
+
+    def consensus(self) -> float:
+        """See `Learner`."""
+        return mixing(self.theta, self.theta).consensus
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Learner`."""
+        yield from ((f"peer {peer}", row) for peer, row in enumerate(self.theta))
+
+    def state(self) -> dict[str, Any]:
+        """See `Learner`."""
+        tensors = (self.theta, self._momentum, self._poisonous)
+        return {"tensors": tensors, "samples": self.samples, "workload": self.workload.state()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """See `Learner`."""
+        theta, momentum, poisonous = state["tensors"]
+        self.theta.copy_(theta)
+        if self._momentum is not None:
+            self._momentum.copy_(momentum)
+        self._poisonous.copy_(poisonous)
+        self.samples = state["samples"]
+        self.workload.load(state["workload"])
+
+    def _work(self, step: int) -> Tensor:
+        if self.poison:
+            self._centre = _mean_of_finite(self.theta)
+        gradient, self.losses = self.workload.gradients(self.theta, step)
+        self.samples += self.local.size(step)
+        if self.local.weight_decay:
+            gradient.add_(self.theta, alpha=self.local.weight_decay)
+        return gradient
+
+    def _move(self, step: int, gradient: Tensor) -> None:
+        if self._momentum is not None:
+            beta = self.local.momentum
+            gradient = self._momentum.lerp_(gradient, 1 - beta)  # beta m + (1 - beta) g in one pass
+        self.theta.add_(gradient, alpha=-self.local.lr(step))
+
+
+def _mean_of_finite(rows: Tensor) -> Tensor:
+    """[1, D]. One honest peer whose model has overflowed must not take from others what attackers tell them."""
+    centre = rows.mean(0, keepdim=True)
+    if not bool(centre.isfinite().all()):
+        centre = rows[rows.isfinite().all(1)].mean(0, keepdim=True)
+    return centre

@@ -1,0 +1,229 @@
+"""Who hears whom in a round: an in-process network with late, lost and chosen messages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from gradless import rng
+from gradless.collab.aggregation import passes
+from gradless.collab.aggregation.base import Aggregator
+from gradless.collab.aggregation.gram import CentredGram, measure
+from gradless.collab.aggregation.receivers import Received, aggregate
+from gradless.errors import BadInput, unknown
+
+ALL, FIRST, ADVERSARIAL = "all", "first", "adversarial"
+MODES = {
+    ALL: "synchronous: every message arrives before anybody goes on",
+    FIRST: "asynchronous: a peer goes on with the first messages that arrive; attackers are always in time",
+    ADVERSARIAL: "asynchronous, and the adversary chooses whom each peer hears: those on its own side of the group",
+}
+
+
+class Transport(Protocol):
+    """How one peer of a real network exchanges a row with the others; no peer can make it raise."""
+
+    me: int
+
+    def exchange(self, step: int, tag: str, row: Tensor, *, need: int, deadline: float) -> Mapping[int, Tensor]:
+        """Send a row to all peers; return what came by the deadline in seconds, early once ``need`` rows are there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Delivery:
+    """What the simulated network does with messages."""
+
+    mode: str = ALL
+    wait_for: int | None = None
+    """Rows, its own included, with which a peer goes on (``first``, ``adversarial``); None: n - f."""
+    drop: float = 0.0
+    """Probability that a message of an honest peer to another is lost."""
+    slow: int = 0
+    """So many honest peers, the last ones, send later than the others."""
+    slowness: float = 10.0
+    """How many times later they send on average."""
+    deadline: float | None = None
+    """Latest arrival, in mean latencies of a peer that is not slow; None: peers wait for ever."""
+
+    def check(self, peers: int, byzantine: int, attackers: int | None = None) -> None:
+        """Refuse numbers that mean nothing.
+
+        Args:
+            peers: n.
+            byzantine: f, declared.
+            attackers: b, actual; None: f.
+
+        Raises:
+            BadInput: with the fix.
+        """
+        if self.mode not in MODES:
+            raise BadInput(unknown("delivery", self.mode, MODES))
+        if not 0.0 <= self.drop < 1.0:
+            raise BadInput(f"drop is {self.drop}: give the probability that a message is lost, at least 0 and below 1")
+        honest = peers - (byzantine if attackers is None else attackers)
+        if not 0 <= self.slow <= honest:
+            raise BadInput(f"slow is {self.slow}: at most the {honest} honest peers can be slow")
+        if self.slowness < 1.0:
+            raise BadInput(f"slowness is {self.slowness}: slow peers are at least 1 time as late as the others")
+        if self.deadline is not None and self.deadline <= 0:
+            raise BadInput(f"deadline is {self.deadline}: it must be positive, in mean latencies")
+        if self.wait_for is not None and not byzantine < self.wait_for <= peers:
+            raise BadInput(
+                f"wait_for is {self.wait_for}: with {byzantine} of {peers} peers Byzantine wait for more than "
+                f"{byzantine} and at most {peers} rows"
+            )
+
+
+class Round(NamedTuple):
+    """One exchange: which peers got enough rows to mix, and whose."""
+
+    heard: tuple[Tensor, ...]
+    """For each peer of ``reached`` the honest peers whose rows it has, ascending, itself among them."""
+    reached: tuple[int, ...]
+    pivots: tuple[int, ...]
+    """For each peer of ``reached`` the place of its own row among those it heard."""
+    alike: bool
+    """Whether all peers heard the same honest ones."""
+
+    def views(self, honest: Tensor, extras: Tensor, sent: Tensor) -> Received:
+        """What the peers of ``reached`` hold in their hands.
+
+        Args:
+            honest: [H, D] rows of honest peers.
+            extras: [E, D] other directions that attackers use.
+            sent: float64 [R, b, H + E], what the attackers send as combinations of both; R is 1 if everybody gets the
+                same, else H.
+        """
+        total = len(honest) + len(extras)
+        unit = torch.eye(len(honest), total, dtype=torch.float64)
+        reached = torch.tensor(self.reached)
+        if self.alike and len(sent) == 1:
+            received: tuple[Tensor, ...] = (torch.cat([unit[self.heard[0]], sent[0]]),)
+        elif len({len(ears) for ears in self.heard}) == 1:
+            told = sent.expand(len(reached), -1, -1) if len(sent) == 1 else sent[reached]
+            received = torch.cat([unit[torch.stack(self.heard)], told], 1).unbind()
+        else:
+            received = tuple(
+                torch.cat([unit[ears], sent[0 if len(sent) == 1 else peer]])
+                for ears, peer in zip(self.heard, self.reached, strict=True)
+            )
+        return Received((honest, extras) if len(extras) else (honest,), received, self.pivots)
+
+
+def meet(
+    delivery: Delivery, *, peers: int, byzantine: int, attackers: int, key: tuple[int | str, ...], honest: Tensor
+) -> Round:
+    """Decide who hears whom in one exchange.
+
+    Attackers are always heard. A peer with fewer than n - f rows, its own included, cannot mix and is not in
+    ``reached``: more messages are missing than the declared attackers could withhold.
+
+    Args:
+        delivery: the network.
+        peers: n.
+        byzantine: f, declared.
+        attackers: b, actual.
+        key: names the exchange, for the random latencies: seed, step, tag.
+        honest: [H, D] rows, which an adversary who chooses the ears has seen.
+    """
+    count = peers - attackers
+    if delivery.mode == ALL and not delivery.drop and delivery.deadline is None:
+        everybody = torch.arange(count)
+        return Round((everybody,) * count, tuple(range(count)), tuple(range(count)), alike=True)
+    need = peers - byzantine
+    wait_for = peers if delivery.mode == ALL else (delivery.wait_for or need)
+    latency = _latencies(delivery, count, key)
+    order = _chosen(measure([honest]), latency) if delivery.mode == ADVERSARIAL else latency
+    order = order.clone().fill_diagonal_(-1.0)  # before its equals: nobody goes on without its own row
+    latest = torch.inf if delivery.deadline is None else delivery.deadline
+    heard, reached, pivots = [], [], []
+    for peer in range(count):
+        in_time = (torch.isfinite(latency[peer]) & (latency[peer] <= latest)).nonzero().flatten()
+        first = in_time[order[peer, in_time].argsort(stable=True)][: max(1, wait_for - attackers)]
+        if len(first) + attackers >= min(need, wait_for):
+            heard.append(first.sort().values)
+            reached.append(peer)
+            pivots.append(int((first < peer).sum()))
+    return Round(tuple(heard), tuple(reached), tuple(pivots), alike=False)
+
+
+def _latencies(delivery: Delivery, count: int, key: tuple[int | str, ...]) -> Tensor:
+    """Arrival times [receiver, sender] of honest messages: exponential, a peer's own at once, lost ones never."""
+    uniform = rng.uniform(0, "/".join(("delivery", *map(str, key))), (2, count, count))
+    latency = -torch.log1p(-uniform[0])
+    latency[:, max(0, count - delivery.slow) :] *= delivery.slowness
+    latency[uniform[1] < delivery.drop] = torch.inf
+    return latency.fill_diagonal_(0.0)
+
+
+def _chosen(geometry: CentredGram, latency: Tensor) -> Tensor:
+    """Order in which an adversary lets messages through: the nearest along the direction in which rows differ most.
+
+    It keeps the two ends of the group apart. What is lost stays lost.
+    """
+    count = len(latency)
+    inner = geometry.points().inner[:count, :count]
+    centred = inner - inner.mean(0) - inner.mean(1, keepdim=True) + inner.mean()
+    place: Tensor = torch.linalg.eigh(centred).eigenvectors[:, -1]
+    order = (place[:, None] - place[None]).abs()
+    return order.masked_fill(torch.isinf(latency), torch.inf)
+
+
+def gather(messages: Mapping[int, Tensor], own: Tensor, me: int) -> Received:
+    """Views of one peer of a real network: its own row and those of others that are like it.
+
+    What is no dense tensor with numbers in it, or of another shape or dtype, is left out as if it had not come. Too few
+    rows may be left for a rule: `mixed` then keeps the peer's own.
+
+    Args:
+        messages: rows by sender; what claims to be from this peer itself is ignored.
+        own: [D].
+        me: this peer.
+    """
+    fits = {sender: row for sender, row in messages.items() if isinstance(sender, int) and _like(row, own)}
+    rows = {**fits, me: own}
+    order = sorted(rows)
+    stacked = torch.stack([rows[sender].detach().to(own.device) for sender in order])
+    return Received((stacked,), (torch.eye(len(order), dtype=torch.float64),), (order.index(me),))
+
+
+def _like(row: object, own: Tensor) -> bool:
+    """Whether a message can be mixed with one's own row. The kind comes first: of some, not even the shape is known."""
+    if not isinstance(row, Tensor) or type(row) not in (Tensor, torch.nn.Parameter):
+        return False
+    if row.layout != torch.strided or row.is_nested or row.device.type == "meta":
+        return False
+    return bool(row.shape == own.shape and row.dtype == own.dtype)
+
+
+def mixed(rule: Aggregator, views: Received, *, key: int = 0) -> Tensor:
+    """What every receiver makes of its view, [P, D]; one that got fewer rows than the rule can take keeps its own.
+
+    Args:
+        rule: the aggregation rule.
+        views: who got what; every receiver's own row is a row of the basis, as in those of `gather`.
+        key: seed of pre-aggregators that shuffle.
+
+    Cost: that of `gradless.collab.aggregation.receivers.aggregate`.
+    """
+    able = [p for p in range(len(views.pivots)) if _enough(rule, len(views.view(p)))]
+    if len(able) == len(views.pivots):
+        return aggregate(rule, views, key=key)
+    own = [int(views.view(p)[pivot].argmax()) for p, pivot in enumerate(views.pivots)]
+    out = torch.stack([passes.row(views.basis, index) for index in own])
+    if able:
+        some = Received(views.basis, tuple(views.view(p) for p in able), tuple(views.pivots[p] for p in able))
+        out[able] = aggregate(rule, some, key=key)
+    return out
+
+
+def _enough(rule: Aggregator, rows: int) -> bool:
+    try:
+        rule.check(rows)
+    except BadInput:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""A group of peers in one process, and studies of many such runs."""

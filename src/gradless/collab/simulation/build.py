@@ -1,0 +1,102 @@
+"""From a configuration to honest peers, a rule and an attack."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from gradless.collab import aggregators, attacks
+from gradless.collab.aggregation.base import Aggregator
+from gradless.collab.algorithms import ALGORITHMS, COEFFICIENTS, Group
+from gradless.collab.attacks import Attack
+from gradless.collab.config import CollabConfig
+from gradless.collab.learners.parameters import Learner, Local, ParameterPeers, Workload
+from gradless.collab.network.simulated import ALL
+from gradless.errors import BadInput, unknown
+
+LR = 0.5  # as in the published runs (0.75 and 0.5) with momentum 0.99
+
+
+class Simulation(NamedTuple):
+    """All parts of a run."""
+
+    config: CollabConfig
+    learner: Learner
+    rule: Aggregator
+    attack: Attack
+
+
+def build(config: CollabConfig) -> Simulation:
+    """Load data and models and check that everything fits together.
+
+    Raises:
+        BadInput: anything in the configuration or the data that cannot work, before anything is computed.
+    """
+    config = config.resolved()
+    rule = mixing_rule(config)
+    attackers = config.attackers or 0
+    honest = config.peers - attackers
+    attack = attacks.named(config.attack, **config.attack_options)
+    attack.check(honest, attackers)
+    if config.payload == COEFFICIENTS:
+        return Simulation(config, _coefficients(config, honest, rule, attack), rule, attack)
+    algorithm = ALGORITHMS[config.algorithm]
+    local = Local(
+        lr=lambda step: config.lr_at(LR if config.lr is None else config.lr, step),
+        momentum=config.momentum if algorithm.momentum is None else algorithm.momentum,
+        weight_decay=config.weight_decay,
+        batch_size=config.batch_size,
+        growing=algorithm.growing,
+        gradients_first=algorithm.gradients_first,
+        rounds=config.rounds,
+    )
+    return Simulation(config, ParameterPeers(_workload(config, honest), local, poison=attack.flips), rule, attack)
+
+
+def mixing_rule(config: CollabConfig) -> Aggregator:
+    """The rule of a configuration, checked against the number of rows that a peer will hold.
+
+    Raises:
+        BadInput: more Byzantine peers than the rule can stand.
+    """
+    group = Group(config.byzantine, config.radius)
+    if config.rule is None:
+        rule = ALGORITHMS[config.algorithm].rule(group)
+    else:
+        known = aggregators.options_of(config.rule)
+        usual = {"radius": config.radius} if "radius" in known and "self-centred" not in config.rule else {}
+        for name in config.rule_options:
+            if name not in known:
+                raise BadInput(unknown(f"option of the rule {config.rule}", name, known))
+        rule = aggregators.named(config.rule, f=config.byzantine, n=config.peers, **{**usual, **config.rule_options})
+    delivery = config.delivery
+    rule.check(config.peers if _everything_arrives(config) else config.peers - config.byzantine)
+    if delivery.mode != ALL and delivery.wait_for is not None:
+        rule.check(delivery.wait_for)
+    return rule
+
+
+def _workload(config: CollabConfig, honest: int) -> Workload:
+    if config.model is None:
+        from gradless.collab.learners.vision import Vision
+
+        return Vision(config, honest)
+    from gradless.collab.learners.language import Text, TextGradients
+
+    return TextGradients(Text(config, honest), honest)
+
+
+def _coefficients(config: CollabConfig, honest: int, rule: Aggregator, attack: Attack) -> Learner:
+    from gradless.collab.learners.coefficients import CoefficientPeers
+    from gradless.collab.learners.language import Text, members
+
+    if config.model is None:
+        raise BadInput("coefficients are exchanged for a language model: give --model and --task instead of --dataset")
+    # With all messages at all peers and a rule that has no favourite row, the weights of honest peers never differ.
+    shared = _everything_arrives(config) and not rule.uses_pivot and not attack.equivocates and config.sync is None
+    people = members(Text(config, honest), honest, shared=shared)
+    return CoefficientPeers(people, batch_size=config.batch_size, sync=config.sync)
+
+
+def _everything_arrives(config: CollabConfig) -> bool:
+    delivery = config.delivery
+    return delivery.mode == ALL and not delivery.drop and delivery.deadline is None

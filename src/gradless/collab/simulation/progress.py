@@ -1,0 +1,170 @@
+"""How far a simulated run has come: what it measured, what is remembered between steps, and its checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from gradless import __version__
+from gradless.collab.adversary.base import State
+from gradless.collab.algorithms import PARAMETERS
+from gradless.collab.contraction import Mixing
+from gradless.collab.simulation.build import Simulation
+from gradless.rules import like, plain
+from gradless.system import tensor_state
+from gradless.system.peak_memory import PeakMeter
+from gradless.system.progress import Reporter
+
+CHECKPOINT: Final = "checkpoint.safetensors"
+SAVE_EVERY: Final = 300.0  # seconds between two checkpoints; runs that are shorter write none
+COUNTED: Final = ("step", "spent", "bytes")  # what a checkpoint takes as it is
+
+
+class SimulationState:
+    """A run between two steps.
+
+    Args:
+        parts: of the run; its learner is brought to where the checkpoint was written, if there is one.
+        folder: run directory.
+    """
+
+    def __init__(self, parts: Simulation, folder: Path) -> None:
+        self.parts, self.folder = parts, folder
+        self.step = 0
+        """Steps taken."""
+        self.spent = 0.0
+        """Seconds of them."""
+        self.bytes = 0.0
+        """Sent by each honest peer."""
+        self.consensus = math.nan
+        """Distance of the models at the last evaluation; the run ends with one."""
+        self.states: dict[str, State] = {}
+        """What the attack remembers of each kind of exchange."""
+        self.mixed: Tensor | None = None
+        """[1 or H, D] the mixed rows, whose memory the next ones may take."""
+        self.meter = PeakMeter(torch.device(parts.config.device))
+        self._mixings: list[tuple[str, Mixing]] = []
+        self._saved = time.monotonic()
+        path = folder / "metrics.jsonl"
+        written = self._resume(path)
+        self._file = path.open("r+" if written else "w")
+        self._file.truncate(written)
+        self._file.seek(written)
+
+    def close(self) -> None:
+        """End ``metrics.jsonl``, before a result says that all of it is there."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    # -----------------------------------------------------------------------------------------------------------
+    # what is measured
+
+    def exchanged(self, tag: str, found: Mixing, strength: float | None) -> None:
+        """Note an exchange of the present step."""
+        self._mixings.append((tag, found))
+        if not math.isfinite(found.consensus):
+            return
+        self._write(
+            event="step", step=self.step, exchange=tag, loss=float(self.parts.learner.losses.mean()),
+            alpha=found.alpha, **{"lambda": found.lam},
+            consensus_distance=found.consensus if _of_models(tag) else None, strength=strength,
+        )  # fmt: skip
+
+    def evaluated(self, rows: int | None) -> list[float]:
+        """Evaluate all honest peers on test rows, all or so many."""
+        accuracy = self.parts.learner.accuracy(rows)
+        self.consensus = self.parts.learner.consensus()
+        self._write(
+            event="eval", step=self.step, accuracy=accuracy, worst_accuracy=min(accuracy),
+            mean_accuracy=statistics.fmean(accuracy), consensus_distance=self.consensus,
+        )  # fmt: skip
+        return accuracy
+
+    def mixings(self, which: str) -> list[float]:
+        """What mixing did to models ("alpha" or "lam"), or, where no models are exchanged, to what is."""
+        models = [one for tag, one in self._mixings if _of_models(tag)]
+        found = [getattr(one, which) for one in models or [one for _, one in self._mixings]]
+        return [value for value in found if math.isfinite(value)]
+
+    def _write(self, **line: Any) -> None:
+        self._file.write(json.dumps({name: finite_or_null(value) for name, value in line.items()}) + "\n")
+        self._file.flush()
+
+    # -----------------------------------------------------------------------------------------------------------
+    # the checkpoint
+
+    def save(self, reporter: Reporter) -> None:
+        """Write a checkpoint if the last one is old. If the disk is full, the run goes on without."""
+        if time.monotonic() - self._saved < SAVE_EVERY:
+            return
+        os.fsync(self._file.fileno())
+        self.meter.note()
+        state = {name: getattr(self, name) for name in COUNTED} | {
+            "run": self._name(),
+            "peak": self.meter.peak,
+            "written": os.fstat(self._file.fileno()).st_size,
+            "learner": self.parts.learner.state(),
+            "attack": {tag: plain(state) for tag, state in self.states.items()},
+        }
+        try:
+            tensor_state.write(self.folder / CHECKPOINT, state)
+        except OSError as error:
+            reporter.warn(f"no checkpoint: {error}")
+        self._saved = time.monotonic()
+
+    def _name(self) -> list[str]:
+        """What a checkpoint must belong to."""
+        return [self.parts.config.id(), __version__, torch.__version__]
+
+    def _resume(self, metrics: Path) -> int:
+        """Be where the checkpoint was written; returns how many bytes of ``metrics.jsonl`` belong to it."""
+        state = tensor_state.read(self.folder / CHECKPOINT)
+        if state is None or state["run"] != self._name() or not metrics.exists():
+            return 0
+        lines = metrics.read_bytes()[: state["written"]]
+        try:
+            mixings = _read_back(lines.decode().splitlines())
+        except ValueError:
+            return 0
+        if len(lines) < state["written"]:  # a crash of the machine took the rest
+            return 0
+        self.parts.learner.load(state["learner"])
+        self.states = {tag: like(self.parts.attack.start(), held) for tag, held in state["attack"].items()}
+        for name in COUNTED:
+            setattr(self, name, state[name])
+        self.meter.peak = state["peak"]
+        self._mixings = mixings
+        return len(lines)
+
+
+def forget(folder: Path) -> None:
+    """Remove the checkpoint of a run that has ended, and what is left of one that was being written."""
+    for name in (CHECKPOINT, CHECKPOINT + tensor_state.NEW):
+        (folder / name).unlink(missing_ok=True)
+
+
+def finite_or_null(value: Any) -> Any:
+    """JSON has no NaN and no infinity: they become null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _of_models(tag: str) -> bool:
+    return tag.startswith(PARAMETERS)
+
+
+def _read_back(lines: Sequence[str]) -> list[tuple[str, Mixing]]:
+    """What `SimulationState.exchanged` wrote."""
+    notes = [note for line in lines if (note := json.loads(line))["event"] == "step"]
+    names = ("alpha", "lambda", "consensus_distance")
+    numbers = [[math.nan if note[name] is None else note[name] for name in names] for note in notes]
+    return [(note["exchange"], Mixing(*found)) for note, found in zip(notes, numbers, strict=True)]

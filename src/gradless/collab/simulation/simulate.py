@@ -1,0 +1,212 @@
+"""One run: honest peers, attackers who have seen everything, and the network between them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import statistics
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradless import rng
+from gradless.collab.adversary.base import AttackContext, State
+from gradless.collab.adversary.line_search import strongest
+from gradless.collab.aggregation import passes
+from gradless.collab.aggregation.receivers import aggregate
+from gradless.collab.config import CollabConfig, from_json
+from gradless.collab.contraction import mixing
+from gradless.collab.network.simulated import meet
+from gradless.collab.simulation.build import Simulation, build
+from gradless.collab.simulation.progress import SimulationState, finite_or_null, forget
+from gradless.errors import BadInput
+from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, versions
+from gradless.system.atomic import write_json
+from gradless.system.hashing import weights_sha256
+from gradless.system.progress import Reporter
+
+
+def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = None) -> dict[str, Any]:
+    """Train a group and return the contents of ``result.json``.
+
+    A folder that holds the finished run of the same configuration is left as it is. An unfinished run goes on where it
+    last wrote a checkpoint, which it does every five minutes; on as many threads it then ends with the same bits.
+
+    Args:
+        config: what to run.
+        folder: run directory.
+        reporter: where progress goes.
+
+    Raises:
+        BadInput: anything wrong with the configuration or the data, or another run in the folder.
+    """
+    reporter = reporter or Reporter()
+    config = config.resolved()
+    finished = _claim(config, folder)
+    if finished is not None:
+        forget(folder)
+        reporter.say(f"{folder} is finished; nothing to do")
+        return finished
+    parts = build(config)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", config.to_json())
+    with contextlib.closing(SimulationState(parts, folder)) as course:
+        if course.step:
+            reporter.say(f"goes on after step {course.step}")
+        with passes.without_denormals(), course.meter.measured():
+            status = _loop(course, reporter)
+            if status == INTERRUPTED:  # nobody who interrupts waits for all rows
+                final = course.evaluated(config.eval_rows)
+            else:
+                if config.eval_rows is not None:
+                    reporter.say(f"{_title(config)}: testing on all rows")
+                final = course.evaluated(None)
+    result = _result(course, status, final)
+    write_json(folder / "result.json", result)
+    if status != INTERRUPTED:
+        forget(folder)
+    return result
+
+
+def _title(config: CollabConfig) -> str:
+    return f"{config.algorithm} under {config.attack}"
+
+
+def _claim(config: CollabConfig, folder: Path) -> dict[str, Any] | None:
+    """Make sure that ``folder`` is free or holds this very run; the result if it is finished."""
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is a file, not a folder: choose another --out")
+    if not (folder / "config.json").exists():
+        return None
+    try:
+        held = from_json(json.loads((folder / "config.json").read_text()))
+    except (TypeError, ValueError):
+        raise BadInput(f"{folder} holds something else than a collaborative run: choose another --out") from None
+    if held.id() != config.id():
+        raise BadInput(f"{folder} holds a run with other settings: choose another --out")
+    if not (folder / "result.json").exists():
+        return None
+    try:
+        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
+    except ValueError:  # torn by a crash of the machine: as good as none
+        return None
+    return None if result.get("status", INTERRUPTED) == INTERRUPTED else result
+
+
+def _loop(course: SimulationState, reporter: Reporter) -> str:
+    """Take all steps that are left; returns how they ended."""
+    config, learner = course.parts.config, course.parts.learner
+    with reporter.job(_title(config), config.steps, done=course.step) as show:
+        try:
+            for step in range(course.step, config.steps):
+                if step and step % config.eval_every == 0:
+                    accuracy = course.evaluated(config.eval_rows)
+                    show(step, f"worst {min(accuracy):.3f}  mean {statistics.fmean(accuracy):.3f}")
+                begun = time.perf_counter()
+                healthy = _step(course)
+                course.spent += time.perf_counter() - begun
+                course.step += 1
+                if not healthy:
+                    return DIVERGED
+                show(step + 1, f"loss {float(learner.losses.mean()):.4f}")
+                course.save(reporter)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+    return DONE
+
+
+@torch.no_grad()
+def _step(course: SimulationState) -> bool:
+    """All exchanges of one step; whether there is still a peer whose row is finite."""
+    parts, step = course.parts, course.step
+    config, learner = parts.config, parts.learner
+    for tag in learner.exchanges(step):
+        honest = learner.propose(step, tag)
+        flipped = learner.poisoned(step, tag) if parts.attack.flips else None
+        with passes.small_operations():
+            state = course.states[tag] if tag in course.states else parts.attack.start()
+            mixed, strength, course.states[tag] = exchange(
+                parts, honest, state, step, tag, flipped=flipped, out=course.mixed
+            )
+            course.mixed = mixed[:1] if mixed.stride(0) == 0 else mixed
+            found = mixing(honest, mixed)
+        course.bytes += honest.shape[1] * honest.element_size() * (config.peers - 1)
+        learner.accept(step, tag, mixed)
+        course.exchanged(tag, found, strength)
+        if not math.isfinite(found.consensus):
+            return False
+    return True
+
+
+def exchange(
+    parts: Simulation, honest: Tensor, state: State, step: int, tag: str, *, flipped: Tensor | None = None,
+    out: Tensor | None = None,
+) -> tuple[Tensor, float | None, State]:  # fmt: skip
+    """One exchange: what attackers say, who hears whom, what each honest peer makes of it.
+
+    Args:
+        parts: of the run.
+        honest: [H, D] what honest peers send.
+        state: what the attack remembers.
+        step: of the run.
+        tag: of the exchange.
+        flipped: [1, D] what flipped labels lead to, for attacks that ask.
+        out: memory that the result may lie in; see `gradless.collab.aggregation.receivers.aggregate`.
+
+    Returns:
+        Rows [H, D] (a peer that hears too few keeps its own), the attack's strength, and what it remembers now.
+    """
+    config, attack, rule = parts.config, parts.attack, parts.rule
+    attackers = config.attackers or 0
+    room = meet(
+        config.delivery, peers=config.peers, byzantine=config.byzantine, attackers=attackers,
+        key=(config.seed, step, tag), honest=honest,
+    )  # fmt: skip
+    if not room.reached:
+        return honest.clone(), None, state
+    scene = AttackContext(honest, flipped, attackers, config.byzantine, step, config.seed)
+    key = rng.fold(config.seed, step)  # of rules that shuffle
+    said = strongest(attack, scene, rule, partial(room.views, honest), state, key=key)
+    views = room.views(honest, said.extras, said.coefficients)
+    mixed = aggregate(rule, views, key=key, geometry=said.geometry, out=out)
+    return _all(mixed, honest, room.reached), said.strength, said.state
+
+
+def _all(mixed: Tensor, honest: Tensor, reached: tuple[int, ...]) -> Tensor:
+    """Rows of all honest peers: mixed where a peer heard enough, else its own."""
+    if len(reached) == len(honest):
+        return mixed
+    everybody = honest.clone()
+    everybody[list(reached)] = mixed
+    return everybody
+
+
+def _result(course: SimulationState, status: str, final: list[float]) -> dict[str, Any]:
+    config, learner, steps = course.parts.config, course.parts.learner, max(1, course.step)
+    alphas, lams = course.mixings("alpha"), course.mixings("lam")
+    return {
+        "status": status,
+        "worst_accuracy": min(final),
+        "mean_accuracy": statistics.fmean(final),
+        "accuracy": final,
+        "consensus_distance": finite_or_null(course.consensus),
+        "alpha": statistics.median(alphas) if alphas else None,
+        "lambda": statistics.median(lams) if lams else None,
+        "alpha_max": max(alphas, default=None),
+        "lambda_max": max(lams, default=None),
+        "gradients_per_peer": learner.samples,
+        "gradient_overhead": learner.samples / (steps * config.batch_size),
+        "bytes_per_peer_step": course.bytes / steps,
+        "weights_sha256": weights_sha256(learner.weights()),
+        "steps": course.step,
+        "train_seconds": course.spent,
+        "seconds_per_step": course.spent / steps,
+        "peak_memory_bytes": course.meter.peak,
+        "config": config.to_json(),
+        "versions": versions(),
+    }

@@ -1,0 +1,260 @@
+"""Many runs of a group in one folder: each in its own directory, finished ones kept, one line for each in a table."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gradless import lm
+from gradless.collab import attacks
+from gradless.collab.algorithms import PARAMETERS
+from gradless.collab.config import CollabConfig, from_json
+from gradless.collab.simulation import workers as worker_processes
+from gradless.collab.simulation.build import mixing_rule
+from gradless.errors import BadInput
+from gradless.runs.record import DIVERGED, DONE, INTERRUPTED
+from gradless.system import finished_runs, locks
+from gradless.system.atomic import write_json, write_text
+from gradless.system.progress import Reporter
+
+RESULTS = "results.jsonl"
+ASKED = (
+    *("algorithm", "rule", "rule_options", "attack", "attack_options", "split", "split_parameter", "byzantine"),
+    *("attackers", "peers", "seed", "payload", "lr", "steps", "rounds", "delivery", "dataset", "model", "task"),
+    *("batch_size", "momentum"),
+)
+FOUND = (
+    *("status", "worst_accuracy", "mean_accuracy", "consensus_distance", "gradients_per_peer", "gradient_overhead"),
+    *("bytes_per_peer_step", "train_seconds", "alpha_max", "lambda_max"),
+)
+# What all runs of one folder have in common, beside the network between attacked peers and the rate of an algorithm.
+SHARED = (
+    *("dataset", "own", "net", "model", "task", "scheme", "num_train", "num_test", "freeze", "payload", "method"),
+    *("queries", "eps", "sync", "steps", "batch_size", "decay", "refresh", "momentum", "weight_decay", "rounds"),
+    *("radius", "eval_every", "eval_rows"),
+)
+
+
+def run_all(
+    configs: Sequence[CollabConfig],
+    out: Path,
+    *,
+    recipe: str = "",
+    known: Sequence[Path] = (),
+    workers: int = 1,
+    reporter: Reporter | None = None,
+) -> list[dict[str, Any]]:
+    """Run what is not finished yet; returns the results in order.
+
+    One configuration is run in ``out`` itself, several in ``out/runs/ID``. ``out/results.jsonl`` has a line for each
+    finished run and is what `gradless report` reads.
+
+    Args:
+        configs: what to run, in this order.
+        out: the folder.
+        recipe: what asked for them.
+        known: ``results.jsonl`` of other folders; runs that are finished there are not made again.
+        workers: runs at a time, each a process.
+        reporter: where progress goes.
+
+    Raises:
+        BadInput: before anything runs, if one of the configurations cannot work, or ``out`` holds something else.
+    """
+    reporter = reporter or Reporter()
+    if workers < 1:
+        raise BadInput(f"--workers is {workers}: it must be at least 1")
+    configs = list({config.id(): config for config in (config.resolved() for config in configs)}.values())
+    for config in configs:
+        _check(config)
+    lines: dict[str, dict[str, Any]] = {}
+    for path in known:
+        lines |= finished_runs.finished(path, [config.id() for config in configs], (DONE, DIVERGED))
+    alone = len(configs) == 1 and not lines and not (out / "runs").exists()
+    if not alone and (out / "config.json").exists():
+        raise BadInput(f"{out} holds a single run: choose another --out for {len(configs)} runs")
+    _check_place(configs, out)
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    out.mkdir(parents=True, exist_ok=True)
+    claim = locks.take(out / ".lock")
+    if claim is None:
+        raise BadInput(f"another process works on {out}: wait for it, or choose another --out")
+    try:
+        finished_runs.take_over(lines, out / "runs")
+        folders = {config.id(): out if alone else out / "runs" / config.id() for config in configs}
+        return _run_all(configs, folders, out, recipe, workers, reporter)
+    finally:
+        (out / ".lock").unlink()
+        os.close(claim)
+        for path in made:  # nothing is left behind where nothing was begun
+            with contextlib.suppress(OSError):
+                path.rmdir()
+
+
+def _run_all(
+    configs: Sequence[CollabConfig],
+    folders: Mapping[str, Path],
+    out: Path,
+    recipe: str,
+    workers: int,
+    reporter: Reporter,
+) -> list[dict[str, Any]]:
+    asked = {config.id(): recipe for config in configs}
+    found: dict[str, dict[str, Any]] = {}
+    for config in configs:
+        taken_over = finished_runs.line(folders[config.id()])
+        if taken_over is not None:
+            write_json(folders[config.id()] / "config.json", config.to_json())
+            found[config.id()] = {**_asked(config), **taken_over}
+    if found:
+        table(out, asked)
+    jobs = [(config, folders[config.id()]) for config in configs if config.id() not in found]
+    with contextlib.closing(_ended(jobs, workers, reporter)) as ended:
+        for config, result in ended:
+            found[config.id()] = result
+            table(out, asked)
+            if result["status"] == INTERRUPTED:
+                break
+            reporter.say(
+                f"{len(found)}/{len(configs)}  {config.algorithm} under {config.attack}, seed {config.seed}: "
+                f"{outcome(result)}  ({result['train_seconds']:.0f} s)"
+            )
+    return [found[config.id()] for config in configs if config.id() in found]
+
+
+def _ended(jobs: Sequence[worker_processes.Job], workers: int, reporter: Reporter) -> worker_processes.Results:
+    """All runs, finished ones first: they take no worker."""
+    finished = [job for job in jobs if line(job[1], {}) is not None]
+    yield from worker_processes.results(finished, 1, reporter)
+    yield from worker_processes.results([job for job in jobs if job not in finished], workers, reporter)
+
+
+def _check(config: CollabConfig) -> None:
+    """Names, options and numbers of Byzantine peers, without reading any data."""
+    attackers = config.attackers or 0
+    attacks.named(config.attack, **config.attack_options).check(config.peers - attackers, attackers)
+    lm.device_of(config.device)
+    try:
+        mixing_rule(config)
+    except BadInput as error:
+        raise BadInput(f"{config.algorithm} with {config.byzantine} of {config.peers} Byzantine: {error}") from None
+
+
+def _check_place(configs: Sequence[CollabConfig], out: Path) -> None:
+    """Refuse a folder that holds anything but runs of the same experiment."""
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"{out} is a file, not a folder: choose another --out")
+    if (out / RESULTS).exists() and not (out / "runs").exists() and not (out / "config.json").exists():
+        raise BadInput(f"{out} holds results of something else: choose another --out")
+    held = [config for folder in _folders(out) if (config := _config(folder)) is not None]
+    for old in held:
+        for new in configs:
+            names = list(SHARED)
+            names += ["lr"] if old.algorithm == new.algorithm else []
+            names += ["delivery"] if (old.attackers or 0) and (new.attackers or 0) else []
+            changed = next((name for name in names if getattr(old, name) != getattr(new, name)), None)
+            if changed:
+                values = f"{changed} {getattr(old, changed)} there, {getattr(new, changed)} here"
+                raise BadInput(f"{out} holds runs with other settings ({values}): choose another --out")
+
+
+def _folders(out: Path) -> list[Path]:
+    return [folder for folder in (out, *sorted((out / "runs").glob("*"))) if (folder / "config.json").exists()]
+
+
+def _config(folder: Path) -> CollabConfig | None:
+    try:
+        return from_json(json.loads((folder / "config.json").read_text()))
+    except (OSError, TypeError, ValueError):
+        return None
+
+
+def table(out: Path, recipes: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Write ``results.jsonl`` from all finished runs of a folder, sorted by id.
+
+    Args:
+        out: the folder.
+        recipes: by id, what asked for a run; others keep what was written.
+    """
+    path = out / RESULTS
+    known = {one["id"]: one["recipe"] for one in _whole_lines(path)} | dict(recipes or {})
+    lines = [one for folder in _folders(out) if (one := line(folder, known)) is not None]
+    lines.sort(key=lambda one: one["id"])
+    write_text(path, "".join(json.dumps(one, allow_nan=False) + "\n" for one in lines))
+    return lines
+
+
+def _whole_lines(path: Path) -> list[dict[str, Any]]:
+    """Lines that a crash did not tear."""
+    found = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(text))
+    return found
+
+
+def line(folder: Path, recipes: Mapping[str, str]) -> dict[str, Any] | None:
+    """What a study says of one run; None if it is not finished."""
+    config = _config(folder)
+    taken_over = finished_runs.line(folder)
+    if config is not None and taken_over is not None:
+        return {**_asked(config), **taken_over, "recipe": recipes.get(config.id(), "")}
+    try:
+        result = json.loads((folder / "result.json").read_text())
+    except (OSError, ValueError):
+        return None
+    if config is None or result.get("status", INTERRUPTED) == INTERRUPTED:
+        return None
+    notes = _whole_lines(folder / "metrics.jsonl")
+    curve = [
+        {
+            "step": note["step"],
+            "worst": note["worst_accuracy"],
+            "mean": note["mean_accuracy"],
+            "consensus": note["consensus_distance"],
+        }
+        for note in notes
+        if note["event"] == "eval"
+    ]
+    return {
+        "id": config.id(),
+        "recipe": recipes.get(config.id(), ""),
+        **_asked(config),
+        **{name: result[name] for name in FOUND},
+        "alpha_mixing": result["alpha"],
+        "lambda_mixing": result["lambda"],
+        "versions": result["versions"],
+        "curve": curve,
+    }
+
+
+def _asked(config: CollabConfig) -> dict[str, Any]:
+    values = config.to_json()
+    return {name: values[name] for name in ASKED}
+
+
+def outcome(result: dict[str, Any]) -> str:
+    """What came of a run, in half a sentence."""
+    said = f"worst honest accuracy {result['worst_accuracy']:.4f}  mean {result['mean_accuracy']:.4f}"
+    return "diverged" if result["status"] == DIVERGED else said
+
+
+def advice(config: CollabConfig, result: dict[str, Any]) -> str | None:
+    """What to do about a run that went wrong, as far as its mixing can tell; None: nothing."""
+    alpha = result.get("alpha", result.get("alpha_mixing"))  # of a run, of its line
+    if config.payload == PARAMETERS and alpha is not None and alpha >= 1.01:
+        return (
+            f"mixing drives honest peers apart (alpha {alpha:.2f} at the median, where below 1 is needed): let them "
+            "hear everybody (--delivery all), have more honest peers for each liar, or choose another --rule"
+        )
+    if result["status"] == DIVERGED:
+        return "honest models are not finite: try a lower --lr or another --rule"
+    return None
+
+
+def failed(results: Sequence[dict[str, Any]]) -> bool:
+    """Whether one was interrupted, or the only one did not come to its end: in a comparison divergence is a result."""
+    return any(one["status"] == INTERRUPTED for one in results) or (len(results) == 1 and results[0]["status"] != DONE)

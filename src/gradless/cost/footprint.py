@@ -1,0 +1,191 @@
+"""What forwards and backward passes of a model without weights hold in memory, counted tensor by tensor.
+
+The loss is that of a training batch without padding: as `gradless.lm.scoring` computes it, with hidden states selected
+in front of the output layer, only candidate rows of it for label words, and language-model logits in parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from gradless.cost.live_memory import FusedAttention, Live, NeedsValues
+from gradless.errors import BadInput
+from gradless.forward import model_blocks
+from gradless.forward.autodiff import METADATA
+from gradless.forward.perturbed import read_rows
+from gradless.lm import LanguageModel
+from gradless.lm.batching import has_label_head
+from gradless.lm.scoring import LOGITS_BYTES
+
+CANDIDATES = 2  # label words
+TRUNCATED = 60  # letters of somebody else's message
+
+
+class Batch(NamedTuple):
+    """Sizes of one forward's batch, and what of it is scored."""
+
+    rows: int
+    length: int
+    every_token: bool  # else one token a row, against the candidates
+    copies: int = 1  # of the batch that are evaluated side by side
+
+
+class Backward(NamedTuple):
+    """Bytes of one loss and its gradients."""
+
+    saved: int  # alive between the forward and the backward pass
+    gradients: int
+    peak: int  # most at any moment, gradients included
+
+
+class Read(NamedTuple):
+    """One reading of a tuned weight by a forward."""
+
+    param: Tensor
+    whole: bool  # all of it; else some rows
+    linear: bool  # by a linear layer
+
+
+def forward_peak(lm: LanguageModel, batch: Batch, *, fused: bool = True) -> int:
+    """Most bytes that one forward without gradients holds beside the weights; ``fused``: attention may be."""
+    with _counted(lm, fused=fused) as live, torch.no_grad():
+        _loss(lm, batch)
+    return live.peak
+
+
+def backward(lm: LanguageModel, tuned: Sequence[Tensor], batch: Batch, *, checkpoint: bool) -> Backward:
+    """Memory of a forward and its backward pass for the gradients of ``tuned``, which stay until the end.
+
+    Args:
+        lm: the model; only ``tuned`` may require gradients.
+        tuned: the weights.
+        batch: what is read.
+        checkpoint: keep only the inputs of blocks (`gradless.forward.model_blocks.checkpointing`).
+    """
+    blocks = [block for _, block in model_blocks.blocks(lm.model)] if checkpoint else []
+    with _counted(lm) as live, model_blocks._replaced(blocks, _fused), model_blocks.checkpointing(blocks):
+        loss = _loss(lm, batch)
+        saved = live.now
+        found = torch.autograd.grad(loss, list(tuned), allow_unused=True)
+    return Backward(saved, sum(g.numel() * g.itemsize for g in found if g is not None), live.peak)
+
+
+def reads(lm: LanguageModel, tuned: Sequence[Tensor], batch: Batch) -> list[Read]:
+    """How one forward reads the tuned weights, in order: what an engine serves whole, and what by rows."""
+    watch = _Watch(tuned)
+    with _counted(lm), torch.no_grad(), watch:
+        _loss(lm, batch)
+    return watch.found
+
+
+def _fused(index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """A block's forward that brings its mode along: when it runs again in the backward pass, no outer one is active."""
+    with FusedAttention():
+        return original(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def _counted(lm: LanguageModel, *, fused: bool = True) -> Iterator[Live]:
+    """Count; what a model asks about values is one sentence for the user."""
+    try:
+        attention = FusedAttention() if fused else contextlib.nullcontext()
+        with Live([*lm.model.parameters(), *lm.model.buffers()]) as live, attention:
+            yield live
+    except BadInput:
+        raise
+    except (NeedsValues, NotImplementedError, RuntimeError) as error:
+        reason = str(error).split("\n")[0][:TRUNCATED]
+        raise BadInput(
+            f"the forward of {lm.name} ({type(lm.model).__name__}) depends on values ({reason}) and cannot be planned "
+            "without weights: measure it with gradless profile"
+        ) from None
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the loss
+
+
+def _loss(lm: LanguageModel, batch: Batch) -> Tensor:
+    """The mean loss of random tokens that do not exist, float32 scalar on the meta device."""
+    if not batch.every_token:
+        logits = _logits(lm, batch).flatten(0, -2)
+        return F.cross_entropy(logits, torch.empty(len(logits), dtype=torch.int64, device="meta"))
+    size = max(1, LOGITS_BYTES // (4 * batch.length * lm.head.weight.shape[0]))  # as in `gradless.lm.scoring`
+    parts = []
+    for start in range(0, batch.rows, size):
+        logits = _logits(lm, batch._replace(rows=min(size, batch.rows - start)))
+        targets = torch.empty(logits.shape[:-1], dtype=torch.int64, device="meta")
+        picked = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+        parts.append((picked - logits.logsumexp(-1)).sum())
+        del logits, picked, targets
+    return -torch.stack(parts).sum() / (batch.rows * batch.copies * (batch.length - 1))
+
+
+def _logits(lm: LanguageModel, batch: Batch) -> Tensor:
+    """Float32 logits of what is scored."""
+    head, whole, hidden = lm.head, dict[str, Any](), list[Tensor]()
+    labelled = has_label_head(lm)
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        last = args[0].shape[1] - 1
+        first = last + 1 - batch.length if batch.every_token else last  # virtual tokens of a prompt are in front
+        chosen = args[0].index_select(1, torch.empty(last + 1 - first, dtype=torch.int64, device="meta"))
+        hidden.append(chosen)
+        if batch.every_token:
+            return (chosen, *args[1:])
+        rows = torch.empty(0 if labelled else CANDIDATES, dtype=torch.int64, device="meta")
+        for name in ("weight", "bias"):
+            parameter = module._parameters[name]
+            if parameter is not None:
+                whole[name] = parameter
+                module._parameters[name] = read_rows(parameter, rows).float()  # type: ignore[assignment]
+        return (chosen.float(), *args[1:])
+
+    def restore(*_: Any) -> None:
+        while whole:
+            name, parameter = whole.popitem()
+            head._parameters[name] = parameter
+
+    hooks = [head.register_forward_pre_hook(before), head.register_forward_hook(restore)]
+    ids = torch.empty(batch.rows * batch.copies, batch.length, dtype=torch.int64, device="meta")
+    try:
+        # No mask: a mask that masks nothing is dropped by models, too.
+        logits: Tensor = lm.model(input_ids=ids, **({} if lm.masked else {"use_cache": False})).logits
+    finally:
+        restore()
+        for hook in hooks:
+            hook.remove()
+    if labelled:
+        own: Any = lm.model
+        return F.linear(hidden[0].float(), own.label_head.weight.float())
+    return logits.float()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# who reads what
+
+
+class _Watch(TorchFunctionMode):
+    """Notes which tuned weights torch functions are given, as `PerturbedWeights` would be asked for them."""
+
+    def __init__(self, tuned: Sequence[Tensor]) -> None:
+        super().__init__()
+        self.tuned = {id(p): p for p in tuned}
+        self.found: list[Read] = []
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Note and call."""
+        kwargs = kwargs or {}
+        given = [self.tuned[id(a)] for a in (*args, *kwargs.values()) if id(a) in self.tuned]
+        if given and func.__name__ not in METADATA and func.__name__ != "__get__":
+            by_rows = func in (F.embedding, torch.embedding) or func is Tensor.__getitem__
+            linear = func in (F.linear, torch.addmm)
+            self.found += [Read(p, not by_rows, linear and p.ndim == 2) for p in given]
+        return func(*args, **kwargs)

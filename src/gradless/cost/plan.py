@@ -1,0 +1,376 @@
+"""How much memory a way of tuning needs, from the model's configuration alone.
+
+The model is built on torch's meta device, where tensors have shapes but no data, and one forward, or a forward and its
+backward pass, is run there while every tensor is counted (`gradless.cost.footprint`). So the activations are those of
+the model's own code, whatever its architecture, and nothing is downloaded or allocated. B sequences of L tokens, hidden
+size h, vocabulary V. Terms, in bytes:
+
+* **weights**: elements x bytes of their type, summed over all parameters, tied ones once, adapters included.
+* **activations**, of forwards: the most that is alive at once in one forward. Of backpropagation: what is alive between
+  the forward and the backward pass, the tensors saved for it. For a Transformer layer as GPT-2's, in 16 bits and with
+  eager attention, that is B L h (34 + 5 a L / h), with a heads (Korthikanti et al. 2022, arXiv 2205.05198, with
+  dropout); fused attention saves no term in L^2. With activation checkpointing: B L h values for each block, and all of
+  one block while it is computed again (Chen et al. 2016, arXiv 1604.06174). With the objective ``option_ce`` only
+  hidden states of scored tokens reach the output layer, and only the candidates' rows of it; with ``lm`` every token
+  has V float32 logits, which forwards make in parts of at most 256 MB and backpropagation keeps.
+* **gradients**: the tuned weights once more, in their type.
+* **optimizer state**: for Adam two float32 moments a tuned weight, and a float32 master copy of 16-bit ones (mixed
+  precision: Micikevicius et al. 2018, arXiv 1710.03740; 16 bytes a weight in all: Rajbhandari et al. 2020, arXiv
+  1910.02054). For a gradless method what its rule stores: `Method.copies` float32 tensors, and a byte a weight of
+  masks; none of them keeps master copies, since updates round stochastically.
+* **scratch**: perturbed copies that an engine serves to forwards (`gradless.forward.perturbed`). Leaves of up to
+  `SMALL` elements are there all together; of larger ones as many as are visited in a row, at most `ROW` elements or
+  one leaf that has more. Tables that are read by rows have copies of at most B L rows. A low-rank direction of a
+  linear layer takes its factors. All of that once for each point that is evaluated at once: one with the engine
+  ``stream``, 2 K with ``dual`` for K directions, whose activations are in memory together, too. ``in-place`` keeps a
+  copy of the tuned weights and makes one leaf at a time. Forward-mode slopes take a tangent of the largest leaf. A
+  rule that is not linear in the directions needs `TEMPORARIES` float32 copies of the largest leaf in its update, when
+  activations have gone.
+
+The **total** is the peak: weights and state, and the larger of what forwards (and backwards) and the update need. With
+backpropagation it may be less than the sum, because activations are freed while gradients are made.
+
+Left out: the runtime (a CUDA context; Python, torch and transformers), workspaces inside kernels, fragmentation, the
+tokenizer, the data, and a checkpoint's pages that stay mapped. `benchmarks/plan.py` compares with measured peaks.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from torch import Tensor, nn
+
+from gradless.cost import footprint, meta_models
+from gradless.cost.footprint import Batch
+from gradless.cost.live_memory import Live
+from gradless.directions.blocks import units
+from gradless.errors import BadInput, pick, unknown
+from gradless.forward.batched import SMALL
+from gradless.forward.evaluator import DUAL, ENGINES, IN_PLACE, MOST_COPIES, STREAM
+from gradless.forward.read_order import ROW
+from gradless.lm import LanguageModel, quiet_transformers, schemes
+from gradless.lm.encode import length_limit
+from gradless.methods import FIRST, FORWARD, HYBRID, METHODS, Method
+from gradless.optimizer import ZerothOrder
+from gradless.runs.config import fastest_engine
+
+BUDGETS: Final = ("8GB", "16GB", "24GB", "40GB", "80GB")
+OBJECTIVES: Final = ("option_ce", "lm")
+LABELS: Final = (0, 1)
+FLOAT: Final = 4
+TEMPORARIES: Final = 3
+UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What to plan for."""
+
+    model: str
+    """Anything that `gradless.cost.meta_models.load` takes."""
+    method: str = "mezo"
+    scheme: str = "full"
+    batch_size: int = 16
+    """Sequences of one forward."""
+    length: int = 256
+    """Tokens of each sequence."""
+    dtype: str | None = None
+    """Of the weights; None: the checkpoint's own."""
+    attention: str = "flash"
+    """flash: a fused kernel, where the architecture has one; eager: scores in memory."""
+    objective: str = "option_ce"
+    """option_ce scores label words; lm every token."""
+    engine: str | None = None
+    """None: what ``gradless tune`` takes on ``device``."""
+    device: str = "cpu"
+    rank: int = 8
+    """Of LoRA."""
+    num_prefix: int = 5
+    num_prompt: int = 10
+
+    def check(self) -> None:
+        """Check what can be checked without the model.
+
+        Raises:
+            BadInput: an unknown name or an impossible number.
+        """
+        pick("method", self.method, METHODS)
+        pick("scheme", self.scheme, schemes.SCHEMES)
+        for kind, name, known in (("objective", self.objective, OBJECTIVES), ("engine", self.engine, ENGINES)):
+            if name is not None and name not in known:
+                raise BadInput(unknown(kind, name, known))
+        for flag in ("batch_size", "length", "rank", "num_prefix", "num_prompt"):
+            if getattr(self, flag) < 1:
+                raise BadInput(f"--{flag.replace('_', '-')} is {getattr(self, flag)}: it must be at least 1")
+
+
+class Need(NamedTuple):
+    """What one way of tuning needs, in bytes; the module explains the terms."""
+
+    name: str
+    weights: int
+    gradients: int
+    state: int
+    activations: int
+    scratch: int
+    total: int
+    tuned: int  # parameters
+
+    def fits(self, budget: int) -> bool:
+        """Whether the total is within ``budget`` bytes."""
+        return self.total <= budget
+
+
+class Plan(NamedTuple):
+    """What ways of using one model need."""
+
+    settings: Settings
+    parameters: int
+    dtype: str
+    engine: str
+    needs: tuple[Need, ...]
+
+    def need(self, name: str) -> Need:
+        """The way of that name."""
+        return next(need for need in self.needs if need.name == name)
+
+
+class Subject(NamedTuple):
+    """A model without weights under a scheme."""
+
+    lm: LanguageModel
+    tuned: list[tuple[str, nn.Parameter]]
+    batch: Batch
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all parameters, adapters included."""
+        return sum(map(_bytes, self.lm.model.parameters()))
+
+    @property
+    def elements(self) -> int:
+        """Number of tuned weights."""
+        return sum(p.numel() for _, p in self.tuned)
+
+
+def plan(settings: Settings) -> Plan:
+    """Plan inference, the method under its scheme, and Adam, with LoRA and over all weights, checkpointed and not.
+
+    Cost: a few seconds, whatever the model's size; no weights are made. LoRA is left out where the architecture has no
+    projections of a known name.
+
+    Raises:
+        BadInput: anything wrong with the settings or the model, or a model whose forward depends on values.
+
+    Example:
+        >>> found = plan(Settings(model="tiny-llama", batch_size=4, length=16))
+        >>> print(*(need.name for need in found.needs), sep="; ")
+        inference; mezo, full; adam, lora, checkpointed; adam, lora; adam, all weights, checkpointed; adam, all weights
+        >>> found.needs[0].total < found.needs[1].total < found.needs[5].total
+        True
+    """
+    settings.check()
+    with quiet_transformers():
+        return _plan(settings)
+
+
+def _plan(settings: Settings) -> Plan:
+    full = subject(settings, "full")
+    engine = settings.engine or _usual_engine(settings)
+    own = full if settings.scheme == "full" else subject(settings, settings.scheme)
+    # An in-place adapter changes the model, so each scheme has a model of its own.
+    lora = own if settings.scheme == "lora" else _lora(settings)
+    needs = [
+        inference(full),
+        of_method(own, settings.method, engine, f"{settings.method}, {settings.scheme}"),
+        *([adam(lora, "adam, lora, checkpointed", checkpoint=True), adam(lora, "adam, lora")] if lora else []),
+        adam(full, "adam, all weights, checkpointed", checkpoint=True),
+        adam(full, "adam, all weights"),
+    ]
+    dtype = str(full.lm.dtype).removeprefix("torch.")
+    return Plan(settings, full.lm.num_parameters, dtype, engine, tuple(needs))
+
+
+def subject(settings: Settings, scheme: str) -> Subject:
+    """Build the model and apply a scheme.
+
+    Raises:
+        BadInput: no such model, or a length that it does not take.
+    """
+    base = meta_models.load(settings.model, dtype=settings.dtype, attention=settings.attention)
+    if settings.objective == "lm" and base.masked:
+        raise BadInput(f"{base.name} is a masked model, which has no objective lm: use option_ce")
+    with Live():  # answers what transformers asks about masks
+        model = schemes.apply(
+            base, scheme, rank=settings.rank, num_prefix=settings.num_prefix, num_prompt=settings.num_prompt,
+            label_token_ids=LABELS,
+        )  # fmt: skip
+    limit = length_limit(model, max(settings.length, 2))
+    if settings.length > limit:
+        raise BadInput(f"--length {settings.length} is more than the {limit} tokens that {base.name} takes: lower it")
+    batch = Batch(settings.batch_size, settings.length, settings.objective == "lm")
+    return Subject(model, schemes.trainable(model), batch)
+
+
+def size(text: str) -> int:
+    """Bytes of a size in words.
+
+    Raises:
+        BadInput: it is none.
+
+    Example:
+        >>> size("24GB"), size("24 GiB"), size("512m")
+        (24000000000, 25769803776, 512000000)
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", text.upper())
+    if found is None or not float(found[1]) or (found[2] or "") not in UNITS:
+        raise BadInput(f"'{text}' is no size of a memory: write 24GB or 24GiB")
+    return round(float(found[1]) * UNITS[found[2] or ""])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# ways
+
+
+def inference(subject: Subject) -> Need:
+    """One forward without gradients."""
+    peak = footprint.forward_peak(subject.lm, subject.batch)
+    return Need("inference", subject.weights, 0, 0, peak, 0, subject.weights + peak, 0)
+
+
+def adam(subject: Subject, name: str, *, checkpoint: bool = False) -> Need:
+    """Adam by backpropagation, in mixed precision where weights have 16 bits; its update is a fused one."""
+    state = sum(p.numel() * (2 * FLOAT + (FLOAT if p.itemsize < FLOAT else 0)) for _, p in subject.tuned)
+    return _backprop(subject, name, state, 0, checkpoint=checkpoint)
+
+
+def of_method(subject: Subject, name: str, engine: str, label: str) -> Need:
+    """A method of gradless under its scheme.
+
+    Args:
+        subject: the model under the scheme.
+        name: a key of `gradless.methods.METHODS`.
+        engine: one of `gradless.forward.evaluator.ENGINES`.
+        label: what the way is to be called.
+    """
+    method = METHODS[name]
+    toy = _toy(method)
+    if method.order == FIRST:
+        state = round((method.copies - 1) * FLOAT) * subject.elements  # one of its copies is the gradient
+        return _backprop(subject, label, state, TEMPORARIES, checkpoint=method.checkpoint)
+    masks = subject.elements if any(leaf.mask is not None for leaf in toy.leaves) else 0
+    deep = _deep(subject, method) if method.order == HYBRID else None
+    stored = subject.elements if deep is None else deep.elements
+    state = round((method.copies - (1 if deep else 0)) * FLOAT) * stored + masks
+    points = (
+        min(MOST_COPIES, toy.estimator.forwards(toy.estimator.queries(0))) if engine == DUAL and deep is None else 1
+    )
+    # Tangents of forward mode lie beside the values, layer by layer, and no fused attention makes them.
+    tangents = method.order == FORWARD
+    batch = subject.batch._replace(copies=2 if tangents else points)
+    activations = footprint.forward_peak(subject.lm, batch, fused=not tangents)
+    scratch, kept = _scratch(subject, toy, engine, points)
+    largest = max(p.numel() for _, p in subject.tuned)
+    if tangents:
+        scratch = max(scratch, FLOAT * largest)
+    working = activations + scratch
+    if not toy.rule.linear:
+        working = max(working, TEMPORARIES * FLOAT * largest + kept)
+    gradients = 0
+    if deep is not None:
+        back = _deep_traced(subject, deep)
+        gradients, working = back.gradients, max(working + back.gradients, back.peak)
+        activations = max(activations, back.saved)
+    total = subject.weights + state + working
+    return Need(label, subject.weights, gradients, state, activations, scratch, total, subject.elements)
+
+
+def _backprop(subject: Subject, name: str, state: int, temporaries: int, *, checkpoint: bool) -> Need:
+    back = _traced(subject, checkpoint=checkpoint)
+    update = back.gradients + temporaries * FLOAT * max(p.numel() for _, p in subject.tuned)
+    total = subject.weights + state + max(back.peak, update)
+    return Need(name, subject.weights, back.gradients, state, back.saved, 0, total, subject.elements)
+
+
+def _traced(subject: Subject, *, checkpoint: bool) -> footprint.Backward:
+    return footprint.backward(subject.lm, [p for _, p in subject.tuned], subject.batch, checkpoint=checkpoint)
+
+
+def _deep_traced(subject: Subject, deep: Subject) -> footprint.Backward:
+    """Backpropagation through the deep part alone."""
+    inside = {name for name, _ in deep.tuned}
+    for name, p in subject.tuned:
+        p.requires_grad_(name in inside)
+    back = _traced(deep, checkpoint=False)
+    for _, p in subject.tuned:
+        p.requires_grad_(True)
+    return back
+
+
+def _deep(subject: Subject, method: Method) -> Subject:
+    """The part of a hybrid that has gradients."""
+    parts = units([name for name, _ in subject.tuned])
+    count = method.options()["deep_units"]
+    if len(parts) <= count:
+        raise BadInput(f"a hybrid cuts below {count} units, and the tuned parameters make {len(parts)}: use full")
+    names = {name for unit in parts[-count:] for name in unit}
+    return subject._replace(tuned=[(name, p) for name, p in subject.tuned if name in names])
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# what an engine serves
+
+
+def _scratch(subject: Subject, toy: ZerothOrder, engine: str, points: int) -> tuple[int, int]:
+    """Bytes of perturbed copies (see the module), and how many of them stay allocated between forwards."""
+    found = footprint.reads(subject.lm, [p for _, p in subject.tuned], subject.batch)
+    if engine == IN_PLACE:
+        return sum(_bytes(p) for _, p in subject.tuned) + max(_bytes(p) for _, p in subject.tuned), 0
+    stream = toy.leaves[0].stream
+    small = {id(p): _bytes(p) for _, p in subject.tuned if p.numel() <= SMALL}
+    held, buffers, tables = sum(small.values()) * points, [0], [0]
+    seen: set[int] = set()
+    large: list[Tensor] = []
+    for read in found:
+        p = read.param
+        if id(p) in small or id(p) in seen:
+            continue
+        if not read.whole:
+            tables.append(_bytes(p[:1]) * min(len(p), subject.batch.rows * subject.batch.length) * points)
+            continue
+        seen.add(id(p))
+        if read.linear and stream.kind == "low_rank":
+            rows, columns = p.shape
+            held += FLOAT * stream.rank * (columns + rows * (points + 1))
+        else:
+            large.append(p)
+    row = 0
+    for p in large:
+        row = row + p.numel() if row + p.numel() <= ROW else p.numel()
+        buffers.append(row * p.itemsize * points)
+    return held + max(*buffers, *tables), max(buffers)
+
+
+def _toy(method: Method) -> ZerothOrder:
+    """The method over a few small layers: how many points it asks for, what its directions and masks are like."""
+    model = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(6))})
+    make: Any = method.make
+    return make(model.named_parameters(), lr=1e-3, eps=1e-3)
+
+
+def _usual_engine(settings: Settings) -> str:
+    """What `gradless.runs.config.TuneConfig.resolved` would take."""
+    return STREAM if METHODS[settings.method].blocks else fastest_engine(settings.device, settings.scheme)
+
+
+def _lora(settings: Settings) -> Subject | None:
+    try:
+        return subject(settings, "lora")
+    except BadInput:  # no query and value projections of a known name
+        return None
+
+
+def _bytes(p: Tensor) -> int:
+    return p.numel() * p.itemsize

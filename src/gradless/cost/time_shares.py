@@ -1,0 +1,118 @@
+"""Where the time of a step goes: matrix products, attention, sweeps over the weights, everything else.
+
+Read off torch's profiler, in rounds of their own that no other figure comes from. What is left of the wall clock
+(Python, launches, small operations, and the profiler itself) is "everything else", so small models look worse than
+they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+
+from gradless.cost.eager_mezo import SWEEP
+
+PRODUCTS, ATTENTION, SWEEPS, REST = "matrix products", "attention", "sweeps", "everything else"
+STEPS = 2
+
+_PRODUCT_OPS = frozenset(
+    f"aten::{name}" for name in ("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "einsum")
+)
+_PRODUCT_KERNEL = re.compile(r"gemm|gemv|cutlass|cublas|nvjet|xmma|splitk", re.IGNORECASE)
+_ATTENTION_KERNEL = re.compile(r"flash|fmha|attention|softmax", re.IGNORECASE)
+_SWEEP_KERNEL = re.compile(r"gradless|sweep|fan_kernel", re.IGNORECASE)
+
+
+def measure(step: Callable[[], Any], synchronise: Callable[[], None], *, on_cuda: bool = False) -> dict[str, float]:
+    """The share of a step's time that each kind of work takes; the shares add up to one.
+
+    Args:
+        step: takes one step.
+        synchronise: waits until the device has finished.
+        on_cuda: whether the work is on a CUDA device; its kernels count then, not who launched them.
+    """
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if on_cuda:
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    synchronise()
+    with _silence(), torch.profiler.profile(activities=activities, acc_events=True) as profiler:
+        begun = time.perf_counter()
+        for _ in range(STEPS):
+            step()
+        synchronise()
+        wall = time.perf_counter() - begun
+    seconds = of_kernels(profiler.events()) if on_cuda else of_operations(profiler.events())
+    # Kernels of several streams can overlap, and clocks differ: never more than all of it.
+    whole = max(wall, sum(seconds.values()))
+    found = {name: value / whole for name, value in seconds.items()}
+    return found | {REST: max(0.0, 1.0 - sum(found.values()))}
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the profiler from announcing itself on stderr; it asks the environment when it starts."""
+    before = os.environ.get("KINETO_LOG_LEVEL")
+    os.environ["KINETO_LOG_LEVEL"] = before or "99"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["KINETO_LOG_LEVEL"]
+
+
+def of_operations(events: Iterable[Any]) -> dict[str, float]:
+    """Seconds of a processor's operations by kind, from the events of torch's profiler.
+
+    An operation counts by the outermost one around it that is of a kind: what a sweep or a linear layer calls is
+    its own.
+    """
+    found = dict.fromkeys((PRODUCTS, ATTENTION, SWEEPS), 0.0)
+    for event in events:
+        kind, outer = None, event
+        while outer is not None:
+            kind = _kind(outer.name) or kind
+            outer = outer.cpu_parent
+        if kind is not None:
+            found[kind] += event.self_cpu_time_total / 1e6
+    return found
+
+
+def _kind(name: str) -> str | None:
+    if name == SWEEP:
+        return SWEEPS
+    if "attention" in name:
+        return ATTENTION
+    return PRODUCTS if name in _PRODUCT_OPS else None
+
+
+def of_kernels(events: Iterable[Any]) -> dict[str, float]:
+    """Seconds of a CUDA device's kernels by kind, from the events of torch's profiler.
+
+    A kernel is a sweep if it ran inside a range of that name on the device; else its own name tells.
+    """
+    found = dict.fromkeys((PRODUCTS, ATTENTION, SWEEPS), 0.0)
+    on_device = [event for event in events if event.device_type.name == "CUDA"]
+    ranges = sorted((e.time_range.start, e.time_range.end) for e in on_device if e.name == SWEEP)
+    kernels = [e for e in on_device if not getattr(e, "is_user_annotation", False) and e.name != SWEEP]
+    place = 0
+    for event in sorted(kernels, key=lambda e: e.time_range.start):
+        start, end = event.time_range.start, event.time_range.end
+        while place < len(ranges) and ranges[place][1] <= start:
+            place += 1
+        swept = place < len(ranges) and ranges[place][0] <= start
+        kind = SWEEPS if swept or _SWEEP_KERNEL.search(event.name) else _kernel_kind(event.name)
+        if kind is not None:
+            found[kind] += (end - start) / 1e6
+    return found
+
+
+def _kernel_kind(name: str) -> str | None:
+    if _ATTENTION_KERNEL.search(name):
+        return ATTENTION
+    return PRODUCTS if _PRODUCT_KERNEL.search(name) else None

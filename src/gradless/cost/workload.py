@@ -1,0 +1,183 @@
+"""What `gradless profile` measures: a model with random tokens, and everything that takes a step on it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gradless import lm, methods, rng
+from gradless.cost import eager_mezo
+from gradless.errors import BadInput, pick, unknown
+from gradless.lm import LanguageModel, objectives, schemes, shapes
+from gradless.lm.batching import pad_id
+from gradless.lm.encode import Encoded, length_limit
+from gradless.optimizer import ENGINES, ZerothOrder
+from gradless.runs.config import DEFAULTS
+
+FLOOR, EAGER = "floor", "eager-mezo"
+LR = 1e-9  # too small to change what is measured
+CANDIDATE_TOKENS = (0, 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What to measure, and how often."""
+
+    model: str
+    """Anything that `gradless.lm.load` takes, or ``shape:NAME`` (`gradless.lm.shapes.SHAPES`)."""
+    scheme: str = "full"
+    method: str = "mezo"
+    batch_size: int = 16
+    length: int = 40
+    """Tokens of every sequence."""
+    dtype: str | None = None
+    device: str = "cpu"
+    engines: tuple[str, ...] = ENGINES
+    repeats: int = 9
+    """Timed rounds; a figure is the median over them."""
+    seed: int = 0
+    threads: int | None = None
+    """Threads of the processor; None: as torch is set."""
+    eager: bool = True
+    """Time MeZO's algorithm 1 in eager PyTorch too."""
+    memory: bool = True
+    """Measure peak memory too; on a CPU in a process for each candidate."""
+    replay_steps: int = 0
+    """Length of the made-up ledger whose replay is timed; 0: none."""
+
+    def check(self) -> None:
+        """Check what can be checked without the model.
+
+        Raises:
+            BadInput: an unknown name or an impossible number.
+        """
+        pick("method", self.method, methods.METHODS)
+        pick("scheme", self.scheme, schemes.SCHEMES)
+        if not self.engines:
+            raise BadInput(f"no engine to measure: name one of {', '.join(ENGINES)}")
+        for engine in self.engines:
+            if engine not in ENGINES:
+                raise BadInput(unknown("engine", engine, ENGINES))
+        for name, least in (("batch_size", 1), ("length", 1), ("repeats", 1), ("threads", 1), ("replay_steps", 0)):
+            number = getattr(self, name)
+            if number is not None and number < least:
+                raise BadInput(f"--{name.replace('_', '-')} is {number}: it must be at least {least}")
+
+    def arguments(self) -> list[str]:
+        """The command line that says the same to another process, as far as memory is concerned."""
+        given = {name: getattr(self, name) for name in ("model", "scheme", "method", "dtype", "device", "threads")}
+        sizes = {"batch-size": self.batch_size, "length": self.length, "seed": self.seed}
+        return [part for name, v in {**given, **sizes}.items() if v is not None for part in (f"--{name}", str(v))]
+
+
+class Subject(NamedTuple):
+    """A model under a scheme, and the loss that everything here evaluates."""
+
+    lm: LanguageModel
+    named: list[tuple[str, Any]]  # the tuned parameters
+    closure: Callable[[], Tensor]
+    settings: Settings
+
+
+class Candidate(NamedTuple):
+    """Something that takes a step."""
+
+    name: str
+    step: Callable[[], Any]
+    optimizer: ZerothOrder | None  # of an engine
+
+
+def subject(settings: Settings, say: Callable[[str], None]) -> Subject:
+    """Load the model, apply the scheme, and make the batch.
+
+    Raises:
+        BadInput: no such model, a length that it does not take, or a loss that is not finite.
+    """
+    if settings.model.startswith(shapes.PREFIX):
+        base = shapes.load(settings.model, dtype=settings.dtype, device=settings.device)
+    else:
+        base = lm.load(settings.model, dtype=settings.dtype, device=settings.device, say=say)
+    size = min(base.head.weight.shape[0], _embeddings(base))
+    if size < 2:
+        raise BadInput(f"{base.name} has a vocabulary of {size}: two candidate tokens are needed")
+    tuned = schemes.apply(base, settings.scheme, seed=settings.seed, label_token_ids=CANDIDATE_TOKENS)
+    limit = length_limit(tuned, max(settings.length, 2))
+    if settings.length > limit:
+        raise BadInput(f"--length {settings.length} is more than the {limit} tokens that {base.name} takes: lower it")
+    objective = objectives.OBJECTIVES["option_ce"]
+    batches = objectives.prepare(tuned, objective, _examples(tuned, settings, size))
+
+    def closure() -> Tensor:
+        return objectives.loss_over(tuned, objective, batches)
+
+    with torch.no_grad():
+        if not torch.isfinite(closure()):
+            dtype = str(tuned.dtype).removeprefix("torch.")
+            raise BadInput(f"the loss of {base.name} in {dtype} is not finite: use --dtype float32 or bfloat16")
+    return Subject(tuned, schemes.trainable(tuned), closure, settings)
+
+
+def _embeddings(model: LanguageModel) -> int:
+    whole: Any = model.model
+    return int(whole.get_input_embeddings().weight.shape[0])
+
+
+def _examples(model: LanguageModel, settings: Settings, size: int) -> list[Encoded]:
+    """Sequences of equal length of random tokens, and two candidate tokens to choose from behind the last one."""
+    rows, length = settings.batch_size, settings.length
+    words = rng.philox_blocks(0, rows * length, rng.leaf_id("profile"), rng.fold(settings.seed, rng.ORDER))[:, 0]
+    pad = pad_id(model)  # where a masked model looks for the end of a text
+    tokens = torch.where(words % size == pad, (pad + 1) % size, words % size).view(rows, length).tolist()
+    options, mask = tuple((token,) for token in CANDIDATE_TOKENS), length - 1 if model.masked else None
+    return [Encoded(tuple(row), (tuple(row),), options, mask, (0,)) for row in tokens]
+
+
+def candidate(subject: Subject, name: str) -> Candidate:
+    """The floor, eager MeZO or an engine, by name."""
+    settings, eps = subject.settings, DEFAULTS[subject.settings.scheme][1]
+
+    @torch.no_grad()
+    def two_forwards() -> None:
+        subject.closure()
+        subject.closure()
+
+    if name == FLOOR:
+        return Candidate(name, two_forwards, None)
+    if name == EAGER:
+        params, seeds = [p for _, p in subject.named], iter(range(settings.seed, sys.maxsize))
+        return Candidate(name, lambda: eager_mezo.step(params, subject.closure, lr=LR, eps=eps, seed=next(seeds)), None)
+    opt = optimizer(subject, engine=name, defer=name != "in-place")  # updates are deferred as a run defers them
+    return Candidate(name, lambda: opt.step(subject.closure), opt)
+
+
+def optimizer(subject: Subject, **how: Any) -> ZerothOrder:
+    """The method over the tuned parameters, with the scheme's usual eps."""
+    settings = subject.settings
+    make: Any = methods.METHODS[settings.method].make
+    return make(subject.named, lr=LR, eps=DEFAULTS[settings.scheme][1], seed=settings.seed, **how)
+
+
+def toy_steps(subject: Subject, engine: str) -> None:
+    """Two steps of an engine on linear layers of the same type: afterwards its kernels are compiled and loaded."""
+    kind: dict[str, Any] = {"device": subject.lm.device, "dtype": subject.lm.dtype}
+    layers: Any = nn.ModuleList(nn.utils.skip_init(nn.Linear, 64, 64, bias=False, **kind) for _ in range(6))
+    named = [(f"layers.{name}", p) for name, p in layers.named_parameters()]  # some methods go by blocks
+    for _, p in named:
+        p.data.fill_(0.01)
+    inputs = torch.ones(2, 64, **kind)
+
+    def closure() -> Tensor:
+        x = inputs
+        for layer in layers:
+            x = layer(x)
+        return x.float().square().mean()
+
+    toy = subject._replace(named=named, closure=closure)
+    taking = candidate(toy, engine)
+    for _ in range(2):
+        taking.step()

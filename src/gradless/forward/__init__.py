@@ -1,0 +1,1 @@
+"""Losses at perturbed weights: how the forwards of a step are run."""

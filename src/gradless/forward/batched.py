@@ -1,0 +1,118 @@
+"""One walk through the model for several copies of its weights.
+
+The closure runs once under `torch.func.vmap`, over a dimension that its author does not see: values that depend on a
+perturbed weight carry one slice for each copy, all others are shared. So every closure can be walked that uses
+out-of-place torch functions, whatever its model, masks or loss; and what the copies share (all base weights under LoRA)
+is read once for all of them.
+
+How a value gets and loses the hidden dimension is the only thing here that torch does not document: `wrap` and
+`unwrap` use what `vmap` itself is made of, unchanged since torch 2.0. The documented way, an autograd function with a
+``vmap`` rule, costs 0.4 ms a call in a cold cache (126 calls a walk of Gemma 3 270M: 3 % of a step).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+_add_batch_dim: Any = None  # in another torch, walks are not available
+with contextlib.suppress(ImportError):
+    from torch._C._functorch import _add_batch_dim, get_unwrapped, is_batchedtensor, maybe_get_bdim, maybe_get_level
+
+SMALL = 1 << 16  # elements of a weight that are not worth a product of their own
+
+
+class CannotBatch(Exception):
+    """The closure does something that several copies cannot do at once."""
+
+
+class BatchedForward:
+    """The hidden dimension of one walk."""
+
+    def __init__(self, copies: int) -> None:
+        self.copies = copies
+        self.level = 0
+
+    def losses(self, closure: Callable[[], Any]) -> Tensor:
+        """The closure's value for every copy: ``[copies]``.
+
+        Raises:
+            CannotBatch: the closure returns no tensor, or torch is too old or too new.
+            RuntimeError: from torch, for what cannot be batched.
+        """
+        if _add_batch_dim is None:
+            raise CannotBatch("this release of torch does not offer what walking needs")
+
+        def one(index: Tensor) -> Tensor:
+            self.level = maybe_get_level(index)
+            loss = closure()
+            if not isinstance(loss, Tensor):
+                raise CannotBatch(f"the closure returns a {type(loss).__name__}, not a tensor")
+            return loss.reshape(())
+
+        return torch.func.vmap(one)(torch.arange(self.copies))
+
+    def wrap(self, physical: Tensor) -> Tensor:
+        """``[copies, ...]`` as a value with a hidden dimension."""
+        wrapped: Tensor = _add_batch_dim(physical, 0, self.level)
+        return wrapped
+
+    def unwrap(self, value: Tensor) -> tuple[Tensor, bool]:
+        """The tensor behind a value, hidden dimension first, and whether it has one.
+
+        Raises:
+            CannotBatch: it has that of another, nested vmap.
+        """
+        if not is_batchedtensor(value):
+            return value, False
+        if maybe_get_level(value) != self.level:
+            raise CannotBatch("a vmap inside the closure reads tuned weights")
+        return get_unwrapped(value).movedim(maybe_get_bdim(value), 0), True
+
+    def attention(
+        self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *rest: Any, **more: Any
+    ) -> Tensor:
+        """`torch.nn.functional.scaled_dot_product_attention` with copies folded into the batch.
+
+        vmap has no rule for its fast kernels and would call them once for each copy.
+        """
+        (q, q_has), (k, k_has), (v, v_has) = map(self.unwrap, (q, k, v))
+        mask, mask_has = (None, False) if attn_mask is None else self.unwrap(attn_mask)
+        batch = max(x.shape[1 if has else 0] for x, has in ((q, q_has), (k, k_has), (v, v_has)))
+
+        def fold(x: Tensor, has: bool) -> Tensor:
+            wide = x if has else x.expand(self.copies, *x.shape)
+            return wide.expand(-1, batch, *wide.shape[2:]).flatten(0, 1)
+
+        if mask is not None and (mask_has or (mask.ndim == q.ndim - q_has and mask.shape[0] > 1)):
+            mask = fold(mask, mask_has)
+        out = functional.scaled_dot_product_attention(
+            fold(q, q_has), fold(k, k_has), fold(v, v_has), mask, *rest, **more
+        )
+        return self.wrap(out.unflatten(0, (self.copies, batch)))
+
+    def linear(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+        """X W_c^T + b_c for every copy: weights ``[copies, out, in]``, bias ``[copies, out]`` or ``[out]``."""
+        flat, shape = self.rows(x)
+        if weights[0].numel() <= SMALL:
+            out = torch.bmm(flat, weights.mT)
+            out = out if bias is None else out.add_(bias.unsqueeze(1) if bias.ndim == 2 else bias)
+            return self.wrap(out.view(self.copies, *shape, -1))
+        out = flat.new_empty(self.copies, flat.shape[1], weights.shape[1])
+        for copy in range(self.copies):
+            if bias is None:
+                torch.mm(flat[copy], weights[copy].T, out=out[copy])
+            else:
+                torch.addmm(bias[copy] if bias.ndim == 2 else bias, flat[copy], weights[copy].T, out=out[copy])
+        return self.wrap(out.view(self.copies, *shape, -1))
+
+    def rows(self, x: Tensor) -> tuple[Tensor, torch.Size]:
+        """The input of a linear layer as rows, ``[copies, rows, in]``, and the logical shape without its last dim."""
+        physical, has = self.unwrap(x)
+        wide = physical if has else physical.expand(self.copies, *physical.shape)
+        return wide.reshape(self.copies, -1, x.shape[-1]), x.shape[:-1]

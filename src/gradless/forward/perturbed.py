@@ -1,0 +1,349 @@
+"""Serve perturbed weights to a forward pass without ever writing the weights.
+
+While a `PerturbedWeights` is active, every torch function that is handed a tuned parameter gets, in its place, a
+scratch tensor ``p + scale * z`` made in one sweep just before and reused right after. The weights are only read: they
+are bit-identical after a probe whatever their dtype, an interrupted forward cannot damage them, and the extra memory is
+the largest leaf, not a copy of the model. It is a `torch.overrides.TorchFunctionMode`, so it needs no knowledge of
+modules: tied weights, adapters and norms that read a weight in unusual ways are served like any other.
+
+Two functions read few rows of a large parameter, so they are given only those: an embedding lookup, and indexing by a
+vector of rows (``weight[rows]``, as the label head does).
+
+What reaches a parameter below the level of torch functions (a scripted module, say) cannot be served. `ReadSurvey`
+finds such reads during the first forward; those leaves are perturbed in place and restored from a copy, exact as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradless.forward.autodiff import METADATA
+from gradless.forward.batched import SMALL, BatchedForward
+from gradless.forward.deferred import Deferred
+from gradless.forward.low_rank import LowRankLinear
+from gradless.forward.points import Points, branch, empty_copies
+from gradless.forward.read_order import Buffer, Copies, ReadOrder
+from gradless.gradients import Leaf
+
+# Functions that have read their weight completely when they return, and are worth a reused buffer.
+CONSUMING = frozenset((F.linear, F.conv1d, F.layer_norm, F.rms_norm, torch.addmm, torch.mul, torch.Tensor.mul))
+
+
+class PerturbedWeights(TorchFunctionMode):
+    """Points of weight space, served to forwards inside a ``with`` block.
+
+    Args:
+        leaves: tuned leaves by ``id(parameter)``.
+        points: where; several of them need a walk.
+        walk: the hidden dimension of several points (`gradless.forward.batched`); None serves a single point to plain
+        forwards. in_place: ids of the leaves to perturb in place instead.
+        pool: scratch buffers, kept by the caller between servings.
+        deferred: updates that are still to be written; leaves that are visited whole are brought up to date.
+        thin: factors of low-rank directions, kept by the caller between servings.
+        order: in which forwards read the leaves, kept by the caller between servings.
+    """
+
+    def __init__(
+        self,
+        leaves: Mapping[int, Leaf],
+        points: Points,
+        *,
+        walk: BatchedForward | None = None,
+        in_place: frozenset[int] = frozenset(),
+        pool: Pool | None = None,
+        deferred: Deferred | None = None,
+        thin: LowRankLinear | None = None,
+        order: ReadOrder | None = None,
+    ) -> None:
+        super().__init__()
+        self.leaves = {key: leaf for key, leaf in leaves.items() if key not in in_place}
+        self.exposed = [leaf for key, leaf in leaves.items() if key in in_place]
+        self.points = points
+        self.walk = walk
+        self.pool = pool or Pool()
+        self.deferred = deferred or Deferred(())
+        self.thin = thin or LowRankLinear(self.deferred)
+        self.order = order or ReadOrder()
+        self.made: dict[int, Copies] = {}  # ahead of their reading
+        self.served: set[int] = set()
+        self.small: dict[int, Tensor] = {}  # the copies of small leaves
+        self.survey: ReadSurvey | None = None
+
+    def __enter__(self) -> PerturbedWeights:
+        self.order.begin()
+        self.deferred.flush(self.exposed)
+        with torch.profiler.record_function("gradless.sweep"):
+            self.backups = [leaf.param.detach().clone() for leaf in self.exposed]
+        try:
+            with self._unwatched():
+                self._prefetch()
+            for leaf in self.exposed:
+                leaf.param.detach().copy_(self._branch(leaf)[0])
+            self._drop_casts()
+            super().__enter__()
+        except BaseException:  # an interrupt between two leaves, too
+            self._restore()
+            raise
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.pool.give({id(made.buffer): made.buffer.flat for made in self.made.values()}.values())
+        self.made.clear()
+        self._restore()
+
+    def _prefetch(self) -> None:
+        """Make the copies of small leaves and thin factors now, all in a row.
+
+        Between two large matrix products every call starts with cold caches: 0.5 ms for a norm's weight, ten times what
+        the same call takes here.
+        """
+        for key, leaf in self.leaves.items():
+            if leaf.param.numel() <= SMALL:
+                self.small[key] = self._branch(leaf)
+        self.thin.prefetch(self.leaves.values(), self.points)
+
+    def _restore(self) -> None:
+        """Put the leaves that were perturbed in place back."""
+        with torch.profiler.record_function("gradless.sweep"):
+            for leaf, backup in zip(self.exposed, self.backups, strict=True):
+                leaf.param.detach().copy_(backup)
+        self._drop_casts()
+
+    def _drop_casts(self) -> None:
+        """Autocast keeps casts of weights, which do not follow a change in place."""
+        if self.exposed:
+            torch.clear_autocast_cache()
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Call ``func`` with every tuned parameter among its arguments replaced."""
+        kwargs = kwargs or {}
+        if not any(map(self._is_tuned, args)) and not any(map(self._is_tuned, kwargs.values())):
+            if self.walk is not None and func is F.scaled_dot_product_attention and args[0].ndim == 4:
+                return self.walk.attention(*args, **kwargs)
+            return func(*args, **kwargs)
+        if func.__name__ in METADATA:
+            return func(*args, **kwargs)
+        if func.__name__ == "__get__":  # an attribute: only .data, .T and the like depend on the values
+            with self._unwatched():
+                plain = func(*args, **kwargs)
+            if not isinstance(plain, Tensor):
+                return plain
+        with self._unwatched():
+            special = self._rows(func, args, kwargs)
+            special = self._linear(func, args, kwargs) if special is None else special
+            if special is None:
+                taken: list[Copies] | None = [] if func in CONSUMING and self.walk is None else None
+                args = tuple(self._serve(a, taken) for a in args)
+                kwargs = {key: self._serve(a, taken) for key, a in kwargs.items()}
+        if special is not None:
+            return special
+        try:
+            return func(*args, **kwargs)
+        finally:
+            for made in taken or ():
+                self._return(made)
+
+    def _unwatched(self) -> AbstractContextManager[None]:
+        """What is read in here is not for the survey to see."""
+        return self.survey.paused() if self.survey else contextlib.nullcontext()
+
+    def _is_tuned(self, value: Any) -> bool:
+        if isinstance(value, (list, tuple)):
+            return any(id(item) in self.leaves for item in value)
+        return id(value) in self.leaves
+
+    def _serve(self, value: Any, taken: list[Copies] | None) -> Any:
+        """The perturbed counterpart of an argument; from the pool when ``taken`` is there to note it."""
+        if isinstance(value, (list, tuple)):
+            served = [self._serve(item, taken) for item in value]
+            return type(value)(served) if type(value) in (list, tuple) else value
+        leaf = self.leaves.get(id(value))
+        if leaf is None:
+            return value
+        self.served.add(id(leaf.param))
+        if taken is None or id(value) in self.small:
+            return self._present(self._whole(leaf))
+        taken.append(self._borrow(leaf))
+        return self._present(taken[-1].values)
+
+    def _present(self, copies: Tensor) -> Tensor:
+        """``[C, ...]`` as what the forward is to see: a value with a hidden dimension, or just the value."""
+        return copies[0] if self.walk is None else self.walk.wrap(copies)
+
+    def _linear(self, func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
+        """The result of a linear layer whose copies can share work, else None."""
+        if func is F.linear:
+            given = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
+            x, weight, bias = given["input"], given["weight"], given.get("bias")
+        elif func is torch.addmm and len(args) == 3 and not kwargs:
+            bias, x, weight = args
+        else:
+            return None
+        leaf = self.leaves.get(id(weight))
+        if leaf is None or (self.walk is None and leaf.stream.kind != "low_rank"):
+            return None
+        if func is F.linear:
+            factors = self.thin.factors(leaf, self.points)
+            if factors is not None:
+                return self._thin_linear(leaf, x, self._offset(bias), *factors)
+        if self.walk is None:
+            return None
+        offset = self._offset(bias)
+        self.served.add(id(weight))
+        if id(weight) in self.small:
+            copies = self.small[id(weight)]
+            return self.walk.linear(x, copies if func is F.linear else copies.mT, offset)
+        made = self._borrow(leaf)
+        try:
+            return self.walk.linear(x, made.values if func is F.linear else made.values.mT, offset)
+        finally:
+            self._return(made)
+
+    def _offset(self, bias: Tensor | None) -> Tensor | None:
+        """A bias for every copy ``[C, out]``, or for all ``[out]``."""
+        leaf = self.leaves.get(id(bias))
+        if leaf is None:
+            return bias
+        self.served.add(id(bias))
+        return self._whole(leaf)
+
+    def _thin_linear(self, leaf: Leaf, x: Tensor, offset: Tensor | None, right: Tensor, left: Tensor) -> Tensor:
+        """X W^T + (x V) A_c^T + b_c; the large product adds to the thin one, so the output is written once."""
+        self.served.add(id(leaf.param))
+        rows, shape = self.walk.rows(x) if self.walk else (x.reshape(1, -1, x.shape[-1]), x.shape[:-1])
+        weight = leaf.param.detach()
+        out = torch.matmul(rows @ right.to(rows.dtype), left.mT.to(rows.dtype))  # [C, rows, out]
+        if offset is not None:
+            out += offset.unsqueeze(1) if offset.ndim == 2 else offset
+        flat = out.view(-1, out.shape[-1])
+        torch.addmm(flat, rows.reshape(-1, rows.shape[-1]), weight.T, out=flat)
+        return self._present(out.view(len(out), *shape, -1))
+
+    def _rows(self, func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
+        """The result of ``func`` if it only reads some rows of a tuned parameter, else None."""
+        if func is F.embedding and not kwargs.get("max_norm"):
+            ids, weight = [*args, kwargs.get("input"), kwargs.get("weight")][:2]
+        elif func is torch.embedding or (func is Tensor.__getitem__ and _is_index(args[1])):
+            weight, ids = args[:2]
+        else:
+            return None
+        leaf = self.leaves.get(id(weight))
+        if leaf is None:
+            return None
+        rows, inverse = self._checked(func, *torch.unique(ids, return_inverse=True), size=leaf.param.shape[0])
+        self.served.add(id(weight))
+        return self._present(self._branch(leaf, rows)[:, inverse])
+
+    @staticmethod
+    def _checked(func: Callable, rows: Tensor, inverse: Tensor, *, size: int) -> tuple[Tensor, Tensor]:
+        """Sorted rows within a leaf of ``size`` rows; the kernels trust them. Indexing may count from the end."""
+        if func is Tensor.__getitem__:
+            rows = torch.where(rows < 0, rows + size, rows)
+        if rows.device.type == "cpu" and rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < size:
+            raise IndexError(f"row {int(rows.max())} or {int(rows.min())} is out of range for a weight of {size} rows")
+        return rows, inverse
+
+    def _whole(self, leaf: Leaf) -> Tensor:
+        """The leaf at every point, ``[C, *shape]``."""
+        known = self.small.get(id(leaf.param))
+        return self._branch(leaf) if known is None else known
+
+    def _borrow(self, leaf: Leaf) -> Copies:
+        """The leaf at every point in a buffer of the pool, made together with the leaves that follow; see `_return`."""
+        key, count = id(leaf.param), len(self.points)
+        self.order.read(key)
+        if key not in self.made:
+            row = self.order.row(leaf, self.leaves, self.made)
+            sizes = [count * one.param.numel() for one in row]
+            buffer = Buffer(self.pool.take(sum(sizes), leaf.param.dtype, leaf.param.device), len(row))
+            for one, part in zip(row, buffer.flat[: sum(sizes)].split(sizes), strict=True):
+                values = self._branch(one, into=part.view(count, *one.param.shape))
+                self.made[id(one.param)] = Copies(values, buffer)
+        return self.made.pop(key)
+
+    def _return(self, copies: Copies) -> None:
+        """The forward has read these; a buffer goes back to the pool when all in it are read."""
+        copies.buffer.left -= 1
+        if not copies.buffer.left:
+            self.pool.give((copies.buffer.flat,))
+
+    def _branch(self, leaf: Leaf, rows: Tensor | None = None, *, into: Tensor | None = None) -> Tensor:
+        """The leaf (or some of its rows) at every point, ``[C, ...]``; a whole one is brought up to date on the way."""
+        if into is None:
+            into = empty_copies(len(self.points), leaf.param, None if rows is None else len(rows))
+        pending = self.deferred.pending(leaf)
+        keep = rows is None and pending.decays.size > 0
+        with self.deferred.writing(leaf) if keep else contextlib.nullcontext():
+            return branch(into, leaf, self.points, update=pending, keep=keep, rows=rows)
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.dtype == torch.int64
+
+
+class Pool:
+    """Scratch buffers that outlive a forward; in use together are at most the parameters of one function call."""
+
+    def __init__(self) -> None:
+        self.free: list[Tensor] = []
+
+    def take(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A flat buffer of at least ``size`` elements."""
+        same = [b for b in self.free if b.dtype == dtype and b.device == device]
+        fits = [b for b in same if b.numel() >= size]
+        if not fits:
+            # A larger buffer replaces the smaller ones: the pool never holds more than was needed at once.
+            self.free = [b for b in self.free if b.dtype != dtype or b.device != device]
+            del same  # or they would live on while the larger one is made
+            return torch.empty(size, dtype=dtype, device=device)
+        best = min(fits, key=Tensor.numel)
+        self.free = [b for b in self.free if b is not best]
+        return best
+
+    def give(self, buffers: Iterable[Tensor]) -> None:
+        """Return buffers."""
+        self.free.extend(buffers)
+
+
+class ReadSurvey(TorchDispatchMode):
+    """Find tuned parameters that a forward reads below the level of torch functions."""
+
+    def __init__(self, leaves: Mapping[int, Leaf]) -> None:
+        super().__init__()
+        self.owners: dict[int, set[int]] = {}  # several parameters may be views of one buffer
+        for key, leaf in leaves.items():
+            self.owners.setdefault(leaf.param.untyped_storage().data_ptr(), set()).add(key)
+        self.direct: set[int] = set()
+        self.quiet = 0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count what gradless itself reads."""
+        self.quiet += 1
+        try:
+            yield
+        finally:
+            self.quiet -= 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note every tensor argument that shares memory with a tuned parameter."""
+        if not self.quiet:
+            for value in torch.utils._pytree.tree_leaves((args, kwargs)):
+                if isinstance(value, Tensor) and value.layout == torch.strided and value.numel():
+                    self.direct |= self.owners.get(value.untyped_storage().data_ptr(), set())
+        return func(*args, **(kwargs or {}))
+
+
+def read_rows(weight: Tensor, rows: Tensor) -> Tensor:
+    """``weight[rows]``: named, because indexing by a vector is what a `PerturbedWeights` answers row by row."""
+    return weight[rows]

@@ -1,0 +1,58 @@
+"""Forwards that begin where the perturbation begins.
+
+A method that perturbs some blocks of a model leaves everything before the first of them as it was, so the several
+forwards of a step compute the same there. `PrefixCache` keeps what the first forward computed and starts the others at
+their first perturbed block: half of the work where one block after the other is perturbed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+
+from gradless.forward.model_blocks import Reuse, blocks, first_block
+
+
+class PrefixCache:
+    """What the forwards of one step have in common.
+
+    Args:
+        model: with a list of blocks.
+
+    Memory: one hidden state for each block and call of the model, until the step ends.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._modules = [block for _, block in blocks(model)]
+        self._reuse: Reuse | None = None
+        self._valid = -1  # blocks before this one are known as they are without a perturbation
+        self._first: dict[frozenset[str], int] = {}
+
+    @contextlib.contextmanager
+    def step(self) -> Iterator[None]:
+        """Around all forwards of a step: weights and batch stay the same."""
+        with Reuse(self._modules) as self._reuse:
+            try:
+                yield
+            finally:
+                self._valid, self._reuse = -1, None
+
+    @contextlib.contextmanager
+    def forward(self, perturbed: Iterable[str]) -> Iterator[None]:
+        """Around one forward that perturbs the parameters of these names."""
+        names = frozenset(perturbed)
+        if names not in self._first:
+            self._first[names] = first_block(self._model, names)
+        first = self._first[names]
+        if self._reuse is None or first == 0:
+            yield
+        elif first <= self._valid:
+            with self._reuse.from_block(first):
+                yield
+        else:
+            with self._reuse.recording():
+                yield
+            self._valid = first

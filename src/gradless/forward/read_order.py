@@ -1,0 +1,64 @@
+"""Which leaves to visit in a row: those that the next moments of a forward will read.
+
+A visit right after a large matrix product starts with cold caches; several leaves in a row pay for that once. The order
+is that of the last forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from gradless.gradients import Leaf
+
+ROW = 1 << 22  # elements visited in a row: a transformer block of a small model; more gains no more, less costs
+
+
+class Buffer:
+    """A scratch buffer that several leaves share, and how many of them are still to be read."""
+
+    def __init__(self, flat: Tensor, left: int) -> None:
+        self.flat = flat
+        self.left = left
+
+
+class Copies(NamedTuple):
+    """A leaf at every point, and the buffer that it lies in."""
+
+    values: Tensor  # [C, *shape]
+    buffer: Buffer
+
+
+class ReadOrder:
+    """The order in which forwards read leaves, learned from the last one."""
+
+    def __init__(self) -> None:
+        self._last: list[int] = []
+        self._now: list[int] = []
+
+    def begin(self) -> None:
+        """A forward starts."""
+        self._last, self._now = self._now or self._last, []
+
+    def read(self, key: int) -> None:
+        """A leaf is read."""
+        self._now.append(key)
+
+    def row(self, leaf: Leaf, leaves: Mapping[int, Leaf], made: Mapping[int, object]) -> list[Leaf]:
+        """``leaf``, just read, and those to visit with it: what followed last time, up to `ROW` elements in all."""
+        place = len(self._now) - 1
+        found, size = [leaf], leaf.param.numel()
+        if self._last[place : place + 1] != [id(leaf.param)]:
+            return found
+        for key in self._last[place + 1 :]:
+            follower = leaves.get(key)
+            if follower is None:  # not perturbed this time
+                break
+            size += follower.param.numel()
+            alike = (follower.param.dtype, follower.param.device) == (leaf.param.dtype, leaf.param.device)
+            if size > ROW or not alike or key in made or any(follower is other for other in found):
+                break
+            found.append(follower)
+        return found

@@ -1,0 +1,281 @@
+"""From rendered examples to tokens.
+
+The encoding is MeZO's (Malladi et al. 2023, arXiv 2305.17333): spaces, not newlines, are stripped at both
+ends of a prompt and of a prompt with an option before they are tokenised; an option's length is the
+difference of the two token counts; only an option's tokens are scored. Texts that are too long lose their
+beginning, but not their first special token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gradless.errors import BadInput
+from gradless.tasks.base import MASK, Example
+
+if TYPE_CHECKING:
+    from gradless.lm.loading import LanguageModel
+    from gradless.tasks.base import Task
+
+Tokens = tuple[int, ...]
+
+DEFAULT_MAX_LENGTH = 2048
+SEPARATOR = "\n\n"  # between demonstrations, as in MeZO
+
+
+class Encoded(NamedTuple):
+    """The tokens of one example.
+
+    ``contexts`` holds the tokens in front of an option: one entry when all options share them, else one for
+    each option (left truncation and merges at the seam may differ). ``mask`` is the index of the mask in
+    ``contexts[0]``, None for causal models. A generation example has its first answer as the only option.
+    """
+
+    prompt: Tokens
+    contexts: tuple[Tokens, ...]
+    options: tuple[Tokens, ...]
+    mask: int | None
+    correct: tuple[int, ...]
+    answers: tuple[str, ...] = ()
+
+    @property
+    def single(self) -> bool:
+        """Whether one forward of one sequence scores every option: single tokens after the same context."""
+        return len(self.contexts) == 1 and all(len(option) == 1 for option in self.options)
+
+    @property
+    def gold(self) -> int:
+        """Index of the option that training aims at."""
+        return self.correct[0]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence to score; the last token of an option is never read."""
+        if self.mask is not None or not self.options:
+            return len(self.prompt)
+        return max(len(self.before(i)) + len(option) for i, option in enumerate(self.options)) - 1
+
+    @property
+    def sequences(self) -> int:
+        """Sequences that scoring all options takes."""
+        return 1 if self.single else max(1, len(self.options))
+
+    def before(self, option: int) -> Tokens:
+        """Tokens in front of an option."""
+        return self.contexts[option if len(self.contexts) > 1 else 0]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# one example
+
+
+def length_limit(lm: LanguageModel, max_length: int | None = None) -> int:
+    """Tokens that a sequence may have: ``max_length`` (default 2048), or fewer if the model takes fewer."""
+    model: Any = lm.model
+    config = model.config
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    positions = getattr(config, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH
+    if lm.masked and getattr(config, "pad_token_id", None) is not None and "roberta" in config.model_type:
+        positions -= config.pad_token_id + 1  # RoBERTa's positions start behind the padding index
+    if lm.masked:  # causal tokenizers often carry a number that says nothing about the model
+        positions = min(positions, lm.tokenizer.model_max_length)
+    tuners = getattr(model, "peft_config", None) or {}
+    positions -= max((getattr(tuner, "num_virtual_tokens", None) or 0 for tuner in tuners.values()), default=0)
+    limit = min(max_length or DEFAULT_MAX_LENGTH, positions)
+    if limit < 2:
+        raise BadInput(f"max_length {max_length} leaves no room for a prompt and an option: raise it")
+    return limit
+
+
+def completed(example: Example, stop: str = "\n") -> str:
+    """Prompt and gold completion as one text without outer white space: a demonstration."""
+    return (example.prompt + _completions(example, stop)[_gold(example)]).strip()
+
+
+def encode(
+    lm: LanguageModel,
+    example: Example,
+    max_length: int | None = None,
+    demonstrations: Sequence[Example] = (),
+    *,
+    first_limit: int | None = None,
+    stop: str = "\n",
+) -> Encoded:
+    """Tokens of an example, behind its demonstrations if there are any.
+
+    Args:
+        lm: the model whose tokenizer and limits count.
+        example: a rendered example.
+        max_length: most tokens of a sequence (default: 2048 or what the model takes).
+        demonstrations: solved examples in front of the prompt (in-context learning).
+        first_limit: masked models: most tokens of the first sentence.
+        stop: generation: the text that ends an answer.
+
+    Raises:
+        BadInput: an option has no token of its own or does not fit, or a masked model's label word is not one
+            token.
+    """
+    limit = length_limit(lm, max_length)
+    if lm.masked:
+        if demonstrations:
+            raise BadInput("in-context learning needs a causal model: use zero-shot with a masked one")
+        return _encode_masked(lm, example, limit, first_limit)
+    solved = "".join(completed(shown, stop) + SEPARATOR for shown in demonstrations)
+    completions = _completions(example, stop)
+    texts = [solved + example.prompt.strip(" ")]
+    texts += [solved + (example.prompt + completion).strip(" ") for completion in completions]
+    prompt, *wholes = _tokenize(lm.tokenizer, [text.strip(" ") for text in texts])
+    if not prompt:  # no text and no BOS: some token must stand where the first option token is predicted
+        start = _document_start(lm.tokenizer)
+        prompt, wholes = [start], [[start, *whole] for whole in wholes]
+    contexts, options = [], []
+    for completion, whole in zip(completions, wholes, strict=True):
+        length = len(whole) - len(prompt)
+        _check_option(completion, length, limit)
+        contexts.append(shorten(whole[:-length], limit - length, lm.tokenizer))
+        options.append(tuple(whole[-length:]))
+    shared = tuple(contexts[:1]) if len(set(contexts)) == 1 else tuple(contexts)
+    correct = (0,) if example.answers and not example.options else example.correct
+    return Encoded(shorten(prompt, limit, lm.tokenizer), shared, tuple(options), None, correct, tuple(example.answers))
+
+
+def encode_all(
+    lm: LanguageModel, task: Task, examples: Sequence[Example], max_length: int | None = None
+) -> list[Encoded]:
+    """`encode` for many examples without demonstrations, with the task's own limits and stop text."""
+    return [encode(lm, example, **task_options(lm, task, max_length)) for example in examples]
+
+
+def task_options(lm: LanguageModel, task: Task, max_length: int | None = None) -> dict[str, Any]:
+    """Keyword arguments of `encode` that a task sets: its limits count for masked models only."""
+    if lm.masked:
+        return {"max_length": max_length or task.max_length, "first_limit": task.first_limit}
+    return {"max_length": max_length, "stop": task.stop}
+
+
+def content_free(example: Example) -> Example:
+    """The example with its prompt's content removed: what calibration compares with."""
+    return example._replace(prompt=example.content_free)
+
+
+def _completions(example: Example, stop: str) -> tuple[str, ...]:
+    if example.options:
+        return tuple(option + example.tail for option in example.options)
+    return tuple(f" {answer}{stop}" for answer in example.answers[:1])
+
+
+def _gold(example: Example) -> int:
+    if not example.options and example.answers:
+        return 0
+    if not example.correct:
+        raise BadInput(f"the example {example.prompt[:60]!r} has no right option: give it a label")
+    return example.correct[0]
+
+
+def _check_option(text: str, length: int, limit: int) -> None:
+    if length < 1:
+        raise BadInput(f"option {text!r} has no token of its own after the prompt: begin it with a space")
+    if length >= limit:
+        raise BadInput(f"option {text[:40]!r} takes {length} of at most {limit} tokens: raise max_length")
+
+
+def _tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of texts to be continued: with BOS if the tokenizer adds one, without EOS."""
+    rows: list[list[int]] = tokenizer(list(texts), verbose=False)["input_ids"]
+    end = tokenizer.eos_token_id
+    ended = tokenizer.eos_token or ""
+    return [
+        row[:-1] if len(row) > 1 and row[-1] == end and not text.endswith(ended) else row
+        for row, text in zip(rows, texts, strict=True)
+    ]
+
+
+def _document_start(tokenizer: Any) -> int:
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id):
+        if token is not None:
+            return int(token)
+    raise BadInput("an empty prompt needs a tokenizer with a BOS, EOS or padding token: set one of them")
+
+
+def shorten(tokens: Sequence[int], limit: int, tokenizer: Any) -> Tokens:
+    """The last ``limit`` tokens, and BOS in front if there was one."""
+    if len(tokens) <= limit:
+        return tuple(tokens)
+    bos = tuple(tokens[:1]) if tokens[0] == tokenizer.bos_token_id else ()
+    kept = limit - len(bos)
+    return bos + tuple(tokens[len(tokens) - kept :] if kept else ())
+
+
+def _encode_masked(lm: LanguageModel, example: Example, limit: int, first_limit: int | None) -> Encoded:
+    tokenizer = lm.tokenizer
+    if not example.options:
+        raise BadInput("masked models do not generate text: use a causal model for this task")
+    if example.prompt.count(MASK) != 1:
+        raise BadInput(f"a prompt for a masked model must hold {MASK} exactly once: {example.prompt[:60]!r} does not")
+    if first_limit and example.first:
+        example = _shorten_first(tokenizer, example, first_limit)
+    text = example.prompt.replace(MASK, tokenizer.mask_token).strip(" ")
+    tokens: list[int] = tokenizer(text, verbose=False)["input_ids"]
+    position = tokens.index(tokenizer.mask_token_id)
+    if len(tokens) > limit:
+        tokens, position = _fit_around(tokens, position, limit, _template(tokenizer, example), tokenizer)
+    options = []
+    for word in example.options:
+        pieces = tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"]
+        if len(pieces) != 1 or pieces[0] == tokenizer.unk_token_id:
+            raise BadInput(
+                f"label word {word!r} is {len(pieces)} tokens or unknown to the model: choose a word of one token"
+            )
+        options.append(tuple(pieces))
+    whole = tuple(tokens)
+    return Encoded(whole, (whole,), tuple(options), position, example.correct, tuple(example.answers))
+
+
+def _shorten_first(tokenizer: Any, example: Example, limit: int) -> Example:
+    """The example with at most ``limit`` tokens of its first sentence."""
+    assert example.first is not None
+    start, end = example.first
+    sentence = example.prompt[start:end]
+    found = tokenizer(sentence, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+    if len(found["input_ids"]) <= limit:
+        return example
+    kept = (
+        found["offset_mapping"][limit - 1][1]
+        if tokenizer.is_fast
+        else len(tokenizer.decode(found["input_ids"][:limit]))
+    )
+    prompt = example.prompt[: start + kept] + example.prompt[end:]
+    return example._replace(prompt=prompt, first=(start, start + kept))
+
+
+def _template(tokenizer: Any, example: Example) -> tuple[int, int]:
+    """Tokens of the template's own words right before the mask, and of those after it."""
+    before, mask, after = example.content_free.partition(MASK)
+    if not mask:
+        before = after = ""
+    if example.first is not None:  # exact: what stands between the first sentence and the mask
+        place = example.prompt.index(MASK)
+        before = example.prompt[example.first[1] if example.first[1] <= place else 0 : place]
+    rows = tokenizer([before, after], add_special_tokens=False, verbose=False)["input_ids"]
+    return len(rows[0]), len(rows[1])
+
+
+def _fit_around(
+    tokens: list[int], mask: int, limit: int, template: tuple[int, int], tokenizer: Any
+) -> tuple[list[int], int]:
+    """Cut the tail of the longer sentence before or after the mask, but none of the template's words."""
+    special = set(tokenizer.all_special_ids)
+    first = next(i for i, token in enumerate(tokens) if token not in special or i == mask)
+    last = len(tokens) - next(i for i, token in enumerate(reversed(tokens)) if token not in special)
+    last = max(last, mask + 1)
+    left, right = tokens[first:mask], tokens[mask + 1 : last]
+    a, c = max(0, len(left) - template[0]), max(0, len(right) - template[1])
+    room = a + c - (len(tokens) - limit)
+    if room < 0:
+        raise BadInput(f"max_length {limit} is shorter than the template around the mask: raise it")
+    keep_a = a if a <= room // 2 else max(room - c, room - room // 2)
+    keep_c = room - keep_a
+    left = left[:keep_a] + left[a:]
+    right = right[: len(right) - (c - keep_c)]
+    return tokens[:first] + left + [tokens[mask]] + right + tokens[last:], first + len(left)

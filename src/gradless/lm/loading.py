@@ -1,0 +1,373 @@
+"""Loading language models: known offline names, local folders, GGUF files, hub ids and tiny random ones.
+
+Only safetensors weights are read (never a pickle), missing weights are an error rather than random numbers,
+tied embeddings stay one parameter, and nothing goes to the network unless the source is a hub id or a known
+name that is not in the cache yet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import json
+import logging
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+from torch import nn
+
+from gradless.errors import BadInput, pick, unknown
+from gradless.lm import assets, checkpoint_config, gguf, tiny_models
+from gradless.system import cache as store
+from gradless.system.cache import Say
+from gradless.system.cache import quiet as silent
+from gradless.system.hashing import file_sha256, weights_sha256
+
+__all__ = ["DTYPES", "LanguageModel", "load", "sources", "tiny", "weights_sha256"]
+
+DTYPES: Final[dict[str, torch.dtype]] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+AUTO: Final = "auto"
+CPU: Final = torch.device("cpu")
+
+
+@dataclass(slots=True)
+class LanguageModel:
+    """A causal or masked language model in evaluation mode, with its tokenizer.
+
+    Attributes:
+        model: the Hugging Face model (or the PEFT model around it); ``use_cache`` is off.
+        tokenizer: its fast tokenizer, padding on the right with a padding token that exists.
+        masked: True for masked models (RoBERTa, BERT), False for causal ones.
+        source: what the user gave.
+        name: a short name for tables.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    masked: bool
+    source: str
+    name: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where the output layer's weights are."""
+        return self.head.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the model's weights."""
+        return self.head.weight.dtype
+
+    @property
+    def spread(self) -> bool:
+        """Whether the weights are on several devices."""
+        return len({*getattr(self.model, "hf_device_map", {}).values()}) > 1
+
+    @property
+    def head(self) -> nn.Linear:
+        """The output layer, hidden state to vocabulary: ``[V, H]``; tied models share its weight."""
+        head: nn.Linear = cast(Any, self.model).get_output_embeddings()
+        return head
+
+    @property
+    def num_parameters(self) -> int:
+        """Number of weights, each shared one counted once."""
+        return sum(p.numel() for p in self.model.parameters())
+
+
+def sources() -> dict[str, str]:
+    """Names that `load` knows without a network beyond a package index, each with one line about it."""
+    known = {name: asset.about for name, asset in assets.ASSETS.items() if asset.kind == "model"}
+    return known | {f"tiny-{name}": "random weights, two layers, for tests" for name in tiny_models.FAMILIES}
+
+
+def load(
+    source: str,
+    *,
+    dtype: str | None = None,
+    device: str = "cpu",
+    cache: Path | None = None,
+    tokenizer: Any = None,
+    say: Say = silent,
+) -> LanguageModel:
+    """Load a model and its tokenizer.
+
+    Args:
+        source: a name from `sources`, a folder with ``config.json`` and safetensors, a ``.gguf`` file
+            (converted to float32 once, then read from the cache), or a hub id, ``owner/name`` or
+            ``owner/name@revision``.
+        dtype: a key of `DTYPES`; default float32 on the CPU, elsewhere the checkpoint's own.
+        device: where the weights go, ``cpu``, ``cuda`` or ``cuda:1`` for instance; ``auto`` spreads them over all
+            GPUs (accelerate's device map).
+        cache: another cache folder than `gradless.system.cache.cache_root`.
+        tokenizer: that of this model, if it has been read before; large ones take seconds.
+        say: receives lines about slow steps.
+
+    Memory: about the weights; they are mapped from the file and copied one tensor at a time.
+
+    Raises:
+        BadInput: no such model, a broken file, no language-model head, unknown dtype or device, too large for ``auto``.
+    """
+    kept = _kept.pop((source, dtype, device), None)
+    if kept is not None:
+        return kept
+    wanted = None if dtype is None else pick("dtype", dtype, DTYPES)
+    several = device == AUTO and torch.cuda.device_count() > 1
+    place = device_of(("cuda" if torch.cuda.is_available() else "cpu") if device == AUTO else device)
+    if wanted is None and place.type == "cpu":
+        wanted = torch.float32
+    if source.startswith("tiny-") and not Path(source).exists():
+        architecture, tied = tiny_models.parse(source)
+        lm = tiny(architecture, tied=tied)
+        lm.model.to(place)
+        for parameter in lm.model.parameters():  # rotary frequencies stay float32, as in models from files
+            parameter.data = parameter.data.to(wanted or parameter.dtype)
+        return lm
+    folder, revision = _resolve(source, cache or store.cache_root(), say)
+    with quiet_transformers():
+        return _from_folder(source, folder, revision, wanted, AUTO if several else place, tokenizer)
+
+
+_kept: dict[tuple[str, str | None, str], LanguageModel] = {}
+
+
+def keep(source: str, *, dtype: str | None = None) -> None:
+    """Load a model to the CPU now, for the next `load` of it, in this process or in one that is forked from it."""
+    _kept[source, dtype, "cpu"] = load(source, dtype=dtype)
+
+
+def tiny(architecture: str, *, seed: int = 0, tied: bool | None = None) -> LanguageModel:
+    """A random two-layer model: hidden 32, a few hundred tokens, float32, the same on every call.
+
+    Args:
+        architecture: opt, llama, mistral, qwen, gemma or roberta.
+        seed: of the weights.
+        tied: share input and output embeddings; default as the architecture's small models do.
+
+    Example:
+        >>> tiny("llama").head.weight.shape[1]
+        32
+    """
+    with quiet_transformers():
+        model, tokenizer, masked = tiny_models.build(architecture, seed=seed, tied=tied)
+    suffix = "" if tied is None else "-tied" if tied else "-untied"
+    name = f"tiny-{architecture}{suffix}"
+    return _finish(LanguageModel(model, tokenizer, masked, source=name, name=name))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# from what the user gave to a folder or a hub id
+
+
+def _resolve(source: str, root: Path, say: Say) -> tuple[str, str | None]:
+    """Folder path or hub id, and the hub revision."""
+    asset = assets.ASSETS.get(source)
+    if asset is not None and asset.kind == "model":
+        path = assets.fetch(source, say, cache=root)
+        digest = next((file.sha256 for file in asset.files if file.name == asset.entry), None)
+        return str(_converted(path, digest, root, say) if path.is_file() else path), None
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return str(_checked_folder(path)), None
+    if path.is_file():
+        if path.suffix.lower() != ".gguf":
+            raise BadInput(f"{source} is neither a folder nor a .gguf file: give the folder with its config.json")
+        return str(_converted(path, None, root, say)), None
+    if path.is_absolute() or source.startswith((".", "~")) or path.suffix == ".gguf" or source.count("/") > 1:
+        raise BadInput(f"there is no model at {source}: check the path")
+    name, _, revision = source.partition("@")
+    if "/" not in name and difflib.get_close_matches(name.lower(), sources(), n=1, cutoff=0.7):
+        raise BadInput(unknown("model", name, sources()))  # a slip of the keyboard is no reason to call the hub
+    return name, revision or None
+
+
+def _checked_folder(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        inside = sorted(file.name for file in folder.glob("*.gguf"))
+        hint = f"; did you mean {folder / inside[0]}?" if inside else ": give the folder of a saved model"
+        raise BadInput(f"{folder} has no config.json{hint}")
+    if not any(folder.glob("*.safetensors")):
+        pickled = any(folder.glob("*.bin"))
+        what = "only pickled weights, which are not read for safety" if pickled else "no weights"
+        raise BadInput(f"{folder} has {what}: save the model with save_pretrained, which writes safetensors")
+    return folder
+
+
+def _converted(path: Path, digest: str | None, root: Path, say: Say) -> Path:
+    """The cached folder of a GGUF file, keyed by the file's hash; converted in a child process if need be."""
+    try:
+        gguf.check(path)
+    except ValueError as error:
+        raise BadInput(f"{path} {error}: download it again") from None
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
+
+    def build(folder: Path) -> None:
+        seconds = max(10, round(path.stat().st_size / 4e6 / 10) * 10)
+        say(f"converting {path.name} once, about {seconds} s")
+        command = [sys.executable, "-m", "gradless.lm.gguf", str(path.resolve()), str(folder)]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode == gguf.NO_SPACE:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if run.returncode != 0:
+            raise BadInput(_conversion_failure(path, run.stderr))
+
+    return store.ensure(root / "gguf" / (digest or file_sha256(path)), build)
+
+
+def _conversion_failure(path: Path, stderr: str) -> str:
+    last = next((line for line in reversed(stderr.splitlines()) if line.startswith("{")), "")
+    reason = json.loads(last) if last else {"type": "", "reason": "the converter was killed, out of memory?"}
+    if reason["type"] in ("ImportError", "ModuleNotFoundError"):
+        return f"reading {path} needs more packages ({reason['reason']}): pip install 'gradless[lm]'"
+    if "not supported" in reason["reason"]:
+        return f"{path} cannot be used ({reason['reason']}): choose a model in safetensors"
+    return f"{path} is broken or truncated ({reason['reason']}): download it again"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# from a folder or hub id to a model
+
+
+def _from_folder(
+    source: str,
+    folder: str,
+    revision: str | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str,
+    tokenizer: Any,
+) -> LanguageModel:
+    from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+
+    local = Path(folder).is_dir()
+    where: dict[str, Any] = {"revision": revision or "main"} | ({"local_files_only": True} if local else {})
+    try:
+        config, masked = checkpoint_config.read(folder, where)
+        head = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+        model, report = head.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype or "auto",
+            use_safetensors=True,
+            output_loading_info=True,
+            **({} if device == CPU else {"device_map": device if device == AUTO else {"": device}}),
+            **where,
+            **checkpoint_config.OWN_CODE,
+        )
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, **where, **checkpoint_config.OWN_CODE)
+    except BadInput as error:
+        raise BadInput(f"{source}: {error}") from None
+    except Exception as error:  # transformers, hub, safetensors and tokenizers each raise their own
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise
+        if device == AUTO and "offload" in str(error):  # to a disk, which was not asked for
+            raise BadInput(_too_large(source)) from error
+        raise BadInput(_load_failure(source, local, error)) from error
+    check_held(source, model)
+    if missing := sorted(report["missing_keys"]):
+        raise BadInput(
+            f"{source} lacks {len(missing)} weights of {type(model).__name__} (such as {missing[0]}): "
+            "choose a checkpoint saved with its language-model head"
+        )
+    name = source if source in assets.ASSETS else Path(source.partition("@")[0]).name.removesuffix(".gguf")
+    return _finish(LanguageModel(model, tokenizer, masked, source=source, name=name))
+
+
+def check_held(source: str, model: nn.Module) -> None:
+    """Refuse a model some of whose weights are offloaded: they exist for moments of a forward only.
+
+    Raises:
+        BadInput: with what to change.
+    """
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise BadInput(_too_large(source))
+
+
+def _too_large(source: str) -> str:
+    return (
+        f"{source} does not fit on the devices here, and weights that are offloaded to host memory or disk cannot be "
+        "tuned: use --dtype bfloat16, more GPUs, or --device cpu"
+    )
+
+
+def _load_failure(source: str, local: bool, error: Exception) -> str:
+    """One sentence from what the libraries said."""
+    text = str(error).strip()
+    first = " ".join(text.split("\n")[0].split()).rstrip(".:") or type(error).__name__
+    if local:
+        return f"{source} cannot be loaded ({first}): the folder seems incomplete, save it or download it again"
+    if "safetensors" in text:
+        return (
+            f"{source} has no safetensors weights, and pickled ones are not read: name a revision that has "
+            f"them, such as '{source}@refs/pr/1'"
+        )
+    return (
+        f"model '{source}' is no local path and no known name ({', '.join(sorted(sources()))}), and the hub "
+        f"did not give it ({first}): check the name and the network, or give a local folder"
+    )
+
+
+def _finish(lm: LanguageModel) -> LanguageModel:
+    lm.model.eval()
+    if hasattr(lm.model.config, "use_cache"):
+        lm.model.config.use_cache = False
+    tokenizer = lm.tokenizer
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise BadInput(f"the tokenizer of {lm.source} has no special token to pad with: add a pad_token to it")
+    tokenizer.padding_side = "right"
+    if not isinstance(lm.head, nn.Linear):
+        raise BadInput(f"{lm.source} has no linear output layer: choose a causal or masked language model")
+    return lm
+
+
+def device_of(name: str) -> torch.device:
+    """The device of a name.
+
+    Raises:
+        BadInput: there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadInput(f"unknown device '{name}': use cpu, cuda, cuda:0 or auto") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise BadInput(f"device '{name}' is not there ({torch.cuda.device_count()} found): use --device cpu")
+    if name == "cuda":  # a process of a job on several GPUs has chosen its own
+        device = torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No warnings, log lines or progress bars from transformers inside; its settings as before outside."""
+    from transformers.utils import logging as hf
+
+    verbosity, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    hub_level = hub.level
+    hf.set_verbosity_error()
+    hf.disable_progress_bar()
+    hub.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf.set_verbosity(verbosity)
+        hub.setLevel(hub_level)
+        if bars:
+            hf.enable_progress_bar()

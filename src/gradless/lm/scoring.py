@@ -1,0 +1,322 @@
+"""Scores of options with as little forward work as possible.
+
+A zeroth-order step is two forwards, so what a forward computes beyond its use is pure loss. Full-vocabulary
+logits of every position are the largest part of that (4 GB for OPT-13B on 16 x 2 x 400 tokens); here the
+output layer sees
+
+* only the hidden states at positions that are scored, selected by a hook in front of it;
+* only the rows of candidate tokens, when every option is one token. One forward then scores all options.
+
+Options of several tokens are read as one token tree per example, so that their prompt is computed once
+(`gradless.lm.token_trees`).
+
+The model's own code runs around the layer, so its post-processing (soft-capping, scaling) applies. The logits
+of candidate rows are *computed* in float32 also for 16-bit weights: a finite difference of 16-bit logits
+would be quantised more coarsely than the signal. Full-vocabulary logits are upcast before any log-softmax. No
+forward keeps a key-value cache, but for generation.
+
+Shapes as in `gradless.lm.batching`; ``V`` vocabulary, ``H`` hidden size.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from gradless.forward.perturbed import read_rows
+from gradless.lm.batching import Batch, Prompts, pad_id
+from gradless.lm.token_trees import TreeLayout, attention
+
+if TYPE_CHECKING:
+    from gradless.lm.loading import LanguageModel
+
+LOGITS_BYTES = 2**28  # most bytes of float32 logits of one forward; a larger batch is run in parts
+
+_stop_tokens: weakref.WeakKeyDictionary[Any, dict[str, tuple[int, ...]]] = weakref.WeakKeyDictionary()
+
+
+class Scores(NamedTuple):
+    """What the model thinks of every option, float32 ``[N, O]``; -inf where an example has no such option.
+
+    For restricted scores (single-token options, not normalised) the values are logits: equal to
+    log-probabilities up to one constant per example, which neither a softmax over options nor an argmax can
+    see.
+    """
+
+    mean: Tensor  # mean log-probability of an option's tokens
+    total: Tensor  # their sum
+    lengths: Tensor  # number of tokens
+
+
+def scores(lm: LanguageModel, batch: Batch, *, normalised: bool = False) -> Scores:
+    """Score every option of a batch from `gradless.lm.batching`.
+
+    Args:
+        lm: the model.
+        batch: sequences and how they map to options.
+        normalised: give true log-probabilities also where logits of the candidates would do.
+
+    Cost: one forward (several if the logits would exceed `LOGITS_BYTES`).
+    """
+    if batch.targets is not None and batch.target_mask is not None:
+        totals = (token_log_probs(lm, batch) * batch.target_mask).sum(1)  # [B]
+        counts = batch.target_mask.sum(1)
+        total, mean, lengths = totals[batch.slots], (totals / counts)[batch.slots], counts[batch.slots]
+    else:
+        if batch.rows is None:
+            values = _label_logits(lm, batch)
+            values = values.log_softmax(-1) if normalised else values
+        elif normalised:
+            full = _logits(lm, batch)[:, 0]
+            values = full.log_softmax(-1)[:, batch.rows]
+        else:
+            values = _logits(lm, batch, batch.rows)[:, 0]
+        total = mean = values.gather(1, batch.slots)
+        lengths = torch.ones_like(total)
+    missing = ~batch.valid
+    return Scores(mean.masked_fill(missing, -torch.inf), total.masked_fill(missing, -torch.inf), lengths * batch.valid)
+
+
+def token_log_probs(lm: LanguageModel, batch: Batch) -> Tensor:
+    """Log-probability of each target of a batch: float32 ``[B, S]``, or ``[C, S]`` of a packed one.
+
+    Where padded, any finite value.
+    """
+    assert batch.targets is not None
+    if batch.packing is not None:
+        return _packed_log_probs(lm, batch, batch.packing, batch.targets)
+    vocabulary, scored = lm.head.weight.shape[0], batch.positions.shape[1]
+    rows = max(1, LOGITS_BYTES // (4 * scored * vocabulary))
+    parts = []
+    for start in range(0, len(batch.input_ids), rows):
+        part = slice(start, start + rows)
+        logits = _logits(lm, _part(batch, part)._replace(positions=batch.positions[part]))
+        picked = logits.gather(-1, batch.targets[part].unsqueeze(-1)).squeeze(-1)
+        parts.append(picked - logits.logsumexp(-1))
+    return torch.cat(parts)
+
+
+def _packed_log_probs(lm: LanguageModel, batch: Batch, packing: TreeLayout, targets: Tensor) -> Tensor:
+    """`token_log_probs` of token trees: each part of the logits fills in the options' tokens that it scores."""
+    length = batch.input_ids.shape[1]
+    limit = max(1, LOGITS_BYTES // (4 * lm.head.weight.shape[0]))
+    parts = []
+    for rows, scored in _tree_parts(packing.counts, limit):
+        nodes = packing.nodes[scored] - rows.start * length
+        logits = _logits(lm, _part(batch, rows)._replace(packing=TreeLayout(packing.ends[rows], nodes, ())))[:, 0]
+        places = batch.positions - scored.start
+        here = (places >= 0) & (places < scored.stop - scored.start)
+        places = places.clamp(0, scored.stop - scored.start - 1)
+        found = logits[places, targets] - logits.logsumexp(-1)[places]
+        parts.append(found.masked_fill(~here, 0.0))
+    return torch.stack(parts).sum(0)
+
+
+def _tree_parts(counts: Sequence[int], limit: int) -> Iterator[tuple[slice, slice]]:
+    """Trees to run together, and which of all scored tokens to score then: at most ``limit``.
+
+    Whole trees; only one with more tokens than that is run several times.
+    """
+    edges = list(accumulate(counts, initial=0))
+    start = 0
+    while start < edges[-1]:
+        first = bisect_right(edges, start) - 1
+        last = max(first + 1, bisect_right(edges, start + limit) - 1)
+        stop = min(start + limit, edges[last])
+        yield slice(first, last), slice(start, stop)
+        start = stop
+
+
+def _part(batch: Batch, rows: slice) -> Batch:
+    """A batch that reads only some sequences; what concerns options is left as it is."""
+    return batch._replace(input_ids=batch.input_ids[rows], attention_mask=batch.attention_mask[rows])
+
+
+def features(lm: LanguageModel, batch: Batch) -> Tensor:
+    """Hidden state in front of the output layer at each sequence's first scored position: float32 ``[B, H]``.
+
+    With `gradless.lm.batching.collate_ends` this is what a linear probe reads. Cost: one forward without logits.
+    """
+    return _hidden(lm, batch)[:, 0].float()
+
+
+def generate(lm: LanguageModel, prompts: Prompts) -> list[str]:
+    """Greedy continuations of left-padded prompts, each up to its stop text, EOS or the limit of new tokens.
+
+    Returns:
+        The text of each, cut at its first stop text and without outer white space.
+    """
+    from transformers import GenerationConfig
+
+    model: Any = lm.model
+    tokenizer, own = lm.tokenizer, getattr(model.generation_config, "eos_token_id", None)
+    ends = {
+        *stop_tokens(tokenizer, prompts.stop),
+        *(own if isinstance(own, list) else [own]),
+        tokenizer.eos_token_id,
+    }
+    config = GenerationConfig(
+        max_new_tokens=prompts.new_tokens,
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        pad_token_id=pad_id(lm),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=sorted(end for end in ends if end is not None) or None,
+    )
+    new: list[list[int]] = []
+    for ids, mask in _generation_batches(lm, prompts):
+        with warnings.catch_warnings():
+            # PEFT drops the positions that generate() makes, and says so; without padding none are needed.
+            warnings.filterwarnings("ignore", message="Position ids are not supported")
+            tokens = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        new += tokens[:, ids.shape[1] :].tolist()
+    return [tokenizer.decode(row, skip_special_tokens=True).split(prompts.stop)[0].strip() for row in new]
+
+
+def _generation_batches(lm: LanguageModel, prompts: Prompts) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ids and mask of all prompts at once, or of each without its padding where padding would do harm.
+
+    Prompt tuning puts its virtual tokens in front of the padding, and PEFT drops position ids: the text would sit at
+    a distance from them that depends on the batch.
+    """
+    tuners = getattr(lm.model, "peft_config", None) or {}
+    if not any(getattr(tuner, "peft_type", None) == "PROMPT_TUNING" for tuner in tuners.values()):
+        yield prompts.input_ids, prompts.attention_mask
+        return
+    for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True):
+        yield ids[mask.bool()][None], mask[mask.bool()][None]
+
+
+def stop_tokens(tokenizer: Any, stop: str) -> tuple[int, ...]:
+    """All tokens whose text holds the stop text, a full stop with a line break for instance."""
+    known = _stop_tokens.setdefault(tokenizer, {})
+    if stop not in known:
+        # As such, and for a line break also in byte-level alphabets and as a SentencePiece byte.
+        marks = ("\n", "Ċ", "<0x0A>") if stop == "\n" else (stop,)
+        near = [token for text, token in tokenizer.get_vocab().items() if any(mark in text for mark in marks)]
+        known[stop] = tuple(sorted(token for token in near if stop in tokenizer.decode([token])))
+    return known[stop]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# one forward
+
+
+def _call(lm: LanguageModel, batch: Batch) -> Any:
+    if lm.masked:
+        return lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    if batch.packing is not None:
+        mask, positions = attention(lm, batch.packing.ends)
+        return lm.model(input_ids=batch.input_ids, attention_mask=mask, position_ids=positions, use_cache=False)
+    # Right padding needs no mask under causality, and without one attention takes its fastest path.
+    return lm.model(input_ids=batch.input_ids, attention_mask=None, use_cache=False)
+
+
+def _select(hidden: Tensor, batch: Batch) -> Tensor:
+    """Hidden states ``[B, S, H]`` at a batch's positions, or ``[U, 1, H]`` at its packing's nodes."""
+    if batch.packing is not None:
+        return hidden.flatten(0, 1).index_select(0, batch.packing.nodes.to(hidden.device)).unsqueeze(1)
+    # Virtual prompt tokens in front shift the positions.
+    shifted = batch.positions.to(hidden.device) + (hidden.shape[1] - batch.input_ids.shape[1])
+    return hidden.gather(1, shifted.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
+
+
+def _logits(lm: LanguageModel, batch: Batch, rows: Tensor | None = None) -> Tensor:
+    """Logits where `_select` looks: float32 ``[B, S, V]``, or ``[B, S, R]`` for candidate rows."""
+    narrow = rows is not None and _is_plain(lm.head)
+    whole: dict[str, Any] = {}
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        chosen = _select(args[0], batch)
+        if rows is None or not narrow:
+            return (chosen, *args[1:])
+        # A 16-bit product would round the very differences that a zeroth-order step measures.
+        _replace(module, whole, lambda parameter: read_rows(parameter, rows.to(parameter.device)).float())
+        return (chosen.float(), *args[1:])
+
+    logits = _run(lm, batch, before, whole).logits
+    if rows is not None and not narrow:
+        logits = logits[..., rows.to(logits.device)]
+    return logits.float().to(batch.positions.device)
+
+
+def _replace(module: nn.Module, whole: dict[str, Any], part: Callable[[Tensor], Tensor]) -> None:
+    """Put a part of each parameter in its place and keep the parameter in ``whole``."""
+    for name in ("weight", "bias"):
+        parameter = module._parameters[name]
+        if parameter is not None:
+            replacement = part(parameter)
+            whole[name] = parameter
+            module._parameters[name] = replacement  # type: ignore[assignment]
+
+
+def _run(
+    lm: LanguageModel,
+    batch: Batch,
+    before: Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]],
+    whole: dict[str, Any],
+) -> Any:
+    """A forward with ``before`` in front of the output layer, whose parameters are whole again afterwards."""
+    head = lm.head
+
+    def restore(*_: Any) -> None:
+        while whole:
+            name, parameter = whole.popitem()
+            head._parameters[name] = parameter
+
+    hooks = [head.register_forward_pre_hook(before), head.register_forward_hook(restore)]
+    try:
+        return _call(lm, batch)
+    finally:
+        restore()
+        for hook in hooks:
+            hook.remove()
+
+
+def _hidden(lm: LanguageModel, batch: Batch) -> Tensor:
+    """Hidden states at the batch's positions, ``[B, S, H]``; the output layer gets nothing to do."""
+    plain = _is_plain(lm.head)
+    seen: list[Tensor] = []
+    whole: dict[str, Any] = {}
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        seen.append(_select(args[0], batch))
+        if plain:  # no rows at all: the weight is not even touched
+            _replace(module, whole, _no_rows)
+        return (seen[0][:, :0], *args[1:])
+
+    _run(lm, batch, before, whole)
+    return seen[0]
+
+
+def _no_rows(parameter: Tensor) -> Tensor:
+    # Not parameter[:0] or new_empty: for a tuned parameter that would make all of it, perturbed.
+    return torch.empty((0, *parameter.shape[1:]), dtype=parameter.dtype, device=parameter.device)
+
+
+def _label_logits(lm: LanguageModel, batch: Batch) -> Tensor:
+    """Label logits ``[N, C]`` of the model's label head, in float32 whatever its weights are in."""
+    model: Any = lm.model
+    weight, bias = model.label_head.weight, getattr(model.label_head, "bias", None)
+    hidden = _hidden(lm, batch)[:, 0].float().to(weight.device)
+    logits = functional.linear(hidden, weight.float(), None if bias is None else bias.float())
+    return logits.to(batch.positions.device)
+
+
+def _is_plain(head: nn.Module) -> bool:
+    """Whether the output layer is a linear layer with rows to read; adapters and quantised layers are not."""
+    return (
+        isinstance(head, nn.Linear)
+        and type(head).forward is nn.Linear.forward
+        and head.weight.is_floating_point()
+        and not head.weight.is_meta
+    )

@@ -1,0 +1,82 @@
+"""Zeroth-order methods after MeZO that claim to learn more from a forward. What they were worth here: docs/log.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Unpack
+
+from gradless.directions import low_rank, rademacher
+from gradless.directions.blocks import random_blocks
+from gradless.directions.masks import sparse
+from gradless.errors import BadInput
+from gradless.estimators import one_sided, spsa
+from gradless.methods.common import Common, Queries, build
+from gradless.optimizer import ZerothOrder
+from gradless.rules import Schedule, chain, momentum, scale
+from gradless.rules.muon import orthogonalise
+from gradless.rules.normalise import rms_normalised, std_normalised
+
+__all__ = ["fzoo", "lezo", "mezo_rms", "sparse_mezo", "zo_muon"]
+
+
+def fzoo(
+    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 8,
+    **common: Unpack[Common],
+) -> ZerothOrder:  # fmt: skip
+    """FZOO: one-sided differences along K signs, divided by their standard deviation. Cost: K + 1 forwards.
+
+    arXiv 2506.09034.
+
+    Raises:
+        BadInput: fewer than two queries, which have no spread.
+    """
+    least = queries(0) if callable(queries) else queries
+    if least < 2:
+        raise BadInput(f"fzoo divides by the spread of its differences, so {least} query a step is too few: use 8")
+    rule = chain(std_normalised(), scale(lr))
+    return build(params, rademacher(), one_sided(eps=eps, queries=queries), rule, **common)
+
+
+def mezo_rms(
+    params: Iterable[Any], *, lr: float | Schedule = 1e-5, eps: float = 1e-3, queries: Queries = 1, beta: float = 0.9,
+    decay: float = 0.99, **common: Unpack[Common],
+) -> ZerothOrder:  # fmt: skip
+    """MeZO with momentum ``beta`` over a running root mean square of its coefficients: one scalar of state.
+
+    ``decay`` is that of the mean square. Cost: 2K forwards. MEAZO, arXiv 2605.03869.
+    """
+    rules = [rms_normalised(decay), *([momentum(beta)] if beta else []), scale(lr)]
+    return build(params, rademacher(), spsa(eps=eps, queries=queries), chain(*rules), **common)
+
+
+def zo_muon(
+    params: Iterable[Any], *, lr: float | Schedule = 1e-4, eps: float = 1e-3, queries: Queries = 4, rank: int = 16,
+    refresh: int = 50, **common: Unpack[Common],
+) -> ZerothOrder:  # fmt: skip
+    """ZO-Muon: low-rank estimates of K queries, orthogonalised matrix by matrix. Cost: 2K forwards, thin factors.
+
+    Directions have rank ``rank``; their V is new every ``refresh`` steps. arXiv 2602.17155.
+    """
+    rule = chain(orthogonalise(), scale(lr))
+    return build(params, low_rank(rank, refresh=refresh), spsa(eps=eps, queries=queries), rule, **common)
+
+
+def sparse_mezo(
+    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1, keep: float = 0.25,
+    **common: Unpack[Common],
+) -> ZerothOrder:  # fmt: skip
+    """Sparse-MeZO: only the smallest weights of each layer move. Cost: 2K forwards; a byte a weight for the mask.
+
+    ``keep`` is their share. Liu et al. 2024 (arXiv 2402.15751); the threshold is taken from the base weights.
+    """
+    directions = sparse(rademacher(), "smallest", keep)
+    return build(params, directions, spsa(eps=eps, queries=queries), scale(lr), **common)
+
+
+def lezo(
+    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1, keep: float = 0.25,
+    **common: Unpack[Common],
+) -> ZerothOrder:  # fmt: skip
+    """LeZO: a random share ``keep`` of the layers a query. Cost: 2K forwards, fewer sweeps. arXiv 2410.09823."""
+    directions = random_blocks(rademacher(), keep=float(keep))
+    return build(params, directions, spsa(eps=eps, queries=queries), scale(lr), **common)

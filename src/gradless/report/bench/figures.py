@@ -1,0 +1,381 @@
+"""The pictures of a study: dev results against forwards and seconds, and the front of memory and accuracy."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from itertools import count, pairwise
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gradless.report.bench.budgets import MeanPoint, mean_curve
+from gradless.report.bench.study import KINDS, Cell, Score, Section, Study, median, metric_of, slug, tested, unique
+from gradless.report.bench.tables import memory_ratio
+from gradless.report.common.label_layout import Box, place, spread
+
+# Middle tones, to be read on white and on near-black; the page replaces INK by its own text colour.
+INK, PALE = "#30353b", "#8b929b"
+COLOURS = {
+    "zo": ("#2f7fd1", "#0d9488", "#8262d9", "#5d8a1f", "#4f8fb8", "#a855b5", "#5c6fd6", "#3a9a5f"),
+    "forward-mode": ("#7c8590",),
+    "hybrid": ("#c9418f", "#e0569b", "#a83279"),
+    "fo": ("#d9542b", "#c47f0e", "#c23b4b", "#a5672a"),
+}
+# Family by line and by how a marker is filled, so that they differ in grey as well.
+LINES = {"zo": "-", "forward-mode": ":", "hybrid": "-.", "fo": "--"}
+FILLS = {"zo": "full", "forward-mode": "bottom", "hybrid": "left", "fo": "none"}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "<", ">", "p", "d")
+SETTINGS = {"svg.hashsalt": "gradless", "svg.fonttype": "none", "font.size": 9, "font.family": "DejaVu Sans"}
+"""Of matplotlib, for the same files every time and text that stays text."""
+HEIGHT, WIDTH = 3.7, 4.6  # inches of a picture of curves, its labels excluded
+POINT = 72.0
+LEFT, BOTTOM, TOP = 0.74, 0.52, 0.56  # inches around the axes
+GAP = 12.5  # points between labels below each other
+MOST_LEADERS = 9
+MOST_LABELS = 26
+TICKS = (1, 2, 5, 10, 20, 50, 100, 3, 1.5, 4, 7, 30, 70, 15, 1.2, 1.1, 2.5, 1.3, 1.05, 1.15, 1.75)  # the roundest first
+
+
+class Picture(NamedTuple):
+    """A picture and its files."""
+
+    name: str
+    title: str
+    svg: Path
+    png: Path
+
+
+class Look(NamedTuple):
+    """How a method is drawn, the same in every picture."""
+
+    colour: str
+    line: str
+    marker: str
+    fill: str
+
+
+class Line(NamedTuple):
+    """A method's curve."""
+
+    cell: Cell
+    points: list[MeanPoint]
+
+
+class Spot(NamedTuple):
+    """A method's place in the plane of memory and accuracy."""
+
+    cell: Cell
+    memory: float
+    score: Score
+
+
+def figures(study: Study, folder: Path) -> list[Picture]:
+    """Draw everything the results have something for, as SVG and PNG. Needs matplotlib (extra ``plots``)."""
+    from matplotlib import rc_context
+
+    looks = _looks(study)
+    with rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in letters that the font lacks
+        found = [
+            picture
+            for section in study.sections
+            for picture in (*_fronts(study, section, looks, folder), *_all_curves(study, section, looks, folder))
+        ]
+    return found
+
+
+def _looks(study: Study) -> dict[str, Look]:
+    """Colour, line and marker by label; the n-th method of a family takes its n-th colour and marker."""
+    counters = {kind: count() for kind in KINDS}
+    looks = {}
+    for cell in sorted(study.cells, key=lambda cell: list(KINDS).index(cell.kind)):
+        if cell.label not in looks:
+            n, colours = next(counters[cell.kind]), COLOURS[cell.kind]
+            look = Look(colours[n % len(colours)], LINES[cell.kind], MARKERS[n % len(MARKERS)], FILLS[cell.kind])
+            looks[cell.label] = look
+    return looks
+
+
+def _all_curves(study: Study, section: Section, looks: dict[str, Look], folder: Path) -> list[Picture]:
+    cells = study.within(section)
+    pictures = []
+    for task, scheme in unique((cell.task, cell.scheme) for cell in cells):
+        mine = {cell: found for cell, found in cells.items() if (cell.task, cell.scheme) == (task, scheme)}
+        before = study.zero_shot(section, task, "dev")
+        for view in ("forwards", "seconds"):
+            lines = [Line(cell, mean_curve(found.done, view)) for cell, found in mine.items()]
+            lines = [line for line in lines if line.points]
+            if lines:
+                title = f"{task}, {scheme}: dev {metric_of(task)} against {view}{study.title(section)}"
+                figure = curves(lines, looks, view=view, title=title, before=before)
+                stem = slug(f"curves-{task}-{scheme}-{view}{study.suffix(section)}")
+                pictures.append(save(figure, folder / stem, title))
+    return pictures
+
+
+def curves(lines: Sequence[Line], looks: dict[str, Look], *, view: str, title: str, before: Score | None = None) -> Any:
+    """Mean over seeds with a band of a standard deviation; each line has its name and last value at its right."""
+    figure, axes, renderer = _canvas()
+    for cell, points in lines:
+        look = looks[cell.label]
+        x, y = [point.x for point in points], [point.score.mean for point in points]
+        std = [point.score.std or 0.0 for point in points]
+        low, high = ([m + sign * s for m, s in zip(y, std, strict=True)] for sign in (-1, 1))
+        axes.fill_between(x, low, high, color=look.colour, alpha=0.13, linewidth=0)
+        axes.plot(x, y, color=look.colour, linestyle=look.line, linewidth=1.6, **marker(look, 5))
+    axes.set_xlim(0, None)
+    axes.set_xlabel({"forwards": "forward passes (a backward counts as two)"}.get(view, "seconds of training"))
+    axes.set_ylabel(f"dev {metric_of(lines[0].cell.task)}")
+    ends = [(line.points[-1].x, line.points[-1].score.mean) for line in lines]
+    texts = [f"{line.cell.label}  {y:.3f}" for line, (_, y) in zip(lines, ends, strict=True)]
+    widest = max(text_size(figure, renderer, text)[0] for text in texts)
+    _untouched(axes, before)
+    height = max(HEIGHT, ((len(lines) - 1) * GAP + 6) / POINT + BOTTOM + TOP)
+    _frame(figure, axes, width=WIDTH, height=height, right=widest / POINT + 0.75)
+    _end_labels(axes, ends, texts, [looks[line.cell.label] for line in lines])
+    _legend(axes, unique(line.cell.kind for line in lines))
+    draw_title(figure, title)
+    return figure
+
+
+def _end_labels(axes: Any, ends: Sequence[tuple[float, float]], texts: Sequence[str], looks: Sequence[Look]) -> None:
+    """Names in a column beside the axes, in the order of the ends of their lines and as near to them as they fit.
+
+    Each has a sample of its line; where there are few, leaders join them to the ends.
+    """
+    bounds = axes.get_window_extent()
+    heights = [axes.transData.transform(end)[1] for end in ends]
+    for end, text, look, y in zip(ends, texts, looks, spread(heights, GAP, bounds.y0, bounds.y1 - 6), strict=True):
+        up = (y - bounds.y0) / bounds.height
+        sample = [1 + 12 / bounds.width, 1 + 23 / bounds.width, 1 + 34 / bounds.width]
+        axes.plot(
+            sample, [up] * 3, color=look.colour, linestyle=look.line, linewidth=1.6, markevery=[1], clip_on=False,
+            transform=axes.transAxes, **marker(look, 5),
+        )  # fmt: skip
+        axes.annotate(
+            text, end, xytext=(1 + 39 / bounds.width, up), textcoords="axes fraction", color=look.colour, va="center",
+            fontsize=8.5, annotation_clip=False, parse_math=False,
+        )  # fmt: skip
+        if len(ends) <= MOST_LEADERS:
+            axes.annotate(
+                "", (sample[0], up), xycoords="axes fraction", xytext=end, textcoords="data", annotation_clip=False,
+                arrowprops={"arrowstyle": "-", "color": look.colour, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 5,
+                            "shrinkB": 0},
+            )  # fmt: skip
+
+
+def _untouched(axes: Any, before: Score | None) -> None:
+    """A dotted line at the result of the untouched model, or a word where it lies far off the axes."""
+    if before is None:
+        return
+    low, high = axes.get_ylim()
+    inside = low - 0.35 * (high - low) <= before.mean <= high + 0.35 * (high - low)
+    if inside:
+        axes.axhline(before.mean, color=PALE, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+        axes.set_ylim(min(low, before.mean - 0.04 * (high - low)), max(high, before.mean + 0.06 * (high - low)))
+    where = "" if inside else ", below" if before.mean < low else ", above"
+    axes.annotate(
+        f"untouched {before.mean:.3f}{where}", (1, before.mean if inside else 0 if before.mean < low else 1),
+        xycoords=("axes fraction", "data" if inside else "axes fraction"), xytext=(-3, 3), textcoords="offset points",
+        ha="right", va="bottom", color=PALE, fontsize=8,
+    )  # fmt: skip
+
+
+def _fronts(study: Study, section: Section, looks: dict[str, Look], folder: Path) -> list[Picture]:
+    """A front for each task; for each task and scheme where one would hold too many labels."""
+    cells = study.within(section)
+    spots = []
+    for cell, found in cells.items():
+        memory, mean = median(memory_ratio(run) for run in found.done), tested(cell, found)
+        if memory is not None and mean is not None:
+            spots.append(Spot(cell, memory, mean))
+    pictures = []
+    for task in unique(spot.cell.task for spot in spots):
+        mine = [spot for spot in spots if spot.cell.task == task]
+        schemes = unique(spot.cell.scheme for spot in mine)
+        parts = [("", mine)]
+        if len(mine) > MOST_LABELS and len(schemes) > 1:
+            parts = [(scheme, [spot for spot in mine if spot.cell.scheme == scheme]) for scheme in schemes]
+        for scheme, part in parts:
+            name = f"{task}, {scheme}" if scheme else task
+            title = f"{name}: test {metric_of(task)} against memory{study.title(section)}"
+            figure = front(part, looks, title=title, before=study.zero_shot(section, task))
+            stem = slug(f"front-{task}-{scheme}{study.suffix(section)}")
+            pictures.append(save(figure, folder / stem, title))
+    return pictures
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The (memory, accuracy) that no other point beats with no more memory, by rising memory."""
+    kept: list[tuple[float, float]] = []
+    for memory, value in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not kept or value > kept[-1][1]:
+            kept.append((memory, value))
+    return kept
+
+
+def front(spots: Sequence[Spot], looks: dict[str, Look], *, title: str, before: Score | None = None) -> Any:
+    """Test results (mean, bar of a standard deviation) against peak memory over that of inference."""
+    figure, axes, renderer = _canvas()
+    _memory_axis(axes, [spot.memory for spot in spots])
+    best = pareto([(spot.memory, spot.score.mean) for spot in spots])
+    edge = axes.get_xlim()[1]
+    axes.plot(
+        [*(x for x, _ in best), edge], [*(y for _, y in best), best[-1][1]],
+        drawstyle="steps-post", color=PALE, linewidth=1.1, zorder=1,
+    )  # fmt: skip
+    for cell, memory, mean in spots:
+        look = looks[cell.label]
+        axes.errorbar(memory, mean.mean, mean.std or 0.0, color=look.colour, alpha=0.45, linewidth=1, zorder=2)
+        axes.plot(memory, mean.mean, color=look.colour, linestyle="none", zorder=3, **marker(look, 7))
+    axes.margins(y=0.12)
+    axes.set_ylabel(f"test {metric_of(spots[0].cell.task)}")
+    _untouched(axes, before)
+    _frame(figure, axes, width=7.2, height=4.6, right=0.2)
+    _spot_labels(figure, axes, renderer, spots, looks, best)
+    _legend(axes, unique(spot.cell.kind for spot in spots), line=False)
+    draw_title(figure, title)
+    return figure
+
+
+def _memory_axis(axes: Any, memory: Sequence[float]) -> None:
+    """Logarithmic, with room on both sides and ticks at round ratios."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+    low, high = min(1.0, *memory), max(1.1, *memory)
+    room = (high / low) ** 0.09
+    low, high = low / room, high * room
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    kept: list[float] = []
+    for tick in TICKS:
+        clear = all(abs(math.log(tick / other)) > 0.085 * math.log(high / low) for other in kept)
+        if low <= tick <= high and clear:
+            kept.append(tick)
+    axes.xaxis.set_major_locator(FixedLocator(kept))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}\u00d7"))
+    axes.set_xlabel("peak memory of training / memory of inference")
+
+
+def _spot_labels(
+    figure: Any,
+    axes: Any,
+    renderer: Any,
+    spots: Sequence[Spot],
+    looks: dict[str, Look],
+    best: Sequence[tuple[float, float]],
+) -> None:
+    """Names beside their points, clear of each other, of the points, their bars and the front; leaders where far."""
+    several = len({spot.cell.scheme for spot in spots}) > 1
+    texts = [spot.cell.label + (f" · {spot.cell.scheme}" if several else "") for spot in spots]
+    anchors, obstacles = [], []
+    for spot in spots:
+        x, y = axes.transData.transform((spot.memory, spot.score.mean))
+        reach = y - axes.transData.transform((spot.memory, spot.score.mean - (spot.score.std or 0.0)))[1]
+        anchors.append((float(x), float(y)))
+        obstacles += [Box(x - 4.5, y - 4.5, x + 4.5, y + 4.5), Box(x - 1, y - reach, x + 1, y + reach)]
+    bounds = axes.get_window_extent()
+    corners = axes.transData.transform([*best, (axes.get_xlim()[1], best[-1][1])])
+    for (x, y), (right, _) in pairwise(corners):
+        obstacles.append(Box(x, y - 1, right, y + 1))
+    area = Box(bounds.x0 + 2, bounds.y0 + 2, bounds.x1 - 2, bounds.y1 - 2)
+    sizes = [text_size(figure, renderer, text, 8.5) for text in texts]
+    boxes = place(anchors, [(width + 4, height + 2) for width, height in sizes], area, obstacles)
+    for spot, text, anchor, box in zip(spots, texts, anchors, boxes, strict=True):
+        colour = looks[spot.cell.label].colour
+        middle = ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
+        near = box.nearest(*anchor)
+        if math.dist(near, anchor) > 9:
+            ends = axes.transData.inverted().transform([anchor, near])
+            axes.plot(
+                ends[:, 0], ends[:, 1], color=colour, linewidth=0.6, alpha=0.6, zorder=2, scalex=False, scaley=False
+            )
+        axes.annotate(
+            text, (spot.memory, spot.score.mean), xytext=(middle[0] - anchor[0], middle[1] - anchor[1]),
+            textcoords="offset points", ha="center", va="center", color=colour, fontsize=8.5, parse_math=False,
+        )  # fmt: skip
+
+
+def _canvas() -> tuple[Any, Any, Any]:
+    """A figure of 72 dots an inch, so that its pixels are points, with axes and something to measure text with."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=POINT)
+    canvas = FigureCanvasAgg(figure)
+    axes = plain_axes(figure, (0.1, 0.1, 0.8, 0.8))
+    return figure, axes, canvas.get_renderer()
+
+
+def plain_axes(figure: Any, box: tuple[float, float, float, float], grid: str = "y") -> Any:
+    """Axes in a box (left, bottom, width, height; shares of the figure) in the page's colours, on nothing."""
+    axes = figure.add_axes(box)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(PALE)
+    axes.tick_params(colors=INK, which="both")
+    axes.xaxis.label.set_color(INK)
+    axes.yaxis.label.set_color(INK)
+    axes.grid(axis=grid, color=PALE, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    figure.patch.set_alpha(0)
+    axes.patch.set_alpha(0)
+    return axes
+
+
+def _frame(figure: Any, axes: Any, *, width: float, height: float, right: float) -> None:
+    """Set the size, in inches, with ``right`` inches beside the axes; the limits stay as they are from here on."""
+    figure.set_size_inches(width + right, height)
+    whole = width + right
+    axes.set_position((LEFT / whole, BOTTOM / height, (width - LEFT) / whole, (height - BOTTOM - TOP) / height))
+    axes.set_xlim(*axes.get_xlim())
+    axes.set_ylim(*axes.get_ylim())
+
+
+def text_size(figure: Any, renderer: Any, text: str, fontsize: float = 8.5) -> tuple[float, float]:
+    """Width and height of a text in points."""
+    note = figure.text(0, 0, text, fontsize=fontsize, parse_math=False)
+    bounds = note.get_window_extent(renderer)
+    note.remove()
+    return float(bounds.width), float(bounds.height)
+
+
+def marker(look: Look, size: float) -> dict[str, Any]:
+    """What matplotlib is to be told of a look's marker."""
+    return {
+        "marker": look.marker, "markersize": size, "fillstyle": look.fill, "markerfacecoloralt": "none",
+        "markeredgewidth": 1.2, "markeredgecolor": look.colour,
+    }  # fmt: skip
+
+
+def _legend(axes: Any, kinds: Sequence[str], *, line: bool = True) -> None:
+    """What line styles and fillings stand for, above the axes."""
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], color=INK, linestyle=LINES[kind] if line else "none", linewidth=1.4, label=KINDS[kind],
+               **marker(Look(INK, "", "o", FILLS[kind]), 5))
+        for kind in KINDS if kind in kinds
+    ]  # fmt: skip
+    axes.legend(
+        handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, frameon=False, fontsize=8,
+        labelcolor=INK, handlelength=2.8 if line else 1.2, columnspacing=1.4, borderaxespad=0.2,
+    )  # fmt: skip
+
+
+def draw_title(figure: Any, title: str) -> None:
+    """The title, in bold, at the top left."""
+    height = figure.get_size_inches()[1]
+    figure.text(
+        0.1 / figure.get_size_inches()[0], 1 - 0.08 / height, title, color=INK, fontsize=10, fontweight="bold",
+        va="top", parse_math=False,
+    )  # fmt: skip
+
+
+def save(figure: Any, stem: Path, title: str) -> Picture:
+    """Both files; the PNG on white, the SVG without a background and without a date, so that it is reproducible."""
+    svg, png = (stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png"))
+    figure.savefig(svg, metadata={"Date": None, "Title": title})
+    figure.savefig(png, dpi=170, facecolor="white", transparent=False)
+    return Picture(stem.name, title, svg, png)

@@ -1,0 +1,228 @@
+"""Which searched point a cell ended with, whether the search may have stopped too early, and ``best.toml``.
+
+``best.toml`` holds the chosen settings of every cell, as `gradless tune --config` reads them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gradless.report.bench.study import (
+    DONE,
+    Cell,
+    Results,
+    Run,
+    Score,
+    Study,
+    axis_name,
+    metric_of,
+    number,
+    show,
+    tested,
+)
+from gradless.report.common.read import read_json
+from gradless.report.common.table import score_text
+from gradless.runs.config import TuneConfig
+
+LOWEST, HIGHEST = "lowest tried", "highest tried"
+
+
+class Choice(NamedTuple):
+    """The point that the final runs of a cell use."""
+
+    point: dict[str, Any]
+    run: Run | None
+    """The search run of that point."""
+    edges: dict[str, str]
+    """Axes on whose edge it lies: "lowest tried" or "highest tried"."""
+
+
+def choose(study: Study, cell: Cell) -> Choice | None:
+    """The point of the final runs, or until there are any the best one so far; None while nothing is searched."""
+    found = study.cells[cell]
+    if found.final:
+        point = found.final[0].point
+        run = next((run for run in found.search if run.point == point), None)
+    else:
+        run = _best(study, cell, found)
+        if run is None:
+            return None
+        point = run.point
+    return Choice(point, run, _edges(point, found.tried))
+
+
+def _best(study: Study, cell: Cell, found: Results) -> Run | None:
+    """The finished search run with the best dev value, as the grid selects: a metric, or the loss."""
+    wanted = study.grid.get("select", "metric")
+
+    def goodness(run: Run) -> tuple[float, float] | None:
+        """Higher is better; equal metrics are told apart by the loss."""
+        loss = run.metric("dev", "loss")
+        low = -loss if loss is not None else -math.inf
+        if wanted == "loss":
+            return None if loss is None else (low, 0.0)
+        named = run.metric("dev", str(wanted))
+        named = named if named is not None else run.metric("dev", metric_of(cell.task))
+        return None if named is None else (named, low)
+
+    scored = [(goodness(run), run) for run in found.search if run.status == DONE]
+    known = [(value, run) for value, run in scored if value is not None]
+    return max(known, key=lambda pair: pair[0])[1] if known else None
+
+
+def _edges(point: dict[str, Any], tried: list[dict[str, Any]]) -> dict[str, str]:
+    """Axes with several values of which the point has the first or the last; below one query there is nothing.
+
+    A value that was tried and diverged, or whose result is awaited, counts as tried.
+    """
+    edges = {}
+    for name in dict.fromkeys(name for other in tried for name in other):
+        values = {other[name] for other in tried if number(other.get(name)) is not None}
+        value = point.get(name)
+        if len(values) < 2 or number(value) is None:
+            continue
+        if value == max(values):
+            edges[name] = HIGHEST
+        elif value == min(values) and (name.removeprefix("options."), value) != ("queries", 1):
+            edges[name] = LOWEST
+    return edges
+
+
+BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
+ESCAPES = {"\\": "\\\\", '"': '\\"', "\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r"}
+
+
+def best_toml(study: Study) -> str:
+    """A table ``[cell."METHOD/SCHEME/TASK/MODEL"]`` for every cell with a chosen point: what differs from defaults.
+
+    Other axes of the grid, and ``unaligned``, follow the method's name. The settings are those of the first final run
+    (its seed included), or of the best searched run while there is none.
+    """
+    lines = [
+        f"# Chosen by dev in the benchmark {one_line(study.name)}; gradless report wrote this file.",
+        '# gradless tune --config best.toml --cell "NAME" --out DIR',
+    ]
+    for name, cell in names(study).items():
+        settings = best_settings(study, cell)
+        if settings is not None:
+            lines += ["", f"# {_told(study, cell)}", f"[cell.{quoted(name)}]", *assignments(settings)]
+    return "\n".join([*lines, ""])
+
+
+def names(study: Study) -> dict[str, Cell]:
+    """Cells by name. A model that is a path goes by its last part, unless two models would share that."""
+    models = {cell.model for cell in study.cells}
+    short = {model: Path(model).name if model.startswith(("/", ".", "~")) else model for model in models}
+    shared = Counter(short.values())
+    found = {}
+    for cell in study.cells:
+        model = short[cell.model] if shared[short[cell.model]] == 1 else cell.model
+        parts = [cell.method, cell.scheme, cell.task, model]
+        parts += [] if cell.aligned else ["unaligned"]
+        parts += [f"{axis_name(name)}={show(value)}" for name, value in cell.extras]
+        found["/".join(parts)] = cell
+    return found
+
+
+def best_settings(study: Study, cell: Cell) -> dict[str, Any] | None:
+    """Fields of `TuneConfig` that differ from its defaults, with the best point filled in; None before any result."""
+    choice = choose(study, cell)
+    if choice is None:
+        return None
+    found = study.cells[cell]
+    run = next(iter([*found.done, *found.final]), choice.run)
+    config = _config(study, run) if run is not None else {}
+    if not config:  # the request is gone: what the result itself tells
+        config = {"model": cell.model, "task": cell.task, "scheme": cell.scheme, "method": cell.method}
+        config |= {} if cell.aligned else {"aligned": False}
+        for name, value in (*cell.extras, *choice.point.items()):
+            if name.startswith("options."):
+                config.setdefault("options", {})[axis_name(name)] = value
+            else:
+                config[name] = value
+    defaults = _defaults()
+    return {
+        name: value
+        for name, value in config.items()
+        if value is not None and (name not in defaults or value != defaults[name])
+    }
+
+
+def _config(study: Study, run: Run) -> dict[str, Any]:
+    """What a run was asked for, or what it resolved that to."""
+    asked = study.config(run)
+    if asked:
+        return asked
+    return read_json(study.folder / "runs" / run.id / "config.json")
+
+
+def _defaults() -> dict[str, Any]:
+    """The fields' defaults as JSON would give them back."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(TuneConfig):
+        if field.default is not dataclasses.MISSING:
+            values[field.name] = list(field.default) if isinstance(field.default, tuple) else field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            values[field.name] = field.default_factory()
+    return values
+
+
+def _told(study: Study, cell: Cell) -> str:
+    """What dev and test said, for a comment."""
+    choice = choose(study, cell)
+    name = metric_of(cell.task)
+    dev = choice.run.metric("dev", name) if choice and choice.run else None
+    test: Score | None = tested(cell, study.cells[cell])
+    parts = [] if dev is None else [f"dev {dev:.3f}"]
+    parts += [] if test is None else [f"test {score_text(test)}"]
+    edges = choice.edges if choice else {}
+    parts += [f"{axis_name(axis)} is the {where}" for axis, where in edges.items()]
+    return one_line(f"{name}: {', '.join(parts) or 'no result yet'}")
+
+
+def one_line(text: str) -> str:
+    """Text for a comment: TOML allows no control characters there."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def assignments(settings: Mapping[str, Any]) -> list[str]:
+    """``key = value`` lines of a TOML table; None is left out, since TOML has no such value."""
+    return [f"{key(name)} = {literal(value)}" for name, value in settings.items() if value is not None]
+
+
+def key(name: str) -> str:
+    """A TOML key, quoted where it must be."""
+    return name if name and BARE.issuperset(name) else quoted(name)
+
+
+def quoted(text: str) -> str:
+    r"""A TOML basic string.
+
+    Example:
+        >>> print(quoted('say "a\\b"'))
+        "say \"a\\b\""
+    """
+    letters = (ESCAPES.get(c) or (f"\\u{ord(c):04x}" if ord(c) < 0x20 or ord(c) == 0x7F else c) for c in text)
+    return f'"{"".join(letters)}"'
+
+
+def literal(value: Any) -> str:
+    """A TOML value: strings, numbers, booleans, and lists and tables of them in line."""
+    match value:
+        case bool():
+            return str(value).lower()
+        case int():
+            return str(value)
+        case float():
+            return repr(value) if math.isfinite(value) else "nan" if math.isnan(value) else f"{value:+}"
+        case list() | tuple():
+            return f"[{', '.join(literal(item) for item in value if item is not None)}]"
+        case dict():
+            return f"{{ {', '.join(assignments({str(k): v for k, v in value.items()}))} }}" if value else "{}"
+        case _:
+            return quoted(str(value))

@@ -1,0 +1,392 @@
+"""What a bench directory holds: finished runs, grouped into the cells of the grid."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import tomllib
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gradless import tasks
+from gradless.bench import timing
+from gradless.bench.grid import DONE as DONE
+from gradless.bench.grid import FINAL as FINAL
+from gradless.bench.grid import SEARCH as SEARCH
+from gradless.bench.grid import ZERO_SHOT as ZERO_SHOT
+from gradless.bench.results import FAILED as FAILED
+from gradless.bench.timing import side_by_side
+from gradless.errors import BadInput
+from gradless.methods import METHODS
+from gradless.runs.config import DEFAULTS
+from gradless.runs.record import DIVERGED as DIVERGED
+
+KINDS = {
+    "zo": "zeroth order",
+    "forward-mode": "forward-mode gradient",
+    "hybrid": "hybrid",
+    "fo": "backpropagation",
+}
+"""Families of methods, told apart in tables and pictures."""
+NAMED = ("model", "task", "scheme", "method", "aligned")
+
+
+class Cell(NamedTuple):
+    """One cell of the grid: everything but the searched hyper-parameters and the seed."""
+
+    model: str
+    task: str
+    scheme: str
+    method: str
+    aligned: bool = True
+    extras: tuple[tuple[str, Any], ...] = ()
+    """Other axes that the grid varies, by name: (("options.keep", 0.2),)."""
+
+    @property
+    def label(self) -> str:
+        """Method and further axes: "zo-sparse (keep 0.2)"."""
+        more = ", ".join(f"{axis_name(name)} {show(value)}" for name, value in self.extras)
+        return f"{self.method} ({more})" if more else self.method
+
+    @property
+    def kind(self) -> str:
+        """Family of the method, see `KINDS`."""
+        return kind(self.method)
+
+
+class Section(NamedTuple):
+    """Cells whose numbers share a table: one model, one way of prompting."""
+
+    model: str
+    aligned: bool
+
+
+class Run(NamedTuple):
+    """One line of ``results.jsonl``."""
+
+    id: str
+    phase: str
+    cell: Cell
+    point: dict[str, Any]
+    seed: Any
+    status: str
+    record: dict[str, Any]
+
+    def number(self, name: str) -> float | None:
+        """A field as a finite number, or None."""
+        return number(self.record.get(name))
+
+    def metric(self, split: str, name: str) -> float | None:
+        """A metric of "dev", "test" or "zero_shot" as a finite number, or None."""
+        found = self.record.get(split)
+        return number(found.get(name)) if isinstance(found, dict) else None
+
+
+class Score(NamedTuple):
+    """Mean and sample standard deviation (n - 1; None for one value) over seeds."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+class Results(NamedTuple):
+    """The runs of one cell."""
+
+    search: list[Run]
+    final: list[Run]
+    awaited: int
+    """Searched points that were requested and have no result yet."""
+    tried: list[dict[str, Any]]
+    """Every searched point, those still awaited included."""
+
+    @property
+    def done(self) -> list[Run]:
+        """Final runs that came to their end, in the order of their seeds."""
+        return [run for run in self.final if run.status == DONE]
+
+    @property
+    def hopeless(self) -> bool:
+        """Every searched point diverged or failed, so there will be no final runs."""
+        return bool(self.search) and not self.awaited and all(run.status != DONE for run in self.search)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Study:
+    """A bench directory, read."""
+
+    folder: Path
+    grid: dict[str, Any]
+    grid_text: str
+    runs: tuple[Run, ...]
+    requests: dict[str, dict[str, Any]]
+    """Request by run id."""
+    cells: dict[Cell, Results]
+    """In the order of the grid's axes."""
+    unread: int
+    """Lines of results.jsonl that are damaged."""
+
+    @property
+    def name(self) -> str:
+        """Of the grid, or else of the folder."""
+        return str(self.grid.get("name") or self.folder.resolve().name)
+
+    @property
+    def sections(self) -> list[Section]:
+        """Models and ways of prompting, in the order of the cells."""
+        return unique(Section(cell.model, cell.aligned) for cell in self.cells)
+
+    def within(self, section: Section) -> dict[Cell, Results]:
+        """The cells of a section."""
+        return {cell: found for cell, found in self.cells.items() if (cell.model, cell.aligned) == section}
+
+    def title(self, section: Section) -> str:
+        """What tells a section from the others: ", gemma-3-270m, without task alignment", or nothing."""
+        sections = self.sections
+        parts = [section.model] if len({other.model for other in sections}) > 1 else []
+        if len({other.aligned for other in sections}) > 1:
+            parts.append("with task alignment" if section.aligned else "without task alignment")
+        return "".join(f", {part}" for part in parts)
+
+    def suffix(self, section: Section) -> str:
+        """The same for names of files."""
+        sections = self.sections
+        parts = [slug(section.model)] if len({other.model for other in sections}) > 1 else []
+        if len({other.aligned for other in sections}) > 1 and not section.aligned:
+            parts.append("unaligned")
+        return "".join(f"-{part}" for part in parts)
+
+    def config(self, run: Run) -> dict[str, Any]:
+        """The settings that a run was asked for; empty if its request is gone."""
+        found = self.requests.get(run.id, {}).get("config")
+        return found if isinstance(found, dict) else {}
+
+    def zero_shot(self, section: Section, task: str, split: str = "test") -> Score | None:
+        """Main metric of the untouched model over the seeds; final runs tell it where no run of its own does."""
+        name = metric_of(task)
+        by_seed: dict[str, float] = {}
+        for run in sorted(self.runs, key=lambda run: run.phase != ZERO_SHOT):
+            if (run.cell.model, run.cell.aligned, run.cell.task) != (*section, task):
+                continue
+            if run.phase == ZERO_SHOT:
+                value = run.metric(split, name)
+                value = run.metric("zero_shot", name) if value is None and split == "test" else value
+            else:
+                value = run.metric("zero_shot", name) if run.phase == FINAL and split == "test" else None
+            if value is not None:
+                by_seed.setdefault(repr(run.seed), value)
+        return score(by_seed.values())
+
+    def missing(self) -> int:
+        """Runs that the grid asks for, as far as its requests and seeds tell, and that have no result."""
+        seen = {run.id for run in self.runs}
+        count = sum(name not in seen for name in self.requests)
+        seeds = self.grid.get("seeds")
+        asked = Counter(read_cell(request) for request in self.requests.values() if request["phase"] == FINAL)
+        for cell, found in self.cells.items() if isinstance(seeds, list) else ():
+            if not found.hopeless:
+                count += max(0, len(seeds or ()) - max(asked[cell], len(found.final)))
+        return count
+
+
+def load(folder: Path) -> Study:
+    """Read a bench directory.
+
+    Raises:
+        BadInput: there is no result in it, or its grid cannot be read.
+    """
+    path = folder / "results.jsonl"
+    advice = f"run `gradless bench GRID.toml --out {folder}` first"
+    if not path.is_file():
+        raise BadInput(f"{folder} holds no run and no results: give the --out directory of one, or {advice}")
+    timed = timing.read(folder)
+    records, unread = {}, 0
+    for text in path.read_text().splitlines():
+        if not text.strip():
+            continue
+        try:
+            record = side_by_side(json.loads(text), timed)
+            records[str(record["id"])] = _run(record)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            unread += 1
+    if not records:
+        raise BadInput(f"{path} holds no result yet: {advice}")
+    grid, grid_text = _grid(folder / "grid.toml")
+    requests = _requests(folder / "requests")
+    runs = tuple(records.values())
+    cells = _cells(runs, requests, grid)
+    return Study(
+        folder=folder, grid=grid, grid_text=grid_text, runs=runs, requests=requests, cells=cells, unread=unread
+    )
+
+
+def _run(record: dict[str, Any]) -> Run:
+    point = record.get("point")
+    return Run(
+        id=str(record["id"]),
+        phase=str(record["phase"]),
+        cell=read_cell(record),
+        point=dict(point) if isinstance(point, dict) else {},
+        seed=record.get("seed"),
+        status=str(record.get("status", FAILED)),
+        record=record,
+    )
+
+
+def read_cell(record: Mapping[str, Any]) -> Cell:
+    """The cell of a result or a request."""
+    cell = record["cell"]
+    extras = tuple(sorted((name, _plain(value)) for name, value in cell.items() if name not in NAMED))
+    model, task, scheme, method = (str(cell.get(name) or "") for name in ("model", "task", "scheme", "method"))
+    return Cell(model, task, scheme, method, cell.get("aligned") is not False, extras)
+
+
+def _plain(value: Any) -> Any:
+    """Something to hash and to show."""
+    return value if isinstance(value, str | int | float | bool) or value is None else json.dumps(value)
+
+
+def _grid(path: Path) -> tuple[dict[str, Any], str]:
+    if not path.is_file():
+        return {}, ""
+    text = path.read_text()
+    try:
+        return tomllib.loads(text), text
+    except tomllib.TOMLDecodeError as error:
+        raise BadInput(f"{path} cannot be read ({error}): restore it from a copy") from None
+
+
+def _requests(folder: Path) -> dict[str, dict[str, Any]]:
+    """Requests that can be read; one that a crash tore is nobody's result."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            request = json.loads(path.read_text())
+            read_cell(request)
+            found[str(request.get("id", path.stem))] = {**request, "phase": str(request["phase"])}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return found
+
+
+def _cells(
+    runs: Sequence[Run], requests: Mapping[str, Mapping[str, Any]], grid: Mapping[str, Any]
+) -> dict[Cell, Results]:
+    found: dict[Cell, Results] = {}
+    done = {run.id for run in runs}
+    for run in runs:
+        if run.phase in (SEARCH, FINAL):
+            results = found.setdefault(run.cell, Results([], [], 0, []))
+            (results.search if run.phase == SEARCH else results.final).append(run)
+    for name, request in requests.items():
+        if request["phase"] == SEARCH and name not in done:
+            cell, point = read_cell(request), request.get("point")
+            results = found.get(cell, Results([], [], 0, []))
+            results.tried.extend([point] if isinstance(point, dict) else [])
+            found[cell] = results._replace(awaited=results.awaited + 1)
+    for results in found.values():
+        results.tried.extend(run.point for run in results.search)
+        results.final.sort(key=lambda run: (str(type(run.seed)), run.seed if run.seed is not None else 0))
+    place = _order(grid)
+    return {cell: found[cell] for cell in sorted(found, key=place)}
+
+
+def _order(grid: Mapping[str, Any]) -> Any:
+    """A sort key of cells: the order of the grid's axes, then that of `METHODS` and the schemes."""
+    axes = grid.get("axes")
+    axes = axes if isinstance(axes, dict) else {}
+    known = {"method": list(METHODS), "scheme": list(DEFAULTS), "model": [], "task": []}
+
+    def rank(axis: str, value: str) -> tuple[int, str]:
+        listed = axes.get(axis)
+        order = [*(listed if isinstance(listed, list) else []), *known[axis]]
+        return (order.index(value) if value in order else len(order), value)
+
+    def key(cell: Cell) -> tuple[Any, ...]:
+        extras = tuple((name, sortable(value)) for name, value in cell.extras)
+        named = [rank(axis, getattr(cell, axis)) for axis in ("model", "task", "scheme", "method")]
+        return (named[0], not cell.aligned, *named[1:], extras)
+
+    return key
+
+
+def kind(method: str) -> str:
+    """Family of a method, see `KINDS`."""
+    if method.startswith("fo-"):
+        return "fo"
+    if method.startswith("hybrid"):
+        return "hybrid"
+    return "forward-mode" if method == "forward-grad" else "zo"
+
+
+@cache
+def metric_of(task: str) -> str:
+    """The task's main metric; accuracy for own files and tasks that this release does not know."""
+    try:
+        return tasks.get(task).metrics[0]
+    except BadInput:
+        return "accuracy"
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def score(values: Iterable[float | None]) -> Score | None:
+    """Mean and spread of the values that are there."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return None
+    return Score(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """Median of the values that are there."""
+    found = [value for value in values if value is not None]
+    return statistics.median(found) if found else None
+
+
+def tested(cell: Cell, found: Results) -> Score | None:
+    """Test metric over the final seeds that came to their end."""
+    return score(run.metric("test", metric_of(cell.task)) for run in found.done)
+
+
+def axis_name(name: str) -> str:
+    """``options.keep`` -> ``keep``."""
+    return name.removeprefix("options.")
+
+
+def show(value: Any) -> str:
+    """A setting for people: 1e-06 -> 1e-6."""
+    if isinstance(value, bool) or value is None:
+        return "none" if value is None else str(value).lower()
+    if isinstance(value, int | float):
+        text = f"{value:g}"
+        mantissa, e, exponent = text.partition("e")
+        return f"{mantissa}e{int(exponent)}" if e else text
+    return str(value)
+
+
+def sortable(value: Any) -> tuple[bool, float, str]:
+    """A sort key for settings of mixed types: numbers by size, then text."""
+    found = number(value)
+    return (found is None, found or 0.0, show(value))
+
+
+def slug(text: str) -> str:
+    """Text for names of files: letters, digits, ``.``, ``=``, ``_`` and single hyphens."""
+    kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._=") else "-" for letter in text)
+    return "-".join(part for part in kept.split("-") if part).strip(".-") or "x"
+
+
+def unique(values: Iterable[Any]) -> list[Any]:
+    """Each value once, in order of appearance."""
+    return list(dict.fromkeys(values))

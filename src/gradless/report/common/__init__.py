@@ -1,0 +1,1 @@
+"""What all report pages share: numbers, tables, pictures and the page itself."""

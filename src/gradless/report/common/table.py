@@ -1,0 +1,255 @@
+"""A table as data, and its forms: Markdown, CSV, LaTeX, HTML, and lines for a terminal."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple
+
+from gradless.report.bench.study import Score
+
+NOTHING = "\u2013"
+DAGGER = "†"
+STAR = "*"
+LATEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': "''",
+    "±": r"$\pm$", "\u00d7": r"$\times$", "†": r"$^\dagger$", "\u2013": "--", "·": r"$\cdot$",
+    "\n": " ", "\r": " ",
+}  # fmt: skip
+
+
+class Item(NamedTuple):
+    """One entry of a table."""
+
+    text: str = NOTHING
+    best: bool = False
+    """The best of its column (or row, as the caption says)."""
+    best_zo: bool = False
+    """The best of the zeroth-order methods."""
+    warn: bool = False
+
+
+class Column(NamedTuple):
+    """A heading, below that of its group if it has one."""
+
+    name: str
+    group: str = ""
+
+    @property
+    def flat(self) -> str:
+        """Both in one line."""
+        return f"{self.group}, {self.name}" if self.group else self.name
+
+
+class Table(NamedTuple):
+    """What is printed, and as ``records`` the same numbers unrounded, one measurement each."""
+
+    name: str
+    """Stem of its files."""
+    title: str
+    caption: str
+    labels: int
+    """So many columns on the left name the row; the others hold numbers."""
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Item, ...], ...]
+    records: tuple[dict[str, Any], ...]
+
+    @property
+    def groups(self) -> list[list[tuple[Item, ...]]]:
+        """Rows that share all labels but the last."""
+        return [list(rows) for _, rows in groupby(self.rows, lambda row: [i.text for i in row[: self.labels - 1]])]
+
+
+def markdown(table: Table) -> str:
+    """Title, a pipe table and the caption. Best of all in bold, best zeroth-order method with a dagger."""
+
+    def entry(item: Item) -> str:
+        text = _marked(item).replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+        text = text.replace("<", "&lt;").replace("*", "\\*")
+        return f"**{text}**" if item.best else text
+
+    heads = [entry(Item(column.flat)) for column in table.columns]
+    rule = ["---" if place < table.labels else "---:" for place in range(len(heads))]
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, rule, *([entry(i) for i in row] for row in table.rows))]
+    return "\n".join([f"### {table.title}", "", *lines, "", table.caption, ""])
+
+
+def as_csv(table: Table) -> str:
+    """The records, unrounded; empty where there is no number."""
+    names = list(dict.fromkeys(name for record in table.records for name in record))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, names, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(table.records)
+    return text.getvalue()
+
+
+def latex(table: Table) -> str:
+    r"""A ``table`` with ``\toprule`` and friends; needs the package booktabs."""
+    lines = [
+        "% \\usepackage{booktabs}",
+        "\\begin{table}[t]",
+        "\\centering\\small",
+        f"\\caption{{{escape_latex(table.title + '. ' + table.caption)}}}",
+        f"\\label{{tab:{table.name}}}",
+        f"\\begin{{tabular}}{{{'l' * table.labels}{'r' * (len(table.columns) - table.labels)}}}",
+        "\\toprule",
+        *_latex_heads(table),
+        "\\midrule",
+    ]
+    for place, rows in enumerate(table.groups):
+        lines += ["\\addlinespace"] if place else []
+        for row in _thinned(rows, table.labels):
+            lines.append(" & ".join(_latex_entry(item) for item in row) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}", ""])
+
+
+def _latex_heads(table: Table) -> list[str]:
+    last = " & ".join(escape_latex(column.name) for column in table.columns) + " \\\\"
+    if not any(column.group for column in table.columns):
+        return [last]
+    cells, rules, start = [], [], 1
+    for group, width in _spans(table):
+        cells.append(f"\\multicolumn{{{width}}}{{c}}{{{escape_latex(group)}}}" if group else " & " * (width - 1))
+        rules += [f"\\cmidrule(lr){{{start}-{start + width - 1}}}"] if group else []
+        start += width
+    return [" & ".join(cells) + " \\\\", " ".join(rules), last]
+
+
+def _latex_entry(item: Item) -> str:
+    text = escape_latex(item.text)
+    text = f"\\textbf{{{text}}}" if item.best else text
+    return text + ("$^\\dagger$" if item.best_zo else "") + ("$^!$" if item.warn else "")
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX prints as it is."""
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def as_html(table: Table) -> str:
+    """A ``<figure>`` with a table that scrolls sideways when it is wide; everything escaped."""
+    quote = html.escape
+    head = ""
+    if any(column.group for column in table.columns):
+        cells = (
+            f'<th colspan="{width}" scope="colgroup" class="group">{quote(group)}</th>' if group else
+            f'<td colspan="{width}"></td>' for group, width in _spans(table)
+        )  # fmt: skip
+        head = f"<tr>{''.join(cells)}</tr>"
+    names = (
+        f'<th scope="col"{"" if place < table.labels else " class=num"}>{quote(column.name)}</th>'
+        for place, column in enumerate(table.columns)
+    )
+    bodies = []
+    for rows in table.groups:
+        lines = []
+        for row in _thinned(rows, table.labels):
+            labels = "".join(f'<th scope="row">{quote(item.text)}</th>' for item in row[: table.labels])
+            lines.append(f"<tr>{labels}{''.join(_html_entry(item) for item in row[table.labels :])}</tr>")
+        bodies.append(f"<tbody>{''.join(lines)}</tbody>")
+    return (
+        f'<figure class="table" id="table-{quote(table.name)}"><h3>{quote(table.title)}</h3>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{quote(table.title)}">'
+        f"<table{' class=pin' if table.labels == 1 else ''}>"
+        f"<thead>{head}<tr>{''.join(names)}</tr></thead>{''.join(bodies)}</table></div>"
+        f"<figcaption>{quote(table.caption)}</figcaption></figure>"
+    )
+
+
+def _html_entry(item: Item) -> str:
+    classes = [name for name, on in (("best", item.best), ("zo", item.best_zo), ("warn", item.warn)) if on]
+    classes += ["none"] if item.text == NOTHING else []
+    mean, plus, spread = item.text.partition(" ± ")
+    text = html.escape(mean) + (f'<span class="std"> ± {html.escape(spread)}</span>' if plus else "")
+    text += '<span class="mark">†</span>' if item.best_zo else ""
+    return f'<td class="{" ".join(["num", *classes])}">{text}</td>'
+
+
+def show_tables(tables: Sequence[Table], *, live: bool, echo: Callable[[str], Any] = print) -> None:
+    """Print tables: with rich on a terminal (``live``), as plain aligned lines through ``echo`` elsewhere."""
+    for table in tables:
+        if live:
+            _show_rich(table)
+        else:
+            for line in plain(table).splitlines():
+                echo(line)
+            echo("")
+
+
+def plain(table: Table) -> str:
+    """Aligned text without colours; the best of all has a star, the best zeroth-order method a dagger."""
+    cells = [[column.flat for column in table.columns]]
+    cells += [[_marked(item) + (STAR if item.best else "") for item in row] for row in table.rows]
+    widths = [max(len(row[place]) for row in cells) for place in range(len(table.columns))]
+
+    def line(row: list[str]) -> str:
+        padded = (
+            text.ljust(width) if place < table.labels else text.rjust(width)
+            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+        )  # fmt: skip
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([table.title, line(cells[0]), "  ".join("-" * width for width in widths), *map(line, cells[1:])])
+
+
+def _show_rich(table: Table) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    grid = Grid(title=Text(table.title, "bold"), title_justify="left", header_style="dim", box=SIMPLE_HEAD)
+    for place, column in enumerate(table.columns):
+        head = "\n".join(part for part in (column.group, column.name) if part)
+        grid.add_column(Text(head), justify="left" if place < table.labels else "right")
+    for rows in table.groups:
+        for number, row in enumerate(_thinned(rows, table.labels)):
+            styles = ("bold green" if item.best else "bold" if item.best_zo else "yellow" if item.warn else ""
+                      for item in row)  # fmt: skip
+            texts = [Text(_marked(item), style) for item, style in zip(row, styles, strict=True)]
+            grid.add_row(*texts, end_section=number == len(rows) - 1)
+    Console().print(grid)
+
+
+def _marked(item: Item) -> str:
+    return item.text + (DAGGER if item.best_zo else "")
+
+
+def _thinned(rows: Sequence[tuple[Item, ...]], labels: int) -> list[tuple[Item, ...]]:
+    """Rows of a group without the labels that repeat those of the first."""
+    blank = (Item(""),) * (labels - 1)
+    return [row if place == 0 else (*blank, *row[labels - 1 :]) for place, row in enumerate(rows)]
+
+
+def _spans(table: Table) -> list[tuple[str, int]]:
+    """Groups of neighbouring columns, with their widths."""
+    return [(group, len(list(columns))) for group, columns in groupby(table.columns, lambda column: column.group)]
+
+
+def score_text(found: Score | None, *, usual: int | None = None) -> str:
+    """``0.863 ± 0.004``, with the number of seeds where it is not the usual one."""
+    if found is None:
+        return NOTHING
+    spread = "" if found.std is None else f" ± {found.std:.3f}"
+    return f"{found.mean:.3f}{spread}" + ("" if found.n == usual else f" (n={found.n})")
+
+
+def score_record(found: Score | None) -> dict[str, Any]:
+    """The same for a record."""
+    return {"mean": found and found.mean, "std": found and found.std, "seeds": found.n if found else 0}
+
+
+def marked(texts: Sequence[str], values: Sequence[float | None], zo: Sequence[bool]) -> list[Item]:
+    """Items with the best of all and the best zeroth-order one marked; equals share the mark."""
+    best = max((value for value in values if value is not None), default=None)
+    best_zo = max((value for value, mine in zip(values, zo, strict=True) if mine and value is not None), default=None)
+    return [
+        Item(text, value is not None and value == best, mine and value is not None and value == best_zo)
+        for text, value, mine in zip(texts, values, zo, strict=True)
+    ]

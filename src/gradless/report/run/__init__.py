@@ -1,0 +1,48 @@
+"""The report of one run: ``report.html`` in its directory, and the same in brief for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from gradless.report.common.table import Table
+from gradless.report.run import tables as run_tables
+from gradless.report.run.figures import Drawing, drawings
+from gradless.report.run.page import page
+from gradless.report.run.record import RunRecord, load
+from gradless.report.run.verdict import verdict
+from gradless.system.atomic import write_text
+
+
+def brief(record: RunRecord) -> list[Table]:
+    """The tables for a terminal: outcome, cost, and a few rows before and after with short texts."""
+    shown = [run_tables.outcome(record), run_tables.cost(record), *run_tables.examples(record, brief=True)]
+    return [table for table in shown if table.rows]
+
+
+def write(folder: Path, say: Callable[[str], object]) -> list[Path]:
+    """Write the page of a run, finished or not; without matplotlib it has no pictures.
+
+    Raises:
+        BadInput: there is no run in the folder.
+    """
+    record = load(folder)
+    say(f"{record.model} on {record.task}, {record.method}: {verdict(record).text}")
+    for remark in record.remarks:
+        say(f"note: {remark}")
+    found = _drawings(record, say)
+    tables = [run_tables.outcome(record), run_tables.cost(record), *run_tables.examples(record)]
+    path = folder / "report.html"
+    write_text(path, page(record, tables, found or (), drawn=found is not None))
+    return [path]
+
+
+def _drawings(record: RunRecord, say: Callable[[str], object]) -> list[Drawing] | None:
+    """None without matplotlib."""
+    try:
+        return drawings(record)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != "matplotlib":
+            raise
+        say("no pictures, since matplotlib is not installed: pip install 'gradless[plots]'")
+        return None

@@ -1,0 +1,271 @@
+"""The pictures of one run, as SVG for the middle of its page; nothing is written to disk."""
+
+from __future__ import annotations
+
+import io
+import math
+import statistics
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from gradless.cost.figures import running_mean
+from gradless.lm.metrics import SHARES
+from gradless.report.bench.figures import INK, PALE, POINT, SETTINGS, plain_axes
+from gradless.report.bench.study import median
+from gradless.report.run.record import RunRecord, Step, counted
+from gradless.report.run.tables import memory_rows, size_text
+
+BLUE, ORANGE, RED = "#2f7fd1", "#c47f0e", "#d9542b"  # middle tones, to be read on white and on near-black
+WIDTH, HEIGHT = 5.2, 3.0  # inches
+LEFT, RIGHT, BOTTOM, TOP = 0.66, 0.14, 0.48, 0.32  # inches around the axes
+VECTORS = 4000  # more dots than this are drawn as an image: one of each would weigh more than the rest of the page
+WINDOW = 20  # a running value is over this part of the run
+FAR = 30.0  # times the median; losses beyond it need a logarithmic axis
+
+
+class Drawing(NamedTuple):
+    """A picture of the page."""
+
+    name: str
+    """First the section that it belongs to."""
+    title: str
+    caption: str
+    svg: str
+
+
+def drawings(record: RunRecord) -> list[Drawing]:
+    """Draw everything that the run has something for. Needs matplotlib (extra ``plots``)."""
+    from matplotlib import rc_context
+
+    makers: tuple[Callable[[RunRecord], Drawing | None], ...] = (
+        _loss, _metric, _speed, _memory, _histogram, _coefficients, _rate,
+    )  # fmt: skip
+    with rc_context(SETTINGS), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")
+        return [drawing for drawing in (make(record) for make in makers) if drawing is not None]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# during training
+
+
+def _loss(record: RunRecord) -> Drawing | None:
+    points = [(step.step + 1, step.loss) for step in record.steps if step.loss is not None]
+    dev = [(found.step, found.loss) for found in record.evaluations if found.split == "dev" and found.loss is not None]
+    if not points and not dev:
+        return None
+    figure, axes = _canvas()
+    if points:
+        x, y = [step for step, _ in points], [loss for _, loss in points]
+        width = max(1, len(y) // WINDOW)
+        look: dict[str, Any] = {"alpha": 0.4, "linewidth": 0.8} if width > 1 else {"marker": ".", "linewidth": 1.0}
+        axes.plot(x, y, color=BLUE, label="training batch", **look)
+        if width > 1:
+            axes.plot(x, running_mean(y, width), color=BLUE, linewidth=1.8, label=f"mean of {width} steps")
+    if dev:
+        axes.plot(*zip(*dev, strict=True), "o-", color=ORANGE, markersize=4.5, linewidth=1.5, label="dev")
+    values = [loss for _, loss in (*points, *dev)]
+    if min(values) > 0 and max(values) > FAR * statistics.median(values):
+        axes.set_yscale("log")
+    elif min(values) >= 0:
+        axes.set_ylim(0, None)
+    told = _mark_skipped(axes, record) + _mark_selected(axes, record)
+    _steps_axis(axes, record, "loss")
+    return _drawn(figure, axes, "training-loss", "Loss", "The loss that training minimises." + told)
+
+
+def _metric(record: RunRecord) -> Drawing | None:
+    name = record.metric
+    dev = [(e.step, e.metrics[name]) for e in record.evaluations if e.split == "dev" and name in e.metrics]
+    test = [
+        (step, record.numbers(part)[name], record.interval(part))
+        for step, part in ((0, "zero_shot"), (record.selected, "test"))
+        if step is not None and name in record.numbers(part)
+    ]
+    if not dev and not test:
+        return None
+    figure, axes = _canvas()
+    title = name.replace("_", " ")
+    if dev:
+        axes.plot(*zip(*dev, strict=True), "o-", color=ORANGE, markersize=4.5, linewidth=1.5, label="dev")
+    told = f"Dev {title} during training." if dev else ""
+    for place, (step, value, ends) in enumerate(test):
+        label = "test" if place == 0 else None
+        bars = [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]] if ends and name in SHARES else None
+        axes.errorbar(
+            [step], [value], bars, fmt="s", color=BLUE, markersize=5.5, linewidth=1.4, capsize=4, label=label, zorder=3
+        )  # fmt: skip
+    if test:
+        bars_told = ", with 95 % intervals" if name in SHARES else ""
+        told += f" Squares: test, before and after{bars_told}. Test was not looked at in between."
+    axes.margins(y=0.15)
+    told += _mark_selected(axes, record)
+    _steps_axis(axes, record, title)
+    return _drawn(figure, axes, "training-metric", title[:1].upper() + title[1:], told.strip())
+
+
+def _rate(record: RunRecord) -> Drawing | None:
+    """Only where it varies."""
+    points = [(step.step + 1, step.lr) for step in record.steps if step.lr is not None]
+    if len({lr for _, lr in points}) < 2:
+        return None
+    figure, axes = _canvas()
+    axes.plot(*zip(*points, strict=True), color=BLUE, linewidth=1.6, drawstyle="steps-mid")
+    if min(lr for _, lr in points) >= 0:
+        axes.set_ylim(0, None)
+    axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
+    _steps_axis(axes, record, "learning rate")
+    told = "What multiplied the update of each step: the schedule, times what the method's acceptance made of it."
+    return _drawn(figure, axes, "training-rate", "Learning rate", told)
+
+
+def _speed(record: RunRecord) -> Drawing | None:
+    points = [(step.step + 1, step.speed) for step in record.steps if step.speed is not None]
+    if not points:
+        return None
+    figure, axes = _canvas()
+    middle = median(speed for _, speed in points) or 0.0
+    axes.plot(*zip(*points, strict=True), color=BLUE, alpha=0.55, linewidth=0.9, marker="." if len(points) < 60 else "")
+    axes.axhline(middle, color=BLUE, linewidth=1.6, linestyle=(0, (4, 2)), label=f"median {middle:.3g}")
+    axes.set_ylim(0, 1.12 * max(speed for _, speed in points))
+    _steps_axis(axes, record, "forward passes / s")
+    told = "Training steps alone, without evaluations; a backward pass counts as two forwards."
+    return _drawn(figure, axes, "speed", "Forward passes per second", told)
+
+
+def _memory(record: RunRecord) -> Drawing | None:
+    rows = [(name, size) for name, size in memory_rows(record) if size]
+    if not rows:
+        return None
+    figure, axes = _canvas(height=0.62 + 0.42 * len(rows), left=1.62, right=0.95, bottom=0.42, top=0.08, grid="x")
+    colours = {"training, peak": ORANGE, "inference, peak": BLUE}
+    unit = 1e9 if max(size for _, size in rows) >= 1e9 else 1e6
+    for place, (name, size) in enumerate(rows):
+        axes.barh(place, size / unit, height=0.6, color=colours.get(name, PALE))
+        axes.annotate(
+            size_text(size), (size / unit, place), xytext=(4, 0), textcoords="offset points", va="center", color=INK,
+            annotation_clip=False,
+        )  # fmt: skip
+    axes.set_yticks(range(len(rows)), [name for name, _ in rows])
+    axes.invert_yaxis()
+    axes.set_xlabel("GB" if unit == 1e9 else "MB")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    told = "Inference is the evaluation of the largest batch that training draws. Bars are to scale."
+    return _drawn(figure, axes, "memory", "Memory", told)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# coefficients
+
+
+def _histogram(record: RunRecord) -> Drawing | None:
+    values = [c for step in record.steps for c in step.coeffs if math.isfinite(c)]
+    if len(values) < 2:
+        return None
+    typical = sorted(map(abs, values))[int(0.98 * (len(values) - 1))]
+    edge = min(max(map(abs, values)), 2.5 * typical) or 1.0
+    beyond = sum(abs(value) > edge for value in values)
+    bins = 2 * max(4, min(25, round(math.sqrt(len(values)))))  # even, so that zero is an edge
+    figure, axes = _canvas()
+    inside = [min(max(value, -edge), edge) for value in values]
+    axes.hist(inside, bins=bins, range=(-edge, edge), color=BLUE, alpha=0.75, edgecolor="none")
+    axes.axvline(0, color=PALE, linewidth=1)
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="coefficient", ylabel="number")
+    positive = sum(value > 0 for value in values) / len(values)
+    spread = math.sqrt(statistics.fmean(value * value for value in values))
+    told = (
+        f"{counted(len(values), 'coefficient')}: root mean square {spread:.3g}, mean {statistics.fmean(values):+.3g}, "
+        f"{positive:.0%} positive."
+    )
+    told += f" {counted(beyond, 'value')} further out stand in the outermost bins." if beyond else ""
+    return _drawn(figure, axes, "gradients-histogram", "Histogram of the coefficients", told)
+
+
+def _coefficients(record: RunRecord) -> Drawing | None:
+    kept = [step for step in record.steps if step.coeffs]
+    if not kept:
+        return None
+    figure, axes = _canvas()
+    dots = [(step.step + 1, c) for step in kept for c in step.coeffs]
+    axes.axhline(0, color=PALE, linewidth=1)
+    few = len(dots) < 600
+    axes.plot(
+        *zip(*dots, strict=True), linestyle="none", marker="o", color=BLUE, alpha=0.8 if few else 0.3,
+        markersize=3.6 if few else 1.8, markeredgewidth=0, rasterized=len(dots) > VECTORS,
+    )  # fmt: skip
+    width = max(1, len(kept) // WINDOW)
+    if width > 1:
+        spread = [math.sqrt(value) for value in running_mean([_mean_square(step) for step in kept], width)]
+        x = [step.step + 1 for step in kept]
+        for sign, label in ((1, f"± root mean square of {width} steps"), (-1, None)):
+            axes.plot(x, [sign * value for value in spread], color=ORANGE, linewidth=1.4, label=label)
+    most = max(len(step.coeffs) for step in kept)
+    told = f"A dot for each of up to {most} directions a step." if most > 1 else "A dot for each step."
+    told += _mark_skipped(axes, record) + _mark_selected(axes, record)
+    _steps_axis(axes, record, "coefficient")
+    return _drawn(figure, axes, "gradients-steps", "Coefficients over time", told)
+
+
+def _mean_square(step: Step) -> float:
+    return statistics.fmean(c * c for c in step.coeffs)
+
+
+# ------------------------------------------------------------------------------------------------------------
+# parts of pictures
+
+
+def _canvas(
+    *, height: float = HEIGHT, left: float = LEFT, right: float = RIGHT, bottom: float = BOTTOM, top: float = TOP,
+    grid: str = "y",
+) -> tuple[Any, Any]:  # fmt: skip
+    """A figure whose pixels are points, with room, in inches, around its axes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, height), dpi=POINT)
+    FigureCanvasAgg(figure)
+    box = (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (bottom + top) / height)
+    return figure, plain_axes(figure, box, grid)
+
+
+def _steps_axis(axes: Any, record: RunRecord, label: str) -> None:
+    end = max([record.planned, *(step.step + 1 for step in record.steps[-1:])])
+    axes.set_xlim(-0.02 * end, 1.02 * max(end, 1))
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set(xlabel="step", ylabel=label)
+
+
+def _mark_skipped(axes: Any, record: RunRecord) -> str:
+    """Crosses at the bottom where a step was skipped, and a sentence for the caption."""
+    skipped = [step.step + 1 for step in record.steps if step.skipped]
+    if not skipped:
+        return ""
+    axes.plot(
+        skipped, [0.03] * len(skipped), transform=axes.get_xaxis_transform(), linestyle="none", marker="x", color=RED,
+        markersize=6, markeredgewidth=1.6, label="skipped", clip_on=False, zorder=4,
+    )  # fmt: skip
+    was = "was" if len(skipped) == 1 else "were"
+    return f" {counted(len(skipped), 'step')} {was} skipped, where a loss was no finite number (crosses)."
+
+
+def _mark_selected(axes: Any, record: RunRecord) -> str:
+    """A dotted line where dev chose the weights, unless that is the end."""
+    if not record.selected or record.selected == len(record.steps):
+        return ""
+    axes.axvline(record.selected, color=PALE, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
+    return f" Dotted: step {record.selected:,}, which dev chose."
+
+
+def _drawn(figure: Any, axes: Any, name: str, title: str, caption: str) -> Drawing:
+    handles, labels = axes.get_legend_handles_labels()
+    if labels:
+        axes.legend(
+            handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=4, frameon=False, fontsize=8.5,
+            labelcolor=INK, handlelength=1.8, columnspacing=1.3, borderaxespad=0.1,
+        )  # fmt: skip
+    file = io.BytesIO()
+    figure.savefig(file, format="svg", dpi=200, metadata={"Date": None, "Title": title})
+    return Drawing(name, title, caption, file.getvalue().decode())

@@ -1,0 +1,272 @@
+"""What a run directory of `gradless tune` holds, as one plain record: finished, unfinished, torn or from long ago."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gradless import ledger
+from gradless.errors import BadInput
+from gradless.lm import metrics
+from gradless.methods import METHODS, Method
+from gradless.report.bench.study import metric_of, number
+from gradless.report.common.read import mapping, read_json
+from gradless.runs import predictions
+from gradless.runs.config import TuneConfig
+from gradless.runs.predictions import Prediction
+from gradless.runs.record import DIVERGED, DONE, INTERRUPTED
+
+UNFINISHED = "unfinished"
+"""Of a run without ``result.json``: it was killed, or is still at work."""
+
+
+class Step(NamedTuple):
+    """One training step: what the ledger says, and what ``metrics.jsonl`` noted beside it."""
+
+    step: int
+    coeffs: tuple[float, ...]
+    lr: float | None
+    skipped: bool
+    loss: float | None = None
+    forwards: float | None = None
+    seconds: float | None = None
+    peak: float | None = None
+    """Bytes; the highest so far."""
+
+    @property
+    def speed(self) -> float | None:
+        """Forward passes a second."""
+        return self.forwards / self.seconds if self.forwards and self.seconds else None
+
+
+class Evaluated(NamedTuple):
+    """One evaluation of a split during the run."""
+
+    split: str
+    step: int
+    loss: float | None
+    metrics: dict[str, float]
+    right: tuple[bool, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRecord:
+    """A run directory, read."""
+
+    folder: Path
+    config: dict[str, Any]
+    result: dict[str, Any]
+    """``result.json``; empty while there is none."""
+    header: dict[str, Any]
+    """Of the ledger; empty if there is none that can be read."""
+    ledger_bytes: int
+    steps: tuple[Step, ...]
+    evaluations: tuple[Evaluated, ...]
+    inference_bytes: float | None
+    predictions: tuple[Prediction, ...]
+    remarks: tuple[str, ...]
+    """What is missing or damaged, a sentence each."""
+
+    @property
+    def status(self) -> str:
+        """``done``, ``diverged``, ``interrupted``, or `UNFINISHED`."""
+        found = self.result.get("status")
+        return found if found in (DONE, DIVERGED, INTERRUPTED) else UNFINISHED
+
+    @property
+    def planned(self) -> int:
+        """Steps that were asked for."""
+        return int(number(self.config.get("steps")) or 0)
+
+    @property
+    def selected(self) -> int | None:
+        """The step whose weights the result describes; None without one."""
+        found = number(self.result.get("selected_step"))
+        return None if found is None else int(found)
+
+    @property
+    def model(self) -> str:
+        """The model's name; of a path the last part."""
+        return short_name(str(self.config.get("model", "unknown model")))
+
+    @property
+    def task(self) -> str:
+        """The task's name, or that of the user's own files."""
+        own = mapping(self.config.get("own"))
+        named = self.config.get("task") or own.get("name")
+        return str(named or (short_name(str(own["train"])) if "train" in own else "unknown task"))
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return str(self.config.get("method", "mezo"))
+
+    @property
+    def preset(self) -> Method | None:
+        """What is known of the method; None for one that this release does not have."""
+        return METHODS.get(self.method)
+
+    @property
+    def metric(self) -> str:
+        """The task's main metric."""
+        if self.config.get("task"):
+            return metric_of(str(self.config["task"]))
+        seen = (name for found in self.evaluations for name in found.metrics)
+        return next(seen, next((name for name in self.numbers("test") if name != "loss"), "accuracy"))
+
+    def numbers(self, part: str) -> dict[str, float]:
+        """The metrics in ``zero_shot``, ``dev`` or ``test`` of the result."""
+        found = ((name, number(value)) for name, value in mapping(self.result.get(part)).items())
+        return {name: value for name, value in found if value is not None}
+
+    def number(self, name: str) -> float | None:
+        """A field of the result."""
+        return number(self.result.get(name))
+
+    def interval(self, part: str) -> tuple[float, float] | None:
+        """A 95 % interval of the result: of ``zero_shot``, ``test`` or ``difference``."""
+        found = mapping(self.result.get("interval")).get(part)
+        ends = [number(end) for end in found] if isinstance(found, list) and len(found) == 2 else []
+        return (ends[0], ends[1]) if len(ends) == 2 and ends[0] is not None and ends[1] is not None else None
+
+    def evaluation(self, split: str, step: int | None) -> Evaluated | None:
+        """The last evaluation of a split at a step."""
+        found = [one for one in self.evaluations if (one.split, one.step) == (split, step)]
+        return found[-1] if found else None
+
+    @property
+    def settings(self) -> TuneConfig | None:
+        """The configuration; None if another release wrote it and this one cannot read it."""
+        try:
+            return TuneConfig.from_json(self.config)
+        except (BadInput, TypeError):
+            return None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder is a run directory of `gradless tune`, be it only a begun one."""
+    if (folder / "results.jsonl").exists():
+        return False  # of a benchmark
+    config = read_json(folder / "config.json")
+    return {"model", "method"} <= set(config) or (not config and (folder / "ledger").is_file())
+
+
+def load(folder: Path) -> RunRecord:
+    """Read a run directory; nothing in it is changed.
+
+    What is damaged or missing is left out and told in `RunRecord.remarks`.
+
+    Raises:
+        BadInput: there is no run in the folder.
+    """
+    remarks: list[str] = []
+    header, moves, ledger_bytes = _ledger(folder / "ledger", remarks)
+    config = read_json(folder / "config.json") or mapping(header.get("config"))
+    if not config:
+        raise BadInput(f"{folder} holds no run that can be read: give the --out directory of gradless tune")
+    result = read_json(folder / "result.json")
+    if not result and (folder / "result.json").exists():
+        remarks.append("result.json cannot be read: restore it from a copy, or delete it and continue with --resume.")
+    lines = _lines(folder / "metrics.jsonl", remarks)
+    steps = _steps(moves, lines)
+    if result.get("status") == INTERRUPTED and moves and number(result.get("steps")) != len(moves):
+        result = {}  # of the interrupt before: the run went on since then, and has not ended
+    unnoted = sum(step.seconds is None for step in steps)
+    if unnoted and lines:
+        remarks.append(
+            f"{counted(unnoted, 'step')} of the ledger {'has' if unnoted == 1 else 'have'} no line in metrics.jsonl: "
+            "the weights have them, the curves do not."
+        )
+    inference = (number(line.get("bytes")) for line in lines if line["event"] == "inference")
+    return RunRecord(
+        folder=folder,
+        config=config,
+        result=result,
+        header=header,
+        ledger_bytes=ledger_bytes,
+        steps=tuple(steps),
+        evaluations=tuple(_evaluated(line) for line in lines if line["event"] == "eval"),
+        inference_bytes=max((found for found in inference if found), default=None),
+        predictions=tuple(predictions.read(folder / predictions.FILE)),
+        remarks=tuple(remarks),
+    )
+
+
+def _ledger(path: Path, remarks: list[str]) -> tuple[dict[str, Any], dict[int, Step], int]:
+    """Header, steps by number, and size; nothing of a ledger that cannot be trusted."""
+    if not path.is_file():
+        remarks.append("There is no ledger: the run took no step, or the file was lost.")
+        return {}, {}, 0
+    size = path.stat().st_size
+    try:
+        found = ledger.read(path)
+    except BadInput as error:
+        remarks.append(f"The ledger is left out: {error}.")
+        return {}, {}, size
+    if found.torn_bytes:
+        remarks.append(f"The ledger ends in {found.torn_bytes} bytes of an unfinished step, which are left out.")
+    steps = {
+        move.step: Step(move.step, move.coeffs, move.lrs[0] if move.lrs else None, move.skipped) for move in found.moves
+    }
+    return found.header, steps, size
+
+
+def _lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
+    """The whole lines of ``metrics.jsonl``."""
+    if not path.is_file():
+        remarks.append("There is no metrics.jsonl, so there are no curves.")
+        return []
+    found, torn = [], 0
+    for text in path.read_text(errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+            fits = isinstance(line["event"], str) and number(line["step"]) is not None
+        except (ValueError, KeyError, TypeError):
+            fits = False
+        if fits:
+            found.append(line)
+        else:
+            torn += bool(text.strip())
+    if torn:
+        remarks.append(f"{counted(torn, 'damaged line')} of metrics.jsonl left out; a crash tears the last one.")
+    return found
+
+
+def _steps(moves: dict[int, Step], lines: list[dict[str, Any]]) -> list[Step]:
+    """The ledger's steps with what was noted of them; without a ledger what the notes alone tell."""
+    noted = {int(line["step"]): line for line in lines if line["event"] == "step"}
+    return [_step(moves.get(place), noted.get(place, {}), place) for place in sorted(moves or noted)]
+
+
+def _step(move: Step | None, line: dict[str, Any], place: int) -> Step:
+    if move is None:
+        given = line.get("coeffs")
+        coeffs = tuple(float(c) for c in given if number(c) is not None) if isinstance(given, list) else ()
+        move = Step(place, coeffs, number(line.get("lr")), bool(line.get("skipped")))
+    names = ("loss", "forwards", "seconds", "peak_memory_bytes")
+    loss, forwards, seconds, peak = (number(line.get(name)) for name in names)
+    return move._replace(loss=loss, forwards=forwards, seconds=seconds, peak=peak)
+
+
+def _evaluated(line: dict[str, Any]) -> Evaluated:
+    values = {name: number(value) for name, value in line.items() if name in metrics.METRICS}
+    right = line.get("correct")
+    return Evaluated(
+        split=str(line.get("split")),
+        step=int(line["step"]),
+        loss=number(line.get("loss")),
+        metrics={name: value for name, value in values.items() if value is not None},
+        right=tuple(bool(one) for one in right) if isinstance(right, list) else (),
+    )
+
+
+def short_name(text: str) -> str:
+    """The last part of a path; anything else as it is."""
+    return Path(text).name if text.startswith(("/", ".", "~")) else text
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 step``, ``2 steps``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,44 @@
+"""Learning-rate schedules: functions from a step to a learning rate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+Schedule = Callable[[int], float]
+
+
+def constant(lr: float) -> Schedule:
+    """``lr`` at every step: the schedule of the MeZO paper."""
+    return lambda step: lr
+
+
+def linear(lr: float, steps: int, *, warmup: int = 0) -> Schedule:
+    """Rise to ``lr`` over ``warmup`` steps, then fall linearly to zero at ``steps``.
+
+    Example:
+        >>> [round(linear(1.0, 4, warmup=1)(t), 3) for t in range(5)]
+        [1.0, 1.0, 0.667, 0.333, 0.0]
+    """
+    return lambda step: (
+        lr * min((step + 1) / warmup if warmup else 1.0, max(steps - step, 0) / max(steps - warmup, 1), 1.0)
+    )
+
+
+def cosine(lr: float, steps: int, *, warmup: int = 0) -> Schedule:
+    """Rise to ``lr`` over ``warmup`` steps, then fall along half a cosine to zero at ``steps``."""
+
+    def schedule(step: int) -> float:
+        if step < warmup:
+            return lr * (step + 1) / warmup
+        done = min(max(step - warmup, 0) / max(steps - warmup, 1), 1.0)
+        return lr * 0.5 * (1 + math.cos(math.pi * done))
+
+    return schedule
+
+
+SCHEDULES: dict[str, Callable[[float, int, int], Schedule]] = {
+    "constant": lambda lr, steps, warmup: constant(lr),
+    "linear": lambda lr, steps, warmup: linear(lr, steps, warmup=warmup),
+    "cosine": lambda lr, steps, warmup: cosine(lr, steps, warmup=warmup),
+}

@@ -1,0 +1,213 @@
+"""The jobs of the command line: tune with all that goes with it, evaluate, replay, list."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gradless.lm import evaluate as evaluation
+from gradless import lm, methods, tasks
+from gradless.lm import metrics, objectives, schemes
+from gradless.runs import build, save as saving, tensorboard as tensorboard_events, train
+from gradless.runs.config import TuneConfig
+from gradless.errors import BadInput, pick
+from gradless.runs.record import DONE, INTERRUPTED, versions
+from gradless.system.atomic import write_json
+from gradless.system.progress import Reporter
+from gradless.ranks import Ranks, agreed
+
+
+def tune(
+    config: TuneConfig,
+    out: Path,
+    *,
+    resume: bool = False,
+    save: Path | None = None,
+    push: str | None = None,
+    public: bool = False,
+    tensorboard: Path | None = None,
+    reporter: Reporter | None = None,
+    ranks: Ranks | None = None,
+) -> dict[str, Any]:
+    """`gradless.runs.train.tune`, and what a user may want besides.
+
+    Args:
+        config: what to run.
+        out: run directory.
+        resume: continue a run.
+        save: folder for the tuned model or adapter. It is rebuilt from the ledger, and compared with what was measured.
+        push: name on the Hugging Face hub to upload it to.
+        public: make that repository public.
+        tensorboard: folder for TensorBoard events.
+        reporter: where progress goes.
+        ranks: as `gradless.runs.train.tune` takes them; rank 0 alone saves, pushes and writes events.
+
+    Raises:
+        BadInput: as `gradless.runs.train.tune` and `replay`, before anything is computed where that can be known.
+    """
+    reporter = reporter or Reporter()
+    if ranks is not None and ranks.rank:
+        save, push, public, tensorboard = None, None, False, None
+    with contextlib.ExitStack() as stack:
+        watch = None
+        with agreed(ranks):
+            saving.check(save, push, public=public, beside=[place for place in (out, tensorboard) if place is not None])
+            if tensorboard is not None:
+                watch = stack.enter_context(tensorboard_events.tensorboard(out, tensorboard, say=reporter.say))
+        result = train.tune(config, out, resume=resume, reporter=reporter, watch=watch, ranks=ranks)
+    if save is not None or push is not None:
+        if result["status"] == DONE:
+            replay(out, save=save, push=push, public=public, device=config.device, reporter=reporter)
+        else:
+            reporter.say(f"the run is {result['status']}, so nothing is saved: see 'gradless replay {out} --save DIR'")
+    return result
+
+
+def evaluate(
+    config: TuneConfig,
+    *,
+    mode: str,
+    num_demonstrations: int,
+    out: Path | None,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Evaluate a model on the test rows of a task; returns (and with ``out`` writes) a result like that of `tune`."""
+    reporter = reporter or Reporter()
+    pick("mode", mode, evaluation.MODES)
+    if out is not None and any((out / name).exists() for name in ("config.json", "ledger", "result.json")):
+        raise BadInput(f"{out} already holds a run or a result: choose another --out")
+    needed = num_demonstrations if mode == "icl" else 0
+    if not config.own:
+        config = dataclasses.replace(config, num_train=config.num_train if needed else 0, num_dev=0)
+    config = config.resolved()
+    task, splits = build.load_task(config)
+    if not splits.test:
+        raise BadInput("there are no test rows: give --test or --num-test")
+    model = lm.load(config.model, dtype=config.dtype, device=config.device, say=reporter.say)
+    with reporter.job(mode, len(splits.test)) as show:
+        found = evaluation.evaluate(
+            model,
+            task,
+            splits.test,
+            mode=mode,
+            demonstrations=splits.train if needed else (),
+            num_demonstrations=num_demonstrations,
+            seed=config.seed,
+            max_length=config.max_length,
+            progress=lambda done, total: show(done, ""),
+        )
+    result = {
+        "status": DONE,
+        "mode": mode,
+        "config": config.to_json(),
+        "test": found.metrics,
+        "interval": {"test": list(metrics.wilson(sum(found.correct), len(found.correct)))},
+        "forwards": found.forwards,
+        "seconds": found.seconds,
+        "data_sha256": splits.fingerprint,
+        "versions": versions(),
+    }
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "result.json", result)
+    return result
+
+
+class Replayed(NamedTuple):
+    """Weights rebuilt from a ledger."""
+
+    step: int
+    sha256: str
+    agrees: bool | None  # with result.json, if that was asked
+
+
+def replay(
+    place: Path,
+    *,
+    until: int | None = None,
+    save: Path | None = None,
+    push: str | None = None,
+    public: bool = False,
+    verify: bool = False,
+    model: str | None = None,
+    device: str | None = None,
+    reporter: Reporter | None = None,
+) -> Replayed:
+    """Rebuild a run's weights, and optionally compare, save and push them.
+
+    Args:
+        place: run directory, or a ledger without one.
+        until: step to go to; by default the selected one, and of a ledger alone the last one.
+        save: folder for the model or adapter (`gradless.runs.save`).
+        push: name on the Hugging Face hub to upload it to.
+        public: make that repository public.
+        verify: compare with ``result.json``.
+        model: where the base model is now, if not where the run found it.
+        device: where to compute, if not where the run was.
+        reporter: where progress goes.
+
+    Raises:
+        BadInput: no run, a damaged ledger, another base model, no result to compare with, ``save`` holds something.
+    """
+    reporter = reporter or Reporter()
+    saving.check(save, push, public=public)
+    recorded = _recorded(place)
+    if verify and recorded is None:
+        raise BadInput(f"{place} has no result.json to verify against: finish the run with --resume")
+    if verify and until is not None and recorded is not None and until != recorded["selected_step"]:
+        raise BadInput(f"result.json holds the weights of step {recorded['selected_step']}: verify without --until")
+    if until is None and recorded is not None:
+        until = recorded["selected_step"]
+    if not build.replays(place):
+        _check_kept(place, recorded, until)
+    built, contents = build.rebuild(place, until=until, model=model, device=device, say=reporter.say)
+    if contents.torn_bytes:
+        reporter.say(f"the ledger ends in {contents.torn_bytes} bytes of an unfinished step, which are left out")
+    step, sha256 = built.optimizer.t, build.tuned_sha256(built)
+    agrees = recorded["weights_sha256"] == sha256 if verify and recorded is not None else None
+    measured = recorded if recorded is not None and recorded["selected_step"] == step else None
+    if save is not None or push is not None:
+        if measured is not None and measured["weights_sha256"] != sha256:
+            raise BadInput(
+                f"the rebuilt weights are not those in {place}/result.json, so they are not saved: verify it"
+            )
+        saving.deliver(
+            built, contents, place, save_to=save, result=measured, push=push, public=public, say=reporter.say
+        )  # fmt: skip
+    return Replayed(step, sha256, agrees)
+
+
+def _check_kept(place: Path, recorded: dict[str, Any] | None, until: int | None) -> None:
+    """Of a method that no ledger rebuilds one step is kept, and which one it is only the end of the run tells."""
+    if recorded is None or recorded["status"] == INTERRUPTED:
+        raise BadInput(f"{place} does not tell which step's weights {build.BEST} holds: finish the run with --resume")
+    step = recorded["selected_step"]
+    if until != step:
+        raise BadInput(f"of this method's steps only step {step} is kept, in {build.BEST}: leave out --until")
+
+
+def _recorded(place: Path) -> dict[str, Any] | None:
+    """``result.json`` of a run directory; a ledger by another name than there stands alone."""
+    path = build.ledger_path(place).with_name("result.json")
+    if not path.exists() or build.ledger_path(place).name != "ledger":
+        return None
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise BadInput(f"{path} cannot be read ({error}): restore it from a copy") from None
+    if "selected_step" not in found:
+        raise BadInput(f"{place} holds an evaluation, which has nothing to replay: give the directory of a tuning run")
+    return found
+
+
+TABLES: dict[str, Callable[[], dict[str, str]]] = {
+    "methods": lambda: {name: f"{m.summary} ({m.paper})" for name, m in methods.METHODS.items()},
+    "schemes": lambda: {name: scheme.about for name, scheme in schemes.SCHEMES.items()},
+    "tasks": lambda: {name: f"{tasks.get(name).title}: {tasks.get(name).kind}" for name in tasks.names()},
+    "models": lm.sources,
+    "objectives": lambda: {name: objective.doc for name, objective in objectives.OBJECTIVES.items()},
+}

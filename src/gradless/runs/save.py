@@ -1,0 +1,213 @@
+"""Saving a tuned model as others expect it: a folder of transformers or PEFT, with the record of its run inside.
+
+::
+
+    config.json, model.safetensors, ...                 a model (schemes full and head), or
+    adapter_config.json, adapter_model.safetensors      an adapter (lora, prefix, prompt)
+    tokenizer.json, ...
+    README.md                                           the model card
+    gradless/ledger, config.json, result.json           the run; a run directory for `gradless replay`
+    gradless/initial.safetensors, norms.safetensors     what its ledger needs besides, if anything
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gradless.runs import build as run_build, card, hub
+from gradless import lm
+from gradless.lm.batching import has_label_head
+from gradless.runs.card import Facts, RECORD, TASK_FILE
+from gradless.runs.config import TuneConfig
+from gradless.errors import BadInput
+from gradless.ledger import Contents
+from gradless.system.atomic import write_json
+
+TEMPORARY = ".saving-"  # what a killed process leaves beside the folder has this name
+
+
+def check(save: Path | None, push: str | None, *, public: bool = False, beside: Iterable[Path] = ()) -> None:
+    """Refuse, before any work is done, what cannot be saved or pushed.
+
+    Args:
+        save: the folder.
+        push: the name on the hub.
+        public: whether everybody may see it there.
+        beside: folders that will hold something by the time the model is saved.
+
+    Raises:
+        BadInput: the folder holds something or will, or the hub cannot be reached for a reason known without it.
+    """
+    if public and push is None:
+        raise BadInput("--public says how a model is pushed: add --push OWNER/NAME, or leave it out")
+    if save is not None:
+        if save.exists() and not save.is_dir():
+            raise BadInput(f"{save} exists already and is a file: choose a new folder for --save")
+        if save.is_dir() and any(save.iterdir()):
+            raise BadInput(f"{save} exists already and is not empty: choose a new folder for --save, or remove it")
+        for place in beside:
+            if place.resolve().is_relative_to(save.resolve()):
+                raise BadInput(f"{save} will hold {place}, and --save needs a folder of its own: choose another")
+    if push is not None:
+        hub.check(push)
+
+
+def save(
+    built: run_build.Model,
+    contents: Contents,
+    place: Path,
+    target: Path,
+    *,
+    result: dict[str, Any] | None = None,
+    repo_id: str | None = None,
+) -> None:
+    """Write a rebuilt model to a folder, whole or not at all.
+
+    The model is of no use afterwards: tuned label rows are moved into its output layer, for instance.
+
+    Args:
+        built: the model, from `gradless.runs.build.rebuild`.
+        contents: its ledger.
+        place: run directory or ledger file that it was rebuilt from.
+        target: folder that does not exist yet, or is empty.
+        result: contents of ``result.json`` if they describe exactly these weights. Text of test rows is left out.
+        repo_id: name on the hub, if it is going there.
+
+    Disk: the weights. Written beside the target under another name, and renamed in the end.
+
+    Raises:
+        BadInput: ``target`` holds something.
+        OSError: it cannot be written; nothing is left behind.
+    """
+    config, step, sha256 = TuneConfig.from_json(contents.header["config"]), built.optimizer.t, run_build.tuned_sha256(built)
+    # Where the base model is now, for those who load an adapter; the record keeps what the run was given.
+    base = str(Path(built.lm.source).resolve()) if Path(built.lm.source).exists() else built.lm.source
+    here = dataclasses.replace(config, model=base)
+    facts = Facts(
+        name=(repo_id or target.resolve().name).rpartition("/")[2],
+        place=repo_id or str(target),
+        config=here,
+        step=step,
+        header=contents.header,
+        result=result,
+        ledger_bytes=contents.good_bytes,
+        sha256=sha256,
+        masked=built.lm.masked,
+    )
+
+    def build(folder: Path) -> None:
+        _weights(built.lm, here, contents.header, folder)
+        _record(config, contents, place, result, folder / RECORD)
+        text = folder / "README.md"
+        text.write_text(card.render(facts), encoding="utf-8")
+        for path in folder.rglob("*.safetensors"):  # which safetensors lets nobody else read
+            path.chmod(text.stat().st_mode)
+
+    check(target, None)
+    target = target.resolve()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=target.parent) as scratch:
+        whole = Path(scratch) / "model"  # a folder with the user's own permissions, which the one around it has not
+        whole.mkdir()
+        build(whole)
+        check(target, None)  # whoever filled it meanwhile keeps what is there
+        if target.is_dir():
+            target.rmdir()
+        whole.rename(target)
+
+
+def _weights(model: lm.LanguageModel, config: TuneConfig, header: dict[str, Any], folder: Path) -> None:
+    """Weights and tokenizer as transformers and PEFT write them."""
+    inner: Any = model.model
+    settings: Any = inner.config
+    settings.use_cache = not model.masked  # off for training only; whoever generates wants it
+    extra: dict[str, Any] = {}
+    if has_label_head(model):
+        _place_label_rows(model, header["label_token_ids"])
+    if adapters := getattr(inner, "peft_config", None):
+        name, revision = card.base_id(config.model) or (config.model, None)
+        for adapter in adapters.values():
+            adapter.base_model_name_or_path, adapter.revision = name, revision
+        # Embeddings are never tuned beside an adapter. Left to itself, PEFT may ask the hub about them.
+        extra["save_embedding_layers"] = False
+    with lm.quiet_transformers():
+        inner.save_pretrained(folder, **extra)
+        model.tokenizer.save_pretrained(folder)
+
+
+@torch.no_grad()
+def _place_label_rows(model: lm.LanguageModel, tokens: list[int]) -> None:
+    """Put the tuned rows of a label head where the label words have their rows in the output layer."""
+    inner: Any = model.model
+    rows = inner.label_head.weight
+    weight = model.head.weight.detach().clone()  # a tied table stays as it is for the embeddings
+    weight[tokens] = rows
+    model.head.weight = nn.Parameter(weight, requires_grad=False)
+    if model.head.bias is not None:  # masked models tie it too, to one that is saved under another name
+        model.head.bias = nn.Parameter(model.head.bias.detach().clone(), requires_grad=False)
+    del inner.label_head
+    for settings in {id(found): found for found in (inner.config, inner.config.get_text_config())}.values():
+        settings.tie_word_embeddings = False
+
+
+def _record(config: TuneConfig, contents: Contents, place: Path, result: dict[str, Any] | None, folder: Path) -> None:
+    """The run's own files; the folder is a run directory again."""
+    folder.mkdir()
+    path = run_build.ledger_path(place)
+    with path.open("rb") as file:  # without the torn end of a run that was killed
+        (folder / "ledger").write_bytes(file.read(contents.good_bytes))
+    write_json(folder / "config.json", config.to_json())
+    if result is not None:
+        write_json(folder / "result.json", {key: value for key, value in result.items() if key != "examples"})
+    for name in (run_build.INITIAL, run_build.NORMS):
+        if (path.parent / name).exists():
+            shutil.copyfile(path.parent / name, folder / name)
+    text = card.task_file(config)
+    if text is not None:
+        (folder / TASK_FILE).write_text(text, encoding="utf-8")
+
+
+def deliver(
+    built: run_build.Model,
+    contents: Contents,
+    place: Path,
+    *,
+    save_to: Path | None,
+    result: dict[str, Any] | None,
+    push: str | None,
+    public: bool,
+    say: run_build.Say,
+) -> None:
+    """Save, push, or both; what is only pushed passes through a folder beside the ledger that is removed again.
+
+    Raises:
+        BadInput: as `save` and `gradless.runs.hub.push`.
+    """
+    with contextlib.ExitStack() as stack:
+        target = save_to
+        if target is None:
+            scratch = tempfile.TemporaryDirectory(prefix=".push-", dir=run_build.ledger_path(place).parent)
+            target = Path(stack.enter_context(scratch)) / "model"
+        save(built, contents, place, target, result=result, repo_id=push)
+        if save_to is not None:
+            say(f"saved to {save_to}")
+        if push is not None:
+            say(f"the ledger and the card name the model and data as this run did: {_named(built, contents)}")
+            say(f"pushed to {hub.push(target, push, public=public, say=say)}")
+
+
+def _named(built: run_build.Model, contents: Contents) -> str:
+    """Paths and names in the ledger's header and the card, which everybody who may see the model may read."""
+    config = contents.header["config"]
+    own = (config["own"].get(name) for name in ("train", "dev", "test"))
+    names = (config["model"], built.lm.source, config["data"], *own)
+    return ", ".join(dict.fromkeys(str(name) for name in names if name))

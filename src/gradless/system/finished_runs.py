@@ -1,0 +1,66 @@
+"""Finished runs of an earlier benchmark or comparison, taken over from its ``results.jsonl``.
+
+A run's id is the hash of what determines its result, so a line with the id of a run that is asked for is its result,
+whichever machine made it. What a machine decides (seconds, memory) stays that of the one which made the run; a line
+that was taken over names its file in ``reused``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from gradless.errors import BadInput
+from gradless.system.atomic import write_json
+
+REUSED = "reused.json"
+
+
+def finished(path: Path, runs: Iterable[str], statuses: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Lines of a ``results.jsonl`` by id: those of ``runs`` that ended with one of ``statuses``.
+
+    Raises:
+        BadInput: the file is missing or damaged, is none of gradless, or has none of these runs.
+    """
+    try:
+        lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines() if text.strip()]
+        by_id = {line["id"]: {**line, "reused": path.name} for line in lines if line["status"] in statuses}
+    except OSError as error:
+        raise BadInput(f"cannot read {path} ({error.strerror}): give the results.jsonl of finished runs") from None
+    except (ValueError, KeyError, TypeError):
+        raise BadInput(f"{path} has damaged or foreign lines: give the results.jsonl of finished runs") from None
+    found = {run: by_id[run] for run in runs if run in by_id}
+    if not found:
+        raise BadInput(
+            f"{path} has no finished run that is asked for here: settings, data or the release of gradless "
+            "differ; run without --reuse"
+        )
+    return found
+
+
+def take_over(lines: dict[str, dict[str, Any]], runs: Path) -> int:
+    """Put lines into the directories of their runs; what has begun there stays. Returns how many."""
+    new = [run for run in lines if not (runs / run).exists()]
+    for run in new:
+        (runs / run).mkdir(parents=True)
+        write_json(runs / run / REUSED, lines[run])
+    return len(new)
+
+
+def line(folder: Path) -> dict[str, Any] | None:
+    """What was taken over into a run directory, or None."""
+    path = folder / REUSED
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def told(records: Iterable[dict[str, Any]]) -> str:
+    """What a table of costs must say of its runs: nothing if all were made here, else one sentence."""
+    files = [str(record["reused"]) for record in records if record.get("reused")]
+    if not files:
+        return ""
+    return (
+        f" {len(files)} of the runs were taken over from {', '.join(sorted(set(files)))}, with the seconds and the "
+        "memory of the machine that made them."
+    )
