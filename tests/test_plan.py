@@ -228,7 +228,7 @@ import resource, socket
 def refuse(*_):
     raise AssertionError("a connection")
 socket.socket.connect = refuse
-from gradless.plan import Settings, plan
+from gradless.cost.plan import Settings, plan
 found = plan(Settings(model="shape:opt-13b", batch_size=1, length=8))
 print(found.parameters, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 """
@@ -301,7 +301,7 @@ def test_the_command_prints_a_table_and_writes_it(tmp_path):
         (["--model", "tiny-llama", "--objective", "f1"], "unknown objective 'f1'"),
         (["--model", "tiny-llama", "--attention", "slow"], "unknown attention 'slow'"),
         (["--model", "tiny-llama", "--length", "9999"], "more than the 256 tokens"),
-        (["--model", "tiny-llama", "--batch-size", "0"], "--batch-size is 0"),
+        (["--model", "tiny-llama", "--batch-size", "0"], "batch_size is 0: give a whole number of at least 1"),
         (["--model", "tiny-llama", "--memory", "lots"], "is no size of a memory"),
         (["--model", "tiny-llama", "--dtype", "int8"], "unknown dtype 'int8'"),
         (["--model", "tiny-roberta", "--objective", "lm"], "masked model"),

@@ -11,7 +11,8 @@ from torch import Tensor
 from gradless.collab.aggregation.gram import measure
 from gradless.collab.aggregation.receivers import weights_of
 from gradless.collab.aggregators import nna
-from gradless.collab.network.simulated import Delivery, Round, meet
+from gradless.collab.network.delivery import Delivery
+from gradless.collab.network.simulated import Round, meet
 
 PUSHES: dict[str, Callable[..., Tensor]] = {  # (unit rows, mean, strength) -> what each peer hears
     "outwards": lambda own, mean, s: own + s * (own - mean),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gradless.collab.config import CollabConfig
-from gradless.collab.network.simulated import Delivery
+from gradless.collab.network.delivery import Delivery
 from gradless.collab.simulation.build import build
 from gradless.collab.simulation.simulate import simulate
 from gradless.errors import BadInput

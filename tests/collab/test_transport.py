@@ -9,7 +9,8 @@ import torch
 
 from gradless.collab.aggregation.receivers import aggregate
 from gradless.collab.aggregators import krum, nna, trimmed_mean
-from gradless.collab.network.simulated import Delivery, gather, meet, mixed
+from gradless.collab.network.delivery import Delivery
+from gradless.collab.network.simulated import gather, meet, mixed
 from gradless.errors import BadInput
 
 KEY = (0, 0, "parameters")

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from gradless import __version__, rng, tasks
 from gradless.bench.grid_file import EVALUATIONS, NAMED, OPTION, OWN, Axes, Grid, Settings, parse
@@ -271,7 +271,7 @@ def configure(grid: Grid, cell: Cell, point: Point, *, seed: int, test: bool) ->
     local = grid.folder / given["model"]
     given["model"] = str(local) if local.exists() else given["model"]
     options = {name.removeprefix(OPTION): given.pop(name) for name in list(given) if name.startswith(OPTION)}
-    select = "loss" if grid.select == "loss" else "metric"
+    select: Literal["loss", "metric"] = "loss" if grid.select == "loss" else "metric"
     return TuneConfig(**given, options=options, seed=seed, select=select, zero_shot=False)
 
 

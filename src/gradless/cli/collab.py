@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from gradless.cli.options import FILE, HELP, PATH, Commands, options
+from gradless.cli.completion import Named
+from gradless.cli.fields import of_fields
+from gradless.cli.options import FILE, HELP, PATH, Commands
+from gradless.collab.config import CollabConfig
+from gradless.collab.network.delivery import Delivery
 from gradless.errors import BadInput
+from gradless.runs.config import OwnFiles
 
 SEVERAL = ("algorithm", "attack", "byzantine", "split_parameter", "seed")  # a grid, if given more than once
-NETWORK = ("delivery", "wait_for", "drop", "slow", "slowness", "deadline")
+NETWORK = "mode wait_for drop slow slowness deadline"
+OWN_FILES = "train test template label_column labels"
+
+
+def _options(names: str) -> Callable:
+    """Options without defaults, for a recipe may have its own."""
+    return of_fields(CollabConfig, names, defaults=False, several=SEVERAL)
 
 
 @click.group("collab", cls=Commands, context_settings=HELP)
@@ -21,64 +33,21 @@ def collab() -> None:
     """Train with peers who do not trust each other."""
 
 
-data_options = options(
-    click.option("--dataset", help="mnist, cifar10, digits or folder (of images)."),
-    click.option("--data", type=PATH, help="Folder with the files of --dataset or --task."),
-    click.option("--split", help="How rows are dealt: gradless list splits."),
-    click.option("--split-parameter", type=float, multiple=True, help="Its alpha or gamma; may be repeated."),
-    click.option("--seed", type=int, multiple=True, help="May be repeated."),
-)
+data_options = _options("dataset data split split_parameter seed")
 
 
 @collab.command()
-@click.option("--recipe", help="A published configuration to start from: gradless list recipes.")
+@click.option("--recipe", type=Named("recipe"), help="A published configuration to start from: gradless list recipes.")
 @click.option(
     "--comparison", is_flag=True, help="All algorithms, attacks and seeds of the recipe, or those given here."
 )
 @data_options
-@click.option("--peers", type=int, help="n, attackers included.")
-@click.option("--byzantine", type=int, multiple=True, help="f, what the rule is told; may be repeated.")
-@click.option("--attackers", type=int, help="How many there are; by default f.")
-@click.option("--algorithm", multiple=True, help="gradless list algorithms; may be repeated.")
-@click.option("--rule", help="Mixing rule in place of the algorithm's, e.g. nnm+trimmed-mean.")
-@click.option("--rule-set", "rule_options", multiple=True, help="Option of that rule, e.g. --rule-set radius=2.")
-@click.option("--attack", multiple=True, help="gradless list attacks; may be repeated.")
-@click.option("--set", "attack_options", multiple=True, help="Option of the attack, e.g. --set strength=1.5.")
-@click.option("--delivery", help="all, first or adversarial: who hears whom.")
-@click.option("--wait-for", type=int, help="Rows with which a peer goes on.")
-@click.option("--drop", type=float, help="Probability that a message is lost.")
-@click.option("--slow", type=int, help="So many honest peers are late.")
-@click.option("--slowness", type=float, help="How many times later they are.")
-@click.option("--deadline", type=float, help="Latest arrival, in mean latencies.")
-@click.option("--radius", type=float, help="Of clipping rules.")
-@click.option("--net", help="Network for images.")
-@click.option("--model", help="A language model instead of --dataset.")
-@click.option("--task", help="Its task.")
-@click.option("--train", type=FILE, help="Own training rows instead of --task, as for gradless tune.")
-@click.option("--test", type=FILE)
-@click.option("--template")
-@click.option("--label-column")
-@click.option("--labels")
-@click.option("--num-train", type=int)
-@click.option("--num-test", type=int)
-@click.option("--scheme", help="What of the language model is tuned.")
-@click.option("--freeze", multiple=True, help="Pattern of parameter names to leave alone; may be repeated.")
-@click.option("--payload", help="parameters, or coefficients: a few numbers a step.")
-@click.option("--method", help="Of the estimate, if coefficients are exchanged: gradless list methods.")
-@click.option("--queries", type=int, help="Coefficients of a step.")
-@click.option("--eps", type=float)
-@click.option("--sync", type=int, help="Steps between exchanges of parameters beside coefficients.")
-@click.option("--steps", type=int)
-@click.option("--batch-size", type=int)
-@click.option("--lr", type=float)
-@click.option("--decay", type=float, help="The rate at step t is lr / (t / decay + 1)...")
-@click.option("--refresh", type=int, help="...with t rounded down to a multiple of this.")
-@click.option("--momentum", type=float)
-@click.option("--weight-decay", type=float)
-@click.option("--rounds", type=int, help="Mixing rounds of a step.")
-@click.option("--eval-every", type=int)
-@click.option("--eval-rows", type=int)
-@click.option("--device")
+@_options("peers byzantine attackers algorithm rule rule_options attack attack_options")
+@of_fields(Delivery, NETWORK, defaults=False)
+@_options("radius net model task")
+@of_fields(OwnFiles, OWN_FILES, defaults=False)
+@_options("num_train num_test scheme freeze payload method queries eps sync steps batch_size lr decay refresh momentum")
+@_options("weight_decay rounds eval_every eval_rows device")
 @click.option("--out", type=PATH, required=True, help="Run directory; the same one continues a comparison.")
 @click.option("--workers", default=1, show_default=True, help="Runs side by side.")
 @click.option("--reuse", type=FILE, multiple=True, help="A results.jsonl whose finished runs are not made again.")
@@ -94,27 +63,22 @@ def simulate(
     gradless collab simulate --dataset digits --peers 12 --byzantine 2 --rule nnm+krum --attack ipm --out runs/krum
     """
     from gradless.collab import recipes
-    from gradless.collab.config import CollabConfig
     from gradless.collab.simulation import study
 
-    found = recipes.recipe(recipe) if recipe else recipes.Recipe(CollabConfig(), {}, "", "")
-    fields, axes = _settings(given)
-    if found.needs and fields.get("data") is None:
-        raise BadInput(f"the recipe {recipe} needs files: give --data, a folder with {found.needs}")
-    if "model" in fields and "dataset" not in fields:
-        fields["dataset"] = None
-    if fields.get("own"):
-        fields["task"] = None
-    delivery = {name: fields.pop(name) for name in NETWORK if name in fields}
-    if "delivery" in delivery:
-        delivery["mode"] = delivery.pop("delivery")
-    base = dataclasses.replace(
-        found.base, **fields, delivery=dataclasses.replace(found.base.delivery, **delivery)
-    )  # fmt: skip
     if comparison and not recipe:
         raise BadInput("--comparison runs what a recipe compares: name one with --recipe (gradless list recipes)")
-    found = found._replace(base=base, plain_lr=None if "lr" in fields else found.plain_lr)
-    configs = recipes.compared(found, axes) if comparison else recipes.grid(found, axes)
+    start = recipes.recipe(recipe) if recipe else recipes.Recipe(CollabConfig(), {}, "", "")
+    given = {name: value for name, value in given.items() if value is not None and value != ()}
+    delivery = {name: given.pop(name) for name in NETWORK.split() if name in given}
+    axes = {name: list(given.pop(name)) for name in SEVERAL if name in given}
+    if "split" in given:
+        axes.setdefault("split_parameter", [None])  # that of a recipe belongs to its own split
+    fields = _fields(given)
+    if start.needs and "data" not in fields:
+        raise BadInput(f"the recipe {recipe} needs files: give --data, a folder with {start.needs}")
+    base = dataclasses.replace(start.base, **fields, delivery=dataclasses.replace(start.base.delivery, **delivery))
+    start = start._replace(base=base, plain_lr=None if "lr" in fields else start.plain_lr)
+    configs = recipes.compared(start, axes) if comparison else recipes.grid(start, axes)
     results = study.run_all(configs, out, recipe=recipe or "", known=reuse, workers=workers)
     if len(results) == 1:
         click.echo(study.outcome(results[0]))
@@ -124,24 +88,20 @@ def simulate(
     sys.exit(1 if study.failed(results) else 0)
 
 
-def _settings(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What was said on the command line: single settings, and lists of values for a grid."""
+def _fields(given: dict[str, Any]) -> dict[str, Any]:
+    """Return fields of the configuration from the options that were given, with absolute paths."""
     from gradless.runs.config_io import parse_options
 
-    given = {name: value for name, value in given.items() if value is not None and value != ()}
+    fields = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in given.items()}
     for name in ("rule_options", "attack_options"):
-        if name in given:
-            given[name] = parse_options(given[name])
-    if "split" in given:
-        given.setdefault("split_parameter", (None,))  # that of a recipe belongs to its own split
-    if "data" in given:
-        given["data"] = str(given["data"].resolve())
-    own = {name: given.pop(name) for name in ("train", "test", "template", "label_column", "labels") if name in given}
+        if name in fields:
+            fields[name] = parse_options(fields[name])
+    own = {name: fields.pop(name) for name in OWN_FILES.split() if name in fields}
     if own:
-        given = {"num_train": None, "num_test": None, **given}  # own files are used whole
-        given["own"] = {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in own.items()}
-    axes = {name: list(given.pop(name)) for name in SEVERAL if name in given}
-    return given, axes
+        fields = {"num_train": None, "num_test": None, **fields, "own": own, "task": None}  # own files are used whole
+    if "model" in fields:
+        fields.setdefault("dataset", None)
+    return fields
 
 
 @collab.command()

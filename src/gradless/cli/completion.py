@@ -10,12 +10,13 @@ import ast
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 from click.shell_completion import BashComplete, CompletionItem, FishComplete, ShellComplete, ZshComplete
 
 import gradless
+from gradless.system.typed import Names
 
 VARIABLE: Final = "_GRADLESS_COMPLETE"
 SHELLS: Final[dict[str, tuple[type[ShellComplete], str]]] = {
@@ -23,115 +24,98 @@ SHELLS: Final[dict[str, tuple[type[ShellComplete], str]]] = {
     "zsh": (ZshComplete, "gradless completion zsh > ~/.zfunc/_gradless  # with fpath+=~/.zfunc before compinit"),
     "fish": (FishComplete, "gradless completion fish > ~/.config/fish/completions/gradless.fish"),
 }
-"""What click makes of a shell, and where its script belongs."""
+"""click's class for a shell, and where its script belongs."""
 
 
 def script(shell: str, group: click.Command) -> str:
-    """The script that a shell reads, with a note where to put it.
+    """Return the script that a shell reads, with a note where to put it.
 
     Args:
         shell: a key of `SHELLS`.
         group: the command line.
     """
-    kind, place = SHELLS[shell]
-    maker = kind(group, {}, "gradless", VARIABLE)
+    kind, install = SHELLS[shell]
     # Not source() of the subclass, which asks the shell for its version: it may not be this machine's.
-    return f"{ShellComplete.source(maker).strip()}\n\n# Once: {place}\n# Then open a new shell.\n"
+    source = ShellComplete.source(kind(group, {}, "gradless", VARIABLE))
+    return f"{source.strip()}\n\n# Once: {install}\n# Then open a new shell.\n"
 
 
-def keys(path: str, table: str, kind: str = "") -> tuple[str, ...]:
-    """The keys of a dictionary that a module of the package writes out.
+def keys(table: str, **having: str) -> tuple[str, ...]:
+    """Return the entries of a tuple, or the keys of a dictionary, that a module of the package writes out.
 
     Args:
-        path: of the module, from the package's folder.
-        table: name of the dictionary.
-        kind: only values that are calls with ``kind=`` this word.
+        table: ``module:TABLE`` below ``gradless``.
+        having: only keys whose values are calls with these keyword arguments.
     """
-    tree = ast.parse((Path(gradless.__file__).parent / path).read_text(encoding="utf-8"))
+    module, _, name = table.partition(":")
+    path = Path(gradless.__file__).parent.joinpath(*module.split("."))
+    tree = ast.parse((path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8"))
     for node in tree.body:
-        targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-        )
-        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
-        if isinstance(value, ast.Dict) and any(isinstance(t, ast.Name) and t.id == table for t in targets):
-            return tuple(
-                key.value
-                for key, entry in zip(value.keys, value.values, strict=True)
-                if isinstance(key, ast.Constant) and isinstance(key.value, str) and (not kind or _is(entry, kind))
-            )
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if not any(isinstance(target, ast.Name) and target.id == name for target in targets):
+            continue
+        match node:
+            case ast.Assign(value=ast.Tuple(elts=keys)):
+                return tuple(str(ast.literal_eval(key)) for key in keys)
+            case ast.Assign(value=ast.Dict(keys, values)) | ast.AnnAssign(value=ast.Dict(keys, values)):
+                pairs = [(key, entry) for key, entry in zip(keys, values, strict=True) if key is not None]
+                return tuple(str(ast.literal_eval(key)) for key, entry in pairs if _has(entry, having))
     return ()
 
 
-def _is(entry: ast.expr, kind: str) -> bool:
-    return isinstance(entry, ast.Call) and any(
-        word.arg == "kind" and isinstance(word.value, ast.Constant) and word.value.value == kind
-        for word in entry.keywords
-    )
+def _has(entry: ast.expr, having: dict[str, str]) -> bool:
+    given = {one.arg: ast.unparse(one.value) for one in entry.keywords} if isinstance(entry, ast.Call) else {}
+    return all(given.get(name) == repr(value) for name, value in having.items())
 
 
 def _models() -> tuple[str, ...]:
-    return (*keys("assets.py", "ASSETS", "model"), *(f"tiny-{name}" for name in keys("tiny.py", "FAMILIES")))
+    tiny = (f"tiny-{family}" for family in keys("lm.tiny_models:FAMILIES"))
+    return (*keys("lm.assets:ASSETS", kind="model"), *tiny)
 
 
-def _tasks() -> tuple[str, ...]:
+def _tasks() -> Sequence[str]:
     from gradless import tasks  # which needs no torch
 
-    return tuple(tasks.names())
+    return tasks.names()
 
 
-def _rules() -> tuple[str, ...]:
-    return keys("collab/aggregators.py", "AGGREGATORS") + keys("collab/aggregators.py", "MIXES")
-
-
-NAMES: Final[dict[str, Callable[[], Sequence[str]]]] = {
+TABLES: Final[dict[str, Callable[[], Sequence[str]]]] = {
     "model": _models,
     "task": _tasks,
-    "method": lambda: keys("methods/__init__.py", "METHODS"),
-    "scheme": lambda: keys("schemes.py", "SCHEMES"),
     "objective": lambda: ("accuracy", "f1", "gold", "lm", "option_ce"),  # whose table is not written out
-    "recipe": lambda: keys("recipes.py", "RECIPES"),
-    "algorithm": lambda: keys("collab/algorithms.py", "ALGORITHMS"),
-    "attack": lambda: keys("collab/attacks.py", "ATTACKS"),
-    "rule": _rules,
-    "split": lambda: keys("collab/splits.py", "SPLITS"),
-    "what": lambda: keys("jobs.py", "TABLES") + keys("recipes.py", "TABLES"),
+    "rule": lambda: keys("collab.aggregators:AGGREGATORS") + keys("collab.aggregators:MIXES"),
+    "recipe": lambda: keys("collab.recipes:RECIPES"),
+    "list": lambda: keys("runs.jobs:TABLES") + keys("collab.recipes:TABLES"),
     "dtype": lambda: ("float32", "bfloat16", "float16"),
     "device": lambda: ("cpu", "cuda", "mps"),
-    "engine": lambda: ("stream", "dual", "in-place"),
-    "schedule": lambda: ("constant", "linear", "cosine"),
     "mode": lambda: ("zero-shot", "icl", "calibrated"),
 }
-"""Completions by the name of an option or argument."""
+"""Names by their kind, where they are not the keys of one table."""
 PATHS: Final = ("model",)  # may be a file as well
 
 
 @functools.cache
-def names(kind: str) -> tuple[str, ...]:
-    """The names of a kind, sorted."""
-    return tuple(sorted(NAMES[kind]()))
+def names(one: Names) -> tuple[str, ...]:
+    """Return the names of a kind, sorted."""
+    return tuple(sorted(TABLES[one.kind]() if one.kind in TABLES else keys(one.table)))
+
+
+def items(known: Names | None, incomplete: str, choices: Sequence[str] = ()) -> list[CompletionItem]:
+    """Return names that begin like ``incomplete``; files if there is none and a file would do."""
+    kind = known.kind if known else ""
+    chain, plus, last = incomplete.rpartition("+") if kind == "rule" else ("", "", incomplete)
+    fitting = [name for name in (names(known) if known else choices) if name.startswith(last)]
+    if not fitting and kind in PATHS:
+        return [CompletionItem(incomplete, type="file")]
+    return [CompletionItem(chain + plus + name) for name in fitting]
 
 
 class Named(click.types.StringParamType):
     """Text, of which the shell knows usual values."""
 
     def __init__(self, kind: str) -> None:
-        self.kind = kind
+        self.known = Names(kind, "", closed=False)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Names that begin as the user did; files if none does and they would do."""
-        before, joined = incomplete.rpartition("+")[::2] if self.kind == "rule" else ("", incomplete)
-        head = f"{before}+" if before else ""
-        found = [CompletionItem(head + name) for name in names(self.kind) if name.startswith(joined)]
-        return found or ([CompletionItem(incomplete, type="file")] if self.kind in PATHS else [])
-
-
-def teach(command: click.Command) -> None:
-    """Give the options of a command, and of all below it, the names that they may take."""
-    for param in command.params:
-        if param.name is not None and isinstance(param.type, click.types.StringParamType):
-            kind = param.name.removesuffix("s") if param.name == "engines" else param.name
-            if kind in NAMES:
-                param.type = Named(kind)
-    below: dict[str, Any] = getattr(command, "commands", {})
-    for inner in below.values():
-        teach(inner)
+        """Return names that begin like ``incomplete``."""
+        return items(self.known, incomplete)

@@ -1,4 +1,4 @@
-"""What the command line is made of: errors as one sentence, settings from files, values of options."""
+"""What the command line is made of: errors as one sentence, and settings from files."""
 
 from __future__ import annotations
 
@@ -23,18 +23,10 @@ UNWRITABLE = (
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
 )
 EXTRAS = {
-    "transformers": "lm",
-    "peft": "lm",
-    "accelerate": "lm",
-    "tokenizers": "lm",
-    "sklearn": "lm",
-    "gguf": "lm",
-    "matplotlib": "plots",
-    "datasets": "hub",
-    "PIL": "collab",
-    "huggingface_hub": "lm",
-    "tensorboard": "tensorboard",
+    **dict.fromkeys(("transformers", "peft", "accelerate", "tokenizers", "sklearn", "gguf", "huggingface_hub"), "lm"),
+    **{"matplotlib": "plots", "datasets": "hub", "PIL": "collab", "tensorboard": "tensorboard"},
 }
+"""What installs a module that is missing."""
 
 
 class Commands(click.Group):
@@ -42,12 +34,8 @@ class Commands(click.Group):
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Find a command by name."""
-        if (
-            args
-            and not ctx.resilient_parsing
-            and self.get_command(ctx, args[0]) is None
-            and not args[0].startswith("-")
-        ):
+        unfinished = ctx.resilient_parsing or not args or args[0].startswith("-")
+        if not unfinished and self.get_command(ctx, args[0]) is None:
             raise BadInput(unknown("command", args[0], self.commands))
         if args[:1] not in ([], ["tune"]) and "TORCHELASTIC_RUN_ID" in os.environ and not ctx.parent:
             raise BadInput(f"only tune runs in several processes: call 'gradless {args[0]}' without torchrun")
@@ -84,10 +72,9 @@ class Commands(click.Group):
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
-            place = f" at {error.filename}" if error.filename else ""
+            where = f" at {error.filename}" if error.filename else ""
             click.echo(
-                f"gradless: cannot write{place} ({error.strerror}): free space or choose another folder",
-                err=True,
+                f"gradless: cannot write{where} ({error.strerror}): free space or choose another folder", err=True
             )
             sys.exit(1)
 
@@ -97,38 +84,25 @@ def _first(variable: str) -> bool:
     return os.environ.get(variable, "0") == "0"
 
 
-class LearningRate(click.ParamType):
-    """A number, or the word auto."""
-
-    name = "number|auto"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float | str:
-        """Read it."""
-        try:
-            return "auto" if value == "auto" else float(value)
-        except ValueError:
-            self.fail(f"'{value}' is neither a number nor auto", param, ctx)
-
-
 class FromFile(click.Command):
     """A command whose options may come from the file behind ``--config``; those on the command line win."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Read the file first: what it says are defaults."""
-        given: dict[str, Any] = {}
+        """Read the file first: its settings are defaults."""
+        arguments: dict[str, Any] = {}
         if ctx.resilient_parsing:  # for the completion of a line that is not finished
             return super().parse_args(ctx, args)
-        with contextlib.suppress(click.UsageError):  # said below
-            given = self.make_parser(ctx).parse_args(args=list(args))[0]
-        if given.get("cell") and not given.get("config"):
+        with contextlib.suppress(click.UsageError):  # raised again below
+            arguments = self.make_parser(ctx).parse_args(args=list(args))[0]
+        if arguments.get("cell") and not arguments.get("config"):
             raise BadInput("--cell chooses among the cells of a file: give the file with --config")
-        if given.get("config"):
+        if arguments.get("config"):
             from gradless.runs import config_io
 
-            found = config_io.read(Path(given["config"]), given.get("cell"))
-            options = {**found.pop("options", {}), **config_io.parse_options(given.get("options") or ())}
+            settings = config_io.read(Path(arguments["config"]), arguments.get("cell"))
+            options = {**settings.pop("options", {}), **config_io.parse_options(arguments.get("options") or ())}
             ctx.meta["gradless.options"] = options  # merged one by one, and not list by list
-            values = {**found.pop("own", {}), **found}
+            values = {**settings.pop("own", {}), **settings}
             ctx.default_map = {name: value for name, value in values.items() if value is not None}
         return super().parse_args(ctx, args)
 
@@ -145,7 +119,7 @@ def need(extra: str, *modules: str) -> None:
 
 
 def options(*decorators: Callable) -> Callable:
-    """Several click decorators as one."""
+    """Return several click decorators as one."""
 
     def wrap(function: Callable) -> Callable:
         for decorator in reversed(decorators):

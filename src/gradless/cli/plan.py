@@ -10,29 +10,28 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradless.cli.fields import of_fields
+from gradless.cli.options import PATH
+from gradless.runs.config import TuneConfig
+
 if TYPE_CHECKING:
     from gradless.cost.plan import Plan
 
-PATH = click.Path(path_type=Path)
 HEADS = ("", "weights", "gradients", "optimizer state", "activations", "scratch", "total")
 
 
 @click.command("plan")
-@click.option("--model", required=True, help="Known name, shape:NAME, folder, GGUF file or hub id.")
-@click.option("--method", default="mezo", show_default=True, help="gradless list methods")
-@click.option("--scheme", default="full", show_default=True, help="full, lora, prefix, prompt or head.")
-@click.option("--batch-size", default=16, show_default=True, help="Sequences of a forward.")
+@of_fields(TuneConfig, "model method scheme", model="Known name, shape:NAME, folder, GGUF file or hub id.")
+@of_fields(TuneConfig, "batch_size", batch_size="Sequences of a forward.")
 @click.option("--length", default=256, show_default=True, help="Tokens of each sequence.")
-@click.option("--dtype", help="float32, bfloat16 or float16; by default the checkpoint's own.")
+@of_fields(TuneConfig, "dtype", dtype="float32, bfloat16 or float16; by default the checkpoint's own.")
 @click.option("--attention", default="flash", show_default=True, help="flash (fused, where the model can) or eager.")
 @click.option(
     "--objective", default="option_ce", show_default=True, help="option_ce (label words) or lm (every token)."
 )
-@click.option("--engine", help="stream, dual or in-place; by default what tune takes on --device.")
-@click.option("--device", default="cpu", show_default=True, help="Decides the engine, and nothing else.")
-@click.option("--rank", default=8, show_default=True, help="LoRA rank.")
-@click.option("--num-prefix", default=5, show_default=True, help="Virtual tokens of prefix tuning.")
-@click.option("--num-prompt", default=10, show_default=True, help="Virtual tokens of prompt tuning.")
+@of_fields(TuneConfig, "engine", engine="stream, dual or in-place; by default what tune takes on --device.")
+@of_fields(TuneConfig, "device", device="Decides the engine, and nothing else.")
+@of_fields(TuneConfig, "rank num_prefix num_prompt")
 @click.option("--memory", multiple=True, help="Memory to compare with, e.g. 24GB or 24GiB; may be repeated.")
 @click.option("--json", "json_file", type=PATH, help="Write all figures, in bytes, to this file.")
 def plan(memory: tuple[str, ...], json_file: Path | None, **given: Any) -> None:

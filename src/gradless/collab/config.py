@@ -1,27 +1,26 @@
-"""What determines a collaborative run: one frozen record, saved as ``config.json``."""
+"""What determines a collaborative run: one frozen record, saved as ``config.json``.
+
+As in `gradless.runs.config` the fields are the options of the command line too, and nothing here imports torch before a
+configuration is resolved.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from gradless.collab.algorithms import ALGORITHMS, COEFFICIENTS, PARAMETERS
-from gradless.collab.data.splits import SPLITS
-from gradless.collab.network.simulated import Delivery
-from gradless.errors import BadInput, pick, unknown
-from gradless.methods import METHODS
+from msgspec import Meta
 
-PAYLOADS = (PARAMETERS, COEFFICIENTS)
+from gradless.collab.network.delivery import Delivery
+from gradless.errors import BadInput
+from gradless.runs.config import Device, Folder, MethodName, Model, Task
+from gradless.system import typed
+from gradless.system.typed import Amount, Count, Flag, Names, NotNegative, Positive
+
 USUAL = {"alpha": 5.0, "gamma": 0.5}  # parameters of splits
-WHOLE = (
-    *("peers", "steps", "batch_size", "rounds", "eval_every", "eval_rows", "refresh", "queries", "sync"),
-    *("num_train", "num_test"),
-)
-POSITIVE = ("lr", "eps", "decay", "radius")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,77 +28,118 @@ class CollabConfig:
     """One run of a group. Equal configurations give equal results on one machine."""
 
     # the group
-    peers: int = 12
+    peers: Count = 12
     """n, attackers included."""
     byzantine: int = 1
-    """f, what the rules are told."""
+    """f, what the rule is told."""
     attackers: int | None = None
-    """b, how many there are; None: f, or none without an attack."""
-    algorithm: str = "monna"
-    rule: str | None = None
+    """How many there are; by default f.
+
+    None without an attack."""
+    algorithm: Annotated[str, Names("algorithm", "collab.algorithms:ALGORITHMS")] = "monna"
+    """gradless list algorithms."""
+    rule: Annotated[str, Names("rule", closed=False)] | None = None
     """Mixing rule in place of the algorithm's, e.g. nnm+trimmed-mean."""
-    rule_options: dict[str, Any] = field(default_factory=dict)
-    attack: str = "none"
-    attack_options: dict[str, Any] = field(default_factory=dict)
+    rule_options: Annotated[dict[str, Any], Flag("--rule-set")] = field(default_factory=dict)
+    """Option of that rule, e.g. --rule-set radius=2."""
+    attack: Annotated[str, Names("attack", "collab.attacks:ATTACKS", closed=False)] = "none"
+    """gradless list attacks."""
+    attack_options: Annotated[dict[str, Any], Flag("--set")] = field(default_factory=dict)
+    """Option of the attack, e.g. --set strength=1.5."""
     delivery: Delivery = field(default_factory=Delivery)
-    radius: float = 1.0
+    radius: Positive = 1.0
     """Of clipping rules with a fixed radius."""
     # the data
     dataset: str | None = "digits"
-    """Images (gradless.collab.data.datasets), or None: a language model's task."""
-    data: str | None = None
-    split: str = "dirichlet-classes"
+    """mnist, cifar10, digits or folder (of images).
+
+    None: a language model's task."""
+    data: Folder | None = None
+    """Folder with the files of --dataset or --task."""
+    split: Annotated[str, Names("split", "collab.data.splits:SPLITS")] = "dirichlet-classes"
+    """How rows are dealt: gradless list splits."""
     split_parameter: float | None = None
-    """Concentration of a Dirichlet split, or gamma; None: 5 and 0.5."""
+    """Its alpha (5) or gamma (0.5).
+
+    Alpha is the concentration of a Dirichlet split."""
     # the model
     net: str | None = None
-    """None: what the data set's table names."""
-    model: str | None = None
-    """A language model, for ``task``."""
-    task: str | None = None
+    """Network for images; by default what the data set's table names."""
+    model: Model | None = None
+    """A language model instead of --dataset."""
+    task: Task | None = None
+    """Its task."""
     own: dict[str, Any] = field(default_factory=dict)
     """Own files instead of a task, as in `gradless.runs.config.TuneConfig`."""
-    scheme: str = "lora"
-    num_train: int | None = 1000
-    num_test: int | None = 500
+    scheme: Annotated[str, Names("scheme", "runs.config:DEFAULTS", closed=False)] = "lora"
+    """What of the language model is tuned."""
+    num_train: Count | None = 1000
+    """Training rows; own files: all."""
+    num_test: Count | None = 500
+    """Test rows; own files: all."""
     freeze: tuple[str, ...] = ()
+    """Pattern of parameter names to leave alone."""
     # the local steps
-    payload: str = PARAMETERS
-    method: str = "mezo"
-    """Of the estimate, if coefficients are exchanged."""
-    queries: int = 4
-    eps: float | None = None
-    sync: int | None = None
+    payload: Literal["parameters", "coefficients"] = "parameters"
+    """parameters, or coefficients: a few numbers a step."""
+    method: MethodName = "mezo"
+    """Of the estimate, if coefficients are exchanged: gradless list methods."""
+    queries: Count = 4
+    """Coefficients of a step."""
+    eps: Positive | None = None
+    """Perturbation scale of the estimate."""
+    sync: Count | None = None
     """Steps between exchanges of parameters beside coefficients."""
-    steps: int = 200
-    batch_size: int = 16
-    lr: float | None = None
-    decay: float | None = None
-    """lr at step t is lr / (t / decay + 1)."""
-    refresh: int = 1
+    steps: Count = 200
+    """Steps of every peer."""
+    batch_size: Count = 16
+    """Rows a step of every peer."""
+    lr: Positive | None = None
+    """Learning rate."""
+    decay: Positive | None = None
+    """The rate at step t is lr / (t / decay + 1)..."""
+    refresh: Count = 1
     """...with t rounded down to a multiple of this."""
-    momentum: float = 0.99
-    weight_decay: float = 0.0
-    rounds: int = 1
-    """Mixing rounds of a step, K."""
-    eval_every: int = 50
-    eval_rows: int | None = 1000
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.99
+    """Of the local steps."""
+    weight_decay: NotNegative = 0.0
+    """Of the local steps."""
+    rounds: Count = 1
+    """Mixing rounds of a step."""
+    eval_every: Count = 50
+    """Steps between evaluations."""
+    eval_rows: Count | None = 1000
     """Test rows of evaluations during training; the last one uses all."""
-    device: str = "cpu"
-    seed: int = 0
+    device: Device = "cpu"
+    """cpu, cuda, cuda:1 or mps."""
+    seed: Amount = 0
 
     def resolved(self) -> CollabConfig:
-        """Check the fields that stand alone and fill in what follows from others.
+        """Check the fields and fill in what follows from others.
 
         Raises:
-            BadInput: an unknown name or an impossible number.
+            BadInput: an unknown name, an impossible number, or fields that contradict each other.
         """
-        pick("algorithm", self.algorithm, ALGORITHMS)
-        if self.payload not in PAYLOADS:
-            raise BadInput(unknown("payload", self.payload, PAYLOADS))
+        from gradless.collab.data.splits import SPLITS
+
+        typed.check(self)
         if (self.dataset is None) == (self.model is None):
             raise BadInput("name a --dataset of images or a language --model with its --task, not both")
-        self._check_numbers()
+        attackers = self._attackers()
+        self._check_payload()
+        if self.refresh > 1 and self.decay is None:
+            raise BadInput(f"refresh is {self.refresh}, but nothing decays: give a decay too, or leave refresh out")
+        if self.freeze and self.model is None:
+            raise BadInput("parameters of a language --model can be frozen: leave freeze out")
+        self.delivery.check(self.peers, self.byzantine, attackers)
+        parameter = SPLITS[self.split].parameter
+        if parameter is None and self.split_parameter is not None:
+            raise BadInput(f"the split {self.split} has no parameter: leave out --split-parameter")
+        value = self.split_parameter if self.split_parameter is not None or parameter is None else USUAL[parameter]
+        return dataclasses.replace(self, attackers=attackers, split_parameter=value)
+
+    def _attackers(self) -> int:
+        """Return b, by default f, or 0 without an attack."""
         if not 0 <= self.byzantine < self.peers:
             raise BadInput(f"byzantine is {self.byzantine}: give a number from 0 to {self.peers - 1}, below peers")
         attackers = self.attackers
@@ -111,70 +151,54 @@ class CollabConfig:
             raise BadInput(f"{attackers} attackers need an --attack (gradless list attacks)")
         if self.attack != "none" and not attackers:
             raise BadInput(f"the attack {self.attack} needs attackers: raise --byzantine or --attackers")
-        if self.payload == COEFFICIENTS:
-            self._check_coefficients()
-        elif self.method != "mezo":
-            raise BadInput(f"the method {self.method} finds coefficients: add --payload coefficients, or leave it out")
-        if self.refresh > 1 and self.decay is None:
-            raise BadInput(f"refresh is {self.refresh}, but nothing decays: give a decay too, or leave refresh out")
-        if self.freeze and self.model is None:
-            raise BadInput("parameters of a language --model can be frozen: leave freeze out")
-        self.delivery.check(self.peers, self.byzantine, attackers)
-        parameter = pick("split", self.split, SPLITS).parameter
-        if parameter is None and self.split_parameter is not None:
-            raise BadInput(f"the split {self.split} has no parameter: leave out --split-parameter")
-        value = self.split_parameter if self.split_parameter is not None or parameter is None else USUAL[parameter]
-        return dataclasses.replace(self, attackers=attackers, split_parameter=value)
+        return attackers
 
-    def _check_numbers(self) -> None:
-        for name in WHOLE:
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise BadInput(f"{name} is {value}: it must be at least 1")
-        for name in POSITIVE:
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise BadInput(f"{name} is {value}: it must be positive and finite")
-        if not 0.0 <= self.momentum < 1.0:
-            raise BadInput(f"momentum is {self.momentum}: it must be at least 0 and below 1")
-        if not 0.0 <= self.weight_decay < math.inf:
-            raise BadInput(f"weight_decay is {self.weight_decay}: it must be at least 0 and finite")
-        if self.seed < 0:
-            raise BadInput(f"seed is {self.seed}: it must not be negative")
+    def _check_payload(self) -> None:
+        from gradless.collab.algorithms import ALGORITHMS
+        from gradless.methods import METHODS
 
-    def _check_coefficients(self) -> None:
-        if self.rounds > 1 or ALGORITHMS[self.algorithm].gradients_first:
+        if self.payload == "parameters":
+            if self.method != "mezo":
+                raise BadInput(
+                    f"the method {self.method} finds coefficients: add --payload coefficients, or leave it out"
+                )
+            return
+        algorithm = ALGORITHMS[self.algorithm]
+        if self.rounds > 1 or algorithm.gradients_first:
             raise BadInput("coefficients are exchanged once a step: leave rounds at 1 and choose another algorithm")
-        if ALGORITHMS[self.algorithm].momentum != 0.0 and self.momentum:
+        if algorithm.momentum != 0.0 and self.momentum:
             raise BadInput(
                 "coefficients carry no momentum: set --momentum 0, and if the group shall have one, a method such as "
                 "mezo-momentum, which applies it to what was mixed"
             )
         if self.decay is not None:
             raise BadInput("the learning rate of coefficients does not decay: leave decay out")
-        if not pick("method", self.method, METHODS).replays:
+        if not METHODS[self.method].replays:
             able = ", ".join(name for name, row in METHODS.items() if row.replays)
             raise BadInput(f"method {self.method} has no coefficients to send: forward-only methods do ({able})")
 
     def lr_at(self, base: float, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step."""
         if self.decay is None:
             return base
         return base / (step // self.refresh * self.refresh / self.decay + 1)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values, which `from_json` reads back."""
         return {**dataclasses.asdict(self), "freeze": list(self.freeze)}
 
     def id(self) -> str:
-        """Twelve hexadecimal digits of what determines the result. Only an own folder is known by its place."""
+        """Return what determines the result as 12 hexadecimal digits; of data only an own folder counts by its path."""
         known = {name: value for name, value in self.to_json().items() if name != "data" or self.dataset == "folder"}
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def from_json(values: dict[str, Any]) -> CollabConfig:
-    """The inverse of `CollabConfig.to_json`."""
-    values = dict(values)
-    values["delivery"] = Delivery(**values.get("delivery", {}))
-    values["freeze"] = tuple(values.get("freeze", ()))
-    return CollabConfig(**values)
+    """Return the configuration that `CollabConfig.to_json` wrote.
+
+    Raises:
+        BadInput: a field that this release does not know, or one that holds what it may not.
+    """
+    delivery = Delivery(**typed.table(values.get("delivery", {}), Delivery))
+    fields = typed.table({name: value for name, value in values.items() if name != "delivery"}, CollabConfig)
+    return CollabConfig(**fields, delivery=delivery)

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gradless.collab import aggregators, attacks
-from gradless.collab.algorithms import ALGORITHMS, COEFFICIENTS, PARAMETERS
+from gradless.collab.algorithms import ALGORITHMS, PARAMETERS
 from gradless.collab.config import CollabConfig
 from gradless.collab.data.splits import SPLITS
-from gradless.collab.network.simulated import Delivery
+from gradless.collab.network.delivery import Delivery
 from gradless.errors import pick
 
 COMPARED = ("monna", "nna", "mocwtm", "bridge", "mogm", "gm", "scc", "clipped-gossip", "d-sgd", "learn")
@@ -59,7 +59,7 @@ def _digits() -> CollabConfig:
 def _coefficients() -> CollabConfig:
     return CollabConfig(
         dataset=None, model="gemma-3-270m", task="sst2", peers=7, byzantine=2, algorithm="bridge", attack="sign-flip",
-        payload=COEFFICIENTS, momentum=0.0, scheme="full", freeze=("embed",), queries=4, steps=100, batch_size=8,
+        payload="coefficients", momentum=0.0, scheme="full", freeze=("embed",), queries=4, steps=100, batch_size=8,
         lr=3e-6, split="iid", num_test=400, eval_every=25, eval_rows=200, seed=1,
     )  # fmt: skip
 

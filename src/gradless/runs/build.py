@@ -228,7 +228,7 @@ def optimizer(
         extra["queries"] = linear_queries(config.queries, config.steps) if linear else config.queries
     if config.layer_scale != "none":
         scales = parameter_norm_scales(dict(named))
-        extra["transform"] = lambda base: directions.scaled(base, scales, mode=config.layer_scale)  # type: ignore[arg-type]
+        extra["transform"] = lambda base: directions.scaled(base, scales, mode=config.layer_scale)
     if config.lr == "auto":
         extra["normalise"] = True
     several = config.queries or int(METHODS[config.method].options().get("queries", 1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -14,14 +13,8 @@ from gradless.collab.aggregation import passes
 from gradless.collab.aggregation.base import Aggregator
 from gradless.collab.aggregation.gram import CentredGram, measure
 from gradless.collab.aggregation.receivers import Received, aggregate
-from gradless.errors import BadInput, unknown
-
-ALL, FIRST, ADVERSARIAL = "all", "first", "adversarial"
-MODES = {
-    ALL: "synchronous: every message arrives before anybody goes on",
-    FIRST: "asynchronous: a peer goes on with the first messages that arrive; attackers are always in time",
-    ADVERSARIAL: "asynchronous, and the adversary chooses whom each peer hears: those on its own side of the group",
-}
+from gradless.collab.network.delivery import ADVERSARIAL, ALL, Delivery
+from gradless.errors import BadInput
 
 
 class Transport(Protocol):
@@ -31,51 +24,6 @@ class Transport(Protocol):
 
     def exchange(self, step: int, tag: str, row: Tensor, *, need: int, deadline: float) -> Mapping[int, Tensor]:
         """Send a row to all peers; return what came by the deadline in seconds, early once ``need`` rows are there."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Delivery:
-    """What the simulated network does with messages."""
-
-    mode: str = ALL
-    wait_for: int | None = None
-    """Rows, its own included, with which a peer goes on (``first``, ``adversarial``); None: n - f."""
-    drop: float = 0.0
-    """Probability that a message of an honest peer to another is lost."""
-    slow: int = 0
-    """So many honest peers, the last ones, send later than the others."""
-    slowness: float = 10.0
-    """How many times later they send on average."""
-    deadline: float | None = None
-    """Latest arrival, in mean latencies of a peer that is not slow; None: peers wait for ever."""
-
-    def check(self, peers: int, byzantine: int, attackers: int | None = None) -> None:
-        """Refuse numbers that mean nothing.
-
-        Args:
-            peers: n.
-            byzantine: f, declared.
-            attackers: b, actual; None: f.
-
-        Raises:
-            BadInput: with the fix.
-        """
-        if self.mode not in MODES:
-            raise BadInput(unknown("delivery", self.mode, MODES))
-        if not 0.0 <= self.drop < 1.0:
-            raise BadInput(f"drop is {self.drop}: give the probability that a message is lost, at least 0 and below 1")
-        honest = peers - (byzantine if attackers is None else attackers)
-        if not 0 <= self.slow <= honest:
-            raise BadInput(f"slow is {self.slow}: at most the {honest} honest peers can be slow")
-        if self.slowness < 1.0:
-            raise BadInput(f"slowness is {self.slowness}: slow peers are at least 1 time as late as the others")
-        if self.deadline is not None and self.deadline <= 0:
-            raise BadInput(f"deadline is {self.deadline}: it must be positive, in mean latencies")
-        if self.wait_for is not None and not byzantine < self.wait_for <= peers:
-            raise BadInput(
-                f"wait_for is {self.wait_for}: with {byzantine} of {peers} peers Byzantine wait for more than "
-                f"{byzantine} and at most {peers} rows"
-            )
 
 
 class Round(NamedTuple):

@@ -10,7 +10,7 @@ from gradless.collab.algorithms import ALGORITHMS, COEFFICIENTS, Group
 from gradless.collab.attacks import Attack
 from gradless.collab.config import CollabConfig
 from gradless.collab.learners.parameters import Learner, Local, ParameterPeers, Workload
-from gradless.collab.network.simulated import ALL
+from gradless.collab.network.delivery import ALL
 from gradless.errors import BadInput, unknown
 
 LR = 0.5  # as in the published runs (0.75 and 0.5) with momentum 0.99

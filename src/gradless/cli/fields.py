@@ -1,0 +1,96 @@
+"""Options of commands from the fields of configurations: name, type, default and help are written at the field."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from gradless.cli import completion
+from gradless.cli.options import FILE, PATH, options
+from gradless.runs.config_io import spelling
+from gradless.system import typed
+from gradless.system.typed import Flag, Names, Setting
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+AGAIN = "may be repeated."
+
+
+def of_fields(
+    record: type[DataclassInstance],
+    names: str,
+    *,
+    defaults: bool = True,
+    several: Collection[str] = (),
+    **helps: str,
+) -> Callable:
+    """Return click options for fields of a configuration.
+
+    Args:
+        record: the configuration.
+        names: of the fields, in the order of the options.
+        defaults: whether options have the defaults of the fields; otherwise none, and none is required.
+        several: fields whose options may be repeated, besides those that hold a list or a table.
+        helps: by name of a field, where an option means something else than the field says.
+    """
+    settings = typed.settings(record)
+    return options(*(_option(settings[name], defaults, name in several, helps.get(name, "")) for name in names.split()))
+
+
+def _option(setting: Setting, defaults: bool, several: bool, text: str) -> Callable:
+    several = several or (bool({tuple, dict} & set(setting.types)) and str not in setting.types)
+    about: dict[str, Any] = {"help": text or _help(setting, several) or None}
+    if bool in setting.types:
+        about |= {"default": setting.default}
+    else:
+        about |= {"type": Value(setting), "multiple": several}
+        if defaults and not several:
+            required = setting.default is dataclasses.MISSING
+            about |= {"required": True} if required else {"default": setting.default, "show_default": True}
+    return click.option(spelling(setting), setting.name, **about)
+
+
+def _help(setting: Setting, several: bool) -> str:
+    if not several:
+        return setting.help
+    return f"{setting.help.removesuffix('.')}; {AGAIN}" if setting.help else AGAIN.capitalize()
+
+
+class Value(click.ParamType):
+    """What a setting takes: a number, checked as in a file (`gradless.system.typed.value`), a path, or text.
+
+    Text that is a name of a table is looked up when the configuration is resolved, which imports the table.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.numbers = [kind for kind in setting.types if kind in (int, float)]
+        words = typed.choices(setting.hint)
+        self.name = {int: "integer", float: "float"}[self.numbers[0]] if self.numbers else "text"
+        if self.numbers and words:
+            self.name = "|".join(["number", *words])
+        flag = setting.metadata(Flag)
+        self.path = {"file": FILE, "folder": PATH}.get(flag.path) if flag else None
+        if self.path is not None:
+            self.name = self.path.name
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the value in the setting's type."""
+        if self.path is not None:
+            return self.path.convert(value, param, ctx)
+        for kind in self.numbers if isinstance(value, str) else ():
+            with contextlib.suppress(ValueError):
+                value = kind(value)
+        return typed.value(self.setting.name, value, self.setting.hint) if self.numbers else value
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Return names that begin like ``incomplete``, or files."""
+        if self.path is not None:
+            return self.path.shell_complete(ctx, param, incomplete)
+        return completion.items(self.setting.metadata(Names), incomplete, typed.choices(self.setting.hint))

@@ -1,0 +1,223 @@
+"""Typed settings: what a field may hold is written once, beside it, and checked wherever its value comes from.
+
+A record of settings is a frozen dataclass. The annotation of a field is its type; ``Annotated`` adds a range
+(`msgspec.Meta`), the table whose keys are its values (`Names`) and the spelling of its option (`Flag`); the docstring
+below it is its help. TOML and JSON files, the command line and calls from Python all go through `value`, so that each
+mistake has one sentence, which names the key and says what to give.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import importlib
+import itertools
+import math
+import reprlib
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from gradless.errors import BadInput, unknown
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T")
+LARGEST: Final = 2**63 - 1
+Count = Annotated[int, Meta(ge=1, le=LARGEST)]
+Amount = Annotated[int, Meta(ge=0, le=LARGEST)]
+Positive = Annotated[float, Meta(gt=0)]
+NotNegative = Annotated[float, Meta(ge=0)]
+
+WORDS: Final = {
+    int: "a whole number",
+    float: "a finite number",
+    str: "text",
+    bool: "true or false",
+    tuple: "a list of texts",
+    dict: "a table",
+}
+"""A type in a sentence."""
+
+
+SHORT: Final = reprlib.Repr()
+SHORT.maxlong = SHORT.maxstring = SHORT.maxother = 60
+
+
+class Names(NamedTuple):
+    """The values of a field are the keys of a table; its module is imported when a value is checked."""
+
+    kind: str
+    """What the table holds, for the sentence about an unknown name."""
+    table: str = ""
+    """``module:TABLE`` below ``gradless``."""
+    closed: bool = True
+    """Whether other values are refused; otherwise the names are suggestions for a shell."""
+
+    def load(self) -> Iterable[str]:
+        """Return the names, from the table itself."""
+        module, _, table = self.table.partition(":")
+        names: Iterable[str] = getattr(importlib.import_module(f"gradless.{module}"), table)
+        return names
+
+
+class Flag(NamedTuple):
+    """How the command line spells a field if not as ``--its-name``."""
+
+    spelling: str = ""
+    """Such as ``--target``, or ``--zero-shot/--no-zero-shot``."""
+    path: Literal["", "file", "folder"] = ""
+    """What the text is a path of."""
+
+
+class Setting(NamedTuple):
+    """A field of a record."""
+
+    name: str
+    hint: Any
+    default: Any
+    """`dataclasses.MISSING` if it must be given."""
+    help: str
+    """The first paragraph of its docstring, in one line."""
+
+    @property
+    def types(self) -> tuple[Any, ...]:
+        """Its plain types without None, such as ``(float, Literal)``."""
+        return tuple(typing.get_origin(kind) or kind for kind, _ in _parts(self.hint) if kind is not types.NoneType)
+
+    def metadata(self, kind: type[T]) -> T | None:
+        """Return the first metadata of a kind, if there is any."""
+        return next((one for _, metadata in _parts(self.hint) for one in metadata if isinstance(one, kind)), None)
+
+
+@functools.cache
+def settings(record: type[DataclassInstance]) -> Mapping[str, Setting]:
+    """Return the fields of a record by name."""
+    hints = typing.get_type_hints(record, include_extras=True)
+    helps = _docstrings(record)
+    return {
+        field.name: Setting(field.name, hints[field.name], field.default, helps.get(field.name, ""))
+        for field in dataclasses.fields(record)
+    }
+
+
+def value(name: str, given: Any, hint: Any) -> Any:
+    """Return a value in the type that a hint asks for: lists become tuples, whole numbers floats.
+
+    Args:
+        name: of the setting, for the sentence.
+        given: what was given.
+        hint: a type, with metadata.
+
+    Raises:
+        BadInput: another type, a number out of range, NaN or infinity, an unknown name.
+    """
+    try:
+        converted = msgspec.convert(given, hint)
+    except (msgspec.ValidationError, OverflowError):
+        converted = math.nan
+    if isinstance(converted, float) and not math.isfinite(converted):
+        words = choices(hint)
+        if isinstance(given, str) and len(words) > 1:
+            raise BadInput(unknown(name.replace("_", " "), given, words))
+        if isinstance(given, int) and given > LARGEST:
+            raise BadInput(f"{name} is {_shown(given)}: give a number of at most {LARGEST}")
+        raise BadInput(f"{name} is {_shown(given)}: give {expected(hint)}")
+    for _, metadata in _parts(hint):
+        for names in metadata:
+            if isinstance(names, Names) and names.closed and converted is not None and converted not in names.load():
+                raise BadInput(unknown(names.kind, converted, names.load()))
+    return converted
+
+
+def table(given: Mapping[str, Any], record: type[DataclassInstance], *, kind: str = "setting") -> dict[str, Any]:
+    """Return some fields of a record in their types; a number stays as written, for hashes of runs are of the text.
+
+    Raises:
+        BadInput: a field that the record does not have, or as `value`.
+    """
+    known = settings(record)
+    for name in given:
+        if name not in known:
+            raise BadInput(unknown(kind, name, known))
+    converted = {name: value(name, one, known[name].hint) for name, one in given.items()}
+    return {name: given[name] if one == given[name] else one for name, one in converted.items()}
+
+
+def check(record: DataclassInstance) -> None:
+    """Refuse a record in which a field holds what it may not; a field that is a record is left to itself.
+
+    Raises:
+        BadInput: as `value`.
+    """
+    for setting in settings(type(record)).values():
+        given = getattr(record, setting.name)
+        if not dataclasses.is_dataclass(given):
+            value(setting.name, given, setting.hint)
+
+
+def expected(hint: Any) -> str:
+    """What to give for a hint, in words.
+
+    Example:
+        >>> expected(Count | None), expected(Positive | Literal["auto"])
+        ('a whole number of at least 1', 'a finite number above 0 or auto')
+    """
+    words = []
+    for kind, metadata in _parts(hint):
+        bounds = " and ".join(bound for one in metadata if isinstance(one, Meta) for bound in _bounds(one))
+        plain = typing.get_origin(kind) or kind
+        if plain is Literal:
+            words += choices(kind)
+        elif plain is not types.NoneType:
+            words.append(f"{WORDS[plain]} {bounds}".strip())
+    return " or ".join(words)
+
+
+def _bounds(meta: Meta) -> list[str]:
+    limits = (("of at least", meta.ge), ("above", meta.gt), ("below", meta.lt), ("at most", meta.le))
+    return [f"{words} {limit:g}" for words, limit in limits if limit not in (None, LARGEST)]
+
+
+def choices(hint: Any) -> list[str]:
+    """Return the words of the ``Literal`` in a hint."""
+    literals = [kind for kind, _ in _parts(hint) if typing.get_origin(kind) is Literal]
+    return [choice for kind in literals for choice in typing.get_args(kind)]
+
+
+def _parts(hint: Any) -> list[tuple[Any, tuple[Any, ...]]]:
+    """The members of a union, each with the metadata that applies to it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return [(kind, (*inner, *arguments[1:])) for kind, inner in _parts(arguments[0])]
+    if origin in (typing.Union, types.UnionType):
+        return [part for argument in arguments for part in _parts(argument)]
+    return [(hint, ())]
+
+
+def _shown(given: Any) -> str:
+    """A value in a sentence, shortened in the middle."""
+    try:
+        return SHORT.repr(given)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "a number of thousands of digits"
+
+
+def _docstrings(record: type) -> dict[str, str]:
+    """The first paragraph below each field of a class, from its source."""
+    tree = ast.parse(Path(sys.modules[record.__module__].__file__ or "").read_text(encoding="utf-8"))
+    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == record.__name__)
+    helps = {}
+    for field, below in itertools.pairwise(body):
+        match field, below:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                helps[name] = " ".join(text.split("\n\n")[0].split())
+    return helps
