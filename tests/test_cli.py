@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 import run_helpers as h
 from gradless import lm, tasks
 from gradless.cli import main
-from gradless.runs import build
+from gradless.runs import replay
 
 COMMANDS = ("demo", "tune", "eval", "replay", "profile", "bench", "report", "list", "plan", "doctor", "completion")
 LISTS = {
@@ -418,7 +418,7 @@ def test_a_saved_model_loads_with_transformers(tune, tmp_path, monkeypatch, mode
     assert saved.config.use_cache != masked
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
-    rebuilt, _ = build.rebuild(tmp_path / "run", until=2)
+    rebuilt, _ = replay.rebuild(tmp_path / "run", until=2)
     tensors = dict(saved.named_parameters())
     assert tensors.keys() == {leaf.name for leaf in rebuilt.optimizer.leaves}
     assert all(torch.equal(leaf.param, tensors[leaf.name]) for leaf in rebuilt.optimizer.leaves)
@@ -434,7 +434,7 @@ def test_a_saved_adapter_loads_with_peft(tune, tmp_path, scheme):
     assert call("replay", tmp_path / "run", "--until", "2", "--save", tmp_path / "saved").exit_code == 0
     with lm.quiet_transformers():
         loaded = PeftModel.from_pretrained(lm.load("tiny-llama").model, tmp_path / "saved")
-    rebuilt, _ = build.rebuild(tmp_path / "run", until=2)
+    rebuilt, _ = replay.rebuild(tmp_path / "run", until=2)
     tensors = dict(loaded.named_parameters())
     for leaf in rebuilt.optimizer.leaves:
         assert torch.equal(leaf.param, tensors[leaf.name])

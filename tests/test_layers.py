@@ -34,6 +34,15 @@ LATE = {"transformers", "peft", "datasets", "sklearn", "matplotlib", "rich", "to
 # Inside a package too, from the bottom up; a package or module that is not named here has no order of its own to keep
 # beyond having no circle. Names are paths below ``gradless``.
 INSIDE = {
+    "system": (
+        *("system.moved", "system.atomic", "system.signals", "system.locks", "system.hashing", "system.peak_memory"),
+        *("system.progress", "system.cache", "system.tensor_state", "system.finished_runs"),
+    ),
+    "runs": (
+        *("runs.config", "runs.config_io", "runs.record", "runs.predictions", "runs.hub", "runs.build", "runs.replay"),
+        *("runs.context", "runs.card", "runs.tensorboard", "runs.torchrun", "runs.finish", "runs.train", "runs.save"),
+        "runs.jobs",
+    ),
     "collab": (
         *("collab.data", "collab.aggregation", "collab.aggregators", "collab.adversary", "collab.attacks"),
         *("collab.contraction", "collab.network", "collab.algorithms", "collab.config", "collab.learners"),

@@ -24,7 +24,7 @@ import run_helpers as h
 from gradless import ledger, lm
 from gradless.cli import main
 from gradless.errors import BadInput
-from gradless.runs import build, card, hub, jobs, save
+from gradless.runs import build, card, hub, jobs, replay, save
 from gradless.system.progress import Reporter
 
 QUIET = Reporter(quiet=True)
@@ -88,7 +88,7 @@ def weight_files(folder: Path) -> dict[str, bytes]:
 def test_a_saved_model_gives_the_same_logits(tmp_path, model, dtype, scheme):
     place = tuned(tmp_path, model=model, dtype=dtype, scheme=scheme)
     jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
-    rebuilt, _ = build.rebuild(place, until=selected(place))
+    rebuilt, _ = replay.rebuild(place, until=selected(place))
     loaded = load(tmp_path / "saved")
     tensors = dict(loaded.named_parameters())  # PEFT keeps virtual tokens in float32, and casts them in a forward
     assert all(torch.equal(leaf.param.to(tensors[leaf.name].dtype), tensors[leaf.name])
@@ -106,7 +106,7 @@ def test_a_saved_model_gives_the_same_logits(tmp_path, model, dtype, scheme):
 def test_tuned_label_rows_stand_in_the_output_layer(tmp_path, model):
     place = tuned(tmp_path, model=model, scheme="head")
     jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
-    built, contents = build.rebuild(place, until=selected(place))
+    built, contents = replay.rebuild(place, until=selected(place))
     tokens, head = contents.header["label_token_ids"], built.lm.model.label_head
     loaded = load(tmp_path / "saved")
     output, base = loaded.get_output_embeddings(), lm.load(model).model
@@ -134,7 +134,7 @@ def test_what_a_gguf_file_became_is_saved_as_an_ordinary_folder(tmp_path, monkey
     write_gguf(lm.tiny("llama", tied=False), tmp_path / "tiny.gguf")
     place = tuned(tmp_path, model=str(tmp_path / "tiny.gguf"))
     jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
-    rebuilt, _ = build.rebuild(place, until=selected(place))
+    rebuilt, _ = replay.rebuild(place, until=selected(place))
     shutil.rmtree(tmp_path / "cache")
     assert torch.equal(logits(load(tmp_path / "saved")), logits(rebuilt.lm.model))
 
@@ -147,7 +147,7 @@ def test_an_adapter_names_a_base_that_is_a_folder(tmp_path):
     jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
     settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == str(tmp_path / "base")
-    rebuilt, _ = build.rebuild(place, until=selected(place))
+    rebuilt, _ = replay.rebuild(place, until=selected(place))
     assert torch.equal(logits(load(tmp_path / "saved")), logits(rebuilt.lm.model))
 
 
@@ -159,7 +159,7 @@ def test_an_adapter_names_a_base_that_is_a_folder(tmp_path):
 def test_a_ledger_alone_gives_the_same_weight_files(tmp_path, scheme):
     place = tuned(tmp_path, scheme=scheme)
     shutil.copy(place / "ledger", tmp_path / "mine.ledger")
-    last = len(build.rebuild(place)[1].moves)
+    last = len(replay.rebuild(place)[1].moves)
     jobs.replay(place, until=last, save=tmp_path / "a", reporter=QUIET)
     jobs.replay(tmp_path / "mine.ledger", model="tiny-llama", save=tmp_path / "b", reporter=QUIET)
     assert weight_files(tmp_path / "a") == weight_files(tmp_path / "b") != {}
@@ -236,7 +236,7 @@ def test_figures_go_only_with_the_weights_that_they_are_of(tmp_path):
 def test_a_method_without_replay_is_saved_from_its_best_step(tmp_path):
     place = tuned(tmp_path, method="fo-sgd", lr=1e-2)
     jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
-    rebuilt, _ = build.rebuild(place, until=selected(place))
+    rebuilt, _ = replay.rebuild(place, until=selected(place))
     assert torch.equal(logits(load(tmp_path / "saved")), logits(rebuilt.lm.model))
     assert "the only copy" in (tmp_path / "saved" / "README.md").read_text()
 

@@ -19,7 +19,7 @@ from gradless.forward import perturbed
 from gradless.lm import evaluate, objectives, schemes
 from gradless.methods import METHODS
 from gradless.optimizer import ZerothOrder
-from gradless.runs import build, jobs, record
+from gradless.runs import build, jobs, record, replay
 from gradless.runs.config import TuneConfig
 from gradless.system.hashing import weights_sha256
 from gradless.system.progress import Reporter
@@ -106,9 +106,9 @@ def test_every_scheme_runs_and_rebuilds(tmp_path, scheme, model):
     else:
         assert 0 < result["tuned_parameters"] < base.num_parameters / 4
     assert ("baseline_logistic_regression" in result) == (scheme == "head")
-    rebuilt, _ = build.rebuild(tmp_path / "run", until=result["selected_step"])
+    rebuilt, _ = replay.rebuild(tmp_path / "run", until=result["selected_step"])
     assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
-    untouched, _ = build.rebuild(tmp_path / "run", until=0)
+    untouched, _ = replay.rebuild(tmp_path / "run", until=0)
     assert build.tuned_sha256(untouched) != result["weights_sha256"]
 
 
@@ -125,7 +125,7 @@ def test_every_method_runs_and_rebuilds(tmp_path, method, dtype):
     assert result["forwards"] == 4 * build.step_cost(settings)
     assert result["test"]
     if METHODS[method].replays:
-        rebuilt, _ = build.rebuild(tmp_path / "run", until=result["selected_step"])
+        rebuilt, _ = replay.rebuild(tmp_path / "run", until=result["selected_step"])
         assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
         assert not (tmp_path / "run" / build.BEST).exists()
     else:
@@ -149,7 +149,7 @@ def test_a_run_that_no_ledger_rebuilds_starts_over(tmp_path, monkeypatch, method
     again = h.tune(settings, tmp_path / "run", resume=True)
     assert again["weights_sha256"] == whole["weights_sha256"]
     assert again["steps"] == 6
-    rebuilt, _ = build.rebuild(tmp_path / "run")
+    rebuilt, _ = replay.rebuild(tmp_path / "run")
     assert build.tuned_sha256(rebuilt) == whole["weights_sha256"]
 
 
@@ -213,7 +213,7 @@ def test_cosine_schedule_ends_near_zero(tmp_path):
 def test_weight_decay_shrinks_matrices_only(tmp_path):
     settings = h.config(tmp_path, model="tiny-opt", steps=1, lr=1e-4, weight_decay=1000.0, num_dev=0)
     h.tune(settings, tmp_path / "run")
-    before, after = build.rebuild(tmp_path / "run", until=0)[0], build.rebuild(tmp_path / "run")[0]
+    before, after = replay.rebuild(tmp_path / "run", until=0)[0], replay.rebuild(tmp_path / "run")[0]
     assert len(after.optimizer.param_groups) == 2
     (move,) = ledger.read(tmp_path / "run" / "ledger").moves
     step = move.lrs[0] * abs(move.coeffs[0])  # the largest change that z = +-1 makes
@@ -227,7 +227,7 @@ def test_layer_scales_change_the_run_and_rebuild(tmp_path, layer_scale):
     plain = h.tune(h.config(tmp_path), tmp_path / "plain")
     result = h.tune(h.config(tmp_path, layer_scale=layer_scale), tmp_path / "run")
     assert result["weights_sha256"] != plain["weights_sha256"]
-    rebuilt, _ = build.rebuild(tmp_path / "run", until=result["selected_step"])
+    rebuilt, _ = replay.rebuild(tmp_path / "run", until=result["selected_step"])
     assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
 
 
@@ -238,7 +238,7 @@ def test_zero_shot_is_that_of_the_base_model(tmp_path, scheme, model):
     base = jobs.evaluate(settings, mode="zero-shot", num_demonstrations=0, out=None, reporter=Reporter(quiet=True))
     result = h.tune(settings, tmp_path / "run")
     assert {name: result["zero_shot"][name] for name in base["test"]} == base["test"]
-    assert build.tuned_sha256(build.rebuild(tmp_path / "run")[0]) == result["weights_sha256"]  # adapters are on again
+    assert build.tuned_sha256(replay.rebuild(tmp_path / "run")[0]) == result["weights_sha256"]  # adapters are on again
 
 
 @pytest.mark.parametrize("scheme", ["lora", "prefix"])
@@ -256,7 +256,7 @@ def test_zero_shot_generation_is_that_of_the_base_model(tmp_path, scheme):
 def test_frozen_parameters_stay(tmp_path):
     result = h.tune(h.config(tmp_path, freeze=("embed", "lm_head")), tmp_path / "run")
     assert result["tuned_parameters"] < lm.load("tiny-llama").num_parameters
-    model = build.rebuild(tmp_path / "run")[0]
+    model = replay.rebuild(tmp_path / "run")[0]
     assert not [leaf.name for leaf in model.optimizer.leaves if "embed" in leaf.name]
 
 
@@ -290,9 +290,9 @@ def test_the_step_that_was_best_on_dev_is_tested(tmp_path, select):
     assert result["selected_step"] == best
     assert result["steps"] == 12
     assert result["dev"]["loss"] == dev[best]["loss"]
-    rebuilt, _ = build.rebuild(tmp_path / "run", until=best)
+    rebuilt, _ = replay.rebuild(tmp_path / "run", until=best)
     assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
-    last, _ = build.rebuild(tmp_path / "run")
+    last, _ = replay.rebuild(tmp_path / "run")
     assert (build.tuned_sha256(last) == result["weights_sha256"]) == (best == 12)
     if select == "loss":
         assert best != 12  # else this test shows little
@@ -330,9 +330,9 @@ def test_a_step_with_a_loss_that_is_not_finite_is_skipped_logged_and_counted(tmp
     assert [line["skipped"] for line in lines] == [move.skipped for move in moves]
     assert lines[1]["loss"] is None
     assert lines[1]["coeffs"] is None
-    before, after = (build.tuned_sha256(build.rebuild(tmp_path / "run", until=t)[0]) for t in (1, 2))
+    before, after = (build.tuned_sha256(replay.rebuild(tmp_path / "run", until=t)[0]) for t in (1, 2))
     assert before == after  # the skipped step changed nothing
-    rebuilt, _ = build.rebuild(tmp_path / "run", until=result["selected_step"])
+    rebuilt, _ = replay.rebuild(tmp_path / "run", until=result["selected_step"])
     assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
 
 
@@ -346,7 +346,7 @@ def test_ten_such_losses_in_a_row_end_the_run_as_diverged(tmp_path, monkeypatch)
     assert result["forwards"] == 24
     assert len(h.notes(tmp_path / "run", "step")) == 12
     assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "diverged"
-    rebuilt, _ = build.rebuild(tmp_path / "run", until=result["selected_step"])
+    rebuilt, _ = replay.rebuild(tmp_path / "run", until=result["selected_step"])
     assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
 
 
@@ -427,7 +427,7 @@ def test_ctrl_c_interrupts_and_resume_ends_at_the_same_weights(tmp_path, monkeyp
     assert result["steps"] == place[0]
     assert result["selected_step"] == result["steps"]
     assert result["test"] == {}
-    rebuilt, _ = build.rebuild(tmp_path / "run", until=result["selected_step"])
+    rebuilt, _ = replay.rebuild(tmp_path / "run", until=result["selected_step"])
     assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
 
     resumed = h.tune(settings, tmp_path / "run", resume=True)
@@ -471,7 +471,7 @@ def test_ctrl_c_between_log_and_update_loses_nothing(tmp_path, monkeypatch, wher
     monkeypatch.undo()
     assert result["status"] == "interrupted"
     assert result["steps"] == 3
-    rebuilt, _ = build.rebuild(tmp_path / "run", until=3)
+    rebuilt, _ = replay.rebuild(tmp_path / "run", until=3)
     assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
     assert h.tune(settings, tmp_path / "run", resume=True)["weights_sha256"] == whole["weights_sha256"]
 
@@ -561,7 +561,7 @@ def test_the_ledger_of_another_run_of_the_same_model_is_refused(tmp_path):
     with pytest.raises(BadInput, match="another run"):
         h.tune(settings, tmp_path / "run", resume=True)
     with pytest.raises(BadInput, match="another run"):
-        build.rebuild(tmp_path / "run")
+        replay.rebuild(tmp_path / "run")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -655,11 +655,11 @@ def test_a_prefix_is_rebuilt_from_kept_values_and_not_from_a_new_forward(tmp_pat
     monkeypatch.setattr(
         schemes, "_keys_and_values", lambda *args: [(key * 1.0001, value) for key, value in true(*args)]
     )
-    rebuilt, _ = build.rebuild(tmp_path / "run", until=result["selected_step"])
+    rebuilt, _ = replay.rebuild(tmp_path / "run", until=result["selected_step"])
     assert build.tuned_sha256(rebuilt) == result["weights_sha256"]
     (tmp_path / "run" / build.INITIAL).unlink()
     with pytest.raises(BadInput, match="initial adapter"):
-        build.rebuild(tmp_path / "run", until=result["selected_step"])
+        replay.rebuild(tmp_path / "run", until=result["selected_step"])
 
 
 def test_a_run_is_replayed_where_its_model_has_moved(tmp_path):

@@ -145,7 +145,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch,
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(progress, "SAVE_EVERY", 0.0)
-    monkeypatch.setattr(tensor_state.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     monkeypatch.setattr(simulate, "write_json", lambda *args: None)  # it renames too
     left = tmp_path / (progress.CHECKPOINT + tensor_state.NEW)
     left.write_bytes(b"left by a kill")

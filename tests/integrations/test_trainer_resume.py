@@ -154,8 +154,8 @@ def test_rebuild_says_what_is_wrong(tmp_path):
 
 
 def test_the_command_line_says_who_can_replay_it(tmp_path):
-    from gradless.runs import build
+    from gradless.runs import replay
 
     trainer(tmp_path, options={"max_steps": 1}).train()
     with pytest.raises(gl.BadInput, match=r"written by ZOTrainer.*replay.rebuild"):
-        build.rebuild(tmp_path)
+        replay.rebuild(tmp_path)

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from gradless import __version__, tasks
 from gradless.lm import assets
-from gradless.runs.config_io import tune_command
-from gradless.runs.config import TuneConfig
-from gradless.methods import METHODS
 from gradless.lm.metrics import SHARES
+from gradless.methods import METHODS
+from gradless.runs.config import TuneConfig
+from gradless.runs.config_io import tune_command
 from gradless.runs.record import DONE
 from gradless.tasks.own import parse_labels
 

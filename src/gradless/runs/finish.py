@@ -3,237 +3,194 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from safetensors.torch import load_file
 
-from gradless.lm import evaluate, metrics, schemes, scoring
 from gradless import ledger
-from gradless.runs import build, predictions
-from gradless.lm.batching import collate_ends
-from gradless.runs.config import TuneConfig
 from gradless.errors import BadInput
-from gradless.lm.evaluate import Evaluation
+from gradless.lm import evaluate, metrics, schemes, scoring
+from gradless.lm.batching import collate_ends
 from gradless.methods import METHODS
+from gradless.optimizer import Update
+from gradless.runs import build, predictions
+from gradless.runs.build import BEST
+from gradless.runs.context import RunContext, evaluate_rows, selected_step, selection_key
+from gradless.runs.predictions import Prediction
 from gradless.runs.record import DONE, INTERRUPTED, RunLog, versions
 from gradless.system.atomic import write_json
-from gradless.lm.objectives import Objective
-from gradless.optimizer import Update
-from gradless.runs.predictions import Prediction
-from gradless.system.progress import Reporter
-from gradless.ranks import Ranks
-from gradless.runs.build import BEST, Model
-from gradless.tasks import Splits, Task
+from gradless.system.tensor_state import write_tensors
+from gradless.tasks import Row
 
-
-class RunContext(NamedTuple):
-    """What a run works with."""
-
-    config: TuneConfig
-    folder: Path
-    task: Task
-    splits: Splits
-    objective: Objective
-    model: Model
-    reporter: Reporter
-    ranks: Ranks | None = None
-
-
-def evaluate_rows(parts: RunContext, rows: list[Any], title: str, *, predict: bool = True) -> Evaluation:
-    """Evaluate rows without touching the run's progress bar."""
-    found = evaluate.evaluate(
-        parts.model.lm,
-        parts.task,
-        rows,
-        max_length=parts.config.max_length,
-        objective=parts.objective,
-        predict=predict,
-        ranks=parts.ranks,
-    )
-    shown = [*list(found.metrics.items())[:1], *([("loss", found.loss)] if found.loss is not None else [])]
-    numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown)
-    parts.reporter.say(f"{title}: {numbers}  ({len(rows)} rows, {found.seconds:.0f} s)")
-    return found
+Line = dict[str, Any]  # of metrics.jsonl
 
 
 def finish(
-    parts: RunContext,
-    notes: RunLog,
-    zero_shot: dict[str, Any],
+    run: RunContext,
+    log: RunLog,
+    zero_shot: Line,
     status: str,
     advice: str,
     label_tokens: tuple[int, ...],
 ) -> dict[str, Any]:
-    """Go to the selected step, evaluate on test, and write ``result.json``."""
-    config, opt = parts.config, parts.model.optimizer
-    moves = ledger.read(parts.folder / "ledger").moves
-    trained = len(moves)
-    # An unfinished run has selected nothing: its result describes the weights that it stopped at.
-    chosen = trained if status == INTERRUPTED else selected(parts, notes, trained)
-    if chosen != trained:
-        parts.reporter.say(f"step {chosen} was best on dev: back to it")
-    _say_if_worse(parts, notes, chosen)
-    replays = METHODS[config.method].replays
-    if status == INTERRUPTED and not replays:
-        chosen = opt.t  # such a run starts over; these are the weights that it leaves
-    elif chosen != opt.t or opt.torn:  # also where Ctrl-C came after a step was logged and before it was applied
-        _back_to(parts, moves[:chosen], label_tokens)
-    else:
-        opt.flush()
-    if status == DONE and not replays and not (parts.folder / BEST).exists():
-        build.keep_tensors(parts.folder / BEST, build.tuned_tensors(parts.model))
-    test: dict[str, Any] = {}
-    if status != INTERRUPTED and parts.splits.test:
-        if notes.evaluation("test", chosen) is None:  # a crash may have come between this and the result
-            notes.evaluated("test", chosen, evaluate_rows(parts, parts.splits.test, "tuned test"))
-        test = notes.evaluation("test", chosen) or {}
-    steps = notes.of("step")
-    noted = {line["step"]: line["forwards"] for line in steps}  # a crash may have lost a line, but no move
+    """Go to the selected step, evaluate on test, and write ``result.json``; returns its contents."""
+    moves = ledger.read(run.folder / "ledger").moves
+    step = _selected_weights(run, log, moves, status, label_tokens)
+    test: Line = {}
+    if status != INTERRUPTED and run.splits.test:
+        if log.evaluation("test", step) is None:  # a crash may have come between this and the result
+            log.evaluated("test", step, evaluate_rows(run, run.splits.test, "tuned test"))
+        test = log.evaluation("test", step) or {}
     result = {
         "status": status,
         "zero_shot": _numbers(zero_shot),
-        "dev": _numbers(notes.evaluation("dev", chosen) or {}),
+        "dev": _numbers(log.evaluation("dev", step) or {}),
         "test": _numbers(test),
         "interval": _intervals(zero_shot, test),
-        "steps": trained,
-        "selected_step": chosen,
-        "skipped_steps": sum(move.skipped for move in moves),
-        "forwards": sum(noted.get(m.step, opt.cost(m.step)) for m in moves),
-        "train_seconds": sum(line["seconds"] for line in steps),
-        "seconds_per_step": _median([line["seconds"] for line in steps]),
-        "peak_memory_bytes": notes.peak(),
-        "inference_memory_bytes": notes.inference or 0,
-        "engine": opt.engine,
-        "weights_sha256": None if opt.torn and not replays else _sha256(parts, status),
-        "base_sha256": parts.model.base_sha256,
-        "data_sha256": parts.splits.fingerprint,
-        "rows": {split: len(getattr(parts.splits, split)) for split in ("train", "dev", "test")},
-        "tuned_parameters": sum(leaf.param.numel() for leaf in parts.model.optimizer.leaves),
-        "ledger_bytes": (parts.folder / "ledger").stat().st_size,
-        "examples": predictions.examples(_predictions(parts, zero_shot, test)),
+        **_training(run, log, moves, step),
+        "weights_sha256": _sha256(run, status),
+        "base_sha256": run.model.base_sha256,
+        "data_sha256": run.splits.fingerprint,
+        "rows": {split: len(getattr(run.splits, split)) for split in ("train", "dev", "test")},
+        "tuned_parameters": sum(leaf.param.numel() for leaf in run.model.optimizer.leaves),
+        "ledger_bytes": (run.folder / "ledger").stat().st_size,
+        "examples": predictions.examples(_predictions(run, zero_shot, test)),
         "versions": versions(),
     }
-    if parts.ranks is not None:
-        result["ranks"] = {
-            "size": parts.ranks.size,
-            "split": parts.ranks.split,
-            "bytes_per_step": _median([line["bytes"] for line in steps if "bytes" in line]),
-        }
-    if config.scheme == "head" and status == DONE:
-        result["baseline_logistic_regression"] = _linear_probe(parts)
-    write_json(parts.folder / "result.json", result)
+    if run.ranks is not None:
+        sent = [line["bytes"] for line in log.of("step") if "bytes" in line]
+        result["ranks"] = {"size": run.ranks.size, "split": run.ranks.split, "bytes_per_step": _median(sent)}
+    if run.config.scheme == "head" and status == DONE:
+        result["baseline_logistic_regression"] = _linear_probe(run)
+    write_json(run.folder / "result.json", result)
     if advice:
-        parts.reporter.say(f"{status}: {advice}")
+        run.reporter.say(f"{status}: {advice}")
     return result
 
 
-def _sha256(parts: RunContext, status: str) -> str:
-    """Hash of the tuned weights, which all ranks have if nothing interrupted them."""
-    found = build.tuned_sha256(parts.model)
-    if parts.ranks is not None and status != INTERRUPTED:
-        parts.ranks.check_equal(found, "the weights in the end")
-    return found
+def _selected_weights(
+    run: RunContext, log: RunLog, moves: list[Update], status: str, label_tokens: tuple[int, ...]
+) -> int:
+    """Bring the model to the weights that the result describes; returns their step."""
+    opt, trained, replays = run.model.optimizer, len(moves), METHODS[run.config.method].replays
+    # An unfinished run has selected nothing: its result describes the weights that it stopped at.
+    step = trained if status == INTERRUPTED else selected_step(run, log, trained)
+    if step != trained:
+        run.reporter.say(f"step {step} was best on dev: back to it")
+    _say_if_worse(run, log, step)
+    if status == INTERRUPTED and not replays:
+        step = opt.t  # such a run starts over; these are the weights that it leaves
+    elif step != opt.t or opt.torn:  # also where Ctrl-C came after a step was logged and before it was applied
+        _back_to(run, moves[:step], label_tokens)
+    else:
+        opt.flush()
+    if status == DONE and not replays and not (run.folder / BEST).exists():
+        write_tensors(run.folder / BEST, build.tuned_tensors(run.model))
+    return step
 
 
-def selected(parts: RunContext, notes: RunLog, trained: int) -> int:
-    """The step whose dev loss was lowest (or dev metric highest); the last one if dev was never evaluated."""
-    key = "loss" if parts.config.select == "loss" else parts.task.metrics[0]
-    sign = 1 if key == "loss" else -1
-    seen = [line for line in notes.of("eval") if line["split"] == "dev" and 0 < line["step"] <= trained]
-    finite = [line for line in seen if line.get(key) is not None and math.isfinite(line[key])]
-    if not finite:
-        return trained
-    best = min(finite, key=lambda line: (sign * line[key], line["step"]))
-    return best["step"]
+def _training(run: RunContext, log: RunLog, moves: list[Update], step: int) -> dict[str, Any]:
+    """Return what training took up to its end, beside the selected step."""
+    opt, lines = run.model.optimizer, log.of("step")
+    forwards = {line["step"]: line["forwards"] for line in lines}  # a crash may have lost a line, but no move
+    seconds = [line["seconds"] for line in lines]
+    return {
+        "steps": len(moves),
+        "selected_step": step,
+        "skipped_steps": sum(move.skipped for move in moves),
+        "forwards": sum(forwards.get(move.step, opt.cost(move.step)) for move in moves),
+        "train_seconds": sum(seconds),
+        "seconds_per_step": _median(seconds),
+        "peak_memory_bytes": log.peak(),
+        "inference_memory_bytes": log.inference or 0,
+        "engine": opt.engine,
+    }
 
 
-def _say_if_worse(parts: RunContext, notes: RunLog, chosen: int) -> None:
-    """A word where tuning made the model worse on dev."""
-    key = "loss" if parts.config.select == "loss" else parts.task.metrics[0]
-    sign = 1 if key == "loss" else -1
-    before, after = (notes.evaluation("dev", step) or {} for step in (0, chosen))
-    if before.get(key) is not None and after.get(key) is not None and sign * before[key] < sign * after[key]:
-        parts.reporter.say(f"on dev the untouched model has the better {key}: lower --lr, or take more --steps")
+def _sha256(run: RunContext, status: str) -> str | None:
+    """Return the hash of the tuned weights, or None if an interruption tore them and no ledger rebuilds them."""
+    if run.model.optimizer.torn and not METHODS[run.config.method].replays:
+        return None
+    digest = build.tuned_sha256(run.model)
+    if run.ranks is not None and status != INTERRUPTED:
+        run.ranks.check_equal(digest, "the weights in the end")
+    return digest
 
 
-def _back_to(parts: RunContext, moves: list[Update], label_tokens: tuple[int, ...]) -> None:
+def _say_if_worse(run: RunContext, log: RunLog, step: int) -> None:
+    """Say so if tuning made the model worse on dev."""
+    key, sign = selection_key(run)
+    untouched, tuned = ((log.evaluation("dev", at) or {}).get(key) for at in (0, step))
+    if untouched is not None and tuned is not None and sign * untouched < sign * tuned:
+        run.reporter.say(f"on dev the untouched model has the better {key}: lower --lr, or take more --steps")
+
+
+def _back_to(run: RunContext, moves: list[Update], label_tokens: tuple[int, ...]) -> None:
     """Rebuild the weights after some moves in the live model: base weights from disk, then the ledger.
 
     Methods that no ledger rebuilds have kept the weights of the best step instead.
     """
-    if not METHODS[parts.config.method].replays:
-        if (parts.folder / BEST).exists():
-            kept = load_file(parts.folder / BEST)
-            with torch.no_grad():
-                for leaf in parts.model.optimizer.leaves:
-                    leaf.param.copy_(kept[leaf.name])
+    leaves = run.model.optimizer.leaves
+    if not METHODS[run.config.method].replays:
+        if (run.folder / BEST).exists():
+            build.load_tuned(run.folder / BEST, {leaf.name: leaf.param for leaf in leaves})
         return
     # On the CPU, where the file's pages are mapped and not copied: a second model may not fit on the device.
-    dtype = str(parts.model.lm.dtype).removeprefix("torch.")
-    config = dataclasses.replace(parts.config, device="cpu", dtype=dtype)
-    fresh = build.build(
-        config, parts.folder, label_token_ids=label_tokens, twin=parts.model, say=parts.reporter.say
-    )  # fmt: skip
+    dtype = str(run.model.lm.dtype).removeprefix("torch.")
+    config = dataclasses.replace(run.config, device="cpu", dtype=dtype)
+    fresh = build.build(config, run.folder, label_token_ids=label_tokens, twin=run.model, say=run.reporter.say)
     with torch.no_grad():
-        for here, there in zip(parts.model.optimizer.leaves, fresh.optimizer.leaves, strict=True):
+        for here, there in zip(leaves, fresh.optimizer.leaves, strict=True):
             here.param.copy_(there.param)
     del fresh
-    build.optimizer(parts.config, schemes.trainable(parts.model.lm), parts.model.norms).replay(moves)
+    build.optimizer(run.config, schemes.trainable(run.model.lm), run.model.norms).replay(moves)
 
 
-def _predictions(parts: RunContext, zero_shot: dict[str, Any], test: dict[str, Any]) -> list[Prediction]:
-    """What was predicted for the test rows; kept in a file for `gradless report`."""
+def _predictions(run: RunContext, zero_shot: Line, test: Line) -> list[Prediction]:
+    """Return what was predicted for the test rows, and keep it in a file for `gradless report`."""
     if not test:
         return []
-    rows = evaluate.render(parts.model.lm, parts.task, parts.splits.test)
-    found = predictions.collect(rows, zero_shot, test)
-    predictions.write(parts.folder / predictions.FILE, found)
-    return found
+    examples = evaluate.render(run.model.lm, run.task, run.splits.test)
+    rows = predictions.collect(examples, zero_shot, test)
+    predictions.write(run.folder / predictions.FILE, rows)
+    return rows
 
 
-def _intervals(zero_shot: dict[str, Any], test: dict[str, Any]) -> dict[str, list[float]]:
-    """95 % intervals of the share of right answers before, after, and of their paired difference."""
-    if not test:
-        return {}
-    after = test["correct"]
-    if not zero_shot:
-        return {"test": list(metrics.wilson(sum(after), len(after)))}
-    before = zero_shot["correct"]
-    return {
-        "zero_shot": list(metrics.wilson(sum(before), len(before))),
-        "test": list(metrics.wilson(sum(after), len(after))),
-        "difference": list(metrics.difference_interval(before, after)),
-    }
+def _intervals(zero_shot: Line, test: Line) -> dict[str, list[float]]:
+    """Return 95 % intervals of the share of right answers before, after, and of their paired difference."""
+    correct = {name: line["correct"] for name, line in (("zero_shot", zero_shot), ("test", test)) if test and line}
+    intervals = {name: list(metrics.wilson(sum(right), len(right))) for name, right in correct.items()}
+    if len(correct) == 2:
+        intervals["difference"] = list(metrics.difference_interval(correct["zero_shot"], correct["test"]))
+    return intervals
 
 
 @torch.no_grad()
-def _linear_probe(parts: RunContext) -> dict[str, float] | None:
-    """The baseline of head tuning: logistic regression on the same frozen features, C chosen on dev.
+def _linear_probe(run: RunContext) -> dict[str, float] | None:
+    """Return the scores of head tuning's baseline: logistic regression on the same frozen features, C chosen on dev.
 
     None without dev or test rows, or where it cannot be fitted; a finished run does not fail for its baseline.
     """
 
-    def features(rows: list[Any]) -> tuple[Any, Any]:
-        encoded = build.encode_rows(parts.model.lm, parts.task, rows, parts.config.max_length)
+    def features(rows: Sequence[Row]) -> tuple[Any, Any]:
+        encoded = build.encode_rows(run.model.lm, run.task, rows, run.config.max_length)
         chunks = [encoded[i : i + 16] for i in range(0, len(encoded), 16)]
-        found = [scoring.features(parts.model.lm, collate_ends(parts.model.lm, chunk)) for chunk in chunks]
-        return torch.cat(found).cpu().numpy(), [row.gold for row in encoded]
+        hidden = [scoring.features(run.model.lm, collate_ends(run.model.lm, chunk)) for chunk in chunks]
+        return torch.cat(hidden).cpu().numpy(), [row.gold for row in encoded]
 
-    if not (parts.splits.dev and parts.splits.test):
+    if not (run.splits.dev and run.splits.test):
         return None
-    train, dev, test = (features(rows) for rows in parts.splits[:3])
+    train, dev, test = (features(rows) for rows in run.splits[:3])
     try:
         return schemes.logistic_regression_baseline(*train, *dev, *test)
     except BadInput as error:
-        parts.reporter.say(f"no baseline: {error}")
+        run.reporter.say(f"no baseline: {error}")
         return None
 
 
-def _numbers(line: dict[str, Any]) -> dict[str, float]:
-    """The metrics in an evaluation line."""
+def _numbers(line: Line) -> dict[str, float]:
+    """Return the loss and the metrics of an evaluation."""
     return {name: line[name] for name in ("loss", *metrics.METRICS) if line.get(name) is not None}
 
 

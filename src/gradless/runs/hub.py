@@ -1,4 +1,4 @@
-"""Putting a saved folder on the Hugging Face hub, when the user asked for that and only then."""
+"""Uploads of a saved folder to the Hugging Face hub, when the user asked for one and only then."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Say = Callable[[str], None]
 
 
 def check(repo_id: str) -> None:
-    """Find out what can be known without the network: the library, the name, a token.
+    """Check what can be known without the network: the library, the name, a token.
 
     Raises:
-        BadInput: huggingface_hub is missing, the name is none, or there is no token.
+        BadInput: huggingface_hub is missing, the name is not valid, or there is no token.
     """
     try:
         from huggingface_hub import constants, get_token
@@ -27,11 +27,10 @@ def check(repo_id: str) -> None:
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        why = str(error).partition("\n")[0].rstrip(".")
-        raise BadInput(f"--push {repo_id} is no name on the hub ({why}): write OWNER/NAME") from None
+        raise BadInput(f"--push {repo_id} is no name on the hub ({_first_line(error)}): write OWNER/NAME") from None
     if "/" not in repo_id:  # the hub would add the owner, but the card says where to load the model from
         raise BadInput(f"--push {repo_id} leaves out whose it is: write OWNER/{repo_id}")
-    if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+    if constants.HF_HUB_OFFLINE or os.environ.get("TRANSFORMERS_OFFLINE", "").upper() in constants.ENV_VARS_TRUE_VALUES:
         raise BadInput("--push needs the hub, but HF_HUB_OFFLINE is set: unset it")
     if not get_token():
         raise BadInput("--push needs a token with write access: run 'hf auth login', or set HF_TOKEN")

@@ -9,16 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradless.lm import evaluate as evaluation
 from gradless import lm, methods, tasks
-from gradless.lm import metrics, objectives, schemes
-from gradless.runs import build, save as saving, tensorboard as tensorboard_events, train
-from gradless.runs.config import TuneConfig
 from gradless.errors import BadInput, pick
+from gradless.lm import evaluate as evaluation
+from gradless.lm import metrics, objectives, schemes
+from gradless.ranks import Ranks, agreed
+from gradless.runs import build, train
+from gradless.runs import replay as rebuilding
+from gradless.runs import save as saving
+from gradless.runs import tensorboard as tensorboard_events
+from gradless.runs.config import TuneConfig
 from gradless.runs.record import DONE, INTERRUPTED, versions
 from gradless.system.atomic import write_json
 from gradless.system.progress import Reporter
-from gradless.ranks import Ranks, agreed
 
 
 def tune(
@@ -162,9 +165,9 @@ def replay(
         raise BadInput(f"result.json holds the weights of step {recorded['selected_step']}: verify without --until")
     if until is None and recorded is not None:
         until = recorded["selected_step"]
-    if not build.replays(place):
+    if not rebuilding.replays(place):
         _check_kept(place, recorded, until)
-    built, contents = build.rebuild(place, until=until, model=model, device=device, say=reporter.say)
+    built, contents = rebuilding.rebuild(place, until=until, model=model, device=device, say=reporter.say)
     if contents.torn_bytes:
         reporter.say(f"the ledger ends in {contents.torn_bytes} bytes of an unfinished step, which are left out")
     step, sha256 = built.optimizer.t, build.tuned_sha256(built)
@@ -192,8 +195,8 @@ def _check_kept(place: Path, recorded: dict[str, Any] | None, until: int | None)
 
 def _recorded(place: Path) -> dict[str, Any] | None:
     """``result.json`` of a run directory; a ledger by another name than there stands alone."""
-    path = build.ledger_path(place).with_name("result.json")
-    if not path.exists() or build.ledger_path(place).name != "ledger":
+    path = rebuilding.ledger_path(place).with_name("result.json")
+    if not path.exists() or rebuilding.ledger_path(place).name != "ledger":
         return None
     try:
         found: dict[str, Any] = json.loads(path.read_text())

@@ -5,6 +5,7 @@ It stays in the run directory, beside the other files, and can be deleted: no ot
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -21,19 +22,19 @@ FIRST_PART = 0.4  # of a shortened text; the question, which tells most, comes l
 
 
 class Guess(NamedTuple):
-    """What the model said of a row."""
+    """An answer of the model to a row."""
 
     text: str
     right: bool
     probability: float | None
-    """Of this option among the row's options; None for generated text, and where it was not noted."""
+    """Of this option among the row's options; None for generated text, and where it is unknown."""
 
 
 class Prediction(NamedTuple):
-    """A test row and what was predicted for it."""
+    """A test row and the model's answers before and after tuning."""
 
     row: int
-    """Its place among the test rows."""
+    """Index among the test rows."""
     text: str
     """The prompt, its middle left out where it is long."""
     options: tuple[str, ...]
@@ -59,24 +60,24 @@ class Prediction(NamedTuple):
         return self.before is not None and self.before.right and not self.after.right
 
 
-def collect(examples: Sequence[Example], before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Prediction]:
-    """Rendered test rows beside what two evaluations (lines of ``metrics.jsonl``) said of them.
+def collect(examples: Sequence[Example], untouched: Mapping[str, Any], tuned: Mapping[str, Any]) -> list[Prediction]:
+    """Return rendered test rows with the predictions of two evaluations, lines of ``metrics.jsonl``.
 
     Args:
         examples: the rows.
-        before: evaluation of the untouched model; empty if there is none.
-        after: evaluation of the tuned one.
+        untouched: evaluation of the untouched model; empty if there is none.
+        tuned: evaluation of the tuned one.
     """
     return [
         Prediction(
-            row=place,
+            row=row,
             text=shorten(example.prompt, LONGEST_TEXT),
             options=tuple(_answer(option) for option in example.options[:MOST_OPTIONS]),
             gold=tuple(_answer(gold) for gold in _golds(example)),
-            before=_guess(example, before, place) if before.get("predictions") else None,
-            after=_guess(example, after, place),
+            before=_guess(example, untouched, row) if untouched.get("predictions") else None,
+            after=_guess(example, tuned, row),
         )
-        for place, example in enumerate(examples)
+        for row, example in enumerate(examples)
     ]
 
 
@@ -84,31 +85,29 @@ def _golds(example: Example) -> tuple[str, ...]:
     return tuple(example.options[i] for i in example.correct) if example.options else example.answers
 
 
-def _guess(example: Example, line: Mapping[str, Any], place: int) -> Guess:
-    said, known = line["predictions"][place], line.get("probabilities") or ()
-    text = example.options[said] if example.options else str(said)
-    return Guess(_answer(text), bool(line["correct"][place]), known[place] if place < len(known) else None)
+def _guess(example: Example, line: Mapping[str, Any], row: int) -> Guess:
+    prediction, probabilities = line["predictions"][row], line.get("probabilities") or ()
+    text = example.options[prediction] if example.options else str(prediction)
+    return Guess(_answer(text), bool(line["correct"][row]), probabilities[row] if row < len(probabilities) else None)
 
 
-def write(path: Path, found: Sequence[Prediction]) -> None:
+def write(path: Path, predictions: Sequence[Prediction]) -> None:
     """Write one JSON line a row, the file whole or not at all."""
-    write_text(path, "".join(json.dumps(_plain(prediction)) + "\n" for prediction in found))
+    write_text(path, "".join(json.dumps(_plain(prediction)) + "\n" for prediction in predictions))
 
 
-def _plain(found: Prediction) -> dict[str, Any]:
-    before = found.before._asdict() if found.before else None
-    return {**found._asdict(), "before": before, "after": found.after._asdict()}
+def _plain(prediction: Prediction) -> dict[str, Any]:
+    untouched = prediction.before._asdict() if prediction.before else None
+    return {**prediction._asdict(), "before": untouched, "after": prediction.after._asdict()}
 
 
 def read(path: Path) -> list[Prediction]:
-    """Read the file back; nothing where there is none, and damaged lines are left out."""
-    found = []
+    """Read the file back; returns nothing where there is none, and leaves damaged lines out."""
+    predictions = []
     for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        try:
-            found.append(_prediction(json.loads(text)))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
-    return found
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            predictions.append(_prediction(json.loads(text)))
+    return predictions
 
 
 def _prediction(line: dict[str, Any]) -> Prediction:
@@ -117,18 +116,18 @@ def _prediction(line: dict[str, Any]) -> Prediction:
         fine = isinstance(number, int | float) and math.isfinite(number)
         return Guess(str(value["text"]), bool(value["right"]), float(number) if fine else None)
 
-    before = guess(line["before"]) if line["before"] is not None else None
+    untouched = guess(line["before"]) if line["before"] is not None else None
     options, gold = (tuple(str(one) for one in line[name]) for name in ("options", "gold"))
-    return Prediction(int(line["row"]), str(line["text"]), options, gold, before, guess(line["after"]))
+    return Prediction(int(line["row"]), str(line["text"]), options, gold, untouched, guess(line["after"]))
 
 
-def changed_first(found: Sequence[Prediction]) -> list[Prediction]:
-    """The rows whose prediction changed, then the others, each in their order."""
-    return sorted(found, key=lambda prediction: not prediction.changed)
+def changed_first(predictions: Sequence[Prediction]) -> list[Prediction]:
+    """Return the rows whose prediction changed, then the others, each in their order."""
+    return sorted(predictions, key=lambda prediction: not prediction.changed)
 
 
-def examples(found: Sequence[Prediction], count: int = 3) -> list[dict[str, str | None]]:
-    """A few of them for ``result.json``; ``before`` is None where the untouched model was not evaluated."""
+def examples(predictions: Sequence[Prediction], count: int = 3) -> list[dict[str, str | None]]:
+    """Return a few rows for ``result.json``; ``before`` is None where the untouched model was not evaluated."""
     return [
         {
             "prompt": one.text,
@@ -136,12 +135,12 @@ def examples(found: Sequence[Prediction], count: int = 3) -> list[dict[str, str 
             "before": one.before.text if one.before else None,
             "after": one.after.text,
         }
-        for one in changed_first(found)[:count]
+        for one in changed_first(predictions)[:count]
     ]
 
 
 def shorten(text: str, most: int) -> str:
-    """At most ``most`` characters: the beginning and the end, with an ellipsis between them.
+    """Return at most ``most`` characters: the beginning and the end, with an ellipsis between them.
 
     Halves of surrogate pairs, which no file can hold, become question marks.
 

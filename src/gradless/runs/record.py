@@ -24,9 +24,15 @@ DONE, DIVERGED, INTERRUPTED = "done", "diverged", "interrupted"
 
 
 class RunLog:
-    """``metrics.jsonl``: one JSON line an event. Lines after step ``keep`` (of a torn end) are dropped on resume.
+    """``metrics.jsonl``: one JSON line an event.
 
-    ``observers`` are called with every line that is written; trackers hang there.
+    Args:
+        path: the file.
+        keep: steps that the ledger holds; lines of later ones, which a crash has left, are dropped.
+
+    Attributes:
+        lines: all lines.
+        observers: functions that are called with every line that is written.
     """
 
     def __init__(self, path: Path, *, keep: int) -> None:
@@ -34,8 +40,7 @@ class RunLog:
         self.observers: list[Callable[[dict[str, Any]], None]] = []
         self.lines = _intact(path, keep)
         self._meter: PeakMeter | None = None
-        text = "".join(json.dumps(line) + "\n" for line in self.lines)
-        write_text(path, text)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
     def write(self, **line: Any) -> None:
         """Append one line; a full disk raises OSError and leaves whole lines."""
@@ -46,25 +51,32 @@ class RunLog:
             observer(line)
 
     def of(self, event: str) -> list[dict[str, Any]]:
-        """All lines of one kind."""
+        """Return all lines of one kind."""
         return [line for line in self.lines if line["event"] == event]
 
-    def evaluated(self, split: str, step: int, found: Evaluation) -> None:
-        """Note an evaluation; a loss that is not finite is no JSON number and becomes null."""
-        loss = found.loss if found.loss is not None and math.isfinite(found.loss) else None
+    def evaluated(self, split: str, step: int, evaluation: Evaluation) -> None:
+        """Write an evaluation; numbers that are not finite are no JSON numbers and become null."""
+        finite = evaluation.loss is not None and math.isfinite(evaluation.loss)
         self.write(
-            event="eval", split=split, step=step, loss=loss, **found.metrics, forwards=found.forwards,
-            seconds=found.seconds, predictions=found.predictions, correct=[int(c) for c in found.correct],
-            probabilities=[round(p, 4) if math.isfinite(p) else None for p in found.probabilities],
-        )  # fmt: skip
+            event="eval",
+            split=split,
+            step=step,
+            loss=evaluation.loss if finite else None,
+            **evaluation.metrics,
+            forwards=evaluation.forwards,
+            seconds=evaluation.seconds,
+            predictions=evaluation.predictions,
+            correct=[int(right) for right in evaluation.correct],
+            probabilities=[round(p, 4) if math.isfinite(p) else None for p in evaluation.probabilities],
+        )
 
     def evaluation(self, split: str, step: int) -> dict[str, Any] | None:
-        """The last evaluation of a split at a step."""
-        found = [line for line in self.of("eval") if (line["split"], line["step"]) == (split, step)]
-        return found[-1] if found else None
+        """Return the last evaluation of a split at a step."""
+        lines = [line for line in self.of("eval") if (line["split"], line["step"]) == (split, step)]
+        return lines[-1] if lines else None
 
     def memory(self, device: torch.device) -> PeakMeter:
-        """The meter of all training steps."""
+        """Return the meter of all training steps."""
         self._meter = self._meter or PeakMeter(device)
         return self._meter
 
@@ -74,17 +86,17 @@ class RunLog:
         return max((line["bytes"] for line in self.of("inference")), default=None)
 
     def peak(self) -> int:
-        """Peak bytes of all training steps, those before a crash included."""
+        """Return the peak bytes of all training steps, those before a crash included."""
         return max((line["peak_memory_bytes"] for line in self.of("step")), default=0)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a ``metrics.jsonl``."""
+    """Return all whole lines of a ``metrics.jsonl``."""
     return _intact(path, math.inf)
 
 
 def _intact(path: Path, keep: float) -> list[dict[str, Any]]:
-    """Whole lines of steps that the ledger holds too."""
+    """Return whole lines of steps that the ledger holds too."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -97,12 +109,12 @@ def _intact(path: Path, keep: float) -> list[dict[str, Any]]:
 
 
 def versions() -> dict[str, str]:
-    """Versions of what computed a result."""
-    found = {"gradless": __version__, "torch": torch.__version__}
+    """Return the versions of what computes a result, and the machine."""
+    libraries = {"gradless": __version__, "torch": torch.__version__}
     with contextlib.suppress(metadata.PackageNotFoundError):
-        found["transformers"] = metadata.version("transformers")
+        libraries["transformers"] = metadata.version("transformers")
     return {
-        **found,
+        **libraries,
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "threads": str(torch.get_num_threads()),

@@ -23,13 +23,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradless.runs import build as run_build, card, hub
 from gradless import lm
-from gradless.lm.batching import has_label_head
-from gradless.runs.card import Facts, RECORD, TASK_FILE
-from gradless.runs.config import TuneConfig
 from gradless.errors import BadInput
 from gradless.ledger import Contents
+from gradless.lm.batching import has_label_head
+from gradless.runs import card, hub
+from gradless.runs.build import INITIAL, NORMS, Model, Say, tuned_sha256
+from gradless.runs.card import RECORD, TASK_FILE, Facts
+from gradless.runs.config import TuneConfig
+from gradless.runs.replay import ledger_path
 from gradless.system.atomic import write_json
 
 TEMPORARY = ".saving-"  # what a killed process leaves beside the folder has this name
@@ -54,17 +56,17 @@ def check(save: Path | None, push: str | None, *, public: bool = False, beside: 
             raise BadInput(f"{save} exists already and is a file: choose a new folder for --save")
         if save.is_dir() and any(save.iterdir()):
             raise BadInput(f"{save} exists already and is not empty: choose a new folder for --save, or remove it")
-        for place in beside:
-            if place.resolve().is_relative_to(save.resolve()):
-                raise BadInput(f"{save} will hold {place}, and --save needs a folder of its own: choose another")
+        for folder in beside:
+            if folder.resolve().is_relative_to(save.resolve()):
+                raise BadInput(f"{save} will hold {folder}, and --save needs a folder of its own: choose another")
     if push is not None:
         hub.check(push)
 
 
 def save(
-    built: run_build.Model,
+    built: Model,
     contents: Contents,
-    place: Path,
+    source: Path,
     target: Path,
     *,
     result: dict[str, Any] | None = None,
@@ -75,9 +77,9 @@ def save(
     The model is of no use afterwards: tuned label rows are moved into its output layer, for instance.
 
     Args:
-        built: the model, from `gradless.runs.build.rebuild`.
+        built: the model, from `gradless.runs.replay.rebuild`.
         contents: its ledger.
-        place: run directory or ledger file that it was rebuilt from.
+        source: run directory or ledger file that it was rebuilt from.
         target: folder that does not exist yet, or is empty.
         result: contents of ``result.json`` if they describe exactly these weights. Text of test rows is left out.
         repo_id: name on the hub, if it is going there.
@@ -88,45 +90,44 @@ def save(
         BadInput: ``target`` holds something.
         OSError: it cannot be written; nothing is left behind.
     """
-    config, step, sha256 = TuneConfig.from_json(contents.header["config"]), built.optimizer.t, run_build.tuned_sha256(built)
-    # Where the base model is now, for those who load an adapter; the record keeps what the run was given.
-    base = str(Path(built.lm.source).resolve()) if Path(built.lm.source).exists() else built.lm.source
-    here = dataclasses.replace(config, model=base)
-    facts = Facts(
-        name=(repo_id or target.resolve().name).rpartition("/")[2],
-        place=repo_id or str(target),
-        config=here,
-        step=step,
-        header=contents.header,
-        result=result,
-        ledger_bytes=contents.good_bytes,
-        sha256=sha256,
-        masked=built.lm.masked,
-    )
-
-    def build(folder: Path) -> None:
-        _weights(built.lm, here, contents.header, folder)
-        _record(config, contents, place, result, folder / RECORD)
-        text = folder / "README.md"
-        text.write_text(card.render(facts), encoding="utf-8")
-        for path in folder.rglob("*.safetensors"):  # which safetensors lets nobody else read
-            path.chmod(text.stat().st_mode)
-
     check(target, None)
+    facts = _facts(built, contents, repo_id or str(target), (repo_id or target.resolve().name), result)
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=target.parent) as scratch:
-        whole = Path(scratch) / "model"  # a folder with the user's own permissions, which the one around it has not
-        whole.mkdir()
-        build(whole)
+        folder = Path(scratch) / "model"  # with the user's own permissions, which the folder around it has not
+        folder.mkdir()
+        _weights(built.lm, facts.config, contents.header, folder)
+        _record(contents, source, result, folder / RECORD)
+        readme = folder / "README.md"
+        readme.write_text(card.render(facts), encoding="utf-8")
+        for path in folder.rglob("*.safetensors"):  # which safetensors lets nobody else read
+            path.chmod(readme.stat().st_mode)
         check(target, None)  # whoever filled it meanwhile keeps what is there
         if target.is_dir():
             target.rmdir()
-        whole.rename(target)
+        folder.rename(target)
+
+
+def _facts(built: Model, contents: Contents, place: str, name: str, result: dict[str, Any] | None) -> Facts:
+    """Return what the model card tells."""
+    # Where the base model is now, for those who load an adapter; the record keeps what the run was given.
+    base = str(Path(built.lm.source).resolve()) if Path(built.lm.source).exists() else built.lm.source
+    return Facts(
+        name=name.rpartition("/")[2],
+        place=place,
+        config=dataclasses.replace(TuneConfig.from_json(contents.header["config"]), model=base),
+        step=built.optimizer.t,
+        header=contents.header,
+        result=result,
+        ledger_bytes=contents.good_bytes,
+        sha256=tuned_sha256(built),
+        masked=built.lm.masked,
+    )
 
 
 def _weights(model: lm.LanguageModel, config: TuneConfig, header: dict[str, Any], folder: Path) -> None:
-    """Weights and tokenizer as transformers and PEFT write them."""
+    """Write weights and tokenizer as transformers and PEFT do."""
     inner: Any = model.model
     settings: Any = inner.config
     settings.use_cache = not model.masked  # off for training only; whoever generates wants it
@@ -155,20 +156,20 @@ def _place_label_rows(model: lm.LanguageModel, tokens: list[int]) -> None:
     if model.head.bias is not None:  # masked models tie it too, to one that is saved under another name
         model.head.bias = nn.Parameter(model.head.bias.detach().clone(), requires_grad=False)
     del inner.label_head
-    for settings in {id(found): found for found in (inner.config, inner.config.get_text_config())}.values():
+    for settings in (inner.config, inner.config.get_text_config()):
         settings.tie_word_embeddings = False
 
 
-def _record(config: TuneConfig, contents: Contents, place: Path, result: dict[str, Any] | None, folder: Path) -> None:
-    """The run's own files; the folder is a run directory again."""
+def _record(contents: Contents, source: Path, result: dict[str, Any] | None, folder: Path) -> None:
+    """Write the run's own files; the folder is a run directory again."""
     folder.mkdir()
-    path = run_build.ledger_path(place)
+    path, config = ledger_path(source), TuneConfig.from_json(contents.header["config"])
     with path.open("rb") as file:  # without the torn end of a run that was killed
         (folder / "ledger").write_bytes(file.read(contents.good_bytes))
     write_json(folder / "config.json", config.to_json())
     if result is not None:
         write_json(folder / "result.json", {key: value for key, value in result.items() if key != "examples"})
-    for name in (run_build.INITIAL, run_build.NORMS):
+    for name in (INITIAL, NORMS):
         if (path.parent / name).exists():
             shutil.copyfile(path.parent / name, folder / name)
     text = card.task_file(config)
@@ -177,17 +178,17 @@ def _record(config: TuneConfig, contents: Contents, place: Path, result: dict[st
 
 
 def deliver(
-    built: run_build.Model,
+    built: Model,
     contents: Contents,
-    place: Path,
+    source: Path,
     *,
     save_to: Path | None,
     result: dict[str, Any] | None,
     push: str | None,
     public: bool,
-    say: run_build.Say,
+    say: Say,
 ) -> None:
-    """Save, push, or both; what is only pushed passes through a folder beside the ledger that is removed again.
+    """Save, push, or both; what is only pushed is first written to a temporary folder beside the ledger.
 
     Raises:
         BadInput: as `save` and `gradless.runs.hub.push`.
@@ -195,9 +196,9 @@ def deliver(
     with contextlib.ExitStack() as stack:
         target = save_to
         if target is None:
-            scratch = tempfile.TemporaryDirectory(prefix=".push-", dir=run_build.ledger_path(place).parent)
+            scratch = tempfile.TemporaryDirectory(prefix=".push-", dir=ledger_path(source).parent)
             target = Path(stack.enter_context(scratch)) / "model"
-        save(built, contents, place, target, result=result, repo_id=push)
+        save(built, contents, source, target, result=result, repo_id=push)
         if save_to is not None:
             say(f"saved to {save_to}")
         if push is not None:
@@ -205,8 +206,8 @@ def deliver(
             say(f"pushed to {hub.push(target, push, public=public, say=say)}")
 
 
-def _named(built: run_build.Model, contents: Contents) -> str:
-    """Paths and names in the ledger's header and the card, which everybody who may see the model may read."""
+def _named(built: Model, contents: Contents) -> str:
+    """Return the paths and names in the ledger's header and the card, which whoever sees the model can read."""
     config = contents.header["config"]
     own = (config["own"].get(name) for name in ("train", "dev", "test"))
     names = (config["model"], built.lm.source, config["data"], *own)

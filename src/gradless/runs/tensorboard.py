@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gradless.lm import metrics
-from gradless.runs.config_io import tune_command
-from gradless.runs.config import read_config
 from gradless.errors import BadInput
+from gradless.lm import metrics
+from gradless.runs.config import read_config
+from gradless.runs.config_io import tune_command
 from gradless.runs.record import RunLog, read_lines
 
 Say = Callable[[str], None]
@@ -36,7 +36,7 @@ class Event(NamedTuple):
 
 
 class Reader:
-    """Makes events of lines, one line at a time.
+    """Turns lines into events, one line at a time.
 
     Args:
         every: steps whose coefficients share a histogram.
@@ -49,45 +49,36 @@ class Reader:
         self._coeffs: list[float] = []
 
     def read(self, line: dict[str, Any]) -> list[Event]:
-        """The events of one line."""
+        """Return the events of one line."""
         self.seconds += line.get("seconds", 0.0)
+        values: dict[str, float | None] = {}
+        histogram: list[Event] = []
         match line["event"]:
             case "step":
-                return self._of_step(line)
+                values = {
+                    "train/loss": line["loss"],
+                    "train/lr": line["lr"],
+                    "train/forwards_per_second": line["forwards"] / line["seconds"] if line["seconds"] else None,
+                    "memory/peak_bytes": line["peak_memory_bytes"],
+                }
+                self._step = line["step"]
+                self._coeffs += line["coeffs"] or ()
+                histogram = self.rest() if (self._step + 1) % self.every == 0 else []
             case "eval":
-                names = ("loss", *metrics.METRICS)
-                found = {f"{line['split']}/{name}": line.get(name) for name in names}
+                values = {f"{line['split']}/{name}": line.get(name) for name in ("loss", *metrics.METRICS)}
             case "inference":
-                found = {"memory/inference_bytes": line["bytes"]}
-            case _:
-                found = {}
-        return self._scalars(line["step"], found)
-
-    def _of_step(self, line: dict[str, Any]) -> list[Event]:
-        self._step = line["step"]
-        self._coeffs += line["coeffs"] or ()
-        found = self._scalars(
-            line["step"],
-            {
-                "train/loss": line["loss"],
-                "train/lr": line["lr"],
-                "train/forwards_per_second": line["forwards"] / line["seconds"] if line["seconds"] else None,
-                "memory/peak_bytes": line["peak_memory_bytes"],
-            },
-        )
-        return found + (self.rest() if (line["step"] + 1) % self.every == 0 else [])
+                values = {"memory/inference_bytes": line["bytes"]}
+        scalars = [Event(tag, line["step"], self.seconds, value) for tag, value in values.items() if value is not None]
+        return scalars + histogram
 
     def rest(self) -> list[Event]:
-        """The histogram of the coefficients that are in none yet."""
+        """Return the histogram of the coefficients that are in none yet."""
         values, self._coeffs = tuple(self._coeffs), []
         return [Event("train/coefficients", self._step, self.seconds, values)] if values else []
 
-    def _scalars(self, step: int, values: dict[str, float | None]) -> list[Event]:
-        return [Event(tag, step, self.seconds, value) for tag, value in values.items() if value is not None]
-
 
 def events(lines: Iterable[dict[str, Any]], *, every: int) -> list[Event]:
-    """All events of a run's lines.
+    """Return all events of a run's lines.
 
     Example:
         >>> events([{"event": "eval", "split": "dev", "step": 5, "loss": 0.7, "seconds": 2.0}], every=1)
@@ -101,7 +92,7 @@ def events(lines: Iterable[dict[str, Any]], *, every: int) -> list[Event]:
 def tensorboard(folder: Path, target: Path, *, say: Say = print) -> Iterator[Watch]:
     """Write the events of the run in ``folder`` while the block goes on.
 
-    The function given inside is `gradless.runs.train.tune`'s ``watch``. Where nobody calls it, because the run is finished
+    Yields the function for ``watch`` of `gradless.runs.train.tune`. Where nobody calls it, because the run is finished
     already, the events are made from the file.
 
     Args:
@@ -120,9 +111,9 @@ def tensorboard(folder: Path, target: Path, *, say: Say = print) -> Iterator[Wat
         raise BadInput(f"{target} is a file, not a folder: choose another --tensorboard")
     opened: list[_Writer] = []
 
-    def watch(notes: RunLog) -> None:
-        opened.append(_Writer(folder, target, notes.lines, say))
-        notes.observers.append(opened[0])
+    def watch(log: RunLog) -> None:
+        opened.append(_Writer(folder, target, log.lines, say))
+        log.observers.append(opened[0])
 
     try:
         yield watch
@@ -158,9 +149,9 @@ class _Writer:
         if self._reader is not None:
             self._add(self._reader.read(line))
 
-    def _add(self, found: Iterable[Event]) -> None:
+    def _add(self, events: Iterable[Event]) -> None:
         with self._harmless():
-            for event in found:
+            for event in events:
                 add = self._out.add_histogram if isinstance(event.value, tuple) else self._out.add_scalar
                 value = np.array(event.value)  # of an empty shape for one number
                 add(event.tag, value, event.step, walltime=self._began + event.seconds)
@@ -175,6 +166,7 @@ class _Writer:
 
     @contextlib.contextmanager
     def _harmless(self) -> Iterator[None]:
+        """Say that there will be no more events if the disk refuses them."""
         try:
             yield
         except OSError as error:

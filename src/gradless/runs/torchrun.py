@@ -1,4 +1,4 @@
-"""What a run on several processes needs besides `gradless.ranks`: to start and end it, and one run directory.
+"""A run on several processes: joining and leaving them, checks, and one run directory; `gradless.ranks` does the rest.
 
 Rank 0 alone works in the run directory. Every other rank works in a temporary folder that begins as a copy of it and
 is thrown away at the end, so that machines need not share a disk, and no part of a run knows on which rank it is.
@@ -11,8 +11,6 @@ import json
 import os
 import signal
 import tempfile
-import threading
-import time
 import warnings
 from collections.abc import Iterator
 from datetime import timedelta
@@ -24,15 +22,16 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 
 from gradless import ranks as sharing
-from gradless.runs import build
-from gradless.lm import schemes
-from gradless.runs.config import TuneConfig, difference
 from gradless.errors import BadInput, BrokenRanks, pick
 from gradless.estimators import FORWARD_MODE
+from gradless.lm import schemes
 from gradless.methods import FORWARD, METHODS
 from gradless.ranks import BATCH, SPLITS, Ranks
 from gradless.ranks import agreed as agreed
+from gradless.runs import build
 from gradless.runs.build import Model
+from gradless.runs.config import TuneConfig, difference
+from gradless.system.signals import interrupting
 
 TIMEOUT: Final = 600.0  # seconds that ranks wait for each other
 MIRRORED: Final = ("config.json", "ledger", "metrics.jsonl", "result.json", build.INITIAL, build.NORMS)
@@ -60,15 +59,15 @@ def joined(device: str, split: str, timeout: float = TIMEOUT) -> Iterator[Ranks 
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise BadInput(f"WORLD_SIZE is set but {missing[0]} is not: start the job with torchrun")
-    patience = timeout if timeout > 0 else TIMEOUT  # refused below, by all ranks in one voice
+    seconds = timeout if timeout > 0 else TIMEOUT  # refused below, by all ranks in one voice
     try:
-        dist.init_process_group("gloo", timeout=timedelta(seconds=patience))
+        dist.init_process_group("gloo", timeout=timedelta(seconds=seconds))
     except RuntimeError as error:
-        raise BrokenRanks(f"the other ranks did not come within {patience:g} s: start them all") from error
+        raise BrokenRanks(f"the other ranks did not come within {seconds:g} s: start them all") from error
     try:
         ranks = sharing.group()
         assert ranks is not None
-        with warnings.catch_warnings(), _signals():
+        with warnings.catch_warnings(), interrupting(signal.SIGTERM, signal.SIGINT, apart=AGAIN):
             if ranks.rank:  # rank 0 speaks for all
                 warnings.simplefilter("ignore")
             with ranks.agreed():
@@ -86,33 +85,10 @@ def _choose_gpu(device: str, rank: int) -> None:
         raise BadInput("--device auto spreads one model over all GPUs: start one process a machine, or use cuda")
     if device != "cuda" or not torch.cuda.is_available():  # other names are checked where the model is loaded
         return
-    there, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", rank))
-    if local >= there:
-        raise BadInput(f"local rank {local} has no GPU of its own ({there} found): start {there} processes a machine")
+    gpus, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", rank))
+    if local >= gpus:
+        raise BadInput(f"local rank {local} has no GPU of its own ({gpus} found): start {gpus} processes a machine")
     torch.cuda.set_device(local)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """SIGTERM and SIGINT raise KeyboardInterrupt, once for each time that the user means it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    last = -AGAIN
-
-    def interrupt(*_: Any) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last > AGAIN:
-            last = now
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def check(config: TuneConfig, ranks: Ranks | None) -> None:
@@ -133,7 +109,7 @@ def check(config: TuneConfig, ranks: Ranks | None) -> None:
 
 
 def idle(config: TuneConfig, model: Model, ranks: Ranks | None) -> str:
-    """A word where a step has too few points for all ranks to have one, else nothing."""
+    """Return a warning if a step has fewer points than ranks, else ``""``."""
     if ranks is None or ranks.split == BATCH:
         return ""
     estimator, forward = model.optimizer.estimator, METHODS[config.method].order == FORWARD
@@ -154,24 +130,24 @@ def check_same(header: dict[str, Any], ranks: Ranks | None) -> None:
     """
     if ranks is None:
         return
-    said = [json.loads(text) for text in ranks.exchange(json.dumps(header).encode())]
+    first, *others = (json.loads(text) for text in ranks.exchange(json.dumps(header).encode()))
     with ranks.agreed():
-        for rank, other in enumerate(said):
+        for rank, other in enumerate(others, 1):
             # Where files and GPUs are is each machine's own business: `difference` leaves it out.
-            changed = difference(TuneConfig.from_json(said[0]["config"]), TuneConfig.from_json(other["config"]))
+            changed = difference(TuneConfig.from_json(first["config"]), TuneConfig.from_json(other["config"]))
             if changed:
                 raise BadInput(f"rank {rank} has other settings than rank 0 ({changed}): start all with one command")
-            name = next((name for name in header if name != "config" and other[name] != said[0][name]), None)
+            name = next((name for name in header if name != "config" and other[name] != first[name]), None)
             if name is not None:
                 raise BadInput(
                     f"rank {rank} has another {name} than rank 0 ({str(other[name])[:60]} instead of "
-                    f"{str(said[0][name])[:60]}): give all machines the same model, data and gradless"
+                    f"{str(first[name])[:60]}): give all machines the same model, data and gradless"
                 )
 
 
 @contextlib.contextmanager
 def mirrored(folder: Path, ranks: Ranks | None) -> Iterator[Path]:
-    """The run directory on rank 0, a temporary copy of what a run reads from it on all others."""
+    """Yield the run directory on rank 0, and a temporary copy of what a run reads from it on all others."""
     if ranks is None:
         yield folder
         return
@@ -184,16 +160,16 @@ def mirrored(folder: Path, ranks: Ranks | None) -> Iterator[Path]:
         yield folder
         return
     with tempfile.TemporaryDirectory(prefix="gradless-rank-") as scratch:
-        place, start = Path(scratch) / "run", 0
+        copy, start = Path(scratch) / "run", 0
         for name, size in sizes.items():
-            place.mkdir(exist_ok=True)
-            (place / name).write_bytes(body[start : start + size])
+            copy.mkdir(exist_ok=True)
+            (copy / name).write_bytes(body[start : start + size])
             start += size
-        yield place
+        yield copy
 
 
 def adopt_initial(config: TuneConfig, model: Model, ranks: Ranks | None) -> Model:
-    """Give every rank those initial values of rank 0 that another machine may compute differently.
+    """Copy to every rank those initial values of rank 0 that another machine may compute differently.
 
     These are what `gradless.runs.build.keep_initial` keeps: prefixes, and the norms that masks are made from.
     """

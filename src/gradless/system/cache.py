@@ -28,7 +28,7 @@ def quiet(_line: str) -> None:
 
 
 def cache_root() -> Path:
-    """``$GRADLESS_CACHE``, else ``$XDG_CACHE_HOME/gradless``, else ``~/.cache/gradless``."""
+    """Return ``$GRADLESS_CACHE``, else ``$XDG_CACHE_HOME/gradless``, else ``~/.cache/gradless``."""
     if own := os.environ.get("GRADLESS_CACHE"):
         return Path(own).expanduser()
     if xdg := os.environ.get("XDG_CACHE_HOME"):

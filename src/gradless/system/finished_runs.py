@@ -19,7 +19,7 @@ REUSED = "reused.json"
 
 
 def finished(path: Path, runs: Iterable[str], statuses: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Lines of a ``results.jsonl`` by id: those of ``runs`` that ended with one of ``statuses``.
+    """Return lines of a ``results.jsonl`` by id: those of ``runs`` that ended with one of ``statuses``.
 
     Raises:
         BadInput: the file is missing or damaged, is none of gradless, or has none of these runs.
@@ -31,17 +31,17 @@ def finished(path: Path, runs: Iterable[str], statuses: Iterable[str]) -> dict[s
         raise BadInput(f"cannot read {path} ({error.strerror}): give the results.jsonl of finished runs") from None
     except (ValueError, KeyError, TypeError):
         raise BadInput(f"{path} has damaged or foreign lines: give the results.jsonl of finished runs") from None
-    found = {run: by_id[run] for run in runs if run in by_id}
-    if not found:
+    finished_here = {run: by_id[run] for run in runs if run in by_id}
+    if not finished_here:
         raise BadInput(
             f"{path} has no finished run that is asked for here: settings, data or the release of gradless "
             "differ; run without --reuse"
         )
-    return found
+    return finished_here
 
 
 def take_over(lines: dict[str, dict[str, Any]], runs: Path) -> int:
-    """Put lines into the directories of their runs; what has begun there stays. Returns how many."""
+    """Write lines to the directories of their runs and return how many; a run that has begun stays as it is."""
     new = [run for run in lines if not (runs / run).exists()]
     for run in new:
         (runs / run).mkdir(parents=True)
@@ -50,13 +50,13 @@ def take_over(lines: dict[str, dict[str, Any]], runs: Path) -> int:
 
 
 def line(folder: Path) -> dict[str, Any] | None:
-    """What was taken over into a run directory, or None."""
+    """Return the line that was taken over into a run directory, or None."""
     path = folder / REUSED
     return json.loads(path.read_text()) if path.exists() else None
 
 
-def told(records: Iterable[dict[str, Any]]) -> str:
-    """What a table of costs must say of its runs: nothing if all were made here, else one sentence."""
+def origin(records: Iterable[dict[str, Any]]) -> str:
+    """Return what a table of costs must say of its runs: a sentence if some were taken over, else ``""``."""
     files = [str(record["reused"]) for record in records if record.get("reused")]
     if not files:
         return ""

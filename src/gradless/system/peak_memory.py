@@ -12,10 +12,10 @@ import torch
 
 
 class PeakMeter:
-    """Collects the peak of all stretches inside ``with meter.measured():``.
+    """Peak bytes over all blocks ``with meter.measured():``.
 
     On CUDA the peak of allocated memory; on Linux the high-water mark of the resident set, reset before each
-    stretch; elsewhere the process's peak, which cannot be reset.
+    block; elsewhere the process's peak, which cannot be reset.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -24,7 +24,7 @@ class PeakMeter:
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
-        """Measure what happens inside; stretches add up by maximum."""
+        """Measure the block; ``peak`` is the maximum over all blocks."""
         _reset(self.device)
         try:
             yield
@@ -32,7 +32,7 @@ class PeakMeter:
             self.note()
 
     def note(self) -> None:
-        """Take in the peak so far, in the midst of a stretch."""
+        """Update ``peak`` in the midst of a block."""
         self.peak = max(self.peak, _peak(self.device))
 
 

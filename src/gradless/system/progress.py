@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Reporter:
-    """Says lines and shows progress; ``quiet`` says nothing.
+    """Prints lines and shows progress; ``quiet`` prints warnings only.
 
     Plain output has a line for each tenth of a job, so that logs stay short.
     """
@@ -21,7 +21,7 @@ class Reporter:
         self._bar: Any = None
 
     def say(self, line: str) -> None:
-        """One line."""
+        """Print a line."""
         if self.quiet:
             return
         if self._bar is not None:
@@ -30,12 +30,12 @@ class Reporter:
             print(line, flush=True)
 
     def warn(self, line: str) -> None:
-        """One line on stderr, also if quiet."""
+        """Print a line on stderr, also if quiet."""
         print(line, file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def job(self, title: str, total: int, *, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-        """A job of ``total`` parts; the function given inside takes the number done and a note."""
+        """Show the progress of ``total`` parts; yields a function that takes the number done and a note."""
         begun, start = time.perf_counter(), done
         if self.quiet:
             yield lambda done, note: None

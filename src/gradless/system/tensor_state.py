@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from torch import Tensor
 
-NEW: Final = ".new"  # ends the name of a file that is being written
+from gradless.system.atomic import NEW as NEW
+from gradless.system.atomic import replacing
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """A state as JSON; its tensors go into the dictionary. Tuples come back as lists."""
+    """Return a state as JSON and add its tensors to ``tensors``, by name. Tuples become lists."""
     if isinstance(value, Tensor):
         name = str(len(tensors))
         tensors[name] = value.detach().contiguous()
@@ -24,7 +24,7 @@ def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
-    """What `pack` packed."""
+    """Return the state that `pack` turned into ``value`` and ``tensors``."""
     if isinstance(value, dict) and value.keys() == {"tensor"} and isinstance(value["tensor"], str):
         return tensors[value["tensor"]]
     if isinstance(value, dict):
@@ -33,7 +33,21 @@ def unpack(value: Any, tensors: dict[str, Tensor]) -> Any:
 
 
 def write(path: Path, value: Any) -> None:
-    """Write a state into a file, whole or not at all. Cost: its size on disk.
+    """Write a state to a file, whole or not at all. Cost: its size on disk.
+
+    Raises:
+        OSError: the disk is full, for instance.
+    """
+    tensors: dict[str, Tensor] = {}
+    packed = json.dumps(pack(value, tensors))
+    try:
+        write_tensors(path, tensors, {"state": packed})
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error}") from None
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all.
 
     Raises:
         OSError: the disk is full, for instance.
@@ -41,21 +55,15 @@ def write(path: Path, value: Any) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    tensors: dict[str, Tensor] = {}
-    packed = json.dumps(pack(value, tensors))
-    temporary = path.with_name(path.name + NEW)
     try:
-        save_file(tensors, temporary, metadata={"state": packed})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise OSError(f"{path} cannot be written: {error}") from None
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
 
 
 def read(path: Path) -> Any:
-    """What `write` wrote; None if there is no such file, or a crash of the machine tore it."""
+    """Return the state that `write` wrote; None if there is no such file, or a crash of the machine tore it."""
     from safetensors import SafetensorError, safe_open
 
     try:

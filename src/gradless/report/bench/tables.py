@@ -180,7 +180,7 @@ def cost(study: Study, section: Section) -> Table:
         show(run.record["threads"]) for runs in measured.values() for run in runs if "threads" in run.record
     )
     where = f" Threads: {', '.join(threads)}." if threads else ""
-    where += finished_runs.told(run.record for runs in measured.values() for run in runs)
+    where += finished_runs.origin(run.record for runs in measured.values() for run in runs)
     return Table(
         name="cost" + study.suffix(section),
         title=f"Cost of a step{frame.tail}{study.title(section)}",

@@ -353,7 +353,7 @@ def cost(study: Collab) -> Table:
         "attackers; where there is none, over one for each example. MB = 1e6 bytes per honest peer and step. "
         "Seconds are those of the whole simulation, the search for the strength of an attack included, without "
         f"evaluations; they are comparable only within one machine."
-        f"{finished_runs.told(run.record for run in study.runs)}",
+        f"{finished_runs.origin(run.record for run in study.runs)}",
         labels=2 if several else 1,
         columns=(
             *([Column("Peers")] if several else []), Column("Algorithm"), Column("gradients / peer"),

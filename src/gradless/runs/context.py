@@ -1,0 +1,65 @@
+"""What the parts of a run share: its configuration, data and model, and how they evaluate rows and choose a step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from gradless.lm import evaluate
+from gradless.lm.evaluate import Evaluation
+from gradless.lm.objectives import Objective
+from gradless.ranks import Ranks
+from gradless.runs.build import Model
+from gradless.runs.config import TuneConfig
+from gradless.runs.record import RunLog
+from gradless.system.progress import Reporter
+from gradless.tasks import Row, Splits, Task
+
+
+class RunContext(NamedTuple):
+    """What a run works with."""
+
+    config: TuneConfig
+    folder: Path
+    task: Task
+    splits: Splits
+    objective: Objective
+    model: Model
+    reporter: Reporter
+    ranks: Ranks | None = None
+
+
+def evaluate_rows(run: RunContext, rows: Sequence[Row], title: str, *, predict: bool = True) -> Evaluation:
+    """Evaluate the model on rows and say the first metric and the loss; the run's progress bar stays as it is."""
+    evaluation = evaluate.evaluate(
+        run.model.lm,
+        run.task,
+        rows,
+        max_length=run.config.max_length,
+        objective=run.objective,
+        predict=predict,
+        ranks=run.ranks,
+    )
+    scores = [*evaluation.metrics.items()][:1]
+    if evaluation.loss is not None:
+        scores.append(("loss", evaluation.loss))
+    numbers = "  ".join(f"{name} {value:.4f}" for name, value in scores)
+    run.reporter.say(f"{title}: {numbers}  ({len(rows)} rows, {evaluation.seconds:.0f} s)")
+    return evaluation
+
+
+def selection_key(run: RunContext) -> tuple[str, int]:
+    """Return the name of the number that ``select`` compares on dev, and 1 if lower is better, else -1."""
+    key = "loss" if run.config.select == "loss" else run.task.metrics[0]
+    return key, 1 if key == "loss" else -1
+
+
+def selected_step(run: RunContext, log: RunLog, trained: int) -> int:
+    """Return the step whose dev loss was lowest (or metric highest), or ``trained`` if dev was never evaluated."""
+    key, sign = selection_key(run)
+    lines = [line for line in log.of("eval") if line["split"] == "dev" and 0 < line["step"] <= trained]
+    finite = [line for line in lines if line.get(key) is not None and math.isfinite(line[key])]
+    best = min(finite, key=lambda line: (sign * line[key], line["step"]), default={"step": trained})
+    return int(best["step"])

@@ -1,0 +1,123 @@
+"""The weights of a run from its ledger, and what a ledger says of the run it belongs to."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from gradless import __version__, ledger, rng
+from gradless.errors import BadInput
+from gradless.methods import METHODS
+from gradless.runs import build
+from gradless.runs.build import Model
+from gradless.runs.config import TuneConfig, difference, read_config
+from gradless.system.hashing import weights_sha256
+from gradless.tasks import Splits
+
+
+def header(config: TuneConfig, model: Model, splits: Splits, label_token_ids: tuple[int, ...]) -> dict[str, Any]:
+    """Return what the ledger says of the run it belongs to."""
+    return {
+        "gradless": __version__,
+        "stream": rng.STREAM_VERSION,
+        "config": config.to_json(),
+        "base_sha256": model.base_sha256,
+        "data_sha256": splits.fingerprint,
+        "label_token_ids": list(label_token_ids),
+        "dtype": str(model.lm.dtype).removeprefix("torch."),
+        "initial_sha256": None if config.scheme == "full" else build.tuned_sha256(model),
+        **({"norms_sha256": weights_sha256(model.norms.items())} if model.norms else {}),
+        "groups": len(model.optimizer.param_groups),
+        "tuned_parameters": sum(leaf.param.numel() for leaf in model.optimizer.leaves),
+    }
+
+
+def check_header(recorded: dict[str, Any], model: Model) -> None:
+    """Refuse a ledger that was written for other weights or another stream.
+
+    Raises:
+        BadInput: with what differs.
+    """
+    if recorded["stream"] != rng.STREAM_VERSION:
+        raise BadInput(
+            f"the ledger was written with random stream {recorded['stream']}, this gradless has {rng.STREAM_VERSION}: "
+            "install a release that has the former"
+        )
+    if recorded["base_sha256"] != model.base_sha256:
+        raise BadInput(
+            f"the ledger belongs to another base model (weights {recorded['base_sha256'][:12]}, here "
+            f"{model.base_sha256[:12]}): load the model that it was trained from"
+        )
+    if recorded["initial_sha256"] not in (None, build.tuned_sha256(model)):
+        raise BadInput(
+            f"the initial adapter differs from the ledger's: put the run's {build.INITIAL} beside the ledger"
+        )
+    if model.norms and recorded.get("norms_sha256", "") not in ("", weights_sha256(model.norms.items())):
+        raise BadInput(f"the input norms differ from the ledger's: put the run's {build.NORMS} beside the ledger")
+
+
+def check_config(recorded: dict[str, Any], config: TuneConfig) -> None:
+    """Refuse a ledger that lies beside the configuration of another run.
+
+    Raises:
+        BadInput: with what differs.
+    """
+    changed = difference(TuneConfig.from_json(recorded["config"]), config)
+    if changed:
+        raise BadInput(f"the ledger belongs to another run than config.json ({changed}): restore either file")
+
+
+def ledger_path(source: Path) -> Path:
+    """Return the ledger in a run directory, or the file itself if ``source`` is a ledger without one."""
+    return source if source.is_file() else source / "ledger"
+
+
+def replays(source: Path) -> bool:
+    """Return whether a run's steps can be rebuilt from its ledger."""
+    return METHODS[TuneConfig.from_json(ledger.read(ledger_path(source)).config).method].replays
+
+
+def rebuild(
+    source: Path,
+    *,
+    until: int | None = None,
+    model: str | None = None,
+    device: str | None = None,
+    say: build.Say = print,
+) -> tuple[Model, ledger.Contents]:
+    """Return the weights of a run after ``until`` steps (default: all of them), from its ledger, and the ledger.
+
+    Args:
+        source: run directory, or a ledger without one. What a ledger cannot say (`keep_initial`) lies beside it.
+        until: number of steps.
+        model: where the base model is now, if not where the run found it.
+        device: where to compute, if not where the run was; the bits are the same.
+        say: receives lines about slow steps.
+
+    Raises:
+        BadInput: no ledger, a damaged one, another base model, or too few steps.
+    """
+    path = ledger_path(source)
+    contents, folder = ledger.read(path), path.parent
+    config = TuneConfig.from_json(contents.config)
+    if path.name == "ledger" and (folder / "config.json").exists():
+        check_config(contents.header, read_config(folder))
+    steps = len(contents.moves) if until is None else until
+    if not 0 <= steps <= len(contents.moves):
+        raise BadInput(f"the ledger holds {len(contents.moves)} steps: --until {until} is out of reach")
+    config = dataclasses.replace(
+        config, model=model or config.model, device=device or config.device, dtype=contents.header["dtype"]
+    )
+    built = build.build(config, folder, label_token_ids=tuple(contents.header["label_token_ids"]), say=say)
+    check_header(contents.header, built)
+    if METHODS[config.method].replays:
+        built.optimizer.replay(contents.moves[:steps])
+    else:
+        if not (folder / build.BEST).exists():
+            raise BadInput(
+                f"{config.method} leaves nothing to replay, and {folder / build.BEST} is missing: finish the run"
+            )
+        build.load_tuned(folder / build.BEST, {leaf.name: leaf.param for leaf in built.optimizer.leaves})
+        built.optimizer.t = steps
+    return built, contents
