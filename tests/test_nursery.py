@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from gradless.bench.forkserver import SUPPORTED, Nursery
+from gradless.bench.forkserver import SUPPORTED, ForkServer
 from gradless.system import locks
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="no fork here that a library with threads survives")
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not SUPPORTED, reason="no fork here that a libra
 
 @pytest.fixture(scope="module")
 def home():
-    home = Nursery(("tiny-llama", None))
+    home = ForkServer(("tiny-llama", None))
     yield home
     home.close()
 
@@ -110,7 +110,7 @@ def test_an_interrupt_ends_a_fork_as_ctrl_c_does(home, claim, tmp_path):
 
 
 def test_a_fork_holds_its_claim_when_everybody_else_has_gone(tmp_path):
-    home = Nursery()
+    home = ForkServer()
     path = tmp_path / "run"
     descriptor = locks.take(path)
     fork = home.fork(tune(tmp_path, "held", steps=100_000), descriptor, 1)
@@ -126,18 +126,32 @@ def test_a_fork_holds_its_claim_when_everybody_else_has_gone(tmp_path):
 
 
 def test_it_ends_in_silence_when_the_benchmark_is_killed(claim):
-    ours, theirs = socket.socketpair()
-    code = "import sys; from gradless.bench.forkserver import main; main(int(sys.argv[1]), {'model': None})"
+    ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    code = "import sys; from gradless.bench.forkserver import serve; serve(int(sys.argv[1]), None)"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(theirs.fileno())],
-        pass_fds=[theirs.fileno()], stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        pass_fds=[theirs.fileno()],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     theirs.close()
     order = json.dumps({"arguments": ["no-such-command"], "threads": 1}).encode()
-    socket.send_fds(ours, [order], [claim, os.open(os.devnull, os.O_WRONLY)])
-    until = time.monotonic() + 60
-    while b"ended" not in (ours.recv(1000, socket.MSG_PEEK)) and time.monotonic() < until:
-        time.sleep(0.05)
-    ours.close()  # with words unread, as a kill does
+    status, answers = socket.socketpair()
+    socket.send_fds(ours, [order], [claim, os.open(os.devnull, os.O_WRONLY), answers.fileno()])
+    answers.close()
+    assert status.recv(8, socket.MSG_PEEK)
+    status.close()  # with an answer unread, as a kill does
+    ours.close()
     _, said = process.communicate(timeout=60)
     assert (process.returncode, said) == (0, "")
+
+
+def test_a_fork_ends_with_its_server(claim, tmp_path):
+    home = ForkServer()
+    fork = home.fork(tune(tmp_path, "slow", steps=100_000), claim, 1)
+    os.kill(home._process.pid, signal.SIGKILL)
+    fork.communicate(30)
+    assert fork.returncode == -signal.SIGKILL
+    with pytest.raises(OSError, match=r"pipe|ended"):
+        home.fork(["list", "methods"], claim, 1)
+    home.close()

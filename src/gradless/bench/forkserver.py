@@ -1,11 +1,14 @@
 """Processes that begin where a run's own work begins: forked from one that has imported everything and read the model.
 
 Importing torch and transformers and reading a tokenizer and weights takes several seconds of every run, as long as a
-short run itself. A nursery does that once. It runs nothing in parallel and never touches a GPU, so that a fork of it is
-a sound process: each run is one, with its own memory (shared until written), signals and exit code.
+short run itself. A fork server does that once. It runs nothing in parallel and never touches a GPU, so that a fork of
+it is a sound process: each run is one, with its own memory (shared until written), signals and exit code.
 
-The benchmark and its nursery speak through a socket: a line of JSON for a run, with the file descriptors that the run
-inherits; a line back with its process id, and later one with its exit code.
+For a run the benchmark sends the server a message with three file descriptors: the lock that the run inherits, its
+stderr, and a socket on which the server answers with the process id and, in the end, the exit code.
+
+`multiprocessing` has a fork server too. It runs the caller's main module again in every child, so a script that calls
+`gradless.bench.bench` without a ``__main__`` guard would start itself; docs/log.md has the comparison.
 """
 
 from __future__ import annotations
@@ -20,109 +23,88 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from typing import Any, Final
 
 LOOK: Final = 0.02  # seconds between two looks for children that have ended
-FOREVER: Final = 1e6  # seconds
-LONGEST: Final = 1 << 16  # bytes of a message
+LONGEST: Final = 1 << 16  # bytes of an order
+NUMBER: Final = 8  # bytes of an answer
 SCRIPT: Final = (
-    "import json, sys; from gradless.bench import nursery as n; n.main(int(sys.argv[1]), json.loads(sys.argv[2]))"
+    "import json, sys; from gradless.bench.forkserver import serve; serve(int(sys.argv[1]), json.loads(sys.argv[2]))"
 )
 SUPPORTED: Final = hasattr(os, "fork") and hasattr(socket, "send_fds") and sys.platform != "darwin"
 
+Source = tuple[str, str | None]  # of a model, and its dtype
 
-class Nursery:
-    """The side of the benchmark.
+
+class ForkServer:
+    """The side of the benchmark; the server starts with the first run.
 
     Args:
-        model: what to read beforehand, as ``[source, dtype]``; None: only import.
+        model: what to read beforehand; None: only import.
     """
 
-    def __init__(self, model: tuple[str, str | None] | None = None) -> None:
+    def __init__(self, model: Source | None = None) -> None:
         self._model = model
+        self._orders, self._other_end = socket.socketpair(type=socket.SOCK_SEQPACKET)
         self._process: subprocess.Popen[bytes] | None = None
-        self._socket, self._other = socket.socketpair()
-        self._text = ""
-        self._ended: dict[int, int] = {}
-        self._begun: list[int] = []
 
-    def _start(self) -> None:
-        said = json.dumps({"model": self._model})
-        number = self._other.fileno()
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(number), said],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            pass_fds=(number,),
-            start_new_session=True,
-        )
-        self._other.close()
-
-    def fork(self, arguments: list[str], claim: int, threads: int | None) -> Forked:
-        """Start ``gradless ARGUMENTS`` in a fork that inherits a claim.
+    def fork(self, arguments: list[str], lock: int, threads: int | None) -> ForkedRun:
+        """Start ``gradless ARGUMENTS`` in a fork that inherits the descriptor of a lock.
 
         Raises:
-            OSError: the nursery is gone.
+            OSError: the server is gone.
         """
         if self._process is None:
-            self._start()
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", SCRIPT, str(self._other_end.fileno()), json.dumps(self._model)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(self._other_end.fileno(),),
+                start_new_session=True,
+            )
+            self._other_end.close()
         errors, path = tempfile.mkstemp()
         os.unlink(path)
         order = json.dumps({"arguments": arguments, "threads": threads}).encode()
-        socket.send_fds(self._socket, [order], [claim, errors])
-        while not self._begun:
-            if not self._listen(None):
-                raise ConnectionError("the process that starts runs has ended")
-        return Forked(self, self._begun.pop(), errors)
-
-    def exit_code(self, pid: int, patience: float) -> int | None:
-        """How a fork ended, or None if it still works after ``patience`` seconds."""
-        until = time.monotonic() + patience
-        while pid not in self._ended:
-            left = until - time.monotonic()
-            if left < 0 or not self._listen(left):
-                break
-        return self._ended.get(pid)
+        status, answers = socket.socketpair()
+        with answers:
+            try:
+                socket.send_fds(self._orders, [order], [lock, errors, answers.fileno()])
+            except OSError:
+                status.close()
+                os.close(errors)
+                raise
+        return ForkedRun(status.detach(), errors)
 
     def close(self) -> None:
-        """End the nursery; forks that still work go on."""
-        self._socket.close()
-        if self._process is None:
-            self._other.close()
-        else:
+        """End the server; forks that still work go on."""
+        self._orders.close()
+        self._other_end.close()
+        if self._process is not None:
             self._process.terminate()  # it may still be reading the model
             self._process.wait()
 
-    def _listen(self, patience: float | None) -> bool:
-        """Take in what the nursery says within ``patience`` seconds; False if it has ended."""
-        ready, _, _ = select.select([self._socket], [], [], patience)
-        if not ready:
-            return True
-        said = self._socket.recv(LONGEST).decode()
-        *lines, self._text = (self._text + said).split("\n")
-        for line in lines:
-            word, pid, *code = line.split()
-            if word == "begun":
-                self._begun.append(int(pid))
-            else:
-                self._ended[int(pid)] = int(code[0])
-        return bool(said)
 
+class ForkedRun:
+    """A fork, with the methods of `subprocess.Popen` that a benchmark uses."""
 
-class Forked:
-    """A fork, with the verbs of `subprocess.Popen` that a benchmark uses."""
-
-    def __init__(self, nursery: Nursery, pid: int, errors: int) -> None:
+    def __init__(self, status: int, errors: int) -> None:
+        self._status, self._errors, self._stderr = status, errors, ""
+        pid = _receive(status)
+        if pid is None:
+            raise ConnectionError("the process that starts runs has ended")
         self.pid, self.returncode = pid, 0
-        self._nursery, self._errors, self._said = nursery, errors, ""
 
     def poll(self) -> int | None:
-        """The exit code, once there is one."""
-        return self._nursery.exit_code(self.pid, 0.0)
+        """Return the exit code, once there is one."""
+        try:
+            self.communicate(0.0)
+        except subprocess.TimeoutExpired:
+            return None
+        return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """Send a signal; to one that has ended, nothing."""
+        """Send a signal, unless the fork has ended."""
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
 
@@ -131,55 +113,69 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout: float | None = None) -> tuple[None, str]:
-        """Wait for the end; nothing, and what it said on stderr.
+        """Wait for the end; returns None for stdout, and stderr. If the server was killed, the fork is, too.
 
         Raises:
             subprocess.TimeoutExpired: it still works.
         """
-        patience = FOREVER if timeout is None else timeout
-        code = self._nursery.exit_code(self.pid, patience)
-        if code is None:
-            raise subprocess.TimeoutExpired("gradless", patience)
-        self.returncode = code
         if self._errors >= 0:
+            if not select.select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("gradless", timeout or 0.0)
+            code = _receive(self._status)
+            if code is None:
+                self.kill()
+                code = -signal.SIGKILL
+            self.returncode = code
             with os.fdopen(self._errors, "rb") as file:
                 file.seek(0)
-                self._said = file.read().decode(errors="replace")
+                self._stderr = file.read().decode(errors="replace")
+            os.close(self._status)
             self._errors = -1
-        return None, self._said
+        return None, self._stderr
+
+
+def _receive(status: int) -> int | None:
+    """Wait for an answer of the server; None if it is gone."""
+    answer = os.read(status, NUMBER)
+    return int.from_bytes(answer, "little", signed=True) if answer else None
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# the nursery itself
+# the server
 
 
-def main(descriptor: int, settings: dict[str, Any]) -> None:
+def serve(descriptor: int, model: list[Any] | None) -> None:
     """Prepare, then fork a run for each order until the benchmark closes its end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    line = socket.socket(fileno=descriptor)
-    _prepare(settings["model"])
+    orders = socket.socket(fileno=descriptor)
+    answers: dict[int, socket.socket] = {}  # by process id
+    _prepare(model)
     while True:
-        with contextlib.suppress(ChildProcessError):
-            while True:
-                pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    break
-                _say(line, f"ended {pid} {os.waitstatus_to_exitcode(status)}")
-        if not select.select([line], [], [], LOOK)[0]:
+        while answers and (ended := os.waitpid(-1, os.WNOHANG))[0]:
+            with answers.pop(ended[0]) as answer:
+                _tell(answer, os.waitstatus_to_exitcode(ended[1]))
+        if not select.select([orders], [], [], LOOK)[0]:
             continue
-        try:
-            order, given, _, _ = socket.recv_fds(line, LONGEST, 2)
-        except ConnectionResetError:  # it was killed before it had read all that was said to it
-            return
+        order, descriptors, _, _ = socket.recv_fds(orders, LONGEST, 3)
         if not order:
             return
+        lock, errors, answer_descriptor = descriptors
         pid = os.fork()
         if pid == 0:
-            line.close()
-            _become(json.loads(order), *given)
-        for one in given:
-            os.close(one)
-        _say(line, f"begun {pid}")
+            orders.close()
+            os.close(answer_descriptor)
+            for answer in answers.values():
+                answer.close()
+            _run(json.loads(order), errors)
+        answers[pid] = socket.socket(fileno=answer_descriptor)
+        _tell(answers[pid], pid)
+        os.close(lock)
+        os.close(errors)
+
+
+def _tell(answer: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):  # the benchmark may be gone
+        answer.sendall(number.to_bytes(NUMBER, "little", signed=True))
 
 
 def _prepare(model: list[Any] | None) -> None:
@@ -199,14 +195,17 @@ def _prepare(model: list[Any] | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _become(order: dict[str, Any], claim: int, errors: int) -> None:
-    """Be the run: its session, its streams, its threads, its exit code. The claim stays open as long as it lives."""
+def _run(order: dict[str, Any], errors: int) -> None:
+    """In the child: new session, redirect stdio, run the command line, ``_exit``. Never returns.
+
+    The descriptor of the lock stays open as long as the process lives.
+    """
     code = 1
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for target, source in ((0, nothing), (1, nothing), (2, errors)):
+        null = os.open(os.devnull, os.O_RDWR)
+        for target, source in ((0, null), (1, null), (2, errors)):
             os.dup2(source, target)
         if order["threads"]:
             import torch
@@ -225,8 +224,3 @@ def _become(order: dict[str, Any], claim: int, errors: int) -> None:
         with contextlib.suppress(Exception):
             sys.stderr.flush()
         os._exit(code)
-
-
-def _say(line: socket.socket, text: str) -> None:
-    with contextlib.suppress(OSError):  # nobody listens any more
-        line.sendall(f"{text}\n".encode())

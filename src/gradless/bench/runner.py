@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from gradless.bench import directory, estimate, grid, results
 from gradless.bench import process as processes
-from gradless.bench.forkserver import Nursery
+from gradless.bench.forkserver import ForkServer
 from gradless.bench.grid import FINAL, SEARCH, Cost, Request, cell_name
 from gradless.bench.grid_file import Grid
 from gradless.bench.process import Child, Command
@@ -197,7 +197,7 @@ def _work(
     """Start, watch and record runs until none is left to anybody."""
     children: list[Child] = []
     stopped, waits, looked = "", False, 0.0
-    with _terminable(), processes.nursery(board.possible if command is processes.command else []) as home:
+    with _terminable(), processes.fork_server(board.possible if command is processes.command else []) as home:
         try:
             _record(board, reporter)
             while not stopped:
@@ -232,7 +232,7 @@ def _start_free(
     workers: int,
     threads: int | None,
     command: Command,
-    home: Nursery | None,
+    home: ForkServer | None,
 ) -> None:
     """Claim and start runs until this worker is busy."""
     mine = {child.request.id for child in children}
