@@ -271,7 +271,7 @@ def _finish(board: Board, children: list[Child], ended: list[tuple[Child, str]],
         return stopped
     finally:
         for child, _ in ended:
-            os.close(child.claim)  # after its result can be seen by all
+            os.close(child.lock)  # after its result can be seen by all
 
 
 def _record(board: Board, reporter: Reporter, made: list[Request] | None = None) -> None:
