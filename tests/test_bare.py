@@ -16,8 +16,8 @@ from gradless.cli.options import EXTRAS
 from hidden import OPTIONAL
 from hidden import gradless as bare
 from hidden import python as bare_python
+from repository import ROOT
 
-ROOT = Path(__file__).parents[1]
 SOURCE = Path(gradless.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = {"torch", "numpy", "click", "rich", "safetensors", "msgspec"}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import runpy
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,8 +12,9 @@ pytest.importorskip("transformers")
 pytest.importorskip("datasets")
 
 from gradless import ledger
+from repository import ROOT
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLES = ROOT / "examples"
 SCRIPT = EXAMPLES / "trainer_text_classification.py"
 
 

@@ -14,14 +14,13 @@ import torch
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from trainer_helpers import arguments, classifier, digest, language_model, moves, sentences, texts, trainer  # noqa: E402
-
 import gradless as gl  # noqa: E402
 from gradless import ledger  # noqa: E402
 from gradless.integrations import transformers as integration  # noqa: E402
 from gradless.integrations.replay import rebuild  # noqa: E402
 from gradless.integrations.transformers import ZOTrainer, ZOTrainerMixin  # noqa: E402
 from gradless.system.hashing import weights_sha256  # noqa: E402
+from trainer_helpers import arguments, classifier, digest, language_model, moves, sentences, texts, trainer  # noqa: E402
 
 CONSTANT = {"lr_scheduler_type": "constant"}
 

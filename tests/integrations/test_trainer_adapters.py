@@ -11,12 +11,11 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # which TRL's trainers send, and h
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 
-from trainer_helpers import StopAt, arguments, digest, language_model, moves, texts, trainer  # noqa: E402
-
 import gradless as gl  # noqa: E402
 from gradless.integrations.replay import rebuild  # noqa: E402
 from gradless.integrations.transformers import ZOTrainer, ZOTrainerMixin  # noqa: E402
 from gradless.system.hashing import weights_sha256  # noqa: E402
+from trainer_helpers import StopAt, arguments, digest, language_model, moves, texts, trainer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # names that TRL's arguments still use
 

@@ -12,11 +12,11 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 import torch.distributed as dist  # noqa: E402
-from trainer_helpers import arguments, classifier, sentences, trainer  # noqa: E402
 
 import gradless as gl  # noqa: E402
 from gradless.integrations import argument_checks  # noqa: E402
 from gradless.integrations.transformers import ZOTrainer  # noqa: E402
+from trainer_helpers import arguments, classifier, sentences, trainer  # noqa: E402
 
 
 @pytest.mark.parametrize(

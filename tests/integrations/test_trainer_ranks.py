@@ -6,13 +6,13 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+from repository import ROOT
 from trainer_helpers import classifier, language_model, moves, texts, trainer
 
 SCRIPT = """
@@ -51,7 +51,7 @@ def found(tmp_path_factory):
     """What two processes did, and where."""
     folder = tmp_path_factory.mktemp("ranks")
     script = folder / "script.py"
-    script.write_text(SCRIPT.format(helpers=str(Path(__file__).parent), folder=str(folder)))
+    script.write_text(SCRIPT.format(helpers=str(ROOT / "tests" / "helpers"), folder=str(folder)))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)

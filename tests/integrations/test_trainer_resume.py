@@ -7,18 +7,17 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from trainer_helpers import StopAt, classifier, digest, moves, trainer  # noqa: E402
-
 import gradless as gl  # noqa: E402
 from gradless.integrations.replay import rebuild  # noqa: E402
 from gradless.system.hashing import weights_sha256  # noqa: E402
+from repository import ROOT  # noqa: E402
+from trainer_helpers import StopAt, classifier, digest, moves, trainer  # noqa: E402
 
 METHODS = {
     "mezo-momentum": {},
@@ -100,7 +99,7 @@ trainer({folder!r}, options={options}, ledger_only={bare}).train()
 @pytest.mark.parametrize("bare", [False, True], ids=["weights", "ledger"])
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path, bare):
     cut, options = tmp_path / "cut", {"max_steps": 24, "save_steps": 4}
-    code = SCRIPT.format(helpers=str(Path(__file__).parent), folder=str(cut), options=options, bare=bare)
+    code = SCRIPT.format(helpers=str(ROOT / "tests" / "helpers"), folder=str(cut), options=options, bare=bare)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     with subprocess.Popen([sys.executable, "-c", code], **quiet) as process:
         begun = time.monotonic()

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
 from gradless import tasks
 from gradless.tasks import MASK
+from repository import SHARED_DATA
 
-DATA = Path(os.environ.get("GRADLESS_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 pytestmark = pytest.mark.skipif(
-    not DATA.is_dir(), reason=f"{DATA} is absent; set GRADLESS_SHARED_DATA to the folder with the data sets"
+    not SHARED_DATA.is_dir(),
+    reason=f"{SHARED_DATA} is absent; set GRADLESS_SHARED_DATA to the folder with the data sets",
 )
 
 COUNTS = {
@@ -55,7 +54,7 @@ def test_counts_and_prompts(name: str) -> None:
     folder, counts = COUNTS[name]
     task = tasks.get(name)
     assert task.read is not None
-    splits = task.read(DATA / folder)
+    splits = task.read(SHARED_DATA / folder)
     assert {split: len(rows) for split, rows in splits.items()} == counts
     for split, expected in LABELS.get(name, {}).items():
         assert Counter(row["label"] for row in splits[split]) == expected
@@ -74,12 +73,12 @@ def test_golden_rows() -> None:
     sst2, rte = tasks.get("sst2"), tasks.get("rte")
     assert sst2.read is not None
     assert sst2.render is not None
-    first = sst2.render(sst2.read(DATA / "sst2")["train"][0])
+    first = sst2.render(sst2.read(SHARED_DATA / "sst2")["train"][0])
     assert first.prompt == "hide new secretions from the parental units It was"
     assert tasks.target(sst2, first) == " terrible"
     assert rte.read is not None
     assert rte.render_masked is not None
-    masked = rte.render_masked(rte.read(DATA / "superglue")["train"][0])
+    masked = rte.render_masked(rte.read(SHARED_DATA / "superglue")["train"][0])
     assert masked.prompt == (
         "No Weapons of Mass Destruction Found in Iraq Yet?<mask>, weapons of Mass Destruction Found in Iraq."
     )
@@ -87,6 +86,6 @@ def test_golden_rows() -> None:
 
 
 def test_the_main_job_can_be_loaded() -> None:
-    splits = tasks.load(tasks.get("sst2"), data=DATA / "sst2", num_train=1000, num_dev=256, num_test=872, seed=0)
+    splits = tasks.load(tasks.get("sst2"), data=SHARED_DATA / "sst2", num_train=1000, num_dev=256, num_test=872, seed=0)
     assert (len(splits.train), len(splits.dev), len(splits.test)) == (1000, 256, 872)
     assert 400 < sum(row["label"] for row in splits.train) < 700

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import types
 
-import broken_parts as broken
 import pytest
 import torch
 
+import broken_collab_parts as broken_collab
+import broken_parts as broken
 import gradless as gl
 from gradless import kernels, rng, testing
 from gradless.collab.adversary.base import Attack, mean_of_honest, no_extras, to_all
@@ -29,9 +30,9 @@ SUITES = {
     "estimator": (testing.estimator_checks, [(*row, {}) for row in broken.ESTIMATORS]),
     "rule": (testing.rule_checks, [(*row, {}) for row in broken.RULES]),
     "method": (testing.method_checks, [(*row, {}) for row in broken.METHODS]),
-    "aggregator": (testing.aggregator_checks, broken.AGGREGATORS),
-    "mix": (testing.mix_checks, broken.MIXES),
-    "attack": (testing.attack_checks, broken.ATTACKS),
+    "aggregator": (testing.aggregator_checks, broken_collab.AGGREGATORS),
+    "mix": (testing.mix_checks, broken_collab.MIXES),
+    "attack": (testing.attack_checks, broken_collab.ATTACKS),
     "task": (testing.task_checks, broken.TASKS),
 }
 CASES = [(kind, *row) for kind, (_, rows) in SUITES.items() for row in rows]

@@ -44,7 +44,7 @@ def check_attack(attack: Attack, *, sees: bool = True, finite: bool = True, widt
         AssertionError: for the first broken promise, in one sentence.
 
     Example:
-        >>> from gradless.collab.identical import alie
+        >>> from gradless.collab.attacks import alie
         >>> check_attack(alie())
     """
     run(attack_checks(sees=sees, finite=finite, width=width), attack)

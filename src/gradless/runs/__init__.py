@@ -1,0 +1,1 @@
+"""One run: its configuration, training, result, saved model and model card."""

@@ -1,0 +1,149 @@
+"""Several workers on one directory, interruptions, and what a run's line says."""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench_helpers import RUNS, Place, cost
+from gradless.bench import grid, results
+from gradless.bench import process as processes
+from gradless.bench.runner import Outcome
+from gradless.system import locks
+
+
+def test_workers_of_one_call_share_the_runs(place):
+    assert place.bench(workers=4).done == RUNS
+    assert len(place.started) == len(set(place.started)) == RUNS
+
+
+def test_two_calls_on_one_directory_share_the_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_SECONDS", "0.05")
+    alone = Place(tmp_path / "alone")
+    alone.bench()
+    place = Place(tmp_path / "shared")
+    found: list[Outcome] = []
+    others = [threading.Thread(target=lambda: found.append(place.bench(workers=2))) for _ in range(3)]
+    for other in others:
+        other.start()
+    for other in others:
+        other.join(60)
+    assert found == [Outcome(RUNS, RUNS, 0, 0, ())] * 3
+    assert len(place.started) == len(set(place.started)) == RUNS
+    assert place.table() == alone.table()
+    assert all(line["overhead"] is not None for line in place.lines)
+
+
+SCRIPT = """
+import sys, bench_helpers as t
+from pathlib import Path
+place = t.Place(Path(sys.argv[1]))
+place.bench(workers=2)
+"""
+
+
+def started(place: Place, runs: int, *, seconds: float = 0.3, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """A benchmark in a process of its own that has started so many runs."""
+    environment = {**os.environ, "FAKE_SECONDS": str(seconds), "PYTHONPATH": os.pathsep.join([*sys.path])}
+    command = [*before, sys.executable, "-c", SCRIPT, str(place.grid.parent)]
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
+    until = time.monotonic() + 60
+    while len(place.started) < runs:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_killed_half_way_it_continues_to_the_same_results(tmp_path, number):
+    whole = Place(tmp_path / "whole")
+    whole.bench()
+    place = Place(tmp_path / "killed")
+    process = started(place, 5)
+    process.send_signal(number)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode != 0
+    if number != signal.SIGKILL:
+        assert "KeyboardInterrupt" in stderr
+        # Its runs were stopped with it: their claims are free.
+        for path in (place.out / "locks").iterdir():
+            claim = locks.take(path)
+            assert claim is not None, path
+            os.close(claim)
+    assert 0 < len(place.lines) < RUNS
+    finished = {line["id"] for line in place.lines}
+    before = place.started
+    assert place.bench(workers=2).done == RUNS
+    assert not finished & set(place.started[len(before) :])
+    if number == signal.SIGKILL:  # its runs went on and kept their claims, so nobody started them again
+        assert len(place.started) == len(set(place.started)) == RUNS
+    assert place.table() == whole.table()
+
+
+def test_in_the_background_it_stops_its_runs_too(tmp_path):
+    place = Place(tmp_path)
+    process = started(place, 2, seconds=60, before=("sh", "-c", 'trap "" INT; exec "$@"', "sh"))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=20)
+    claim = locks.take(place.out / "locks" / place.started[0])
+    assert claim is not None
+    os.close(claim)
+
+
+def test_a_claim_is_exclusive_until_it_is_given_back(tmp_path):
+    claim = locks.take(tmp_path / "run")
+    assert claim is not None
+    assert locks.take(tmp_path / "run") is None
+    os.close(claim)
+    again = locks.take(tmp_path / "run")
+    assert again is not None
+    os.close(again)
+
+
+def test_a_run_whose_worker_was_killed_has_no_known_overhead(tmp_path):
+    results.began(tmp_path, 1)
+    results.began(tmp_path, 1)
+    results.ended(tmp_path, 2.0)
+    assert results._times(tmp_path, 1.0) == {"threads": 1, "wall_seconds": None, "overhead": None}
+
+
+def test_a_continued_run_adds_its_seconds(tmp_path):
+    for seconds in (2.0, 3.0):
+        results.began(tmp_path, 4)
+        results.ended(tmp_path, seconds)
+    assert results._times(tmp_path, 1.0) == {"threads": 4, "wall_seconds": 5.0, "overhead": 4.0}
+
+
+def test_the_command_line_of_a_run(place):
+    one, *_ = grid.search_runs(grid.read(place.grid), cost)
+    untouched, *_ = grid.zero_shot_runs(grid.read(place.grid))
+    assert processes.command(one, Path("/o"))[1:] == [
+        *("-m", "gradless", "tune", "--resume"),
+        *("--config", f"/o/requests/{one.id}.json", "--out", f"/o/runs/{one.id}"),
+    ]
+    assert processes.command(untouched, Path("/o"))[3] == "eval"
+
+
+def test_the_curve_counts_what_was_spent_until_each_evaluation():
+    def step(number: int, forwards: int = 2) -> dict[str, Any]:
+        return {"event": "step", "step": number, "forwards": forwards, "seconds": 0.5}
+
+    def dev(step: int, **scores: Any) -> dict[str, Any]:
+        return {"event": "eval", "split": "dev", "step": step, "seconds": 9.0, "forwards": 99, **scores}
+
+    notes = [step(0), step(1), dev(2, loss=1.0), step(3, 4), dev(4, loss=None, accuracy=0.5), dev(0, loss=3.0)]
+    assert results.curve(notes) == [
+        {"step": 2, "forwards": 4, "seconds": 1.0, "loss": 1.0},
+        {"step": 4, "forwards": 12, "seconds": 2.0, "loss": None, "accuracy": 0.5},
+    ]

@@ -1,0 +1,196 @@
+"""The command line: its help, its sentences for bad input, its exit codes, and what it leaves behind."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import sys
+
+import pytest
+
+from cli_helpers import call, refused, without
+from gradless import tasks
+
+COMMANDS = ("demo", "tune", "eval", "replay", "profile", "bench", "report", "list", "plan", "doctor", "completion")
+
+
+LISTS = {
+    "methods": "mezo-momentum",
+    "schemes": "prefix",
+    "tasks": "multirc",
+    "models": "gemma-3-270m",
+    "objectives": "option_ce",
+}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# help
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command):
+    for flag in ("--help", "-h"):
+        found = call(command, flag)
+        assert found.exit_code == 0
+        assert f"gradless {command} " in found.output.split("Usage:")[1].split("\n", 1)[1]
+
+
+def test_help_lists_the_commands_and_the_version_is_told():
+    found = call("--help")
+    assert all(f"  {command}" in found.output for command in COMMANDS)
+    assert "0.1" in call("--version").output
+
+
+def test_the_module_runs_and_answers_at_once():
+    found = subprocess.run([sys.executable, "-m", "gradless", "list", "models"], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    assert "tiny-llama" in found.stdout
+    wrong = subprocess.run([sys.executable, "-m", "gradless", "tunne"], capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert wrong.stderr.splitlines() == [
+        "gradless: unknown command 'tunne': did you mean 'tune'? "
+        "(known: bench, collab, completion, demo, doctor, eval, list, plan, profile, replay, report, tune)"
+    ]
+
+
+@pytest.mark.parametrize(("what", "entry"), LISTS.items())
+def test_lists(what, entry):
+    found = call("list", what)
+    assert found.exit_code == 0
+    names = [line.split()[0] for line in found.output.splitlines()]
+    assert entry in names
+    assert len(names) == len(set(names))
+    assert all(len(line.split(maxsplit=1)) == 2 for line in found.output.splitlines())
+    if what == "tasks":
+        assert names == tasks.names()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# bad input
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "near"),
+    [
+        ("--method", "meso", "did you mean 'mezo'?"),
+        ("--scheme", "loar", "did you mean 'lora'?"),
+        ("--model", "tiny-lama", "did you mean 'llama'?"),
+        ("--dtype", "bfloat", "did you mean 'bfloat16'?"),
+        ("--objective", "option-ce", "did you mean 'option_ce'?"),
+        ("--schedule", "cosin", "did you mean 'cosine'?"),
+        ("--query-schedule", "liner", "did you mean 'linear'?"),
+        ("--layer-scale", "varianz", "did you mean 'variance'?"),
+        ("--select", "los", "did you mean 'loss'?"),
+        ("--device", "gpu", "use cpu, cuda"),
+    ],
+)
+def test_unknown_names_suggest_the_nearest(tune, tmp_path, option, value, near):
+    refused(call(*tune, option, value), f"'{value.removeprefix('tiny-')}'", near)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_task_mode_or_list_suggests_the_nearest(tmp_path, own):
+    refused(call("tune", "--model", "tiny-opt", "--task", "SST-22", "--out", tmp_path / "x"), "did you mean 'sst2'?")
+    refused(call("list", "task"), "did you mean 'tasks'?")
+    refused(call("eval", "--model", "tiny-opt", *own, "--mode", "zeroshot"), "did you mean 'zero-shot'?")
+    refused(call("tune", "--modell", "x"), "--model", "see main tune --help")
+    refused(call("tune", "--model", "tiny-opt"), "--out", "see main tune --help")
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--lr", "0"), ("--lr", "-1"), ("--lr", "nan"), ("--eps", "0"), ("--eps", "inf"), ("--weight-decay", "-1")),
+        *(("--steps", "0"), ("--batch-size", "0"), ("--queries", "0"), ("--micro-batch-size", "0"), ("--rank", "0")),
+        *(("--warmup", "-1"), ("--eval-every", "0"), ("--num-train", "-5"), ("--max-length", "0"), ("--k-shot", "0")),
+        *(("--steps", "many"), ("--max-length", "1")),
+    ],
+)
+def test_impossible_numbers_are_refused(tune, tmp_path, option, value):
+    more = ["--scheme", "lora"] if option == "--rank" else []
+    refused(call(*tune, *more, option, value))
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_does_not_go_together_is_refused_before_anything_is_written(tune, tmp_path):
+    masked = ["--model", "tiny-roberta", "--template", "{text} so {mask}."]
+    refused(call(*tune, "--model", "tiny-roberta"), "no prompt for masked models")
+    refused(call(*tune, *masked, "--labels", "0=terrible,1=not so bad"), "' not so bad' is", "one token")
+    refused(call(*tune, *masked, "--objective", "lm"), "needs a causal model")
+    refused(call(*tune, "--scheme", "head", "--objective", "gold"), "a label head scores labels")
+    refused(call(*tune, "--scheme", "head", "--labels", "0=terrible,1=not so bad"), "not one token")
+    refused(call(*tune, "--scheme", "lora", "--target", "query"), "no linear module named query")
+    refused(call(*tune, "--freeze", "nowhere"), "no parameter matches the pattern 'nowhere'")
+    refused(call(*tune, "--freeze", "("), "not a regular expression")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_package_is_named(tune, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    refused(call(*tune, "--scheme", "lora"), "'peft' is not installed: pip install 'gradless[lm]'")
+
+
+@pytest.mark.parametrize("option", ["--template", "--label-column", "--labels"])
+def test_own_files_need_their_options(tune, option):
+    refused(call(*without(tune, option)), f"need {option}")
+
+
+def test_files_that_are_not_there_are_named(tune, tmp_path):
+    for option in ("--train", "--test", "--dev", "--task-file"):
+        refused(call(*tune, option, tmp_path / "no.csv"), "no.csv")
+    for model in (tmp_path / "nothing", tmp_path / "nothing.gguf"):
+        refused(call(*tune, "--model", model), "there is no model at")
+    refused(call("tune", "--model", "tiny-opt", "--task", "sst2", "--data", tmp_path / "no", "--out", tmp_path / "x"))
+    refused(call("replay", tmp_path / "no"), "there is no ledger")
+    refused(call("replay", tmp_path / "no", "--verify"), "no result.json")
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_are_named_once(tune, tmp_path, own):
+    refused(call(*tune, "--task", "sst2"), "not both")
+    refused(call(*tune, "--data", tmp_path), "--data goes with a --task")
+    refused(call("tune", "--model", "tiny-opt", "--out", tmp_path / "x"), "--task", "--train")
+
+
+def test_a_split_smaller_than_asked_names_the_numbers(tune, tmp_path):
+    refused(call(*tune, "--num-train", "45"), "45 train rows", "8 dev rows", "has 48", "lower --num-train")
+    refused(call(*tune, "--num-test", "25"), "25 test rows", "has 24", "lower --num-test")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_broken_gguf_is_refused(tune, tmp_path):
+    good = b"GGUF" + struct.pack("<IQQ", 3, 5, 5)
+    for name, data in (("a.gguf", b"PK\x03\x04" * 10), ("b.gguf", good[:9]), ("c.gguf", good + b"\xff" * 100)):
+        (tmp_path / name).write_bytes(data)
+        refused(call(*tune, "--model", tmp_path / name), name, "download it again")
+
+
+def test_an_existing_run_is_not_overwritten(tune, tmp_path, own):
+    assert call(*tune).exit_code == 0
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    refused(call(*tune), "already holds a run", "--resume")
+    refused(call(*tune, "--resume", "--lr", "0.5"), "other settings", "lr was 1e-06 and is now 0.5")
+    refused(call(*tune, "--resume", "--labels", "0=bad,1=good"), "labels was", "0=bad")
+    refused(call("eval", "--model", "tiny-llama", *own, "--out", tmp_path / "run"), "already holds")
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    again = call(*tune, "--resume")
+    assert again.exit_code == 0
+    assert "is finished" in again.output
+
+
+def test_out_must_not_be_a_file(tune, tmp_path):
+    (tmp_path / "file").write_text("x")
+    refused(call(*tune, "--out", tmp_path / "file"), "is a file")
+    refused(call(*tune, "--out", tmp_path / "file" / "below"), "is a file")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "ledger").write_bytes(b"?")
+    refused(call(*tune, "--out", tmp_path / "half", "--resume"), "without its config.json")
+
+
+def test_a_damaged_configuration_is_named(tune, tmp_path):
+    assert call(*tune).exit_code == 0
+    for text in ("{", "[]", '{"model": "x", "stepz": 3}'):
+        (tmp_path / "run" / "config.json").write_text(text)
+        refused(call(*tune, "--resume"))
+    (tmp_path / "run" / "result.json").write_text("{")
+    refused(call("replay", tmp_path / "run", "--verify"), "result.json cannot be read")

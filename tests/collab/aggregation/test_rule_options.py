@@ -1,0 +1,131 @@
+"""Rules by name: their options, and what is refused with the condition or the fix."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+
+from collab_helpers import normal
+from gradless.collab.aggregators import (
+    AGGREGATORS,
+    MIXES,
+    bulyan,
+    compose,
+    geometric_median,
+    mda,
+    multi_krum,
+    named,
+    nna,
+    options_of,
+    self_centred_clipping,
+    smea,
+    trimmed_mean,
+)
+from gradless.errors import BadInput
+
+
+def test_the_condition_is_on_the_buckets():
+    rule = named("bucketing+median", f=2, size=2)
+    rule.check(9)  # five means, two of which may be spoilt
+    with pytest.raises(BadInput, match=re.escape("median with f = 2 needs n > 2 f")):
+        rule.check(8)
+
+
+def test_bad_arguments_are_refused():
+    for make in (nna, trimmed_mean, bulyan, mda):
+        for f in (-1, 1.5, True):
+            with pytest.raises(BadInput, match="whole number"):
+                make(f=f)
+    with pytest.raises(BadInput, match="did you mean 'krum'"):
+        named("krumm", f=1)
+    with pytest.raises(BadInput, match="unknown option of krum"):
+        named("krum", f=1, size=2)
+    with pytest.raises(BadInput, match="mean has no options"):
+        named("mean", f=0, size=2)
+    with pytest.raises(BadInput, match="centred-clipping needs radius"):
+        named("centred-clipping", f=1)
+    with pytest.raises(BadInput, match="needs a radius, or f"):
+        self_centred_clipping()
+    with pytest.raises(BadInput, match="at most n - f = 4"):
+        multi_krum(f=2, k=5)(normal(6, 2))
+    with pytest.raises(BadInput, match="count from 0"):
+        nna(f=1)(normal(4, 2), pivot=4)
+    with pytest.raises(BadInput, match="start"):
+        geometric_median(start="nowhere")
+
+
+def test_a_stage_may_come_twice():
+    rows = normal(9, 6)
+    twice, once = named("nnm+nnm+krum", f=2), named("nnm+krum", f=2)
+    assert twice.name == "nnm+nnm+krum"
+    assert len(twice.before) == 2
+    assert torch.allclose(twice(rows), once(MIXES["nnm"].make(f=2)(rows)))
+    assert not torch.allclose(twice(rows), once(rows))
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("centred-clipping", {"radius": 2}),
+        ("self-centred-clipping", {"radius": 0.5, "iterations": 3}),
+        ("bucketing+krum", {"size": 2}),
+        ("clipping+mean", {"norm": 1.5}),
+        ("nna", {"keep": "all"}),
+        ("nna", {"keep": 4}),
+    ],
+)
+def test_options_of_a_rule_by_name(name, options):
+    assert set(options) <= set(options_of(name))
+    assert not {"f", "n"} & set(options_of(name))
+    rows = normal(9, 6)
+    found = named(name, f=1, n=9, **options)
+    parts = [{**AGGREGATORS, **MIXES}[part] for part in name.split("+")]
+    facts = {"f": 1, "n": 9, **options}
+    stages = [part.make(**{key: facts[key] for key in part.options() if key in facts}) for part in parts]
+    assert torch.equal(found(rows, pivot=3), compose(*stages)(rows, pivot=3))
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("centred-clipping", {"radius": "wide"}, "radius of centred-clipping is 'wide'"),
+        ("centred-clipping", {"radius": [1]}, "radius of centred-clipping"),
+        ("self-centred-clipping", {"radius": True}, "radius of self-centred-clipping is True"),
+        ("centred-clipping", {"radius": math.inf}, "positive number"),
+        ("centred-clipping", {"name": 3}, "unknown option of centred-clipping 'name'"),
+        ("bucketing+krum", {"size": 1.5}, "size of bucketing is 1.5"),
+        ("bucketing+krum", {}, "bucketing needs size"),
+        ("clipping+mean", {"norm": "one"}, "norm of clipping"),
+        ("nna", {"keep": "most"}, "give 'received', 'all' or"),
+        ("nna", {"keep": [3]}, "give 'received', 'all' or"),
+        ("geometric-median", {"tolerance": "low"}, "tolerance of geometric-median"),
+        ("geometric-median", {"start": ["rows"]}, "start of geometric-median"),
+        ("multi-krum", {"k": "all"}, "k of multi-krum"),
+    ],
+)
+def test_values_that_a_rule_cannot_take_are_refused(name, options, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        named(name, f=1, n=9, **options)
+
+
+def test_too_many_subsets_are_refused_with_their_number():
+    with pytest.raises(BadInput, match=re.escape(f"{math.comb(40, 10):,} subsets")):
+        smea(f=10)(normal(40, 2))
+    with pytest.raises(BadInput, match=re.escape(f"{math.comb(80, 30):,} subsets")):
+        mda(f=30)(normal(80, 2))
+    assert mda(f=12)(normal(40, 5)).shape == (5,)  # 5.6e9 subsets, but no need to look at them
+
+
+def test_every_entry_says_what_it_is():
+    for name, entry in {**AGGREGATORS, **MIXES}.items():
+        assert entry.summary
+        assert entry.condition
+        assert entry.cost
+        assert entry.make.__doc__
+        for word in ("Breakdown", "Cost"):
+            assert word in entry.make.__doc__, name
+        if entry.paper:
+            assert entry.paper.split()[0] in entry.make.__doc__, name

@@ -1,0 +1,317 @@
+"""Whole runs: the same twice, robust where the papers say so, survivors of whatever a peer sends."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+from collab_helpers import Quadratic
+from gradless.collab.aggregation.base import Aggregator
+from gradless.collab.config import CollabConfig, from_json
+from gradless.collab.learners.parameters import Local, ParameterPeers
+from gradless.collab.network.delivery import Delivery
+from gradless.collab.network.simulated import Transport, gather, mixed
+from gradless.collab.recipes import RECIPES, compared
+from gradless.collab.simulation import study, workers
+from gradless.collab.simulation.build import build
+from gradless.collab.simulation.simulate import exchange, simulate
+from gradless.errors import BadInput
+from gradless.report.bench import tables
+from gradless.system.progress import Reporter
+
+QUIET = Reporter(quiet=True)
+SMALL = CollabConfig(
+    dataset="digits", peers=11, byzantine=2, steps=40, batch_size=8, lr=0.5, momentum=0.9, eval_every=20, seed=3
+)
+
+
+def run(folder, **changes):
+    return simulate(dataclasses.replace(SMALL, **changes), folder, reporter=QUIET)
+
+
+def test_a_run_is_the_same_twice_and_has_what_the_contract_says(tmp_path):
+    first = run(tmp_path / "a", attack="alie")
+    second = run(tmp_path / "b", attack="alie")
+    other = run(tmp_path / "c", attack="alie", seed=4)
+    for name in ("train_seconds", "seconds_per_step", "peak_memory_bytes"):
+        assert first.pop(name) > 0
+        del second[name]
+    assert first == second
+    assert other["accuracy"] != first["accuracy"]
+    assert first["status"] == "done"
+    assert first["worst_accuracy"] <= first["mean_accuracy"]
+    assert first["gradients_per_peer"] == 40 * 8
+    assert first["gradient_overhead"] == 1.0
+    assert first["bytes_per_peer_step"] == 4810 * 4 * 10
+    assert 0.0 < first["alpha"] < 1.0
+    assert len(first["accuracy"]) == 9
+    assert len(first["weights_sha256"]) == 64
+    assert other["weights_sha256"] != first["weights_sha256"]
+    notes = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    assert [note["step"] for note in notes if note["event"] == "eval"] == [20, 40]
+    assert sum(note["event"] == "step" for note in notes) == 40
+    held = from_json(json.loads((tmp_path / "a" / "config.json").read_text()))
+    assert held == dataclasses.replace(SMALL, attack="alie").resolved()
+
+
+def test_learning_works_and_averaging_does_not_survive(tmp_path):
+    free = run(tmp_path / "free", algorithm="d-sgd", steps=150)
+    assert free["mean_accuracy"] > 0.85
+    robust = run(tmp_path / "robust", attack="sign-flip", steps=150)
+    assert robust["worst_accuracy"] > free["worst_accuracy"] - 0.08
+    broken = run(tmp_path / "broken", algorithm="d-sgd", attack="sign-flip", steps=150)
+    assert broken["mean_accuracy"] < free["mean_accuracy"] - 0.3
+
+
+@pytest.mark.parametrize("attack", ["nan", "inf", "gaussian"])
+def test_rows_of_rubbish_are_survived(tmp_path, attack):
+    found = run(tmp_path, attack=attack)
+    assert found["status"] == "done"
+    assert found["worst_accuracy"] > 0.3
+
+
+def test_averaging_rubbish_is_recorded_as_divergence(tmp_path):
+    found = run(tmp_path, algorithm="d-sgd", attack="nan")
+    assert found["status"] == "diverged"
+    assert found["steps"] < 40
+    assert found["mean_accuracy"] == 0.0
+
+
+def test_more_attackers_than_declared_end_no_run(tmp_path):
+    found = run(tmp_path, attack="sign-flip", byzantine=1, attackers=4)
+    assert found["status"] == "done"
+    assert len(found["accuracy"]) == 7
+
+
+@pytest.mark.parametrize(
+    "delivery",
+    [
+        Delivery(mode="first"),
+        Delivery(mode="adversarial"),
+        Delivery(drop=0.1),
+        Delivery(deadline=2.0),
+        Delivery(slow=2),
+    ],
+    ids=str,
+)
+def test_late_and_lost_messages_are_survived(tmp_path, delivery):
+    found = run(tmp_path, delivery=delivery, attack="alie", steps=15)
+    assert found["status"] == "done"
+    assert math.isfinite(found["consensus_distance"])
+
+
+def test_an_attack_on_each_receiver_drives_peers_apart(tmp_path):
+    same = run(tmp_path / "a", attack="alie", steps=15)
+    each = run(tmp_path / "b", attack="dissensus", steps=15)
+    assert each["alpha"] > same["alpha"]
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["monna", "nna", "mocwtm", "bridge", "mogm", "gm", "scc", "clipped-gossip", "learn"]
+)
+@pytest.mark.parametrize("attack", ["label-flip", "foe"])
+def test_every_algorithm_runs(tmp_path, algorithm, attack):
+    found = run(tmp_path, algorithm=algorithm, attack=attack, steps=6)
+    assert found["status"] == "done"
+    expected = sum(range(1, 7)) if algorithm == "learn" else 6 * 8
+    assert found["gradients_per_peer"] == expected
+
+
+def test_several_mixing_rounds_contract_more(tmp_path):
+    once = run(tmp_path / "1", attack="dissensus", steps=10)
+    thrice = run(tmp_path / "3", attack="dissensus", steps=10, rounds=3)
+    assert thrice["consensus_distance"] < once["consensus_distance"]
+    assert thrice["bytes_per_peer_step"] == 3 * once["bytes_per_peer_step"]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# one peer on a network does what it does in a simulation
+
+
+class Hub:
+    """A network in one process: what all peers said, for everybody to see."""
+
+    def __init__(self, liars: Mapping[int, object]) -> None:
+        self.liars, self.changed = liars, threading.Condition()
+        self.said: dict[tuple[int, str], dict[int, object]] = {}
+
+
+class Ear:
+    """One peer's transport."""
+
+    def __init__(self, hub: Hub, me: int) -> None:
+        self.hub, self.me = hub, me
+
+    def exchange(self, step: int, tag: str, row: Tensor, *, need: int, deadline: float) -> Mapping[int, Tensor]:
+        with self.hub.changed:
+            heard = self.hub.said.setdefault((step, tag), dict(self.hub.liars))
+            heard[self.me] = row.clone()
+            self.hub.changed.notify_all()
+            self.hub.changed.wait_for(lambda: len(heard) >= need, deadline)
+            return dict(heard)
+
+
+def take_part(peer: ParameterPeers, transport: Transport, rule: Aggregator, *, steps: int, need: int) -> None:
+    """All that a peer on a network does."""
+    for step in range(steps):
+        for tag in peer.exchanges(step):
+            row = peer.propose(step, tag)[0]
+            messages = transport.exchange(step, tag, row, need=need, deadline=60.0)
+            peer.accept(step, tag, mixed(rule, gather(messages, row, transport.me)))
+
+
+@pytest.mark.parametrize("liars", [{}, {9: torch.zeros(3), 10: "a word"}], ids=["nobody lies", "two send rubbish"])
+def test_peers_alone_and_peers_together_make_the_same_models(liars):
+    targets = torch.randn(9, 20, generator=torch.Generator().manual_seed(0))
+    local = Local(lr=lambda step: 0.3, momentum=0.9, weight_decay=0.01, batch_size=1)
+    parts = build(dataclasses.replace(SMALL, attack="none", attackers=0, peers=9))
+    together = ParameterPeers(Quadratic(targets), local)
+    parts = parts._replace(learner=together)
+    alone = [ParameterPeers(Quadratic(targets[i : i + 1]), local) for i in range(9)]
+    for step in range(10):
+        honest = together.propose(step, "parameters")
+        together.accept(step, "parameters", exchange(parts, honest, None, step, "parameters")[0])
+    hub = Hub(liars)
+    with ThreadPoolExecutor(len(alone)) as pool:
+        lives = [
+            pool.submit(take_part, peer, Ear(hub, i), parts.rule, steps=10, need=len(alone) + len(liars))
+            for i, peer in enumerate(alone)
+        ]
+        for life in lives:
+            life.result()
+    assert torch.allclose(torch.cat([peer.theta for peer in alone]), together.theta, atol=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# folders, studies, recipes
+
+
+def test_a_finished_run_is_kept_and_another_one_refused(tmp_path):
+    first = run(tmp_path, steps=3)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
+    assert run(tmp_path, steps=3) == first
+    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(BadInput, match="holds a run with other settings"):
+        run(tmp_path, steps=4)
+
+
+def test_an_unfinished_run_starts_over(tmp_path):
+    first = run(tmp_path, steps=3)
+    (tmp_path / "result.json").unlink()
+    again = run(tmp_path, steps=3)
+    assert again["accuracy"] == first["accuracy"]
+
+
+def test_a_comparison_goes_on_where_it_was(tmp_path):
+    configs = [dataclasses.replace(SMALL, steps=3, attack=attack) for attack in ("alie", "foe", "sign-flip")]
+    study.run_all(configs[:2], tmp_path, reporter=QUIET)
+    done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")}
+    assert len(done) == 2
+    found = study.run_all(configs, tmp_path, recipe="mine", reporter=QUIET)
+    assert len(found) == 3
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    lines = [json.loads(line) for line in (tmp_path / study.RESULTS).read_text().splitlines()]
+    assert sorted(line["attack"] for line in lines) == ["alie", "foe", "sign-flip"]
+    assert all(len(line["curve"]) == 1 for line in lines)
+
+
+def test_runs_that_are_finished_elsewhere_are_not_made_again(tmp_path, monkeypatch):
+    configs = [dataclasses.replace(SMALL, steps=3, attack=attack) for attack in ("alie", "foe", "sign-flip")]
+    first, second = tmp_path / "a", tmp_path / "b"
+    study.run_all(configs[:2], first, reporter=QUIET)
+    old = {line["attack"]: line for line in map(json.loads, (first / study.RESULTS).read_text().splitlines())}
+    assert old["foe"]["delivery"]["mode"] == "all"
+    brief = [{key: value for key, value in line.items() if key != "delivery"} for line in old.values()]
+    (first / study.RESULTS).write_text("".join(json.dumps(line) + "\n" for line in brief))  # as it was written once
+    made: list[str] = []
+    real = workers.simulate
+    monkeypatch.setattr(
+        workers, "simulate", lambda config, *more, **how: made.append(config.attack) or real(config, *more, **how)
+    )
+    found = study.run_all(configs, second, known=[first / study.RESULTS], reporter=QUIET)
+    assert made == ["sign-flip"]
+    assert [one["worst_accuracy"] for one in found[:2]] == [
+        json.loads((first / "runs" / config.resolved().id() / "result.json").read_text())["worst_accuracy"]
+        for config in configs[:2]
+    ]
+    assert found[0]["delivery"] == old["alie"]["delivery"]
+    study.run_all(configs, second, recipe="mine", reporter=QUIET)
+    assert set(made) == {"sign-flip"}
+    lines = {line["attack"]: line for line in map(json.loads, (second / study.RESULTS).read_text().splitlines())}
+    assert set(lines) == {"alie", "foe", "sign-flip"}
+    assert lines["foe"] == {**old["foe"], "reused": "results.jsonl", "recipe": "mine"}
+    assert any("taken over from results.jsonl" in table.caption for table in tables(second))
+    with pytest.raises(BadInput, match="no finished run"):
+        study.run_all([dataclasses.replace(SMALL, steps=4)], tmp_path / "c", known=[first / study.RESULTS])
+    assert not (tmp_path / "c").exists()
+
+
+def test_nothing_runs_if_one_of_the_runs_cannot(tmp_path):
+    configs = [SMALL, dataclasses.replace(SMALL, algorithm="mocwtm", byzantine=6, attack="foe")]
+    with pytest.raises(BadInput, match="mocwtm with 6 of 11"):
+        study.run_all(configs, tmp_path / "out", reporter=QUIET)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"byzantine": 11}, "byzantine is 11"),
+        ({"attack": "none", "attackers": 2}, "need an --attack"),
+        ({"attack": "foe", "byzantine": 0}, "needs attackers"),
+        ({"attack": "foo"}, "unknown attack 'foo'"),
+        ({"algorithm": "mona"}, "did you mean 'monna'"),
+        ({"dataset": None}, "name a --dataset"),
+        ({"dataset": "mnist"}, "needs files"),
+        ({"dataset": "mnist", "data": "/nowhere"}, "does not exist"),
+        ({"net": "cnn-mnist"}, "takes images"),
+        ({"split": "dirichlet"}, "unknown split"),
+        ({"momentum": 1.0}, "momentum is 1.0"),
+        ({"rule": "nnm+krum", "byzantine": 6}, "6"),
+        ({"payload": "coefficients", "momentum": 0.0}, "language model"),
+        ({"payload": "coefficients", "momentum": 0.0, "method": "meso"}, "did you mean 'mezo'"),
+        ({"method": "mezo-adam"}, "add --payload coefficients"),
+        ({"refresh": 5}, "nothing decays"),
+        ({"freeze": ("bias",)}, "leave freeze out"),
+        ({"rule": "median", "byzantine": 6}, "needs n > 2 f"),
+        ({"algorithm": "scc", "byzantine": 6}, "needs n > 2 f"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_written(tmp_path, change, match):
+    with pytest.raises(BadInput, match=match):
+        run(tmp_path / "out", **change)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_are_sound(name):
+    found = RECIPES[name]
+    runs = compared(found)
+    points = [run.resolved().id() for run in runs]
+    attacked = [run for run in runs if run.byzantine]
+    assert len(set(points)) == len(points)
+    # Each point of the comparison is a run of its own: none was lost among its likes.
+    axes = found.comparison
+    honest = "byzantine" in axes and 0 in axes["byzantine"]
+    if not honest:
+        assert len(attacked) == math.prod(map(len, axes.values()))
+    assert found.base.resolved().steps > 0
+    if found.base.payload == "parameters":
+        assert any(one.algorithm == "d-sgd" and one.attack == "none" for one in runs)
+
+
+def test_published_configurations():
+    mnist, cifar = RECIPES["monna-mnist"].base, RECIPES["monna-cifar10"].base
+    assert (mnist.peers, mnist.byzantine, mnist.steps, mnist.batch_size, mnist.momentum) == (26, 5, 600, 25, 0.99)
+    assert [mnist.lr_at(0.75, step) for step in (0, 49, 50, 599)] == [0.75, 0.75, 0.375, 0.0625]
+    assert (cifar.peers, cifar.byzantine, cifar.steps, cifar.batch_size) == (16, 3, 2000, 50)
+    assert cifar.lr_at(0.5, 1499) == 0.5
+    assert cifar.lr_at(0.5, 1500) == pytest.approx(0.050, abs=1e-3)

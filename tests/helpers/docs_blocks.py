@@ -1,0 +1,328 @@
+"""Code blocks of Markdown pages, and what becomes of each; docs/measured.md tells readers about it.
+
+=========  ====================================================================================================
+language   what is done with a block
+=========  ====================================================================================================
+python     run; the blocks of a page share one namespace and one empty folder
+pycon      run as a doctest in the same namespace
+console    every line after ``$`` is run, output and all; numbers may differ by `NEAR`, ``...`` stands for anything
+sh         read, not run: commands, options, values, extras, targets and files that are named must exist
+csv, toml  written to the file in ``title="..."``; toml must also be well-formed
+text       left alone
+=========  ====================================================================================================
+
+A block whose first line is ``# not run: REASON`` is compiled or read only. Any other language is an error.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import doctest
+import io
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+from click.testing import CliRunner
+
+from gradless import lm, tasks
+from gradless.cli import main
+from gradless.collab import recipes
+from gradless.collab.aggregators import AGGREGATORS, MIXES
+from gradless.collab.attacks import ATTACKS
+from gradless.forward.evaluator import ENGINES
+from gradless.lm import shapes
+from gradless.lm.objectives import OBJECTIVES
+from gradless.lm.schemes import SCHEMES
+from gradless.methods import METHODS
+from gradless.rules import SCHEDULES
+from gradless.runs import jobs
+from repository import ROOT
+
+NEAR = 0.05
+FENCE = re.compile(r"^( *)(```+) *([\w-]*) *(.*)$")
+NOT_RUN = re.compile(r"^(?:#|\$ #) not run: (\S.*)$")
+LANGUAGES = ("python", "pycon", "console", "sh", "csv", "toml", "text")
+OTHERS = ("pip", "make", "torchrun", "python", "cd", "tensorboard", "git")
+NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+SETTABLE = ("options", "attack_options", "rule_options")
+
+
+class Block(NamedTuple):
+    """A fenced block."""
+
+    page: Path
+    line: int  # of its first line of text, from 1
+    language: str
+    title: str | None
+    text: str
+
+    @property
+    def place(self) -> str:
+        """For messages."""
+        return f"{self.page.name}:{self.line}"
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is not run, if it says so."""
+        found = NOT_RUN.match(self.text.split("\n")[0])
+        return found[1] if found else None
+
+
+def blocks(page: Path) -> list[Block]:
+    """All blocks of a page, in order; those inside lists and notes lose their indentation."""
+    found, lines = [], page.read_text().splitlines()
+    at = 0
+    while at < len(lines):
+        opened = FENCE.match(lines[at])
+        at += 1
+        if opened is None:
+            continue
+        indent, fence, language, rest = opened.groups()
+        start = at
+        while at < len(lines) and lines[at].strip() != fence:
+            at += 1
+        assert at < len(lines), f"{page.name}:{start}: the block is not closed"
+        inside = [line.removeprefix(indent) for line in lines[start:at]]
+        titled = re.search(r'title="([^"]+)"', rest)
+        found.append(Block(page, start + 1, language, titled[1] if titled else None, "\n".join(inside) + "\n"))
+        at += 1
+    return found
+
+
+def needs(page: Path) -> list[str]:
+    """Modules that a page's front matter says its blocks need: ``needs: [trl]``."""
+    found = re.match(r"---\n(?:.*\n)*?needs: *\[([^\]]*)\]\n(?:.*\n)*?---\n", page.read_text())
+    return [name.strip() for name in found[1].split(",")] if found else []
+
+
+def run_page(page: Path) -> None:
+    """Do with every block what its language says; the current folder is the page's."""
+    namespace: dict[str, Any] = {"__name__": page.stem}
+    for block in blocks(page):
+        if block.title is not None:
+            target = Path(block.title)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(block.text)
+        run_block(block, namespace)
+
+
+def run_block(block: Block, namespace: dict[str, Any]) -> None:
+    """Run or read one block."""
+    assert block.language in LANGUAGES, f"{block.place}: '{block.language}' is no language that is checked"
+    match block.language:
+        case "python" if block.reason:
+            compile(block.text, block.place, "exec")
+        case "python":
+            # Line numbers in tracebacks are those of the page.
+            tree = ast.increment_lineno(ast.parse(block.text, block.place), block.line - 1)
+            exec(compile(tree, block.place, "exec", dont_inherit=True), namespace)
+        case "pycon":
+            assert not block.reason, f"{block.place}: an example is run, or it is no example"
+            _doctest(block, namespace)
+        case "console":
+            _console(block)
+        case "sh":
+            for command in commands(block.text):
+                check_command(command, block.place)
+        case "toml":
+            tomllib.loads(block.text)
+        case "csv":
+            assert block.title, f"{block.place}: a table needs a title, the file that it is"
+        case _:
+            pass
+
+
+def _doctest(block: Block, namespace: dict[str, Any]) -> None:
+    found = doctest.DocTestParser().get_doctest(block.text, namespace, block.place, str(block.page), block.line - 1)
+    assert found.examples, f"{block.place}: no example"
+    said = io.StringIO()
+    runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
+    runner.run(found, out=said.write, clear_globs=False)
+    assert not runner.failures, said.getvalue()
+    namespace.update(found.globs)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# commands that are run
+
+
+def _console(block: Block) -> None:
+    """Run a session; what a command prints must be what the page shows, if it shows anything."""
+    parts = re.split(r"^\$ ", block.text, flags=re.MULTILINE)
+    assert not parts[0].strip(), f"{block.place}: output without a command"
+    for part in parts[1:]:
+        command, shown = _split(part)
+        if block.reason and command.startswith("#"):
+            continue
+        words = shlex.split(command)
+        check_command(words, block.place)
+        if block.reason:
+            continue
+        assert words[0] == "gradless", f"{block.place}: only gradless is run; use sh for '{words[0]}'"
+        found = CliRunner().invoke(main, words[1:], catch_exceptions=False)
+        wanted = 2 if shown.startswith("gradless: ") else 0
+        assert found.exit_code == wanted, f"{block.place}: {command}\n{found.output}"
+        if shown.strip():
+            compare(shown, found.output, f"{block.place}: {command}")
+
+
+def _split(part: str) -> tuple[str, str]:
+    """A command, with its continued lines, and what follows."""
+    lines = part.split("\n")
+    at = 0
+    while lines[at].endswith("\\"):
+        at += 1
+    command = " ".join(line.removesuffix("\\").strip().removeprefix("> ") for line in lines[: at + 1])
+    return command, "\n".join(lines[at + 1 :]).rstrip("\n")
+
+
+def compare(shown: str, printed: str, place: str) -> None:
+    """Lines of a page stand in the output, in order and next to each other; a line ``...`` skips any number."""
+    lines, at, skip = [line.rstrip() for line in printed.splitlines()], 0, True
+    for line in shown.splitlines():
+        if line.strip() == "...":
+            skip = True
+            continue
+        found = next((i for i in range(at, len(lines)) if _same(line, lines[i])), None)
+        assert found is not None, f"{place}: the page shows\n{line}\nwhich is not in\n{printed}"
+        assert skip or found == at, f"{place}: the page leaves out\n{lines[at]}"
+        at, skip = found + 1, False
+
+
+def _same(shown: str, printed: str) -> bool:
+    """Equal but for spaces, numbers within `NEAR`, and anything at ``...``."""
+    pattern, numbers = "", []
+    for word in re.split(r"(\.\.\.|\s+)", shown.strip()):
+        if word == "...":
+            pattern += ".*?"
+        elif not word.strip():
+            pattern += r"\s+" if word else ""
+        else:
+            for place, piece in enumerate(NUMBER.split(word)):
+                pattern += (f"({NUMBER.pattern})" if place else "") + re.escape(piece)
+            numbers += NUMBER.findall(word)
+    found = re.fullmatch(pattern, printed.strip())
+    if found is None:
+        return False
+    return all(_close(a, b) for a, b in zip(numbers, found.groups(), strict=True))
+
+
+def _close(a: str, b: str) -> bool:
+    one, other = float(a.replace(",", "")), float(b.replace(",", ""))
+    return abs(one - other) <= NEAR * max(abs(one), abs(other)) + 1e-12
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# commands that are read
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """The words of every command of a shell block; comments are left out."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words:
+            yield words[: words.index(">")] if ">" in words else words
+
+
+def check_command(words: list[str], place: str) -> None:
+    """Whatever a command names must exist.
+
+    Raises:
+        AssertionError: it does not, with what and where.
+    """
+    if words[0] == "gradless":
+        check_gradless(words[1:], place)
+    elif words[0] == "torchrun":
+        assert "-m gradless" in " ".join(words), f"{place}: torchrun of what?"
+        check_gradless(words[words.index("-m") + 2 :], place)
+    elif words[:3] == ["python", "-m", "gradless"]:
+        check_gradless(words[3:], place)
+    else:
+        assert words[0] in OTHERS or "=" in words[0], f"{place}: what is {words[0]}?"
+        _check_other(words, place)
+
+
+def _check_other(words: list[str], place: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    if words[0] == "pip":
+        for name in re.findall(r"gradless\[([^\]]+)\]", " ".join(words)):
+            for extra in name.split(","):
+                assert extra in project["optional-dependencies"], f"{place}: no extra '{extra}'"
+    if words[0] == "make":
+        targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        assert words[1] in targets, f"{place}: no target '{words[1]}'"
+    for word in words:
+        if word.endswith((".py", ".sh")) and "/" in word:
+            assert (ROOT / word).is_file(), f"{place}: no file '{word}'"
+
+
+def check_gradless(words: list[str], place: str) -> None:
+    """Parse a command line without running it, then look at the names among its values."""
+    command, path, above = main, ["gradless"], None
+    while isinstance(command, click.Group):
+        above = click.Context(command, above, path[-1], **command.context_settings)  # its settings are inherited
+        assert words, f"{place}: {' '.join(path)} needs a command"
+        if words[0].startswith("-"):
+            return  # gradless --version
+        assert words[0] in command.commands, f"{place}: no command '{words[0]}' of {' '.join(path)}"
+        command, path, words = command.commands[words[0]], [*path, words[0]], words[1:]
+    with contextlib.suppress(click.exceptions.Exit):  # --help
+        try:
+            context = command.make_context(path[-1], _without_files(words), parent=above)
+        except click.UsageError as error:
+            raise AssertionError(f"{place}: {' '.join(path)}: {error.format_message()}") from None
+        for name, value in context.params.items():
+            for one in value if isinstance(value, tuple) else (value,):
+                if one is not None:
+                    _check_value(name, one, context.params, f"{place}: {' '.join(path)} --{name.replace('_', '-')}")
+
+
+def _without_files(words: list[str]) -> list[str]:
+    """A command line without settings that would be read from a file, which need not be there."""
+    kept, skip = [], False
+    for place, word in enumerate(words):
+        if skip or (word in ("--config", "--cell", "--task-file") and not Path(words[place + 1]).is_file()):
+            skip = not skip
+            continue
+        kept.append(word)
+    named = "--config" in words and "--model" not in words  # the file would name the model
+    return [*kept, *(["--model", "tiny-opt"] if named else [])]
+
+
+TABLES: dict[str, Any] = {
+    "method": METHODS,
+    "scheme": SCHEMES,
+    "engine": ENGINES,
+    "engines": ENGINES,
+    "objective": (*OBJECTIVES, "lm"),
+    "schedule": SCHEDULES,
+    "dtype": lm.DTYPES,
+    "attack": ATTACKS,
+    "recipe": recipes.TABLES["recipes"](),
+    "algorithm": recipes.TABLES["algorithms"](),
+    "what": {**jobs.TABLES, **recipes.TABLES},
+    "mode": ("zero-shot", "icl", "calibrated"),
+    "payload": ("parameters", "coefficients"),
+    "select": ("loss", "metric"),
+}
+
+
+def _check_value(name: str, value: Any, given: dict[str, Any], place: str) -> None:
+    if name in TABLES:
+        assert value in TABLES[name], f"{place}: no '{value}'"
+    elif name == "task":
+        tasks.get(value)
+    elif name == "rule":
+        assert all(part in {**AGGREGATORS, **MIXES} for part in value.split("+")), f"{place}: no '{value}'"
+    elif name == "model":
+        known = value in lm.sources() or value.removeprefix(shapes.PREFIX) in shapes.SHAPES
+        assert known or "/" in value or value.endswith(".gguf"), f"{place}: no '{value}'"
+    elif name == "options" and "method" in given:
+        options = METHODS[given["method"]].options()
+        assert value.split("=")[0] in options, f"{place}: {given['method']} has no '{value}'"

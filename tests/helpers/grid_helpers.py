@@ -1,0 +1,48 @@
+"""Small grids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gradless.bench import grid, grid_file
+from gradless.runs.config import TuneConfig
+
+SMALL = """
+name = "small"
+seeds = [1, 2, 3]
+budget = { forwards = 200 }
+select = "accuracy"
+
+[base]
+model = "tiny-llama"
+num_train = 16
+num_dev = 8
+num_test = 8
+
+[axes]
+method = ["mezo", "fo-adam"]
+scheme = ["full", "lora"]
+task = ["sst2"]
+
+[grid]
+lr = [1e-6, 3e-6, 1e-5]
+"""
+
+
+OWN = 'own = { train = "a.csv", test = "b.csv", template = "{text} so", label_column = "label", labels = "0=a,1=b" }\n'
+
+
+def cost(config: TuneConfig) -> int:
+    """Forwards of a step, as far as these tests care."""
+    return (3 if config.method.startswith("fo-") else 2) * config.options.get("queries", 1)
+
+
+def write(folder: Path, text: str = SMALL) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "grid.toml"
+    path.write_text(text)
+    return path
+
+
+def read(folder: Path, text: str = SMALL) -> grid_file.Grid:
+    return grid.read(write(folder, text))

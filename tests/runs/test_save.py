@@ -1,0 +1,345 @@
+"""Saved models load elsewhere with the very same outputs, their record rebuilds them, and none is ever half there."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import run_helpers as h
+from gradless import ledger, lm
+from gradless.cli import main
+from gradless.errors import BadInput
+from gradless.runs import build, card, jobs, replay
+from save_helpers import QUIET, tuned
+
+
+def selected(place: Path) -> int:
+    """The step that a run chose."""
+    step: int = json.loads((place / "result.json").read_text())["selected_step"]
+    return step
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Code blocks of a Markdown text."""
+    return [part.partition("\n```")[0] for part in text.split(f"```{language}\n")[1:]]
+
+
+def load(folder: Path) -> nn.Module:
+    """The model, by the code in its card."""
+    (code,) = blocks((folder / "README.md").read_text(), "python")
+    names: dict[str, Any] = {}
+    with lm.quiet_transformers():
+        exec(code, names)
+    assert len(names["tokenizer"]) > 100
+    model: nn.Module = names["model"]
+    return model.eval()
+
+
+@torch.no_grad()
+def logits(model: Any) -> torch.Tensor:
+    ids = torch.tensor([[5, 17, 30, 42, 7, 9], [6, 18, 31, 43, 8, 10]])
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
+
+
+def weight_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# loading elsewhere
+
+
+@pytest.mark.parametrize("scheme", ["full", "lora", "prefix", "prompt"])
+@pytest.mark.parametrize(
+    ("model", "dtype"),
+    [
+        ("tiny-gemma", "float32"),
+        ("tiny-gemma", "bfloat16"),
+        ("tiny-opt", "bfloat16"),
+        ("tiny-llama-untied", "float16"),
+        ("tiny-roberta", "float32"),
+    ],
+)
+def test_a_saved_model_gives_the_same_logits(tmp_path, model, dtype, scheme):
+    place = tuned(tmp_path, model=model, dtype=dtype, scheme=scheme)
+    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    rebuilt, _ = replay.rebuild(place, until=selected(place))
+    loaded = load(tmp_path / "saved")
+    tensors = dict(loaded.named_parameters())  # PEFT keeps virtual tokens in float32, and casts them in a forward
+    assert all(torch.equal(leaf.param.to(tensors[leaf.name].dtype), tensors[leaf.name])
+               for leaf in rebuilt.optimizer.leaves)  # fmt: skip
+    if scheme in ("full", "lora"):
+        assert {p.dtype for p in tensors.values()} == {lm.DTYPES[dtype]}
+    expected = logits(rebuilt.lm.model)
+    assert torch.equal(logits(loaded), expected)
+    assert not torch.equal(logits(lm.load(model, dtype=dtype).model), expected)
+    assert (tmp_path / "saved" / ("model.safetensors" if scheme == "full" else "adapter_model.safetensors")).exists()
+    assert not list((tmp_path / "saved").rglob("*.bin"))
+
+
+@pytest.mark.parametrize("model", ["tiny-gemma", "tiny-opt", "tiny-llama-untied", "tiny-roberta"])
+def test_tuned_label_rows_stand_in_the_output_layer(tmp_path, model):
+    place = tuned(tmp_path, model=model, scheme="head")
+    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    built, contents = replay.rebuild(place, until=selected(place))
+    tokens, head = contents.header["label_token_ids"], built.lm.model.label_head
+    loaded = load(tmp_path / "saved")
+    output, base = loaded.get_output_embeddings(), lm.load(model).model
+    assert torch.equal(output.weight[tokens], head.weight)
+    others = [i for i in range(len(output.weight)) if i not in tokens]
+    assert torch.equal(output.weight[others], base.get_output_embeddings().weight[others])
+    assert torch.equal(loaded.get_input_embeddings().weight, base.get_input_embeddings().weight)
+    found, before = logits(loaded), logits(base)
+    assert torch.allclose(found[..., others], before[..., others], atol=1e-6)
+    assert not torch.allclose(found[..., tokens], before[..., tokens], atol=1e-5)
+    config = build.TuneConfig.from_json(contents.header["config"])
+    again = jobs.evaluate(
+        dataclasses.replace(config, model=str(tmp_path / "saved"), scheme="full"),
+        mode="zero-shot", num_demonstrations=0, out=None, reporter=QUIET,
+    )  # fmt: skip
+    measured = json.loads((place / "result.json").read_text())["test"]
+    assert again["test"] == pytest.approx({name: measured[name] for name in again["test"]})
+
+
+def test_what_a_gguf_file_became_is_saved_as_an_ordinary_folder(tmp_path, monkeypatch):
+    pytest.importorskip("gguf")
+    from gguf_helpers import write_gguf
+
+    monkeypatch.setenv("GRADLESS_CACHE", str(tmp_path / "cache"))
+    write_gguf(lm.tiny("llama", tied=False), tmp_path / "tiny.gguf")
+    place = tuned(tmp_path, model=str(tmp_path / "tiny.gguf"))
+    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    rebuilt, _ = replay.rebuild(place, until=selected(place))
+    shutil.rmtree(tmp_path / "cache")
+    assert torch.equal(logits(load(tmp_path / "saved")), logits(rebuilt.lm.model))
+
+
+def test_an_adapter_names_a_base_that_is_a_folder(tmp_path):
+    base = lm.tiny("llama")
+    base.model.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    place = tuned(tmp_path, model=str(tmp_path / "base"), scheme="lora")
+    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "base")
+    rebuilt, _ = replay.rebuild(place, until=selected(place))
+    assert torch.equal(logits(load(tmp_path / "saved")), logits(rebuilt.lm.model))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# from the ledger alone
+
+
+@pytest.mark.parametrize("scheme", ["full", "lora", "prompt", "head"])
+def test_a_ledger_alone_gives_the_same_weight_files(tmp_path, scheme):
+    place = tuned(tmp_path, scheme=scheme)
+    shutil.copy(place / "ledger", tmp_path / "mine.ledger")
+    last = len(replay.rebuild(place)[1].moves)
+    jobs.replay(place, until=last, save=tmp_path / "a", reporter=QUIET)
+    jobs.replay(tmp_path / "mine.ledger", model="tiny-llama", save=tmp_path / "b", reporter=QUIET)
+    assert weight_files(tmp_path / "a") == weight_files(tmp_path / "b") != {}
+    names = [{str(p.relative_to(tmp_path / name)) for p in (tmp_path / name).rglob("*")} for name in "ab"]
+    assert names[1] == names[0] - {"gradless/result.json"}
+    assert (tmp_path / "a" / "gradless" / "ledger").read_bytes() == (tmp_path / "mine.ledger").read_bytes()
+
+
+def test_the_record_inside_a_saved_model_rebuilds_it(tmp_path, monkeypatch):
+    place = tuned(tmp_path, scheme="prefix")
+    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    shutil.rmtree(place)
+    monkeypatch.chdir(tmp_path / "saved")
+    for line in blocks((tmp_path / "saved" / "README.md").read_text(), "sh")[1].splitlines():
+        if line.startswith("gradless "):
+            found = CliRunner().invoke(main, line.split()[1:])
+            assert found.exit_code == 0, found.output
+    assert weight_files(tmp_path / "saved") == weight_files(tmp_path / "saved" / "rebuilt")
+    assert jobs.replay(Path("gradless"), verify=True, reporter=QUIET).agrees
+
+
+def test_what_a_ledger_cannot_say_is_named(tmp_path):
+    place = tuned(tmp_path / "prefix", scheme="prefix")
+    (place / build.INITIAL).write_bytes(b"")
+    shutil.copy(place / "ledger", tmp_path / "prefix.ledger")
+    other = tuned(tmp_path / "other", scheme="prefix", seed=1)
+    shutil.copy(other / build.INITIAL, tmp_path / build.INITIAL)
+    with pytest.raises(BadInput, match=r"put the run's initial\.safetensors beside the ledger"):
+        jobs.replay(tmp_path / "prefix.ledger", reporter=QUIET)
+    place = tuned(tmp_path / "wanda", method="zo-sparse", options={"mask": "wanda"})
+    shutil.copy(place / "ledger", tmp_path / "wanda.ledger")
+    with pytest.raises(BadInput, match=r"norms\.safetensors is missing.* beside the ledger"):
+        jobs.replay(tmp_path / "wanda.ledger", reporter=QUIET)
+    other = tuned(tmp_path / "other2", method="zo-sparse", options={"mask": "wanda"}, seed=1)
+    shutil.copy(other / build.NORMS, tmp_path)
+    with pytest.raises(BadInput, match=r"put the run's norms\.safetensors beside the ledger"):
+        jobs.replay(tmp_path / "wanda.ledger", reporter=QUIET)
+    shutil.copy(place / build.NORMS, tmp_path)
+    jobs.replay(tmp_path / "wanda.ledger", until=2, save=tmp_path / "saved", reporter=QUIET)
+    assert (tmp_path / "saved" / "gradless" / build.NORMS).exists()
+
+
+def test_the_card_names_where_the_base_model_is_now(tmp_path):
+    base = lm.tiny("llama")
+    base.model.save_pretrained(tmp_path / "base")
+    base.tokenizer.save_pretrained(tmp_path / "base")
+    place = tuned(tmp_path, model=str(tmp_path / "base"), scheme="lora")
+    (tmp_path / "base").rename(tmp_path / "moved")
+    jobs.replay(place, model=str(tmp_path / "moved"), save=tmp_path / "saved", reporter=QUIET)
+    settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(tmp_path / "moved")
+    load(tmp_path / "saved")
+    record = tmp_path / "saved" / "gradless"
+    assert json.loads((record / "config.json").read_text())["model"] == str(tmp_path / "base")  # as in its ledger
+    assert jobs.replay(record, model=str(tmp_path / "moved"), verify=True, reporter=QUIET).agrees
+
+
+def test_figures_go_only_with_the_weights_that_they_are_of(tmp_path):
+    place = tuned(tmp_path)
+    result = json.loads((place / "result.json").read_text())
+    other = 1 if result["selected_step"] != 1 else 2
+    jobs.replay(place, until=other, save=tmp_path / "other", reporter=QUIET)
+    text = (tmp_path / "other" / "README.md").read_text()
+    assert "model-index" not in text
+    assert "No measurement of them is on record" in text
+    assert f"--until {other}" in text
+    assert not (tmp_path / "other" / "gradless" / "result.json").exists()
+    (place / "result.json").write_text(json.dumps({**result, "weights_sha256": "0" * 64}))
+    with pytest.raises(BadInput, match="not those in"):
+        jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    assert not (tmp_path / "saved").exists()
+
+
+def test_a_method_without_replay_is_saved_from_its_best_step(tmp_path):
+    place = tuned(tmp_path, method="fo-sgd", lr=1e-2)
+    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    rebuilt, _ = replay.rebuild(place, until=selected(place))
+    assert torch.equal(logits(load(tmp_path / "saved")), logits(rebuilt.lm.model))
+    assert "the only copy" in (tmp_path / "saved" / "README.md").read_text()
+
+
+def test_weights_of_an_unknown_step_are_not_saved(tmp_path):
+    place = tuned(tmp_path, method="fo-sgd", lr=1e-2, steps=4, eval_every=2)
+    assert ", a backward pass counted as two, in 4 steps" in card.render(facts_of(place))
+    (place / "result.json").unlink()  # of a run that was killed after its first dev evaluation
+    with pytest.raises(BadInput, match="does not tell which step's weights"):
+        jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    assert not (tmp_path / "saved").exists()
+
+
+def facts_of(place: Path) -> card.Facts:
+    """What the card of a run's selected step is made from."""
+    contents, result = ledger.read(place / "ledger"), json.loads((place / "result.json").read_text())
+    return card.Facts(
+        name="x", place="me/x", config=build.TuneConfig.from_json(contents.header["config"]), masked=False,
+        step=result["selected_step"], header=contents.header, result=result, ledger_bytes=contents.good_bytes,
+        sha256=result["weights_sha256"],
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the card
+
+
+def test_the_hub_can_read_the_card(tmp_path):
+    from huggingface_hub import ModelCard
+    from huggingface_hub.repocard_data import model_index_to_eval_results
+
+    place = tuned(tmp_path, model="tiny-opt", scheme="lora")
+    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    result = json.loads((place / "result.json").read_text())
+    found = ModelCard.load(tmp_path / "saved" / "README.md")
+    data = found.data.to_dict()
+    assert data["library_name"] == "peft"
+    assert {"gradless", "mezo", "lora", "zeroth-order"} <= set(data["tags"])
+    assert "base_model" not in data  # the hub refuses what is no id there
+    name, scores = model_index_to_eval_results(data["model-index"])
+    assert name == "saved"
+    assert {score.metric_type: score.metric_value for score in scores} == {
+        key: round(value, 4) for key, value in result["test"].items()
+    }
+    low, high = result["interval"]["test"]
+    assert f"95 % interval {low:.3f} to {high:.3f}" in "".join(score.metric_name for score in scores)
+    assert f"{low:.3f} to {high:.3f}" in found.text
+    assert result["weights_sha256"] in found.text
+    assert f"{result['ledger_bytes']:,} bytes" in found.text
+    assert "on 8 test rows" in found.text
+    for example in result["examples"]:  # rows of the data stay at home
+        assert example["prompt"] not in found.content
+    assert "examples" not in json.loads((tmp_path / "saved" / "gradless" / "result.json").read_text())
+
+
+def test_the_card_tells_of_a_run_that_did_not_end(tmp_path):
+    facts = facts_of(tuned(tmp_path))
+    assert "did not come to its end" not in card.render(facts)
+    assert facts.result is not None
+    diverged = dataclasses.replace(facts, result={**facts.result, "status": "diverged"})
+    assert "The run did not come to its end (diverged)." in card.render(diverged)
+
+
+@pytest.mark.parametrize(
+    ("model", "base", "code"),
+    [
+        ("facebook/opt-1.3b", "facebook/opt-1.3b", 'from_pretrained("facebook/opt-1.3b", dtype="bfloat16")'),
+        ("a/b@v2", "a/b", 'from_pretrained("a/b", revision="v2", dtype="bfloat16")'),
+        ("gemma-3-270m", "google/gemma-3-270m", 'lm.load("gemma-3-270m", dtype="bfloat16")'),
+        ("/no/such/model.gguf", None, 'lm.load("/no/such/model.gguf", dtype="bfloat16")'),
+    ],
+)
+def test_the_card_names_the_base_model(model, base, code):
+    from huggingface_hub import ModelCard
+
+    config = h.TuneConfig(model=model, task="rte", scheme="lora").resolved()
+    header = {"dtype": "bfloat16", "base_sha256": "a", "data_sha256": "b", "gradless": "0.1.0", "tuned_parameters": 3}
+    facts = card.Facts(
+        name="x", place="me/x", config=config, step=3, header=header, result=None, ledger_bytes=9, sha256="c",
+        masked=False,
+    )  # fmt: skip
+    found = ModelCard(card.render(facts))
+    assert found.data.get("base_model") == base
+    assert found.data.get("base_model_relation") == ("adapter" if base else None)
+    assert found.data.datasets == ["aps/super_glue"]
+    assert code in found.text
+    assert 'from_pretrained(base, "me/x"' in found.text
+    if model == "gemma-3-270m":
+        assert "Gemma Terms of Use" in found.text
+        assert found.data.license == "gemma"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"scheme": "lora", "targets": ("q_proj", "k_proj"), "rank": 2, "alpha": 3.5, "lr": "auto", "weight_decay": 0.1},
+        {"method": "zo-sparse", "options": {"mask": "magnitude", "keep": 0.25}, "freeze": ("embed.*", "a b")},
+        {"zero_shot": False, "select": "metric", "eval_every": 2, "schedule": "cosine", "warmup": 1, "queries": 3},
+        {"task": "rte", "own": {}, "aligned": False, "num_train": 0, "num_test": 7, "k_shot": 4, "device": "cuda:1"},
+        {"own": {"name": "mine", "train": "/a b/t.csv", "template": 'say "{x}"\n', "label_column": "y",
+                 "labels": {"0": "so, so", "1": "a=b \\ `c`"}}},
+    ],
+)  # fmt: skip
+def test_the_command_in_the_card_makes_the_same_configuration(tmp_path, monkeypatch, changes):
+    import shlex
+
+    own = {"train": "/x/train.csv", "test": "/x/it's.csv", "template": "{text} so", "label_column": "label",
+           "labels": "0=terrible,1=great"}  # fmt: skip
+    config = h.TuneConfig(**{"model": "tiny-llama", "own": own, "steps": 7, **changes}).resolved()
+    text = card.task_file(config)
+    if text is not None:
+        (tmp_path / "gradless").mkdir()
+        (tmp_path / "gradless" / "task.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    caught: list[Any] = []
+    monkeypatch.setattr(jobs, "tune", lambda config, *_, **__: caught.append(config) or sys.exit(0))
+    found = CliRunner().invoke(main, shlex.split(card.command(config))[1:])
+    assert found.exit_code == 0, found.output
+    assert caught[0].resolved() == config
+    several = card.command(config, {"size": 4, "split": config.split})
+    assert several == f"torchrun --nproc-per-node 4 -m {card.command(config)}"

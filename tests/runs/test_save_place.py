@@ -1,0 +1,106 @@
+"""A folder is written whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+import run_helpers as h
+from gradless.errors import BadInput
+from gradless.runs import card, jobs
+from gradless.system.progress import Reporter
+from save_helpers import QUIET, tuned
+
+
+def test_only_an_empty_place_is_written_to(tmp_path):
+    place = tuned(tmp_path)
+    (tmp_path / "empty").mkdir()
+    jobs.replay(place, save=tmp_path / "empty", reporter=QUIET)
+    modes = {path.stat().st_mode for path in (tmp_path / "empty").rglob("*") if path.is_file()}
+    assert modes == {place.joinpath("config.json").stat().st_mode}
+    assert (tmp_path / "empty" / "model.safetensors").exists()
+    with pytest.raises(BadInput, match="exists already and is not empty: choose a new folder"):
+        jobs.replay(place, save=tmp_path / "empty", reporter=QUIET)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BadInput, match="is a file: choose"):
+        jobs.replay(place, save=tmp_path / "file", reporter=QUIET)
+    with pytest.raises(BadInput, match="not empty"):  # before anything is computed
+        jobs.tune(h.config(tmp_path), tmp_path / "second", save=tmp_path / "empty", reporter=QUIET)
+    assert not (tmp_path / "second").exists()
+
+
+def test_tune_saves_what_it_measured(tmp_path):
+    result = jobs.tune(h.config(tmp_path, scheme="lora"), tmp_path / "run", save=tmp_path / "saved", reporter=QUIET)
+    assert result["weights_sha256"] in (tmp_path / "saved" / "README.md").read_text()
+    with pytest.raises(BadInput, match="not empty"):
+        jobs.tune(h.config(tmp_path), tmp_path / "run", resume=True, save=tmp_path / "saved", reporter=QUIET)
+
+
+def test_a_run_that_did_not_end_is_not_saved(tmp_path, monkeypatch):
+    h.patch_loss(monkeypatch, lambda step, n, loss: loss * float("nan"))
+    said: list[str] = []
+    reporter = Reporter(quiet=True)
+    monkeypatch.setattr(reporter, "say", said.append)
+    config = h.config(tmp_path, steps=20, num_dev=0, num_test=0)
+    assert jobs.tune(config, tmp_path / "run", save=tmp_path / "saved", reporter=reporter)["status"] == "diverged"
+    assert not (tmp_path / "saved").exists()
+    assert "nothing is saved" in said[-1]
+
+
+def test_what_appears_while_a_model_is_saved_is_left_alone(tmp_path, monkeypatch):
+    place, render = tuned(tmp_path), card.render
+
+    def slow(facts: Any) -> str:
+        (tmp_path / "out" / "saved").mkdir()
+        (tmp_path / "out" / "saved" / "mine.txt").write_text("mine")
+        return render(facts)
+
+    monkeypatch.setattr(card, "render", slow)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BadInput, match="not empty: choose a new folder"):  # and is not said to be saved
+        jobs.replay(place, save=tmp_path / "out" / "saved", reporter=QUIET)
+    assert [p.name for p in (tmp_path / "out").rglob("*")] == ["saved", "mine.txt"]
+
+
+@pytest.mark.parametrize("name", ["run", ""])
+def test_a_folder_that_will_hold_the_run_is_refused_first(tmp_path, name):
+    out = tmp_path / "all" / "run"
+    with pytest.raises(BadInput, match="--save needs a folder of its own"):
+        jobs.tune(h.config(tmp_path), out, save=tmp_path / "all" / name, reporter=QUIET)
+    assert not out.exists()
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    place = tuned(tmp_path)
+
+    def full(facts: Any) -> str:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(card, "render", full)
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OSError, match="No space left"):
+        jobs.replay(place, save=tmp_path / "out" / "saved", reporter=QUIET)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_killed_save_leaves_no_folder(tmp_path):
+    place = tuned(tmp_path)
+    code = (
+        "import time; from pathlib import Path; from gradless.runs import card, jobs\n"
+        "card.render = lambda facts: (print('now', flush=True), time.sleep(60))\n"
+        f"jobs.replay(Path({str(place)!r}), save=Path({str(tmp_path / 'saved')!r}))"
+    )
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "now\n"
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    child.stdout.close()
+    assert not (tmp_path / "saved").exists()
+    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    assert (tmp_path / "saved" / "README.md").exists()
