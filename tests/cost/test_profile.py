@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from gradless import rng
 from gradless.cli import main
 from gradless.cost import profile as profiling
-from gradless.cost import time_shares, workload
+from gradless.cost import memory, time_shares, workload
 from gradless.cost.workload import EAGER, FLOOR, Settings
 from gradless.methods import METHODS
 from gradless.optimizer import ENGINES
@@ -146,9 +146,9 @@ def test_updates_are_deferred_where_a_run_defers_them(monkeypatch):
 
 
 def test_memory_is_measured_in_processes_of_their_own(monkeypatch):
-    monkeypatch.setattr(profiling, "_names", lambda settings: [FLOOR])
+    monkeypatch.setattr(Settings, "candidates", lambda settings: [FLOOR])
     monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
-    peaks = profiling._peaks_of_processes(Settings(model="tiny-llama", threads=1, **SMALL), QUIET)
+    peaks = memory.in_processes(Settings(model="tiny-llama", threads=1, **SMALL), QUIET)
     assert 5e7 < peaks[FLOOR]["inference_memory_bytes"] < 5e9
     assert peaks[FLOOR]["peak_memory_bytes"] >= 0.9 * peaks[FLOOR]["inference_memory_bytes"]
     assert peaks[FLOOR]["kernels_memory_bytes"] == 0
@@ -162,7 +162,7 @@ def test_memory_of_an_engine(tmp_path):
     assert torch.equal(state, torch.random.get_rng_state())
     assert found.exit_code == 0, found.output
     peaks = json.loads((tmp_path / "peaks.json").read_text())
-    assert set(peaks) == set(profiling.PEAKS)
+    assert set(peaks) == set(memory.PEAKS)
     assert peaks["peak_memory_bytes"] > 5e7
 
 
@@ -182,7 +182,7 @@ def test_a_process_that_fails_costs_one_figure(monkeypatch, capsys):
     result = profiling.profile("tiny-llama", **SMALL, reporter=Reporter())
     assert "the memory of stream could not be measured: killed, out of memory?" in capsys.readouterr().out
     assert result["inference_memory_bytes"] == 100
-    assert result["engines"]["stream"] == dict.fromkeys(profiling.PEAKS)
+    assert result["engines"]["stream"] == dict.fromkeys(memory.PEAKS)
     assert result["engines"]["dual"]["peak_memory_bytes"] == result["eager_mezo"]["peak_memory_bytes"] == 110
 
 

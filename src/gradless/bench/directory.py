@@ -21,11 +21,11 @@ from gradless.system import locks
 from gradless.system.atomic import write_json, write_text
 
 GRID = "grid.toml"
-WHOLE = "directory"  # the claim on results.jsonl, the requests and the grid
+WHOLE = "directory"  # the lock on results.jsonl, the requests and the grid
 
 
 def check_folder(out: Path) -> None:
-    """Refuse what is no place for a grid."""
+    """Refuse a folder that cannot hold the runs of a grid."""
     if out.exists() and not out.is_dir():
         raise BadInput(f"{out} is a file, not a folder: choose another --out")
     if (out / "config.json").exists():
@@ -59,7 +59,7 @@ def check_grid(asked: Grid, out: Path) -> None:
 
 
 def join(asked: Grid, possible: Sequence[Request], out: Path) -> None:
-    """Make the directory, or join those who work in it."""
+    """Make the directory, or join the workers in it."""
     for name in ("requests", "runs", "locks"):
         (out / name).mkdir(parents=True, exist_ok=True)
     with alone(out):
@@ -69,7 +69,7 @@ def join(asked: Grid, possible: Sequence[Request], out: Path) -> None:
 
 
 def ask(wanted: Sequence[Request], out: Path) -> None:
-    """Make the requests those of the runs that are wanted; only inside `alone`."""
+    """Write the requests of the wanted runs and remove all others; only inside `alone`."""
     ids = {one.id for one in wanted}
     for path in (out / "requests").glob("*.json"):
         if path.stem not in ids:
@@ -82,23 +82,23 @@ def ask(wanted: Sequence[Request], out: Path) -> None:
 
 @contextlib.contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Inside, no other worker reads or writes what all of them share."""
+    """Lock what all workers share: inside the block no other one reads or writes it."""
     with locks.alone(out / "locks" / WHOLE):
         yield
 
 
 def _difference(asked: Grid, out: Path) -> str | None:
-    """The first key in which the directory's grid is another one, or None."""
+    """Return the first key in which the directory's grid differs, as a sentence, or None."""
     copy = out / GRID
     return grid_file.difference(grid_file.parse(copy).values, asked.values) if copy.exists() else None
 
 
 def _reason(path: Path, possible: Sequence[Request]) -> str:
-    """Why the same grid does not know a run: a file beside it, or gradless itself, is another one."""
+    """Return why the same grid does not know a run: a file beside it, or gradless itself, has changed."""
     try:
         old = json.loads(path.read_text())
-        place = (old["phase"], old["cell"], old["point"], old["seed"])
-        same = [one for one in possible if (one.phase, one.cell, one.point, one.seed) == place]
+        key = (old["phase"], old["cell"], old["point"], old["seed"])
+        same = [one for one in possible if (one.phase, one.cell, one.point, one.seed) == key]
         changed = difference(TuneConfig.from_json(old["config"]), same[0].config) if same else None
     except (BadInput, ValueError, KeyError, TypeError):
         changed = None

@@ -1,4 +1,4 @@
-"""What a grid will take: from runs that are finished, or else from sizes and the speed of this machine."""
+"""Time and memory that a grid will take: from finished runs, or else from sizes and the speed of this machine."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NOWHERE: Final = Path("/nonexistent")  # a run directory without initial values
 
 
 class Guess(NamedTuple):
-    """What one run is expected to take."""
+    """Expected seconds and memory of one run."""
 
     seconds: float
     memory: float  # bytes; 0 if unknown
@@ -57,7 +57,7 @@ def show(
     cost: Cost,
     say: Callable[[str], None],
 ) -> None:
-    """Say what there is to do, by phase and by method and scheme.
+    """Say what there is to run, by phase and by method and scheme.
 
     Args:
         wanted: runs that are asked for.
@@ -90,12 +90,12 @@ def show(
 
 
 def spent(one: Request, cost: Cost) -> int:
-    """Forwards of a run's training."""
+    """Return the forwards of a run's training."""
     return 0 if one.phase == ZERO_SHOT else one.config.steps * cost(one.config)
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people.
+    """Return seconds as text in s, min or h.
 
     Example:
         >>> duration(50), duration(500), duration(50_000)
@@ -112,13 +112,13 @@ def duration(seconds: float) -> str:
 
 
 def left(runs: Iterable[Request], lines: Iterable[Mapping[str, Any]]) -> float:
-    """Seconds that runs will take if each takes as long as finished ones of its kind did."""
+    """Return the seconds that runs will take if each takes as long as finished ones of its kind did."""
     means = _means((_kinds(line["cell"], line["phase"]), line["wall_seconds"]) for line in lines if _whole(line))
     return sum(_nearest(means, _kinds(one.cell, one.phase)) for one in runs)
 
 
 def from_lines(lines: Iterable[Mapping[str, Any]], cost: Cost) -> Guesser:
-    """Guess from finished runs: seconds go with the forwards of training, memory with the kind of run."""
+    """Return a guesser from finished runs: seconds go with the forwards of training, memory with the kind of run."""
     whole = [(_kinds(line["cell"], line["phase"]), line) for line in lines if _whole(line)]
     rates = _means((kinds, line["wall_seconds"] / max(line["forwards"], 1)) for kinds, line in whole)
     peaks = _means((kinds, line["peak_memory_bytes"]) for kinds, line in whole if line["peak_memory_bytes"])
@@ -132,23 +132,23 @@ def from_lines(lines: Iterable[Mapping[str, Any]], cost: Cost) -> Guesser:
 
 
 def _kinds(cell: Mapping[str, Any], phase: str) -> list[str]:
-    """Kinds that a run belongs to, the narrowest first; zero-shot runs are no measure of others."""
+    """Return the kinds that a run belongs to, the narrowest first; zero-shot runs are no measure of others."""
     names = [str(cell[name]) for name in ("method", "scheme", "task", "model")]
     narrow, wide, method = ("/".join(names[:count]) for count in (4, 2, 1))
     return [f"{phase}/{narrow}", narrow, f"{phase}/{wide}", wide, method, str(phase == ZERO_SHOT)]
 
 
 def _whole(line: Mapping[str, Any]) -> bool:
-    """Whether a run came to its end and its time is known."""
+    """Return whether a run came to its end and its time is known."""
     return line["status"] == DONE and line["wall_seconds"] is not None
 
 
 def _means(values: Iterable[tuple[list[str], float]]) -> dict[str, float]:
-    found: dict[str, list[float]] = {}
+    by_kind: dict[str, list[float]] = {}
     for kinds, value in values:
         for kind in kinds:
-            found.setdefault(kind, []).append(value)
-    return {kind: fmean(several) for kind, several in found.items()}
+            by_kind.setdefault(kind, []).append(value)
+    return {kind: fmean(several) for kind, several in by_kind.items()}
 
 
 def _nearest(means: Mapping[str, float], kinds: Iterable[str]) -> float:
@@ -160,49 +160,53 @@ def _nearest(means: Mapping[str, float], kinds: Iterable[str]) -> float:
 
 
 def from_sizes(cost: Cost, say: Callable[[str], None]) -> Guesser:
-    """Guess from the tokens of 32 rows, the weights that multiply them, and the speed of a matrix product here.
+    """Return a guesser from the tokens of 32 rows, the weights they meet, and the speed of a matrix product here.
 
     Cost: loads each model once for every scheme, and each task once.
 
     Raises:
         BadInput: a model or data that cannot be loaded, which the runs could not either.
     """
-    models: dict[str, LanguageModel] = {}
-    rows: dict[str, Rows] = {}
-    tuned: dict[str, int] = {}
-    speeds: dict[str, float] = {}
+
+    def load(config: TuneConfig) -> tuple[LanguageModel, float]:
+        model = lm.load(config.model, dtype=config.dtype, device=config.device, say=say)
+        return model, matmul_speed(model.device, model.dtype)
+
+    def remembered(compute: Callable[[TuneConfig], Any], *names: str) -> Callable[[TuneConfig], Any]:
+        """Compute once for all configurations that agree in the fields of these names."""
+        values: dict[str, Any] = {}
+
+        def value(config: TuneConfig) -> Any:
+            key = json.dumps([getattr(config, name) for name in ("model", "dtype", "device", *names)])
+            if key not in values:
+                values[key] = compute(config)
+            return values[key]
+
+        return value
+
+    model_of = remembered(load)
+    rows_of = remembered(
+        lambda config: _rows(config, model_of(config)[0]), "task", "data", "own", "aligned", "objective"
+    )
+    tuned_of = remembered(lambda config: _tuned(config, say), "scheme", "rank", "targets", "freeze")
 
     def guess(one: Request) -> Guess:
         config = one.config
-        place = json.dumps([config.model, config.dtype, config.device])
-        if place not in models:
-            models[place] = lm.load(config.model, dtype=config.dtype, device=config.device, say=say)
-        model = models[place]
-        if place not in speeds:
-            speeds[place] = matmul_speed(model.device, model.dtype)
-        key = json.dumps([place, config.task, config.data, config.own, config.aligned, config.objective])
-        if key not in rows:
-            rows[key] = _rows(config, model)
-        size, second = rows[key], speeds[place] / (2 * _multiplied(model))  # tokens a second
-        scored = size.test if one.phase in (FINAL, ZERO_SHOT) else 0
-        tokens = spent(one, cost) * config.batch_size * size.batch
-        if one.phase != ZERO_SHOT:
-            evaluations = -(-config.steps // (config.eval_every or config.steps))
-            scored += evaluations * size.dev
+        (model, speed), rows = model_of(config), rows_of(config)
+        scored = rows.test if one.phase in (FINAL, ZERO_SHOT) else 0
+        tokens = spent(one, cost) * config.batch_size * rows.batch
         memory = float(model.num_parameters * model.dtype.itemsize)
-        copies = METHODS[config.method].copies
-        if copies and one.phase != ZERO_SHOT:
-            parts = json.dumps([place, config.scheme, config.rank, config.targets, config.freeze])
-            if parts not in tuned:
-                tuned[parts] = _tuned(config, say)
-            memory += 4.0 * copies * tuned[parts]
-        return Guess((tokens + scored * size.scored) / second, memory)
+        if one.phase != ZERO_SHOT:
+            scored += -(-config.steps // (config.eval_every or config.steps)) * rows.dev
+            if copies := METHODS[config.method].copies:
+                memory += 4.0 * copies * tuned_of(config)
+        return Guess((tokens + scored * rows.scored) * 2 * _multiplied(model) / speed, memory)
 
     return guess
 
 
 def matmul_speed(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """Floating-point operations a second of a product of square matrices, measured for some ``seconds``."""
+    """Return the floating-point operations a second of a product of square matrices, measured for some ``seconds``."""
     square = torch.ones(SIDE, SIDE, device=device, dtype=dtype)
     into = torch.mm(square, square)
     done, begun = 0, time.perf_counter()
@@ -217,7 +221,7 @@ def matmul_speed(device: torch.device, dtype: torch.dtype, seconds: float = 0.3)
 
 
 def _multiplied(model: LanguageModel) -> int:
-    """Weights that a token is multiplied with: not the embedding, and not the output layer, of which little is used."""
+    """Return the number of weights that a token meets: not the embedding, nor the output layer, used little."""
     inner: Any = model.model
     tables = {id(module.weight): module.weight.numel() for module in (inner.get_input_embeddings(), model.head)}
     return max(1, model.num_parameters - sum(tables.values()))

@@ -1,7 +1,7 @@
-"""What a bench directory says of its runs: ``results.jsonl``, made from requests and run directories.
+"""``results.jsonl`` of a bench directory, made from requests and run directories.
 
 Beside what `gradless tune` writes, the directory of a run holds ``process.json`` (how long its processes took) and,
-if it came to nothing, ``failed.json`` with the reason; without that file the run is tried again.
+if it failed, ``failed.json`` with the reason; without that file the run is tried again.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from gradless.bench.grid import ZERO_SHOT, Request
 from gradless.lm.metrics import METRICS
-from gradless.runs.record import INTERRUPTED
+from gradless.runs.record import INTERRUPTED, read_lines
 from gradless.system import finished_runs
 from gradless.system.atomic import write_json, write_text
 
@@ -25,17 +25,17 @@ MEASURED = ("peak_memory_bytes", "inference_memory_bytes", "tuned_parameters")
 
 
 def run_folder(out: Path, run: str) -> Path:
-    """The directory of a run."""
+    """Return the directory of a run."""
     return out / "runs" / run
 
 
 def request_file(out: Path, run: str) -> Path:
-    """The file of a request."""
+    """Return the file of a request."""
     return out / "requests" / f"{run}.json"
 
 
 def line(out: Path, request: Request) -> dict[str, Any] | None:
-    """The line of a run in ``results.jsonl``, or None if the run is not finished.
+    """Return the line of a run in ``results.jsonl``, or None if the run is not finished.
 
     ``curve`` has the dev evaluations during training, each with the forwards and the training seconds up to then.
     ``overhead`` is what the processes of the run took beyond training, evaluation and the forwards that measure the
@@ -53,10 +53,10 @@ def line(out: Path, request: Request) -> dict[str, Any] | None:
             return None
     asked = request.to_json()
     del asked["config"]
-    notes = _notes(folder / "metrics.jsonl")
+    log = read_lines(folder / "metrics.jsonl")
     zero_shot = request.phase == ZERO_SHOT
     steps, forwards = result.get("steps", 0), 0 if zero_shot else result.get("forwards", 0)
-    found = {
+    line = {
         **asked,
         "status": result["status"],
         "reason": result.get("reason") or (f"diverged at step {steps}" if result["status"] == "diverged" else ""),
@@ -67,33 +67,32 @@ def line(out: Path, request: Request) -> dict[str, Any] | None:
         "dev": result.get("dev", {}),
         "test": result.get("test", {}),
         "zero_shot": result.get("test" if zero_shot else "zero_shot", {}),
-        "curve": curve(notes),
+        "curve": curve(log),
     }
-    evaluating = sum(note.get("seconds", 0.0) for note in notes if note["event"] in ("eval", "inference")) + (
-        result.get("seconds", 0.0) if zero_shot else 0.0
-    )
-    return {**found, **_times(folder, found["train_seconds"] + evaluating)}
+    evaluating = sum(entry.get("seconds", 0.0) for entry in log if entry["event"] in ("eval", "inference"))
+    evaluating += result.get("seconds", 0.0) if zero_shot else 0.0
+    return {**line, **_times(folder, line["train_seconds"] + evaluating)}
 
 
-def curve(notes: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Dev evaluations of a run with what was spent on training until then.
+def curve(log: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the dev evaluations of a run with what was spent on training until then.
 
     Args:
-        notes: lines of ``metrics.jsonl``. A crash can lose the line of a step; the next line stands in for it.
+        log: lines of ``metrics.jsonl``. A crash can lose the line of a step; the next line stands in for it.
     """
-    notes = list(notes)
-    steps = {note["step"]: note for note in notes if note["event"] == "step"}
-    dev = {note["step"]: note for note in notes if note["event"] == "eval" and note["split"] == "dev" and note["step"]}
-    found, forwards, seconds, at = [], 0, 0.0, 0
+    log = list(log)
+    steps = {line["step"]: line for line in log if line["event"] == "step"}
+    dev = {line["step"]: line for line in log if line["event"] == "eval" and line["split"] == "dev" and line["step"]}
+    points, forwards, seconds, start = [], 0, 0.0, 0
     for step in sorted(dev):
-        for number in range(at, step):
+        for number in range(start, step):
             nearest = next((steps[n] for n in range(number, step) if n in steps), None)
             forwards += nearest["forwards"] if nearest else 0
             seconds += nearest["seconds"] if nearest else 0.0
-        at = step
+        start = step
         scores = {name: dev[step][name] for name in NUMBERS if name in dev[step]}
-        found.append({"step": step, "forwards": forwards, "seconds": seconds, **scores})
-    return found
+        points.append({"step": step, "forwards": forwards, "seconds": seconds, **scores})
+    return points
 
 
 def rebuild(out: Path, lines: Iterable[dict[str, Any]]) -> None:
@@ -103,13 +102,13 @@ def rebuild(out: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 
 def read(out: Path) -> list[dict[str, Any]]:
-    """The lines of ``results.jsonl``; none if there is no such file."""
+    """Return the lines of ``results.jsonl``; none if there is no such file."""
     path = out / RESULTS
     return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
 
 
 def overhead(out: Path) -> float:
-    """Share of all run time that was neither training nor evaluation; 0.0 before a run is finished."""
+    """Return the share of all run time that was neither training nor evaluation; 0.0 before a run is finished."""
     timed = [one for one in read(out) if one["overhead"] is not None]
     whole = sum(one["wall_seconds"] for one in timed)
     return sum(one["overhead"] for one in timed) / whole if whole else 0.0
@@ -120,7 +119,7 @@ def overhead(out: Path) -> float:
 
 
 def began(folder: Path, threads: int | None) -> None:
-    """Note that a process of a run begins."""
+    """Record that a process of a run begins."""
     known = _read(folder / "process.json") or {"wall_seconds": 0.0, "launches": 0, "whole": True}
     changes = {
         "launches": known["launches"] + 1,
@@ -132,19 +131,19 @@ def began(folder: Path, threads: int | None) -> None:
 
 
 def ended(folder: Path, seconds: float) -> None:
-    """Note that the process of a run has ended."""
+    """Record that the process of a run has ended."""
     known = _read(folder / "process.json") or {}
     total = known.get("wall_seconds", 0.0) + seconds
     write_json(folder / "process.json", {**known, "wall_seconds": total, "running": False})
 
 
 def settled(out: Path, run: str) -> bool:
-    """Whether all that will be known of a finished run is written."""
+    """Return whether all that will be known of a finished run is written."""
     return not (_read(run_folder(out, run) / "process.json") or {}).get("running")
 
 
 def failed(folder: Path, reason: str, code: int, stderr: str) -> None:
-    """Record a run that came to nothing."""
+    """Record a run that failed."""
     write_json(folder / "failed.json", {"status": FAILED, "reason": reason, "exit_code": code, "stderr": stderr})
 
 
@@ -161,18 +160,7 @@ def _times(folder: Path, accounted: float) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        values: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         return None
-    return found
-
-
-def _notes(path: Path) -> list[dict[str, Any]]:
-    """Whole lines of ``metrics.jsonl``."""
-    found = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            found.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue  # torn by a crash
-    return found
+    return values

@@ -1,19 +1,17 @@
 """Run a grid: every run a process, any number of workers on one directory, continued after any interruption.
 
-All that workers know of each other is in the directory: requests, claims and run directories. A worker takes the
-first run in the order of the grid that is neither finished nor claimed. Which point of a cell is best follows from its
+All that workers know of each other is in the directory: requests, locks and run directories. A worker takes the
+first run in the order of the grid that is neither finished nor locked. Which point of a cell is best follows from its
 finished search runs, so every worker comes to the same final runs without a word.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +29,7 @@ from gradless.runs.config import TuneConfig
 from gradless.runs.record import DIVERGED, DONE
 from gradless.system import finished_runs, locks
 from gradless.system.progress import Reporter
+from gradless.system.signals import interrupting
 
 __all__ = ["Outcome", "bench", "overhead"]
 
@@ -50,7 +49,7 @@ class Outcome(NamedTuple):
     hopeless: tuple[str, ...]
     """Cells all of whose search runs diverged or failed, so that they have no final run."""
     stopped: str = ""
-    """The sentence with which the disk refused; the same call continues."""
+    """Why the disk refused; the same call continues."""
 
     def __bool__(self) -> bool:
         """Whether nothing is left to do."""
@@ -134,24 +133,24 @@ def bench(
 
 
 def _in_order(asked: Grid, cost: Cost) -> list[Request]:
-    """Every possible run: untouched models first, then cell by cell, each cell's search before its final runs."""
-    places = {cell.name: place for place, cell in enumerate(grid.cells(asked))}
+    """Return every possible run: untouched models, then cell by cell, each cell's search before its final runs."""
+    order = {cell.name: index for index, cell in enumerate(grid.cells(asked))}
     runs = grid.possible_runs(asked, cost)
-    return sorted(runs, key=lambda one: (places.get(cell_name(one.cell), -1), one.phase == FINAL))
+    return sorted(runs, key=lambda one: (order.get(cell_name(one.cell), -1), one.phase == FINAL))
 
 
 def _remembered(cost: Cost) -> Cost:
-    """Ask once for all runs that differ in nothing that a step's cost could depend on: it may take a model to tell."""
-    known: dict[str, int] = {}
+    """Return ``cost`` with a memory by all that a step's cost could depend on: it may load a model."""
+    costs: dict[str, int] = {}
 
-    def told(config: TuneConfig) -> int:
+    def remembered(config: TuneConfig) -> int:
         values = {name: value for name, value in config.to_json().items() if name not in NO_COST}
         key = json.dumps(values, sort_keys=True)
-        if key not in known:
-            known[key] = cost(config)
-        return known[key]
+        if key not in costs:
+            costs[key] = cost(config)
+        return costs[key]
 
-    return told
+    return remembered
 
 
 def _check_data(board: Board) -> None:
@@ -170,16 +169,16 @@ def _check_data(board: Board) -> None:
 
 
 def _known(board: Board, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
-    """Runs of this grid that are finished elsewhere."""
+    """Return the lines of runs of this grid that are finished elsewhere, by id."""
     ids = [one.id for one in board.possible]
-    found: dict[str, dict[str, Any]] = {}
+    lines: dict[str, dict[str, Any]] = {}
     for path in files:
-        found |= finished_runs.finished(path, ids, (DONE, DIVERGED))
-    return found
+        lines |= finished_runs.finished(path, ids, (DONE, DIVERGED))
+    return lines
 
 
 def _expected(board: Board) -> list[Request]:
-    """Final runs of cells whose point is not chosen yet, at their first point instead."""
+    """Return final runs of cells whose point is not chosen yet, at their first point instead."""
     open_cells = {cell_name(one.cell) for one in board.wanted if one.phase == SEARCH}
     open_cells -= {cell_name(one.cell) for one in board.wanted if one.phase == FINAL} | set(board.hopeless)
     first = {cell.name: cell.points[0] for cell in grid.cells(board.grid)}
@@ -197,12 +196,15 @@ def _work(
     """Start, watch and record runs until none is left to anybody."""
     children: list[Child] = []
     stopped, waits, looked = "", False, 0.0
-    with _terminable(), processes.fork_server(board.possible if command is processes.command else []) as home:
+    with (
+        interrupting(signal.SIGTERM),
+        processes.fork_server(board.possible if command is processes.command else []) as server,
+    ):
         try:
             _record(board, reporter)
             while not stopped:
                 left = [one for one in board.wanted if one.id not in board.lines]
-                _start_free(board, left, children, workers, threads, command, home)
+                _start_free(board, left, children, workers, threads, command, server)
                 if not left and not children:
                     break
                 if not children and not waits:
@@ -232,40 +234,40 @@ def _start_free(
     workers: int,
     threads: int | None,
     command: Command,
-    home: ForkServer | None,
+    server: ForkServer | None,
 ) -> None:
-    """Claim and start runs until this worker is busy."""
+    """Lock and start runs until this worker is busy."""
     mine = {child.request.id for child in children}
     for one in left:
         if len(children) >= workers:
             return
-        claim = None if one.id in mine else locks.take(board.out / "locks" / one.id)
-        if claim is None:
+        lock = None if one.id in mine else locks.take(board.out / "locks" / one.id)
+        if lock is None:
             continue
-        if results.line(board.out, one) is not None:  # another finished it before it gave its claim back
-            os.close(claim)
+        if results.line(board.out, one) is not None:  # another finished it before it gave its lock back
+            os.close(lock)
             continue
         try:
-            children.append(processes.start(one, board.out, claim, threads, command, home))
+            children.append(processes.start(one, board.out, lock, threads, command, server))
         except BaseException:
-            os.close(claim)
+            os.close(lock)
             raise
 
 
 def _ended(children: list[Child], poll: float) -> list[tuple[Child, str]]:
-    """Those that have ended, after at most about ``poll`` seconds, and what they said on stderr."""
+    """Wait about ``poll`` seconds at most; returns the runs that have ended, with their stderr."""
     share = poll / max(len(children), 1)
-    said = [(child, processes.ended(child, share)) for child in children]
-    return [(child, stderr) for child, stderr in said if stderr is not None]
+    outputs = [(child, processes.ended(child, share)) for child in children]
+    return [(child, stderr) for child, stderr in outputs if stderr is not None]
 
 
 def _finish(board: Board, children: list[Child], ended: list[tuple[Child, str]], reporter: Reporter) -> str:
-    """Record ended processes and give their claims back; returns why to stop, if the disk is full."""
+    """Record ended processes and give their locks back; returns why to stop, if the disk is full."""
     for child, _ in ended:
         children.remove(child)
     try:
-        said = [processes.close(child, stderr, board.out) for child, stderr in ended]
-        stopped = next((sentence for sentence in said if sentence), "")
+        reasons = [processes.close(child, stderr, board.out) for child, stderr in ended]
+        stopped = next((reason for reason in reasons if reason), "")
         if not stopped:
             _record(board, reporter, [child.request for child, _ in ended])
         return stopped
@@ -274,19 +276,19 @@ def _finish(board: Board, children: list[Child], ended: list[tuple[Child, str]],
             os.close(child.lock)  # after its result can be seen by all
 
 
-def _record(board: Board, reporter: Reporter, made: list[Request] | None = None) -> None:
-    """Learn what is finished, ask for what follows from it, and write both down."""
-    before, known = len(board.settled), set(board.hopeless)
+def _record(board: Board, reporter: Reporter, ended: Sequence[Request] = ()) -> None:
+    """Read what is finished, ask for what follows from it, and write both down."""
+    settled, hopeless = len(board.settled), set(board.hopeless)
     with directory.alone(board.out):
         directory.check_grid(board.grid, board.out)
         _refresh(board)
         directory.ask(board.wanted, board.out)
-        if len(board.settled) > before or made or not (board.out / results.RESULTS).exists():
+        if len(board.settled) > settled or ended or not (board.out / results.RESULTS).exists():
             results.rebuild(board.out, board.lines.values())
     for name in board.hopeless:
-        if name not in known:
+        if name not in hopeless:
             reporter.say(f"{name}: every search run diverged or failed, so there is no final run")
-    for one in made or []:
+    for one in ended:
         if one.id in board.lines:
             reporter.say(_progress(board, one))
 
@@ -299,69 +301,49 @@ def _refresh(board: Board) -> None:
         board.wanted = [
             one for one in board.possible if one.phase != FINAL or one.point == chosen.get(cell_name(one.cell))
         ]
-        before = len(board.lines)
+        finished = len(board.lines)
         for one in board.wanted:
             if one.id in board.settled:
                 continue
             settled = results.settled(board.out, one.id)  # first: what is read after it is complete
-            found = results.line(board.out, one)
-            if found is not None:
-                board.lines[one.id] = found
+            line = results.line(board.out, one)
+            if line is not None:
+                board.lines[one.id] = line
                 board.settled |= {one.id} if settled else set()
-        if len(board.lines) == before:
+        if len(board.lines) == finished:
             return
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Inside, a request to end (what Slurm sends, for instance) is Ctrl-C."""
-
-    def interrupt(number: int, frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    old = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
-
-
 # ---------------------------------------------------------------------------------------------------------------
-# what is said
+# what is printed
 
 
 def _progress(board: Board, one: Request) -> str:
-    """A finished run in one line, with the time that is left to one worker."""
-    line = board.lines[one.id]
-    expected = len(_expected(board))
-    left = [other for other in [*board.wanted, *_expected(board)] if other.id not in board.lines]
+    """Return a sentence about a finished run, with the time that is left to one worker."""
+    line, expected = board.lines[one.id], _expected(board)
+    left = [other for other in [*board.wanted, *expected] if other.id not in board.lines]
     seconds = estimate.left(left, board.lines.values())
-    if line["status"] == "done":
+    if line["status"] == DONE:
         split = "dev" if line["dev"] else "test"
-        scores = [f"{name} {value:.4f}" for name, value in line[split].items()]
-        said = f"{split} {'  '.join(scores)}"
+        outcome = f"{split} " + "  ".join(f"{name} {value:.4f}" for name, value in line[split].items())
     else:
-        said = line["reason"] if line["status"] == results.FAILED else f"{line['status']}, {line['reason']}"
-        said = f"failed: {said}" if line["status"] == results.FAILED else said
+        outcome = f"{line['status']}{':' if line['status'] == results.FAILED else ','} {line['reason']}"
     point = " ".join(f"{name}={value}" for name, value in one.point.items())
     name = "  ".join(part for part in (cell_name(one.cell), point, f"{one.phase}, seed {one.seed}") if part)
-    took = f"{line['wall_seconds'] or 0:.0f} s"
-    total = len(board.wanted) + expected
-    return f"{len(board.lines)}/{total}  {name}: {said}  ({took}; {estimate.duration(seconds)} of work left)"
+    count = f"{len(board.lines)}/{len(board.wanted) + len(expected)}"
+    wall = f"{line['wall_seconds'] or 0:.0f} s"
+    return f"{count}  {name}: {outcome}  ({wall}; {estimate.duration(seconds)} of work left)"
 
 
 def _summary(board: Board) -> str:
-    found = _outcome(board)
+    outcome = _outcome(board)
     advice = ""
-    if found.failed:
+    if outcome.failed:
         advice = f"; to try a failed run again, remove its failed.json in {board.out / 'runs'}"
-    return f"{found.total} runs: {found.done} done, {found.diverged} diverged, {found.failed} failed{advice}"
+    return f"{outcome.total} runs: {outcome.done} done, {outcome.diverged} diverged, {outcome.failed} failed{advice}"
 
 
 def _outcome(board: Board) -> Outcome:
-    found = [line["status"] for line in board.lines.values()]
-    done, diverged = found.count("done"), found.count("diverged")
-    return Outcome(len(board.wanted), done, diverged, len(found) - done - diverged, tuple(board.hopeless))
+    statuses = [line["status"] for line in board.lines.values()]
+    done, diverged = statuses.count(DONE), statuses.count(DIVERGED)
+    return Outcome(len(board.wanted), done, diverged, len(statuses) - done - diverged, tuple(board.hopeless))

@@ -10,41 +10,33 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from gradless.bench import results
 from gradless.bench.grid import FINAL, cell_name
-from gradless.cost.profile import seconds_of
+from gradless.cost.turns import Candidate, take_turns, two_forwards
 from gradless.errors import BadInput
 from gradless.forward import model_blocks
-from gradless.lm import objectives, schemes
+from gradless.lm import LanguageModel, objectives, schemes
 from gradless.methods import METHODS
-from gradless.optimizer import ZerothOrder
 from gradless.runs import build
 from gradless.runs.config import TuneConfig
 from gradless.runs.record import versions
 from gradless.system.atomic import write_json
 from gradless.system.progress import Reporter
+from gradless.tasks import Row, Task
 
 FILE = "timings.json"
 FLOOR = "two forwards"
 LR = 1e-12
-WARMUP = 2
 NOWHERE = Path("nowhere")  # there is no run directory
 # What tells methods apart, beside their names: the rest of a configuration is shared by those that are compared.
 OWN = ("method", "options", "lr", "eps", "queries", "seed", "steps", "eval_every", "engine", "num_test", "weight_decay")
-
-
-class Timed(NamedTuple):
-    """Something that takes a step on a batch."""
-
-    name: str
-    step: Callable[[Callable[[], Any]], Any]
-    optimizer: ZerothOrder | None
 
 
 def timings(out: Path, *, repeats: int = 7, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -73,18 +65,18 @@ def timings(out: Path, *, repeats: int = 7, reporter: Reporter | None = None) ->
             group.setdefault(cell_name(line["cell"]), config)
     if not groups:
         raise BadInput(f"{out} has no finished final run to time: run the benchmark first")
-    found: dict[str, Any] = {}
+    cells: dict[str, Any] = {}
     with reporter.job("timings", len(groups)) as show:
         for done, group in enumerate(groups.values(), 1):
-            found |= _together(group, repeats)
+            cells |= _together(group, repeats)
             show(done, next(iter(group)))
-    whole = {"cells": found, "threads": torch.get_num_threads(), "repeats": repeats, "versions": versions()}
-    write_json(out / FILE, whole)
-    return whole
+    result = {"cells": cells, "threads": torch.get_num_threads(), "repeats": repeats, "versions": versions()}
+    write_json(out / FILE, result)
+    return result
 
 
 def read(out: Path) -> dict[str, float]:
-    """Seconds of a step by cell name, as far as they were measured side by side."""
+    """Return seconds of a step by cell name, as far as they were measured side by side."""
     path = out / FILE
     if not path.exists():
         return {}
@@ -95,7 +87,7 @@ def read(out: Path) -> dict[str, float]:
 
 
 def side_by_side(line: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
-    """A line of ``results.jsonl`` with the seconds of its cell where they were measured, in place of its own."""
+    """Return a line of ``results.jsonl`` with the seconds of its cell where they were measured, in place of its own."""
     each = seconds.get(cell_name(line["cell"]))
     if each is None:
         return line
@@ -104,65 +96,55 @@ def side_by_side(line: dict[str, Any], seconds: dict[str, float]) -> dict[str, A
 
 
 def _together(group: dict[str, TuneConfig], repeats: int) -> dict[str, Any]:
-    """Methods that share model, scheme and data, taking turns."""
+    """Time methods that share model, scheme and data."""
     base = next(iter(group.values()))
     task, splits = build.load_task(dataclasses.replace(base, num_test=0))
     plain = dataclasses.replace(base, method="mezo", options={}, queries=None, lr=LR)
     model, _ = build.build_for(plain, NOWHERE, task, splits.train, say=lambda line: None)
     encoded = build.encode_rows(model.lm, task, splits.train, base.max_length)
     objective = objectives.choose(task, base.objective)
-    running = [Timed(FLOOR, _two_forwards, None)]
-    running += [_candidate(name, config, model.lm, task, splits.train) for name, config in group.items()]
-    samples: dict[str, list[float]] = {one.name: [] for one in running}
-    for turn in range(WARMUP + repeats):
-        chosen = [encoded[i] for i in build.batch_indices(len(encoded), base.batch_size, base.seed, turn)]
-        batches = objectives.prepare(model.lm, objective, chosen, base.micro_batch_size)
+    batches: list[Any] = []
 
-        def closure(batches: list[Any] = batches) -> Any:
-            return objectives.loss_over(model.lm, objective, batches)
+    def draw(turn: int) -> None:
+        rows = [encoded[i] for i in build.batch_indices(len(encoded), base.batch_size, base.seed, turn)]
+        batches[:] = objectives.prepare(model.lm, objective, rows, base.micro_batch_size)
 
-        if turn == WARMUP:
-            _flush(running, model.lm.device)
-        for place in range(len(running)):
-            one = running[(place + turn) % len(running)]  # nobody always runs behind the same neighbour
-            seconds = seconds_of(lambda one=one, closure=closure: one.step(closure), model.lm.device)  # type: ignore[misc]
-            if turn >= WARMUP:
-                samples[one.name].append(seconds)
-    flushes = _flush(running, model.lm.device)
-    floor = statistics.median(samples.pop(FLOOR))
+    def closure() -> Tensor:
+        return objectives.loss_over(model.lm, objective, batches)
+
+    candidates = [Candidate(FLOOR, two_forwards(closure), None)]
+    candidates += [_candidate(name, config, model.lm, task, splits.train, closure) for name, config in group.items()]
+    times = take_turns(candidates, repeats, model.lm.device, prepare=draw)
+    floor = statistics.median(times.steps.pop(FLOOR))
     return {
         name: {
-            "step_seconds": (seconds := statistics.median(rows) + flushes[name] / repeats),
+            "step_seconds": (seconds := statistics.median(samples) + times.flushes[name] / repeats),
             "ratio": seconds / floor,
             "floor_seconds": floor,
-            "samples": rows,
+            "samples": samples,
         }
-        for name, rows in samples.items()
+        for name, samples in times.steps.items()
     }
 
 
-@torch.no_grad()
-def _two_forwards(closure: Callable[[], Any]) -> None:
-    closure()
-    closure()
-
-
-def _candidate(name: str, config: TuneConfig, lm: Any, task: Any, rows: list[Any]) -> Timed:
-    """The method of a cell on the shared model."""
+def _candidate(
+    name: str,
+    config: TuneConfig,
+    lm: LanguageModel,
+    task: Task,
+    rows: Sequence[Row],
+    closure: Callable[[], Tensor],
+) -> Candidate:
+    """Return the method of a cell on the shared model."""
     method = METHODS[config.method]
-    quiet = dataclasses.replace(config, lr=LR)
-    opt = build.optimizer(quiet, schemes.trainable(lm), build.measured_norms(quiet, lm, task, rows))
+    slow = dataclasses.replace(config, lr=LR)
+    opt = build.optimizer(slow, schemes.trainable(lm), build.measured_norms(slow, lm, task, rows))
     if method.blocks:
         opt.reuse_prefixes(lm.model)
     blocks = [block for _, block in model_blocks.blocks(lm.model)] if method.checkpoint else []
 
-    def step(closure: Callable[[], Any]) -> None:
+    def step() -> None:
         with model_blocks.checkpointing(blocks):
             opt.step(closure)
 
-    return Timed(name, step, opt)
-
-
-def _flush(running: list[Timed], device: torch.device) -> dict[str, float]:
-    """Write all deferred updates; the seconds that takes each method."""
-    return {one.name: seconds_of(one.optimizer.flush, device) for one in running if one.optimizer is not None}
+    return Candidate(name, step, opt)

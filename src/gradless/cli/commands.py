@@ -178,13 +178,14 @@ def profile(engine: tuple[str, ...], no_memory: bool, no_eager: bool, only: str 
     gradless profile --model shape:opt-1.3b --dtype bfloat16 --device cuda --length 128
     gradless profile --model smollm2-135m --scheme lora --engine dual --repeats 15
     """
+    from gradless.cost import memory
     from gradless.cost import profile as profiling
 
     if engine:
         settings["engines"] = engine
     if only is not None:
         del settings["picture"]
-        profiling.memory_of(only, **settings)
+        memory.memory_of(only, **settings)
         return
     profiling.show(profiling.profile(memory=not no_memory, eager=not no_eager, **settings))
 

@@ -1,9 +1,10 @@
-"""What `gradless profile` measures: a model with random tokens, and everything that takes a step on it."""
+"""What `gradless profile` measures: a model with random tokens, and the candidates that take a step on it."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from gradless import lm, methods, rng
 from gradless.cost import eager_mezo
+from gradless.cost.turns import Candidate, two_forwards
 from gradless.errors import BadInput, pick, unknown
 from gradless.lm import LanguageModel, objectives, schemes, shapes
 from gradless.lm.batching import pad_id
@@ -68,11 +70,15 @@ class Settings:
             if number is not None and number < least:
                 raise BadInput(f"--{name.replace('_', '-')} is {number}: it must be at least {least}")
 
+    def candidates(self) -> list[str]:
+        """Return the names of all candidates, each once."""
+        return list(dict.fromkeys((FLOOR, *([EAGER] if self.eager else []), *self.engines)))
+
     def arguments(self) -> list[str]:
-        """The command line that says the same to another process, as far as memory is concerned."""
-        given = {name: getattr(self, name) for name in ("model", "scheme", "method", "dtype", "device", "threads")}
-        sizes = {"batch-size": self.batch_size, "length": self.length, "seed": self.seed}
-        return [part for name, v in {**given, **sizes}.items() if v is not None for part in (f"--{name}", str(v))]
+        """Return the command line that gives another process the same settings, as far as memory is concerned."""
+        names = ("model", "scheme", "method", "dtype", "device", "threads", "batch_size", "length", "seed")
+        values = {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
+        return [part for flag, value in values.items() if value is not None for part in (flag, str(value))]
 
 
 class Subject(NamedTuple):
@@ -82,14 +88,6 @@ class Subject(NamedTuple):
     named: list[tuple[str, Any]]  # the tuned parameters
     closure: Callable[[], Tensor]
     settings: Settings
-
-
-class Candidate(NamedTuple):
-    """Something that takes a step."""
-
-    name: str
-    step: Callable[[], Any]
-    optimizer: ZerothOrder | None  # of an engine
 
 
 def subject(settings: Settings, say: Callable[[str], None]) -> Subject:
@@ -122,13 +120,24 @@ def subject(settings: Settings, say: Callable[[str], None]) -> Subject:
     return Subject(tuned, schemes.trainable(tuned), closure, settings)
 
 
+@contextlib.contextmanager
+def threads(number: int | None) -> Iterator[None]:
+    """Let torch use ``number`` threads inside the block; None: as it is set."""
+    usual = torch.get_num_threads()
+    torch.set_num_threads(number or usual)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(usual)
+
+
 def _embeddings(model: LanguageModel) -> int:
     whole: Any = model.model
     return int(whole.get_input_embeddings().weight.shape[0])
 
 
 def _examples(model: LanguageModel, settings: Settings, size: int) -> list[Encoded]:
-    """Sequences of equal length of random tokens, and two candidate tokens to choose from behind the last one."""
+    """Return sequences of equal length of random tokens, with two candidate tokens for what follows."""
     rows, length = settings.batch_size, settings.length
     words = rng.philox_blocks(0, rows * length, rng.leaf_id("profile"), rng.fold(settings.seed, rng.ORDER))[:, 0]
     pad = pad_id(model)  # where a masked model looks for the end of a text
@@ -138,16 +147,11 @@ def _examples(model: LanguageModel, settings: Settings, size: int) -> list[Encod
 
 
 def candidate(subject: Subject, name: str) -> Candidate:
-    """The floor, eager MeZO or an engine, by name."""
+    """Return the floor, eager MeZO or an engine, by name."""
     settings, eps = subject.settings, DEFAULTS[subject.settings.scheme][1]
 
-    @torch.no_grad()
-    def two_forwards() -> None:
-        subject.closure()
-        subject.closure()
-
     if name == FLOOR:
-        return Candidate(name, two_forwards, None)
+        return Candidate(name, two_forwards(subject.closure), None)
     if name == EAGER:
         params, seeds = [p for _, p in subject.named], iter(range(settings.seed, sys.maxsize))
         return Candidate(name, lambda: eager_mezo.step(params, subject.closure, lr=LR, eps=eps, seed=next(seeds)), None)
@@ -156,7 +160,7 @@ def candidate(subject: Subject, name: str) -> Candidate:
 
 
 def optimizer(subject: Subject, **how: Any) -> ZerothOrder:
-    """The method over the tuned parameters, with the scheme's usual eps."""
+    """Return the method over the tuned parameters, with the scheme's usual eps."""
     settings = subject.settings
     make: Any = methods.METHODS[settings.method].make
     return make(subject.named, lr=LR, eps=DEFAULTS[settings.scheme][1], seed=settings.seed, **how)
@@ -178,6 +182,6 @@ def toy_steps(subject: Subject, engine: str) -> None:
         return x.float().square().mean()
 
     toy = subject._replace(named=named, closure=closure)
-    taking = candidate(toy, engine)
+    toy_candidate = candidate(toy, engine)
     for _ in range(2):
-        taking.step()
+        toy_candidate.step()
