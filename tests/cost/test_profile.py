@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from gradless import rng
 from gradless.cli import main
-from gradless.cost import profile as profiling
 from gradless.cost import memory, time_shares, workload
+from gradless.cost import profile as profiling
 from gradless.cost.workload import EAGER, FLOOR, Settings
 from gradless.methods import METHODS
 from gradless.optimizer import ENGINES
