@@ -5,18 +5,18 @@ seed and without test rows; the point that is best on dev rows is run with every
 once. A cell with one point has nothing to search and goes to its final runs at once.
 
 Every step of a method costs a number of forwards (a backward counts as two), so a budget in forwards gives methods
-different numbers of steps. What a step costs is told by a function ``cost(config) -> int`` that the caller gives.
+different numbers of steps. The caller passes a function ``cost(config) -> int`` that returns the forwards of a step.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
@@ -27,7 +27,10 @@ from gradless.errors import BadInput
 from gradless.lm import objectives
 from gradless.methods import HYBRID, METHODS
 from gradless.runs.config import TuneConfig
+from gradless.runs.config_io import SIZES
 from gradless.runs.record import DONE as DONE
+from gradless.system import typed
+from gradless.system.typed import within
 
 PHASES = SEARCH, FINAL, ZERO_SHOT = "search", "final", "zero-shot"
 # Schemes that tune nothing by layers of the model, which some methods tell apart.
@@ -72,17 +75,17 @@ class Request(NamedTuple):
 
 
 def read(path: Path) -> Grid:
-    """Read a grid and check every cell and point of it.
+    """Return the grid in a file after a check of every cell and point of it.
 
     Raises:
         BadInput: anything unknown or impossible, with the cell named; see also `search_runs`, which knows the costs.
     """
     grid = parse(path)
-    found = cells(grid)
-    if not found:
+    every = cells(grid)
+    if not every:
         raise BadInput(f"{path}: every cell is skipped: leave one")
-    names = [cell.name for cell in found]
-    for cell in found:
+    names = [cell.name for cell in every]
+    for cell in every:
         with _named(grid, cell):
             if names.count(cell.name) > 1:
                 raise BadInput("this cell is there twice: leave one")
@@ -95,21 +98,20 @@ def read(path: Path) -> Grid:
 
 
 def cells(grid: Grid) -> list[Cell]:
-    """The cells that are not skipped, in the order of the axes."""
-    found = []
+    """Return the cells that are not skipped, in the order of the axes."""
+    fields = typed.settings(TuneConfig)
+    every = []
     for values in itertools.product(*grid.axes.values()):
-        given = {**grid.base, **dict(zip(grid.axes, values, strict=True))}
-        named = {name: given.get(name, _default(name)) for name in NAMED}
+        varied = dict(zip(grid.axes, values, strict=True))
+        named = {name: {**grid.base, **varied}.get(name, fields[name].default) for name in NAMED}
         if OWN in grid.base:
             named["task"] = OWN
-        cell = _changed(grid, {**named, **{name: given[name] for name in grid.axes}})
-        if cell is not None:
-            found.append(cell)
-    return found
+        every.append(_changed(grid, {**named, **varied}))
+    return [cell for cell in every if cell is not None]
 
 
 def cell_name(values: Mapping[str, Any]) -> str:
-    """A cell in one line: ``mezo/lora/sst2/gemma-3-270m``, then ``unaligned`` and what else is varied.
+    """Return a cell in one line: ``mezo/lora/sst2/gemma-3-270m``, then ``unaligned`` and what else is varied.
 
     Example:
         >>> cell_name({"method": "mezo", "scheme": "full", "task": "sst2", "model": "m", "options.keep": 0.2})
@@ -123,7 +125,7 @@ def cell_name(values: Mapping[str, Any]) -> str:
 
 
 def search_runs(grid: Grid, cost: Cost) -> list[Request]:
-    """One run for each point of each cell that has several: the search seed, no test rows.
+    """Return a run for each point of each cell that has several: the search seed, no test rows.
 
     Args:
         grid: what `read` returned.
@@ -132,34 +134,28 @@ def search_runs(grid: Grid, cost: Cost) -> list[Request]:
     Raises:
         BadInput: the budget is too small for one step, or two cells ask for the same run; with the cell named.
     """
-    found = []
-    for cell in cells(grid):
-        points = cell.points if len(cell.points) > 1 else []
-        found += [request(grid, cell, point, SEARCH, grid.search_seed, cost) for point in points]
-    return _distinct(grid, found)
+    searches = [cell for cell in cells(grid) if len(cell.points) > 1]
+    return _distinct(
+        grid,
+        [request(grid, cell, point, SEARCH, grid.search_seed, cost) for cell in searches for point in cell.points],
+    )
 
 
 def final_runs(grid: Grid, chosen: Mapping[str, Point | None], cost: Cost) -> list[Request]:
-    """The chosen point of each cell with every seed, test rows included.
+    """Return the runs of each cell's chosen point: every seed, test rows included.
 
     Args:
         grid: what `read` returned.
         chosen: point by the name of its cell (`choose`); None and cells that are absent have no final runs.
         cost: as in `search_runs`.
     """
-    wanted = [(cell, chosen.get(cell.name)) for cell in cells(grid)]
-    found = [
-        request(grid, cell, point, FINAL, seed, cost)
-        for cell, point in wanted
-        if point is not None
-        for seed in grid.seeds
-    ]
-    return _distinct(grid, found)
+    points = [(cell, chosen.get(cell.name)) for cell in cells(grid)]
+    return _finals(grid, [(cell, point) for cell, point in points if point is not None], cost)
 
 
 def zero_shot_runs(grid: Grid) -> list[Request]:
-    """One evaluation of the untouched model for each model, task, template and seed."""
-    found: dict[str, Request] = {}
+    """Return an evaluation of the untouched model for each model, task, template and seed."""
+    requests: dict[str, Request] = {}
     for cell in cells(grid) if grid.zero_shot else []:
         for seed in grid.seeds:
             with _named(grid, cell):
@@ -168,27 +164,27 @@ def zero_shot_runs(grid: Grid) -> list[Request]:
                 config = TuneConfig(**kept, seed=seed, num_train=0, num_dev=0).resolved()
             values = {**{name: cell.values[name] for name in NAMED}, "method": ZERO_SHOT, "scheme": "none"}
             one = Request(run_id(config), ZERO_SHOT, values, {}, seed, config)
-            found.setdefault(one.id, one)
-    return list(found.values())
+            requests.setdefault(one.id, one)
+    return list(requests.values())
 
 
 def possible_runs(grid: Grid, cost: Cost) -> list[Request]:
-    """Every run that the grid may come to ask for, whichever points are chosen.
+    """Return every run that the grid may ask for, whichever points are chosen.
 
     Raises:
         BadInput: as `search_runs`.
     """
-    finals = [
-        request(grid, cell, point, FINAL, seed, cost)
-        for cell in cells(grid)
-        for point in cell.points
-        for seed in grid.seeds
-    ]
+    finals = _finals(grid, [(cell, point) for cell in cells(grid) for point in cell.points], cost)
     return _distinct(grid, [*zero_shot_runs(grid), *search_runs(grid, cost), *finals])
 
 
+def _finals(grid: Grid, points: Iterable[tuple[Cell, Point]], cost: Cost) -> list[Request]:
+    runs = [request(grid, cell, point, FINAL, seed, cost) for cell, point in points for seed in grid.seeds]
+    return _distinct(grid, runs)
+
+
 def choose(grid: Grid, results: Iterable[Mapping[str, Any]]) -> dict[str, Point | None]:
-    """The best point of each cell whose search is finished, from dev rows alone.
+    """Return the best point of each cell whose search is finished, from dev rows alone.
 
     The selected metric decides, equal ones by loss, equal ones again by the order of the grid. A run that diverged
     or failed is worse than all others.
@@ -201,14 +197,14 @@ def choose(grid: Grid, results: Iterable[Mapping[str, Any]]) -> dict[str, Point 
         By the name of the cell: its point, or None where every run diverged or failed. Cells that still wait for a
         run are absent.
     """
-    found = {(cell_name(r["cell"]), _canonical(r["point"])): r for r in results if r["phase"] == SEARCH}
+    searched = {(cell_name(r["cell"]), _canonical(r["point"])): r for r in results if r["phase"] == SEARCH}
     chosen: dict[str, Point | None] = {}
     for cell in cells(grid):
         points = cell.points
         if len(points) == 1:
             chosen[cell.name] = points[0]
             continue
-        runs = [found.get((cell.name, _canonical(point))) for point in points]
+        runs = [searched.get((cell.name, _canonical(point))) for point in points]
         ranked = [(_rank(run, main_metric(cell), grid.select), i) for i, run in enumerate(runs) if run is not None]
         if len(ranked) == len(points):
             (worst, *_), best = min(ranked)
@@ -217,15 +213,15 @@ def choose(grid: Grid, results: Iterable[Mapping[str, Any]]) -> dict[str, Point 
 
 
 def main_metric(cell: Cell) -> str:
-    """The first metric of the cell's task."""
+    """Return the first metric of the cell's task."""
     return "accuracy" if cell.values["task"] == OWN else tasks.get(cell.values["task"]).metrics[0]
 
 
 def run_id(config: TuneConfig) -> str:
-    """What determines a run, as 12 hexadecimal digits.
+    """Return what determines a run, as 12 hexadecimal digits.
 
     Args:
-        config: resolved; its device and the place of its data do not count, for a run may continue elsewhere.
+        config: resolved; its device and the folder of its data do not count, for a run may continue elsewhere.
     """
     values = {name: value for name, value in config.to_json().items() if name not in ("device", "data")}
     whole = {"config": values, "gradless": __version__, "stream": rng.STREAM_VERSION}
@@ -233,7 +229,7 @@ def run_id(config: TuneConfig) -> str:
 
 
 def request(grid: Grid, cell: Cell, point: Point, phase: str, seed: int, cost: Cost) -> Request:
-    """One run of a cell, with its steps counted from the budget.
+    """Return one run of a cell, with its steps counted from the budget.
 
     Raises:
         BadInput: the budget is too small for one step.
@@ -255,24 +251,24 @@ def request(grid: Grid, cell: Cell, point: Point, phase: str, seed: int, cost: C
 
 
 def configure(grid: Grid, cell: Cell, point: Point, *, seed: int, test: bool) -> TuneConfig:
-    """The settings of a run, apart from its number of steps."""
-    given = {**cell.base, **cell.values, **point}
-    given.pop(EVALUATIONS, None)
-    if OWN in given:
-        given["task"] = None
+    """Return the settings of a run, apart from its number of steps."""
+    settings = {**cell.base, **cell.values, **point}
+    settings.pop(EVALUATIONS, None)
+    if OWN in settings:
+        settings["task"] = None
         # Own files are used whole unless a number says otherwise, so that no test rows means no test file.
-        sizes = {name: given.get(name, 0) for name in ("num_train", "num_dev", "num_test")}
-        files = given[OWN] if test else {key: value for key, value in given[OWN].items() if key != "test"}
-        given |= {**sizes, OWN: files}
+        sizes = {name: settings.get(name, 0) for name in SIZES}
+        files = {key: value for key, value in settings[OWN].items() if test or key != "test"}
+        settings |= {**sizes, OWN: files}
     if not test:
-        given["num_test"] = 0
-    if given.get("data") is not None:
-        given["data"] = _place(grid, cell, given["data"])
-    local = grid.folder / given["model"]
-    given["model"] = str(local) if local.exists() else given["model"]
-    options = {name.removeprefix(OPTION): given.pop(name) for name in list(given) if name.startswith(OPTION)}
+        settings["num_test"] = 0
+    if settings.get("data") is not None:
+        settings["data"] = _data(grid, cell, settings["data"])
+    local = grid.folder / settings["model"]
+    settings["model"] = str(local) if local.exists() else settings["model"]
+    options = {name.removeprefix(OPTION): settings.pop(name) for name in list(settings) if name.startswith(OPTION)}
     select: Literal["loss", "metric"] = "loss" if grid.select == "loss" else "metric"
-    return TuneConfig(**given, options=options, seed=seed, select=select, zero_shot=False)
+    return TuneConfig(**settings, options=options, seed=seed, select=select, zero_shot=False)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -300,17 +296,12 @@ def _like(value: Any, pattern: Any) -> bool:
     return type(value) is type(pattern) and bool(value == pattern)
 
 
-def _default(name: str) -> Any:
-    (field,) = (field for field in dataclasses.fields(TuneConfig) if field.name == name)
-    return field.default
-
-
-def _place(grid: Grid, cell: Cell, text: str) -> str:
+def _data(grid: Grid, cell: Cell, folder: str) -> str:
     for name in ("task", "scheme", "method"):
-        text = text.replace(f"{{{name}}}", cell.values[name])
-    if "{" in text:
-        raise BadInput(f"data = '{text}': only {{task}}, {{scheme}} and {{method}} are filled in")
-    return str(grid.folder / text)
+        folder = folder.replace(f"{{{name}}}", cell.values[name])
+    if "{" in folder:
+        raise BadInput(f"data = '{folder}': only {{task}}, {{scheme}} and {{method}} are filled in")
+    return str(grid.folder / folder)
 
 
 def _check(config: TuneConfig, *, several: bool) -> None:
@@ -329,24 +320,20 @@ def _check(config: TuneConfig, *, several: bool) -> None:
         raise BadInput("there are no test rows: raise num_test")
 
 
-@contextlib.contextmanager
-def _named(grid: Grid, cell: Cell) -> Iterator[None]:
-    """Puts the file and the cell in front of what is wrong."""
-    try:
-        yield
-    except BadInput as error:
-        raise BadInput(f"{grid.path}: cell {cell.name}: {error}") from None
+def _named(grid: Grid, cell: Cell) -> AbstractContextManager[None]:
+    """Put the file and the cell in front of what is wrong."""
+    return within(f"{grid.path}: cell {cell.name}")
 
 
 def _distinct(grid: Grid, requests: Iterable[Request]) -> list[Request]:
     """Refuse two requests for the same run: their results could not be told apart."""
-    found: dict[str, Request] = {}
+    distinct: dict[str, Request] = {}
     for one in requests:
-        other = found.setdefault(one.id, one)
+        other = distinct.setdefault(one.id, one)
         if other is not one:
             names = " and ".join(f"{cell_name(r.cell)} {r.point or ''}".strip() for r in (other, one))
             raise BadInput(f"{grid.path}: cell {names}: these are the same run: leave one")
-    return list(found.values())
+    return list(distinct.values())
 
 
 def _rank(run: Mapping[str, Any], metric: str, select: str) -> tuple[bool, float, float]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,26 +29,16 @@ def read(path: Path, cell: str | None = None) -> dict[str, Any]:
     Raises:
         BadInput: no such file, not TOML or JSON, a setting that does not exist, or a choice of cells.
     """
-    kind = "JSON" if path.suffix == ".json" else "TOML"
-    try:
-        text = path.read_text()
-        settings: Any = json.loads(text) if kind == "JSON" else tomllib.loads(text)
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}): give a file that exists") from None
-    except ValueError as error:
-        raise BadInput(f"{path} is not {kind} ({error}): correct it") from None
-    if isinstance(settings, dict):
-        settings = settings.get("config", settings)
+    settings: Any = typed.load(path)
+    settings = settings.get("config", settings)
     if isinstance(settings, dict) and "cell" in settings:
         settings = _one_cell(path, settings["cell"], cell)
     elif cell is not None:
         raise BadInput(f"{path} holds the settings of one run: leave out --cell")
     if not isinstance(settings, dict):
         raise BadInput(f"{path} holds no settings: write them as name = value")
-    try:
+    with typed.within(path):
         return typed.table(settings, TuneConfig)
-    except BadInput as error:
-        raise BadInput(f"{path}: {error}") from None
 
 
 def _one_cell(path: Path, cells: Any, name: str | None) -> Any:

@@ -9,16 +9,19 @@ mistake has one sentence, which names the key and says what to give.
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import functools
 import importlib
 import itertools
+import json
 import math
 import reprlib
 import sys
+import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, TypeVar
 
@@ -42,10 +45,12 @@ WORDS: Final = {
     float: "a finite number",
     str: "text",
     bool: "true or false",
-    tuple: "a list of texts",
+    list: "a list",
     dict: "a table",
 }
 """A type in a sentence."""
+LISTS: Final = {str: "a list of texts", int: "a list of whole numbers"}
+"""A tuple in a sentence, by the type of its items."""
 
 
 SHORT: Final = reprlib.Repr()
@@ -164,6 +169,34 @@ def check(record: DataclassInstance) -> None:
             value(setting.name, given, setting.hint)
 
 
+def load(path: Path) -> dict[str, Any]:
+    """Return the table in a TOML file, or in a JSON file if its name ends in ``.json``.
+
+    Raises:
+        BadInput: no such file, or it holds something else.
+    """
+    kind = "JSON" if path.suffix == ".json" else "TOML"
+    try:
+        text = path.read_text(encoding="utf-8")
+        content: Any = json.loads(text) if kind == "JSON" else tomllib.loads(text)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror or error}): give a file that exists") from None
+    except ValueError as error:
+        raise BadInput(f"{path} is not {kind} ({error}): correct it") from None
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} holds no settings: write them as name = value")
+    return content
+
+
+@contextlib.contextmanager
+def within(where: object) -> Iterator[None]:
+    """Put a file, table or cell in front of what is wrong in it."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from None
+
+
 def expected(hint: Any) -> str:
     """What to give for a hint, in words.
 
@@ -177,6 +210,9 @@ def expected(hint: Any) -> str:
         plain = typing.get_origin(kind) or kind
         if plain is Literal:
             words += choices(kind)
+        elif plain is tuple:
+            ((item, _), *_) = _parts(typing.get_args(kind)[0])
+            words.append(LISTS[item])
         elif plain is not types.NoneType:
             words.append(f"{WORDS[plain]} {bounds}".strip())
     return " or ".join(words)
