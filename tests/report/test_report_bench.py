@@ -7,8 +7,7 @@ import statistics
 
 import pytest
 
-from gradless.report import load
-from gradless.report.bench import tables
+from gradless.report import load, tables
 from gradless.report.bench.selection import choose
 from gradless.report.bench.study import Cell
 from gradless.report.common.table import NOTHING, markdown

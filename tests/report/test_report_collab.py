@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from gradless.errors import BadInput
-from gradless.report import report
-from gradless.report.bench import tables
+from gradless.report import report, tables
 from gradless.report.collab import study as collab_study
 from gradless.report.collab.page import settings, shortfall
 from gradless.report.common.table import NOTHING, Table

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradless.report.bench.figures import Picture
 from gradless.report.collab import curves, study
 from gradless.report.collab.curves import log_ticks, looks
 from gradless.report.collab.heatmaps import ink_on, matrices_of
 from gradless.report.collab.names import attack_codes
+from gradless.report.common.pictures import Picture
 from report_collab_helpers import ALGORITHMS, ATTACKS, Folder, grid, quiet
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from gradless.errors import BadInput
 from gradless.report import report
-from gradless.report.bench.study import slug
+from gradless.report.common.numbers import slug
 from gradless.report.common.table import NOTHING
 from html_helpers import parsed
 from report_bench_helpers import MODEL, Bench, cell, costs, curve, named, row

@@ -17,8 +17,7 @@ import run_helpers as h
 from browser_helpers import look, needs_browser
 from gradless.cli import commands
 from gradless.errors import BadInput
-from gradless.report import report
-from gradless.report.bench import tables
+from gradless.report import report, tables
 from gradless.report.common.table import plain
 from gradless.report.run.record import is_run, load
 from gradless.report.run.verdict import shares, verdict

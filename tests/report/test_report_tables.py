@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradless.report import load, report, show_tables
-from gradless.report.bench import tables
+from gradless.report import load, report, show_tables, tables
 from gradless.report.bench.figures import pareto
 from gradless.report.bench.selection import key, literal, names
 from gradless.report.common.label_layout import Box, place, spread

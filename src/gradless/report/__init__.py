@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gradless.report import run as run_report
-from gradless.report.bench.figures import Picture, figures
+from gradless.report.bench.figures import figures
 from gradless.report.bench.page import counts, page, shortfall
 from gradless.report.bench.selection import best_toml
 from gradless.report.bench.study import Study, load
@@ -17,6 +17,7 @@ from gradless.report.bench.tables import all_tables
 from gradless.report.collab import page as collab_page
 from gradless.report.collab import study as collab_study
 from gradless.report.collab import tables as collab_tables
+from gradless.report.common.pictures import Picture, drawn
 from gradless.report.common.table import Table, as_csv, latex, markdown, show_tables
 from gradless.report.run import record
 from gradless.system.atomic import write_text
@@ -98,12 +99,6 @@ def _write_tables(folder: Path, made: Sequence[Table], tex: Callable[[Table], st
     return written
 
 
-def _pictures(folder: Path, draw: Callable[[Path], list[Picture]], say: Callable[[str], object]) -> list[Picture]:
+def _pictures(folder: Path, draw: Callable[[Path], list[Picture]], say: Callable[[str], object]) -> Sequence[Picture]:
     (folder / "figures").mkdir(exist_ok=True)
-    try:
-        return draw(folder / "figures")
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != "matplotlib":
-            raise
-        say("no figures, since matplotlib is not installed: pip install 'gradless[plots]'")
-        return []
+    return drawn(lambda: draw(folder / "figures"), say) or []

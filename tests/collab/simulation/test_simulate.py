@@ -24,7 +24,7 @@ from gradless.collab.simulation import study, workers
 from gradless.collab.simulation.build import build
 from gradless.collab.simulation.simulate import exchange, simulate
 from gradless.errors import BadInput
-from gradless.report.bench import tables
+from gradless.report import tables
 from gradless.system.progress import Reporter
 
 QUIET = Reporter(quiet=True)

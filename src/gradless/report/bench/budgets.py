@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from gradless.report.bench.study import Cell, Results, Run, Score, Section, Study, metric_of, number, score, unique
+from gradless.report.bench.study import Cell, Results, Run, Section, Study
+from gradless.report.common.numbers import Score, metric_of, number, score, unique
 from gradless.report.common.table import NOTHING, Column, Item, Table, marked, score_record, score_text
 
 VIEWS = ("steps", "forwards", "seconds")

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradless.report.bench.budgets import MeanPoint, mean_curve
-from gradless.report.bench.study import KINDS, Cell, Score, Section, Study, median, metric_of, slug, tested, unique
+from gradless.report.bench.study import KINDS, Cell, Section, Study, tested
 from gradless.report.bench.tables import memory_ratio
 from gradless.report.common.label_layout import Box, place, spread
+from gradless.report.common.numbers import Score, median, metric_of, slug, unique
+from gradless.report.common.pictures import (
+    INK,
+    PALE,
+    POINT,
+    Look,
+    Picture,
+    canvas,
+    draw_title,
+    marker,
+    plain_axes,
+    save,
+    text_size,
+)
 
-# Middle tones, to be read on white and on near-black; the page replaces INK by its own text colour.
-INK, PALE = "#30353b", "#8b929b"
 COLOURS = {
     "zo": ("#2f7fd1", "#0d9488", "#8262d9", "#5d8a1f", "#4f8fb8", "#a855b5", "#5c6fd6", "#3a9a5f"),
     "forward-mode": ("#7c8590",),
@@ -26,33 +37,12 @@ COLOURS = {
 LINES = {"zo": "-", "forward-mode": ":", "hybrid": "-.", "fo": "--"}
 FILLS = {"zo": "full", "forward-mode": "bottom", "hybrid": "left", "fo": "none"}
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "<", ">", "p", "d")
-SETTINGS = {"svg.hashsalt": "gradless", "svg.fonttype": "none", "font.size": 9, "font.family": "DejaVu Sans"}
-"""Of matplotlib, for the same files every time and text that stays text."""
 HEIGHT, WIDTH = 3.7, 4.6  # inches of a picture of curves, its labels excluded
-POINT = 72.0
 LEFT, BOTTOM, TOP = 0.74, 0.52, 0.56  # inches around the axes
 GAP = 12.5  # points between labels below each other
 MOST_LEADERS = 9
 MOST_LABELS = 26
 TICKS = (1, 2, 5, 10, 20, 50, 100, 3, 1.5, 4, 7, 30, 70, 15, 1.2, 1.1, 2.5, 1.3, 1.05, 1.15, 1.75)  # the roundest first
-
-
-class Picture(NamedTuple):
-    """A picture and its files."""
-
-    name: str
-    title: str
-    svg: Path
-    png: Path
-
-
-class Look(NamedTuple):
-    """How a method is drawn, the same in every picture."""
-
-    colour: str
-    line: str
-    marker: str
-    fill: str
 
 
 class Line(NamedTuple):
@@ -71,18 +61,13 @@ class Spot(NamedTuple):
 
 
 def figures(study: Study, folder: Path) -> list[Picture]:
-    """Draw everything the results have something for, as SVG and PNG. Needs matplotlib (extra ``plots``)."""
-    from matplotlib import rc_context
-
+    """Draw everything the results have something for, as SVG and PNG. Within `pictures.settings`."""
     looks = _looks(study)
-    with rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in letters that the font lacks
-        found = [
-            picture
-            for section in study.sections
-            for picture in (*_fronts(study, section, looks, folder), *_all_curves(study, section, looks, folder))
-        ]
-    return found
+    return [
+        picture
+        for section in study.sections
+        for picture in (*_fronts(study, section, looks, folder), *_all_curves(study, section, looks, folder))
+    ]
 
 
 def _looks(study: Study) -> dict[str, Look]:
@@ -116,7 +101,8 @@ def _all_curves(study: Study, section: Section, looks: dict[str, Look], folder: 
 
 def curves(lines: Sequence[Line], looks: dict[str, Look], *, view: str, title: str, before: Score | None = None) -> Any:
     """Mean over seeds with a band of a standard deviation; each line has its name and last value at its right."""
-    figure, axes, renderer = _canvas()
+    figure, renderer = canvas(WIDTH, HEIGHT)
+    axes = plain_axes(figure, (0.1, 0.1, 0.8, 0.8))
     for cell, points in lines:
         look = looks[cell.label]
         x, y = [point.x for point in points], [point.score.mean for point in points]
@@ -217,7 +203,8 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 def front(spots: Sequence[Spot], looks: dict[str, Look], *, title: str, before: Score | None = None) -> Any:
     """Test results (mean, bar of a standard deviation) against peak memory over that of inference."""
-    figure, axes, renderer = _canvas()
+    figure, renderer = canvas(WIDTH, HEIGHT)
+    axes = plain_axes(figure, (0.1, 0.1, 0.8, 0.8))
     _memory_axis(axes, [spot.memory for spot in spots])
     best = pareto([(spot.memory, spot.score.mean) for spot in spots])
     edge = axes.get_xlim()[1]
@@ -298,32 +285,6 @@ def _spot_labels(
         )  # fmt: skip
 
 
-def _canvas() -> tuple[Any, Any, Any]:
-    """A figure of 72 dots an inch, so that its pixels are points, with axes and something to measure text with."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, HEIGHT), dpi=POINT)
-    canvas = FigureCanvasAgg(figure)
-    axes = plain_axes(figure, (0.1, 0.1, 0.8, 0.8))
-    return figure, axes, canvas.get_renderer()
-
-
-def plain_axes(figure: Any, box: tuple[float, float, float, float], grid: str = "y") -> Any:
-    """Axes in a box (left, bottom, width, height; shares of the figure) in the page's colours, on nothing."""
-    axes = figure.add_axes(box)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(PALE)
-    axes.tick_params(colors=INK, which="both")
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-    axes.grid(axis=grid, color=PALE, alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
-    figure.patch.set_alpha(0)
-    axes.patch.set_alpha(0)
-    return axes
-
-
 def _frame(figure: Any, axes: Any, *, width: float, height: float, right: float) -> None:
     """Set the size, in inches, with ``right`` inches beside the axes; the limits stay as they are from here on."""
     figure.set_size_inches(width + right, height)
@@ -331,22 +292,6 @@ def _frame(figure: Any, axes: Any, *, width: float, height: float, right: float)
     axes.set_position((LEFT / whole, BOTTOM / height, (width - LEFT) / whole, (height - BOTTOM - TOP) / height))
     axes.set_xlim(*axes.get_xlim())
     axes.set_ylim(*axes.get_ylim())
-
-
-def text_size(figure: Any, renderer: Any, text: str, fontsize: float = 8.5) -> tuple[float, float]:
-    """Width and height of a text in points."""
-    note = figure.text(0, 0, text, fontsize=fontsize, parse_math=False)
-    bounds = note.get_window_extent(renderer)
-    note.remove()
-    return float(bounds.width), float(bounds.height)
-
-
-def marker(look: Look, size: float) -> dict[str, Any]:
-    """What matplotlib is to be told of a look's marker."""
-    return {
-        "marker": look.marker, "markersize": size, "fillstyle": look.fill, "markerfacecoloralt": "none",
-        "markeredgewidth": 1.2, "markeredgecolor": look.colour,
-    }  # fmt: skip
 
 
 def _legend(axes: Any, kinds: Sequence[str], *, line: bool = True) -> None:
@@ -362,20 +307,3 @@ def _legend(axes: Any, kinds: Sequence[str], *, line: bool = True) -> None:
         handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, frameon=False, fontsize=8,
         labelcolor=INK, handlelength=2.8 if line else 1.2, columnspacing=1.4, borderaxespad=0.2,
     )  # fmt: skip
-
-
-def draw_title(figure: Any, title: str) -> None:
-    """The title, in bold, at the top left."""
-    height = figure.get_size_inches()[1]
-    figure.text(
-        0.1 / figure.get_size_inches()[0], 1 - 0.08 / height, title, color=INK, fontsize=10, fontweight="bold",
-        va="top", parse_math=False,
-    )  # fmt: skip
-
-
-def save(figure: Any, stem: Path, title: str) -> Picture:
-    """Both files; the PNG on white, the SVG without a background and without a date, so that it is reproducible."""
-    svg, png = (stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png"))
-    figure.savefig(svg, metadata={"Date": None, "Title": title})
-    figure.savefig(png, dpi=170, facecolor="white", transparent=False)
-    return Picture(stem.name, title, svg, png)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import html
-import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from gradless.report.bench.figures import INK, Picture
-from gradless.report.bench.study import DIVERGED, DONE, FAILED, FINAL, Run, Study, show
+from gradless.bench.grid import FINAL
+from gradless.bench.results import FAILED
+from gradless.report.bench.study import Run, Study
+from gradless.report.common.numbers import show
+from gradless.report.common.page import assemble, definitions, inline
+from gradless.report.common.pictures import Picture
 from gradless.report.common.read import mapping, read_json
-from gradless.report.common.style import CSS
 from gradless.report.common.table import Table, as_html
+from gradless.runs.record import DIVERGED, DONE
 
 SECTIONS = (
     ("results", "Results", ("accuracy", "effect-", "alignment")),
@@ -38,27 +41,6 @@ def page(study: Study, tables: Sequence[Table], pictures: Sequence[Picture]) -> 
             parts.append((name, heading, body))
     parts.append(("made", "How it was made", _made(study)))
     return assemble(study.name, "gradless benchmark", _state(study), parts)
-
-
-def assemble(title: str, kind: str, lead: str, parts: Sequence[tuple[str, str, str]]) -> str:
-    """A page without scripts and without anything to load.
-
-    Args:
-        title: its heading, escaped here.
-        kind: what it is a page of, for the window's title.
-        lead: HTML below the heading.
-        parts: id, heading and HTML of every section.
-    """
-    nav = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in parts)
-    sections = "".join(f'<section id="{name}"><h2>{heading}</h2>{body}</section>' for name, heading, body in parts)
-    title = html.escape(title)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>'
-        f"{title} · {kind}</title>"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{CSS}</style></head>\n<body><header><h1>{title}</h1>{lead}<nav>{nav}</nav></header>\n"
-        f"<main>{sections}</main></body></html>\n"
-    )
 
 
 def counts(study: Study) -> str:
@@ -147,22 +129,5 @@ def _versions(study: Study) -> dict[str, list[str]]:
     return {name: [value for value, _ in counter.most_common()] for name, counter in seen.items()}
 
 
-def definitions(facts: Mapping[str, str]) -> str:
-    """Names and values as a list; everything escaped."""
-    return "<dl>" + "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()) + "</dl>"
-
-
 def _figure(picture: Picture, prefix: str) -> str:
     return f'<figure id="{html.escape(picture.name)}">{inline(picture.svg.read_text(), prefix, picture.title)}</figure>'
-
-
-def inline(svg: str, prefix: str, title: str) -> str:
-    """An SVG for the middle of a page: own ids, the page's text colour, no declarations, no metadata."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    head, body = svg[: svg.index(">")], svg[svg.index(">") + 1 :]
-    box = re.search(r'viewBox="([^"]*)"', head)
-    body = re.sub(r'\bid="', f'id="{prefix}-', body)
-    body = body.replace("url(#", f"url(#{prefix}-").replace('xlink:href="#', f'href="#{prefix}-')
-    body = body.replace(INK, "currentColor")
-    return f'<svg viewBox="{box[1] if box else ""}" role="img" aria-label="{html.escape(title)}">{body}'

@@ -12,22 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradless.report.bench.study import (
-    DONE,
-    Cell,
-    Results,
-    Run,
-    Score,
-    Study,
-    axis_name,
-    metric_of,
-    number,
-    show,
-    tested,
-)
+from gradless.report.bench.study import Cell, Results, Run, Study, axis_name, tested
+from gradless.report.common.numbers import Score, metric_of, number, show
 from gradless.report.common.read import read_json
 from gradless.report.common.table import score_text
 from gradless.runs.config import TuneConfig
+from gradless.runs.record import DONE
 
 LOWEST, HIGHEST = "lowest tried", "highest tried"
 

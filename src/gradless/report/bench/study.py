@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import json
-import math
-import statistics
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradless import tasks
 from gradless.bench import timing
-from gradless.bench.grid import DONE as DONE
-from gradless.bench.grid import FINAL as FINAL
-from gradless.bench.grid import SEARCH as SEARCH
-from gradless.bench.grid import ZERO_SHOT as ZERO_SHOT
-from gradless.bench.results import FAILED as FAILED
+from gradless.bench.grid import DONE, FINAL, SEARCH, ZERO_SHOT
+from gradless.bench.results import FAILED
 from gradless.bench.timing import side_by_side
 from gradless.errors import BadInput
 from gradless.methods import METHODS
+from gradless.report.common.numbers import Score, metric_of, number, score, show, slug, sortable, unique
 from gradless.runs.config import DEFAULTS
-from gradless.runs.record import DIVERGED as DIVERGED
 
 KINDS = {
     "zo": "zeroth order",
@@ -85,14 +78,6 @@ class Run(NamedTuple):
         """A metric of "dev", "test" or "zero_shot" as a finite number, or None."""
         found = self.record.get(split)
         return number(found.get(name)) if isinstance(found, dict) else None
-
-
-class Score(NamedTuple):
-    """Mean and sample standard deviation (n - 1; None for one value) over seeds."""
-
-    mean: float
-    std: float | None
-    n: int
 
 
 class Results(NamedTuple):
@@ -324,36 +309,6 @@ def kind(method: str) -> str:
     return "forward-mode" if method == "forward-grad" else "zo"
 
 
-@cache
-def metric_of(task: str) -> str:
-    """The task's main metric; accuracy for own files and tasks that this release does not know."""
-    try:
-        return tasks.get(task).metrics[0]
-    except BadInput:
-        return "accuracy"
-
-
-def number(value: Any) -> float | None:
-    """A finite number, or None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
-def score(values: Iterable[float | None]) -> Score | None:
-    """Mean and spread of the values that are there."""
-    found = [value for value in values if value is not None]
-    if not found:
-        return None
-    return Score(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
-
-
-def median(values: Iterable[float | None]) -> float | None:
-    """Median of the values that are there."""
-    found = [value for value in values if value is not None]
-    return statistics.median(found) if found else None
-
-
 def tested(cell: Cell, found: Results) -> Score | None:
     """Test metric over the final seeds that came to their end."""
     return score(run.metric("test", metric_of(cell.task)) for run in found.done)
@@ -362,31 +317,3 @@ def tested(cell: Cell, found: Results) -> Score | None:
 def axis_name(name: str) -> str:
     """``options.keep`` -> ``keep``."""
     return name.removeprefix("options.")
-
-
-def show(value: Any) -> str:
-    """A setting for people: 1e-06 -> 1e-6."""
-    if isinstance(value, bool) or value is None:
-        return "none" if value is None else str(value).lower()
-    if isinstance(value, int | float):
-        text = f"{value:g}"
-        mantissa, e, exponent = text.partition("e")
-        return f"{mantissa}e{int(exponent)}" if e else text
-    return str(value)
-
-
-def sortable(value: Any) -> tuple[bool, float, str]:
-    """A sort key for settings of mixed types: numbers by size, then text."""
-    found = number(value)
-    return (found is None, found or 0.0, show(value))
-
-
-def slug(text: str) -> str:
-    """Text for names of files: letters, digits, ``.``, ``=``, ``_`` and single hyphens."""
-    kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._=") else "-" for letter in text)
-    return "-".join(part for part in kept.split("-") if part).strip(".-") or "x"
-
-
-def unique(values: Iterable[Any]) -> list[Any]:
-    """Each value once, in order of appearance."""
-    return list(dict.fromkeys(values))

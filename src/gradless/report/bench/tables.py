@@ -6,29 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from gradless.bench.results import FAILED
 from gradless.report.bench.budgets import view_tables
 from gradless.report.bench.selection import choose
-from gradless.report.bench.study import (
-    DIVERGED,
-    DONE,
-    FAILED,
-    Cell,
-    Results,
-    Run,
-    Score,
-    Section,
-    Study,
-    axis_name,
-    median,
-    metric_of,
-    score,
-    show,
-    slug,
-    sortable,
-    tested,
-    unique,
-)
+from gradless.report.bench.study import Cell, Results, Run, Section, Study, axis_name, tested
+from gradless.report.common.numbers import Score, median, metric_of, score, show, slug, sortable, unique
 from gradless.report.common.table import NOTHING, Column, Item, Table, marked, score_record, score_text
+from gradless.runs.record import DIVERGED, DONE
 from gradless.system import finished_runs
 
 HEADS = {"model": "Model", "task": "Task", "scheme": "Scheme", "aligned": "Template"}

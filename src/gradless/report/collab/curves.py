@@ -8,10 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradless.report.bench.figures import INK, PALE, POINT, Look, Picture, draw_title, marker, save, text_size
-from gradless.report.bench.study import DIVERGED, slug
 from gradless.report.collab.names import NO_ATTACK, REFERENCE, REFERENCE_LABEL, algorithm_name, attack_name
 from gradless.report.collab.study import Collab, Place, Point, Run, curve
+from gradless.report.common.numbers import slug
+from gradless.report.common.pictures import INK, PALE, POINT, Look, Picture, draw_title, marker, save, text_size
+from gradless.runs.record import DIVERGED
 
 # To be told apart by people who confuse red and green, and read on white and on near-black; in grey by their markers.
 COLOURS = (

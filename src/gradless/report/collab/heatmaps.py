@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradless.report.bench.figures import INK, PALE, POINT, Picture, draw_title, save, text_size
 from gradless.report.collab.names import NO_ATTACK, REFERENCE, algorithm_name, attack_codes, attack_name
 from gradless.report.collab.study import Collab, Place, Split, Weakest
 from gradless.report.collab.tables import outcome_text
+from gradless.report.common.pictures import INK, PALE, POINT, Picture, draw_title, save, text_size
 
 CELL_WIDTH, CELL_HEIGHT = 0.62, 0.46  # inches
 PANEL_GAP, TOP, TITLE, BAR = 0.3, 0.34, 0.34, 0.62

@@ -5,22 +5,23 @@ from __future__ import annotations
 import html
 import json
 import re
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gradless.report.bench.figures import SETTINGS, Picture
-from gradless.report.bench.page import assemble, definitions, inline
-from gradless.report.bench.study import DIVERGED, DONE, FAILED, show, sortable, unique
+from gradless.bench.results import FAILED
 from gradless.report.collab.curves import all_curves
 from gradless.report.collab.heatmaps import heatmaps
 from gradless.report.collab.names import ALPHA, GAMMA, REFERENCE, algorithm_name, attack_name
 from gradless.report.collab.study import Collab, Run, facts_of, outcome
 from gradless.report.collab.tables import outcome_text, usual_seeds
+from gradless.report.common.numbers import show, sortable, unique
+from gradless.report.common.page import assemble, definitions, inline
+from gradless.report.common.pictures import Picture
 from gradless.report.common.read import mapping
 from gradless.report.common.table import Table, as_html, latex
+from gradless.runs.record import DIVERGED, DONE
 
 PIXELS = 1.36  # of the page for a point of a picture
 MOST_VALUES, MOST_RUNS, LONGEST = 12, 20, 160
@@ -58,12 +59,8 @@ AT_A_GLANCE = (
 
 
 def figures(study: Collab, folder: Path) -> list[Picture]:
-    """Draw everything the results have something for, as SVG and PNG. Needs matplotlib (extra ``plots``)."""
-    from matplotlib import rc_context
-
-    with rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a name in letters that the font lacks
-        return [*all_curves(study, folder), *heatmaps(study, folder)]
+    """Draw everything the results have something for, as SVG and PNG. Within `pictures.settings`."""
+    return [*all_curves(study, folder), *heatmaps(study, folder)]
 
 
 def tex(table: Table) -> str:

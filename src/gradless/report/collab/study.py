@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gradless.bench.results import FAILED
 from gradless.errors import BadInput
-from gradless.report.bench.study import DIVERGED, FAILED, Score, number, score, show, unique
 from gradless.report.collab.names import ALPHA, GAMMA, NO_ATTACK, REFERENCE, algorithm_order, attack_order, split_name
+from gradless.report.common.numbers import Score, number, score, show, unique
 from gradless.report.common.read import read_json
+from gradless.runs.record import DIVERGED
 
 ADVICE = "finish a run of `gradless collab simulate` in it first"
 

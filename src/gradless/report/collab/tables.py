@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from gradless.report.bench.study import FAILED, Score, median, number, unique
+from gradless.bench.results import FAILED
 from gradless.report.collab.names import (
     ALPHA,
     GAMMA,
@@ -17,6 +17,7 @@ from gradless.report.collab.names import (
     attack_name,
 )
 from gradless.report.collab.study import Collab, Outcome, Place, Run, Weakest, facts_of, outcome
+from gradless.report.common.numbers import Score, median, number, unique
 from gradless.report.common.table import NOTHING, Column, Item, Table, marked, score_record
 from gradless.system import finished_runs
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from gradless.report.bench.study import Score
+from gradless.report.common.numbers import Score
 
 NOTHING = "\u2013"
 DAGGER = "†"

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from gradless.report.common.pictures import drawn
 from gradless.report.common.table import Table
 from gradless.report.run import tables as run_tables
-from gradless.report.run.figures import Drawing, drawings
+from gradless.report.run.figures import drawings
 from gradless.report.run.page import page
 from gradless.report.run.record import RunRecord, load
 from gradless.report.run.verdict import verdict
@@ -30,19 +31,8 @@ def write(folder: Path, say: Callable[[str], object]) -> list[Path]:
     say(f"{record.model} on {record.task}, {record.method}: {verdict(record).text}")
     for remark in record.remarks:
         say(f"note: {remark}")
-    found = _drawings(record, say)
+    pictures = drawn(lambda: drawings(record), say)
     tables = [run_tables.outcome(record), run_tables.cost(record), *run_tables.examples(record)]
     path = folder / "report.html"
-    write_text(path, page(record, tables, found or (), drawn=found is not None))
+    write_text(path, page(record, tables, pictures or (), drawn=pictures is not None))
     return [path]
-
-
-def _drawings(record: RunRecord, say: Callable[[str], object]) -> list[Drawing] | None:
-    """None without matplotlib."""
-    try:
-        return drawings(record)
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.split(".")[0] != "matplotlib":
-            raise
-        say("no pictures, since matplotlib is not installed: pip install 'gradless[plots]'")
-        return None

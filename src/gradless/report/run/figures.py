@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import math
 import statistics
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gradless.cost.figures import running_mean
 from gradless.lm.metrics import SHARES
-from gradless.report.bench.figures import INK, PALE, POINT, SETTINGS, plain_axes
-from gradless.report.bench.study import median
+from gradless.report.common.numbers import median
+from gradless.report.common.pictures import INK, PALE, canvas, plain_axes
 from gradless.report.run.record import RunRecord, Step, counted
 from gradless.report.run.tables import memory_rows, size_text
 
@@ -35,15 +34,11 @@ class Drawing(NamedTuple):
 
 
 def drawings(record: RunRecord) -> list[Drawing]:
-    """Draw everything that the run has something for. Needs matplotlib (extra ``plots``)."""
-    from matplotlib import rc_context
-
+    """Draw everything that the run has something for. Within `pictures.settings`."""
     makers: tuple[Callable[[RunRecord], Drawing | None], ...] = (
         _loss, _metric, _speed, _memory, _histogram, _coefficients, _rate,
     )  # fmt: skip
-    with rc_context(SETTINGS), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")
-        return [drawing for drawing in (make(record) for make in makers) if drawing is not None]
+    return [drawing for drawing in (make(record) for make in makers) if drawing is not None]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -222,11 +217,7 @@ def _canvas(
     grid: str = "y",
 ) -> tuple[Any, Any]:  # fmt: skip
     """A figure whose pixels are points, with room, in inches, around its axes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH, height), dpi=POINT)
-    FigureCanvasAgg(figure)
+    figure, _ = canvas(WIDTH, height)
     box = (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (bottom + top) / height)
     return figure, plain_axes(figure, box, grid)
 

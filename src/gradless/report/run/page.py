@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from gradless.lm.metrics import SHARES
 from gradless.methods import FIRST, FORWARD, HYBRID
-from gradless.report.bench.page import assemble, definitions, inline
-from gradless.report.bench.study import show
+from gradless.report.common.numbers import show
+from gradless.report.common.page import assemble, definitions, inline
 from gradless.report.common.read import mapping
 from gradless.report.common.table import NOTHING, Table, as_html
 from gradless.report.run.figures import Drawing

@@ -11,7 +11,7 @@ from gradless import ledger
 from gradless.errors import BadInput
 from gradless.lm import metrics
 from gradless.methods import METHODS, Method
-from gradless.report.bench.study import metric_of, number
+from gradless.report.common.numbers import metric_of, number
 from gradless.report.common.read import mapping, read_json
 from gradless.runs import predictions
 from gradless.runs.config import TuneConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from gradless.report.bench.study import number
+from gradless.report.common.numbers import number
 from gradless.report.common.table import NOTHING, Column, Item, Table
 from gradless.report.run.record import RunRecord, counted
 from gradless.report.run.verdict import shares

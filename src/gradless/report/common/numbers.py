@@ -1,0 +1,78 @@
+"""Numbers of results: what is finite, means over seeds, and settings as text."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from functools import cache
+from typing import Any, NamedTuple
+
+from gradless import tasks
+from gradless.errors import BadInput
+
+
+class Score(NamedTuple):
+    """Mean and sample standard deviation (n - 1; None for one value) over seeds."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+def number(value: Any) -> float | None:
+    """A finite number, or None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def score(values: Iterable[float | None]) -> Score | None:
+    """Mean and spread of the values that are there."""
+    found = [value for value in values if value is not None]
+    if not found:
+        return None
+    return Score(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
+
+
+def median(values: Iterable[float | None]) -> float | None:
+    """Median of the values that are there."""
+    found = [value for value in values if value is not None]
+    return statistics.median(found) if found else None
+
+
+def show(value: Any) -> str:
+    """A setting for people: 1e-06 -> 1e-6."""
+    if isinstance(value, bool) or value is None:
+        return "none" if value is None else str(value).lower()
+    if isinstance(value, int | float):
+        text = f"{value:g}"
+        mantissa, e, exponent = text.partition("e")
+        return f"{mantissa}e{int(exponent)}" if e else text
+    return str(value)
+
+
+def sortable(value: Any) -> tuple[bool, float, str]:
+    """A sort key for settings of mixed types: numbers by size, then text."""
+    found = number(value)
+    return (found is None, found or 0.0, show(value))
+
+
+def slug(text: str) -> str:
+    """Text for names of files: letters, digits, ``.``, ``=``, ``_`` and single hyphens."""
+    kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._=") else "-" for letter in text)
+    return "-".join(part for part in kept.split("-") if part).strip(".-") or "x"
+
+
+def unique(values: Iterable[Any]) -> list[Any]:
+    """Each value once, in order of appearance."""
+    return list(dict.fromkeys(values))
+
+
+@cache
+def metric_of(task: str) -> str:
+    """The task's main metric; accuracy for own files and tasks that this release does not know."""
+    try:
+        return tasks.get(task).metrics[0]
+    except BadInput:
+        return "accuracy"
