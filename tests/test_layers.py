@@ -31,6 +31,7 @@ CORE = PACKAGES[: PACKAGES.index("methods") + 1]
 ABOUT_MODELS = {"lm", "tasks", "transformers", "peft", "datasets", "tokenizers"}
 WRAPS_MODELS = {"lm", "runs", "cost", "integrations"}  # packages that may import transformers or PEFT
 LATE = {"transformers", "peft", "datasets", "sklearn", "matplotlib", "rich", "tokenizers", "huggingface_hub", "gguf"}
+LATE |= {"jinja2", "markupsafe"}
 # Inside a package too, from the bottom up; a package or module that is not named here has no order of its own to keep
 # beyond having no circle. Names are paths below ``gradless``.
 INSIDE = {

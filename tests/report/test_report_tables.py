@@ -18,7 +18,8 @@ from gradless.report import load, report, show_tables, tables
 from gradless.report.bench.figures import pareto
 from gradless.report.bench.selection import key, literal, names
 from gradless.report.common.label_layout import Box, place, spread
-from gradless.report.common.table import Column, Item, Table, as_html, escape_latex, latex, markdown, plain
+from gradless.report.common.page import templates
+from gradless.report.common.table import Column, Item, Table, escape_latex, latex, markdown, plain
 from gradless.runs.config import TuneConfig
 from report_bench_helpers import MODEL, Bench, cell
 
@@ -69,7 +70,7 @@ def test_csv_holds_unrounded_numbers(small):
 
 
 def test_html_table_is_escaped():
-    text = as_html(nasty())
+    text = str(templates().get_template("common/parts.html.j2").module.table(nasty()))
     assert "<i>" not in text
     assert "&lt;i&gt;" in text
 

@@ -5,18 +5,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from gradless.report import run as run_report
-from gradless.report.bench.figures import figures
-from gradless.report.bench.page import counts, page, shortfall
+from gradless.report.bench import page as bench_page
+from gradless.report.bench import tables as bench_tables
+from gradless.report.bench.figures import figures as bench_figures
 from gradless.report.bench.selection import best_toml
 from gradless.report.bench.study import Study, load
-from gradless.report.bench.tables import all_tables
 from gradless.report.collab import page as collab_page
 from gradless.report.collab import study as collab_study
 from gradless.report.collab import tables as collab_tables
+from gradless.report.common.numbers import count_endings
 from gradless.report.common.pictures import Picture, drawn
 from gradless.report.common.table import Table, as_csv, latex, markdown, show_tables
 from gradless.report.run import record
@@ -35,7 +36,7 @@ def tables(folder: Path) -> list[Table]:
         return collab_tables.all_tables(collab_study.load(folder))
     if record.is_run(folder):
         return run_report.brief(record.load(folder))
-    return all_tables(load(folder))
+    return bench_tables.all_tables(load(folder))
 
 
 def report(folder: Path, *, say: Callable[[str], object] = print) -> list[Path]:
@@ -60,45 +61,45 @@ def report(folder: Path, *, say: Callable[[str], object] = print) -> list[Path]:
     if record.is_run(folder):
         return run_report.write(folder, say)
     study = load(folder)
-    _tell(counts(study), shortfall(study), say)
-    made = all_tables(study)
-    written = _write_tables(folder, made, latex)
-    pictures = _pictures(folder, lambda into: figures(study, into), say)
-    written += [path for picture in pictures for path in (picture.svg, picture.png)]
-    for name, text in (("best.toml", best_toml(study)), ("report.html", page(study, made, pictures))):
-        write_text(folder / name, text)
-        written.append(folder / name)
-    return written
+    _announce((run.status for run in study.runs), bench_page.shortfall(study), say)
+    results = bench_tables.all_tables(study)
+    written = _write_tables(folder, results)
+    pictures = _draw(folder, lambda into: bench_figures(study, into), say)
+    write_text(folder / "best.toml", best_toml(study))
+    write_text(folder / "report.html", bench_page.page(study, results, pictures))
+    return [*written, *_files(pictures), folder / "best.toml", folder / "report.html"]
 
 
 def _report_collab(folder: Path, say: Callable[[str], object]) -> list[Path]:
     study = collab_study.load(folder)
-    _tell(collab_page.counts(study), collab_page.shortfall(study), say)
-    made = collab_tables.all_tables(study)
-    written = _write_tables(folder, made, collab_page.tex)
-    pictures = _pictures(folder, lambda into: collab_page.figures(study, into), say)
-    written += [path for picture in pictures for path in (picture.svg, picture.png)]
-    write_text(folder / "report.html", collab_page.page(study, made, pictures))
-    return [*written, folder / "report.html"]
+    _announce((run.status for run in study.runs), collab_page.shortfall(study), say)
+    results = collab_tables.all_tables(study)
+    written = _write_tables(folder, results)
+    pictures = _draw(folder, lambda into: collab_page.figures(study, into), say)
+    write_text(folder / "report.html", collab_page.page(study, results, pictures))
+    return [*written, *_files(pictures), folder / "report.html"]
 
 
-def _tell(counted: str, lack: str, say: Callable[[str], object]) -> None:
-    say(counted)
-    if lack:
-        say(f"not complete: {lack}")
+def _announce(statuses: Iterable[str], shortfall: str, say: Callable[[str], object]) -> None:
+    say(count_endings(statuses))
+    if shortfall:
+        say(f"not complete: {shortfall}")
 
 
-def _write_tables(folder: Path, made: Sequence[Table], tex: Callable[[Table], str]) -> list[Path]:
+def _write_tables(folder: Path, results: Sequence[Table]) -> list[Path]:
     written = []
     (folder / "tables").mkdir(exist_ok=True)
-    for table in made:
-        for suffix, form in ((".md", markdown), (".csv", as_csv), (".tex", tex)):
-            path = folder / "tables" / (table.name + suffix)
-            write_text(path, form(table))
-            written.append(path)
+    for table in results:
+        for suffix, form in ((".md", markdown), (".csv", as_csv), (".tex", latex)):
+            written.append(folder / "tables" / (table.name + suffix))
+            write_text(written[-1], form(table))
     return written
 
 
-def _pictures(folder: Path, draw: Callable[[Path], list[Picture]], say: Callable[[str], object]) -> Sequence[Picture]:
+def _draw(folder: Path, draw: Callable[[Path], list[Picture]], say: Callable[[str], object]) -> Sequence[Picture]:
     (folder / "figures").mkdir(exist_ok=True)
     return drawn(lambda: draw(folder / "figures"), say) or []
+
+
+def _files(pictures: Sequence[Picture]) -> list[Path]:
+    return [path for picture in pictures for path in (picture.svg, picture.png)]

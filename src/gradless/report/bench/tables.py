@@ -10,7 +10,7 @@ from gradless.bench.results import FAILED
 from gradless.report.bench.budgets import view_tables
 from gradless.report.bench.selection import choose
 from gradless.report.bench.study import Cell, Results, Run, Section, Study, axis_name, tested
-from gradless.report.common.numbers import Score, median, metric_of, score, show, slug, sortable, unique
+from gradless.report.common.numbers import Score, median, metric_of, score, show, slug, sortable, unique, usual_count
 from gradless.report.common.table import NOTHING, Column, Item, Table, marked, score_record, score_text
 from gradless.runs.record import DIVERGED, DONE
 from gradless.system import finished_runs
@@ -59,12 +59,6 @@ def cell_record(cell: Cell) -> dict[str, Any]:
     return {**named, "kind": cell.kind, **{axis_name(name): value for name, value in cell.extras}}
 
 
-def usual_seeds(scores: Iterable[Score | None]) -> int | None:
-    """The number of seeds that most scores have."""
-    counts = Counter(found.n for found in scores if found is not None)
-    return max(counts, key=lambda n: (counts[n], n), default=None)
-
-
 def seeds_sentence(usual: int | None) -> str:
     """What ± means."""
     if usual is None:
@@ -87,7 +81,7 @@ def accuracy(study: Study, section: Section) -> Table:
     places = unique((cell.task, cell.scheme) for cell in cells)
     labels = unique((cell.method, cell.extras) for cell in cells)
     scores = {cell: tested(cell, found) for cell, found in cells.items()}
-    usual = usual_seeds(scores.values())
+    usual = usual_count(scores.values())
     columns, records = [], []
     for task, scheme in places:
         before = study.zero_shot(section, task)
@@ -272,7 +266,7 @@ def _effect(study: Study, axis: str) -> Table:
     cells = [cell for cell in study.cells if axis in dict(cell.extras)]
     values = sorted({dict(cell.extras)[axis] for cell in cells}, key=sortable)
     scores = {cell: tested(cell, study.cells[cell]) for cell in cells}
-    usual = usual_seeds(scores.values())
+    usual = usual_count(scores.values())
     frame = Frame.of(cells, "model", "aligned", "task", "scheme")
     rows, records = [], []
     for row in unique(rest(cell) for cell in cells):
@@ -305,7 +299,7 @@ def alignment(study: Study) -> Table:
     """Test results with and without the words that align the task to pre-training, and their difference."""
     pairs = [cell for cell in study.cells if cell.aligned and cell._replace(aligned=False) in study.cells]
     frame = Frame.of(pairs, "model", "task", "scheme")
-    usual = usual_seeds(tested(cell, study.cells[cell]) for cell in pairs)
+    usual = usual_count(tested(cell, study.cells[cell]) for cell in pairs)
     rows, records = [], []
     for cell in pairs:
         other = cell._replace(aligned=False)

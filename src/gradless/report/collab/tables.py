@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ from gradless.report.collab.names import (
     attack_name,
 )
 from gradless.report.collab.study import Collab, Outcome, Place, Run, Weakest, facts_of, outcome
-from gradless.report.common.numbers import Score, median, number, unique
+from gradless.report.common.numbers import Score, median, number, unique, usual_count
 from gradless.report.common.table import NOTHING, Column, Item, Table, marked, score_record
 from gradless.system import finished_runs
 
@@ -89,8 +88,7 @@ def outcome_text(found: Outcome | None, which: str = "worst", *, usual: int | No
 def usual_seeds(study: Collab) -> int | None:
     """The number of seeds that most combinations of algorithm, attack and place have."""
     endings = [study.outcome(*key) for key in unique((run.algorithm, run.attack, run.place) for run in study.runs)]
-    counts = Counter(found.worst.n for found in endings if found is not None and found.worst is not None)
-    return max(counts, key=lambda n: (counts[n], n), default=None)
+    return usual_count(found.worst for found in endings if found is not None)
 
 
 def seeds_sentence(usual: int | None) -> str:

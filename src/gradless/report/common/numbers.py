@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from functools import cache
 from typing import Any, NamedTuple
 
 from gradless import tasks
+from gradless.bench.results import FAILED
 from gradless.errors import BadInput
+from gradless.runs.record import DIVERGED, DONE
 
 
 class Score(NamedTuple):
@@ -67,6 +70,24 @@ def slug(text: str) -> str:
 def unique(values: Iterable[Any]) -> list[Any]:
     """Each value once, in order of appearance."""
     return list(dict.fromkeys(values))
+
+
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """``1 step``, ``2 steps``; of a noun with a verb the plural is given: ``1 run has``, ``2 runs have``."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
+
+
+def count_endings(statuses: Iterable[str]) -> str:
+    """How many runs came to which end: ``4 runs: 3 done, 1 failed``."""
+    counts = Counter(statuses)
+    order = unique([*(status for status in (DONE, DIVERGED, FAILED) if status in counts), *sorted(counts)])
+    return f"{counted(counts.total(), 'run')}: {', '.join(f'{counts[status]} {status}' for status in order)}"
+
+
+def usual_count(scores: Iterable[Score | None]) -> int | None:
+    """The number of seeds that most scores have; the larger one of two."""
+    counts = Counter(score.n for score in scores if score is not None)
+    return max(counts, key=lambda n: (counts[n], n), default=None)
 
 
 @cache

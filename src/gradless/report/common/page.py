@@ -1,48 +1,56 @@
-"""A page with everything in it: no scripts, and nothing to load."""
+"""Report pages: filled from templates, with one style sheet and their pictures in line; nothing is left to load."""
 
 from __future__ import annotations
 
-import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 from gradless.report.common.pictures import INK
-from gradless.report.common.style import CSS
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+    from markupsafe import Markup
 
 
-def assemble(title: str, kind: str, lead: str, parts: Sequence[tuple[str, str, str]]) -> str:
-    """A page without scripts and without anything to load.
+@cache
+def templates() -> Environment:
+    """The templates (``*.html.j2``) beside the modules of `gradless.report`; every value in them is escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    loader = PackageLoader("gradless", "report")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.globals["css"] = Markup(loader.get_source(environment, "common/report.css")[0])
+    environment.filters["one_line"] = lambda text: Markup(re.sub(r"\s+", " ", text))
+    return environment
+
+
+def render(template: str, **values: Any) -> str:
+    """A page from a template, such as ``bench/page.html.j2``. Halves of surrogate pairs become question marks."""
+    text = templates().get_template(template).render(values)
+    return text.encode("utf-8", "replace").decode()  # no file can hold such halves
+
+
+def inlined(pictures: Iterable[tuple[str, str, str]]) -> dict[str, Markup]:
+    """Pictures for the middle of a page, by name: own ids, the page's text colour, no declarations, no metadata.
 
     Args:
-        title: its heading, escaped here.
-        kind: what it is a page of, for the window's title.
-        lead: HTML below the heading.
-        parts: id, heading and HTML of every section.
+        pictures: name, title and SVG of each, as matplotlib writes them.
     """
-    nav = "".join(f'<a href="#{name}">{heading}</a>' for name, heading, _ in parts)
-    sections = "".join(f'<section id="{name}"><h2>{heading}</h2>{body}</section>' for name, heading, body in parts)
-    title = html.escape(title)
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>'
-        f"{title} · {kind}</title>"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{CSS}</style></head>\n<body><header><h1>{title}</h1>{lead}<nav>{nav}</nav></header>\n"
-        f"<main>{sections}</main></body></html>\n"
-    )
+    return {name: _inline(svg, f"p{number}", title) for number, (name, title, svg) in enumerate(pictures)}
 
 
-def definitions(facts: Mapping[str, str]) -> str:
-    """Names and values as a list; everything escaped."""
-    return "<dl>" + "".join(f"<dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd>" for k, v in facts.items()) + "</dl>"
+def _inline(svg: str, prefix: str, title: str) -> Markup:
+    from markupsafe import Markup
 
-
-def inline(svg: str, prefix: str, title: str) -> str:
-    """An SVG for the middle of a page: own ids, the page's text colour, no declarations, no metadata."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    head, body = svg[: svg.index(">")], svg[svg.index(">") + 1 :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    head, _, body = svg.partition(">")
     box = re.search(r'viewBox="([^"]*)"', head)
     body = re.sub(r'\bid="', f'id="{prefix}-', body)
     body = body.replace("url(#", f"url(#{prefix}-").replace('xlink:href="#', f'href="#{prefix}-')
-    body = body.replace(INK, "currentColor")
-    return f'<svg viewBox="{box[1] if box else ""}" role="img" aria-label="{html.escape(title)}">{body}'
+    start = Markup('<svg viewBox="{}" role="img" aria-label="{}">').format(box[1] if box else "", title)
+    return start + Markup(body.replace(INK, "currentColor"))

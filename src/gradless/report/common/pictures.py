@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,13 @@ class Picture(NamedTuple):
     title: str
     svg: Path
     png: Path
+
+    @property
+    def width(self) -> float:
+        """Of the SVG, in points."""
+        box = re.search(r'viewBox="0 0 ([\d.]+) ', self.svg.read_text())
+        assert box is not None, "matplotlib writes a viewBox"
+        return float(box[1])
 
 
 class Look(NamedTuple):

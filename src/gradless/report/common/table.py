@@ -1,9 +1,8 @@
-"""A table as data, and its forms: Markdown, CSV, LaTeX, HTML, and lines for a terminal."""
+"""A table as data, and its forms: Markdown, CSV, LaTeX, and lines for a terminal."""
 
 from __future__ import annotations
 
 import csv
-import html
 import io
 from collections.abc import Callable, Sequence
 from itertools import groupby
@@ -14,13 +13,15 @@ from gradless.report.common.numbers import Score
 NOTHING = "\u2013"
 DAGGER = "†"
 STAR = "*"
-LATEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "|": r"\textbar{}", '"': "''",
-    "±": r"$\pm$", "\u00d7": r"$\times$", "†": r"$^\dagger$", "\u2013": "--", "·": r"$\cdot$",
-    "\n": " ", "\r": " ",
-}  # fmt: skip
+COMMANDS = {"\\": "backslash", "~": "asciitilde", "^": "asciicircum", "<": "less", ">": "greater", "|": "bar"}
+FORMULAS = {"±": "pm", "\u00d7": "times", "·": "cdot", "≤": "leq", "\u2191": "uparrow"}
+FORMULAS |= {"\u03b1": "alpha", "\u03b3": "gamma"}
+LATEX = str.maketrans(
+    {letter: f"\\{letter}" for letter in "&%$#_{}"}
+    | {letter: f"\\text{command}{{}}" for letter, command in COMMANDS.items()}
+    | {letter: f"$\\{command}$" for letter, command in FORMULAS.items()}
+    | {"†": r"$^\dagger$", "\u2212": "$-$", "\u2013": "--", '"': "''", "\n": " ", "\r": " "}
+)
 
 
 class Item(NamedTuple):
@@ -32,6 +33,11 @@ class Item(NamedTuple):
     best_zo: bool = False
     """The best of the zeroth-order methods."""
     warn: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Nothing was measured."""
+        return self.text == NOTHING
 
 
 class Column(NamedTuple):
@@ -61,8 +67,21 @@ class Table(NamedTuple):
 
     @property
     def groups(self) -> list[list[tuple[Item, ...]]]:
-        """Rows that share all labels but the last."""
-        return [list(rows) for _, rows in groupby(self.rows, lambda row: [i.text for i in row[: self.labels - 1]])]
+        """Rows that share all labels but the last, which only the first row of a group shows."""
+        shared = self.labels - 1
+        blank = (Item(""),) * shared
+        groups = [list(rows) for _, rows in groupby(self.rows, lambda row: [item.text for item in row[:shared]])]
+        return [[rows[0], *((*blank, *row[shared:]) for row in rows[1:])] for rows in groups]
+
+    @property
+    def grouped(self) -> bool:
+        """Some columns have a group's heading."""
+        return any(column.group for column in self.columns)
+
+    @property
+    def spans(self) -> list[tuple[str, int]]:
+        """Groups of neighbouring columns, with their widths."""
+        return [(group, len(list(columns))) for group, columns in groupby(self.columns, lambda column: column.group)]
 
 
 def markdown(table: Table) -> str:
@@ -102,19 +121,19 @@ def latex(table: Table) -> str:
         *_latex_heads(table),
         "\\midrule",
     ]
-    for place, rows in enumerate(table.groups):
-        lines += ["\\addlinespace"] if place else []
-        for row in _thinned(rows, table.labels):
+    for number, rows in enumerate(table.groups):
+        lines += ["\\addlinespace"] if number else []
+        for row in rows:
             lines.append(" & ".join(_latex_entry(item) for item in row) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", "\\end{table}", ""])
 
 
 def _latex_heads(table: Table) -> list[str]:
     last = " & ".join(escape_latex(column.name) for column in table.columns) + " \\\\"
-    if not any(column.group for column in table.columns):
+    if not table.grouped:
         return [last]
     cells, rules, start = [], [], 1
-    for group, width in _spans(table):
+    for group, width in table.spans:
         cells.append(f"\\multicolumn{{{width}}}{{c}}{{{escape_latex(group)}}}" if group else " & " * (width - 1))
         rules += [f"\\cmidrule(lr){{{start}-{start + width - 1}}}"] if group else []
         start += width
@@ -129,46 +148,7 @@ def _latex_entry(item: Item) -> str:
 
 def escape_latex(text: str) -> str:
     """Text that LaTeX prints as it is."""
-    return "".join(LATEX.get(letter, letter) for letter in text)
-
-
-def as_html(table: Table) -> str:
-    """A ``<figure>`` with a table that scrolls sideways when it is wide; everything escaped."""
-    quote = html.escape
-    head = ""
-    if any(column.group for column in table.columns):
-        cells = (
-            f'<th colspan="{width}" scope="colgroup" class="group">{quote(group)}</th>' if group else
-            f'<td colspan="{width}"></td>' for group, width in _spans(table)
-        )  # fmt: skip
-        head = f"<tr>{''.join(cells)}</tr>"
-    names = (
-        f'<th scope="col"{"" if place < table.labels else " class=num"}>{quote(column.name)}</th>'
-        for place, column in enumerate(table.columns)
-    )
-    bodies = []
-    for rows in table.groups:
-        lines = []
-        for row in _thinned(rows, table.labels):
-            labels = "".join(f'<th scope="row">{quote(item.text)}</th>' for item in row[: table.labels])
-            lines.append(f"<tr>{labels}{''.join(_html_entry(item) for item in row[table.labels :])}</tr>")
-        bodies.append(f"<tbody>{''.join(lines)}</tbody>")
-    return (
-        f'<figure class="table" id="table-{quote(table.name)}"><h3>{quote(table.title)}</h3>'
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{quote(table.title)}">'
-        f"<table{' class=pin' if table.labels == 1 else ''}>"
-        f"<thead>{head}<tr>{''.join(names)}</tr></thead>{''.join(bodies)}</table></div>"
-        f"<figcaption>{quote(table.caption)}</figcaption></figure>"
-    )
-
-
-def _html_entry(item: Item) -> str:
-    classes = [name for name, on in (("best", item.best), ("zo", item.best_zo), ("warn", item.warn)) if on]
-    classes += ["none"] if item.text == NOTHING else []
-    mean, plus, spread = item.text.partition(" ± ")
-    text = html.escape(mean) + (f'<span class="std"> ± {html.escape(spread)}</span>' if plus else "")
-    text += '<span class="mark">†</span>' if item.best_zo else ""
-    return f'<td class="{" ".join(["num", *classes])}">{text}</td>'
+    return text.translate(LATEX)
 
 
 def show_tables(tables: Sequence[Table], *, live: bool, echo: Callable[[str], Any] = print) -> None:
@@ -209,7 +189,7 @@ def _show_rich(table: Table) -> None:
         head = "\n".join(part for part in (column.group, column.name) if part)
         grid.add_column(Text(head), justify="left" if place < table.labels else "right")
     for rows in table.groups:
-        for number, row in enumerate(_thinned(rows, table.labels)):
+        for number, row in enumerate(rows):
             styles = ("bold green" if item.best else "bold" if item.best_zo else "yellow" if item.warn else ""
                       for item in row)  # fmt: skip
             texts = [Text(_marked(item), style) for item, style in zip(row, styles, strict=True)]
@@ -219,17 +199,6 @@ def _show_rich(table: Table) -> None:
 
 def _marked(item: Item) -> str:
     return item.text + (DAGGER if item.best_zo else "")
-
-
-def _thinned(rows: Sequence[tuple[Item, ...]], labels: int) -> list[tuple[Item, ...]]:
-    """Rows of a group without the labels that repeat those of the first."""
-    blank = (Item(""),) * (labels - 1)
-    return [row if place == 0 else (*blank, *row[labels - 1 :]) for place, row in enumerate(rows)]
-
-
-def _spans(table: Table) -> list[tuple[str, int]]:
-    """Groups of neighbouring columns, with their widths."""
-    return [(group, len(list(columns))) for group, columns in groupby(table.columns, lambda column: column.group)]
 
 
 def score_text(found: Score | None, *, usual: int | None = None) -> str:

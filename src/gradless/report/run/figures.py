@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from gradless.cost.figures import running_mean
 from gradless.lm.metrics import SHARES
-from gradless.report.common.numbers import median
+from gradless.report.common.numbers import counted, median
 from gradless.report.common.pictures import INK, PALE, canvas, plain_axes
-from gradless.report.run.record import RunRecord, Step, counted
+from gradless.report.run.record import RunRecord, Step
 from gradless.report.run.tables import memory_rows, size_text
 
 BLUE, ORANGE, RED = "#2f7fd1", "#c47f0e", "#d9542b"  # middle tones, to be read on white and on near-black

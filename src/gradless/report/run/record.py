@@ -11,7 +11,7 @@ from gradless import ledger
 from gradless.errors import BadInput
 from gradless.lm import metrics
 from gradless.methods import METHODS, Method
-from gradless.report.common.numbers import metric_of, number
+from gradless.report.common.numbers import counted, metric_of, number
 from gradless.report.common.read import mapping, read_json
 from gradless.runs import predictions
 from gradless.runs.config import TuneConfig
@@ -265,8 +265,3 @@ def _evaluated(line: dict[str, Any]) -> Evaluated:
 def short_name(text: str) -> str:
     """The last part of a path; anything else as it is."""
     return Path(text).name if text.startswith(("/", ".", "~")) else text
-
-
-def counted(count: int, noun: str) -> str:
-    """``1 step``, ``2 steps``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

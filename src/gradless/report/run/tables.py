@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from gradless.report.common.numbers import number
+from gradless.report.common.numbers import counted, number
 from gradless.report.common.table import NOTHING, Column, Item, Table
-from gradless.report.run.record import RunRecord, counted
+from gradless.report.run.record import RunRecord
 from gradless.report.run.verdict import shares
 from gradless.runs.predictions import Guess, Prediction, changed_first, shorten
 

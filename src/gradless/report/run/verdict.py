@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from gradless.lm.metrics import SHARES
-from gradless.report.run.record import UNFINISHED, RunRecord, counted
+from gradless.report.common.numbers import counted
+from gradless.report.run.record import UNFINISHED, RunRecord
 from gradless.runs.record import DIVERGED, INTERRUPTED
 
 BETTER, WORSE, UNCLEAR, UNKNOWN = "better", "worse", "unclear", "unknown"
