@@ -12,7 +12,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from gradless import __version__, tasks
 from gradless.lm import assets
@@ -20,11 +20,14 @@ from gradless.lm.metrics import SHARES
 from gradless.methods import METHODS
 from gradless.runs.config import TuneConfig
 from gradless.runs.config_io import tune_command
-from gradless.runs.record import DONE
 from gradless.tasks.own import parse_labels
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
 
 RECORD: Final = "gradless"  # the folder of the run's record inside a saved model
 TASK_FILE: Final = "task.toml"
+TEMPLATE: Final = Path(__file__).with_name("card.md.j2")
 ADAPTERS: Final = ("lora", "prefix", "prompt")
 ORIGINS: Final = {
     "gemma-3-270m": ("google/gemma-3-270m", "gemma"),
@@ -57,6 +60,17 @@ class Facts:
     """Of the tuned parameters."""
     masked: bool
 
+    @property
+    def adapter(self) -> bool:
+        """What was tuned lies beside the base model's weights."""
+        return self.config.scheme in ADAPTERS
+
+    @property
+    def task_title(self) -> str:
+        """The task in words."""
+        config = self.config
+        return tasks.get(config.task).title if config.task else str(config.own.get("name", "the user's own files"))
+
 
 def base_id(model: str) -> tuple[str, str | None] | None:
     """Hub id and revision of what ``--model`` names, or None for what did not come from the hub.
@@ -72,30 +86,33 @@ def base_id(model: str) -> tuple[str, str | None] | None:
 
 
 def render(facts: Facts) -> str:
-    """The card as Markdown, its metadata in front."""
+    """The card as Markdown, its metadata in front; ``card.md.j2`` says it."""
+    from huggingface_hub import ModelCard
+
     config, result = facts.config, facts.result
-    what = "Adapter" if config.scheme in ADAPTERS else "Model"
-    parts = [
-        f"---\n{_metadata(facts)}---",
-        f"# {facts.name}",
-        f"{what} of gradless: `{config.model}` tuned on {_task_title(config)} "
-        f"with `{config.method}` ({_about_method(config)}), scheme `{config.scheme}`.",
-        "## Results",
-        _results(facts),
-        "## Use",
-        _prompt(config, facts.masked),
-        f"```python\n{loading(facts)}\n```",
-        *([_about_head(facts)] if config.scheme == "head" else []),
-        "## How it was made",
-        f"```sh\n{command(config, (result or {}).get('ranks'))}\n```",
-        _cost(config, result) if result else "",
-        _record(facts),
-        "## Rebuild it",
-        _rebuild(facts),
-        "## Intended use and limits",
-        _limits(facts),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    asset = assets.ASSETS.get(config.model)
+    card = ModelCard.from_template(
+        _metadata(facts),
+        template_path=str(TEMPLATE),
+        facts=facts,
+        config=config,
+        method=METHODS[config.method],
+        header=facts.header,
+        result=result,
+        measured=bool(result and result["test"]),
+        rows=(result or {}).get("rows", {}),
+        intervals=_intervals(result),
+        prompt=_prompt(facts),
+        answers=_answers(facts),
+        loading=loading(facts),
+        command=command(config, (result or {}).get("ranks")),
+        record=RECORD,
+        versions=_versions(facts),
+        release=__version__,
+        replay=_replay(facts),
+        licence=f"{asset.licence}." if asset else "The licence of the base model applies.",
+    )
+    return f"{card}\n"
 
 
 def command(config: TuneConfig, ranks: dict[str, Any] | None = None) -> str:
@@ -146,40 +163,33 @@ def loading(facts: Facts) -> str:
     return f"{head}\n\n{base}\n{adapter}\n{tokenizer}"
 
 
-# ------------------------------------------------------------------------------------------------------------
-# the parts of the card
-
-
-def _metadata(facts: Facts) -> str:
-    """YAML as the hub reads it."""
+def _metadata(facts: Facts) -> ModelCardData:
+    """What the hub reads: base model, library, tags, data sets, and the results as a ``model-index``."""
     from huggingface_hub import EvalResult, ModelCardData
 
     config, result = facts.config, facts.result
     origin, licence = ORIGINS.get(config.model, (None, None))
-    found = base_id(config.model)
-    adapter = config.scheme in ADAPTERS
-    base = origin or (found[0] if found else None)
+    base = origin or (base_id(config.model) or (None,))[0]
     scores = result["test"] if result else {}
     task = tasks.get(config.task) if config.task else None
-    kind = HUB_TASKS[task.kind] if task else "text-classification"
-    hub = task.hub if task else None
+    dataset, dataset_config = (task.hub if task else None) or (None, None)
     results = [
         EvalResult(
-            task_type=kind,
-            dataset_type=hub[0] if hub else "own-files",
-            dataset_config=hub[1] if hub else None,
-            dataset_name=_task_title(config),
+            task_type=HUB_TASKS[task.kind] if task else "text-classification",
+            dataset_type=dataset or "own-files",
+            dataset_config=dataset_config,
+            dataset_name=facts.task_title,
             metric_type=name,
             metric_value=round(value, 4),
             metric_name=f"test {name}{_interval_of(name, result)}",
         )
         for name, value in scores.items()
     ]
-    data = ModelCardData(
+    return ModelCardData(
         base_model=base,
-        base_model_relation=("adapter" if adapter else "finetune") if base else None,
-        datasets=[hub[0]] if hub else None,
-        library_name="peft" if adapter else "transformers",
+        base_model_relation=("adapter" if facts.adapter else "finetune") if base else None,
+        datasets=[dataset] if dataset else None,
+        library_name="peft" if facts.adapter else "transformers",
         license=licence,
         metrics=[name for name in scores if name != "loss"] or None,
         model_name=facts.name,
@@ -187,7 +197,6 @@ def _metadata(facts: Facts) -> str:
         tags=["gradless", METHODS[config.method].order + "-order", config.method, config.scheme],
         eval_results=results or None,
     )
-    return data.to_yaml(line_break="\n") + "\n"
 
 
 def _interval_of(name: str, result: dict[str, Any] | None) -> str:
@@ -198,116 +207,48 @@ def _interval_of(name: str, result: dict[str, Any] | None) -> str:
     return f" (95 % interval {low:.3f} to {high:.3f})"
 
 
-def _task_title(config: TuneConfig) -> str:
-    return tasks.get(config.task).title if config.task else str(config.own.get("name", "the user's own files"))
+def _intervals(result: dict[str, Any] | None) -> list[str]:
+    """The 95 % intervals of the share of right answers: before, tuned, and of the difference."""
+    intervals = (result or {}).get("interval", {})
+    names = {
+        "zero_shot": ("before", ".3f"),
+        "test": ("tuned", ".3f"),
+        "difference": ("their paired difference", "+.3f"),
+    }
+    shown = [(name, form, intervals[part]) for part, (name, form) in names.items() if part in intervals]
+    return [f"{name} {low:{form}} to {high:{form}}" for name, form, (low, high) in shown]
 
 
-def _about_method(config: TuneConfig) -> str:
-    method = METHODS[config.method]
-    return f"{method.summary.partition(';')[0]}; {method.paper}"
+def _prompt(facts: Facts) -> str:
+    """The form of the text that the model expects to read."""
+    config = facts.config
+    if config.own:
+        return f"the form {_code(config.own['template'])}"
+    return f"gradless's prompt of the task `{config.task}`" + ("" if config.aligned else ", unaligned")
 
 
-def _results(facts: Facts) -> str:
-    result = facts.result
-    if result is None or not result["test"]:
-        return f"These are the weights after step {facts.step}. No measurement of them is on record."
-    before = result["zero_shot"]
-    lines = ["| test | before | tuned |", "|---|---|---|"]
-    for name, value in result["test"].items():
-        lines.append(f"| {name} | {f'{before[name]:.4f}' if name in before else '-'} | {value:.4f} |")
-    interval = result["interval"]
-    shares = [
-        f"{word} {interval[key][0]:{sign}.3f} to {interval[key][1]:{sign}.3f}"
-        for key, word, sign in (
-            ("zero_shot", "before", ""),
-            ("test", "tuned", ""),
-            ("difference", "their paired difference", "+"),
-        )
-        if key in interval
-    ]
-    rows = result.get("rows", {})
-    tested = f" on {rows['test']} test rows" if "test" in rows else ""
-    chosen = f"Step {facts.step} of {result['steps']} was chosen on dev data" if result["dev"] else f"Step {facts.step}"
-    about = f"{chosen}. Share of right answers{tested}, 95 % intervals: {', '.join(shares)}."
-    return "\n".join([*lines, "", about])
-
-
-def _prompt(config: TuneConfig, masked: bool) -> str:
-    """What the model expects to read."""
+def _answers(facts: Facts) -> list[str]:
+    """The label words, as code; none of a task whose answers are free."""
+    config = facts.config
     if config.own:
         labels = config.own["labels"]
-        words = (parse_labels(labels) if isinstance(labels, str) else labels).values()
-        form = f"the form {_code(config.own['template'])}"
-    else:
-        assert config.task is not None
-        task = tasks.get(config.task)
-        words = [word.strip() for word in (task.masked_words if masked else task.label_words) or ()]
-        form = f"gradless's prompt of the task `{task.name}`" + ("" if config.aligned else ", unaligned")
-    answers = f", answered by one of: {', '.join(map(_code, words))}" if words else ""
-    return f"It was tuned on text in {form}{answers}."
+        return [_code(text) for text in (parse_labels(labels) if isinstance(labels, str) else labels).values()]
+    task = tasks.get(str(config.task))
+    return [_code(text.strip()) for text in (task.masked_words if facts.masked else task.label_words) or ()]
 
 
-def _about_head(facts: Facts) -> str:
-    ids = facts.header["label_token_ids"]
-    return (
-        f"Only the {len(ids)} output rows of the label words (tokens {', '.join(map(str, ids))}) were tuned. They "
-        "stand in the output layer, which is no longer tied to the embeddings: the labels' scores are the logits of "
-        "these tokens where the prompt ends (or at its mask)."
-    )
-
-
-def _cost(config: TuneConfig, result: dict[str, Any]) -> str:
-    versions = result["versions"]
-    memory = ""
-    if result["inference_memory_bytes"]:
-        peak, floor = result["peak_memory_bytes"] / 1e9, result["inference_memory_bytes"] / 1e9
-        memory = f" Peak memory {peak:.2f} GB, of inference on such a batch {floor:.2f} GB."
-    backward = ", a backward pass counted as two," if METHODS[config.method].differentiates else ""
-    ended = "" if result["status"] == DONE else f"The run did not come to its end ({result['status']}). "
-    return (
-        f"{ended}"
-        f"{result['forwards']:,} forward passes{backward} in {result['steps']:,} steps and "
-        f"{result['train_seconds']:,.0f} s on "
-        f"{versions.get('machine', 'an unnamed machine')}, engine `{result['engine']}`.{memory}"
-    )
-
-
-def _record(facts: Facts) -> str:
+def _versions(facts: Facts) -> str:
     versions = (facts.result or {}).get("versions") or {"gradless": facts.header["gradless"]}
-    told = ", ".join(f"{name} {version}" for name, version in versions.items() if name != "machine")
-    lines = [
-        f"* Ledger: `{RECORD}/ledger`, {facts.ledger_bytes:,} bytes, "
-        f"{facts.header['tuned_parameters']:,} tuned parameters",
-        f"* SHA-256 of the tuned parameters: `{facts.sha256}`",
-        f"* SHA-256 of the base model's weights: `{facts.header['base_sha256']}`",
-        f"* SHA-256 of the rows: `{facts.header['data_sha256']}`",
-        f"* Versions: {told}",
-    ]
-    return "\n".join(lines)
+    return ", ".join(f"{name} {version}" for name, version in versions.items() if name != "machine")
 
 
-def _rebuild(facts: Facts) -> str:
-    config = facts.config
-    if not METHODS[config.method].replays:
-        return f"The steps of `{config.method}` are in no ledger: these weights are the only copy."
+def _replay(facts: Facts) -> str:
+    """The command that rebuilds the weights; empty for a method whose steps are in no ledger."""
+    if not METHODS[facts.config.method].replays:
+        return ""
     until = [] if facts.result else ["--until", str(facts.step)]
-    line = shlex.join(["gradless", "replay", f"{RECORD}/ledger", "--model", config.model, *until, "--save", "rebuilt"])
-    release = facts.header["gradless"] or __version__
-    return (
-        "The ledger and the base model give these weights again, bit for bit, without data or forward passes:\n\n"
-        f'```sh\npip install "gradless[lm]=={release}"\n{line}\n```'
-    )
-
-
-def _limits(facts: Facts) -> str:
-    asset = assets.ASSETS.get(facts.config.model)
-    terms = f" {asset.licence}." if asset else " The licence of the base model applies."
-    beyond = "Nothing else was measured" if facts.result and facts.result["test"] else "Nothing was measured"
-    return (
-        f"* For {_task_title(facts.config)} in the prompt format above; with other prompts or tasks it may be worse "
-        f"than the base model.\n* {beyond}: errors and biases of the base model and of the data remain, and a "
-        f"difference within the intervals is none.{terms}"
-    )
+    model = ["--model", facts.config.model]
+    return shlex.join(["gradless", "replay", f"{RECORD}/ledger", *model, *until, "--save", "rebuilt"])
 
 
 def _code(text: str) -> str:
