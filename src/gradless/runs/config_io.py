@@ -111,7 +111,9 @@ def _arguments(config: TuneConfig) -> Iterator[str]:
 def _own_arguments(own: dict[str, Any]) -> Iterator[str]:
     known = typed.settings(OwnFiles)
     for name, given in own.items():
-        if name in known:  # the name of a task file is only shown
+        if name == "task_file":
+            yield from ("--task-file", str(given))
+        elif name in known:  # the name of a task file is only shown
             text = ",".join(f"{label}={word}" for label, word in given.items()) if isinstance(given, dict) else given
             yield from (spelling(known[name]), str(text))
 

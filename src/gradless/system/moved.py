@@ -61,7 +61,7 @@ PACKAGES = {
         "report.collab_curves=curves report.collab_heatmaps=heatmaps "
         "report.collab_names=names report.collab_page=page report.collab_tables=tables"
     ),
-    "report.common": "report.files=read report.layout=label_layout report.style=style report.table=table",
+    "report.common": "report.files=read report.layout=label_layout report.style=page report.table=table",
     "report.run": (
         "report.run_figures=figures report.run_page=page report.run_record=record report.run_tables=tables "
         "report.run_verdict=verdict"
