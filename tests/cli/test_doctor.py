@@ -337,9 +337,9 @@ def test_a_hub_that_was_switched_off_is_not_asked(server, monkeypatch):
 # what is shown
 
 LINES = [
-    diagnosis.Line("versions", "torch", "2.13.0"),
-    diagnosis.Line("kernels", "cpu", "torch reference", "numba is missing: install it"),
-    diagnosis.Line("kernels", "cpu self-test", "FAILED: [gaussian]", "other bits: report it", broken=True),
+    diagnosis.Line("torch", "2.13.0", section="versions"),
+    diagnosis.Line("cpu", "torch reference", "numba is missing: install it", section="kernels"),
+    diagnosis.Line("cpu self-test", "FAILED: [gaussian]", "other bits: report it", broken=True, section="kernels"),
 ]
 
 

@@ -7,12 +7,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-# What the extras bring, and what these bring along. torch, numpy, click, rich and safetensors with their own stay.
+# What the extras bring, and what these bring along. What the core needs stays.
 OPTIONAL = (
     *("transformers", "tokenizers", "peft", "accelerate", "gguf", "sentencepiece", "google", "protobuf", "sklearn"),
     *("scikit-learn", "scipy", "joblib", "numba", "llvmlite", "matplotlib", "PIL", "pillow", "datasets", "pandas"),
     *("pyarrow", "huggingface_hub", "huggingface-hub", "hf_xet", "tensorboard", "trl", "triton", "byzfl", "regex"),
-    *("requests", "tqdm", "yaml", "PyYAML", "packaging", "psutil", "httpx", "mkdocs", "pytest", "hypothesis"),
+    *("requests", "tqdm", "yaml", "PyYAML", "psutil", "httpx", "mkdocs", "pytest", "hypothesis"),
 )
 HIDE = """
 import sys

@@ -7,7 +7,6 @@ package index with pinned hashes, once; no model hub is asked.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from gradless.lm import assets
 from gradless.runs import train
 from gradless.runs.config import TuneConfig
 from gradless.runs.record import INTERRUPTED
+from gradless.system.atomic import write_text
 from gradless.system.progress import Reporter
 
 MODEL, CORPUS = "gemma-3-270m", "movie-sentences"
@@ -77,9 +77,7 @@ def _write_splits(corpus: Path, folder: Path, seed: int) -> dict[str, str]:
     for name, part in parts.items():
         lines = [{"text": row["text"], "label": "positive" if row["rating"] > 0 else "negative"} for row in part]
         path = (folder / f"{name}.jsonl").resolve()
-        temporary = path.with_suffix(".new")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        os.replace(temporary, path)
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines))
         paths[name] = str(path)
     return paths
 

@@ -1,4 +1,4 @@
-"""What this installation can do, and what to mend: versions, devices, kernels, cache, extras, the hub.
+"""What this installation can do, and what to repair: versions, devices, kernels, cache, extras, the hub.
 
 Every section is a function that yields lines; one that fails is a line too, so that a broken part does not hide the
 others. Nothing is sent anywhere unless the hub is asked for.
@@ -17,11 +17,27 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from packaging.requirements import Requirement
+from packaging.version import Version
+
 from gradless import __version__
 from gradless.system import cache
 
 PACKAGES: Final = (
-    *("torch", "numpy", "click", "rich", "safetensors", "numba", "triton", "transformers", "peft", "accelerate"),
+    *(
+        "torch",
+        "numpy",
+        "click",
+        "rich",
+        "safetensors",
+        "msgspec",
+        "packaging",
+        "numba",
+        "triton",
+        "transformers",
+        "peft",
+        "accelerate",
+    ),
     *("datasets", "trl", "gguf", "scikit-learn", "matplotlib", "tensorboard", "huggingface-hub"),
 )
 LOW_DISK_BYTES: Final = 2_000_000_000
@@ -30,19 +46,19 @@ TIMEOUT_SECONDS: Final = 5.0
 
 
 class Line(NamedTuple):
-    """One finding."""
+    """One fact about the installation."""
 
-    section: str
     name: str
     value: str
     advice: str = ""
     """What to do about it, one sentence; empty if all is well."""
     broken: bool = False
-    """Whether results cannot be trusted before it is mended."""
+    """Whether results cannot be trusted before it is repaired."""
+    section: str = ""
 
 
 def diagnose(*, online: bool = False, timeout: float = TIMEOUT_SECONDS) -> list[Line]:
-    """All findings, section by section.
+    """Return all lines, section by section.
 
     Args:
         online: ask the hub whether it can be reached; otherwise nothing goes to the network.
@@ -53,23 +69,25 @@ def diagnose(*, online: bool = False, timeout: float = TIMEOUT_SECONDS) -> list[
     lines = []
     for name, section in SECTIONS.items():
         try:
-            found = section() if name != "hub" else hub(online=online, timeout=timeout)
-            lines += [line._replace(section=name) for line in found]
-        except Exception as error:  # whatever is wrong with the installation: that is what we are here to say
+            yielded = list(section() if name != "hub" else hub(online=online, timeout=timeout))
+        except Exception as error:  # whatever is wrong with the installation: it is what this command reports
             reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             advice = f"{name} could not be examined: reinstall with pip install --force-reinstall gradless"
-            lines.append(Line(name, "error", reason, advice, broken=True))
+            yielded = [Line("error", reason, advice, broken=True)]
+        lines += [line._replace(section=name) for line in yielded]
     return lines
 
 
 def as_json(lines: list[Line]) -> dict[str, Any]:
-    """Findings by section and name, advice, and what is broken."""
-    found: dict[str, Any] = {name: {} for name in SECTIONS}
+    """Return the values by section and name, all advice, and what is broken."""
+    values: dict[str, dict[str, str]] = {name: {} for name in SECTIONS}
     for line in lines:
-        found[line.section][line.name] = line.value
-    found["advice"] = [line.advice for line in lines if line.advice]
-    found["broken"] = [f"{line.section}: {line.name}" for line in lines if line.broken]
-    return found
+        values[line.section][line.name] = line.value
+    return {
+        **values,
+        "advice": [line.advice for line in lines if line.advice],
+        "broken": [f"{line.section}: {line.name}" for line in lines if line.broken],
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -78,45 +96,44 @@ def as_json(lines: list[Line]) -> dict[str, Any]:
 
 def versions() -> Iterator[Line]:
     """Of Python and of the packages that matter; those that gradless needs must be there and new enough."""
-    yield Line("", "gradless", __version__)
-    yield Line("", "python", f"{platform.python_version()} ({sys.executable})")
-    needed = {name: least for name, least, extra in _requirements() if not extra}
+    yield Line("gradless", __version__)
+    yield Line("python", f"{platform.python_version()} ({sys.executable})")
+    needed = {one.name: one for one, extra in _requirements() if not extra}
     for name in PACKAGES:
-        found, least = _version(name), needed.get(name)
-        if found is None:
-            advice = f"gradless needs {name}: pip install '{name}>={least}'" if least else ""
-            yield Line("", name, "-", advice, broken=least is not None)
+        installed, asked = _version(name), needed.get(name)
+        if installed is None:
+            advice = f"gradless needs {name}: pip install '{asked}'" if asked else ""
+            yield Line(name, "-", advice, broken=asked is not None)
         else:
-            old = least is not None and _older(found, least)
-            advice = f"{name} {found} is too old: pip install -U '{name}>={least}'" if old else ""
-            yield Line("", name, found, advice, broken=old)
+            old = asked is not None and _old(installed, asked)
+            advice = f"{name} {installed} is too old: pip install -U '{asked}'" if old else ""
+            yield Line(name, installed, advice, broken=old)
 
 
 def machine() -> Iterator[Line]:
     """The processor, its threads and memory, and accelerators."""
     import torch
 
-    yield Line("", "system", f"{platform.system()} {platform.release()} {platform.machine()}")
+    yield Line("system", f"{platform.system()} {platform.release()} {platform.machine()}")
     usable, threads = cores(), torch.get_num_threads()
-    yield Line("", "cores", f"{usable} of {os.cpu_count()}")
+    yield Line("cores", f"{usable} of {os.cpu_count()}")
     advice = ""
     if threads > usable:
         advice = f"torch uses {threads} threads on {usable} cores, which slows it down: set OMP_NUM_THREADS={usable}"
-    yield Line("", "threads", str(threads), advice)
-    with_memory = hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names
-    if with_memory:
-        yield Line("", "memory", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB")
+    yield Line("threads", str(threads), advice)
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        yield Line("memory", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB")
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(index)
             name = torch.cuda.get_device_name(index)
-            yield Line("", f"cuda:{index}", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
+            yield Line(f"cuda:{index}", f"{name}, {free / 1e9:.1f} of {total / 1e9:.1f} GB free")
     else:
         unused = torch.version.cuda is None and shutil.which("nvidia-smi") is not None
         advice = "there is an NVIDIA driver, but this torch is built without CUDA: see pytorch.org/get-started"
-        yield Line("", "cuda", "none", advice if unused else "")
+        yield Line("cuda", "none", advice if unused else "")
     if torch.backends.mps.is_available():
-        yield Line("", "mps", "available")
+        yield Line("mps", "available")
 
 
 def kernels() -> Iterator[Line]:
@@ -140,21 +157,16 @@ def kernels() -> Iterator[Line]:
             )
         elif module is None:
             advice = "triton is missing, so sweeps over the weights are several times slower: pip install triton"
-        yield Line("", device, shown, advice)
+        yield Line(device, shown, advice)
         wrong = self_test(device)
-        said = f"{shown} gives other bits than the reference ({wrong}): runs would not replay; set "
-        said += "GRADLESS_KERNELS=reference and report this with the output of gradless doctor"
-        yield Line(
-            "", f"{device} self-test", f"FAILED: {wrong}" if wrong else "same bits", said if wrong else "", bool(wrong)
-        )
+        advice = f"{shown} gives other bits than the reference ({wrong}): runs would not replay; set "
+        advice += "GRADLESS_KERNELS=reference and report this with the output of gradless doctor"
+        value = f"FAILED: {wrong}" if wrong else "same bits"
+        yield Line(f"{device} self-test", value, advice if wrong else "", bool(wrong))
 
 
 def self_test(device: str = "cpu") -> str:
-    """Compare the kernel in use with the torch reference, for every stream and dtype.
-
-    Returns:
-        The first case that differs, or an empty string.
-    """
+    """Return the first stream and dtype in which the kernel in use differs from the torch reference, or ""."""
     import torch
 
     from gradless import kernels as fused
@@ -167,12 +179,12 @@ def self_test(device: str = "cpu") -> str:
     for stream in (rng.RADEMACHER, rng.GAUSSIAN, rng.Stream("low_rank", 4)):
         for dtype in fused.DTYPES:
             p = (rng.normal(1, "doctor", (count, 1)) * 0.1).to(device, dtype)
-            expected, found = torch.empty_like(p), torch.empty_like(p)
-            place = Place(leaf, torch.zeros(1, dtype=torch.int64), count, 1)
-            reference.sweep(expected.view(-1), p.view(-1), place, on(steps, stream, 0.7), None)
-            fused.sweep(found, p, steps, leaf=leaf, stream=stream, amplitude=0.7)
-            kind = torch.int32 if dtype == torch.float32 else torch.int16
-            if not torch.equal(found.view(kind), expected.view(kind)):
+            expected, actual = torch.empty_like(p), torch.empty_like(p)
+            whole = Place(leaf, torch.zeros(1, dtype=torch.int64), count, 1)
+            reference.sweep(expected.view(-1), p.view(-1), whole, on(steps, stream, 0.7), None)
+            fused.sweep(actual, p, steps, leaf=leaf, stream=stream, amplitude=0.7)
+            bits = torch.int32 if dtype == torch.float32 else torch.int16
+            if not torch.equal(actual.view(bits), expected.view(bits)):
                 return f"{stream.kind} in {str(dtype).removeprefix('torch.')}"
     zero = torch.zeros(count, device=device)
     signs = fused.sweep(zero, zero, fused.program([(1.0, [7], [1.0])]), leaf=leaf)
@@ -182,38 +194,37 @@ def self_test(device: str = "cpu") -> str:
 def cache_folder() -> Iterator[Line]:
     """Where fetched and converted files are, how much of the disk they take, and what is left."""
     root = cache.cache_root()
-    yield Line("", "folder", str(root))
-    place = next(folder for folder in (root, *root.parents) if folder.exists())
-    if not os.access(place, os.W_OK | os.X_OK):
-        yield Line(
-            "", "writable", "no", f"the cache {root} cannot be written: point GRADLESS_CACHE to a folder that can"
-        )
+    yield Line("folder", str(root))
+    existing = next(folder for folder in (root, *root.parents) if folder.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        yield Line("writable", "no", f"the cache {root} cannot be written: point GRADLESS_CACHE to a folder that can")
     files = [path for path in root.rglob("*") if path.is_file() and not path.is_symlink()] if root.is_dir() else []
-    yield Line("", "size", f"{sum(path.stat().st_size for path in files) / 1e6:,.0f} MB in {len(files)} files")
-    yield Line("", "models", ", ".join(_kept(root)) or "none")
-    free = shutil.disk_usage(place).free
+    yield Line("size", f"{sum(path.stat().st_size for path in files) / 1e6:,.0f} MB in {len(files)} files")
+    yield Line("models", ", ".join(_kept(root)) or "none")
+    free = shutil.disk_usage(existing).free
     advice = f"only {free / 1e9:.1f} GB are free where the cache is: free some space or point GRADLESS_CACHE elsewhere"
-    yield Line("", "free", f"{free / 1e9:.1f} GB", advice if free < LOW_DISK_BYTES else "")
+    yield Line("free", f"{free / 1e9:.1f} GB", advice if free < LOW_DISK_BYTES else "")
     left = [path for path in root.rglob(f"{cache.TEMPORARY}*") if _stale(path)] if root.is_dir() else []
     if left:
         advice = f"{len(left)} unfinished entries of the cache are older than a day: rm -r {' '.join(map(str, left))}"
-        yield Line("", "left behind", str(len(left)), advice)
+        yield Line("left behind", str(len(left)), advice)
 
 
 def extras() -> Iterator[Line]:
-    """Which groups of optional packages are whole."""
-    groups: dict[str, list[tuple[str, str]]] = {}
-    for name, least, extra in _requirements():
+    """Which groups of optional packages are complete."""
+    groups: dict[str, list[Requirement]] = {}
+    for one, extra in _requirements():
         if extra:
-            groups.setdefault(extra, []).append((name, least))
-    for extra, packages in sorted(groups.items()):
-        missing = [name for name, _ in packages if _version(name) is None]
-        old = [name for name, least in packages if (found := _version(name)) and _older(found, least)]
-        said = [f"no {', '.join(missing)}"] * bool(missing) + [f"old {', '.join(old)}"] * bool(old)
+            groups.setdefault(extra, []).append(one)
+    for extra, asked in sorted(groups.items()):
+        installed = {one: _version(one.name) for one in asked}
+        missing = [one.name for one, version in installed.items() if version is None]
+        old = [one.name for one, version in installed.items() if version is not None and _old(version, one)]
+        lacks = [f"no {', '.join(missing)}"] * bool(missing) + [f"old {', '.join(old)}"] * bool(old)
         fix = f": pip install{' -U' if old else ''} 'gradless[{extra}]'"
         # Not having what one does not need is no reason for advice; having half of it, and too old, is.
         advice = f"{', '.join(old)} of gradless[{extra}] are too old{fix}" if old else ""
-        yield Line("", extra, "; ".join(said) + fix if said else "installed", advice)
+        yield Line(extra, "; ".join(lacks) + fix if lacks else "installed", advice)
 
 
 def hub(*, online: bool = False, timeout: float = TIMEOUT_SECONDS) -> Iterator[Line]:
@@ -221,11 +232,11 @@ def hub(*, online: bool = False, timeout: float = TIMEOUT_SECONDS) -> Iterator[L
     endpoint = os.environ.get("HF_ENDPOINT", HUB)
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
         advice = "HF_HUB_OFFLINE is set, so hub ids work only if their files are cached: unset it to fetch models"
-        yield Line("", endpoint, "switched off by HF_HUB_OFFLINE", advice)
+        yield Line(endpoint, "switched off by HF_HUB_OFFLINE", advice)
     elif not online:
-        yield Line("", endpoint, "not tried (--online tries it)")
+        yield Line(endpoint, "not tried (--online tries it)")
     else:
-        yield _asked(endpoint, timeout)
+        yield _answer(endpoint, timeout)
 
 
 SECTIONS: Final[dict[str, Callable[[], Iterator[Line]]]] = {
@@ -238,8 +249,8 @@ SECTIONS: Final[dict[str, Callable[[], Iterator[Line]]]] = {
 }
 
 
-def _asked(endpoint: str, timeout: float) -> Line:
-    """One request for a page's head, through the user's proxy."""
+def _answer(endpoint: str, timeout: float) -> Line:
+    """What one request for a page's head gets, through the user's proxy."""
     import urllib.error
     import urllib.request
 
@@ -251,19 +262,19 @@ def _asked(endpoint: str, timeout: float) -> Line:
     except urllib.error.HTTPError as error:
         status = f"answers with {error.code}"
         advice = f"{endpoint} {status}: check HF_ENDPOINT and the proxy" if error.code >= 400 else ""
-        return Line("", endpoint, status, advice)
+        return Line(endpoint, status, advice)
     except (OSError, ValueError) as error:
         reason = str(getattr(error, "reason", error)).splitlines()[0][:120]
         advice = (
             f"{endpoint} cannot be reached ({reason}): use a model of gradless list models, a folder or a GGUF file, "
             "and --data for tasks"
         )
-        return Line("", endpoint, f"cannot be reached: {reason}", advice)
-    return Line("", endpoint, f"reachable, {1000 * (time.perf_counter() - begun):.0f} ms")
+        return Line(endpoint, f"cannot be reached: {reason}", advice)
+    return Line(endpoint, f"reachable, {1000 * (time.perf_counter() - begun):.0f} ms")
 
 
 def cores() -> int:
-    """Processor cores that this process may use: affinity and a container's share, rounded up."""
+    """Return the processor cores that this process may use: affinity and a container's share, rounded up."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
@@ -272,15 +283,13 @@ def cores() -> int:
         return usable
 
 
-def _requirements() -> list[tuple[str, str, str]]:
-    """(package, least version, extra or "") of everything that gradless asks for, from its own metadata."""
-    found = []
+def _requirements() -> Iterator[tuple[Requirement, str]]:
+    """Yield what gradless asks for by its own metadata, each with its extra, or ""."""
     for line in metadata.requires("gradless") or []:
-        parsed = re.match(r"([A-Za-z0-9._-]+)(?:\[[^]]*\])?\s*(?:>=\s*([0-9.]+))?", line)
-        extra = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", line)
-        if parsed and parsed[1] != "gradless":
-            found.append((parsed[1], parsed[2] or "0", extra[1] if extra else ""))
-    return found
+        asked = Requirement(line)
+        extra = re.search(r'extra == "([\w-]+)"', str(asked.marker))
+        if asked.name != "gradless":
+            yield Requirement(f"{asked.name}{asked.specifier}"), extra[1] if extra else ""
 
 
 def _version(package: str) -> str | None:
@@ -290,15 +299,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _older(found: str, least: str) -> bool:
-    """Whether one release comes before another.
+def _old(installed: str, asked: Requirement) -> bool:
+    """Whether an installed version, or what it is a candidate of, is not among those that are asked for.
 
     Example:
-        >>> _older("2.10.1+cpu", "2.6"), _older("4.57.1", "5.0"), _older("5.0.0rc1", "5.0"), _older("0.9", "0.10")
-        (False, True, False, True)
+        >>> [_old(version, Requirement("peft>=5.0")) for version in ("5.10.1+cpu", "4.57.1", "5.0.0rc1")]
+        [False, True, False]
     """
-    one, other = ([int(part) for part in re.findall(r"\d+", text.split("+")[0])][:3] for text in (found, least))
-    return one + [0] * (3 - len(one)) < other + [0] * (3 - len(other))
+    return not asked.specifier.contains(Version(installed).base_version)
 
 
 def _kept(root: Path) -> list[str]:

@@ -47,10 +47,10 @@ def show(lines: list[Line]) -> None:
         from rich.text import Text
 
         table = Table("", "", "", show_header=False)
-        for section, found in groupby(lines, key=lambda line: line.section):
-            for place, line in enumerate(found):
+        for section, rows in groupby(lines, key=lambda line: line.section):
+            for number, line in enumerate(rows):
                 style = "red" if line.broken else "yellow" if line.advice else ""
-                table.add_row(section if place == 0 else "", line.name, Text(line.value, style))
+                table.add_row(section if number == 0 else "", line.name, Text(line.value, style))
             table.add_section()
         Console().print(table)
     else:

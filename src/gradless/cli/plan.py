@@ -34,7 +34,7 @@ HEADS = ("", "weights", "gradients", "optimizer state", "activations", "scratch"
 @of_fields(TuneConfig, "rank num_prefix num_prompt")
 @click.option("--memory", multiple=True, help="Memory to compare with, e.g. 24GB or 24GiB; may be repeated.")
 @click.option("--json", "json_file", type=PATH, help="Write all figures, in bytes, to this file.")
-def plan(memory: tuple[str, ...], json_file: Path | None, **given: Any) -> None:
+def plan(memory: tuple[str, ...], json_file: Path | None, **settings: Any) -> None:
     """Say how much memory inference and ways of tuning need, from the model's configuration alone.
 
     No weights are fetched or made; of a hub id only config.json is. Runtime and fragmentation come on top: leave a
@@ -49,15 +49,15 @@ def plan(memory: tuple[str, ...], json_file: Path | None, **given: Any) -> None:
     from gradless.system.atomic import write_json
 
     budgets = {text: job.size(text) for text in memory or job.BUDGETS}
-    found = job.plan(job.Settings(**given))
-    show(found, budgets)
+    planned = job.plan(job.Settings(**settings))
+    show(planned, budgets)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(json_file, as_json(found, budgets))
+        write_json(json_file, as_json(planned, budgets))
 
 
-def as_json(found: Plan, budgets: dict[str, int]) -> dict[str, Any]:
-    """What the JSON file holds: settings, and for each way its terms in bytes and the budgets that it fits."""
+def as_json(planned: Plan, budgets: dict[str, int]) -> dict[str, Any]:
+    """Return the JSON file: settings, and for each way its terms in bytes and the budgets that it fits."""
     rows = {
         need.name: {
             "weights_bytes": need.weights,
@@ -69,23 +69,23 @@ def as_json(found: Plan, budgets: dict[str, int]) -> dict[str, Any]:
             "tuned_parameters": need.tuned,
             "fits": [text for text, budget in budgets.items() if need.fits(budget)],
         }
-        for need in found.needs
+        for need in planned.needs
     }
-    settings = {**dataclasses.asdict(found.settings), "dtype": found.dtype, "engine": found.engine}
-    return {**settings, "parameters": found.parameters, "budgets_bytes": budgets, "needs": rows}
+    settings = {**dataclasses.asdict(planned.settings), "dtype": planned.dtype, "engine": planned.engine}
+    return {**settings, "parameters": planned.parameters, "budgets_bytes": budgets, "needs": rows}
 
 
-def show(found: Plan, budgets: dict[str, int]) -> None:
+def show(planned: Plan, budgets: dict[str, int]) -> None:
     """Print a table on a terminal, plain lines elsewhere."""
-    settings = found.settings
+    settings = planned.settings
     title = (
-        f"{settings.model}: {found.parameters / 1e6:,.0f}M weights in {found.dtype}, "
+        f"{settings.model}: {planned.parameters / 1e6:,.0f}M weights in {planned.dtype}, "
         f"{settings.batch_size} x {settings.length} tokens, {settings.attention} attention, "
-        f"objective {settings.objective}, engine {found.engine}"
+        f"objective {settings.objective}, engine {planned.engine}"
     )
     lines = [
         (need.name, *map(gigabytes, need[1:7]), _fits([need.fits(b) for b in budgets.values()], list(budgets)))
-        for need in found.needs
+        for need in planned.needs
     ]
     heads = (*HEADS, "fits on")
     if sys.stdout.isatty():
@@ -93,8 +93,8 @@ def show(found: Plan, budgets: dict[str, int]) -> None:
         from rich.table import Table
 
         table = Table(title=title)
-        for place, head in enumerate(heads):
-            table.add_column(head, justify="right" if 0 < place < len(HEADS) else "left")
+        for number, head in enumerate(heads):
+            table.add_column(head, justify="right" if 0 < number < len(HEADS) else "left")
         for line in lines:
             table.add_row(*line)
         Console().print(table)
@@ -108,7 +108,7 @@ def show(found: Plan, budgets: dict[str, int]) -> None:
 
 
 def gigabytes(count: int) -> str:
-    """Bytes as GB, with the digits that are worth reading.
+    """Return bytes as GB, with the digits that are worth reading.
 
     Example:
         >>> gigabytes(25_769_803_776), gigabytes(1_234_567_890), gigabytes(12_345_678), gigabytes(99), gigabytes(0)
@@ -123,5 +123,5 @@ def gigabytes(count: int) -> str:
 
 
 def _fits(fits: Sequence[bool], names: Sequence[str]) -> str:
-    """The budgets that hold it, the smallest first, or that none does."""
+    """Return the budgets that hold it, the smallest first, or that none does."""
     return ", ".join(name for name, fit in zip(names, fits, strict=True) if fit) or "none of them"

@@ -36,7 +36,7 @@ def tune(
     reporter: Reporter | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
-    """`gradless.runs.train.tune`, and what a user may want besides.
+    """Tune as `gradless.runs.train.tune` does; save, push and show the run as asked. Returns the result.
 
     Args:
         config: what to run.
@@ -58,7 +58,7 @@ def tune(
     with contextlib.ExitStack() as stack:
         watch = None
         with agreed(ranks):
-            saving.check(save, push, public=public, beside=[place for place in (out, tensorboard) if place is not None])
+            saving.check(save, push, public=public, beside=[path for path in (out, tensorboard) if path is not None])
             if tensorboard is not None:
                 watch = stack.enter_context(tensorboard_events.tensorboard(out, tensorboard, say=reporter.say))
         result = train.tune(config, out, resume=resume, reporter=reporter, watch=watch, ranks=ranks)
@@ -78,7 +78,7 @@ def evaluate(
     out: Path | None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a model on the test rows of a task; returns (and with ``out`` writes) a result like that of `tune`."""
+    """Return the result of an untuned model on the test rows of a task; ``out`` is a folder for ``result.json``."""
     reporter = reporter or Reporter()
     pick("mode", mode, evaluation.MODES)
     if out is not None and any((out / name).exists() for name in ("config.json", "ledger", "result.json")):
@@ -92,7 +92,7 @@ def evaluate(
         raise BadInput("there are no test rows: give --test or --num-test")
     model = lm.load(config.model, dtype=config.dtype, device=config.device, say=reporter.say)
     with reporter.job(mode, len(splits.test)) as show:
-        found = evaluation.evaluate(
+        scores = evaluation.evaluate(
             model,
             task,
             splits.test,
@@ -107,10 +107,10 @@ def evaluate(
         "status": DONE,
         "mode": mode,
         "config": config.to_json(),
-        "test": found.metrics,
-        "interval": {"test": list(metrics.wilson(sum(found.correct), len(found.correct)))},
-        "forwards": found.forwards,
-        "seconds": found.seconds,
+        "test": scores.metrics,
+        "interval": {"test": list(metrics.wilson(sum(scores.correct), len(scores.correct)))},
+        "forwards": scores.forwards,
+        "seconds": scores.seconds,
         "data_sha256": splits.fingerprint,
         "versions": versions(),
     }
@@ -129,7 +129,7 @@ class Replayed(NamedTuple):
 
 
 def replay(
-    place: Path,
+    run: Path,
     *,
     until: int | None = None,
     save: Path | None = None,
@@ -143,7 +143,7 @@ def replay(
     """Rebuild a run's weights, and optionally compare, save and push them.
 
     Args:
-        place: run directory, or a ledger without one.
+        run: its directory, or a ledger without one.
         until: step to go to; by default the selected one, and of a ledger alone the last one.
         save: folder for the model or adapter (`gradless.runs.save`).
         push: name on the Hugging Face hub to upload it to.
@@ -158,16 +158,16 @@ def replay(
     """
     reporter = reporter or Reporter()
     saving.check(save, push, public=public)
-    recorded = _recorded(place)
+    recorded = _recorded(run)
     if verify and recorded is None:
-        raise BadInput(f"{place} has no result.json to verify against: finish the run with --resume")
+        raise BadInput(f"{run} has no result.json to verify against: finish the run with --resume")
     if verify and until is not None and recorded is not None and until != recorded["selected_step"]:
         raise BadInput(f"result.json holds the weights of step {recorded['selected_step']}: verify without --until")
     if until is None and recorded is not None:
         until = recorded["selected_step"]
-    if not rebuilding.replays(place):
-        _check_kept(place, recorded, until)
-    built, contents = rebuilding.rebuild(place, until=until, model=model, device=device, say=reporter.say)
+    if not rebuilding.replays(run):
+        _check_kept(run, recorded, until)
+    built, contents = rebuilding.rebuild(run, until=until, model=model, device=device, say=reporter.say)
     if contents.torn_bytes:
         reporter.say(f"the ledger ends in {contents.torn_bytes} bytes of an unfinished step, which are left out")
     step, sha256 = built.optimizer.t, build.tuned_sha256(built)
@@ -175,36 +175,37 @@ def replay(
     measured = recorded if recorded is not None and recorded["selected_step"] == step else None
     if save is not None or push is not None:
         if measured is not None and measured["weights_sha256"] != sha256:
-            raise BadInput(
-                f"the rebuilt weights are not those in {place}/result.json, so they are not saved: verify it"
-            )
+            raise BadInput(f"the rebuilt weights are not those in {run}/result.json, so they are not saved: verify it")
         saving.deliver(
-            built, contents, place, save_to=save, result=measured, push=push, public=public, say=reporter.say
+            built, contents, run, save_to=save, result=measured, push=push, public=public, say=reporter.say
         )  # fmt: skip
     return Replayed(step, sha256, agrees)
 
 
-def _check_kept(place: Path, recorded: dict[str, Any] | None, until: int | None) -> None:
-    """Of a method that no ledger rebuilds one step is kept, and which one it is only the end of the run tells."""
+def _check_kept(run: Path, recorded: dict[str, Any] | None, until: int | None) -> None:
+    """Refuse another step than the one that is kept of a method that no ledger rebuilds.
+
+    Which one that is, only the end of the run tells.
+    """
     if recorded is None or recorded["status"] == INTERRUPTED:
-        raise BadInput(f"{place} does not tell which step's weights {build.BEST} holds: finish the run with --resume")
+        raise BadInput(f"{run} does not tell which step's weights {build.BEST} holds: finish the run with --resume")
     step = recorded["selected_step"]
     if until != step:
         raise BadInput(f"of this method's steps only step {step} is kept, in {build.BEST}: leave out --until")
 
 
-def _recorded(place: Path) -> dict[str, Any] | None:
-    """``result.json`` of a run directory; a ledger by another name than there stands alone."""
-    path = rebuilding.ledger_path(place).with_name("result.json")
-    if not path.exists() or rebuilding.ledger_path(place).name != "ledger":
+def _recorded(run: Path) -> dict[str, Any] | None:
+    """Return ``result.json`` of a run directory, if there is one; a ledger by another name than there stands alone."""
+    path = rebuilding.ledger_path(run).with_name("result.json")
+    if not path.exists() or rebuilding.ledger_path(run).name != "ledger":
         return None
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        result: dict[str, Any] = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise BadInput(f"{path} cannot be read ({error}): restore it from a copy") from None
-    if "selected_step" not in found:
-        raise BadInput(f"{place} holds an evaluation, which has nothing to replay: give the directory of a tuning run")
-    return found
+    if "selected_step" not in result:
+        raise BadInput(f"{run} holds an evaluation, which has nothing to replay: give the directory of a tuning run")
+    return result
 
 
 TABLES: dict[str, Callable[[], dict[str, str]]] = {
