@@ -20,7 +20,7 @@ from repository import ROOT
 
 SOURCE = Path(gradless.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-CORE = {"torch", "numpy", "click", "rich", "safetensors", "msgspec", "filelock", "packaging"}
+CORE = {"torch", "numpy", "click", "rich", "safetensors", "msgspec", "jinja2", "filelock", "packaging"}
 MODULES = {"scikit-learn": "sklearn", "pillow": "PIL", "protobuf": "google", "mkdocs-material": "mkdocs"}
 BROUGHT = {"huggingface_hub": "transformers", "tokenizers": "transformers"}  # by what is asked for
 ELSEWHERE = {"triton": "comes with torch on Linux with CUDA", "trl": "of users who train with it"}

@@ -49,8 +49,7 @@ WORDS: Final = {
     dict: "a table",
 }
 """A type in a sentence."""
-LISTS: Final = {str: "a list of texts", int: "a list of whole numbers"}
-"""A tuple in a sentence, by the type of its items."""
+PLURALS: Final = {str: "texts", int: "whole numbers"}
 
 
 SHORT: Final = reprlib.Repr()
@@ -212,7 +211,9 @@ def expected(hint: Any) -> str:
             words += choices(kind)
         elif plain is tuple:
             ((item, _), *_) = _parts(typing.get_args(kind)[0])
-            words.append(LISTS[item])
+            words.append(f"{WORDS[list]} of {PLURALS[item]}")
+        elif plain is dict and typing.get_args(kind)[1] is str:
+            words.append(f"{WORDS[dict]} of {PLURALS[str]}")
         elif plain is not types.NoneType:
             words.append(f"{WORDS[plain]} {bounds}".strip())
     return " or ".join(words)

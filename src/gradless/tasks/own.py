@@ -6,7 +6,6 @@ prompt that the label word follows; with ``{mask}`` it is a masked prompt in whi
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from string import Formatter
 from typing import Any, Final, NamedTuple
 
 from gradless.errors import BadInput, unknown
+from gradless.system import typed
 from gradless.tasks.base import MASK, Example, Row, Splits, Task
 from gradless.tasks.files import BLANK, Numbered, jsonl, table
 from gradless.tasks.split import draw
@@ -154,27 +154,17 @@ def read_task_file(path: Path) -> dict[str, Any]:
     Raises:
         BadInput: Missing file, broken TOML, unknown, missing or mistyped keys.
     """
-    try:
-        given = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"cannot read the task file {path}: {error.strerror or error}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path} is not TOML: {error}") from error
-    known = (*PATHS, *TEXTS, "labels")
-    for key, value in given.items():
-        if key not in known:
-            raise BadInput(f"{path}: {unknown('key', key, known)}")
-        if key != "labels" and not isinstance(value, str):
-            raise BadInput(f"{path}: {key} must be text in quotes")
-    missing = [key for key in ("template", "label_column", "labels") if key not in given]
-    if missing:
-        raise BadInput(f"{path}: {missing[0]} is missing: add it")
-    labels = given["labels"]
-    if isinstance(labels, dict) and not all(isinstance(word, str) for word in labels.values()):
-        raise BadInput(f"{path}: every word in labels must be text in quotes")
-    if not isinstance(labels, dict | str):
-        raise BadInput(f'{path}: labels must be a table such as 0 = "terrible"')
-    return {key: path.parent / value if key in PATHS else value for key, value in given.items()}
+    given = typed.load(path)
+    hints = {**dict.fromkeys((*PATHS, *TEXTS), str), "labels": str | dict[str, str]}
+    with typed.within(path):
+        for key in given:
+            if key not in hints:
+                raise BadInput(unknown("key", key, hints))
+        values = {key: typed.value(key, value, hints[key]) for key, value in given.items()}
+        for key in ("template", "label_column", "labels"):
+            if key not in values:
+                raise BadInput(f"{key} is missing: add it")
+    return {key: path.parent / value if key in PATHS else value for key, value in values.items()}
 
 
 def _task(name: str, template: Template, labels: dict[str, str]) -> Task:
