@@ -1,4 +1,4 @@
-"""Make src/gradless/engines.json (the default engine of a run) and the README's table from committed profiles.
+"""Make src/gradless/runs/engines.json (the default engine of a run) and the README's table from committed profiles.
 
     python benchmarks/choose_engine.py
 
@@ -63,5 +63,5 @@ def table(found: list[dict]) -> str:
 
 if __name__ == "__main__":
     known = profiles()
-    (ROOT / "src" / "gradless" / "engines.json").write_text(json.dumps(winners(known), indent=2) + "\n")
+    (ROOT / "src" / "gradless" / "runs" / "engines.json").write_text(json.dumps(winners(known), indent=2) + "\n")
     print(table(known))

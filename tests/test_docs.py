@@ -206,7 +206,7 @@ def test_the_site_builds_and_needs_no_network(tmp_path):
         if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings") is None:
             pytest.skip("the site needs the extra docs: pip install 'gradless[docs]'")
         site = tmp_path / "site"
-        command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
+        command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
     pages = {path.relative_to(site): path.read_text() for path in site.rglob("*.html")}
