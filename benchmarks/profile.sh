@@ -10,7 +10,7 @@ for model in gemma-3-270m smollm2-135m; do
     # shellcheck disable=SC2086
     gradless profile --model "$model" --scheme "$scheme" --method "$method" --batch-size 16 --length 40 \
       --engine stream --engine dual --repeats "${REPEATS:-7}" $more \
-      --json "$out/profile-cpu-$model-$scheme-$method.json" --picture "docs/profile-$model-$scheme-$method.png"
+      --json "$out/profile-cpu-$model-$scheme-$method.json" --picture "docs/figures/profile-$model-$scheme-$method.png"
   done
 done
 python benchmarks/choose_engine.py

@@ -3,7 +3,7 @@
 Usage: python benchmarks/publish.py RUNS_DIR NAME [FIGURE=PICTURE ...]
 
 writes ``benchmarks/results/NAME.jsonl``, ``NAME.md``, for a benchmark ``NAME-best.toml`` and, where ``--timings`` was
-measured, ``NAME-timings.json``, and copies ``figures/FIGURE.png`` to ``docs/PICTURE.png``. Paths of the machine that
+measured, ``NAME-timings.json``, and copies ``figures/FIGURE.png`` to ``docs/figures/PICTURE.png``. Paths of the machine that
 made the runs are left out.
 """
 
@@ -34,7 +34,7 @@ def publish(folder: Path, name: str, pictures: dict[str, str]) -> list[Path]:
         written.append(RESULTS / (name + ending))
         written[-1].write_text(text)
     for figure, picture in pictures.items():
-        written.append(ROOT / "docs" / f"{picture}.png")
+        written.append(ROOT / "docs" / "figures" / f"{picture}.png")
         shutil.copyfile(folder / "figures" / f"{figure}.png", written[-1])
     return written
 

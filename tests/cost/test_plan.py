@@ -24,7 +24,7 @@ from gradless.lm import shapes
 from gradless.system import cache
 
 ROWS, LENGTH = 8, 64
-STATED = 0.2  # how far a plan may be off what tensors of a run take; docs/memory.md states it
+STATED = 0.2  # how far a plan may be off what tensors of a run take; docs/how-to/memory.md states it
 ALONE = 320_000  # bytes that do not grow with the model: a table of normal quantiles, sizes of a batch
 
 

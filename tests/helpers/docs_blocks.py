@@ -1,17 +1,18 @@
-"""Code blocks of Markdown pages, and what becomes of each; docs/measured.md tells readers about it.
+"""Code blocks of Markdown pages, and what becomes of each; docs/reference/measured.md tells readers about it.
 
 =========  ====================================================================================================
 language   what is done with a block
 =========  ====================================================================================================
 python     run; the blocks of a page share one namespace and one empty folder
 pycon      run as a doctest in the same namespace
-console    every line after ``$`` is run, output and all; numbers may differ by `NEAR`, ``...`` stands for anything
+bash       commands of gradless are run, all others are read
 sh         read, not run: commands, options, values, extras, targets and files that are named must exist
 csv, toml  written to the file in ``title="..."``; toml must also be well-formed
-text       left alone
+text       after a bash block: what its last command prints; numbers may differ by `NEAR`, ``...`` stands for anything
 =========  ====================================================================================================
 
-A block whose first line is ``# not run: REASON`` is compiled or read only. Any other language is an error.
+A block whose first line is ``# not run: REASON`` is compiled or read only. Any other language is an error. Commands
+have no prompt, so that they can be copied.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ from repository import ROOT
 
 NEAR = 0.05
 FENCE = re.compile(r"^( *)(```+) *([\w-]*) *(.*)$")
-NOT_RUN = re.compile(r"^(?:#|\$ #) not run: (\S.*)$")
-LANGUAGES = ("python", "pycon", "console", "sh", "csv", "toml", "text")
+NOT_RUN = re.compile(r"^# not run: (\S.*)$")
+LANGUAGES = ("python", "pycon", "bash", "sh", "csv", "toml", "text")
 OTHERS = ("pip", "make", "torchrun", "python", "cd", "tensorboard", "git")
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 SETTABLE = ("options", "attack_options", "rule_options")
@@ -61,6 +62,7 @@ class Block(NamedTuple):
     language: str
     title: str | None
     text: str
+    shown: str = ""  # the text block behind it
 
     @property
     def place(self) -> str:
@@ -77,7 +79,7 @@ class Block(NamedTuple):
 def blocks(page: Path) -> list[Block]:
     """All blocks of a page, in order; those inside lists and notes lose their indentation."""
     found, lines = [], page.read_text().splitlines()
-    at = 0
+    at = end = 0
     while at < len(lines):
         opened = FENCE.match(lines[at])
         at += 1
@@ -90,7 +92,11 @@ def blocks(page: Path) -> list[Block]:
         assert at < len(lines), f"{page.name}:{start}: the block is not closed"
         inside = [line.removeprefix(indent) for line in lines[start:at]]
         titled = re.search(r'title="([^"]+)"', rest)
-        found.append(Block(page, start + 1, language, titled[1] if titled else None, "\n".join(inside) + "\n"))
+        block = Block(page, start + 1, language, titled[1] if titled else None, "\n".join(inside) + "\n")
+        if language == "text" and found and not "".join(lines[end + 1 : start - 1]).strip():
+            found[-1] = found[-1]._replace(shown=block.text)
+        end = at
+        found.append(block)
         at += 1
     return found
 
@@ -125,9 +131,9 @@ def run_block(block: Block, namespace: dict[str, Any]) -> None:
         case "pycon":
             assert not block.reason, f"{block.place}: an example is run, or it is no example"
             _doctest(block, namespace)
-        case "console":
-            _console(block)
-        case "sh":
+        case "bash" if not block.reason:
+            _run_commands(block)
+        case "bash" | "sh":
             for command in commands(block.text):
                 check_command(command, block.place)
         case "toml":
@@ -152,34 +158,19 @@ def _doctest(block: Block, namespace: dict[str, Any]) -> None:
 # commands that are run
 
 
-def _console(block: Block) -> None:
-    """Run a session; what a command prints must be what the page shows, if it shows anything."""
-    parts = re.split(r"^\$ ", block.text, flags=re.MULTILINE)
-    assert not parts[0].strip(), f"{block.place}: output without a command"
-    for part in parts[1:]:
-        command, shown = _split(part)
-        if block.reason and command.startswith("#"):
-            continue
-        words = shlex.split(command)
+def _run_commands(block: Block) -> None:
+    """Run the commands of a block; what the last one prints must be what the page shows, if it shows anything."""
+    lines = list(commands(block.text))
+    for number, words in enumerate(lines, 1):
         check_command(words, block.place)
-        if block.reason:
+        if words[0] != "gradless":
             continue
-        assert words[0] == "gradless", f"{block.place}: only gradless is run; use sh for '{words[0]}'"
-        found = CliRunner().invoke(main, words[1:], catch_exceptions=False)
-        wanted = 2 if shown.startswith("gradless: ") else 0
-        assert found.exit_code == wanted, f"{block.place}: {command}\n{found.output}"
+        shown = block.shown if number == len(lines) else ""
+        result = CliRunner().invoke(main, words[1:], catch_exceptions=False)
+        expected = 2 if shown.startswith("gradless: ") else 0
+        assert result.exit_code == expected, f"{block.place}: {shlex.join(words)}\n{result.output}"
         if shown.strip():
-            compare(shown, found.output, f"{block.place}: {command}")
-
-
-def _split(part: str) -> tuple[str, str]:
-    """A command, with its continued lines, and what follows."""
-    lines = part.split("\n")
-    at = 0
-    while lines[at].endswith("\\"):
-        at += 1
-    command = " ".join(line.removesuffix("\\").strip().removeprefix("> ") for line in lines[: at + 1])
-    return command, "\n".join(lines[at + 1 :]).rstrip("\n")
+            compare(shown, result.output, f"{block.place}: {shlex.join(words)}")
 
 
 def compare(shown: str, printed: str, place: str) -> None:
@@ -251,7 +242,7 @@ def check_command(words: list[str], place: str) -> None:
 def _check_other(words: list[str], place: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     if words[0] == "pip":
-        for name in re.findall(r"gradless\[([^\]]+)\]", " ".join(words)):
+        for name in re.findall(r"(?:gradless|\.)\[([^\]]+)\]", " ".join(words)):
             for extra in name.split(","):
                 assert extra in project["optional-dependencies"], f"{place}: no extra '{extra}'"
     if words[0] == "make":

@@ -1,10 +1,11 @@
-"""The scripts in ``examples/`` run, on a tiny random model; that of the Trainer is Trainer's own but for two lines."""
+"""The scripts in ``examples/`` run offline; that of the Trainer is Trainer's own but for two lines."""
 
 from __future__ import annotations
 
 import re
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("datasets")
 
 from gradless import ledger
+from gradless.methods import METHODS
 from repository import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -47,3 +49,31 @@ def test_two_lines_of_the_trainer_example_differ(folder, monkeypatch):
     assert len(ledger.read(folder / "out" / "ledger").moves) == steps == 9
     theirs = run(monkeypatch, folder / "original.py", "tiny/model", "tiny/reviews.csv")["trainer"]
     assert theirs.state.global_step == steps
+
+
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        ("own_csv", r"accuracy [01]\.\d{3} untouched, [01]\.\d{3} tuned\n20 forward passes, [\d]+ bytes of ledger"),
+        ("non_differentiable", r"accuracy 0\.\d{3} at the start, (1\.000|0\.9\d\d) after 200 steps"),
+        ("robust_group", r"nearest neighbours 0\.0\d\d, plain mean \d\.\d+e\+"),
+        ("own_method", r"all checks hold; loss \d\.\d{3} at the start, 0\.0\d\d after 200 steps"),
+    ],
+)
+def test_an_example_runs_offline(name, printed, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    methods = dict(METHODS)
+    try:
+        run(monkeypatch, EXAMPLES / f"{name}.py")
+    finally:
+        METHODS.clear()
+        METHODS.update(methods)
+    assert re.search(printed, capsys.readouterr().out)
+
+
+def test_every_example_is_short_and_named_in_the_readme_or_tested_here():
+    scripts = sorted(EXAMPLES.glob("*.py"))
+    here = Path(__file__).read_text()
+    for script in scripts:
+        assert script.stem in here, f"no test runs {script.name}"
+        assert len(script.read_text().splitlines()) <= 60

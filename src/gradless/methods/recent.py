@@ -1,4 +1,4 @@
-"""Zeroth-order methods after MeZO that claim to learn more from a forward. What they were worth here: docs/log.md."""
+"""Methods after MeZO that claim to learn more from a forward; what they did here: docs/reference/method-results.md."""
 
 from __future__ import annotations
 

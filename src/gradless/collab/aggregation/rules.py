@@ -35,7 +35,7 @@ def nna(*, f: int, keep: Literal["received", "all"] | int = "received", n: int |
     The rule of MoNNA, by Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan 2023 (arXiv 2209.10931). Its mixing
     contracts the honest rows by alpha = 9.88 f / (n - f), proved for n >= 11 f. With n = 5 f + 1 it contracts normal
     rows, but not all: of m rows that are averaged, liars who tell each peer something else get f, and hold three camps
-    of honest rows apart for ever unless m > 4.61 f (docs/collab.md).
+    of honest rows apart for ever unless m > 4.61 f (docs/reference/group-results.md).
 
     Args:
         f: Byzantine peers to stand.

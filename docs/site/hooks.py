@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 MARK = re.compile(r"<!-- (table|file|commands):? ?(.*?) ?-->")
 
