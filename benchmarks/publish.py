@@ -3,8 +3,8 @@
 Usage: python benchmarks/publish.py RUNS_DIR NAME [FIGURE=PICTURE ...]
 
 writes ``benchmarks/results/NAME.jsonl``, ``NAME.md``, for a benchmark ``NAME-best.toml`` and, where ``--timings`` was
-measured, ``NAME-timings.json``, and copies ``figures/FIGURE.png`` to ``docs/figures/PICTURE.png``. Paths of the machine that
-made the runs are left out.
+measured, ``NAME-timings.json``, and copies ``figures/FIGURE.png`` to ``docs/figures/PICTURE.png``. Paths of the machine
+that made the runs are left out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Ten peers, two of them liars, learn one regression without a server: python examples/robust_group.py.
 
 Every honest peer takes a gradient step on data of its own and mixes what all peers send. The liars send ten times the
-mean of the honest models, turned round. `gradless collab simulate` does this at scale: data sets, networks, attacks that
-search their strength, messages that are lost.
+mean of the honest models, turned round. `gradless collab simulate` does this at scale: data sets, networks, attacks
+that search their strength, messages that are lost.
 """
 
 import torch

@@ -26,7 +26,8 @@ from public_names import public
 
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-API = {name for page in (DOCS / "reference" / "api").glob("*.md") for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)}
+API_PAGES = [*(DOCS / "reference" / "api").glob("*.md")]
+API = {name for page in API_PAGES for name in re.findall(r"^::: (\S+)$", page.read_text(), re.M)}
 README = ROOT / "README.md"
 RUN = [page for page in [README, *PAGES] if docs_blocks.blocks(page)]
 
