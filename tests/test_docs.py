@@ -183,6 +183,14 @@ def test_pages_that_code_names_exist():
             assert (ROOT / name).is_file(), f"{path.name} names {name}, which does not exist"
 
 
+def test_the_page_of_the_architecture_shows_every_module_at_the_top():
+    tree = re.search(r"```text\nsrc/gradless/\n(.*?)```", (DOCS / "concepts" / "architecture.md").read_text(), re.S)
+    assert tree is not None
+    shown = set(re.findall(r"^  ([\w.]+)", tree[1], re.M))
+    found = {path.name for path in (ROOT / "src" / "gradless").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert shown == found - {"__init__.py", "__main__.py", "__pycache__"}
+
+
 def test_every_page_is_in_the_navigation():
     nav = (ROOT / "mkdocs.yml").read_text().partition("nav:")[2]
     assert sorted(re.findall(r"[\w/-]+\.md", nav)) == sorted(str(page.relative_to(DOCS)) for page in PAGES)

@@ -36,6 +36,7 @@ from gradless.cli import main
 from gradless.collab import recipes
 from gradless.collab.aggregators import AGGREGATORS, MIXES
 from gradless.collab.attacks import ATTACKS
+from gradless.collab.network.delivery import MODES
 from gradless.forward.evaluator import ENGINES
 from gradless.lm import shapes
 from gradless.lm.objectives import OBJECTIVES
@@ -298,7 +299,7 @@ TABLES: dict[str, Any] = {
     "recipe": recipes.TABLES["recipes"](),
     "algorithm": recipes.TABLES["algorithms"](),
     "what": {**jobs.TABLES, **recipes.TABLES},
-    "mode": ("zero-shot", "icl", "calibrated"),
+    "mode": ("zero-shot", "icl", "calibrated", *MODES),
     "payload": ("parameters", "coefficients"),
     "select": ("loss", "metric"),
 }
