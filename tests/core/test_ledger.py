@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
+import struct
+import zlib
 
 import pytest
 
 from gradless import ledger
 from gradless.errors import BadInput
-from gradless.optimizer import Update
+from gradless.gradients import Update
 
-HEADER = {"groups": 2, "model": "m"}
+HEADER = ledger.header(groups=2, tuned_parameters=7)
 MOVES = [
     Update(0, (1.5,), (1e-3, 2e-3), False),
     Update(1, (-0.25, 3.0), (1e-3, 2e-3), False),
@@ -134,3 +137,60 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(path, monkeypatch):
     book.append(Update(4, (1.0,), (1e-3, 1e-3), False))
     book.close()
     assert len(ledger.read(path).moves) == 5
+
+
+def with_header(path, values, version=2):
+    """A ledger without records whose header is ``values``."""
+    text = json.dumps(values).encode()
+    head = ledger.MAGIC + struct.pack("<HI", version, len(text)) + text
+    path.write_bytes(head + struct.pack("<I", zlib.crc32(head)))
+    return path
+
+
+def test_a_header_says_which_release_streams_and_arithmetic_it_needs(path):
+    assert ledger.read(path).header.keys() == {"gradless", "stream", "arithmetic", "groups", "tuned_parameters"}
+    ledger.check_release(HEADER)
+    with pytest.raises(BadInput, match="arithmetic 2, this gradless has 1: install a release"):
+        ledger.check_release({**HEADER, "arithmetic": 2})
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"parent": "abc"}, r"has the field 'parent', which gradless [\d.]+ does not know: use a newer release"),
+        ({"stream": None}, "has None in the field 'stream', which holds text: restore the file from a copy"),
+        ({"groups": True}, "has True in the field 'groups', which holds a whole number of at least 0"),
+        ({"config": {}}, "lacks the field 'base_sha256': restore the file"),
+        ({"trainer": {}}, "lacks the field 'seed': restore the file"),
+    ],
+)
+def test_headers_of_other_releases_are_refused_by_name(tmp_path, change, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        ledger.read(with_header(tmp_path / "ledger", {**HEADER, **change}))
+
+
+def test_every_missing_field_is_refused(tmp_path):
+    for name in ("gradless", "stream", "arithmetic", "groups"):
+        values = {key: value for key, value in HEADER.items() if key != name}
+        with pytest.raises(BadInput, match=f"lacks the field '{name}'"):
+            ledger.read(with_header(tmp_path / "ledger", values))
+    with pytest.raises(BadInput, match="no table of fields"):
+        ledger.read(with_header(tmp_path / "ledger", [1]))
+
+
+def test_a_header_is_checked_before_it_is_written(tmp_path):
+    with pytest.raises(BadInput, match="unknown field of a ledger's header 'group': did you mean 'groups'"):
+        ledger.Ledger(tmp_path / "ledger", {"group": 1})
+    with pytest.raises(BadInput, match="lacks the field 'groups'"):
+        ledger.Ledger(tmp_path / "ledger", {})
+    assert not (tmp_path / "ledger").exists()
+
+
+def test_a_ledger_of_version_1_is_continued_as_such(tmp_path):
+    path = with_header(tmp_path / "ledger", {"groups": 2, "anything": "goes"}, version=1)
+    book = ledger.Ledger(path, HEADER, contents=ledger.read(path))
+    book.append(MOVES[0])
+    book.close()
+    assert ledger.read(path).header == {"groups": 2, "anything": "goes"}
+    assert ledger.read(path).moves == MOVES[:1]
+    assert path.read_bytes()[len(ledger.MAGIC)] == 1

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gradless import ledger, rng
+from gradless import ledger
 from gradless.errors import BadInput
 from gradless.optimizer import ZerothOrder
 from gradless.ranks import Ranks
@@ -49,19 +49,15 @@ class Saved(NamedTuple):
 
 def header(opt: ZerothOrder, model: nn.Module, choice: dict[str, Any]) -> dict[str, Any]:
     """What the ledger says of the run it belongs to. Cost: one pass over all weights, for their hashes."""
-    from gradless import __version__
-
-    return {
-        "gradless": __version__,
-        "stream": rng.STREAM_VERSION,
-        "trainer": choice,
-        "seed": opt.seed,
-        "frozen_sha256": weights_sha256((name, p) for name, p in model.named_parameters() if not p.requires_grad),
-        "initial_sha256": tuned_sha256(opt),
-        "weight_decay": [float(group["weight_decay"]) for group in opt.param_groups],
-        "groups": len(opt.param_groups),
-        "tuned_parameters": sum(leaf.param.numel() for leaf in opt.leaves),
-    }
+    return ledger.header(
+        trainer=choice,
+        seed=opt.seed,
+        frozen_sha256=weights_sha256((name, p) for name, p in model.named_parameters() if not p.requires_grad),
+        initial_sha256=tuned_sha256(opt),
+        weight_decay=[float(group["weight_decay"]) for group in opt.param_groups],
+        groups=len(opt.param_groups),
+        tuned_parameters=sum(leaf.param.numel() for leaf in opt.leaves),
+    )
 
 
 def tuned_sha256(opt: ZerothOrder) -> str:
@@ -227,11 +223,7 @@ def check_run(then: dict[str, Any], now: dict[str, Any]) -> None:
     Raises:
         BadInput: with what differs.
     """
-    if then["stream"] != now["stream"]:
-        raise BadInput(
-            f"the ledger was written with random stream {then['stream']}, this gradless has {now['stream']}: install a "
-            "release that has the former"
-        )
+    ledger.check_release(then)
     for key in ("trainer", "seed", "weight_decay", "tuned_parameters"):
         if then[key] != now[key]:
             raise BadInput(f"the checkpoint belongs to a run with {key} {then[key]}, not {now[key]}: use the same")

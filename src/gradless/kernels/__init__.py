@@ -7,7 +7,8 @@ and, in the same visit, makes several perturbed copies: one draw of z serves +ep
 
 Arithmetic, the same on every backend, bit for bit: the leaf is widened to float32, each product and each sum is
 rounded once in the order of the program (no fused multiply-add), and after every step the value is rounded to the
-leaf's dtype: to nearest even, or stochastically from the counter stream for 16-bit weights.
+leaf's dtype: to nearest even, or stochastically from the counter stream for 16-bit weights. `ARITHMETIC_VERSION` names
+this arithmetic; ledgers record it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from gradless.kernels.program import join as join
 from gradless.kernels.program import program as program
 from gradless.rng import RADEMACHER, Stream
 
+ARITHMETIC_VERSION: Final = 1  # of rounding and of how a step becomes a program: other bits need another number
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of the kernels' kinds
 
 

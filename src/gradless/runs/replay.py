@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from gradless import __version__, ledger, rng
+from gradless import ledger
 from gradless.errors import BadInput
 from gradless.methods import METHODS
 from gradless.runs import build
@@ -18,19 +18,17 @@ from gradless.tasks import Splits
 
 def header(config: TuneConfig, model: Model, splits: Splits, label_token_ids: tuple[int, ...]) -> dict[str, Any]:
     """Return what the ledger says of the run it belongs to."""
-    return {
-        "gradless": __version__,
-        "stream": rng.STREAM_VERSION,
-        "config": config.to_json(),
-        "base_sha256": model.base_sha256,
-        "data_sha256": splits.fingerprint,
-        "label_token_ids": list(label_token_ids),
-        "dtype": str(model.lm.dtype).removeprefix("torch."),
-        "initial_sha256": None if config.scheme == "full" else build.tuned_sha256(model),
+    return ledger.header(
+        config=config.to_json(),
+        base_sha256=model.base_sha256,
+        data_sha256=splits.fingerprint,
+        label_token_ids=list(label_token_ids),
+        dtype=str(model.lm.dtype).removeprefix("torch."),
+        initial_sha256=None if config.scheme == "full" else build.tuned_sha256(model),
         **({"norms_sha256": weights_sha256(model.norms.items())} if model.norms else {}),
-        "groups": len(model.optimizer.param_groups),
-        "tuned_parameters": sum(leaf.param.numel() for leaf in model.optimizer.leaves),
-    }
+        groups=len(model.optimizer.param_groups),
+        tuned_parameters=sum(leaf.param.numel() for leaf in model.optimizer.leaves),
+    )
 
 
 def check_header(recorded: dict[str, Any], model: Model) -> None:
@@ -39,11 +37,7 @@ def check_header(recorded: dict[str, Any], model: Model) -> None:
     Raises:
         BadInput: with what differs.
     """
-    if recorded["stream"] != rng.STREAM_VERSION:
-        raise BadInput(
-            f"the ledger was written with random stream {recorded['stream']}, this gradless has {rng.STREAM_VERSION}: "
-            "install a release that has the former"
-        )
+    ledger.check_release(recorded)
     if recorded["base_sha256"] != model.base_sha256:
         raise BadInput(
             f"the ledger belongs to another base model (weights {recorded['base_sha256'][:12]}, here "

@@ -1,9 +1,6 @@
-"""The ledger: an append-only log of a few scalars a step that is the checkpoint.
+"""The file of a ledger: a header and one record a step, each with a checksum.
 
-Weights after step t are a pure function of the base weights, the run's configuration and the first t records, so a
-run of any model is kept in kilobytes, resumed after a crash and rebuilt bit for bit on other hardware.
-
-Format, version 1, little-endian::
+Format, version 2, little-endian::
 
     file    magic "gradless" | u16 version | u32 length | header (JSON, UTF-8) | u32 crc | record ...
     record  u32 step | u16 K | u8 flags | u16 check | K x f32 coeffs | [G x f64 lrs] | u32 crc
@@ -12,6 +9,9 @@ Format, version 1, little-endian::
 finite (K = 0). ``check`` guards the fields that give the record its length, so that a damaged length is never taken
 for a torn tail; ``crc`` is chained through all records before it, so a lost, doubled or moved record is noticed too.
 A tail that ends inside a record is what a crash leaves: it is cut. Any other damage is refused.
+
+The header's fields are those of `gradless.ledger.header`. Version 1 differs in the header alone, which holds any JSON;
+it is read, and continued as version 1.
 """
 
 from __future__ import annotations
@@ -26,10 +26,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradless.errors import BadInput
-from gradless.optimizer import Update
+from gradless.gradients import Update
+from gradless.ledger.header import COMMAND, Header, check
+from gradless.ledger.header import header as complete
 
 MAGIC = b"gradless"
-VERSION = 1
+VERSION = 2  # of new ledgers; version 1 is read as well
 FIXED = struct.Struct("<IHB")
 LRS, SKIPPED = 1, 2
 SYNC_SECONDS = 1.0  # a power cut loses at most this much; a killed process loses nothing that was written
@@ -38,7 +40,7 @@ SYNC_SECONDS = 1.0  # a power cut loses at most this much; a killed process lose
 class Contents(NamedTuple):
     """A ledger read back."""
 
-    header: dict[str, Any]
+    header: Header
     moves: list[Update]
     torn_bytes: int  # bytes of an unfinished record at the end
     good_bytes: int  # length of everything before it
@@ -51,13 +53,13 @@ class Contents(NamedTuple):
         Raises:
             BadInput: no command did, but a training loop.
         """
-        if "config" not in self.header:
+        if COMMAND not in self.header:
             raise BadInput(
                 "the ledger was written by ZOTrainer, whose model only its script knows: rebuild it in Python with "
                 "gradless.integrations.replay.rebuild(model, folder)"
             )
-        found: dict[str, Any] = self.header["config"]
-        return found
+        config: dict[str, Any] = self.header[COMMAND]
+        return config
 
 
 class Ledger:
@@ -65,14 +67,17 @@ class Ledger:
 
     Args:
         path: file to create, or to continue when ``contents`` (from `read`) is given.
-        header: what the run is; JSON. Ignored when continuing.
-        contents: the ledger as read; its torn tail is cut from the file.
+        header: fields of `gradless.ledger.FIELDS`; what this release says of itself is added. Ignored when continuing.
+        contents: the ledger as read; its torn tail is cut from the file, and its format kept.
+
+    Raises:
+        BadInput: a header that no reader would take, or another process is writing to the file.
     """
 
-    def __init__(self, path: Path, header: dict[str, Any], *, contents: Contents | None = None) -> None:
+    def __init__(self, path: Path, header: Header, *, contents: Contents | None = None) -> None:
         self.path = path
         if contents is None:
-            text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+            text = json.dumps(complete(**header), sort_keys=True, separators=(",", ":")).encode()
             head = MAGIC + struct.pack("<HI", VERSION, len(text)) + text
             self.crc = zlib.crc32(head)
             self.lrs: tuple[float, ...] = ()
@@ -148,7 +153,7 @@ def read(path: Path) -> Contents:
     """Read and check a ledger.
 
     Raises:
-        BadInput: not a ledger, another version, or a byte was changed. A torn tail is not an error.
+        BadInput: not a ledger, written by a newer release, or a byte was changed. A torn tail is not an error.
     """
     try:
         data = path.read_bytes()
@@ -180,20 +185,21 @@ def read(path: Path) -> Contents:
     return Contents(header, moves, 0, offset, crc)
 
 
-def _read_header(path: Path, data: bytes) -> tuple[dict[str, Any], int, int]:
+def _read_header(path: Path, data: bytes) -> tuple[Header, int, int]:
     """Header, offset of the first record, chain value."""
     if data[: len(MAGIC)] != MAGIC or len(data) < len(MAGIC) + 6:
         raise BadInput(f"{path} is not a gradless ledger")
     version, length = struct.unpack_from("<HI", data, len(MAGIC))
-    if version != VERSION:
+    if not 1 <= version <= VERSION:
         raise BadInput(
-            f"{path} has ledger version {version}; this gradless reads version {VERSION}: use a matching release"
+            f"{path} has ledger version {version}, but this gradless reads versions up to {VERSION}: use a newer one"
         )
     end = len(MAGIC) + 6 + length
     crc = zlib.crc32(data[:end])
     if len(data) < end + 4 or struct.unpack_from("<I", data, end)[0] != crc:
         raise BadInput(f"the header of {path} is damaged: restore the file from a copy")
-    return json.loads(data[end - length : end]), end + 4, crc
+    values = json.loads(data[end - length : end])
+    return values if version == 1 else check(values, path), end + 4, crc
 
 
 def _check(fixed: bytes) -> int:
