@@ -9,11 +9,12 @@ side by side.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from torch import Tensor
 
 from gradless.errors import BadInput
+from gradless.gradients import Part
 
 __all__ = ["backprop", "forward_grad", "hybrid", "linear_queries", "one_sided", "spsa"]
 
@@ -149,6 +150,33 @@ def hybrid(shallow: Estimator, deep: Callable[[str], bool]) -> Estimator:
     return Estimator(
         f"hybrid-{shallow.name}", shallow.eps, shallow.queries, estimate, lambda k: shallow.forwards(k) + BACKPROP, deep
     )
+
+
+ESTIMATORS: Final[dict[str, Part[Estimator]]] = {
+    "spsa": Part(spsa, "two-sided differences", "Spall 1992; Malladi et al. 2023, arXiv 2305.17333", "2K forwards"),
+    "one_sided": Part(one_sided, "forward differences", "Spall 1992", "K + 1 forwards"),
+    "forward_grad": Part(
+        forward_grad,
+        "exact slopes along directions, by forward-mode differentiation",
+        "Baydin et al. 2022, arXiv 2202.08587",
+        "K forwards with tangents, counted as 2K; tangents of one layer",
+    ),
+    "backprop": Part(
+        backprop,
+        "the gradient, by backpropagation",
+        "",
+        "a forward and a backward, counted as 3 forwards; all activations",
+        "one gradient of the tuned weights",
+    ),
+    "hybrid": Part(
+        hybrid,
+        "backpropagation in some leaves, another estimator in the others",
+        "Zhang et al. 2024, arXiv 2402.11592",
+        "3 forwards and those of the other estimator; activations above the cut",
+        "one gradient of these leaves",
+    ),
+}
+"""Estimators by the name of their function."""
 
 
 def check_stored(estimator: Estimator, *, tried: bool, shared: bool) -> None:

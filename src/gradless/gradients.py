@@ -11,7 +11,7 @@ Shapes: K queries of one step, J terms of a mixture.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,25 @@ class Leaf(NamedTuple):
     def terms(self, program: Program) -> Program:
         """What a program does to this leaf."""
         return program if self.active is None else restrict(program, self.active)
+
+
+Made = TypeVar("Made")
+
+
+class Part(NamedTuple, Generic[Made]):
+    """A row of `DIRECTIONS`, `ESTIMATORS` or `RULES`: the function that makes the part, and facts for choosing it."""
+
+    make: Callable[..., Made]
+    summary: str
+    source: str  # author and year, arXiv id; empty where there is none
+    cost: str  # forwards, passes or draws; K: queries of a step
+    state: str = "none"  # what is kept beside the weights
+
+    @property
+    def about(self) -> str:
+        """The row in one line, without its name."""
+        facts = [*([self.source] if self.source else []), f"cost: {self.cost}", f"state: {self.state}"]
+        return f"{self.summary} ({'; '.join(facts)})"
 
 
 class Gradient(Protocol):

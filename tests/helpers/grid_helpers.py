@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gradless.bench import grid, grid_file
+from gradless.methods import FIRST, METHODS
 from gradless.runs.config import TuneConfig
 
 SMALL = """
@@ -34,7 +35,7 @@ OWN = 'own = { train = "a.csv", test = "b.csv", template = "{text} so", label_co
 
 def cost(config: TuneConfig) -> int:
     """Forwards of a step, as far as these tests care."""
-    return (3 if config.method.startswith("fo-") else 2) * config.options.get("queries", 1)
+    return (3 if METHODS[config.method].family == FIRST else 2) * config.options.get("queries", 1)
 
 
 def write(folder: Path, text: str = SMALL) -> Path:

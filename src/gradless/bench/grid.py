@@ -308,7 +308,7 @@ def _check(config: TuneConfig, *, several: bool) -> None:
     """Refuse what cannot run, as far as that shows without data and model."""
     config.resolved()
     method, scheme = METHODS[config.method], config.scheme
-    if scheme in (NO_BLOCKS if method.blocks else NO_CUT if method.order == HYBRID else ()):
+    if scheme in (NO_BLOCKS if method.blocks else NO_CUT if method.family == HYBRID else ()):
         raise BadInput(f"{config.method} goes by layers of the model, which scheme {scheme} does not tune: skip it")
     task = tasks.get(config.task) if config.task else dataclasses.replace(tasks.get("sst2"), name=OWN)
     objectives.choose(task, config.objective, backprop=method.differentiates)

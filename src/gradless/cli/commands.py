@@ -239,7 +239,10 @@ def report(folder: Path) -> None:
 @main.command("list")
 @click.argument("what", type=Named("list"))
 def list_(what: str) -> None:
-    """List methods, schemes, tasks, models, objectives; aggregators, attacks, algorithms, splits or recipes.
+    """List methods, tasks, models, directions, aggregators and other tables by name.
+
+    What may be listed: methods, schemes, tasks, models, objectives; directions, estimators, rules; aggregators, attacks,
+    algorithms, splits, recipes.
 
     \b
     gradless list tasks

@@ -257,18 +257,18 @@ def of_method(subject: Subject, name: str, engine: str, label: str) -> Need:
     """
     method = METHODS[name]
     toy = _toy(method)
-    if method.order == FIRST:
+    if method.family == FIRST:
         state = round((method.copies - 1) * FLOAT) * subject.elements  # one of its copies is the gradient
         return _backprop(subject, label, state, TEMPORARIES, checkpoint=method.checkpoint)
     masks = subject.elements if any(leaf.mask is not None for leaf in toy.leaves) else 0
-    deep = _deep(subject, method) if method.order == HYBRID else None
+    deep = _deep(subject, method) if method.family == HYBRID else None
     stored = subject.elements if deep is None else deep.elements
     state = round((method.copies - (1 if deep else 0)) * FLOAT) * stored + masks
     points = (
         min(MOST_COPIES, toy.estimator.forwards(toy.estimator.queries(0))) if engine == DUAL and deep is None else 1
     )
     # Tangents of forward mode lie beside the values, layer by layer, and no fused attention makes them.
-    tangents = method.order == FORWARD
+    tangents = method.family == FORWARD
     batch = subject.batch._replace(copies=2 if tangents else points)
     activations = footprint.forward_peak(subject.lm, batch, fused=not tangents)
     scratch, kept = _scratch(subject, toy, engine, points)

@@ -12,9 +12,9 @@ from gradless.methods import baselines, mezo, recent, zobench
 from gradless.optimizer import ZerothOrder
 
 SHARED = ("params", "lr", "eps", "common", "norms")  # arguments that are not options of a method
-AUTO = 2.0  # what tuned rates of MeZO come to in 100 steps on SST-2, with all weights (1.9) and with LoRA (1.8)
-# What a method asks of the loss: values, slopes along directions, a gradient, values and a gradient.
-ZERO, FORWARD, FIRST, HYBRID = "zeroth", "forward-mode", "first", "hybrid"
+AUTO = 2.0  # `Method.auto` of MeZO's tuned rates in 100 steps on SST-2, with all weights (1.9) and with LoRA (1.8)
+# Families, by what a method asks of the loss: values, slopes along directions, a gradient, values and a gradient.
+ZEROTH, FORWARD, FIRST, HYBRID = "zeroth", "forward-mode", "first", "hybrid"
 
 
 class Method(NamedTuple):
@@ -23,8 +23,9 @@ class Method(NamedTuple):
     make: Callable[..., ZerothOrder]
     summary: str
     paper: str
+    family: str = ZEROTH
     copies: float = 0.0  # float32 copies of the tuned weights that it keeps beside them
-    order: str = ZERO
+    lr_factor: float = 1.0  # first guess of the learning rate, in units of the scheme's for plain MeZO
     auto: float | None = None  # with lr "auto", how far a weight walks in a run (rms), in units of eps
     blocks: bool = False  # perturbs some blocks only, so that forwards may share what lies before them
     checkpoint: bool = False  # keep the activations of few layers, and compute the others again
@@ -32,23 +33,23 @@ class Method(NamedTuple):
     @property
     def replays(self) -> bool:
         """Whether a ledger of its scalars rebuilds the weights."""
-        return self.order in (ZERO, FORWARD)
+        return self.family in (ZEROTH, FORWARD)
 
     @property
     def differentiates(self) -> bool:
         """Whether the objective must have derivatives."""
-        return self.order != ZERO
+        return self.family != ZEROTH
 
     def options(self) -> dict[str, Any]:
         """Its own hyper-parameters and their defaults."""
-        given = inspect.signature(self.make).parameters
-        return {name: p.default for name, p in given.items() if name not in SHARED}
+        parameters = inspect.signature(self.make).parameters
+        return {name: p.default for name, p in parameters.items() if name not in SHARED}
 
     def check(self, name: str, options: Mapping[str, Any]) -> None:
-        """Refuse options that it does not have.
+        """Check options given by name.
 
         Raises:
-            BadInput: with those that it has.
+            BadInput: an option that the method does not have, or a value of another type.
         """
         known = self.options()
         for option, value in options.items():
@@ -67,6 +68,7 @@ class Method(NamedTuple):
                 raise BadInput("queries is an option of all methods: write --queries, or queries = ... in a file")
 
 
+# Momentum sums about ten gradients, and Adam and signs normalise them: hence the factors of learning rates.
 METHODS: dict[str, Method] = {
     "mezo": Method(
         mezo.mezo, "ZO-SGD, +1/-1 directions; 2K forwards, memory of inference", "Malladi et al. 2023", auto=AUTO
@@ -78,17 +80,27 @@ METHODS: dict[str, Method] = {
         mezo.mezo_one_sided, "ZO-SGD from forward differences; K+1 forwards", "Spall 1992", auto=AUTO
     ),
     "mezo-momentum": Method(
-        mezo.mezo_momentum, "momentum recomputed from past scalars; no buffer", "Malladi et al. 2023"
+        mezo.mezo_momentum, "momentum recomputed from past scalars; no buffer", "Malladi et al. 2023", lr_factor=0.1
     ),
-    "mezo-adam": Method(mezo.mezo_adam, "Adam recomputed from past scalars; no buffers", "Malladi et al. 2023"),
-    "mezo-rms": Method(recent.mezo_rms, "momentum over the running size of the scalars; no buffer", "MEAZO 2026"),
+    "mezo-adam": Method(
+        mezo.mezo_adam, "Adam recomputed from past scalars; no buffers", "Malladi et al. 2023", lr_factor=10.0
+    ),
+    "mezo-rms": Method(
+        recent.mezo_rms, "momentum over the running size of the scalars; no buffer", "MEAZO 2026", lr_factor=10.0
+    ),
     "lozo": Method(
         mezo.lozo, "ZO-SGD along low-rank directions applied beside the weights", "Chen et al. 2024", auto=AUTO
     ),
-    "zo-momentum": Method(zobench.zo_momentum, "ZO-SGD-MMT with a stored buffer", "Zhang et al. 2024", 1.0),
-    "zo-adam": Method(zobench.zo_adam, "ZO-Adam with stored float32 moments", "Zhang et al. 2024", 2.0),
-    "zo-sign": Method(zobench.zo_sign, "ZO-SGD-Sign, element by element", "Liu et al. 2019"),
-    "zo-scalar-sign": Method(zobench.zo_scalar_sign, "sign of the projected gradient times z", "Zhang et al. 2024"),
+    "zo-momentum": Method(
+        zobench.zo_momentum, "ZO-SGD-MMT with a stored buffer", "Zhang et al. 2024", copies=1.0, lr_factor=0.1
+    ),
+    "zo-adam": Method(
+        zobench.zo_adam, "ZO-Adam with stored float32 moments", "Zhang et al. 2024", copies=2.0, lr_factor=10.0
+    ),
+    "zo-sign": Method(zobench.zo_sign, "ZO-SGD-Sign, element by element", "Liu et al. 2019", lr_factor=10.0),
+    "zo-scalar-sign": Method(
+        zobench.zo_scalar_sign, "sign of the projected gradient times z", "Zhang et al. 2024", lr_factor=10.0
+    ),
     "zo-cons": Method(
         zobench.zo_cons, "ZO-SGD-Cons: the best of three on the batch; 2K+3 forwards", "Zhang et al. 2024"
     ),
@@ -99,20 +111,40 @@ METHODS: dict[str, Method] = {
     "zo-blockwise": Method(
         zobench.zo_blockwise, "every block in turn; 2 forwards a block", "Zhang et al. 2024", blocks=True
     ),
-    "fzoo": Method(recent.fzoo, "one-sided batch of signs, normalised by its spread; K+1 forwards", "FZOO 2025"),
-    "zo-muon": Method(recent.zo_muon, "orthogonalised low-rank estimates", "ZO-Muon 2026"),
+    "fzoo": Method(
+        recent.fzoo, "one-sided batch of signs, normalised by its spread; K+1 forwards", "FZOO 2025", lr_factor=10.0
+    ),
+    "zo-muon": Method(recent.zo_muon, "orthogonalised low-rank estimates", "ZO-Muon 2026", lr_factor=100.0),
     "sparse-mezo": Method(recent.sparse_mezo, "only the smallest weights of each layer", "Liu et al. 2024"),
     "lezo": Method(recent.lezo, "a random share of the layers a query", "LeZO 2024", blocks=True),
     "forward-grad": Method(
-        baselines.forward_gradient, "exact slopes by forward mode; 2K forwards", "Baydin et al. 2022", 0.0, FORWARD
+        baselines.forward_gradient, "exact slopes by forward mode; 2K forwards", "Baydin et al. 2022", FORWARD
     ),
-    "hybrid": Method(baselines.hybrid_zo_fo, "Adam in the last layers, MeZO below", "Zhang et al. 2024", 3.0, HYBRID),
-    "fo-sgd": Method(baselines.fo_sgd, "SGD by backpropagation", "Robbins and Monro 1951", 1.0, FIRST),
-    "fo-adam": Method(baselines.fo_adam, "AdamW by backpropagation", "Loshchilov and Hutter 2019", 3.0, FIRST),
+    "hybrid": Method(
+        baselines.hybrid_zo_fo, "Adam in the last layers, MeZO below", "Zhang et al. 2024", HYBRID, copies=3.0
+    ),
+    "fo-sgd": Method(
+        baselines.fo_sgd, "SGD by backpropagation", "Robbins and Monro 1951", FIRST, copies=1.0, lr_factor=1000.0
+    ),
+    "fo-adam": Method(
+        baselines.fo_adam, "AdamW by backpropagation", "Loshchilov and Hutter 2019", FIRST, copies=3.0, lr_factor=10.0
+    ),
     "fo-sgd-ckpt": Method(
-        baselines.fo_sgd, "fo-sgd with activation checkpointing", "Chen et al. 2016", 1.0, FIRST, checkpoint=True
+        baselines.fo_sgd,
+        "fo-sgd with activation checkpointing",
+        "Chen et al. 2016",
+        FIRST,
+        copies=1.0,
+        lr_factor=1000.0,
+        checkpoint=True,
     ),
     "fo-adam-ckpt": Method(
-        baselines.fo_adam, "fo-adam with activation checkpointing", "Chen et al. 2016", 3.0, FIRST, checkpoint=True
+        baselines.fo_adam,
+        "fo-adam with activation checkpointing",
+        "Chen et al. 2016",
+        FIRST,
+        copies=3.0,
+        lr_factor=10.0,
+        checkpoint=True,
     ),
 }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Unpack
 
 from gradless.directions import gaussian, rademacher
@@ -10,18 +9,23 @@ from gradless.directions.blocks import units
 from gradless.errors import BadInput
 from gradless.estimators import backprop, forward_grad, hybrid, spsa
 from gradless.forward import parameters
-from gradless.methods.common import Common, Queries, build
+from gradless.methods.common import Common, Params, Queries, Rate, build
 from gradless.optimizer import ZerothOrder
-from gradless.rules import Schedule, chain, constant, on_stored, scale
+from gradless.rules import chain, constant, on_stored, scale
 from gradless.rules.stored import clip, heavy_ball, stored_adam
 
 __all__ = ["fo_adam", "fo_sgd", "forward_gradient", "hybrid_zo_fo"]
 
 
 def fo_sgd(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-3, eps: float = 0.0, beta: float = 0.0, max_norm: float = 1.0,
+    params: Params,
+    *,
+    lr: Rate = 1e-3,
+    eps: float = 0.0,
+    beta: float = 0.0,
+    max_norm: float = 1.0,
     **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+) -> ZerothOrder:
     """SGD by backpropagation, the gradient clipped to ``max_norm``; ``beta`` is its momentum.
 
     Cost: a forward and a backward, counted as three forwards; activations, and a gradient of the tuned weights.
@@ -31,9 +35,15 @@ def fo_sgd(
 
 
 def fo_adam(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-5, eps: float = 0.0, beta1: float = 0.9, beta2: float = 0.999,
-    max_norm: float = 1.0, **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+    params: Params,
+    *,
+    lr: Rate = 1e-5,
+    eps: float = 0.0,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    max_norm: float = 1.0,
+    **common: Unpack[Common],
+) -> ZerothOrder:
     """AdamW by backpropagation, the gradient clipped to ``max_norm``. Cost: that of `fo_sgd` and two more copies.
 
     ``beta1`` and ``beta2`` are the decays of `gradless.stored_adam`.
@@ -43,9 +53,8 @@ def fo_adam(
 
 
 def forward_gradient(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 0.0, queries: Queries = 1,
-    **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+    params: Params, *, lr: Rate = 1e-6, eps: float = 0.0, queries: Queries = 1, **common: Unpack[Common]
+) -> ZerothOrder:
     """Forward-Grad: exact slopes along Gaussian directions. Cost: K forwards with tangents, counted as 2K.
 
     Baydin et al. 2022 (arXiv 2202.08587), as in ZO-Bench but with tangents of one layer at a time.
@@ -54,9 +63,15 @@ def forward_gradient(
 
 
 def hybrid_zo_fo(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1,
-    deep_units: int = 3, deep_lr_ratio: float = 10.0, **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+    params: Params,
+    *,
+    lr: Rate = 1e-6,
+    eps: float = 1e-3,
+    queries: Queries = 1,
+    deep_units: int = 3,
+    deep_lr_ratio: float = 10.0,
+    **common: Unpack[Common],
+) -> ZerothOrder:
     """Backpropagation with Adam in the last ``deep_units`` units of the model, MeZO in the others.
 
     Units are blocks and the modules around them, in order; a tied output layer belongs to the embeddings. The learning

@@ -13,13 +13,14 @@ from typing import Any, TypedDict, Unpack
 from gradless.accept import Accept, always
 from gradless.directions import Directions
 from gradless.estimators import Estimator
-from gradless.forward.evaluator import STREAM
 from gradless.optimizer import ZerothOrder
 from gradless.ranks import Ranks
-from gradless.rules import Rule, chain
+from gradless.rules import Rule, Schedule, chain
 from gradless.rules.normalise import rms_normalised
 
 MEMORY = 0.99  # of the size of coefficients: the last hundred steps
+Params = Iterable[Any]
+Rate = float | Schedule
 Queries = int | Callable[[int], int]
 Transform = Callable[[Directions], Directions]
 
@@ -37,7 +38,7 @@ class Common(TypedDict, total=False):
 
 
 def build(
-    params: Iterable[Any],
+    params: Params,
     directions: Directions,
     estimator: Estimator,
     rule: Rule,
@@ -46,18 +47,15 @@ def build(
     **common: Unpack[Common],
 ) -> ZerothOrder:
     """The optimizer of one choice on each axis."""
-    transform = common.get("transform")
-    if common.get("normalise", False):
+    settings: dict[str, Any] = dict(common)
+    transform: Transform | None = settings.pop("transform", None)
+    if settings.pop("normalise", False):
         rule = chain(rms_normalised(MEMORY), rule)
     return ZerothOrder(
         params,
-        seed=common.get("seed", 0),
         directions=transform(directions) if transform else directions,
         estimator=estimator,
         rule=rule,
         accept=accept,
-        weight_decay=common.get("weight_decay", 0.0),
-        engine=common.get("engine", STREAM),
-        defer=common.get("defer", False),
-        ranks=common.get("ranks"),
+        **settings,
     )

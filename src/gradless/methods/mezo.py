@@ -12,22 +12,20 @@ All presets take the same arguments, and some their own:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Unpack
+from typing import Unpack
 
 from gradless.directions import gaussian, low_rank, rademacher
 from gradless.estimators import one_sided, spsa
-from gradless.methods.common import Common, Queries, build
+from gradless.methods.common import Common, Params, Queries, Rate, build
 from gradless.optimizer import ZerothOrder
-from gradless.rules import Schedule, adam, chain, momentum, scale
+from gradless.rules import adam, chain, momentum, scale
 
 __all__ = ["lozo", "mezo", "mezo_adam", "mezo_gaussian", "mezo_momentum", "mezo_one_sided"]
 
 
 def mezo(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1,
-    **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+    params: Params, *, lr: Rate = 1e-6, eps: float = 1e-3, queries: Queries = 1, **common: Unpack[Common]
+) -> ZerothOrder:
     """MeZO with portable +1/-1 directions: theta <- theta - lr * c * z, c from two forwards.
 
     Cost: 2K forwards a step; memory of inference plus the largest leaf. Malladi et al. 2023 (arXiv 2305.17333), with
@@ -37,25 +35,28 @@ def mezo(
 
 
 def mezo_gaussian(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1,
-    **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+    params: Params, *, lr: Rate = 1e-6, eps: float = 1e-3, queries: Queries = 1, **common: Unpack[Common]
+) -> ZerothOrder:
     """MeZO as published: Gaussian z. Malladi et al. 2023 (arXiv 2305.17333). Cost: 2K forwards a step."""
     return build(params, gaussian(), spsa(eps=eps, queries=queries), scale(lr), **common)
 
 
 def mezo_one_sided(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1,
-    **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+    params: Params, *, lr: Rate = 1e-6, eps: float = 1e-3, queries: Queries = 1, **common: Unpack[Common]
+) -> ZerothOrder:
     """MeZO with forward differences. Cost: K + 1 forwards instead of 2K; the loss logged is the loss itself."""
     return build(params, rademacher(), one_sided(eps=eps, queries=queries), scale(lr), **common)
 
 
 def mezo_momentum(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-7, eps: float = 1e-3, queries: Queries = 1, beta: float = 0.9,
+    params: Params,
+    *,
+    lr: Rate = 1e-7,
+    eps: float = 1e-3,
+    queries: Queries = 1,
+    beta: float = 0.9,
     **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+) -> ZerothOrder:
     """MeZO with heavy-ball momentum recomputed from past scalars: no buffer. See `gradless.rules.momentum` for costs.
 
     ``beta`` is its decay. Malladi et al. 2023 (arXiv 2305.17333), appendix B.2.
@@ -64,9 +65,8 @@ def mezo_momentum(
 
 
 def mezo_adam(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-4, eps: float = 1e-3, queries: Queries = 1,
-    **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+    params: Params, *, lr: Rate = 1e-4, eps: float = 1e-3, queries: Queries = 1, **common: Unpack[Common]
+) -> ZerothOrder:
     """MeZO-Adam with Gaussian z and moments recomputed from past scalars. See `gradless.rules.adam` for costs.
 
     Malladi et al. 2023 (arXiv 2305.17333), appendix B.2.
@@ -75,9 +75,15 @@ def mezo_adam(
 
 
 def lozo(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1, rank: int = 8,
-    refresh: int = 50, **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+    params: Params,
+    *,
+    lr: Rate = 1e-6,
+    eps: float = 1e-3,
+    queries: Queries = 1,
+    rank: int = 8,
+    refresh: int = 50,
+    **common: Unpack[Common],
+) -> ZerothOrder:
     """ZO-SGD along low-rank directions z = U V^T / sqrt(rank) with a V that is kept for ``refresh`` steps.
 
     Linear layers apply z beside their weights, which are neither copied nor, with ``defer``, written more than once in

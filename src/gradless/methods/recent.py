@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Unpack
+from typing import Unpack
 
 from gradless.directions import low_rank, rademacher
 from gradless.directions.blocks import random_blocks
 from gradless.directions.masks import sparse
 from gradless.errors import BadInput
 from gradless.estimators import one_sided, spsa
-from gradless.methods.common import Common, Queries, build
+from gradless.methods.common import Common, Params, Queries, Rate, build
 from gradless.optimizer import ZerothOrder
-from gradless.rules import Schedule, chain, momentum, scale
+from gradless.rules import chain, momentum, scale
 from gradless.rules.muon import orthogonalise
 from gradless.rules.normalise import rms_normalised, std_normalised
 
@@ -20,9 +19,8 @@ __all__ = ["fzoo", "lezo", "mezo_rms", "sparse_mezo", "zo_muon"]
 
 
 def fzoo(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 8,
-    **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+    params: Params, *, lr: Rate = 1e-6, eps: float = 1e-3, queries: Queries = 8, **common: Unpack[Common]
+) -> ZerothOrder:
     """FZOO: one-sided differences along K signs, divided by their standard deviation. Cost: K + 1 forwards.
 
     arXiv 2506.09034.
@@ -38,9 +36,15 @@ def fzoo(
 
 
 def mezo_rms(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-5, eps: float = 1e-3, queries: Queries = 1, beta: float = 0.9,
-    decay: float = 0.99, **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+    params: Params,
+    *,
+    lr: Rate = 1e-5,
+    eps: float = 1e-3,
+    queries: Queries = 1,
+    beta: float = 0.9,
+    decay: float = 0.99,
+    **common: Unpack[Common],
+) -> ZerothOrder:
     """MeZO with momentum ``beta`` over a running root mean square of its coefficients: one scalar of state.
 
     ``decay`` is that of the mean square. Cost: 2K forwards. MEAZO, arXiv 2605.03869.
@@ -50,9 +54,15 @@ def mezo_rms(
 
 
 def zo_muon(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-4, eps: float = 1e-3, queries: Queries = 4, rank: int = 16,
-    refresh: int = 50, **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+    params: Params,
+    *,
+    lr: Rate = 1e-4,
+    eps: float = 1e-3,
+    queries: Queries = 4,
+    rank: int = 16,
+    refresh: int = 50,
+    **common: Unpack[Common],
+) -> ZerothOrder:
     """ZO-Muon: low-rank estimates of K queries, orthogonalised matrix by matrix. Cost: 2K forwards, thin factors.
 
     Directions have rank ``rank``; their V is new every ``refresh`` steps. arXiv 2602.17155.
@@ -62,9 +72,14 @@ def zo_muon(
 
 
 def sparse_mezo(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1, keep: float = 0.25,
+    params: Params,
+    *,
+    lr: Rate = 1e-6,
+    eps: float = 1e-3,
+    queries: Queries = 1,
+    keep: float = 0.25,
     **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+) -> ZerothOrder:
     """Sparse-MeZO: only the smallest weights of each layer move. Cost: 2K forwards; a byte a weight for the mask.
 
     ``keep`` is their share. Liu et al. 2024 (arXiv 2402.15751); the threshold is taken from the base weights.
@@ -74,9 +89,14 @@ def sparse_mezo(
 
 
 def lezo(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1, keep: float = 0.25,
+    params: Params,
+    *,
+    lr: Rate = 1e-6,
+    eps: float = 1e-3,
+    queries: Queries = 1,
+    keep: float = 0.25,
     **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+) -> ZerothOrder:
     """LeZO: a random share ``keep`` of the layers a query. Cost: 2K forwards, fewer sweeps. arXiv 2410.09823."""
     directions = random_blocks(rademacher(), keep=float(keep))
     return build(params, directions, spsa(eps=eps, queries=queries), scale(lr), **common)

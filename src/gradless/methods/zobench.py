@@ -5,8 +5,8 @@ The released code differs from the paper in places (docs/reference/log.md); thes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Unpack
+from collections.abc import Mapping
+from typing import Unpack
 
 from torch import Tensor
 
@@ -16,9 +16,9 @@ from gradless.directions.blocks import one_by_one, random_blocks
 from gradless.directions.masks import sparse
 from gradless.estimators import spsa
 from gradless.forward import parameters
-from gradless.methods.common import Common, Queries, build
+from gradless.methods.common import Common, Params, Queries, Rate, build
 from gradless.optimizer import ZerothOrder
-from gradless.rules import Schedule, chain, scale
+from gradless.rules import chain, scale
 from gradless.rules.normalise import scalar_sign, sign
 from gradless.rules.stored import heavy_ball, stored_adam
 
@@ -26,9 +26,14 @@ __all__ = ["zo_adam", "zo_block", "zo_blockwise", "zo_cons", "zo_momentum", "zo_
 
 
 def zo_momentum(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-7, eps: float = 1e-3, queries: Queries = 1, beta: float = 0.9,
+    params: Params,
+    *,
+    lr: Rate = 1e-7,
+    eps: float = 1e-3,
+    queries: Queries = 1,
+    beta: float = 0.9,
     **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+) -> ZerothOrder:
     """ZO-SGD-MMT: heavy-ball momentum ``beta``, stored in float32. Cost: 2K forwards; one copy of the tuned weights.
 
     `mezo_momentum` recomputes the same buffer from scalars instead.
@@ -37,9 +42,15 @@ def zo_momentum(
 
 
 def zo_adam(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-4, eps: float = 1e-3, queries: Queries = 1, beta1: float = 0.9,
-    beta2: float = 0.999, **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+    params: Params,
+    *,
+    lr: Rate = 1e-4,
+    eps: float = 1e-3,
+    queries: Queries = 1,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    **common: Unpack[Common],
+) -> ZerothOrder:
     """ZO-Adam on Gaussian directions, moments stored in float32. Cost: 2K forwards; two copies of the tuned weights.
 
     ``beta1`` and ``beta2`` are the decays of `gradless.stored_adam`.
@@ -49,9 +60,8 @@ def zo_adam(
 
 
 def zo_sign(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-5, eps: float = 1e-3, queries: Queries = 1,
-    **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+    params: Params, *, lr: Rate = 1e-5, eps: float = 1e-3, queries: Queries = 1, **common: Unpack[Common]
+) -> ZerothOrder:
     """ZO-SGD-Sign: the sign of every element of the estimate. Cost: 2K forwards; memory of inference.
 
     Liu et al. 2019 (signSGD via zeroth-order oracle, ICLR). With one +1/-1 query it is `zo_scalar_sign`.
@@ -60,27 +70,32 @@ def zo_sign(
 
 
 def zo_scalar_sign(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-5, eps: float = 1e-3, queries: Queries = 1,
-    **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+    params: Params, *, lr: Rate = 1e-5, eps: float = 1e-3, queries: Queries = 1, **common: Unpack[Common]
+) -> ZerothOrder:
     """The sign of the projected gradient times z: what ZO-Bench's code calls sign. Cost: 2K forwards, no memory."""
     return build(params, rademacher(), spsa(eps=eps, queries=queries), chain(scalar_sign(), scale(lr)), **common)
 
 
 def zo_cons(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1,
-    **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+    params: Params, *, lr: Rate = 1e-6, eps: float = 1e-3, queries: Queries = 1, **common: Unpack[Common]
+) -> ZerothOrder:
     """ZO-SGD-Cons: of theta, theta - lr g and theta + lr g keep the best on the batch. Cost: 2K + 3 forwards."""
     estimator = spsa(eps=eps, queries=queries)
     return build(params, rademacher(), estimator, scale(lr), accept=conservative, **common)
 
 
 def zo_sparse(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1, keep: float = 0.5,
-    mask: str = "magnitude", group: str = "layer", norms: Mapping[str, Tensor] | None = None,
+    params: Params,
+    *,
+    lr: Rate = 1e-6,
+    eps: float = 1e-3,
+    queries: Queries = 1,
+    keep: float = 0.5,
+    mask: str = "magnitude",
+    group: str = "layer",
+    norms: Mapping[str, Tensor] | None = None,
     **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+) -> ZerothOrder:
     """ZO-SGD on a fixed share of the weights: gradient sparsity. Cost: 2K forwards; a byte a weight for the mask.
 
     Args:
@@ -99,9 +114,8 @@ def zo_sparse(
 
 
 def zo_block(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, queries: Queries = 1, keep: int = 1,
-    **common: Unpack[Common],
-) -> ZerothOrder:  # fmt: skip
+    params: Params, *, lr: Rate = 1e-6, eps: float = 1e-3, queries: Queries = 1, keep: int = 1, **common: Unpack[Common]
+) -> ZerothOrder:
     """``keep`` random blocks of the model a query, and always what is in no block (embeddings, the last norm).
 
     Freeze the latter to perturb the block alone, which also lets forwards begin there. Cost: 2K forwards. Park et al.
@@ -111,9 +125,7 @@ def zo_block(
     return build(params, directions, spsa(eps=eps, queries=queries), scale(lr), **common)
 
 
-def zo_blockwise(
-    params: Iterable[Any], *, lr: float | Schedule = 1e-6, eps: float = 1e-3, **common: Unpack[Common]
-) -> ZerothOrder:
+def zo_blockwise(params: Params, *, lr: Rate = 1e-6, eps: float = 1e-3, **common: Unpack[Common]) -> ZerothOrder:
     """Every block of the model in turn, each with its own z, all at the same weights. Cost: 2 forwards a block."""
     given = parameters.named(params)
     entries = [entry for item in given for entry in (item["params"] if isinstance(item, dict) else [item])]

@@ -194,7 +194,7 @@ def _metadata(facts: Facts) -> ModelCardData:
         metrics=[name for name in scores if name != "loss"] or None,
         model_name=facts.name,
         pipeline_tag="fill-mask" if facts.masked else "text-generation",
-        tags=["gradless", METHODS[config.method].order + "-order", config.method, config.scheme],
+        tags=["gradless", METHODS[config.method].family + "-order", config.method, config.scheme],
         eval_results=results or None,
     )
 

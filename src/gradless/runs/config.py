@@ -24,13 +24,6 @@ DEFAULTS = {
     "prompt": (1e-3, 1e-2),
     "head": (1e-3, 1e-2),
 }
-# What a rule makes of a learning rate: momentum sums about ten gradients, Adam and signs normalise them.
-LR_FACTORS = {
-    **dict.fromkeys(("mezo-momentum", "zo-momentum"), 0.1),
-    **dict.fromkeys(("mezo-adam", "zo-adam", "zo-sign", "zo-scalar-sign", "mezo-rms", "fzoo"), 10.0),
-    **dict.fromkeys(("fo-adam", "fo-adam-ckpt"), 10.0),
-    **{"zo-muon": 100.0, "fo-sgd": 1000.0, "fo-sgd-ckpt": 1000.0},
-}
 
 Model = Annotated[str, Names("model", closed=False)]
 Task = Annotated[str, Names("task", closed=False)]
@@ -189,7 +182,7 @@ class TuneConfig:
         lr, eps = DEFAULTS[self.scheme]
         return dataclasses.replace(
             self,
-            lr=self.lr if self.lr is not None else lr * LR_FACTORS.get(self.method, 1.0),
+            lr=self.lr if self.lr is not None else lr * METHODS[self.method].lr_factor,
             eps=self.eps if self.eps is not None else eps,
             engine=self.engine or self._engine(),
             eval_every=self.eval_every or max(1, -(-self.steps // 5)),

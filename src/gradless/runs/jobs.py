@@ -10,10 +10,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradless import lm, methods, tasks
+from gradless.directions import DIRECTIONS
 from gradless.errors import BadInput, pick
+from gradless.estimators import ESTIMATORS
 from gradless.lm import evaluate as evaluation
 from gradless.lm import metrics, objectives, schemes
 from gradless.ranks import Ranks, agreed
+from gradless.rules import RULES
 from gradless.runs import build, train
 from gradless.runs import replay as rebuilding
 from gradless.runs import save as saving
@@ -209,6 +212,9 @@ def _recorded(run: Path) -> dict[str, Any] | None:
 
 
 TABLES: dict[str, Callable[[], dict[str, str]]] = {
+    "directions": lambda: {name: part.about for name, part in DIRECTIONS.items()},
+    "estimators": lambda: {name: part.about for name, part in ESTIMATORS.items()},
+    "rules": lambda: {name: part.about for name, part in RULES.items()},
     "methods": lambda: {name: f"{m.summary} ({m.paper})" for name, m in methods.METHODS.items()},
     "schemes": lambda: {name: scheme.about for name, scheme in schemes.SCHEMES.items()},
     "tasks": lambda: {name: f"{tasks.get(name).title}: {tasks.get(name).kind}" for name in tasks.names()},

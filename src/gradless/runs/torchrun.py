@@ -112,7 +112,7 @@ def idle(config: TuneConfig, model: Model, ranks: Ranks | None) -> str:
     """Return a warning if a step has fewer points than ranks, else ``""``."""
     if ranks is None or ranks.split == BATCH:
         return ""
-    estimator, forward = model.optimizer.estimator, METHODS[config.method].order == FORWARD
+    estimator, forward = model.optimizer.estimator, METHODS[config.method].family == FORWARD
     points = estimator.forwards(estimator.queries(config.steps)) // (FORWARD_MODE if forward else 1)
     if points >= ranks.size:
         return ""

@@ -15,7 +15,7 @@ from gradless.bench.grid import DONE, FINAL, SEARCH, ZERO_SHOT
 from gradless.bench.results import FAILED
 from gradless.bench.timing import side_by_side
 from gradless.errors import BadInput
-from gradless.methods import METHODS
+from gradless.methods import FIRST, METHODS, ZEROTH
 from gradless.report.common.numbers import Score, metric_of, number, score, show, slug, sortable, unique
 from gradless.runs.config import DEFAULTS
 
@@ -302,11 +302,8 @@ def _order(grid: Mapping[str, Any]) -> Any:
 
 def kind(method: str) -> str:
     """Family of a method, see `KINDS`."""
-    if method.startswith("fo-"):
-        return "fo"
-    if method.startswith("hybrid"):
-        return "hybrid"
-    return "forward-mode" if method == "forward-grad" else "zo"
+    family = METHODS[method].family if method in METHODS else ZEROTH
+    return {ZEROTH: "zo", FIRST: "fo"}.get(family, family)
 
 
 def tested(cell: Cell, found: Results) -> Score | None:

@@ -56,7 +56,7 @@ def page(record: RunRecord, tables: Sequence[Table], drawings: Sequence[Drawing]
         drawings=inlined((drawing.name, drawing.title, drawing.svg) for drawing in drawings),
         by_section={id_: [one for one in drawings if one.name.startswith(start)] for id_, start in SECTIONS.items()},
         drawn=drawn,
-        coefficients=ABOUT_COEFFICIENTS.get(record.preset.order if record.preset else "", USUAL),
+        coefficients=ABOUT_COEFFICIENTS.get(record.preset.family if record.preset else "", USUAL),
         command=tune_command(record.settings, record.folder) if record.settings is not None else "",
         replay=_replay(record),
         facts=_facts(record),
