@@ -241,7 +241,7 @@ def report(folder: Path) -> None:
 def list_(what: str) -> None:
     """List methods, tasks, models, directions, aggregators and other tables by name.
 
-    What may be listed: methods, schemes, tasks, models, objectives; directions, estimators, rules; aggregators, attacks,
+    Tables: methods, schemes, tasks, models, objectives; directions, estimators, rules; aggregators, attacks,
     algorithms, splits, recipes.
 
     \b
