@@ -9,27 +9,27 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gradless import kernels, rng
+from gradless import rng
 from gradless.accept import FORWARDS, Accept
 from gradless.accept import always as always
 from gradless.directions import Directions, rademacher
 from gradless.errors import BadInput, Diverged
-from gradless.estimators import Estimator, Oracle, check_stored, spsa
+from gradless.estimators import Estimator, check_stored, spsa
 from gradless.forward import parameters
 from gradless.forward.autodiff import all_finite
 from gradless.forward.deferred import Deferred
 from gradless.forward.evaluator import ENGINES as ENGINES
 from gradless.forward.evaluator import STREAM, Closure, LossEvaluator
-from gradless.forward.points import probe_point
 from gradless.forward.prefix_cache import PrefixCache
-from gradless.gradients import Dense, Gradient, Mixture, Sketch, combine, finish
+from gradless.forward.updates import Step, program, write, write_all
+from gradless.gradients import Dense, Gradient, Mixture, Sketch
 from gradless.gradients import Probe as Probe
 from gradless.gradients import Update as Update
 from gradless.ranks import Ranks
@@ -38,7 +38,7 @@ from gradless.rules import Rule, chain, like, plain, scale
 __all__ = ["ZerothOrder"]
 
 PATIENCE = 10  # non-finite losses in a row that end a run
-ZERO_WARNING = 5  # estimates of exactly zero in a row that are worth a word
+ZERO_WARNING = 5  # estimates of exactly zero in a row after which a warning is given
 
 
 class ZerothOrder(torch.optim.Optimizer):
@@ -101,10 +101,10 @@ class ZerothOrder(torch.optim.Optimizer):
             raise BadInput(f"weight_decay is {weight_decay}: it must not be negative")
         lr = self.rule.lr
         initial = lr(0) if callable(lr) else lr
-        given = parameters.named(params)
-        if callable(lr) and any(isinstance(group, dict) and "lr" in group for group in given):
+        named = parameters.named(params)
+        if callable(lr) and any(isinstance(group, dict) and "lr" in group for group in named):
             raise BadInput("the rule's schedule sets the learning rate: give groups an 'lr_scale' instead of an 'lr'")
-        super().__init__(given, {"lr": initial, "weight_decay": weight_decay, "lr_scale": 1.0})
+        super().__init__(named, {"lr": initial, "weight_decay": weight_decay, "lr_scale": 1.0})
         self.seed = seed
         self.directions = directions or rademacher()
         self.estimator = estimator or spsa()
@@ -119,12 +119,12 @@ class ZerothOrder(torch.optim.Optimizer):
         self.defer = defer
         self._deferred = Deferred(self.leaves)
         self._torn = False  # an interrupt came while weights were written
-        self.landscape = LossEvaluator(self.leaves, engine=engine, deferred=self._deferred, ranks=ranks)
+        self.evaluator = LossEvaluator(self.leaves, engine=engine, deferred=self._deferred, ranks=ranks)
 
     @property
     def engine(self) -> str:
         """The engine in use."""
-        return self.landscape.engine
+        return self.evaluator.engine
 
     @property
     def torn(self) -> bool:
@@ -134,7 +134,7 @@ class ZerothOrder(torch.optim.Optimizer):
     @property
     def forwards(self) -> int:
         """Evaluations of closures so far."""
-        return self.landscape.forwards
+        return self.evaluator.forwards
 
     def reuse_prefixes(self, model: torch.nn.Module) -> None:
         """Let the forwards of a step share what lies before the first perturbed block of the model.
@@ -142,7 +142,7 @@ class ZerothOrder(torch.optim.Optimizer):
         For directions that reach some blocks only, in the engine ``stream``. The losses stay the same; the closure must
         call the model on the same inputs every time: generating text does not.
         """
-        self.landscape.prefix = PrefixCache(model)
+        self.evaluator.prefix = PrefixCache(model)
 
     @torch.no_grad()
     def probe(self, closure: Closure) -> Probe:
@@ -151,14 +151,8 @@ class ZerothOrder(torch.optim.Optimizer):
         Cost: ``estimator.forwards(K)`` evaluations of the closure and as many sweeps over the parameters.
         """
         keys = tuple(self.key(self.t, k) for k in range(self.estimator.queries(self.t)))
-        before = self.landscape.forwards
-
-        oracle = Oracle(
-            values=lambda points: self.landscape.values(closure, [probe_point(key, size) for key, size in points]),
-            slopes=lambda keys: self.landscape.slopes(closure, keys),
-            gradients=lambda: self.landscape.gradients(closure, self.estimator.deep),
-        )
-        with self.landscape.prefix.step() if self.landscape.prefix else contextlib.nullcontext():
+        earlier = self.evaluator.forwards
+        with self.evaluator.asked(closure, self.estimator.deep) as oracle:
             loss, coeffs, tensors = self.estimator.estimate(oracle, keys)
         # What is logged and sent is float32, so that is also what is applied here.
         coeffs = tuple(float(np.float32(c)) for c in coeffs)
@@ -170,7 +164,7 @@ class ZerothOrder(torch.optim.Optimizer):
                 "eps, or check that the closure reads the tuned parameters anew in every call",
                 stacklevel=2,
             )
-        return Probe(self.t, loss, Sketch(keys, coeffs), self.landscape.forwards - before, finite, tensors)
+        return Probe(self.t, loss, Sketch(keys, coeffs), self.evaluator.forwards - earlier, finite, tensors)
 
     def key(self, step: int, query: int) -> int:
         """Key of one query's direction."""
@@ -198,25 +192,22 @@ class ZerothOrder(torch.optim.Optimizer):
         gradient: Gradient = sketch.mixture() if tensors is None else Dense(tensors, sketch.mixture())
         direction, self._rule_state = self.rule.update(gradient, self._rule_state)
         rounding = rng.rounding_key(self.seed, self.t)
+        step = Step(direction, lrs, self._decays(lrs), rounding)
         if self.defer and isinstance(direction, Mixture) and self.directions.draw is None:
-            steps = [self._step_of(direction, lrs, group) for group in range(len(self.param_groups))]
-            self._deferred.push([kernels.program([step], rounding=[rounding]) for step in steps])
+            self._deferred.push([program([step], group) for group in range(len(self.param_groups))])
         else:
-            self._write(direction, lrs, rounding)
+            with self._writing():
+                write(self.leaves, step)
         self.t += 1
         self._skipped_row = 0
         return lrs
 
-    def _write(self, direction: Gradient, lrs: tuple[float, ...], rounding: int) -> None:
-        """Update the parameters now."""
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Around writing the parameters: what an interrupt ends in between leaves the optimizer `torn`."""
         self.flush()
         self._torn = True
-        for leaf in self.leaves:
-            lr, p, decay = lrs[leaf.group], leaf.param.detach(), self._decay(lrs[leaf.group], leaf.group)
-            if isinstance(direction, Mixture):
-                combine(p, leaf, direction, amplitude=leaf.update, scale=-lr, decay=decay, rounding=rounding)
-            else:
-                finish(p, leaf, direction.leaf(leaf) * -lr, decay=decay, rounding=rounding)
+        yield
         self._torn = False
 
     @torch.no_grad()
@@ -224,19 +215,14 @@ class ZerothOrder(torch.optim.Optimizer):
         """Write all deferred updates: the parameters are then those of step ``t``. Cost: at most one sweep."""
         self._deferred.flush()
 
-    def _step_of(
-        self, mixture: Mixture, lrs: tuple[float, ...], group: int
-    ) -> tuple[float, tuple[int, ...], list[float]]:
-        """An update of one parameter group as a step of a program."""
-        return self._decay(lrs[group], group), mixture.keys, [-lrs[group] * w for w in mixture.weights]
-
     def cost(self, step: int) -> int:
         """Forward passes of a step, a backward counted as two."""
         return self.estimator.forwards(self.estimator.queries(step)) + FORWARDS.get(self.accept, 0)
 
-    def _decay(self, lr: float, group: int) -> float:
-        """Factor of the weights; what acceptance turned round decays all the same."""
-        return 1.0 - abs(lr) * float(self.param_groups[group]["weight_decay"])
+    def _decays(self, lrs: tuple[float, ...]) -> tuple[float, ...]:
+        """Factor of the weights in every group; an update that acceptance reversed decays them all the same."""
+        decays = [float(group["weight_decay"]) for group in self.param_groups]
+        return tuple(1.0 - abs(lr) * decay for lr, decay in zip(lrs, decays, strict=True))
 
     def skip(self) -> None:
         """Pass over a step whose loss was not finite: directions move on, weights and rule state do not."""
@@ -269,33 +255,33 @@ class ZerothOrder(torch.optim.Optimizer):
         return probe, self.settle(probe, closure, log)
 
     def settle(self, probe: Probe, closure: Closure, log: Callable[[Update], None] | None = None) -> Update:
-        """The other half of `step_with`: log and apply what a probe of the closure found, or skip it."""
+        """The second half of `step_with`: log and apply the estimate of a probe, or skip it if it is not finite."""
         lrs = self.learning_rates()
         if probe.finite and self.accept is not always:
             lrs = self._accepted(closure, probe, lrs)
-        move = Update(probe.step, probe.sketch.coeffs if probe.finite else (), lrs, not probe.finite)
+        update = Update(probe.step, probe.sketch.coeffs if probe.finite else (), lrs, not probe.finite)
         if log is not None:
-            log(move)
-        if move.skipped:
+            log(update)
+        if update.skipped:
             self.skip()
             if self._skipped_row >= PATIENCE:
                 raise Diverged(self._advice())
         else:
             self.apply(probe.sketch, lrs=lrs, tensors=probe.tensors)
-        return move
+        return update
 
     @torch.no_grad()
     def _accepted(self, closure: Closure, probe: Probe, lrs: tuple[float, ...]) -> tuple[float, ...]:
         """Learning rates times what the acceptance policy makes of the update; a refused step does not decay either."""
-        mixture, _ = self.rule.update(probe.sketch.mixture(), self._rule_state)
-        if not isinstance(mixture, Mixture):
+        direction, _ = self.rule.update(probe.sketch.mixture(), self._rule_state)
+        if not isinstance(direction, Mixture):
             raise BadInput("acceptance needs a linear rule: element-wise updates cannot be tried out")
-        tried, rounding = mixture, rng.rounding_key(self.seed, self.t)
+        mixture, rounding = direction, rng.rounding_key(self.seed, self.t)
 
         def value(a: float) -> float:
             if not a:
-                return self.landscape.value(closure, Mixture((), ()), 0.0)
-            return self.landscape.value(closure, tried, tuple(-a * lr for lr in lrs), rounding=rounding, update=True)
+                return self.evaluator.value(closure, Mixture((), ()), 0.0)
+            return self.evaluator.value(closure, mixture, tuple(-a * lr for lr in lrs), rounding=rounding, update=True)
 
         factor = self.accept(value)
         return tuple(lr * factor for lr in lrs)
@@ -307,60 +293,55 @@ class ZerothOrder(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def replay(self, moves: Sequence[Update], *, chunk: int = 512) -> None:
-        """Redo logged updates; bit-identical to having taken them.
+    def replay(self, updates: Sequence[Update], *, chunk: int = 512) -> None:
+        """Take logged updates again: the weights become those of the run, bit for bit.
 
-        With a linear rule, ``chunk`` steps are fused into one sweep over each leaf: weights are read and written once
-        per chunk, and no forward is run.
+        Args:
+            updates: consecutive ones, from step ``t`` on.
+            chunk: steps of a linear rule that are fused into one sweep over each leaf.
+
+        Raises:
+            BadInput: updates that do not follow step ``t``, or of an estimator that stores gradients.
+
+        Cost: no forward; with a linear rule one read and one write of the weights a chunk, else one a step.
         """
         if self.estimator.deep is not None:
             raise BadInput(
                 f"steps of {self.estimator.name} cannot be replayed: gradients of backpropagation are in no ledger"
             )
         fused = self.rule.linear and all(leaf.draw is None for leaf in self.leaves)
-        for begin in range(0, len(moves), chunk):
-            part = moves[begin : begin + chunk]
+        for begin in range(0, len(updates), chunk):
+            part = updates[begin : begin + chunk]
             if part[0].step != self.t or part[-1].step != self.t + len(part) - 1:
                 raise BadInput(
-                    f"moves {part[0].step}..{part[-1].step} do not follow step {self.t}: replay them in order"
+                    f"updates {part[0].step}..{part[-1].step} do not follow step {self.t}: replay them in order"
                 )
             if fused:
                 self._replay_fused(part)
-            else:
-                for move in part:
-                    if move.skipped:
-                        self.skip()
-                    else:
-                        self.apply(self.sketch(move), lrs=move.lrs)
+                continue
+            for update in part:
+                if update.skipped:
+                    self.skip()
+                else:
+                    self.apply(self.sketch(update), lrs=update.lrs)
         self.flush()
 
-    def _replay_fused(self, moves: Sequence[Update]) -> None:
-        done: list[tuple[Update, Mixture]] = []
-        for move in moves:
-            if move.skipped:
+    def _replay_fused(self, updates: Sequence[Update]) -> None:
+        steps = []
+        for update in updates:
+            if update.skipped:
                 self.skip()
                 continue
-            self.t, self._skipped_row = move.step + 1, 0
-            mixture, self._rule_state = self.rule.update(self.sketch(move).mixture(), self._rule_state)
-            assert isinstance(mixture, Mixture)
-            done.append((move, mixture))
-        rounding = [rng.rounding_key(self.seed, move.step) for move, _ in done]
-        self.flush()
-        self._torn = True
-        for group in range(len(self.param_groups)):
-            steps = [self._step_of(mixture, move.lrs, group) for move, mixture in done]
-            run = kernels.program(steps, rounding=rounding)
-            for leaf in self.leaves:
-                if leaf.group == group and steps:
-                    p = leaf.param.detach()
-                    kernels.sweep(
-                        p, p, leaf.terms(run), leaf=leaf.id, stream=leaf.stream, amplitude=leaf.update, mask=leaf.mask
-                    )
-        self._torn = False
+            self.t, self._skipped_row = update.step + 1, 0
+            mixture, self._rule_state = self.rule.update(self.sketch(update).mixture(), self._rule_state)
+            rounding = rng.rounding_key(self.seed, update.step)
+            steps.append(Step(mixture, update.lrs, self._decays(update.lrs), rounding))
+        with self._writing():
+            write_all(self.leaves, steps)
 
-    def sketch(self, move: Update) -> Sketch:
-        """The estimate behind a logged move."""
-        return Sketch(tuple(self.key(move.step, k) for k in range(len(move.coeffs))), move.coeffs)
+    def sketch(self, update: Update) -> Sketch:
+        """The estimate behind a logged update."""
+        return Sketch(tuple(self.key(update.step, k) for k in range(len(update.coeffs))), update.coeffs)
 
     def state_dict(self) -> dict[str, Any]:
         """Torch's state plus the step counters and the rule's window of past scalars, all plain lists and numbers.
@@ -368,16 +349,16 @@ class ZerothOrder(torch.optim.Optimizer):
         Deferred updates are written first, so that the parameters belong to this state.
         """
         self.flush()
-        own = {
+        counters = {
             "seed": self.seed,
             "t": self.t,
-            "forwards": self.landscape.forwards,
+            "forwards": self.evaluator.forwards,
             "skipped": self.skipped,
             "skipped_row": self._skipped_row,
             "rule": plain(self._rule_state),
             "masks": {leaf.name: leaf.mask.clone() for leaf in self.leaves if leaf.mask is not None},
         }
-        return {**super().state_dict(), "gradless": own}
+        return {**super().state_dict(), "gradless": counters}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore `state_dict`'s result into an optimizer of the same parameters and choices.
@@ -393,7 +374,7 @@ class ZerothOrder(torch.optim.Optimizer):
             raise BadInput("this state has masks of other parameters: create the optimizer from the base weights")
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         self._deferred.drop()
-        self.t, self.landscape.forwards, self.skipped = own["t"], own["forwards"], own["skipped"]
+        self.t, self.evaluator.forwards, self.skipped = own["t"], own["forwards"], own["skipped"]
         self._skipped_row = own["skipped_row"]
         self._rule_state = like(self.rule.init(), own["rule"])
         for leaf in self.leaves:

@@ -164,11 +164,11 @@ def test_blocks_that_generate_text_share_no_prefix(tmp_path):
         tmp_path, task="squad", data=data, objective="f1", method="zo-blockwise", num_train=8, num_dev=2
     )
     model, _ = build.build_for(settings.resolved(), tmp_path, *_task_and_rows(settings))
-    assert model.optimizer.landscape.prefix is None
+    assert model.optimizer.evaluator.prefix is None
     model, _ = build.build_for(
         h.config(tmp_path, method="zo-blockwise").resolved(), tmp_path, *_task_and_rows(h.config(tmp_path))
     )
-    assert model.optimizer.landscape.prefix is not None
+    assert model.optimizer.evaluator.prefix is not None
 
 
 def _task_and_rows(settings):

@@ -1,13 +1,13 @@
-"""One walk through the model for several copies of its weights.
+"""One forward through the model for several copies of its weights.
 
 The closure runs once under `torch.func.vmap`, over a dimension that its author does not see: values that depend on a
-perturbed weight carry one slice for each copy, all others are shared. So every closure can be walked that uses
+perturbed weight carry one slice for each copy, all others are shared. So every closure can be batched that uses
 out-of-place torch functions, whatever its model, masks or loss; and what the copies share (all base weights under LoRA)
 is read once for all of them.
 
 How a value gets and loses the hidden dimension is the only thing here that torch does not document: `wrap` and
 `unwrap` use what `vmap` itself is made of, unchanged since torch 2.0. The documented way, an autograd function with a
-``vmap`` rule, costs 0.4 ms a call in a cold cache (126 calls a walk of Gemma 3 270M: 3 % of a step).
+``vmap`` rule, costs 0.4 ms a call in a cold cache (126 calls a forward of Gemma 3 270M: 3 % of a step).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_add_batch_dim: Any = None  # in another torch, walks are not available
+_add_batch_dim: Any = None  # in another torch, batched forwards are not available
 with contextlib.suppress(ImportError):
     from torch._C._functorch import _add_batch_dim, get_unwrapped, is_batchedtensor, maybe_get_bdim, maybe_get_level
 
@@ -28,11 +28,11 @@ SMALL = 1 << 16  # elements of a weight that are not worth a product of their ow
 
 
 class CannotBatch(Exception):
-    """The closure does something that several copies cannot do at once."""
+    """The closure does something that torch cannot batch over copies of the weights."""
 
 
 class BatchedForward:
-    """The hidden dimension of one walk."""
+    """One evaluation of a closure for ``copies`` of the weights, which it sees through a hidden dimension."""
 
     def __init__(self, copies: int) -> None:
         self.copies = copies
@@ -46,7 +46,7 @@ class BatchedForward:
             RuntimeError: from torch, for what cannot be batched.
         """
         if _add_batch_dim is None:
-            raise CannotBatch("this release of torch does not offer what walking needs")
+            raise CannotBatch("this release of torch does not offer what batching needs")
 
         def one(index: Tensor) -> Tensor:
             self.level = maybe_get_level(index)

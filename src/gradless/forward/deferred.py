@@ -11,6 +11,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Sequence
 
 from gradless import kernels
+from gradless.forward.updates import run
 from gradless.gradients import Leaf
 from gradless.kernels.program import NOTHING, Program, idle
 
@@ -70,11 +71,8 @@ class Deferred:
         for leaf in list(self._leaves if leaves is None else leaves):
             pending = self.pending(leaf)
             if pending.decays.size:
-                p = leaf.param.detach()
                 with self.writing(leaf):
-                    kernels.sweep(
-                        p, p, pending, leaf=leaf.id, stream=leaf.stream, amplitude=leaf.update, mask=leaf.mask
-                    )
+                    run(leaf, pending)
             elif id(leaf.param) in self._done:
                 self._done[id(leaf.param)] = self._total
         self._forget()

@@ -1,10 +1,9 @@
 """The loss at points near the weights: every evaluation of a closure goes through here and is counted.
 
-Three engines find the same numbers, to rounding:
+Three engines compute the same numbers, to rounding:
 
-- ``stream``: one forward for each point, served with weights perturbed in scratch (`gradless.forward.perturbed`);
-- ``dual``: one walk through the model for all points of a step, +eps and -eps side by side
-(`gradless.forward.batched`);
+- ``stream``: one forward for each point, with weights perturbed in scratch buffers (`gradless.forward.perturbed`);
+- ``dual``: one forward for all points of a step, +eps and -eps side by side (`gradless.forward.batched`);
 - ``in-place``: one forward for each point, weights perturbed in place and restored from a copy.
 """
 
@@ -12,20 +11,20 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from torch import Tensor
 
 from gradless import rng
 from gradless.errors import BadInput, pick
-from gradless.estimators import BACKPROP, FORWARD_MODE
+from gradless.estimators import BACKPROP, FORWARD_MODE, Oracle
 from gradless.forward import autodiff
 from gradless.forward.batched import BatchedForward
 from gradless.forward.deferred import Deferred
 from gradless.forward.low_rank import LowRankLinear
 from gradless.forward.perturbed import PerturbedWeights, Pool, ReadSurvey
-from gradless.forward.points import Point, Points, Scale
+from gradless.forward.points import Point, Points, Scale, probe_point
 from gradless.forward.prefix_cache import PrefixCache
 from gradless.forward.read_order import ReadOrder
 from gradless.gradients import Leaf, Mixture
@@ -35,7 +34,7 @@ Closure = Callable[[], Tensor | float]
 T = TypeVar("T")
 
 STREAM, DUAL, IN_PLACE = ENGINES = ("stream", "dual", "in-place")
-MOST_COPIES = 8  # points of one walk: their activations are in memory together
+MOST_COPIES = 8  # points of one batched forward: their activations are in memory together
 
 
 class LossEvaluator:
@@ -43,9 +42,9 @@ class LossEvaluator:
 
     Args:
         leaves: the tuned parameters.
-        engine: one of `ENGINES`; ``dual`` gives way to ``stream``, with a warning, where a closure cannot be walked.
-        deferred: updates to write on the way.
-        ranks: processes that find the losses together; all of them get the same numbers.
+        engine: one of `ENGINES`; ``dual`` becomes ``stream``, with a warning, where a closure cannot be batched.
+        deferred: pending updates, written when a forward visits their leaf.
+        ranks: processes that share the evaluations; all of them get the same numbers.
     """
 
     def __init__(
@@ -56,22 +55,32 @@ class LossEvaluator:
         deferred: Deferred | None = None,
         ranks: Ranks | None = None,
     ) -> None:
-        self.forwards = 0  # a loss that ranks found together is one
+        self.forwards = 0  # a loss that ranks evaluate together counts once
         self.engine = pick("engine", engine, {name: name for name in ENGINES})
         self.share(ranks)
         self._leaves = {id(leaf.param): leaf for leaf in leaves}
         self._in_place: frozenset[int] | None = frozenset(self._leaves) if engine == IN_PLACE else None
         self._deferred = deferred or Deferred(leaves)
-        self._thin = LowRankLinear(self._deferred)
+        self._low_rank = LowRankLinear(self._deferred)
         self._pool, self._order = Pool(), ReadOrder()
-        self._walked = False
+        self._batched = False  # whether a batched forward has succeeded
         self.prefix: PrefixCache | None = None  # for directions that reach some blocks only
 
     def share(self, ranks: Ranks | None) -> None:
-        """Find the losses together with other processes from now on."""
+        """Share the evaluations with other processes from now on."""
         self.ranks = ranks
         if self.engine == DUAL and ranks is not None and ranks.split == DIRECTIONS:
-            self._give_way("its last bits depend on how many points a rank walks at once")
+            self._use_stream("its last bits depend on how many points a rank evaluates at once")
+
+    @contextlib.contextmanager
+    def asked(self, closure: Closure, deep: Callable[[str], bool] | None) -> Iterator[Oracle]:
+        """Around one estimate: what an estimator may ask of the closure's loss. ``deep`` as in `gradients`."""
+        with self.prefix.step() if self.prefix else contextlib.nullcontext():
+            yield Oracle(
+                values=lambda points: self.values(closure, [probe_point(key, size) for key, size in points]),
+                slopes=lambda keys: self.slopes(closure, keys),
+                gradients=lambda: self.gradients(closure, deep),
+            )
 
     def values(self, closure: Closure, points: Sequence[Point]) -> list[float]:
         """The loss at every point.
@@ -85,33 +94,33 @@ class LossEvaluator:
         return self._together(points, lambda own: self._values(closure, own))
 
     def _together(self, points: Sequence[T], evaluate: Callable[[Sequence[T]], list[float]]) -> list[float]:
-        """What ``evaluate`` finds at the points: the mean over shards, or each point by one rank."""
+        """The results of ``evaluate`` over all ranks: the mean over shards, or each point from one rank."""
         if self.ranks is None:
             return evaluate(points)
         if self.ranks.split == BATCH:
             return self.ranks.mean(evaluate(points))
-        before = self.forwards
-        found = self.ranks.spread(points, lambda own: evaluate(own) if own else [])
-        self.forwards = before + len(points)
-        return found
+        earlier = self.forwards
+        losses = self.ranks.spread(points, lambda own: evaluate(own) if own else [])
+        self.forwards = earlier + len(points)
+        return losses
 
     def _values(self, closure: Closure, points: Sequence[Point]) -> list[float]:
         """The loss of this rank's closure at every point."""
         if self.engine == DUAL and not self._in_place:
             chunks = [Points(points[i : i + MOST_COPIES]) for i in range(0, len(points), MOST_COPIES)]
             try:
-                losses = [loss for chunk in chunks for loss in self._walk(closure, chunk)]
+                losses = [loss for chunk in chunks for loss in self._side_by_side(closure, chunk)]
             except Exception as error:
-                if self._walked or isinstance(error, BadInput):
+                if self._batched or isinstance(error, BadInput):
                     raise
-                # The plain engine decides whether it was the walk that failed or the closure itself.
+                # The plain engine decides whether it was the batching that failed or the closure itself.
                 losses = [self._one(closure, Points((point,))) for point in points]
-                self._give_way(str(error).splitlines()[0] if str(error) else type(error).__name__)
+                self._use_stream(str(error).splitlines()[0] if str(error) else type(error).__name__)
                 return losses
             if not self._in_place:
-                self._walked = True
+                self._batched = True
                 return losses
-            self._give_way("some weights are read below the level of torch functions")
+            self._use_stream("some weights are read below the level of torch functions")
         return [self._one(closure, Points((point,))) for point in points]
 
     def value(
@@ -150,9 +159,9 @@ class LossEvaluator:
         if ranks is None:
             return autodiff.slopes(closure, leaves, keys)
         if ranks.split == BATCH:
-            loss, found = autodiff.slopes(closure, leaves, keys)
-            loss, *found = ranks.mean([loss, *found])
-            return loss, found
+            loss, slopes = autodiff.slopes(closure, leaves, keys)
+            loss, *slopes = ranks.mean([loss, *slopes])
+            return loss, slopes
         own = [autodiff.slopes(closure, leaves, [key]) for key in ranks.own(keys)]
         (loss,) = ranks.spread(keys[:1], lambda first: [own[0][0] for _ in first])
         return loss, ranks.spread(keys, lambda _: [slope for _, (slope,) in own])
@@ -174,56 +183,65 @@ class LossEvaluator:
         if not points.points[0].mixture.keys:
             return float(closure())
         if self._in_place is None:
-            serving = self._serving(points)
-            loss = float(self._surveyed(serving, closure))
+            loss = float(self._surveyed(self._perturbed(points), closure))
             if not self._in_place and only is None:
                 return loss
             self.forwards += 1
         leaves = self._touched(points) if only is None else {id(only.param): only}
-        begun = self.prefix.forward(leaf.name for leaf in leaves.values()) if self.prefix else contextlib.nullcontext()
-        with begun, self._serving(points, leaves=leaves):
+        names = (leaf.name for leaf in leaves.values())
+        reused = self.prefix.forward(names) if self.prefix else contextlib.nullcontext()
+        with reused, self._perturbed(points, leaves=leaves):
             return float(closure())
 
-    def _walk(self, closure: Closure, points: Points) -> list[float]:
+    def _side_by_side(self, closure: Closure, points: Points) -> list[float]:
         """The loss at all of the points, side by side."""
         self.forwards += len(points)
-        walk = BatchedForward(len(points))
+        batched = BatchedForward(len(points))
         if self._in_place is None:
-            serving = self._serving(points, walk=walk)
-            losses: Any = self._surveyed(serving, lambda: walk.losses(closure))
+            weights = self._perturbed(points, batched=batched)
+            losses: Any = self._surveyed(weights, lambda: batched.losses(closure))
             return list(map(float, losses))
-        with self._serving(points, walk=walk, leaves=self._touched(points)):
-            return list(map(float, walk.losses(closure)))
+        with self._perturbed(points, batched=batched, leaves=self._touched(points)):
+            return list(map(float, batched.losses(closure)))
 
     def _touched(self, points: Points) -> dict[int, Leaf]:
         """The leaves that some point perturbs. All others are read as they are, so nothing of them may be pending."""
         keys = [key for point in points.points for key in point.mixture.keys]
-        rest = [leaf for leaf in self._leaves.values() if leaf.active is not None and not any(map(leaf.active, keys))]
-        if not rest:
+        unperturbed = [leaf for leaf in self._leaves.values() if leaf.active and not any(map(leaf.active, keys))]
+        if not unperturbed:
             return self._leaves
-        self._deferred.flush(rest)
-        spared = {id(leaf.param) for leaf in rest}
-        return {key: leaf for key, leaf in self._leaves.items() if key not in spared}
+        self._deferred.flush(unperturbed)
+        ids = {id(leaf.param) for leaf in unperturbed}
+        return {key: leaf for key, leaf in self._leaves.items() if key not in ids}
 
-    def _give_way(self, reason: str) -> None:
+    def _use_stream(self, reason: str) -> None:
         self.engine = STREAM
         warnings.warn(f"the dual engine cannot be used here ({reason}): using the engine 'stream'", stacklevel=4)
 
-    def _serving(
-        self, points: Points, *, walk: BatchedForward | None = None, leaves: dict[int, Leaf] | None = None
+    def _perturbed(
+        self, points: Points, *, batched: BatchedForward | None = None, leaves: dict[int, Leaf] | None = None
     ) -> PerturbedWeights:
         return PerturbedWeights(
-            self._leaves if leaves is None else leaves, points, walk=walk, in_place=self._in_place or frozenset(),
-            pool=self._pool, deferred=self._deferred, thin=self._thin, order=self._order,
-        )  # fmt: skip
+            self._leaves if leaves is None else leaves,
+            points,
+            batched=batched,
+            in_place=self._in_place or frozenset(),
+            pool=self._pool,
+            deferred=self._deferred,
+            low_rank=self._low_rank,
+            order=self._order,
+        )
 
-    def _surveyed(self, serving: PerturbedWeights, evaluate: Callable[[], Tensor | float]) -> Tensor | float:
-        """The first served forward also finds out which leaves cannot be served; its loss is good if all can."""
-        serving.survey = ReadSurvey(self._leaves)
-        with serving.survey, serving:
+    def _surveyed(self, weights: PerturbedWeights, evaluate: Callable[[], Tensor | float]) -> Tensor | float:
+        """The result of the first forward, which also tells the leaves that must be perturbed in place.
+
+        The loss is right if there are none.
+        """
+        weights.survey = ReadSurvey(self._leaves)
+        with weights.survey, weights:
             loss = evaluate()
-        below = serving.survey.direct
-        unread = self._leaves.keys() - below - serving.served
+        below = weights.survey.direct
+        unread = self._leaves.keys() - below - weights.served
         if len(unread) == len(self._leaves):
             raise BadInput(
                 "the closure reads none of the tuned parameters: give the optimizer the parameters of the model "
@@ -242,6 +260,6 @@ class LossEvaluator:
         return loss
 
     def _some(self, ids: set[int]) -> str:
-        """A few names, with the verb."""
+        """How many leaves, the names of a few, and the verb: the beginning of a warning."""
         names = [leaf.name for key, leaf in self._leaves.items() if key in ids]
         return f"{len(names)} parameter(s) ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) are"

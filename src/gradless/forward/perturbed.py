@@ -1,4 +1,4 @@
-"""Serve perturbed weights to a forward pass without ever writing the weights.
+"""Forwards at perturbed weights, without ever writing the weights.
 
 While a `PerturbedWeights` is active, every torch function that is handed a tuned parameter gets, in its place, a
 scratch tensor ``p + scale * z`` made in one sweep just before and reused right after. The weights are only read: they
@@ -39,17 +39,19 @@ CONSUMING = frozenset((F.linear, F.conv1d, F.layer_norm, F.rms_norm, torch.addmm
 
 
 class PerturbedWeights(TorchFunctionMode):
-    """Points of weight space, served to forwards inside a ``with`` block.
+    """Inside a ``with`` block, torch functions read tuned parameters as they are at some points of weight space.
 
     Args:
         leaves: tuned leaves by ``id(parameter)``.
-        points: where; several of them need a walk.
-        walk: the hidden dimension of several points (`gradless.forward.batched`); None serves a single point to plain
-        forwards. in_place: ids of the leaves to perturb in place instead.
-        pool: scratch buffers, kept by the caller between servings.
-        deferred: updates that are still to be written; leaves that are visited whole are brought up to date.
-        thin: factors of low-rank directions, kept by the caller between servings.
-        order: in which forwards read the leaves, kept by the caller between servings.
+        points: where the weights are read; several points need ``batched``.
+        batched: the hidden dimension of several points; None: a plain forward at a single point.
+        in_place: ids of the leaves to perturb in place instead.
+        pool: scratch buffers, kept by the caller between forwards.
+        deferred: pending updates, written to the leaves that are visited whole.
+        low_rank: factors of low-rank directions, kept by the caller between forwards.
+        order: the order in which forwards read leaves, kept by the caller between forwards.
+
+    Memory: the largest leaf at every point.
     """
 
     def __init__(
@@ -57,23 +59,23 @@ class PerturbedWeights(TorchFunctionMode):
         leaves: Mapping[int, Leaf],
         points: Points,
         *,
-        walk: BatchedForward | None = None,
+        batched: BatchedForward | None = None,
         in_place: frozenset[int] = frozenset(),
         pool: Pool | None = None,
         deferred: Deferred | None = None,
-        thin: LowRankLinear | None = None,
+        low_rank: LowRankLinear | None = None,
         order: ReadOrder | None = None,
     ) -> None:
         super().__init__()
         self.leaves = {key: leaf for key, leaf in leaves.items() if key not in in_place}
         self.exposed = [leaf for key, leaf in leaves.items() if key in in_place]
         self.points = points
-        self.walk = walk
+        self.batched = batched
         self.pool = pool or Pool()
         self.deferred = deferred or Deferred(())
-        self.thin = thin or LowRankLinear(self.deferred)
+        self.low_rank = low_rank or LowRankLinear(self.deferred)
         self.order = order or ReadOrder()
-        self.made: dict[int, Copies] = {}  # ahead of their reading
+        self.ahead: dict[int, Copies] = {}  # made before the forward reads them
         self.served: set[int] = set()
         self.small: dict[int, Tensor] = {}  # the copies of small leaves
         self.survey: ReadSurvey | None = None
@@ -97,12 +99,12 @@ class PerturbedWeights(TorchFunctionMode):
 
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
-        self.pool.give({id(made.buffer): made.buffer.flat for made in self.made.values()}.values())
-        self.made.clear()
+        self.pool.give({id(copies.buffer): copies.buffer.flat for copies in self.ahead.values()}.values())
+        self.ahead.clear()
         self._restore()
 
     def _prefetch(self) -> None:
-        """Make the copies of small leaves and thin factors now, all in a row.
+        """Make the copies of small leaves and low-rank factors now, all in a row.
 
         Between two large matrix products every call starts with cold caches: 0.5 ms for a norm's weight, ten times what
         the same call takes here.
@@ -110,7 +112,7 @@ class PerturbedWeights(TorchFunctionMode):
         for key, leaf in self.leaves.items():
             if leaf.param.numel() <= SMALL:
                 self.small[key] = self._branch(leaf)
-        self.thin.prefetch(self.leaves.values(), self.points)
+        self.low_rank.prefetch(self.leaves.values(), self.points)
 
     def _restore(self) -> None:
         """Put the leaves that were perturbed in place back."""
@@ -128,8 +130,8 @@ class PerturbedWeights(TorchFunctionMode):
         """Call ``func`` with every tuned parameter among its arguments replaced."""
         kwargs = kwargs or {}
         if not any(map(self._is_tuned, args)) and not any(map(self._is_tuned, kwargs.values())):
-            if self.walk is not None and func is F.scaled_dot_product_attention and args[0].ndim == 4:
-                return self.walk.attention(*args, **kwargs)
+            if self.batched is not None and func is F.scaled_dot_product_attention and args[0].ndim == 4:
+                return self.batched.attention(*args, **kwargs)
             return func(*args, **kwargs)
         if func.__name__ in METADATA:
             return func(*args, **kwargs)
@@ -139,22 +141,22 @@ class PerturbedWeights(TorchFunctionMode):
             if not isinstance(plain, Tensor):
                 return plain
         with self._unwatched():
-            special = self._rows(func, args, kwargs)
-            special = self._linear(func, args, kwargs) if special is None else special
-            if special is None:
-                taken: list[Copies] | None = [] if func in CONSUMING and self.walk is None else None
-                args = tuple(self._serve(a, taken) for a in args)
-                kwargs = {key: self._serve(a, taken) for key, a in kwargs.items()}
-        if special is not None:
-            return special
+            result = self._rows(func, args, kwargs)
+            result = self._linear(func, args, kwargs) if result is None else result
+            if result is None:
+                borrowed: list[Copies] | None = [] if func in CONSUMING and self.batched is None else None
+                args = tuple(self._serve(a, borrowed) for a in args)
+                kwargs = {key: self._serve(a, borrowed) for key, a in kwargs.items()}
+        if result is not None:
+            return result
         try:
             return func(*args, **kwargs)
         finally:
-            for made in taken or ():
-                self._return(made)
+            for copies in borrowed or ():
+                self._return(copies)
 
     def _unwatched(self) -> AbstractContextManager[None]:
-        """What is read in here is not for the survey to see."""
+        """Inside, reads of parameters are gradless's own and do not count in the survey."""
         return self.survey.paused() if self.survey else contextlib.nullcontext()
 
     def _is_tuned(self, value: Any) -> bool:
@@ -162,52 +164,52 @@ class PerturbedWeights(TorchFunctionMode):
             return any(id(item) in self.leaves for item in value)
         return id(value) in self.leaves
 
-    def _serve(self, value: Any, taken: list[Copies] | None) -> Any:
-        """The perturbed counterpart of an argument; from the pool when ``taken`` is there to note it."""
+    def _serve(self, value: Any, borrowed: list[Copies] | None) -> Any:
+        """The perturbed counterpart of an argument; from the pool, and added to ``borrowed``, if that is a list."""
         if isinstance(value, (list, tuple)):
-            served = [self._serve(item, taken) for item in value]
+            served = [self._serve(item, borrowed) for item in value]
             return type(value)(served) if type(value) in (list, tuple) else value
         leaf = self.leaves.get(id(value))
         if leaf is None:
             return value
         self.served.add(id(leaf.param))
-        if taken is None or id(value) in self.small:
+        if borrowed is None or id(value) in self.small:
             return self._present(self._whole(leaf))
-        taken.append(self._borrow(leaf))
-        return self._present(taken[-1].values)
+        borrowed.append(self._borrow(leaf))
+        return self._present(borrowed[-1].values)
 
     def _present(self, copies: Tensor) -> Tensor:
-        """``[C, ...]`` as what the forward is to see: a value with a hidden dimension, or just the value."""
-        return copies[0] if self.walk is None else self.walk.wrap(copies)
+        """``[C, ...]`` as the forward sees it: a value with a hidden dimension, or the single value."""
+        return copies[0] if self.batched is None else self.batched.wrap(copies)
 
     def _linear(self, func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
         """The result of a linear layer whose copies can share work, else None."""
         if func is F.linear:
-            given = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
-            x, weight, bias = given["input"], given["weight"], given.get("bias")
+            named = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
+            x, weight, bias = named["input"], named["weight"], named.get("bias")
         elif func is torch.addmm and len(args) == 3 and not kwargs:
             bias, x, weight = args
         else:
             return None
         leaf = self.leaves.get(id(weight))
-        if leaf is None or (self.walk is None and leaf.stream.kind != "low_rank"):
+        if leaf is None or (self.batched is None and leaf.stream.kind != "low_rank"):
             return None
         if func is F.linear:
-            factors = self.thin.factors(leaf, self.points)
+            factors = self.low_rank.factors(leaf, self.points)
             if factors is not None:
-                return self._thin_linear(leaf, x, self._offset(bias), *factors)
-        if self.walk is None:
+                return self._low_rank_linear(leaf, x, self._offset(bias), *factors)
+        if self.batched is None:
             return None
         offset = self._offset(bias)
         self.served.add(id(weight))
         if id(weight) in self.small:
             copies = self.small[id(weight)]
-            return self.walk.linear(x, copies if func is F.linear else copies.mT, offset)
-        made = self._borrow(leaf)
+            return self.batched.linear(x, copies if func is F.linear else copies.mT, offset)
+        borrowed = self._borrow(leaf)
         try:
-            return self.walk.linear(x, made.values if func is F.linear else made.values.mT, offset)
+            return self.batched.linear(x, borrowed.values if func is F.linear else borrowed.values.mT, offset)
         finally:
-            self._return(made)
+            self._return(borrowed)
 
     def _offset(self, bias: Tensor | None) -> Tensor | None:
         """A bias for every copy ``[C, out]``, or for all ``[out]``."""
@@ -217,10 +219,10 @@ class PerturbedWeights(TorchFunctionMode):
         self.served.add(id(bias))
         return self._whole(leaf)
 
-    def _thin_linear(self, leaf: Leaf, x: Tensor, offset: Tensor | None, right: Tensor, left: Tensor) -> Tensor:
+    def _low_rank_linear(self, leaf: Leaf, x: Tensor, offset: Tensor | None, right: Tensor, left: Tensor) -> Tensor:
         """X W^T + (x V) A_c^T + b_c; the large product adds to the thin one, so the output is written once."""
         self.served.add(id(leaf.param))
-        rows, shape = self.walk.rows(x) if self.walk else (x.reshape(1, -1, x.shape[-1]), x.shape[:-1])
+        rows, shape = self.batched.rows(x) if self.batched else (x.reshape(1, -1, x.shape[-1]), x.shape[:-1])
         weight = leaf.param.detach()
         out = torch.matmul(rows @ right.to(rows.dtype), left.mT.to(rows.dtype))  # [C, rows, out]
         if offset is not None:
@@ -262,14 +264,14 @@ class PerturbedWeights(TorchFunctionMode):
         """The leaf at every point in a buffer of the pool, made together with the leaves that follow; see `_return`."""
         key, count = id(leaf.param), len(self.points)
         self.order.read(key)
-        if key not in self.made:
-            row = self.order.row(leaf, self.leaves, self.made)
+        if key not in self.ahead:
+            row = self.order.row(leaf, self.leaves, self.ahead)
             sizes = [count * one.param.numel() for one in row]
             buffer = Buffer(self.pool.take(sum(sizes), leaf.param.dtype, leaf.param.device), len(row))
             for one, part in zip(row, buffer.flat[: sum(sizes)].split(sizes), strict=True):
                 values = self._branch(one, into=part.view(count, *one.param.shape))
-                self.made[id(one.param)] = Copies(values, buffer)
-        return self.made.pop(key)
+                self.ahead[id(one.param)] = Copies(values, buffer)
+        return self.ahead.pop(key)
 
     def _return(self, copies: Copies) -> None:
         """The forward has read these; a buffer goes back to the pool when all in it are read."""

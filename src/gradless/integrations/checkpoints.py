@@ -89,7 +89,7 @@ def begin(
     Returns:
         The ledger, if this process writes.
     """
-    opt.landscape.share(shared)
+    opt.evaluator.share(shared)
     if shared is not None:
         _same_start(model, shared)
     if saved is not None and saved.bare:
@@ -206,7 +206,7 @@ def restore(saved: Saved, opt: ZerothOrder, found: dict[str, Any]) -> None:
     if saved.bare:
         check_base(saved.contents.header, found, saved.folder)
         opt.replay(saved.contents.moves)
-        opt.landscape.forwards = saved.state["forwards"]
+        opt.evaluator.forwards = saved.state["forwards"]
     else:
         check_run(saved.contents.header, found)
         tensors = load_file(saved.folder / TENSORS) if (saved.folder / TENSORS).exists() else {}

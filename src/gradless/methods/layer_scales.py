@@ -58,8 +58,8 @@ def gradient_norm_scales(optimizer: ZerothOrder, closure: Closure, *, queries: i
         for query in range(queries):
             # A stream of its own: these directions must not be those of the first steps.
             mixture = Mixture((rng.fold(optimizer.key(0, query), rng.INITIAL),), (1.0,))
-            plus = optimizer.landscape.value(closure, mixture, eps, only=leaf)
-            minus = optimizer.landscape.value(closure, mixture, -eps, only=leaf)
+            plus = optimizer.evaluator.value(closure, mixture, eps, only=leaf)
+            minus = optimizer.evaluator.value(closure, mixture, -eps, only=leaf)
             squares += ((plus - minus) / (2 * eps)) ** 2
         norms[leaf.name] = (squares / queries) ** 0.5
     return _relative(norms)

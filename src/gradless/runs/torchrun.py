@@ -183,6 +183,6 @@ def adopt_initial(config: TuneConfig, model: Model, ranks: Ranks | None) -> Mode
             if leaf.name in initial:
                 leaf.param.copy_(initial[leaf.name])
     opt = build.optimizer(config, schemes.trainable(model.lm), norms)  # it has looked at the old values
-    if model.optimizer.landscape.prefix is not None:
+    if model.optimizer.evaluator.prefix is not None:
         opt.reuse_prefixes(model.lm.model)
     return model._replace(optimizer=opt, norms=norms)

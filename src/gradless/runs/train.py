@@ -83,7 +83,7 @@ def _tune(
     with agreed(ranks):
         run, label_tokens = _assembled(config, folder, reporter, ranks)
     model = torchrun.adopt_initial(config, run.model, ranks)
-    model.optimizer.landscape.share(ranks)
+    model.optimizer.evaluator.share(ranks)
     if warning := torchrun.idle(config, model, ranks):
         reporter.say(warning)
     run = run._replace(model=model)
