@@ -8,7 +8,7 @@ from torch import nn
 
 import gradless as gl
 from gradless import rng
-from gradless.directions import gaussian, low_rank, masks, rademacher
+from gradless.directions import gaussian, low_rank, masks, rademacher, selection
 from gradless.errors import BadInput
 from gradless.system.hashing import weights_sha256
 
@@ -81,7 +81,7 @@ def test_a_global_choice_does_not_depend_on_the_order_of_the_parameters():
 @pytest.mark.parametrize("value", [0.0, -0.0, 1.5, float("inf"), float("nan")])
 @pytest.mark.parametrize("rule", ["magnitude", "smallest"])
 def test_equal_weights_are_taken_by_index(rule, value, monkeypatch):
-    monkeypatch.setattr(masks, "CHUNK", 7)  # ties over several chunks
+    monkeypatch.setattr(selection, "CHUNK", 7)  # ties over several chunks
     found = masks.MASKS[rule].make({"w": torch.full((5, 6), value)}, 0.4)["w"].flatten()
     assert found.tolist() == [True] * 12 + [False] * 18
 
@@ -104,7 +104,7 @@ def test_neither_chunks_nor_strides_matter(rule, chunk, monkeypatch):
     w = leaf("w", 12, 10)
     options = {"norms": {"w": torch.arange(10.0)}} if rule == "wanda" else {}
     expected = masks.MASKS[rule].make({"w": w}, 0.3, **options)["w"]
-    monkeypatch.setattr(masks, "CHUNK", chunk)
+    monkeypatch.setattr(selection, "CHUNK", chunk)
     strided = w.T.contiguous().T
     assert not strided.is_contiguous()
     assert torch.equal(masks.MASKS[rule].make({"w": strided}, 0.3, **options)["w"], expected)

@@ -4,9 +4,8 @@ A mask is chosen from the weights as they are when the directions are frozen, th
 a replay that starts from the base weights makes it again. `MASKS` has the rules; `masked` and `sparse` apply them.
 
 Exact counts: a rule keeps ``round(keep * elements)`` elements of a leaf, not about as many; of equal elements those of
-lower row-major index. Leaves of one dimension (norms, biases) are always kept whole: they are few, and a threshold that
-suits a matrix means nothing for them. Magnitudes are compared by their bit patterns, whose order is that of the
-numbers, so that a mask is the same on every device.
+lower row-major index (`gradless.directions.selection`). Leaves of one dimension (norms, biases) are always kept whole:
+they are few, and a threshold that suits a matrix means nothing for them.
 
 Cost: three passes over each leaf. Memory: one byte an element for the masks; `random` needs four bytes an element for
 one leaf at a time, the others chunks (and a copy of a leaf that is not contiguous).
@@ -14,7 +13,7 @@ one leaf at a time, the others chunks (and a copy of a leaf that is not contiguo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -22,14 +21,21 @@ from torch import Tensor, nn
 
 from gradless import kernels, rng
 from gradless.directions.base import Directions, Frozen
+from gradless.directions.selection import (
+    RANK,
+    Ranking,
+    above,
+    chunks,
+    highest,
+    highest_of_each_output,
+    magnitude_rank,
+    positions,
+    table_rank,
+    threshold_of,
+)
 from gradless.errors import BadInput, pick
 
-CHUNK: Final = 1 << 20  # elements looked at together
-DIGIT: Final = 16  # bits of a rank that one pass settles
-RANK: Final = (1 << 31) - 1  # largest rank
-
 Params = Mapping[str, Tensor]
-Ranking = Callable[[Tensor], Tensor]  # values to ranks: int32, 0 to `RANK`, the largest are kept
 
 
 def random(params: Params, keep: float, *, seed: int = 0) -> dict[str, Tensor]:
@@ -51,17 +57,17 @@ def random(params: Params, keep: float, *, seed: int = 0) -> dict[str, Tensor]:
         20
     """
     key = rng.fold(seed, rng.ORDER, rng.leaf_id("mask"))
-    once = kernels.program([(1.0, [key], [1.0])])
+    draw = kernels.program([(1.0, [key], [1.0])])
 
     def choose(name: str, p: Tensor, count: int) -> Tensor:
         z = torch.zeros(p.numel(), dtype=torch.float32, device=p.device)
         # The kernels' fastest uniform numbers: the table's entries ascend with the 16 bits that choose them.
-        kernels.sweep(z, z, once, leaf=rng.leaf_id(name), stream=rng.GAUSSIAN)
-        threshold, ties = _threshold([z], _table_rank, count)
-        mask, _ = _above(z, _table_rank, threshold, 0)
+        kernels.sweep(z, z, draw, leaf=rng.leaf_id(name), stream=rng.GAUSSIAN)
+        threshold, ties = threshold_of([z], table_rank, count)
+        mask, _ = above(z, table_rank, threshold, 0)
         # One element in 65,536 draws the threshold itself. Taken by index, those kept would all lie in front, and where
         # little is kept they are the most of it.
-        tied = torch.cat([start + _at(_table_rank(part), threshold) for start, part in _chunks(z)])
+        tied = torch.cat([start + positions(table_rank(part), threshold) for start, part in chunks(z)])
         chosen = torch.from_numpy(rng.permutation(len(tied), seed, f"mask/{name}")[:ties])
         mask[tied[chosen.to(tied.device)]] = True
         return mask.view(p.shape)
@@ -85,7 +91,7 @@ def magnitude(params: Params, keep: float, *, group: str = "layer") -> dict[str,
         >>> magnitude({"w": torch.tensor([[1.0, -3.0], [2.0, 0.0]])}, 0.5)["w"].tolist()
         [[False, True], [True, False]]
     """
-    return _by_magnitude(params, keep, group, _magnitude_rank)
+    return _by_magnitude(params, keep, group, magnitude_rank)
 
 
 def smallest(params: Params, keep: float, *, group: str = "layer") -> dict[str, Tensor]:
@@ -98,7 +104,7 @@ def smallest(params: Params, keep: float, *, group: str = "layer") -> dict[str, 
         >>> smallest({"w": torch.tensor([[1.0, -3.0], [2.0, 0.0]])}, 0.5)["w"].tolist()
         [[True, False], [False, True]]
     """
-    return _by_magnitude(params, keep, group, lambda values: RANK - _magnitude_rank(values))
+    return _by_magnitude(params, keep, group, lambda values: RANK - magnitude_rank(values))
 
 
 def wanda(params: Params, keep: float, *, norms: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -124,13 +130,13 @@ def wanda(params: Params, keep: float, *, norms: Mapping[str, Tensor]) -> dict[s
 
     def choose(name: str, p: Tensor, count: int) -> Tensor:
         if name in norms:
-            return _by_output(name, p, norms[name], keep)
-        return _highest({name: p}, count, _magnitude_rank)[name]
+            return highest_of_each_output(name, p, norms[name], keep)
+        return highest({name: p}, count, magnitude_rank)[name]
 
     return _each(params, keep, choose)
 
 
-class Rule(NamedTuple):
+class MaskRule(NamedTuple):
     """One way to choose elements."""
 
     make: Callable[..., dict[str, Tensor]]  # (params, keep, **options) -> masks
@@ -138,11 +144,11 @@ class Rule(NamedTuple):
     about: str
 
 
-MASKS: Final[dict[str, Rule]] = {
-    "random": Rule(random, ("seed",), "a uniform choice (ZO-Bench, arXiv 2402.11592)"),
-    "magnitude": Rule(magnitude, ("group",), "the largest weights (ZO-Bench, arXiv 2402.11592)"),
-    "smallest": Rule(smallest, ("group",), "the smallest weights (Sparse-MeZO, arXiv 2402.15751)"),
-    "wanda": Rule(wanda, ("norms",), "the largest weights times input norms (Wanda, arXiv 2306.11695)"),
+MASKS: Final[dict[str, MaskRule]] = {
+    "random": MaskRule(random, ("seed",), "a uniform choice (ZO-Bench, arXiv 2402.11592)"),
+    "magnitude": MaskRule(magnitude, ("group",), "the largest weights (ZO-Bench, arXiv 2402.11592)"),
+    "smallest": MaskRule(smallest, ("group",), "the smallest weights (Sparse-MeZO, arXiv 2402.15751)"),
+    "wanda": MaskRule(wanda, ("norms",), "the largest weights times input norms (Wanda, arXiv 2306.11695)"),
 }
 
 
@@ -205,8 +211,8 @@ def sparse(
         raise BadInput(f"the mask '{rule}' does not look at norms: leave them out, or use 'wanda'")
     if "group" not in entry.options and group != "layer":
         raise BadInput(f"the mask '{rule}' is chosen layer by layer: leave out the group")
-    given: dict[str, Any] = {"seed": seed, "norms": norms, "group": group}
-    options = {name: given[name] for name in entry.options}
+    every: dict[str, Any] = {"seed": seed, "norms": norms, "group": group}
+    options = {name: every[name] for name in entry.options}
     return _thinned(base, lambda params: entry.make(params, keep, **options), f"{base.name}-{rule}-{keep:g}")
 
 
@@ -214,15 +220,15 @@ def _thinned(base: Directions, make: Callable[[Params], Mapping[str, Tensor]], n
     """``base`` with masks that are made when it is frozen."""
 
     def freeze(params: Params) -> Mapping[str, Frozen]:
-        before = base.freeze(params)
-        masks = make({leaf: params[leaf] for leaf in before})
+        whole = base.freeze(params)
+        masks = make({leaf: params[leaf] for leaf in whole})
         frozen = {}
-        for leaf, old in before.items():
+        for leaf, unmasked in whole.items():
             mask = _fitting(leaf, params[leaf], masks)
-            mask = mask if old.mask is None else mask & old.mask
+            mask = mask if unmasked.mask is None else mask & unmasked.mask
             if mask.any():
-                frozen[leaf] = old._replace(mask=None if mask.all() else mask)
-        if before and not frozen:
+                frozen[leaf] = unmasked._replace(mask=None if mask.all() else mask)
+        if whole and not frozen:
             raise BadInput("the masks keep no element of any parameter: keep more")
         return frozen
 
@@ -265,20 +271,20 @@ def input_norms(
     sums: dict[str, Tensor] = {}
     handles = []
 
-    def watch(name: str, module: nn.Module, turned: bool) -> None:
+    def watch(name: str, module: nn.Module, transposed: bool) -> None:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else next(iter(kwargs.values()))
-            found = x.detach().reshape(-1, x.shape[-1]).double().square().sum(0)
-            found = found.unsqueeze(1) if turned else found
-            sums[name] = sums[name] + found if name in sums else found
+            squares = x.detach().reshape(-1, x.shape[-1]).double().square().sum(0)
+            squares = squares.unsqueeze(1) if transposed else squares
+            sums[name] = sums[name] + squares if name in sums else squares
 
         handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
 
     try:
         for name, module in modules.items() if isinstance(modules, Mapping) else modules:
-            turned = type(module).__name__ == "Conv1D"
-            if turned or isinstance(module, nn.Linear):
-                watch(f"{name}.weight" if name else "weight", module, turned)
+            transposed = type(module).__name__ == "Conv1D"
+            if transposed or isinstance(module, nn.Linear):
+                watch(f"{name}.weight" if name else "weight", module, transposed)
         with torch.no_grad():
             run()
     finally:
@@ -308,95 +314,10 @@ def _by_magnitude(params: Params, keep: float, group: str, rank: Ranking) -> dic
     """Masks of the elements of highest rank, of every leaf or of all together."""
     _check(keep, group)
     if group == "layer":
-        return _each(params, keep, lambda name, p, count: _highest({name: p}, count, rank)[name])
+        return _each(params, keep, lambda name, p, count: highest({name: p}, count, rank)[name])
     vectors = {name: p for name, p in params.items() if p.ndim < 2}
     # By name, so that equal elements are taken in an order that does not depend on that of the parameters.
     matrices = {name: params[name] for name in sorted(params.keys() - vectors.keys())}
     count = round(keep * sum(p.numel() for p in matrices.values()))
-    found = _each(vectors, 1.0, lambda name, p, count: p) | _highest(matrices, count, rank)
-    return {name: found[name] for name in params}
-
-
-def _highest(leaves: Params, count: int, rank: Ranking) -> dict[str, Tensor]:
-    """Masks of the ``count`` elements of highest rank in all leaves together; of equal ones, the first."""
-    flats = {name: p.detach().reshape(-1) for name, p in leaves.items()}
-    # With nothing to keep the threshold is out of reach.
-    threshold, ties = _threshold([*flats.values()], rank, count) if count else (RANK, 0)
-    masks = {}
-    for name, flat in flats.items():
-        mask, ties = _above(flat, rank, threshold, ties)
-        masks[name] = mask.view(leaves[name].shape)
-    return masks
-
-
-def _threshold(flats: list[Tensor], rank: Ranking, count: int) -> tuple[int, int]:
-    """The ``count``-th highest rank, and how many elements of just this rank are among the ``count`` highest.
-
-    A radix select: each pass counts one digit of the ranks that agree with the digits found so far.
-    """
-    size = 1 << DIGIT
-    upper, left = 0, count
-    for first in (True, False):
-        counts = torch.zeros(size, dtype=torch.int64)
-        for flat in flats:
-            for _, part in _chunks(flat):
-                ranks = rank(part)
-                digits = ranks >> DIGIT
-                if not first:
-                    digits = (ranks & (size - 1))[digits == upper]
-                counts += torch.bincount(digits, minlength=size).cpu()
-        reached = counts.flip(0).cumsum(0)  # elements with this digit or a higher one
-        place = int(torch.searchsorted(reached, left))
-        digit = size - 1 - place
-        left -= int(reached[place] - counts[digit])
-        upper = upper << DIGIT | digit
-    return upper, left
-
-
-def _above(flat: Tensor, rank: Ranking, threshold: int, ties: int) -> tuple[Tensor, int]:
-    """Mask of the elements above the threshold and of the first ``ties`` on it, and how many of these are left."""
-    mask = torch.empty(flat.shape, dtype=torch.bool, device=flat.device)
-    for start, part in _chunks(flat):
-        ranks, out = rank(part), mask[start : start + len(part)]
-        torch.gt(ranks, threshold, out=out)
-        if ties:
-            tied = _at(ranks, threshold)[:ties]
-            out[tied] = True
-            ties -= len(tied)
-    return mask, ties
-
-
-def _by_output(name: str, p: Tensor, norm: Tensor, keep: float) -> Tensor:
-    """Mask of the largest ``|w_ij| * ||x_j||`` of each output of one linear layer."""
-    turned = norm.ndim == 2
-    weights = p.detach().mT if turned else p.detach()
-    inputs = weights.shape[-1]
-    if p.ndim != 2 or norm.shape != ((inputs, 1) if turned else (inputs,)):
-        raise BadInput(f"norms {[*norm.shape]} do not fit the weight '{name}' {[*p.shape]}: measure them on this model")
-    scale, count, rows = norm.reshape(-1).to(p.device, torch.float32), round(keep * inputs), max(1, CHUNK // inputs)
-    mask = torch.zeros(weights.shape, dtype=torch.bool, device=p.device)
-    for part, out in zip(weights.split(rows), mask.split(rows), strict=True):
-        if count:
-            ranks = _magnitude_rank(part.float() * scale)
-            limit = ranks.kthvalue(inputs - count + 1, dim=1, keepdim=True).values
-            above, tied = ranks > limit, ranks == limit
-            out.copy_(above | (tied & (tied.cumsum(1) <= count - above.sum(1, keepdim=True))))
-    return mask.mT.contiguous() if turned else mask
-
-
-def _magnitude_rank(values: Tensor) -> Tensor:
-    """Bit patterns of magnitudes: int32, in the order of the numbers, NaN above infinity."""
-    return values.float().abs().view(torch.int32)
-
-
-def _table_rank(values: Tensor) -> Tensor:
-    """Bit patterns of `gradless.rng.normal_table`'s entries made positive: exact, they are multiples of 2**-16."""
-    return (values + 8.0).view(torch.int32)
-
-
-def _at(ranks: Tensor, threshold: int) -> Tensor:
-    return (ranks == threshold).nonzero().view(-1)
-
-
-def _chunks(flat: Tensor) -> Iterator[tuple[int, Tensor]]:
-    return ((start, flat[start : start + CHUNK]) for start in range(0, len(flat), CHUNK))
+    masks = _each(vectors, 1.0, lambda name, p, count: p) | highest(matrices, count, rank)
+    return {name: masks[name] for name in params}
