@@ -23,7 +23,11 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = {"torch", "numpy", "click", "rich", "safetensors", "msgspec", "jinja2", "filelock", "packaging"}
 MODULES = {"scikit-learn": "sklearn", "pillow": "PIL", "protobuf": "google", "mkdocs-material": "mkdocs"}
 BROUGHT = {"huggingface_hub": "transformers", "tokenizers": "transformers"}  # by what is asked for
-ELSEWHERE = {"triton": "comes with torch on Linux with CUDA", "trl": "of users who train with it"}
+ELSEWHERE = {
+    "markupsafe": "comes with jinja2",
+    "triton": "comes with torch on Linux with CUDA",
+    "trl": "of users who train with it",
+}
 # Asked for, but not imported: by what is.
 INDIRECT = {
     "sentencepiece": "transformers reads tokenizers of models that have no tokenizer.json with it",

@@ -267,9 +267,9 @@ def _setting(name: str, value: Any) -> Any:
     return tasks.get(value).name if name == "task" else value
 
 
-def _own(given: Any, path: Path) -> Settings:
+def _own(table: Any, path: Path) -> Settings:
     """Return own files, with absolute paths."""
-    own = typed.value("own", given, dict[str, Any])
+    own = typed.value("own", table, dict[str, Any])
     with within("own"):
         own = typed.table(own, OwnFiles, kind="key")
         for key in ("train", "test", "template", "label_column", "labels"):

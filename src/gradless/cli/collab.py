@@ -52,7 +52,7 @@ data_options = _options("dataset data split split_parameter seed")
 @click.option("--workers", default=1, show_default=True, help="Runs side by side.")
 @click.option("--reuse", type=FILE, multiple=True, help="A results.jsonl whose finished runs are not made again.")
 def simulate(
-    out: Path, recipe: str | None, comparison: bool, workers: int, reuse: tuple[Path, ...], **given: Any
+    out: Path, recipe: str | None, comparison: bool, workers: int, reuse: tuple[Path, ...], **options: Any
 ) -> None:
     """Simulate a group of peers.
 
@@ -68,12 +68,12 @@ def simulate(
     if comparison and not recipe:
         raise BadInput("--comparison runs what a recipe compares: name one with --recipe (gradless list recipes)")
     start = recipes.recipe(recipe) if recipe else recipes.Recipe(CollabConfig(), {}, "", "")
-    given = {name: value for name, value in given.items() if value is not None and value != ()}
-    delivery = {name: given.pop(name) for name in NETWORK.split() if name in given}
-    axes = {name: list(given.pop(name)) for name in SEVERAL if name in given}
-    if "split" in given:
+    options = {name: value for name, value in options.items() if value is not None and value != ()}
+    delivery = {name: options.pop(name) for name in NETWORK.split() if name in options}
+    axes = {name: list(options.pop(name)) for name in SEVERAL if name in options}
+    if "split" in options:
         axes.setdefault("split_parameter", [None])  # that of a recipe belongs to its own split
-    fields = _fields(given)
+    fields = _fields(options)
     if start.needs and "data" not in fields:
         raise BadInput(f"the recipe {recipe} needs files: give --data, a folder with {start.needs}")
     base = dataclasses.replace(start.base, **fields, delivery=dataclasses.replace(start.base.delivery, **delivery))
@@ -88,11 +88,11 @@ def simulate(
     sys.exit(1 if study.failed(results) else 0)
 
 
-def _fields(given: dict[str, Any]) -> dict[str, Any]:
+def _fields(options: dict[str, Any]) -> dict[str, Any]:
     """Return fields of the configuration from the options that were given, with absolute paths."""
     from gradless.runs.config_io import parse_options
 
-    fields = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in given.items()}
+    fields = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in options.items()}
     for name in ("rule_options", "attack_options"):
         if name in fields:
             fields[name] = parse_options(fields[name])
@@ -108,7 +108,7 @@ def _fields(given: dict[str, Any]) -> dict[str, Any]:
 @data_options
 @click.option("--peers", default=21, show_default=True, help="Honest peers.")
 @click.option("--picture", type=PATH, required=True, help="PNG or SVG file.")
-def split(picture: Path, peers: int, **given: Any) -> None:
+def split(picture: Path, peers: int, **options: Any) -> None:
     """Draw who has what: the rows of each class at every peer.
 
     \b
@@ -117,7 +117,7 @@ def split(picture: Path, peers: int, **given: Any) -> None:
     from gradless.collab.data import picture as split_picture
 
     for name in ("split_parameter", "seed"):
-        if len(given[name]) > 1:
+        if len(options[name]) > 1:
             raise BadInput(f"a picture shows one split: give --{name.replace('_', '-')} once")
-        given[name] = given[name][0] if given[name] else None
-    click.echo(split_picture.draw(picture, peers=peers, **given))
+        options[name] = options[name][0] if options[name] else None
+    click.echo(split_picture.draw(picture, peers=peers, **options))

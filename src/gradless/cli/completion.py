@@ -64,8 +64,8 @@ def keys(table: str, **having: str) -> tuple[str, ...]:
 
 
 def _has(entry: ast.expr, having: dict[str, str]) -> bool:
-    given = {one.arg: ast.unparse(one.value) for one in entry.keywords} if isinstance(entry, ast.Call) else {}
-    return all(given.get(name) == repr(value) for name, value in having.items())
+    arguments = {one.arg: ast.unparse(one.value) for one in entry.keywords} if isinstance(entry, ast.Call) else {}
+    return all(arguments.get(name) == repr(value) for name, value in having.items())
 
 
 def _models() -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from click.shell_completion import CompletionItem
@@ -14,16 +14,13 @@ from gradless.cli import completion
 from gradless.cli.options import FILE, PATH, options
 from gradless.runs.config_io import spelling
 from gradless.system import typed
-from gradless.system.typed import Flag, Names, Setting
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from gradless.system.typed import Flag, Names, Record, Setting
 
 AGAIN = "may be repeated."
 
 
 def of_fields(
-    record: type[DataclassInstance],
+    record: type[Record],
     names: str,
     *,
     defaults: bool = True,

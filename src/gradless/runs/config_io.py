@@ -90,31 +90,31 @@ def tune_command(config: TuneConfig, out: Path | str) -> str:
 
 def _arguments(config: TuneConfig) -> Iterator[str]:
     for setting in typed.settings(TuneConfig).values():
-        given = getattr(config, setting.name)
+        value = getattr(config, setting.name)
         flag, _, negative = spelling(setting).partition("/")
         if setting.name == "own":
-            yield from _own_arguments(given)
+            yield from _own_arguments(value)
         elif setting.name == "options":
-            for name, option in given.items():
+            for name, option in value.items():
                 yield from (flag, f"{name}={option if isinstance(option, str) else json.dumps(option)}")
         elif setting.name in SIZES and config.own:
-            yield from (flag, str(given)) if given else ()
-        elif given is None or given == setting.default:
+            yield from (flag, str(value)) if value else ()
+        elif value is None or value == setting.default:
             continue
         elif negative:
-            yield flag if given else negative
+            yield flag if value else negative
         else:
-            for one in given if isinstance(given, tuple) else (given,):
+            for one in value if isinstance(value, tuple) else (value,):
                 yield from (flag, str(one))
 
 
 def _own_arguments(own: dict[str, Any]) -> Iterator[str]:
     known = typed.settings(OwnFiles)
-    for name, given in own.items():
+    for name, value in own.items():
         if name == "task_file":
-            yield from ("--task-file", str(given))
+            yield from ("--task-file", str(value))
         elif name in known:  # the name of a task file is only shown
-            text = ",".join(f"{label}={word}" for label, word in given.items()) if isinstance(given, dict) else given
+            text = ",".join(f"{label}={word}" for label, word in value.items()) if isinstance(value, dict) else value
             yield from (spelling(known[name]), str(text))
 
 

@@ -23,15 +23,12 @@ import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, Protocol, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from gradless.errors import BadInput, unknown
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
 
 T = TypeVar("T")
 LARGEST: Final = 2**63 - 1
@@ -54,6 +51,12 @@ PLURALS: Final = {str: "texts", int: "whole numbers"}
 
 SHORT: Final = reprlib.Repr()
 SHORT.maxlong = SHORT.maxstring = SHORT.maxother = 60
+
+
+class Record(Protocol):
+    """Any dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
 class Names(NamedTuple):
@@ -103,7 +106,7 @@ class Setting(NamedTuple):
 
 
 @functools.cache
-def settings(record: type[DataclassInstance]) -> Mapping[str, Setting]:
+def settings(record: type[Record]) -> Mapping[str, Setting]:
     """Return the fields of a record by name."""
     hints = typing.get_type_hints(record, include_extras=True)
     helps = _docstrings(record)
@@ -113,28 +116,28 @@ def settings(record: type[DataclassInstance]) -> Mapping[str, Setting]:
     }
 
 
-def value(name: str, given: Any, hint: Any) -> Any:
+def value(name: str, raw: Any, hint: Any) -> Any:
     """Return a value in the type that a hint asks for: lists become tuples, whole numbers floats.
 
     Args:
         name: of the setting, for the sentence.
-        given: what was given.
+        raw: what was written or passed.
         hint: a type, with metadata.
 
     Raises:
         BadInput: another type, a number out of range, NaN or infinity, an unknown name.
     """
     try:
-        converted = msgspec.convert(given, hint)
+        converted = msgspec.convert(raw, hint)
     except (msgspec.ValidationError, OverflowError):
         converted = math.nan
     if isinstance(converted, float) and not math.isfinite(converted):
         words = choices(hint)
-        if isinstance(given, str) and len(words) > 1:
-            raise BadInput(unknown(name.replace("_", " "), given, words))
-        if isinstance(given, int) and given > LARGEST:
-            raise BadInput(f"{name} is {_shown(given)}: give a number of at most {LARGEST}")
-        raise BadInput(f"{name} is {_shown(given)}: give {expected(hint)}")
+        if isinstance(raw, str) and len(words) > 1:
+            raise BadInput(unknown(name.replace("_", " "), raw, words))
+        if isinstance(raw, int) and raw > LARGEST:
+            raise BadInput(f"{name} is {_shown(raw)}: give a number of at most {LARGEST}")
+        raise BadInput(f"{name} is {_shown(raw)}: give {expected(hint)}")
     for _, metadata in _parts(hint):
         for names in metadata:
             if isinstance(names, Names) and names.closed and converted is not None and converted not in names.load():
@@ -142,30 +145,30 @@ def value(name: str, given: Any, hint: Any) -> Any:
     return converted
 
 
-def table(given: Mapping[str, Any], record: type[DataclassInstance], *, kind: str = "setting") -> dict[str, Any]:
+def table(raw: Mapping[str, Any], record: type[Record], *, kind: str = "setting") -> dict[str, Any]:
     """Return some fields of a record in their types; a number stays as written, for hashes of runs are of the text.
 
     Raises:
         BadInput: a field that the record does not have, or as `value`.
     """
     known = settings(record)
-    for name in given:
+    for name in raw:
         if name not in known:
             raise BadInput(unknown(kind, name, known))
-    converted = {name: value(name, one, known[name].hint) for name, one in given.items()}
-    return {name: given[name] if one == given[name] else one for name, one in converted.items()}
+    converted = {name: value(name, one, known[name].hint) for name, one in raw.items()}
+    return {name: raw[name] if one == raw[name] else one for name, one in converted.items()}
 
 
-def check(record: DataclassInstance) -> None:
+def check(record: Record) -> None:
     """Refuse a record in which a field holds what it may not; a field that is a record is left to itself.
 
     Raises:
         BadInput: as `value`.
     """
     for setting in settings(type(record)).values():
-        given = getattr(record, setting.name)
-        if not dataclasses.is_dataclass(given):
-            value(setting.name, given, setting.hint)
+        raw = getattr(record, setting.name)
+        if not dataclasses.is_dataclass(raw):
+            value(setting.name, raw, setting.hint)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -240,10 +243,10 @@ def _parts(hint: Any) -> list[tuple[Any, tuple[Any, ...]]]:
     return [(hint, ())]
 
 
-def _shown(given: Any) -> str:
+def _shown(raw: Any) -> str:
     """A value in a sentence, shortened in the middle."""
     try:
-        return SHORT.repr(given)
+        return SHORT.repr(raw)
     except ValueError:  # Python writes no integer of more than 4300 digits
         return "a number of thousands of digits"
 
