@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from gradless.report.bench.study import Cell, Results, Run, Section, Study
+from gradless.report.bench.study import Cell, Run, Section, Study
 from gradless.report.common.numbers import Score, metric_of, number, score, unique
 from gradless.report.common.table import NOTHING, Column, Item, Table, marked, score_record, score_text
 
@@ -24,7 +24,7 @@ class Point(NamedTuple):
 
 
 class MeanPoint(NamedTuple):
-    """An evaluation over seeds: mean place, mean and spread of the value."""
+    """An evaluation over seeds: mean abscissa, mean and spread of the value."""
 
     x: float
     score: Score
@@ -32,35 +32,30 @@ class MeanPoint(NamedTuple):
 
 def curve(run: Run) -> list[Point]:
     """Dev evaluations with a finite main metric, in the order of training."""
-    name = metric_of(run.cell.task)
-    lines = run.record.get("curve")
-    found = []
+    names, lines = ("step", "forwards", "seconds", metric_of(run.cell.task)), run.record.get("curve")
+    points = []
     for line in lines if isinstance(lines, list) else ():
-        if isinstance(line, dict):
-            values = [number(line.get(key)) for key in ("step", "forwards", "seconds", name)]
-            if all(value is not None for value in values):
-                found.append(Point(*(value for value in values if value is not None)))
-    return sorted(found)
+        numbers = [number(line.get(name)) for name in names] if isinstance(line, dict) else [None]
+        values = [value for value in numbers if value is not None]
+        points += [Point(*values)] if len(values) == len(names) else []
+    return sorted(points)
 
 
 def mean_curve(runs: Sequence[Run], view: str) -> list[MeanPoint]:
     """Mean over seeds at the steps that every run was evaluated at."""
-    curves = [{point.steps: point for point in curve(run)} for run in runs]
-    curves = [found for found in curves if found]
-    shared = set.intersection(*map(set, curves)) if curves else set()
-    points = []
-    for step in sorted(shared):
-        at = [found[step] for found in curves]
-        value = score(point.value for point in at)
-        if value is not None:
-            points.append(MeanPoint(sum(getattr(point, view) for point in at) / len(at), value))
-    return points
+    curves = [{point.steps: point for point in points} for points in map(curve, runs) if points]
+    means = []
+    for step in sorted(set.intersection(*map(set, curves)) if curves else ()):
+        points = [by_step[step] for by_step in curves]
+        mean = score(point.value for point in points)
+        if mean is not None:
+            means.append(MeanPoint(sum(getattr(point, view) for point in points) / len(points), mean))
+    return means
 
 
 def budget(runs: Sequence[Run], view: str) -> float | None:
     """The smallest total among runs: what all of them reach."""
-    ends = [getattr(points[-1], view) for points in map(curve, runs) if points]
-    return min(ends, default=None)
+    return min((getattr(points[-1], view) for points in map(curve, runs) if points), default=None)
 
 
 def value_within(run: Run, view: str, limit: float) -> float | None:
@@ -75,19 +70,16 @@ def view_tables(study: Study, section: Section) -> list[Table]:
 
 
 def _view_table(study: Study, section: Section, view: str) -> Table:
-    cells = study.within(section)
-    places = unique((cell.task, cell.scheme) for cell in cells)
+    curved = {cell: runs.done for cell, runs in study.within(section).items() if any(map(curve, runs.done))}
     rows: list[tuple[Item, ...]] = []
     records: list[dict[str, Any]] = []
-    for task, scheme in places:
-        mine = {cell: found for cell, found in cells.items() if (cell.task, cell.scheme) == (task, scheme)}
-        mine = {cell: found for cell, found in mine.items() if any(curve(run) for run in found.done)}
-        total = budget([run for found in mine.values() for run in found.done], view)
-        if total is None:
-            continue
-        items, more = _group(mine, view, total)
+    for task, scheme in unique((cell.task, cell.scheme) for cell in curved):
+        group = {cell: runs for cell, runs in curved.items() if (cell.task, cell.scheme) == (task, scheme)}
+        total = budget([run for runs in group.values() for run in runs], view)
+        assert total is not None
+        items, more = _group(group, view, total)
         label = Item(f"{task} · {scheme}, {amount(total, view)}")
-        rows += [(label, Item(cell.label), *row) for cell, row in zip(mine, items, strict=True)]
+        rows += [(label, Item(cell.label), *row) for cell, row in zip(group, items, strict=True)]
         records += more
     return Table(
         name=f"views-{view}{study.suffix(section)}",
@@ -103,21 +95,21 @@ def _view_table(study: Study, section: Section, view: str) -> Table:
     )
 
 
-def _group(cells: dict[Cell, Results], view: str, total: float) -> tuple[list[tuple[Item, ...]], list[dict[str, Any]]]:
+def _group(
+    cells: dict[Cell, list[Run]], view: str, total: float
+) -> tuple[list[tuple[Item, ...]], list[dict[str, Any]]]:
     """Entries (a row for each cell) and records of the cells of one task and scheme."""
     columns, records = [], []
-    usual = max(len(found.done) for found in cells.values())
+    usual = max(map(len, cells.values()))
     for share, _ in SHARES:
-        scores = [score(value_within(run, view, share * total) for run in found.done) for found in cells.values()]
-        texts = [score_text(found, usual=usual) for found in scores]
-        columns.append(marked(texts, [s and s.mean for s in scores], [cell.kind == "zo" for cell in cells]))
-        for cell, found in zip(cells, scores, strict=True):
-            extras = {name.removeprefix("options."): value for name, value in cell.extras}
-            records.append(
-                {name: getattr(cell, name) for name in ("model", "task", "aligned", "scheme", "method")} | extras
-                | {"view": view, "budget": total, "share": share, "split": "dev", "metric": metric_of(cell.task)}
-                | score_record(found)
-            )  # fmt: skip
+        scores = [score(value_within(run, view, share * total) for run in runs) for runs in cells.values()]
+        texts = [score_text(mean, usual=usual) for mean in scores]
+        columns.append(marked(texts, [mean and mean.mean for mean in scores], [cell.kind == "zo" for cell in cells]))
+        for cell, mean in zip(cells, scores, strict=True):
+            named = {name: getattr(cell, name) for name in ("model", "task", "aligned", "scheme", "method")}
+            named |= {name.removeprefix("options."): value for name, value in cell.extras}
+            named |= {"view": view, "budget": total, "share": share, "split": "dev", "metric": metric_of(cell.task)}
+            records.append(named | score_record(mean))
     return list(zip(*columns, strict=True)), records
 
 
