@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,18 +15,23 @@ from gradless.report.common.label_layout import Box, place, spread
 from gradless.report.common.numbers import Score, median, metric_of, slug, unique
 from gradless.report.common.pictures import (
     INK,
+    LITERAL,
     PALE,
     POINT,
     Look,
     Picture,
+    band,
     canvas,
     draw_title,
+    key_line,
     marker,
     plain_axes,
     save,
+    stroke,
     text_size,
 )
 
+# Middle tones, to be read on white and on near-black.
 COLOURS = {
     "zo": ("#2f7fd1", "#0d9488", "#8262d9", "#5d8a1f", "#4f8fb8", "#a855b5", "#5c6fd6", "#3a9a5f"),
     "forward-mode": ("#7c8590",),
@@ -43,6 +48,7 @@ GAP = 12.5  # points between labels below each other
 MOST_LEADERS = 9
 MOST_LABELS = 26
 TICKS = (1, 2, 5, 10, 20, 50, 100, 3, 1.5, 4, 7, 30, 70, 15, 1.2, 1.1, 2.5, 1.3, 1.05, 1.15, 1.75)  # the roundest first
+LABEL: dict[str, Any] = {"va": "center", "fontsize": 8.5, **LITERAL}
 
 
 class Line(NamedTuple):
@@ -53,11 +59,16 @@ class Line(NamedTuple):
 
 
 class Spot(NamedTuple):
-    """A method's place in the plane of memory and accuracy."""
+    """A method in the plane of memory and accuracy."""
 
     cell: Cell
     memory: float
     score: Score
+
+    @property
+    def xy(self) -> tuple[float, float]:
+        """Its coordinates."""
+        return self.memory, self.score.mean
 
 
 def figures(study: Study, folder: Path) -> list[Picture]:
@@ -73,54 +84,54 @@ def figures(study: Study, folder: Path) -> list[Picture]:
 def _looks(study: Study) -> dict[str, Look]:
     """Colour, line and marker by label; the n-th method of a family takes its n-th colour and marker."""
     counters = {kind: count() for kind in KINDS}
-    looks = {}
+    looks: dict[str, Look] = {}
     for cell in sorted(study.cells, key=lambda cell: list(KINDS).index(cell.kind)):
         if cell.label not in looks:
-            n, colours = next(counters[cell.kind]), COLOURS[cell.kind]
-            look = Look(colours[n % len(colours)], LINES[cell.kind], MARKERS[n % len(MARKERS)], FILLS[cell.kind])
-            looks[cell.label] = look
+            kind = cell.kind
+            n, colours = next(counters[kind]), COLOURS[kind]
+            looks[cell.label] = Look(colours[n % len(colours)], LINES[kind], MARKERS[n % len(MARKERS)], FILLS[kind])
     return looks
 
 
-def _all_curves(study: Study, section: Section, looks: dict[str, Look], folder: Path) -> list[Picture]:
+def _all_curves(study: Study, section: Section, looks: Mapping[str, Look], folder: Path) -> list[Picture]:
     cells = study.within(section)
     pictures = []
     for task, scheme in unique((cell.task, cell.scheme) for cell in cells):
-        mine = {cell: found for cell, found in cells.items() if (cell.task, cell.scheme) == (task, scheme)}
-        before = study.zero_shot(section, task, "dev")
+        group = {cell: results.done for cell, results in cells.items() if (cell.task, cell.scheme) == (task, scheme)}
+        untouched = study.zero_shot(section, task, "dev")
         for view in ("forwards", "seconds"):
-            lines = [Line(cell, mean_curve(found.done, view)) for cell, found in mine.items()]
+            lines = [Line(cell, mean_curve(runs, view)) for cell, runs in group.items()]
             lines = [line for line in lines if line.points]
             if lines:
                 title = f"{task}, {scheme}: dev {metric_of(task)} against {view}{study.title(section)}"
-                figure = curves(lines, looks, view=view, title=title, before=before)
+                figure = curves(lines, looks, view=view, title=title, untouched=untouched)
                 stem = slug(f"curves-{task}-{scheme}-{view}{study.suffix(section)}")
                 pictures.append(save(figure, folder / stem, title))
     return pictures
 
 
-def curves(lines: Sequence[Line], looks: dict[str, Look], *, view: str, title: str, before: Score | None = None) -> Any:
+def curves(
+    lines: Sequence[Line], looks: Mapping[str, Look], *, view: str, title: str, untouched: Score | None = None
+) -> Any:
     """Mean over seeds with a band of a standard deviation; each line has its name and last value at its right."""
     figure, renderer = canvas(WIDTH, HEIGHT)
     axes = plain_axes(figure, (0.1, 0.1, 0.8, 0.8))
     for cell, points in lines:
         look = looks[cell.label]
-        x, y = [point.x for point in points], [point.score.mean for point in points]
-        std = [point.score.std or 0.0 for point in points]
-        low, high = ([m + sign * s for m, s in zip(y, std, strict=True)] for sign in (-1, 1))
-        axes.fill_between(x, low, high, color=look.colour, alpha=0.13, linewidth=0)
-        axes.plot(x, y, color=look.colour, linestyle=look.line, linewidth=1.6, **marker(look, 5))
+        x = [point.x for point in points]
+        means = band(axes, x, [point.score for point in points], color=look.colour, alpha=0.13)
+        axes.plot(x, means, **stroke(look, 1.6), **marker(look, 5))
     axes.set_xlim(0, None)
     axes.set_xlabel({"forwards": "forward passes (a backward counts as two)"}.get(view, "seconds of training"))
     axes.set_ylabel(f"dev {metric_of(lines[0].cell.task)}")
     ends = [(line.points[-1].x, line.points[-1].score.mean) for line in lines]
     texts = [f"{line.cell.label}  {y:.3f}" for line, (_, y) in zip(lines, ends, strict=True)]
     widest = max(text_size(figure, renderer, text)[0] for text in texts)
-    _untouched(axes, before)
+    _mark_untouched(axes, untouched)
     height = max(HEIGHT, ((len(lines) - 1) * GAP + 6) / POINT + BOTTOM + TOP)
     _frame(figure, axes, width=WIDTH, height=height, right=widest / POINT + 0.75)
     _end_labels(axes, ends, texts, [looks[line.cell.label] for line in lines])
-    _legend(axes, unique(line.cell.kind for line in lines))
+    _legend(axes, {line.cell.kind for line in lines})
     draw_title(figure, title)
     return figure
 
@@ -132,61 +143,54 @@ def _end_labels(axes: Any, ends: Sequence[tuple[float, float]], texts: Sequence[
     """
     bounds = axes.get_window_extent()
     heights = [axes.transData.transform(end)[1] for end in ends]
+    sample = [1 + 12 / bounds.width, 1 + 23 / bounds.width, 1 + 34 / bounds.width]
+    beside: dict[str, Any] = {"annotation_clip": False}
     for end, text, look, y in zip(ends, texts, looks, spread(heights, GAP, bounds.y0, bounds.y1 - 6), strict=True):
         up = (y - bounds.y0) / bounds.height
-        sample = [1 + 12 / bounds.width, 1 + 23 / bounds.width, 1 + 34 / bounds.width]
-        axes.plot(
-            sample, [up] * 3, color=look.colour, linestyle=look.line, linewidth=1.6, markevery=[1], clip_on=False,
-            transform=axes.transAxes, **marker(look, 5),
-        )  # fmt: skip
-        axes.annotate(
-            text, end, xytext=(1 + 39 / bounds.width, up), textcoords="axes fraction", color=look.colour, va="center",
-            fontsize=8.5, annotation_clip=False, parse_math=False,
-        )  # fmt: skip
+        style = stroke(look, 1.6) | marker(look, 5)
+        axes.plot(sample, [up] * 3, markevery=[1], clip_on=False, transform=axes.transAxes, **style)
+        corner = {"xytext": (1 + 39 / bounds.width, up), "textcoords": "axes fraction"}
+        axes.annotate(text, end, color=look.colour, **corner, **beside, **LABEL)
         if len(ends) <= MOST_LEADERS:
-            axes.annotate(
-                "", (sample[0], up), xycoords="axes fraction", xytext=end, textcoords="data", annotation_clip=False,
-                arrowprops={"arrowstyle": "-", "color": look.colour, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 5,
-                            "shrinkB": 0},
-            )  # fmt: skip
+            leader = {"arrowstyle": "-", "color": look.colour, "linewidth": 0.6, "alpha": 0.6, "shrinkA": 5}
+            start = {"xycoords": "axes fraction", "xytext": end, "textcoords": "data"}
+            axes.annotate("", (sample[0], up), arrowprops=leader | {"shrinkB": 0}, **start, **beside)
 
 
-def _untouched(axes: Any, before: Score | None) -> None:
-    """A dotted line at the result of the untouched model, or a word where it lies far off the axes."""
-    if before is None:
+def _mark_untouched(axes: Any, untouched: Score | None) -> None:
+    """A dotted line at the result of the untouched model, or a note where it lies far off the axes."""
+    if untouched is None:
         return
-    low, high = axes.get_ylim()
-    inside = low - 0.35 * (high - low) <= before.mean <= high + 0.35 * (high - low)
+    (low, high), value = axes.get_ylim(), untouched.mean
+    inside = low - 0.35 * (high - low) <= value <= high + 0.35 * (high - low)
     if inside:
-        axes.axhline(before.mean, color=PALE, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
-        axes.set_ylim(min(low, before.mean - 0.04 * (high - low)), max(high, before.mean + 0.06 * (high - low)))
-    where = "" if inside else ", below" if before.mean < low else ", above"
-    axes.annotate(
-        f"untouched {before.mean:.3f}{where}", (1, before.mean if inside else 0 if before.mean < low else 1),
-        xycoords=("axes fraction", "data" if inside else "axes fraction"), xytext=(-3, 3), textcoords="offset points",
-        ha="right", va="bottom", color=PALE, fontsize=8,
-    )  # fmt: skip
+        axes.axhline(value, color=PALE, linewidth=1, linestyle=(0, (1, 2)), zorder=1)
+        axes.set_ylim(min(low, value - 0.04 * (high - low)), max(high, value + 0.06 * (high - low)))
+    where = "" if inside else ", below" if value < low else ", above"
+    y = value if inside else 0 if value < low else 1
+    coordinates = {"xycoords": ("axes fraction", "data" if inside else "axes fraction"), "textcoords": "offset points"}
+    style = {"ha": "right", "va": "bottom", "color": PALE, "fontsize": 8}
+    axes.annotate(f"untouched {value:.3f}{where}", (1, y), xytext=(-3, 3), **coordinates, **style)
 
 
-def _fronts(study: Study, section: Section, looks: dict[str, Look], folder: Path) -> list[Picture]:
+def _fronts(study: Study, section: Section, looks: Mapping[str, Look], folder: Path) -> list[Picture]:
     """A front for each task; for each task and scheme where one would hold too many labels."""
-    cells = study.within(section)
     spots = []
-    for cell, found in cells.items():
-        memory, mean = median(memory_ratio(run) for run in found.done), tested(cell, found)
+    for cell, results in study.within(section).items():
+        memory, mean = median(memory_ratio(run) for run in results.done), tested(cell, results)
         if memory is not None and mean is not None:
             spots.append(Spot(cell, memory, mean))
     pictures = []
     for task in unique(spot.cell.task for spot in spots):
-        mine = [spot for spot in spots if spot.cell.task == task]
-        schemes = unique(spot.cell.scheme for spot in mine)
-        parts = [("", mine)]
-        if len(mine) > MOST_LABELS and len(schemes) > 1:
-            parts = [(scheme, [spot for spot in mine if spot.cell.scheme == scheme]) for scheme in schemes]
-        for scheme, part in parts:
+        of_task = [spot for spot in spots if spot.cell.task == task]
+        schemes = unique(spot.cell.scheme for spot in of_task)
+        parts = {"": of_task}
+        if len(of_task) > MOST_LABELS and len(schemes) > 1:
+            parts = {scheme: [spot for spot in of_task if spot.cell.scheme == scheme] for scheme in schemes}
+        for scheme, part in parts.items():
             name = f"{task}, {scheme}" if scheme else task
             title = f"{name}: test {metric_of(task)} against memory{study.title(section)}"
-            figure = front(part, looks, title=title, before=study.zero_shot(section, task))
+            figure = front(part, looks, title=title, untouched=study.zero_shot(section, task))
             stem = slug(f"front-{task}-{scheme}{study.suffix(section)}")
             pictures.append(save(figure, folder / stem, title))
     return pictures
@@ -201,27 +205,29 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return kept
 
 
-def front(spots: Sequence[Spot], looks: dict[str, Look], *, title: str, before: Score | None = None) -> Any:
+def front(spots: Sequence[Spot], looks: Mapping[str, Look], *, title: str, untouched: Score | None = None) -> Any:
     """Test results (mean, bar of a standard deviation) against peak memory over that of inference."""
     figure, renderer = canvas(WIDTH, HEIGHT)
     axes = plain_axes(figure, (0.1, 0.1, 0.8, 0.8))
     _memory_axis(axes, [spot.memory for spot in spots])
-    best = pareto([(spot.memory, spot.score.mean) for spot in spots])
-    edge = axes.get_xlim()[1]
-    axes.plot(
-        [*(x for x, _ in best), edge], [*(y for _, y in best), best[-1][1]],
-        drawstyle="steps-post", color=PALE, linewidth=1.1, zorder=1,
-    )  # fmt: skip
-    for cell, memory, mean in spots:
-        look = looks[cell.label]
-        axes.errorbar(memory, mean.mean, mean.std or 0.0, color=look.colour, alpha=0.45, linewidth=1, zorder=2)
-        axes.plot(memory, mean.mean, color=look.colour, linestyle="none", zorder=3, **marker(look, 7))
+    best = pareto([spot.xy for spot in spots])
+    steps = zip(*best, (axes.get_xlim()[1], best[-1][1]), strict=True)
+    axes.plot(*map(list, steps), drawstyle="steps-post", color=PALE, linewidth=1.1, zorder=1)
+    for spot in spots:
+        look = looks[spot.cell.label]
+        axes.errorbar(*spot.xy, spot.score.std or 0.0, color=look.colour, alpha=0.45, linewidth=1, zorder=2)
+        axes.plot(*spot.xy, color=look.colour, linestyle="none", zorder=3, **marker(look, 7))
     axes.margins(y=0.12)
     axes.set_ylabel(f"test {metric_of(spots[0].cell.task)}")
-    _untouched(axes, before)
+    _mark_untouched(axes, untouched)
     _frame(figure, axes, width=7.2, height=4.6, right=0.2)
-    _spot_labels(figure, axes, renderer, spots, looks, best)
-    _legend(axes, unique(spot.cell.kind for spot in spots), line=False)
+    several = len({spot.cell.scheme for spot in spots}) > 1
+    texts = [spot.cell.label + (f" · {spot.cell.scheme}" if several else "") for spot in spots]
+    sizes = [text_size(figure, renderer, text, 8.5) for text in texts]
+    boxes = place(*_anchors(axes, spots, best), sizes=[(width + 4, height + 2) for width, height in sizes])
+    for spot, text, box in zip(spots, texts, boxes, strict=True):
+        _spot_label(axes, spot, text, box, looks[spot.cell.label].colour)
+    _legend(axes, {spot.cell.kind for spot in spots}, line=False)
     draw_title(figure, title)
     return figure
 
@@ -246,64 +252,49 @@ def _memory_axis(axes: Any, memory: Sequence[float]) -> None:
     axes.set_xlabel("peak memory of training / memory of inference")
 
 
-def _spot_labels(
-    figure: Any,
-    axes: Any,
-    renderer: Any,
-    spots: Sequence[Spot],
-    looks: dict[str, Look],
-    best: Sequence[tuple[float, float]],
-) -> None:
-    """Names beside their points, clear of each other, of the points, their bars and the front; leaders where far."""
-    several = len({spot.cell.scheme for spot in spots}) > 1
-    texts = [spot.cell.label + (f" · {spot.cell.scheme}" if several else "") for spot in spots]
+def _anchors(
+    axes: Any, spots: Sequence[Spot], best: Sequence[tuple[float, float]]
+) -> tuple[list[tuple[float, float]], Box, list[Box]]:
+    """Where the spots are, the area for their labels, and what no label may cover: spots, their bars, the front."""
     anchors, obstacles = [], []
     for spot in spots:
-        x, y = axes.transData.transform((spot.memory, spot.score.mean))
+        x, y = axes.transData.transform(spot.xy)
         reach = y - axes.transData.transform((spot.memory, spot.score.mean - (spot.score.std or 0.0)))[1]
         anchors.append((float(x), float(y)))
         obstacles += [Box(x - 4.5, y - 4.5, x + 4.5, y + 4.5), Box(x - 1, y - reach, x + 1, y + reach)]
     bounds = axes.get_window_extent()
     corners = axes.transData.transform([*best, (axes.get_xlim()[1], best[-1][1])])
-    for (x, y), (right, _) in pairwise(corners):
-        obstacles.append(Box(x, y - 1, right, y + 1))
-    area = Box(bounds.x0 + 2, bounds.y0 + 2, bounds.x1 - 2, bounds.y1 - 2)
-    sizes = [text_size(figure, renderer, text, 8.5) for text in texts]
-    boxes = place(anchors, [(width + 4, height + 2) for width, height in sizes], area, obstacles)
-    for spot, text, anchor, box in zip(spots, texts, anchors, boxes, strict=True):
-        colour = looks[spot.cell.label].colour
-        middle = ((box.left + box.right) / 2, (box.bottom + box.top) / 2)
-        near = box.nearest(*anchor)
-        if math.dist(near, anchor) > 9:
-            ends = axes.transData.inverted().transform([anchor, near])
-            axes.plot(
-                ends[:, 0], ends[:, 1], color=colour, linewidth=0.6, alpha=0.6, zorder=2, scalex=False, scaley=False
-            )
-        axes.annotate(
-            text, (spot.memory, spot.score.mean), xytext=(middle[0] - anchor[0], middle[1] - anchor[1]),
-            textcoords="offset points", ha="center", va="center", color=colour, fontsize=8.5, parse_math=False,
-        )  # fmt: skip
+    obstacles += [Box(x, y - 1, right, y + 1) for (x, y), (right, _) in pairwise(corners)]
+    return anchors, Box(bounds.x0 + 2, bounds.y0 + 2, bounds.x1 - 2, bounds.y1 - 2), obstacles
+
+
+def _spot_label(axes: Any, spot: Spot, text: str, box: Box, colour: str) -> None:
+    """A name in its box, with a leader where it is far from its spot."""
+    x, y = map(float, axes.transData.transform(spot.xy))
+    near = box.nearest(x, y)
+    if math.dist(near, (x, y)) > 9:
+        ends = axes.transData.inverted().transform([(x, y), near])
+        style = {"color": colour, "linewidth": 0.6, "alpha": 0.6, "zorder": 2}
+        axes.plot(ends[:, 0], ends[:, 1], scalex=False, scaley=False, **style)
+    offset = ((box.left + box.right) / 2 - x, (box.bottom + box.top) / 2 - y)
+    axes.annotate(text, spot.xy, xytext=offset, textcoords="offset points", ha="center", color=colour, **LABEL)
 
 
 def _frame(figure: Any, axes: Any, *, width: float, height: float, right: float) -> None:
     """Set the size, in inches, with ``right`` inches beside the axes; the limits stay as they are from here on."""
-    figure.set_size_inches(width + right, height)
     whole = width + right
+    figure.set_size_inches(whole, height)
     axes.set_position((LEFT / whole, BOTTOM / height, (width - LEFT) / whole, (height - BOTTOM - TOP) / height))
     axes.set_xlim(*axes.get_xlim())
     axes.set_ylim(*axes.get_ylim())
 
 
-def _legend(axes: Any, kinds: Sequence[str], *, line: bool = True) -> None:
+def _legend(axes: Any, kinds: set[str], *, line: bool = True) -> None:
     """What line styles and fillings stand for, above the axes."""
-    from matplotlib.lines import Line2D
-
-    handles = [
-        Line2D([], [], color=INK, linestyle=LINES[kind] if line else "none", linewidth=1.4, label=KINDS[kind],
-               **marker(Look(INK, "", "o", FILLS[kind]), 5))
-        for kind in KINDS if kind in kinds
-    ]  # fmt: skip
-    axes.legend(
-        handles=handles, loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=4, frameon=False, fontsize=8,
-        labelcolor=INK, handlelength=2.8 if line else 1.2, columnspacing=1.4, borderaxespad=0.2,
-    )  # fmt: skip
+    looks = {
+        KINDS[kind]: Look(INK, LINES[kind] if line else "none", "o", FILLS[kind]) for kind in KINDS if kind in kinds
+    }
+    handles = [key_line(label, look, 1.4, 5) for label, look in looks.items()]
+    position = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "ncols": 4, "borderaxespad": 0.2}
+    style = {"frameon": False, "fontsize": 8, "labelcolor": INK, "handlelength": 2.8 if line else 1.2}
+    axes.legend(handles=handles, columnspacing=1.4, **position, **style)

@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradless.report.bench.study import Cell, Results, Run, Study, axis_name, tested
-from gradless.report.common.numbers import Score, metric_of, number, show
+from gradless.report.common.numbers import metric_of, number, show
 from gradless.report.common.read import read_json
 from gradless.report.common.table import score_text
 from gradless.runs.config import TuneConfig
@@ -34,33 +36,33 @@ class Choice(NamedTuple):
 
 def choose(study: Study, cell: Cell) -> Choice | None:
     """The point of the final runs, or until there are any the best one so far; None while nothing is searched."""
-    found = study.cells[cell]
-    if found.final:
-        point = found.final[0].point
-        run = next((run for run in found.search if run.point == point), None)
+    results = study.cells[cell]
+    if results.final:
+        point = results.final[0].point
+        run = next((run for run in results.search if run.point == point), None)
     else:
-        run = _best(study, cell, found)
+        run = _best(study, cell, results)
         if run is None:
             return None
         point = run.point
-    return Choice(point, run, _edges(point, found.tried))
+    return Choice(point, run, _edges(point, results.tried))
 
 
-def _best(study: Study, cell: Cell, found: Results) -> Run | None:
+def _best(study: Study, cell: Cell, results: Results) -> Run | None:
     """The finished search run with the best dev value, as the grid selects: a metric, or the loss."""
-    wanted = study.grid.get("select", "metric")
+    select = study.grid.get("select", "metric")
 
     def goodness(run: Run) -> tuple[float, float] | None:
         """Higher is better; equal metrics are told apart by the loss."""
         loss = run.metric("dev", "loss")
         low = -loss if loss is not None else -math.inf
-        if wanted == "loss":
+        if select == "loss":
             return None if loss is None else (low, 0.0)
-        named = run.metric("dev", str(wanted))
-        named = named if named is not None else run.metric("dev", metric_of(cell.task))
-        return None if named is None else (named, low)
+        value = run.metric("dev", str(select))
+        value = value if value is not None else run.metric("dev", metric_of(cell.task))
+        return None if value is None else (value, low)
 
-    scored = [(goodness(run), run) for run in found.search if run.status == DONE]
+    scored = [(goodness(run), run) for run in results.search if run.status == DONE]
     known = [(value, run) for value, run in scored if value is not None]
     return max(known, key=lambda pair: pair[0])[1] if known else None
 
@@ -83,8 +85,7 @@ def _edges(point: dict[str, Any], tried: list[dict[str, Any]]) -> dict[str, str]
     return edges
 
 
-BARE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
-ESCAPES = {"\\": "\\\\", '"': '\\"', "\b": "\\b", "\t": "\\t", "\n": "\\n", "\f": "\\f", "\r": "\\r"}
+BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def best_toml(study: Study) -> str:
@@ -100,7 +101,7 @@ def best_toml(study: Study) -> str:
     for name, cell in names(study).items():
         settings = best_settings(study, cell)
         if settings is not None:
-            lines += ["", f"# {_told(study, cell)}", f"[cell.{quoted(name)}]", *assignments(settings)]
+            lines += ["", f"# {_summary(study, cell)}", f"[cell.{quoted(name)}]", *assignments(settings)]
     return "\n".join([*lines, ""])
 
 
@@ -109,14 +110,12 @@ def names(study: Study) -> dict[str, Cell]:
     models = {cell.model for cell in study.cells}
     short = {model: Path(model).name if model.startswith(("/", ".", "~")) else model for model in models}
     shared = Counter(short.values())
-    found = {}
+    cells = {}
     for cell in study.cells:
         model = short[cell.model] if shared[short[cell.model]] == 1 else cell.model
-        parts = [cell.method, cell.scheme, cell.task, model]
-        parts += [] if cell.aligned else ["unaligned"]
-        parts += [f"{axis_name(name)}={show(value)}" for name, value in cell.extras]
-        found["/".join(parts)] = cell
-    return found
+        parts = [cell.method, cell.scheme, cell.task, model, *([] if cell.aligned else ["unaligned"])]
+        cells["/".join([*parts, *(f"{axis_name(name)}={show(value)}" for name, value in cell.extras)])] = cell
+    return cells
 
 
 def best_settings(study: Study, cell: Cell) -> dict[str, Any] | None:
@@ -124,8 +123,8 @@ def best_settings(study: Study, cell: Cell) -> dict[str, Any] | None:
     choice = choose(study, cell)
     if choice is None:
         return None
-    found = study.cells[cell]
-    run = next(iter([*found.done, *found.final]), choice.run)
+    results = study.cells[cell]
+    run = next(iter([*results.done, *results.final]), choice.run)
     config = _config(study, run) if run is not None else {}
     if not config:  # the request is gone: what the result itself tells
         config = {"model": cell.model, "task": cell.task, "scheme": cell.scheme, "method": cell.method}
@@ -144,11 +143,8 @@ def best_settings(study: Study, cell: Cell) -> dict[str, Any] | None:
 
 
 def _config(study: Study, run: Run) -> dict[str, Any]:
-    """What a run was asked for, or what it resolved that to."""
-    asked = study.config(run)
-    if asked:
-        return asked
-    return read_json(study.folder / "runs" / run.id / "config.json")
+    """The configuration that a run was asked for, or that it resolved."""
+    return study.config(run) or read_json(study.folder / "runs" / run.id / "config.json")
 
 
 def _defaults() -> dict[str, Any]:
@@ -162,16 +158,14 @@ def _defaults() -> dict[str, Any]:
     return values
 
 
-def _told(study: Study, cell: Cell) -> str:
-    """What dev and test said, for a comment."""
-    choice = choose(study, cell)
-    name = metric_of(cell.task)
+def _summary(study: Study, cell: Cell) -> str:
+    """The cell's results on dev and test, for a comment."""
+    choice, name = choose(study, cell), metric_of(cell.task)
     dev = choice.run.metric("dev", name) if choice and choice.run else None
-    test: Score | None = tested(cell, study.cells[cell])
+    test = tested(cell, study.cells[cell])
     parts = [] if dev is None else [f"dev {dev:.3f}"]
     parts += [] if test is None else [f"test {score_text(test)}"]
-    edges = choice.edges if choice else {}
-    parts += [f"{axis_name(axis)} is the {where}" for axis, where in edges.items()]
+    parts += [f"{axis_name(axis)} is the {edge}" for axis, edge in (choice.edges if choice else {}).items()]
     return one_line(f"{name}: {', '.join(parts) or 'no result yet'}")
 
 
@@ -187,18 +181,17 @@ def assignments(settings: Mapping[str, Any]) -> list[str]:
 
 def key(name: str) -> str:
     """A TOML key, quoted where it must be."""
-    return name if name and BARE.issuperset(name) else quoted(name)
+    return name if BARE.fullmatch(name) else quoted(name)
 
 
 def quoted(text: str) -> str:
-    r"""A TOML basic string.
+    r"""A TOML basic string: the same as in JSON, but for DEL.
 
     Example:
         >>> print(quoted('say "a\\b"'))
         "say \"a\\b\""
     """
-    letters = (ESCAPES.get(c) or (f"\\u{ord(c):04x}" if ord(c) < 0x20 or ord(c) == 0x7F else c) for c in text)
-    return f'"{"".join(letters)}"'
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def literal(value: Any) -> str:

@@ -17,6 +17,7 @@ from gradless.bench.timing import side_by_side
 from gradless.errors import BadInput
 from gradless.methods import FIRST, METHODS, ZEROTH
 from gradless.report.common.numbers import Score, metric_of, number, score, show, slug, sortable, unique
+from gradless.report.common.read import mapping
 from gradless.runs.config import DEFAULTS
 
 KINDS = {
@@ -76,8 +77,7 @@ class Run(NamedTuple):
 
     def metric(self, split: str, name: str) -> float | None:
         """A metric of "dev", "test" or "zero_shot" as a finite number, or None."""
-        found = self.record.get(split)
-        return number(found.get(name)) if isinstance(found, dict) else None
+        return number(mapping(self.record.get(split)).get(name))
 
 
 class Results(NamedTuple):
@@ -128,41 +128,36 @@ class Study:
 
     def within(self, section: Section) -> dict[Cell, Results]:
         """The cells of a section."""
-        return {cell: found for cell, found in self.cells.items() if (cell.model, cell.aligned) == section}
+        return {cell: results for cell, results in self.cells.items() if (cell.model, cell.aligned) == section}
 
     def title(self, section: Section) -> str:
         """What tells a section from the others: ", gemma-3-270m, without task alignment", or nothing."""
-        sections = self.sections
-        parts = [section.model] if len({other.model for other in sections}) > 1 else []
-        if len({other.aligned for other in sections}) > 1:
-            parts.append("with task alignment" if section.aligned else "without task alignment")
+        parts = [section.model] if self._differ("model") else []
+        parts += [f"with{'' if section.aligned else 'out'} task alignment"] if self._differ("aligned") else []
         return "".join(f", {part}" for part in parts)
 
     def suffix(self, section: Section) -> str:
         """The same for names of files."""
-        sections = self.sections
-        parts = [slug(section.model)] if len({other.model for other in sections}) > 1 else []
-        if len({other.aligned for other in sections}) > 1 and not section.aligned:
-            parts.append("unaligned")
+        parts = [slug(section.model)] if self._differ("model") else []
+        parts += ["unaligned"] if self._differ("aligned") and not section.aligned else []
         return "".join(f"-{part}" for part in parts)
+
+    def _differ(self, field: str) -> bool:
+        return len({getattr(section, field) for section in self.sections}) > 1
 
     def config(self, run: Run) -> dict[str, Any]:
         """The settings that a run was asked for; empty if its request is gone."""
-        found = self.requests.get(run.id, {}).get("config")
-        return found if isinstance(found, dict) else {}
+        return mapping(self.requests.get(run.id, {}).get("config"))
 
     def zero_shot(self, section: Section, task: str, split: str = "test") -> Score | None:
         """Main metric of the untouched model over the seeds; final runs tell it where no run of its own does."""
         name = metric_of(task)
         by_seed: dict[str, float] = {}
-        for run in sorted(self.runs, key=lambda run: run.phase != ZERO_SHOT):
-            if (run.cell.model, run.cell.aligned, run.cell.task) != (*section, task):
-                continue
-            if run.phase == ZERO_SHOT:
-                value = run.metric(split, name)
-                value = run.metric("zero_shot", name) if value is None and split == "test" else value
-            else:
-                value = run.metric("zero_shot", name) if run.phase == FINAL and split == "test" else None
+        runs = [run for run in self.runs if (run.cell.model, run.cell.aligned, run.cell.task) == (*section, task)]
+        for run in sorted(runs, key=lambda run: run.phase != ZERO_SHOT):
+            value = run.metric(split, name) if run.phase == ZERO_SHOT else None
+            if value is None and split == "test" and run.phase in (ZERO_SHOT, FINAL):
+                value = run.metric("zero_shot", name)
             if value is not None:
                 by_seed.setdefault(repr(run.seed), value)
         return score(by_seed.values())
@@ -173,9 +168,9 @@ class Study:
         count = sum(name not in seen for name in self.requests)
         seeds = self.grid.get("seeds")
         asked = Counter(read_cell(request) for request in self.requests.values() if request["phase"] == FINAL)
-        for cell, found in self.cells.items() if isinstance(seeds, list) else ():
-            if not found.hopeless:
-                count += max(0, len(seeds or ()) - max(asked[cell], len(found.final)))
+        for cell, results in self.cells.items() if isinstance(seeds, list) else ():
+            if not results.hopeless:
+                count += max(0, len(seeds or ()) - max(asked[cell], len(results.final)))
         return count
 
 
@@ -190,20 +185,18 @@ def load(folder: Path) -> Study:
     if not path.is_file():
         raise BadInput(f"{folder} holds no run and no results: give the --out directory of one, or {advice}")
     timed = timing.read(folder)
-    records, unread = {}, 0
-    for text in path.read_text().splitlines():
-        if not text.strip():
-            continue
+    by_id, unread = {}, 0
+    for text in filter(str.strip, path.read_text().splitlines()):
         try:
-            record = side_by_side(json.loads(text), timed)
-            records[str(record["id"])] = _run(record)
+            run = _run(side_by_side(json.loads(text), timed))
+            by_id[run.id] = run
         except (ValueError, KeyError, TypeError, AttributeError):
             unread += 1
-    if not records:
+    if not by_id:
         raise BadInput(f"{path} holds no result yet: {advice}")
     grid, grid_text = _grid(folder / "grid.toml")
     requests = _requests(folder / "requests")
-    runs = tuple(records.values())
+    runs = tuple(by_id.values())
     cells = _cells(runs, requests, grid)
     return Study(
         folder=folder, grid=grid, grid_text=grid_text, runs=runs, requests=requests, cells=cells, unread=unread
@@ -211,12 +204,11 @@ def load(folder: Path) -> Study:
 
 
 def _run(record: dict[str, Any]) -> Run:
-    point = record.get("point")
     return Run(
         id=str(record["id"]),
         phase=str(record["phase"]),
         cell=read_cell(record),
-        point=dict(point) if isinstance(point, dict) else {},
+        point=mapping(record.get("point")),
         seed=record.get("seed"),
         status=str(record.get("status", FAILED)),
         record=record,
@@ -248,43 +240,41 @@ def _grid(path: Path) -> tuple[dict[str, Any], str]:
 
 def _requests(folder: Path) -> dict[str, dict[str, Any]]:
     """Requests that can be read; one that a crash tore is nobody's result."""
-    found = {}
+    requests = {}
     for path in sorted(folder.glob("*.json")):
         try:
             request = json.loads(path.read_text())
             read_cell(request)
-            found[str(request.get("id", path.stem))] = {**request, "phase": str(request["phase"])}
+            requests[str(request.get("id", path.stem))] = {**request, "phase": str(request["phase"])}
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
-    return found
+    return requests
 
 
 def _cells(
     runs: Sequence[Run], requests: Mapping[str, Mapping[str, Any]], grid: Mapping[str, Any]
 ) -> dict[Cell, Results]:
-    found: dict[Cell, Results] = {}
+    cells: dict[Cell, Results] = {}
     done = {run.id for run in runs}
     for run in runs:
         if run.phase in (SEARCH, FINAL):
-            results = found.setdefault(run.cell, Results([], [], 0, []))
+            results = cells.setdefault(run.cell, Results([], [], 0, []))
             (results.search if run.phase == SEARCH else results.final).append(run)
     for name, request in requests.items():
         if request["phase"] == SEARCH and name not in done:
             cell, point = read_cell(request), request.get("point")
-            results = found.get(cell, Results([], [], 0, []))
+            results = cells.get(cell, Results([], [], 0, []))
             results.tried.extend([point] if isinstance(point, dict) else [])
-            found[cell] = results._replace(awaited=results.awaited + 1)
-    for results in found.values():
+            cells[cell] = results._replace(awaited=results.awaited + 1)
+    for results in cells.values():
         results.tried.extend(run.point for run in results.search)
         results.final.sort(key=lambda run: (str(type(run.seed)), run.seed if run.seed is not None else 0))
-    place = _order(grid)
-    return {cell: found[cell] for cell in sorted(found, key=place)}
+    return {cell: cells[cell] for cell in sorted(cells, key=_order(grid))}
 
 
 def _order(grid: Mapping[str, Any]) -> Any:
     """A sort key of cells: the order of the grid's axes, then that of `METHODS` and the schemes."""
-    axes = grid.get("axes")
-    axes = axes if isinstance(axes, dict) else {}
+    axes = mapping(grid.get("axes"))
     known = {"method": list(METHODS), "scheme": list(DEFAULTS), "model": [], "task": []}
 
     def rank(axis: str, value: str) -> tuple[int, str]:
@@ -306,9 +296,9 @@ def kind(method: str) -> str:
     return {ZEROTH: "zo", FIRST: "fo"}.get(family, family)
 
 
-def tested(cell: Cell, found: Results) -> Score | None:
+def tested(cell: Cell, results: Results) -> Score | None:
     """Test metric over the final seeds that came to their end."""
-    return score(run.metric("test", metric_of(cell.task)) for run in found.done)
+    return score(run.metric("test", metric_of(cell.task)) for run in results.done)
 
 
 def axis_name(name: str) -> str:

@@ -67,9 +67,10 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
 
 def place(
     anchors: Sequence[tuple[float, float]],
-    sizes: Sequence[tuple[float, float]],
     area: Box,
     obstacles: Sequence[Box] = (),
+    *,
+    sizes: Sequence[tuple[float, float]],
 ) -> list[Box]:
     """A box of each size near its anchor, inside ``area``, clear of the obstacles and of the other boxes.
 

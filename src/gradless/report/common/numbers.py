@@ -32,16 +32,16 @@ def number(value: Any) -> float | None:
 
 def score(values: Iterable[float | None]) -> Score | None:
     """Mean and spread of the values that are there."""
-    found = [value for value in values if value is not None]
-    if not found:
+    known = [value for value in values if value is not None]
+    if not known:
         return None
-    return Score(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, len(found))
+    return Score(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None, len(known))
 
 
 def median(values: Iterable[float | None]) -> float | None:
     """Median of the values that are there."""
-    found = [value for value in values if value is not None]
-    return statistics.median(found) if found else None
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
 
 
 def show(value: Any) -> str:
@@ -57,8 +57,8 @@ def show(value: Any) -> str:
 
 def sortable(value: Any) -> tuple[bool, float, str]:
     """A sort key for settings of mixed types: numbers by size, then text."""
-    found = number(value)
-    return (found is None, found or 0.0, show(value))
+    size = number(value)
+    return (size is None, size or 0.0, show(value))
 
 
 def slug(text: str) -> str:

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from gradless.report.common.numbers import Score
+
 T = TypeVar("T")
 
 # Middle tones, to be read on white and on near-black; the page replaces INK by its own text colour.
@@ -104,6 +106,26 @@ def marker(look: Look, size: float) -> dict[str, Any]:
     """Arguments of matplotlib for a look's marker, ``size`` points wide."""
     edge = {"markeredgewidth": 1.2, "markeredgecolor": look.colour}
     return {"marker": look.marker, "markersize": size, "fillstyle": look.fill, "markerfacecoloralt": "none", **edge}
+
+
+def stroke(look: Look, width: float) -> dict[str, Any]:
+    """Arguments of matplotlib for a look's line, ``width`` points wide."""
+    return {"color": look.colour, "linestyle": look.line, "linewidth": width}
+
+
+def band(axes: Any, x: Sequence[float], scores: Sequence[Score], **style: Any) -> list[float]:
+    """Shade a standard deviation around the means, where there is one; returns the means."""
+    means, spreads = [score.mean for score in scores], [score.std or 0.0 for score in scores]
+    low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
+    axes.fill_between(x, low, high, linewidth=0, **style)
+    return means
+
+
+def key_line(label: str, look: Look, width: float, size: float) -> Any:
+    """An entry of a legend: a line with a marker, if the look has one."""
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], label=label, **stroke(look, width), **(marker(look, size) if look.marker else {}))
 
 
 def draw_title(figure: Any, title: str) -> None:

@@ -7,14 +7,13 @@ from typing import Any
 
 import torch
 
-from gradless.report.common.numbers import counted, number
+from gradless.report.common.numbers import counted, number, unique
 from gradless.report.common.table import NOTHING, Column, Item, Table
 from gradless.report.run.record import RunRecord
 from gradless.report.run.verdict import shares
 from gradless.runs.predictions import Guess, Prediction, changed_first, shorten
 
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
-PARTS = (("zero_shot", "zero-shot"), ("test", "tuned"))
 FIXED, BROKEN, OTHERS = 12, 12, 8  # rows of each kind on the page
 BRIEF = 3  # rows of each kind on a terminal
 TERMINAL = 60  # characters of a text there
@@ -22,22 +21,21 @@ TERMINAL = 60  # characters of a text there
 
 def outcome(record: RunRecord) -> Table:
     """Test metrics before and after, their difference, and the intervals of the share of right answers."""
-    before, after = (record.numbers(part) for part, _ in PARTS)
-    names = [name for name in (record.metric, *after, *before) if name in after or name in before]
+    zero_shot, tuned = record.numbers("zero_shot"), record.numbers("test")
     rows: list[tuple[Item, ...]] = []
-    records = []
-    for name in dict.fromkeys(names):
-        a, b = before.get(name), after.get(name)
+    records: list[dict[str, Any]] = []
+    for name in unique(name for name in (record.metric, *tuned, *zero_shot) if name in tuned or name in zero_shot):
+        a, b = zero_shot.get(name), tuned.get(name)
         gain = None if a is None or b is None else b - a
         rows.append((Item(name), Item(_value(a)), Item(_value(b)), Item(_value(gain, "+.4f"))))
         records.append({"what": name, "zero_shot": a, "test": b, "difference": gain})
-    ends = {part: record.interval(part) for part in ("zero_shot", "test", "difference")}
-    if any(ends.values()):
-        texts = (Item(_ends(found, "+.3f" if part == "difference" else ".3f")) for part, found in ends.items())
-        rows.append((Item("share right, 95 % interval"), *texts))
-        for place, which in enumerate(("low", "high")):
-            values = {part: found and found[place] for part, found in ends.items()}
-            records.append({"what": f"share right, {which} end", **values})
+    intervals = {part: record.interval(part) for part in ("zero_shot", "test", "difference")}
+    if any(intervals.values()):
+        texts = (_interval(ends, "+.3f" if part == "difference" else ".3f") for part, ends in intervals.items())
+        rows.append((Item("share right, 95 % interval"), *map(Item, texts)))
+        for index, end in enumerate(("low", "high")):
+            values = {part: ends and ends[index] for part, ends in intervals.items()}
+            records.append({"what": f"share right, {end} end", **values})
     count = shares(record).rows
     return Table(
         name="outcome",
@@ -66,10 +64,10 @@ def cost(record: RunRecord) -> Table:
 
 
 def _facts(record: RunRecord) -> Iterator[tuple[str, str, float]]:
-    taken, skipped = len(record.steps), sum(step.skipped for step in record.steps)
+    steps, skipped = len(record.steps), sum(step.skipped for step in record.steps)
     more = f", {skipped:,} skipped" if skipped else ""
-    more += f"; dev chose {record.selected:,}" if record.selected not in (None, taken) else ""
-    yield "steps", f"{taken:,} of {record.planned:,}{more}", taken
+    more += f"; dev chose {record.selected:,}" if record.selected not in (None, steps) else ""
+    yield "steps", f"{steps:,} of {record.planned:,}{more}", steps
     forwards = record.number("forwards") or sum(step.forwards or 0 for step in record.steps)
     yield "forward passes", f"{forwards:,.0f}", forwards
     seconds = record.number("train_seconds") or sum(step.seconds or 0 for step in record.steps)
@@ -119,73 +117,69 @@ def examples(record: RunRecord, *, brief: bool = False) -> list[Table]:
         record: the run.
         brief: few rows with short texts, for a terminal.
     """
-    found = changed_first(record.predictions)
-    fixed = [one for one in found if one.fixed]
-    broken = [one for one in found if one.broken]
-    rest = [one for one in found if not (one.fixed or one.broken)]
-    about = {
-        "fixed": (fixed, FIXED, "Fixed: wrong before, right after"),
-        "broken": (broken, BROKEN, "Broken: right before, wrong after"),
-        "others": (rest, OTHERS, "Others" if fixed or broken else "Test rows"),
-    }
-    tables = []
-    for name, (rows, most, title) in about.items():
-        shown = rows[: BRIEF if brief else most]
-        if rows:
-            tables.append(_examples(f"examples-{name}", title, shown, len(rows), brief=brief))
-    return tables
+    predictions = changed_first(record.predictions)
+    fixed = [row for row in predictions if row.fixed]
+    broken = [row for row in predictions if row.broken]
+    rest = [row for row in predictions if not (row.fixed or row.broken)]
+    kinds = (
+        ("fixed", fixed, FIXED, "Fixed: wrong before, right after"),
+        ("broken", broken, BROKEN, "Broken: right before, wrong after"),
+        ("others", rest, OTHERS, "Others" if fixed or broken else "Test rows"),
+    )
+    return [
+        _examples(f"examples-{name}", title, rows[: BRIEF if brief else most], len(rows), brief=brief)
+        for name, rows, most, title in kinds
+        if rows
+    ]
 
 
 def _examples(name: str, title: str, shown: list[Prediction], total: int, *, brief: bool) -> Table:
-    compared = any(one.before for one in shown)
-    sure = any(guess.probability is not None for one in shown for guess in (one.before, one.after) if guess)
-
-    def line(text: str) -> str:
-        return _line(text) if brief else text
-
-    share = (Column("p"),) if sure else ()
-    before = tuple(column._replace(group="zero-shot") for column in (Column("says"), *share)) if compared else ()
-    after = tuple(column._replace(group="tuned") for column in (Column("says"), *share))
+    compared = any(row.before for row in shown)
+    sure = any(guess.probability is not None for row in shown for guess in (row.before, row.after) if guess)
+    heads = ("says", "p") if sure else ("says",)
     rows, records = [], []
-    for one in shown:
-        gold = " / ".join(dict.fromkeys(one.gold[:3]))
-        guesses = [one.before, one.after] if compared else [one.after]
-        said = [item for guess in guesses for item in _said(guess, sure=sure)]
-        said = [item._replace(text=line(item.text)) for item in said]
-        rows.append((Item(line(one.text)), Item(line(gold)), *said))
-        records.append(_record(one))
+    for row in shown:
+        texts = [Item(row.text), Item(" / ".join(unique(row.gold[:3])))]
+        items = [*texts, *(_guess(row.before, sure=sure) if compared else ()), *_guess(row.after, sure=sure)]
+        rows.append(tuple(item._replace(text=_line(item.text)) if brief else item for item in items))
+        records.append(_record(row))
     return Table(
         name=name,
         title=f"{title} ({len(shown)} of {total})" if total > len(shown) else f"{title} ({total})",
         caption="",
         labels=1,
-        columns=(Column("text"), Column("gold"), *before, *after),
+        columns=(
+            Column("text"),
+            Column("gold"),
+            *(Column(head, group) for group in (("zero-shot",) if compared else ()) for head in heads),
+            *(Column(head, "tuned") for head in heads),
+        ),
         rows=tuple(rows),
         records=tuple(records),
     )
 
 
-def _said(guess: Guess | None, *, sure: bool) -> Iterator[Item]:
+def _guess(guess: Guess | None, *, sure: bool) -> Iterator[Item]:
+    """What a model answered, and how sure it was."""
     yield Item(guess.text or "(nothing)", warn=not guess.right) if guess else Item()
     if sure:
         yield Item(f"{guess.probability:.2f}" if guess and guess.probability is not None else NOTHING)
 
 
-def _record(one: Prediction) -> dict[str, Any]:
-    guesses = (("before", one.before), ("after", one.after))
-    said = {f"{name}_{field}": getattr(guess, field) for name, guess in guesses if guess for field in Guess._fields}
-    return {"row": one.row, "text": one.text, "gold": " / ".join(one.gold), **said}
+def _record(row: Prediction) -> dict[str, Any]:
+    guesses = (("before", row.before), ("after", row.after))
+    fields = {f"{name}_{field}": getattr(guess, field) for name, guess in guesses if guess for field in Guess._fields}
+    return {"row": row.row, "text": row.text, "gold": " / ".join(row.gold), **fields}
 
 
 def _line(text: str) -> str:
     """One short line for a terminal, without anything that a terminal would obey."""
-    words = " ".join(text.split())
-    return shorten("".join(c if c.isprintable() else "\ufffd" for c in words), TERMINAL)
+    return shorten("".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split())), TERMINAL)
 
 
 def _value(value: float | None, form: str = ".4f") -> str:
     return NOTHING if value is None else f"{value:{form}}"
 
 
-def _ends(found: tuple[float, float] | None, form: str) -> str:
-    return NOTHING if found is None else f"{found[0]:{form}} to {found[1]:{form}}"
+def _interval(ends: tuple[float, float] | None, form: str) -> str:
+    return NOTHING if ends is None else f"{ends[0]:{form}} to {ends[1]:{form}}"
