@@ -29,7 +29,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradless.collab.aggregation.receivers import aggregate, seen_by_all
+from gradless.collab.aggregation.base import aggregate
+from gradless.collab.aggregation.receivers import seen_by_all
 from gradless.collab.aggregators import named, nnm
 
 STUBS = {

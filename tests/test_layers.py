@@ -45,14 +45,21 @@ INSIDE = {
         "runs.jobs",
     ),
     "collab": (
-        *("collab.data", "collab.aggregation", "collab.aggregators", "collab.adversary", "collab.attacks"),
-        *("collab.contraction", "collab.network", "collab.algorithms", "collab.config", "collab.learners"),
+        *("collab.option_checks", "collab.data", "collab.aggregation", "collab.aggregators", "collab.adversary"),
+        *(
+            "collab.attacks",
+            "collab.contraction",
+            "collab.network",
+            "collab.algorithms",
+            "collab.config",
+            "collab.learners",
+        ),
         *("collab.simulation", "collab.recipes"),
     ),
     "report": ("report.common", "report.run", "report.bench", "report.collab", "report.__init__"),
 }
 # Aggregation and attacks: functions on tensors, for use outside a run as well.
-PURE = ("collab.aggregation", "collab.adversary", "collab.aggregators", "collab.attacks")
+PURE = ("collab.option_checks", "collab.aggregation", "collab.adversary", "collab.aggregators", "collab.attacks")
 FORBIDDEN_MODULES = {"random", "pickle", "joblib", "shelve", "marshal"}
 FORBIDDEN_CALLS = (
     *("torch.manual_seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all", "torch.seed", "torch.load"),

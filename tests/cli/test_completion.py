@@ -25,7 +25,7 @@ TABLES = {
     "task": tasks.TASKS,
     "objective": objectives.OBJECTIVES,
     "recipe": recipes.RECIPES,
-    "rule": {**aggregators.AGGREGATORS, **aggregators.MIXES},
+    "rule": {**aggregators.AGGREGATORS, **aggregators.PRE_AGGREGATORS},
     "list": {**jobs.TABLES, **recipes.TABLES},
     "dtype": lm.DTYPES,
     "device": ("cpu", "cuda", "mps"),

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from gradless.collab.aggregation.base import weights_of
 from gradless.collab.aggregation.gram import measure
-from gradless.collab.aggregation.receivers import weights_of
 from gradless.collab.aggregators import nna
 from gradless.collab.network.delivery import Delivery
 from gradless.collab.network.simulated import Round, meet

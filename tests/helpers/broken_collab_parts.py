@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from broken_helpers import SIZES, rolling
-from gradless.collab.adversary.base import Attack, to_all
 from gradless.collab.adversary.identical import alie, nan, none
-from gradless.collab.aggregation.base import any_number
-from gradless.collab.aggregators import Aggregator, PreAggregator, krum, mean, median
+from gradless.collab.aggregators import Aggregator, PreAggregator, any_number, krum, mean, median, together
+from gradless.collab.attacks import Attack, to_all
 
 
 def by_column(column: Any, check: Any = any_number) -> Any:
@@ -40,6 +40,13 @@ def two_minded(f: int) -> Aggregator:
     return mean()._replace(column=median().column)
 
 
+def crowded(f: int) -> Aggregator:
+    """The more receivers there are, the less it gives."""
+    return together(
+        "mine", lambda grams: np.full(grams.finite.shape, 1 / grams.finite.size), any_number, uses_pivot=True
+    )
+
+
 AGGREGATORS: list[tuple[str, Any, dict[str, Any]]] = [
     ("deterministic", by_column(lambda x: x.mean(0) + 1e-3 * next(SIZES)), {}),
     ("keeps_dtype", by_column(rough), {}),
@@ -58,12 +65,13 @@ AGGREGATORS: list[tuple[str, Any, dict[str, Any]]] = [
     ("refuses_what_it_cannot_stand", unchecked, {}),
     ("refuses_what_it_cannot_stand", lambda f: median(), {}),
     ("receivers_together_are_receivers_alone", two_minded, {}),
+    ("all_receivers_get_the_same_bits", crowded, {}),
     ("no_global_generator", by_column(lambda x: rolling(x.mean(0))), {}),
 ]
 
 
 def mixing(weights: Any, **more: Any) -> Any:
-    return lambda f: PreAggregator("mine", lambda geometry, key: weights(geometry.rows, key), any_number, **more)
+    return lambda f: PreAggregator("mine", lambda gram, key: weights(gram.rows, key), any_number, **more)
 
 
 class Rude(PreAggregator):
@@ -119,57 +127,57 @@ def attacking(send: Any = None, extras: Any = None, **more: Any) -> Attack:
     return Attack("mine", extras or good.extras, send or good.send, **given)
 
 
-def whole_mean(scene: Any) -> torch.Tensor:
+def whole_mean(context: Any) -> torch.Tensor:
     """Coefficients of the mean of all honest rows, broken ones included."""
-    return torch.full((len(scene.honest),), 1 / len(scene.honest), dtype=torch.float64)
+    return torch.full((len(context.honest),), 1 / len(context.honest), dtype=torch.float64)
 
 
-def tampering(scene: Any, state: Any) -> Any:
-    scene.honest.mul_(2)
-    return scene.honest[:0], state
+def tampering(context: Any, state: Any) -> Any:
+    context.honest.mul_(2)
+    return context.honest[:0], state
 
 
-def appending(scene: Any, state: Any) -> Any:
+def appending(context: Any, state: Any) -> Any:
     state.append(1)
-    return scene.honest[:0], state
+    return context.honest[:0], state
 
 
-def eavesdropping(scene: Any, state: Any) -> Any:
-    return (scene.honest[:0] if scene.flipped is None else scene.flipped), state
+def eavesdropping(context: Any, state: Any) -> Any:
+    return (context.honest[:0] if context.flipped is None else context.flipped), state
 
 
-def last_or_mean(scene: Any, strength: float, state: Any) -> torch.Tensor:
-    row = whole_mean(scene)
-    return to_all(scene, row if scene.flipped is None else torch.cat([0 * row, torch.ones(1).double()]))
+def last_or_mean(context: Any, strength: float, state: Any) -> torch.Tensor:
+    row = whole_mean(context)
+    return to_all(context, row if context.flipped is None else torch.cat([0 * row, torch.ones(1).double()]))
 
 
 ATTACKS: list[tuple[str, Any, dict[str, Any]]] = [
-    ("well_formed", attacking(lambda scene, s, state: to_all(scene, whole_mean(scene).float())), {}),
-    ("well_formed", attacking(lambda scene, s, state: whole_mean(scene).expand(2, scene.attackers, -1)), {}),
-    ("well_formed", attacking(extras=lambda scene, state: (scene.honest[:0].double(), state)), {}),
+    ("well_formed", attacking(lambda context, s, state: to_all(context, whole_mean(context).float())), {}),
+    ("well_formed", attacking(lambda context, s, state: whole_mean(context).expand(2, context.attackers, -1)), {}),
+    ("well_formed", attacking(extras=lambda context, state: (context.honest[:0].double(), state)), {}),
     ("says_what_it_is", attacking(equivocates=True), {}),
     ("says_what_it_is", attacking(goal="harm"), {}),
     ("says_what_it_is", attacking(bounds=(3.0, 1.0), strength=None), {}),
-    ("deterministic", attacking(lambda scene, s, state: to_all(scene, whole_mean(scene) * next(SIZES))), {}),
+    ("deterministic", attacking(lambda context, s, state: to_all(context, whole_mean(context) * next(SIZES))), {}),
     (
         "state_is_a_value",
-        attacking(lambda scene, s, state: to_all(scene, whole_mean(scene) * len(state)), appending, start=list),
+        attacking(lambda context, s, state: to_all(context, whole_mean(context) * len(state)), appending, start=list),
         {},
     ),
     ("leaves_rows_alone", attacking(extras=tampering), {}),
     ("sends_finite_rows", nan(), {}),
     (
         "affine_in_the_strength",
-        attacking(lambda scene, s, _: to_all(scene, whole_mean(scene) * s**2), strength=None),
+        attacking(lambda context, s, _: to_all(context, whole_mean(context) * s**2), strength=None),
         {},
     ),
     ("sees_only_what_it_may", attacking(last_or_mean, eavesdropping), {}),
     ("sees_only_what_it_may", alie(), {"sees": False}),
     (
-        "known_geometry_changes_nothing",
-        attacking(lambda scene, s, _: to_all(scene, whole_mean(scene) * (1 + (scene.geometry is not None)))),
+        "known_gram_changes_nothing",
+        attacking(lambda context, s, _: to_all(context, whole_mean(context) * (1 + (context.gram is not None)))),
         {},
     ),
-    ("passes_over_diverged_peers", attacking(lambda scene, s, _: to_all(scene, whole_mean(scene))), {}),
-    ("no_global_generator", attacking(lambda scene, s, _: to_all(scene, rolling(whole_mean(scene)))), {}),
+    ("passes_over_diverged_peers", attacking(lambda context, s, _: to_all(context, whole_mean(context))), {}),
+    ("no_global_generator", attacking(lambda context, s, _: to_all(context, rolling(whole_mean(context)))), {}),
 ]

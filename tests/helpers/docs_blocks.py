@@ -34,7 +34,7 @@ from click.testing import CliRunner
 from gradless import lm, tasks
 from gradless.cli import main
 from gradless.collab import recipes
-from gradless.collab.aggregators import AGGREGATORS, MIXES
+from gradless.collab.aggregators import AGGREGATORS, PRE_AGGREGATORS
 from gradless.collab.attacks import ATTACKS
 from gradless.collab.network.delivery import MODES
 from gradless.forward.evaluator import ENGINES
@@ -311,7 +311,7 @@ def _check_value(name: str, value: Any, given: dict[str, Any], place: str) -> No
     elif name == "task":
         tasks.get(value)
     elif name == "rule":
-        assert all(part in {**AGGREGATORS, **MIXES} for part in value.split("+")), f"{place}: no '{value}'"
+        assert all(part in {**AGGREGATORS, **PRE_AGGREGATORS} for part in value.split("+")), f"{place}: no '{value}'"
     elif name == "model":
         known = value in lm.sources() or value.removeprefix(shapes.PREFIX) in shapes.SHAPES
         assert known or "/" in value or value.endswith(".gguf"), f"{place}: no '{value}'"

@@ -14,10 +14,9 @@ import broken_collab_parts as broken_collab
 import broken_parts as broken
 import gradless as gl
 from gradless import kernels, rng, testing
-from gradless.collab.adversary.base import Attack, mean_of_honest, no_extras, to_all
-from gradless.collab.aggregation.base import any_number, more_than
 from gradless.collab.aggregation.gram import CentredGram
-from gradless.collab.aggregators import Aggregator, PreAggregator
+from gradless.collab.aggregators import Aggregator, PreAggregator, any_number, more_than
+from gradless.collab.attacks import Attack, mean_of_honest, no_extras, to_all
 from gradless.directions import Directions
 from gradless.errors import BadInput
 from gradless.estimators import Estimate, Estimator
@@ -124,11 +123,11 @@ def midmean(f: int) -> Aggregator:
 def pairs(f: int) -> PreAggregator:
     """Every row becomes the mean of itself and its nearest neighbour."""
 
-    def weights(geometry: CentredGram, key: int) -> torch.Tensor:
-        squared = geometry.squared().fill_diagonal_(math.inf)
-        eye = torch.eye(geometry.rows, dtype=torch.float64)
+    def weights(gram: CentredGram, key: int) -> torch.Tensor:
+        squared = gram.squared().fill_diagonal_(math.inf)
+        eye = torch.eye(gram.rows, dtype=torch.float64)
         mixed = (eye + eye[squared.argmin(1)]) / 2
-        return torch.where(geometry.finite[:, None], mixed, eye)
+        return torch.where(gram.finite[:, None], mixed, eye)
 
     return PreAggregator("pairs", weights, any_number)
 

@@ -83,7 +83,7 @@ TABLES: Final[dict[str, Callable[[], Sequence[str]]]] = {
     "model": _models,
     "task": _tasks,
     "objective": lambda: ("accuracy", "f1", "gold", "lm", "option_ce"),  # whose table is not written out
-    "rule": lambda: keys("collab.aggregators:AGGREGATORS") + keys("collab.aggregators:MIXES"),
+    "rule": lambda: keys("collab.aggregators:AGGREGATORS") + keys("collab.aggregators:PRE_AGGREGATORS"),
     "recipe": lambda: keys("collab.recipes:RECIPES"),
     "list": lambda: keys("runs.jobs:TABLES") + keys("collab.recipes:TABLES"),
     "dtype": lambda: ("float32", "bfloat16", "float16"),

@@ -1,4 +1,8 @@
-"""Aggregation rules and pre-aggregators by name, with what is worth knowing before one is chosen."""
+"""Aggregation rules and pre-aggregators by name, and all that a rule of your own needs.
+
+A new rule is one function that returns an `Aggregator` (`Aggregator.dense` of a function on rows will do), and one row
+of `AGGREGATORS`; a new pre-aggregator is one that returns a `PreAggregator`, and a row of `PRE_AGGREGATORS`.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +10,32 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from gradless.collab.aggregation import pre_aggregators, rules
-from gradless.collab.aggregation.base import Aggregator as Aggregator
-from gradless.collab.aggregation.base import PreAggregator as PreAggregator
-from gradless.collab.aggregation.base import compose as compose
-from gradless.collab.aggregation.pre_aggregators import arc as arc
-from gradless.collab.aggregation.pre_aggregators import bucketing as bucketing
-from gradless.collab.aggregation.pre_aggregators import clipping as clipping
-from gradless.collab.aggregation.pre_aggregators import nnm as nnm
-from gradless.collab.aggregation.rules import bulyan as bulyan
-from gradless.collab.aggregation.rules import caf as caf
-from gradless.collab.aggregation.rules import centred_clipping as centred_clipping
-from gradless.collab.aggregation.rules import cge as cge
-from gradless.collab.aggregation.rules import geometric_median as geometric_median
-from gradless.collab.aggregation.rules import krum as krum
-from gradless.collab.aggregation.rules import mda as mda
-from gradless.collab.aggregation.rules import meamed as meamed
-from gradless.collab.aggregation.rules import mean as mean
-from gradless.collab.aggregation.rules import median as median
-from gradless.collab.aggregation.rules import multi_krum as multi_krum
-from gradless.collab.aggregation.rules import nna as nna
-from gradless.collab.aggregation.rules import self_centred_clipping as self_centred_clipping
-from gradless.collab.aggregation.rules import smea as smea
-from gradless.collab.aggregation.rules import trimmed_mean as trimmed_mean
+from gradless.collab.aggregation.base import Aggregator, compose, together
+from gradless.collab.aggregation.pre_aggregators import PreAggregator, arc, bucketing, clipping, nnm
+from gradless.collab.aggregation.rules import (
+    bulyan,
+    caf,
+    centred_clipping,
+    cge,
+    geometric_median,
+    krum,
+    mda,
+    meamed,
+    mean,
+    median,
+    multi_krum,
+    nna,
+    self_centred_clipping,
+    smea,
+    trimmed_mean,
+)
+from gradless.collab.option_checks import any_number, count, more_than
 from gradless.errors import BadInput, pick, unknown
+
+__all__ = ["AGGREGATORS", "PRE_AGGREGATORS", "Aggregator", "Entry", "PreAggregator", "any_number", "arc", "bucketing"]
+__all__ += ["bulyan", "caf", "centred_clipping", "cge", "clipping", "compose", "count", "geometric_median", "krum"]
+__all__ += ["mda", "meamed", "mean", "median", "more_than", "multi_krum", "named", "nna", "nnm", "options_of"]
+__all__ += ["self_centred_clipping", "smea", "together", "trimmed_mean"]
 
 GROUP = ("f", "n")  # facts about the group: given to every stage that asks, and to no other
 
@@ -44,67 +50,65 @@ class Entry(NamedTuple):
     cost: str  # G: one Gram matrix of the rows, n^2 D / 2
 
     def options(self) -> dict[str, inspect.Parameter]:
-        """Its keyword arguments."""
+        """Return its keyword arguments."""
         return dict(inspect.signature(self.make).parameters)
 
 
 AGGREGATORS: dict[str, Entry] = {
-    "mean": Entry(rules.mean, "the mean of all rows; not robust", "", "f = 0", "n D"),
-    "nna": Entry(rules.nna, "mean of the n-f rows nearest to one's own", "Farhadkhani et al. 2023", "n > 2 f", "G"),
+    "mean": Entry(mean, "the mean of all rows; not robust", "", "f = 0", "n D"),
+    "nna": Entry(nna, "mean of the n-f rows nearest to one's own", "Farhadkhani et al. 2023", "n > 2 f", "G"),
     "trimmed-mean": Entry(
-        rules.trimmed_mean, "mean without the f extremes on each side", "Yin et al. 2018", "n > 2 f", "n log n D"
+        trimmed_mean, "mean without the f extremes on each side", "Yin et al. 2018", "n > 2 f", "n log n D"
     ),
-    "median": Entry(rules.median, "median of every column", "Yin et al. 2018", "n > 2 f", "n log n D"),
-    "meamed": Entry(
-        rules.meamed, "mean of the n-f values around the median", "Xie et al. 2018", "n > 2 f", "n log n D"
-    ),
-    "krum": Entry(rules.krum, "the row with the closest neighbours", "Blanchard et al. 2017", "n > 2 f", "G"),
+    "median": Entry(median, "median of every column", "Yin et al. 2018", "n > 2 f", "n log n D"),
+    "meamed": Entry(meamed, "mean of the n-f values around the median", "Xie et al. 2018", "n > 2 f", "n log n D"),
+    "krum": Entry(krum, "the row with the closest neighbours", "Blanchard et al. 2017", "n > 2 f", "G"),
     "multi-krum": Entry(
-        rules.multi_krum, "mean of the rows with the closest neighbours", "Blanchard et al. 2017", "n > 2 f", "G"
+        multi_krum, "mean of the rows with the closest neighbours", "Blanchard et al. 2017", "n > 2 f", "G"
     ),
     "geometric-median": Entry(
-        rules.geometric_median, "the point with the least sum of distances", "Chen et al. 2017", "n > 2 f", "G"
+        geometric_median, "the point with the least sum of distances", "Chen et al. 2017", "n > 2 f", "G"
     ),
     "centred-clipping": Entry(
-        rules.centred_clipping, "clipped steps from the origin", "Karimireddy et al. 2021", "n > 2 f", "G"
+        centred_clipping, "clipped steps from the origin", "Karimireddy et al. 2021", "n > 2 f", "G"
     ),
     "self-centred-clipping": Entry(
-        rules.self_centred_clipping, "clipped steps from one's own row", "He et al. 2022", "n > 2 f", "G"
+        self_centred_clipping, "clipped steps from one's own row", "He et al. 2022", "n > 2 f", "G"
     ),
-    "mda": Entry(rules.mda, "mean of the n-f rows of least diameter", "Rousseeuw 1985", "n > 2 f", "G + 1.62^f n^2"),
+    "mda": Entry(mda, "mean of the n-f rows of least diameter", "Rousseeuw 1985", "n > 2 f", "G + 1.62^f n^2"),
     "smea": Entry(
-        rules.smea,
+        smea,
         "mean of the n-f rows of least top eigenvalue",
         "Allouah et al. 2023",
         "n > 2 f",
         "G + C(n, f) n^3",
     ),
-    "caf": Entry(rules.caf, "weights filtered along principal directions", "Allouah et al. 2025", "n > 2 f", "G + n^4"),
-    "cge": Entry(rules.cge, "mean of the n-f shortest rows", "Gupta et al. 2020", "n > 2 f", "G"),
+    "caf": Entry(caf, "weights filtered along principal directions", "Allouah et al. 2025", "n > 2 f", "G + n^4"),
+    "cge": Entry(cge, "mean of the n-f shortest rows", "Gupta et al. 2020", "n > 2 f", "G"),
     "bulyan": Entry(
-        rules.bulyan,
+        bulyan,
         "Krum's choice, then the mean around its median",
         "El Mhamdi et al. 2018",
         "n > 4 f + 2",
         "G + n log n D",
     ),
 }
-MIXES: dict[str, Entry] = {
-    "nnm": Entry(pre_aggregators.nnm, "every row to the mean of its n-f nearest", "Allouah et al. 2023", "n > f", "G"),
+PRE_AGGREGATORS: dict[str, Entry] = {
+    "nnm": Entry(nnm, "every row to the mean of its n-f nearest", "Allouah et al. 2023", "n > f", "G"),
     "bucketing": Entry(
-        pre_aggregators.bucketing,
+        bucketing,
         "means of a few shuffled rows at a time",
         "Karimireddy et al. 2022",
         "of the next rule",
         "n D",
     ),
-    "clipping": Entry(pre_aggregators.clipping, "rows cut to a fixed length", "", "of the next rule", "G"),
-    "arc": Entry(pre_aggregators.arc, "the longest rows cut to the next length", "Allouah et al. 2024", "n > 2 f", "G"),
+    "clipping": Entry(clipping, "rows cut to a fixed length", "", "of the next rule", "G"),
+    "arc": Entry(arc, "the longest rows cut to the next length", "Allouah et al. 2024", "n > 2 f", "G"),
 }
 
 
 def options_of(name: str) -> dict[str, inspect.Parameter]:
-    """What a user may tell a rule or a composition by name: options of all its stages, without ``f`` and ``n``.
+    """Return what a user may tell a rule or a composition: the options of all its stages, without ``f`` and ``n``.
 
     Raises:
         BadInput: unknown names.
@@ -113,17 +117,17 @@ def options_of(name: str) -> dict[str, inspect.Parameter]:
         >>> sorted(options_of("bucketing+centred-clipping"))
         ['iterations', 'radius', 'size']
     """
-    found = {option: value for _, entry in _stages(name) for option, value in entry.options().items()}
-    return {option: value for option, value in found.items() if option not in GROUP}
+    options = {option: value for _, entry in _stages(name) for option, value in entry.options().items()}
+    return {option: value for option, value in options.items() if option not in GROUP}
 
 
 def _stages(name: str) -> list[tuple[str, Entry]]:
-    """Stages in order; one may come more than once."""
-    return [(part, pick("aggregator", part, {**AGGREGATORS, **MIXES})) for part in name.split("+")]
+    """Return the stages of a name in order; one may come more than once."""
+    return [(part, pick("aggregator", part, {**AGGREGATORS, **PRE_AGGREGATORS})) for part in name.split("+")]
 
 
 def named(name: str, /, *, f: int | None = None, n: int | None = None, **options: Any) -> Aggregator:
-    """A rule, or a composition such as ``nnm+trimmed-mean``, by name.
+    """Return a rule, or a composition such as ``nnm+trimmed-mean``, by name.
 
     Args:
         name: stages joined by ``+``, pre-aggregators first.
@@ -142,14 +146,14 @@ def named(name: str, /, *, f: int | None = None, n: int | None = None, **options
     known = {option for _, entry in _stages(name) for option in entry.options()}
     for option in options:
         if option not in known:
-            has = unknown(f"option of {name}", option, known)
-            raise BadInput(has if known else f"{name} has no options: leave out {option}")
+            sentence = unknown(f"option of {name}", option, known)
+            raise BadInput(sentence if known else f"{name} has no options: leave out {option}")
     options.update({fact: value for fact, value in zip(GROUP, (f, n), strict=True) if value is not None})
     stages = []
     for part, entry in _stages(name):
-        wanted = entry.options()
-        for option, parameter in wanted.items():
+        own = entry.options()
+        for option, parameter in own.items():
             if parameter.default is parameter.empty and option not in options:
                 raise BadInput(f"{part} needs {option}: give it a value")
-        stages.append(entry.make(**{option: value for option, value in options.items() if option in wanted}))
+        stages.append(entry.make(**{option: value for option, value in options.items() if option in own}))
     return compose(*stages)

@@ -31,7 +31,7 @@ def mixing(before: Tensor, after: Tensor) -> Mixing:
     Cost: one read of 2 H rows, with compiled kernels and at least 32 bits, else a Gram matrix of them. Peers whose row
     is not finite, before or after, are left out, at the same price; if none is left, the distance is infinite.
     """
-    return _in_one_pass(before, after) or _from_geometry(before, after)
+    return _in_one_pass(before, after) or _from_gram(before, after)
 
 
 def _of(x: float, y: float, shift: float) -> Mixing:
@@ -64,15 +64,15 @@ def _in_one_pass(before: Tensor, after: Tensor) -> Mixing | None:
     return _of(old / count, new / count, shift)
 
 
-def _from_geometry(before: Tensor, after: Tensor) -> Mixing:
+def _from_gram(before: Tensor, after: Tensor) -> Mixing:
     """Of the peers that are finite."""
     count = len(before)
     same = count > 1 and after.stride(0) == 0  # mixed once for all
-    geometry = measure((before, after[:1] if same else after))
-    sound = geometry.finite[:count] & geometry.finite[count:]
+    gram = measure((before, after[:1] if same else after))
+    sound = gram.finite[:count] & gram.finite[count:]
     if not bool(sound.any()):
         return Mixing(math.nan, math.nan, math.inf)
-    inner = geometry.points().inner[:-1, :-1]
+    inner = gram.points().inner[:-1, :-1]
     later = torch.tensor([count]).expand(count) if same else torch.arange(count, 2 * count)
     was, now = sound.nonzero().flatten(), later[sound]
     old, new, across = inner[was][:, was], inner[now][:, now], inner[was][:, now]

@@ -166,7 +166,7 @@ def _rows(*tables: Mapping[str, Any]) -> dict[str, str]:
 
 
 TABLES: dict[str, Callable[[], dict[str, str]]] = {
-    "aggregators": lambda: _rows(aggregators.AGGREGATORS, aggregators.MIXES),
+    "aggregators": lambda: _rows(aggregators.AGGREGATORS, aggregators.PRE_AGGREGATORS),
     "attacks": lambda: _rows(attacks.ATTACKS),
     "algorithms": lambda: _rows(ALGORITHMS),
     "splits": lambda: _rows(SPLITS),

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from gradless import rng
-from gradless.collab.aggregation.receivers import Received, aggregate
+from gradless.collab.aggregation.base import aggregate
+from gradless.collab.aggregation.receivers import Received
 from gradless.collab.aggregators import Aggregator
 from gradless.testing.checks import Check, demand, generators_untouched, refused, run, suite, title
 
@@ -221,13 +222,21 @@ def receivers_together_are_receivers_alone(make: MakeRule, given: Claims) -> Non
     x = rows_of(given.n, 30, seed=3).float()
     basis = torch.eye(given.n, dtype=torch.float64)
     turned = torch.arange(given.n).roll(1)
-    views = Received((x,), (basis, basis[turned], basis), (0, given.n - 1, given.n // 2))
+    received = Received((x,), (basis, basis[turned], basis), (0, given.n - 1, given.n // 2))
     rule = make(given.f)
-    together = aggregate(rule, views)
-    for place, (view, pivot) in enumerate(zip(views.received, views.pivots, strict=True)):
+    together = aggregate(rule, received)
+    for receiver, (view, pivot) in enumerate(zip(received.views, received.pivots, strict=True)):
         alone = rule((view @ x.double()).float(), pivot=pivot)
-        same = torch.allclose(together[place], alone, rtol=1e-5, atol=1e-5)
-        demand(same, f"receiver {place} (pivot {pivot}) gets something else among 3 than alone ({_about(x, 3)})")
+        same = torch.allclose(together[receiver], alone, rtol=1e-5, atol=1e-5)
+        demand(same, f"receiver {receiver} (pivot {pivot}) gets something else among 3 than alone ({_about(x, 3)})")
+
+
+def all_receivers_get_the_same_bits(make: MakeRule, given: Claims) -> None:
+    """`for_all` gives every receiver the bits that it gets alone."""
+    x = rows_of(given.n, 700, seed=4).float()
+    rule, pivots = make(given.f), range(0, given.n, 2)
+    for result, pivot in zip(rule.for_all(x, pivots), pivots, strict=True):
+        demand(torch.equal(result, rule(x, pivot=pivot)), f"the receiver with pivot {pivot} differs ({_about(x, 4)})")
 
 
 def no_global_generator(make: MakeRule, given: Claims) -> None:
@@ -239,7 +248,7 @@ def no_global_generator(make: MakeRule, given: Claims) -> None:
 CHECKS = (
     *(deterministic, keeps_dtype, leaves_rows_alone, permutation_moves_nothing, translation_moves_along),
     *(without_liars, equal_rows, ties, no_columns, garbage, liars, refuses_what_it_cannot_stand),
-    *(receivers_together_are_receivers_alone, no_global_generator),
+    *(receivers_together_are_receivers_alone, all_receivers_get_the_same_bits, no_global_generator),
 )
 
 

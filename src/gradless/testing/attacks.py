@@ -1,4 +1,4 @@
-"""What attacks promise: well-formed messages that depend on the scene alone, and on as much of it as they may see."""
+"""What attacks promise: well-formed messages that depend on the context alone, and on as much of it as they may see."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class Sent(NamedTuple):
 def well_formed(attack: Attack, given: Claims) -> None:
     """`extras` are [E, D] of the rows' dtype, `send` float64 [R, b, H + E] with R = 1 or H."""
     for dtype, attackers in ((torch.float64, 3), (torch.float32, 1), (torch.bfloat16, 3), (torch.float32, 0)):
-        scene = _scene(given, dtype=dtype, attackers=attackers)
-        sent = play(attack, scene)
+        context = _context(given, dtype=dtype, attackers=attackers)
+        sent = play(attack, context)
         shape = [*sent.extras.shape]
         good = sent.extras.ndim == 2 and shape[1] == given.width and sent.extras.dtype == dtype
         demand(good, f"extras are {sent.extras.dtype} {shape} for {dtype} rows [{HONEST}, {given.width}]")
@@ -75,19 +75,19 @@ def well_formed(attack: Attack, given: Claims) -> None:
 def says_what_it_is(attack: Attack, given: Claims) -> None:
     """`goal`, `strength` and `bounds` can be used, and `equivocates` is set exactly if receivers get different rows."""
     demand(attack.goal in GOALS, f"its goal is {attack.goal!r}: one of {', '.join(GOALS)} is needed")
-    scene = _scene(given)
-    strength = attack.strength(scene) if callable(attack.strength) else attack.strength
+    context = _context(given)
+    strength = attack.strength(context) if callable(attack.strength) else attack.strength
     demand(strength is None or math.isfinite(strength), f"its strength is {strength!r}")
     ordered = attack.bounds is None or attack.bounds[0] < attack.bounds[1]
     demand(ordered, f"its bounds are {attack.bounds}: give the least and the greatest strength")
-    found = len(play(attack, scene).coefficients)
+    found = len(play(attack, context).coefficients)
     demand(attack.equivocates == (found > 1), f"equivocates is {attack.equivocates}, but R is {found}")
 
 
 def deterministic(attack: Attack, given: Claims) -> None:
-    """The same scene and state give the same rows, and another seed or step gives them too."""
+    """The same context and state give the same rows, and another seed or step gives them too."""
     for seed, step in ((0, 0), (5, 9)):
-        one, other = (play(attack, _scene(given, seed=seed, step=step)) for _ in range(2))
+        one, other = (play(attack, _context(given, seed=seed, step=step)) for _ in range(2))
         same = torch.equal(_bits(one.rows), _bits(other.rows))
         demand(
             same, f"the rows differ when asked again (honest rows [{HONEST}, {given.width}], seed {seed}, step {step})"
@@ -96,21 +96,21 @@ def deterministic(attack: Attack, given: Claims) -> None:
 
 def state_is_a_value(attack: Attack, given: Claims) -> None:
     """What it remembers is in the state that it returns: an old state can be played again."""
-    state = play(attack, _scene(given)).state
-    scene = _scene(given, step=1)
-    first = play(attack, scene, state=state)
-    play(attack, _scene(given, step=2, seed=8), state=state)
-    again = play(attack, scene, state=state)
+    state = play(attack, _context(given)).state
+    context = _context(given, step=1)
+    first = play(attack, context, state=state)
+    play(attack, _context(given, step=2, seed=8), state=state)
+    again = play(attack, context, state=state)
     same = torch.equal(_bits(first.rows), _bits(again.rows))
     demand(same, "the second exchange gives other rows when it is played again from the same state (seed 0, step 1)")
 
 
 def leaves_rows_alone(attack: Attack, given: Claims) -> None:
     """The honest rows are not written to."""
-    scene = _scene(given)
-    given_rows = [scene.honest] + ([] if scene.flipped is None else [scene.flipped])
+    context = _context(given)
+    given_rows = [context.honest] + ([] if context.flipped is None else [context.flipped])
     before = [rows.clone() for rows in given_rows]
-    play(attack, scene)
+    play(attack, context)
     same = all(map(torch.equal, before, given_rows))
     demand(same, f"honest rows [{HONEST}, {given.width}] of seed 0 were changed")
 
@@ -119,7 +119,7 @@ def sends_finite_rows(attack: Attack, given: Claims) -> None:
     """What it sends is finite, unless that is the attack."""
     if given.finite:
         for strength in (None, 0.0, 5.0):
-            sound = bool(play(attack, _scene(given), strength=strength).rows.isfinite().all())
+            sound = bool(play(attack, _context(given), strength=strength).rows.isfinite().all())
             demand(sound, f"rows are not finite (honest rows [{HONEST}, {given.width}] of seed 0, strength {strength})")
 
 
@@ -127,7 +127,7 @@ def affine_in_the_strength(attack: Attack, given: Claims) -> None:
     """If its strength is searched, what it sends is affine in it."""
     if attack.strength is not None:
         return
-    zero, one, three = (play(attack, _scene(given), strength=s).rows for s in (0.0, 1.0, 3.0))
+    zero, one, three = (play(attack, _context(given), strength=s).rows for s in (0.0, 1.0, 3.0))
     same = torch.allclose(three, zero + 3 * (one - zero), rtol=1e-9, atol=1e-9)
     demand(same, "rows at strength 3 are not those at 0 plus three times the way to those at 1 (seed 0)")
 
@@ -135,22 +135,22 @@ def affine_in_the_strength(attack: Attack, given: Claims) -> None:
 def sees_only_what_it_may(attack: Attack, given: Claims) -> None:
     """Flipped labels change nothing unless it asks for them, and honest rows nothing if it may not see them."""
     if not attack.flips:
-        one, other = (play(attack, _scene(given, flipped=flipped)) for flipped in (True, False))
+        one, other = (play(attack, _context(given, flipped=flipped)) for flipped in (True, False))
         same = torch.equal(_bits(one.rows), _bits(other.rows))
         demand(same, "it looks at AttackContext.flipped, but `flips` is not set")
     if not given.sees:
-        one, other = (play(attack, _scene(given, rows=rows)) for rows in (0, 1))
+        one, other = (play(attack, _context(given, rows=rows)) for rows in (0, 1))
         same = torch.equal(_bits(one.rows), _bits(other.rows))
         demand(same, "other honest rows change what it sends, though it may not see them (rows of seeds 0 and 1)")
 
 
-def known_geometry_changes_nothing(attack: Attack, given: Claims) -> None:
+def known_gram_changes_nothing(attack: Attack, given: Claims) -> None:
     """Measured beforehand or not, the same rows are sent."""
-    scene = _scene(given)
-    known = scene._replace(geometry=measure((scene.honest,)), finite=torch.ones(HONEST, dtype=torch.bool))
-    one, other = play(attack, scene).rows, play(attack, known).rows
+    context = _context(given)
+    known = context._replace(gram=measure((context.honest,)), finite=torch.ones(HONEST, dtype=torch.bool))
+    one, other = play(attack, context).rows, play(attack, known).rows
     same = torch.allclose(one, other, rtol=1e-6, atol=1e-6, equal_nan=True)
-    demand(same, "the rows differ when AttackContext.geometry and AttackContext.finite are given (seed 0)")
+    demand(same, "the rows differ when AttackContext.gram and AttackContext.finite are given (seed 0)")
 
 
 def passes_over_diverged_peers(attack: Attack, given: Claims) -> None:
@@ -158,9 +158,9 @@ def passes_over_diverged_peers(attack: Attack, given: Claims) -> None:
     if not given.finite:
         return
     for bad in (math.nan, math.inf):
-        scene = _scene(given)
-        scene.honest[2, 5] = bad
-        sent = play(attack, scene, clean=True)
+        context = _context(given)
+        context.honest[2, 5] = bad
+        sent = play(attack, context, clean=True)
         demand(
             bool((sent.coefficients[..., 2] == 0).all()), f"honest row 2 holds {bad} and has weight in what it sends"
         )
@@ -170,38 +170,38 @@ def passes_over_diverged_peers(attack: Attack, given: Claims) -> None:
 def no_global_generator(attack: Attack, given: Claims) -> None:
     """Attacking does not move the global generators of torch, numpy and random."""
     with generators_untouched():
-        play(attack, _scene(given))
+        play(attack, _context(given))
 
 
 CHECKS = (
     *(well_formed, says_what_it_is, deterministic, state_is_a_value, leaves_rows_alone, sends_finite_rows),
-    *(affine_in_the_strength, sees_only_what_it_may, known_geometry_changes_nothing, passes_over_diverged_peers),
+    *(affine_in_the_strength, sees_only_what_it_may, known_gram_changes_nothing, passes_over_diverged_peers),
     no_global_generator,
 )
 
 
 def play(
-    attack: Attack, scene: AttackContext, *, strength: float | None = None, state: Any = None, clean: bool = False
+    attack: Attack, context: AttackContext, *, strength: float | None = None, state: Any = None, clean: bool = False
 ) -> Sent:
     """One exchange: what is sent, at 0.7 if the strength is searched and none is given.
 
     Args:
         attack: whose.
-        scene: what it knows.
+        context: what it knows.
         strength: another strength than the attack's own.
         state: what it remembers; by default what it starts with.
         clean: leave rows that are not finite out of the sums.
     """
-    extras, state = attack.extras(scene, attack.start() if state is None else state)
-    own = attack.strength(scene) if callable(attack.strength) else attack.strength
+    extras, state = attack.extras(context, attack.start() if state is None else state)
+    own = attack.strength(context) if callable(attack.strength) else attack.strength
     used = strength if strength is not None else 0.7 if own is None else own
-    coefficients = attack.send(scene, used, state)
-    basis = torch.cat([scene.honest, extras]).double()
+    coefficients = attack.send(context, used, state)
+    basis = torch.cat([context.honest, extras]).double()
     rows = coefficients.double() @ (torch.where(basis.isfinite(), basis, 0.0) if clean else basis)
     return Sent(extras, coefficients, rows, state)
 
 
-def _scene(
+def _context(
     given: Claims,
     *,
     dtype: torch.dtype = torch.float64,

@@ -10,7 +10,8 @@ from gradless.collab.adversary.base import SPREAD, AttackContext
 from gradless.collab.adversary.equivocating import two_faced
 from gradless.collab.adversary.identical import alie
 from gradless.collab.adversary.line_search import strongest
-from gradless.collab.aggregation.receivers import Received, aggregate
+from gradless.collab.aggregation.base import aggregate
+from gradless.collab.aggregation.receivers import Received
 from gradless.collab.aggregators import nna
 from gradless.collab.attacks import named
 

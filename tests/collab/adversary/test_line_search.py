@@ -68,7 +68,7 @@ def brute_force(rule, honest, attack, views_of, extras, sent):
     """Damage from whole rows, one receiver after the other."""
     views = views_of(extras, sent)
     basis = torch.cat(views.basis)
-    received = views.received * (len(honest) if len(views.received) == 1 else 1)
+    received = views.views * (len(honest) if len(views.views) == 1 else 1)
     outputs = torch.stack([rule(r @ basis, pivot=p) for r, p in zip(received, views.pivots, strict=True)])
     away = outputs - honest.mean(0)
     return float(away.mean(0).square().sum() if attack.goal == SHIFT else away.square().sum(1).mean())
@@ -254,9 +254,9 @@ def test_columns_are_a_fair_sample():
     found = strongest(named("alie"), scene, rule, views_of, None, columns=1500)
     best = strongest(named("alie"), scene, rule, views_of, None, columns=6000)
     assert whole.damage(found.strength) >= 0.98 * whole.damage(best.strength)
-    assert found.geometry is None
+    assert found.gram is None
     mixing = strongest(named("alie"), scene, compose(nnm(f=f), rule), views_of, None, columns=1500)
-    assert mixing.geometry is not None
+    assert mixing.gram is not None
 
 
 def test_message_fits_what_the_simulation_needs():
@@ -265,12 +265,12 @@ def test_message_fits_what_the_simulation_needs():
     state = named("mimic").start()
     message = strongest(named("mimic"), scene_of(honest, f), nna(f=f), views_of, state)
     assert message.state.exchanges == 1
-    assert message.geometry is None
+    assert message.gram is None
     assert message.coefficients.shape == (1, f, 6)
     message = strongest(named("equivocating-alie"), scene_of(honest, f), nna(f=f), views_of, None)
     assert message.coefficients.shape == (6, f, 7)
     assert message.extras.dtype == torch.float32
-    assert message.geometry.rows == 7
+    assert message.gram.rows == 7
     again = strongest(named("equivocating-alie"), scene_of(honest, f), nna(f=f), views_of, None)
     assert again.strength == message.strength
     assert torch.equal(again.coefficients, message.coefficients)
@@ -359,7 +359,7 @@ def test_attackers_know_the_shuffle():
         trial = try_out(attack, scene_of(honest, f), rule, views_of, None, key=key)
         sent = attack.send(trial.scene, 1.3, trial.state)
         basis = torch.cat([honest, trial.extras])
-        output = rule(views_of(trial.extras, sent).received[0] @ basis, key=key)
+        output = rule(views_of(trial.extras, sent).views[0] @ basis, key=key)
         damages.append(trial.damage(1.3))
         assert damages[-1] == pytest.approx(float((output - honest.mean(0)).square().sum()), rel=1e-8)
     assert damages[0] != damages[1]

@@ -15,11 +15,12 @@ import pytest
 import torch
 
 from collab_helpers import normal
+from gradless.collab.aggregation.base import aggregate, weights_of
 from gradless.collab.aggregation.gram import measure
-from gradless.collab.aggregation.receivers import Received, aggregate, seen_by_all, weights_of
+from gradless.collab.aggregation.receivers import Received, seen_by_all
 from gradless.collab.aggregators import (
     AGGREGATORS,
-    MIXES,
+    PRE_AGGREGATORS,
     Aggregator,
     geometric_median,
     mda,
@@ -179,7 +180,7 @@ def backend(request, monkeypatch):
 
 def test_every_rule_and_pre_aggregator_is_in_the_table():
     assert set(PLAIN) == set(AGGREGATORS)
-    assert {part for name in ROWS for part in name.split("+")} == {*AGGREGATORS, *MIXES}
+    assert {part for name in ROWS for part in name.split("+")} == {*AGGREGATORS, *PRE_AGGREGATORS}
 
 
 @RULES

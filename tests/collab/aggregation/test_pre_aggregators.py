@@ -7,10 +7,11 @@ import torch
 
 from collab_helpers import normal
 from gradless import rng
+from gradless.collab.aggregation.base import aggregate, weights_of
 from gradless.collab.aggregation.gram import measure
-from gradless.collab.aggregation.receivers import aggregate, seen_by_all, weights_of
+from gradless.collab.aggregation.receivers import seen_by_all
 from gradless.collab.aggregators import (
-    MIXES,
+    PRE_AGGREGATORS,
     arc,
     bucketing,
     bulyan,
@@ -92,7 +93,7 @@ def test_the_mix_keeps_the_contract(name, check):
 
 
 def test_every_mix_is_in_the_table():
-    assert set(CLAIMS) == set(MIXES)
+    assert set(CLAIMS) == set(PRE_AGGREGATORS)
 
 
 @pytest.mark.parametrize("mixes", [(nnm(f=2),), (clipping(norm=20.0), nnm(f=2)), (arc(f=2),), (nnm(f=1), nnm(f=2))])

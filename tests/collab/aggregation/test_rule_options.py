@@ -11,7 +11,7 @@ import torch
 from collab_helpers import normal
 from gradless.collab.aggregators import (
     AGGREGATORS,
-    MIXES,
+    PRE_AGGREGATORS,
     bulyan,
     compose,
     geometric_median,
@@ -62,7 +62,7 @@ def test_a_stage_may_come_twice():
     twice, once = named("nnm+nnm+krum", f=2), named("nnm+krum", f=2)
     assert twice.name == "nnm+nnm+krum"
     assert len(twice.before) == 2
-    assert torch.allclose(twice(rows), once(MIXES["nnm"].make(f=2)(rows)))
+    assert torch.allclose(twice(rows), once(PRE_AGGREGATORS["nnm"].make(f=2)(rows)))
     assert not torch.allclose(twice(rows), once(rows))
 
 
@@ -82,7 +82,7 @@ def test_options_of_a_rule_by_name(name, options):
     assert not {"f", "n"} & set(options_of(name))
     rows = normal(9, 6)
     found = named(name, f=1, n=9, **options)
-    parts = [{**AGGREGATORS, **MIXES}[part] for part in name.split("+")]
+    parts = [{**AGGREGATORS, **PRE_AGGREGATORS}[part] for part in name.split("+")]
     facts = {"f": 1, "n": 9, **options}
     stages = [part.make(**{key: facts[key] for key in part.options() if key in facts}) for part in parts]
     assert torch.equal(found(rows, pivot=3), compose(*stages)(rows, pivot=3))
@@ -120,7 +120,7 @@ def test_too_many_subsets_are_refused_with_their_number():
 
 
 def test_every_entry_says_what_it_is():
-    for name, entry in {**AGGREGATORS, **MIXES}.items():
+    for name, entry in {**AGGREGATORS, **PRE_AGGREGATORS}.items():
         assert entry.summary
         assert entry.condition
         assert entry.cost

@@ -8,9 +8,10 @@ import torch
 
 from gradless import rng
 from gradless.collab.aggregation import receivers
+from gradless.collab.aggregation.base import aggregate, weights_of
 from gradless.collab.aggregation.gram import measure
-from gradless.collab.aggregation.receivers import Received, aggregate, seen_by_all, weights_of
-from gradless.collab.aggregation.span_rules import crowd
+from gradless.collab.aggregation.receivers import Received, seen_by_all
+from gradless.collab.aggregation.span_rules import batch_of
 from gradless.collab.aggregators import (
     Aggregator,
     centred_clipping,
@@ -49,7 +50,7 @@ def test_nobody_in_a_crowd_disturbs_another(name):
     rule = RULES[name]
     geometries = [measure((rows,)) for rows in groups()]
     pivots = [1, 6, 0, 3, 2, 4, 5]
-    together = rule.together(crowd(geometries, pivots))
+    together = rule.together(batch_of(geometries, pivots))
     assert together.dtype == np.float64
     for found, geometry, pivot in zip(together, geometries, pivots, strict=True):
         alone = rule.weights(geometry, pivot).numpy()
@@ -61,7 +62,7 @@ def test_a_median_that_has_converged_stays_while_others_move_on():
     quick, slow = torch.ones(5, 3), normal(5, 3)
     quick[4] = 2.0
     geometries = [measure((rows,)) for rows in (quick, slow)]
-    found = geometric_median().together(crowd(geometries, [0, 0]))
+    found = geometric_median().together(batch_of(geometries, [0, 0]))
     assert found[0].tolist() == [0.25, 0.25, 0.25, 0.25, 0.0]
     point = torch.from_numpy(found[1]).float() @ slow
     pull = ((slow - point) / (slow - point).norm(dim=1, keepdim=True)).sum(0)
@@ -82,9 +83,9 @@ def test_rows_are_picked_and_combinations_made_once(monkeypatch, sizes, tile):
         made.append(len(weights))
         return combined(weights, *given)
 
-    combined = receivers.sweeps.combined
-    monkeypatch.setattr(receivers.sweeps, "combined", counting)
-    monkeypatch.setattr(receivers.sweeps, "TILE", tile)
+    combined = receivers.passes.combined
+    monkeypatch.setattr(receivers.passes, "combined", counting)
+    monkeypatch.setattr(receivers.passes, "TILE", tile)
     found = aggregate(median(), Received((basis[:4], basis[4:]), received, (0, 0, 0)))
     assert made == [1] * (1 if tile > 2000 else 6), "what two attackers tell three receivers is one combination"
     for p, view in enumerate(received):
@@ -119,7 +120,7 @@ def test_memory_that_does_not_fit_is_left_alone(rule):
 
 def test_a_crowd_that_shares_its_rows_does_not_copy_them():
     geometry = measure((normal(40, 100),))
-    found = crowd([geometry] * 40, range(40))
+    found = batch_of([geometry] * 40, range(40))
     assert found.inner.strides[0] == 0
     assert np.array_equal(nna(f=3).together(found)[7], nna(f=3).weights(geometry, 7).numpy())
 

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from gradless.collab.aggregation.receivers import aggregate
+from gradless.collab.aggregation.base import aggregate
 from gradless.collab.aggregators import krum, nna, trimmed_mean
 from gradless.collab.network.delivery import Delivery
 from gradless.collab.network.simulated import gather, meet, mixed
@@ -32,10 +32,10 @@ def test_synchronous_rounds_bring_everything_to_everybody():
     room = met(Delivery(), honest)
     assert room.reached == tuple(range(8))
     views = room.views(honest, extras, sent)
-    assert len(views.received) == 1
-    assert views.received[0].shape == (10, 9)
+    assert len(views.views) == 1
+    assert views.views[0].shape == (10, 9)
     assert views.pivots == tuple(range(8))
-    assert torch.equal(views.received[0][-1], torch.eye(9, dtype=torch.float64)[8])
+    assert torch.equal(views.views[0][-1], torch.eye(9, dtype=torch.float64)[8])
 
 
 def test_equivocation_gives_each_receiver_its_own_rows():
@@ -43,9 +43,9 @@ def test_equivocation_gives_each_receiver_its_own_rows():
     sent = torch.zeros(8, 2, 8, dtype=torch.float64)
     sent[torch.arange(8), :, torch.arange(8)] = 2.0
     views = met(Delivery(), honest).views(honest, honest[:0], sent)
-    assert len(views.received) == 8
+    assert len(views.views) == 8
     for receiver in range(8):
-        assert torch.equal(views.received[receiver][-1], 2.0 * torch.eye(8, dtype=torch.float64)[receiver])
+        assert torch.equal(views.views[receiver][-1], 2.0 * torch.eye(8, dtype=torch.float64)[receiver])
 
 
 def test_a_peer_goes_on_with_the_first_n_minus_f_rows():
@@ -100,7 +100,7 @@ def test_a_deadline_cuts_late_messages():
     room = met(Delivery(deadline=0.05), honest)
     assert room.reached == ()
     views = met(Delivery(deadline=50.0), honest).views(honest, honest[:0], torch.zeros(1, 2, 20, dtype=torch.float64))
-    assert [len(view) for view in views.received] == [22] * 20
+    assert [len(view) for view in views.views] == [22] * 20
 
 
 def test_lost_is_lost_however_long_one_waits():
@@ -194,7 +194,7 @@ def test_a_peer_with_too_few_rows_keeps_its_own():
     honest = rows(4)
     room = met(Delivery(), honest, attackers=0, byzantine=0)
     views = room.views(honest, honest[:0], torch.zeros(1, 0, 4, dtype=torch.float64))
-    some = views._replace(received=(views.received[0][:1], *[views.received[0]] * 3))
+    some = views._replace(views=(views.views[0][:1], *[views.views[0]] * 3))
     found = mixed(trimmed_mean(f=1), some)
     assert torch.equal(found[0], honest[0])
     assert torch.equal(found[1:], aggregate(trimmed_mean(f=1), views)[1:])

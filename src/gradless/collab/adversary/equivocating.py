@@ -17,15 +17,13 @@ from gradless.collab.adversary.base import (
     AttackContext,
     Bounds,
     State,
-    checked,
-    interval,
     leading,
     mean_of_honest,
     no_extras,
     rows_of_honest,
     to_each,
-    word,
 )
+from gradless.collab.option_checks import finite_or_none, interval, one_of
 
 ALTERNATE: Final = "alternate"
 PROJECTION: Final = "projection"
@@ -46,11 +44,11 @@ def dissensus(*, strength: float | None = None, bounds: Bounds | None = None) ->
         bounds: where to search.
     """
 
-    def send(scene: AttackContext, s: float, state: State) -> Tensor:
-        own = rows_of_honest(scene)
-        return to_each(scene, own + s * (own - mean_of_honest(scene)))
+    def send(context: AttackContext, s: float, state: State) -> Tensor:
+        own = rows_of_honest(context)
+        return to_each(context, own + s * (own - mean_of_honest(context)))
 
-    given, where = checked("dissensus", strength), interval("dissensus", bounds)
+    given, where = finite_or_none("dissensus", strength), interval("dissensus", bounds)
     return Attack("dissensus", no_extras, send, given, where, signed=True, equivocates=True, goal=SPREAD)
 
 
@@ -66,13 +64,13 @@ def spectral(*, strength: float | None = None, bounds: Bounds | None = None) -> 
         bounds: where to search.
     """
 
-    def send(scene: AttackContext, s: float, state: State) -> Tensor:
-        u = leading(scene)
+    def send(context: AttackContext, s: float, state: State) -> Tensor:
+        u = leading(context)
         # The place of x_r - mean on the unit vector sum_k u_k (x_k - mean) / sqrt(l) is sqrt(l) u_r.
-        direction = u - u.sum() * mean_of_honest(scene)
-        return to_each(scene, rows_of_honest(scene) + s * torch.outer(u, direction))
+        direction = u - u.sum() * mean_of_honest(context)
+        return to_each(context, rows_of_honest(context) + s * torch.outer(u, direction))
 
-    given, where = checked("spectral", strength), interval("spectral", bounds)
+    given, where = finite_or_none("spectral", strength), interval("spectral", bounds)
     return Attack("spectral", no_extras, send, given, where, signed=True, equivocates=True, looks=True, goal=SPREAD)
 
 
@@ -84,12 +82,12 @@ def two_faced(attack: Attack, *, sides: str = ALTERNATE, name: str | None = None
         sides: who sees what, one of `SIDES`.
         name: None: the attack's, with a prefix.
     """
-    word("kind of sides", sides, SIDES)
+    one_of("kind of sides", sides, SIDES)
 
-    def send(scene: AttackContext, strength: float, state: State) -> Tensor:
-        sent = attack.send(scene, strength, state)
-        mean = mean_of_honest(scene, sent.shape[-1] - len(scene.honest))
-        faces = _faces(scene, sides)
+    def send(context: AttackContext, strength: float, state: State) -> Tensor:
+        sent = attack.send(context, strength, state)
+        mean = mean_of_honest(context, sent.shape[-1] - len(context.honest))
+        faces = _faces(context, sides)
         return mean + faces[:, None, None] * (sent - mean)
 
     return attack._replace(
@@ -102,8 +100,8 @@ def two_faced(attack: Attack, *, sides: str = ALTERNATE, name: str | None = None
     )
 
 
-def _faces(scene: AttackContext, sides: str) -> Tensor:
+def _faces(context: AttackContext, sides: str) -> Tensor:
     """+1 or -1 for every receiver, float64 [H]."""
     if sides == PROJECTION:
-        return torch.where(leading(scene) < 0, -1.0, 1.0).double()
-    return 1.0 - 2.0 * (torch.arange(len(scene.honest)) % 2).double()
+        return torch.where(leading(context) < 0, -1.0, 1.0).double()
+    return 1.0 - 2.0 * (torch.arange(len(context.honest)) % 2).double()

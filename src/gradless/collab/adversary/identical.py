@@ -20,17 +20,15 @@ from gradless.collab.adversary.base import (
     Bounds,
     State,
     Strength,
-    checked,
-    geometry_of,
-    interval,
+    gram_of,
     mean_of_honest,
     no_extras,
     products,
     sound,
     to_all,
     unit,
-    word,
 )
+from gradless.collab.option_checks import finite_or_none, interval, one_of
 from gradless.errors import BadInput
 
 PAPER: Final = "paper"
@@ -38,7 +36,7 @@ PAPER: Final = "paper"
 
 def none() -> Attack:
     """No attack: Byzantine peers send the mean of the honest rows. Cost: none."""
-    return Attack("none", no_extras, lambda scene, strength, state: to_all(scene, mean_of_honest(scene)), 0.0)
+    return Attack("none", no_extras, lambda context, strength, state: to_all(context, mean_of_honest(context)), 0.0)
 
 
 def sign_flip(*, scaled: bool = False, strength: float | None = None) -> Attack:
@@ -55,11 +53,11 @@ def sign_flip(*, scaled: bool = False, strength: float | None = None) -> Attack:
     if scaled and strength is not None:
         raise BadInput(f"sign-flip has scaled and strength {strength}: give one of them")
 
-    def factor(scene: AttackContext) -> float:
-        declared = max(1, scene.declared)
-        return (scene.peers - declared) / declared
+    def factor(context: AttackContext) -> float:
+        declared = max(1, context.declared)
+        return (context.peers - declared) / declared
 
-    given: Strength = factor if scaled else 1.0 if strength is None else checked("sign-flip", strength)
+    given: Strength = factor if scaled else 1.0 if strength is None else finite_or_none("sign-flip", strength)
     return Attack("sign-flip", no_extras, lambda s, factor, _: to_all(s, -factor * mean_of_honest(s)), given)
 
 
@@ -73,10 +71,10 @@ def ipm(*, strength: float | None = None, bounds: Bounds | None = None) -> Attac
         bounds: where to search.
     """
 
-    def send(scene: AttackContext, tau: float, state: State) -> Tensor:
-        return to_all(scene, -tau * mean_of_honest(scene))
+    def send(context: AttackContext, tau: float, state: State) -> Tensor:
+        return to_all(context, -tau * mean_of_honest(context))
 
-    return Attack("ipm", no_extras, send, checked("ipm", strength), interval("ipm", bounds), signed=True)
+    return Attack("ipm", no_extras, send, finite_or_none("ipm", strength), interval("ipm", bounds), signed=True)
 
 
 def foe(*, strength: float | None = None, bounds: Bounds | None = None) -> Attack:
@@ -90,10 +88,10 @@ def foe(*, strength: float | None = None, bounds: Bounds | None = None) -> Attac
         bounds: where to search.
     """
 
-    def send(scene: AttackContext, eps: float, state: State) -> Tensor:
-        return to_all(scene, (1.0 - eps) * mean_of_honest(scene))
+    def send(context: AttackContext, eps: float, state: State) -> Tensor:
+        return to_all(context, (1.0 - eps) * mean_of_honest(context))
 
-    return Attack("foe", no_extras, send, checked("foe", strength), interval("foe", bounds), signed=True)
+    return Attack("foe", no_extras, send, finite_or_none("foe", strength), interval("foe", bounds), signed=True)
 
 
 def alie(*, strength: float | str | None = None, bounds: Bounds | None = None) -> Attack:
@@ -108,13 +106,13 @@ def alie(*, strength: float | str | None = None, bounds: Bounds | None = None) -
         bounds: where to search.
     """
 
-    def send(scene: AttackContext, z: float, state: State) -> Tensor:
-        return to_all(scene, mean_of_honest(scene, 1) - z * unit(scene, -1, 1))
+    def send(context: AttackContext, z: float, state: State) -> Tensor:
+        return to_all(context, mean_of_honest(context, 1) - z * unit(context, -1, 1))
 
-    given: Strength = quantile if strength == PAPER else checked("alie", strength, f' or "{PAPER}"')
+    given: Strength = quantile if strength == PAPER else finite_or_none("alie", strength, f' or "{PAPER}"')
 
-    def extras(scene: AttackContext, state: State) -> tuple[Tensor, State]:
-        return deviation(scene.honest, sound(scene)), state
+    def extras(context: AttackContext, state: State) -> tuple[Tensor, State]:
+        return deviation(context.honest, sound(context)), state
 
     def check(honest: int, attackers: int) -> None:
         if strength == PAPER:
@@ -123,13 +121,13 @@ def alie(*, strength: float | str | None = None, bounds: Bounds | None = None) -
     return Attack("alie", extras, send, given, interval("alie", bounds), signed=True, check=check)
 
 
-def quantile(scene: AttackContext) -> float:
+def quantile(context: AttackContext) -> float:
     """The z of the paper: Phi^-1((n - f - s) / (n - f)) with s = floor(n / 2 + 1) - f supporters for a majority.
 
     f are the attackers that there are. Negative where the paper's is: with few peers the formula finds no room.
     """
-    honest = len(scene.honest)
-    return NormalDist().inv_cdf((honest - supporters_of(honest, scene.attackers)) / honest)
+    honest = len(context.honest)
+    return NormalDist().inv_cdf((honest - supporters_of(honest, context.attackers)) / honest)
 
 
 def supporters_of(honest: int, attackers: int) -> int:
@@ -178,12 +176,12 @@ def label_flip() -> Attack:
     Allen-Zhu et al. 2021 (arXiv 2012.14368).
     """
 
-    def extras(scene: AttackContext, state: State) -> tuple[Tensor, State]:
-        if scene.flipped is None:
+    def extras(context: AttackContext, state: State) -> tuple[Tensor, State]:
+        if context.flipped is None:
             raise BadInput("label-flip needs what a peer with flipped labels would send: give AttackContext.flipped")
-        return scene.flipped.to(scene.honest), state
+        return context.flipped.to(context.honest), state
 
-    return Attack("label-flip", extras, lambda scene, _s, _: to_all(scene, unit(scene, -1, 1)), 0.0, flips=True)
+    return Attack("label-flip", extras, lambda context, _s, _: to_all(context, unit(context, -1, 1)), 0.0, flips=True)
 
 
 def gaussian(*, strength: float = 1.0, around: str = "zero") -> Attack:
@@ -195,23 +193,23 @@ def gaussian(*, strength: float = 1.0, around: str = "zero") -> Attack:
         strength: standard deviation of every coordinate, at least 0.
         around: "zero", or "mean": the noise is added to the honest mean.
     """
-    word("centre of gaussian", around, ("zero", "mean"))
-    if checked("gaussian", strength) is None or strength < 0:
+    one_of("centre of gaussian", around, ("zero", "mean"))
+    if finite_or_none("gaussian", strength) is None or strength < 0:
         raise BadInput(f"the strength of gaussian is {strength!r}: give a standard deviation of at least 0")
 
-    def extras(scene: AttackContext, state: State) -> tuple[Tensor, State]:
-        noise = torch.empty(scene.attackers, scene.honest.shape[1], dtype=scene.honest.dtype)
+    def extras(context: AttackContext, state: State) -> tuple[Tensor, State]:
+        noise = torch.empty(context.attackers, context.honest.shape[1], dtype=context.honest.dtype)
         for attacker, row in enumerate(noise):
-            row.copy_(rng.normal(scene.seed, f"gaussian/{scene.step}/{attacker}", row.shape))
-        return noise.to(scene.honest.device), state
+            row.copy_(rng.normal(context.seed, f"gaussian/{context.step}/{attacker}", row.shape))
+        return noise.to(context.honest.device), state
 
-    def send(scene: AttackContext, sigma: float, state: State) -> Tensor:
-        count = len(scene.honest)
-        sent = torch.zeros(1, scene.attackers, count + scene.attackers, dtype=torch.float64)
-        sent[0, :, count:] = sigma * torch.eye(scene.attackers, dtype=torch.float64)
-        return sent + mean_of_honest(scene, scene.attackers) if around == "mean" else sent
+    def send(context: AttackContext, sigma: float, state: State) -> Tensor:
+        count = len(context.honest)
+        sent = torch.zeros(1, context.attackers, count + context.attackers, dtype=torch.float64)
+        sent[0, :, count:] = sigma * torch.eye(context.attackers, dtype=torch.float64)
+        return sent + mean_of_honest(context, context.attackers) if around == "mean" else sent
 
-    return Attack("gaussian", extras, send, checked("gaussian", strength))
+    return Attack("gaussian", extras, send, finite_or_none("gaussian", strength))
 
 
 def nan() -> Attack:
@@ -225,10 +223,10 @@ def inf() -> Attack:
 
 
 def _constant(name: str, value: float) -> Attack:
-    def extras(scene: AttackContext, state: State) -> tuple[Tensor, State]:
-        return scene.honest.new_full((1, 1), value).expand(1, scene.honest.shape[1]), state  # no memory
+    def extras(context: AttackContext, state: State) -> tuple[Tensor, State]:
+        return context.honest.new_full((1, 1), value).expand(1, context.honest.shape[1]), state  # no memory
 
-    return Attack(name, extras, lambda scene, _s, _: to_all(scene, unit(scene, -1, 1)), 0.0)
+    return Attack(name, extras, lambda context, _s, _: to_all(context, unit(context, -1, 1)), 0.0)
 
 
 def anticge(*, strength: float = 1.0) -> Attack:
@@ -241,22 +239,22 @@ def anticge(*, strength: float = 1.0) -> Attack:
         strength: share of the greatest length that goes through.
     """
 
-    def send(scene: AttackContext, share: float, state: State) -> Tensor:
-        count = len(scene.honest)
-        geometry = geometry_of(scene)
-        finite = sound(scene) & geometry.finite[:count]
-        norms = geometry.norms()[:count].masked_fill(~finite, math.inf)
+    def send(context: AttackContext, share: float, state: State) -> Tensor:
+        count = len(context.honest)
+        gram = gram_of(context)
+        finite = sound(context) & gram.finite[:count]
+        norms = gram.norms()[:count].masked_fill(~finite, math.inf)
         order = norms.argsort(stable=True)  # rows that are not finite are the longest
         row, last = torch.zeros(count, dtype=torch.float64), int(finite.sum()) - 1
         if last < 0:
-            return to_all(scene, row)
-        kept = min(max(1, count - scene.declared), last + 1)
+            return to_all(context, row)
+        kept = min(max(1, count - context.declared), last + 1)
         row[order[:kept]] = 1.0 / kept
-        length = math.sqrt(max(0.0, products(geometry, row[None]).item()))
+        length = math.sqrt(max(0.0, products(gram, row[None]).item()))
         # One part in a million: enough for the order to be the same in float32.
         longest = (1.0 - 1e-6) * float(norms[order[min(kept, last)]])
-        return to_all(scene, -share * (longest / length if length > 0 else 1.0) * row)
+        return to_all(context, -share * (longest / length if length > 0 else 1.0) * row)
 
     if strength is None:
         raise BadInput("the strength of anticge is None: give a finite number")
-    return Attack("anticge", no_extras, send, checked("anticge", strength), looks=True)
+    return Attack("anticge", no_extras, send, finite_or_none("anticge", strength), looks=True)

@@ -2,7 +2,7 @@
 
 Attacks are affine in their strength, and messages are combinations of few rows. So one Gram matrix of the honest rows
 and the extra directions, measured once in an exchange, gives the damage at any strength: for rules in the span of
-their rows without touching D numbers again, for rules that work coordinate by coordinate on a sample of columns.
+their rows without touching D numbers again, for all others on a sample of columns.
 
 Published searches probe forward from the best point with a fixed first step, and stop early; and they attack n rows
 where peers aggregate the n - f that arrived. This one takes the transport's word for who hears whom.
@@ -29,9 +29,9 @@ from gradless.collab.adversary.base import (
     rows_of_honest,
     sound,
 )
+from gradless.collab.aggregation.base import Aggregator, behind, weights_of
 from gradless.collab.aggregation.gram import CentredGram, measure
-from gradless.collab.aggregation.receivers import Received, behind, weights_of
-from gradless.collab.aggregators import Aggregator
+from gradless.collab.aggregation.receivers import Received
 from gradless.errors import BadInput
 
 EVALUATIONS: Final = 40
@@ -54,7 +54,7 @@ class Message(NamedTuple):
     """float64 [R, b, H + E], R = 1 or H."""
     state: State
     """For the next exchange."""
-    geometry: CentredGram | None
+    gram: CentredGram | None
     """Where honest rows and extras lie, in this order, if it had to be measured: mixing needs the same."""
 
 
@@ -62,14 +62,14 @@ class Trial(NamedTuple):
     """An exchange of which everything is known but the strength of the attack."""
 
     attack: Attack
-    scene: AttackContext
+    context: AttackContext
     rule: Aggregator
     views_of: ViewsOf
     extras: Tensor
     state: State
     sample: Tensor | None
-    """[H + E + 1, d] some columns of the basis and of the origin, all minus the first row, which keeps the digits of
-    differences; for rules that work coordinate by coordinate. None: the rule does not."""
+    """[H + E + 1, d] some columns of the basis and of the origin, all minus the first finite row, which keeps the
+    digits of differences; for rules without weights. None: the rule has weights."""
     scale: float
     """D / d, by which a sum over the sample stands for the sum over all columns."""
     key: int
@@ -85,13 +85,13 @@ class Trial(NamedTuple):
         standard error is then about sqrt(2 / d) if columns are alike (4 % with 1024), more if few columns carry the
         damage. It is the same sample at all strengths, so their order suffers much less.
         """
-        sent = self.attack.send(self.scene, strength, self.state)
-        views = self.views_of(self.extras, sent)
+        sent = self.attack.send(self.context, strength, self.state)
+        received = self.views_of(self.extras, sent)
         if self.sample is None:
-            mean = mean_of_honest(self.scene, sent.shape[-1] - len(self.scene.honest))
-            return _in_span(self.rule, self._geometry(), views, mean, self.attack.goal, self.key)
-        outputs = _on_columns(self.rule, self._geometry(), views, self.sample, self.key)
-        finite = sound(self.scene).to(self.sample.device)
+            mean = mean_of_honest(self.context, sent.shape[-1] - len(self.context.honest))
+            return _in_span(self.rule, self._gram(), received, mean, self.attack.goal, self.key)
+        outputs = _on_sample(self.rule, self._gram(), received, self.sample, self.scale, self.key)
+        finite = sound(self.context).to(self.sample.device)
         away = (outputs - self.sample[: len(finite)][finite].mean(0)).double()
         away = away[away.isfinite().all(1)]
         if not len(away):
@@ -101,28 +101,30 @@ class Trial(NamedTuple):
 
     def range(self) -> tuple[tuple[float, float], float]:
         """Bounds of the search and the strength at which attackers are as far out as the farthest honest row."""
-        geometry = self._geometry()
-        count = len(self.scene.honest)
+        gram = self._gram()
+        count = len(self.context.honest)
         start = self.attack.bounds[0] if self.attack.bounds else 0.0
-        step = self.attack.send(self.scene, start + 1.0, self.state) - self.attack.send(self.scene, start, self.state)
-        speed = _lengths(geometry, step.flatten(0, 1)).max().item()
-        own = torch.cat([rows_of_honest(self.scene), step.new_zeros(count, step.shape[-1] - count)], 1)
-        radius = _lengths(geometry, own - mean_of_honest(self.scene, step.shape[-1] - count)).max().item()
-        longest = _lengths(geometry, own).max().item()
+        step = self.attack.send(self.context, start + 1.0, self.state) - self.attack.send(
+            self.context, start, self.state
+        )
+        speed = _lengths(gram, step.flatten(0, 1)).max().item()
+        own = torch.cat([rows_of_honest(self.context), step.new_zeros(count, step.shape[-1] - count)], 1)
+        radius = _lengths(gram, own - mean_of_honest(self.context, step.shape[-1] - count)).max().item()
+        longest = _lengths(gram, own).max().item()
         reach = max(4.0 * radius, 2.0 * longest)
         if not (math.isfinite(speed) and math.isfinite(reach) and speed > 0.0 and reach > 0.0):
             return self.attack.bounds or (0.0, 0.0), 0.0
         bounds = self.attack.bounds or (-reach / speed if self.attack.signed else 0.0, reach / speed)
         return bounds, (radius or reach / 4.0) / speed
 
-    def _geometry(self) -> CentredGram:
-        assert self.scene.geometry is not None, "a trial is made by try_out"
-        return self.scene.geometry
+    def _gram(self) -> CentredGram:
+        assert self.context.gram is not None, "a trial is made by try_out"
+        return self.context.gram
 
 
 def try_out(
     attack: Attack,
-    scene: AttackContext,
+    context: AttackContext,
     rule: Aggregator,
     views_of: ViewsOf,
     state: State,
@@ -130,18 +132,17 @@ def try_out(
     key: int = 0,
     columns: int = COLUMNS,
 ) -> Trial:
-    """Set up an exchange for the search: extra directions, geometry, sample. See `strongest` for the arguments.
+    """Set up an exchange for the search: extra directions, gram, sample. See `strongest` for the arguments.
 
-    Cost: one Gram matrix of [H + E, D]; for rules that work coordinate by coordinate and do not mix before, only that
-    of the sample.
+    Cost: one Gram matrix of [H + E, D]; for rules without weights and without pre-aggregators, only that of the sample.
     """
-    extras, state = attack.extras(scene, state)
-    blocks = [scene.honest, extras] if len(extras) else [scene.honest]
+    extras, state = attack.extras(context, state)
+    blocks = [context.honest, extras] if len(extras) else [context.honest]
     sample, scale = None, 1.0
     if rule.weights is None:
-        size = scene.honest.shape[1]
+        size = context.honest.shape[1]
         if columns < size:
-            chosen = (rng.uniform(scene.seed, f"columns/{scene.step}", (columns,)) * size).long()
+            chosen = (rng.uniform(context.seed, f"columns/{context.step}", (columns,)) * size).long()
             scale = size / columns
             parts = [block[:, chosen.to(block.device)] for block in blocks]
         else:
@@ -149,19 +150,17 @@ def try_out(
         rows = torch.cat([*parts, torch.zeros_like(parts[0][:1])])
         sample = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
     whole = sample is None or bool(rule.before) or attack.looks
-    geometry = measure(blocks if whole or sample is None else [sample[:-1]])
-    finite = geometry.finite[: len(scene.honest)]
+    gram = measure(blocks if whole or sample is None else [sample[:-1]])
+    finite = gram.finite[: len(context.honest)]
     if sample is not None:
-        finite = finite & sound(scene)  # of all columns
+        finite = finite & sound(context)  # of all columns
         sample = sample - sample[int(finite.double().argmax())]
-    return Trial(
-        attack, scene._replace(geometry=geometry, finite=finite), rule, views_of, extras, state, sample, scale, key
-    )
+    return Trial(attack, context._replace(gram=gram, finite=finite), rule, views_of, extras, state, sample, scale, key)
 
 
 def strongest(
     attack: Attack,
-    scene: AttackContext,
+    context: AttackContext,
     rule: Aggregator,
     views_of: ViewsOf,
     state: State,
@@ -174,7 +173,7 @@ def strongest(
 
     Args:
         attack: what they do; ``attack.start()`` is its state before the first exchange.
-        scene: what they know. Rows are not changed.
+        context: what they know. Rows are not changed.
         rule: what honest peers do with what they get.
         views_of: (extras, coefficients) -> `Received` of [honest, extras]: who hears whom in this exchange. It must
             answer alike whenever it is asked.
@@ -188,23 +187,23 @@ def strongest(
     Raises:
         BadInput: an attack that needs flipped labels without them, or cannot work in such a group (`Attack.check`).
     """
-    if scene.attackers == 0:
-        empty = torch.zeros(1, 0, len(scene.honest), dtype=torch.float64)
-        return Message(0.0, scene.honest[:0], empty, state, None)
-    attack.check(len(scene.honest), scene.attackers)
-    scene = scene._replace(finite=sound(scene))
+    if context.attackers == 0:
+        empty = torch.zeros(1, 0, len(context.honest), dtype=torch.float64)
+        return Message(0.0, context.honest[:0], empty, state, None)
+    attack.check(len(context.honest), context.attackers)
+    context = context._replace(finite=sound(context))
     if attack.strength is not None:
-        extras, state = attack.extras(scene, state)
-        geometry = measure([scene.honest, extras] if len(extras) else [scene.honest]) if attack.looks else None
-        seen = scene._replace(geometry=geometry or scene.geometry)
+        extras, state = attack.extras(context, state)
+        gram = measure([context.honest, extras] if len(extras) else [context.honest]) if attack.looks else None
+        seen = context._replace(gram=gram or context.gram)
         strength = attack.strength(seen) if callable(attack.strength) else attack.strength
-        return Message(strength, extras, attack.send(seen, strength, state), state, geometry)
-    trial = try_out(attack, scene, rule, views_of, state, key=key, columns=columns)
+        return Message(strength, extras, attack.send(seen, strength, state), state, gram)
+    trial = try_out(attack, context, rule, views_of, state, key=key, columns=columns)
     bounds, unit = trial.range()
     strength = search(trial.damage, bounds, unit=unit, evaluations=evaluations) if unit else bounds[0]
     whole = trial.sample is None or bool(rule.before) or attack.looks
-    sent = attack.send(trial.scene, strength, trial.state)
-    return Message(strength, trial.extras, sent, trial.state, trial.scene.geometry if whole else None)
+    sent = attack.send(trial.context, strength, trial.state)
+    return Message(strength, trial.extras, sent, trial.state, trial.context.gram if whole else None)
 
 
 def search(
@@ -317,38 +316,47 @@ def _settled(known: dict[float, float], a: float, b: float) -> bool:
     return known[a] == known[b] or abs(known[a] - known[b]) <= 1e-6 * abs(known[a])
 
 
-def _in_span(rule: Aggregator, geometry: CentredGram, views: Received, mean: Tensor, goal: str, key: int) -> float:
+def _in_span(rule: Aggregator, gram: CentredGram, received: Received, mean: Tensor, goal: str, key: int) -> float:
     """Damage to a rule whose outputs are combinations of the basis."""
-    if len(views.received) == 1 and not rule.uses_pivot:
-        views = views._replace(pivots=views.pivots[:1])  # all have the same result
-    weights = weights_of(rule, geometry, views, key)
-    weights = weights[~(weights[:, ~geometry.finite] != 0).any(1)] - mean
+    if len(received.views) == 1 and not rule.uses_pivot:
+        received = received._replace(pivots=received.pivots[:1])  # all have the same result
+    weights = weights_of(rule, gram, received, key)
+    weights = weights[~(weights[:, ~gram.finite] != 0).any(1)] - mean
     if not len(weights):
         return 0.0
     weights = weights.mean(0, keepdim=True) if goal == SHIFT else weights
-    return _lengths(geometry, weights).square().mean().item()
+    return _lengths(gram, weights).square().mean().item()
 
 
-def _lengths(geometry: CentredGram, rows: Tensor) -> Tensor:
+def _lengths(gram: CentredGram, rows: Tensor) -> Tensor:
     """Lengths of combinations of the basis, [m, M] -> float64 [m]; infinite if a row that is not finite takes part."""
-    broken = (rows[:, ~geometry.finite] != 0).any(1)
-    return products(geometry, rows).diagonal().clamp_min(0.0).sqrt().masked_fill(broken, math.inf)
+    broken = (rows[:, ~gram.finite] != 0).any(1)
+    return products(gram, rows).diagonal().clamp_min(0.0).sqrt().masked_fill(broken, math.inf)
 
 
-def _on_columns(rule: Aggregator, geometry: CentredGram, views: Received, sample: Tensor, key: int) -> Tensor:
-    """Outputs [P or 1, d] of a rule that works coordinate by coordinate, on the sample, relative to its first row.
+def _on_sample(
+    rule: Aggregator, gram: CentredGram, received: Received, sample: Tensor, scale: float, key: int
+) -> Tensor:
+    """Outputs [P or 1, d] of a rule without weights on the sample, relative to the sample's first row.
 
-    Such rules move along with their rows. Views of the same size lie side by side and go through in one piece.
+    Coordinate rules move along with their rows; views of the same size lie side by side and go through in one piece. A
+    dense rule gets the rows themselves, times the root of ``scale``: their lengths are then about those of whole rows.
     """
-    assert rule.column is not None, "a rule with weights needs no sample"
-    tiles = [behind(rule, geometry, view, key) for view in views.received]
+    views = [behind(rule, gram, view, key) for view in received.views]
     # The origin takes what is missing from a sum of 1.
-    tiles = [torch.cat([tile, 1.0 - tile.sum(1, keepdim=True)], 1).to(sample) for tile in tiles]
-    if len({len(tile) for tile in tiles}) > 1:
-        return torch.stack([rule.column(_combined(tile, sample)) for tile in tiles])
-    side_by_side = torch.stack(tiles, 1)  # [N, P, M + 1]
-    rows = _combined(side_by_side.flatten(0, 1), sample)
-    return rule.column(rows.view(len(side_by_side), -1)).view(len(tiles), -1)
+    views = [torch.cat([view, 1.0 - view.sum(1, keepdim=True)], 1).to(sample) for view in views]
+    if rule.function is not None:
+        origin, root = sample[-1], math.sqrt(scale)
+        rows = [root * (_combined(view, sample) - origin) for view in views]
+        pivots = received.pivots if rule.uses_pivot or len(rows) > 1 else received.pivots[:1]
+        outputs = [rule.function(rows[p if len(rows) > 1 else 0], pivot) for p, pivot in enumerate(pivots)]
+        return torch.stack(outputs) / root + origin
+    assert rule.column is not None, "a rule with weights needs no sample"
+    if len({len(view) for view in views}) > 1:
+        return torch.stack([rule.column(_combined(view, sample)) for view in views])
+    side_by_side = torch.stack(views, 1)  # [N, P, M + 1]
+    rows_of_all = _combined(side_by_side.flatten(0, 1), sample)
+    return rule.column(rows_of_all.view(len(side_by_side), -1)).view(len(views), -1)
 
 
 def _combined(coefficients: Tensor, sample: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ from gradless.collab.adversary.base import (
     sound,
     to_all,
     unit,
-    whole,
 )
+from gradless.collab.option_checks import count
 from gradless.errors import BadInput
 
 
@@ -64,33 +64,33 @@ def mimic(*, learn: int = 100, target: int | None = None) -> Attack:
         target: copy this honest peer from the start, and learn nothing. While its row is not finite, the mean of those
             that are is sent.
     """
-    whole("mimic", "learn", learn)
+    count("mimic", learn, "learn")
     if target is not None:
-        whole("mimic", "target", target)
+        count("mimic", target, "target")
 
     def check(honest: int, attackers: int) -> None:
         if target is not None and target >= honest:
             raise BadInput(f"mimic has target {target}: there are {honest} honest peers, the first is 0")
 
-    def extras(scene: AttackContext, state: State) -> tuple[Tensor, State]:
+    def extras(context: AttackContext, state: State) -> tuple[Tensor, State]:
         known: Learnt = state
         if target is None and known.exchanges < learn:
-            known = watch(scene, known)
-        return no_extras(scene, known)
+            known = watch(context, known)
+        return no_extras(context, known)
 
-    def send(scene: AttackContext, strength: float, state: State) -> Tensor:
-        check(len(scene.honest), scene.attackers)
-        finite = sound(scene)
+    def send(context: AttackContext, strength: float, state: State) -> Tensor:
+        check(len(context.honest), context.attackers)
+        finite = sound(context)
         if not bool(finite.any() if target is None else finite[target]):
-            return to_all(scene, mean_of_honest(scene))
-        return to_all(scene, unit(scene, state.among(finite) if target is None else target))
+            return to_all(context, mean_of_honest(context))
+        return to_all(context, unit(context, state.among(finite) if target is None else target))
 
     return Attack("mimic", extras, send, 0.0, start=Learnt, check=check)
 
 
-def watch(scene: AttackContext, known: Learnt) -> Learnt:
+def watch(context: AttackContext, known: Learnt) -> Learnt:
     """One step of Oja's rule on the rows of an exchange that are finite; the places of other peers stay as they are."""
-    rows, finite = scene.honest, sound(scene)
+    rows, finite = context.honest, sound(context)
     if not bool(finite.any()):
         return known
     lost = (~finite).to(rows.device)
@@ -98,7 +98,7 @@ def watch(scene: AttackContext, known: Learnt) -> Learnt:
     kind = torch.float64 if rows.dtype == torch.float64 else torch.float32
     z = known.direction
     if z is None:
-        draw = rng.normal(scene.seed, "mimic", (size,)).to(kind)
+        draw = rng.normal(context.seed, "mimic", (size,)).to(kind)
         z = draw / draw.norm()
     z = z.to(rows.device)
     places = torch.zeros(count, dtype=torch.float64, device=rows.device)

@@ -1,67 +1,73 @@
-"""What an aggregation rule is made of: pre-aggregators that turn rows into rows, and one rule that ends them.
+"""An aggregation rule: many vectors to one, for one receiver or for all at once, behind pre-aggregators or not.
 
-Both are values with a few functions. A rule in the span of its rows gives weights, given their geometry; a coordinate
-rule gives a vector, given some columns. Weights of consecutive stages multiply, so a stack of them costs one look at
-the rows and one product.
+A rule is a record with one of three functions. The simplest is *dense*: from rows ``[N, D]`` to a vector ``[D]``; that
+is all a new rule needs. Two kinds of rules can say more and are computed faster. A rule in the *span* of its rows gives
+weights, from the centred Gram matrix alone: weights of consecutive stages multiply, so a composition costs one look at
+the rows and one product, for all receivers. A *coordinate* rule works on any columns by themselves, tile by tile.
 
-Shapes: N rows that a peer received, N' rows of a mix, D columns.
+Shapes: P receivers, M basis rows, N rows that a receiver got, N' rows behind pre-aggregators, D columns.
 """
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from gradless.collab.aggregation import passes, receivers
-from gradless.collab.aggregation.gram import CentredGram, measure, unknown
-from gradless.collab.aggregation.span_rules import Crowd, Numbers, crowd
+from gradless.collab.aggregation import passes
+from gradless.collab.aggregation.gram import CentredGram, combine, combine_all, measure, unmeasured
+from gradless.collab.aggregation.pre_aggregators import PreAggregator
+from gradless.collab.aggregation.receivers import Received, by_columns, is_identity, seen_by_all, spread_out
+from gradless.collab.aggregation.span_rules import GramBatch, Numbers, batch_of
+from gradless.collab.option_checks import any_number
 from gradless.errors import BadInput
 
 
-class PreAggregator(NamedTuple):
-    """A pre-aggregator: rows to rows, each a weighted sum of those before."""
-
-    name: str
-    weights: Callable[
-        [CentredGram, int], Tensor
-    ]  # (geometry, key) -> float64 [N', N]; the key seeds rules that shuffle
-    check: Callable[[int], None]  # refuse a number of rows
-    keeps_rows: bool = True  # whether row i of the result still belongs to peer i
-    rows: Callable[[int], int] = lambda n: n  # N -> N'
-    blind: bool = False  # whether weights do not depend on the geometry
-
-    def __call__(self, rows: Tensor, key: int = 0) -> Tensor:
-        """Mixed rows ``[N', D]`` of rows ``[N, D]``, which stay as they are; same dtype.
-
-        Raises:
-            BadInput: for a number of rows that it cannot take, with the condition.
-        """
-        shape = passes.shape_of((rows,))
-        self.check(shape.rows)
-        if self.blind:
-            return passes.product(self.weights(unknown(shape.rows), key), (rows,))
-        found = measure((rows,))
-        return passes.product(self.weights(found.points(), key), (rows,), found.centre, found.near, found.finite)
-
-
 class Aggregator(NamedTuple):
-    """A rule that makes one vector of many; ``weights``, ``column`` or both are there."""
+    """A rule that makes one vector of many, by ``weights``, ``column`` or ``function``; see `dense` and `together`."""
 
     name: str
-    weights: Callable[[CentredGram, int], Tensor] | None  # (geometry, pivot) -> float64 [N]; the origin takes the rest
+    weights: Callable[[CentredGram, int], Tensor] | None  # (gram, pivot) -> float64 [N]; the origin takes the rest
     column: Callable[[Tensor], Tensor] | None  # some columns [N, t] -> [t]
     check: Callable[[int], None]  # refuse a number of rows
     uses_pivot: bool = False  # whether it depends on which row is the receiver's own
     before: tuple[PreAggregator, ...] = ()
-    blind: bool = False  # whether weights do not depend on the geometry
-    together: Callable[[Crowd], Numbers] | None = None  # ``weights`` of all receivers at once, [P, N]; see `together`
+    blind: bool = False  # whether weights do not depend on the Gram matrix
+    together: Callable[[GramBatch], Numbers] | None = None  # ``weights`` of all receivers at once, [P, N]
+    function: Callable[[Tensor, int], Tensor] | None = None  # (rows [N, D], pivot) -> [D]
+
+    @classmethod
+    def dense(
+        cls,
+        name: str,
+        function: Callable[[Tensor, int], Tensor],
+        check: Callable[[int], None] = any_number,
+        uses_pivot: bool = False,
+    ) -> Aggregator:
+        """Return the rule that a function computes.
+
+        Attackers who search a strength evaluate it on a sample of the columns, scaled so that lengths are about those
+        of whole rows.
+
+        Args:
+            name: of the rule.
+            function: from rows ``[N, D]``, float32 or float64, and the index of the receiver's own row to ``[D]``. It
+                must not write to the rows, which may hold NaN and infinities.
+            check: raises `BadInput` for a number of rows that it cannot take.
+            uses_pivot: whether the index matters.
+
+        Example:
+            >>> half_way = Aggregator.dense("half-way", lambda rows, pivot: (rows[pivot] + rows.mean(0)) / 2,
+            ...                             uses_pivot=True)
+            >>> half_way(torch.tensor([[0.0], [4.0]]), pivot=1)
+            tensor([3.])
+        """
+        return cls(name, None, None, check, uses_pivot=uses_pivot, function=function)
 
     def __call__(self, rows: Tensor, pivot: int = 0, key: int = 0) -> Tensor:
-        """The aggregate ``[D]`` of rows ``[N, D]``, which stay as they are; same dtype.
+        """Return the aggregate ``[D]`` of rows ``[N, D]``, which stay as they are; same dtype.
 
         Args:
             rows: one vector for each peer.
@@ -76,109 +82,253 @@ class Aggregator(NamedTuple):
             >>> median()(torch.tensor([[1.0], [2.0], [30.0]]))
             tensor([2.])
         """
-        return receivers.aggregate(self, receivers.seen_by_all(rows, (pivot,)), key=key)[0]
+        return self.for_all(rows, (pivot,), key)[0]
+
+    def for_all(self, rows: Tensor, pivots: Sequence[int], key: int = 0) -> Tensor:
+        """Return what every receiver makes of the same rows: ``[P, D]``, the bits of ``rule(rows, pivot=p)`` for each.
+
+        Args:
+            rows: ``[N, D]``, one vector for each peer; not written to.
+            pivots: for each of P receivers the row that is its own.
+            key: seed of pre-aggregators that shuffle.
+
+        Returns:
+            Vectors in the dtype of the rows. If the rule does not use the pivot, one vector expanded to P: copy it
+            before writing.
+
+        Raises:
+            BadInput: for a number of rows that it cannot take, with the condition.
+
+        Cost: distances, pre-aggregators and products of coordinates once for all P, so of nna with n = 26 and
+        D = 431,080 a fifteenth of 21 calls (benchmarks/aggregators.py); a dense rule that uses the pivot is called P
+        times.
+
+        Example:
+            >>> from gradless.collab.aggregators import nna
+            >>> nna(f=1).for_all(torch.tensor([[0.0], [1.0], [9.0]]), pivots=[0, 1, 2])
+            tensor([[0.5000],
+                    [0.5000],
+                    [5.0000]])
+        """
+        return aggregate(self, seen_by_all(rows, pivots), key=key, alone=True)
 
 
 def together(
-    name: str, work: Callable[[Crowd], Numbers], check: Callable[[int], None], uses_pivot: bool = False
+    name: str, weights: Callable[[GramBatch], Numbers], check: Callable[[int], None], uses_pivot: bool = False
 ) -> Aggregator:
-    """A rule in the span of its rows that is given for all receivers at once; one receiver is a crowd of one.
+    """Return a rule in the span of its rows that is written for all receivers at once, of which one is a batch of one.
 
     Args:
         name: of the rule.
-        work: from a crowd of P geometries of N rows to weights float64 ``[P, N]``.
-        check: refuse a number of rows.
+        weights: from P Gram matrices of N rows to float64 ``[P, N]``.
+        check: raises `BadInput` for a number of rows that it cannot take.
         uses_pivot: whether it depends on which row is the receiver's own.
     """
 
-    def alone(geometry: CentredGram, pivot: int) -> Tensor:
-        return torch.from_numpy(work(crowd([geometry], [pivot]))[0])
+    def alone(gram: CentredGram, pivot: int) -> Tensor:
+        return torch.from_numpy(weights(batch_of([gram], [pivot]))[0])
 
-    return Aggregator(name, alone, None, check, uses_pivot=uses_pivot, together=work)
+    return Aggregator(name, alone, None, check, uses_pivot=uses_pivot, together=weights)
 
 
 def compose(*stages: PreAggregator | Aggregator) -> Aggregator:
-    """Pre-aggregators, in order, and a rule after them.
+    """Return the rule that applies pre-aggregators, in order, and a rule after them.
 
     Raises:
         BadInput: if the last stage is no rule, another one is, or a rule that needs the receiver's own row comes after
-            a mix in which rows do not belong to peers any more.
+            a pre-aggregator whose rows do not belong to peers any more.
 
     Example:
         >>> from gradless.collab.aggregators import nnm, trimmed_mean
         >>> compose(nnm(f=1), trimmed_mean(f=1)).name
         'nnm+trimmed-mean'
     """
-    *mixes, rule = stages or (None,)
+    *first, rule = stages or (None,)
     if not isinstance(rule, Aggregator):
         raise BadInput("a composition must end with a rule that makes one vector, e.g. nnm then trimmed-mean")
     before = []
-    for mix in mixes:
-        if not isinstance(mix, PreAggregator):
-            raise BadInput(f"{getattr(mix, 'name', mix)} makes one vector: only the last stage of a composition may")
-        if not mix.keeps_rows and rule.uses_pivot:
-            raise BadInput(f"{rule.name} needs the receiver's own row, which {mix.name} does not keep: leave one out")
-        before.append(mix)
-    name = "+".join([*(mix.name for mix in before), rule.name])
-    check = _checked(tuple(before), rule.check)
+    for stage in first:
+        if not isinstance(stage, PreAggregator):
+            name = getattr(stage, "name", stage)
+            raise BadInput(f"{name} makes one vector: only the last stage of a composition may")
+        if not stage.keeps_rows and rule.uses_pivot:
+            raise BadInput(f"{rule.name} needs the receiver's own row, which {stage.name} does not keep: leave one out")
+        before.append(stage)
+
+    def check(rows: int) -> None:
+        for stage in before:
+            stage.check(rows)
+            rows = stage.rows(rows)
+        rule.check(rows)
+
+    name = "+".join([*(stage.name for stage in before), rule.name])
     return rule._replace(name=name, before=(*before, *rule.before), check=check)
 
 
-def _checked(mixes: tuple[PreAggregator, ...], last: Callable[[int], None]) -> Callable[[int], None]:
-    """A check of a whole composition: every stage on the number of rows that it will see."""
+def aggregate(
+    rule: Aggregator,
+    received: Received,
+    *,
+    key: int = 0,
+    gram: CentredGram | None = None,
+    out: Tensor | None = None,
+    alone: bool = False,
+) -> Tensor:
+    """Return what every receiver makes of what it got: ``[P, D]`` in the dtype of the basis.
 
-    def check(rows: int) -> None:
-        for mix in mixes:
-            mix.check(rows)
-            rows = mix.rows(rows)
-        last(rows)
+    If the rule does not use the pivot and all see the same rows, it is one row expanded to P: copy it before writing.
+    A receiver whose own row is not finite keeps that row, if the rule uses it.
 
-    return check
-
-
-def count(name: str, value: int, what: str = "f", least: int = 0) -> int:
-    """``value`` if it is a whole number of at least ``least``.
-
-    Raises:
-        BadInput: otherwise.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadInput(f"{what} of {name} is {value!r}: give a whole number of at least {least}")
-    return value
-
-
-def positive(name: str, value: float, what: str) -> float:
-    """``value`` if it is a positive finite number.
+    Args:
+        rule: the aggregation rule.
+        received: who got what; not modified.
+        key: seed of pre-aggregators that shuffle.
+        gram: that of the basis, if it is known already.
+        out: rows of memory that the result may lie in, if they are contiguous, enough and of its kind; not a part of
+            the basis. An earlier result that is not needed any more saves the time of asking for new memory.
+        alone: give each receiver the bits that it would get without the others. If false, which rows others use may
+            change the order of a sum, so its last bits.
 
     Raises:
-        BadInput: otherwise.
+        BadInput: for a number of rows that the rule cannot take, with the condition.
+
+    Cost: of a rule in the span of its rows, one `gradless.collab.aggregation.gram.measure` of the basis, P N^2 M
+    multiplications and one product; of others, `gradless.collab.aggregation.receivers.by_columns` or one call for each
+    receiver with another result.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
-        raise BadInput(f"{what} of {name} is {value!r}: it must be a positive number")
-    return float(value)
+    shape = received.check()
+    for p, pivot in enumerate(received.pivots):
+        rows = len(received.view(p))
+        if rule.uses_pivot and not 0 <= pivot < rows:
+            raise BadInput(f"the pivot is row {pivot}, but receiver {p} got {rows} rows: count from 0")
+        if p < len(received.views):
+            rule.check(rows)
+    coordinates = rule.column is not None and (rule.weights is None or (not rule.before and received.plain()))
+    in_span = rule.weights is not None and not coordinates
+    if gram is None:
+        blind = all(stage.blind for stage in rule.before) and (rule.blind or not in_span)
+        gram = unmeasured(shape.rows) if blind else measure(received.basis)
+    groups = received.groups(rule.uses_pivot)
+    distinct = received.some([members[0] for members in groups])
+    if in_span:
+        weights = weights_of(rule, gram, distinct, key)
+        finite = gram.finite if gram.centre >= 0 else None
+        out = passes.product(weights, received.basis, gram.centre, gram.near, finite, out, alone=alone)
+        return spread_out(out, groups)
+    out = passes.space(out, len(groups), shape)
+    if rule.column is not None:
+        views = [behind(rule, gram, view, key) for view in distinct.views]
+        by_columns(rule.column, views, received.basis, gram, out)
+    else:
+        _by_rows(rule, distinct, gram, key, out)
+    return spread_out(out, groups)
 
 
-def more_than(name: str, factor: int, f: int, extra: int = 0) -> Callable[[int], None]:
-    """A check that N > factor * f + extra.
+def _by_rows(rule: Aggregator, received: Received, gram: CentredGram, key: int, out: Tensor) -> None:
+    """Write a dense rule's result for every receiver to ``out`` ``[P, D]``."""
+    assert rule.function is not None, f"{rule.name} has neither weights, columns nor a function"
+    shape = passes.shape_of(received.basis)
+    basis = [block.detach().to(shape.working) for block in received.basis]
+    finite = gram.finite if gram.centre >= 0 else None
+    last, rows = None, basis[0]
+    for p, pivot in enumerate(received.pivots):
+        if (view := received.view(p)) is not last:
+            last, mixed = view, behind(rule, gram, view, key)
+            plain = len(basis) == 1 and is_identity(mixed)
+            rows = basis[0] if plain else passes.product(mixed, basis, gram.centre, gram.near, finite)
+        own = rows[pivot] if rule.uses_pivot else None
+        if own is not None and not bool(own.isfinite().all()):  # a broken row of one's own matters: it stays
+            out[p] = own
+            continue
+        result = rule.function(rows, pivot)
+        if result.shape != out[p].shape:
+            raise BadInput(f"{rule.name} gave {list(result.shape)} for rows {list(rows.shape)}: return one vector")
+        out[p] = result
 
-    Example:
-        >>> more_than("krum", 2, 3)(6)
-        Traceback (most recent call last):
-        ...
-        gradless.errors.BadInput: krum with f = 3 needs n > 2 f, that is 7 rows or more, and got 6: lower f or add peers
+
+def weights_of(rule: Aggregator, gram: CentredGram, received: Received, key: int = 0) -> Tensor:
+    """Return what every receiver's aggregate consists of: float64 ``[P, M]`` weights over the basis.
+
+    Only the Gram matrix of the basis is looked at, so this is what attackers and theorists use.
+
+    Args:
+        rule: a rule in the span of its rows (``rule.weights`` is there).
+        gram: of the basis, from `gradless.collab.aggregation.gram.measure`.
+        received: who got what; ``basis`` is not looked at.
+        key: seed of pre-aggregators that shuffle.
+
+    Raises:
+        BadInput: for another rule.
     """
-    condition = f"n > {f'{factor} ' if factor != 1 else ''}f{f' + {extra}' if extra else ''}"
+    if rule.weights is None:
+        raise BadInput(f"{rule.name} has no weights: its result is no fixed combination of the rows")
+    groups = received.groups(by_pivot=False)
+    stacks = _all_behind(rule, gram, [received.view(members[0]) for members in groups], key)
+    out = torch.zeros(len(received.pivots), gram.rows, dtype=torch.float64)
+    cases = []
+    for members, (mixed, behind_gram) in zip(groups, stacks, strict=True):
+        for share in [[p] for p in members] if rule.uses_pivot else [members]:
+            pivot = received.pivots[share[0]]
+            if rule.uses_pivot and not behind_gram.finite[pivot]:  # a broken row of one's own matters: it stays
+                out[share] = mixed[pivot]
+            else:
+                cases.append(_Case(share, pivot, mixed, behind_gram))
+    for size in {case.gram.rows for case in cases}:
+        some = [case for case in cases if case.gram.rows == size]
+        alike = all(case.mixed is some[0].mixed for case in some)
+        mixed = some[0].mixed if alike else torch.stack([case.mixed for case in some])
+        for case, row in zip(some, _times(_weights(rule, some), mixed), strict=True):
+            out[case.receivers] = row
+    return out
 
-    def check(rows: int) -> None:
-        least = factor * f + extra + 1
-        if rows < least:
-            raise BadInput(
-                f"{name} with f = {f} needs {condition}, that is {least} rows or more, and got {rows}: "
-                "lower f or add peers"
-            )
 
-    return check
+class _Case(NamedTuple):
+    """Receivers with the same result, their own row, and what they hold behind all pre-aggregators."""
+
+    receivers: list[int]
+    pivot: int
+    mixed: Tensor
+    gram: CentredGram
 
 
-def any_number(rows: int) -> None:
-    """The check of a rule that takes any number of rows."""
+def _weights(rule: Aggregator, cases: Sequence[_Case]) -> Tensor:
+    """Return the weights ``[C, N']`` over what each case holds."""
+    assert rule.weights is not None
+    if rule.together is None:
+        return torch.stack([rule.weights(case.gram, case.pivot) for case in cases])
+    return torch.from_numpy(rule.together(batch_of([case.gram for case in cases], [case.pivot for case in cases])))
+
+
+def _times(weights: Tensor, coefficients: Tensor) -> Tensor:
+    """Return products ``[C, M]`` of rows ``[C, N']`` and one matrix ``[N', M]``, or each one's own ``[C, N', M]``.
+
+    Rows of weight zero may have coefficients that are not finite.
+    """
+    if bool(coefficients.isfinite().all()):
+        return (weights[:, None] @ coefficients)[:, 0]
+    own = coefficients.expand(len(weights), -1, -1)
+    return torch.stack([row[row != 0] @ matrix[row != 0] for row, matrix in zip(weights, own, strict=True)])
+
+
+def behind(rule: Aggregator, gram: CentredGram, view: Tensor, key: int = 0) -> Tensor:
+    """Return the coefficients over the basis of a view's rows after all pre-aggregators: float64 ``[N', M]``."""
+    return _behind(rule, gram, view, key)[0] if rule.before else view
+
+
+def _all_behind(
+    rule: Aggregator, gram: CentredGram, views: Sequence[Tensor], key: int
+) -> list[tuple[Tensor, CentredGram]]:
+    """`_behind` of several views; without pre-aggregators those of one size are combined in one product."""
+    if rule.before or len(views) == 1 or len({view.shape for view in views}) > 1:
+        return [_behind(rule, gram, view, key) for view in views]
+    return list(zip(views, combine_all(gram, torch.stack(list(views))), strict=True))
+
+
+def _behind(rule: Aggregator, gram: CentredGram, view: Tensor, key: int) -> tuple[Tensor, CentredGram]:
+    """Return a view's rows after all pre-aggregators, ``[N', M]`` over the basis, and their Gram matrix."""
+    if not (gram.near.all() and is_identity(view)):
+        gram = combine(gram, view)
+    for stage in rule.before:
+        weights = stage.weights(gram, key)
+        gram, view = combine(gram, weights), _times(weights, view)
+    return view, gram

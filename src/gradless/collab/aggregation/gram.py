@@ -73,32 +73,32 @@ class CentredGram(NamedTuple):
         return max(0.0, float(full @ self.inner @ full))
 
 
-def combine(geometry: CentredGram, coefficients: Tensor) -> CentredGram:
-    """The geometry of linear combinations of rows.
+def combine(gram: CentredGram, coefficients: Tensor) -> CentredGram:
+    """The gram of linear combinations of rows.
 
     Args:
-        geometry: of N rows.
+        gram: of N rows.
         coefficients: ``[N', N]`` float64. A combination that uses a row that is not finite, or has such a
             coefficient, is not finite itself.
 
     Cost: N'^2 N.
     """
-    return combine_all(geometry, coefficients[None])[0]
+    return combine_all(gram, coefficients[None])[0]
 
 
-def combine_all(geometry: CentredGram, coefficients: Tensor) -> list[CentredGram]:
+def combine_all(gram: CentredGram, coefficients: Tensor) -> list[CentredGram]:
     """`combine` for each of P sets of combinations, ``[P, N', M]``; far cheaper than one after another."""
-    given, finite, near = coefficients.detach().numpy(), geometry.finite.numpy(), geometry.near.numpy()
+    given, finite, near = coefficients.detach().numpy(), gram.finite.numpy(), gram.near.numpy()
     wild = ~np.isfinite(given).all(2)
     if not finite.all():
         wild |= (given[:, :, ~finite] != 0).any(2)
     sets, n = given.shape[:2]
-    full = np.zeros((sets, n + 1, geometry.rows + 1))
+    full = np.zeros((sets, n + 1, gram.rows + 1))
     full[:, :-1, :-1] = given
     full[:, :-1][wild] = 0.0
     full[:, :, -1] = 1 - full[:, :, :-1] @ near
     full[:, :-1][wild] = 0.0
-    inner = full @ geometry.inner.numpy() @ full.transpose(0, 2, 1)
+    inner = full @ gram.inner.numpy() @ full.transpose(0, 2, 1)
     inner = torch.from_numpy((inner + inner.transpose(0, 2, 1)) * 0.5)
     tame, points = torch.from_numpy(~wild), torch.ones(n, dtype=torch.bool)
     return [CentredGram(inner[p], tame[p], points) for p in range(sets)]
@@ -126,24 +126,24 @@ def measure(blocks: Sequence[Tensor], *, centre: int | None = None) -> CentredGr
     squared = lengths[:, None] + lengths - 2 * inner
     frame = _frame(squared, lengths, sound, None if centre is None else Frame(centre, torch.ones_like(sound)))
     for _ in range(ATTEMPTS):
-        geometry = _measure_in(blocks, frame)
-        if geometry is None:  # the centre is not finite, so nothing is known about the others
+        gram = _measure_in(blocks, frame)
+        if gram is None:  # the centre is not finite, so nothing is known about the others
             sound = _sound(blocks)
             if not bool(sound.any()):
                 break
             frame = _frame(squared, lengths, sound, None)
             continue
-        better = _frame(geometry.squared(), geometry.norms().square(), geometry.finite, frame)
+        better = _frame(gram.squared(), gram.norms().square(), gram.finite, frame)
         if better.centre == frame.centre and bool((better.near == frame.near).all()):
-            return geometry
+            return gram
         frame = better
-    if geometry is not None:
-        return geometry
-    return unknown(len(sound))._replace(finite=torch.zeros_like(sound))
+    if gram is not None:
+        return gram
+    return unmeasured(len(sound))._replace(finite=torch.zeros_like(sound))
 
 
-def unknown(rows: int) -> CentredGram:
-    """A geometry of so many rows for rules that do not look at it."""
+def unmeasured(rows: int) -> CentredGram:
+    """A gram of so many rows for rules that do not look at it."""
     nothing = torch.zeros(rows + 1, rows + 1, dtype=torch.float64)
     every = torch.ones(rows, dtype=torch.bool)
     return CentredGram(nothing, every, every)
@@ -157,7 +157,7 @@ class Frame(NamedTuple):
 
 
 def _measure_in(blocks: Sequence[Tensor], frame: Frame) -> CentredGram | None:
-    """The geometry around a centre; None if that is not finite."""
+    """The gram around a centre; None if that is not finite."""
     inner = passes.gram(blocks, frame.centre, frame.near)
     lengths = inner.diagonal()
     if not bool(lengths[-1].isfinite() & lengths[frame.centre].isfinite()):
@@ -212,13 +212,13 @@ def _sound(blocks: Sequence[Tensor]) -> Tensor:
     return found.cpu()
 
 
-def chosen(rows: int, index: Tensor) -> Tensor:
+def mean_of(rows: int, index: Tensor) -> Tensor:
     """Weights ``[rows]`` of the mean of some rows."""
     weights = torch.zeros(rows, dtype=torch.float64)
     weights[index] = 1 / len(index)
     return weights
 
 
-def nearest(distances: Tensor, keep: int) -> Tensor:
+def smallest(distances: Tensor, keep: int) -> Tensor:
     """The ``keep`` smallest entries along the last dimension, ties by index: int64 ``[..., keep]``."""
     return distances.sort(dim=-1, stable=True).indices[..., :keep]

@@ -83,10 +83,24 @@ def gram_blocks(
 
 @njit(nogil=True, cache=True)
 def product_blocks(
-    first: Any, last: Any, x: Any, offsets: Any, base: Any, near: Any, width: Any, weights: Any, share: Any, out: Any,
+    first: Any,
+    last: Any,
+    x: Any,
+    offsets: Any,
+    base: Any,
+    near: Any,
+    width: Any,
+    weights: Any,
+    order: Any,
+    counts: Any,
+    share: Any,
+    out: Any,
     targets: Any,
-) -> None:  # fmt: skip
-    """Blocks ``first .. last`` of weights @ rows, summed around the centre, of which ``share`` is added last."""
+) -> None:
+    """Blocks ``first .. last`` of weights @ rows, summed around the centre, of which ``share`` is added last.
+
+    Result p sums rows ``order[p, : counts[p]]``, four at a time.
+    """
     n = offsets.size
     buffer, acc = np.zeros(n * BLOCK, x.dtype), np.zeros(BLOCK, x.dtype)
     for block in range(first, last):
@@ -97,15 +111,17 @@ def product_blocks(
             for k in range(BLOCK):
                 acc[k] = 0
             j = 0
-            while j + 3 < n:
-                w0, w1, w2, w3 = weights[p, j], weights[p, j + 1], weights[p, j + 2], weights[p, j + 3]
-                r0, r1 = buffer[j * BLOCK : (j + 1) * BLOCK], buffer[(j + 1) * BLOCK : (j + 2) * BLOCK]
-                r2, r3 = buffer[(j + 2) * BLOCK : (j + 3) * BLOCK], buffer[(j + 3) * BLOCK : (j + 4) * BLOCK]
+            while j + 3 < counts[p]:
+                i0, i1, i2, i3 = order[p, j], order[p, j + 1], order[p, j + 2], order[p, j + 3]
+                w0, w1, w2, w3 = weights[p, i0], weights[p, i1], weights[p, i2], weights[p, i3]
+                r0, r1 = buffer[i0 * BLOCK : (i0 + 1) * BLOCK], buffer[i1 * BLOCK : (i1 + 1) * BLOCK]
+                r2, r3 = buffer[i2 * BLOCK : (i2 + 1) * BLOCK], buffer[i3 * BLOCK : (i3 + 1) * BLOCK]
                 for k in range(BLOCK):
                     acc[k] = acc[k] + ((w0 * r0[k] + w1 * r1[k]) + (w2 * r2[k] + w3 * r3[k]))
                 j += 4
-            while j < n:
-                w0, r0 = weights[p, j], buffer[j * BLOCK : (j + 1) * BLOCK]
+            while j < counts[p]:
+                i0 = order[p, j]
+                w0, r0 = weights[p, i0], buffer[i0 * BLOCK : (i0 + 1) * BLOCK]
                 for k in range(BLOCK):
                     acc[k] = acc[k] + w0 * r0[k]
                 j += 1

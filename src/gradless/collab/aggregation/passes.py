@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -139,6 +140,8 @@ def product(
     near: Tensor | None = None,
     finite: Tensor | None = None,
     out: Tensor | None = None,
+    *,
+    alone: bool = False,
 ) -> Tensor:
     """``weights @ rows``: ``[P, D]`` in the dtype of the rows.
 
@@ -154,12 +157,18 @@ def product(
         finite: bool ``[M]``: which rows are finite; None: found out where it matters.
         out: memory that the result may lie in, if it fits: what an operating system gives anew, page by page, costs as
             much as the product itself.
+        alone: sum each result over the rows that it uses itself, as if it were the only one: the same bits, whatever
+            the others use. If false, all are summed over the rows that any of them uses.
 
     Cost: one read of the rows that are used, one write of the result, P M D multiplications; scratch of a tile for
     16-bit rows and for rows in several blocks.
     """
     shape = shape_of(blocks)
     out = space(out, weights.shape[0], shape)
+    if alone and len(out) > 1 and not compiled(shape.device):
+        for p, row_weights in enumerate(weights.split(1)):
+            product(row_weights, blocks, centre, near, finite, out[p : p + 1])
+        return out
     copies = _copies(weights)
     for p, j in copies.items():
         out[p] = row(blocks, j)
@@ -169,7 +178,7 @@ def product(
     direct = not copies and shape.dtype == shape.working
     for part, tile in tiles(blocks, None if direct else columns_of(shape.rows, shape.width)):
         target = out[:, part] if direct else tile.new_empty(len(rest), tile.shape[1])
-        _fill(target, weights[rest], tile, centre, near, finite)
+        _fill(target, weights[rest], tile, centre, near, finite, alone)
         if not direct:
             out[rest, part] = target.to(shape.dtype)
     return out
@@ -202,7 +211,13 @@ def _copies(weights: Tensor) -> dict[int, int]:
 
 
 def _fill(
-    target: Tensor, weights: Tensor, tile: Tensor, centre: int, near: Tensor | None, finite: Tensor | None
+    target: Tensor,
+    weights: Tensor,
+    tile: Tensor,
+    centre: int,
+    near: Tensor | None,
+    finite: Tensor | None,
+    alone: bool,
 ) -> None:
     """Target = weights @ tile; rows that are not finite are added one by one to the results that use them."""
     used = (weights != 0).any(0)
@@ -210,10 +225,14 @@ def _fill(
     near = torch.ones_like(used) if near is None else near
     index = (used & known).nonzero().flatten()
     some, close = weights[:, index], near[index] if centre >= 0 else torch.zeros_like(index, dtype=torch.bool)
-    share = (some * close).sum(1)
+    if alone:
+        orders = [line.nonzero().flatten() for line in some]
+        share = torch.cat([(line * close)[None, own].sum(1) for line, own in zip(some, orders, strict=True)])
+    else:
+        orders, share = [torch.arange(len(index))] * len(some), (some * close).sum(1)
     share = torch.where((share - 1).abs() < 1e-9, 1.0, share)  # weights that sum to one up to rounding
     if compiled(tile.device):
-        _compiled_product(target, some, tile, index, centre, close, share)
+        _compiled_product(target, some, tile, index, orders, centre, close, share)
     else:
         rows = tile[index.to(tile.device)]
         if centre >= 0:
@@ -222,7 +241,7 @@ def _fill(
         if centre >= 0:
             target += share.to(tile)[:, None] * tile[centre]
     if finite is None and not bool(target.sum().isfinite()):  # something was: weight zero times infinity is no number
-        return _fill(target, weights, tile, centre, near, tile.isfinite().all(1).cpu())
+        return _fill(target, weights, tile, centre, near, tile.isfinite().all(1).cpu(), alone)
     for j in (used & ~known).nonzero().flatten().tolist():
         for p in (weights[:, j] != 0).nonzero().flatten().tolist():
             target[p] += float(weights[p, j]) * tile[j]
@@ -326,16 +345,25 @@ def _compiled_gram(tile: Tensor, centre: int, near: Tensor) -> Tensor:
 
 
 def _compiled_product(
-    target: Tensor, weights: Tensor, tile: Tensor, index: Tensor, centre: int, near: Tensor, share: Tensor
+    target: Tensor,
+    weights: Tensor,
+    tile: Tensor,
+    index: Tensor,
+    orders: Sequence[Tensor],
+    centre: int,
+    near: Tensor,
+    share: Tensor,
 ) -> None:
     from gradless.collab.aggregation import numba_kernels as kernel
 
     (x, starts), (out, targets), width = flat(tile), flat(target), tile.shape[1]
-    base = int(starts[centre]) if centre >= 0 else -1
-    given = (x, starts[index.numpy()], base, near.numpy(), width, weights.to(tile.dtype).contiguous().numpy())
-    factors = share.to(tile.dtype).numpy()
+    rows = (starts[index.numpy()], int(starts[centre]) if centre >= 0 else -1, near.numpy(), width)
+    order, counts = np.zeros((len(orders), len(index)), np.int64), np.array([len(own) for own in orders])
+    for line, own in zip(order, orders, strict=True):
+        line[: len(own)] = own.numpy()
+    sums = (weights.to(tile.dtype).contiguous().numpy(), order, counts, share.to(tile.dtype).numpy())
     spread(
         -(-width // kernel.BLOCK),
         weights.numel() * width // 8,
-        lambda first, last: kernel.product_blocks(first, last, *given, factors, out, targets),
+        lambda first, last: kernel.product_blocks(first, last, x, *rows, *sums, out, targets),
     )

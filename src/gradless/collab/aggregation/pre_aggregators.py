@@ -1,18 +1,46 @@
 """Pre-aggregators: rows to rows, so that what liars can still do to a rule after them is bounded better.
 
 Symbols: n rows received, f of them perhaps Byzantine, x_i row i. A row that is not finite stays as it is: the rule
-after the mix counts it as infinitely far.
+after the pre-aggregator counts it as infinitely far.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradless import rng
-from gradless.collab.aggregation.base import PreAggregator, any_number, count, more_than, positive
-from gradless.collab.aggregation.gram import CentredGram, nearest
+from gradless.collab.aggregation import passes
+from gradless.collab.aggregation.gram import CentredGram, measure, smallest, unmeasured
 from gradless.collab.aggregation.span_rules import krum_scores
+from gradless.collab.option_checks import any_number, count, more_than, positive
+
+
+class PreAggregator(NamedTuple):
+    """A stage from rows to rows, each a weighted sum of those before."""
+
+    name: str
+    weights: Callable[[CentredGram, int], Tensor]  # (gram, key) -> float64 [N', N]; the key seeds rules that shuffle
+    check: Callable[[int], None]  # refuse a number of rows
+    keeps_rows: bool = True  # whether row i of the result still belongs to peer i
+    rows: Callable[[int], int] = lambda n: n  # N -> N'
+    blind: bool = False  # whether weights do not depend on the Gram matrix
+
+    def __call__(self, rows: Tensor, key: int = 0) -> Tensor:
+        """Return mixed rows ``[N', D]`` of rows ``[N, D]``, which stay as they are; same dtype.
+
+        Raises:
+            BadInput: for a number of rows that it cannot take, with the condition.
+        """
+        n = passes.shape_of((rows,)).rows
+        self.check(n)
+        if self.blind:
+            return passes.product(self.weights(unmeasured(n), key), (rows,))
+        gram = measure((rows,))
+        return passes.product(self.weights(gram.points(), key), (rows,), gram.centre, gram.near, gram.finite)
 
 
 def nnm(*, f: int) -> PreAggregator:
@@ -27,12 +55,12 @@ def nnm(*, f: int) -> PreAggregator:
     """
     count("nnm", f)
 
-    def weights(geometry: CentredGram, key: int) -> Tensor:
-        n = geometry.rows
-        squared = geometry.squared().fill_diagonal_(-1.0)
+    def weights(gram: CentredGram, key: int) -> Tensor:
+        n = gram.rows
+        squared = gram.squared().fill_diagonal_(-1.0)
         out = torch.zeros(n, n, dtype=torch.float64)
-        out.scatter_(1, nearest(squared, n - f), 1 / (n - f))
-        return torch.where(geometry.finite[:, None], out, torch.eye(n, dtype=torch.float64))
+        out.scatter_(1, smallest(squared, n - f), 1 / (n - f))
+        return torch.where(gram.finite[:, None], out, torch.eye(n, dtype=torch.float64))
 
     return PreAggregator("nnm", weights, more_than("nnm", 1, f))
 
@@ -50,8 +78,8 @@ def bucketing(*, size: int) -> PreAggregator:
     """
     count("bucketing", size, "size", 1)
 
-    def weights(geometry: CentredGram, key: int) -> Tensor:
-        n = geometry.rows
+    def weights(gram: CentredGram, key: int) -> Tensor:
+        n = gram.rows
         order = torch.from_numpy(rng.permutation(n, key, "buckets"))
         out = torch.zeros(-(-n // size), n, dtype=torch.float64)
         for bucket, members in enumerate(order.split(size)):
@@ -69,8 +97,8 @@ def clipping(*, norm: float) -> PreAggregator:
     """
     positive("clipping", norm, "norm")
 
-    def weights(geometry: CentredGram, key: int) -> Tensor:
-        return shortened(geometry, norm)
+    def weights(gram: CentredGram, key: int) -> Tensor:
+        return shortened(gram, norm)
 
     return PreAggregator("clipping", weights, any_number)
 
@@ -83,10 +111,10 @@ def arc(*, f: int) -> PreAggregator:
     """
     count("arc", f)
 
-    def weights(geometry: CentredGram, key: int) -> Tensor:
-        n = geometry.rows
+    def weights(gram: CentredGram, key: int) -> Tensor:
+        n = gram.rows
         cut = 2 * f * (n - f) // n
-        return shortened(geometry, float(geometry.norms().sort().values[n - cut - 1]))
+        return shortened(gram, float(gram.norms().sort().values[n - cut - 1]))
 
     return PreAggregator("arc", weights, more_than("arc", 2, f))
 
@@ -95,21 +123,21 @@ def krum_selection(*, f: int) -> PreAggregator:
     """The n - 2 f rows that Krum picks one after the other from those that are left: the first half of Bulyan."""
     count("bulyan", f)
 
-    def weights(geometry: CentredGram, key: int) -> Tensor:
-        squared, left = geometry.squared(), list(range(geometry.rows))
+    def weights(gram: CentredGram, key: int) -> Tensor:
+        squared, left = gram.squared(), list(range(gram.rows))
         picked = []
-        for _ in range(geometry.rows - 2 * f):
+        for _ in range(gram.rows - 2 * f):
             index = torch.tensor(left)
-            best = int(nearest(krum_scores(squared[index][:, index], f), 1))
+            best = int(smallest(krum_scores(squared[index][:, index], f), 1))
             picked.append(left.pop(best))
-        return torch.eye(geometry.rows, dtype=torch.float64)[sorted(picked)]
+        return torch.eye(gram.rows, dtype=torch.float64)[sorted(picked)]
 
     return PreAggregator(
         "krum-selection", weights, more_than("bulyan", 4, f, 2), keeps_rows=False, rows=lambda n: n - 2 * f
     )
 
 
-def shortened(geometry: CentredGram, norm: float) -> Tensor:
+def shortened(gram: CentredGram, norm: float) -> Tensor:
     """Weights ``[N, N]`` that cut finite rows to a length."""
-    norms = geometry.norms()
-    return torch.where(geometry.finite & (norms > norm), norm / norms, 1.0).diag()
+    norms = gram.norms()
+    return torch.where(gram.finite & (norms > norm), norm / norms, 1.0).diag()

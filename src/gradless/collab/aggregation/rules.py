@@ -14,7 +14,8 @@ from collections.abc import Callable
 from typing import Literal
 
 from gradless.collab.aggregation import coordinate_rules, pre_aggregators, span_rules
-from gradless.collab.aggregation.base import Aggregator, any_number, compose, count, more_than, positive, together
+from gradless.collab.aggregation.base import Aggregator, compose, together
+from gradless.collab.option_checks import any_number, count, more_than, positive
 from gradless.errors import BadInput
 
 SUBSETS = 100_000  # that SMEA decomposes at most
@@ -67,7 +68,7 @@ def nna(*, f: int, keep: Literal["received", "all"] | int = "received", n: int |
         if kept(rows) > rows:
             raise BadInput(f"nna is to average {kept(rows)} rows, but only {rows} were received: lower keep")
 
-    return together("nna", lambda crowd: span_rules.near_pivot(crowd, kept(crowd.rows)), check, uses_pivot=True)
+    return together("nna", lambda grams: span_rules.near_pivot(grams, kept(grams.rows)), check, uses_pivot=True)
 
 
 def trimmed_mean(*, f: int) -> Aggregator:
@@ -169,7 +170,7 @@ def geometric_median(
     check = _twice("geometric-median", f)
     from_origin = start == "origin"
     return together(
-        "geometric-median", lambda crowd: span_rules.weiszfeld(crowd, iterations, nu, tolerance, from_origin), check
+        "geometric-median", lambda grams: span_rules.weiszfeld(grams, iterations, nu, tolerance, from_origin), check
     )
 
 
@@ -191,7 +192,7 @@ def centred_clipping(*, f: int | None = None, radius: float, iterations: int = 3
     count("centred-clipping", iterations, "iterations", 1)
     return together(
         "centred-clipping",
-        lambda crowd: span_rules.clipped(crowd, False, None, radius, iterations),
+        lambda grams: span_rules.clipped(grams, False, None, radius, iterations),
         _twice("centred-clipping", f),
     )
 
@@ -218,7 +219,7 @@ def self_centred_clipping(*, f: int | None = None, radius: float | None = None, 
     elif f is None:
         raise BadInput(f"{name} needs a radius, or f to find one")
     return together(
-        name, lambda crowd: span_rules.clipped(crowd, True, f, radius, iterations), _twice(name, f), uses_pivot=True
+        name, lambda grams: span_rules.clipped(grams, True, f, radius, iterations), _twice(name, f), uses_pivot=True
     )
 
 

@@ -1,4 +1,4 @@
-"""Rules in the span of their rows: each a function from geometry to weights.
+"""Rules in the span of their rows: each a function from gram to weights.
 
 Shapes: N rows; all weights float64 ``[N]``. Whatever such a rule does not give to a row goes to the origin. A row that
 is not finite gets weight only where more than f of them leave no choice.
@@ -16,14 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gradless.collab.aggregation.gram import CentredGram, chosen, nearest
+from gradless.collab.aggregation.gram import CentredGram, mean_of, smallest
 
 CHUNK = 2048  # subsets whose eigenvalues are computed together
 
 
-def uniform(geometry: CentredGram, pivot: int) -> Tensor:
+def uniform(gram: CentredGram, pivot: int) -> Tensor:
     """All rows alike."""
-    return torch.full((geometry.rows,), 1 / geometry.rows, dtype=torch.float64)
+    return torch.full((gram.rows,), 1 / gram.rows, dtype=torch.float64)
 
 
 def krum_scores(squared: Tensor, f: int) -> Tensor:
@@ -31,24 +31,24 @@ def krum_scores(squared: Tensor, f: int) -> Tensor:
     return squared.sort(1).values[:, 1 : squared.shape[0] - f].sum(1)
 
 
-def best_scores(geometry: CentredGram, pivot: int, f: int, keep: int) -> Tensor:
+def best_scores(gram: CentredGram, pivot: int, f: int, keep: int) -> Tensor:
     """The ``keep`` rows of the smallest Krum scores."""
-    return chosen(geometry.rows, nearest(krum_scores(geometry.squared(), f), keep))
+    return mean_of(gram.rows, smallest(krum_scores(gram.squared(), f), keep))
 
 
-def shortest(geometry: CentredGram, pivot: int, keep: int) -> Tensor:
+def shortest(gram: CentredGram, pivot: int, keep: int) -> Tensor:
     """The ``keep`` shortest rows."""
-    return chosen(geometry.rows, nearest(geometry.norms(), keep))
+    return mean_of(gram.rows, smallest(gram.norms(), keep))
 
 
-def least_diameter(geometry: CentredGram, pivot: int, f: int) -> Tensor:
+def least_diameter(gram: CentredGram, pivot: int, f: int) -> Tensor:
     """The first subset of N - f rows, in lexicographic order, with the least diameter.
 
     Rows farther apart than a threshold are joined; a subset within it is what is left when a vertex cover of at most f
     rows is taken away. The threshold is bisected.
     """
-    n = geometry.rows
-    squared = geometry.squared()
+    n = gram.rows
+    squared = gram.squared()
     levels = torch.cat((torch.zeros(1, dtype=torch.float64), squared.flatten())).unique().tolist()
     low, high = 0, len(levels) - 1
     while low < high:
@@ -65,7 +65,7 @@ def least_diameter(geometry: CentredGram, pivot: int, f: int) -> Tensor:
             alive = left
         else:
             alive &= ~(1 << i)
-    return chosen(n, torch.tensor(kept[: n - f]))
+    return mean_of(n, torch.tensor(kept[: n - f]))
 
 
 def _far(squared: Tensor, level: float) -> list[int]:
@@ -96,20 +96,20 @@ def _coverable(joined: list[int], alive: int, budget: int) -> bool:
     return _coverable(joined, alive & ~neighbours & ~(1 << most), budget - degree)
 
 
-def least_eigenvalue(geometry: CentredGram, pivot: int, f: int) -> Tensor:
+def least_eigenvalue(gram: CentredGram, pivot: int, f: int) -> Tensor:
     """The first subset of N - f rows with the least top eigenvalue of its covariance.
 
     Subsets that two of their rows, or the mean of the eigenvalues, rule out are not decomposed.
     """
-    n = geometry.rows
+    n = gram.rows
     keep = n - f
-    sound = geometry.finite.nonzero().flatten()
+    sound = gram.finite.nonzero().flatten()
     if len(sound) < keep or keep < 2:
-        return chosen(n, nearest(geometry.squared().sum(1), keep))
-    inner, squared = geometry.points().inner[:-1, :-1], geometry.squared()
+        return mean_of(n, smallest(gram.squared().sum(1), keep))
+    inner, squared = gram.points().inner[:-1, :-1], gram.squared()
     least, best = math.inf, sound[:keep]
     subsets = itertools.combinations(sound.tolist(), keep)
-    start = nearest(squared, keep)[int(nearest(krum_scores(squared, f), 1))]
+    start = smallest(squared, keep)[int(smallest(krum_scores(squared, f), 1))]
     bound = float(_top_eigenvalues(inner, start[None])[0]) * (1 + 1e-9)
     while chunk := list(itertools.islice(subsets, CHUNK)):
         index = torch.tensor(chunk)
@@ -119,11 +119,11 @@ def least_eigenvalue(geometry: CentredGram, pivot: int, f: int) -> Tensor:
         if len(index) == 0:
             continue
         top = _top_eigenvalues(inner, index)
-        first = int(nearest(top, 1))
+        first = int(smallest(top, 1))
         if float(top[first]) < least:
             least, best = float(top[first]), index[first]
             bound = min(bound, least)
-    return chosen(n, best)
+    return mean_of(n, best)
 
 
 def _top_eigenvalues(inner: Tensor, index: Tensor) -> Tensor:
@@ -134,13 +134,13 @@ def _top_eigenvalues(inner: Tensor, index: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(within)[:, -1]
 
 
-def filtered(geometry: CentredGram, pivot: int, f: int) -> Tensor:
+def filtered(gram: CentredGram, pivot: int, f: int) -> Tensor:
     """Down-weight rows that stand out along the top principal direction; the best weighted mean on the way."""
-    n, finite = geometry.rows, geometry.finite
+    n, finite = gram.rows, gram.finite
     wild = n - int(finite.sum())
     if wild == n:
-        return uniform(geometry, pivot)
-    inner = geometry.points().inner[:-1, :-1]
+        return uniform(gram, pivot)
+    inner = gram.points().inner[:-1, :-1]
     weights, least, best = finite.double(), math.inf, finite.double() / (n - wild)
     while True:
         share = weights / weights.sum()
@@ -163,8 +163,8 @@ Flags = npt.NDArray[np.bool_]
 TINY = 1e-300  # instead of a distance of zero
 
 
-class Crowd(NamedTuple):
-    """The geometries of several receivers with the same number of rows."""
+class GramBatch(NamedTuple):
+    """The grams of several receivers with the same number of rows."""
 
     inner: Numbers  # [P, N+1, N+1] inner products around each one's centre; the last row is the origin
     finite: Flags  # [P, N]
@@ -175,9 +175,9 @@ class Crowd(NamedTuple):
         """N."""
         return self.finite.shape[1]
 
-    def some(self, chosen: Flags) -> Crowd:
+    def some(self, chosen: Flags) -> GramBatch:
         """Some of the receivers, [P] -> a smaller crowd."""
-        return Crowd(self.inner[chosen], self.finite[chosen], self.pivots[chosen])
+        return GramBatch(self.inner[chosen], self.finite[chosen], self.pivots[chosen])
 
     def distances_from(self, points: Numbers) -> Numbers:
         """Distances ``[P, N]`` of the rows from an affine combination of them and the origin, ``[P, N+1]``."""
@@ -188,20 +188,20 @@ class Crowd(NamedTuple):
         return np.sqrt(found[:, :-1])
 
 
-def crowd(geometries: Sequence[CentredGram], pivots: Sequence[int]) -> Crowd:
-    """A crowd of geometries of the same number of rows; one that all share is not copied."""
+def batch_of(grams: Sequence[CentredGram], pivots: Sequence[int]) -> GramBatch:
+    """A crowd of grams of the same number of rows; one that all share is not copied."""
     own = np.array(pivots, np.int64)
-    first = geometries[0]
-    if all(geometry is first for geometry in geometries):
+    first = grams[0]
+    if all(gram is first for gram in grams):
         inner, finite = first.points().inner.numpy(), first.finite.numpy()
-        return Crowd(
+        return GramBatch(
             np.broadcast_to(inner, (len(own), *inner.shape)), np.broadcast_to(finite, (len(own), len(finite))), own
         )
-    inner = np.stack([geometry.points().inner.numpy() for geometry in geometries])
-    return Crowd(inner, np.stack([geometry.finite.numpy() for geometry in geometries]), own)
+    inner = np.stack([gram.points().inner.numpy() for gram in grams])
+    return GramBatch(inner, np.stack([gram.finite.numpy() for gram in grams]), own)
 
 
-def near_pivot(given: Crowd, keep: int) -> Numbers:
+def near_pivot(given: GramBatch, keep: int) -> Numbers:
     """The ``keep`` rows nearest to the pivot, which is its own nearest; ties by index."""
     everyone, own = np.arange(len(given.pivots)), given.pivots
     lengths = given.inner.diagonal(axis1=1, axis2=2)[:, :-1]
@@ -214,7 +214,7 @@ def near_pivot(given: Crowd, keep: int) -> Numbers:
     return weights
 
 
-def weiszfeld(given: Crowd, iterations: int, nu: float | None, tolerance: float, from_origin: bool) -> Numbers:
+def weiszfeld(given: GramBatch, iterations: int, nu: float | None, tolerance: float, from_origin: bool) -> Numbers:
     """Reweighting by inverse distances, until the point moves less than ``tolerance`` of the typical distance."""
     finite, n = given.finite, given.rows
     typical = _typical(given)
@@ -250,7 +250,7 @@ def weiszfeld(given: Crowd, iterations: int, nu: float | None, tolerance: float,
     return weights
 
 
-def _typical(given: Crowd) -> Numbers:
+def _typical(given: GramBatch) -> Numbers:
     """The median distance ``[P, N]`` of each row from the finite ones; infinite for rows that are not finite."""
     inner, finite = given.inner[:, :-1, :-1], given.finite
     lengths = inner.diagonal(axis1=1, axis2=2)
@@ -263,7 +263,7 @@ def _typical(given: Crowd) -> Numbers:
     return np.sqrt(np.take_along_axis(np.sort(squared, 2), middle[:, None, None], 2)[:, :, 0])
 
 
-def clipped(given: Crowd, from_pivot: bool, f: int | None, radius: float | None, iterations: int) -> Numbers:
+def clipped(given: GramBatch, from_pivot: bool, f: int | None, radius: float | None, iterations: int) -> Numbers:
     """Steps by the mean of differences cut to a radius, from the pivot, or else from the origin.
 
     Without a radius it is found anew at every step, from the N - f rows nearest to where the step starts.

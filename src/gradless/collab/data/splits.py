@@ -153,25 +153,39 @@ class Split(NamedTuple):
 
     make: Callable[..., list[Tensor]]  # (labels, peers, *, seed, parameter)
     parameter: str | None  # its degree of similarity: "alpha", "gamma" or nothing
+    title: str  # as a page shows it
     summary: str
     paper: str
 
 
 SPLITS: Final[dict[str, Split]] = {
-    "iid": Split(iid, None, "shuffled, equal parts", ""),
-    "extreme": Split(extreme, None, "sorted by label, equal contiguous parts", ""),
+    "iid": Split(iid, None, "i.i.d.", "shuffled, equal parts", ""),
+    "extreme": Split(extreme, None, "extreme", "sorted by label, equal contiguous parts", ""),
     "gamma-similarity": Split(
-        gamma_similarity, "gamma", "a share gamma i.i.d., the rest sorted by label", "arXiv 1910.06378"
+        gamma_similarity,
+        "gamma",
+        "\u03b3-similarity",
+        "a share gamma i.i.d., the rest sorted by label",
+        "arXiv 1910.06378",
     ),
     "dirichlet-workers": Split(
-        dirichlet_workers, "alpha", "for each class Dirichlet(alpha) over workers; a partition", "arXiv 1905.12022"
+        dirichlet_workers,
+        "alpha",
+        "Dirichlet over workers",
+        "for each class Dirichlet(alpha) over workers; a partition",
+        "arXiv 1905.12022",
     ),
     "dirichlet-classes": Split(
-        dirichlet_classes, "alpha", "for each worker Dirichlet(alpha) over classes; no row twice", "arXiv 2209.10931"
+        dirichlet_classes,
+        "alpha",
+        "Dirichlet over classes",
+        "for each worker Dirichlet(alpha) over classes; no row twice",
+        "arXiv 2209.10931",
     ),
     "dirichlet-classes-overlap": Split(
         functools.partial(dirichlet_classes, with_overlap=True),
         "alpha",
+        "Dirichlet over classes, rows shared",
         "the same as MoNNA's code draws it: workers may share rows",
         "arXiv 2209.10931",
     ),

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from gradless import rng
 from gradless.collab.aggregation import passes
-from gradless.collab.aggregation.base import Aggregator
+from gradless.collab.aggregation.base import Aggregator, aggregate
 from gradless.collab.aggregation.gram import CentredGram, measure
-from gradless.collab.aggregation.receivers import Received, aggregate
+from gradless.collab.aggregation.receivers import Received
 from gradless.collab.network.delivery import ADVERSARIAL, ALL, Delivery
 from gradless.errors import BadInput
 
@@ -108,13 +108,13 @@ def _latencies(delivery: Delivery, count: int, key: tuple[int | str, ...]) -> Te
     return latency.fill_diagonal_(0.0)
 
 
-def _chosen(geometry: CentredGram, latency: Tensor) -> Tensor:
+def _chosen(gram: CentredGram, latency: Tensor) -> Tensor:
     """Order in which an adversary lets messages through: the nearest along the direction in which rows differ most.
 
     It keeps the two ends of the group apart. What is lost stays lost.
     """
     count = len(latency)
-    inner = geometry.points().inner[:count, :count]
+    inner = gram.points().inner[:count, :count]
     centred = inner - inner.mean(0) - inner.mean(1, keepdim=True) + inner.mean()
     place: Tensor = torch.linalg.eigh(centred).eigenvectors[:, -1]
     order = (place[:, None] - place[None]).abs()

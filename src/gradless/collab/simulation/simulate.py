@@ -18,7 +18,7 @@ from gradless import rng
 from gradless.collab.adversary.base import AttackContext, State
 from gradless.collab.adversary.line_search import strongest
 from gradless.collab.aggregation import passes
-from gradless.collab.aggregation.receivers import aggregate
+from gradless.collab.aggregation.base import aggregate
 from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.contraction import mixing
 from gradless.collab.network.simulated import meet
@@ -55,18 +55,18 @@ def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = 
     parts = build(config)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config.to_json())
-    with contextlib.closing(SimulationState(parts, folder)) as course:
-        if course.step:
-            reporter.say(f"goes on after step {course.step}")
-        with passes.without_denormals(), course.meter.measured():
-            status = _loop(course, reporter)
+    with contextlib.closing(SimulationState(parts, folder)) as run:
+        if run.step:
+            reporter.say(f"goes on after step {run.step}")
+        with passes.without_denormals(), run.meter.measured():
+            status = _loop(run, reporter)
             if status == INTERRUPTED:  # nobody who interrupts waits for all rows
-                final = course.evaluated(config.eval_rows)
+                final = run.evaluated(config.eval_rows)
             else:
                 if config.eval_rows is not None:
                     reporter.say(f"{_title(config)}: testing on all rows")
-                final = course.evaluated(None)
-    result = _result(course, status, final)
+                final = run.evaluated(None)
+    result = _result(run, status, final)
     write_json(folder / "result.json", result)
     if status != INTERRUPTED:
         forget(folder)
@@ -98,46 +98,44 @@ def _claim(config: CollabConfig, folder: Path) -> dict[str, Any] | None:
     return None if result.get("status", INTERRUPTED) == INTERRUPTED else result
 
 
-def _loop(course: SimulationState, reporter: Reporter) -> str:
+def _loop(run: SimulationState, reporter: Reporter) -> str:
     """Take all steps that are left; returns how they ended."""
-    config, learner = course.parts.config, course.parts.learner
-    with reporter.job(_title(config), config.steps, done=course.step) as show:
+    config, learner = run.parts.config, run.parts.learner
+    with reporter.job(_title(config), config.steps, done=run.step) as show:
         try:
-            for step in range(course.step, config.steps):
+            for step in range(run.step, config.steps):
                 if step and step % config.eval_every == 0:
-                    accuracy = course.evaluated(config.eval_rows)
+                    accuracy = run.evaluated(config.eval_rows)
                     show(step, f"worst {min(accuracy):.3f}  mean {statistics.fmean(accuracy):.3f}")
                 begun = time.perf_counter()
-                healthy = _step(course)
-                course.spent += time.perf_counter() - begun
-                course.step += 1
+                healthy = _step(run)
+                run.spent += time.perf_counter() - begun
+                run.step += 1
                 if not healthy:
                     return DIVERGED
                 show(step + 1, f"loss {float(learner.losses.mean()):.4f}")
-                course.save(reporter)
+                run.save(reporter)
         except KeyboardInterrupt:
             return INTERRUPTED
     return DONE
 
 
 @torch.no_grad()
-def _step(course: SimulationState) -> bool:
+def _step(run: SimulationState) -> bool:
     """All exchanges of one step; whether there is still a peer whose row is finite."""
-    parts, step = course.parts, course.step
+    parts, step = run.parts, run.step
     config, learner = parts.config, parts.learner
     for tag in learner.exchanges(step):
         honest = learner.propose(step, tag)
         flipped = learner.poisoned(step, tag) if parts.attack.flips else None
         with passes.small_operations():
-            state = course.states[tag] if tag in course.states else parts.attack.start()
-            mixed, strength, course.states[tag] = exchange(
-                parts, honest, state, step, tag, flipped=flipped, out=course.mixed
-            )
-            course.mixed = mixed[:1] if mixed.stride(0) == 0 else mixed
+            state = run.states[tag] if tag in run.states else parts.attack.start()
+            mixed, strength, run.states[tag] = exchange(parts, honest, state, step, tag, flipped=flipped, out=run.mixed)
+            run.mixed = mixed[:1] if mixed.stride(0) == 0 else mixed
             found = mixing(honest, mixed)
-        course.bytes += honest.shape[1] * honest.element_size() * (config.peers - 1)
+        run.bytes += honest.shape[1] * honest.element_size() * (config.peers - 1)
         learner.accept(step, tag, mixed)
-        course.exchanged(tag, found, strength)
+        run.exchanged(tag, found, strength)
         if not math.isfinite(found.consensus):
             return False
     return True
@@ -163,18 +161,18 @@ def exchange(
     """
     config, attack, rule = parts.config, parts.attack, parts.rule
     attackers = config.attackers or 0
-    room = meet(
+    delivered = meet(
         config.delivery, peers=config.peers, byzantine=config.byzantine, attackers=attackers,
         key=(config.seed, step, tag), honest=honest,
     )  # fmt: skip
-    if not room.reached:
+    if not delivered.reached:
         return honest.clone(), None, state
-    scene = AttackContext(honest, flipped, attackers, config.byzantine, step, config.seed)
+    context = AttackContext(honest, flipped, attackers, config.byzantine, step, config.seed)
     key = rng.fold(config.seed, step)  # of rules that shuffle
-    said = strongest(attack, scene, rule, partial(room.views, honest), state, key=key)
-    views = room.views(honest, said.extras, said.coefficients)
-    mixed = aggregate(rule, views, key=key, geometry=said.geometry, out=out)
-    return _all(mixed, honest, room.reached), said.strength, said.state
+    said = strongest(attack, context, rule, partial(delivered.views, honest), state, key=key)
+    views = delivered.views(honest, said.extras, said.coefficients)
+    mixed = aggregate(rule, views, key=key, gram=said.gram, out=out)
+    return _all(mixed, honest, delivered.reached), said.strength, said.state
 
 
 def _all(mixed: Tensor, honest: Tensor, reached: tuple[int, ...]) -> Tensor:
@@ -186,27 +184,27 @@ def _all(mixed: Tensor, honest: Tensor, reached: tuple[int, ...]) -> Tensor:
     return everybody
 
 
-def _result(course: SimulationState, status: str, final: list[float]) -> dict[str, Any]:
-    config, learner, steps = course.parts.config, course.parts.learner, max(1, course.step)
-    alphas, lams = course.mixings("alpha"), course.mixings("lam")
+def _result(run: SimulationState, status: str, final: list[float]) -> dict[str, Any]:
+    config, learner, steps = run.parts.config, run.parts.learner, max(1, run.step)
+    alphas, lams = run.mixings("alpha"), run.mixings("lam")
     return {
         "status": status,
         "worst_accuracy": min(final),
         "mean_accuracy": statistics.fmean(final),
         "accuracy": final,
-        "consensus_distance": finite_or_null(course.consensus),
+        "consensus_distance": finite_or_null(run.consensus),
         "alpha": statistics.median(alphas) if alphas else None,
         "lambda": statistics.median(lams) if lams else None,
         "alpha_max": max(alphas, default=None),
         "lambda_max": max(lams, default=None),
         "gradients_per_peer": learner.samples,
         "gradient_overhead": learner.samples / (steps * config.batch_size),
-        "bytes_per_peer_step": course.bytes / steps,
+        "bytes_per_peer_step": run.bytes / steps,
         "weights_sha256": weights_sha256(learner.weights()),
-        "steps": course.step,
-        "train_seconds": course.spent,
-        "seconds_per_step": course.spent / steps,
-        "peak_memory_bytes": course.meter.peak,
+        "steps": run.step,
+        "train_seconds": run.spent,
+        "seconds_per_step": run.spent / steps,
+        "peak_memory_bytes": run.meter.peak,
         "config": config.to_json(),
         "versions": versions(),
     }

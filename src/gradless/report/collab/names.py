@@ -1,93 +1,72 @@
-"""Names of algorithms, attacks and splits for people, their order, and short codes."""
+"""How report pages call algorithms, attacks and splits, their order, and short codes: from the tables of `collab`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from gradless.collab.algorithms import ALGORITHMS
+from gradless.collab.attacks import ATTACKS
+from gradless.collab.data.splits import SPLITS
 
 REFERENCE, NO_ATTACK = "d-sgd", "none"
 ALPHA, GAMMA = "\u03b1", "\u03b3"
 REFERENCE_LABEL = "D-SGD, no attackers"
-ALGORITHMS = {
-    "monna": "MoNNA",
-    "nna": "NNA",
-    "mocwtm": "MoCWTM",
-    "bridge": "BRIDGE",
-    "mogm": "MoGM",
-    "gm": "GM",
-    "scc": "SCC",
-    "clippedgossip": "ClippedGossip",
-    "clipped-gossip": "ClippedGossip",
-    "learn": "LEARN",
-    "d-sgd": "D-SGD",
-}
-"""Known algorithms in the order of tables and pictures; others follow by name, a variant after what it varies."""
-ATTACKS = {
-    "none": ("no attack", ""),
-    "sign-flip": ("sign flip", "SF"),
-    "label-flip": ("label flip", "LF"),
-    "foe": ("FOE", "FOE"),
-    "ipm": ("IPM", "IPM"),
-    "alie": ("ALIE", "ALIE"),
-    "mimic": ("mimic", "MIM"),
-    "gaussian": ("Gaussian", "GAU"),
-    "nan": ("NaN", "NAN"),
-    "inf": ("infinity", "INF"),
-    "anticge": ("anti-CGE", "ACGE"),
-    "dissensus": ("dissensus", "DIS"),
-    "spectral": ("spectral", "SPEC"),
-    "equivocating-sign-flip": ("equivocating sign flip", "E-SF"),
-    "equivocating-foe": ("equivocating FOE", "E-FOE"),
-    "equivocating-alie": ("equivocating ALIE", "E-ALIE"),
-    "two-faced": ("two-faced", "2F"),
-}
-SPLITS = {
-    "": "",
-    "dirichlet": "Dirichlet",
-    "dirichlet-classes": "Dirichlet over classes",
-    "dirichlet-classes-overlap": "Dirichlet over classes, rows shared",
-    "dirichlet-workers": "Dirichlet over workers",
-    "gamma": f"{GAMMA}-similarity",
-    "gamma-similarity": f"{GAMMA}-similarity",
-    "extreme": "extreme",
-    "iid": "i.i.d.",
-}
-ACRONYMS = {
-    "alie": "ALIE", "foe": "FOE", "ipm": "IPM", "nan": "NaN", "nna": "NNA", "nnm": "NNM", "arc": "ARC", "zo": "ZO",
-    "smea": "SMEA", "caf": "CAF", "cge": "CGE", "mda": "MDA", "bridge": "BRIDGE", "learn": "LEARN", "scc": "SCC",
-    "monna": "MoNNA", "mogm": "MoGM", "mocwtm": "MoCWTM", "dirichlet": "Dirichlet", "sgd": "SGD", "iid": "i.i.d.",
-}  # fmt: skip
+OLD_NAMES = {"clippedgossip": "clipped-gossip", "gamma": "gamma-similarity"}  # in results of others
+OLD_SPLITS = {"": "", "dirichlet": "Dirichlet"}
+# How words are written in names that no table has: of rules, variants and the attacks of others.
+_CAPITALS = (
+    "ALIE",
+    "FOE",
+    "IPM",
+    "NNA",
+    "NNM",
+    "ARC",
+    "ZO",
+    "SMEA",
+    "CAF",
+    "CGE",
+    "MDA",
+    "BRIDGE",
+    "LEARN",
+    "SCC",
+    "SGD",
+)
+_MIXED = ("NaN", "MoNNA", "MoGM", "MoCWTM", "Dirichlet")
+ACRONYMS = {word.lower(): word for word in (*_CAPITALS, *_MIXED)} | {"iid": "i.i.d."}
 
 
 def algorithm_name(name: str) -> str:
-    """``monna`` -> ``MoNNA``; of unknown names the known words. What is in parentheses stays as it is."""
-    base, _, more = name.partition(" (")
-    return (ALGORITHMS.get(base) or _words(base)) + (f" ({more}" if more else "")
+    """Return the title of an algorithm: ``monna`` -> ``MoNNA``; what is in parentheses stays as it is."""
+    base, bracket, more = name.partition(" (")
+    base = OLD_NAMES.get(base, base)
+    return (ALGORITHMS[base].title if base in ALGORITHMS else _words(base)) + bracket + more
 
 
 def attack_name(name: str) -> str:
-    """``sign-flip`` -> ``sign flip``."""
-    base, _, more = name.partition(" (")
-    return (ATTACKS[base][0] if base in ATTACKS else _words(base)) + (f" ({more}" if more else "")
+    """Return the title of an attack: ``sign-flip`` -> ``sign flip``; what is in parentheses stays as it is."""
+    base, bracket, more = name.partition(" (")
+    return (ATTACKS[base].title if base in ATTACKS else _words(base)) + bracket + more
 
 
 def split_name(name: str) -> str:
-    """``iid`` -> ``i.i.d.``."""
-    return SPLITS[name] if name in SPLITS else _words(name)
+    """Return the title of a split: ``iid`` -> ``i.i.d.``."""
+    name = OLD_NAMES.get(name, name)
+    return SPLITS[name].title if name in SPLITS else OLD_SPLITS.get(name, _words(name))
 
 
 def algorithm_order(name: str) -> tuple[int, int, str]:
-    """Sort key; a variant ("monna-k3") follows what it varies, D-SGD is last."""
-    return _order(name, list(ALGORITHMS))
+    """Return a sort key; a variant ("monna-k3") follows what it varies, D-SGD is last."""
+    return _order(OLD_NAMES.get(name, name), ALGORITHMS)
 
 
 def attack_order(name: str) -> tuple[int, int, str]:
-    """Sort key: no attack first."""
-    return _order(name, list(ATTACKS))
+    """Return a sort key: no attack first."""
+    return _order(name, ATTACKS)
 
 
 def attack_codes(attacks: Sequence[str]) -> dict[str, str]:
-    """A short, unique code for each attack: "SF", "ALIE"; initials of unknown ones.
+    """Return a short, unique code for each attack: "SF", "ALIE"; initials of unknown ones.
 
     Example:
         >>> attack_codes(["sign-flip", "every-other", "each-one"])
@@ -97,16 +76,17 @@ def attack_codes(attacks: Sequence[str]) -> dict[str, str]:
     for name in attacks:
         words = [word for word in re.split(r"[^A-Za-z0-9]+", name) if word]
         initials = "".join(word[0] for word in words) if len(words) > 1 else "".join(words)[:4]
-        code = ATTACKS[name][1] if name in ATTACKS else initials.upper() or "?"
-        taken, tries = code, 1
-        while taken in codes.values():
+        base = ATTACKS[name].code if name in ATTACKS else initials.upper() or "?"
+        code, tries = base, 1
+        while code in codes.values():
             tries += 1
-            taken = f"{code}{tries}"
-        codes[name] = taken
+            code = f"{base}{tries}"
+        codes[name] = code
     return codes
 
 
-def _order(name: str, known: list[str]) -> tuple[int, int, str]:
+def _order(name: str, table: Iterable[str]) -> tuple[int, int, str]:
+    known = list(table)
     if name in known:
         return (known.index(name), 0, name)
     root = max((other for other in known if name.startswith((other + "-", other + " ("))), key=len, default=None)
