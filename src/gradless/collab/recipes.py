@@ -109,21 +109,21 @@ def recipe(name: str) -> Recipe:
     return pick("recipe", name, RECIPES)
 
 
-def compared(found: Recipe, given: Mapping[str, Sequence[Any]] | None = None) -> list[CollabConfig]:
+def compared(of: Recipe, others: Mapping[str, Sequence[Any]] | None = None) -> list[CollabConfig]:
     """All runs of a recipe's comparison, D-SGD without attackers in front as what they are measured against.
 
     D-SGD has as many peers as the attacked runs have honest ones, with the same rows.
 
     Args:
-        found: the recipe.
-        given: values in place of the comparison's, by field.
+        of: the recipe.
+        others: values in place of the comparison's, by field.
     """
-    runs = grid(found, {**found.comparison, **(given or {})})
+    runs = grid(of, {**of.comparison, **(others or {})})
     free = [
         dataclasses.replace(
             run,
             algorithm="d-sgd",
-            lr=found.base.lr,
+            lr=of.base.lr,
             rule=None,
             rule_options={},
             attack="none",
@@ -139,11 +139,11 @@ def compared(found: Recipe, given: Mapping[str, Sequence[Any]] | None = None) ->
     return list({run.resolved().id(): run for run in (*free, *runs)}.values())
 
 
-def grid(found: Recipe, axes: Mapping[str, Sequence[Any]]) -> list[CollabConfig]:
+def grid(of: Recipe, axes: Mapping[str, Sequence[Any]]) -> list[CollabConfig]:
     """A recipe with all combinations of values of some fields; algorithms without momentum at their own rate."""
     points = itertools.product(*axes.values())
-    runs = [dataclasses.replace(found.base, **dict(zip(axes, values, strict=True))) for values in points]
-    return [dataclasses.replace(run, lr=found.plain_lr) if found.plain_lr and _plain(run) else run for run in runs]
+    runs = [dataclasses.replace(of.base, **dict(zip(axes, values, strict=True))) for values in points]
+    return [dataclasses.replace(run, lr=of.plain_lr) if of.plain_lr and _plain(run) else run for run in runs]
 
 
 def _plain(run: CollabConfig) -> bool:

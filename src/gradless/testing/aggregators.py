@@ -86,144 +86,144 @@ def check_aggregator(
     )
 
 
-def deterministic(make: MakeRule, given: Claims) -> None:
+def deterministic(make: MakeRule, claims: Claims) -> None:
     """The same rows give the same bits, also of a rule that is made again."""
-    x = rows_of(given.n, 700).float()
-    rule = make(given.f)
+    x = rows_of(claims.n, 700).float()
+    rule = make(claims.f)
     first = rule(x, pivot=1)
-    for again in (rule, make(given.f)):
+    for again in (rule, make(claims.f)):
         demand(torch.equal(again(x.clone(), pivot=1), first), f"the result differs when asked again ({_about(x, 0)})")
 
 
-def keeps_dtype(make: MakeRule, given: Claims) -> None:
+def keeps_dtype(make: MakeRule, claims: Claims) -> None:
     """The result is a vector of the rows' dtype, what float64 rows would give and rounded once."""
     for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        x = (rows_of(given.n, 700) + 2 * rows_of(1, 700, seed=1)).to(dtype)
-        found, true = make(given.f)(x, pivot=3), make(given.f)(x.double(), pivot=3)
-        shaped = found.dtype == dtype and found.shape == (700,)
-        demand(shaped, f"{dtype} rows [{given.n}, 700] give {found.dtype} {[*found.shape]}")
-        error = float((found.double() - true).abs().max() / true.abs().max())
+        x = (rows_of(claims.n, 700) + 2 * rows_of(1, 700, seed=1)).to(dtype)
+        result, true = make(claims.f)(x, pivot=3), make(claims.f)(x.double(), pivot=3)
+        shaped = result.dtype == dtype and result.shape == (700,)
+        demand(shaped, f"{dtype} rows [{claims.n}, 700] give {result.dtype} {[*result.shape]}")
+        error = float((result.double() - true).abs().max() / true.abs().max())
         allowed = {torch.float64: 1e-12, torch.float32: 1e-6}.get(dtype, torch.finfo(dtype).eps / 2 * 1.01)
-        fair = error <= allowed or not given.permutation
+        fair = error <= allowed or not claims.permutation
         demand(fair, f"{dtype} rows have an error of {error:.1e}, more than {allowed:.1e} ({_about(x, 0)})")
 
 
-def leaves_rows_alone(make: MakeRule, given: Claims) -> None:
+def leaves_rows_alone(make: MakeRule, claims: Claims) -> None:
     """The rows are not written to, whatever is in them."""
     for bad in (0.0, *GARBAGE):
-        x = rows_of(given.n, 50)
+        x = rows_of(claims.n, 50)
         if bad:
-            x[: given.f] = bad
-        before = x.clone()
-        make(given.f)(x, pivot=given.n - 1)
-        same = torch.equal(x.view(torch.int64), before.view(torch.int64))
-        demand(same, f"rows were changed ({_about(x, 0)}, first {given.f} rows of {bad})")
+            x[: claims.f] = bad
+        original = x.clone()
+        make(claims.f)(x, pivot=claims.n - 1)
+        same = torch.equal(x.view(torch.int64), original.view(torch.int64))
+        demand(same, f"rows were changed ({_about(x, 0)}, first {claims.f} rows of {bad})")
 
 
-def permutation_moves_nothing(make: MakeRule, given: Claims) -> None:
+def permutation_moves_nothing(make: MakeRule, claims: Claims) -> None:
     """The order of the rows does not matter, if the pivot moves along."""
-    if not given.permutation:
+    if not claims.permutation:
         return
-    rule = make(given.f)
+    rule = make(claims.f)
     for seed in SEEDS:
-        x = rows_of(given.n, 4 + seed, seed=seed)
-        order = torch.from_numpy(rng.permutation(given.n, seed, "order"))
-        pivot = seed % given.n
-        found, moved = rule(x, pivot=pivot), rule(x[order], pivot=int((order == pivot).nonzero()))
-        same = torch.allclose(moved, found, rtol=1e-6, atol=1e-6 * float(x.abs().max()))
+        x = rows_of(claims.n, 4 + seed, seed=seed)
+        order = torch.from_numpy(rng.permutation(claims.n, seed, "order"))
+        pivot = seed % claims.n
+        result, moved = rule(x, pivot=pivot), rule(x[order], pivot=int((order == pivot).nonzero()))
+        same = torch.allclose(moved, result, rtol=1e-6, atol=1e-6 * float(x.abs().max()))
         demand(same, f"another order gives another result ({_about(x, seed)}, pivot {pivot}, order {order.tolist()})")
 
 
-def translation_moves_along(make: MakeRule, given: Claims) -> None:
+def translation_moves_along(make: MakeRule, claims: Claims) -> None:
     """If all rows are moved, the result moves along."""
-    if not given.translation:
+    if not claims.translation:
         return
-    rule = make(given.f)
+    rule = make(claims.f)
     for seed, distance in itertools.product(SEEDS, (1.0, 100.0)):
-        x = rows_of(given.n, 4 + seed, seed=seed)
+        x = rows_of(claims.n, 4 + seed, seed=seed)
         shift = distance * rows_of(1, 4 + seed, seed=seed + 50)[0]
-        found, moved = rule(x, pivot=seed % given.n), rule(x + shift, pivot=seed % given.n)
-        same = torch.allclose(moved, found + shift, rtol=1e-6, atol=1e-6 * distance)
+        result, moved = rule(x, pivot=seed % claims.n), rule(x + shift, pivot=seed % claims.n)
+        same = torch.allclose(moved, result + shift, rtol=1e-6, atol=1e-6 * distance)
         demand(same, f"the result does not move along with all rows, by about {distance:g} ({_about(x, seed)})")
 
 
-def without_liars(make: MakeRule, given: Claims) -> None:
+def without_liars(make: MakeRule, claims: Claims) -> None:
     """With f = 0 it works, and is the mean of all rows if it claims that."""
-    x = rows_of(given.n, 40)
-    found = make(0)(x, pivot=given.n - 1)
-    demand(bool(found.isfinite().all()), f"f = 0 gives numbers that are not finite ({_about(x, 0)})")
-    same = not given.mean or torch.allclose(found, x.mean(0))
+    x = rows_of(claims.n, 40)
+    result = make(0)(x, pivot=claims.n - 1)
+    demand(bool(result.isfinite().all()), f"f = 0 gives numbers that are not finite ({_about(x, 0)})")
+    same = not claims.mean or torch.allclose(result, x.mean(0))
     demand(same, f"f = 0 is not the mean of all rows ({_about(x, 0)})")
 
 
-def equal_rows(make: MakeRule, given: Claims) -> None:
+def equal_rows(make: MakeRule, claims: Claims) -> None:
     """Rows that are all equal give that row."""
     for dtype in (torch.float64, torch.float32, torch.float16):
         one = (SMALL * rows_of(1, 300)[0]).to(dtype)
-        found = make(given.f)(one.repeat(given.n, 1), pivot=given.n // 2)
-        close = torch.allclose(found, one, rtol={torch.float16: 1e-3}.get(dtype, 1e-6))
-        demand(close, f"{given.n} copies of one {dtype} row [300] (seed 0, times {SMALL}) give another row")
+        result = make(claims.f)(one.repeat(claims.n, 1), pivot=claims.n // 2)
+        close = torch.allclose(result, one, rtol={torch.float16: 1e-3}.get(dtype, 1e-6))
+        demand(close, f"{claims.n} copies of one {dtype} row [300] (seed 0, times {SMALL}) give another row")
 
 
-def ties(make: MakeRule, given: Claims) -> None:
+def ties(make: MakeRule, claims: Claims) -> None:
     """Rows that repeat are no trouble: the same bits every time, within the values of every column."""
-    for seed, copies in itertools.product(SEEDS, (2, 3, given.n - 1)):
-        x = SMALL * rows_of(given.n, 5, seed=seed)
+    for seed, copies in itertools.product(SEEDS, (2, 3, claims.n - 1)):
+        x = SMALL * rows_of(claims.n, 5, seed=seed)
         x[:copies] = x[0]
         x[-1] = x[-2]
-        found = make(given.f)(x, pivot=seed % given.n)
+        result = make(claims.f)(x, pivot=seed % claims.n)
         about = f"{_about(x, seed)}, times {SMALL}, the first {copies} rows and the last two alike"
-        demand(torch.equal(found, make(given.f)(x.clone(), pivot=seed % given.n)), f"ties give other bits ({about})")
+        demand(torch.equal(result, make(claims.f)(x.clone(), pivot=seed % claims.n)), f"ties give other bits ({about})")
         slack = 1e-9
-        inside = (found >= x.min(0).values - slack) & (found <= x.max(0).values + slack)
+        inside = (result >= x.min(0).values - slack) & (result <= x.max(0).values + slack)
         demand(bool(inside.all()), f"the result lies outside the values of a column ({about})")
 
 
-def no_columns(make: MakeRule, given: Claims) -> None:
+def no_columns(make: MakeRule, claims: Claims) -> None:
     """One column, and none, are nothing special."""
     for width in (0, 1):
-        found = make(given.f)(rows_of(given.n, width))
-        told = f"rows [{given.n}, {width}] of seed 0 give {found.tolist()}"
-        demand(found.shape == (width,) and bool(found.isfinite().all()), told)
+        result = make(claims.f)(rows_of(claims.n, width))
+        told = f"rows [{claims.n}, {width}] of seed 0 give {result.tolist()}"
+        demand(result.shape == (width,) and bool(result.isfinite().all()), told)
 
 
-def garbage(make: MakeRule, given: Claims) -> None:
+def garbage(make: MakeRule, claims: Claims) -> None:
     """Up to f rows of nan, infinity or huge numbers do not reach the result."""
-    for bad, places, dtype in itertools.product(GARBAGE, _places(given), (torch.float32, torch.float64)):
-        x = rows_of(given.n, 60).to(dtype)
+    for bad, places, dtype in itertools.product(GARBAGE, _places(claims), (torch.float32, torch.float64)):
+        x = rows_of(claims.n, 60).to(dtype)
         x[list(places)] = bad
         x[places[0], 5:] = 0.0  # fine elsewhere
-        _near(make, given, x, places, f"rows {list(places)} hold {bad}")
+        _near(make, claims, x, places, f"rows {list(places)} hold {bad}")
 
 
-def liars(make: MakeRule, given: Claims) -> None:
+def liars(make: MakeRule, claims: Claims) -> None:
     """Up to f rows made to deceive do not carry the result away."""
     for seed in range(3):
-        for places in _places(given):
-            for case, lie in _lies(_honest(rows_of(given.n, 20, seed=seed), places)):
-                x = rows_of(given.n, 20, seed=seed)
+        for places in _places(claims):
+            for case, lie in _lies(_honest(rows_of(claims.n, 20, seed=seed), places)):
+                x = rows_of(claims.n, 20, seed=seed)
                 x[list(places)] = lie
-                _near(make, given, x, places, f"rows {list(places)} are {case}, the others of seed {seed}")
+                _near(make, claims, x, places, f"rows {list(places)} are {case}, the others of seed {seed}")
 
 
-def refuses_what_it_cannot_stand(make: MakeRule, given: Claims) -> None:
+def refuses_what_it_cannot_stand(make: MakeRule, claims: Claims) -> None:
     """An f that is no whole number of at least 0, and too few rows for f, are refused with a sentence."""
-    if given.bound is None:
+    if claims.bound is None:
         return
     for f in (-1, 1.5, True):
         refused(lambda f=f: make(f), f"f = {f!r}")  # type: ignore[misc]
-    x = rows_of(2 * given.f, 3)
-    if given.f:
-        refused(lambda: make(given.f)(x), f"f = {given.f} with {len(x)} rows, of which half may lie,")
+    x = rows_of(2 * claims.f, 3)
+    if claims.f:
+        refused(lambda: make(claims.f)(x), f"f = {claims.f} with {len(x)} rows, of which half may lie,")
 
 
-def receivers_together_are_receivers_alone(make: MakeRule, given: Claims) -> None:
+def receivers_together_are_receivers_alone(make: MakeRule, claims: Claims) -> None:
     """Receivers who see different rows get together what each would get alone."""
-    x = rows_of(given.n, 30, seed=3).float()
-    basis = torch.eye(given.n, dtype=torch.float64)
-    turned = torch.arange(given.n).roll(1)
-    received = Received((x,), (basis, basis[turned], basis), (0, given.n - 1, given.n // 2))
-    rule = make(given.f)
+    x = rows_of(claims.n, 30, seed=3).float()
+    basis = torch.eye(claims.n, dtype=torch.float64)
+    turned = torch.arange(claims.n).roll(1)
+    received = Received((x,), (basis, basis[turned], basis), (0, claims.n - 1, claims.n // 2))
+    rule = make(claims.f)
     together = aggregate(rule, received)
     for receiver, (view, pivot) in enumerate(zip(received.views, received.pivots, strict=True)):
         alone = rule((view @ x.double()).float(), pivot=pivot)
@@ -231,18 +231,18 @@ def receivers_together_are_receivers_alone(make: MakeRule, given: Claims) -> Non
         demand(same, f"receiver {receiver} (pivot {pivot}) gets something else among 3 than alone ({_about(x, 3)})")
 
 
-def all_receivers_get_the_same_bits(make: MakeRule, given: Claims) -> None:
+def all_receivers_get_the_same_bits(make: MakeRule, claims: Claims) -> None:
     """`for_all` gives every receiver the bits that it gets alone."""
-    x = rows_of(given.n, 700, seed=4).float()
-    rule, pivots = make(given.f), range(0, given.n, 2)
+    x = rows_of(claims.n, 700, seed=4).float()
+    rule, pivots = make(claims.f), range(0, claims.n, 2)
     for result, pivot in zip(rule.for_all(x, pivots), pivots, strict=True):
         demand(torch.equal(result, rule(x, pivot=pivot)), f"the receiver with pivot {pivot} differs ({_about(x, 4)})")
 
 
-def no_global_generator(make: MakeRule, given: Claims) -> None:
+def no_global_generator(make: MakeRule, claims: Claims) -> None:
     """Aggregating does not move the global generators of torch, numpy and random."""
     with generators_untouched():
-        make(given.f)(rows_of(given.n, 10))
+        make(claims.f)(rows_of(claims.n, 10))
 
 
 CHECKS = (
@@ -261,13 +261,13 @@ def _about(x: Tensor, seed: int) -> str:
     return f"rows {[*x.shape]} of seed {seed}"
 
 
-def _places(given: Claims) -> tuple[tuple[int, ...], ...]:
+def _places(claims: Claims) -> tuple[tuple[int, ...], ...]:
     """Where f rows may lie: first ones, last ones, scattered ones."""
-    if not given.f:
+    if not claims.f:
         return ()
-    step = given.n // given.f
+    step = claims.n // claims.f
     return tuple(
-        {tuple(range(given.f)), tuple(range(given.n - given.f, given.n)), tuple(range(0, step * given.f, step))}
+        {tuple(range(claims.f)), tuple(range(claims.n - claims.f, claims.n)), tuple(range(0, step * claims.f, step))}
     )
 
 
@@ -288,23 +288,23 @@ def _lies(honest: Tensor) -> Iterator[tuple[str, Tensor]]:
     yield "1e4 in one column", torch.nn.functional.one_hot(torch.tensor(0), len(mean)).double() * 1e4
 
 
-def _near(make: MakeRule, given: Claims, x: Tensor, places: tuple[int, ...], case: str) -> None:
+def _near(make: MakeRule, claims: Claims, x: Tensor, places: tuple[int, ...], case: str) -> None:
     """Demand that the result is near the honest rows, as far as that is claimed."""
     honest = _honest(x, places)
     pivot = next(i for i in range(len(x)) if i not in places)
-    if given.bound is None and not given.box:
+    if claims.bound is None and not claims.box:
         return
-    found = make(given.f)(x, pivot=pivot)
+    result = make(claims.f)(x, pivot=pivot)
     about = f"{_about(x, 0)} in {x.dtype}, {case}, pivot {pivot}"
-    demand(bool(found.isfinite().all()), f"the result is not finite ({about})")
-    if given.box:
-        inside = (found >= honest.min(0).values) & (found <= honest.max(0).values)
+    demand(bool(result.isfinite().all()), f"the result is not finite ({about})")
+    if claims.box:
+        inside = (result >= honest.min(0).values) & (result <= honest.max(0).values)
         demand(bool(inside.all()), f"the result lies outside the honest values of a column ({about})")
-    if given.bound is not None:
+    if claims.bound is not None:
         wide = honest.double()
         diameter = float((wide[:, None] - wide).norm(dim=2).max())
-        away = float((found.double() - wide.mean(0)).norm()) / diameter
+        away = float((result.double() - wide.mean(0)).norm()) / diameter
         demand(
-            away <= given.bound,
-            f"the result is {away:.2f} honest diameters from the honest mean, not within {given.bound:g} ({about})",
+            away <= claims.bound,
+            f"the result is {away:.2f} honest diameters from the honest mean, not within {claims.bound:g} ({about})",
         )

@@ -110,13 +110,13 @@ def sound(context: AttackContext) -> Tensor:
         return context.finite
     if context.gram is not None:
         return context.gram.finite[: len(context.honest)]
-    found = torch.ones(len(context.honest), dtype=torch.bool, device=context.honest.device)
+    finite = torch.ones(len(context.honest), dtype=torch.bool, device=context.honest.device)
     kind = torch.float64 if context.honest.dtype == torch.float64 else torch.float32
     for start in range(0, context.honest.shape[1], TILE):
         tile = context.honest.detach()[:, start : start + TILE]
         # A length is finite exactly if the sum of squares is; no copy of float32 rows is made.
-        found &= torch.linalg.vector_norm(tile, dim=1, dtype=kind).square().isfinite()
-    return found.cpu()
+        finite &= torch.linalg.vector_norm(tile, dim=1, dtype=kind).square().isfinite()
+    return finite.cpu()
 
 
 def mean_of_honest(context: AttackContext, extras: int = 0) -> Tensor:
@@ -159,8 +159,8 @@ def products(gram: CentredGram, rows: Tensor) -> Tensor:
     The origin is a row of the gram too, so no combination needs to sum to 1. Rows that are not finite count as 0.
     """
     full = torch.cat([rows, -(rows * gram.near).sum(1, keepdim=True)], 1)
-    found = full @ gram.inner @ full.T
-    return (found + found.T) / 2
+    inner = full @ gram.inner @ full.T
+    return (inner + inner.T) / 2
 
 
 def deviations(context: AttackContext) -> Tensor:

@@ -48,8 +48,8 @@ def dissensus(*, strength: float | None = None, bounds: Bounds | None = None) ->
         own = rows_of_honest(context)
         return to_each(context, own + s * (own - mean_of_honest(context)))
 
-    given, where = finite_or_none("dissensus", strength), interval("dissensus", bounds)
-    return Attack("dissensus", no_extras, send, given, where, signed=True, equivocates=True, goal=SPREAD)
+    fixed, where = finite_or_none("dissensus", strength), interval("dissensus", bounds)
+    return Attack("dissensus", no_extras, send, fixed, where, signed=True, equivocates=True, goal=SPREAD)
 
 
 def spectral(*, strength: float | None = None, bounds: Bounds | None = None) -> Attack:
@@ -70,8 +70,8 @@ def spectral(*, strength: float | None = None, bounds: Bounds | None = None) -> 
         direction = u - u.sum() * mean_of_honest(context)
         return to_each(context, rows_of_honest(context) + s * torch.outer(u, direction))
 
-    given, where = finite_or_none("spectral", strength), interval("spectral", bounds)
-    return Attack("spectral", no_extras, send, given, where, signed=True, equivocates=True, looks=True, goal=SPREAD)
+    fixed, where = finite_or_none("spectral", strength), interval("spectral", bounds)
+    return Attack("spectral", no_extras, send, fixed, where, signed=True, equivocates=True, looks=True, goal=SPREAD)
 
 
 def two_faced(attack: Attack, *, sides: str = ALTERNATE, name: str | None = None) -> Attack:

@@ -57,8 +57,8 @@ def sign_flip(*, scaled: bool = False, strength: float | None = None) -> Attack:
         declared = max(1, context.declared)
         return (context.peers - declared) / declared
 
-    given: Strength = factor if scaled else 1.0 if strength is None else finite_or_none("sign-flip", strength)
-    return Attack("sign-flip", no_extras, lambda s, factor, _: to_all(s, -factor * mean_of_honest(s)), given)
+    fixed: Strength = factor if scaled else 1.0 if strength is None else finite_or_none("sign-flip", strength)
+    return Attack("sign-flip", no_extras, lambda s, factor, _: to_all(s, -factor * mean_of_honest(s)), fixed)
 
 
 def ipm(*, strength: float | None = None, bounds: Bounds | None = None) -> Attack:
@@ -109,7 +109,7 @@ def alie(*, strength: float | str | None = None, bounds: Bounds | None = None) -
     def send(context: AttackContext, z: float, state: State) -> Tensor:
         return to_all(context, mean_of_honest(context, 1) - z * unit(context, -1, 1))
 
-    given: Strength = quantile if strength == PAPER else finite_or_none("alie", strength, f' or "{PAPER}"')
+    fixed: Strength = quantile if strength == PAPER else finite_or_none("alie", strength, f' or "{PAPER}"')
 
     def extras(context: AttackContext, state: State) -> tuple[Tensor, State]:
         return deviation(context.honest, sound(context)), state
@@ -118,7 +118,7 @@ def alie(*, strength: float | str | None = None, bounds: Bounds | None = None) -
         if strength == PAPER:
             supporters_of(honest, attackers)
 
-    return Attack("alie", extras, send, given, interval("alie", bounds), signed=True, check=check)
+    return Attack("alie", extras, send, fixed, interval("alie", bounds), signed=True, check=check)
 
 
 def quantile(context: AttackContext) -> float:

@@ -81,7 +81,7 @@ def _mean_of(rows: Tensor, begin: int, end: int) -> Tensor:
 
 
 def _run(
-    tile: Tensor, kernel: Callable[..., None], low: np.ndarray, high: np.ndarray, *given: int, nan: float = np.inf
+    tile: Tensor, kernel: Callable[..., None], low: np.ndarray, high: np.ndarray, *numbers: int, nan: float = np.inf
 ) -> Tensor:
     """Run a kernel over all columns of a tile; a NaN counts as ``nan``."""
     from gradless.collab.aggregation import numba_kernels
@@ -91,7 +91,7 @@ def _run(
     instead, zero = x.dtype.type(nan), x.dtype.type(0)
 
     def run(first: int, last: int) -> Any:
-        kernel(first, last, x, starts, width, low, high, *given, instead, zero, out.numpy())
+        kernel(first, last, x, starts, width, low, high, *numbers, instead, zero, out.numpy())
 
     passes.spread(-(-width // numba_kernels.LANES), (len(low) + n) * width // 4, run)
     return out

@@ -48,8 +48,8 @@ class CentredGram(NamedTuple):
         """Squared distances ``[N, N]``: 0 from a finite row to itself, infinite to and from those that are not."""
         inner = self.points().inner[:-1, :-1]
         lengths = inner.diagonal()
-        found = (lengths[:, None] + lengths - 2 * inner).clamp_(min=0).fill_diagonal_(0)
-        return found.masked_fill_(~(self.finite[:, None] & self.finite), torch.inf)
+        squared = (lengths[:, None] + lengths - 2 * inner).clamp_(min=0).fill_diagonal_(0)
+        return squared.masked_fill_(~(self.finite[:, None] & self.finite), torch.inf)
 
     def distances(self) -> Tensor:
         """Euclidean distances ``[N, N]``; see `squared`."""
@@ -58,8 +58,8 @@ class CentredGram(NamedTuple):
     def norms(self) -> Tensor:
         """Lengths ``[N]`` of the rows themselves."""
         inner = self.points().inner
-        found = (inner.diagonal() + inner[-1, -1] - 2 * inner[-1]).clamp_(min=0).sqrt_()[:-1]
-        return found.masked_fill_(~self.finite, torch.inf)
+        lengths = (inner.diagonal() + inner[-1, -1] - 2 * inner[-1]).clamp_(min=0).sqrt_()[:-1]
+        return lengths.masked_fill_(~self.finite, torch.inf)
 
     def between(self, first: Tensor, second: Tensor) -> float:
         """Squared distance of two combinations of the rows, given their coefficients ``[N]``.
@@ -88,13 +88,13 @@ def combine(gram: CentredGram, coefficients: Tensor) -> CentredGram:
 
 def combine_all(gram: CentredGram, coefficients: Tensor) -> list[CentredGram]:
     """`combine` for each of P sets of combinations, ``[P, N', M]``; far cheaper than one after another."""
-    given, finite, near = coefficients.detach().numpy(), gram.finite.numpy(), gram.near.numpy()
-    wild = ~np.isfinite(given).all(2)
+    rows, finite, near = coefficients.detach().numpy(), gram.finite.numpy(), gram.near.numpy()
+    wild = ~np.isfinite(rows).all(2)
     if not finite.all():
-        wild |= (given[:, :, ~finite] != 0).any(2)
-    sets, n = given.shape[:2]
+        wild |= (rows[:, :, ~finite] != 0).any(2)
+    sets, n = rows.shape[:2]
     full = np.zeros((sets, n + 1, gram.rows + 1))
-    full[:, :-1, :-1] = given
+    full[:, :-1, :-1] = rows
     full[:, :-1][wild] = 0.0
     full[:, :, -1] = 1 - full[:, :, :-1] @ near
     full[:, :-1][wild] = 0.0
@@ -206,10 +206,10 @@ def _sample(blocks: Sequence[Tensor]) -> Tensor:
 def _sound(blocks: Sequence[Tensor]) -> Tensor:
     """Which rows are finite and can be squared: bool ``[M]``."""
     shape = passes.shape_of(blocks)
-    found = torch.ones(shape.rows, dtype=torch.bool, device=shape.device)
+    sound = torch.ones(shape.rows, dtype=torch.bool, device=shape.device)
     for _, tile in passes.tiles(blocks, passes.columns_of(shape.rows, shape.width)):
-        found &= tile.square().sum(1).isfinite()
-    return found.cpu()
+        sound &= tile.square().sum(1).isfinite()
+    return sound.cpu()
 
 
 def mean_of(rows: int, index: Tensor) -> Tensor:

@@ -51,8 +51,10 @@ def shape_of(blocks: Sequence[Tensor]) -> Shape:
         BadInput: if they are not matrices of one width, dtype and device.
     """
     if not blocks or any(block.ndim != 2 for block in blocks):
-        found = ", ".join(str(list(block.shape)) for block in blocks) or "nothing"
-        raise BadInput(f"an aggregator takes a matrix with one row for each peer, not {found}: stack the vectors first")
+        shapes = ", ".join(str(list(block.shape)) for block in blocks) or "nothing"
+        raise BadInput(
+            f"an aggregator takes a matrix with one row for each peer, not {shapes}: stack the vectors first"
+        )
     first = blocks[0]
     for block in blocks:
         if block.shape[1] != first.shape[1] or block.dtype != first.dtype or block.device != first.device:
@@ -267,12 +269,12 @@ def without_denormals() -> Iterator[None]:
     Where an attack has driven all models to zero, what is left of their weights makes a step thirty times slower.
     """
     smallest = torch.full((1,), torch.finfo(torch.float32).tiny)
-    before = not bool(smallest / 4)
+    flushed = not bool(smallest / 4)
     torch.set_flush_denormal(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(before)
+        torch.set_flush_denormal(flushed)
 
 
 _workers: int | None = None  # threads of `spread`; None: as many as PyTorch has
@@ -286,14 +288,14 @@ def small_operations() -> Iterator[None]:
     a machine that is not idle that costs up to fifty times the work.
     """
     global _workers
-    before = torch.get_num_threads(), _workers
-    _workers = _workers or before[0]
+    previous = torch.get_num_threads(), _workers
+    _workers = _workers or previous[0]
     torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before[0])
-        _workers = before[1]
+        torch.set_num_threads(previous[0])
+        _workers = previous[1]
 
 
 def spread(count: int, work: int, run: Callable[[int, int], Any]) -> list[Any]:
@@ -304,7 +306,7 @@ def spread(count: int, work: int, run: Callable[[int, int], Any]) -> list[Any]:
     """
     pieces = max(1, min(PIECES, work // WORTHWHILE, count))
     edges = [count * piece // pieces for piece in range(pieces + 1)]
-    found: list[Any] = [None] * pieces
+    results: list[Any] = [None] * pieces
     left = deque(range(pieces))
 
     def drain() -> None:
@@ -313,14 +315,14 @@ def spread(count: int, work: int, run: Callable[[int, int], Any]) -> list[Any]:
                 piece = left.popleft()
             except IndexError:
                 return
-            found[piece] = run(edges[piece], edges[piece + 1])
+            results[piece] = run(edges[piece], edges[piece + 1])
 
     others = [_threads().submit(drain) for _ in range(min(_workers or torch.get_num_threads(), pieces) - 1)]
     drain()
     for other in others:
         if not other.cancel():  # it has begun
             other.result()
-    return found
+    return results
 
 
 @functools.cache

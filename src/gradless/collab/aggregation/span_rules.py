@@ -182,10 +182,10 @@ class GramBatch(NamedTuple):
     def distances_from(self, points: Numbers) -> Numbers:
         """Distances ``[P, N]`` of the rows from an affine combination of them and the origin, ``[P, N+1]``."""
         towards = (self.inner @ points[:, :, None])[:, :, 0]
-        found = self.inner.diagonal(axis1=1, axis2=2) - 2 * towards
-        found += (points * towards).sum(1, keepdims=True)
-        np.maximum(found, 0, out=found)
-        return np.sqrt(found[:, :-1])
+        squared = self.inner.diagonal(axis1=1, axis2=2) - 2 * towards
+        squared += (points * towards).sum(1, keepdims=True)
+        np.maximum(squared, 0, out=squared)
+        return np.sqrt(squared[:, :-1])
 
 
 def batch_of(grams: Sequence[CentredGram], pivots: Sequence[int]) -> GramBatch:
@@ -201,23 +201,23 @@ def batch_of(grams: Sequence[CentredGram], pivots: Sequence[int]) -> GramBatch:
     return GramBatch(inner, np.stack([gram.finite.numpy() for gram in grams]), own)
 
 
-def near_pivot(given: GramBatch, keep: int) -> Numbers:
+def near_pivot(grams: GramBatch, keep: int) -> Numbers:
     """The ``keep`` rows nearest to the pivot, which is its own nearest; ties by index."""
-    everyone, own = np.arange(len(given.pivots)), given.pivots
-    lengths = given.inner.diagonal(axis1=1, axis2=2)[:, :-1]
-    squared = lengths + lengths[everyone, own][:, None] - 2 * given.inner[everyone, own, :-1]
+    everyone, own = np.arange(len(grams.pivots)), grams.pivots
+    lengths = grams.inner.diagonal(axis1=1, axis2=2)[:, :-1]
+    squared = lengths + lengths[everyone, own][:, None] - 2 * grams.inner[everyone, own, :-1]
     np.maximum(squared, 0, out=squared)
-    squared[~(given.finite & given.finite[everyone, own][:, None])] = np.inf
+    squared[~(grams.finite & grams.finite[everyone, own][:, None])] = np.inf
     squared[everyone, own] = -1.0  # before others at distance zero
     weights = np.zeros_like(squared)
     np.put_along_axis(weights, squared.argsort(1, kind="stable")[:, :keep], 1 / keep, 1)
     return weights
 
 
-def weiszfeld(given: GramBatch, iterations: int, nu: float | None, tolerance: float, from_origin: bool) -> Numbers:
+def weiszfeld(grams: GramBatch, iterations: int, nu: float | None, tolerance: float, from_origin: bool) -> Numbers:
     """Reweighting by inverse distances, until the point moves less than ``tolerance`` of the typical distance."""
-    finite, n = given.finite, given.rows
-    typical = _typical(given)
+    finite, n = grams.finite, grams.rows
+    typical = _typical(grams)
     scale = typical.min(1)
     weights = np.full((len(finite), n), 1 / n)  # of receivers that have no finite row
     moving = finite.sum(1) > 0
@@ -233,46 +233,46 @@ def weiszfeld(given: GramBatch, iterations: int, nu: float | None, tolerance: fl
         points /= points.sum(1, keepdims=True)
     least = np.maximum(1e-6 * scale if nu is None else nu, TINY) * np.ones(len(scale))
     least, enough = least[moving, None], (tolerance * scale[moving]) ** 2
-    given, places = given.some(moving), moving.nonzero()[0]
+    grams, receivers = grams.some(moving), moving.nonzero()[0]
     for _ in range(iterations):
-        if not len(places):
+        if not len(receivers):
             break
-        pulls = given.finite / np.maximum(given.distances_from(points), least)
+        pulls = grams.finite / np.maximum(grams.distances_from(points), least)
         change = -points
         change[:, :-1] += pulls / pulls.sum(1, keepdims=True)
         points = points + change
-        moved = (change * (given.inner @ change[:, :, None])[:, :, 0]).sum(1)
-        weights[places] = points[:, :-1]
+        moved = (change * (grams.inner @ change[:, :, None])[:, :, 0]).sum(1)
+        weights[receivers] = points[:, :-1]
         left = ~(moved <= enough)
         if not left.all():
-            given, places, points = given.some(left), places[left], points[left]
+            grams, receivers, points = grams.some(left), receivers[left], points[left]
             least, enough = least[left], enough[left]
     return weights
 
 
-def _typical(given: GramBatch) -> Numbers:
+def _typical(grams: GramBatch) -> Numbers:
     """The median distance ``[P, N]`` of each row from the finite ones; infinite for rows that are not finite."""
-    inner, finite = given.inner[:, :-1, :-1], given.finite
+    inner, finite = grams.inner[:, :-1, :-1], grams.finite
     lengths = inner.diagonal(axis1=1, axis2=2)
     squared = lengths[:, :, None] + lengths[:, None] - 2 * inner
     np.maximum(squared, 0, out=squared)
     squared[~(finite[:, :, None] & finite[:, None])] = np.inf
-    own = np.arange(given.rows)
+    own = np.arange(grams.rows)
     squared[:, own, own] = np.where(finite, 0.0, np.inf)
     middle = np.maximum(finite.sum(1) - 1, 0) // 2
     return np.sqrt(np.take_along_axis(np.sort(squared, 2), middle[:, None, None], 2)[:, :, 0])
 
 
-def clipped(given: GramBatch, from_pivot: bool, f: int | None, radius: float | None, iterations: int) -> Numbers:
+def clipped(grams: GramBatch, from_pivot: bool, f: int | None, radius: float | None, iterations: int) -> Numbers:
     """Steps by the mean of differences cut to a radius, from the pivot, or else from the origin.
 
     Without a radius it is found anew at every step, from the N - f rows nearest to where the step starts.
     """
-    finite, n = given.finite, given.rows
+    finite, n = grams.finite, grams.rows
     points = np.zeros((len(finite), n + 1))
-    points[np.arange(len(finite)), given.pivots if from_pivot else -1] = 1.0
+    points[np.arange(len(finite)), grams.pivots if from_pivot else -1] = 1.0
     for _ in range(iterations):
-        distances = given.distances_from(points)
+        distances = grams.distances_from(points)
         reach = np.full((len(finite), 1), radius if radius is not None else np.inf)
         if radius is None and f:
             reach = _adaptive_radius(np.where(finite, distances, np.inf), f)

@@ -80,10 +80,10 @@ def load(name: str, folder: Path | str | None = None, *, say: Say = quiet) -> Im
     row = pick("data set", name, DATASETS)
     if row.files and folder is None:
         raise BadInput(f"the data set '{name}' needs files: give the folder that holds {row.files}")
-    found = Path("." if folder is None else folder).expanduser()
-    if row.files and not found.exists():
-        raise BadInput(f"{found} does not exist: give the folder that holds {row.files}")
-    return row.load(found, say)
+    path = Path("." if folder is None else folder).expanduser()
+    if row.files and not path.exists():
+        raise BadInput(f"{path} does not exist: give the folder that holds {row.files}")
+    return row.load(path, say)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -160,10 +160,10 @@ def _mnist(folder: Path, _say: Say) -> Images:
 
 def _find(folder: Path, stem: str, kind: str) -> Path:
     names = [f"{stem}{dot}{kind}{end}" for dot in "-." for end in ("", ".gz")]
-    for place in (folder, folder / "raw", folder / "MNIST" / "raw"):
+    for directory in (folder, folder / "raw", folder / "MNIST" / "raw"):
         for name in names:
-            if (place / name).is_file():
-                return place / name
+            if (directory / name).is_file():
+                return directory / name
     raise BadInput(f"{folder} has no {names[0]} (plain or .gz): put MNIST's four IDX files there")
 
 
@@ -193,15 +193,15 @@ def _read(path: Path) -> bytes:
 # CIFAR-10
 
 
-def _cifar10(found: Path, say: Say) -> Images:
-    batches = _cifar_batches(found)
+def _cifar10(path: Path, say: Say) -> Images:
+    batches = _cifar_batches(path)
     if batches is None:
-        read = image_files.read(found, say=say, mode="RGB")
+        read = image_files.read(path, say=say, mode="RGB")
         if read.classes != CIFAR_CLASSES:
-            raise BadInput(f"{found} does not hold CIFAR-10's ten classes but {', '.join(read.classes)}")
+            raise BadInput(f"{path} does not hold CIFAR-10's ten classes but {', '.join(read.classes)}")
         train, labels, test, gold, _ = read
         if train.shape[1:] != (3, 32, 32):
-            raise BadInput(f"{found} does not hold CIFAR-10: its images are not 32 x 32")
+            raise BadInput(f"{path} does not hold CIFAR-10: its images are not 32 x 32")
     else:
         parts = [_cifar_batch(f"data_batch_{number}.bin", batches) for number in range(1, 6)]
         train, labels = (torch.cat(both) for both in zip(*parts, strict=True))
@@ -210,25 +210,25 @@ def _cifar10(found: Path, say: Say) -> Images:
     return Images("cifar10", train, labels, test, gold, CIFAR_CLASSES, mean, std, flip=True)
 
 
-def _cifar_batches(found: Path) -> dict[str, bytes] | None:
+def _cifar_batches(path: Path) -> dict[str, bytes] | None:
     """The binary batches by name; None where there are none (then it should be an image folder)."""
-    if found.is_file():
-        names = image_files.names_in_archive(found, most=8)
+    if path.is_file():
+        names = image_files.names_in_archive(path, most=8)
     else:
-        inner = found / "cifar-10-batches-bin"
-        place = inner if inner.is_dir() else found
-        archive = found / "cifar-10-binary.tar.gz"
-        names = [path.name for path in place.iterdir()] + [path.name for path in found.iterdir()]
+        inner = path / "cifar-10-batches-bin"
+        directory = inner if inner.is_dir() else path
+        archive = path / "cifar-10-binary.tar.gz"
+        names = [file.name for folder in (directory, path) for file in folder.iterdir()]
         if archive.is_file() and not any(name.endswith("_batch.bin") for name in names):
             return _cifar_batches(archive)
     short = {name.rsplit("/", 1)[-1] for name in names}
     if any(name.startswith("data_batch_") and name.endswith(".bin") for name in short) or "test_batch.bin" in short:
-        if found.is_file():
-            return image_files.files_in_archive(found, ".bin")
-        return {path.name: path.read_bytes() for path in place.glob("*.bin")}
+        if path.is_file():
+            return image_files.files_in_archive(path, ".bin")
+        return {file.name: file.read_bytes() for file in directory.glob("*.bin")}
     if short & {"data_batch_1", "test_batch", "cifar-10-batches-py", "cifar-10-python.tar.gz"}:
         raise BadInput(
-            f"{found} holds CIFAR-10 as pickles, which can run code when they are read: fetch the binary version, "
+            f"{path} holds CIFAR-10 as pickles, which can run code when they are read: fetch the binary version, "
             "cifar-10-binary.tar.gz"
         )
     return None
@@ -257,21 +257,21 @@ def _digits(_folder: Path, _say: Say) -> Images:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise BadInput("the digits come with scikit-learn: pip install 'gradless[collab]'") from error
-    found = load_digits()
-    labels = torch.from_numpy(found.target).long()
+    digits = load_digits()
+    labels = torch.from_numpy(digits.target).long()
     # 0..16 becomes 0..240, so that digits are prepared like all other pixels.
-    images = torch.from_numpy(found.images * 15).to(torch.uint8).unsqueeze(1)
+    images = torch.from_numpy(digits.images * 15).to(torch.uint8).unsqueeze(1)
     order = torch.from_numpy(rng.permutation(len(labels), DIGITS_SEED, "collab/digits"))
     by_class = order[torch.argsort(labels[order], stable=True)]
     # Every fifth row of the rows sorted by class: as stratified as whole numbers allow.
-    place = torch.arange(len(by_class)) * DIGITS_TEST
-    chosen = (place % len(by_class)) < DIGITS_TEST
+    rank = torch.arange(len(by_class)) * DIGITS_TEST
+    chosen = (rank % len(by_class)) < DIGITS_TEST
     train, test = by_class[~chosen].sort().values, by_class[chosen].sort().values
     return _own("digits", images[train], labels[train], images[test], labels[test], tuple("0123456789"))
 
 
-def _folder(found: Path, say: Say) -> Images:
-    read = image_files.read(found, say=say)
+def _folder(path: Path, say: Say) -> Images:
+    read = image_files.read(path, say=say)
     return _own("folder", *read[:4], classes=read.classes)
 
 

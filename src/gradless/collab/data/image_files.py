@@ -41,13 +41,13 @@ class Decoded(NamedTuple):
     classes: tuple[str, ...]
 
 
-def read(found: Path, *, say: Say = quiet, mode: str | None = None) -> Decoded:
+def read(path: Path, *, say: Say = quiet, mode: str | None = None) -> Decoded:
     """Decode a folder or archive of images, or take what was decoded before.
 
     The cache entry is keyed by an archive's SHA-256, a folder's names, sizes and times of change.
 
     Args:
-        found: the folder, the archive, or a folder with one archive in it.
+        path: the folder, the archive, or a folder with one archive in it.
         say: told before a long decoding.
         mode: ``"RGB"`` or ``"L"`` (grey); None: grey if the first image is.
 
@@ -55,7 +55,7 @@ def read(found: Path, *, say: Say = quiet, mode: str | None = None) -> Decoded:
         BadInput: no images, a torn archive or image, images of different sizes, or classes that differ between train
             and test.
     """
-    source = _source(found)
+    source = _source(path)
     if source.is_file():
         name = file_sha256(source)
     else:
@@ -71,12 +71,12 @@ def read(found: Path, *, say: Say = quiet, mode: str | None = None) -> Decoded:
 
 def names_in_archive(path: Path, *, most: int) -> list[str]:
     """Names of the first ``most`` files of an archive."""
-    found = []
+    names = []
     for name, _ in _members(path, wanted=()):
-        found.append(name)
-        if len(found) == most:
+        names.append(name)
+        if len(names) == most:
             break
-    return found
+    return names
 
 
 def files_in_archive(path: Path, ending: str) -> dict[str, bytes]:
@@ -84,21 +84,21 @@ def files_in_archive(path: Path, ending: str) -> dict[str, bytes]:
     return {PurePosixPath(name).name: raw for name, raw in _members(path, wanted=(ending,)) if name.endswith(ending)}
 
 
-def _source(found: Path) -> Path:
-    if found.is_file() or ((found / "train").is_dir() and (found / "test").is_dir()):
-        return found
-    archives = sorted(path for path in found.iterdir() if path.name.endswith(ARCHIVES))
+def _source(path: Path) -> Path:
+    if path.is_file() or ((path / "train").is_dir() and (path / "test").is_dir()):
+        return path
+    archives = sorted(file for file in path.iterdir() if file.name.endswith(ARCHIVES))
     if len(archives) == 1:
         return archives[0]
     raise BadInput(
-        f"{found} has neither train/<class>/ and test/<class>/ folders nor one archive of them: give the folder or the "
+        f"{path} has neither train/<class>/ and test/<class>/ folders nor one archive of them: give the folder or the "
         "archive itself"
     )
 
 
 def _paths(folder: Path) -> list[Path]:
-    found = [path for split in ("train", "test") for path in (folder / split).glob("*/*")]
-    return sorted(path for path in found if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
+    paths = [path for split in ("train", "test") for path in (folder / split).glob("*/*")]
+    return sorted(path for path in paths if path.suffix.lower() in ENDINGS and not path.name.startswith("."))
 
 
 def _members(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:

@@ -57,7 +57,7 @@ def gamma_similarity(labels: Tensor, peers: int, *, seed: int = 0, gamma: float)
     shared = round(gamma * len(order))
     alike = torch.tensor_split(order[:shared], peers)
     # Of this part the last peers get the odd rows, of the other the first: so nobody is left without any.
-    sizes = [len(order) - shared + place for place in range(peers)]
+    sizes = [len(order) - shared + peer for peer in range(peers)]
     apart = torch.split(_by_label(labels, order[shared:]), [size // peers for size in sizes])
     return _tidy(torch.cat(both) for both in zip(alike, apart, strict=True))
 
@@ -122,8 +122,8 @@ def _overlapping(buckets: Sequence[Tensor], shares: Sequence[Sequence[float]], s
     for peer, share in enumerate(shares):
         counts = _apportion(share, size)
         picked = [
-            rows[torch.from_numpy(rng.permutation(len(rows), _key(seed, "overlap", peer, place), "rows"))[:count]]
-            for place, (rows, count) in enumerate(zip(buckets, counts, strict=True))
+            rows[torch.from_numpy(rng.permutation(len(rows), _key(seed, "overlap", peer, label), "rows"))[:count]]
+            for label, (rows, count) in enumerate(zip(buckets, counts, strict=True))
         ]
         parts.append(torch.cat(picked))
     return parts
@@ -131,16 +131,16 @@ def _overlapping(buckets: Sequence[Tensor], shares: Sequence[Sequence[float]], s
 
 def _disjoint(buckets: Sequence[Tensor], shares: Sequence[Sequence[float]], size: int, _seed: int) -> list[Tensor]:
     """Each worker takes the next rows of every class; the common size is what the scarcest class allows."""
-    wanted = [math.fsum(share[place] for share in shares) for place in range(len(buckets))]
+    wanted = [math.fsum(share[label] for share in shares) for label in range(len(buckets))]
     fits = min(len(rows) / demand for rows, demand in zip(buckets, wanted, strict=True) if demand > 0)
     left, parts = [0] * len(buckets), []
     for share in shares:
         counts = _apportion(share, min(size, math.floor(fits)))
-        taken = []
-        for place, (rows, count) in enumerate(zip(buckets, counts, strict=True)):
-            taken.append(rows[left[place] : left[place] + count])  # rounding up may meet the end of the class
-            left[place] += len(taken[-1])
-        parts.append(torch.cat(taken))
+        pieces = []
+        for label, (rows, count) in enumerate(zip(buckets, counts, strict=True)):
+            pieces.append(rows[left[label] : left[label] + count])  # rounding up may meet the end of the class
+            left[label] += len(pieces[-1])
+        parts.append(torch.cat(pieces))
     return parts
 
 
@@ -249,12 +249,12 @@ class Batches(NamedTuple):
 
     def at(self, step: int) -> Tensor:
         """Row indices of the batch of ``step``: int64 ``[rows(step)]``."""
-        place, count, parts = self.read(step), self.rows(step), []
+        position, count, parts = self.read(step), self.rows(step), []
         while count > 0:
-            epoch, offset = divmod(place, len(self.indices))
+            epoch, offset = divmod(position, len(self.indices))
             part = _epoch(len(self.indices), self.seed, self.peer, epoch)[offset : offset + count]
             parts.append(part)
-            place, count = place + len(part), count - len(part)
+            position, count = position + len(part), count - len(part)
         return self.indices[torch.cat(parts)]
 
 
@@ -312,7 +312,7 @@ def _tidy(parts: Iterable[Tensor]) -> list[Tensor]:
 
 def _cuts(share: Sequence[float], count: int) -> list[int]:
     """Where to cut ``count`` rows so that the pieces have these shares."""
-    ends = [round(math.fsum(share[: place + 1]) * count) for place in range(len(share) - 1)]
+    ends = [round(math.fsum(share[: end + 1]) * count) for end in range(len(share) - 1)]
     return [min(end, count) for end in ends]
 
 
@@ -320,9 +320,9 @@ def _apportion(share: Sequence[float], count: int) -> list[int]:
     """Whole numbers with these shares that sum to ``count``: the largest remainders are rounded up."""
     exact = [part * count for part in share]
     whole = [math.floor(part) for part in exact]
-    by_remainder = sorted(range(len(share)), key=lambda place: whole[place] - exact[place])
-    for place in by_remainder[: max(0, count - sum(whole))]:
-        whole[place] += 1
+    by_remainder = sorted(range(len(share)), key=lambda index: whole[index] - exact[index])
+    for index in by_remainder[: max(0, count - sum(whole))]:
+        whole[index] += 1
     return whole
 
 

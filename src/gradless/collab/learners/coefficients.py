@@ -79,10 +79,10 @@ class CoefficientPeers:
         if tag == PARAMETERS:
             return torch.stack([self._flat(optimizer) for optimizer in self._optimizers])
         rows = []
-        for place, member in enumerate(self.members):
-            found = member.optimizer.probe(member.closure(step))
-            self.losses[place] = found.loss
-            rows.append(found.sketch.coeffs if found.finite else (math.nan,) * len(found.sketch.keys))
+        for peer, member in enumerate(self.members):
+            estimate = member.optimizer.probe(member.closure(step))
+            self.losses[peer] = estimate.loss
+            rows.append(estimate.sketch.coeffs if estimate.finite else (math.nan,) * len(estimate.sketch.keys))
         self.samples += self.batch_size * self._optimizers[0].estimator.forwards(len(rows[0]))
         return torch.tensor(rows, dtype=torch.float32)
 
@@ -117,12 +117,12 @@ class CoefficientPeers:
 
     def accuracy(self, rows: int | None = None) -> list[float]:
         """Share of right answers of every peer; those with the same weights are evaluated once."""
-        found: dict[int, float] = {}
+        accuracies: dict[int, float] = {}
         for member in self.members:
             member.optimizer.flush()
-            if id(member.optimizer) not in found:
-                found[id(member.optimizer)] = member.accuracy(rows)
-        return [found[id(member.optimizer)] for member in self.members]
+            if id(member.optimizer) not in accuracies:
+                accuracies[id(member.optimizer)] = member.accuracy(rows)
+        return [accuracies[id(member.optimizer)] for member in self.members]
 
     def consensus(self) -> float:
         """See `gradless.collab.learners.parameters.Learner`. Coefficients that are not finite never reach a model.

@@ -64,8 +64,8 @@ class Text:
 
     def accuracy(self, model: lm.LanguageModel, rows: int | None) -> float:
         """The task's main metric on test rows."""
-        found = evaluate.evaluate(model, self.task, self.rows.test[:rows])
-        return found.metrics[self.task.metrics[0]]
+        evaluation = evaluate.evaluate(model, self.task, self.rows.test[:rows])
+        return evaluation.metrics[self.task.metrics[0]]
 
 
 def _loaded(tune: TuneConfig) -> tuple[Task, Splits]:
@@ -114,25 +114,25 @@ class TextGradients:
 
     def gradients(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """See `gradless.collab.learners.parameters.Workload`."""
-        found = torch.empty_like(theta)
+        gradients = torch.empty_like(theta)
         losses = torch.empty(self.peers)
         for peer, stream in enumerate(self.text.shares.streams):
-            losses[peer] = self._gradient(theta[peer], self.text.batch(stream, step), found[peer])
-        return found, losses
+            losses[peer] = self._gradient(theta[peer], self.text.batch(stream, step), gradients[peer])
+        return gradients, losses
 
     def poisoned(self, theta: Tensor, step: int) -> Tensor:
         """See `gradless.collab.learners.parameters.Workload`."""
-        found = torch.empty_like(theta)
-        self._gradient(theta[0], self.text.poison(step), found[0])
-        return found
+        gradient = torch.empty_like(theta)
+        self._gradient(theta[0], self.text.poison(step), gradient[0])
+        return gradient
 
     def accuracy(self, theta: Tensor, rows: int | None) -> list[float]:
         """See `gradless.collab.learners.parameters.Workload`."""
-        found = []
+        accuracies = []
         for row in theta:
             self._load(row)
-            found.append(self.text.accuracy(self.lm, rows))
-        return found
+            accuracies.append(self.text.accuracy(self.lm, rows))
+        return accuracies
 
     def state(self) -> dict[str, Any]:
         """See `gradless.collab.learners.parameters.Workload`."""

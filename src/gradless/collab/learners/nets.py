@@ -131,11 +131,11 @@ def blank(net: Net) -> nn.Module:
 
 def slots(module: nn.Module) -> tuple[Slot, ...]:
     """The layout of a row of ``[P, D]``: the parameters one after another, in the module's order."""
-    found, start = [], 0
+    layout, start = [], 0
     for name, parameter in module.named_parameters():
-        found.append(Slot(name, parameter.shape, start, start + parameter.numel()))
+        layout.append(Slot(name, parameter.shape, start, start + parameter.numel()))
         start += parameter.numel()
-    return tuple(found)
+    return tuple(layout)
 
 
 def initial(net: Net, seed: int) -> Tensor:

@@ -77,13 +77,13 @@ class Stack:
 
     def _fresh(self) -> dict[str, Tensor]:
         """Batch normalisation's buffers at the start: ``[P, ...]`` by name."""
-        found = {}
+        statistics = {}
         for name, buffer in self._modules[0].named_buffers():
             if name.rpartition(".")[2] != "mask":
                 value = 1 if name.endswith("running_var") else 0
                 shape = (len(self.peers), *buffer.shape)
-                found[name] = torch.full(shape, value, dtype=buffer.dtype, device=self.device)
-        return found
+                statistics[name] = torch.full(shape, value, dtype=buffer.dtype, device=self.device)
+        return statistics
 
     def initial(self) -> Tensor:
         """The same initial parameters for every peer, each in its own memory: float32 ``[P, D]``."""
@@ -94,7 +94,7 @@ class Stack:
         if self._alone:
             work(self._modules[0], self._chunks[0])
             return
-        before = torch.get_num_threads()
+        threads = torch.get_num_threads()
         torch.set_num_threads(1)  # threads that start now take this number
         try:
             if len(self._chunks) == 1:
@@ -104,7 +104,7 @@ class Stack:
                 for done in [pool.submit(work, *pair) for pair in zip(self._modules, self._chunks, strict=True)]:
                     done.result()
         finally:
-            torch.set_num_threads(before)
+            torch.set_num_threads(threads)
 
     # -----------------------------------------------------------------------------------------------------------
     # gradients
@@ -157,8 +157,8 @@ class Stack:
                 masks = self._masks(number, step, images.shape[1])
                 logits = functional_call(module, {**views, **own, **masks}, (self._lay_out(images[row]),))
                 loss = F.cross_entropy(logits, labels[row])
-                found = torch.autograd.grad(loss, list(views.values()))
-            torch._foreach_copy_(list(self._views(grads[row]).values()), list(found))
+                own_grads = torch.autograd.grad(loss, list(views.values()))
+            torch._foreach_copy_(list(self._views(grads[row]).values()), list(own_grads))
             losses[row] = loss.detach()
 
     def _together(
@@ -175,8 +175,8 @@ class Stack:
         with torch.enable_grad():
             views = {name: view.detach().requires_grad_() for name, view in self._views(theta).items()}
             loss = vmap(loss_of)({**views, **buffers, **masks}, images, labels)
-            found = torch.autograd.grad(loss.sum(), list(views.values()))
-        torch._foreach_copy_(list(self._views(grads).values()), list(found))
+            own_grads = torch.autograd.grad(loss.sum(), list(views.values()))
+        torch._foreach_copy_(list(self._views(grads).values()), list(own_grads))
         losses.copy_(loss.detach())
 
     def _views(self, theta: Tensor) -> dict[str, Tensor]:
@@ -244,11 +244,11 @@ class Stack:
             return vmap(lambda own: functional_call(module, {**own, **masks}, (inputs,)))(
                 {**self._views(theta), **buffers}
             )
-        inputs, found = self._lay_out(inputs), []
+        inputs, logits = self._lay_out(inputs), []
         for row, alone in enumerate(theta):
             own = {name: tensor[row] for name, tensor in buffers.items()}
-            found.append(functional_call(module, {**self._views(alone), **own, **masks}, (inputs,)))
-        return torch.stack(found)
+            logits.append(functional_call(module, {**self._views(alone), **own, **masks}, (inputs,)))
+        return torch.stack(logits)
 
 
 def evaluation_rows(count: int, rows: int, seed: int) -> Tensor:

@@ -74,8 +74,8 @@ class Vision:
         """See `gradless.collab.learners.parameters.Workload`."""
         if self._test is None:
             self._test = datasets.test_batch(self.data)
-        found: list[float] = self.stack.evaluate(theta, *self._test, rows).tolist()
-        return found
+        accuracies: list[float] = self.stack.evaluate(theta, *self._test, rows).tolist()
+        return accuracies
 
     def state(self) -> dict[str, Any]:
         """See `gradless.collab.learners.parameters.Workload`."""

@@ -116,8 +116,8 @@ def _chosen(gram: CentredGram, latency: Tensor) -> Tensor:
     count = len(latency)
     inner = gram.points().inner[:count, :count]
     centred = inner - inner.mean(0) - inner.mean(1, keepdim=True) + inner.mean()
-    place: Tensor = torch.linalg.eigh(centred).eigenvectors[:, -1]
-    order = (place[:, None] - place[None]).abs()
+    position: Tensor = torch.linalg.eigh(centred).eigenvectors[:, -1]
+    order = (position[:, None] - position[None]).abs()
     return order.masked_fill(torch.isinf(latency), torch.inf)
 
 

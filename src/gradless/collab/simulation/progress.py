@@ -69,15 +69,15 @@ class SimulationState:
     # -----------------------------------------------------------------------------------------------------------
     # what is measured
 
-    def exchanged(self, tag: str, found: Mixing, strength: float | None) -> None:
+    def exchanged(self, tag: str, measured: Mixing, strength: float | None) -> None:
         """Note an exchange of the present step."""
-        self._mixings.append((tag, found))
-        if not math.isfinite(found.consensus):
+        self._mixings.append((tag, measured))
+        if not math.isfinite(measured.consensus):
             return
         self._write(
             event="step", step=self.step, exchange=tag, loss=float(self.parts.learner.losses.mean()),
-            alpha=found.alpha, **{"lambda": found.lam},
-            consensus_distance=found.consensus if _of_models(tag) else None, strength=strength,
+            alpha=measured.alpha, **{"lambda": measured.lam},
+            consensus_distance=measured.consensus if _of_models(tag) else None, strength=strength,
         )  # fmt: skip
 
     def evaluated(self, rows: int | None) -> list[float]:
@@ -93,8 +93,8 @@ class SimulationState:
     def mixings(self, which: str) -> list[float]:
         """What mixing did to models ("alpha" or "lam"), or, where no models are exchanged, to what is."""
         models = [one for tag, one in self._mixings if _of_models(tag)]
-        found = [getattr(one, which) for one in models or [one for _, one in self._mixings]]
-        return [value for value in found if math.isfinite(value)]
+        values = [getattr(one, which) for one in models or [one for _, one in self._mixings]]
+        return [value for value in values if math.isfinite(value)]
 
     def _write(self, **line: Any) -> None:
         self._file.write(json.dumps({name: finite_or_null(value) for name, value in line.items()}) + "\n")
@@ -167,4 +167,4 @@ def _read_back(lines: Sequence[str]) -> list[tuple[str, Mixing]]:
     notes = [note for line in lines if (note := json.loads(line))["event"] == "step"]
     names = ("alpha", "lambda", "consensus_distance")
     numbers = [[math.nan if note[name] is None else note[name] for name in names] for note in notes]
-    return [(note["exchange"], Mixing(*found)) for note, found in zip(notes, numbers, strict=True)]
+    return [(note["exchange"], Mixing(*values)) for note, values in zip(notes, numbers, strict=True)]

@@ -52,10 +52,10 @@ def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = 
         forget(folder)
         reporter.say(f"{folder} is finished; nothing to do")
         return finished
-    parts = build(config)
+    simulation = build(config)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config.to_json())
-    with contextlib.closing(SimulationState(parts, folder)) as run:
+    with contextlib.closing(SimulationState(simulation, folder)) as run:
         if run.step:
             reporter.say(f"goes on after step {run.step}")
         with passes.without_denormals(), run.meter.measured():
@@ -123,32 +123,34 @@ def _loop(run: SimulationState, reporter: Reporter) -> str:
 @torch.no_grad()
 def _step(run: SimulationState) -> bool:
     """All exchanges of one step; whether there is still a peer whose row is finite."""
-    parts, step = run.parts, run.step
-    config, learner = parts.config, parts.learner
+    simulation, step = run.parts, run.step
+    config, learner = simulation.config, simulation.learner
     for tag in learner.exchanges(step):
         honest = learner.propose(step, tag)
-        flipped = learner.poisoned(step, tag) if parts.attack.flips else None
+        flipped = learner.poisoned(step, tag) if simulation.attack.flips else None
         with passes.small_operations():
-            state = run.states[tag] if tag in run.states else parts.attack.start()
-            mixed, strength, run.states[tag] = exchange(parts, honest, state, step, tag, flipped=flipped, out=run.mixed)
+            state = run.states[tag] if tag in run.states else simulation.attack.start()
+            mixed, strength, run.states[tag] = exchange(
+                simulation, honest, state, step, tag, flipped=flipped, out=run.mixed
+            )
             run.mixed = mixed[:1] if mixed.stride(0) == 0 else mixed
-            found = mixing(honest, mixed)
+            measured = mixing(honest, mixed)
         run.bytes += honest.shape[1] * honest.element_size() * (config.peers - 1)
         learner.accept(step, tag, mixed)
-        run.exchanged(tag, found, strength)
-        if not math.isfinite(found.consensus):
+        run.exchanged(tag, measured, strength)
+        if not math.isfinite(measured.consensus):
             return False
     return True
 
 
 def exchange(
-    parts: Simulation, honest: Tensor, state: State, step: int, tag: str, *, flipped: Tensor | None = None,
+    simulation: Simulation, honest: Tensor, state: State, step: int, tag: str, *, flipped: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, float | None, State]:  # fmt: skip
     """One exchange: what attackers say, who hears whom, what each honest peer makes of it.
 
     Args:
-        parts: of the run.
+        simulation: of the run.
         honest: [H, D] what honest peers send.
         state: what the attack remembers.
         step: of the run.
@@ -159,7 +161,7 @@ def exchange(
     Returns:
         Rows [H, D] (a peer that hears too few keeps its own), the attack's strength, and what it remembers now.
     """
-    config, attack, rule = parts.config, parts.attack, parts.rule
+    config, attack, rule = simulation.config, simulation.attack, simulation.rule
     attackers = config.attackers or 0
     delivered = meet(
         config.delivery, peers=config.peers, byzantine=config.byzantine, attackers=attackers,
@@ -169,10 +171,10 @@ def exchange(
         return honest.clone(), None, state
     context = AttackContext(honest, flipped, attackers, config.byzantine, step, config.seed)
     key = rng.fold(config.seed, step)  # of rules that shuffle
-    said = strongest(attack, context, rule, partial(delivered.views, honest), state, key=key)
-    views = delivered.views(honest, said.extras, said.coefficients)
-    mixed = aggregate(rule, views, key=key, gram=said.gram, out=out)
-    return _all(mixed, honest, delivered.reached), said.strength, said.state
+    message = strongest(attack, context, rule, partial(delivered.views, honest), state, key=key)
+    views = delivered.views(honest, message.extras, message.coefficients)
+    mixed = aggregate(rule, views, key=key, gram=message.gram, out=out)
+    return _all(mixed, honest, delivered.reached), message.strength, message.state
 
 
 def _all(mixed: Tensor, honest: Tensor, reached: tuple[int, ...]) -> Tensor:

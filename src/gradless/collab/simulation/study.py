@@ -77,7 +77,7 @@ def run_all(
     if not alone and (out / "config.json").exists():
         raise BadInput(f"{out} holds a single run: choose another --out for {len(configs)} runs")
     _check_place(configs, out)
-    made = [path for path in (out, *out.parents) if not path.exists()]
+    missing = [path for path in (out, *out.parents) if not path.exists()]
     out.mkdir(parents=True, exist_ok=True)
     claim = locks.take(out / ".lock")
     if claim is None:
@@ -89,7 +89,7 @@ def run_all(
     finally:
         (out / ".lock").unlink()
         os.close(claim)
-        for path in made:  # nothing is left behind where nothing was begun
+        for path in missing:  # nothing is left behind where nothing was begun
             with contextlib.suppress(OSError):
                 path.rmdir()
 
@@ -103,26 +103,26 @@ def _run_all(
     reporter: Reporter,
 ) -> list[dict[str, Any]]:
     asked = {config.id(): recipe for config in configs}
-    found: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for config in configs:
         taken_over = finished_runs.line(folders[config.id()])
         if taken_over is not None:
             write_json(folders[config.id()] / "config.json", config.to_json())
-            found[config.id()] = {**_asked(config), **taken_over}
-    if found:
+            results[config.id()] = {**_asked(config), **taken_over}
+    if results:
         table(out, asked)
-    jobs = [(config, folders[config.id()]) for config in configs if config.id() not in found]
+    jobs = [(config, folders[config.id()]) for config in configs if config.id() not in results]
     with contextlib.closing(_ended(jobs, workers, reporter)) as ended:
         for config, result in ended:
-            found[config.id()] = result
+            results[config.id()] = result
             table(out, asked)
             if result["status"] == INTERRUPTED:
                 break
             reporter.say(
-                f"{len(found)}/{len(configs)}  {config.algorithm} under {config.attack}, seed {config.seed}: "
+                f"{len(results)}/{len(configs)}  {config.algorithm} under {config.attack}, seed {config.seed}: "
                 f"{outcome(result)}  ({result['train_seconds']:.0f} s)"
             )
-    return [found[config.id()] for config in configs if config.id() in found]
+    return [results[config.id()] for config in configs if config.id() in results]
 
 
 def _ended(jobs: Sequence[worker_processes.Job], workers: int, reporter: Reporter) -> worker_processes.Results:
@@ -189,11 +189,11 @@ def table(out: Path, recipes: Mapping[str, str] | None = None) -> list[dict[str,
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
     """Lines that a crash did not tear."""
-    found = []
+    lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
-            found.append(json.loads(text))
-    return found
+            lines.append(json.loads(text))
+    return lines
 
 
 def line(folder: Path, recipes: Mapping[str, str]) -> dict[str, Any] | None:
@@ -238,8 +238,8 @@ def _asked(config: CollabConfig) -> dict[str, Any]:
 
 def outcome(result: dict[str, Any]) -> str:
     """What came of a run, in half a sentence."""
-    said = f"worst honest accuracy {result['worst_accuracy']:.4f}  mean {result['mean_accuracy']:.4f}"
-    return "diverged" if result["status"] == DIVERGED else said
+    accuracy = f"worst honest accuracy {result['worst_accuracy']:.4f}  mean {result['mean_accuracy']:.4f}"
+    return "diverged" if result["status"] == DIVERGED else accuracy
 
 
 def advice(config: CollabConfig, result: dict[str, Any]) -> str | None:
