@@ -168,7 +168,7 @@ def test_labels_do_not_overlap_in_a_crowd():
     anchors = [(40 + 3 * (i % 5), 150 + 6 * (i // 5)) for i in range(20)]
     area = Box(0, 0, 450, 300)
     marks = [Box(x - 4, y - 4, x + 4, y + 4) for x, y in anchors]
-    boxes = place(anchors, [(70.0, 12.0)] * 20, area, marks)
+    boxes = place(anchors, area, marks, sizes=[(70.0, 12.0)] * 20)
     assert all(box.inside(area) for box in boxes)
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in [*boxes[:i], *marks])
 

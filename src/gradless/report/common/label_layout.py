@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 RADII = (5, 10, 16, 24, 34, 46, 60, 76, 94, 114, 136, 160, 190, 225, 260)
 DIRECTIONS = tuple((math.cos(turn * math.pi / 12), math.sin(turn * math.pi / 12)) for turn in range(24))
+Point = tuple[float, float]
 OVERLAP, OUTSIDE, CROSSING = 1e4, 1e5, 60.0
 
 
@@ -39,7 +40,7 @@ class Box(NamedTuple):
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places at least ``gap`` apart and as near as possible (least squares) to the wanted ones, in their order.
+    """Positions at least ``gap`` apart and as near as possible (least squares) to the wanted ones, in their order.
 
     They lie in ``[low, high]`` if there is room, else evenly beyond both ends. Isotonic regression of
     ``wanted[i] - i * gap``, by pooling adjacent violators.
@@ -59,14 +60,14 @@ def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list
     room = high - (len(wanted) - 1) * gap
     low, room = (low, room) if room >= low else ((low + room) / 2,) * 2
     flat = [min(max(mean, low), room) for mean, size in pools for _ in range(size)]
-    places = [0.0] * len(wanted)
+    positions = [0.0] * len(wanted)
     for rank, i in enumerate(order):
-        places[i] = flat[rank] + rank * gap
-    return places
+        positions[i] = flat[rank] + rank * gap
+    return positions
 
 
 def place(
-    anchors: Sequence[tuple[float, float]],
+    anchors: Sequence[Point],
     area: Box,
     obstacles: Sequence[Box] = (),
     *,
@@ -80,64 +81,61 @@ def place(
     """
     crowd = [sum(math.dist(a, b) < 60 for b in anchors) for a in anchors]
     placed: dict[int, Box] = {}
-    leaders: list[tuple[tuple[float, float], tuple[float, float]]] = []
+    leaders: list[tuple[Point, Point]] = []
     for i in sorted(range(len(anchors)), key=lambda i: (-crowd[i], -anchors[i][1], i)):
-        taken = [*obstacles, *placed.values()]
+        occupied = [*obstacles, *placed.values()]
         box, least = Box(*anchors[i], *anchors[i]), math.inf
         for radius, candidate in _candidates(anchors[i], sizes[i]):
-            cost = _cost(candidate, anchors[i], radius, area, taken, leaders, least)
+            cost = _cost(candidate, anchors[i], radius, area, occupied, leaders, least)
             box, least = (candidate, cost) if cost < least else (box, least)
         placed[i] = box
         leaders.append((anchors[i], box.nearest(*anchors[i])))
     return [placed[i] for i in range(len(anchors))]
 
 
-def _candidates(anchor: tuple[float, float], size: tuple[float, float]) -> list[tuple[float, Box]]:
+def _candidates(anchor: Point, size: tuple[float, float]) -> Iterator[tuple[float, Box]]:
     """Boxes whose near side is ``radius`` away, in every direction."""
     (x, y), (width, height) = anchor, size
-    found: list[tuple[float, Box]] = []
     for radius in RADII:
         for across, up in DIRECTIONS:
             cx, cy = x + across * (radius + width / 2), y + up * (radius + height / 2)
-            found.append((radius, Box(cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)))
-    return found
+            yield radius, Box(cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2)
 
 
 def _cost(
     box: Box,
-    anchor: tuple[float, float],
+    anchor: Point,
     radius: float,
     area: Box,
-    taken: Sequence[Box],
-    leaders: Sequence[tuple[tuple[float, float], tuple[float, float]]],
+    occupied: Sequence[Box],
+    leaders: Sequence[tuple[Point, Point]],
     limit: float,
 ) -> float:
-    """What a place for a label costs; no more is worked out than that it is above ``limit``."""
+    """The cost of a box for a label; no more is worked out than that it is above ``limit``."""
     near = box.nearest(*anchor)
     cost = math.dist(near, anchor) + 0.2 * radius + OUTSIDE * (not box.inside(area))
     if cost >= limit:
         return cost
-    cost += OVERLAP * sum(box.overlaps(other) for other in taken)
+    cost += OVERLAP * sum(box.overlaps(other) for other in occupied)
     if cost >= limit:
         return cost
-    on_the_way = [
-        (anchor[0] + part / 8 * (near[0] - anchor[0]), anchor[1] + part / 8 * (near[1] - anchor[1]))
-        for part in range(2, 8)
-    ]
-    cost += CROSSING * sum(any(other.holds(*point) for point in on_the_way) for other in taken)
+    leader = _along(anchor, near, range(2, 8))
+    cost += CROSSING * sum(any(other.holds(*point) for point in leader) for other in occupied)
     for start, end in leaders:
-        middle = [
-            (start[0] + part / 8 * (end[0] - start[0]), start[1] + part / 8 * (end[1] - start[1])) for part in range(9)
-        ]
-        cost += CROSSING * any(box.holds(*point) for point in middle)
+        cost += CROSSING * any(box.holds(*point) for point in _along(start, end, range(9)))
         cost += CROSSING * _cross(start, end, anchor, near)
     return cost
 
 
-def _cross(a: tuple[float, float], b: tuple[float, float], c: tuple[float, float], d: tuple[float, float]) -> bool:
+def _along(start: Point, end: Point, eighths: Iterable[int]) -> list[Point]:
+    """Points of a segment."""
+    return [(start[0] + n / 8 * (end[0] - start[0]), start[1] + n / 8 * (end[1] - start[1])) for n in eighths]
+
+
+def _cross(a: Point, b: Point, c: Point, d: Point) -> bool:
     """Whether the segments ab and cd cross."""
 
-    def side(p: tuple[float, float], q: tuple[float, float], r: tuple[float, float]) -> float:
+    def side(p: Point, q: Point, r: Point) -> float:
         return (q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
 
     return side(a, b, c) * side(a, b, d) < 0 and side(c, d, a) * side(c, d, b) < 0

@@ -5,14 +5,14 @@ from __future__ import annotations
 import io
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from gradless.cost.figures import running_mean
 from gradless.lm.metrics import SHARES
 from gradless.report.common.numbers import counted, median
 from gradless.report.common.pictures import INK, PALE, canvas, plain_axes
-from gradless.report.run.record import RunRecord, Step
+from gradless.report.run.record import RunRecord
 from gradless.report.run.tables import memory_rows, size_text
 
 BLUE, ORANGE, RED = "#2f7fd1", "#c47f0e", "#d9542b"  # middle tones, to be read on white and on near-black
@@ -21,6 +21,7 @@ LEFT, RIGHT, BOTTOM, TOP = 0.66, 0.14, 0.48, 0.32  # inches around the axes
 VECTORS = 4000  # more dots than this are drawn as an image: one of each would weigh more than the rest of the page
 WINDOW = 20  # a running value is over this part of the run
 FAR = 30.0  # times the median; losses beyond it need a logarithmic axis
+DEV: dict[str, Any] = {"color": ORANGE, "markersize": 4.5, "linewidth": 1.5, "label": "dev"}
 
 
 class Drawing(NamedTuple):
@@ -35,10 +36,9 @@ class Drawing(NamedTuple):
 
 def drawings(record: RunRecord) -> list[Drawing]:
     """Draw everything that the run has something for. Within `pictures.settings`."""
-    makers: tuple[Callable[[RunRecord], Drawing | None], ...] = (
-        _loss, _metric, _speed, _memory, _histogram, _coefficients, _rate,
-    )  # fmt: skip
-    return [drawing for drawing in (make(record) for make in makers) if drawing is not None]
+    makers: list[Callable[[RunRecord], Drawing | None]] = [_loss, _metric, _speed, _memory]
+    makers += [_histogram, _coefficients, _rate]
+    return [drawing for make in makers if (drawing := make(record)) is not None]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ def drawings(record: RunRecord) -> list[Drawing]:
 
 def _loss(record: RunRecord) -> Drawing | None:
     points = [(step.step + 1, step.loss) for step in record.steps if step.loss is not None]
-    dev = [(found.step, found.loss) for found in record.evaluations if found.split == "dev" and found.loss is not None]
+    dev = [(one.step, one.loss) for one in record.evaluations if one.split == "dev" and one.loss is not None]
     if not points and not dev:
         return None
     figure, axes = _canvas()
@@ -59,20 +59,20 @@ def _loss(record: RunRecord) -> Drawing | None:
         if width > 1:
             axes.plot(x, running_mean(y, width), color=BLUE, linewidth=1.8, label=f"mean of {width} steps")
     if dev:
-        axes.plot(*zip(*dev, strict=True), "o-", color=ORANGE, markersize=4.5, linewidth=1.5, label="dev")
+        axes.plot(*zip(*dev, strict=True), "o-", **DEV)
     values = [loss for _, loss in (*points, *dev)]
     if min(values) > 0 and max(values) > FAR * statistics.median(values):
         axes.set_yscale("log")
     elif min(values) >= 0:
         axes.set_ylim(0, None)
-    told = _mark_skipped(axes, record) + _mark_selected(axes, record)
+    notes = _mark_skipped(axes, record) + _mark_selected(axes, record)
     _steps_axis(axes, record, "loss")
-    return _drawn(figure, axes, "training-loss", "Loss", "The loss that training minimises." + told)
+    return _drawing(figure, axes, "training-loss", "Loss", "The loss that training minimises." + notes)
 
 
 def _metric(record: RunRecord) -> Drawing | None:
     name = record.metric
-    dev = [(e.step, e.metrics[name]) for e in record.evaluations if e.split == "dev" and name in e.metrics]
+    dev = [(one.step, one.metrics[name]) for one in record.evaluations if one.split == "dev" and name in one.metrics]
     test = [
         (step, record.numbers(part)[name], record.interval(part))
         for step, part in ((0, "zero_shot"), (record.selected, "test"))
@@ -83,21 +83,20 @@ def _metric(record: RunRecord) -> Drawing | None:
     figure, axes = _canvas()
     title = name.replace("_", " ")
     if dev:
-        axes.plot(*zip(*dev, strict=True), "o-", color=ORANGE, markersize=4.5, linewidth=1.5, label="dev")
-    told = f"Dev {title} during training." if dev else ""
-    for place, (step, value, ends) in enumerate(test):
-        label = "test" if place == 0 else None
+        axes.plot(*zip(*dev, strict=True), "o-", **DEV)
+    caption = f"Dev {title} during training." if dev else ""
+    squares: dict[str, Any] = {"fmt": "s", "color": BLUE, "markersize": 5.5, "linewidth": 1.4, "capsize": 4}
+    for number, (step, value, ends) in enumerate(test):
+        label = "test" if number == 0 else None
         bars = [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]] if ends and name in SHARES else None
-        axes.errorbar(
-            [step], [value], bars, fmt="s", color=BLUE, markersize=5.5, linewidth=1.4, capsize=4, label=label, zorder=3
-        )  # fmt: skip
+        axes.errorbar([step], [value], bars, label=label, zorder=3, **squares)
     if test:
-        bars_told = ", with 95 % intervals" if name in SHARES else ""
-        told += f" Squares: test, before and after{bars_told}. Test was not looked at in between."
+        intervals = ", with 95 % intervals" if name in SHARES else ""
+        caption += f" Squares: test, before and after{intervals}. Test was not looked at in between."
     axes.margins(y=0.15)
-    told += _mark_selected(axes, record)
+    caption += _mark_selected(axes, record)
     _steps_axis(axes, record, title)
-    return _drawn(figure, axes, "training-metric", title[:1].upper() + title[1:], told.strip())
+    return _drawing(figure, axes, "training-metric", title[:1].upper() + title[1:], caption.strip())
 
 
 def _rate(record: RunRecord) -> Drawing | None:
@@ -111,8 +110,8 @@ def _rate(record: RunRecord) -> Drawing | None:
         axes.set_ylim(0, None)
     axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 3))
     _steps_axis(axes, record, "learning rate")
-    told = "What multiplied the update of each step: the schedule, times what the method's acceptance made of it."
-    return _drawn(figure, axes, "training-rate", "Learning rate", told)
+    caption = "What multiplied the update of each step: the schedule, times what the method's acceptance made of it."
+    return _drawing(figure, axes, "training-rate", "Learning rate", caption)
 
 
 def _speed(record: RunRecord) -> Drawing | None:
@@ -125,8 +124,8 @@ def _speed(record: RunRecord) -> Drawing | None:
     axes.axhline(middle, color=BLUE, linewidth=1.6, linestyle=(0, (4, 2)), label=f"median {middle:.3g}")
     axes.set_ylim(0, 1.12 * max(speed for _, speed in points))
     _steps_axis(axes, record, "forward passes / s")
-    told = "Training steps alone, without evaluations; a backward pass counts as two forwards."
-    return _drawn(figure, axes, "speed", "Forward passes per second", told)
+    caption = "Training steps alone, without evaluations; a backward pass counts as two forwards."
+    return _drawing(figure, axes, "speed", "Forward passes per second", caption)
 
 
 def _memory(record: RunRecord) -> Drawing | None:
@@ -136,19 +135,17 @@ def _memory(record: RunRecord) -> Drawing | None:
     figure, axes = _canvas(height=0.62 + 0.42 * len(rows), left=1.62, right=0.95, bottom=0.42, top=0.08, grid="x")
     colours = {"training, peak": ORANGE, "inference, peak": BLUE}
     unit = 1e9 if max(size for _, size in rows) >= 1e9 else 1e6
-    for place, (name, size) in enumerate(rows):
-        axes.barh(place, size / unit, height=0.6, color=colours.get(name, PALE))
-        axes.annotate(
-            size_text(size), (size / unit, place), xytext=(4, 0), textcoords="offset points", va="center", color=INK,
-            annotation_clip=False,
-        )  # fmt: skip
+    beside: dict[str, Any] = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "annotation_clip": False}
+    for number, (name, size) in enumerate(rows):
+        axes.barh(number, size / unit, height=0.6, color=colours.get(name, PALE))
+        axes.annotate(size_text(size), (size / unit, number), color=INK, **beside)
     axes.set_yticks(range(len(rows)), [name for name, _ in rows])
     axes.invert_yaxis()
     axes.set_xlabel("GB" if unit == 1e9 else "MB")
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
-    told = "Inference is the evaluation of the largest batch that training draws. Bars are to scale."
-    return _drawn(figure, axes, "memory", "Memory", told)
+    caption = "Inference is the evaluation of the largest batch that training draws. Bars are to scale."
+    return _drawing(figure, axes, "memory", "Memory", caption)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -169,43 +166,38 @@ def _histogram(record: RunRecord) -> Drawing | None:
     axes.axvline(0, color=PALE, linewidth=1)
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="coefficient", ylabel="number")
-    positive = sum(value > 0 for value in values) / len(values)
-    spread = math.sqrt(statistics.fmean(value * value for value in values))
-    told = (
-        f"{counted(len(values), 'coefficient')}: root mean square {spread:.3g}, mean {statistics.fmean(values):+.3g}, "
-        f"{positive:.0%} positive."
-    )
-    told += f" {counted(beyond, 'value')} further out stand in the outermost bins." if beyond else ""
-    return _drawn(figure, axes, "gradients-histogram", "Histogram of the coefficients", told)
+    caption = f"{counted(len(values), 'coefficient')}: root mean square {math.sqrt(_mean_square(values)):.3g}, mean "
+    caption += f"{statistics.fmean(values):+.3g}, {sum(value > 0 for value in values) / len(values):.0%} positive."
+    caption += f" {counted(beyond, 'value')} further out stand in the outermost bins." if beyond else ""
+    return _drawing(figure, axes, "gradients-histogram", "Histogram of the coefficients", caption)
 
 
 def _coefficients(record: RunRecord) -> Drawing | None:
-    kept = [step for step in record.steps if step.coeffs]
-    if not kept:
+    steps = [step for step in record.steps if step.coeffs]
+    if not steps:
         return None
     figure, axes = _canvas()
-    dots = [(step.step + 1, c) for step in kept for c in step.coeffs]
+    dots = [(step.step + 1, c) for step in steps for c in step.coeffs]
     axes.axhline(0, color=PALE, linewidth=1)
     few = len(dots) < 600
-    axes.plot(
-        *zip(*dots, strict=True), linestyle="none", marker="o", color=BLUE, alpha=0.8 if few else 0.3,
-        markersize=3.6 if few else 1.8, markeredgewidth=0, rasterized=len(dots) > VECTORS,
-    )  # fmt: skip
-    width = max(1, len(kept) // WINDOW)
+    look: dict[str, Any] = {"alpha": 0.8, "markersize": 3.6} if few else {"alpha": 0.3, "markersize": 1.8}
+    look |= {"color": BLUE, "linestyle": "none", "marker": "o", "markeredgewidth": 0}
+    axes.plot(*zip(*dots, strict=True), rasterized=len(dots) > VECTORS, **look)
+    width = max(1, len(steps) // WINDOW)
     if width > 1:
-        spread = [math.sqrt(value) for value in running_mean([_mean_square(step) for step in kept], width)]
-        x = [step.step + 1 for step in kept]
+        spread = [math.sqrt(value) for value in running_mean([_mean_square(step.coeffs) for step in steps], width)]
+        x = [step.step + 1 for step in steps]
         for sign, label in ((1, f"± root mean square of {width} steps"), (-1, None)):
             axes.plot(x, [sign * value for value in spread], color=ORANGE, linewidth=1.4, label=label)
-    most = max(len(step.coeffs) for step in kept)
-    told = f"A dot for each of up to {most} directions a step." if most > 1 else "A dot for each step."
-    told += _mark_skipped(axes, record) + _mark_selected(axes, record)
+    most = max(len(step.coeffs) for step in steps)
+    caption = f"A dot for each of up to {most} directions a step." if most > 1 else "A dot for each step."
+    caption += _mark_skipped(axes, record) + _mark_selected(axes, record)
     _steps_axis(axes, record, "coefficient")
-    return _drawn(figure, axes, "gradients-steps", "Coefficients over time", told)
+    return _drawing(figure, axes, "gradients-steps", "Coefficients over time", caption)
 
 
-def _mean_square(step: Step) -> float:
-    return statistics.fmean(c * c for c in step.coeffs)
+def _mean_square(values: Iterable[float]) -> float:
+    return statistics.fmean(value * value for value in values)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -213,10 +205,15 @@ def _mean_square(step: Step) -> float:
 
 
 def _canvas(
-    *, height: float = HEIGHT, left: float = LEFT, right: float = RIGHT, bottom: float = BOTTOM, top: float = TOP,
+    *,
+    height: float = HEIGHT,
+    left: float = LEFT,
+    right: float = RIGHT,
+    bottom: float = BOTTOM,
+    top: float = TOP,
     grid: str = "y",
-) -> tuple[Any, Any]:  # fmt: skip
-    """A figure whose pixels are points, with room, in inches, around its axes."""
+) -> tuple[Any, Any]:
+    """A figure with room, in inches, around its axes."""
     figure, _ = canvas(WIDTH, height)
     box = (left / WIDTH, bottom / height, 1 - (left + right) / WIDTH, 1 - (bottom + top) / height)
     return figure, plain_axes(figure, box, grid)
@@ -234,12 +231,10 @@ def _mark_skipped(axes: Any, record: RunRecord) -> str:
     skipped = [step.step + 1 for step in record.steps if step.skipped]
     if not skipped:
         return ""
-    axes.plot(
-        skipped, [0.03] * len(skipped), transform=axes.get_xaxis_transform(), linestyle="none", marker="x", color=RED,
-        markersize=6, markeredgewidth=1.6, label="skipped", clip_on=False, zorder=4,
-    )  # fmt: skip
-    was = "was" if len(skipped) == 1 else "were"
-    return f" {counted(len(skipped), 'step')} {was} skipped, where a loss was no finite number (crosses)."
+    crosses: dict[str, Any] = {"marker": "x", "color": RED, "markersize": 6, "markeredgewidth": 1.6, "label": "skipped"}
+    crosses |= {"transform": axes.get_xaxis_transform(), "linestyle": "none", "clip_on": False, "zorder": 4}
+    axes.plot(skipped, [0.03] * len(skipped), **crosses)
+    return f" {counted(len(skipped), 'step was', 'steps were')} skipped, where a loss was no finite number (crosses)."
 
 
 def _mark_selected(axes: Any, record: RunRecord) -> str:
@@ -250,13 +245,12 @@ def _mark_selected(axes: Any, record: RunRecord) -> str:
     return f" Dotted: step {record.selected:,}, which dev chose."
 
 
-def _drawn(figure: Any, axes: Any, name: str, title: str, caption: str) -> Drawing:
+def _drawing(figure: Any, axes: Any, name: str, title: str, caption: str) -> Drawing:
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        axes.legend(
-            handles, labels, loc="lower left", bbox_to_anchor=(-0.02, 0.99), ncols=4, frameon=False, fontsize=8.5,
-            labelcolor=INK, handlelength=1.8, columnspacing=1.3, borderaxespad=0.1,
-        )  # fmt: skip
+        position = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.99), "ncols": 4, "borderaxespad": 0.1}
+        style = {"frameon": False, "fontsize": 8.5, "labelcolor": INK, "handlelength": 1.8, "columnspacing": 1.3}
+        axes.legend(handles, labels, **position, **style)
     file = io.BytesIO()
     figure.savefig(file, format="svg", dpi=200, metadata={"Date": None, "Title": title})
     return Drawing(name, title, caption, file.getvalue().decode())

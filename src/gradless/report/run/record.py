@@ -11,7 +11,7 @@ from gradless import ledger
 from gradless.errors import BadInput
 from gradless.lm import metrics
 from gradless.methods import METHODS, Method
-from gradless.report.common.numbers import counted, metric_of, number
+from gradless.report.common.numbers import counted, finite, metric_of, number
 from gradless.report.common.read import mapping, read_json
 from gradless.runs import predictions
 from gradless.runs.config import TuneConfig
@@ -72,8 +72,8 @@ class RunRecord:
     @property
     def status(self) -> str:
         """``done``, ``diverged``, ``interrupted``, or `UNFINISHED`."""
-        found = self.result.get("status")
-        return found if found in (DONE, DIVERGED, INTERRUPTED) else UNFINISHED
+        status = self.result.get("status")
+        return status if status in (DONE, DIVERGED, INTERRUPTED) else UNFINISHED
 
     @property
     def planned(self) -> int:
@@ -83,8 +83,8 @@ class RunRecord:
     @property
     def selected(self) -> int | None:
         """The step whose weights the result describes; None without one."""
-        found = number(self.result.get("selected_step"))
-        return None if found is None else int(found)
+        step = self.number("selected_step")
+        return None if step is None else int(step)
 
     @property
     def model(self) -> str:
@@ -113,13 +113,12 @@ class RunRecord:
         """The task's main metric."""
         if self.config.get("task"):
             return metric_of(str(self.config["task"]))
-        seen = (name for found in self.evaluations for name in found.metrics)
+        seen = (name for evaluation in self.evaluations for name in evaluation.metrics)
         return next(seen, next((name for name in self.numbers("test") if name != "loss"), "accuracy"))
 
     def numbers(self, part: str) -> dict[str, float]:
         """The metrics in ``zero_shot``, ``dev`` or ``test`` of the result."""
-        found = ((name, number(value)) for name, value in mapping(self.result.get(part)).items())
-        return {name: value for name, value in found if value is not None}
+        return finite(mapping(self.result.get(part)))
 
     def number(self, name: str) -> float | None:
         """A field of the result."""
@@ -127,14 +126,14 @@ class RunRecord:
 
     def interval(self, part: str) -> tuple[float, float] | None:
         """A 95 % interval of the result: of ``zero_shot``, ``test`` or ``difference``."""
-        found = mapping(self.result.get("interval")).get(part)
-        ends = [number(end) for end in found] if isinstance(found, list) and len(found) == 2 else []
-        return (ends[0], ends[1]) if len(ends) == 2 and ends[0] is not None and ends[1] is not None else None
+        interval = mapping(self.result.get("interval")).get(part)
+        low, high = map(number, interval) if isinstance(interval, list) and len(interval) == 2 else (None, None)
+        return None if low is None or high is None else (low, high)
 
     def evaluation(self, split: str, step: int | None) -> Evaluated | None:
         """The last evaluation of a split at a step."""
-        found = [one for one in self.evaluations if (one.split, one.step) == (split, step)]
-        return found[-1] if found else None
+        matches = [one for one in self.evaluations if (one.split, one.step) == (split, step)]
+        return matches[-1] if matches else None
 
     @property
     def settings(self) -> TuneConfig | None:
@@ -162,7 +161,7 @@ def load(folder: Path) -> RunRecord:
         BadInput: there is no run in the folder.
     """
     remarks: list[str] = []
-    header, moves, ledger_bytes = _ledger(folder / "ledger", remarks)
+    header, recorded, ledger_bytes = _ledger(folder / "ledger", remarks)
     config = read_json(folder / "config.json") or mapping(header.get("config"))
     if not config:
         raise BadInput(f"{folder} holds no run that can be read: give the --out directory of gradless tune")
@@ -170,8 +169,8 @@ def load(folder: Path) -> RunRecord:
     if not result and (folder / "result.json").exists():
         remarks.append("result.json cannot be read: restore it from a copy, or delete it and continue with --resume.")
     lines = _lines(folder / "metrics.jsonl", remarks)
-    steps = _steps(moves, lines)
-    if result.get("status") == INTERRUPTED and moves and number(result.get("steps")) != len(moves):
+    steps = _steps(recorded, lines)
+    if result.get("status") == INTERRUPTED and recorded and number(result.get("steps")) != len(recorded):
         result = {}  # of the interrupt before: the run went on since then, and has not ended
     unnoted = sum(step.seconds is None for step in steps)
     if unnoted and lines:
@@ -188,7 +187,7 @@ def load(folder: Path) -> RunRecord:
         ledger_bytes=ledger_bytes,
         steps=tuple(steps),
         evaluations=tuple(_evaluated(line) for line in lines if line["event"] == "eval"),
-        inference_bytes=max((found for found in inference if found), default=None),
+        inference_bytes=max(filter(None, inference), default=None),
         predictions=tuple(predictions.read(folder / predictions.FILE)),
         remarks=tuple(remarks),
     )
@@ -201,16 +200,17 @@ def _ledger(path: Path, remarks: list[str]) -> tuple[dict[str, Any], dict[int, S
         return {}, {}, 0
     size = path.stat().st_size
     try:
-        found = ledger.read(path)
+        contents = ledger.read(path)
     except BadInput as error:
         remarks.append(f"The ledger is left out: {error}.")
         return {}, {}, size
-    if found.torn_bytes:
-        remarks.append(f"The ledger ends in {found.torn_bytes} bytes of an unfinished step, which are left out.")
+    if contents.torn_bytes:
+        remarks.append(f"The ledger ends in {contents.torn_bytes} bytes of an unfinished step, which are left out.")
     steps = {
-        move.step: Step(move.step, move.coeffs, move.lrs[0] if move.lrs else None, move.skipped) for move in found.moves
+        update.step: Step(update.step, update.coeffs, update.lrs[0] if update.lrs else None, update.skipped)
+        for update in contents.moves
     }
-    return found.header, steps, size
+    return contents.header, steps, size
 
 
 def _lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
@@ -218,47 +218,44 @@ def _lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
     if not path.is_file():
         remarks.append("There is no metrics.jsonl, so there are no curves.")
         return []
-    found, torn = [], 0
-    for text in path.read_text(errors="replace").splitlines():
+    lines, torn = [], 0
+    for text in filter(str.strip, path.read_text(errors="replace").splitlines()):
         try:
             line = json.loads(text)
-            fits = isinstance(line["event"], str) and number(line["step"]) is not None
+            whole = isinstance(line["event"], str) and number(line["step"]) is not None
         except (ValueError, KeyError, TypeError):
-            fits = False
-        if fits:
-            found.append(line)
-        else:
-            torn += bool(text.strip())
+            whole = False
+        lines += [line] if whole else []
+        torn += not whole
     if torn:
         remarks.append(f"{counted(torn, 'damaged line')} of metrics.jsonl left out; a crash tears the last one.")
-    return found
+    return lines
 
 
-def _steps(moves: dict[int, Step], lines: list[dict[str, Any]]) -> list[Step]:
-    """The ledger's steps with what was noted of them; without a ledger what the notes alone tell."""
+def _steps(recorded: dict[int, Step], lines: list[dict[str, Any]]) -> list[Step]:
+    """The ledger's steps with what metrics.jsonl notes of them; without a ledger what the notes alone tell."""
     noted = {int(line["step"]): line for line in lines if line["event"] == "step"}
-    return [_step(moves.get(place), noted.get(place, {}), place) for place in sorted(moves or noted)]
+    return [_step(recorded.get(step), noted.get(step, {}), step) for step in sorted(recorded or noted)]
 
 
-def _step(move: Step | None, line: dict[str, Any], place: int) -> Step:
-    if move is None:
-        given = line.get("coeffs")
-        coeffs = tuple(float(c) for c in given if number(c) is not None) if isinstance(given, list) else ()
-        move = Step(place, coeffs, number(line.get("lr")), bool(line.get("skipped")))
+def _step(recorded: Step | None, line: dict[str, Any], index: int) -> Step:
+    if recorded is None:
+        coeffs = line.get("coeffs")
+        finite_coeffs = tuple(float(c) for c in coeffs if number(c) is not None) if isinstance(coeffs, list) else ()
+        recorded = Step(index, finite_coeffs, number(line.get("lr")), bool(line.get("skipped")))
     names = ("loss", "forwards", "seconds", "peak_memory_bytes")
     loss, forwards, seconds, peak = (number(line.get(name)) for name in names)
-    return move._replace(loss=loss, forwards=forwards, seconds=seconds, peak=peak)
+    return recorded._replace(loss=loss, forwards=forwards, seconds=seconds, peak=peak)
 
 
 def _evaluated(line: dict[str, Any]) -> Evaluated:
-    values = {name: number(value) for name, value in line.items() if name in metrics.METRICS}
     right = line.get("correct")
     return Evaluated(
         split=str(line.get("split")),
         step=int(line["step"]),
         loss=number(line.get("loss")),
-        metrics={name: value for name, value in values.items() if value is not None},
-        right=tuple(bool(one) for one in right) if isinstance(right, list) else (),
+        metrics=finite({name: value for name, value in line.items() if name in metrics.METRICS}),
+        right=tuple(map(bool, right)) if isinstance(right, list) else (),
     )
 
 
