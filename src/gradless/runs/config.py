@@ -182,7 +182,7 @@ class TuneConfig:
         lr, eps = DEFAULTS[self.scheme]
         return dataclasses.replace(
             self,
-            lr=self.lr if self.lr is not None else lr * METHODS[self.method].lr_factor,
+            lr=self.lr if self.lr is not None else lr * method.lr_factor,
             eps=self.eps if self.eps is not None else eps,
             engine=self.engine or self._engine(),
             eval_every=self.eval_every or max(1, -(-self.steps // 5)),

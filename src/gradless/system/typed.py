@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import inspect
 import itertools
 import json
 import math
@@ -47,8 +48,6 @@ WORDS: Final = {
 }
 """A type in a sentence."""
 PLURALS: Final = {str: "texts", int: "whole numbers"}
-
-
 SHORT: Final = reprlib.Repr()
 SHORT.maxlong = SHORT.maxstring = SHORT.maxother = 60
 
@@ -127,22 +126,26 @@ def value(name: str, raw: Any, hint: Any) -> Any:
     Raises:
         BadInput: another type, a number out of range, NaN or infinity, an unknown name.
     """
+    raw = float(raw) if isinstance(raw, float) else raw  # NumPy's float64 is a float too
     try:
         converted = msgspec.convert(raw, hint)
     except (msgspec.ValidationError, OverflowError):
-        converted = math.nan
+        raise BadInput(_refusal(name, raw, hint)) from None
     if isinstance(converted, float) and not math.isfinite(converted):
-        words = choices(hint)
-        if isinstance(raw, str) and len(words) > 1:
-            raise BadInput(unknown(name.replace("_", " "), raw, words))
-        if isinstance(raw, int) and raw > LARGEST:
-            raise BadInput(f"{name} is {_shown(raw)}: give a number of at most {LARGEST}")
-        raise BadInput(f"{name} is {_shown(raw)}: give {expected(hint)}")
+        raise BadInput(_refusal(name, raw, hint))
     for _, metadata in _parts(hint):
         for names in metadata:
             if isinstance(names, Names) and names.closed and converted is not None and converted not in names.load():
                 raise BadInput(unknown(names.kind, converted, names.load()))
     return converted
+
+
+def _refusal(name: str, raw: Any, hint: Any) -> str:
+    words = choices(hint)
+    if isinstance(raw, str) and len(words) > 1:
+        return unknown(name.replace("_", " "), raw, words)
+    large = isinstance(raw, int) and raw > LARGEST
+    return f"{name} is {_shown(raw)}: give {f'a number of at most {LARGEST}' if large else expected(hint)}"
 
 
 def table(raw: Mapping[str, Any], record: type[Record], *, kind: str = "setting") -> dict[str, Any]:
@@ -253,7 +256,10 @@ def _shown(raw: Any) -> str:
 
 def _docstrings(record: type) -> dict[str, str]:
     """The first paragraph below each field of a class, from its source."""
-    tree = ast.parse(Path(sys.modules[record.__module__].__file__ or "").read_text(encoding="utf-8"))
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[record.__module__]))
+    except OSError:  # a program that is shipped without sources has no help, but works
+        return {}
     (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == record.__name__)
     helps = {}
     for field, below in itertools.pairwise(body):
