@@ -1,4 +1,4 @@
-"""Make src/gradless/runs/engines.json (the default engine of a run) and the README's table from committed profiles.
+"""Make src/gradless/runs/engines.json, the default engine of a run, from committed profiles.
 
     python benchmarks/choose_engine.py
 
@@ -9,6 +9,7 @@ the base weights alone.
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections import defaultdict
@@ -24,10 +25,10 @@ def profiles() -> list[dict]:
     return [json.loads(path.read_text()) for path in sorted(RESULTS.glob("profile-*.json"))]
 
 
-def winners(found: list[dict]) -> dict[str, dict[str, str]]:
+def winners(measured: list[dict]) -> dict[str, dict[str, str]]:
     """Device kind -> scheme -> engine."""
     logs: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for profile in found:
+    for profile in measured:
         if profile["method"] == "mezo":
             for engine, row in profile["engines"].items():
                 if row.get("used", engine) == engine:
@@ -41,27 +42,8 @@ def winners(found: list[dict]) -> dict[str, dict[str, str]]:
     return {device: dict(sorted(schemes.items())) for device, schemes in chosen.items()}
 
 
-def table(found: list[dict]) -> str:
-    """The README's table."""
-    lines = [
-        "| model | scheme, method | floor | stream | dual | eager MeZO |",
-        "|---|---|---|---|---|---|",
-    ]
-    for profile in found:
-        ratios = [f"{profile['engines'][name]['ratio']:.2f}" for name in ("stream", "dual")]
-        eager = (
-            f"{profile['eager_mezo_seconds'] / profile['floor_seconds']:.2f}"
-            if profile.get("eager_mezo_seconds")
-            else "-"
-        )
-        lines.append(
-            f"| {profile['model']} | {profile['scheme']}, {profile['method']} | {profile['floor_seconds']:.2f} s | "
-            f"{ratios[0]} | {ratios[1]} | {eager} |"
-        )
-    return "\n".join(lines)
-
-
 if __name__ == "__main__":
-    known = profiles()
-    (ROOT / "src" / "gradless" / "runs" / "engines.json").write_text(json.dumps(winners(known), indent=2) + "\n")
-    print(table(known))
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    chosen = json.dumps(winners(profiles()), indent=2)
+    (ROOT / "src" / "gradless" / "runs" / "engines.json").write_text(chosen + "\n")
+    print(chosen)

@@ -66,18 +66,18 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--nets", default=",".join(NETS))
     parser.add_argument("--device", default="cpu")
-    given = parser.parse_args()
-    torch.set_num_threads(given.threads)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     rows = []
-    for name in given.nets.split(","):
-        rows.append(measure(NETS[name], threads=given.threads, repeats=given.repeats, device=given.device))
+    for name in arguments.nets.split(","):
+        rows.append(measure(NETS[name], threads=arguments.threads, repeats=arguments.repeats, device=arguments.device))
         times = ", ".join(f"{way} {value * 1e3:.1f} ms" for way, value in rows[-1]["seconds"].items())
         print(f"{name} ({rows[-1]['peers']} x {rows[-1]['rows']}): {times}", flush=True)
-    if given.json:
+    if arguments.json:
         where = {"machine": platform.processor() or platform.machine(), "torch": torch.__version__}
-        where |= {"device": given.device, "threads": given.threads, "repeats": given.repeats}
+        where |= {"device": arguments.device, "threads": arguments.threads, "repeats": arguments.repeats}
         where |= {"load_average": round(os.getloadavg()[0], 1), "cores": os.cpu_count()}
-        given.json.write_text(json.dumps({**where, "rows": rows}, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({**where, "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Check everything that needs a CUDA GPU in one go, and write what was found to benchmarks/results.
+"""Check everything that needs a CUDA GPU in one go, and write the results to benchmarks/results.
 
     python benchmarks/gpu_check.py                 # all parts
-    python benchmarks/gpu_check.py bits replay     # some of them; what earlier runs found of the others stays
+    python benchmarks/gpu_check.py bits replay     # some of them; what earlier runs measured of the others stays
     python benchmarks/gpu_check.py profile --repeats 3
 
 Parts: ``bits`` (the Triton kernels against those of the CPU), ``bandwidth`` (of the kernels, against torch's copy_),
@@ -52,13 +52,13 @@ TOLERANCE = 2e-2  # of coefficients, relative to their size: float32 losses over
 PROFILED = [("full", "mezo"), ("full", "lozo"), ("lora", "mezo")]
 MODELS = {"opt-1.3b": 2.7e9, "opt-13b": 25.8e9}  # bytes of their weights in bfloat16
 
-Found = dict[str, Any]
+Result = dict[str, Any]
 
 
 # ---------------------------------------------------------------------------------------------------------------
 
 
-def bits(device: torch.device) -> Found:
+def bits(device: torch.device) -> Result:
     """The same programs on both devices; what differs is named."""
     cases, wrong = 0, []
     for name, pair in itertools.chain(_sweeps(device), _fans(device), _extremes(device), _long(device)):
@@ -86,13 +86,13 @@ def _sweeps(device: torch.device) -> Iterator[tuple[str, list[tuple[Tensor, Tens
         p = _weights(shape, dtype)
         rows = torch.tensor([shape[0] - 1, 0, shape[0] // 2, 0]) if kind == "rows" else None
         mask = _mask(shape) if kind == "mask" else None
-        program, found = _rounded(UPDATE, stochastic), []
-        for place in (device, torch.device("cpu")):
-            q = p.to(place).t().contiguous().t() if kind == "strided" else p.to(place)
-            out = torch.empty((q.shape[0] if rows is None else len(rows), *shape[1:]), dtype=dtype, device=place)
-            options = {"stream": stream, "amplitude": 0.7, "mask": _to(mask, place), "rows": _to(rows, place)}
-            found.append(kernels.sweep(out, q, program, leaf=LEAF, **options))
-        yield f"sweep {stream} {dtype} {shape} {kind} stochastic={stochastic}", [(found[0], found[1])]
+        program, result = _rounded(UPDATE, stochastic), []
+        for where in (device, torch.device("cpu")):
+            q = p.to(where).t().contiguous().t() if kind == "strided" else p.to(where)
+            out = torch.empty((q.shape[0] if rows is None else len(rows), *shape[1:]), dtype=dtype, device=where)
+            options = {"stream": stream, "amplitude": 0.7, "mask": _to(mask, where), "rows": _to(rows, where)}
+            result.append(kernels.sweep(out, q, program, leaf=LEAF, **options))
+        yield f"sweep {stream} {dtype} {shape} {kind} stochastic={stochastic}", [(result[0], result[1])]
 
 
 def _fans(device: torch.device) -> Iterator[tuple[str, list[tuple[Tensor, Tensor]]]]:
@@ -100,16 +100,24 @@ def _fans(device: torch.device) -> Iterator[tuple[str, list[tuple[Tensor, Tensor
     combinations = [(True, True, False), (True, False, True), (False, True, True), (False, False, False)]
     for stream, dtype, shape, flags in itertools.product(STREAMS, kernels.DTYPES, SHAPES[1:], combinations):
         mirrored, keep, masked = flags
-        found = []
-        for place in (device, torch.device("cpu")):
-            p = _weights(shape, dtype).to(place, copy=True)
-            outs = torch.empty((4 if mirrored else 2, *shape), dtype=dtype, device=place)
+        result = []
+        for where in (device, torch.device("cpu")):
+            p = _weights(shape, dtype).to(where, copy=True)
+            outs = torch.empty((4 if mirrored else 2, *shape), dtype=dtype, device=where)
             kernels.fan(
-                outs, p, _rounded(UPDATE, keep), _rounded(PROBES, keep), leaf=LEAF, mirrored=mirrored, keep=keep,
-                stream=stream, amplitudes=(0.5, 2.0), mask=_to(_mask(shape), place) if masked else None,
-            )  # fmt: skip
-            found.append((outs, p))
-        yield f"fan {stream} {dtype} {shape} {mirrored=} {keep=} {masked=}", list(zip(*found, strict=True))
+                outs,
+                p,
+                _rounded(UPDATE, keep),
+                _rounded(PROBES, keep),
+                leaf=LEAF,
+                mirrored=mirrored,
+                keep=keep,
+                stream=stream,
+                amplitudes=(0.5, 2.0),
+                mask=_to(_mask(shape), where) if masked else None,
+            )
+            result.append((outs, p))
+        yield f"fan {stream} {dtype} {shape} {mirrored=} {keep=} {masked=}", list(zip(*result, strict=True))
 
 
 def _extremes(device: torch.device) -> Iterator[tuple[str, list[tuple[Tensor, Tensor]]]]:
@@ -154,11 +162,11 @@ def _huge(device: torch.device) -> str:
     kernels.fan(outs, p, kernels.NOTHING, program, leaf=LEAF, mirrored=True, keep=False)
     before = [p[start // width].clone().cpu() for start in starts]
     kernels.sweep(p, p, program, leaf=LEAF)
-    for place, (start, piece) in enumerate(zip(starts, before, strict=True)):
+    for where, (start, piece) in enumerate(zip(starts, before, strict=True)):
         up, down = expected(piece, start, 1), expected(piece, start, -1)
-        found = {"rows": (part[place], up), "sweep": (p[start // width], up)}
-        found |= {"fan, plus": (outs[0, start // width], up), "fan, minus": (outs[1, start // width], down)}
-        for name, pair in found.items():
+        result = {"rows": (part[where], up), "sweep": (p[start // width], up)}
+        result |= {"fan, plus": (outs[0, start // width], up), "fan, minus": (outs[1, start // width], down)}
+        for name, pair in result.items():
             if not _same(*pair):
                 return f"WRONG in {name} at element {start}"
     return "agrees"
@@ -189,7 +197,7 @@ def _to(tensor: Tensor | None, device: torch.device) -> Tensor | None:
 # bandwidth
 
 
-def bandwidth(device: torch.device, *, side: int = 16384) -> Found:
+def bandwidth(device: torch.device, *, side: int = 16384) -> Result:
     """Bytes a second of kernels on one large matrix, and their share of what torch's copy_ reaches."""
     rows = []
     for dtype in (torch.bfloat16, torch.float32):
@@ -258,7 +266,7 @@ def _seconds(call: Callable[[], Any], device: torch.device, *, calls: int = 10, 
 # replay and engines
 
 
-def replay(device: torch.device, *, steps: int = 300) -> Found:
+def replay(device: torch.device, *, steps: int = 300) -> Result:
     """Train a small model on the GPU; replay its moves there and on the CPU; compare the weights' hashes."""
     rows = []
     for make, dtype, (engine, defer) in itertools.product(
@@ -270,10 +278,10 @@ def replay(device: torch.device, *, steps: int = 300) -> Found:
             opt.step_with(closure, log=moves.append)
         opt.flush()
         hashes = {"trained": hashing.weights_sha256(model.named_parameters())}
-        for place in (device, torch.device("cpu")):
-            other, again, _ = _training(make, dtype, place)
+        for where in (device, torch.device("cpu")):
+            other, again, _ = _training(make, dtype, where)
             again.replay(moves)
-            hashes[f"replayed on {place.type}"] = hashing.weights_sha256(other.named_parameters())
+            hashes[f"replayed on {where.type}"] = hashing.weights_sha256(other.named_parameters())
         row = {"method": make.__name__, "dtype": str(dtype).removeprefix("torch."), "engine": engine, "steps": steps}
         moved = hashes["trained"] != hashing.weights_sha256(_training(make, dtype, device)[0].named_parameters())
         row |= {"used": opt.engine, "hashes": hashes, "passed": moved and len(set(hashes.values())) == 1}
@@ -283,7 +291,7 @@ def replay(device: torch.device, *, steps: int = 300) -> Found:
     return {"runs": rows, "passed": all(row["passed"] for row in rows)}
 
 
-def engines(device: torch.device) -> Found:
+def engines(device: torch.device) -> Result:
     """Coefficients of one probe from every engine."""
     rows = []
     for make in (gl.mezo, gl.mezo_gaussian, gl.lozo):
@@ -317,15 +325,15 @@ def _training(make: Any, dtype: torch.dtype, device: torch.device, **choices: An
 # profile
 
 
-def profile(device: torch.device, *, repeats: int = 9) -> Found:
+def profile(device: torch.device, *, repeats: int = 9) -> Result:
     """`gradless profile` of large shapes, each in a process of its own."""
-    found: Found = {"runs": {}, "passed": True}
+    result: Result = {"runs": {}, "passed": True}
     memory = torch.cuda.mem_get_info(device)[1]
     for (model, weights), (scheme, method) in itertools.product(MODELS.items(), PROFILED):
         name = f"{model} {scheme} {method}"
         if memory < 1.4 * weights:
-            found["runs"][name] = {"skipped": f"needs {1.4 * weights / 1e9:.0f} GB of memory"}
-            say(f"profile: {name}: {found['runs'][name]}")
+            result["runs"][name] = {"skipped": f"needs {1.4 * weights / 1e9:.0f} GB of memory"}
+            say(f"profile: {name}: {result['runs'][name]}")
             continue
         # The in-place engine takes a copy of what it perturbs.
         chosen = ENGINES if memory > 2.5 * weights or scheme != "full" else ("stream", "dual")
@@ -337,11 +345,11 @@ def profile(device: torch.device, *, repeats: int = 9) -> Found:
             run = subprocess.run(command, capture_output=True, text=True)
             say(f"profile: {name}\n{run.stdout.rstrip()}")
             if run.returncode == 0:  # a ratio above its target is a finding, not a failure
-                found["runs"][name] = loads(target.read_text())
+                result["runs"][name] = loads(target.read_text())
             else:
-                found["runs"][name], found["passed"] = {"error": run.stderr.strip().splitlines()[-1:]}, False
+                result["runs"][name], result["passed"] = {"error": run.stderr.strip().splitlines()[-1:]}, False
                 say(f"profile: {name} FAILED\n{run.stderr.rstrip()}")
-    return found
+    return result
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -371,29 +379,29 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)}; all by default")
     parser.add_argument("--out", type=Path, default=RESULTS, help="directory of the result")
     parser.add_argument("--repeats", type=int, default=9, help="timed rounds of gradless profile")
-    given = parser.parse_args()
-    if unknown := set(given.parts) - set(PARTS):
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}: choose from {', '.join(PARTS)}")
     if why := _missing():
         print(f"gpu_check: {why}", file=sys.stderr)
         return 2
     device = torch.device("cuda", torch.cuda.current_device())
     name, (major, minor) = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
-    given.out.mkdir(parents=True, exist_ok=True)
-    target = given.out / f"gpu-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
-    found: Found = loads(target.read_text()) if target.exists() else {}  # parts of earlier runs stay
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    target = arguments.out / f"gpu-{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+    result: Result = loads(target.read_text()) if target.exists() else {}  # parts of earlier runs stay
     installed = versions() | {"triton": version("triton"), "cuda": str(torch.version.cuda)}
-    found |= {"device": name, "capability": f"{major}.{minor}"}
+    result |= {"device": name, "capability": f"{major}.{minor}"}
     say(f"{name}, compute capability {major}.{minor}")
-    for part in given.parts or PARTS:
+    for part in arguments.parts or PARTS:
         begin = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # engines that give way say so in the results
-            found[part] = PARTS[part](device, **({"repeats": given.repeats} if part == "profile" else {}))
-        found[part] |= {"seconds": time.perf_counter() - begin, "versions": installed}
-        write_json(target, found)
+            result[part] = PARTS[part](device, **({"repeats": arguments.repeats} if part == "profile" else {}))
+        result[part] |= {"seconds": time.perf_counter() - begin, "versions": installed}
+        write_json(target, result)
         torch.cuda.empty_cache()
-    failed = [part for part in given.parts or PARTS if not found[part]["passed"]]
+    failed = [part for part in arguments.parts or PARTS if not result[part]["passed"]]
     say(f"{'FAILED: ' + ', '.join(failed) if failed else 'all is well'}; results in {target}")
     return 1 if failed else 0
 

@@ -108,25 +108,25 @@ def planned(model: str, rows: int, length: int, way: tuple[str, str, str]) -> pl
 
 def measured_rows() -> list[dict[str, Any]]:
     """Every row of `MEASURED`, each in a process of its own."""
-    found = []
+    entries = []
     for number, (model, rows, length, way) in enumerate(MEASURED):
         command, peaks = [sys.executable, __file__, "--child", str(number)], []
         for more in (RETURNING, {}):
             output = subprocess.run(
                 command, capture_output=True, text=True, check=True, env={**os.environ, **more}
             ).stdout
-            found_here = json.loads(output.splitlines()[-1])
-            peaks.append(found_here["peak"] - found_here["before"])
+            measured = json.loads(output.splitlines()[-1])
+            peaks.append(measured["peak"] - measured["before"])
         need = planned(model, rows, length, way)
         entry = row(model, rows, length, way, need.total, peaks[0])
-        found.append({**entry, "usual_allocator_bytes": peaks[1], "usual_allocator_ratio": need.total / peaks[1]})
-        print(line(found[-1]), flush=True)
-    return found
+        entries.append({**entry, "usual_allocator_bytes": peaks[1], "usual_allocator_ratio": need.total / peaks[1]})
+        print(line(entries[-1]), flush=True)
+    return entries
 
 
 def profiled_rows() -> list[dict[str, Any]]:
     """What a step takes more than inference, in committed profiles; the kernels' code is taken out."""
-    found = []
+    entries = []
     for name in PROFILES:
         profile = json.loads((RESULTS / name).read_text())
         model, rows, length = profile["model"], profile["batch_size"], profile["length"]
@@ -135,9 +135,9 @@ def profiled_rows() -> list[dict[str, Any]]:
             way = (profile["method"], profile["scheme"], engine)
             more = entry["peak_memory_bytes"] - entry["inference_memory_bytes"] - entry["kernels_memory_bytes"]
             need = planned(model, rows, length, way)
-            found.append({**row(model, rows, length, way, need.total - forward, more), "file": name})
-            print(line(found[-1]), flush=True)
-    return found
+            entries.append({**row(model, rows, length, way, need.total - forward, more), "file": name})
+            print(line(entries[-1]), flush=True)
+    return entries
 
 
 def row(model: str, rows: int, length: int, way: tuple[str, str, str], guess: int, truth: int) -> dict[str, Any]:
@@ -163,9 +163,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=RESULTS / "plan-cpu.json")
     parser.add_argument("--child", type=int)
-    given = parser.parse_args()
-    if given.child is not None:
-        child(given.child)
+    arguments = parser.parse_args()
+    if arguments.child is not None:
+        child(arguments.child)
         return
     result = {
         "whole": measured_rows(),
@@ -173,7 +173,7 @@ def main() -> None:
         "device_name": profile._device_name(torch.device("cpu")),
         "versions": versions(),
     }
-    given.json.write_text(json.dumps(result, indent=1) + "\n")
+    arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Copy what a finished benchmark or comparison says into the repository: its lines, tables, choices and pictures.
 
-Usage: python benchmarks/publish.py RUNS_DIR NAME [FIGURE=PICTURE ...]
+    python benchmarks/publish.py runs/study study sst2-full-forwards=study-sst2
 
 writes ``benchmarks/results/NAME.jsonl``, ``NAME.md``, for a benchmark ``NAME-best.toml`` and, where ``--timings`` was
 measured, ``NAME-timings.json``, and copies ``figures/FIGURE.png`` to ``docs/figures/PICTURE.png``. Paths of the machine
@@ -9,8 +9,8 @@ that made the runs are left out.
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
 from pathlib import Path
 
 from gradless.report import report
@@ -21,8 +21,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 def publish(folder: Path, name: str, pictures: dict[str, str]) -> list[Path]:
     """Write a report and copy its parts; returns what was written."""
-    made = report(folder)
-    tables = [path.read_text().rstrip("\n") for path in made if path.suffix == ".md"]
+    reported = report(folder)
+    tables = [path.read_text().rstrip("\n") for path in reported if path.suffix == ".md"]
     parts = {".jsonl": (folder / "results.jsonl").read_text(), ".md": "\n\n".join(tables) + "\n"}
     for file, ending in (("best.toml", "-best.toml"), ("timings.json", "-timings.json")):
         if (folder / file).exists():
@@ -40,6 +40,10 @@ def publish(folder: Path, name: str, pictures: dict[str, str]) -> list[Path]:
 
 
 if __name__ == "__main__":
-    source, called, *pairs = sys.argv[1:]
-    for path in publish(Path(source), called, dict(pair.split("=") for pair in pairs)):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the directory of the benchmark or comparison")
+    parser.add_argument("name", help="of its files in benchmarks/results")
+    parser.add_argument("pictures", nargs="*", metavar="FIGURE=PICTURE")
+    options = parser.parse_args()
+    for path in publish(options.folder, options.name, dict(pair.split("=") for pair in options.pictures)):
         print(path.relative_to(ROOT))

@@ -55,60 +55,60 @@ def examples(model: lm.LanguageModel, rows: int, length: int) -> list[Encoded]:
     return [Encoded(tuple(row), (tuple(row),), ((0,), (1,)), place, (0,)) for row in words.tolist()]
 
 
-def cases(given: argparse.Namespace, rank: int) -> list[Case]:
+def cases(arguments: argparse.Namespace, rank: int) -> list[Case]:
     """Every number of processes, engine and split; collective, since groups are."""
-    if given.model.startswith(shapes.PREFIX):
-        model = shapes.load(given.model, dtype=given.dtype, device=given.device)
+    if arguments.model.startswith(shapes.PREFIX):
+        model = shapes.load(arguments.model, dtype=arguments.dtype, device=arguments.device)
     else:
-        model = lm.load(given.model, dtype=given.dtype, device=given.device)
-    model = schemes.apply(model, given.scheme)
+        model = lm.load(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    model = schemes.apply(model, arguments.scheme)
     named, objective = schemes.trainable(model), objectives.OBJECTIVES["option_ce"]
-    encoded = examples(model, given.batch_size, given.length)
-    eps = DEFAULTS[given.scheme][1]
+    encoded = examples(model, arguments.batch_size, arguments.length)
+    eps = DEFAULTS[arguments.scheme][1]
 
     def stepper(group: ranks.Ranks | None, engine: str) -> Callable[[], Any]:
         shard = group.own(encoded) if group is not None and group.split == ranks.BATCH else encoded
         batches = objectives.prepare(model, objective, shard)
         if group is not None:
             group.weight = float(len(shard))
-        options: dict[str, Any] = {"queries": given.queries} if given.queries > 1 else {}
-        make: Any = methods.METHODS[given.method].make
+        options: dict[str, Any] = {"queries": arguments.queries} if arguments.queries > 1 else {}
+        make: Any = methods.METHODS[arguments.method].make
         opt = make(named, lr=LR, eps=eps, engine=engine, defer=True, ranks=group, **options)
         return lambda: opt.step(lambda: objectives.loss_over(model, objective, batches))
 
-    found = []
-    for size in given.sizes:
+    ways_to_step = []
+    for size in arguments.sizes:
         part = dist.new_group(list(range(size)), backend="gloo") if size > 1 else None
-        ways = [(ALONE, engine) for engine in given.engines]
+        ways = [(ALONE, engine) for engine in arguments.engines]
         if size > 1:
-            ways = [*((ranks.BATCH, engine) for engine in given.engines), (ranks.DIRECTIONS, "stream")]
+            ways = [*((ranks.BATCH, engine) for engine in arguments.engines), (ranks.DIRECTIONS, "stream")]
         for split, engine in ways:
             group, member = None, rank < size
             if member and size > 1:
                 group = ranks.Ranks(rank=rank, size=size, split=split, group=part)
-            found.append(Case(size, split, engine, group, stepper(group, engine) if member else None))
-    return found
+            ways_to_step.append(Case(size, split, engine, group, stepper(group, engine) if member else None))
+    return ways_to_step
 
 
-def measure(given: argparse.Namespace) -> None:
+def measure(arguments: argparse.Namespace) -> None:
     """What every process does; rank 0 writes the result."""
-    torch.set_num_threads(given.threads)
+    torch.set_num_threads(arguments.threads)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    if given.device == "cuda":
+    if arguments.device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("gloo")
     everyone = ranks.Ranks(rank=rank, size=size)
-    all_cases = cases(given, rank)
+    all_cases = cases(arguments, rank)
     seconds: list[list[float]] = [[] for _ in all_cases]
     sent = [0] * len(all_cases)
-    for turn in range(given.repeats + 2):  # two turns warm up: kernels, caches, the order of leaves
+    for turn in range(arguments.repeats + 2):  # two turns warm up: kernels, caches, the order of leaves
         for number, case in enumerate(all_cases):
             before = case.group.sent if case.group else 0
             everyone.gather((0.0,))
             begun = time.perf_counter()
             if case.step is not None:
                 case.step()
-            if given.device == "cuda":
+            if arguments.device == "cuda":
                 torch.cuda.synchronize()
             took = time.perf_counter() - begun
             sent[number] = (case.group.sent if case.group else 0) - before
@@ -118,7 +118,7 @@ def measure(given: argparse.Namespace) -> None:
                 everyone.gather((took,))
     messages = [_message(case, everyone) for case in all_cases]
     if rank == 0:
-        _write(given, all_cases, seconds, sent, messages)
+        _write(arguments, all_cases, seconds, sent, messages)
     dist.destroy_process_group()
 
 
@@ -135,7 +135,11 @@ def _message(case: Case, everyone: ranks.Ranks, repeats: int = 100) -> float:
 
 
 def _write(
-    given: argparse.Namespace, all_cases: list[Case], seconds: list[list[float]], sent: list[int], messages: list[float]
+    arguments: argparse.Namespace,
+    all_cases: list[Case],
+    seconds: list[list[float]],
+    sent: list[int],
+    messages: list[float],
 ) -> None:
     median = [statistics.median(each) for each in seconds]
     alone = {case.engine: took for case, took in zip(all_cases, median, strict=True) if case.size == 1}
@@ -162,16 +166,16 @@ def _write(
         )
     names = ("model", "scheme", "method", "queries", "batch_size", "length", "dtype", "device", "threads", "repeats")
     result = {
-        **{name: getattr(given, name) for name in names},
+        **{name: getattr(arguments, name) for name in names},
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "load_average": round(os.getloadavg()[0], 1),
         "versions": versions(),
         "rows": rows,
     }
-    if given.out:
-        given.out.parent.mkdir(parents=True, exist_ok=True)
-        given.out.write_text(json.dumps(result, indent=2) + "\n")
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        arguments.out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 def main() -> None:
@@ -190,12 +194,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     if "RANK" in os.environ:
-        measure(given)
+        measure(arguments)
         return
-    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(max(given.sizes)))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(given.threads)}
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(max(arguments.sizes)))
+    environment = {**os.environ, "OMP_NUM_THREADS": str(arguments.threads)}
     sys.exit(subprocess.run([sys.executable, *torchrun, __file__, *sys.argv[1:]], env=environment).returncode)
 
 
