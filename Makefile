@@ -1,5 +1,7 @@
 # make demo   tune a real language model on real text (runs/demo)
-# make test   run all tests
+# make test   run the tests: every module, every row of every table
+# make test-all   the sweep as well (make test-sweep: the sweep alone)
+# make test-long  more kills, seeds and examples; its counts go to benchmarks/results/test-long.json
 # make check  lint, types
 # make docs   build the documentation (site/index.html)
 # Each sets up a virtual environment in .venv from a bare Python 3.11 or newer.
@@ -8,15 +10,28 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 SITE ?= site
 
-.PHONY: demo test check docs clean
+.PHONY: venv demo test test-all test-sweep test-long check docs clean
+
+venv: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/gradless demo --out runs/demo
 
+# Which test belongs where: conftest.py.
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	$(PYTEST)
+
+test-all: $(STAMP)
+	$(PYTEST) -m "not long"
+
+test-sweep: $(STAMP)
+	$(PYTEST) -m "sweep and not long"
+
+test-long: $(STAMP)
+	$(PYTEST) -m "long or hypothesis" --hypothesis-profile long --counts benchmarks/results/test-long.json
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,9 +1,108 @@
-"""What pytest must not import where an optional part is not installed."""
+"""What pytest must not import where an optional part is not installed, and which tests belong to which tier.
 
+``make test`` touches every module and every row of every table. Of a test with several parameters it runs the fewest
+cases in which every value of each occurs, and of a costly test marked ``few(n)`` only ``n`` of these; the other cases
+are the sweep, as is what is marked ``sweep``: a costly test whose promise a cheaper one holds in another way.
+``make test-all`` runs the sweep as well. What is marked ``long`` repeats a test that is there already, with more kills,
+seeds or schedules, and belongs to ``make test-long``.
+"""
+
+from __future__ import annotations
+
+import contextlib
 import importlib.util
+import itertools
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 collect_ignore = [] if importlib.util.find_spec("triton") else ["src/gradless/kernels/cuda.py"]
 if not (importlib.util.find_spec("transformers") and importlib.util.find_spec("accelerate")):
     collect_ignore += [f"src/gradless/integrations/{name}.py" for name in ("losses", "replay", "transformers")]
 # TRL warns when it is imported, by versions; its own tests import it.
 collect_ignore += ["src/gradless/integrations/trl.py"]
+
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import settings
+
+    settings.register_profile("long", max_examples=2000, deadline=None)
+
+Case = tuple[tuple[str, tuple[int, ...]], ...]  # (axis, which of its values) for every axis
+
+
+def case_of(item: Any) -> Case:
+    """Place of a test's case on each axis: what one ``parametrize`` sets, be it one name or several."""
+    params = item.callspec.params
+    axes = [mark.args[0] for mark in item.iter_markers("parametrize")]
+    names = [tuple(n.strip() for n in axis.split(",")) if isinstance(axis, str) else tuple(axis) for axis in axes]
+    names += [(name,) for name in params if not any(name in axis for axis in names)]  # of fixtures
+    return tuple((" ".join(axis), tuple(id(params[name]) for name in axis)) for axis in names)
+
+
+def fewest(cases: Sequence[Case]) -> set[int]:
+    """Numbers of few cases in which every value of every axis occurs: always one with the most new ones next."""
+    uses = dict.fromkeys(itertools.chain.from_iterable(cases), 0)
+    chosen: set[int] = set()
+    while not all(uses.values()):
+        new = [sum(not uses[place] for place in case) for case in cases]
+        best = min(range(len(cases)), key=lambda i: (-new[i], sum(uses[place] for place in cases[i]), i))
+        chosen.add(best)
+        for place in cases[best]:
+            uses[place] += 1
+    return chosen
+
+
+def spread(values: Sequence[int], count: int) -> list[int]:
+    """So many of them, from the first on at even distances."""
+    return [values[i * len(values) // count] for i in range(count)] if count < len(values) else list(values)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: Iterable[Any]) -> None:
+    """Mark the cases that only a sweep needs, before pytest looks at marks to choose."""
+    tests: dict[tuple[Any, str], list[Any]] = {}
+    for item in items:
+        if hasattr(item, "callspec") and not any(item.iter_markers("sweep")) and not any(item.iter_markers("long")):
+            tests.setdefault((item.parent, item.originalname), []).append(item)
+    for group in tests.values():
+        kept = sorted(fewest([case_of(item) for item in group]))
+        for mark in group[0].iter_markers("few"):
+            kept = spread(kept, *mark.args)
+        for number, item in enumerate(group):
+            if number not in kept:
+                item.add_marker(pytest.mark.sweep)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--counts``."""
+    parser.addoption("--counts", metavar="FILE", help="write what tests counted with record_property to a JSON file")
+
+
+def processor() -> str:
+    """Name of the processor."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Write the counts of a long run: what was repeated how often, on which processor, by which command."""
+    path = config.getoption("--counts")
+    if path is None:
+        return
+    reports = [report for key in ("passed", "failed") for report in terminalreporter.stats.get(key, ())]
+    tests = {
+        report.nodeid: {**dict(report.user_properties), "outcome": report.outcome, "seconds": round(report.duration, 1)}
+        for report in sorted(reports, key=lambda report: report.nodeid)
+        if report.when == "call"
+    }
+    facts = {"command": shlex.join(["pytest", *sys.argv[1:]]), "processor": processor(), "tests": tests}
+    Path(path).write_text(json.dumps(facts, indent=1) + "\n")

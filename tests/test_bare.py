@@ -102,6 +102,7 @@ def test_a_module_is_said_to_be_in_an_extra_that_brings_it():
     assert not silent, f"{silent} would end a command with a traceback"
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("command", ["tune", "eval", "profile", "replay", "bench", "collab", "demo", "doctor", "plan"])
 def test_help_works(command):
     found = bare(command, "--help")
@@ -135,6 +136,7 @@ print([m for m in sys.modules if m.split(".")[0].lower() in HIDDEN and sys.modul
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.sweep
 def test_aggregation_and_the_suites_work():
     code = """
 import torch, gradless as gl
@@ -206,6 +208,7 @@ def test_the_demo_looks_for_its_packages_before_it_fetches_anything(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("hidden", "options", "said"),
     [
@@ -219,11 +222,13 @@ def test_one_package_missing(tmp_path, own, hidden, options, said):
     one_sentence(found, said)
 
 
+@pytest.mark.sweep
 def test_hub_data_without_datasets(tmp_path):
     found = bare("tune", "--model", "tiny-llama", "--task", "sst2", "--out", tmp_path / "out", hidden=["datasets"])
     one_sentence(found, "--data DIR", "pip install 'gradless[hub]'")
 
 
+@pytest.mark.sweep
 def test_a_run_without_numba_matplotlib_and_sklearn(tmp_path, own):
     """A language model needs transformers; the rest makes it faster or draws."""
     sizes = ["--steps", "2", "--num-train", "4", "--num-dev", "4", "--num-test", "4", "--batch-size", "2"]
@@ -234,6 +239,7 @@ def test_a_run_without_numba_matplotlib_and_sklearn(tmp_path, own):
     assert again.returncode == 0, again.stdout + again.stderr
 
 
+@pytest.mark.sweep
 def test_collaboration_needs_no_language_models(tmp_path):
     absent = [
         name for name in OPTIONAL if name not in BROUGHT_BY["collab"] | {"scipy", "joblib", "pillow", "scikit-learn"}

@@ -41,6 +41,7 @@ def ids(value: object) -> str:
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument")
+@pytest.mark.few(2)
 @pytest.mark.parametrize("page", RUN, ids=ids)
 def test_the_blocks_of_a_page_hold(page, tmp_path, monkeypatch):
     for module in docs_blocks.needs(page):
@@ -230,7 +231,6 @@ def _hooks():
 # the site
 
 
-@pytest.mark.slow
 def test_the_site_builds_and_needs_no_network(tmp_path):
     """``make docs`` leaves the site in a folder, named in GRADLESS_SITE by .ci/run; else it is built here."""
     site = Path(os.environ.get("GRADLESS_SITE", ""))

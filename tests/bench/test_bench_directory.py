@@ -194,7 +194,6 @@ def test_more_tokens_are_expected_to_take_longer(tmp_path, monkeypatch):
 CONFIG_OPTION = any("--config" in option.opts for option in commands.main.commands["tune"].params)
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not CONFIG_OPTION, reason="gradless tune has no --config yet")
 def test_a_tiny_grid_from_end_to_end(tmp_path):
     text = GRID.replace("[1e-4, 1e-3, 1e-2]", "[1e-3, 1e-2]").replace("seeds = [1, 2]", "seeds = [1]")

@@ -65,6 +65,7 @@ def started(place: Place, runs: int, *, seconds: float = 0.3, before: tuple[str,
     return process
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_killed_half_way_it_continues_to_the_same_results(tmp_path, number):
     whole = Place(tmp_path / "whole")
@@ -91,6 +92,7 @@ def test_killed_half_way_it_continues_to_the_same_results(tmp_path, number):
     assert place.table() == whole.table()
 
 
+@pytest.mark.sweep
 def test_in_the_background_it_stops_its_runs_too(tmp_path):
     place = Place(tmp_path)
     process = started(place, 2, seconds=60, before=("sh", "-c", 'trap "" INT; exec "$@"', "sh"))

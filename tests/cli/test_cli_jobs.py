@@ -173,6 +173,7 @@ def test_a_ledger_alone_replays(tune, tmp_path):
     assert call("replay", tmp_path / "alone").output.startswith("step 3: weights ")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("where", ["plain", "no/such/parent", "../beside"])
 @pytest.mark.parametrize("model", ["tiny-gemma", "tiny-roberta"])
 def test_a_saved_model_loads_with_transformers(tune, tmp_path, monkeypatch, model, where):

@@ -75,7 +75,6 @@ def test_device_auto(tmp_path, monkeypatch):
         r.lm.load(str(tmp_path / "model"), device="auto")
 
 
-@pytest.mark.slow
 def test_torchrun(own, whole, tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gradless"]

@@ -121,6 +121,7 @@ def test_served_and_in_place_perturbation_agree_exactly(dtype, directions):
     assert found[0] == found[1]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("directions", [gl.rademacher(), gl.gaussian()])
 def test_the_estimate_is_unbiased(directions):
     """Mean of many one-query estimates against autograd, coordinate by coordinate, within 5 sigma."""
@@ -244,6 +245,7 @@ def test_recomputed_adam_equals_torch_adam(queries, directions):
         torch.testing.assert_close(a, b, rtol=0, atol=2e-5)
 
 
+@pytest.mark.sweep
 def test_layer_scales_follow_the_paper():
     """Definition 6 stays unbiased; definition 7 divides the gradient by d (MeZO appendix B.3, B.4)."""
     model = Net()
@@ -267,6 +269,7 @@ def test_layer_scales_follow_the_paper():
         assert torch.dot(stack.mean(0), exact) / exact.norm() ** 2 > 0.5
 
 
+@pytest.mark.sweep
 def test_gradient_norms_from_forward_passes_alone():
     """Proposition 1: the root-mean-square over many directions is each leaf's gradient norm."""
     model = Net()

@@ -93,6 +93,7 @@ def test_scripted_modules_fall_back_to_in_place_visibly():
     assert torch.equal(linear.weight, before)
 
 
+@pytest.mark.sweep
 def test_a_16_bit_norm_is_probed_and_not_only_moved():
     """Spacing of bfloat16 at 1 is 8 eps: rounded to nearest, a norm's weights would feel no probe at all."""
     norm = nn.LayerNorm(64).to(torch.bfloat16)

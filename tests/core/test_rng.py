@@ -128,6 +128,7 @@ def test_a_window_is_a_slice_of_the_stream(draw, start, count):
     assert torch.equal(draw(11, 22, start, count), whole[start : start + count])
 
 
+@pytest.mark.sweep
 def test_permutation_is_uniform():
     counts = np.zeros((4, 4))
     for seed in range(2400):

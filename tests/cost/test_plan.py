@@ -56,6 +56,7 @@ def planned(model: str, method: str, scheme: str, engine: str) -> tuple[int, int
 # against runs
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(
     ("model", "method", "scheme", "engine"),
     [
@@ -221,6 +222,7 @@ def _is(path: Path, name: str) -> bool:
     return json.loads(path.read_text())["hidden_size"] == meta_models.KNOWN[name].options["hidden_size"]
 
 
+@pytest.mark.sweep
 def test_no_weights_are_made_and_nothing_is_asked_of_a_network():
     # In a process of its own, to see its peak.
     code = """
@@ -238,6 +240,7 @@ print(found.parameters, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 102
     assert peak < 2e9  # 51 GB in float32
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("family", ["GPT2", "Bloom", "Gemma2", "Bert", "ModernBert"])
 def test_architectures_need_no_formula_of_their_own(family, tmp_path):
     small = {

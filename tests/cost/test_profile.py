@@ -71,6 +71,7 @@ def test_what_is_left_out_is_left_out():
     assert "replay_speedup" not in result
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("scheme", ["lora", "prefix", "prompt", "head"])
 def test_schemes_and_a_masked_model(scheme):
     """All schemes, also where no tokenizer exists (virtual tokens are drawn from the vocabulary)."""

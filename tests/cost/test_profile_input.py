@@ -88,6 +88,7 @@ def test_the_command_line(tmp_path):
     assert (refused.exit_code, "did you mean 'stream'?" in refused.stderr) == (2, True)
 
 
+@pytest.mark.sweep
 def test_the_profiler_is_quiet():
     """Torch's profiler announces itself on stderr unless it is told not to."""
     code = """

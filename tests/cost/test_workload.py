@@ -119,6 +119,7 @@ def test_a_shape_is_a_working_model(small, dtype):
     assert all(torch.equal(a, b) for a, b in zip(model.model.parameters(), again.model.parameters(), strict=True))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("scheme", ["full", "lora", "prefix"])
 def test_a_shape_can_be_profiled(small, scheme):
     result = measured(small, scheme=scheme, dtype="bfloat16", engines=("stream",), eager=False, repeats=1)

@@ -55,6 +55,7 @@ CASES = [
 ]
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize(("architecture", "scheme", "method"), CASES)
 def test_the_engines_find_the_same_coefficients(architecture, scheme, method):
     found = {}

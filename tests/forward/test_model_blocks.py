@@ -117,6 +117,7 @@ def t5(encoder: int, decoder: int) -> nn.Module:
         return transformers.T5ForConditionalGeneration(config).eval()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("encoder", "decoder", "side"), [(3, 2, "encoder"), (2, 3, "decoder"), (2, 2, "encoder")])
 def test_of_an_encoder_and_a_decoder_the_longer_one_is_chosen(encoder, decoder, side):
     model = t5(encoder, decoder)

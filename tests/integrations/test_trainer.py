@@ -72,6 +72,7 @@ def test_weight_decay_spares_norms_and_biases(tmp_path):
     assert ledger.read(tmp_path / "ledger").header["weight_decay"] == [0.5, 0.0]
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("make", [classifier, language_model])
 def test_accumulated_micro_batches_are_one_batch(tmp_path, make):
     data = sentences() if make is classifier else texts(24)
@@ -109,6 +110,7 @@ def test_the_closure_is_deterministic_though_the_model_has_dropout(tmp_path):
     assert digest(dropped) == digest(plain)
 
 
+@pytest.mark.sweep
 def test_losses_that_are_not_finite_are_passed_over_until_there_are_too_many(tmp_path):
     class Broken(ZOTrainer):
         broken = frozenset({2, 3})
@@ -260,6 +262,7 @@ def test_a_ready_optimizer(tmp_path):
         trainer(tmp_path, model, optimizers=(torch.optim.SGD(model.parameters()), None))
 
 
+@pytest.mark.sweep
 def test_16_bit_weights_and_autocast(tmp_path):
     found = trainer(tmp_path / "a", classifier().bfloat16(), options={"max_steps": 2})
     found.train()

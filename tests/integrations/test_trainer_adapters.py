@@ -25,6 +25,7 @@ def adapted(seed=1):
     return peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], lora_dropout=0.5))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("ledger_only", [False, True], ids=["weights", "ledger"])
 def test_lora_is_resumed_though_its_first_values_were_random(tmp_path, ledger_only):
     def run(folder, seed=1, resume=None, **rest):
@@ -108,6 +109,7 @@ def sft(folder, kind, *, options=None, **rest):
     )
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_supervised_fine_tuning_of_trl(tmp_path, lora):
     trl = pytest.importorskip("trl")

@@ -59,6 +59,7 @@ def found(tmp_path_factory):
     return folder, [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
+@pytest.mark.sweep
 def test_ranks_keep_the_same_bits(found):
     _, (first, second) = found
     assert first == second
@@ -72,6 +73,7 @@ def test_only_scalars_travel_and_no_gradient_buckets_are_made(found):
     assert first["sent"] == 8 * 24 + 3 * (64 + 8)
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", ["plain", "parts", "words"])
 def test_two_ranks_are_one_process_with_the_whole_batch(found, tmp_path, name):
     folder, _ = found

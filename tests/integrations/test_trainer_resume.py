@@ -32,6 +32,7 @@ BARE = ("lozo", "zo-adam", "sparse-mezo")
 CASES = [(method, False) for method in METHODS] + [(method, True) for method in BARE]
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("method", "ledger_only"), CASES)
 def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(tmp_path, method, ledger_only):
     rest = {"zo": method, "zo_options": METHODS[method], "ledger_only": ledger_only}
@@ -63,6 +64,7 @@ def test_checkpoints_hold_no_state_of_an_optimizer_and_bare_ones_no_weights(tmp_
     assert sum(path.stat().st_size for path in bare) < 5000
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("event", ["before", "after"])
 def test_random_heads_do_not_matter_where_checkpoints_have_weights(tmp_path, event):
     """Scripts make their heads before any seed is set; the checkpoint's weights are the ones to go on from."""
@@ -75,6 +77,7 @@ def test_random_heads_do_not_matter_where_checkpoints_have_weights(tmp_path, eve
     assert digest(again) == digest(whole)
 
 
+@pytest.mark.sweep
 def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path):
     whole = trainer(tmp_path)
     whole.train()
@@ -96,6 +99,7 @@ trainer({folder!r}, options={options}, ledger_only={bare}).train()
 """
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("bare", [False, True], ids=["weights", "ledger"])
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path, bare):
     cut, options = tmp_path / "cut", {"max_steps": 24, "save_steps": 4}
@@ -117,6 +121,7 @@ def test_a_killed_process_resumes_to_the_same_weights(tmp_path, bare):
     assert moves(cut) == moves(tmp_path / "whole")
 
 
+@pytest.mark.sweep
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     trainer(tmp_path).train()
     resume = {"resume_from_checkpoint": str(tmp_path / "checkpoint-4")}

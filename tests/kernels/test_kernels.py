@@ -109,6 +109,7 @@ def test_z_does_not_depend_on_dtype(stream):
         assert torch.equal(z[0].to(other.dtype), other)
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("size", [1.0, 0.02, 3e-5, 2e-6])
 def test_stochastic_rounding_is_unbiased_and_local(dtype, size):
@@ -231,6 +232,7 @@ def test_low_rank_elements_are_what_the_factors_say():
     assert torch.linalg.matrix_rank(p.view(40, 45)) == 6
 
 
+@pytest.mark.sweep
 def test_low_rank_directions_have_unit_variance_and_no_correlation():
     """Over many keys: mean 0, variance 1, and no correlation within a row, a column, or between queries."""
     stream, n = Stream("low_rank", 4), 2000

@@ -228,6 +228,7 @@ def compiled(kernel: str, dtype, stochastic, stream, **more):
     return triton.compile(source, target=GPUTarget("cuda", 90, 32), options=module.OPTIONS)
 
 
+@pytest.mark.few(1)
 @pytest.mark.skipif(sys.platform != "linux", reason="triton's compiler runs on Linux")
 @pytest.mark.parametrize(
     ("stream", "dtype"),
@@ -242,6 +243,7 @@ def test_compiled_sweeps_round_every_product_and_keep_subnormals(monkeypatch, tm
     check(compiled("_sweep", dtype, dtype != torch.float32, stream), tmp_path)
 
 
+@pytest.mark.few(1)
 @pytest.mark.skipif(sys.platform != "linux", reason="triton's compiler runs on Linux")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_compiled_fans_round_every_product_and_keep_subnormals(monkeypatch, tmp_path, dtype):

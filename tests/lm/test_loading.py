@@ -308,6 +308,7 @@ def test_gguf_is_converted_once_and_exactly(tmp_path: Path) -> None:
     assert torch.equal(logits(second), logits(lm))
 
 
+@pytest.mark.sweep
 def test_truncated_gguf_leaves_nothing_behind(tmp_path: Path) -> None:
     whole, path, cache = tmp_path / "whole.gguf", tmp_path / "cut.gguf", tmp_path / "cache"
     write_gguf(models.tiny("llama"), whole)

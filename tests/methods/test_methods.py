@@ -74,6 +74,7 @@ def test_it_keeps_the_contract_of_methods(name, check):
     check(functools.partial(METHODS[name].make, eps=1e-3, seed=4, **SETTINGS[name]))
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("check", [check for check in method_checks(model=Problem) if check.name in DEFERRED])
 def test_it_keeps_the_contract_with_deferred_updates(name, check):
@@ -109,6 +110,7 @@ def test_options_are_checked(name):
     assert not set(SHARED) & set(method.options())
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_weights_learn_too(name):
     model = Problem().to(torch.bfloat16)

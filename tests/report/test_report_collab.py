@@ -235,6 +235,7 @@ def test_without_matplotlib_the_rest_is_written(small, monkeypatch):
     assert any("pip install 'gradless[plots]'" in line for line in said)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "text", [], {}, -1])
 def test_odd_values_do_not_crash(tmp_path, value):
     made = Folder(tmp_path)

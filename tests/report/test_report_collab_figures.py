@@ -101,6 +101,7 @@ def test_numbers_in_cells_can_be_read():
         assert pair[1] / pair[0] >= 4.5
 
 
+@pytest.mark.sweep
 def test_pictures_of_a_large_grid(tmp_path):
     made = grid(tmp_path, seeds=(1,))
     written = quiet(made.folder)

@@ -100,6 +100,7 @@ def test_a_damaged_line_is_left_out(small):
     assert any("3 damaged lines" in line for line in said)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "text", [], {}])
 def test_odd_values_do_not_crash(tmp_path, value):
     bench = Bench(tmp_path / "b")

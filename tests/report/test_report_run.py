@@ -175,6 +175,7 @@ def test_pictures_show_every_coefficient(finished):
     assert "training-rate" not in {one.name for one in drawings(same)}
 
 
+@pytest.mark.sweep
 def test_long_runs_do_not_make_heavy_pages(finished):
     steps = tuple(
         Step(i, tuple(math.sin(i + k) for k in range(16)), 1e-6, i % 500 == 0, 1 + math.cos(i), 32, 0.1, 1e9)

@@ -37,6 +37,7 @@ def test_the_sign_of_nothing_is_nothing():
     assert not normalise.sign().update(Mixture((1,), (0.0,)), None)[0].leaf(leaf).any()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("make", [normalise.scalar_sign, normalise.std_normalised, normalise.rms_normalised])
 def test_normalised_steps_point_along_the_gradient_on_average(make):
     bowl = Bowl()

@@ -22,10 +22,7 @@ from gradless.cli import main
 from gradless.errors import BadInput
 from gradless.runs.config import read_config
 
-pytestmark = pytest.mark.slow
-
 STEPS, RECORD = 300, 17  # bytes of a ledger record with one coefficient
-KILLS = 10
 
 
 def gradless(*arguments: Any) -> list[str]:
@@ -66,14 +63,18 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def test_killed_ten_times_the_run_ends_at_the_same_weights(whole, tmp_path):
+@pytest.mark.parametrize(
+    "kills", [2, pytest.param(10, marks=pytest.mark.sweep), pytest.param(40, marks=pytest.mark.long)]
+)
+def test_killed_again_and_again_the_run_ends_at_the_same_weights(whole, tmp_path, kills, record_property):
+    record_property("kills", kills)
     draw = random.Random(20)
     out, base, head = tmp_path / "run", whole.parent, size(whole / "ledger") - RECORD * (STEPS - 1) - (RECORD + 8)
-    # Two kills at any moment of the start, eight spread over training: at a step, plus a fraction of one.
-    waits = [draw.uniform(0.3, 2.5) for _ in range(2)]
-    marks = sorted(draw.sample(range(2, STEPS - 15), KILLS - len(waits)))
+    # A fifth of the kills at any moment of the start, the others spread over training: at a step and a fraction.
+    waits = [draw.uniform(0.3, 2.5) for _ in range(kills // 5)]
+    marks = sorted(draw.sample(range(2, STEPS - 15), kills - len(waits)))
     reached = []
-    for kill in range(KILLS):
+    for kill in range(kills):
         process = subprocess.Popen(
             tune(base, out, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
         )
@@ -92,7 +93,7 @@ def test_killed_ten_times_the_run_ends_at_the_same_weights(whole, tmp_path):
         reached.append(len(ledger.read(out / "ledger").moves) if (out / "ledger").exists() else 0)
     assert reached == sorted(reached)  # a resumed run takes up what was there
     assert reached[-1] < STEPS
-    assert len(set(reached)) > KILLS // 2
+    assert len(set(reached)) > kills // 2
     subprocess.run(tune(base, out, "--resume"), check=True, capture_output=True, env=environment(), timeout=100)
     calm, killed = result(whole), result(out)
     for key in ("weights_sha256", "selected_step", "steps", "forwards", "test", "dev", "zero_shot", "status"):

@@ -110,6 +110,7 @@ def test_tuned_label_rows_stand_in_the_output_layer(tmp_path, model):
     assert again["test"] == pytest.approx({name: measured[name] for name in again["test"]})
 
 
+@pytest.mark.sweep
 def test_what_a_gguf_file_became_is_saved_as_an_ordinary_folder(tmp_path, monkeypatch):
     pytest.importorskip("gguf")
     from gguf_helpers import write_gguf

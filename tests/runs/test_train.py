@@ -62,7 +62,7 @@ def test_a_run_directory_holds_what_the_contract_says(tmp_path):
     assert seen == [("test", 0), ("dev", 0), ("dev", 1), ("dev", 2), ("dev", 3), ("test", result["selected_step"])]
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 def test_learning_happens_and_is_the_same_every_time(tmp_path):
     own = h.sentiment(tmp_path / "data", train_rows=240, test_rows=100)
     changes = {"own": own, "model": "tiny-opt", "steps": 400, "batch_size": 16, "lr": 1e-3, "eps": 1e-3, "seed": 1}
@@ -159,6 +159,7 @@ def test_every_objective_over_options_runs(tmp_path, objective):
     assert (result["dev"]["loss"] < 0) == (objective == "accuracy")
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("objective", [None, "gold", "lm", "f1"])
 def test_generation_tasks_train_on_loss_and_on_f1(tmp_path, objective):
     sizes = {"num_train": 8, "num_dev": 2, "num_test": 2, "batch_size": 2}

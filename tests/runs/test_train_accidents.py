@@ -112,6 +112,7 @@ def test_a_loss_that_is_not_finite_on_dev_leaves_valid_files(tmp_path):
 
 
 # (0, 1): before the first step. In the dual engine a step has one call.
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("engine", "place"),
     [("stream", (0, 1)), ("stream", (0, 2)), ("stream", (2, 2)), ("dual", (0, 1)), ("dual", (3, 1))],

@@ -49,6 +49,7 @@ LABELS = {
 }
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts_and_prompts(name: str) -> None:
     folder, counts = COUNTS[name]

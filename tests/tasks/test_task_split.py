@@ -65,6 +65,7 @@ def test_rows_are_shuffled(tmp_path: Path) -> None:
     assert sorted(texts(rows)) == sorted(f"train sentence {i}" for i in range(60))
 
 
+@pytest.mark.sweep
 def test_fingerprint_is_the_same_in_another_process(tmp_path: Path) -> None:
     sst2(tmp_path)
     code = (

@@ -46,6 +46,7 @@ def checks_of(kind, tmp_path=None, **claims):
     return SUITES[kind][0](**claims)
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize(("kind", "name", "part", "claims"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES])
 def test_a_broken_promise_is_caught_by_its_check(kind, name, part, claims, tmp_path):
     (check,) = (check for check in checks_of(kind, tmp_path, **claims) if check.name == name)
@@ -152,11 +153,13 @@ GOOD = [
 ]
 
 
+@pytest.mark.few(12)
 @pytest.mark.parametrize(("check", "part"), GOOD, ids=[f"{check.kind}-{check}" for check, _ in GOOD])
 def test_sound_parts_of_others_pass(check, part):
     check(part)
 
 
+@pytest.mark.sweep
 def test_one_call_runs_all_checks_and_stops_at_the_first_broken_promise():
     testing.check_attack(pull())
     testing.check_aggregator(midmean, n=11, f=2, box=True)

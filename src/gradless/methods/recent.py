@@ -49,6 +49,8 @@ def mezo_rms(
 
     ``decay`` is that of the mean square. Cost: 2K forwards. MEAZO, arXiv 2605.03869.
     """
+    if not 0 <= decay < 1:
+        raise BadInput(f"decay is {decay}: it must lie in [0, 1)")
     rules = [rms_normalised(decay), *([momentum(beta)] if beta else []), scale(lr)]
     return build(params, rademacher(), spsa(eps=eps, queries=queries), chain(*rules), **common)
 

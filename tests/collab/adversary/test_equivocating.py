@@ -101,6 +101,7 @@ def alpha(honest, attack, f):
     return float((mixed - mixed.mean(0)).square().sum() / (honest - honest.mean(0)).square().sum())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(("n", "f"), [(12, 1), (16, 3), (26, 5)])
 def test_equivocation_raises_what_nearest_neighbour_averaging_leaves(n, f):
     worst = {}

@@ -136,6 +136,7 @@ def share_of_the_best(seed, name, attack):
     return trial.damage(search(trial.damage, (low, high), unit=unit)) / best
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("name", "attack"),
     [
@@ -153,9 +154,11 @@ def test_search_reaches_what_a_fine_grid_finds(name, attack):
 
 
 @pytest.mark.parametrize("attack", ["alie", "ipm"])
-def test_search_in_the_setting_where_published_ones_stop_early(attack):
+@pytest.mark.parametrize("seeds", [3, pytest.param(60, marks=pytest.mark.long)])
+def test_search_in_the_setting_where_published_ones_stop_early(attack, seeds, record_property):
+    record_property("seeds", seeds)
     # 10 honest peers, 2 attackers, 500 columns, NNM and trimmed mean, which a first step of 10 jumps over.
-    for seed in range(3):
+    for seed in range(seeds):
         honest = normal(10, 500, seed=seed) + 0.3
         rule = compose(nnm(f=2), trimmed_mean(f=2))
         trial = try_out(named(attack), scene_of(honest, 2), rule, heard_by(honest, None), None)
@@ -330,6 +333,7 @@ def test_a_lost_column_of_one_peer_is_seen_outside_the_sample():
     assert bool(found.extras.isfinite().all())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("rule", "attack", "gain"),
     [("krum", "dissensus", 1.1), ("nnm+trimmed-mean", "dissensus", 1.02), ("caf", "alie", 1.05)],

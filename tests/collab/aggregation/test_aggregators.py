@@ -356,6 +356,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.sweep
 def test_extra_memory_is_far_below_one_input():
     if not sys.platform.startswith("linux"):
         pytest.skip("reads the peak from /proc")

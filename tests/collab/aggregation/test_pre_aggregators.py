@@ -139,6 +139,11 @@ def test_what_cannot_be_composed_is_refused():
         compose(krum(f=1), mean())
     with pytest.raises(BadInput, match="receiver's own row"):
         compose(bucketing(size=2), nna(f=1))
-    for make in (lambda: clipping(norm=0), lambda: bucketing(size=0), lambda: nnm(f=-1), lambda: arc(f=0.5)):
-        with pytest.raises(BadInput):
+    for make, sentence in (
+        (lambda: clipping(norm=0), "norm of clipping is 0"),
+        (lambda: bucketing(size=0), "size of bucketing is 0"),
+        (lambda: nnm(f=-1), "f of nnm is -1"),
+        (lambda: arc(f=0.5), "f of arc is 0.5"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
             make()

@@ -172,6 +172,7 @@ def test_pickled_cifar_is_refused_and_never_opened(tmp_path):
             load("cifar10", place)
 
 
+@pytest.mark.sweep
 def test_the_real_cifar_jpegs(tmp_path, monkeypatch):
     """Some of the archive's images; a whole decoding takes half a minute."""
     source = real("cifar10") / "cifar10-jpg.tar.xz"

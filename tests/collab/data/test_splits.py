@@ -127,6 +127,7 @@ def test_dirichlet_over_workers_is_a_partition_class_by_class():
     assert float(shares.var()) == pytest.approx(0.2 * 0.8 / (5 * 0.5 + 1), rel=0.12)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("with_overlap", [False, True])
 def test_dirichlet_over_classes_gives_everybody_equally_many(with_overlap):
     spread, used = [], []
@@ -233,6 +234,7 @@ def test_gather_stacks_peers():
 # the picture
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(("peers", "suffix"), [(1, ".png"), (8, ".svg"), (26, ".png"), (140, ".png")])
 def test_the_picture_is_drawn(tmp_path, peers, suffix):
     pytest.importorskip("matplotlib")

@@ -139,6 +139,7 @@ def test_a_loss_that_is_not_finite_is_an_infinitely_far_row(config):
     assert members[1].optimizer.skipped == 1
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("attack", ["alie", "label-flip", "nan"])
 def test_lora_weights_are_mixed_like_any_others(config, attack, tmp_path):
     lora = dataclasses.replace(config, payload="parameters", scheme="lora", algorithm="monna", lr=0.1, attack=attack)

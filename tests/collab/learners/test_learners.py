@@ -143,6 +143,7 @@ def parting(before, after):
     return float(apart / spread), float((y.mean(0) - x.mean(0)).square().sum() / spread), float(apart.sqrt())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("kernels", ["compiled", "reference"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_both_ways_of_measuring_agree(monkeypatch, kernels, dtype):

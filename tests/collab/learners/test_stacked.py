@@ -261,6 +261,7 @@ def test_digits_are_learnt():
     assert min(learn(datasets.load("digits"), NETS["mlp-digits"], peers=4, steps=80, lr=0.3)) > 0.85
 
 
+@pytest.mark.sweep
 def test_mnist_is_learnt():
     if not (SHARED_DATA / "mnist").is_dir():
         pytest.skip(f"{SHARED_DATA / 'mnist'} is absent; set GRADLESS_SHARED_DATA to the folder with the data sets")

@@ -65,6 +65,7 @@ class Cut(Exception):
     """What ends a process in the midst of a step."""
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_that_is_cut_short_ends_with_the_same_bits(name, rows, tmp_path, monkeypatch):
     config = dataclasses.replace(RUNS[name], own=rows) if RUNS[name].model else RUNS[name]
@@ -118,6 +119,7 @@ def half(folder, monkeypatch, at: int = 4):
             simulate.simulate(RUNS["alie"], folder, reporter=QUIET)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("damage", ["torn", "foreign", "metrics", "release"])
 def test_a_checkpoint_that_does_not_fit_is_passed_over(damage, tmp_path, monkeypatch):
     half(tmp_path, monkeypatch)

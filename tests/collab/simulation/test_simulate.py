@@ -62,6 +62,7 @@ def test_a_run_is_the_same_twice_and_has_what_the_contract_says(tmp_path):
     assert held == dataclasses.replace(SMALL, attack="alie").resolved()
 
 
+@pytest.mark.sweep
 def test_learning_works_and_averaging_does_not_survive(tmp_path):
     free = run(tmp_path / "free", algorithm="d-sgd", steps=150)
     assert free["mean_accuracy"] > 0.85
@@ -91,6 +92,7 @@ def test_more_attackers_than_declared_end_no_run(tmp_path):
     assert len(found["accuracy"]) == 7
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "delivery",
     [
@@ -108,6 +110,7 @@ def test_late_and_lost_messages_are_survived(tmp_path, delivery):
     assert math.isfinite(found["consensus_distance"])
 
 
+@pytest.mark.sweep
 def test_an_attack_on_each_receiver_drives_peers_apart(tmp_path):
     same = run(tmp_path / "a", attack="alie", steps=15)
     each = run(tmp_path / "b", attack="dissensus", steps=15)
@@ -125,6 +128,7 @@ def test_every_algorithm_runs(tmp_path, algorithm, attack):
     assert found["gradients_per_peer"] == expected
 
 
+@pytest.mark.sweep
 def test_several_mixing_rounds_contract_more(tmp_path):
     once = run(tmp_path / "1", attack="dissensus", steps=10)
     thrice = run(tmp_path / "3", attack="dissensus", steps=10, rounds=3)

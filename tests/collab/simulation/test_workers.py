@@ -24,6 +24,7 @@ SMALL = CollabConfig(
 OF_THE_PROCESS = ("train_seconds", "seconds_per_step", "peak_memory_bytes", "versions")  # with its threads
 
 
+@pytest.mark.sweep
 def test_two_workers_come_to_the_results_of_one(tmp_path):
     configs = [dataclasses.replace(SMALL, attack=attack) for attack in ("sign-flip", "alie", "foe")]
     one = study.run_all(configs, tmp_path / "one", reporter=QUIET)
@@ -50,6 +51,7 @@ def test_a_killed_worker_is_a_sentence():
         workers._result(pool.submit(os._exit, 1))
 
 
+@pytest.mark.few(1)
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)
 def test_workers_do_not_outlive_who_started_them(how):
