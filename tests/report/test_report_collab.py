@@ -16,7 +16,7 @@ import pytest
 from gradless.errors import BadInput
 from gradless.report import report, tables
 from gradless.report.collab import study as collab_study
-from gradless.report.collab.page import settings, shortfall
+from gradless.report.collab.page import shared_and_varied, shortfall
 from gradless.report.common.table import NOTHING, Table
 from html_helpers import parsed
 from report_collab_helpers import Folder, curve, quiet
@@ -174,7 +174,7 @@ def test_the_page_is_self_contained_and_escaped(small):
 
 
 def test_settings_that_vary_are_told_apart():
-    same, varied = settings([{"steps": "5", "lr": "0.1"}, {"steps": "5", "lr": "0.2"}, {"steps": "5"}])
+    same, varied = shared_and_varied([{"steps": "5", "lr": "0.1"}, {"steps": "5", "lr": "0.2"}, {"steps": "5"}])
     assert same == {"steps": "5"}
     assert varied == {"lr": "0.1, 0.2, not set"}
 
@@ -264,10 +264,10 @@ def test_lines_of_simulations_are_read(tmp_path):
     made.run("d-sgd", "none", **asked, attackers=0)
     made.run("monna", "foe", **asked | {"split": "gamma-similarity"})
     study = collab_study.load(tmp_path)
-    assert [place.split.label for place in study.places] == [
+    assert [setting.split.label for setting in study.settings] == [
         "Dirichlet over classes, \u03b1 = 0.5", "\u03b3-similarity, \u03b3 = 0.5",
     ]  # fmt: skip
-    assert {place.peers for place in study.places} == {"n = 26, f = 5"}
+    assert {setting.peers for setting in study.settings} == {"n = 26, f = 5"}
     names = [r[1].text for r in named(tmp_path, "accuracy").rows]
     assert names == ["MoNNA", "MoNNA (coefficients)", "MoNNA (nnm+median)", "D-SGD", "MoNNA"]
     assert "ALIE (2 attackers)" in [column.name for column in named(tmp_path, "accuracy").columns]

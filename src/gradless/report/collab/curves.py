@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradless.report.collab.names import NO_ATTACK, REFERENCE, REFERENCE_LABEL, algorithm_name, attack_name
-from gradless.report.collab.study import Collab, Place, Point, Run, curve
+from gradless.report.collab.study import Collab, Point, Run, Setting, curve
 from gradless.report.common.numbers import slug
 from gradless.report.common.pictures import INK, PALE, POINT, Look, Picture, draw_title, marker, save, text_size
 from gradless.runs.record import DIVERGED
@@ -57,7 +57,7 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """The lines under one attack at one place."""
+    """The lines under one attack at one setting."""
 
     attack: str
     heading: str
@@ -80,51 +80,51 @@ def all_curves(study: Collab, folder: Path) -> list[Picture]:
     pictures = []
     for kind in KINDS:
         for n, f in study.peers:
-            places = [place for place in study.places if (place.n, place.f) == (n, f)]
-            rows = _rows(study, kind, places)
+            settings = [setting for setting in study.settings if (setting.n, setting.f) == (n, f)]
+            rows = _rows(study, kind, settings)
             if not any(line.points for row in rows for panel in row for line in panel.lines.values()):
                 continue
-            tail = f"-{slug(places[0].peers.replace(' = ', ''))}" if len(study.peers) > 1 else ""
-            told = [places[0].peers] + ([places[0].split.label] if len(places) == 1 else [])
+            tail = f"-{slug(settings[0].peers.replace(' = ', ''))}" if len(study.peers) > 1 else ""
+            told = [settings[0].peers] + ([settings[0].split.label] if len(settings) == 1 else [])
             title = ", ".join([kind.title, *filter(None, told)])
             figure = small_multiples(rows, looks(study), kind, title)
             pictures.append(save(figure, folder / f"{kind.name}{tail}", title))
     return pictures
 
 
-def _rows(study: Collab, kind: Kind, places: Sequence[Place]) -> list[list[Panel]]:
+def _rows(study: Collab, kind: Kind, settings: Sequence[Setting]) -> list[list[Panel]]:
     """Panels in rows: a split begins a new one."""
-    several = len(places) > 1
+    several = len(settings) > 1
     rows = []
-    for place in places:
-        attacks = [attack for attack in study.attacks if any(run.attack == attack for run in _there(study, place))]
+    for setting in settings:
+        attacks = [attack for attack in study.attacks if any(run.attack == attack for run in _there(study, setting))]
         attacks = attacks or study.attacks
         across = math.ceil(len(attacks) / math.ceil(len(attacks) / MOST_COLUMNS[several]))
         panels = [
-            Panel(attack, place.split.label if several and i == 0 else "", _lines(study, kind, place, attack))
+            Panel(attack, setting.split.label if several and i == 0 else "", _lines(study, kind, setting, attack))
             for i, attack in enumerate(attacks)
         ]
         rows += [panels[start : start + across] for start in range(0, len(panels), across)]
     return rows
 
 
-def _there(study: Collab, place: Place) -> list[Run]:
-    return [run for run in study.runs if run.place == place and not run.is_reference]
+def _there(study: Collab, setting: Setting) -> list[Run]:
+    return [run for run in study.runs if run.setting == setting and not run.is_reference]
 
 
-def _lines(study: Collab, kind: Kind, place: Place, attack: str) -> dict[str, Line]:
+def _lines(study: Collab, kind: Kind, setting: Setting, attack: str) -> dict[str, Line]:
     """By label: the algorithms, and D-SGD without attackers."""
     styles, found = looks(study), {}
     for name in study.algorithms:
         if (name, attack) != (REFERENCE, NO_ATTACK):
-            found[algorithm_name(name)] = _line(study.of(name, attack, place), kind, styles[name])
-    found[REFERENCE_LABEL] = _line(study.reference(place), kind, Look(GREY, "--", "", "full"))
+            found[algorithm_name(name)] = _line(study.of(name, attack, setting), kind, styles[name])
+    found[REFERENCE_LABEL] = _line(study.reference(setting), kind, Look(GREY, "--", "", "full"))
     return {label: line for label, line in found.items() if line.points}
 
 
 def _line(runs: Sequence[Run], kind: Kind, look: Look) -> Line:
     def logarithm(value: float) -> float | None:
-        """Zero, where all peers hold the same, has no place on the axis."""
+        """Zero, where all peers hold the same, has no setting on the axis."""
         return math.log10(value) if value > 0 else None
 
     def points(field: str) -> list[Point]:
@@ -254,8 +254,8 @@ def _panel(
         axes.set_ylabel(kind.axis, color=INK, fontsize=8.5)
     if below:
         axes.set_xlabel("step", color=INK, fontsize=8.5, labelpad=2)
-    for place, line in enumerate(panel.lines.values()):
-        _draw(axes, line, place, len(panel.lines), pale=crowd > MOST_BANDS)
+    for setting, line in enumerate(panel.lines.values()):
+        _draw(axes, line, setting, len(panel.lines), pale=crowd > MOST_BANDS)
     if not panel.lines:
         nothing = "no result yet, or zero throughout" if kind.logarithmic else "no result yet"
         axes.text(0.5, 0.5, nothing, color=PALE, fontsize=8.5, ha="center", va="center",
@@ -285,8 +285,8 @@ def log_ticks(low: float, high: float) -> list[float]:
         step = math.ceil((high - low) / 6)
         return [float(tick) for tick in range(math.ceil(low), math.floor(high) + 1) if tick % step == 0]
     digits = (1, 2, 5) if high - low < 1.3 else (1, 3)
-    places = [power + math.log10(d) for power in range(math.floor(low), math.ceil(high) + 1) for d in digits]
-    return [place for place in places if low <= place <= high]
+    settings = [power + math.log10(d) for power in range(math.floor(low), math.ceil(high) + 1) for d in digits]
+    return [setting for setting in settings if low <= setting <= high]
 
 
 def _power(exponent: float) -> str:
@@ -298,12 +298,12 @@ def _power(exponent: float) -> str:
     return f"{mantissa}e{int(power)}"
 
 
-def _draw(axes: Any, line: Line, place: int, lines: int, *, pale: bool) -> None:
+def _draw(axes: Any, line: Line, setting: int, lines: int, *, pale: bool) -> None:
     """A line with its band of a standard deviation, markers out of step with those of the others."""
     look, points = line.look, line.points
     steps, means = [point.step for point in points], [point.score.mean for point in points]
     spread = [point.score.std or 0.0 for point in points]
-    order = 3 + 0.01 * (lines - place)  # the first algorithms lie on top
+    order = 3 + 0.01 * (lines - setting)  # the first algorithms lie on top
     if any(spread):
         low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
         axes.fill_between(
@@ -315,7 +315,7 @@ def _draw(axes: Any, line: Line, place: int, lines: int, *, pale: bool) -> None:
             linewidth=0.6, linestyle=look.line, alpha=0.9, zorder=order - 0.5,
         )  # fmt: skip
     stride = max(1, len(points) // MARKS)
-    style = marker(look, 3.8) | {"markevery": (min(place * stride // lines, len(points) - 1), stride)}
+    style = marker(look, 3.8) | {"markevery": (min(setting * stride // lines, len(points) - 1), stride)}
     axes.plot(
         steps, means, color=look.colour, linestyle=look.line, linewidth=1.5 if look.marker else 1.2,
         zorder=order if look.marker else 2.5, **(style if look.marker else {}),

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradless.report.collab.names import NO_ATTACK, REFERENCE, algorithm_name, attack_codes, attack_name
-from gradless.report.collab.study import Collab, Place, Split, Weakest
+from gradless.report.collab.study import Collab, Setting, Split, Weakest
 from gradless.report.collab.tables import outcome_text
 from gradless.report.common.pictures import INK, PALE, POINT, Picture, draw_title, save, text_size
 
@@ -67,13 +67,13 @@ def heatmaps(study: Collab, folder: Path) -> list[Picture]:
 def matrices_of(study: Collab) -> tuple[list[Matrix], Axes, str]:
     """A matrix f x data for each algorithm; one of all algorithms where f or the data are the same throughout.
 
-    With a single place, the columns are the attacks.
+    With a single setting, the columns are the attacks.
 
     Returns:
         The matrices, the names of their axes, and what the title has to add.
     """
     splits, peers, codes = study.splits, study.peers, _codes(study)
-    names = [name for name in study.algorithms if any(study.weakest(name, place) for place in study.places)]
+    names = [name for name in study.algorithms if any(study.weakest(name, setting) for setting in study.settings)]
     several = len({n for n, _ in peers}) > 1
     downs = [f"{f} of {n}" if several else _known(f) for n, f in peers]
     acrosses = [split.short or "data" for split in splits]
@@ -81,38 +81,38 @@ def matrices_of(study: Collab) -> tuple[list[Matrix], Axes, str]:
     same = [] if several or peers[0][0] is None else [f"n = {peers[0][0]}"]
     labels = tuple(algorithm_name(name) for name in names)
 
-    def square(name: str, place: Place) -> Square | None:
-        return _square(study.weakest(name, place), name, place, codes)
+    def square(name: str, setting: Setting) -> Square | None:
+        return _square(study.weakest(name, setting), name, setting, codes)
 
     if len(splits) > 1 and len(peers) > 1:
         made = []
         for name, label in zip(names, labels, strict=True):
-            cells = tuple(tuple(square(name, Place(split, *pair)) for split in splits) for pair in peers)
+            cells = tuple(tuple(square(name, Setting(split, *pair)) for split in splits) for pair in peers)
             made.append(Matrix(label, tuple(downs), tuple(acrosses), cells))
         return made, Axes(f_axis, _data_axis(splits)), "".join(f", {text}" for text in same)
     if len(splits) > 1 or len(peers) > 1:
-        places = study.places
-        cells = tuple(tuple(square(name, place) for place in places) for name in names)
-        fixed = [places[0].peers] if len(splits) > 1 else [*same, places[0].split.label]
+        settings = study.settings
+        cells = tuple(tuple(square(name, setting) for setting in settings) for name in names)
+        fixed = [settings[0].peers] if len(splits) > 1 else [*same, settings[0].split.label]
         axis = _data_axis(splits) if len(splits) > 1 else f_axis
         matrix = Matrix("", labels, tuple(acrosses if len(splits) > 1 else downs), cells)
         return [matrix], Axes("", axis), "".join(f", {text}" for text in fixed if text)
     return (
         [_of_attacks(study, names)],
         Axes("", "attack"),
-        "".join(f", {text}" for text in (study.places[0].peers, splits[0].label) if text),
+        "".join(f", {text}" for text in (study.settings[0].peers, splits[0].label) if text),
     )
 
 
 def _of_attacks(study: Collab, names: Sequence[str]) -> Matrix:
-    place = study.places[0]
+    setting = study.settings[0]
     cells = []
     for name in names:
         row = []
         for attack in study.attacks:
-            found = None if (name, attack) == (REFERENCE, NO_ATTACK) else study.outcome(name, attack, place)
+            found = None if (name, attack) == (REFERENCE, NO_ATTACK) else study.outcome(name, attack, setting)
             one = Weakest(attack, found, True) if found is not None else None
-            square = _square(one, name, place, {})
+            square = _square(one, name, setting, {})
             row.append(square)
         cells.append(tuple(row))
     columns = tuple(attack_name(attack) for attack in study.attacks)
@@ -132,14 +132,14 @@ def _data_axis(splits: Sequence[Split]) -> str:
     return f"data: {kinds.pop()}" if len(kinds) == 1 and "" not in kinds else "data"
 
 
-def _square(found: Weakest | None, name: str, place: Place, codes: dict[str, str]) -> Square | None:
+def _square(found: Weakest | None, name: str, setting: Setting, codes: dict[str, str]) -> Square | None:
     if found is None:
         return None
     mean = found.outcome.worst
     value = 100 * mean.mean if mean is not None else None
     text = "div." if value is None else f"{value:.0f}" if value >= 99.95 else f"{value:.1f}"
     text = ("" if found.complete else "≤") + text + ("*" if found.outcome.diverged and value is not None else "")
-    where = ", ".join(part for part in (algorithm_name(name), place.peers, place.split.label) if part)
+    where = ", ".join(part for part in (algorithm_name(name), setting.peers, setting.split.label) if part)
     told = f"{where}: {outcome_text(found.outcome)} under {attack_name(found.attack)}"
     return Square(value, text, codes.get(found.attack, ""), told)
 

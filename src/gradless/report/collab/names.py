@@ -15,25 +15,8 @@ REFERENCE_LABEL = "D-SGD, no attackers"
 OLD_NAMES = {"clippedgossip": "clipped-gossip", "gamma": "gamma-similarity"}  # in results of others
 OLD_SPLITS = {"": "", "dirichlet": "Dirichlet"}
 # How words are written in names that no table has: of rules, variants and the attacks of others.
-_CAPITALS = (
-    "ALIE",
-    "FOE",
-    "IPM",
-    "NNA",
-    "NNM",
-    "ARC",
-    "ZO",
-    "SMEA",
-    "CAF",
-    "CGE",
-    "MDA",
-    "BRIDGE",
-    "LEARN",
-    "SCC",
-    "SGD",
-)
-_MIXED = ("NaN", "MoNNA", "MoGM", "MoCWTM", "Dirichlet")
-ACRONYMS = {word.lower(): word for word in (*_CAPITALS, *_MIXED)} | {"iid": "i.i.d."}
+_SPELLINGS = "ALIE FOE IPM NNA NNM ARC ZO SMEA CAF CGE MDA BRIDGE LEARN SCC SGD NaN MoNNA MoGM MoCWTM Dirichlet"
+ACRONYMS = {word.lower(): word for word in _SPELLINGS.split()} | {"iid": "i.i.d."}
 
 
 def algorithm_name(name: str) -> str:

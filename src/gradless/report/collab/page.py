@@ -44,7 +44,7 @@ def page(study: Collab, tables: Sequence[Table], pictures: Sequence[Picture]) ->
     sections, headings = [], {"read": "How to read this"}
     for id_ in order:
         heading, starts = SECTIONS[id_]
-        glance = id_ == "worst" and len(study.places) == 1  # all attacks at the one place, and not the worst of several
+        glance = id_ == "worst" and len(study.settings) == 1  # shows every attack, not the worst one of each setting
         section = {
             "id": id_,
             "how": "glance" if glance else id_ if id_ != "cost" else "",
@@ -54,7 +54,7 @@ def page(study: Collab, tables: Sequence[Table], pictures: Sequence[Picture]) ->
         if section["tables"] or section["pictures"]:
             sections.append(section)
             headings[id_] = "At a glance" if glance else heading
-    sizes = {"algorithm": len(study.algorithms), "attack": len(study.attacks), "setting": len(study.places)}
+    sizes = {"algorithm": len(study.algorithms), "attack": len(study.attacks), "setting": len(study.settings)}
     return render(
         "collab/page.html.j2",
         study=study,
@@ -86,7 +86,7 @@ def _references(study: Collab) -> list[str]:
     """The accuracy of D-SGD without attackers for every split where it ran."""
     usual, kinds, texts = usual_seeds(study), {split.head for split in study.splits}, []
     for split in study.splits:
-        runs = study.reference(next(place for place in study.places if place.split == split))
+        runs = study.reference(next(setting for setting in study.settings if setting.split == split))
         name = (split.short if len(kinds) == 1 else split.label) or "all data"
         texts += [f"{name}: {outcome_text(outcome(runs), usual=usual)}\u00a0%"] if runs else []
     return texts
@@ -104,12 +104,12 @@ def _origin(study: Collab) -> dict[str, Any]:
     facts: dict[str, list[str]] = {"recipe": [study.name]}
     for (name, value), _ in versions.most_common():
         facts.setdefault(name, []).append(value)
-    same, varied = settings(configs)
+    same, varied = shared_and_varied(configs)
     texts = {name: ", ".join(values) for name, values in facts.items()}
     return {"versions": texts, "runs_with_settings": len(configs), "same": same, "varied": varied}
 
 
-def settings(configs: Sequence[dict[str, str]]) -> tuple[dict[str, str], dict[str, str]]:
+def shared_and_varied(configs: Sequence[dict[str, str]]) -> tuple[dict[str, str], dict[str, str]]:
     """What every run was set to, and the values of the settings that differ between runs."""
     values = {
         name: unique(config.get(name, "not set") for config in configs)
@@ -144,7 +144,7 @@ def _cut(text: str) -> str:
 
 
 def _ending(run: Run) -> str:
-    names = [algorithm_name(run.algorithm), attack_name(run.attack), run.place.peers, run.place.split.label]
+    names = [algorithm_name(run.algorithm), attack_name(run.attack), run.setting.peers, run.setting.split.label]
     reason = run.record.get("reason")
     more = f": {_cut(reason)}" if isinstance(reason, str) and reason else ""
     return f"{run.status}: {', '.join(part for part in names if part)}, seed {show(run.seed)}{more}"

@@ -12,7 +12,7 @@ from gradless.bench.results import FAILED
 from gradless.errors import BadInput
 from gradless.report.collab.names import ALPHA, GAMMA, NO_ATTACK, REFERENCE, algorithm_order, attack_order, split_name
 from gradless.report.common.numbers import Score, number, score, show, unique
-from gradless.report.common.read import read_json
+from gradless.report.common.read import mapping, read_json
 from gradless.runs.record import DIVERGED
 
 ADVICE = "finish a run of `gradless collab simulate` in it first"
@@ -42,7 +42,7 @@ class Split(NamedTuple):
         return ", ".join(part for part in (self.head, self.short) if part)
 
 
-class Place(NamedTuple):
+class Setting(NamedTuple):
     """Where algorithms are compared: the same split, the same peers, as many declared attackers."""
 
     split: Split
@@ -61,15 +61,14 @@ class Run(NamedTuple):
     id: str
     algorithm: str
     attack: str
-    place: Place
+    setting: Setting
     seed: Any
     status: str
     record: dict[str, Any]
 
     def number(self, *names: str) -> float | None:
         """The first of these fields that is a finite number, or None."""
-        found = (number(self.record.get(name)) for name in names)
-        return next((value for value in found if value is not None), None)
+        return next((value for name in names if (value := number(self.record.get(name))) is not None), None)
 
     def ratio(self, name: str, which: str) -> float | None:
         """Median ("median") or maximum ("max") of alpha or lambda over a run's mixings, as a field or in a mapping."""
@@ -96,9 +95,9 @@ class Outcome(NamedTuple):
     failed: int
 
     @property
-    def lost(self) -> bool:
-        """Runs ended, and none of them with an accuracy."""
-        return self.worst is None and bool(self.diverged or self.failed)
+    def counts(self) -> bool:
+        """A run ended by itself, with an accuracy or diverged."""
+        return self.worst is not None or bool(self.diverged)
 
 
 class Weakest(NamedTuple):
@@ -108,6 +107,16 @@ class Weakest(NamedTuple):
     outcome: Outcome
     complete: bool
     """Every attack of the study was tried there; otherwise another one may be worse."""
+
+    @property
+    def bound(self) -> str:
+        """A sign of relation for the accuracy, which may yet be lower."""
+        return "" if self.complete else "≤ "
+
+    @property
+    def so_far(self) -> str:
+        """A remark for the attack, which may yet be another one."""
+        return "" if self.complete else " (so far)"
 
 
 class Point(NamedTuple):
@@ -126,7 +135,7 @@ class Collab:
     unread: int
     """Damaged lines of results.jsonl; the torn end of a file that is being written is none."""
     replaced: int
-    """Runs of which a later one has the same algorithm, attack, place and seed."""
+    """Runs of which a later one has the same algorithm, attack, setting and seed."""
     unfinished: int
     """Directories under runs/ without a line in results.jsonl."""
 
@@ -148,81 +157,77 @@ class Collab:
         return sorted(names, key=attack_order)
 
     @property
-    def places(self) -> list[Place]:
+    def settings(self) -> list[Setting]:
         """Of runs under attack; where D-SGD without attackers is all there is, of that."""
-        found = {run.place for run in self.runs if not run.is_reference} or {run.place for run in self.runs}
-        return sorted(found, key=_place_order)
+        attacked = {run.setting for run in self.runs if not run.is_reference}
+        return sorted(attacked or {run.setting for run in self.runs}, key=_setting_order)
 
     @property
     def splits(self) -> list[Split]:
         """From the most to the least heterogeneous."""
-        return unique(place.split for place in sorted(self.places, key=_place_order))
+        return unique(setting.split for setting in sorted(self.settings, key=_setting_order))
 
     @property
     def peers(self) -> list[tuple[int | None, int | None]]:
         """The (n, f) that occur."""
-        return sorted({(place.n, place.f) for place in self.places}, key=lambda pair: (pair[1] or 0, pair[0] or 0))
+        return unique((setting.n, setting.f) for setting in sorted(self.settings, key=_peer_order))
 
-    def among(self, place: Place) -> str:
-        """What tells a place's peers from those of the others: "f = 5", with n where that differs too."""
+    def among(self, setting: Setting) -> str:
+        """What tells a setting's peers from those of the others: "f = 5", with n where that differs too."""
         several = len({n for n, _ in self.peers}) > 1
-        return place.peers if several or place.f is None else f"f = {place.f}"
+        return setting.peers if several or setting.f is None else f"f = {setting.f}"
 
     @property
     def peers_tail(self) -> str:
-        """What the peers of all places have in common, for a title: "n = 26, f = 5", "n = 26" or nothing."""
+        """What the peers of all settings have in common, for a title: "n = 26, f = 5", "n = 26" or nothing."""
         if len(self.peers) == 1:
-            return self.places[0].peers
+            return self.settings[0].peers
         counts = {n for n, _ in self.peers}
         return f"n = {self.peers[0][0]}" if len(counts) == 1 and None not in counts else ""
 
-    def of(self, algorithm: str, attack: str, place: Place) -> list[Run]:
+    def of(self, algorithm: str, attack: str, setting: Setting) -> list[Run]:
         """The runs of all seeds; for D-SGD without attackers those that stand for it there."""
         if (algorithm, attack) == (REFERENCE, NO_ATTACK):
-            return self.reference(place)
-        return [run for run in self.runs if (run.algorithm, run.attack, run.place) == (algorithm, attack, place)]
+            return self.reference(setting)
+        return [run for run in self.runs if (run.algorithm, run.attack, run.setting) == (algorithm, attack, setting)]
 
-    def reference(self, place: Place) -> list[Run]:
+    def reference(self, setting: Setting) -> list[Run]:
         """D-SGD without attackers on the same split.
 
         Of as many peers and attackers if there is such a one, or else of as many peers, of as many honest ones, or of
         any number.
         """
-        found = [run for run in self.runs if run.is_reference and run.place.split == place.split]
+        references = [run for run in self.runs if run.is_reference and run.setting.split == setting.split]
 
-        def far(other: Place) -> tuple[bool, bool, bool, int, int]:
-            honest = [None if p.n is None or p.f is None else p.n - p.f for p in (place, other)]
-            return (other != place, other.n != place.n, honest[0] not in (honest[1], other.n), *_peer_order(other))
+        def distance(other: Setting) -> tuple[bool, bool, bool, int, int]:
+            honest = [None if p.n is None or p.f is None else p.n - p.f for p in (setting, other)]
+            return (other != setting, other.n != setting.n, honest[0] not in (honest[1], other.n), *_peer_order(other))
 
-        nearest = min((run.place for run in found), key=far, default=None)
-        return [run for run in found if run.place == nearest]
+        nearest = min((run.setting for run in references), key=distance, default=None)
+        return [run for run in references if run.setting == nearest]
 
-    def outcome(self, algorithm: str, attack: str, place: Place) -> Outcome | None:
+    def outcome(self, algorithm: str, attack: str, setting: Setting) -> Outcome | None:
         """None while there is no run."""
-        runs = self.of(algorithm, attack, place)
+        runs = self.of(algorithm, attack, setting)
         return outcome(runs) if runs else None
 
-    def weakest(self, algorithm: str, place: Place) -> Weakest | None:
+    def weakest(self, algorithm: str, setting: Setting) -> Weakest | None:
         """The attack with the lowest mean over seeds of the worst accuracy; one that left no accuracy is lower still.
 
         Without attackers counts only where nothing else was tried.
         """
-        tried = self.attacks_at(place)
-        found = {attack: self.outcome(algorithm, attack, place) for attack in tried}
-        known = {attack: ending for attack, ending in found.items() if ending is not None and _counts(ending)}
+        tried = self.attacks_at(setting)
+        endings = {attack: self.outcome(algorithm, attack, setting) for attack in tried}
+        known = {attack: ending for attack, ending in endings.items() if ending is not None and ending.counts}
         if not known:
-            calm = self.outcome(algorithm, NO_ATTACK, place) if algorithm != REFERENCE else None
-            return Weakest(NO_ATTACK, calm, not tried) if calm is not None and _counts(calm) else None
+            calm = self.outcome(algorithm, NO_ATTACK, setting) if algorithm != REFERENCE else None
+            return Weakest(NO_ATTACK, calm, not tried) if calm is not None and calm.counts else None
         worst = min(known, key=lambda attack: known[attack].worst or Score(-1.0, None, 0))
         return Weakest(worst, known[worst], len(known) == len(tried))
 
-    def attacks_at(self, place: Place) -> list[str]:
+    def attacks_at(self, setting: Setting) -> list[str]:
         """Attacks to be expected there: all of the study's, but none where no attacker is declared."""
-        return [] if place.f == 0 else [attack for attack in self.attacks if attack != NO_ATTACK]
-
-
-def _counts(found: Outcome) -> bool:
-    return found.worst is not None or bool(found.diverged)
+        return [] if setting.f == 0 else [attack for attack in self.attacks if attack != NO_ATTACK]
 
 
 def outcome(runs: Sequence[Run]) -> Outcome:
@@ -242,26 +247,26 @@ def curve(runs: Iterable[Run], name: str, scale: Callable[[float], float | None]
     A run that diverged keeps the accuracy that it ended with, as in the tables; its models' distance has no such value.
 
     Args:
-        runs: seeds of one algorithm, attack and place.
+        runs: seeds of one algorithm, attack and setting.
         name: "worst", "mean" or "consensus".
         scale: applied before the mean is taken (a logarithm, say); None leaves the value out.
     """
     curves, ended = [], []
     for run in runs:
         lines = run.record.get("curve")
-        found: dict[float, float] = {}
+        values: dict[float, float] = {}
         for line in lines if isinstance(lines, list) and run.status != FAILED else ():
-            step, value = (number(line.get(key)) for key in ("step", name)) if isinstance(line, dict) else (None, None)
+            step, value = number(mapping(line).get("step")), number(mapping(line).get(name))
             scaled = None if value is None else scale(value)
             if step is not None and scaled is not None:
-                found[step] = scaled
-        curves += [found] if found else []
-        ended += [found] if found and run.status == DIVERGED and name != "consensus" else []
-    for found in ended:
-        last = max(found)
-        found.update({step: found[last] for step in set().union(*curves) if step > last})
+                values[step] = scaled
+        curves += [values] if values else []
+        ended += [values] if values and run.status == DIVERGED and name != "consensus" else []
+    for values in ended:
+        last = max(values)
+        values.update({step: values[last] for step in set().union(*curves) if step > last})
     shared = set.intersection(*map(set, curves)) if curves else set()
-    scores = {step: score(found[step] for found in curves) for step in sorted(shared)}
+    scores = {step: score(values[step] for values in curves) for step in sorted(shared)}
     return [Point(step, mean) for step, mean in scores.items() if mean is not None]
 
 
@@ -284,7 +289,7 @@ def load(folder: Path) -> Collab:
     path = folder / "results.jsonl"
     text = path.read_text(errors="replace") if path.is_file() else ""
     lines = [_run(record) for record in _records(text)]
-    by_id = {run.id: run for run in _told_apart([run for run in lines if run is not None])}
+    by_id = {run.id: run for run in _with_payloads([run for run in lines if run is not None])}
     latest: dict[tuple[Any, ...], Run] = {}
     for run in by_id.values():
         latest.pop(_key(run), None)
@@ -293,30 +298,30 @@ def load(folder: Path) -> Collab:
         raise BadInput(f"{folder} holds no finished collaborative run yet: {ADVICE}")
     begun = {other.parent.name for other in folder.glob("runs/*/config.json")}
     return Collab(
-        folder=folder, runs=tuple(latest.values()), unread=lines.count(None), replaced=len(by_id) - len(latest),
+        folder=folder,
+        runs=tuple(latest.values()),
+        unread=lines.count(None),
+        replaced=len(by_id) - len(latest),
         unfinished=len(begun - set(by_id)),
-    )  # fmt: skip
+    )
 
 
-def _told_apart(runs: Sequence[Run]) -> list[Run]:
+def _with_payloads(runs: Sequence[Run]) -> list[Run]:
     """With the payload in the algorithm's name where runs differ in it."""
     payloads = {str(run.record.get("payload") or "") for run in runs}
     if len(payloads) < 2:
         return list(runs)
     plain = "parameters" if "parameters" in payloads else min(payloads)
-    return [
-        run if (payload := str(run.record.get("payload") or "")) in (plain, "")
-        else run._replace(algorithm=f"{run.algorithm} ({payload})")
-        for run in runs
-    ]  # fmt: skip
+    named = {payload: f" ({payload})" if payload not in (plain, "") else "" for payload in payloads}
+    return [run._replace(algorithm=run.algorithm + named[str(run.record.get("payload") or "")]) for run in runs]
 
 
 def facts_of(study: Collab, run: Run, file: str) -> dict[str, Any]:
     """``config.json`` or ``result.json`` of a run, which lies in the folder itself if it is the only one."""
     path = study.folder / "runs" / run.id / file
     inside = path.parent.parent == study.folder / "runs" and run.id not in ("", ".", "..")
-    found = read_json(path) if inside else {}
-    return found or (read_json(study.folder / file) if len(study.runs) == 1 else {})
+    facts = read_json(path) if inside else {}
+    return facts or (read_json(study.folder / file) if len(study.runs) == 1 else {})
 
 
 def _records(text: str) -> Iterator[Any]:
@@ -344,15 +349,14 @@ def _run(record: Any) -> Run | None:
     )
     if attackers not in (None, f) and attack != NO_ATTACK:
         attack += f" ({attackers} attackers)"
-    place = Place(_split(record), n, f)
-    name = str(record.get("id") or f"{algorithm}/{attack}/{place}/{record.get('seed')}")
-    return Run(name, algorithm, attack, place, record.get("seed"), str(record.get("status", FAILED)), record)
+    setting = Setting(_split(record), n, f)
+    name = str(record.get("id") or f"{algorithm}/{attack}/{setting}/{record.get('seed')}")
+    return Run(name, algorithm, attack, setting, record.get("seed"), str(record.get("status", FAILED)), record)
 
 
 def _count(*values: Any) -> int | None:
     """The first of them that is a number."""
-    found = (number(value) for value in values)
-    return next((int(value) for value in found if value is not None), None)
+    return next((int(value) for value in map(number, values) if value is not None), None)
 
 
 def _split(record: dict[str, Any]) -> Split:
@@ -367,16 +371,16 @@ def _split(record: dict[str, Any]) -> Split:
 
 
 def _key(run: Run) -> tuple[Any, ...]:
-    return (run.algorithm, run.attack, run.place, repr(run.seed))
+    return (run.algorithm, run.attack, run.setting, repr(run.seed))
 
 
-def _peer_order(place: Place) -> tuple[int, int]:
-    return (place.f or 0, place.n or 0)
+def _peer_order(setting: Setting) -> tuple[int, int]:
+    return (setting.f or 0, setting.n or 0)
 
 
-def _place_order(place: Place) -> tuple[Any, ...]:
+def _setting_order(setting: Setting) -> tuple[Any, ...]:
     """Most heterogeneous first: by kind and parameter, extreme splits before and i.i.d. ones after the others."""
-    kind, value = place.split.kind, place.split.value
+    kind, value = setting.split.kind, setting.split.value
     plain = kind.lower().replace(".", "").replace("-", "")
     rank = 0 if plain in ("extreme", "sorted") else 2 if plain == "iid" else 1
-    return (rank, kind, place.split.symbol, value or 0.0, *_peer_order(place))
+    return (rank, kind, setting.split.symbol, value or 0.0, *_peer_order(setting))

@@ -93,7 +93,7 @@ def markdown(table: Table) -> str:
         return f"**{text}**" if item.best else text
 
     heads = [entry(Item(column.flat)) for column in table.columns]
-    rule = ["---" if place < table.labels else "---:" for place in range(len(heads))]
+    rule = ["---" if index < table.labels else "---:" for index in range(len(heads))]
     lines = [f"| {' | '.join(cells)} |" for cells in (heads, rule, *([entry(i) for i in row] for row in table.rows))]
     return "\n".join([f"### {table.title}", "", *lines, "", table.caption, ""])
 
@@ -166,12 +166,12 @@ def plain(table: Table) -> str:
     """Aligned text without colours; the best of all has a star, the best zeroth-order method a dagger."""
     cells = [[column.flat for column in table.columns]]
     cells += [[_marked(item) + (STAR if item.best else "") for item in row] for row in table.rows]
-    widths = [max(len(row[place]) for row in cells) for place in range(len(table.columns))]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(table.columns))]
 
     def line(row: list[str]) -> str:
         padded = (
-            text.ljust(width) if place < table.labels else text.rjust(width)
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+            text.ljust(width) if index < table.labels else text.rjust(width)
+            for index, (text, width) in enumerate(zip(row, widths, strict=True))
         )  # fmt: skip
         return "  ".join(padded).rstrip()
 
@@ -185,9 +185,9 @@ def _show_rich(table: Table) -> None:
     from rich.text import Text
 
     grid = Grid(title=Text(table.title, "bold"), title_justify="left", header_style="dim", box=SIMPLE_HEAD)
-    for place, column in enumerate(table.columns):
+    for index, column in enumerate(table.columns):
         head = "\n".join(part for part in (column.group, column.name) if part)
-        grid.add_column(Text(head), justify="left" if place < table.labels else "right")
+        grid.add_column(Text(head), justify="left" if index < table.labels else "right")
     for rows in table.groups:
         for number, row in enumerate(rows):
             styles = ("bold green" if item.best else "bold" if item.best_zo else "yellow" if item.warn else ""
@@ -201,17 +201,17 @@ def _marked(item: Item) -> str:
     return item.text + (DAGGER if item.best_zo else "")
 
 
-def score_text(found: Score | None, *, usual: int | None = None) -> str:
+def score_text(mean: Score | None, *, usual: int | None = None) -> str:
     """``0.863 ± 0.004``, with the number of seeds where it is not the usual one."""
-    if found is None:
+    if mean is None:
         return NOTHING
-    spread = "" if found.std is None else f" ± {found.std:.3f}"
-    return f"{found.mean:.3f}{spread}" + ("" if found.n == usual else f" (n={found.n})")
+    spread = "" if mean.std is None else f" ± {mean.std:.3f}"
+    return f"{mean.mean:.3f}{spread}" + ("" if mean.n == usual else f" (n={mean.n})")
 
 
-def score_record(found: Score | None) -> dict[str, Any]:
-    """The same for a record."""
-    return {"mean": found and found.mean, "std": found and found.std, "seeds": found.n if found else 0}
+def score_record(score: Score | None) -> dict[str, Any]:
+    """Mean, standard deviation and number of seeds as fields of a record."""
+    return {"mean": score and score.mean, "std": score and score.std, "seeds": score.n if score else 0}
 
 
 def marked(texts: Sequence[str], values: Sequence[float | None], zo: Sequence[bool]) -> list[Item]:
