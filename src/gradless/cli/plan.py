@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +12,12 @@ import click
 from gradless.cli.fields import of_fields
 from gradless.cli.options import PATH
 from gradless.runs.config import TuneConfig
+from gradless.system import tables
 
 if TYPE_CHECKING:
     from gradless.cost.plan import Plan
 
-HEADS = ("", "weights", "gradients", "optimizer state", "activations", "scratch", "total")
+HEADS = ("", "weights", "gradients", "optimizer state", "activations", "scratch", "total", "fits on")
 
 
 @click.command("plan")
@@ -83,27 +83,11 @@ def show(planned: Plan, budgets: dict[str, int]) -> None:
         f"{settings.batch_size} x {settings.length} tokens, {settings.attention} attention, "
         f"objective {settings.objective}, engine {planned.engine}"
     )
-    lines = [
+    rows = [
         (need.name, *map(gigabytes, need[1:7]), _fits([need.fits(b) for b in budgets.values()], list(budgets)))
         for need in planned.needs
     ]
-    heads = (*HEADS, "fits on")
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(title=title)
-        for number, head in enumerate(heads):
-            table.add_column(head, justify="right" if 0 < number < len(HEADS) else "left")
-        for line in lines:
-            table.add_row(*line)
-        Console().print(table)
-    else:
-        click.echo(title)
-        widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
-        for line in (heads, *lines):
-            cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-            click.echo("  ".join([line[0].ljust(widths[0]), *cells[1:-1], line[-1]]).rstrip())
+    tables.show(title, HEADS, rows, left=(0, len(HEADS) - 1))
     click.echo("GB are 10^9 bytes. Totals are peaks; the runtime (Python, CUDA) and fragmentation are not in them.")
 
 

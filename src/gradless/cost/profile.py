@@ -13,7 +13,6 @@ import gc
 import os
 import platform
 import statistics
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from gradless.cost.workload import EAGER, FLOOR, LR, Settings, Subject
 from gradless.errors import BadInput
 from gradless.optimizer import Update
 from gradless.runs.record import versions
+from gradless.system import tables
 from gradless.system.atomic import write_json
 from gradless.system.progress import Reporter
 
@@ -171,23 +171,7 @@ def show(result: dict[str, Any]) -> None:
     for name, row in result["engines"].items():
         rows.append((name if row["used"] == name else f"{name} (ran as {row['used']})", row))
     lines = [_line(name, row, result["inference_memory_bytes"]) for name, row in rows]
-    title = figures.profile_title(result)
-    if sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table(title=title)
-        for column, head in enumerate(heads):
-            table.add_column(head, justify="right" if column else "left")
-        for line in lines:
-            table.add_row(*line)
-        Console().print(table)
-    else:
-        print(title)
-        widths = [max(map(len, column)) for column in zip(heads, *lines, strict=True)]
-        for line in (heads, *lines):
-            cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-            print("  ".join([line[0].ljust(widths[0]), *cells[1:]]).rstrip())
+    tables.show(figures.profile_title(result), heads, lines)
     if "replay_steps" in result:
         each, speedup = result["replay_seconds_per_step"], result["replay_speedup"]
         print(f"replay of {result['replay_steps']} steps: {each:.3g} s a step, {speedup:.0f} x faster than training")
