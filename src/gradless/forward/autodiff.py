@@ -111,7 +111,9 @@ class Tangents(TorchFunctionMode):
         self.leaves = {id(leaf.param): leaf for leaf in leaves if leaf.active is None or leaf.active(key)}
         self.mixture = Mixture((key,), (1.0,))
 
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Call ``func`` with every tuned parameter among its arguments made dual."""
         kwargs = kwargs or {}
         if func.__name__ in METADATA or not self._reads((args, kwargs)):
@@ -126,7 +128,7 @@ class Tangents(TorchFunctionMode):
         rows = self._rows(func, args, kwargs)
         return func(*self._served(args), **self._served(kwargs)) if rows is None else rows
 
-    def _rows(self, func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
+    def _rows(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The result of ``func`` if it only reads some rows of a tuned parameter, else None."""
         if func is F.embedding:
             ids, weight = [*args, kwargs.get("input"), kwargs.get("weight")][:2]
@@ -157,4 +159,5 @@ class Tangents(TorchFunctionMode):
         combine(z, leaf._replace(mask=None), self.mixture, amplitude=leaf.probe, decay=0.0, rows=rows)
         if leaf.mask is not None:
             z = torch.where(leaf.mask if rows is None else leaf.mask[rows], z, 0.0)
-        return forward_ad.make_dual(p if rows is None else p[rows], z)
+        dual: Tensor = forward_ad.make_dual(p if rows is None else p[rows], z)
+        return dual

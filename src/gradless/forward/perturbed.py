@@ -91,14 +91,14 @@ class PerturbedWeights(TorchFunctionMode):
             for leaf in self.exposed:
                 leaf.param.detach().copy_(self._branch(leaf)[0])
             self._drop_casts()
-            super().__enter__()
+            super().__enter__()  # type: ignore[no-untyped-call]
         except BaseException:  # an interrupt between two leaves, too
             self._restore()
             raise
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self.pool.give({id(copies.buffer): copies.buffer.flat for copies in self.ahead.values()}.values())
         self.ahead.clear()
         self._restore()
@@ -126,7 +126,9 @@ class PerturbedWeights(TorchFunctionMode):
         if self.exposed:
             torch.clear_autocast_cache()
 
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Call ``func`` with every tuned parameter among its arguments replaced."""
         kwargs = kwargs or {}
         if not any(map(self._is_tuned, args)) and not any(map(self._is_tuned, kwargs.values())):
@@ -182,7 +184,7 @@ class PerturbedWeights(TorchFunctionMode):
         """``[C, ...]`` as the forward sees it: a value with a hidden dimension, or the single value."""
         return copies[0] if self.batched is None else self.batched.wrap(copies)
 
-    def _linear(self, func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
+    def _linear(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The result of a linear layer whose copies can share work, else None."""
         if func is F.linear:
             named = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
@@ -231,7 +233,7 @@ class PerturbedWeights(TorchFunctionMode):
         torch.addmm(flat, rows.reshape(-1, rows.shape[-1]), weight.T, out=flat)
         return self._present(out.view(len(out), *shape, -1))
 
-    def _rows(self, func: Callable, args: tuple, kwargs: dict) -> Tensor | None:
+    def _rows(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The result of ``func`` if it only reads some rows of a tuned parameter, else None."""
         if func is F.embedding and not kwargs.get("max_norm"):
             ids, weight = [*args, kwargs.get("input"), kwargs.get("weight")][:2]
@@ -247,7 +249,7 @@ class PerturbedWeights(TorchFunctionMode):
         return self._present(self._branch(leaf, rows)[:, inverse])
 
     @staticmethod
-    def _checked(func: Callable, rows: Tensor, inverse: Tensor, *, size: int) -> tuple[Tensor, Tensor]:
+    def _checked(func: Callable[..., Any], rows: Tensor, inverse: Tensor, *, size: int) -> tuple[Tensor, Tensor]:
         """Sorted rows within a leaf of ``size`` rows; the kernels trust them. Indexing may count from the end."""
         if func is Tensor.__getitem__:
             rows = torch.where(rows < 0, rows + size, rows)
@@ -321,7 +323,7 @@ class ReadSurvey(TorchDispatchMode):
     """Find tuned parameters that a forward reads below the level of torch functions."""
 
     def __init__(self, leaves: Mapping[int, Leaf]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.owners: dict[int, set[int]] = {}  # several parameters may be views of one buffer
         for key, leaf in leaves.items():
             self.owners.setdefault(leaf.param.untyped_storage().data_ptr(), set()).add(key)

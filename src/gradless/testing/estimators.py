@@ -109,7 +109,9 @@ def _keys(estimator: Estimator, seed: int, queries: int) -> tuple[int, ...]:
     return tuple(rng.direction_key(seed, 0, query) for query in range(queries if estimator.queries(0) else 0))
 
 
-def _estimate(estimator: Estimator, seed: int, queries: int, *, sick: bool = False) -> tuple[Estimate, Asked, tuple]:
+def _estimate(
+    estimator: Estimator, seed: int, queries: int, *, sick: bool = False
+) -> tuple[Estimate, Asked, tuple[int, ...]]:
     asked, keys = Asked(estimator.deep, sick=sick), _keys(estimator, seed, queries)
     return estimator.estimate(asked.oracle(), keys), asked, keys
 
