@@ -1,4 +1,4 @@
-"""The one way bad input is reported: a sentence that says what is wrong and how to mend it."""
+"""How bad input is reported: an exception whose message is one sentence that says what is wrong and how to fix it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class BadInput(ValueError):
-    """Something the user gave cannot be used; the message is one sentence that names the fix.
+    """Input of the user cannot be used; the message is one sentence that names the fix.
 
     The command line prints the message without a traceback and exits with code 2.
     """
@@ -23,11 +23,11 @@ class ReportedElsewhere(BadInput):
 
 
 class BrokenRanks(RuntimeError):
-    """Ranks of one run came apart: one ended, hung, or holds other weights; the message says how to go on."""
+    """A rank of a run ended, hangs or holds other weights than the others; the message says how to continue."""
 
 
 class Diverged(RuntimeError):
-    """Training met too many non-finite losses in a row; the message advises what to change."""
+    """Too many losses in a row were not finite; the message says what to change."""
 
 
 def pick(kind: str, name: str, table: Mapping[str, T]) -> T:

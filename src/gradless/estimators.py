@@ -143,9 +143,9 @@ def hybrid(shallow: Estimator, deep: Callable[[str], bool]) -> Estimator:
     """
 
     def estimate(oracle: Oracle, keys: Sequence[int]) -> Estimate:
-        found = shallow.estimate(oracle, keys)
+        directional = shallow.estimate(oracle, keys)
         loss, tensors = oracle.gradients()
-        return Estimate(loss, found.coeffs, tensors)
+        return Estimate(loss, directional.coeffs, tensors)
 
     return Estimator(
         f"hybrid-{shallow.name}", shallow.eps, shallow.queries, estimate, lambda k: shallow.forwards(k) + BACKPROP, deep

@@ -104,8 +104,8 @@ class Dense(NamedTuple):
 
     def leaf(self, leaf: Leaf) -> Tensor:
         """This gradient's share of ``leaf``: float32, the parameter's shape."""
-        found = self.tensors.get(leaf.name)
-        return self.rest.leaf(leaf) if found is None else found.float()
+        stored = self.tensors.get(leaf.name)
+        return self.rest.leaf(leaf) if stored is None else stored.float()
 
 
 class Lazy(NamedTuple):

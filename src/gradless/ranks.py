@@ -4,8 +4,8 @@ Every rank holds the whole model and ends every step with the same bits of it, s
 in the same order. What is split is the work of finding these losses:
 
 - ``batch``: each rank evaluates its shard of the batch at all points; a loss is the weighted mean over the ranks.
-- ``directions``: each rank evaluates the whole batch at some of the points. A loss is then found by one rank alone, so
-  that its bits, and with them the run, do not depend on the number of ranks.
+- ``directions``: each rank evaluates the whole batch at some of the points. A loss is then computed by one rank alone,
+  so that its bits, and with them the run, do not depend on the number of ranks.
 
 The scalars always go through gloo, also where the model is on GPUs and the job's own group is NCCL: they are on the
 host anyway, and a rank that dies is an exception there, while NCCL's watchdog ends the whole process. As
@@ -75,14 +75,14 @@ class Ranks:
         if not total:
             raise BadInput("every rank's weight is 0: set ranks.weight to the examples or tokens of its shard")
         # w / total first: the mean of equal losses under equal weights of 2, 4, ... ranks is then that very loss.
-        return [sum(row[0] / total * row[place] for row in rows) for place in range(1, len(values) + 1)]
+        return [sum(row[0] / total * row[column] for row in rows) for column in range(1, len(values) + 1)]
 
     def spread(self, items: Sequence[T], evaluate: Callable[[Sequence[T]], Sequence[float]]) -> list[float]:
         """One value for each item; rank r evaluates ``items[r::size]``. The same bits on all ranks."""
         most = -(-len(items) // self.size)
-        found = evaluate(self.own(items))
-        rows = self.gather((*found, *[float("nan")] * (most - len(found))))
-        return [rows[place % self.size][place // self.size] for place in range(len(items))]
+        values = evaluate(self.own(items))
+        rows = self.gather((*values, *[float("nan")] * (most - len(values))))
+        return [rows[index % self.size][index // self.size] for index in range(len(items))]
 
     def own(self, items: Sequence[T]) -> Sequence[T]:
         """Every ``size``-th item, from number ``rank`` on."""
@@ -111,7 +111,7 @@ class Ranks:
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
-        """Around work without collectives: what one rank refuses, all refuse, with the first one's words.
+        """Around work without collectives: an error of one rank is raised on all, with the first one's sentence.
 
         Raises:
             BadInput: the refusal; on ranks that need not repeat it, the subclass `gradless.errors.ReportedElsewhere`.
@@ -121,10 +121,10 @@ class Ranks:
             yield
         except BadInput as error:
             refusal = str(error) or type(error).__name__
-        said = [text.decode() for text in self.exchange(refusal.encode())]
-        first = next((rank for rank, text in enumerate(said) if text), None)
+        refusals = [text.decode() for text in self.exchange(refusal.encode())]
+        first = next((rank for rank, text in enumerate(refusals) if text), None)
         if first is not None:
-            text = said[first] if not first else f"{said[first]} (on rank {first})"
+            text = refusals[first] if not first else f"{refusals[first]} (on rank {first})"
             raise ReportedElsewhere(text) if self.rank else BadInput(text)
 
     def check_equal(self, digest: str, what: str) -> None:
@@ -133,12 +133,12 @@ class Ranks:
         Raises:
             BrokenRanks: one differs from that of rank 0; ``what`` begins the sentence.
         """
-        said = self.exchange(digest.encode())
-        other = next((rank for rank, text in enumerate(said) if text != said[0]), None)
+        digests = self.exchange(digest.encode())
+        other = next((rank for rank, text in enumerate(digests) if text != digests[0]), None)
         if other is not None:
             raise BrokenRanks(
                 f"{what} of rank {other} differ from those of rank 0: a machine computes wrongly, or runs other "
-                "versions; the ledger is intact: mend or leave out that machine and continue with --resume"
+                "versions; the ledger is intact: repair or leave out that machine and continue with --resume"
             )
 
     def _gathered(self, mine: torch.Tensor) -> list[torch.Tensor]:
@@ -172,10 +172,10 @@ def group(split: str = BATCH, *, timeout: float | None = None) -> Ranks | None:
     pick("split", split, {name: name for name in SPLITS})
     if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
         return None
-    own = None
+    channel = None
     if "cpu:" not in dist.get_backend_config():
-        own = dist.new_group(backend="gloo", timeout=None if timeout is None else timedelta(seconds=timeout))
-    return Ranks(rank=dist.get_rank(), size=dist.get_world_size(), split=split, group=own)
+        channel = dist.new_group(backend="gloo", timeout=None if timeout is None else timedelta(seconds=timeout))
+    return Ranks(rank=dist.get_rank(), size=dist.get_world_size(), split=split, group=channel)
 
 
 def agreed(ranks: Ranks | None) -> contextlib.AbstractContextManager[None]:

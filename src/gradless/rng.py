@@ -91,8 +91,8 @@ def fold(key: int, *words: int) -> int:
         >>> fold(0, DIRECTION, 7) != fold(0, DIRECTION, 8)
         True
     """
-    for place, word in enumerate(words):
-        low, high, *_ = philox((word & MASK32, (word >> 32) & MASK32, place, 0), (key & MASK32, key >> 32))
+    for index, word in enumerate(words):
+        low, high, *_ = philox((word & MASK32, (word >> 32) & MASK32, index, 0), (key & MASK32, key >> 32))
         key = low | high << 32
     return key
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gradless import kernels, rng
 from gradless.kernels import reference
-from gradless.kernels.program import Place, on
+from gradless.kernels.program import Region, on
 from gradless.rng import GAUSSIAN, RADEMACHER, Stream
 
 pytest.importorskip("numba", reason="the CPU kernels need numba")
@@ -32,7 +32,7 @@ def same_bits(a, b):
 
 
 def whole(p):
-    return Place(LEAF, torch.zeros(1, dtype=torch.int64), p.numel(), p.numel() // p.shape[0])
+    return Region(LEAF, torch.zeros(1, dtype=torch.int64), p.numel(), p.numel() // p.shape[0])
 
 
 def weights(n, dtype, seed=0):

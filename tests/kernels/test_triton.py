@@ -21,7 +21,7 @@ import torch
 
 from gradless import kernels, rng
 from gradless.kernels import reference
-from gradless.kernels.program import NOTHING, Place, on
+from gradless.kernels.program import NOTHING, Region, on
 from gradless.rng import GAUSSIAN, RADEMACHER, Stream
 
 pytest.importorskip("triton", reason="the CUDA kernels need triton, which comes with CUDA builds of torch")
@@ -72,8 +72,8 @@ def plain(program, stochastic):
 def place_of(shape, rows=None):
     count, columns = math.prod(shape), math.prod(shape[1:])
     if rows is None:
-        return Place(LEAF, torch.zeros(1, dtype=torch.int64), count, columns)
-    return Place(LEAF, torch.tensor(rows, device=DEVICE), columns, columns)
+        return Region(LEAF, torch.zeros(1, dtype=torch.int64), count, columns)
+    return Region(LEAF, torch.tensor(rows, device=DEVICE), columns, columns)
 
 
 def same_bits(a, b):

@@ -172,7 +172,7 @@ def self_test(device: str = "cpu") -> str:
     from gradless import kernels as fused
     from gradless import rng
     from gradless.kernels import reference
-    from gradless.kernels.program import Place, on
+    from gradless.kernels.program import Region, on
 
     leaf, count = rng.leaf_id("doctor"), 4099
     steps = fused.program([(0.999, [5, 2**127 + 2**63 + 9], [1e-2, -3e-3])], rounding=[2**63 + 1])
@@ -180,7 +180,7 @@ def self_test(device: str = "cpu") -> str:
         for dtype in fused.DTYPES:
             p = (rng.normal(1, "doctor", (count, 1)) * 0.1).to(device, dtype)
             expected, actual = torch.empty_like(p), torch.empty_like(p)
-            whole = Place(leaf, torch.zeros(1, dtype=torch.int64), count, 1)
+            whole = Region(leaf, torch.zeros(1, dtype=torch.int64), count, 1)
             reference.sweep(expected.view(-1), p.view(-1), whole, on(steps, stream, 0.7), None)
             fused.sweep(actual, p, steps, leaf=leaf, stream=stream, amplitude=0.7)
             bits = torch.int32 if dtype == torch.float32 else torch.int16

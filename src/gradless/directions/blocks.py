@@ -38,9 +38,9 @@ def blocks(names: Sequence[str]) -> list[tuple[str, ...]]:
     """
     lists: dict[str, dict[int, list[str]]] = {}
     for name in names:
-        found = NUMBERED.match(name)
-        if found:
-            lists.setdefault(found["list"], {}).setdefault(int(found["number"]), []).append(name)
+        match = NUMBERED.match(name)
+        if match:
+            lists.setdefault(match["list"], {}).setdefault(int(match["number"]), []).append(name)
     longest = max(lists.values(), key=len, default={})
     return [tuple(longest[number]) for number in sorted(longest)]
 
@@ -60,9 +60,9 @@ def units(names: Sequence[str]) -> list[tuple[str, ...]]:
     for name in names:
         if name not in inside:
             around.setdefault(name.rpartition(".")[0], []).append(name)
-    after = [module for module in around if not BEHIND.isdisjoint(module.split("."))]
-    before = [tuple(unit) for module, unit in around.items() if module not in after]
-    return [*before, *numbered, *(tuple(around[module]) for module in after)]
+    behind = [module for module in around if not BEHIND.isdisjoint(module.split("."))]
+    ahead = [tuple(unit) for module, unit in around.items() if module not in behind]
+    return [*ahead, *numbered, *(tuple(around[module]) for module in behind)]
 
 
 def random_blocks(base: Directions, *, keep: float | int) -> Directions:
@@ -117,21 +117,21 @@ def one_by_one(base: Directions, names: Sequence[str]) -> tuple[Directions, int]
     """
     if base.stream.rank:
         raise BadInput("low-rank directions cannot go unit by unit: use full ones, such as rademacher()")
-    found = units(names)
-    home = {name: index for index, unit in enumerate(found) for name in unit}
+    all_units = units(names)
+    unit_of = {name: index for index, unit in enumerate(all_units) for name in unit}
 
     def freeze(params: Mapping[str, Tensor]) -> Mapping[str, Frozen]:
         frozen = base.freeze(params)
-        return {name: one._replace(update=one.update * len(found)) for name, one in frozen.items()}
+        return {name: one._replace(update=one.update * len(all_units)) for name, one in frozen.items()}
 
     def key(seed: int, step: int, query: int) -> int:
-        return (len(found) - 1 - query % len(found)) << 64 | base.key(seed, step, query)
+        return (len(all_units) - 1 - query % len(all_units)) << 64 | base.key(seed, step, query)
 
     def active(names: Sequence[str]) -> Active:
-        reached = [functools.partial(_is, index) for index in range(len(found))]
-        return {name: reached[home[name]] for name in names}
+        reached = [functools.partial(_is, index) for index in range(len(all_units))]
+        return {name: reached[unit_of[name]] for name in names}
 
-    return base._replace(name=f"{base.name}-one-by-one", freeze=freeze, key=key, active=active), len(found)
+    return base._replace(name=f"{base.name}-one-by-one", freeze=freeze, key=key, active=active), len(all_units)
 
 
 def _is(index: int, key: int) -> bool:

@@ -51,10 +51,10 @@ def gradients(
                 "the closure's loss has no gradient: return a differentiable tensor (no .item(), no torch.no_grad()), "
                 "or use a forward-only method"
             )
-        found = torch.autograd.grad(loss, [leaf.param for leaf in leaves], allow_unused=True)
+        grads = torch.autograd.grad(loss, [leaf.param for leaf in leaves], allow_unused=True)
     masked = (
         g if g is None or leaf.mask is None else torch.where(leaf.mask, g, 0.0)
-        for leaf, g in zip(leaves, found, strict=True)
+        for leaf, g in zip(leaves, grads, strict=True)
     )
     return float(loss.detach()), {leaf.name: g for leaf, g in zip(leaves, masked, strict=True) if g is not None}
 
@@ -87,7 +87,7 @@ def slopes(closure: Callable[[], Any], leaves: Sequence[Leaf], keys: Sequence[in
     with warnings.catch_warnings():  # torch's own, when it first loads its forward derivatives
         warnings.simplefilter("ignore", DeprecationWarning)
         importlib.import_module("torch._decomp.decompositions_for_jvp")
-    loss, found = 0.0, []
+    loss, derivatives = 0.0, []
     for key in keys:
         with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), Tangents(leaves, key):
             try:
@@ -99,8 +99,8 @@ def slopes(closure: Callable[[], Any], leaves: Sequence[Leaf], keys: Sequence[in
                 raise BadInput(f"the closure has no forward derivative ({reason}): use mezo instead") from None
             primal, tangent = forward_ad.unpack_dual(value)
         loss += float(primal) / len(keys)
-        found.append(0.0 if tangent is None else float(tangent))
-    return loss, found
+        derivatives.append(0.0 if tangent is None else float(tangent))
+    return loss, derivatives
 
 
 class Tangents(TorchFunctionMode):

@@ -42,9 +42,9 @@ class LowRankLinear:
         self._ready.clear()
         for leaf in leaves:
             if id(leaf.param) in self._known:
-                found = self.factors(leaf, points)
-                if found is not None:
-                    self._ready[id(leaf.param)] = (points, found[1])
+                factors = self.factors(leaf, points)
+                if factors is not None:
+                    self._ready[id(leaf.param)] = (points, factors[1])
 
     def factors(self, leaf: Leaf, points: Points) -> tuple[Tensor, Tensor] | None:
         """V ``[columns, rank]`` and A ``[C, rows, rank]`` at every point, or None where the leaf must be made whole.
@@ -67,9 +67,16 @@ class LowRankLinear:
         unit = leaf.stream.unit
         update, probe = points.amplitudes(leaf)
         kernels.fan(
-            outs, known.left, pending, program, leaf=leaf.id, mirrored=points.mirrored, keep=True,
-            stream=stream, amplitudes=(update * unit, probe * unit),
-        )  # fmt: skip
+            outs,
+            known.left,
+            pending,
+            program,
+            leaf=leaf.id,
+            mirrored=points.mirrored,
+            keep=True,
+            stream=stream,
+            amplitudes=(update * unit, probe * unit),
+        )
         self._known[id(leaf.param)] = known._replace(seen=known.seen + pending.decays.size)
         return known.right, outs
 

@@ -53,10 +53,10 @@ def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
         >>> [name for name, _ in blocks(model)]
         ['1.0', '1.1']
     """
-    found = max(_lists(model), key=lambda entry: len(entry[1]), default=None)
-    if found is None:
+    longest = max(_lists(model), key=lambda entry: len(entry[1]), default=None)
+    if longest is None:
         raise BadInput(f"{type(model).__name__} has no list of blocks: use a method that does not need them")
-    name, entries = found
+    name, entries = longest
     return [(_join(name, key), block) for key, block in entries.named_children()]
 
 
@@ -78,25 +78,25 @@ def first_block(model: nn.Module, names: Iterable[str]) -> int:
         >>> first_block(model, ["1.1.bias"]), first_block(model, ["0.weight", "1.1.bias"])
         (1, 0)
     """
-    count, known, place = len(blocks(model)), dict(model.named_parameters()), _places(model)
+    count, known, position = len(blocks(model)), dict(model.named_parameters()), _positions(model)
     wanted = list(names)
     for name in wanted:
         if name not in known:
             raise BadInput(f"the model has no parameter '{name}': take names from model.named_parameters()")
-    return min((max(place(name), 0) for name in wanted), default=count)
+    return min((max(position(name), 0) for name in wanted), default=count)
 
 
 def _lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
     """The outermost lists whose members own parameters."""
-    found: list[tuple[str, nn.ModuleList]] = []
+    lists: list[tuple[str, nn.ModuleList]] = []
     for name, module in model.named_modules():
-        inside = any(name.startswith(f"{outer}.") or not outer for outer, _ in found)
+        inside = any(name.startswith(f"{outer}.") or not outer for outer, _ in lists)
         if isinstance(module, nn.ModuleList) and not inside and any(True for _ in module.parameters()):
-            found.append((name, module))
-    return found
+            lists.append((name, module))
+    return lists
 
 
-def _places(model: nn.Module) -> Callable[[str], int]:
+def _positions(model: nn.Module) -> Callable[[str], int]:
     """A parameter's place in a forward: -1 before the blocks, a block's index, or their number behind them."""
     lists = _lists(model)
     if not lists:
@@ -106,7 +106,7 @@ def _places(model: nn.Module) -> Callable[[str], int]:
     shared = _shared(model)
     tables = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
 
-    def place(name: str) -> int:
+    def position(name: str) -> int:
         for index, prefix in enumerate(prefixes):
             if name.startswith(prefix):
                 return index if name not in shared else -1
@@ -116,7 +116,7 @@ def _places(model: nn.Module) -> Callable[[str], int]:
         table = name.rpartition(".")[0] in tables
         return len(prefixes) if beside in BEHIND and not table and name not in shared else -1
 
-    return place
+    return position
 
 
 def _shared(model: nn.Module) -> set[str]:
@@ -230,11 +230,11 @@ class Reuse:
             self._start = k
             yield
             for index in range(k):
-                known = len(self._recorded.get(index, ()))
-                if known != len(self._recorded[k - 1]) or self._calls[index] % known:
+                expected = len(self._recorded.get(index, ()))
+                if expected != len(self._recorded[k - 1]) or self._calls[index] % expected:
                     raise BadInput(
-                        f"block {index} was called {self._calls[index]} times, but {known} times when it was recorded: "
-                        "record a run of the same closure"
+                        f"block {index} was called {self._calls[index]} times, but {expected} times when it was "
+                        "recorded: record a run of the same closure"
                     )
 
     @contextlib.contextmanager
@@ -269,21 +269,21 @@ class Reuse:
 
     def _again(self, index: int, call: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a block returned in that call; of a block that was not kept, what the last one skipped returned."""
-        known = self._recorded.get(index, [])
-        if not known:
+        calls = self._recorded.get(index, [])
+        if not calls:
             raise BadInput(f"block {index} was not called when it was recorded: record a run of the same closure")
-        before = known[call % len(known)]
+        recorded = calls[call % len(calls)]
         if index == 0 and any(map(_is_transformed, tree_leaves((args, kwargs)))):
             raise BadInput("what reaches the first block differs between copies of the model: it cannot be reused")
-        if _shape(args, kwargs) != before.shape:
+        if _shape(args, kwargs) != recorded.shape:
             raise BadInput(
-                f"block {index} is given {_shape(args, kwargs)} and was given {before.shape} when it was recorded: "
+                f"block {index} is given {_shape(args, kwargs)} and was given {recorded.shape} when it was recorded: "
                 "record a run of the same closure on the same batch"
             )
-        if before.output is None:  # nobody computes with it, but it must look right
+        if recorded.output is None:  # nobody computes with it, but it must look right
             last = self._recorded[self._start - 1]
-            before = last[call % len(last)]
-        return _copied(before.output)
+            recorded = last[call % len(last)]
+        return _copied(recorded.output)
 
 
 def _copied(output: Any) -> Any:
@@ -329,10 +329,10 @@ def checkpointing(block_modules: Iterable[nn.Module]) -> Iterator[None]:
         if not torch.is_grad_enabled():
             return original(*args, **kwargs)
         # Taken before the first run: what other blocks or callers do to the cache later must not reach the second.
-        before = {key: _forked(value) for key, value in kwargs.items()}
+        snapshot = {key: _forked(value) for key, value in kwargs.items()}
 
         def run(*args: Any) -> Any:
-            return original(*args, **{key: _forked(value) for key, value in before.items()})
+            return original(*args, **{key: _forked(value) for key, value in snapshot.items()})
 
         # Without dropout there are no random numbers to be drawn again.
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=modules[index].training)

@@ -52,16 +52,16 @@ def freeze(
 
 def named(params: Iterable[Any]) -> list[Any]:
     """Check that every parameter comes with a name."""
-    given = list(params)
-    if not given:
+    items = list(params)
+    if not items:
         raise BadInput("no parameters given: pass model.named_parameters()")
-    for item in given:
+    for item in items:
         entries = item["params"] if isinstance(item, dict) else [item]
         if isinstance(entries, Tensor) or not all(isinstance(e, tuple) and len(e) == 2 for e in entries):
             raise BadInput(
                 "parameters must be named, since names identify their random streams: pass model.named_parameters()"
             )
-    return [{**item, "params": list(item["params"])} for item in given] if isinstance(given[0], dict) else given
+    return [{**item, "params": list(item["params"])} for item in items] if isinstance(items[0], dict) else items
 
 
 def _check(params: dict[str, Tensor]) -> None:

@@ -94,9 +94,18 @@ def branch(
     """
     if leaf.draw is None:
         return kernels.fan(
-            outs, leaf.param, update, points.program(leaf), leaf=leaf.id, mirrored=points.mirrored, keep=keep,
-            stream=leaf.stream, amplitudes=points.amplitudes(leaf), mask=leaf.mask, rows=rows,
-        )  # fmt: skip
+            outs,
+            leaf.param,
+            update,
+            points.program(leaf),
+            leaf=leaf.id,
+            mirrored=points.mirrored,
+            keep=keep,
+            stream=leaf.stream,
+            amplitudes=points.amplitudes(leaf),
+            mask=leaf.mask,
+            rows=rows,
+        )
     for out, point in zip(outs, points.points, strict=True):  # custom directions have no pending updates
         amplitude, scale = points.amplitudes(leaf)[1], scale_of(point, leaf.group)
         combine(out, leaf, point.mixture, amplitude=amplitude, scale=scale, rounding=point.rounding, rows=rows)

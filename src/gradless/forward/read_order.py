@@ -46,19 +46,19 @@ class ReadOrder:
         """A leaf is read."""
         self._now.append(key)
 
-    def row(self, leaf: Leaf, leaves: Mapping[int, Leaf], made: Mapping[int, object]) -> list[Leaf]:
+    def row(self, leaf: Leaf, leaves: Mapping[int, Leaf], ready: Mapping[int, object]) -> list[Leaf]:
         """``leaf``, just read, and those to visit with it: what followed last time, up to `ROW` elements in all."""
-        place = len(self._now) - 1
-        found, size = [leaf], leaf.param.numel()
-        if self._last[place : place + 1] != [id(leaf.param)]:
-            return found
-        for key in self._last[place + 1 :]:
+        index = len(self._now) - 1
+        row, size = [leaf], leaf.param.numel()
+        if self._last[index : index + 1] != [id(leaf.param)]:
+            return row
+        for key in self._last[index + 1 :]:
             follower = leaves.get(key)
             if follower is None:  # not perturbed this time
                 break
             size += follower.param.numel()
             alike = (follower.param.dtype, follower.param.device) == (leaf.param.dtype, leaf.param.device)
-            if size > ROW or not alike or key in made or any(follower is other for other in found):
+            if size > ROW or not alike or key in ready or any(follower is other for other in row):
                 break
-            found.append(follower)
-        return found
+            row.append(follower)
+        return row

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gradless.kernels import reference
 from gradless.kernels.program import NOTHING as NOTHING
-from gradless.kernels.program import Place, Program, on
+from gradless.kernels.program import Program, Region, on
 from gradless.kernels.program import join as join
 from gradless.kernels.program import program as program
 from gradless.rng import RADEMACHER, Stream
@@ -64,15 +64,15 @@ def sweep(
         >>> sweep(p, p, nudge, leaf=rng.leaf_id("w")).abs().tolist() == [p.abs().max().item()] * 3
         True
     """
-    place = _place(p, leaf, rows)
-    if place is None:
+    region = _region(p, leaf, rows)
+    if region is None:
         return out
     source, flat_mask = p.detach().contiguous().view(-1), None if mask is None else mask.contiguous().view(-1)
     # A strided target is computed in a packed buffer and copied; a packed one is written directly.
     packed = out.detach() if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
     kernel = backend(p.device) or reference
     with torch.profiler.record_function("gradless.sweep"):
-        kernel.sweep(packed.view(-1), source, place, on(program, stream, amplitude), flat_mask)
+        kernel.sweep(packed.view(-1), source, region, on(program, stream, amplitude), flat_mask)
         if packed.data_ptr() != out.data_ptr():
             out.detach().copy_(packed)
     return out
@@ -110,8 +110,8 @@ def fan(
 
     Cost: one read of the leaf, one write of each branch, and one of the leaf if it is kept.
     """
-    place = _place(p, leaf, rows)
-    if place is None:
+    region = _region(p, leaf, rows)
+    if region is None:
         return outs
     if keep and rows is not None:
         raise ValueError("rows of a leaf cannot be kept: the other rows would miss the update")
@@ -120,15 +120,21 @@ def fan(
     kernel = backend(p.device) or reference
     with torch.profiler.record_function("gradless.sweep"):
         kernel.fan(
-            outs.view(outs.shape[0], -1), source, place, on(update, stream, amplitudes[0]),
-            on(probes, stream, amplitudes[1]), mirrored, keep, flat_mask,
-        )  # fmt: skip
+            outs.view(outs.shape[0], -1),
+            source,
+            region,
+            on(update, stream, amplitudes[0]),
+            on(probes, stream, amplitudes[1]),
+            mirrored,
+            keep,
+            flat_mask,
+        )
         if keep and not target.is_contiguous():
             target.copy_(source.view(target.shape))
     return outs
 
 
-def _place(p: Tensor, leaf: int, rows: Tensor | None) -> Place | None:
+def _region(p: Tensor, leaf: int, rows: Tensor | None) -> Region | None:
     """What a kernel visits, or None if that is nothing."""
     if p.dtype not in DTYPES:
         raise ValueError(f"a leaf must be float32, bfloat16 or float16, not {p.dtype}: convert the model first")
@@ -136,8 +142,8 @@ def _place(p: Tensor, leaf: int, rows: Tensor | None) -> Place | None:
         return None
     columns = p.numel() // p.shape[0] if p.ndim else 1
     if rows is None:
-        return Place(leaf, _WHOLE, p.numel(), columns)
-    return Place(leaf, rows, columns, columns)
+        return Region(leaf, _WHOLE, p.numel(), columns)
+    return Region(leaf, rows, columns, columns)
 
 
 _WHOLE = torch.zeros(1, dtype=torch.int64)

@@ -19,38 +19,70 @@ from torch import Tensor
 from gradless import rng
 from gradless.kernels import numba_tiles
 from gradless.kernels.numba_tiles import TILE
-from gradless.kernels.program import Place, Program
+from gradless.kernels.program import Program, Region
 
 WORTHWHILE = 1 << 17  # elements and terms that are worth waking a thread for
 KINDS = {torch.float32: numba_tiles.FLOAT32, torch.bfloat16: numba_tiles.BFLOAT16, torch.float16: numba_tiles.FLOAT16}
 
 
-def sweep(out: Tensor, p: Tensor, place: Place, program: Program, mask: Tensor | None) -> None:
+def sweep(out: Tensor, p: Tensor, region: Region, program: Program, mask: Tensor | None) -> None:
     """Run a program over flat tensors; see `gradless.kernels.sweep` for the meaning of the arguments."""
     _spread(
-        numba_tiles.sweep_tiles, place, program.keys.size,
-        (_bits(out), _bits(p), place.rows.numpy(), place.width, KINDS[p.dtype], np.uint64(place.leaf),
-         _arrays(program, place), _stream(program, place), _table(program), *_mask(mask)),
-    )  # fmt: skip
+        numba_tiles.sweep_tiles,
+        region,
+        program.keys.size,
+        (
+            _bits(out),
+            _bits(p),
+            region.rows.numpy(),
+            region.width,
+            KINDS[p.dtype],
+            np.uint64(region.leaf),
+            _arrays(program, region),
+            _stream(program, region),
+            _table(program),
+            *_mask(mask),
+        ),
+    )
 
 
 def fan(
-    outs: Tensor, p: Tensor, place: Place, update: Program, probes: Program, mirrored: bool, keep: bool,
+    outs: Tensor,
+    p: Tensor,
+    region: Region,
+    update: Program,
+    probes: Program,
+    mirrored: bool,
+    keep: bool,
     mask: Tensor | None,
-) -> None:  # fmt: skip
+) -> None:
     """Branch off a leaf, outs ``[B, n]``; see `gradless.kernels.fan` for the meaning of the arguments."""
     _spread(
-        numba_tiles.fan_tiles, place, update.keys.size + 2 * probes.keys.size,
-        (_bits(outs).reshape(-1), _bits(p), place.rows.numpy(), place.width, KINDS[p.dtype], np.uint64(place.leaf),
-         _arrays(update, place), _arrays(probes, place), mirrored, keep, _stream(probes, place), _table(probes),
-         *_mask(mask)),
-    )  # fmt: skip
+        numba_tiles.fan_tiles,
+        region,
+        update.keys.size + 2 * probes.keys.size,
+        (
+            _bits(outs).reshape(-1),
+            _bits(p),
+            region.rows.numpy(),
+            region.width,
+            KINDS[p.dtype],
+            np.uint64(region.leaf),
+            _arrays(update, region),
+            _arrays(probes, region),
+            mirrored,
+            keep,
+            _stream(probes, region),
+            _table(probes),
+            *_mask(mask),
+        ),
+    )
 
 
-def _spread(kernel: Any, place: Place, terms: int, rest: tuple[Any, ...]) -> None:
+def _spread(kernel: Any, region: Region, terms: int, rest: tuple[Any, ...]) -> None:
     """Run all tiles of a kernel, on as many threads as are worth waking."""
-    count = place.rows.numel() * ((place.width + TILE - 1) // TILE)
-    work = count * max(1, terms) * min(TILE, place.width)
+    count = region.rows.numel() * ((region.width + TILE - 1) // TILE)
+    work = count * max(1, terms) * min(TILE, region.width)
     parts = min(torch.get_num_threads(), max(1, work // WORTHWHILE))
     edges = [count * part // parts for part in range(parts + 1)]
     others = [_threads().submit(kernel, edges[i], edges[i + 1], *rest) for i in range(1, parts)]
@@ -71,13 +103,13 @@ def _bits(tensor: Tensor) -> np.ndarray:
     return tensor.view(torch.int16).numpy().view(np.uint16)
 
 
-def _arrays(program: Program, place: Place) -> tuple[np.ndarray, ...]:
+def _arrays(program: Program, region: Region) -> tuple[np.ndarray, ...]:
     """A program as the kernels take it: decays, starts, keys, coeffs, rounding, sign words of V for every term."""
     rights = np.zeros((0, 0), np.uint32)
     if program.stream.kind == "low_rank":
         bases, which = np.unique(program.bases, return_inverse=True)
         rights = (
-            np.stack([_words(int(basis), place.leaf, place.columns) for basis in bases])[which]
+            np.stack([_words(int(basis), region.leaf, region.columns) for basis in bases])[which]
             if len(bases)
             else rights
         )
@@ -91,8 +123,8 @@ def _words(basis: int, leaf: int, columns: int) -> np.ndarray:
     return blocks.view(-1)[:columns].numpy().astype(np.uint32)
 
 
-def _stream(program: Program, place: Place) -> tuple[int, int, int]:
-    return rng.KINDS[program.stream.kind], program.stream.rank, place.columns
+def _stream(program: Program, region: Region) -> tuple[int, int, int]:
+    return rng.KINDS[program.stream.kind], program.stream.rank, region.columns
 
 
 def _table(program: Program) -> np.ndarray:

@@ -30,7 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from gradless import rng
-from gradless.kernels.program import Place, Program
+from gradless.kernels.program import Program, Region
 from gradless.rng import Stream
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -292,13 +292,13 @@ def _right(out, program, bases, leaf, columns, BLOCK: tl.constexpr):
     tl.store(out + basis * columns + column, words, mask=column < columns)
 
 
-def sweep(out: Tensor, p: Tensor, place: Place, program: Program, mask: Tensor | None) -> None:
+def sweep(out: Tensor, p: Tensor, region: Region, program: Program, mask: Tensor | None) -> None:
     """Run a program over flat tensors; see `gradless.kernels.sweep` for the meaning of the arguments."""
-    _launch(_sweep, SWEEP_WORDS, out, p, place, (program,), mask, (), {})
+    _launch(_sweep, SWEEP_WORDS, out, p, region, (program,), mask, (), {})
 
 
 def fan(
-    outs: Tensor, p: Tensor, place: Place, update: Program, probes: Program, mirrored: bool, keep: bool,
+    outs: Tensor, p: Tensor, region: Region, update: Program, probes: Program, mirrored: bool, keep: bool,
     mask: Tensor | None,
 ) -> None:  # fmt: skip
     """Branch off a leaf, outs ``[B, n]``; see `gradless.kernels.fan` for the meaning of the arguments."""
@@ -307,31 +307,31 @@ def fan(
         "MIRRORED": mirrored,
         "KEEP": keep and update.decays.size > 0,
     }
-    _launch(_fan, FAN_WORDS, outs, p, place, (update, probes), mask, (probes.decays.size, outs.shape[1]), more)
+    _launch(_fan, FAN_WORDS, outs, p, region, (update, probes), mask, (probes.decays.size, outs.shape[1]), more)
 
 
 def _launch(
-    kernel: Any, longest: int, out: Tensor, p: Tensor, place: Place, programs: tuple[Program, ...], mask: Tensor | None,
-    numbers: tuple[int, ...], more: dict[str, bool],
+    kernel: Any, longest: int, out: Tensor, p: Tensor, region: Region, programs: tuple[Program, ...],
+    mask: Tensor | None, numbers: tuple[int, ...], more: dict[str, bool],
 ) -> None:  # fmt: skip
-    """Run a kernel over all tiles of a place."""
+    """Run a kernel over all tiles of a region."""
     stream = programs[-1].stream
-    width, count = place.width, place.rows.numel()
+    width, count = region.width, region.rows.numel()
     rows = EVERY if stream.kind == "low_rank" else WHOLE
     if width != p.numel() or count != 1:
-        rows, listed = LISTED, place.rows.to(p.device)
+        rows, listed = LISTED, region.rows.to(p.device)
     elif rows is EVERY:
-        width, count = place.columns, p.numel() // place.columns
+        width, count = region.columns, p.numel() // region.columns
     slack = 0 if rows is WHOLE or width % 128 == 0 else 127  # a tile may begin before its row
     words = max(16, min(longest, triton.next_power_of_2(triton.cdiv(width + slack, 32))))
     per_row = triton.cdiv(width + slack, 32 * words)
-    bits, leaf = _bits(p), place.leaf - ((place.leaf >> 63) << 64)  # as a signed number of 64 bits
+    bits, leaf = _bits(p), region.leaf - ((region.leaf >> 63) << 64)  # as a signed number of 64 bits
     with torch.cuda.device_of(p):
         vector, bases = _vector(programs, p.device)
         kernel[(count * per_row,)](
             _bits(out), bits, bits if mask is None else mask.view(torch.uint8), listed if rows is LISTED else vector,
-            vector, _table(stream, vector, bases, leaf, place, p.device), leaf, programs[0].decays.size, width, per_row,
-            *numbers, **more, DTYPE=KINDS[p.dtype], STOCHASTIC=_stochastic(p, programs[-1]), MASKED=mask is not None,
+            vector, _table(stream, vector, bases, leaf, region, p.device), leaf, programs[0].decays.size, width,
+            per_row, *numbers, **more, DTYPE=KINDS[p.dtype], STOCHASTIC=_stochastic(p, programs[-1]), MASKED=mask is not None,
             ROWS=rows, KIND=rng.KINDS[stream.kind], RANK=stream.rank, WORDS=words, **OPTIONS,
         )  # fmt: skip
 
@@ -345,15 +345,15 @@ def _bits(tensor: Tensor) -> Tensor:
     return tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)
 
 
-def _table(stream: Stream, vector: Tensor, bases: int, leaf: int, place: Place, device: torch.device) -> Tensor:
+def _table(stream: Stream, vector: Tensor, bases: int, leaf: int, region: Region, device: torch.device) -> Tensor:
     """What a stream looks up: quantiles, or the sign words of V for every basis; else anything."""
     if stream.kind == "gaussian":
         return _normal(device)
     if stream.kind != "low_rank" or not bases:
         return vector
-    words = torch.empty(bases, place.columns, dtype=torch.int32, device=device)
-    grid = (bases, triton.cdiv(place.columns, BLOCK))
-    _right[grid](words, vector, len(vector) - bases, leaf, place.columns, BLOCK=BLOCK, **OPTIONS)
+    words = torch.empty(bases, region.columns, dtype=torch.int32, device=device)
+    grid = (bases, triton.cdiv(region.columns, BLOCK))
+    _right[grid](words, vector, len(vector) - bases, leaf, region.columns, BLOCK=BLOCK, **OPTIONS)
     return words
 
 
@@ -378,9 +378,9 @@ def _upload(programs: tuple[Program, ...], device: torch.device, queue: int) -> 
     vector = np.empty(STEP.value * len(decays) + TERM.value * len(keys) + len(bases), np.int64)
     head, body, tail = np.split(vector, (STEP.value * len(decays), len(vector) - len(bases)))
     edges = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(one.starts) for one in programs]))])
-    places = len(head) + TERM.value * edges
+    offsets = len(head) + TERM.value * edges
     dice = [one.rounding if one.rounding.size else np.zeros_like(one.decays, np.uint64) for one in programs]
-    columns = (decays.view(np.uint32), np.concatenate(dice).view(np.int64), places[:-1], places[1:])
+    columns = (decays.view(np.uint32), np.concatenate(dice).view(np.int64), offsets[:-1], offsets[1:])
     head.reshape(-1, STEP.value)[:] = np.stack(columns, axis=1)
     body.reshape(-1, TERM.value)[:] = np.stack((keys.view(np.int64), which, coeffs.view(np.uint32)), axis=1)
     tail[:] = bases.view(np.int64)

@@ -357,10 +357,10 @@ def fan_tiles(
             first_out = 2 * b if mirrored else b
             for i in range(n):
                 branched[i] = acc[i] + sums[i] if mirrored else sums[i]
-            place = first_out * size + target
-            _store(outs[place : place + n], branched, under, n, kind, dice, stochastic, part, masked)
+            offset = first_out * size + target
+            _store(outs[offset : offset + n], branched, under, n, kind, dice, stochastic, part, masked)
             if mirrored:
                 for i in range(n):
                     branched[i] = acc[i] - sums[i]
-                place += size
-                _store(outs[place : place + n], branched, under, n, kind, dice, stochastic, part, masked)
+                offset += size
+                _store(outs[offset : offset + n], branched, under, n, kind, dice, stochastic, part, masked)

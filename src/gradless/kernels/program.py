@@ -39,7 +39,7 @@ def on(program: Program, stream: Stream, amplitude: float) -> Program:
     return dataclasses.replace(program, coeffs=coeffs, stream=stream)
 
 
-class Place(NamedTuple):
+class Region(NamedTuple):
     """Which elements of a leaf a kernel visits."""
 
     leaf: int  # 64-bit id

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from gradless import rng
-from gradless.kernels.program import Place, Program
+from gradless.kernels.program import Program, Region
 
 CHUNK = 1 << 18  # elements at a time, so that a sweep needs megabytes and not copies of the leaf
 
@@ -46,33 +46,39 @@ def _truncate(x: Tensor, add: Tensor, bits: int) -> Tensor:
     return size.clamp(max=0x7F7FFFFF).to(torch.int32).view(torch.float32).copysign(x)
 
 
-def sweep(out: Tensor, p: Tensor, place: Place, program: Program, mask: Tensor | None) -> None:
+def sweep(out: Tensor, p: Tensor, region: Region, program: Program, mask: Tensor | None) -> None:
     """Run a program over flat tensors; see `gradless.kernels.sweep` for the meaning of the arguments."""
-    for source, target, n in _chunks(place):
+    for source, target, n in _chunks(region):
         piece = p[source : source + n]
-        value = _run(piece, source, place, program)
+        value = _run(piece, source, region, program)
         if mask is not None:
             value = torch.where(mask[source : source + n], value, piece)
         out[target : target + n] = value
 
 
 def fan(
-    outs: Tensor, p: Tensor, place: Place, update: Program, probes: Program, mirrored: bool, keep: bool,
+    outs: Tensor,
+    p: Tensor,
+    region: Region,
+    update: Program,
+    probes: Program,
+    mirrored: bool,
+    keep: bool,
     mask: Tensor | None,
-) -> None:  # fmt: skip
+) -> None:
     """Branch off a leaf, outs ``[B, n]``; see `gradless.kernels.fan` for the meaning of the arguments."""
-    for source, target, n in _chunks(place):
+    for source, target, n in _chunks(region):
         piece = p[source : source + n].clone()
         chosen = slice(None) if mask is None else mask[source : source + n]
-        piece[chosen] = _run(piece, source, place, update)[chosen]
+        piece[chosen] = _run(piece, source, region, update)[chosen]
         if keep:
             p[source : source + n] = piece
         base = piece.float()
         for b in range(len(probes.decays)):
             change = torch.zeros_like(base) if mirrored else base
             for j in range(probes.starts[b], probes.starts[b + 1]):
-                change = change + _term(j, source, n, place, probes, p.device)
-            dice = _dice(b, source, n, place, probes, p.device)
+                change = change + _term(j, source, n, region, probes, p.device)
+            dice = _dice(b, source, n, region, probes, p.device)
             values = (base + change, base - change) if mirrored else (change,)
             for i, value in enumerate(values):
                 out = outs[len(values) * b + i, target : target + n]
@@ -80,34 +86,34 @@ def fan(
                 out[chosen] = narrow(value, piece.dtype, dice)[chosen]
 
 
-def _chunks(place: Place) -> list[tuple[int, int, int]]:
+def _chunks(region: Region) -> list[tuple[int, int, int]]:
     """(first source element, first target element, count) of every piece of the rows."""
     return [
-        (row * place.width + begin, target * place.width + begin, min(CHUNK, place.width - begin))
-        for target, row in enumerate(place.rows.tolist())
-        for begin in range(0, place.width, CHUNK)
+        (row * region.width + begin, target * region.width + begin, min(CHUNK, region.width - begin))
+        for target, row in enumerate(region.rows.tolist())
+        for begin in range(0, region.width, CHUNK)
     ]
 
 
-def _run(piece: Tensor, source: int, place: Place, program: Program) -> Tensor:
+def _run(piece: Tensor, source: int, region: Region, program: Program) -> Tensor:
     """All steps of a program on one chunk, in its own dtype."""
     for t, decay in enumerate(program.decays):
         acc = piece.float() * float(decay)
         for j in range(program.starts[t], program.starts[t + 1]):
-            acc = acc + _term(j, source, len(piece), place, program, piece.device)
-        piece = narrow(acc, piece.dtype, _dice(t, source, len(piece), place, program, piece.device))
+            acc = acc + _term(j, source, len(piece), region, program, piece.device)
+        piece = narrow(acc, piece.dtype, _dice(t, source, len(piece), region, program, piece.device))
     return piece
 
 
-def _term(j: int, source: int, n: int, place: Place, program: Program, device: torch.device) -> Tensor:
+def _term(j: int, source: int, n: int, region: Region, program: Program, device: torch.device) -> Tensor:
     """Term j of a program: rounded here, since a fused multiply-add would differ between backends."""
     key = int(program.bases[j]) << 64 | int(program.keys[j])
-    z = rng.draw(program.stream, key, place.leaf, source, n, place.columns, device)
+    z = rng.draw(program.stream, key, region.leaf, source, n, region.columns, device)
     return z * float(program.coeffs[j])
 
 
-def _dice(t: int, source: int, n: int, place: Place, program: Program, device: torch.device) -> Tensor | None:
+def _dice(t: int, source: int, n: int, region: Region, program: Program, device: torch.device) -> Tensor | None:
     """16 random bits an element for the rounding of step t, if it is stochastic."""
     if not program.rounding.size:
         return None
-    return rng.halves(int(program.rounding[t]), place.leaf, source, n, device)
+    return rng.halves(int(program.rounding[t]), region.leaf, source, n, device)

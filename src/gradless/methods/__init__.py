@@ -51,11 +51,11 @@ class Method(NamedTuple):
         Raises:
             BadInput: an option that the method does not have, or a value of another type.
         """
-        known = self.options()
+        defaults = self.options()
         for option, value in options.items():
-            if option not in known:
-                raise BadInput(unknown(f"option of the method {name}", option, list(known)))
-            default = known[option]
+            if option not in defaults:
+                raise BadInput(unknown(f"option of the method {name}", option, list(defaults)))
+            default = defaults[option]
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if isinstance(default, str) != isinstance(value, str) or not (number or isinstance(value, str)):
                 kind = "a word" if isinstance(default, str) else "a number"

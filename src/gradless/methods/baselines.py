@@ -81,8 +81,8 @@ def hybrid_zo_fo(
     Raises:
         BadInput: too few units to cut between, or a ratio that is not positive.
     """
-    given = parameters.named(params)
-    groups = [item if isinstance(item, dict) else {"params": [item]} for item in given]
+    items = parameters.named(params)
+    groups = [item if isinstance(item, dict) else {"params": [item]} for item in items]
     parts = units([name for group in groups for name, p in group["params"] if p.requires_grad])
     if len(parts) < 2:
         raise BadInput("a hybrid needs tuned parameters in several layers to cut between: use the scheme full or lora")

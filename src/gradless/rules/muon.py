@@ -94,10 +94,10 @@ def factors(leaf: Leaf, mixture: Mixture) -> tuple[Tensor, Tensor]:
     for key, weight in zip(mixture.keys, mixture.weights, strict=True):
         terms.setdefault(key >> 64, []).append((key & MASK64, weight))
     lefts, rights = [], []
-    for basis, found in terms.items():
+    for basis, pairs in terms.items():
         left = torch.zeros(rows, rank, device=device)
         right = torch.zeros(leaf.param.numel() // rows, rank, device=device)
-        sums = kernels.program([(1.0, [key for key, _ in found], [weight for _, weight in found])])
+        sums = kernels.program([(1.0, [key for key, _ in pairs], [weight for _, weight in pairs])])
         lefts.append(kernels.sweep(left, left, sums, leaf=leaf.id, stream=stream))
         signs = kernels.program([(1.0, [basis], [1.0])])
         rights.append(kernels.sweep(right, right, signs, leaf=leaf.id, stream=stream))

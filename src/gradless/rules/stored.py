@@ -121,14 +121,13 @@ def _stored(name: str, count: int, step: Step) -> Rule:
     """A rule with ``count`` float32 tensors a leaf: ``step(steps, g, tensors)`` updates them and makes the step."""
 
     def update(g: Gradient, state: Any) -> tuple[Gradient, Any]:
-        before, tensors = state
-        steps = before + 1
-        made: set[str] = set()
+        steps, tensors = state.steps + 1, state.tensors
+        served: set[str] = set()
 
         def make(leaf: Leaf) -> Tensor:
-            if leaf.name in made:
+            if leaf.name in served:
                 raise BadInput(f"{name}: '{leaf.name}' was asked for twice in one step, which would count it twice")
-            made.add(leaf.name)
+            served.add(leaf.name)
             return step(steps, g.leaf(leaf), _held(tensors, leaf, count))
 
         return Lazy(make), Moments(steps, tensors)

@@ -61,11 +61,11 @@ class Check:
         try:
             head = f"the {self.kind} {self.called(part)} {head}"
             self.body(part)
-        except Broken as found:
-            raise AssertionError(f"{head}: {found}") from None
+        except Broken as broken:
+            raise AssertionError(f"{head}: {broken}") from None
         except Exception as error:
-            said = f"{error}".strip().splitlines()
-            reason = f"{type(error).__name__}{': ' + said[0] if said else ''}"
+            lines = f"{error}".strip().splitlines()
+            reason = f"{type(error).__name__}{': ' + lines[0] if lines else ''}"
             raise AssertionError(f"{head}: it raised {reason}") from error
 
 
@@ -120,8 +120,9 @@ def refused(action: Callable[[], Any], what: str) -> None:
     try:
         action()
     except BadInput as error:
-        said = str(error)
-        demand(bool(said.strip()) and "\n" not in said, f"{what} is refused without one sentence that names the fix")
+        sentence = str(error)
+        one_line = bool(sentence.strip()) and "\n" not in sentence
+        demand(one_line, f"{what} is refused without one sentence that names the fix")
         return
     demand(False, f"{what} is accepted: raise gradless.errors.BadInput with a sentence that names the fix")
 
@@ -129,10 +130,10 @@ def refused(action: Callable[[], Any], what: str) -> None:
 @contextmanager
 def generators_untouched() -> Iterator[None]:
     """Demand that no global generator moves meanwhile."""
-    before = _generators()
+    earlier = _generators()
     yield
-    after = _generators()
-    moved = [name for name in before if not np.array_equal(before[name], after[name])]
+    later = _generators()
+    moved = [name for name in earlier if not np.array_equal(earlier[name], later[name])]
     demand(not moved, f"the global generator of {' and '.join(moved)} moved: draw from gradless.rng instead")
 
 

@@ -13,7 +13,7 @@ from gradless.directions import Directions
 from gradless.estimators import spsa
 from gradless.gradients import Leaf, Mixture, combine
 from gradless.kernels import reference
-from gradless.kernels.program import Place, on
+from gradless.kernels.program import Region, on
 from gradless.optimizer import ZerothOrder
 from gradless.testing import problems
 from gradless.testing.checks import Check, chance_bound, demand, generators_untouched, run, suite
@@ -56,24 +56,24 @@ def check_direction(directions: Directions, *, params: Mapping[str, Tensor] | No
 # the same question, the same answer
 
 
-def deterministic(directions: Directions, given: Setting) -> None:
+def deterministic(directions: Directions, setting: Setting) -> None:
     """The same seed, step, query and name give the same bits, whatever was drawn in between."""
-    first, again = _leaves(directions, given.params), _leaves(directions, given.params)
+    first, again = _leaves(directions, setting.params), _leaves(directions, setting.params)
     asked = [(seed, step, query) for seed in (0, 7) for step in (0, 3) for query in (0, 1)]
-    before = {at: _drawn(first, directions.key(*at)) for at in asked}
+    drawn = {at: _drawn(first, directions.key(*at)) for at in asked}
     for at in reversed(asked):
-        name = problems.differing(before[at], _drawn(again, directions.key(*at)))
+        name = problems.differing(drawn[at], _drawn(again, directions.key(*at)))
         demand(not name, f"z of '{name}' differs when it is drawn again (seed, step, query = {at})")
 
 
-def of_names_alone(directions: Directions, given: Setting) -> None:
+def of_names_alone(directions: Directions, setting: Setting) -> None:
     """Neither the order of the parameters nor frozen neighbours change a leaf's z."""
     keys = {seed: directions.key(seed, 1, 0) for seed in range(3)}
-    whole = {leaf.name: leaf for leaf in _leaves(directions, given.params)}
+    whole = {leaf.name: leaf for leaf in _leaves(directions, setting.params)}
     drawn = {seed: _drawn(list(whole.values()), key) for seed, key in keys.items()}
-    cases = {"in reverse order": dict(list(given.params.items())[::-1])}
-    for out in given.params if len(given.params) > 1 else ():
-        cases[f"with '{out}' frozen"] = {name: p for name, p in given.params.items() if name != out}
+    cases = {"in reverse order": dict(list(setting.params.items())[::-1])}
+    for out in setting.params if len(setting.params) > 1 else ():
+        cases[f"with '{out}' frozen"] = {name: p for name, p in setting.params.items() if name != out}
     for case, params in cases.items():
         for leaf in _leaves(directions, params):
             for seed, key in keys.items():
@@ -91,30 +91,30 @@ def _mask(leaf: Leaf) -> Tensor:
     return torch.ones(leaf.param.shape, dtype=torch.bool) if leaf.mask is None else leaf.mask
 
 
-def of_shape_alone(directions: Directions, given: Setting) -> None:
+def of_shape_alone(directions: Directions, setting: Setting) -> None:
     """A draw is float32 of the parameter's shape and depends neither on its values nor on its dtype."""
     key, draw = directions.key(5, 2, 0), directions.draw
-    for name, p in given.params.items():
-        leaf = _leaf(directions, given.params, name)
+    for name, p in setting.params.items():
+        leaf = _leaf(directions, setting.params, name)
         if leaf is None or not _reaches(leaf, key):
             continue
         leaf = leaf._replace(mask=None)
         for dtype in kernels.DTYPES if draw is not None else ():
             assert draw is not None
-            found = draw(key, name, rng.normal(9, name, p.shape).to(dtype))
-            told = f"draw gives {found.dtype} {[*found.shape]} for a {dtype} parameter {[*p.shape]}, not float32"
-            demand(found.dtype == torch.float32 and found.shape == p.shape, told)
-            demand(bool(found.isfinite().all()), f"z of '{name}' is not finite (seed 5, step 2, query 0)")
-            same = torch.equal(found, draw(key, name, torch.zeros_like(p)))
+            z = draw(key, name, rng.normal(9, name, p.shape).to(dtype))
+            mismatch = f"draw gives {z.dtype} {[*z.shape]} for a {dtype} parameter {[*p.shape]}, not float32"
+            demand(z.dtype == torch.float32 and z.shape == p.shape, mismatch)
+            demand(bool(z.isfinite().all()), f"z of '{name}' is not finite (seed 5, step 2, query 0)")
+            same = torch.equal(z, draw(key, name, torch.zeros_like(p)))
             demand(same, f"z of '{name}' {[*p.shape]} is another one for {dtype} or other values (seed 5, step 2)")
         expected = _z(leaf, key)
         for dtype in kernels.DTYPES:
             zero = torch.zeros(p.shape, dtype=dtype)
-            made = combine(zero, leaf._replace(param=zero), Mixture((key,), (1.0,)), amplitude=1.0)
-            demand(torch.equal(made, expected.to(dtype)), f"z of '{name}' {[*p.shape]} in {dtype} is another one")
+            combined = combine(zero, leaf._replace(param=zero), Mixture((key,), (1.0,)), amplitude=1.0)
+            demand(torch.equal(combined, expected.to(dtype)), f"z of '{name}' {[*p.shape]} in {dtype} is another one")
 
 
-def distinct_keys(directions: Directions, given: Setting) -> None:
+def distinct_keys(directions: Directions, setting: Setting) -> None:
     """Every seed, step and query has a key of its own."""
     asked = [(seed, step, query) for seed in range(3) for step in range(60) for query in range(4)]
     keys = {at: directions.key(*at) for at in asked}
@@ -125,42 +125,42 @@ def distinct_keys(directions: Directions, given: Setting) -> None:
         seen[key] = at
 
 
-def no_global_generator(directions: Directions, given: Setting) -> None:
+def no_global_generator(directions: Directions, setting: Setting) -> None:
     """Drawing z does not move the global generators of torch, numpy and random."""
     with generators_untouched():
-        for leaf in _leaves(directions, given.params):
+        for leaf in _leaves(directions, setting.params):
             _z(leaf, directions.key(0, 0, 0))
 
 
-def same_bits_on_every_kernel(directions: Directions, given: Setting) -> None:
+def same_bits_on_every_kernel(directions: Directions, setting: Setting) -> None:
     """The kernel in use gives the bits of the torch reference."""
     key = directions.key(1, 4, 0)
-    for leaf in _leaves(directions, given.params):
+    for leaf in _leaves(directions, setting.params):
         if leaf.draw is not None:
             return  # not fused: there is one implementation
         for dtype in kernels.DTYPES:
             p = (rng.normal(6, leaf.name, leaf.param.shape) * 0.1).to(dtype)
             program = kernels.program([(0.99, [key], [1e-2])], rounding=[3])
             expected = torch.empty_like(p)
-            place = Place(leaf.id, torch.zeros(1, dtype=torch.int64), p.numel(), max(1, p.numel() // p.shape[0]))
+            region = Region(leaf.id, torch.zeros(1, dtype=torch.int64), p.numel(), max(1, p.numel() // p.shape[0]))
             flat_mask = None if leaf.mask is None else leaf.mask.reshape(-1)
-            reference.sweep(expected.view(-1), p.view(-1), place, on(program, leaf.stream, leaf.update), flat_mask)
-            found = kernels.sweep(
+            reference.sweep(expected.view(-1), p.view(-1), region, on(program, leaf.stream, leaf.update), flat_mask)
+            computed = kernels.sweep(
                 torch.empty_like(p), p, program, leaf=leaf.id, stream=leaf.stream, amplitude=leaf.update, mask=leaf.mask
             )
-            same = not problems.differing(problems.bits({"p": found}), problems.bits({"p": expected}))
+            same = not problems.differing(problems.bits({"p": computed}), problems.bits({"p": expected}))
             demand(same, f"an update of '{leaf.name}' {_shape(leaf)} in {dtype} has other bits (seed 1, step 4)")
 
 
-def restores(directions: Directions, given: Setting) -> None:
+def restores(directions: Directions, setting: Setting) -> None:
     """A probe leaves the weights bit for bit as they were, in every dtype and with every way to perturb."""
     for dtype in (torch.float32, torch.bfloat16):
         for engine in ("stream", "in-place"):
-            params = [(name, nn.Parameter(p.to(dtype))) for name, p in given.params.items()]
-            before = problems.bits(dict(params))
+            params = [(name, nn.Parameter(p.to(dtype))) for name, p in setting.params.items()]
+            earlier = problems.bits(dict(params))
             opt = ZerothOrder(params, seed=2, directions=directions, estimator=spsa(eps=EPS, queries=2), engine=engine)
             opt.probe(lambda params=params: sum((p.float() * 1.5 - 1).square().sum() for _, p in params))  # type: ignore[misc]
-            name = problems.differing(before, problems.bits(dict(params)))
+            name = problems.differing(earlier, problems.bits(dict(params)))
             demand(not name, f"'{name}' in {dtype} was changed by a probe (engine {engine}, eps {EPS}, seed 2)")
 
 
@@ -168,24 +168,24 @@ def restores(directions: Directions, given: Setting) -> None:
 # statistics, over SAMPLES seeds
 
 
-def zero_mean(directions: Directions, given: Setting) -> None:
+def zero_mean(directions: Directions, setting: Setting) -> None:
     """Every element of z has mean 0 over the seeds."""
-    for leaf in _leaves(directions, given.params):
+    for leaf in _leaves(directions, setting.params):
         z = _samples(directions, leaf)
         sums = torch.cat([z.sum(0), z.sum().view(1)])
         squares = torch.cat([z.square().sum(0), z.square().sum().view(1)])
         far = sums.abs() / squares.sqrt().clamp_min(1e-30)
-        place = int(far[:-1].argmax())
+        index = int(far[:-1].argmax())
         demand(
             float(far[:-1].max()) <= chance_bound(len(far)),
-            f"'{leaf.name}' {_shape(leaf)} has a mean of {float(sums[place]) / len(z):.3f} at element {place} over "
+            f"'{leaf.name}' {_shape(leaf)} has a mean of {float(sums[index]) / len(z):.3f} at element {index} over "
             f"{len(z)} seeds (step 0, first query that reaches it)",
         )
 
 
-def unit_variance(directions: Directions, given: Setting) -> None:
+def unit_variance(directions: Directions, setting: Setting) -> None:
     """Every element of z that is reached has variance 1, before amplitudes."""
-    for leaf in _leaves(directions, given.params):
+    for leaf in _leaves(directions, setting.params):
         z = _samples(directions, leaf)
         if leaf.mask is not None:
             z = z[:, leaf.mask.reshape(-1)]
@@ -194,29 +194,29 @@ def unit_variance(directions: Directions, given: Setting) -> None:
         for values, what in ((squares, "element"), (whole, "mean of all elements, by column")):
             error = (values.mean(0) - 1).abs()
             allowed = 7 * values.std(0) / len(z) ** 0.5 + 1e-6  # 7 sigma, for the skewness of squares
-            place = int((error - allowed).argmax())
+            index = int((error - allowed).argmax())
             demand(
                 bool((error <= allowed).all()),
-                f"'{leaf.name}' {_shape(leaf)} has a variance of {float(values.mean(0)[place]):.3f} ({what} {place}) "
+                f"'{leaf.name}' {_shape(leaf)} has a variance of {float(values.mean(0)[index]):.3f} ({what} {index}) "
                 f"over {len(z)} seeds (step 0, first query that reaches it)",
             )
 
 
-def uncorrelated(directions: Directions, given: Setting) -> None:
+def uncorrelated(directions: Directions, setting: Setting) -> None:
     """Different elements, leaves, queries and steps are uncorrelated."""
-    leaves = _leaves(directions, given.params)
+    leaves = _leaves(directions, setting.params)
     names = [leaf.name for leaf in leaves for _ in range(leaf.param.numel())]
     at = {
-        where: torch.stack([_row(leaves, directions.key(seed, *where)) for seed in range(SAMPLES)])
-        for where in ((0, 0), (0, 1), (1, 0))
+        query: torch.stack([_row(leaves, directions.key(seed, *query)) for seed in range(SAMPLES)])
+        for query in ((0, 0), (0, 1), (1, 0))
     }
-    for where, other in at.items():
+    for query, other in at.items():
         base = at[0, 0]
         far = (base.T @ other).abs() / (base.square().T @ other.square()).sqrt().clamp_min(1e-30)
-        if where == (0, 0):
+        if query == (0, 0):
             far.fill_diagonal_(0.0)
         i, j = divmod(int(far.argmax()), far.shape[1])
-        what = "in one draw" if where == (0, 0) else f"between (step, query) = (0, 0) and {where}"
+        what = "in one draw" if query == (0, 0) else f"between (step, query) = (0, 0) and {query}"
         demand(
             float(far.max()) <= chance_bound(3 * far.numel()),
             f"element {i} (of '{names[i]}') and element {j} (of '{names[j]}') of all {len(names)} are correlated "

@@ -91,8 +91,8 @@ class Asked:
         """The loss, and the gradients of leaves that have stored ones."""
         self.forwards += BACKPROP
         nan = math.nan if self.sick else 0.0
-        found = {name: (g + nan).float() for name, g in self.bowl.gradient().items() if self.deep(name)}
-        return self.bowl.loss(self.bowl.start) + nan, found
+        stored = {name: (g + nan).float() for name, g in self.bowl.gradient().items() if self.deep(name)}
+        return self.bowl.loss(self.bowl.start) + nan, stored
 
     def oracle(self) -> Oracle:
         """What the estimator sees."""
@@ -116,53 +116,55 @@ def _estimate(
     return estimator.estimate(asked.oracle(), keys), asked, keys
 
 
-def unbiased(estimator: Estimator, given: Setting) -> None:
+def unbiased(estimator: Estimator, setting: Setting) -> None:
     """On a quadratic the mean estimate is the gradient, element by element."""
-    for queries in given.queries:
+    for queries in setting.queries:
         exact = _flat(_bowl().gradient())
         rows = []
         for seed in range(SAMPLES if estimator.queries(0) else 1):
-            found, asked, keys = _estimate(estimator, seed, queries)
+            estimate, asked, keys = _estimate(estimator, seed, queries)
             total = {name: torch.zeros_like(start) for name, start in asked.bowl.start.items()}
-            for key, coeff in zip(keys, found.coeffs, strict=True):
+            for key, coeff in zip(keys, estimate.coeffs, strict=True):
                 for name, z in asked.z(key).items():
                     total[name] += coeff / len(keys) * z
-            for name, tensor in (found.tensors or {}).items():
+            for name, tensor in (estimate.tensors or {}).items():
                 total[name] += tensor.double()
             rows.append(_flat(total))
         error = torch.stack(rows) - exact
         # Errors are symmetric: flipping one element of every z flips its error. The small term is for rounding.
-        allowed = chance_bound(len(given.queries) * len(exact)) * error.square().sum(0).sqrt() / len(rows) + 1e-5
+        allowed = chance_bound(len(setting.queries) * len(exact)) * error.square().sum(0).sqrt() / len(rows) + 1e-5
         away = error.mean(0).abs()
-        place = int((away - allowed).argmax())
+        index = int((away - allowed).argmax())
         demand(
             bool((away <= allowed).all()),
-            f"element {place} has mean {float(error.mean(0)[place] + exact[place]):.3f} over {len(rows)} estimates "
-            f"with {queries} queries (seeds from 0), but a gradient of {float(exact[place]):.3f}",
+            f"element {index} has mean {float(error.mean(0)[index] + exact[index]):.3f} over {len(rows)} estimates "
+            f"with {queries} queries (seeds from 0), but a gradient of {float(exact[index]):.3f}",
         )
 
 
-def forwards_are_counted(estimator: Estimator, given: Setting) -> None:
+def forwards_are_counted(estimator: Estimator, setting: Setting) -> None:
     """`forwards(K)` is what an estimate asks of the loss, a slope counted as two and a gradient as three."""
-    for queries in given.queries:
+    for queries in setting.queries:
         _, asked, keys = _estimate(estimator, 0, queries)
-        told = estimator.forwards(len(keys))
-        demand(told == asked.forwards, f"forwards({len(keys)}) is {told}, but an estimate costs {asked.forwards}")
+        declared = estimator.forwards(len(keys))
+        demand(
+            declared == asked.forwards, f"forwards({len(keys)}) is {declared}, but an estimate costs {asked.forwards}"
+        )
 
 
-def one_coefficient_a_key(estimator: Estimator, given: Setting) -> None:
+def one_coefficient_a_key(estimator: Estimator, setting: Setting) -> None:
     """An estimate holds one number for each key, and gradients for just the leaves that `deep` names."""
-    for queries in given.queries:
-        found, asked, keys = _estimate(estimator, 0, queries)
-        numbers = isinstance(found.coeffs, tuple) and all(isinstance(c, float) for c in found.coeffs)
-        demand(numbers, f"the coefficients of {queries} queries are no tuple of floats, but {found.coeffs!r}")
-        demand(len(found.coeffs) == len(keys), f"{len(found.coeffs)} coefficients for {len(keys)} keys")
+    for queries in setting.queries:
+        estimate, asked, keys = _estimate(estimator, 0, queries)
+        numbers = isinstance(estimate.coeffs, tuple) and all(isinstance(c, float) for c in estimate.coeffs)
+        demand(numbers, f"the coefficients of {queries} queries are no tuple of floats, but {estimate.coeffs!r}")
+        demand(len(estimate.coeffs) == len(keys), f"{len(estimate.coeffs)} coefficients for {len(keys)} keys")
         deep = {name for name in asked.bowl.start if estimator.deep is not None and estimator.deep(name)}
-        stored = set(found.tensors or {})
+        stored = set(estimate.tensors or {})
         demand(stored == deep, f"gradients are stored for {sorted(stored)}, but `deep` names {sorted(deep)}")
 
 
-def schedule_of_queries(estimator: Estimator, given: Setting) -> None:
+def schedule_of_queries(estimator: Estimator, setting: Setting) -> None:
     """`queries(step)` is a whole number, at least 1 unless all gradients are stored, and the same when asked again."""
     least = 0 if estimator.deep is not None else 1
     for step in (0, 1, 2, 10, 1000, 10**6):
@@ -176,19 +178,19 @@ def schedule_of_queries(estimator: Estimator, given: Setting) -> None:
         )
 
 
-def deterministic(estimator: Estimator, given: Setting) -> None:
+def deterministic(estimator: Estimator, setting: Setting) -> None:
     """The same losses and keys give the same estimate."""
-    for queries in given.queries:
+    for queries in setting.queries:
         one, other = (_estimate(estimator, 4, queries)[0] for _ in range(2))
         demand(one[:2] == other[:2], f"coefficients of {queries} queries differ in a second estimate (seed 4)")
 
 
-def reports_the_loss(estimator: Estimator, given: Setting) -> None:
+def reports_the_loss(estimator: Estimator, setting: Setting) -> None:
     """The reported loss is that of the weights, up to eps^2."""
     bowl = _bowl()
     exact = bowl.loss(bowl.start)
     slack = 50 * estimator.eps**2 * float(sum(c.sum() for c in bowl.curvature.values())) + 1e-6 * exact
-    for queries in given.queries:
+    for queries in setting.queries:
         loss = _estimate(estimator, 0, queries)[0].loss
         demand(
             isinstance(loss, float) and abs(loss - exact) <= slack,
@@ -196,19 +198,19 @@ def reports_the_loss(estimator: Estimator, given: Setting) -> None:
         )
 
 
-def shows_what_is_not_finite(estimator: Estimator, given: Setting) -> None:
+def shows_what_is_not_finite(estimator: Estimator, setting: Setting) -> None:
     """A loss that is not a number shows in the estimate, and never as 0."""
-    for queries in given.queries:
-        found, _, _ = _estimate(estimator, 0, queries, sick=True)
-        tensors = [bool(t.isfinite().all()) for t in (found.tensors or {}).values()]
-        seen = not (math.isfinite(found.loss) and all(map(math.isfinite, found.coeffs)) and all(tensors))
-        demand(seen, f"losses that are nan give a loss of {found.loss} and coefficients {found.coeffs}")
+    for queries in setting.queries:
+        estimate, _, _ = _estimate(estimator, 0, queries, sick=True)
+        tensors = [bool(t.isfinite().all()) for t in (estimate.tensors or {}).values()]
+        seen = not (math.isfinite(estimate.loss) and all(map(math.isfinite, estimate.coeffs)) and all(tensors))
+        demand(seen, f"losses that are nan give a loss of {estimate.loss} and coefficients {estimate.coeffs}")
 
 
-def no_global_generator(estimator: Estimator, given: Setting) -> None:
+def no_global_generator(estimator: Estimator, setting: Setting) -> None:
     """Estimating does not move the global generators of torch, numpy and random."""
     with generators_untouched():
-        _estimate(estimator, 0, given.queries[0])
+        _estimate(estimator, 0, setting.queries[0])
 
 
 CHECKS = (

@@ -57,25 +57,25 @@ def check_method(
     run(method_checks(steps=steps, factor=factor, model=model), make)
 
 
-def learns(make: Make, given: Setting) -> None:
+def learns(make: Make, setting: Setting) -> None:
     """It brings the loss of a small problem down."""
-    model = given.model()
-    opt, before = make(model.named_parameters()), _loss(model)
-    for _ in range(given.steps):
+    model = setting.model()
+    opt, start = make(model.named_parameters()), _loss(model)
+    for _ in range(setting.steps):
         opt.step(model)
     opt.flush()
-    after = _loss(model)
+    end = _loss(model)
     demand(
-        math.isfinite(after) and after < given.factor * before,
-        f"the loss went from {before:.4f} to {after:.4f} in {given.steps} steps, not below {given.factor:g} of it",
+        math.isfinite(end) and end < setting.factor * start,
+        f"the loss went from {start:.4f} to {end:.4f} in {setting.steps} steps, not below {setting.factor:g} of it",
     )
 
 
-def deterministic(make: Make, given: Setting) -> None:
+def deterministic(make: Make, setting: Setting) -> None:
     """Two runs from the same weights end with the same bits, in any order of parameters without stored gradients."""
     ends = []
     for order in (1, 1, -1):
-        model = given.model()
+        model = setting.model()
         opt = make(list(model.named_parameters())[::order])
         if order < 0 and opt.estimator.deep is not None:
             return  # norms over stored gradients are sums, which are rounded in order
@@ -89,14 +89,14 @@ def deterministic(make: Make, given: Setting) -> None:
     demand(not name, f"'{name}' differs after {STEPS} steps with the parameters in reverse order")
 
 
-def replays_or_says_why_not(make: Make, given: Setting) -> None:
+def replays_or_says_why_not(make: Make, setting: Setting) -> None:
     """A replay of its moves gives the same bits, or is refused with a sentence."""
-    model, again = given.model(), given.model()
+    model, again = setting.model(), setting.model()
     opt = make(model.named_parameters())
-    moves = [opt.step_with(model)[1] for _ in range(STEPS)]
+    updates = [opt.step_with(model)[1] for _ in range(STEPS)]
     opt.flush()
     try:
-        make(again.named_parameters()).replay(moves)
+        make(again.named_parameters()).replay(updates)
     except BadInput as error:
         demand("\n" not in str(error) and bool(str(error)), "a replay is refused without a sentence")
         return
@@ -104,20 +104,20 @@ def replays_or_says_why_not(make: Make, given: Setting) -> None:
     demand(not name, f"'{name}' differs after a replay of {STEPS} moves, and nothing says that it cannot be replayed")
 
 
-def restores(make: Make, given: Setting) -> None:
+def restores(make: Make, setting: Setting) -> None:
     """A probe leaves the weights bit for bit as they were, in float32 and in bfloat16."""
     for dtype in (torch.float32, torch.bfloat16):
-        model = given.model().to(dtype)
-        opt, before = make(model.named_parameters()), _bits(model)
+        model = setting.model().to(dtype)
+        opt, earlier = make(model.named_parameters()), _bits(model)
         opt.probe(model)
-        name = problems.differing(before, _bits(model))
+        name = problems.differing(earlier, _bits(model))
         demand(not name, f"'{name}' in {dtype} was changed by a probe")
         demand(all(p.requires_grad for p in model.parameters()), "requires_grad was taken away by a probe")
 
 
-def counts_its_forwards(make: Make, given: Setting) -> None:
+def counts_its_forwards(make: Make, setting: Setting) -> None:
     """`forwards` and `cost` are the calls of the closure, a slope counted as two and a gradient as three."""
-    model = given.model()
+    model = setting.model()
     opt = make(model.named_parameters())
     called = [0]
 
@@ -130,17 +130,17 @@ def counts_its_forwards(make: Make, given: Setting) -> None:
         return loss
 
     for step in range(3):
-        before, called[0] = opt.forwards, 0
+        earlier, called[0] = opt.forwards, 0
         opt.step(closure)
-        spent, told = opt.forwards - before, opt.cost(step)
-        demand(spent == told, f"step {step} counts {spent} forwards, but cost({step}) is {told}")
+        spent, declared = opt.forwards - earlier, opt.cost(step)
+        demand(spent == declared, f"step {step} counts {spent} forwards, but cost({step}) is {declared}")
         fair = called[0] == spent or opt.engine == "dual"  # which makes one call of many
         demand(fair, f"step {step} counts {spent} forwards, but calls the closure for {called[0]}")
 
 
-def resumes(make: Make, given: Setting) -> None:
+def resumes(make: Make, setting: Setting) -> None:
     """A state that is saved and loaded continues to the same weights."""
-    whole, stopped, resumed = given.model(), given.model(), given.model()
+    whole, stopped, resumed = setting.model(), setting.model(), setting.model()
     opt = make(whole.named_parameters())
     for _ in range(STEPS):
         opt.step(whole)
@@ -160,39 +160,39 @@ def resumes(make: Make, given: Setting) -> None:
     demand(not name, f"'{name}' differs when a run of {STEPS} steps was saved and loaded after {STEPS // 2}")
 
 
-def skips_what_is_not_finite(make: Make, given: Setting) -> None:
+def skips_what_is_not_finite(make: Make, setting: Setting) -> None:
     """A step whose loss is not a number leaves the weights alone and is counted as skipped."""
-    model = given.model()
+    model = setting.model()
     opt = make(model.named_parameters())
     opt.step(model)
     opt.flush()
-    before = _bits(model)
+    earlier = _bits(model)
     opt.step(lambda: model() * math.nan)
     opt.flush()
-    name = problems.differing(before, _bits(model))
+    name = problems.differing(earlier, _bits(model))
     demand(not name, f"'{name}' was changed by a step whose losses were nan")
     demand(opt.skipped == 1 and opt.t == 2, f"after one such step of two, skipped is {opt.skipped} and t is {opt.t}")
 
 
-def leaves_frozen_weights_alone(make: Make, given: Setting) -> None:
+def leaves_frozen_weights_alone(make: Make, setting: Setting) -> None:
     """Parameters that do not require grad keep their bits."""
-    model = given.model()
+    model = setting.model()
     frozen = [name for name, _ in model.named_parameters() if name.endswith("bias")]
     for name, p in model.named_parameters():
         p.requires_grad_(name not in frozen)
-    before = _bits(model)
+    earlier = _bits(model)
     opt = make(model.named_parameters())
     for _ in range(3):
         opt.step(model)
     opt.flush()
-    after = _bits(model)
-    moved = [name for name in frozen if not torch.equal(before[name], after[name])]
+    later = _bits(model)
+    moved = [name for name in frozen if not torch.equal(earlier[name], later[name])]
     demand(not moved, f"'{moved[0] if moved else ''}' was changed, though it does not require grad")
 
 
-def no_global_generator(make: Make, given: Setting) -> None:
+def no_global_generator(make: Make, setting: Setting) -> None:
     """Steps do not move the global generators of torch, numpy and random."""
-    model = given.model()
+    model = setting.model()
     with generators_untouched():
         opt = make(model.named_parameters())
         opt.step(model)

@@ -62,29 +62,29 @@ def check_rule(
     run(rule_checks(queries=queries, directions=directions, dense=dense), rule)
 
 
-def deterministic(rule: Rule, given: Setting) -> None:
+def deterministic(rule: Rule, setting: Setting) -> None:
     """The same gradients from the same state give the same updates, bit for bit."""
-    for kind, gradients in _inputs(rule, given).items():
-        one, other = (_updates(rule, rule.init(), gradients, given) for _ in range(2))
+    for kind, gradients in _inputs(rule, setting).items():
+        one, other = (_updates(rule, rule.init(), gradients, setting) for _ in range(2))
         _equal(one, other, f"of {kind} in a second run from init()")
 
 
-def leaves_its_input_alone(rule: Rule, given: Setting) -> None:
+def leaves_its_input_alone(rule: Rule, setting: Setting) -> None:
     """The gradient that it is given is not written to."""
-    for kind, gradients in _inputs(rule, given).items():
-        before = [{n: t.clone() for n, t in g.tensors.items()} for g in gradients if isinstance(g, Dense)]
-        _updates(rule, rule.init(), gradients, given)
-        after = [g.tensors for g in gradients if isinstance(g, Dense)]
-        for step, (was, now) in enumerate(zip(before, after, strict=True)):
+    for kind, gradients in _inputs(rule, setting).items():
+        earlier = [{n: t.clone() for n, t in g.tensors.items()} for g in gradients if isinstance(g, Dense)]
+        _updates(rule, rule.init(), gradients, setting)
+        later = [g.tensors for g in gradients if isinstance(g, Dense)]
+        for step, (was, now) in enumerate(zip(earlier, later, strict=True)):
             name = problems.differing(was, dict(now))
             demand(not name, f"the stored gradient of '{name}' was changed at step {step} of {kind}")
 
 
-def linear_flag(rule: Rule, given: Setting) -> None:
+def linear_flag(rule: Rule, setting: Setting) -> None:
     """`linear` is set if and only if mixtures become mixtures and stored gradients stay stored."""
-    results = [g for gradients in _inputs(rule, given).values() for g in _results(rule, gradients)]
+    results = [g for gradients in _inputs(rule, setting).values() for g in _results(rule, gradients)]
     kinds = {type(g).__name__ for g in results}
-    mixtures = [g for g in _results(rule, _mixtures(given)) if not isinstance(g, Mixture)]
+    mixtures = [g for g in _results(rule, _mixtures(setting)) if not isinstance(g, Mixture)]
     if rule.linear:
         demand(
             not mixtures and not any(isinstance(g, Lazy) for g in results),
@@ -97,56 +97,56 @@ def linear_flag(rule: Rule, given: Setting) -> None:
         )
 
 
-def state_round_trip(rule: Rule, given: Setting) -> None:
+def state_round_trip(rule: Rule, setting: Setting) -> None:
     """The state survives plain() and like(): lists, numbers, words and tensors on the way, the same updates after."""
-    for kind, gradients in _inputs(rule, given).items():
+    for kind, gradients in _inputs(rule, setting).items():
         half = len(gradients) // 2
         state = rule.init()
         for g in gradients[:half]:
-            state = _made(rule, g, state, given)[1]
+            state = _made(rule, g, state, setting)[1]
         saved = plain(state)
         _demand_plain(saved)
         if not _has_tensors(saved):
             saved = json.loads(json.dumps(saved))
         restored = like(rule.init(), saved)
-        one = _updates(rule, restored, gradients[half:], given)
-        other = _updates(rule, state, gradients[half:], given)
+        one = _updates(rule, restored, gradients[half:], setting)
+        other = _updates(rule, state, gradients[half:], setting)
         _equal(one, other, f"of {kind} after like(init(), plain(state)) at step {half}")
 
 
-def replays(rule: Rule, given: Setting) -> None:
+def replays(rule: Rule, setting: Setting) -> None:
     """A run's coefficients and learning rates rebuild its weights bit for bit, in one sweep or several."""
     model = _model()
-    opt = _optimizer(rule, model, given)
-    moves = []
+    opt = _optimizer(rule, model, setting)
+    updates = []
     for step in range(STEPS):
         if step == 2:
-            moves.append(Update(step, (), opt.learning_rates(), True))
+            updates.append(Update(step, (), opt.learning_rates(), True))
             opt.skip()
         else:
-            moves.append(opt.step_with(model)[1])
+            updates.append(opt.step_with(model)[1])
     for chunk in (2, STEPS):
         again = _model()
-        _optimizer(rule, again, given).replay(moves, chunk=chunk)
+        _optimizer(rule, again, setting).replay(updates, chunk=chunk)
         name = problems.differing(_bits(model), _bits(again))
         demand(
             not name, f"'{name}' differs after a replay of {STEPS} steps in chunks of {chunk} (seed 3, step 2 skipped)"
         )
 
 
-def resumes(rule: Rule, given: Setting) -> None:
+def resumes(rule: Rule, setting: Setting) -> None:
     """An optimizer that is saved and loaded continues to the same weights."""
     whole, stopped, resumed = _model(), _model(), _model()
-    opt = _optimizer(rule, whole, given)
+    opt = _optimizer(rule, whole, setting)
     for _ in range(STEPS):
         opt.step(whole)
-    first = _optimizer(rule, stopped, given)
+    first = _optimizer(rule, stopped, setting)
     for _ in range(STEPS // 2):
         first.step(stopped)
     state = first.state_dict()
     resumed.load_state_dict(stopped.state_dict())
     first.step(stopped)  # what it does now must not reach the state that was taken
-    second = _optimizer(rule, resumed, given)
+    second = _optimizer(rule, resumed, setting)
     second.load_state_dict(state)
     for _ in range(STEPS - STEPS // 2):
         second.step(resumed)
@@ -154,20 +154,20 @@ def resumes(rule: Rule, given: Setting) -> None:
     demand(not name, f"'{name}' differs after state_dict at step {STEPS // 2} of {STEPS} (seed 3)")
 
 
-def finite(rule: Rule, given: Setting) -> None:
+def finite(rule: Rule, setting: Setting) -> None:
     """Zero, tiny and large coefficients give finite updates."""
     for size in (0.0, 1e-20, 1e6):
-        gradients = [g._replace(weights=tuple(w * size for w in g.weights)) for g in _mixtures(given)]
-        for step, update in enumerate(_updates(rule, rule.init(), gradients, given)):
+        gradients = [g._replace(weights=tuple(w * size for w in g.weights)) for g in _mixtures(setting)]
+        for step, update in enumerate(_updates(rule, rule.init(), gradients, setting)):
             for name, tensor in update.items():
                 sound = bool(tensor.isfinite().all())
                 demand(sound, f"the update of '{name}' is not finite at step {step} with coefficients of size {size:g}")
 
 
-def downhill(rule: Rule, given: Setting) -> None:
+def downhill(rule: Rule, setting: Setting) -> None:
     """Updates point along the gradient on average."""
     model = _model()
-    opt = _optimizer(rule, model, given)
+    opt = _optimizer(rule, model, setting)
     exact = {n: p.detach() - model.targets[n] for n, p in model.named_parameters()}
     total = {leaf.name: torch.zeros(leaf.param.shape) for leaf in opt.leaves}
     state = rule.init()
@@ -182,7 +182,7 @@ def downhill(rule: Rule, given: Setting) -> None:
     demand(cosine > 0.4, f"the sum of {DOWNHILL} updates has a cosine of {cosine:.2f} with the gradient (seed 3)")
 
 
-def learning_rate(rule: Rule, given: Setting) -> None:
+def learning_rate(rule: Rule, setting: Setting) -> None:
     """`lr` is None, a positive number, or a schedule of finite rates that are not negative."""
     if rule.lr is None:
         return
@@ -192,11 +192,11 @@ def learning_rate(rule: Rule, given: Setting) -> None:
         demand(good, f"the learning rate is {rate!r}")
 
 
-def no_global_generator(rule: Rule, given: Setting) -> None:
+def no_global_generator(rule: Rule, setting: Setting) -> None:
     """Updating does not move the global generators of torch, numpy and random."""
     with generators_untouched():
-        for gradients in _inputs(rule, given).values():
-            _updates(rule, rule.init(), gradients, given)
+        for gradients in _inputs(rule, setting).values():
+            _updates(rule, rule.init(), gradients, setting)
 
 
 CHECKS = (
@@ -209,67 +209,67 @@ def _model() -> problems.Model:
     return problems.Model(blocks=2, width=4)
 
 
-def _optimizer(rule: Rule, model: nn.Module, given: Setting) -> ZerothOrder:
+def _optimizer(rule: Rule, model: nn.Module, setting: Setting) -> ZerothOrder:
     rated = rule if rule.lr is not None else chain(rule, scale(LR))
-    estimator = spsa(eps=1e-3, queries=given.queries)
+    estimator = spsa(eps=1e-3, queries=setting.queries)
     return ZerothOrder(
-        model.named_parameters(), seed=3, directions=given.directions(), estimator=estimator, rule=rated
-    )  # fmt: skip
+        model.named_parameters(), seed=3, directions=setting.directions(), estimator=estimator, rule=rated
+    )
 
 
-def _leaves(given: Setting) -> list[Leaf]:
+def _leaves(setting: Setting) -> list[Leaf]:
     named = [(name, nn.Parameter(p)) for name, p in problems.parameters().items()]
-    return ZerothOrder(named, seed=3, directions=given.directions()).leaves
+    return ZerothOrder(named, seed=3, directions=setting.directions()).leaves
 
 
-def _mixtures(given: Setting) -> list[Mixture]:
+def _mixtures(setting: Setting) -> list[Mixture]:
     """Estimates of some steps."""
-    found = []
-    key = given.directions().key
+    mixtures = []
+    key = setting.directions().key
     for step in range(STEPS):
-        weights = rng.normal(step, "coefficients", (given.queries,)).tolist()
-        keys = tuple(key(3, step, query) for query in range(given.queries))
-        found.append(Mixture(keys, tuple(w / given.queries for w in weights)))
-    return found
+        weights = rng.normal(step, "coefficients", (setting.queries,)).tolist()
+        keys = tuple(key(3, step, query) for query in range(setting.queries))
+        mixtures.append(Mixture(keys, tuple(w / setting.queries for w in weights)))
+    return mixtures
 
 
-def _inputs(rule: Rule, given: Setting) -> dict[str, list[Any]]:
+def _inputs(rule: Rule, setting: Setting) -> dict[str, list[Any]]:
     """Gradients by kind; stored ones only if the rule takes them."""
-    mixtures = _mixtures(given)
-    found: dict[str, list[Any]] = {"mixtures": list(mixtures)}
+    mixtures = _mixtures(setting)
+    kinds: dict[str, list[Any]] = {"mixtures": list(mixtures)}
     stored = [
         Dense({n: rng.normal(20 + t, n, s) for n, s in problems.SHAPES.items() if "layers" in n}, mixture)
         for t, mixture in enumerate(mixtures)
     ]
-    if given.dense:
+    if setting.dense:
         try:
             rule.update(stored[0], rule.init())
         except BadInput:
-            return found
-        found["stored gradients"] = list(stored)
-    return found
+            return kinds
+        kinds["stored gradients"] = list(stored)
+    return kinds
 
 
-def _made(rule: Rule, g: Gradient, state: Any, given: Setting) -> tuple[dict[str, Tensor], Any]:
+def _made(rule: Rule, g: Gradient, state: Any, setting: Setting) -> tuple[dict[str, Tensor], Any]:
     """One update of every leaf, each made once, and the state after."""
-    made, state = rule.update(g, state)
-    return {leaf.name: made.leaf(leaf).clone() for leaf in _leaves(given)}, state
+    result, state = rule.update(g, state)
+    return {leaf.name: result.leaf(leaf).clone() for leaf in _leaves(setting)}, state
 
 
-def _updates(rule: Rule, state: Any, gradients: list[Any], given: Setting) -> list[dict[str, Tensor]]:
-    found = []
+def _updates(rule: Rule, state: Any, gradients: list[Any], setting: Setting) -> list[dict[str, Tensor]]:
+    updates = []
     for g in gradients:
-        update, state = _made(rule, g, state, given)
-        found.append(update)
-    return found
+        update, state = _made(rule, g, state, setting)
+        updates.append(update)
+    return updates
 
 
 def _results(rule: Rule, gradients: list[Any]) -> list[Gradient]:
-    state, found = rule.init(), []
+    state, results = rule.init(), []
     for g in gradients:
-        made, state = rule.update(g, state)
-        found.append(made)
-    return found
+        result, state = rule.update(g, state)
+        results.append(result)
+    return results
 
 
 def _equal(one: list[dict[str, Tensor]], other: list[dict[str, Tensor]], what: str) -> None:
