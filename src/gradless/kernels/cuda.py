@@ -331,8 +331,8 @@ def _launch(
         kernel[(count * per_row,)](
             _bits(out), bits, bits if mask is None else mask.view(torch.uint8), listed if rows is LISTED else vector,
             vector, _table(stream, vector, bases, leaf, region, p.device), leaf, programs[0].decays.size, width,
-            per_row, *numbers, **more, DTYPE=KINDS[p.dtype], STOCHASTIC=_stochastic(p, programs[-1]), MASKED=mask is not None,
-            ROWS=rows, KIND=rng.KINDS[stream.kind], RANK=stream.rank, WORDS=words, **OPTIONS,
+            per_row, *numbers, **more, DTYPE=KINDS[p.dtype], STOCHASTIC=_stochastic(p, programs[-1]),
+            MASKED=mask is not None, ROWS=rows, KIND=rng.KINDS[stream.kind], RANK=stream.rank, WORDS=words, **OPTIONS,
         )  # fmt: skip
 
 
