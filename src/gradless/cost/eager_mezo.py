@@ -16,9 +16,7 @@ SWEEP = "gradless.sweep"
 
 
 @torch.no_grad()
-def step(
-    params: Sequence[Tensor], closure: Callable[[], Tensor | float], *, lr: float, eps: float, seed: int
-) -> float:  # fmt: skip
+def step(params: Sequence[Tensor], closure: Callable[[], Tensor | float], *, lr: float, eps: float, seed: int) -> float:
     """One step of algorithm 1: perturb in place, measure, perturb back, update with the same normals drawn anew.
 
     As an eager PyTorch program this is lean: a leaf is drawn in one call into scratch that is shared by all leaves,
@@ -61,7 +59,7 @@ def _move(params: Iterable[Tensor], size: float, seed: int, scratch: dict[tuple,
 
 
 def _scratch(params: Iterable[Tensor]) -> dict[tuple, Tensor]:
-    """Room for the largest leaf of each device and dtype."""
+    """Return room for the largest leaf of each device and dtype."""
     sizes: dict[tuple, int] = {}
     for p in params:
         sizes[p.device, p.dtype] = max(p.numel(), sizes.get((p.device, p.dtype), 0))

@@ -35,10 +35,10 @@ def run_picture(folder: Path, *, metric: str = "accuracy", title: str = "") -> P
     left.set(xlabel="step", ylabel="loss", ylim=(0, None))
     left.legend(frameon=False)
     for split, style in (("dev", "o-"), ("test", "s--")):
-        found = [line for line in _evaluations(lines, split) if line.get(metric) is not None]
+        scored = [line for line in _evaluations(lines, split) if line.get(metric) is not None]
         right.plot(
-            [line["step"] for line in found],
-            [line[metric] for line in found],
+            [line["step"] for line in scored],
+            [line[metric] for line in scored],
             style,
             color=SCORE if split == "dev" else LOSS,
             ms=4,
@@ -71,17 +71,16 @@ def profile_picture(result: dict[str, Any], path: Path) -> Path:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     unit, factor = ("s", 1.0) if result["floor_seconds"] >= 0.1 else ("ms", 1e3)
-    for place, (name, row) in enumerate(rows.items()):
+    for height, (name, row) in enumerate(rows.items()):
         left = 0.0
         for part, colour in PARTS.items():
             width = result["share"][name][part] * factor
-            axes.barh(place, width, left=left, height=0.66, color=colour, label=part if place == 0 else None)
+            axes.barh(height, width, left=left, height=0.66, color=colour, label=part if height == 0 else None)
             left += width
-        seconds = row["step_seconds"] * factor
-        axes.annotate(
-            f"{seconds:.3g} {unit}   {row['ratio']:.2f} x", (left, place), xytext=(6, 0), textcoords="offset points",
-            va="center", fontweight="bold" if name == result["fastest"] else "normal",
-        )  # fmt: skip
+        text = f"{row['step_seconds'] * factor:.3g} {unit}   {row['ratio']:.2f} x"
+        weight = "bold" if name == result["fastest"] else "normal"
+        at: dict[str, Any] = {"xytext": (6, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(text, (left, height), fontweight=weight, **at)
     axes.axvline(result["floor_seconds"] * factor, color="black", linestyle="--", linewidth=1)
     used = {name: row.get("used", name) for name, row in rows.items()}
     labels = [named.get(name, name) if used[name] == name else f"{name} (ran as {used[name]})" for name in rows]
@@ -97,7 +96,7 @@ def profile_picture(result: dict[str, Any], path: Path) -> Path:
 
 
 def profile_title(result: dict[str, Any]) -> str:
-    """What was measured, and where, in one line."""
+    """Return what was measured, and where, in one line."""
     keys = ("model", "scheme", "method", "dtype", "device_name")
     size = f"{result['batch_size']} x {result['length']} tokens"
     threads = [f"{result['threads']} thread(s)"] if result["device"] == "cpu" else []
@@ -109,7 +108,7 @@ def _evaluations(lines: list[dict[str, Any]], split: str) -> list[dict[str, Any]
 
 
 def running_mean(values: list[float], width: int) -> list[float]:
-    """Mean of the last ``width`` values at each place."""
+    """Return the mean of the last ``width`` values at each index."""
     sums = [0.0, *accumulate(values)]
     ends = range(1, len(sums))
     return [(sums[end] - sums[max(0, end - width)]) / min(width, end) for end in ends]

@@ -1,4 +1,4 @@
-"""What forwards and backward passes of a model without weights hold in memory, counted tensor by tensor.
+"""Memory that forwards and backward passes of a model without weights hold, counted tensor by tensor.
 
 The loss is that of a training batch without padding: as `gradless.lm.scoring` computes it, with hidden states selected
 in front of the output layer, only candidate rows of it for label words, and language-model logits in parts.
@@ -54,14 +54,14 @@ class Read(NamedTuple):
 
 
 def forward_peak(lm: LanguageModel, batch: Batch, *, fused: bool = True) -> int:
-    """Most bytes that one forward without gradients holds beside the weights; ``fused``: attention may be."""
+    """Return the peak bytes of one forward without gradients beside the weights; ``fused``: attention may be."""
     with _counted(lm, fused=fused) as live, torch.no_grad():
         _loss(lm, batch)
     return live.peak
 
 
 def backward(lm: LanguageModel, tuned: Sequence[Tensor], batch: Batch, *, checkpoint: bool) -> Backward:
-    """Memory of a forward and its backward pass for the gradients of ``tuned``, which stay until the end.
+    """Return the memory of a forward and its backward pass for the gradients of ``tuned``, which stay until the end.
 
     Args:
         lm: the model; only ``tuned`` may require gradients.
@@ -73,16 +73,16 @@ def backward(lm: LanguageModel, tuned: Sequence[Tensor], batch: Batch, *, checkp
     with _counted(lm) as live, model_blocks._replaced(blocks, _fused), model_blocks.checkpointing(blocks):
         loss = _loss(lm, batch)
         saved = live.now
-        found = torch.autograd.grad(loss, list(tuned), allow_unused=True)
-    return Backward(saved, sum(g.numel() * g.itemsize for g in found if g is not None), live.peak)
+        gradients = torch.autograd.grad(loss, list(tuned), allow_unused=True)
+    return Backward(saved, sum(g.numel() * g.itemsize for g in gradients if g is not None), live.peak)
 
 
 def reads(lm: LanguageModel, tuned: Sequence[Tensor], batch: Batch) -> list[Read]:
-    """How one forward reads the tuned weights, in order: what an engine serves whole, and what by rows."""
+    """Return how one forward reads the tuned weights, in order: whole, or by rows."""
     watch = _Watch(tuned)
     with _counted(lm), torch.no_grad(), watch:
         _loss(lm, batch)
-    return watch.found
+    return watch.reads
 
 
 def _fused(index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -93,7 +93,7 @@ def _fused(index: int, original: Callable[..., Any], *args: Any, **kwargs: Any) 
 
 @contextlib.contextmanager
 def _counted(lm: LanguageModel, *, fused: bool = True) -> Iterator[Live]:
-    """Count; what a model asks about values is one sentence for the user."""
+    """Count the block's tensors; raises BadInput if the model's code depends on values."""
     try:
         attention = FusedAttention() if fused else contextlib.nullcontext()
         with Live([*lm.model.parameters(), *lm.model.buffers()]) as live, attention:
@@ -113,7 +113,7 @@ def _counted(lm: LanguageModel, *, fused: bool = True) -> Iterator[Live]:
 
 
 def _loss(lm: LanguageModel, batch: Batch) -> Tensor:
-    """The mean loss of random tokens that do not exist, float32 scalar on the meta device."""
+    """Return the mean loss of a batch, a float32 scalar on the meta device."""
     if not batch.every_token:
         logits = _logits(lm, batch).flatten(0, -2)
         return F.cross_entropy(logits, torch.empty(len(logits), dtype=torch.int64, device="meta"))
@@ -129,11 +129,11 @@ def _loss(lm: LanguageModel, batch: Batch) -> Tensor:
 
 
 def _logits(lm: LanguageModel, batch: Batch) -> Tensor:
-    """Float32 logits of what is scored."""
+    """Return float32 logits of what is scored."""
     head, whole, hidden = lm.head, dict[str, Any](), list[Tensor]()
     labelled = has_label_head(lm)
 
-    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         last = args[0].shape[1] - 1
         first = last + 1 - batch.length if batch.every_token else last  # virtual tokens of a prompt are in front
         chosen = args[0].index_select(1, torch.empty(last + 1 - first, dtype=torch.int64, device="meta"))
@@ -153,7 +153,7 @@ def _logits(lm: LanguageModel, batch: Batch) -> Tensor:
             name, parameter = whole.popitem()
             head._parameters[name] = parameter
 
-    hooks = [head.register_forward_pre_hook(before), head.register_forward_hook(restore)]
+    hooks = [head.register_forward_pre_hook(select), head.register_forward_hook(restore)]
     ids = torch.empty(batch.rows * batch.copies, batch.length, dtype=torch.int64, device="meta")
     try:
         # No mask: a mask that masks nothing is dropped by models, too.
@@ -169,23 +169,23 @@ def _logits(lm: LanguageModel, batch: Batch) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------
-# who reads what
+# reads of tuned weights
 
 
 class _Watch(TorchFunctionMode):
-    """Notes which tuned weights torch functions are given, as `PerturbedWeights` would be asked for them."""
+    """Records the tuned weights that torch functions take, as `PerturbedWeights` would be asked for them."""
 
     def __init__(self, tuned: Sequence[Tensor]) -> None:
         super().__init__()
         self.tuned = {id(p): p for p in tuned}
-        self.found: list[Read] = []
+        self.reads: list[Read] = []
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Note and call."""
+        """Record and call."""
         kwargs = kwargs or {}
-        given = [self.tuned[id(a)] for a in (*args, *kwargs.values()) if id(a) in self.tuned]
-        if given and func.__name__ not in METADATA and func.__name__ != "__get__":
+        weights = [self.tuned[id(a)] for a in (*args, *kwargs.values()) if id(a) in self.tuned]
+        if weights and func.__name__ not in METADATA and func.__name__ != "__get__":
             by_rows = func in (F.embedding, torch.embedding) or func is Tensor.__getitem__
             linear = func in (F.linear, torch.addmm)
-            self.found += [Read(p, not by_rows, linear and p.ndim == 2) for p in given]
+            self.reads += [Read(p, not by_rows, linear and p.ndim == 2) for p in weights]
         return func(*args, **kwargs)

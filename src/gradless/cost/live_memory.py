@@ -1,4 +1,4 @@
-"""How much memory tensors take while code runs on shapes alone: every operation is seen, none is computed.
+"""Memory of tensors while code runs on shapes alone: every operation is seen, none is computed.
 
 On torch's ``meta`` device a tensor has a shape and a type but no data. A `Live` mode notes when the storage of each new
 tensor comes and goes, so the peak of a forward, or of a forward and its backward pass, can be read off a model of any
@@ -90,12 +90,12 @@ class FusedAttention(TorchFunctionMode):
     """
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Answer attention, call everything else."""
+        """Answer attention, and call everything else."""
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        given = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **kwargs}
-        return _Fused.apply(given["query"], given["key"], given["value"], given.get("attn_mask"))
+        named = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **kwargs}
+        return _Fused.apply(named["query"], named["key"], named["value"], named.get("attn_mask"))
 
 
 class _Fused(torch.autograd.Function):

@@ -55,7 +55,7 @@ KNOWN: Final[dict[str, Shape]] = {
 
 
 def load(source: str, *, dtype: str | None = None, attention: str = "flash") -> LanguageModel:
-    """A language model without weights, on the meta device, in evaluation mode.
+    """Return a language model without weights, on the meta device, in evaluation mode.
 
     Args:
         source: a name from `gradless.lm.sources`, ``shape:NAME``, a folder with ``config.json``, a ``.gguf`` file (of
@@ -102,13 +102,13 @@ def _short(source: str) -> str:
 
 
 def _configuration(source: str) -> tuple[Any, bool]:
-    """The configuration, and whether it is that of a masked model."""
+    """Return the configuration, and whether it is that of a masked model."""
     if source.startswith(shapes.PREFIX):
-        return _made(pick("shape", source.removeprefix(shapes.PREFIX), shapes.SHAPES))
+        return _built(pick("shape", source.removeprefix(shapes.PREFIX), shapes.SHAPES))
     if Path(source).is_dir():
         return _read(source, source, {"local_files_only": True})
     if source in KNOWN:
-        return _made(KNOWN[source])
+        return _built(KNOWN[source])
     if source.startswith("tiny-") and not Path(source).exists():
         architecture, tied = tiny_models.parse(source)
         model, _, masked = tiny_models.build(architecture, seed=0, tied=tied)
@@ -128,25 +128,25 @@ def _configuration(source: str) -> tuple[Any, bool]:
     return _read(source, name, {"revision": revision or "main"})
 
 
-def _made(shape: Shape) -> tuple[Any, bool]:
+def _built(shape: Shape) -> tuple[Any, bool]:
     import transformers
 
     return getattr(transformers, shape.config)(**shape.options), shape.masked
 
 
-def _read(source: str, place: str, where: Mapping[str, Any]) -> tuple[Any, bool]:
-    """The configuration of a folder or hub id."""
-    local = bool(where.get("local_files_only"))
-    if local and "gguf_file" not in where and not (Path(place) / "config.json").is_file():
+def _read(source: str, location: str, options: Mapping[str, Any]) -> tuple[Any, bool]:
+    """Return the configuration of a folder or hub id."""
+    local = bool(options.get("local_files_only"))
+    if local and "gguf_file" not in options and not (Path(location) / "config.json").is_file():
         raise BadInput(f"{source} has no config.json: give the folder of a saved model, or one of its .gguf files")
     try:
-        return checkpoint_config.read(place, dict(where))
+        return checkpoint_config.read(location, dict(options))
     except BadInput as error:
         raise BadInput(f"{source}: {error}") from None
     except Exception as error:  # transformers and the hub each raise their own
         text = " ".join(str(error).split())
         if "not recognize this architecture" in text or "Unrecognized model" in text:
-            raise BadInput(_stranger(source, text)) from None
+            raise BadInput(_unknown_architecture(source, text)) from None
         first = str(error).strip().split("\n")[0].rstrip(".:") or type(error).__name__
         if local:
             raise BadInput(f"{source}: its configuration cannot be read ({first}): restore config.json") from None
@@ -156,7 +156,7 @@ def _read(source: str, place: str, where: Mapping[str, Any]) -> tuple[Any, bool]
         ) from None
 
 
-def _stranger(source: str, text: str) -> str:
+def _unknown_architecture(source: str, text: str) -> str:
     import transformers
 
     if "not recognize" not in text:
@@ -170,7 +170,7 @@ def _stranger(source: str, text: str) -> str:
 
 
 def _empty(config: Any, masked: bool, dtype: torch.dtype, source: str) -> Any:
-    """The model on the meta device."""
+    """Return the model on the meta device."""
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     head: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM

@@ -1,4 +1,4 @@
-"""How much memory a way of tuning needs, from the model's configuration alone.
+"""The memory that a way of tuning needs, from the model's configuration alone.
 
 The model is built on torch's meta device, where tensors have shapes but no data, and one forward, or a forward and its
 backward pass, is run there while every tensor is counted (`gradless.cost.footprint`). So the activations are those of
@@ -38,7 +38,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -46,18 +46,19 @@ from gradless.cost import footprint, meta_models
 from gradless.cost.footprint import Batch
 from gradless.cost.live_memory import Live
 from gradless.directions.blocks import units
-from gradless.errors import BadInput, pick, unknown
+from gradless.errors import BadInput
 from gradless.forward.batched import SMALL
-from gradless.forward.evaluator import DUAL, ENGINES, IN_PLACE, MOST_COPIES, STREAM
+from gradless.forward.evaluator import DUAL, IN_PLACE, MOST_COPIES, STREAM
 from gradless.forward.read_order import ROW
 from gradless.lm import LanguageModel, quiet_transformers, schemes
 from gradless.lm.encode import length_limit
 from gradless.methods import FIRST, FORWARD, HYBRID, METHODS, Method
 from gradless.optimizer import ZerothOrder
-from gradless.runs.config import fastest_engine
+from gradless.runs.config import Engine, MethodName, Scheme, fastest_engine
+from gradless.system import typed
+from gradless.system.typed import Count
 
 BUDGETS: Final = ("8GB", "16GB", "24GB", "40GB", "80GB")
-OBJECTIVES: Final = ("option_ce", "lm")
 LABELS: Final = (0, 1)
 FLOAT: Final = 4
 TEMPORARIES: Final = 3
@@ -70,40 +71,25 @@ class Settings:
 
     model: str
     """Anything that `gradless.cost.meta_models.load` takes."""
-    method: str = "mezo"
-    scheme: str = "full"
-    batch_size: int = 16
+    method: MethodName = "mezo"
+    scheme: Scheme = "full"
+    batch_size: Count = 16
     """Sequences of one forward."""
-    length: int = 256
+    length: Count = 256
     """Tokens of each sequence."""
     dtype: str | None = None
     """Of the weights; None: the checkpoint's own."""
     attention: str = "flash"
     """flash: a fused kernel, where the architecture has one; eager: scores in memory."""
-    objective: str = "option_ce"
+    objective: Literal["option_ce", "lm"] = "option_ce"
     """option_ce scores label words; lm every token."""
-    engine: str | None = None
+    engine: Engine | None = None
     """None: what ``gradless tune`` takes on ``device``."""
     device: str = "cpu"
-    rank: int = 8
+    rank: Count = 8
     """Of LoRA."""
-    num_prefix: int = 5
-    num_prompt: int = 10
-
-    def check(self) -> None:
-        """Check what can be checked without the model.
-
-        Raises:
-            BadInput: an unknown name or an impossible number.
-        """
-        pick("method", self.method, METHODS)
-        pick("scheme", self.scheme, schemes.SCHEMES)
-        for kind, name, known in (("objective", self.objective, OBJECTIVES), ("engine", self.engine, ENGINES)):
-            if name is not None and name not in known:
-                raise BadInput(unknown(kind, name, known))
-        for flag in ("batch_size", "length", "rank", "num_prefix", "num_prompt"):
-            if getattr(self, flag) < 1:
-                raise BadInput(f"--{flag.replace('_', '-')} is {getattr(self, flag)}: it must be at least 1")
+    num_prefix: Count = 5
+    num_prompt: Count = 10
 
 
 class Need(NamedTuple):
@@ -119,12 +105,12 @@ class Need(NamedTuple):
     tuned: int  # parameters
 
     def fits(self, budget: int) -> bool:
-        """Whether the total is within ``budget`` bytes."""
+        """Return whether the total is within ``budget`` bytes."""
         return self.total <= budget
 
 
 class Plan(NamedTuple):
-    """What ways of using one model need."""
+    """What several ways of using one model need."""
 
     settings: Settings
     parameters: int
@@ -133,7 +119,7 @@ class Plan(NamedTuple):
     needs: tuple[Need, ...]
 
     def need(self, name: str) -> Need:
-        """The way of that name."""
+        """Return the need of the way of that name."""
         return next(need for need in self.needs if need.name == name)
 
 
@@ -146,12 +132,12 @@ class Subject(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """Bytes of all parameters, adapters included."""
+        """Return the bytes of all parameters, adapters included."""
         return sum(map(_bytes, self.lm.model.parameters()))
 
     @property
     def elements(self) -> int:
-        """Number of tuned weights."""
+        """Return the number of tuned weights."""
         return sum(p.numel() for _, p in self.tuned)
 
 
@@ -165,13 +151,13 @@ def plan(settings: Settings) -> Plan:
         BadInput: anything wrong with the settings or the model, or a model whose forward depends on values.
 
     Example:
-        >>> found = plan(Settings(model="tiny-llama", batch_size=4, length=16))
-        >>> print(*(need.name for need in found.needs), sep="; ")
+        >>> tiny = plan(Settings(model="tiny-llama", batch_size=4, length=16))
+        >>> print(*(need.name for need in tiny.needs), sep="; ")
         inference; mezo, full; adam, lora, checkpointed; adam, lora; adam, all weights, checkpointed; adam, all weights
-        >>> found.needs[0].total < found.needs[1].total < found.needs[5].total
+        >>> tiny.needs[0].total < tiny.needs[1].total < tiny.needs[5].total
         True
     """
-    settings.check()
+    typed.check(settings)
     with quiet_transformers():
         return _plan(settings)
 
@@ -203,10 +189,8 @@ def subject(settings: Settings, scheme: str) -> Subject:
     if settings.objective == "lm" and base.masked:
         raise BadInput(f"{base.name} is a masked model, which has no objective lm: use option_ce")
     with Live():  # answers what transformers asks about masks
-        model = schemes.apply(
-            base, scheme, rank=settings.rank, num_prefix=settings.num_prefix, num_prompt=settings.num_prompt,
-            label_token_ids=LABELS,
-        )  # fmt: skip
+        sizes = {name: getattr(settings, name) for name in ("rank", "num_prefix", "num_prompt")}
+        model = schemes.apply(base, scheme, label_token_ids=LABELS, **sizes)
     limit = length_limit(model, max(settings.length, 2))
     if settings.length > limit:
         raise BadInput(f"--length {settings.length} is more than the {limit} tokens that {base.name} takes: lower it")
@@ -215,19 +199,19 @@ def subject(settings: Settings, scheme: str) -> Subject:
 
 
 def size(text: str) -> int:
-    """Bytes of a size in words.
+    """Return the bytes of a size in words.
 
     Raises:
-        BadInput: it is none.
+        BadInput: it is no size.
 
     Example:
         >>> size("24GB"), size("24 GiB"), size("512m")
         (24000000000, 25769803776, 512000000)
     """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", text.upper())
-    if found is None or not float(found[1]) or (found[2] or "") not in UNITS:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]I?)?B?\s*", text.upper())
+    if match is None or not float(match[1]) or (match[2] or "") not in UNITS:
         raise BadInput(f"'{text}' is no size of a memory: write 24GB or 24GiB")
-    return round(float(found[1]) * UNITS[found[2] or ""])
+    return round(float(match[1]) * UNITS[match[2] or ""])
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -235,19 +219,19 @@ def size(text: str) -> int:
 
 
 def inference(subject: Subject) -> Need:
-    """One forward without gradients."""
+    """Return what one forward without gradients needs."""
     peak = footprint.forward_peak(subject.lm, subject.batch)
     return Need("inference", subject.weights, 0, 0, peak, 0, subject.weights + peak, 0)
 
 
 def adam(subject: Subject, name: str, *, checkpoint: bool = False) -> Need:
-    """Adam by backpropagation, in mixed precision where weights have 16 bits; its update is a fused one."""
+    """Return what Adam by backpropagation needs, in mixed precision for 16-bit weights; its update is fused."""
     state = sum(p.numel() * (2 * FLOAT + (FLOAT if p.itemsize < FLOAT else 0)) for _, p in subject.tuned)
     return _backprop(subject, name, state, 0, checkpoint=checkpoint)
 
 
 def of_method(subject: Subject, name: str, engine: str, label: str) -> Need:
-    """A method of gradless under its scheme.
+    """Return what a method of gradless needs under its scheme.
 
     Args:
         subject: the model under the scheme.
@@ -299,7 +283,7 @@ def _traced(subject: Subject, *, checkpoint: bool) -> footprint.Backward:
 
 
 def _deep_traced(subject: Subject, deep: Subject) -> footprint.Backward:
-    """Backpropagation through the deep part alone."""
+    """Return what backpropagation through the deep part alone needs."""
     inside = {name for name, _ in deep.tuned}
     for name, p in subject.tuned:
         p.requires_grad_(name in inside)
@@ -310,7 +294,7 @@ def _deep_traced(subject: Subject, deep: Subject) -> footprint.Backward:
 
 
 def _deep(subject: Subject, method: Method) -> Subject:
-    """The part of a hybrid that has gradients."""
+    """Return the part of a hybrid that has gradients."""
     parts = units([name for name, _ in subject.tuned])
     count = method.options()["deep_units"]
     if len(parts) <= count:
@@ -324,8 +308,7 @@ def _deep(subject: Subject, method: Method) -> Subject:
 
 
 def _scratch(subject: Subject, toy: ZerothOrder, engine: str, points: int) -> tuple[int, int]:
-    """Bytes of perturbed copies (see the module), and how many of them stay allocated between forwards."""
-    found = footprint.reads(subject.lm, [p for _, p in subject.tuned], subject.batch)
+    """Return the bytes of perturbed copies (see the module), and how many of them stay allocated between forwards."""
     if engine == IN_PLACE:
         return sum(_bytes(p) for _, p in subject.tuned) + max(_bytes(p) for _, p in subject.tuned), 0
     stream = toy.leaves[0].stream
@@ -333,7 +316,7 @@ def _scratch(subject: Subject, toy: ZerothOrder, engine: str, points: int) -> tu
     held, buffers, tables = sum(small.values()) * points, [0], [0]
     seen: set[int] = set()
     large: list[Tensor] = []
-    for read in found:
+    for read in footprint.reads(subject.lm, [p for _, p in subject.tuned], subject.batch):
         p = read.param
         if id(p) in small or id(p) in seen:
             continue
@@ -354,14 +337,14 @@ def _scratch(subject: Subject, toy: ZerothOrder, engine: str, points: int) -> tu
 
 
 def _toy(method: Method) -> ZerothOrder:
-    """The method over a few small layers: how many points it asks for, what its directions and masks are like."""
+    """Return the method over a few small layers, to see its number of points, its directions and its masks."""
     model = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(6))})
     make: Any = method.make
     return make(model.named_parameters(), lr=1e-3, eps=1e-3)
 
 
 def _usual_engine(settings: Settings) -> str:
-    """What `gradless.runs.config.TuneConfig.resolved` would take."""
+    """Return the engine that `gradless.runs.config.TuneConfig.resolved` takes."""
     return STREAM if METHODS[settings.method].blocks else fastest_engine(settings.device, settings.scheme)
 
 

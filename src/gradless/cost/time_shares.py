@@ -30,7 +30,7 @@ _SWEEP_KERNEL = re.compile(r"gradless|sweep|fan_kernel", re.IGNORECASE)
 
 
 def measure(step: Callable[[], Any], synchronise: Callable[[], None], *, on_cuda: bool = False) -> dict[str, float]:
-    """The share of a step's time that each kind of work takes; the shares add up to one.
+    """Return the share of a step's time that each kind of work takes; the shares add up to one.
 
     Args:
         step: takes one step.
@@ -50,37 +50,37 @@ def measure(step: Callable[[], Any], synchronise: Callable[[], None], *, on_cuda
     seconds = of_kernels(profiler.events()) if on_cuda else of_operations(profiler.events())
     # Kernels of several streams can overlap, and clocks differ: never more than all of it.
     whole = max(wall, sum(seconds.values()))
-    found = {name: value / whole for name, value in seconds.items()}
-    return found | {REST: max(0.0, 1.0 - sum(found.values()))}
+    shares = {name: value / whole for name, value in seconds.items()}
+    return shares | {REST: max(0.0, 1.0 - sum(shares.values()))}
 
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Keep the profiler from announcing itself on stderr; it asks the environment when it starts."""
-    before = os.environ.get("KINETO_LOG_LEVEL")
-    os.environ["KINETO_LOG_LEVEL"] = before or "99"
+    level = os.environ.get("KINETO_LOG_LEVEL")
+    os.environ["KINETO_LOG_LEVEL"] = level or "99"
     try:
         yield
     finally:
-        if before is None:
+        if level is None:
             del os.environ["KINETO_LOG_LEVEL"]
 
 
 def of_operations(events: Iterable[Any]) -> dict[str, float]:
-    """Seconds of a processor's operations by kind, from the events of torch's profiler.
+    """Return seconds of a processor's operations by kind, from the events of torch's profiler.
 
     An operation counts by the outermost one around it that is of a kind: what a sweep or a linear layer calls is
     its own.
     """
-    found = dict.fromkeys((PRODUCTS, ATTENTION, SWEEPS), 0.0)
+    seconds = dict.fromkeys((PRODUCTS, ATTENTION, SWEEPS), 0.0)
     for event in events:
         kind, outer = None, event
         while outer is not None:
             kind = _kind(outer.name) or kind
             outer = outer.cpu_parent
         if kind is not None:
-            found[kind] += event.self_cpu_time_total / 1e6
-    return found
+            seconds[kind] += event.self_cpu_time_total / 1e6
+    return seconds
 
 
 def _kind(name: str) -> str | None:
@@ -92,24 +92,24 @@ def _kind(name: str) -> str | None:
 
 
 def of_kernels(events: Iterable[Any]) -> dict[str, float]:
-    """Seconds of a CUDA device's kernels by kind, from the events of torch's profiler.
+    """Return seconds of a CUDA device's kernels by kind, from the events of torch's profiler.
 
     A kernel is a sweep if it ran inside a range of that name on the device; else its own name tells.
     """
-    found = dict.fromkeys((PRODUCTS, ATTENTION, SWEEPS), 0.0)
+    seconds = dict.fromkeys((PRODUCTS, ATTENTION, SWEEPS), 0.0)
     on_device = [event for event in events if event.device_type.name == "CUDA"]
     ranges = sorted((e.time_range.start, e.time_range.end) for e in on_device if e.name == SWEEP)
     kernels = [e for e in on_device if not getattr(e, "is_user_annotation", False) and e.name != SWEEP]
-    place = 0
+    following = 0  # index of the first range that has not ended before the kernel
     for event in sorted(kernels, key=lambda e: e.time_range.start):
         start, end = event.time_range.start, event.time_range.end
-        while place < len(ranges) and ranges[place][1] <= start:
-            place += 1
-        swept = place < len(ranges) and ranges[place][0] <= start
+        while following < len(ranges) and ranges[following][1] <= start:
+            following += 1
+        swept = following < len(ranges) and ranges[following][0] <= start
         kind = SWEEPS if swept or _SWEEP_KERNEL.search(event.name) else _kernel_kind(event.name)
         if kind is not None:
-            found[kind] += (end - start) / 1e6
-    return found
+            seconds[kind] += (end - start) / 1e6
+    return seconds
 
 
 def _kernel_kind(name: str) -> str | None:

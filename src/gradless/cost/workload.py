@@ -14,12 +14,14 @@ from torch import Tensor, nn
 from gradless import lm, methods, rng
 from gradless.cost import eager_mezo
 from gradless.cost.turns import Candidate, two_forwards
-from gradless.errors import BadInput, pick, unknown
+from gradless.errors import BadInput, unknown
 from gradless.lm import LanguageModel, objectives, schemes, shapes
 from gradless.lm.batching import pad_id
 from gradless.lm.encode import Encoded, length_limit
 from gradless.optimizer import ENGINES, ZerothOrder
-from gradless.runs.config import DEFAULTS
+from gradless.runs.config import DEFAULTS, MethodName, Scheme
+from gradless.system import typed
+from gradless.system.typed import Amount, Count
 
 FLOOR, EAGER = "floor", "eager-mezo"
 LR = 1e-9  # too small to change what is measured
@@ -32,24 +34,24 @@ class Settings:
 
     model: str
     """Anything that `gradless.lm.load` takes, or ``shape:NAME`` (`gradless.lm.shapes.SHAPES`)."""
-    scheme: str = "full"
-    method: str = "mezo"
-    batch_size: int = 16
-    length: int = 40
+    scheme: Scheme = "full"
+    method: MethodName = "mezo"
+    batch_size: Count = 16
+    length: Count = 40
     """Tokens of every sequence."""
     dtype: str | None = None
     device: str = "cpu"
     engines: tuple[str, ...] = ENGINES
-    repeats: int = 9
+    repeats: Count = 9
     """Timed rounds; a figure is the median over them."""
     seed: int = 0
-    threads: int | None = None
+    threads: Count | None = None
     """Threads of the processor; None: as torch is set."""
     eager: bool = True
     """Time MeZO's algorithm 1 in eager PyTorch too."""
     memory: bool = True
     """Measure peak memory too; on a CPU in a process for each candidate."""
-    replay_steps: int = 0
+    replay_steps: Amount = 0
     """Length of the made-up ledger whose replay is timed; 0: none."""
 
     def check(self) -> None:
@@ -58,17 +60,12 @@ class Settings:
         Raises:
             BadInput: an unknown name or an impossible number.
         """
-        pick("method", self.method, methods.METHODS)
-        pick("scheme", self.scheme, schemes.SCHEMES)
+        typed.check(self)
         if not self.engines:
             raise BadInput(f"no engine to measure: name one of {', '.join(ENGINES)}")
         for engine in self.engines:
             if engine not in ENGINES:
                 raise BadInput(unknown("engine", engine, ENGINES))
-        for name, least in (("batch_size", 1), ("length", 1), ("repeats", 1), ("threads", 1), ("replay_steps", 0)):
-            number = getattr(self, name)
-            if number is not None and number < least:
-                raise BadInput(f"--{name.replace('_', '-')} is {number}: it must be at least {least}")
 
     def candidates(self) -> list[str]:
         """Return the names of all candidates, each once."""

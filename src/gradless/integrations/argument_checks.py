@@ -1,4 +1,4 @@
-"""What a Trainer is asked for that forward-only training has no use for: refused or warned about, by name."""
+"""Arguments of a Trainer that forward-only training cannot use: refused or warned about, by name."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ REFUSED = {
 
 
 def arguments(args: Any) -> None:
-    """Check training arguments; switches off what has no effect but costs time.
+    """Check training arguments, and switch off those that have no effect but cost time.
 
     Raises:
         BadInput: an argument that cannot be used, with the fix.
@@ -71,18 +71,20 @@ def arguments(args: Any) -> None:
             setattr(args, name, False)
 
 
-def trainer(found: Any) -> None:
-    """Check what a Trainer was made of.
+def trainer(trainer: Any) -> None:
+    """Check the model, the optimizer and the collator of a Trainer.
 
     Raises:
         BadInput: what cannot be trained, with the fix.
     """
-    model: nn.Module = found.model
-    if found.optimizer_cls_and_kwargs is not None:
+    model: nn.Module = trainer.model
+    if trainer.optimizer_cls_and_kwargs is not None:
         raise BadInput("optimizer_cls_and_kwargs is for optimizers with gradients: choose the method with zo=")
-    if found.given is not None and method_choice.checked(found.given).t:
-        raise BadInput(f"the optimizer has taken {found.given.t} steps already, which no ledger holds: make a new one")
-    if found.is_deepspeed_enabled or found.is_fsdp_enabled:
+    if trainer.given is not None and method_choice.checked(trainer.given).t:
+        raise BadInput(
+            f"the optimizer has taken {trainer.given.t} steps already, which no ledger holds: make a new one"
+        )
+    if trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled:
         raise BadInput("DeepSpeed and FSDP shard weights and gradients: start with torchrun, without them")
     if not any(p.requires_grad for p in model.parameters()):
         adapter = hasattr(model, "peft_config")
@@ -92,30 +94,31 @@ def trainer(found: Any) -> None:
             if adapter
             else "the model has no parameter that requires grad: unfreeze some"
         )
-    if found.ledger_only and found.args.load_best_model_at_end:
+    if trainer.ledger_only and trainer.args.load_best_model_at_end:
         raise BadInput("load_best_model_at_end needs checkpoints with weights: leave ledger_only out")
-    tokenizer = getattr(found.data_collator, "tokenizer", None)
+    tokenizer = getattr(trainer.data_collator, "tokenizer", None)
     if tokenizer is not None and getattr(tokenizer, "pad_token", "") is None:
         raise BadInput(
-            f"the tokenizer has no pad token, and {type(found.data_collator).__name__} pads: set tokenizer.pad_token = "
-            "tokenizer.eos_token and model.config.pad_token_id = tokenizer.eos_token_id"
+            f"the tokenizer has no pad token, and {type(trainer.data_collator).__name__} pads: set "
+            "tokenizer.pad_token = tokenizer.eos_token and model.config.pad_token_id = tokenizer.eos_token_id"
         )
 
 
-def schedule(found: Any) -> None:
+def schedule(scheduler: Any) -> None:
     """Check that a learning-rate schedule can be put beside the ledger.
 
     Raises:
         BadInput: its state is more than JSON can hold.
     """
     try:
-        json.dumps(found.state_dict())
+        json.dumps(scheduler.state_dict())
     except TypeError:
         raise BadInput(
-            f"the state of {type(found).__name__} is not plain numbers, so it cannot be saved: use lr_scheduler_type"
+            f"the state of {type(scheduler).__name__} is not plain numbers, so it cannot be saved: "
+            "use lr_scheduler_type"
         ) from None
 
 
-def speaks_trl(found: Any) -> bool:
-    """Whether a trainer is one of TRL's, which read ``model.training``."""
-    return any(base.__module__.split(".")[0] == "trl" for base in type(found).__mro__)
+def of_trl(trainer: Any) -> bool:
+    """Return whether a trainer is one of TRL's, which read ``model.training``."""
+    return any(base.__module__.split(".")[0] == "trl" for base in type(trainer).__mro__)

@@ -25,7 +25,7 @@ from gradless import ledger
 from gradless.errors import BadInput
 from gradless.optimizer import ZerothOrder
 from gradless.ranks import Ranks
-from gradless.system.atomic import write_json
+from gradless.system.atomic import replacing, write_json
 from gradless.system.hashing import weights_sha256
 from gradless.system.tensor_state import pack, unpack
 
@@ -35,7 +35,7 @@ ADAPTER = 0.1  # share of the parameters below which initial values are worth ke
 
 
 class Saved(NamedTuple):
-    """A checkpoint read back."""
+    """A checkpoint that was read."""
 
     folder: Path
     contents: ledger.Contents
@@ -43,12 +43,12 @@ class Saved(NamedTuple):
 
     @property
     def bare(self) -> bool:
-        """Whether it holds no weights."""
+        """Return whether it holds no weights."""
         return self.state["method"] is None
 
 
 def header(opt: ZerothOrder, model: nn.Module, choice: dict[str, Any]) -> dict[str, Any]:
-    """What the ledger says of the run it belongs to. Cost: one pass over all weights, for their hashes."""
+    """Return what the ledger says of the run it belongs to. Cost: one pass over all weights, for their hashes."""
     return ledger.header(
         trainer=choice,
         seed=opt.seed,
@@ -61,7 +61,7 @@ def header(opt: ZerothOrder, model: nn.Module, choice: dict[str, Any]) -> dict[s
 
 
 def tuned_sha256(opt: ZerothOrder) -> str:
-    """Hash of the tuned parameters."""
+    """Return the hash of the tuned parameters."""
     return weights_sha256((leaf.name, leaf.param) for leaf in opt.leaves)
 
 
@@ -73,7 +73,7 @@ def begin(
     saved: Saved | None,
     *,
     bare: bool,
-    shared: Ranks | None,
+    ranks: Ranks | None,
 ) -> ledger.Ledger | None:
     """Bring a new optimizer to where its run begins, and open the run's ledger.
 
@@ -84,36 +84,36 @@ def begin(
         choice: the method, for the ledger's header.
         saved: checkpoint to continue from.
         bare: whether checkpoints will hold no weights.
-        shared: processes that train together; the first one writes.
+        ranks: processes that train together; the first one writes.
 
     Returns:
         The ledger, if this process writes.
     """
-    opt.evaluator.share(shared)
-    if shared is not None:
-        _same_start(model, shared)
+    opt.evaluator.share(ranks)
+    if ranks is not None:
+        _same_start(model, ranks)
     if saved is not None and saved.bare:
         put_initial(saved.folder.parent, opt)
-    found = header(opt, model, choice)
+    own_header = header(opt, model, choice)
     if saved is not None:
-        restore(saved, opt, found)
-    if shared is not None and shared.rank:
+        restore(saved, opt, own_header)
+    if ranks is not None and ranks.rank:
         return None
     output.mkdir(parents=True, exist_ok=True)
     if saved is not None:
         # A copy: steps after the checkpoint, which the interrupted run may have logged, are taken again.
-        shutil.copyfile(saved.folder / LEDGER, output / f"{LEDGER}.new")
-        os.replace(output / f"{LEDGER}.new", output / LEDGER)
+        with replacing(output / LEDGER) as copied:
+            shutil.copyfile(saved.folder / LEDGER, copied)
     elif bare:
         keep_initial(output, opt, model)
-    return ledger.Ledger(output / LEDGER, found, contents=saved.contents if saved else None)
+    return ledger.Ledger(output / LEDGER, own_header, contents=saved.contents if saved else None)
 
 
 @torch.no_grad()
-def _same_start(model: nn.Module, shared: Ranks) -> None:
-    """Give all processes the weights of the first one, if they differ: new layers are random in each of them."""
+def _same_start(model: nn.Module, ranks: Ranks) -> None:
+    """Copy the weights of the first process to all, if they differ: new layers are random in each of them."""
     digest = weights_sha256(model.named_parameters()).encode()
-    if len(set(shared.exchange(digest))) > 1:
+    if len(set(ranks.exchange(digest))) > 1:
         for tensor in (*model.parameters(), *model.buffers()):
             torch.distributed.broadcast(tensor.detach(), src=0)
 
@@ -142,14 +142,14 @@ def write(folder: Path, opt: ZerothOrder, run: Path, scheduler: Any, *, bare: bo
 
 
 def copy(saved: Path, folder: Path) -> None:
-    """Put what belongs to a checkpoint's weights beside a copy of them."""
+    """Copy the files that belong to a checkpoint's weights to a folder with a copy of the weights."""
     for name in (LEDGER, STATE, TENSORS):
         if (saved / name).exists() and saved.resolve() != folder.resolve():
             shutil.copyfile(saved / name, folder / name)
 
 
 def find(resume: str | os.PathLike[str] | bool | None, output: str) -> Saved | None:
-    """The checkpoint to continue from: the given one, or for True the last complete one of the output directory.
+    """Return the checkpoint to continue from: the given one, or for True the last complete one of the output directory.
 
     Raises:
         BadInput: there is none, or it is damaged.
@@ -166,7 +166,7 @@ def find(resume: str | os.PathLike[str] | bool | None, output: str) -> Saved | N
 
 
 def _complete(folder: Path) -> bool:
-    """Whether everything was written, or the process died in the midst of it."""
+    """Return whether all files were written before the process ended."""
     try:
         return all(isinstance(json.loads((folder / name).read_text()), dict) for name in (STATE, LOOP))
     except (OSError, ValueError):
@@ -174,7 +174,7 @@ def _complete(folder: Path) -> bool:
 
 
 def read(folder: Path) -> Saved:
-    """A checkpoint.
+    """Read a checkpoint.
 
     Raises:
         BadInput: it was not written by a `ZOTrainer`, or is damaged.
@@ -192,23 +192,23 @@ def read(folder: Path) -> Saved:
     return Saved(folder, contents, state)
 
 
-def restore(saved: Saved, opt: ZerothOrder, found: dict[str, Any]) -> None:
+def restore(saved: Saved, opt: ZerothOrder, own_header: dict[str, Any]) -> None:
     """Bring a new optimizer to the step of a checkpoint.
 
     Args:
         saved: the checkpoint.
         opt: new; its parameters hold the checkpoint's weights or, if that is bare, the base model's.
-        found: `header` of this optimizer.
+        own_header: `header` of this optimizer.
 
     Raises:
         BadInput: another method, seed or model, or other weights than the checkpoint was written with.
     """
     if saved.bare:
-        check_base(saved.contents.header, found, saved.folder)
+        check_base(saved.contents.header, own_header, saved.folder)
         opt.replay(saved.contents.moves)
         opt.evaluator.forwards = saved.state["forwards"]
     else:
-        check_run(saved.contents.header, found)
+        check_run(saved.contents.header, own_header)
         tensors = load_file(saved.folder / TENSORS) if (saved.folder / TENSORS).exists() else {}
         opt.load_state_dict({**opt.state_dict(), "gradless": unpack(saved.state["method"], tensors)})
     if tuned_sha256(opt) != saved.state["weights_sha256"]:
@@ -255,7 +255,7 @@ def keep_initial(folder: Path, opt: ZerothOrder, model: nn.Module) -> None:
 
 @torch.no_grad()
 def put_initial(folder: Path, opt: ZerothOrder) -> None:
-    """Begin with the kept values, if there are any for these parameters."""
+    """Copy the kept initial values into the parameters, if there are any for these."""
     values = load_file(folder / INITIAL) if (folder / INITIAL).exists() else {}
     if values.keys() == {leaf.name for leaf in opt.leaves}:
         for leaf in opt.leaves:
@@ -264,7 +264,7 @@ def put_initial(folder: Path, opt: ZerothOrder) -> None:
 
 @contextlib.contextmanager
 def stand_in(saved: Saved, model: nn.Module | None) -> Iterator[str]:
-    """A folder that a training loop resumes from without finding weights: it leaves those of the model alone."""
+    """Yield a folder that a training loop resumes from without finding weights, so that it keeps the model's."""
 
     def hush(module: nn.Module, keys: Any) -> None:
         keys.missing_keys.clear()  # all are, on purpose

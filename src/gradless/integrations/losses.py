@@ -1,4 +1,4 @@
-"""From a trainer's batches to the closures of a window: each returns its share of the window's mean loss."""
+"""Closures of a trainer's batches: each returns its share of the mean loss of a window."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Losses:
     Trainer hands a model the number of labels in a window, to divide by, if its ``forward`` takes any keyword, and then
     trusts the loss to be a share of the window's. Several models (BERT's classifier is one) take the number and return
     the mean of their batch all the same; with Trainer, accumulated gradients are then too large by the number of
-    micro-batches. Here that is found out with the first batch.
+    micro-batches. The first batch shows here which of them a model does.
 
     Args:
-        trainer: computes losses.
+        trainer: whose ``compute_loss`` is called.
     """
 
     def __init__(self, trainer: Any) -> None:
@@ -32,7 +32,7 @@ class Losses:
         self.divides: bool | None = None  # whether losses are divided by the number that is handed over
 
     def closure(self, model: nn.Module, inputs: Mapping[str, Any], items: Any) -> Loss:
-        """The loss of a batch, as its share of the window.
+        """Return the closure of a batch: its loss, as its share of the window.
 
         Args:
             model: evaluates it.
@@ -45,22 +45,22 @@ class Losses:
         def loss(items: Any) -> Tensor:
             copy = {**batch}  # trainers take labels out, and put arguments in
             with trainer.compute_loss_context_manager(), _labels(copy, trainer.label_names):
-                found = trainer.compute_loss(model, copy, num_items_in_batch=items)
-                if found.numel() != 1:
-                    raise ValueError(f"the loss is no number: its shape is {tuple(found.shape)}")
-                return found.reshape(())
+                value = trainer.compute_loss(model, copy, num_items_in_batch=items)
+                if value.numel() != 1:
+                    raise ValueError(f"the loss is no number: its shape is {tuple(value.shape)}")
+                return value.reshape(())
 
         parts = trainer.current_gradient_accumulation_steps
-        said = getattr(trainer, "loss_is_scaled_for_ga", None)
-        if said is not None:
-            return lambda: loss(items) / (1 if said else parts)
+        scaled = getattr(trainer, "loss_is_scaled_for_ga", None)
+        if scaled is not None:
+            return lambda: loss(items) / (1 if scaled else parts)
         if self.divides is None:
             self.divides = self._divides(loss, items)
         return (lambda: loss(items)) if self.divides else (lambda: loss(None) / parts)
 
     @torch.no_grad()
     def _divides(self, loss: Callable[[Any], Tensor], items: Any) -> bool:
-        """Ask, where it matters; the same forwards on all processes, since losses may hold collectives."""
+        """Return whether the loss is divided by ``items``; evaluates it on all processes: it may hold collectives."""
         if items is None:
             return False
         if self.trainer.args.gradient_accumulation_steps == 1 == self.trainer.args.world_size:
@@ -71,7 +71,7 @@ class Losses:
 
 @contextlib.contextmanager
 def _labels(inputs: Mapping[str, Any], names: list[str]) -> Iterator[None]:
-    """Around the computation of a loss: if it fails, and the batch has no labels, say so.
+    """If the computation of a loss inside fails, and the batch has no labels, say so.
 
     Raises:
         BadInput: for any error in the data, where there are no labels.

@@ -1,4 +1,4 @@
-"""From ``zo=`` and ``zo_options=`` to an optimizer."""
+"""The optimizer that ``zo=`` and ``zo_options=`` stand for."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIXED = {
 
 
 def check(zo: Choice, options: Mapping[str, Any]) -> Callable[..., ZerothOrder]:
-    """The factory that is meant.
+    """Return the function that makes the optimizer.
 
     Raises:
         BadInput: an unknown method or option, or one that needs gradients.
@@ -37,9 +37,9 @@ def check(zo: Choice, options: Mapping[str, Any]) -> Callable[..., ZerothOrder]:
     method = next((entry for entry in METHODS.values() if entry.make is make), None)
     if method is not None and not method.replays:
         raise BadInput(f"zo={zo!r} uses backpropagation: train with transformers.Trainer, or choose another method")
-    given = inspect.signature(make).parameters
-    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in given.values())
-    known = [name for name in given if name not in ("params", "lr", "common")]
+    parameters = inspect.signature(make).parameters
+    open_ended = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    known = [name for name in parameters if name not in ("params", "lr", "common")]
     known += [name for name in Common.__annotations__ if open_ended and name not in FIXED]
     for name in options:
         if name in FIXED:
@@ -50,7 +50,7 @@ def check(zo: Choice, options: Mapping[str, Any]) -> Callable[..., ZerothOrder]:
 
 
 def describe(zo: Choice | ZerothOrder, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The choice as JSON, for the ledger; what JSON cannot say is named only."""
+    """Return the choice as JSON, for the ledger; of what JSON cannot hold, the name."""
     if isinstance(zo, ZerothOrder):
         rule, estimator = zo.rule.name, zo.estimator
         return {"method": "given", "options": {"rule": rule, "estimator": estimator.name, "eps": estimator.eps}}
@@ -63,7 +63,7 @@ def describe(zo: Choice | ZerothOrder, options: Mapping[str, Any]) -> dict[str, 
 
 
 def groups(model: nn.Module, decayed: list[str], weight_decay: float) -> list[Any]:
-    """Named parameters that require grad; those to decay apart from the others, if there is anything to decay."""
+    """Return named parameters that require grad; those to decay in a group of their own, if there are any."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not weight_decay:
         return named
@@ -75,7 +75,7 @@ def groups(model: nn.Module, decayed: list[str], weight_decay: float) -> list[An
 
 
 def checked(opt: Any) -> ZerothOrder:
-    """An optimizer that was handed over ready-made, or made by a function of the user's.
+    """Return an optimizer that was handed over ready-made, or made by a function of the user's, once checked.
 
     Raises:
         BadInput: it is of another kind, has its own schedule, or stores gradients.

@@ -69,7 +69,7 @@ class ZOTrainerMixin(Hooks):
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; from a checkpoint, on to the weights that the run would have come to without an interruption."""
+        """Train; from a checkpoint, to the weights that the run would have without the interruption."""
         self.saved = checkpoints.find(resume_from_checkpoint, self.args.output_dir)
         self.optimizer = None  # a new run begins at step 0
         self.shared, self.losses = ranks.group(), Losses(self)
@@ -80,23 +80,23 @@ class ZOTrainerMixin(Hooks):
             return super().train(folder, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """The method over the parameters that require grad, at the step of the checkpoint if there is one."""
+        """Return the method over the parameters that require grad, at the step of the checkpoint if there is one."""
         if self.optimizer is None:
             model, args = self.model if model is None else model, self.args
             named = method_choice.groups(model, self.get_decay_parameter_names(model), args.weight_decay)
             settings = {"lr": args.learning_rate, "seed": args.seed, **self.zo_options}
             opt = method_choice.checked(self.given or self.make_zo(named, **settings))
-            book = checkpoints.begin(
-                Path(args.output_dir), opt, model, method_choice.describe(self.given or self.zo, self.zo_options),
-                self.saved, bare=self.ledger_only, shared=self.shared,
-            )  # fmt: skip
-            if book is not None:
-                self.closing.callback(book.close)
-            self.optimizer = self.window = Window(opt, book.append if book else lambda move: None)
+            choice = method_choice.describe(self.given or self.zo, self.zo_options)
+            ledger = checkpoints.begin(
+                Path(args.output_dir), opt, model, choice, self.saved, bare=self.ledger_only, ranks=self.shared
+            )
+            if ledger is not None:
+                self.closing.callback(ledger.close)
+            self.optimizer = self.window = Window(opt, ledger.append if ledger else lambda update: None)
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The trainer's own, at the step of the checkpoint if there is one."""
+        """Return the trainer's own schedule, at the step of the checkpoint if there is one."""
         schedule = super().create_scheduler(num_training_steps, optimizer)
         argument_checks.schedule(schedule)
         if self.saved is not None and self.window is not None:
@@ -108,7 +108,7 @@ class ZOTrainerMixin(Hooks):
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Gather a batch; the last one of a window probes the loss of all. Returns that loss, before it zero."""
         model.eval()  # both losses of a probe must see the same model
-        model.training = argument_checks.speaks_trl(self)  # TRL asks the model itself whose metrics it is writing
+        model.training = argument_checks.of_trl(self)  # TRL asks the model itself whose metrics it is writing
         assert self.window is not None
         self.window.gather(self.losses.closure(model, inputs, num_items_in_batch))
         if not self.accelerator.sync_gradients:

@@ -26,7 +26,7 @@ class Window(torch.optim.Optimizer):
 
     Args:
         inner: the optimizer.
-        log: gets every update before it is made.
+        log: receives every update before it is applied.
 
     Raises:
         Diverged: from ``step``, after ten non-finite losses in a row.
@@ -38,7 +38,7 @@ class Window(torch.optim.Optimizer):
         self.log = log
         self._share()
         self._losses: list[Callable[[], Tensor]] = []
-        self._found: tuple[Probe, Callable[[], Tensor]] | None = None
+        self._probed: tuple[Probe, Callable[[], Tensor]] | None = None
         self._squares: list[float] = []
 
     def _share(self) -> None:
@@ -58,35 +58,35 @@ class Window(torch.optim.Optimizer):
             return sum((loss.to(wide) for loss in rest), first.to(wide)) if rest else first
 
         probe = self.inner.probe(total)
-        self._found = probe, total
+        self._probed = probe, total
         self._squares += [c * c for c in probe.sketch.coeffs] if probe.finite else []
         return probe
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Log and apply what the last probe found; a probe that was not finite is passed over."""
-        if self._found is None:
+        """Log and apply the update of the last probe; a probe that was not finite is skipped."""
+        if self._probed is None:
             raise BadInput("step() found no probed loss: return the loss of a batch from training_step first")
-        (probe, total), self._found = self._found, None
+        (probe, total), self._probed = self._probed, None
         self.inner.settle(probe, total, self.log)
 
     def figures(self) -> dict[str, float]:
-        """Forward passes so far, and the root mean square slope of the loss along directions since the last call."""
+        """Return the forward passes so far, and the root mean square slope along directions since the last call."""
         squares, self._squares = self._squares, []
         slope = {"projected_grad": math.sqrt(sum(squares) / len(squares))} if squares else {}
         return {**slope, "forwards": float(self.inner.forwards)}
 
     def eval(self) -> None:
-        """Write updates that wait. Evaluation loops call this, as they do for averaging optimizers."""
+        """Write deferred updates. Evaluation loops call this, as they do for averaging optimizers."""
         self.inner.flush()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """There are no gradients."""
+        """Do nothing: there are no gradients."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The optimizer's."""
+        """Return the state of the wrapped `ZerothOrder`."""
         return self.inner.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The optimizer's."""
+        """Restore the state of the wrapped `ZerothOrder`; learning-rate schedules see its parameter groups."""
         self.inner.load_state_dict(state_dict)
         self._share()
