@@ -36,7 +36,15 @@ LATE |= {"jinja2", "markupsafe"}
 # beyond having no circle. Names are paths below ``gradless``.
 INSIDE = {
     "system": (
-        *("system.moved", "system.atomic", "system.signals", "system.locks", "system.hashing", "system.peak_memory"),
+        *(
+            "system.moved",
+            "system.typed",
+            "system.atomic",
+            "system.signals",
+            "system.locks",
+            "system.hashing",
+            "system.peak_memory",
+        ),
         *("system.progress", "system.cache", "system.tensor_state", "system.finished_runs"),
     ),
     "runs": (
@@ -55,6 +63,20 @@ INSIDE = {
             "collab.learners",
         ),
         *("collab.simulation", "collab.recipes"),
+    ),
+    "cost": (
+        *("cost.live_memory", "cost.meta_models", "cost.footprint", "cost.plan"),
+        *("cost.eager_mezo", "cost.time_shares", "cost.turns", "cost.workload", "cost.memory", "cost.figures"),
+        "cost.profile",
+    ),
+    "bench": (
+        *("bench.grid_file", "bench.grid", "bench.results", "bench.forkserver", "bench.process", "bench.directory"),
+        *("bench.estimate", "bench.runner", "bench.timing"),
+    ),
+    "integrations": (
+        *("integrations.method_choice", "integrations.argument_checks", "integrations.losses"),
+        *("integrations.checkpoints", "integrations.window", "integrations.replay"),
+        *("integrations.transformers", "integrations.trl"),
     ),
     "report": ("report.common", "report.run", "report.bench", "report.collab", "report.__init__"),
 }

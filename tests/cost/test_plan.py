@@ -140,7 +140,7 @@ def test_activations_of_a_layer_are_those_of_the_published_formula():
 
 def _opt(hidden: int, layers: int, heads: int, attention: str) -> lm.LanguageModel:
     shape = shapes._opt(hidden, layers, heads)
-    config, _ = meta_models._made(shape)
+    config, _ = meta_models._built(shape)
     config._attn_implementation = "eager" if attention == "eager" else "sdpa"
     model = meta_models._empty(config, False, torch.bfloat16, "opt").eval()
     return lm.LanguageModel(model, shapes.Vocabulary(size=9, model_max_length=9, pad_token_id=1), False, "opt", "opt")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 
@@ -38,7 +38,21 @@ class Guess(NamedTuple):
     memory: float  # bytes; 0 if unknown
 
 
+T = TypeVar("T")
 Guesser = Callable[[Request], Guess]
+
+
+def remembered(compute: Callable[[TuneConfig], T], known_by: Callable[[TuneConfig], Any]) -> Callable[[TuneConfig], T]:
+    """Return ``compute``, called once for all configurations of which ``known_by`` returns the same JSON value."""
+    values: dict[str, T] = {}
+
+    def value(config: TuneConfig) -> T:
+        key = json.dumps(known_by(config), sort_keys=True)
+        if key not in values:
+            values[key] = compute(config)
+        return values[key]
+
+    return value
 
 
 class Rows(NamedTuple):
@@ -172,23 +186,13 @@ def from_sizes(cost: Cost, say: Callable[[str], None]) -> Guesser:
         model = lm.load(config.model, dtype=config.dtype, device=config.device, say=say)
         return model, matmul_speed(model.device, model.dtype)
 
-    def remembered(compute: Callable[[TuneConfig], Any], *names: str) -> Callable[[TuneConfig], Any]:
-        """Compute once for all configurations that agree in the fields of these names."""
-        values: dict[str, Any] = {}
+    def known_by(*names: str) -> Callable[[TuneConfig], Any]:
+        return lambda config: [getattr(config, name) for name in ("model", "dtype", "device", *names)]
 
-        def value(config: TuneConfig) -> Any:
-            key = json.dumps([getattr(config, name) for name in ("model", "dtype", "device", *names)])
-            if key not in values:
-                values[key] = compute(config)
-            return values[key]
-
-        return value
-
-    model_of = remembered(load)
-    rows_of = remembered(
-        lambda config: _rows(config, model_of(config)[0]), "task", "data", "own", "aligned", "objective"
-    )
-    tuned_of = remembered(lambda config: _tuned(config, say), "scheme", "rank", "targets", "freeze")
+    model_of = remembered(load, known_by())
+    data = known_by("task", "data", "own", "aligned", "objective")
+    rows_of = remembered(lambda config: _rows(config, model_of(config)[0]), data)
+    tuned_of = remembered(lambda config: _tuned(config, say), known_by("scheme", "rank", "targets", "freeze"))
 
     def guess(one: Request) -> Guess:
         config = one.config

@@ -107,7 +107,7 @@ def bench(
     for name, number in (("workers", workers), ("threads", threads)):
         if number is not None and number < 1:
             raise BadInput(f"--{name} is {number}: it must be at least 1")
-    asked, price = grid.read(grid_path), _remembered(cost or build.step_cost)
+    asked, price = grid.read(grid_path), estimate.remembered(cost or build.step_cost, _relevant)
     out = out.resolve()
     directory.check_folder(out)
     board = Board(grid=asked, out=out, possible=_in_order(asked, price))
@@ -139,18 +139,9 @@ def _in_order(asked: Grid, cost: Cost) -> list[Request]:
     return sorted(runs, key=lambda one: (order.get(cell_name(one.cell), -1), one.phase == FINAL))
 
 
-def _remembered(cost: Cost) -> Cost:
-    """Return ``cost`` with a memory by all that a step's cost could depend on: it may load a model."""
-    costs: dict[str, int] = {}
-
-    def remembered(config: TuneConfig) -> int:
-        values = {name: value for name, value in config.to_json().items() if name not in NO_COST}
-        key = json.dumps(values, sort_keys=True)
-        if key not in costs:
-            costs[key] = cost(config)
-        return costs[key]
-
-    return remembered
+def _relevant(config: TuneConfig) -> dict[str, Any]:
+    """Return all that a step's cost could depend on: to tell it may take a model."""
+    return {name: value for name, value in config.to_json().items() if name not in NO_COST}
 
 
 def _check_data(board: Board) -> None:
