@@ -56,7 +56,7 @@ def contraction(x: Tensor, told: Tensor, f: int, room: Round) -> float:
         room: who hears whom.
     """
     sent = torch.eye(2 * len(x), dtype=torch.float64)[len(x) :, None].expand(-1, f, -1)
-    views = room.views(x, told, sent)
+    views = room.received(x, told, sent)
     y = weights_of(nna(f=f), measure(views.basis), views) @ torch.cat((x, told))
     return float((y - y.mean(0)).square().sum() / (x - x.mean(0)).square().sum())
 

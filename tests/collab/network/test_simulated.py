@@ -10,7 +10,8 @@ import torch
 from gradless.collab.aggregation.base import aggregate
 from gradless.collab.aggregators import krum, nna, trimmed_mean
 from gradless.collab.network.delivery import Delivery
-from gradless.collab.network.simulated import gather, meet, mixed
+from gradless.collab.network.protocol import gather, mixed
+from gradless.collab.network.simulated import meet
 from gradless.errors import BadInput
 
 KEY = (0, 0, "parameters")
@@ -31,21 +32,21 @@ def test_synchronous_rounds_bring_everything_to_everybody():
     sent[..., 8] = 1.0
     room = met(Delivery(), honest)
     assert room.reached == tuple(range(8))
-    views = room.views(honest, extras, sent)
-    assert len(views.views) == 1
-    assert views.views[0].shape == (10, 9)
-    assert views.pivots == tuple(range(8))
-    assert torch.equal(views.views[0][-1], torch.eye(9, dtype=torch.float64)[8])
+    received = room.received(honest, extras, sent)
+    assert len(received.received) == 1
+    assert received.views[0].shape == (10, 9)
+    assert received.pivots == tuple(range(8))
+    assert torch.equal(received.views[0][-1], torch.eye(9, dtype=torch.float64)[8])
 
 
 def test_equivocation_gives_each_receiver_its_own_rows():
     honest = rows()
     sent = torch.zeros(8, 2, 8, dtype=torch.float64)
     sent[torch.arange(8), :, torch.arange(8)] = 2.0
-    views = met(Delivery(), honest).views(honest, honest[:0], sent)
-    assert len(views.views) == 8
+    received = met(Delivery(), honest).received(honest, honest[:0], sent)
+    assert len(received.received) == 8
     for receiver in range(8):
-        assert torch.equal(views.views[receiver][-1], 2.0 * torch.eye(8, dtype=torch.float64)[receiver])
+        assert torch.equal(received.views[receiver][-1], 2.0 * torch.eye(8, dtype=torch.float64)[receiver])
 
 
 def test_a_peer_goes_on_with_the_first_n_minus_f_rows():
@@ -99,8 +100,10 @@ def test_a_deadline_cuts_late_messages():
     honest = rows(20)
     room = met(Delivery(deadline=0.05), honest)
     assert room.reached == ()
-    views = met(Delivery(deadline=50.0), honest).views(honest, honest[:0], torch.zeros(1, 2, 20, dtype=torch.float64))
-    assert [len(view) for view in views.views] == [22] * 20
+    received = met(Delivery(deadline=50.0), honest).received(
+        honest, honest[:0], torch.zeros(1, 2, 20, dtype=torch.float64)
+    )
+    assert [len(view) for view in received.views] == [22] * 20
 
 
 def test_lost_is_lost_however_long_one_waits():
@@ -137,10 +140,10 @@ def test_rows_that_do_not_fit_are_left_out():
         4: torch.tensor([9.0, 9.0]),  # claims to be this peer
         7: torch.tensor([float("nan"), 0.0]),  # a value like any other: the rule deals with it
     }
-    views = gather(messages, own, 4)
-    assert views.basis[0].shape == (3, 2)
-    assert views.pivots == (1,)
-    assert torch.equal(views.basis[0][1], own)
+    received = gather(messages, own, 4)
+    assert received.basis[0].shape == (3, 2)
+    assert received.pivots == (1,)
+    assert torch.equal(received.basis[0][1], own)
 
 
 def test_peers_that_agree_hear_themselves_whatever_the_adversary_chooses():
@@ -150,8 +153,8 @@ def test_peers_that_agree_hear_themselves_whatever_the_adversary_chooses():
         assert room.reached == tuple(range(10))
         for peer, ears in zip(room.reached, room.heard, strict=True):
             assert peer in ears.tolist()
-        views = room.views(honest, honest[:0], torch.eye(10, dtype=torch.float64)[None, :2])
-        honest = aggregate(krum(f=2), views)
+        received = room.received(honest, honest[:0], torch.eye(10, dtype=torch.float64)[None, :2])
+        honest = aggregate(krum(f=2), received)
     assert torch.equal(honest, rows(1).expand(10, -1))
 
 
@@ -175,26 +178,26 @@ def test_what_holds_no_numbers_is_left_out():
         5: torch.nn.Parameter(torch.zeros(2)),  # a row like any other
         "6": torch.zeros(2),
     }
-    views = gather(messages, own, 4)
-    assert torch.equal(views.basis[0], torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
-    assert not views.basis[0].requires_grad
-    assert views.pivots == (0,)
+    received = gather(messages, own, 4)
+    assert torch.equal(received.basis[0], torch.tensor([[1.0, 2.0], [0.0, 0.0]]))
+    assert not received.basis[0].requires_grad
+    assert received.pivots == (0,)
 
 
 def test_a_peer_with_too_few_rows_keeps_its_own():
     own = torch.tensor([1.0, 2.0])
     wrong = dict.fromkeys((0, 1, 2), torch.zeros(3))
     for rule in (nna(f=1), krum(f=1), trimmed_mean(f=1)):
-        views = gather({**wrong, 3: torch.tensor([9.0, 9.0])}, own, 4)
+        received = gather({**wrong, 3: torch.tensor([9.0, 9.0])}, own, 4)
         with pytest.raises(BadInput):
-            aggregate(rule, views)
-        assert torch.equal(mixed(rule, views), own[None])
+            aggregate(rule, received)
+        assert torch.equal(mixed(rule, received), own[None])
         enough = gather({0: own + 1, 1: own - 1}, own, 4)
         assert torch.equal(mixed(rule, enough), aggregate(rule, enough))
     honest = rows(4)
     room = met(Delivery(), honest, attackers=0, byzantine=0)
-    views = room.views(honest, honest[:0], torch.zeros(1, 0, 4, dtype=torch.float64))
-    some = views._replace(views=(views.views[0][:1], *[views.views[0]] * 3))
+    received = room.received(honest, honest[:0], torch.zeros(1, 0, 4, dtype=torch.float64))
+    some = received._replace(views=(received.views[0][:1], *[received.views[0]] * 3))
     found = mixed(trimmed_mean(f=1), some)
     assert torch.equal(found[0], honest[0])
-    assert torch.equal(found[1:], aggregate(trimmed_mean(f=1), views)[1:])
+    assert torch.equal(found[1:], aggregate(trimmed_mean(f=1), received)[1:])

@@ -77,7 +77,7 @@ def test_a_run_that_is_cut_short_ends_with_the_same_bits(name, rows, tmp_path, m
     def stumble(now):
         tried.append(now.step)
         if now.step == stumble.at:
-            now.parts.learner.propose(now.step, now.parts.learner.exchanges(now.step)[0])  # half of its work
+            now.simulation.learner.propose(now.step, now.simulation.learner.exchanges(now.step)[0])  # half of its work
             raise stumble.how
         return real(now)
 

@@ -18,7 +18,7 @@ from gradless.collab.aggregation.base import Aggregator
 from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.learners.parameters import Local, ParameterPeers
 from gradless.collab.network.delivery import Delivery
-from gradless.collab.network.simulated import Transport, gather, mixed
+from gradless.collab.network.protocol import Transport, gather, mixed
 from gradless.collab.recipes import RECIPES, compared
 from gradless.collab.simulation import study, workers
 from gradless.collab.simulation.build import build

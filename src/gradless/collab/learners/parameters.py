@@ -1,7 +1,7 @@
-"""Honest peers: each makes a local step, sends a row, and takes what the group mixed.
+"""Honest peers: each takes a local step, sends a row, and accepts what the group mixed.
 
 `ParameterPeers` send their models (MoNNA as published); `gradless.collab.learners.coefficients.CoefficientPeers` send
-a few scalars. A learner holds one peer, on a network, or all honest peers of a simulation, whose gradients are then
+a few scalars. Either holds one peer, on a network, or all honest peers of a simulation, whose gradients are then
 computed together.
 """
 
@@ -20,8 +20,27 @@ from gradless.collab.contraction import mixing
 Schedule = Callable[[int], float]
 
 
-class Learner(Protocol):
-    """Honest peers of one process: ``propose`` and ``accept`` alternate, once for each exchange of a step."""
+class Peer(Protocol):
+    """One peer or several of one process: ``propose`` and ``accept`` alternate, once for each exchange of a step."""
+
+    def exchanges(self, step: int) -> tuple[str, ...]:
+        """Return the tags of a step's exchanges, in order."""
+
+    def propose(self, step: int, tag: str) -> Tensor:
+        """Return the rows to send, [P, D]; for the first exchange of a step after the local work."""
+
+    def accept(self, step: int, tag: str, mixed: Tensor) -> None:
+        """Take the mixed rows, [P, D]."""
+
+    def state(self) -> dict[str, Any]:
+        """Return all that later steps depend on, between two steps; see `gradless.system.tensor_state`."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Restore what `state` returned; the configuration must be the same."""
+
+
+class Learner(Peer, Protocol):
+    """All honest peers of a simulation, which also asks what no peer of a real network could tell."""
 
     peers: int
     samples: int
@@ -29,32 +48,17 @@ class Learner(Protocol):
     losses: Tensor
     """Loss of each peer's last batch, [P]."""
 
-    def exchanges(self, step: int) -> tuple[str, ...]:
-        """What is exchanged in a step, in order."""
-
-    def propose(self, step: int, tag: str) -> Tensor:
-        """The rows to send, [P, D]; for the first exchange of a step after the local work."""
-
-    def accept(self, step: int, tag: str, mixed: Tensor) -> None:
-        """Take the mixed rows, [P, D]."""
-
     def poisoned(self, step: int, tag: str) -> Tensor:
-        """What peers with flipped labels would send, [1, D]; after `propose`."""
+        """Return what peers with flipped labels would send, [1, D]; after `propose`."""
 
     def accuracy(self, rows: int | None = None) -> list[float]:
-        """Share of right answers of every peer on the test data, or on its first ``rows``."""
+        """Return every peer's share of right answers on the test data, or on its first ``rows``."""
 
     def consensus(self) -> float:
-        """Root mean square distance of a peer's model from the mean model, without models that are not finite."""
+        """Return the root mean square distance of a peer's model from the mean one, of models that are finite."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """All models, for fingerprints: tensors under names that begin with the peer's number."""
-
-    def state(self) -> dict[str, Any]:
-        """All that later steps depend on, between two steps; see `gradless.system.tensor_state`."""
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Be where a learner of the same configuration was."""
+        """Yield all models, for fingerprints: tensors under names that begin with the peer's number."""
 
 
 class Workload(Protocol):
@@ -64,25 +68,25 @@ class Workload(Protocol):
     dimension: int
 
     def start(self) -> Tensor:
-        """The model that all begin with, [P, D]: a row of its own for each peer."""
+        """Return the model that all begin with, [P, D]: a row of its own for each peer."""
 
     def gradients(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Gradients [P, D] and losses [P] on each peer's batch of a step.
+        """Return gradients [P, D] and losses [P] on each peer's batch of a step.
 
         The caller may write to the gradients; the next call may too.
         """
 
     def poisoned(self, theta: Tensor, step: int) -> Tensor:
-        """Gradient [1, D] of one model [1, D] on examples of anybody, with flipped labels."""
+        """Return the gradient [1, D] of one model [1, D] on examples of anybody, with flipped labels."""
 
     def accuracy(self, theta: Tensor, rows: int | None) -> list[float]:
-        """Share of right answers of each model."""
+        """Return each model's share of right answers."""
 
     def state(self) -> dict[str, Any]:
-        """What it remembers beside parameters, and later steps depend on."""
+        """Return what later steps depend on beside parameters."""
 
     def load(self, state: dict[str, Any]) -> None:
-        """Be where a workload of the same configuration was."""
+        """Restore what `state` returned; the configuration must be the same."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +103,7 @@ class Local:
     """How often models are mixed in a step (K)."""
 
     def size(self, step: int) -> int:
-        """Examples of a peer's batch."""
+        """Return the number of examples in a peer's batch."""
         return step + 1 if self.growing else self.batch_size
 
 
@@ -124,8 +128,8 @@ class ParameterPeers:
         self.losses = torch.zeros(self.peers)
         self._momentum = torch.zeros_like(self.theta) if local.momentum else None
         self._centre: Tensor | None = None  # mean model before the step, from which poisoned steps start
-        self._insistence = torch.zeros(1, workload.dimension)  # what poisoned peers sent last
-        self._poisonous = torch.zeros(1, workload.dimension, dtype=self.theta.dtype, device=self.theta.device)
+        self._last_poison = torch.zeros(1, workload.dimension)  # what poisoned peers sent last, for later rounds
+        self._poison_momentum = torch.zeros(1, workload.dimension, dtype=self.theta.dtype, device=self.theta.device)
 
     def exchanges(self, step: int) -> tuple[str, ...]:
         """Models ``rounds`` times, after gradients if they come first."""
@@ -150,24 +154,24 @@ class ParameterPeers:
 
     def poisoned(self, step: int, tag: str) -> Tensor:
         """A step from the honest peers' mean model with labels flipped and with the same momentum."""
-        if tag not in (GRADIENTS, PARAMETERS):  # a later round of mixing: it insists
-            return self._insistence
+        if tag not in (GRADIENTS, PARAMETERS):  # a later round of mixing
+            return self._last_poison
         assert self._centre is not None
         if tag == PARAMETERS and self.local.gradients_first:
-            self._insistence = self._centre - self.local.lr(step) * self._poisonous
-            return self._insistence
+            self._last_poison = self._centre - self.local.lr(step) * self._poison_momentum
+            return self._last_poison
         gradient = self.workload.poisoned(self._centre, step)
         gradient.add_(self._centre, alpha=self.local.weight_decay)
         if tag == GRADIENTS:
-            self._poisonous = gradient
+            self._poison_momentum = gradient
             return gradient
         beta = self.local.momentum
-        self._poisonous = self._poisonous.mul_(beta).add_(gradient, alpha=1 - beta)
-        self._insistence = self._centre - self.local.lr(step) * self._poisonous
-        return self._insistence
+        self._poison_momentum = self._poison_momentum.mul_(beta).add_(gradient, alpha=1 - beta)
+        self._last_poison = self._centre - self.local.lr(step) * self._poison_momentum
+        return self._last_poison
 
     def accuracy(self, rows: int | None = None) -> list[float]:
-        """Share of right answers of every peer."""
+        """See `Learner`."""
         return self.workload.accuracy(self.theta, rows)
 
     def consensus(self) -> float:
@@ -180,16 +184,16 @@ class ParameterPeers:
 
     def state(self) -> dict[str, Any]:
         """See `Learner`."""
-        tensors = (self.theta, self._momentum, self._poisonous)
+        tensors = (self.theta, self._momentum, self._poison_momentum)
         return {"tensors": tensors, "samples": self.samples, "workload": self.workload.state()}
 
     def load(self, state: dict[str, Any]) -> None:
         """See `Learner`."""
-        theta, momentum, poisonous = state["tensors"]
+        theta, momentum, poison_momentum = state["tensors"]
         self.theta.copy_(theta)
         if self._momentum is not None:
             self._momentum.copy_(momentum)
-        self._poisonous.copy_(poisonous)
+        self._poison_momentum.copy_(poison_momentum)
         self.samples = state["samples"]
         self.workload.load(state["workload"])
 
@@ -210,7 +214,7 @@ class ParameterPeers:
 
 
 def _mean_of_finite(rows: Tensor) -> Tensor:
-    """[1, D]. One honest peer whose model has overflowed must not take from others what attackers tell them."""
+    """Return the mean row, [1, D]: one honest peer whose model has overflowed must not spoil it for attackers."""
     centre = rows.mean(0, keepdim=True)
     if not bool(centre.isfinite().all()):
         centre = rows[rows.isfinite().all(1)].mean(0, keepdim=True)

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradless import rng
-from gradless.collab.aggregation import passes
-from gradless.collab.aggregation.base import Aggregator, aggregate
 from gradless.collab.aggregation.gram import CentredGram, measure
 from gradless.collab.aggregation.receivers import Received
 from gradless.collab.network.delivery import ADVERSARIAL, ALL, Delivery
-from gradless.errors import BadInput
-
-
-class Transport(Protocol):
-    """How one peer of a real network exchanges a row with the others; no peer can make it raise."""
-
-    me: int
-
-    def exchange(self, step: int, tag: str, row: Tensor, *, need: int, deadline: float) -> Mapping[int, Tensor]:
-        """Send a row to all peers; return what came by the deadline in seconds, early once ``need`` rows are there."""
 
 
 class Round(NamedTuple):
@@ -37,8 +24,8 @@ class Round(NamedTuple):
     alike: bool
     """Whether all peers heard the same honest ones."""
 
-    def views(self, honest: Tensor, extras: Tensor, sent: Tensor) -> Received:
-        """What the peers of ``reached`` hold in their hands.
+    def received(self, honest: Tensor, extras: Tensor, sent: Tensor) -> Received:
+        """Return what the peers of ``reached`` got.
 
         Args:
             honest: [H, D] rows of honest peers.
@@ -50,16 +37,16 @@ class Round(NamedTuple):
         unit = torch.eye(len(honest), total, dtype=torch.float64)
         reached = torch.tensor(self.reached)
         if self.alike and len(sent) == 1:
-            received: tuple[Tensor, ...] = (torch.cat([unit[self.heard[0]], sent[0]]),)
+            views: tuple[Tensor, ...] = (torch.cat([unit[self.heard[0]], sent[0]]),)
         elif len({len(ears) for ears in self.heard}) == 1:
-            told = sent.expand(len(reached), -1, -1) if len(sent) == 1 else sent[reached]
-            received = torch.cat([unit[torch.stack(self.heard)], told], 1).unbind()
+            lies = sent.expand(len(reached), -1, -1) if len(sent) == 1 else sent[reached]
+            views = torch.cat([unit[torch.stack(self.heard)], lies], 1).unbind()
         else:
-            received = tuple(
+            views = tuple(
                 torch.cat([unit[ears], sent[0 if len(sent) == 1 else peer]])
                 for ears, peer in zip(self.heard, self.reached, strict=True)
             )
-        return Received((honest, extras) if len(extras) else (honest,), received, self.pivots)
+        return Received((honest, extras) if len(extras) else (honest,), views, self.pivots)
 
 
 def meet(
@@ -119,59 +106,3 @@ def _chosen(gram: CentredGram, latency: Tensor) -> Tensor:
     position: Tensor = torch.linalg.eigh(centred).eigenvectors[:, -1]
     order = (position[:, None] - position[None]).abs()
     return order.masked_fill(torch.isinf(latency), torch.inf)
-
-
-def gather(messages: Mapping[int, Tensor], own: Tensor, me: int) -> Received:
-    """Views of one peer of a real network: its own row and those of others that are like it.
-
-    What is no dense tensor with numbers in it, or of another shape or dtype, is left out as if it had not come. Too few
-    rows may be left for a rule: `mixed` then keeps the peer's own.
-
-    Args:
-        messages: rows by sender; what claims to be from this peer itself is ignored.
-        own: [D].
-        me: this peer.
-    """
-    fits = {sender: row for sender, row in messages.items() if isinstance(sender, int) and _like(row, own)}
-    rows = {**fits, me: own}
-    order = sorted(rows)
-    stacked = torch.stack([rows[sender].detach().to(own.device) for sender in order])
-    return Received((stacked,), (torch.eye(len(order), dtype=torch.float64),), (order.index(me),))
-
-
-def _like(row: object, own: Tensor) -> bool:
-    """Whether a message can be mixed with one's own row. The kind comes first: of some, not even the shape is known."""
-    if not isinstance(row, Tensor) or type(row) not in (Tensor, torch.nn.Parameter):
-        return False
-    if row.layout != torch.strided or row.is_nested or row.device.type == "meta":
-        return False
-    return bool(row.shape == own.shape and row.dtype == own.dtype)
-
-
-def mixed(rule: Aggregator, views: Received, *, key: int = 0) -> Tensor:
-    """What every receiver makes of its view, [P, D]; one that got fewer rows than the rule can take keeps its own.
-
-    Args:
-        rule: the aggregation rule.
-        views: who got what; every receiver's own row is a row of the basis, as in those of `gather`.
-        key: seed of pre-aggregators that shuffle.
-
-    Cost: that of `gradless.collab.aggregation.receivers.aggregate`.
-    """
-    able = [p for p in range(len(views.pivots)) if _enough(rule, len(views.view(p)))]
-    if len(able) == len(views.pivots):
-        return aggregate(rule, views, key=key)
-    own = [int(views.view(p)[pivot].argmax()) for p, pivot in enumerate(views.pivots)]
-    out = torch.stack([passes.row(views.basis, index) for index in own])
-    if able:
-        some = Received(views.basis, tuple(views.view(p) for p in able), tuple(views.pivots[p] for p in able))
-        out[able] = aggregate(rule, some, key=key)
-    return out
-
-
-def _enough(rule: Aggregator, rows: int) -> bool:
-    try:
-        rule.check(rows)
-    except BadInput:
-        return False
-    return True

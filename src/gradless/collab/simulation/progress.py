@@ -1,4 +1,4 @@
-"""How far a simulated run has come: what it measured, what is remembered between steps, and its checkpoint."""
+"""The state of a simulated run between two steps: counters, attack state, ``metrics.jsonl`` and the checkpoint."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ COUNTED: Final = ("step", "spent", "bytes")  # what a checkpoint takes as it is
 
 
 class SimulationState:
-    """A run between two steps.
+    """State between two steps: counters, attack state, metrics.jsonl, checkpoint.
 
     Args:
-        parts: of the run; its learner is brought to where the checkpoint was written, if there is one.
+        simulation: the parts of the run; if the folder has a checkpoint, the learner is restored from it.
         folder: run directory.
     """
 
-    def __init__(self, parts: Simulation, folder: Path) -> None:
-        self.parts, self.folder = parts, folder
+    def __init__(self, simulation: Simulation, folder: Path) -> None:
+        self.simulation, self.folder = simulation, folder
         self.step = 0
         """Steps taken."""
         self.spent = 0.0
@@ -51,7 +51,7 @@ class SimulationState:
         """What the attack remembers of each kind of exchange."""
         self.mixed: Tensor | None = None
         """[1 or H, D] the mixed rows, whose memory the next ones may take."""
-        self.meter = PeakMeter(torch.device(parts.config.device))
+        self.meter = PeakMeter(torch.device(simulation.config.device))
         self._mixings: list[tuple[str, Mixing]] = []
         self._saved = time.monotonic()
         path = folder / "metrics.jsonl"
@@ -61,7 +61,7 @@ class SimulationState:
         self._file.seek(written)
 
     def close(self) -> None:
-        """End ``metrics.jsonl``, before a result says that all of it is there."""
+        """Flush and close ``metrics.jsonl``, before a result says that all of it is there."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -70,20 +70,20 @@ class SimulationState:
     # what is measured
 
     def exchanged(self, tag: str, measured: Mixing, strength: float | None) -> None:
-        """Note an exchange of the present step."""
+        """Write what mixing did in an exchange of the present step."""
         self._mixings.append((tag, measured))
         if not math.isfinite(measured.consensus):
             return
         self._write(
-            event="step", step=self.step, exchange=tag, loss=float(self.parts.learner.losses.mean()),
+            event="step", step=self.step, exchange=tag, loss=float(self.simulation.learner.losses.mean()),
             alpha=measured.alpha, **{"lambda": measured.lam},
             consensus_distance=measured.consensus if _of_models(tag) else None, strength=strength,
         )  # fmt: skip
 
     def evaluated(self, rows: int | None) -> list[float]:
-        """Evaluate all honest peers on test rows, all or so many."""
-        accuracy = self.parts.learner.accuracy(rows)
-        self.consensus = self.parts.learner.consensus()
+        """Evaluate all honest peers on ``rows`` test rows, None: all; write and return their accuracies."""
+        accuracy = self.simulation.learner.accuracy(rows)
+        self.consensus = self.simulation.learner.consensus()
         self._write(
             event="eval", step=self.step, accuracy=accuracy, worst_accuracy=min(accuracy),
             mean_accuracy=statistics.fmean(accuracy), consensus_distance=self.consensus,
@@ -91,7 +91,7 @@ class SimulationState:
         return accuracy
 
     def mixings(self, which: str) -> list[float]:
-        """What mixing did to models ("alpha" or "lam"), or, where no models are exchanged, to what is."""
+        """Return "alpha" or "lam" of all exchanges of models, or, where none are exchanged, of all."""
         models = [one for tag, one in self._mixings if _of_models(tag)]
         values = [getattr(one, which) for one in models or [one for _, one in self._mixings]]
         return [value for value in values if math.isfinite(value)]
@@ -104,7 +104,7 @@ class SimulationState:
     # the checkpoint
 
     def save(self, reporter: Reporter) -> None:
-        """Write a checkpoint if the last one is old. If the disk is full, the run goes on without."""
+        """Write a checkpoint if the last one is older than `SAVE_EVERY`. If the disk is full, warn and go on."""
         if time.monotonic() - self._saved < SAVE_EVERY:
             return
         os.fsync(self._file.fileno())
@@ -113,7 +113,7 @@ class SimulationState:
             "run": self._name(),
             "peak": self.meter.peak,
             "written": os.fstat(self._file.fileno()).st_size,
-            "learner": self.parts.learner.state(),
+            "learner": self.simulation.learner.state(),
             "attack": {tag: plain(state) for tag, state in self.states.items()},
         }
         try:
@@ -123,11 +123,11 @@ class SimulationState:
         self._saved = time.monotonic()
 
     def _name(self) -> list[str]:
-        """What a checkpoint must belong to."""
-        return [self.parts.config.id(), __version__, torch.__version__]
+        """Return what identifies the run that a checkpoint belongs to."""
+        return [self.simulation.config.id(), __version__, torch.__version__]
 
     def _resume(self, metrics: Path) -> int:
-        """Be where the checkpoint was written; returns how many bytes of ``metrics.jsonl`` belong to it."""
+        """Restore the checkpoint, if there is one; return how many bytes of ``metrics.jsonl`` belong to it."""
         state = tensor_state.read(self.folder / CHECKPOINT)
         if state is None or state["run"] != self._name() or not metrics.exists():
             return 0
@@ -138,8 +138,8 @@ class SimulationState:
             return 0
         if len(lines) < state["written"]:  # a crash of the machine took the rest
             return 0
-        self.parts.learner.load(state["learner"])
-        self.states = {tag: like(self.parts.attack.start(), held) for tag, held in state["attack"].items()}
+        self.simulation.learner.load(state["learner"])
+        self.states = {tag: like(self.simulation.attack.start(), held) for tag, held in state["attack"].items()}
         for name in COUNTED:
             setattr(self, name, state[name])
         self.meter.peak = state["peak"]
@@ -148,13 +148,13 @@ class SimulationState:
 
 
 def forget(folder: Path) -> None:
-    """Remove the checkpoint of a run that has ended, and what is left of one that was being written."""
+    """Remove the checkpoint of a run that has ended, and the rest of one that was being written."""
     for name in (CHECKPOINT, CHECKPOINT + tensor_state.NEW):
         (folder / name).unlink(missing_ok=True)
 
 
 def finite_or_null(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they become null."""
+    """Return None for NaN and infinities, which JSON does not have, and anything else as it is."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -163,8 +163,8 @@ def _of_models(tag: str) -> bool:
 
 
 def _read_back(lines: Sequence[str]) -> list[tuple[str, Mixing]]:
-    """What `SimulationState.exchanged` wrote."""
-    notes = [note for line in lines if (note := json.loads(line))["event"] == "step"]
+    """Parse what `SimulationState.exchanged` wrote."""
+    events = [event for line in lines if (event := json.loads(line))["event"] == "step"]
     names = ("alpha", "lambda", "consensus_distance")
-    numbers = [[math.nan if note[name] is None else note[name] for name in names] for note in notes]
-    return [(note["exchange"], Mixing(*values)) for note, values in zip(notes, numbers, strict=True)]
+    numbers = [[math.nan if event[name] is None else event[name] for name in names] for event in events]
+    return [(event["exchange"], Mixing(*values)) for event, values in zip(events, numbers, strict=True)]

@@ -78,7 +78,7 @@ def _title(config: CollabConfig) -> str:
 
 
 def _claim(config: CollabConfig, folder: Path) -> dict[str, Any] | None:
-    """Make sure that ``folder`` is free or holds this very run; the result if it is finished."""
+    """Check that ``folder`` is free or holds this very run; return its result if it is finished."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} is a file, not a folder: choose another --out")
     if not (folder / "config.json").exists():
@@ -99,8 +99,8 @@ def _claim(config: CollabConfig, folder: Path) -> dict[str, Any] | None:
 
 
 def _loop(run: SimulationState, reporter: Reporter) -> str:
-    """Take all steps that are left; returns how they ended."""
-    config, learner = run.parts.config, run.parts.learner
+    """Take the remaining steps; return the status that they ended with."""
+    config, learner = run.simulation.config, run.simulation.learner
     with reporter.job(_title(config), config.steps, done=run.step) as show:
         try:
             for step in range(run.step, config.steps):
@@ -122,8 +122,8 @@ def _loop(run: SimulationState, reporter: Reporter) -> str:
 
 @torch.no_grad()
 def _step(run: SimulationState) -> bool:
-    """All exchanges of one step; whether there is still a peer whose row is finite."""
-    simulation, step = run.parts, run.step
+    """Run all exchanges of one step; return whether there is still a peer whose row is finite."""
+    simulation, step = run.simulation, run.step
     config, learner = simulation.config, simulation.learner
     for tag in learner.exchanges(step):
         honest = learner.propose(step, tag)
@@ -147,7 +147,7 @@ def exchange(
     simulation: Simulation, honest: Tensor, state: State, step: int, tag: str, *, flipped: Tensor | None = None,
     out: Tensor | None = None,
 ) -> tuple[Tensor, float | None, State]:  # fmt: skip
-    """One exchange: what attackers say, who hears whom, what each honest peer makes of it.
+    """Run one exchange: what attackers send, who hears whom, what each honest peer makes of it.
 
     Args:
         simulation: of the run.
@@ -156,7 +156,7 @@ def exchange(
         step: of the run.
         tag: of the exchange.
         flipped: [1, D] what flipped labels lead to, for attacks that ask.
-        out: memory that the result may lie in; see `gradless.collab.aggregation.receivers.aggregate`.
+        out: memory that the result may lie in; see `gradless.collab.aggregation.base.aggregate`.
 
     Returns:
         Rows [H, D] (a peer that hears too few keeps its own), the attack's strength, and what it remembers now.
@@ -171,14 +171,14 @@ def exchange(
         return honest.clone(), None, state
     context = AttackContext(honest, flipped, attackers, config.byzantine, step, config.seed)
     key = rng.fold(config.seed, step)  # of rules that shuffle
-    message = strongest(attack, context, rule, partial(delivered.views, honest), state, key=key)
-    views = delivered.views(honest, message.extras, message.coefficients)
-    mixed = aggregate(rule, views, key=key, gram=message.gram, out=out)
+    message = strongest(attack, context, rule, partial(delivered.received, honest), state, key=key)
+    received = delivered.received(honest, message.extras, message.coefficients)
+    mixed = aggregate(rule, received, key=key, gram=message.gram, out=out)
     return _all(mixed, honest, delivered.reached), message.strength, message.state
 
 
 def _all(mixed: Tensor, honest: Tensor, reached: tuple[int, ...]) -> Tensor:
-    """Rows of all honest peers: mixed where a peer heard enough, else its own."""
+    """Return the rows of all honest peers: mixed where a peer heard enough, else its own."""
     if len(reached) == len(honest):
         return mixed
     everybody = honest.clone()
@@ -187,7 +187,7 @@ def _all(mixed: Tensor, honest: Tensor, reached: tuple[int, ...]) -> Tensor:
 
 
 def _result(run: SimulationState, status: str, final: list[float]) -> dict[str, Any]:
-    config, learner, steps = run.parts.config, run.parts.learner, max(1, run.step)
+    config, learner, steps = run.simulation.config, run.simulation.learner, max(1, run.step)
     alphas, lams = run.mixings("alpha"), run.mixings("lam")
     return {
         "status": status,

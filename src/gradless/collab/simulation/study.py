@@ -76,7 +76,7 @@ def run_all(
     alone = len(configs) == 1 and not lines and not (out / "runs").exists()
     if not alone and (out / "config.json").exists():
         raise BadInput(f"{out} holds a single run: choose another --out for {len(configs)} runs")
-    _check_place(configs, out)
+    _check_folder(configs, out)
     missing = [path for path in (out, *out.parents) if not path.exists()]
     out.mkdir(parents=True, exist_ok=True)
     claim = locks.take(out / ".lock")
@@ -126,14 +126,14 @@ def _run_all(
 
 
 def _ended(jobs: Sequence[worker_processes.Job], workers: int, reporter: Reporter) -> worker_processes.Results:
-    """All runs, finished ones first: they take no worker."""
+    """Yield all runs as they end, finished ones first: they take no worker."""
     finished = [job for job in jobs if line(job[1], {}) is not None]
     yield from worker_processes.results(finished, 1, reporter)
     yield from worker_processes.results([job for job in jobs if job not in finished], workers, reporter)
 
 
 def _check(config: CollabConfig) -> None:
-    """Names, options and numbers of Byzantine peers, without reading any data."""
+    """Check names, options and numbers of Byzantine peers, without reading any data."""
     attackers = config.attackers or 0
     attacks.named(config.attack, **config.attack_options).check(config.peers - attackers, attackers)
     lm.device_of(config.device)
@@ -143,8 +143,8 @@ def _check(config: CollabConfig) -> None:
         raise BadInput(f"{config.algorithm} with {config.byzantine} of {config.peers} Byzantine: {error}") from None
 
 
-def _check_place(configs: Sequence[CollabConfig], out: Path) -> None:
-    """Refuse a folder that holds anything but runs of the same experiment."""
+def _check_folder(configs: Sequence[CollabConfig], out: Path) -> None:
+    """Raise BadInput for a folder that holds anything but runs of the same experiment."""
     if out.exists() and not out.is_dir():
         raise BadInput(f"{out} is a file, not a folder: choose another --out")
     if (out / RESULTS).exists() and not (out / "runs").exists() and not (out / "config.json").exists():
@@ -188,7 +188,7 @@ def table(out: Path, recipes: Mapping[str, str] | None = None) -> list[dict[str,
 
 
 def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Lines that a crash did not tear."""
+    """Parse the lines that a crash did not tear."""
     lines = []
     for text in path.read_text().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError):
@@ -197,7 +197,7 @@ def _whole_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def line(folder: Path, recipes: Mapping[str, str]) -> dict[str, Any] | None:
-    """What a study says of one run; None if it is not finished."""
+    """Return the line of one run in ``results.jsonl``; None if it is not finished."""
     config = _config(folder)
     taken_over = finished_runs.line(folder)
     if config is not None and taken_over is not None:
@@ -208,16 +208,16 @@ def line(folder: Path, recipes: Mapping[str, str]) -> dict[str, Any] | None:
         return None
     if config is None or result.get("status", INTERRUPTED) == INTERRUPTED:
         return None
-    notes = _whole_lines(folder / "metrics.jsonl")
+    events = _whole_lines(folder / "metrics.jsonl")
     curve = [
         {
-            "step": note["step"],
-            "worst": note["worst_accuracy"],
-            "mean": note["mean_accuracy"],
-            "consensus": note["consensus_distance"],
+            "step": event["step"],
+            "worst": event["worst_accuracy"],
+            "mean": event["mean_accuracy"],
+            "consensus": event["consensus_distance"],
         }
-        for note in notes
-        if note["event"] == "eval"
+        for event in events
+        if event["event"] == "eval"
     ]
     return {
         "id": config.id(),
@@ -237,13 +237,13 @@ def _asked(config: CollabConfig) -> dict[str, Any]:
 
 
 def outcome(result: dict[str, Any]) -> str:
-    """What came of a run, in half a sentence."""
+    """Return "diverged", or the accuracies of a run in half a sentence."""
     accuracy = f"worst honest accuracy {result['worst_accuracy']:.4f}  mean {result['mean_accuracy']:.4f}"
     return "diverged" if result["status"] == DIVERGED else accuracy
 
 
 def advice(config: CollabConfig, result: dict[str, Any]) -> str | None:
-    """What to do about a run that went wrong, as far as its mixing can tell; None: nothing."""
+    """Return what to do about a run that went wrong, as far as its mixing can tell, or None."""
     alpha = result.get("alpha", result.get("alpha_mixing"))  # of a run, of its line
     if config.payload == PARAMETERS and alpha is not None and alpha >= 1.01:
         return (
