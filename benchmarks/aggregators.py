@@ -6,7 +6,10 @@
 Both get the same float32 rows, n = 26 and d = 431,080 (the published MNIST model) unless told otherwise. The error is
 the largest difference from a naive float64 computation, over its largest entry; extra memory is the growth of the peak
 of the process beyond the result, in units of the input (Linux only). Without ByzFL only our side is measured. Times on
-a shared machine mean little by themselves: read the ratios.
+a shared machine mean little by themselves: read the ratios. ``--receivers`` measures `Aggregator.for_all` against one
+call for each honest receiver instead:
+
+    python benchmarks/aggregators.py --receivers --out benchmarks/results/aggregators-for-all-cpu.json
 """
 
 from __future__ import annotations
@@ -164,6 +167,32 @@ def compare(case: Case, byzfl: Any | None, x: Tensor, true: Tensor, repeats: int
     return row
 
 
+def receivers(n: int, f: int, x: Tensor, repeats: int) -> dict[str, Any]:
+    """Seconds of all honest receivers at once and of one call for each, interleaved; both give the same bits."""
+    rows, pivots = {}, range(n - f)
+    for name in ("nna", "nnm+nna", "self-centred-clipping", "nnm+trimmed-mean"):
+        rule = named(name, f=f)
+        one_by_one, at_once = (
+            (lambda rule=rule: torch.stack([rule(x, pivot=p) for p in pivots])),
+            (lambda rule=rule: rule.for_all(x, pivots)),
+        )
+        assert torch.equal(one_by_one(), at_once())
+        times = [(seconds(one_by_one), seconds(at_once)) for _ in range(repeats)]
+        alone, together = (statistics.median(side) for side in zip(*times, strict=True))
+        rows[name] = {"one_by_one_seconds": alone, "for_all_seconds": together, "speedup": round(alone / together, 1)}
+        print(name, json.dumps(rows[name]), flush=True)
+    return rows
+
+
+def processor() -> str:
+    """The processor's name, where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write JSON here")
@@ -173,11 +202,19 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--only", nargs="*", help="names of rules")
+    parser.add_argument("--receivers", action="store_true", help="all receivers at once against one by one")
     given = parser.parse_args()
     if given.threads:
         torch.set_num_threads(given.threads)
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(given.columns, generator=draw) + 0.01 * torch.randn(given.rows, given.columns, generator=draw)
+    if given.receivers:
+        found = {"rows": given.rows, "byzantine": given.byzantine, "columns": given.columns, "processor": processor()}
+        found |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "repeats": given.repeats}
+        found["rules"] = receivers(given.rows, given.byzantine, x, given.repeats)
+        if given.out:
+            given.out.write_text(json.dumps(found, indent=1) + "\n")
+        return
     wide = x.double()
     distances = torch.stack([torch.stack([(a - b).square().sum() for b in wide]) for a in wide])
     distances.fill_diagonal_(-1)  # its own nearest
@@ -193,7 +230,7 @@ def main() -> None:
         "columns": given.columns,
         "repeats": given.repeats,
         "threads": torch.get_num_threads(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": processor(),
         "torch": torch.__version__,
         "byzfl": None if byzfl is None else "0.0.11",
         "rules": rows,

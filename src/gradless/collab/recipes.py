@@ -33,60 +33,47 @@ class Recipe(NamedTuple):
     """Learning rate of algorithms without momentum: what is right with it diverges without."""
 
 
-def _mnist() -> CollabConfig:
-    return CollabConfig(
+_BASES = {
+    "mnist": CollabConfig(
         dataset="mnist", peers=26, byzantine=5, algorithm="monna", attack="alie", steps=600, batch_size=25, lr=0.75,
         decay=50, refresh=50, momentum=0.99, weight_decay=1e-4, radius=2.0, split="dirichlet-classes",
         split_parameter=5.0, seed=1, delivery=ASYNCHRONOUS,
-    )  # fmt: skip
-
-
-def _cifar10() -> CollabConfig:
-    return CollabConfig(
+    ),
+    "cifar10": CollabConfig(
         dataset="cifar10", peers=16, byzantine=3, algorithm="monna", attack="alie", steps=2000, batch_size=50, lr=0.5,
         decay=167, refresh=1500, momentum=0.99, weight_decay=1e-2, radius=5.0, split="dirichlet-classes",
         split_parameter=5.0, eval_every=100, eval_rows=500, seed=1, delivery=ASYNCHRONOUS,
-    )  # fmt: skip
-
-
-def _digits() -> CollabConfig:
-    return CollabConfig(
+    ),
+    "digits": CollabConfig(
         dataset="digits", peers=16, byzantine=3, algorithm="monna", attack="alie", steps=300, batch_size=16, lr=0.5,
         momentum=0.9, weight_decay=1e-4, split="dirichlet-classes", split_parameter=5.0, eval_rows=None, seed=1,
-    )  # fmt: skip
-
-
-def _coefficients() -> CollabConfig:
-    return CollabConfig(
+    ),
+    "coefficients": CollabConfig(
         dataset=None, model="gemma-3-270m", task="sst2", peers=7, byzantine=2, algorithm="bridge", attack="sign-flip",
         payload="coefficients", momentum=0.0, scheme="full", freeze=("embed",), queries=4, steps=100, batch_size=8,
         lr=3e-6, split="iid", num_test=400, eval_every=25, eval_rows=200, seed=1,
-    )  # fmt: skip
-
-
-def _lora() -> CollabConfig:
-    return CollabConfig(
+    ),
+    "lora": CollabConfig(
         dataset=None, model="gemma-3-270m", task="sst2", peers=7, byzantine=2, algorithm="monna", attack="sign-flip",
         momentum=0.9, scheme="lora", steps=50, batch_size=8, lr=1e-2, split="iid", num_test=400, eval_every=25,
         eval_rows=200, seed=1,
-    )  # fmt: skip
-
-
+    ),
+}  # fmt: skip
 # Seeds first: a comparison that is cut short has all algorithms under one seed.
 _COMPARED: dict[str, Sequence[Any]] = {"seed": (1, 2, 3), "attack": PUBLISHED, "algorithm": COMPARED}
 
 RECIPES: dict[str, Recipe] = {
-    "monna-digits": Recipe(_digits(), _COMPARED, "scikit-learn's digits; needs no files and a minute", "ours"),
+    "monna-digits": Recipe(_BASES["digits"], _COMPARED, "scikit-learn's digits; needs no files and a minute", "ours"),
     "monna-mnist": Recipe(
-        _mnist(), _COMPARED, "26 peers, 5 Byzantine, a CNN on MNIST, 600 steps", "arXiv 2209.10931",
+        _BASES["mnist"], _COMPARED, "26 peers, 5 Byzantine, a CNN on MNIST, 600 steps", "arXiv 2209.10931",
         "MNIST's IDX files", plain_lr=0.3,
     ),
     "monna-cifar10": Recipe(
-        _cifar10(), _COMPARED, "16 peers, 3 Byzantine, a CNN on CIFAR-10, 2000 steps", "arXiv 2209.10931",
+        _BASES["cifar10"], _COMPARED, "16 peers, 3 Byzantine, a CNN on CIFAR-10, 2000 steps", "arXiv 2209.10931",
         "CIFAR-10's binary batches, or a folder or archive of its images", plain_lr=0.1,
     ),
     "heatmap-digits": Recipe(
-        dataclasses.replace(_digits(), split="gamma-similarity", split_parameter=1.0),
+        dataclasses.replace(_BASES["digits"], split="gamma-similarity", split_parameter=1.0),
         {
             "algorithm": ("monna", "mocwtm", "mogm"), "attack": ("alie", "foe", "sign-flip"), "byzantine": (1, 2, 3, 4),
             "split_parameter": (0.0, 0.33, 0.66, 1.0), "seed": (1,),
@@ -94,11 +81,11 @@ RECIPES: dict[str, Recipe] = {
         "worst attack over the number of attackers and the similarity of the peers' data", "ByzFL's benchmark",
     ),
     "coefficients-sst2": Recipe(
-        _coefficients(), {"attack": ("none", "sign-flip", "alie"), "seed": (1, 2, 3)},
+        _BASES["coefficients"], {"attack": ("none", "sign-flip", "alie"), "seed": (1, 2, 3)},
         "a language model whose peers exchange 4 numbers a step", "ours", "SST-2",
     ),
     "lora-sst2": Recipe(
-        _lora(), {"attack": ("none", "sign-flip", "alie"), "seed": (1, 2, 3)},
+        _BASES["lora"], {"attack": ("none", "sign-flip", "alie"), "seed": (1, 2, 3)},
         "a language model whose peers exchange LoRA weights", "ours", "SST-2",
     ),
 }  # fmt: skip

@@ -33,7 +33,7 @@ def test_synchronous_rounds_bring_everything_to_everybody():
     room = met(Delivery(), honest)
     assert room.reached == tuple(range(8))
     received = room.received(honest, extras, sent)
-    assert len(received.received) == 1
+    assert len(received.views) == 1
     assert received.views[0].shape == (10, 9)
     assert received.pivots == tuple(range(8))
     assert torch.equal(received.views[0][-1], torch.eye(9, dtype=torch.float64)[8])
@@ -44,7 +44,7 @@ def test_equivocation_gives_each_receiver_its_own_rows():
     sent = torch.zeros(8, 2, 8, dtype=torch.float64)
     sent[torch.arange(8), :, torch.arange(8)] = 2.0
     received = met(Delivery(), honest).received(honest, honest[:0], sent)
-    assert len(received.received) == 8
+    assert len(received.views) == 8
     for receiver in range(8):
         assert torch.equal(received.views[receiver][-1], 2.0 * torch.eye(8, dtype=torch.float64)[receiver])
 

@@ -25,7 +25,7 @@ ATTEMPTS = 4  # of finding a centre; the last is the best of all rows
 
 
 class CentredGram(NamedTuple):
-    """Where rows lie relative to each other: all that a rule in their span may look at.
+    """Inner products of rows around a centre: all that a rule in their span may look at.
 
     A row with a NaN, an infinity or a value too large to square is infinitely far from everything.
     """
@@ -41,28 +41,28 @@ class CentredGram(NamedTuple):
         return self.finite.shape[0]
 
     def points(self) -> CentredGram:
-        """The same with every row held relative to the centre, as rules expect it."""
+        """Return the same with every row held relative to the centre, as rules expect it."""
         return self if bool(self.near.all()) else combine(self, torch.eye(self.rows, dtype=torch.float64))
 
     def squared(self) -> Tensor:
-        """Squared distances ``[N, N]``: 0 from a finite row to itself, infinite to and from those that are not."""
+        """Return squared distances ``[N, N]``: 0 from a finite row to itself, infinite to and from other rows."""
         inner = self.points().inner[:-1, :-1]
         lengths = inner.diagonal()
         squared = (lengths[:, None] + lengths - 2 * inner).clamp_(min=0).fill_diagonal_(0)
         return squared.masked_fill_(~(self.finite[:, None] & self.finite), torch.inf)
 
     def distances(self) -> Tensor:
-        """Euclidean distances ``[N, N]``; see `squared`."""
+        """Return Euclidean distances ``[N, N]``; see `squared`."""
         return self.squared().sqrt_()
 
     def norms(self) -> Tensor:
-        """Lengths ``[N]`` of the rows themselves."""
+        """Return the lengths ``[N]`` of the rows themselves."""
         inner = self.points().inner
         lengths = (inner.diagonal() + inner[-1, -1] - 2 * inner[-1]).clamp_(min=0).sqrt_()[:-1]
         return lengths.masked_fill_(~self.finite, torch.inf)
 
     def between(self, first: Tensor, second: Tensor) -> float:
-        """Squared distance of two combinations of the rows, given their coefficients ``[N]``.
+        """Return the squared distance of two combinations of the rows, given their coefficients ``[N]``.
 
         The origin takes what is missing from a sum of one. Infinite if one of them uses a row that is not finite.
         """
@@ -74,7 +74,7 @@ class CentredGram(NamedTuple):
 
 
 def combine(gram: CentredGram, coefficients: Tensor) -> CentredGram:
-    """The gram of linear combinations of rows.
+    """Return the Gram matrix of linear combinations of rows.
 
     Args:
         gram: of N rows.
@@ -105,7 +105,7 @@ def combine_all(gram: CentredGram, coefficients: Tensor) -> list[CentredGram]:
 
 
 def measure(blocks: Sequence[Tensor], *, centre: int | None = None) -> CentredGram:
-    """Measure the rows of some blocks: their inner products around a row in their midst.
+    """Return the inner products of rows around a row in their midst.
 
     The centre is guessed from a sample of the columns and checked against the result; if another row is far closer to
     most, or the guess is not finite, the rows are measured again.
@@ -143,7 +143,7 @@ def measure(blocks: Sequence[Tensor], *, centre: int | None = None) -> CentredGr
 
 
 def unmeasured(rows: int) -> CentredGram:
-    """A gram of so many rows for rules that do not look at it."""
+    """Return a placeholder for so many rows, for rules that do not look at it."""
     nothing = torch.zeros(rows + 1, rows + 1, dtype=torch.float64)
     every = torch.ones(rows, dtype=torch.bool)
     return CentredGram(nothing, every, every)
@@ -157,7 +157,7 @@ class Frame(NamedTuple):
 
 
 def _measure_in(blocks: Sequence[Tensor], frame: Frame) -> CentredGram | None:
-    """The gram around a centre; None if that is not finite."""
+    """Return the Gram matrix around a centre; None if that is not finite."""
     inner = passes.gram(blocks, frame.centre, frame.near)
     lengths = inner.diagonal()
     if not bool(lengths[-1].isfinite() & lengths[frame.centre].isfinite()):
@@ -169,7 +169,7 @@ def _measure_in(blocks: Sequence[Tensor], frame: Frame) -> CentredGram | None:
 
 
 def _frame(squared: Tensor, lengths: Tensor, sound: Tensor, current: Frame | None) -> Frame:
-    """The row that most are close to, and which rows are closer to it than to the origin.
+    """Choose the row that most are close to, and which rows are closer to it than to the origin.
 
     The current choice stays where it is not poor.
     """
@@ -191,7 +191,7 @@ def _frame(squared: Tensor, lengths: Tensor, sound: Tensor, current: Frame | Non
 
 
 def _sample(blocks: Sequence[Tensor]) -> Tensor:
-    """Some columns of all rows: float64 ``[M, at most SAMPLE]``."""
+    """Return some columns of all rows: float64 ``[M, at most SAMPLE]``."""
     width = blocks[0].shape[1]
     if width <= SAMPLE:
         pieces = [slice(0, width)]
@@ -204,7 +204,7 @@ def _sample(blocks: Sequence[Tensor]) -> Tensor:
 
 
 def _sound(blocks: Sequence[Tensor]) -> Tensor:
-    """Which rows are finite and can be squared: bool ``[M]``."""
+    """Return which rows are finite and can be squared: bool ``[M]``."""
     shape = passes.shape_of(blocks)
     sound = torch.ones(shape.rows, dtype=torch.bool, device=shape.device)
     for _, tile in passes.tiles(blocks, passes.columns_of(shape.rows, shape.width)):
@@ -213,12 +213,12 @@ def _sound(blocks: Sequence[Tensor]) -> Tensor:
 
 
 def mean_of(rows: int, index: Tensor) -> Tensor:
-    """Weights ``[rows]`` of the mean of some rows."""
+    """Return the weights ``[rows]`` of the mean of some rows."""
     weights = torch.zeros(rows, dtype=torch.float64)
     weights[index] = 1 / len(index)
     return weights
 
 
 def smallest(distances: Tensor, keep: int) -> Tensor:
-    """The ``keep`` smallest entries along the last dimension, ties by index: int64 ``[..., keep]``."""
+    """Return where the ``keep`` smallest entries of the last dimension are, ties by index: int64 ``[..., keep]``."""
     return distances.sort(dim=-1, stable=True).indices[..., :keep]

@@ -155,9 +155,19 @@ def _load_and_sort(
 
 @njit(nogil=True, cache=True)
 def middle_blocks(
-    first: Any, last: Any, x: Any, offsets: Any, width: Any, low: Any, high: Any, begin: Any, end: Any, instead: Any,
-    zero: Any, out: Any,
-) -> None:  # fmt: skip
+    first: Any,
+    last: Any,
+    x: Any,
+    offsets: Any,
+    width: Any,
+    low: Any,
+    high: Any,
+    begin: Any,
+    end: Any,
+    instead: Any,
+    zero: Any,
+    out: Any,
+) -> None:
     """Blocks ``first .. last`` of the mean of ranks ``begin .. end`` of every column."""
     buffer, acc = np.zeros(offsets.size * LANES, x.dtype), np.zeros(LANES, np.float64)
     count = np.float64(end - begin)
@@ -178,9 +188,18 @@ def middle_blocks(
 
 @njit(nogil=True, cache=True)
 def around_blocks(
-    first: Any, last: Any, x: Any, offsets: Any, width: Any, low: Any, high: Any, drop: Any, instead: Any, zero: Any,
+    first: Any,
+    last: Any,
+    x: Any,
+    offsets: Any,
+    width: Any,
+    low: Any,
+    high: Any,
+    drop: Any,
+    instead: Any,
+    zero: Any,
     out: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Blocks ``first .. last`` of the mean of every column without the ``drop`` values farthest from its median."""
     n = offsets.size
     buffer = np.zeros(n * LANES, x.dtype)

@@ -80,7 +80,7 @@ def trimmed_mean(*, f: int) -> Aggregator:
     count("trimmed-mean", f)
     return Aggregator(
         "trimmed-mean", None, lambda x: coordinate_rules.middle(x, f, len(x) - f), more_than("trimmed-mean", 2, f)
-    )  # fmt: skip
+    )
 
 
 def median(*, f: int | None = None) -> Aggregator:
@@ -95,7 +95,7 @@ def median(*, f: int | None = None) -> Aggregator:
     """
     return Aggregator(
         "median", None, lambda x: coordinate_rules.middle(x, (len(x) - 1) // 2, len(x) // 2 + 1), _twice("median", f)
-    )  # fmt: skip
+    )
 
 
 def meamed(*, f: int) -> Aggregator:

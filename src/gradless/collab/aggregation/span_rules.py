@@ -1,7 +1,15 @@
-"""Rules in the span of their rows: each a function from gram to weights.
+"""Rules in the span of their rows: from the centred Gram matrix of what a receiver got to the weights of its rows.
 
-Shapes: N rows; all weights float64 ``[N]``. Whatever such a rule does not give to a row goes to the origin. A row that
-is not finite gets weight only where more than f of them leave no choice.
+Whatever such a rule does not give to a row goes to the origin. A row that is not finite gets weight only where more
+than f of them leave no choice.
+
+A rule has one of two forms. Where the work lies in a search or an eigenvalue problem, it is written for one receiver,
+``(gram, pivot) -> float64 [N]``. Rules of a few vector operations are written for all receivers at once, ``GramBatch ->
+float64 [P, N]``, since a search for an attack's strength asks for every receiver's weights forty times in an exchange
+and the calls would cost more than the numbers; `gradless.collab.aggregation.base.together` derives the form for one
+receiver from them. No rule is written twice.
+
+Shapes: P receivers, N rows.
 """
 
 from __future__ import annotations
@@ -21,28 +29,75 @@ from gradless.collab.aggregation.gram import CentredGram, mean_of, smallest
 CHUNK = 2048  # subsets whose eigenvalues are computed together
 
 
+Numbers = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+TINY = 1e-300  # instead of a distance of zero
+
+
+class GramBatch(NamedTuple):
+    """The Gram matrices of P receivers who got the same number of rows."""
+
+    inner: Numbers  # [P, N+1, N+1] inner products around each one's centre; the last row is the origin
+    finite: Flags  # [P, N]
+    pivots: npt.NDArray[np.int64]  # [P] the row that is the receiver's own
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return self.finite.shape[1]
+
+    def some(self, chosen: Flags) -> GramBatch:
+        """Return those of the chosen receivers, bool ``[P]``."""
+        return GramBatch(self.inner[chosen], self.finite[chosen], self.pivots[chosen])
+
+    def distances_from(self, points: Numbers) -> Numbers:
+        """Return distances ``[P, N]`` of the rows from a combination of them and the origin, ``[P, N+1]``."""
+        towards = (self.inner @ points[:, :, None])[:, :, 0]
+        squared = self.inner.diagonal(axis1=1, axis2=2) - 2 * towards
+        squared += (points * towards).sum(1, keepdims=True)
+        np.maximum(squared, 0, out=squared)
+        return np.sqrt(squared[:, :-1])
+
+
+def batch_of(grams: Sequence[CentredGram], pivots: Sequence[int]) -> GramBatch:
+    """Return the Gram matrices of receivers with equally many rows; one that all share is not copied."""
+    own = np.array(pivots, np.int64)
+    first = grams[0]
+    if all(gram is first for gram in grams):
+        inner, finite = first.points().inner.numpy(), first.finite.numpy()
+        return GramBatch(
+            np.broadcast_to(inner, (len(own), *inner.shape)), np.broadcast_to(finite, (len(own), len(finite))), own
+        )
+    inner = np.stack([gram.points().inner.numpy() for gram in grams])
+    return GramBatch(inner, np.stack([gram.finite.numpy() for gram in grams]), own)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# for one receiver
+
+
 def uniform(gram: CentredGram, pivot: int) -> Tensor:
-    """All rows alike."""
+    """Weigh all rows alike."""
     return torch.full((gram.rows,), 1 / gram.rows, dtype=torch.float64)
 
 
 def krum_scores(squared: Tensor, f: int) -> Tensor:
-    """The sum of squared distances of every row to its N - f - 1 nearest others."""
+    """Return the sum of squared distances of every row to its N - f - 1 nearest others: float64 ``[N]``."""
     return squared.sort(1).values[:, 1 : squared.shape[0] - f].sum(1)
 
 
 def best_scores(gram: CentredGram, pivot: int, f: int, keep: int) -> Tensor:
-    """The ``keep`` rows of the smallest Krum scores."""
+    """Average the ``keep`` rows of the smallest Krum scores."""
     return mean_of(gram.rows, smallest(krum_scores(gram.squared(), f), keep))
 
 
 def shortest(gram: CentredGram, pivot: int, keep: int) -> Tensor:
-    """The ``keep`` shortest rows."""
+    """Average the ``keep`` shortest rows."""
     return mean_of(gram.rows, smallest(gram.norms(), keep))
 
 
 def least_diameter(gram: CentredGram, pivot: int, f: int) -> Tensor:
-    """The first subset of N - f rows, in lexicographic order, with the least diameter.
+    """Average the first subset of N - f rows, in lexicographic order, with the least diameter.
 
     Rows farther apart than a threshold are joined; a subset within it is what is left when a vertex cover of at most f
     rows is taken away. The threshold is bisected.
@@ -69,7 +124,7 @@ def least_diameter(gram: CentredGram, pivot: int, f: int) -> Tensor:
 
 
 def _far(squared: Tensor, level: float) -> list[int]:
-    """For every row the rows farther from it than the level, as a bit mask."""
+    """Return for every row the rows farther from it than the level, as a bit mask."""
     far = ((squared > level) & ~torch.eye(len(squared), dtype=torch.bool)).tolist()
     return [sum(1 << j for j, is_far in enumerate(line) if is_far) for line in far]
 
@@ -97,7 +152,7 @@ def _coverable(joined: list[int], alive: int, budget: int) -> bool:
 
 
 def least_eigenvalue(gram: CentredGram, pivot: int, f: int) -> Tensor:
-    """The first subset of N - f rows with the least top eigenvalue of its covariance.
+    """Average the first subset of N - f rows with the least top eigenvalue of its covariance.
 
     Subsets that two of their rows, or the mean of the eigenvalues, rule out are not decomposed.
     """
@@ -127,7 +182,7 @@ def least_eigenvalue(gram: CentredGram, pivot: int, f: int) -> Tensor:
 
 
 def _top_eigenvalues(inner: Tensor, index: Tensor) -> Tensor:
-    """The top eigenvalues of the scatter of subsets ``[B, k]``."""
+    """Return the top eigenvalues of the scatter of subsets ``[B, k]``: ``[B]``."""
     within = inner[index[:, :, None], index[:, None, :]]
     within = within - within.mean(1, keepdim=True)
     within = within - within.mean(2, keepdim=True)
@@ -135,7 +190,7 @@ def _top_eigenvalues(inner: Tensor, index: Tensor) -> Tensor:
 
 
 def filtered(gram: CentredGram, pivot: int, f: int) -> Tensor:
-    """Down-weight rows that stand out along the top principal direction; the best weighted mean on the way."""
+    """Lower the weights of rows that stand out along the top principal direction; keep the best mean on the way."""
     n, finite = gram.rows, gram.finite
     wild = n - int(finite.sum())
     if wild == n:
@@ -158,51 +213,12 @@ def filtered(gram: CentredGram, pivot: int, f: int) -> Tensor:
             return best
 
 
-Numbers = npt.NDArray[np.float64]
-Flags = npt.NDArray[np.bool_]
-TINY = 1e-300  # instead of a distance of zero
-
-
-class GramBatch(NamedTuple):
-    """The grams of several receivers with the same number of rows."""
-
-    inner: Numbers  # [P, N+1, N+1] inner products around each one's centre; the last row is the origin
-    finite: Flags  # [P, N]
-    pivots: npt.NDArray[np.int64]  # [P] the row that is the receiver's own
-
-    @property
-    def rows(self) -> int:
-        """N."""
-        return self.finite.shape[1]
-
-    def some(self, chosen: Flags) -> GramBatch:
-        """Some of the receivers, [P] -> a smaller crowd."""
-        return GramBatch(self.inner[chosen], self.finite[chosen], self.pivots[chosen])
-
-    def distances_from(self, points: Numbers) -> Numbers:
-        """Distances ``[P, N]`` of the rows from an affine combination of them and the origin, ``[P, N+1]``."""
-        towards = (self.inner @ points[:, :, None])[:, :, 0]
-        squared = self.inner.diagonal(axis1=1, axis2=2) - 2 * towards
-        squared += (points * towards).sum(1, keepdims=True)
-        np.maximum(squared, 0, out=squared)
-        return np.sqrt(squared[:, :-1])
-
-
-def batch_of(grams: Sequence[CentredGram], pivots: Sequence[int]) -> GramBatch:
-    """A crowd of grams of the same number of rows; one that all share is not copied."""
-    own = np.array(pivots, np.int64)
-    first = grams[0]
-    if all(gram is first for gram in grams):
-        inner, finite = first.points().inner.numpy(), first.finite.numpy()
-        return GramBatch(
-            np.broadcast_to(inner, (len(own), *inner.shape)), np.broadcast_to(finite, (len(own), len(finite))), own
-        )
-    inner = np.stack([gram.points().inner.numpy() for gram in grams])
-    return GramBatch(inner, np.stack([gram.finite.numpy() for gram in grams]), own)
+# ---------------------------------------------------------------------------------------------------------------
+# for all receivers at once
 
 
 def near_pivot(grams: GramBatch, keep: int) -> Numbers:
-    """The ``keep`` rows nearest to the pivot, which is its own nearest; ties by index."""
+    """Average the ``keep`` rows nearest to the pivot, which is its own nearest; ties by index."""
     everyone, own = np.arange(len(grams.pivots)), grams.pivots
     lengths = grams.inner.diagonal(axis1=1, axis2=2)[:, :-1]
     squared = lengths + lengths[everyone, own][:, None] - 2 * grams.inner[everyone, own, :-1]
@@ -215,7 +231,7 @@ def near_pivot(grams: GramBatch, keep: int) -> Numbers:
 
 
 def weiszfeld(grams: GramBatch, iterations: int, nu: float | None, tolerance: float, from_origin: bool) -> Numbers:
-    """Reweighting by inverse distances, until the point moves less than ``tolerance`` of the typical distance."""
+    """Reweight by inverse distances, until the point moves less than ``tolerance`` of the typical distance."""
     finite, n = grams.finite, grams.rows
     typical = _typical(grams)
     scale = typical.min(1)
@@ -251,7 +267,7 @@ def weiszfeld(grams: GramBatch, iterations: int, nu: float | None, tolerance: fl
 
 
 def _typical(grams: GramBatch) -> Numbers:
-    """The median distance ``[P, N]`` of each row from the finite ones; infinite for rows that are not finite."""
+    """Return the median distance ``[P, N]`` of each row from the finite ones; infinite for rows that are not finite."""
     inner, finite = grams.inner[:, :-1, :-1], grams.finite
     lengths = inner.diagonal(axis1=1, axis2=2)
     squared = lengths[:, :, None] + lengths[:, None] - 2 * inner
@@ -264,7 +280,7 @@ def _typical(grams: GramBatch) -> Numbers:
 
 
 def clipped(grams: GramBatch, from_pivot: bool, f: int | None, radius: float | None, iterations: int) -> Numbers:
-    """Steps by the mean of differences cut to a radius, from the pivot, or else from the origin.
+    """Step by the mean of differences cut to a radius, from the pivot, or else from the origin.
 
     Without a radius it is found anew at every step, from the N - f rows nearest to where the step starts.
     """
@@ -285,6 +301,6 @@ def clipped(grams: GramBatch, from_pivot: bool, f: int | None, radius: float | N
 
 
 def _adaptive_radius(distances: Numbers, f: int) -> Numbers:
-    """The square root ``[P, 1]`` of the sum of the N - f smallest squared distances over f."""
+    """Return the square root ``[P, 1]`` of the sum of the N - f smallest squared distances over f."""
     kept = np.sort(distances, 1)[:, : distances.shape[1] - f]
     return np.sqrt((kept * kept).sum(1, keepdims=True) / f)

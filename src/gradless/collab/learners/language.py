@@ -30,12 +30,26 @@ class Text:
 
     def __init__(self, config: CollabConfig, peers: int) -> None:
         self.tune = TuneConfig(
-            model=str(config.model), task=config.task, own=config.own, data=config.data, method=config.method,
-            scheme=config.scheme, lr=config.lr, eps=config.eps, queries=config.queries,
-            batch_size=config.batch_size, seed=config.seed,
-            num_train=config.num_train or 0, num_dev=0, num_test=config.num_test or 0, freeze=config.freeze,
-            device=config.device, steps=config.steps, weight_decay=config.weight_decay, zero_shot=False,
-        ).resolved()  # fmt: skip
+            model=str(config.model),
+            task=config.task,
+            own=config.own,
+            data=config.data,
+            method=config.method,
+            scheme=config.scheme,
+            lr=config.lr,
+            eps=config.eps,
+            queries=config.queries,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            num_train=config.num_train or 0,
+            num_dev=0,
+            num_test=config.num_test or 0,
+            freeze=config.freeze,
+            device=config.device,
+            steps=config.steps,
+            weight_decay=config.weight_decay,
+            zero_shot=False,
+        ).resolved()
         self.task, self.rows = _loaded(self.tune)
         self.objective = objectives.choose(self.task)
         self.model = self.build()

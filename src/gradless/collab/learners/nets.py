@@ -72,10 +72,17 @@ def _chain(**layers: nn.Module) -> nn.Module:
 def _cnn_mnist() -> nn.Module:
     # Published as convolution, ReLU, pooling. The two commute, values and gradients, and a quarter is left to rectify.
     return _chain(
-        conv1=nn.Conv2d(1, 20, 5), pool1=nn.MaxPool2d(2), relu1=nn.ReLU(),
-        conv2=nn.Conv2d(20, 50, 5), pool2=nn.MaxPool2d(2), relu2=nn.ReLU(), flat=nn.Flatten(),
-        full1=nn.Linear(800, 500), relu3=nn.ReLU(), full2=nn.Linear(500, 10),
-    )  # fmt: skip
+        conv1=nn.Conv2d(1, 20, 5),
+        pool1=nn.MaxPool2d(2),
+        relu1=nn.ReLU(),
+        conv2=nn.Conv2d(20, 50, 5),
+        pool2=nn.MaxPool2d(2),
+        relu2=nn.ReLU(),
+        flat=nn.Flatten(),
+        full1=nn.Linear(800, 500),
+        relu3=nn.ReLU(),
+        full2=nn.Linear(500, 10),
+    )
 
 
 def _mlp(inputs: int, hidden: int) -> nn.Module:
@@ -88,14 +95,28 @@ def _logreg(inputs: int) -> nn.Module:
 
 def _empire_cnn() -> nn.Module:
     return _chain(
-        conv1=nn.Conv2d(3, 64, 3, padding=1), relu1=nn.ReLU(), norm1=nn.BatchNorm2d(64),
-        conv2=nn.Conv2d(64, 64, 3, padding=1), relu2=nn.ReLU(), norm2=nn.BatchNorm2d(64),
-        pool1=nn.MaxPool2d(2), drop1=Dropout(0.25, 64, 16, 16),
-        conv3=nn.Conv2d(64, 128, 3, padding=1), relu3=nn.ReLU(), norm3=nn.BatchNorm2d(128),
-        conv4=nn.Conv2d(128, 128, 3, padding=1), relu4=nn.ReLU(), norm4=nn.BatchNorm2d(128),
-        pool2=nn.MaxPool2d(2), drop2=Dropout(0.25, 128, 8, 8), flat=nn.Flatten(),
-        full1=nn.Linear(8192, 128), relu5=nn.ReLU(), drop3=Dropout(0.25, 128), full2=nn.Linear(128, 10),
-    )  # fmt: skip
+        conv1=nn.Conv2d(3, 64, 3, padding=1),
+        relu1=nn.ReLU(),
+        norm1=nn.BatchNorm2d(64),
+        conv2=nn.Conv2d(64, 64, 3, padding=1),
+        relu2=nn.ReLU(),
+        norm2=nn.BatchNorm2d(64),
+        pool1=nn.MaxPool2d(2),
+        drop1=Dropout(0.25, 64, 16, 16),
+        conv3=nn.Conv2d(64, 128, 3, padding=1),
+        relu3=nn.ReLU(),
+        norm3=nn.BatchNorm2d(128),
+        conv4=nn.Conv2d(128, 128, 3, padding=1),
+        relu4=nn.ReLU(),
+        norm4=nn.BatchNorm2d(128),
+        pool2=nn.MaxPool2d(2),
+        drop2=Dropout(0.25, 128, 8, 8),
+        flat=nn.Flatten(),
+        full1=nn.Linear(8192, 128),
+        relu5=nn.ReLU(),
+        drop3=Dropout(0.25, 128),
+        full2=nn.Linear(128, 10),
+    )
 
 
 _MNIST, _DIGITS, _CIFAR = (1, 28, 28), (1, 8, 8), (3, 32, 32)
@@ -108,10 +129,19 @@ NETS: Final[dict[str, Net]] = {
         Net("logreg", lambda: _logreg(784), _MNIST, 10, 7_850, "vmap", False, "logistic regression", ""),
         Net("mlp-digits", lambda: _mlp(64, 64), _DIGITS, 10, 4_810, "vmap", False, "64-64-10 for 8x8 digits", ""),
         # Not channels-last: PyTorch's batch normalisation loses three digits in that layout on a CPU (torch 2.13).
-        Net("empire-cnn", _empire_cnn, _CIFAR, 10, 1_310_922, "loop", False,
-            "four 3x3 convolutions, batch norm, dropout", _EMPIRE),
+        Net(
+            "empire-cnn",
+            _empire_cnn,
+            _CIFAR,
+            10,
+            1_310_922,
+            "loop",
+            False,
+            "four 3x3 convolutions, batch norm, dropout",
+            _EMPIRE,
+        ),
     )
-}  # fmt: skip
+}
 
 
 def named(name: str) -> Net:

@@ -147,9 +147,17 @@ class Stack:
         return grads, losses
 
     def _one_by_one(
-        self, module: nn.Module, numbers: Sequence[int], step: int, theta: Tensor, buffers: dict[str, Tensor],
-        images: Tensor, labels: Tensor, grads: Tensor, losses: Tensor,
-    ) -> None:  # fmt: skip
+        self,
+        module: nn.Module,
+        numbers: Sequence[int],
+        step: int,
+        theta: Tensor,
+        buffers: dict[str, Tensor],
+        images: Tensor,
+        labels: Tensor,
+        grads: Tensor,
+        losses: Tensor,
+    ) -> None:
         for row, number in enumerate(numbers):
             with torch.enable_grad():
                 views = {name: view.detach().requires_grad_() for name, view in self._views(theta[row]).items()}
@@ -162,9 +170,17 @@ class Stack:
             losses[row] = loss.detach()
 
     def _together(
-        self, module: nn.Module, numbers: Sequence[int], step: int, theta: Tensor, buffers: dict[str, Tensor],
-        images: Tensor, labels: Tensor, grads: Tensor, losses: Tensor,
-    ) -> None:  # fmt: skip
+        self,
+        module: nn.Module,
+        numbers: Sequence[int],
+        step: int,
+        theta: Tensor,
+        buffers: dict[str, Tensor],
+        images: Tensor,
+        labels: Tensor,
+        grads: Tensor,
+        losses: Tensor,
+    ) -> None:
         """All rows in one batched call; the sum of the losses has every peer's gradient in its own row."""
         drawn = [self._masks(number, step, images.shape[1]) for number in numbers]
         masks = {name: torch.stack([mask[name] for mask in drawn]) for name in drawn[0]}

@@ -75,19 +75,28 @@ class SimulationState:
         if not math.isfinite(measured.consensus):
             return
         self._write(
-            event="step", step=self.step, exchange=tag, loss=float(self.simulation.learner.losses.mean()),
-            alpha=measured.alpha, **{"lambda": measured.lam},
-            consensus_distance=measured.consensus if _of_models(tag) else None, strength=strength,
-        )  # fmt: skip
+            event="step",
+            step=self.step,
+            exchange=tag,
+            loss=float(self.simulation.learner.losses.mean()),
+            alpha=measured.alpha,
+            **{"lambda": measured.lam},
+            consensus_distance=measured.consensus if _of_models(tag) else None,
+            strength=strength,
+        )
 
     def evaluated(self, rows: int | None) -> list[float]:
         """Evaluate all honest peers on ``rows`` test rows, None: all; write and return their accuracies."""
         accuracy = self.simulation.learner.accuracy(rows)
         self.consensus = self.simulation.learner.consensus()
         self._write(
-            event="eval", step=self.step, accuracy=accuracy, worst_accuracy=min(accuracy),
-            mean_accuracy=statistics.fmean(accuracy), consensus_distance=self.consensus,
-        )  # fmt: skip
+            event="eval",
+            step=self.step,
+            accuracy=accuracy,
+            worst_accuracy=min(accuracy),
+            mean_accuracy=statistics.fmean(accuracy),
+            consensus_distance=self.consensus,
+        )
         return accuracy
 
     def mixings(self, which: str) -> list[float]:

@@ -144,9 +144,15 @@ def _step(run: SimulationState) -> bool:
 
 
 def exchange(
-    simulation: Simulation, honest: Tensor, state: State, step: int, tag: str, *, flipped: Tensor | None = None,
+    simulation: Simulation,
+    honest: Tensor,
+    state: State,
+    step: int,
+    tag: str,
+    *,
+    flipped: Tensor | None = None,
     out: Tensor | None = None,
-) -> tuple[Tensor, float | None, State]:  # fmt: skip
+) -> tuple[Tensor, float | None, State]:
     """Run one exchange: what attackers send, who hears whom, what each honest peer makes of it.
 
     Args:
@@ -164,9 +170,13 @@ def exchange(
     config, attack, rule = simulation.config, simulation.attack, simulation.rule
     attackers = config.attackers or 0
     delivered = meet(
-        config.delivery, peers=config.peers, byzantine=config.byzantine, attackers=attackers,
-        key=(config.seed, step, tag), honest=honest,
-    )  # fmt: skip
+        config.delivery,
+        peers=config.peers,
+        byzantine=config.byzantine,
+        attackers=attackers,
+        key=(config.seed, step, tag),
+        honest=honest,
+    )
     if not delivered.reached:
         return honest.clone(), None, state
     context = AttackContext(honest, flipped, attackers, config.byzantine, step, config.seed)
