@@ -99,7 +99,7 @@ def test_damage_in_gram_space_is_that_of_whole_rows(name, attack, partial):
     trial = try_out(attack, scene_of(honest, f), rule, views_of, attack.start())
     before = honest.clone()
     for s in (0.0, 0.4, 1.3, 5.0):
-        sent = attack.send(trial.scene, s, trial.state)
+        sent = attack.send(trial.context, s, trial.state)
         expected = brute_force(rule, honest, attack, views_of, trial.extras, sent)
         assert trial.damage(s) == pytest.approx(expected, rel=1e-8, abs=1e-12)
     assert torch.equal(honest, before)
@@ -361,7 +361,7 @@ def test_attackers_know_the_shuffle():
     damages = []
     for key in (5, 6):
         trial = try_out(attack, scene_of(honest, f), rule, views_of, None, key=key)
-        sent = attack.send(trial.scene, 1.3, trial.state)
+        sent = attack.send(trial.context, 1.3, trial.state)
         basis = torch.cat([honest, trial.extras])
         output = rule(views_of(trial.extras, sent).views[0] @ basis, key=key)
         damages.append(trial.damage(1.3))
