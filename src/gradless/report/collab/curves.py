@@ -11,13 +11,27 @@ from typing import Any, NamedTuple
 from gradless.report.collab.names import NO_ATTACK, REFERENCE, REFERENCE_LABEL, algorithm_name, attack_name
 from gradless.report.collab.study import Collab, Point, Run, Setting, curve
 from gradless.report.common.numbers import slug
-from gradless.report.common.pictures import INK, PALE, POINT, Look, Picture, draw_title, marker, save, text_size
+from gradless.report.common.pictures import (
+    INK,
+    LITERAL,
+    PALE,
+    POINT,
+    Look,
+    Picture,
+    band,
+    canvas,
+    draw_title,
+    key_line,
+    marker,
+    plain_axes,
+    save,
+    stroke,
+    text_size,
+)
 from gradless.runs.record import DIVERGED
 
 # To be told apart by people who confuse red and green, and read on white and on near-black; in grey by their markers.
-COLOURS = (
-    "#0f73c6", "#e08214", "#0a9a76", "#c8447e", "#7d63d6", "#8c6a1f", "#3fa7dc", "#d4502f", "#6f9a1c", "#b079c9",
-)  # fmt: skip
+COLOURS = ("#0f73c6", "#e08214", "#0a9a76", "#c8447e", "#7d63d6", "#8c6a1f", "#3fa7dc", "#d4502f", "#6f9a1c", "#b079c9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h", "<", ">")
 GREY = "#7b838d"
 PANEL_WIDTH, PANEL_HEIGHT = 2.1, 1.6  # inches
@@ -57,7 +71,7 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """The lines under one attack at one setting."""
+    """The lines under one attack in one setting."""
 
     attack: str
     heading: str
@@ -65,18 +79,30 @@ class Panel(NamedTuple):
     lines: dict[str, Line]
 
 
+class Limits(NamedTuple):
+    """The axes that all panels share: first and last step, lowest and highest value."""
+
+    first: float
+    last: float
+    low: float
+    high: float
+
+
 def looks(study: Collab) -> dict[str, Look]:
     """Colour and marker of each algorithm, the same in every picture; filled and hollow by turns."""
     return {
         name: Look(
-            INK if name == REFERENCE else COLOURS[i % len(COLOURS)], "-" if i < len(COLOURS) else "-.",
-            MARKERS[i % len(MARKERS)], "none" if i % 2 else "full",
-        ) for i, name in enumerate(study.algorithms)
-    }  # fmt: skip
+            INK if name == REFERENCE else COLOURS[i % len(COLOURS)],
+            "-" if i < len(COLOURS) else "-.",
+            MARKERS[i % len(MARKERS)],
+            "none" if i % 2 else "full",
+        )
+        for i, name in enumerate(study.algorithms)
+    }
 
 
 def all_curves(study: Collab, folder: Path) -> list[Picture]:
-    """Accuracy and consensus distance for each (n, f) that occurs. Within the settings of `figures.SETTINGS`."""
+    """Accuracy and consensus distance for each (n, f) that occurs. Within `pictures.settings`."""
     pictures = []
     for kind in KINDS:
         for n, f in study.peers:
@@ -84,9 +110,9 @@ def all_curves(study: Collab, folder: Path) -> list[Picture]:
             rows = _rows(study, kind, settings)
             if not any(line.points for row in rows for panel in row for line in panel.lines.values()):
                 continue
-            tail = f"-{slug(settings[0].peers.replace(' = ', ''))}" if len(study.peers) > 1 else ""
-            told = [settings[0].peers] + ([settings[0].split.label] if len(settings) == 1 else [])
-            title = ", ".join([kind.title, *filter(None, told)])
+            peers = settings[0].peers
+            tail = f"-{slug(peers.replace(' = ', ''))}" if len(study.peers) > 1 else ""
+            title = ", ".join(filter(None, [kind.title, peers, settings[0].split.label if len(settings) == 1 else ""]))
             figure = small_multiples(rows, looks(study), kind, title)
             pictures.append(save(figure, folder / f"{kind.name}{tail}", title))
     return pictures
@@ -97,8 +123,8 @@ def _rows(study: Collab, kind: Kind, settings: Sequence[Setting]) -> list[list[P
     several = len(settings) > 1
     rows = []
     for setting in settings:
-        attacks = [attack for attack in study.attacks if any(run.attack == attack for run in _there(study, setting))]
-        attacks = attacks or study.attacks
+        tried = {run.attack for run in study.runs if run.setting == setting and not run.is_reference}
+        attacks = [attack for attack in study.attacks if attack in tried] or study.attacks
         across = math.ceil(len(attacks) / math.ceil(len(attacks) / MOST_COLUMNS[several]))
         panels = [
             Panel(attack, setting.split.label if several and i == 0 else "", _lines(study, kind, setting, attack))
@@ -108,73 +134,77 @@ def _rows(study: Collab, kind: Kind, settings: Sequence[Setting]) -> list[list[P
     return rows
 
 
-def _there(study: Collab, setting: Setting) -> list[Run]:
-    return [run for run in study.runs if run.setting == setting and not run.is_reference]
-
-
 def _lines(study: Collab, kind: Kind, setting: Setting, attack: str) -> dict[str, Line]:
     """By label: the algorithms, and D-SGD without attackers."""
-    styles, found = looks(study), {}
-    for name in study.algorithms:
-        if (name, attack) != (REFERENCE, NO_ATTACK):
-            found[algorithm_name(name)] = _line(study.of(name, attack, setting), kind, styles[name])
-    found[REFERENCE_LABEL] = _line(study.reference(setting), kind, Look(GREY, "--", "", "full"))
-    return {label: line for label, line in found.items() if line.points}
+    styles = looks(study)
+    lines = {
+        algorithm_name(name): _line(study.of(name, attack, setting), kind, styles[name])
+        for name in study.algorithms
+        if (name, attack) != (REFERENCE, NO_ATTACK)
+    }
+    lines[REFERENCE_LABEL] = _line(study.reference(setting), kind, Look(GREY, "--", "", "full"))
+    return {label: line for label, line in lines.items() if line.points}
 
 
 def _line(runs: Sequence[Run], kind: Kind, look: Look) -> Line:
-    def logarithm(value: float) -> float | None:
-        """Zero, where all peers hold the same, has no setting on the axis."""
-        return math.log10(value) if value > 0 else None
+    def scaled(value: float) -> float | None:
+        """Percent, or a logarithm: zero, where all peers hold the same, is on no such axis."""
+        return 100 * value if not kind.logarithmic else math.log10(value) if value > 0 else None
 
-    def points(field: str) -> list[Point]:
-        return curve(runs, field, logarithm) if kind.logarithmic else curve(runs, field, lambda value: 100 * value)
-
-    return Line(
-        look, points(kind.field), points(kind.thin) if look.marker else [], any(run.status == DIVERGED for run in runs)
-    )
+    thin = curve(runs, kind.thin, scaled) if look.marker else []
+    return Line(look, curve(runs, kind.field, scaled), thin, any(run.status == DIVERGED for run in runs))
 
 
 def small_multiples(rows: Sequence[Sequence[Panel]], styles: dict[str, Look], kind: Kind, title: str) -> Any:
     """One figure with shared axes and one legend above."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4), dpi=POINT)
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.patch.set_alpha(0)
+    figure, renderer = canvas(8, 4)
     across = max(map(len, rows))
-    named = {label: line for row in rows for panel in row for label, line in panel.lines.items()}
+    drawn = {label: line for row in rows for panel in row for label, line in panel.lines.items()}
     order = [algorithm_name(name) for name in styles] + [REFERENCE_LABEL]
-    legends = [_entries([(label, named[label].look) for label in order if label in named]), _strengths(kind)]
+    legends = [_algorithm_keys([(label, drawn[label].look) for label in order if label in drawn]), _width_keys(kind)]
     needed = max(text_size(figure, renderer, title, 10)[0] / POINT * 1.12 + 0.3, 3.9)
     width = max(LEFT + RIGHT + across * PANEL_WIDTH + (across - 1) * ACROSS, needed)
-    columns = [_columns([_entry(figure, renderer, handle) for handle in legend], width - 0.3) for legend in legends]
+    columns = [_columns([_key_width(figure, renderer, key) for key in legend], width - 0.3) for legend in legends]
     lines = [math.ceil(len(legend) / count) for legend, count in zip(legends, columns, strict=True)]
     head = TITLE + sum(lines) * LEGEND_LINE + 0.12
     heights = [_heights(rows, number) for number in range(len(rows))]
     height = head + sum(map(sum, heights))
     figure.set_size_inches(width, height)
-    for legend, count, before in zip(legends, columns, (0, lines[0]), strict=True):
-        figure.legend(
-            handles=legend, loc="upper left", ncols=count, frameon=False, fontsize=8, labelcolor=INK,
-            bbox_to_anchor=(0.1 / width, 1 - (TITLE + before * LEGEND_LINE) / height), handlelength=2.6,
-            columnspacing=1.2, labelspacing=0.35, borderaxespad=0, borderpad=0,
-        )  # fmt: skip
-    limits, top = _limits(rows, kind), height - head
-    for row, (above, panel_height, under) in zip(rows, heights, strict=True):
+    spacing = {"columnspacing": 1.2, "labelspacing": 0.35, "borderaxespad": 0, "borderpad": 0, "handlelength": 2.6}
+    style: dict[str, Any] = {"loc": "upper left", "frameon": False, "fontsize": 8, "labelcolor": INK, **spacing}
+    for legend, count, above in zip(legends, columns, (0, lines[0]), strict=True):
+        corner = (0.1 / width, 1 - (TITLE + above * LEGEND_LINE) / height)
+        figure.legend(handles=legend, ncols=count, bbox_to_anchor=corner, **style)
+    _draw_rows(figure, rows, heights, height - head, kind, crowd=len(drawn))
+    draw_title(figure, title)
+    return figure
+
+
+def _draw_rows(
+    figure: Any,
+    rows: Sequence[Sequence[Panel]],
+    heights: Sequence[tuple[float, float, float]],
+    top: float,
+    kind: Kind,
+    *,
+    crowd: int,
+) -> None:
+    """The panels, from ``top`` (in inches) downwards."""
+    width, height = figure.get_size_inches()
+    limits = _limits(rows, kind)
+    style = {"color": INK, "fontsize": 9, "fontweight": "bold", "va": "top", **LITERAL}
+    for number, (row, (above, panel_height, under)) in enumerate(zip(rows, heights, strict=True)):
         if row[0].heading:
-            figure.text(0.1 / width, (top - 0.05) / height, row[0].heading, color=INK, fontsize=9, fontweight="bold",
-                        va="top", parse_math=False)  # fmt: skip
+            figure.text(0.1 / width, (top - 0.05) / height, row[0].heading, **style)
         bottom = top - above - panel_height
         for column, panel in enumerate(row):
             left = LEFT + column * (PANEL_WIDTH + ACROSS)
-            axes = figure.add_axes((left / width, bottom / height, PANEL_WIDTH / width, panel_height / height))
-            below = row is rows[-1] or column >= len(rows[rows.index(row) + 1])
-            _panel(axes, panel, kind, limits, edge=column == 0, below=below, crowd=len(named))
+            box = (left / width, bottom / height, PANEL_WIDTH / width, panel_height / height)
+            below = number + 1 == len(rows) or column >= len(rows[number + 1])
+            axes = plain_axes(figure, box)
+            axes.set_axisbelow("line")
+            _panel(axes, panel, kind, limits, edge=column == 0, below=below, crowd=crowd)
         top = bottom - under
-    draw_title(figure, title)
-    return figure
 
 
 def _heights(rows: Sequence[Sequence[Panel]], number: int) -> tuple[float, float, float]:
@@ -192,36 +222,27 @@ def _columns(sizes: Sequence[float], width: float) -> int:
         ends = [(i + 1) * rows + min(i + 1, longer) for i in range(columns)]
         return sum(max(sizes[start:end]) for start, end in pairwise([0, *ends]))
 
-    found = next((columns for columns in range(len(sizes), 1, -1) if total(columns) <= width), 1)
-    return math.ceil(len(sizes) / math.ceil(len(sizes) / found)) if sizes else 1
+    most = next((columns for columns in range(len(sizes), 1, -1) if total(columns) <= width), 1)
+    return math.ceil(len(sizes) / math.ceil(len(sizes) / most)) if sizes else 1
 
 
-def _entry(figure: Any, renderer: Any, handle: Any) -> float:
+def _key_width(figure: Any, renderer: Any, key: Any) -> float:
     """Width of an entry of a legend, in inches."""
-    return text_size(figure, renderer, handle.get_label(), 8)[0] / POINT + ENTRY
+    return text_size(figure, renderer, key.get_label(), 8)[0] / POINT + ENTRY
 
 
-def _entries(found: Sequence[tuple[str, Look]]) -> list[Any]:
-    """Handles of the legend of algorithms."""
-    from matplotlib.lines import Line2D
-
-    return [
-        Line2D([], [], color=look.colour, linestyle=look.line, linewidth=1.7 if look.marker else 1.3, label=label,
-               **(marker(look, 4.5) if look.marker else {}))
-        for label, look in found
-    ]  # fmt: skip
+def _algorithm_keys(named: Sequence[tuple[str, Look]]) -> list[Any]:
+    """Entries of the legend of algorithms."""
+    return [key_line(label, look, 1.7 if look.marker else 1.3, 4.5) for label, look in named]
 
 
-def _strengths(kind: Kind) -> list[Any]:
-    """Handles of the legend of strong and thin lines."""
-    from matplotlib.lines import Line2D
-
-    found = (("worst honest peer", 1.7), ("mean of the honest peers", 0.6)) if kind.thin else ()
-    return [Line2D([], [], color=INK, linewidth=width, label=label) for label, width in found]
+def _width_keys(kind: Kind) -> list[Any]:
+    """Entries of the legend of strong and thin lines."""
+    named = {"worst honest peer": 1.7, "mean of the honest peers": 0.6} if kind.thin else {}
+    return [key_line(label, Look(INK, "-", "", "full"), width, 0) for label, width in named.items()]
 
 
-def _limits(rows: Sequence[Sequence[Panel]], kind: Kind) -> tuple[float, float, float, float]:
-    """The axes that all panels share: first and last step, lowest and highest value."""
+def _limits(rows: Sequence[Sequence[Panel]], kind: Kind) -> Limits:
     lines = [line for row in rows for panel in row for line in panel.lines.values()]
     points = [point for line in lines for point in (*line.points, *line.thin)]
     steps, values = [point.step for point in points], [point.score.mean for point in points]
@@ -231,35 +252,27 @@ def _limits(rows: Sequence[Sequence[Panel]], kind: Kind) -> tuple[float, float, 
     room = max(0.05 * (high - low), 0.15 if kind.logarithmic else 0.5)
     low, high = low - room, high + room
     if kind.logarithmic:
-        return first, last, low, high
-    return first, last, max(low, -2.0), 101.0 if high > 85 else high
+        return Limits(first, last, low, high)
+    return Limits(first, last, max(low, -2.0), 101.0 if high > 85 else high)
 
 
-def _panel(
-    axes: Any, panel: Panel, kind: Kind, limits: tuple[float, float, float, float], *, edge: bool, below: bool,
-    crowd: int,
-) -> None:  # fmt: skip
-    first, last, low, high = limits
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(PALE)
-    axes.tick_params(colors=INK, labelsize=8, length=2.5, labelleft=edge, labelbottom=below)
-    axes.grid(axis="y", color=PALE, alpha=0.25, linewidth=0.6)
-    axes.patch.set_alpha(0)
-    room = 0.02 * (last - first)
-    axes.set_xlim(first - room, last + room)
-    axes.set_ylim(low, high)
+def _panel(axes: Any, panel: Panel, kind: Kind, limits: Limits, *, edge: bool, below: bool, crowd: int) -> None:
+    axes.tick_params(labelsize=8, length=2.5, labelleft=edge, labelbottom=below)
+    room = 0.02 * (limits.last - limits.first)
+    axes.set_xlim(limits.first - room, limits.last + room)
+    axes.set_ylim(limits.low, limits.high)
     _ticks(axes, kind)
-    axes.set_title(attack_name(panel.attack), loc="left", fontsize=9, color=INK, pad=4, parse_math=False)
+    axes.set_title(attack_name(panel.attack), loc="left", fontsize=9, color=INK, pad=4, **LITERAL)
     if edge:
-        axes.set_ylabel(kind.axis, color=INK, fontsize=8.5)
+        axes.set_ylabel(kind.axis, fontsize=8.5)
     if below:
-        axes.set_xlabel("step", color=INK, fontsize=8.5, labelpad=2)
-    for setting, line in enumerate(panel.lines.values()):
-        _draw(axes, line, setting, len(panel.lines), pale=crowd > MOST_BANDS)
+        axes.set_xlabel("step", fontsize=8.5, labelpad=2)
+    for number, line in enumerate(panel.lines.values()):
+        _draw(axes, line, number, len(panel.lines), pale=crowd > MOST_BANDS)
     if not panel.lines:
         nothing = "no result yet, or zero throughout" if kind.logarithmic else "no result yet"
-        axes.text(0.5, 0.5, nothing, color=PALE, fontsize=8.5, ha="center", va="center",
-                  transform=axes.transAxes)  # fmt: skip
+        style = {"color": PALE, "fontsize": 8.5, "ha": "center", "va": "center", "transform": axes.transAxes}
+        axes.text(0.5, 0.5, nothing, **style)
 
 
 def _ticks(axes: Any, kind: Kind) -> None:
@@ -285,8 +298,8 @@ def log_ticks(low: float, high: float) -> list[float]:
         step = math.ceil((high - low) / 6)
         return [float(tick) for tick in range(math.ceil(low), math.floor(high) + 1) if tick % step == 0]
     digits = (1, 2, 5) if high - low < 1.3 else (1, 3)
-    settings = [power + math.log10(d) for power in range(math.floor(low), math.ceil(high) + 1) for d in digits]
-    return [setting for setting in settings if low <= setting <= high]
+    ticks = [power + math.log10(d) for power in range(math.floor(low), math.ceil(high) + 1) for d in digits]
+    return [tick for tick in ticks if low <= tick <= high]
 
 
 def _power(exponent: float) -> str:
@@ -298,32 +311,25 @@ def _power(exponent: float) -> str:
     return f"{mantissa}e{int(power)}"
 
 
-def _draw(axes: Any, line: Line, setting: int, lines: int, *, pale: bool) -> None:
+def _draw(axes: Any, line: Line, number: int, lines: int, *, pale: bool) -> None:
     """A line with its band of a standard deviation, markers out of step with those of the others."""
     look, points = line.look, line.points
-    steps, means = [point.step for point in points], [point.score.mean for point in points]
-    spread = [point.score.std or 0.0 for point in points]
-    order = 3 + 0.01 * (lines - setting)  # the first algorithms lie on top
-    if any(spread):
-        low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
-        axes.fill_between(
-            steps, low, high, color=look.colour, alpha=0.07 if pale else 0.14, linewidth=0, zorder=order - 1
-        )
+    steps, scores = [point.step for point in points], [point.score for point in points]
+    means = [score.mean for score in scores]
+    order = 3 + 0.01 * (lines - number)  # the first algorithms lie on top
+    if any(score.std for score in scores):
+        band(axes, steps, scores, color=look.colour, alpha=0.07 if pale else 0.14, zorder=order - 1)
     if line.thin:
-        axes.plot(
-            [point.step for point in line.thin], [point.score.mean for point in line.thin], color=look.colour,
-            linewidth=0.6, linestyle=look.line, alpha=0.9, zorder=order - 0.5,
-        )  # fmt: skip
-    stride = max(1, len(points) // MARKS)
-    style = marker(look, 3.8) | {"markevery": (min(setting * stride // lines, len(points) - 1), stride)}
-    axes.plot(
-        steps, means, color=look.colour, linestyle=look.line, linewidth=1.5 if look.marker else 1.2,
-        zorder=order if look.marker else 2.5, **(style if look.marker else {}),
-    )  # fmt: skip
-    if len(points) == 1 and not look.marker:
-        axes.plot(steps, means, color=look.colour, marker="_", markersize=7)
+        thin = ([point.step for point in line.thin], [point.score.mean for point in line.thin])
+        axes.plot(*thin, alpha=0.9, zorder=order - 0.5, **stroke(look, 0.6))
+    if look.marker:
+        stride = max(1, len(points) // MARKS)
+        first = min(number * stride // lines, len(points) - 1)
+        axes.plot(steps, means, zorder=order, markevery=(first, stride), **stroke(look, 1.5), **marker(look, 3.8))
+    else:
+        axes.plot(steps, means, zorder=2.5, **stroke(look, 1.2))
+        if len(points) == 1:
+            axes.plot(steps, means, color=look.colour, marker="_", markersize=7)
     if line.diverged:
-        axes.plot(
-            steps[-1:], means[-1:], color=look.colour, marker="x", markersize=8, markeredgewidth=2.2, zorder=4,
-            clip_on=False, linestyle="none",
-        )  # fmt: skip
+        cross = {"color": look.colour, "marker": "x", "markersize": 8, "markeredgewidth": 2.2, "linestyle": "none"}
+        axes.plot(steps[-1:], means[-1:], zorder=4, clip_on=False, **cross)
