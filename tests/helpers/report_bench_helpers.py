@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from gradless.report.bench import tables
+from gradless.report import tables
 from gradless.report.common.table import Table
 
 MODEL = "gemma-3-270m"

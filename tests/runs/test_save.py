@@ -239,7 +239,7 @@ def facts_of(place: Path) -> card.Facts:
     """What the card of a run's selected step is made from."""
     contents, result = ledger.read(place / "ledger"), json.loads((place / "result.json").read_text())
     return card.Facts(
-        name="x", place="me/x", config=build.TuneConfig.from_json(contents.header["config"]), masked=False,
+        name="x", location="me/x", config=build.TuneConfig.from_json(contents.header["config"]), masked=False,
         step=result["selected_step"], header=contents.header, result=result, ledger_bytes=contents.good_bytes,
         sha256=result["weights_sha256"],
     )  # fmt: skip
@@ -300,7 +300,7 @@ def test_the_card_names_the_base_model(model, base, code):
     config = h.TuneConfig(model=model, task="rte", scheme="lora").resolved()
     header = {"dtype": "bfloat16", "base_sha256": "a", "data_sha256": "b", "gradless": "0.1.0", "tuned_parameters": 3}
     facts = card.Facts(
-        name="x", place="me/x", config=config, step=3, header=header, result=None, ledger_bytes=9, sha256="c",
+        name="x", location="me/x", config=config, step=3, header=header, result=None, ledger_bytes=9, sha256="c",
         masked=False,
     )  # fmt: skip
     found = ModelCard(card.render(facts))

@@ -47,7 +47,7 @@ class Facts:
     """What a card is made from."""
 
     name: str
-    place: str
+    location: str
     """Where the model will be loaded from: a path or a hub id."""
     config: TuneConfig
     step: int
@@ -104,7 +104,7 @@ def render(facts: Facts) -> str:
         intervals=_intervals(result),
         prompt=_prompt(facts),
         answers=_answers(facts),
-        loading=loading(facts),
+        loading=_loading(facts),
         command=command(config, (result or {}).get("ranks")),
         record=RECORD,
         versions=_versions(facts),
@@ -136,31 +136,22 @@ def task_file(config: TuneConfig) -> str | None:
         return None
     labels = own["labels"] if isinstance(own["labels"], dict) else parse_labels(own["labels"])
     lines = [f"{key} = {_toml(value)}" for key, value in own.items() if key != "labels"]
-    return "\n".join([*lines, "", "[labels]", *(f"{_toml(key)} = {_toml(word)}" for key, word in labels.items()), ""])
+    return "\n".join([*lines, "", "[labels]", *(f"{_toml(key)} = {_toml(text)}" for key, text in labels.items()), ""])
 
 
-def loading(facts: Facts) -> str:
-    """Python code that loads the model and its tokenizer, with the very weights that were measured."""
-    config = facts.config
-    auto = "AutoModelForMaskedLM" if facts.masked else "AutoModelForCausalLM"
-    place, source = (json.dumps(text, ensure_ascii=False) for text in (facts.place, config.model))
-    tokenizer = f"tokenizer = AutoTokenizer.from_pretrained({place})"
-    if config.scheme not in ADAPTERS:
-        model = f'model = {auto}.from_pretrained({place}, dtype="auto")'
-        return f"from transformers import {auto}, AutoTokenizer\n\n{model}\n{tokenizer}"
-    # Without autocast_adapter_dtype=False, PEFT turns a 16-bit adapter into float32.
-    adapter = f"model = PeftModel.from_pretrained(base, {place}, autocast_adapter_dtype=False)"
-    dtype = facts.header["dtype"]
-    found = base_id(config.model)
-    if found is None and not Path(config.model).is_dir():
-        base = f'base = lm.load({source}, dtype="{dtype}").model'
-        head = "from gradless import lm\nfrom peft import PeftModel\nfrom transformers import AutoTokenizer"
-    else:
-        name, revision = (f'"{found[0]}"', found[1]) if found else (source, None)
-        at = f', revision="{revision}"' if revision else ""
-        base = f'base = {auto}.from_pretrained({name}{at}, dtype="{dtype}")'
-        head = f"from peft import PeftModel\nfrom transformers import {auto}, AutoTokenizer"
-    return f"{head}\n\n{base}\n{adapter}\n{tokenizer}"
+def _loading(facts: Facts) -> dict[str, Any]:
+    """How Python loads the model, and the base model of an adapter, with the very weights that were measured."""
+    model = facts.config.model
+    origin = base_id(model)
+    by_transformers = origin is not None or Path(model).is_dir()
+    base, revision = origin or (model, None)
+    return {
+        "auto": "AutoModelForMaskedLM" if facts.masked else "AutoModelForCausalLM",
+        "location": json.dumps(facts.location, ensure_ascii=False),
+        "base": json.dumps(base if by_transformers else model, ensure_ascii=False),
+        "revision": f', revision="{revision}"' if revision else "",
+        "by_transformers": by_transformers,
+    }
 
 
 def _metadata(facts: Facts) -> ModelCardData:

@@ -115,7 +115,7 @@ def _facts(built: Model, contents: Contents, place: str, name: str, result: dict
     base = str(Path(built.lm.source).resolve()) if Path(built.lm.source).exists() else built.lm.source
     return Facts(
         name=name.rpartition("/")[2],
-        place=place,
+        location=place,
         config=dataclasses.replace(TuneConfig.from_json(contents.header["config"]), model=base),
         step=built.optimizer.t,
         header=contents.header,
