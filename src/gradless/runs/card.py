@@ -250,7 +250,5 @@ def _code(text: str) -> str:
 
 
 def _toml(text: str) -> str:
-    """A basic string."""
-    escapes = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-    plain = "".join(escapes.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in text)
-    return f'"{plain}"'
+    """A basic string: the same as in JSON, but for DEL."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")

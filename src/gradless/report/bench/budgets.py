@@ -104,7 +104,7 @@ def _group(
     for share, _ in SHARES:
         scores = [score(value_within(run, view, share * total) for run in runs) for runs in cells.values()]
         texts = [score_text(mean, usual=usual) for mean in scores]
-        columns.append(marked(texts, [mean and mean.mean for mean in scores], [cell.kind == "zo" for cell in cells]))
+        columns.append(marked(texts, scores, [cell.kind == "zo" for cell in cells]))
         for cell, mean in zip(cells, scores, strict=True):
             named = {name: getattr(cell, name) for name in ("model", "task", "aligned", "scheme", "method")}
             named |= {name.removeprefix("options."): value for name, value in cell.extras}

@@ -98,12 +98,12 @@ def accuracy(study: Study, section: Section) -> Table:
         metric, untouched = metric_of(task), study.zero_shot(section, task)
         named = {"model": section.model, "task": task, "aligned": section.aligned, "scheme": scheme}
         records.append({**named, "method": "zero-shot", "metric": metric, **score_record(untouched)})
-        texts, means, zo = [score_text(untouched, usual=usual)], [untouched and untouched.mean], [False]
+        texts, means, zo = [score_text(untouched, usual=usual)], [untouched], [False]
         for method, extras in methods:
             cell = Cell(section.model, task, scheme, method, section.aligned, extras)
             results, mean = cells.get(cell), scores.get(cell)
             texts.append(_outcome(results, mean, usual))
-            means.append(mean and mean.mean)
+            means.append(mean)
             zo.append(cell.kind == "zo")
             if results is not None:
                 ends = Counter(run.status for run in results.final)
@@ -265,8 +265,7 @@ def _effect(study: Study, axis: str) -> Table:
         means = [scores[cell] if cell else None for cell in row]
         results = [study.cells[cell] if cell else None for cell in row]
         texts = [_outcome(result, mean, usual) for result, mean in zip(results, means, strict=True)]
-        items = marked(texts, [mean and mean.mean for mean in means], [False] * len(row))
-        rows.append((*frame.items(shared), *items))
+        rows.append((*frame.items(shared), *marked(texts, means)))
         for cell in by_value.values():
             records.append({**cell_record(cell), "metric": metric_of(cell.task), **score_record(scores[cell])})
     name = axis_name(axis)

@@ -216,11 +216,8 @@ def _items(endings: Sequence[Outcome | None], which: str, usual: int | None) -> 
     """A column of outcomes, the best in bold, what diverged or failed marked."""
     scores: list[Score | None] = [None if ending is None else getattr(ending, which) for ending in endings]
     texts = [outcome_text(ending, which, usual=usual) for ending in endings]
-    items = marked(texts, [score and score.mean for score in scores], [False] * len(texts))
-    return [
-        item._replace(warn=ending is not None and bool(ending.diverged or ending.failed))
-        for item, ending in zip(items, endings, strict=True)
-    ]
+    lost = [ending is not None and bool(ending.diverged or ending.failed) for ending in endings]
+    return [item._replace(warn=warn) for item, warn in zip(marked(texts, scores), lost, strict=True)]
 
 
 def _gap_item(points: float | None, weakest: Weakest | None) -> Item:

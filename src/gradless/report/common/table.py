@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -169,10 +170,8 @@ def plain(table: Table) -> str:
     widths = [max(len(row[index]) for row in cells) for index in range(len(table.columns))]
 
     def line(row: list[str]) -> str:
-        padded = (
-            text.ljust(width) if index < table.labels else text.rjust(width)
-            for index, (text, width) in enumerate(zip(row, widths, strict=True))
-        )  # fmt: skip
+        padded = [text.rjust(width) for text, width in zip(row, widths, strict=True)]
+        padded[: table.labels] = [text.ljust(width) for text, width in zip(row[: table.labels], widths, strict=False)]
         return "  ".join(padded).rstrip()
 
     return "\n".join([table.title, line(cells[0]), "  ".join("-" * width for width in widths), *map(line, cells[1:])])
@@ -190,11 +189,13 @@ def _show_rich(table: Table) -> None:
         grid.add_column(Text(head), justify="left" if index < table.labels else "right")
     for rows in table.groups:
         for number, row in enumerate(rows):
-            styles = ("bold green" if item.best else "bold" if item.best_zo else "yellow" if item.warn else ""
-                      for item in row)  # fmt: skip
-            texts = [Text(_marked(item), style) for item, style in zip(row, styles, strict=True)]
+            texts = [Text(_marked(item), _style(item)) for item in row]
             grid.add_row(*texts, end_section=number == len(rows) - 1)
     Console().print(grid)
+
+
+def _style(item: Item) -> str:
+    return "bold green" if item.best else "bold" if item.best_zo else "yellow" if item.warn else ""
 
 
 def _marked(item: Item) -> str:
@@ -214,11 +215,11 @@ def score_record(score: Score | None) -> dict[str, Any]:
     return {"mean": score and score.mean, "std": score and score.std, "seeds": score.n if score else 0}
 
 
-def marked(texts: Sequence[str], values: Sequence[float | None], zo: Sequence[bool]) -> list[Item]:
-    """Items with the best of all and the best zeroth-order one marked; equals share the mark."""
-    best = max((value for value in values if value is not None), default=None)
-    best_zo = max((value for value, mine in zip(values, zo, strict=True) if mine and value is not None), default=None)
+def marked(texts: Sequence[str], scores: Sequence[Score | None], zo: Sequence[bool] = ()) -> list[Item]:
+    """Items with the best of all and the best zeroth-order one (where ``zo``) marked; equals share the mark."""
+    means = [score and score.mean for score in scores]
+    zo_means = [mean if of_zo else None for mean, of_zo in zip(means, zo or [False] * len(means), strict=True)]
+    best, best_zo = (max((mean for mean in some if mean is not None), default=math.inf) for some in (means, zo_means))
     return [
-        Item(text, value is not None and value == best, mine and value is not None and value == best_zo)
-        for text, value, mine in zip(texts, values, zo, strict=True)
+        Item(text, mean == best, zo_mean == best_zo) for text, mean, zo_mean in zip(texts, means, zo_means, strict=True)
     ]
