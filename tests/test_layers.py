@@ -78,6 +78,10 @@ INSIDE = {
         *("integrations.checkpoints", "integrations.window", "integrations.replay"),
         *("integrations.transformers", "integrations.trl"),
     ),
+    "tasks": (
+        *("tasks.files", "tasks.base", "tasks.sentences", "tasks.pairs", "tasks.superglue", "tasks.choices"),
+        *("tasks.questions", "tasks.split", "tasks.own"),
+    ),
     "report": ("report.common", "report.run", "report.bench", "report.collab", "report.__init__"),
 }
 # Aggregation and attacks: functions on tensors, for use outside a run as well.

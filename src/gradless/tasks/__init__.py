@@ -12,7 +12,8 @@ from typing import Final
 
 from gradless.errors import BadInput, pick
 from gradless.tasks import choices, pairs, questions, sentences, superglue
-from gradless.tasks.base import MASK, Example, Row, Splits, Task, target
+from gradless.tasks.base import MASK, Example, Splits, Task, target
+from gradless.tasks.files import Row
 from gradless.tasks.own import custom, read_task_file
 from gradless.tasks.split import load
 

@@ -13,13 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
-if TYPE_CHECKING:
-    from gradless.tasks.files import Folder
-
-Row: TypeAlias = dict[str, Any]
-"""One record: field name -> value."""
+from gradless.tasks.files import Folder, Row
 
 MASK: Final = "<mask>"
 """Placeholder in masked prompts; the encoder replaces it by the tokenizer's own mask token."""

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from gradless.errors import BadInput
-from gradless.tasks.base import Example, Row, Task
-from gradless.tasks.files import Folder, Numbered, Part, class_index, field, json_value, jsonl
+from gradless.tasks.base import Example, Task
+from gradless.tasks.files import Folder, Numbered, Part, Row, class_index, field, json_value, jsonl
 from gradless.tasks.superglue import HUB, folder
 
 PLACEHOLDER: Final = "@placeholder"

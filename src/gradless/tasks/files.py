@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeAlias
 
 from gradless.errors import BadInput
-from gradless.tasks.base import Row
+
+Row: TypeAlias = dict[str, Any]
+"""One record: field name -> value."""
 
 Numbered: TypeAlias = Iterator[tuple[int, Row]]
 """Rows with the number of their line in the file, from 1."""

@@ -14,8 +14,8 @@ from typing import Any, Final, NamedTuple
 
 from gradless.errors import BadInput, unknown
 from gradless.system import typed
-from gradless.tasks.base import MASK, Example, Row, Splits, Task
-from gradless.tasks.files import BLANK, Numbered, jsonl, table
+from gradless.tasks.base import MASK, Example, Splits, Task
+from gradless.tasks.files import BLANK, Numbered, Row, jsonl, table
 from gradless.tasks.split import draw
 
 PARSERS: Final[dict[str, Callable[[Path], Numbered]]] = {

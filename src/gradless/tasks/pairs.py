@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Final, TypeAlias
 
-from gradless.tasks.base import MASK, Example, Row, Task
-from gradless.tasks.files import Folder, Part, class_index, field, jsonl, plain_table, table
+from gradless.tasks.base import MASK, Example, Task
+from gradless.tasks.files import Folder, Part, Row, class_index, field, jsonl, plain_table, table
 
 Render: TypeAlias = Callable[[Row], Example]
 

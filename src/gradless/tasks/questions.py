@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from gradless.errors import BadInput
-from gradless.tasks.base import Example, Row, Task
+from gradless.tasks.base import Example, Task
 from gradless.tasks.choices import json_list
-from gradless.tasks.files import Folder, Numbered, Part, field, json_value
+from gradless.tasks.files import Folder, Numbered, Part, Row, field, json_value
 
 
 def render_squad(row: Row) -> Example:

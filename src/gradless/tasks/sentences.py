@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from gradless.tasks.base import MASK, Example, Row, Task
+from gradless.tasks.base import MASK, Example, Task
 from gradless.tasks.files import (
     BLANK,
     Folder,
     Layout,
     Numbered,
     Part,
+    Row,
     class_index,
     field,
     jsonl,

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gradless.errors import BadInput
-from gradless.tasks.base import Row, Splits, Task
+from gradless.tasks.base import Splits, Task
+from gradless.tasks.files import Row
 
 SCRIPTLESS = "refs/convert/parquet"
 """Branch that the hub makes of data sets that need a loading script, which `datasets` 4 refuses."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
-from gradless.tasks.base import Example, Row, Task
-from gradless.tasks.files import Folder, Layout, Part, class_index, field, jsonl
+from gradless.tasks.base import Example, Task
+from gradless.tasks.files import Folder, Layout, Part, Row, class_index, field, jsonl
 
 CB_LABELS: Final = ("entailment", "contradiction", "neutral")
 CB_WORDS: Final = ("Yes", "No", "Maybe")
