@@ -7,12 +7,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Final
 
 from gradless.errors import BadInput, pick
 from gradless.tasks import choices, pairs, questions, sentences, superglue
-from gradless.tasks.base import MASK, Example, Splits, Task, target
+from gradless.tasks.base import MASK, Example, Splits, Task, target, without_alignment
 from gradless.tasks.files import Row
 from gradless.tasks.own import custom, read_task_file
 from gradless.tasks.split import load
@@ -46,29 +45,29 @@ def _folded(name: str) -> str:
 
 
 def get(name: str) -> Task:
-    """The task of that name; case, hyphens and underscores do not matter ("SST-2", "Copa", "ag_news").
+    """Return the task of that name; case, hyphens and underscores do not matter ("SST-2", "Copa", "ag_news").
 
     Raises:
-        BadInput: If there is none; the message names the nearest.
+        BadInput: There is none; the message names the nearest.
     """
     folded = {_folded(known): known for known in TASKS} | ALIASES
     return pick("task", folded.get(_folded(name), name), TASKS)
 
 
 def names() -> list[str]:
-    """Names of the built-in tasks, sorted."""
+    """Return the names of the built-in tasks, sorted."""
     return sorted(TASKS)
 
 
 def unaligned(task: Task) -> Task:
-    """The task without *task alignment*: its prompt loses the words that make the label a likely continuation.
+    """Return the task without *task alignment*: the words of its prompt that make the label a likely continuation.
 
     ZO-Bench (arXiv 2402.11592) compares ``"{text} It was great"`` with ``"{text} great"``. Only tasks for which that
     paper's code has such a prompt have one here (`Task.render_unaligned`). Name, version, rows, options and metrics
-    stay, so two runs differ in the prompt alone; the masked prompt goes, for nobody published one.
+    stay, so two runs differ in the prompt alone; the masked prompt is removed, since nobody published one.
 
     Raises:
-        BadInput: If the task has none; the message names those that have.
+        BadInput: The task has no such prompt; the message names those that have.
 
     Example:
         >>> unaligned(get("sst2")).render({"sentence": "a joy .", "label": 1})[:2]
@@ -77,13 +76,4 @@ def unaligned(task: Task) -> Task:
     if task.render_unaligned is None:
         known = ", ".join(sorted(name for name, other in TASKS.items() if other.render_unaligned is not None))
         raise BadInput(f"task '{task.name}' has no prompt without alignment: choose one of {known}, or keep it aligned")
-    if task.render is task.render_unaligned:
-        return task
-    return replace(
-        task,
-        title=f"{task.title} without the aligning prompt",
-        render=task.render_unaligned,
-        render_masked=None,
-        masked_words=None,
-        first_limit=None,
-    )
+    return task if task.render is task.render_unaligned else without_alignment(task)

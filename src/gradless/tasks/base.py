@@ -1,8 +1,8 @@
-"""What a task is: a record that says where the rows come from and how a row becomes a prompt.
+"""The record of a task: where its rows come from and how a row becomes a prompt.
 
 A task has no behaviour of its own. Rows are plain dictionaries in *canonical* form, which is the form of the
 Hugging Face hub with one exception: a class label is always an ``int``. Readers (`gradless.tasks.files`)
-bring every other format into it, so that one prompt function serves all sources.
+convert every other format to it, so that one prompt function serves all sources.
 
 Text convention, the same for every task: a prompt never ends with a space; the space belongs to the option
 (prompt ``"so"``, option ``" the toilet filled"``). The concatenation is what matters, and sub-word tokenizers
@@ -12,7 +12,7 @@ want the space on the word.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from gradless.tasks.files import Folder, Row
@@ -45,6 +45,10 @@ class Example(NamedTuple):
     """Masked prompts: ``prompt[first[0]:first[1]]`` is the first sentence (see `Task.first_limit`)."""
 
 
+Render: TypeAlias = Callable[[Row], Example]
+"""A prompt function: a row in canonical form -> its text."""
+
+
 class Splits(NamedTuple):
     """The rows of one run, in the order in which they were drawn."""
 
@@ -67,14 +71,14 @@ class Task:
     kind: Kind
     """``classification``: cross-entropy over the options; ``choice``: teacher forcing on the gold option;
     ``generation``: teacher forcing on the gold answer, scored by generating."""
-    metrics: tuple[str, ...]
+    metrics: tuple[str, ...] = ("accuracy",)
     """Names in `gradless.lm.metrics.METRICS`; the first one is the main one."""
-    render: Callable[[Row], Example] | None
+    render: Render | None
     """Prompt for causal language models."""
-    render_unaligned: Callable[[Row], Example] | None = None
+    render_unaligned: Render | None = None
     """`render` without the words that align the task to pre-training ("{text} It was great"): the same options, in
-    the same order. Only where one was published; `gradless.tasks.unaligned` puts it in place."""
-    render_masked: Callable[[Row], Example] | None = None
+    the same order. Only where one was published; `gradless.tasks.unaligned` makes it the task's prompt."""
+    render_masked: Render | None = None
     """Prompt for masked language models."""
     read: Folder | None
     """``read(folder)`` gives the rows of local files by split; None for a task made from a user's files."""
@@ -91,17 +95,59 @@ class Task:
     masked_words: tuple[str, ...] | None = None
     """The same for `render_masked`."""
     first_limit: int | None = None
-    """Masked prompts: at most so many tokens of the first sentence."""
+    """Masked prompts: most tokens of the first sentence."""
     max_length: int = 128
-    """Masked prompts: at most so many tokens in all; the tail is cut, the mask must survive."""
+    """Masked prompts: most tokens in all; the tail is cut, the mask is kept."""
     max_new_tokens: int = 50
-    """Generation: at most so many new tokens, decoded greedily..."""
+    """Generation: most new tokens, decoded greedily..."""
     stop: str = "\n"
     """...until this text (or the end-of-sequence token) appears."""
 
 
+def by_label(prompt: str, words: tuple[str, ...], content_free: str = "") -> Render:
+    """Return the prompt function of a classification task: ``prompt`` with the row's fields in braces, then a word.
+
+    Args:
+        prompt: A format string over the fields of a row.
+        words: The options, in label order.
+        content_free: The prompt without its content, for calibration.
+
+    Example:
+        >>> by_label("{sentence} It was", (" bad", " good"))({"sentence": "a joy .", "label": 1})[:3]
+        ('a joy . It was', (' bad', ' good'), (1,))
+    """
+
+    def render(row: Row) -> Example:
+        return Example(prompt.format_map(row), words, (row["label"],), content_free=content_free)
+
+    return render
+
+
+def without_alignment(task: Task) -> Task:
+    """Return the task with `Task.render_unaligned` as its prompt and no masked prompt, since nobody published one."""
+    return replace(
+        task,
+        title=f"{task.title} without the aligning prompt",
+        render=task.render_unaligned,
+        render_masked=None,
+        masked_words=None,
+        first_limit=None,
+    )
+
+
+def bare(task: Task) -> Task:
+    """Return `without_alignment` as a task of its own, named ``<name>-bare``."""
+    paper = task.source.partition(";")[0]
+    return replace(
+        without_alignment(task),
+        name=f"{task.name}-bare",
+        render_unaligned=None,
+        source=f"{paper}; no-alignment prompt of ZO-Bench (arXiv 2402.11592)",
+    )
+
+
 def target(task: Task, example: Example) -> str:
-    """What training appends to the prompt: the gold option, or for generation the answer and `Task.stop`.
+    """Return what training appends to the prompt: the gold option, or for generation the answer and `Task.stop`.
 
     Example:
         >>> from gradless.tasks import get

@@ -1,8 +1,7 @@
 """Reading data files: lines, JSONL, tables, and folders that hold the splits of a data set.
 
-Everything may be gzipped. Text is split at line feeds only: `str.splitlines` would also split at U+0085 and
-U+2028, which occur inside sentences of the movie-review data. Whatever is wrong with a file is a `BadInput`
-that names file and line.
+Every file may be gzipped. Text is split at line feeds only: `str.splitlines` would also split at U+0085 and
+U+2028, which occur inside sentences of the movie-review data. Every error is a `BadInput` that names file and line.
 """
 
 from __future__ import annotations
@@ -26,12 +25,16 @@ Numbered: TypeAlias = Iterator[tuple[int, Row]]
 """Rows with the number of their line in the file, from 1."""
 
 BLANK = " \t\r\n"
-"""What is stripped from text: not U+0085, which `str.strip` would take."""
+"""What is stripped from text. `str.strip` would also remove U+0085."""
 
 
 @contextmanager
 def text_file(path: Path, encoding: str = "utf-8-sig", newline: str = "\n") -> Iterator[TextIO]:
-    """Open a text file, gzipped or not; damage and wrong encoding become `BadInput`."""
+    """Open a text file, gzipped or not.
+
+    Raises:
+        BadInput: For a file that cannot be read, is damaged, or has another encoding.
+    """
     try:
         if path.suffix == ".gz":
             with gzip.open(path, "rt", encoding=encoding, newline=newline) as file:
@@ -48,7 +51,7 @@ def text_file(path: Path, encoding: str = "utf-8-sig", newline: str = "\n") -> I
 
 
 def lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, str]]:
-    """Non-blank lines with their numbers, without their ends."""
+    """Yield the lines that are not blank, with their numbers and without their ends."""
     with text_file(path, encoding) as file:
         for number, line in enumerate(file, start=1):
             if line.strip(BLANK):
@@ -56,7 +59,7 @@ def lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, str]]:
 
 
 def jsonl(path: Path) -> Numbered:
-    """One JSON object a line."""
+    """Yield the objects of a file with one JSON object per line."""
     for number, line in lines(path):
         try:
             row = json.loads(line)
@@ -68,7 +71,7 @@ def jsonl(path: Path) -> Numbered:
 
 
 def json_value(path: Path) -> Any:
-    """A whole file as one JSON value."""
+    """Return the one JSON value that a file holds."""
     with text_file(path) as file:
         try:
             return json.load(file)
@@ -77,7 +80,7 @@ def json_value(path: Path) -> Any:
 
 
 def table(path: Path, delimiter: str = "\t", columns: Sequence[str] | None = None) -> Numbered:
-    """A CSV or TSV with quoted fields; the first line names the columns unless ``columns`` does."""
+    """Yield the rows of a CSV or TSV with quoted fields; its first line names the columns unless ``columns`` does."""
     with text_file(path, newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
@@ -92,7 +95,7 @@ def table(path: Path, delimiter: str = "\t", columns: Sequence[str] | None = Non
 
 
 def plain_table(path: Path, columns: Sequence[str] | None = None, *, skip_short: bool = False) -> Numbered:
-    """A TSV in which quotes mean nothing, as in GLUE.
+    """Yield the rows of a TSV in which quotes mean nothing, as in GLUE.
 
     Args:
         path: The file.
@@ -108,21 +111,29 @@ def plain_table(path: Path, columns: Sequence[str] | None = None, *, skip_short:
             yield number, _record(path, number, header, cells)
 
 
+def json_list(path: Path) -> Numbered:
+    """Yield the records of a file that holds one JSON list."""
+    value = json_value(path)
+    if not isinstance(value, list) or not all(isinstance(row, dict) for row in value):
+        raise BadInput(f"{path} is not a JSON list of records: fetch it again")
+    yield from enumerate(value, start=1)
+
+
 def _record(path: Path, number: int, header: Sequence[str], cells: Sequence[str]) -> Row:
     if len(cells) != len(header):
-        raise BadInput(f"{path}, line {number}: {len(cells)} fields where {len(header)} are expected: mend the line")
+        raise BadInput(f"{path}, line {number}: {len(cells)} fields where {len(header)} are expected: correct the line")
     return dict(zip(header, cells, strict=True))
 
 
 def rated_lines(path: Path, encoding: str = "utf-8-sig") -> Numbered:
-    """Lines ``<label> <text>`` (the stsa.* and *.all files)."""
+    """Yield the rows of lines ``<label> <text>`` (the stsa.* and *.all files)."""
     for number, line in lines(path, encoding):
         value, _, text = line.partition(" ")
         yield number, {"label": value, "sentence": text}
 
 
 def one_class(value: int, encoding: str = "utf-8-sig") -> Callable[[Path], Numbered]:
-    """A parser of files that hold one example a line, all of class ``value``; blank lines are skipped."""
+    """Return a parser of files with one example per line, all of class ``value``."""
 
     def parse(path: Path) -> Numbered:
         for number, line in lines(path, encoding):
@@ -132,7 +143,11 @@ def one_class(value: int, encoding: str = "utf-8-sig") -> Callable[[Path], Numbe
 
 
 def field(row: Row, *names: str) -> Any:
-    """The first of the named fields that the row has; ``KeyError`` with the first name if it has none."""
+    """Return the first of the named fields that the row has.
+
+    Raises:
+        KeyError: With the first name, if the row has none of them.
+    """
     for name in names:
         if row.get(name) is not None:
             return row[name]
@@ -140,7 +155,7 @@ def field(row: Row, *names: str) -> Any:
 
 
 def class_index(value: Any, names: Sequence[str]) -> int:
-    """A label as an index into ``names``: accepts the index (also as text or bool) and the name.
+    """Return a label as an index into ``names``; it may be the index (also as text or bool) or the name.
 
     Raises:
         ValueError: For anything else, such as the -1 of a test set with hidden labels.
@@ -162,7 +177,7 @@ class Part(NamedTuple):
     split: str
     """``train``, ``dev``, ``test``, or ``pool`` for a file that is not split yet."""
     file: str
-    """Its name; NAME.gz is taken where NAME is absent."""
+    """Its name; if it is absent, NAME.gz is read."""
     parse: Callable[[Path], Numbered]
 
 
@@ -170,44 +185,49 @@ Layout: TypeAlias = tuple[Part, ...]
 """Files that belong together. Of the parts of one split the first that exists is used; of pool, all are."""
 
 
+def layout(parse: Callable[[Path], Numbered], **files: str) -> Layout:
+    """Return a layout whose files have one format: ``layout(jsonl, train="a.jsonl", test="b.jsonl")``."""
+    return tuple(Part(split, file, parse) for split, file in files.items())
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Folder:
-    """Reads a data set from a folder: ``Folder(...)(path)`` gives the rows by split."""
+    """Reader of a data set's files: ``Folder(...)(path)`` returns the rows by split."""
 
     subfolders: tuple[str, ...]
-    """The files may lie in the folder itself or in one of these below it."""
+    """The files may lie in one of these below the folder (searched first), or in the folder itself."""
     layouts: tuple[Layout, ...]
     """Tried in order; the first one of which any file exists is used."""
     tidy: Callable[[Row], Iterable[Row]]
-    """A raw record -> canonical rows: none (no example by definition of the data set), one, or many (nested
+    """A raw record -> canonical rows: none (by definition of the data set it is no example), one, or many (nested
     files). Raises KeyError for a missing field and ValueError for an impossible value."""
     hold_out: int = 2000
-    """Pool files: so many rows, but at most half, become the test split, drawn by a fixed permutation."""
+    """Pool files: number of rows, at most half of all, that a fixed permutation draws for the test split."""
 
     def __call__(self, folder: Path) -> dict[str, list[Row]]:
-        """The rows of every split that the folder holds, in file order.
+        """Return the rows of every split that the folder holds, in file order.
 
         Raises:
             BadInput: If the folder or all of the files are missing, or a file cannot be used.
         """
         if not folder.is_dir():
             raise BadInput(f"{folder} is not a folder: pass --data with the folder that holds the files")
-        for place in [*(folder / name for name in self.subfolders), folder]:
-            for layout in self.layouts:
-                found = [(part, path) for part in layout if (path := _existing(place / part.file)) is not None]
-                if found:
-                    return self._collect(found)
-        wanted = "; or ".join(", ".join(part.file for part in layout) for layout in self.layouts)
-        raise BadInput(f"no data file found in {folder}: expected {wanted} (each may be gzipped)")
+        for directory in [*(folder / name for name in self.subfolders), folder]:
+            for parts in self.layouts:
+                present = [(part, path) for part in parts if (path := _existing(directory / part.file)) is not None]
+                if present:
+                    return self._collect(present)
+        expected = "; or ".join(", ".join(part.file for part in parts) for parts in self.layouts)
+        raise BadInput(f"no data file found in {folder}: expected {expected} (each may be gzipped)")
 
     def expects(self, split: str) -> tuple[str, ...]:
-        """Names of the files that would hold ``split``."""
-        names = (part.file for layout in self.layouts for part in layout if part.split in (split, "pool"))
+        """Return the names of the files that would hold ``split``."""
+        names = (part.file for parts in self.layouts for part in parts if part.split in (split, "pool"))
         return tuple(dict.fromkeys(names))
 
-    def _collect(self, found: list[tuple[Part, Path]]) -> dict[str, list[Row]]:
+    def _collect(self, present: list[tuple[Part, Path]]) -> dict[str, list[Row]]:
         splits: dict[str, list[Row]] = {}
-        for part, path in found:
+        for part, path in present:
             if part.split == "pool" or part.split not in splits:
                 splits.setdefault(part.split, []).extend(self._rows(part, path))
         pool = splits.pop("pool", [])

@@ -1,7 +1,7 @@
-"""A task made from a user's own files: a template, a label column and words for the labels, no Python.
+"""Tasks made from a user's own files: a template, a label column and words for the labels, no Python.
 
 ``{column}`` in the template stands for that column of the row. Without ``{mask}`` the template is a causal
-prompt that the label word follows; with ``{mask}`` it is a masked prompt in which the word takes that place.
+prompt that the label word follows; with ``{mask}`` it is a masked prompt that the word is filled into.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PARSERS: Final[dict[str, Callable[[Path], Numbered]]] = {
     ".ndjson": jsonl,
     ".json": jsonl,
     ".csv": partial(table, delimiter=","),
-    ".tsv": partial(table, delimiter="\t"),
+    ".tsv": table,
 }
 
 PATHS: Final = ("train", "dev", "test")
@@ -53,7 +53,7 @@ def custom(
     seed: int = 0,
     k_shot: int | None = None,
 ) -> tuple[Task, Splits]:
-    """Make a classification task from JSONL, CSV or TSV files (TSV quoted as CSV is; all may be gzipped).
+    """Return a classification task made from JSONL, CSV or TSV files (TSV quoted as CSV is; all may be gzipped).
 
     Args:
         template: The prompt, such as ``"{text} It was"``; write ``{{`` for a brace.
@@ -75,14 +75,14 @@ def custom(
         The task, and its rows as ``{"columns": {...}, "label": index}``.
 
     Raises:
-        BadInput: For anything wrong with the template, the labels or a file (with its line).
+        BadInput: The template, the labels or a file (named with its line) cannot be used.
     """
     parsed = parse_template(template)
     if label_column in parsed.columns:
         raise BadInput(f"the template shows the label column '{label_column}' to the model: take it out")
     words = parse_labels(labels) if isinstance(labels, str) else _checked_labels(labels)
-    given = (("train", train), ("dev", dev), ("test", test))
-    files = {split: Path(path) for split, path in given if path is not None}
+    paths = {"train": train, "dev": dev, "test": test}
+    files = {split: Path(path) for split, path in paths.items() if path is not None}
     if not files:
         raise BadInput("no data given: pass a train or a test file")
     task = _task(name, parsed, words)
@@ -93,7 +93,7 @@ def custom(
 
 
 def parse_template(template: str) -> Template:
-    """Split a template at its ``{columns}``.
+    """Return a template, split at its ``{columns}``.
 
     Raises:
         BadInput: Unbalanced braces, format specifications, no column at all, or ``{mask}`` more than once.
@@ -116,7 +116,10 @@ def parse_template(template: str) -> Template:
 
 
 def parse_labels(text: str) -> dict[str, str]:
-    """``"0=terrible,1=great"`` as a mapping.
+    """Return the words of labels written as ``"0=terrible,1=great"``, by label value.
+
+    Raises:
+        BadInput: An item is not VALUE=WORD, a value occurs twice, or the words do not tell the labels apart.
 
     Example:
         >>> parse_labels("0=terrible, 1=not bad at all")
@@ -124,29 +127,29 @@ def parse_labels(text: str) -> dict[str, str]:
     """
     labels: dict[str, str] = {}
     for item in text.split(","):
-        value, sign, word = item.partition("=")
+        value, sign, option = item.partition("=")
         value = value.strip(BLANK)
         if not sign or not value:
             raise BadInput(f"'{item}' in the labels is not VALUE=WORD: write them as 0=terrible,1=great")
         if value in labels:
             raise BadInput(f"the labels give '{value}' twice: give each value one word")
-        labels[value] = word
+        labels[value] = option
     return _checked_labels(labels)
 
 
 def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
     if len(labels) < 2:
         raise BadInput(f"{len(labels)} label(s) given: a task needs at least two, as in 0=terrible,1=great")
-    words = [word.strip(BLANK) for word in labels.values()]
+    words = [option.strip(BLANK) for option in labels.values()]
     if "" in words:
         raise BadInput("a label has an empty word: give each value a word, as in 0=terrible,1=great")
     if len(set(words)) < len(words):
         raise BadInput(f"two labels have the same word ({', '.join(words)}): the model could not tell them apart")
-    return {str(value): word for value, word in labels.items()}
+    return {str(value): option for value, option in labels.items()}
 
 
 def read_task_file(path: Path) -> dict[str, Any]:
-    """Read a task from TOML; the result is a set of keyword arguments of `custom`.
+    """Return the keyword arguments of `custom` that a TOML file holds.
 
     ``template``, ``label_column``, a table ``labels`` (or ``"0=terrible,1=great"``), and ``train``, ``dev``,
     ``test``, ``name``. Paths are relative to the folder of the TOML file.
@@ -154,13 +157,13 @@ def read_task_file(path: Path) -> dict[str, Any]:
     Raises:
         BadInput: Missing file, broken TOML, unknown, missing or mistyped keys.
     """
-    given = typed.load(path)
+    entries = typed.load(path)
     hints = {**dict.fromkeys((*PATHS, *TEXTS), str), "labels": str | dict[str, str]}
     with typed.within(path):
-        for key in given:
+        for key in entries:
             if key not in hints:
                 raise BadInput(unknown("key", key, hints))
-        values = {key: typed.value(key, value, hints[key]) for key, value in given.items()}
+        values = {key: typed.value(key, value, hints[key]) for key, value in entries.items()}
         for key in ("template", "label_column", "labels"):
             if key not in values:
                 raise BadInput(f"{key} is missing: add it")
@@ -170,7 +173,7 @@ def read_task_file(path: Path) -> dict[str, Any]:
 def _task(name: str, template: Template, labels: dict[str, str]) -> Task:
     tail = "" if template.pieces[-1][1] is not None else template.pieces[-1][0]
     bare = not template.masked and tail.endswith(("\n", "\t", "\r"))
-    words = tuple(word if bare or word.startswith(" ") else f" {word}" for word in labels.values())
+    words = tuple(option if bare or option.startswith(" ") else f" {option}" for option in labels.values())
     render = partial(_render, template, words)
     return Task(
         name=name,
@@ -230,7 +233,7 @@ def _read(path: Path, columns: tuple[str, ...], label_column: str, values: tuple
 
 
 def _text(line: str, column: str, value: Any) -> str:
-    """A cell as text; JSON booleans and numbers read as JSON writes them."""
+    """Return a cell as text; JSON booleans and numbers as JSON writes them."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str | int | float):

@@ -8,14 +8,15 @@ lower case. RTE's causal prompt is MeZO's; the one without alignment (also as ``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Final, TypeAlias
 
-from gradless.tasks.base import MASK, Example, Task
-from gradless.tasks.files import Folder, Part, Row, class_index, field, jsonl, plain_table, table
+from gradless.tasks.base import MASK, Example, Render, Task, bare, by_label
+from gradless.tasks.files import Folder, Layout, Part, Row, class_index, field, jsonl, layout, plain_table, table
 
-Render: TypeAlias = Callable[[Row], Example]
+Fields: TypeAlias = tuple[tuple[str, ...], tuple[str, ...]]
+"""For each of the two texts: its canonical name, then its names in files."""
 
 ENTAILED: Final = ("entailment", "not_entailment")
 THREE_WAY: Final = ("entailment", "neutral", "contradiction")
@@ -24,25 +25,20 @@ YES_NO: Final = ("Yes", "No")
 NO_YES: Final = ("No", "Yes")
 YES_MAYBE_NO: Final = ("Yes", "Maybe", "No")
 LMBFF_SOURCE: Final = "masked prompt: LM-BFF (arXiv 2012.15723) as in MeZO (arXiv 2305.17333)"
-
-
-def _spaced(words: tuple[str, ...]) -> tuple[str, ...]:
-    """Words after a newline stand bare; at the mask they carry the space before them."""
-    return tuple(f" {word}" for word in words)
-
-
-def causal(words: tuple[str, ...], prompt: str) -> Render:
-    """``prompt`` with the row's fields in braces, then a word; the calibration prompt is empty, as MeZO's."""
-
-    def render(row: Row) -> Example:
-        return Example(prompt.format_map(row), words, (row["label"],))
-
-    return render
+NLI_FIELDS: Final[Fields] = (("premise", "sentence1"), ("hypothesis", "sentence2"))
+NLI_PROMPT: Final = '{premise}\nDoes this mean that "{hypothesis}" is true? Yes, No, or Maybe?\n'
+GLUE_TSV: Final = layout(plain_table, train="train.tsv", test="dev.tsv")
 
 
 def masked(words: tuple[str, ...], first: str, second: str, *, question: bool = True) -> Render:
-    """``"{first without last character}?<mask>, {second}"``, or ``"{first}<mask>, {second}"``."""
-    options = _spaced(words)
+    """Return the prompt ``"{first without last character}?<mask>, {second}"``, or ``"{first}<mask>, {second}"``.
+
+    Args:
+        words: The options, each with the space before it.
+        first: Name of the field that stands before the mask.
+        second: Name of the field after it.
+        question: Whether the first text becomes a question.
+    """
     mark = "?" if question else ""
 
     def render(row: Row) -> Example:
@@ -50,13 +46,13 @@ def masked(words: tuple[str, ...], first: str, second: str, *, question: bool = 
         head = head[:-1] if question else head
         prompt = f"{head}{mark}{MASK}, {tail[:1].lower()}{tail[1:]}"
         blank = f"{mark}{MASK},"
-        return Example(prompt, options, (row["label"],), content_free=blank, first=(0, len(head)))
+        return Example(prompt, words, (row["label"],), content_free=blank, first=(0, len(head)))
 
     return render
 
 
-def tidy(fields: tuple[tuple[str, ...], ...], labels: tuple[str, ...], row: Row) -> Iterator[Row]:
-    """Canonical row: each field under its first name, the label as an index.
+def tidy(fields: Fields, labels: tuple[str, ...], row: Row) -> Iterator[Row]:
+    """Yield the canonical row: each field under its first name, the label as an index.
 
     Pairs on which the annotators did not agree (label "-" or -1 in SNLI) are no examples and are left out.
     """
@@ -67,162 +63,146 @@ def tidy(fields: tuple[tuple[str, ...], ...], labels: tuple[str, ...], row: Row)
     yield texts | {"label": class_index(value, labels)}
 
 
-NLI_FIELDS: Final = (("premise", "sentence1"), ("hypothesis", "sentence2"))
-RTE_PROMPT: Final = '{premise}\nDoes this mean that "{hypothesis}" is true? Yes or No?\n'
-RTE_UNALIGNED: Final = '{premise}\n"{hypothesis}"\n'
-NLI_PROMPT: Final = '{premise}\nDoes this mean that "{hypothesis}" is true? Yes, No, or Maybe?\n'
+def _task(
+    name: str,
+    title: str,
+    prompt: str,
+    *,
+    source: str,
+    fields: Fields,
+    subfolders: tuple[str, ...],
+    layouts: tuple[Layout, ...],
+    hub: tuple[str, str | None],
+    hub_splits: tuple[str, str] = ("train", "validation"),
+    labels: tuple[str, ...],
+    words: tuple[str, ...],
+    metrics: tuple[str, ...] = ("accuracy",),
+    question: bool = True,
+    unaligned: str | None = None,
+    first_limit: int | None = None,
+    max_length: int = 128,
+) -> Task:
+    """Return a task with a causal prompt and the `masked` one; words stand bare after a newline."""
+    spaced = tuple(f" {option}" for option in words)
+    (first, *_), (second, *_) = fields
+    return Task(
+        name=name,
+        title=title,
+        kind="classification",
+        metrics=metrics,
+        render=by_label(prompt, words),
+        render_unaligned=by_label(unaligned, words) if unaligned else None,
+        render_masked=masked(spaced, first, second, question=question),
+        read=Folder(subfolders=subfolders, layouts=layouts, tidy=partial(tidy, fields, labels)),
+        hub=hub,
+        hub_splits=hub_splits,
+        source=source,
+        labels=labels,
+        label_words=words,
+        masked_words=spaced,
+        first_limit=first_limit,
+        max_length=max_length,
+    )
 
-_tsv = (Part("train", "train.tsv", plain_table), Part("test", "dev.tsv", plain_table))
-_cad = partial(table, delimiter="\t")
-_skip = partial(plain_table, skip_short=True)
 
-RTE_FILES: Final = Folder(
-    subfolders=("RTE", "rte", "superglue/RTE"),
-    layouts=((Part("train", "train.jsonl", jsonl), Part("test", "val.jsonl", jsonl)), _tsv),
-    tidy=partial(tidy, NLI_FIELDS, ENTAILED),
-)
-
-RTE: Final = Task(
-    name="rte",
-    title="RTE",
-    kind="classification",
-    metrics=("accuracy",),
-    render=causal(YES_NO, RTE_PROMPT),
-    render_unaligned=causal(YES_NO, RTE_UNALIGNED),
-    render_masked=masked(YES_NO, "premise", "hypothesis"),
-    read=RTE_FILES,
-    hub=("aps/super_glue", "rte"),
+RTE: Final = _task(
+    "rte",
+    "RTE",
+    '{premise}\nDoes this mean that "{hypothesis}" is true? Yes or No?\n',
     source=f"Dagan et al. 2005 and successors, SuperGLUE; causal prompt: MeZO, unaligned: ZO-Bench; {LMBFF_SOURCE}",
+    unaligned='{premise}\n"{hypothesis}"\n',
+    fields=NLI_FIELDS,
+    subfolders=("RTE", "rte", "superglue/RTE"),
+    layouts=(layout(jsonl, train="train.jsonl", test="val.jsonl"), GLUE_TSV),
+    hub=("aps/super_glue", "rte"),
     labels=ENTAILED,
-    label_words=YES_NO,
-    masked_words=_spaced(YES_NO),
+    words=YES_NO,
     first_limit=240,
     max_length=256,
 )
 
-RTE_BARE: Final = Task(
-    name="rte-bare",
-    title="RTE without the aligning prompt",
-    kind="classification",
-    metrics=("accuracy",),
-    render=causal(YES_NO, RTE_UNALIGNED),
-    read=RTE_FILES,
-    hub=("aps/super_glue", "rte"),
-    source="Dagan et al. 2005 and successors, SuperGLUE; no-alignment prompt of ZO-Bench (arXiv 2402.11592)",
-    labels=ENTAILED,
-    label_words=YES_NO,
-)
-
-MNLI: Final = Task(
-    name="mnli",
-    title="MNLI",
-    kind="classification",
-    metrics=("accuracy",),
-    render=causal(YES_MAYBE_NO, NLI_PROMPT),
-    render_masked=masked(YES_MAYBE_NO, "premise", "hypothesis"),
-    read=Folder(
+TASKS: Final = (
+    RTE,
+    _task(
+        "mnli",
+        "MNLI",
+        NLI_PROMPT,
+        source=f"Williams et al. 2018 (arXiv 1704.05426), matched; {LMBFF_SOURCE}; causal prompt ours",
+        fields=NLI_FIELDS,
         subfolders=("nli", "mnli", "MNLI"),
         layouts=(
-            (Part("train", "mnli_train.jsonl", jsonl), Part("test", "mnli_dev.jsonl", jsonl)),
-            (Part("train", "train.tsv", plain_table), Part("test", "dev_matched.tsv", plain_table)),
+            layout(jsonl, train="mnli_train.jsonl", test="mnli_dev.jsonl"),
+            layout(plain_table, train="train.tsv", test="dev_matched.tsv"),
         ),
-        tidy=partial(tidy, NLI_FIELDS, THREE_WAY),
+        hub=("nyu-mll/glue", "mnli"),
+        hub_splits=("train", "validation_matched"),
+        labels=THREE_WAY,
+        words=YES_MAYBE_NO,
+        first_limit=240,
+        max_length=256,
     ),
-    hub=("nyu-mll/glue", "mnli"),
-    hub_splits=("train", "validation_matched"),
-    source=f"Williams et al. 2018 (arXiv 1704.05426), matched; {LMBFF_SOURCE}; causal prompt ours",
-    labels=THREE_WAY,
-    label_words=YES_MAYBE_NO,
-    masked_words=_spaced(YES_MAYBE_NO),
-    first_limit=240,
-    max_length=256,
-)
-
-SNLI: Final = Task(
-    name="snli",
-    title="SNLI",
-    kind="classification",
-    metrics=("accuracy",),
-    render=causal(YES_MAYBE_NO, NLI_PROMPT),
-    render_masked=masked(YES_MAYBE_NO, "premise", "hypothesis"),
-    read=Folder(
+    _task(
+        "snli",
+        "SNLI",
+        NLI_PROMPT,
+        source=f"Bowman et al. 2015 (arXiv 1508.05326); {LMBFF_SOURCE}; causal prompt ours",
+        fields=NLI_FIELDS,
         subfolders=("nli", "snli", "SNLI"),
         layouts=(
             # CAD's train pairs are SNLI pairs, none of them in snli_dev; its dev pairs all are.
             (
                 Part("train", "snli_train.jsonl", jsonl),
-                Part("train", "snli_cad_original_train.tsv", _cad),
+                Part("train", "snli_cad_original_train.tsv", table),
                 Part("test", "snli_dev.jsonl", jsonl),
             ),
-            (Part("train", "snli_1.0_train.jsonl", jsonl), Part("test", "snli_1.0_dev.jsonl", jsonl)),
-            _tsv,
+            layout(jsonl, train="snli_1.0_train.jsonl", test="snli_1.0_dev.jsonl"),
+            GLUE_TSV,
         ),
-        tidy=partial(tidy, NLI_FIELDS, THREE_WAY),
+        hub=("stanfordnlp/snli", None),
+        labels=THREE_WAY,
+        words=YES_MAYBE_NO,
+        max_length=256,
     ),
-    hub=("stanfordnlp/snli", None),
-    source=f"Bowman et al. 2015 (arXiv 1508.05326); {LMBFF_SOURCE}; causal prompt ours",
-    labels=THREE_WAY,
-    label_words=YES_MAYBE_NO,
-    masked_words=_spaced(YES_MAYBE_NO),
-    max_length=256,
-)
-
-QNLI: Final = Task(
-    name="qnli",
-    title="QNLI",
-    kind="classification",
-    metrics=("accuracy",),
-    render=causal(YES_NO, '{sentence}\nDoes this answer the question "{question}"? Yes or No?\n'),
-    render_masked=masked(YES_NO, "question", "sentence"),
-    read=Folder(
+    _task(
+        "qnli",
+        "QNLI",
+        '{sentence}\nDoes this answer the question "{question}"? Yes or No?\n',
+        source=f"Rajpurkar et al. 2016 (arXiv 1606.05250), GLUE; {LMBFF_SOURCE}; causal prompt ours",
+        fields=(("question",), ("sentence",)),
         subfolders=("qnli", "QNLI"),
-        layouts=(_tsv,),
-        tidy=partial(tidy, (("question",), ("sentence",)), ENTAILED),
+        layouts=(GLUE_TSV,),
+        hub=("nyu-mll/glue", "qnli"),
+        labels=ENTAILED,
+        words=YES_NO,
     ),
-    hub=("nyu-mll/glue", "qnli"),
-    source=f"Rajpurkar et al. 2016 (arXiv 1606.05250), GLUE; {LMBFF_SOURCE}; causal prompt ours",
-    labels=ENTAILED,
-    label_words=YES_NO,
-    masked_words=_spaced(YES_NO),
-)
-
-QQP: Final = Task(
-    name="qqp",
-    title="QQP",
-    kind="classification",
-    metrics=("accuracy", "f1"),
-    render=causal(NO_YES, '{question1}\nDoes "{question2}" ask the same question? Yes or No?\n'),
-    render_masked=masked(NO_YES, "question1", "question2", question=False),
-    read=Folder(
+    _task(
+        "qqp",
+        "QQP",
+        '{question1}\nDoes "{question2}" ask the same question? Yes or No?\n',
+        source=f"Iyer et al. 2017, GLUE; {LMBFF_SOURCE}; causal prompt ours",
+        fields=(("question1",), ("question2",)),
+        question=False,
         subfolders=("qqp", "QQP"),
         # GLUE's own QQP files hold a few broken lines, which every reader of them leaves out.
-        layouts=((Part("train", "train.tsv", _skip), Part("test", "dev.tsv", _skip)),),
-        tidy=partial(tidy, (("question1",), ("question2",)), SAME),
+        layouts=(layout(partial(plain_table, skip_short=True), train="train.tsv", test="dev.tsv"),),
+        hub=("nyu-mll/glue", "qqp"),
+        labels=SAME,
+        words=NO_YES,
+        metrics=("accuracy", "f1"),
     ),
-    hub=("nyu-mll/glue", "qqp"),
-    source=f"Iyer et al. 2017, GLUE; {LMBFF_SOURCE}; causal prompt ours",
-    labels=SAME,
-    label_words=NO_YES,
-    masked_words=_spaced(NO_YES),
-)
-
-MRPC: Final = Task(
-    name="mrpc",
-    title="MRPC",
-    kind="classification",
-    metrics=("accuracy", "f1"),
-    render=causal(NO_YES, '{sentence1}\nDoes "{sentence2}" mean the same? Yes or No?\n'),
-    render_masked=masked(NO_YES, "sentence1", "sentence2", question=False),
-    read=Folder(
+    _task(
+        "mrpc",
+        "MRPC",
+        '{sentence1}\nDoes "{sentence2}" mean the same? Yes or No?\n',
+        source=f"Dolan and Brockett 2005, GLUE; {LMBFF_SOURCE}; causal prompt ours",
+        fields=(("sentence1", "#1 String"), ("sentence2", "#2 String")),
+        question=False,
         subfolders=("mrpc", "MRPC"),
-        layouts=(_tsv,),
-        tidy=partial(tidy, (("sentence1", "#1 String"), ("sentence2", "#2 String")), SAME),
+        layouts=(GLUE_TSV,),
+        hub=("nyu-mll/glue", "mrpc"),
+        labels=SAME,
+        words=NO_YES,
+        metrics=("accuracy", "f1"),
     ),
-    hub=("nyu-mll/glue", "mrpc"),
-    source=f"Dolan and Brockett 2005, GLUE; {LMBFF_SOURCE}; causal prompt ours",
-    labels=SAME,
-    label_words=NO_YES,
-    masked_words=_spaced(NO_YES),
+    bare(RTE),
 )
-
-TASKS: Final = (RTE, MNLI, SNLI, QNLI, QQP, MRPC, RTE_BARE)

@@ -1,4 +1,4 @@
-"""Answering in free text: SQuAD v1.1 and DROP, with MeZO's prompts (arXiv 2305.17333).
+"""Tasks answered in free text: SQuAD v1.1 and DROP, with MeZO's prompts (arXiv 2305.17333).
 
 Both are scored by SQuAD's token F1 (MeZO's choice for DROP too, whose official F1 aligns several spans), as
 the best over the accepted answers. Rows without a title, as in some SQuAD subsets, lose the prompt's first
@@ -13,19 +13,18 @@ from typing import Any, Final
 
 from gradless.errors import BadInput
 from gradless.tasks.base import Example, Task
-from gradless.tasks.choices import json_list
-from gradless.tasks.files import Folder, Numbered, Part, Row, field, json_value
+from gradless.tasks.files import Folder, Numbered, Row, field, json_list, json_value, layout
 
 
 def render_squad(row: Row) -> Example:
-    """Title, context and question on a line each, then ``Answer:``."""
+    """Return title, context and question on a line each, then ``Answer:``."""
     title = f"Title: {row['title']}\n" if row["title"] else ""
     prompt = f"{title}Context: {row['context']}\nQuestion: {row['question']}\nAnswer:"
     return Example(prompt, (), (), answers=tuple(row["answers"]))
 
 
 def tidy_squad(row: Row) -> Iterator[Row]:
-    """Answers as a list of texts, each once: the hub has ``{"text": [...]}``, subsets one ``answer``."""
+    """Yield the canonical row, each answer once: the hub has ``{"text": [...]}``, subsets one ``answer``."""
     answers: Any = row["answers"] if row.get("answers") is not None else [field(row, "answer")]
     texts = answers["text"] if isinstance(answers, dict) else answers
     if not texts:
@@ -39,44 +38,37 @@ def tidy_squad(row: Row) -> Iterator[Row]:
 
 
 def squad_json(path: Path) -> Numbered:
-    """SQuAD v1.1 JSON: articles, paragraphs, questions."""
-    number = 0
-    for article in _value(path, "data"):
-        for paragraph in article["paragraphs"]:
-            for qa in paragraph["qas"]:
-                number += 1
-                texts = [answer["text"] for answer in qa["answers"]]
-                yield (
-                    number,
-                    {
-                        "title": article.get("title", ""),
-                        "context": paragraph["context"],
-                        "question": qa["question"],
-                        "answers": texts,
-                    },
-                )
-
-
-def _value(path: Path, key: str) -> Any:
+    """Yield the questions of SQuAD v1.1's JSON, which nests articles, paragraphs and questions."""
     value = json_value(path)
-    if not isinstance(value, dict) or key not in value:
-        raise BadInput(f"{path} has no '{key}': is this another task's data?")
-    return value[key]
+    if not isinstance(value, dict) or "data" not in value:
+        raise BadInput(f"{path} has no 'data': is this another task's data?")
+    rows = (
+        {
+            "title": article.get("title", ""),
+            "context": paragraph["context"],
+            "question": qa["question"],
+            "answers": [answer["text"] for answer in qa["answers"]],
+        }
+        for article in value["data"]
+        for paragraph in article["paragraphs"]
+        for qa in paragraph["qas"]
+    )
+    yield from enumerate(rows, start=1)
 
 
 def render_drop(row: Row) -> Example:
-    """Passage and question on a line each, then ``Answer:``."""
+    """Return passage and question on a line each, then ``Answer:``."""
     prompt = f"Passage: {row['passage']}\nQuestion: {row['question']}\nAnswer:"
     return Example(prompt, (), (), answers=tuple(row["answers"]))
 
 
 def tidy_drop(row: Row) -> Iterator[Row]:
-    """Accepted answers as texts: ``answers_spans`` on the hub, number, spans or date in the original JSON."""
+    """Yield the canonical row; answers are ``answers_spans`` on the hub, number, spans or date in the original JSON."""
     if "answers_spans" in row:
         texts = [str(text) for text in row["answers_spans"]["spans"]]
     else:
-        given = [field(row, "answer"), *row.get("validated_answers", ())]
-        texts = [text for answer in given for text in _drop_texts(answer)]
+        accepted = [field(row, "answer"), *row.get("validated_answers", ())]
+        texts = [text for answer in accepted for text in _drop_texts(answer)]
     if not texts:
         raise ValueError("a question without an answer")
     yield {
@@ -87,7 +79,7 @@ def tidy_drop(row: Row) -> Iterator[Row]:
 
 
 def _drop_texts(answer: Row) -> list[str]:
-    """An answer is a number, else spans, else a date."""
+    """Return the texts of an answer, which is a number, else spans, else a date."""
     if str(answer.get("number", "")):
         return [str(answer["number"])]
     if answer.get("spans"):
@@ -98,15 +90,12 @@ def _drop_texts(answer: Row) -> list[str]:
 
 
 def drop_json(path: Path) -> Numbered:
-    """DROP JSON: passage id -> passage and questions."""
+    """Yield the questions of DROP's JSON, which maps passage ids to passages and questions."""
     value = json_value(path)
     if not isinstance(value, dict):
         raise BadInput(f"{path} is not DROP's JSON: is this another task's data?")
-    number = 0
-    for item in value.values():
-        for qa in item["qa_pairs"]:
-            number += 1
-            yield number, qa | {"passage": item["passage"]}
+    rows = (qa | {"passage": item["passage"]} for item in value.values() for qa in item["qa_pairs"])
+    yield from enumerate(rows, start=1)
 
 
 SQUAD: Final = Task(
@@ -118,9 +107,9 @@ SQUAD: Final = Task(
     read=Folder(
         subfolders=("squad",),
         layouts=(
-            (Part("train", "train-v1.1.json", squad_json), Part("test", "dev-v1.1.json", squad_json)),
+            layout(squad_json, train="train-v1.1.json", test="dev-v1.1.json"),
             # Two subsets with no question or context in common.
-            (Part("train", "routerlens_dev.json", json_list), Part("test", "xquad.en.json", squad_json)),
+            (*layout(json_list, train="routerlens_dev.json"), *layout(squad_json, test="xquad.en.json")),
         ),
         tidy=tidy_squad,
     ),
@@ -137,12 +126,9 @@ DROP: Final = Task(
     read=Folder(
         subfolders=("drop",),
         layouts=(
-            (
-                Part("train", "drop_dataset_train.json", drop_json),
-                Part("test", "drop_dataset_dev.json", drop_json),
-            ),
+            layout(drop_json, train="drop_dataset_train.json", test="drop_dataset_dev.json"),
             # Expert perturbations of test items (arXiv 2004.02709), not the original split.
-            (Part("test", "drop_contrast_sets_test.json", drop_json),),
+            layout(drop_json, test="drop_contrast_sets_test.json"),
         ),
         tidy=tidy_drop,
     ),

@@ -10,57 +10,46 @@ MR shares most of its sentences with SST-2 and SST-5: never train on one and tes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import Final
 
-from gradless.tasks.base import MASK, Example, Task
+from gradless.tasks.base import MASK, Example, Render, Task, bare, by_label
 from gradless.tasks.files import (
     BLANK,
     Folder,
     Layout,
     Numbered,
-    Part,
     Row,
     class_index,
     field,
     jsonl,
+    layout,
     one_class,
     plain_table,
     rated_lines,
     table,
 )
 
-Render: TypeAlias = Callable[[Row], Example]
-
 POLARITY: Final = ("negative", "positive")
 GRADES: Final = ("very negative", "negative", "neutral", "positive", "very positive")
+SUBJECTIVITY: Final = ("subjective", "objective")
+ACCEPTABILITY: Final = ("unacceptable", "acceptable")
+TOPICS: Final = ("World", "Sports", "Business", "Sci/Tech")
+TYPES: Final = ("Description", "Entity", "Expression", "Human", "Location", "Number")
+TYPE_WORDS: Final = tuple(f" {name}" for name in TYPES)
 GOOD_BAD: Final = (" terrible", " great")
-FIVE_STEPS: Final = (" terrible", " bad", " okay", " good", " great")
-COLA_WORDS: Final = (" incorrect", " correct")
-SUBJ_WORDS: Final = (" subjective", " objective")
-TREC_WORDS: Final = (" Description", " Entity", " Expression", " Human", " Location", " Number")
 TREC_CODES: Final = ("DESC", "ENTY", "ABBR", "HUM", "LOC", "NUM")
 TREC_HUB: Final = (2, 1, 0, 3, 4, 5)
 """Hub label (ABBR, ENTY, DESC, ...) -> ours, which is LM-BFF's order."""
-TOPICS: Final = ("World", "Sports", "Business", "Sci/Tech")
-TOPIC_WORDS: Final = (" world", " sports", " business", " technology")
 
 SENTIMENT_SOURCE: Final = "prompt: LM-BFF (arXiv 2012.15723) as in MeZO (arXiv 2305.17333)"
-
-
-def causal(words: tuple[str, ...], lead: str) -> Render:
-    """``"{text}{lead}"`` followed by the word: ``"{text} It was"`` -> ``" great"``."""
-
-    def render(row: Row) -> Example:
-        return Example(row["sentence"] + lead, words, (row["label"],), content_free=lead.lstrip(" "))
-
-    return render
+LIKE_SST2: Final = f"{SENTIMENT_SOURCE}; causal form as for SST-2"
 
 
 def masked(words: tuple[str, ...], lead: str, end: str = ".") -> Render:
-    """``"{text}{lead}<mask>{end}"``; no space before the mask, which belongs to the word."""
+    """Return the prompt ``"{sentence}{lead}<mask>{end}"``; the space before the mask belongs to the word."""
 
     def render(row: Row) -> Example:
         text = row["sentence"]
@@ -71,7 +60,7 @@ def masked(words: tuple[str, ...], lead: str, end: str = ".") -> Render:
 
 
 def masked_before(words: tuple[str, ...]) -> Render:
-    """``"<mask>: {text}"`` (TREC)."""
+    """Return the prompt ``"<mask>: {sentence}"`` (TREC)."""
 
     def render(row: Row) -> Example:
         lead = f"{MASK}: "
@@ -83,7 +72,7 @@ def masked_before(words: tuple[str, ...]) -> Render:
 
 
 def tidy(names: tuple[str, ...], row: Row) -> Iterator[Row]:
-    """Canonical row ``{"sentence", "label"}``; white space around the text is no part of it."""
+    """Yield the canonical row ``{"sentence", "label"}``; white space around the text is removed."""
     value = field(row, "label_text", "label", "Sentiment")
     yield {"sentence": _text(row), "label": class_index(value, names)}
 
@@ -93,7 +82,7 @@ def _text(row: Row) -> str:
 
 
 def tidy_trec(row: Row) -> Iterator[Row]:
-    """The hub and the original files number the classes unlike LM-BFF: map by what the field says."""
+    """Yield the canonical row; the hub and the original files number the classes differently from LM-BFF."""
     if row.get("coarse_label") is not None:
         label = TREC_HUB[class_index(row["coarse_label"], TREC_CODES)]
     else:
@@ -102,13 +91,13 @@ def tidy_trec(row: Row) -> Iterator[Row]:
 
 
 def tidy_imdb(row: Row) -> Iterator[Row]:
-    """HTML line breaks, which every review is full of, become spaces."""
-    for clean in tidy(POLARITY, row):
-        yield clean | {"sentence": " ".join(clean["sentence"].replace("<br />", " ").split())}
+    """Yield the canonical row; HTML line breaks, which every review is full of, become spaces."""
+    for canonical in tidy(POLARITY, row):
+        yield canonical | {"sentence": " ".join(canonical["sentence"].replace("<br />", " ").split())}
 
 
 def tidy_agnews(row: Row) -> Iterator[Row]:
-    """Labels are 0-3 as numbers (hub), 1-4 as text (files), or class names."""
+    """Yield the canonical row; labels are 0-3 as numbers (hub), 1-4 as text (files), or class names."""
     value = field(row, "label")
     if isinstance(value, str) and value.isdecimal():
         value = int(value) - 1
@@ -116,250 +105,181 @@ def tidy_agnews(row: Row) -> Iterator[Row]:
 
 
 def _trec_lines(path: Path) -> Numbered:
-    """The original files: ``COARSE:fine question text``."""
+    """Yield the rows of the original files, ``COARSE:fine question text``."""
     for number, row in rated_lines(path, encoding="latin-1"):
         yield number, row | {"label": row["label"].partition(":")[0]}
 
 
-_csv = partial(table, delimiter=",", columns=("label", "text"))
+LMBFF: Final = layout(partial(table, delimiter=",", columns=("label", "text")), train="train.csv", test="test.csv")
+"""LM-BFF's folders: two columns, no header."""
 
-LMBFF: Final[Layout] = (Part("train", "train.csv", _csv), Part("test", "test.csv", _csv))
-"""LM-BFF's own folders: two columns, no header."""
-
-GLUE_TSV: Final[Layout] = (Part("train", "train.tsv", plain_table), Part("test", "dev.tsv", plain_table))
+_cola = partial(plain_table, columns=("source", "label", "star", "sentence"))
+_agnews = partial(table, columns=("text", "label"))
 
 
 def _stsa(kind: str) -> Layout:
-    return tuple(Part(split, f"stsa.{kind}.{split}", rated_lines) for split in ("train", "dev", "test"))
+    return layout(rated_lines, **{split: f"stsa.{kind}.{split}" for split in ("train", "dev", "test")})
 
 
-def _two_files(negative: str, positive: str, encoding: str) -> Layout:
-    return (
-        Part("pool", negative, one_class(0, encoding)),
-        Part("pool", positive, one_class(1, encoding)),
-    )
+def _two_files(negative: str, positive: str) -> Layout:
+    return (*layout(one_class(0, "latin-1"), pool=negative), *layout(one_class(1, "latin-1"), pool=positive))
 
 
-SST2_FILES: Final = Folder(
-    subfolders=("sst2", "SST-2"), layouts=(GLUE_TSV, _stsa("binary")), tidy=partial(tidy, POLARITY)
-)
-
-SST2_UNALIGNED: Final = causal(GOOD_BAD, "")
-"""ZO-Bench's: the sentence and the word. Its calibration prompt is one space, which here is the word's own."""
-
-COLA_COLUMNS: Final = ("source", "label", "star", "sentence")
-_cola = partial(plain_table, columns=COLA_COLUMNS)
-_imdb = partial(table, delimiter="\t")
-_agnews = partial(table, delimiter="\t", columns=("text", "label"))
-
-
-def _sentiment(name: str, title: str, source: str, read: Folder, hub: tuple[str, str | None] | None) -> Task:
-    """MR, CR, MPQA: SST-2's prompts, first sentence of at most 110 tokens."""
+def _task(
+    name: str,
+    title: str,
+    lead: str,
+    *,
+    source: str,
+    subfolders: tuple[str, ...],
+    layouts: tuple[Layout, ...],
+    tidy_row: Callable[[Row], Iterable[Row]] | None = None,
+    hub: tuple[str, str | None] | None,
+    hub_splits: tuple[str, str] = ("train", "test"),
+    labels: tuple[str, ...] = POLARITY,
+    words: tuple[str, ...] = GOOD_BAD,
+    metrics: tuple[str, ...] = ("accuracy",),
+    render_unaligned: Render | None = None,
+    render_masked: Render | None = None,
+    first_limit: int | None = 110,
+    max_length: int = 128,
+) -> Task:
+    """Return a task whose prompts are ``"{sentence}{lead}"`` and ``"{sentence}{lead}<mask>."``."""
     return Task(
         name=name,
         title=title,
         kind="classification",
-        metrics=("accuracy",),
-        render=causal(GOOD_BAD, " It was"),
-        render_masked=masked(GOOD_BAD, " It was"),
-        read=read,
+        metrics=metrics,
+        render=by_label(f"{{sentence}}{lead}", words, lead.lstrip(" ")),
+        render_unaligned=render_unaligned,
+        render_masked=render_masked or masked(words, lead),
+        read=Folder(subfolders=subfolders, layouts=layouts, tidy=tidy_row or partial(tidy, labels)),
         hub=hub,
-        hub_splits=("train", "test"),
-        source=f"{source}; {SENTIMENT_SOURCE}; causal form as for SST-2",
-        labels=POLARITY,
-        label_words=GOOD_BAD,
-        masked_words=GOOD_BAD,
-        first_limit=110,
+        hub_splits=hub_splits,
+        source=source,
+        labels=labels,
+        label_words=words,
+        masked_words=words,
+        first_limit=first_limit,
+        max_length=max_length,
     )
 
 
-SST2: Final = Task(
-    name="sst2",
-    title="SST-2",
-    kind="classification",
-    metrics=("accuracy",),
-    render=causal(GOOD_BAD, " It was"),
-    render_unaligned=SST2_UNALIGNED,
-    render_masked=masked(GOOD_BAD, " It was"),
-    read=SST2_FILES,
-    hub=("nyu-mll/glue", "sst2"),
+SST2: Final = _task(
+    "sst2",
+    "SST-2",
+    " It was",
     source=f"Socher et al. 2013, GLUE; {SENTIMENT_SOURCE}; unaligned: ZO-Bench (arXiv 2402.11592)",
-    labels=POLARITY,
-    label_words=GOOD_BAD,
-    masked_words=GOOD_BAD,
-)
-
-SST2_BARE: Final = Task(
-    name="sst2-bare",
-    title="SST-2 without the aligning prompt",
-    kind="classification",
-    metrics=("accuracy",),
-    render=SST2_UNALIGNED,
-    read=SST2_FILES,
+    # ZO-Bench's is the sentence and the word. Its calibration prompt is one space, which here is the word's own.
+    render_unaligned=by_label("{sentence}", GOOD_BAD),
+    subfolders=("sst2", "SST-2"),
+    layouts=(layout(plain_table, train="train.tsv", test="dev.tsv"), _stsa("binary")),
     hub=("nyu-mll/glue", "sst2"),
-    source="Socher et al. 2013, GLUE; no-alignment prompt of ZO-Bench (arXiv 2402.11592)",
-    labels=POLARITY,
-    label_words=GOOD_BAD,
+    hub_splits=("train", "validation"),
+    first_limit=None,
 )
 
-SST5: Final = Task(
-    name="sst5",
-    title="SST-5",
-    kind="classification",
-    metrics=("accuracy",),
-    render=causal(FIVE_STEPS, " It was"),
-    render_masked=masked(FIVE_STEPS, " It was"),
-    read=Folder(subfolders=("sst5", "sst-5"), layouts=(_stsa("fine"), LMBFF), tidy=partial(tidy, GRADES)),
-    hub=("SetFit/sst5", None),
-    hub_splits=("train", "test"),
-    source=f"Socher et al. 2013; {SENTIMENT_SOURCE}; causal form ours",
-    labels=GRADES,
-    label_words=FIVE_STEPS,
-    masked_words=FIVE_STEPS,
-    first_limit=110,
-)
-
-MR: Final = _sentiment(
-    "mr",
-    "MR",
-    "Pang and Lee 2005 (unsplit files: test drawn by a fixed permutation)",
-    Folder(
+TASKS: Final = (
+    SST2,
+    _task(
+        "sst5",
+        "SST-5",
+        " It was",
+        source=f"Socher et al. 2013; {SENTIMENT_SOURCE}; causal form ours",
+        subfolders=("sst5", "sst-5"),
+        layouts=(_stsa("fine"), LMBFF),
+        hub=("SetFit/sst5", None),
+        labels=GRADES,
+        words=(" terrible", " bad", " okay", " good", " great"),
+    ),
+    _task(
+        "mr",
+        "MR",
+        " It was",
+        source=f"Pang and Lee 2005 (unsplit files: test drawn by a fixed permutation); {LIKE_SST2}",
         subfolders=("mr",),
-        layouts=(_two_files("rt-polarity.neg", "rt-polarity.pos", "latin-1"), LMBFF),
-        tidy=partial(tidy, POLARITY),
+        layouts=(_two_files("rt-polarity.neg", "rt-polarity.pos"), LMBFF),
+        hub=("cornell-movie-review-data/rotten_tomatoes", None),
     ),
-    ("cornell-movie-review-data/rotten_tomatoes", None),
-)
-
-CR: Final = _sentiment(
-    "cr",
-    "CR",
-    "Hu and Liu 2004 (unsplit files: test drawn by a fixed permutation)",
-    Folder(
+    _task(
+        "cr",
+        "CR",
+        " It was",
+        source=f"Hu and Liu 2004 (unsplit files: test drawn by a fixed permutation); {LIKE_SST2}",
         subfolders=("cr",),
-        layouts=(_two_files("custrev.neg", "custrev.pos", "latin-1"), LMBFF),
-        tidy=partial(tidy, POLARITY),
+        layouts=(_two_files("custrev.neg", "custrev.pos"), LMBFF),
+        hub=("SetFit/CR", None),
     ),
-    ("SetFit/CR", None),
-)
-
-MPQA: Final = _sentiment(
-    "mpqa",
-    "MPQA",
-    "Wiebe et al. 2005 (mpqa.all: test drawn by a fixed permutation)",
-    Folder(
+    _task(
+        "mpqa",
+        "MPQA",
+        " It was",
+        source=f"Wiebe et al. 2005 (mpqa.all: test drawn by a fixed permutation); {LIKE_SST2}",
         subfolders=("mpqa",),
-        layouts=((Part("pool", "mpqa.all", partial(rated_lines, encoding="latin-1")),), LMBFF),
-        tidy=partial(tidy, POLARITY),
+        layouts=(layout(partial(rated_lines, encoding="latin-1"), pool="mpqa.all"), LMBFF),
+        hub=None,
     ),
-    None,
-)
-
-SUBJ: Final = Task(
-    name="subj",
-    title="Subj",
-    kind="classification",
-    metrics=("accuracy",),
-    render=causal(SUBJ_WORDS, " This is"),
-    render_masked=masked(SUBJ_WORDS, " This is"),
-    read=Folder(
+    _task(
+        "subj",
+        "Subj",
+        " This is",
+        source=f"Pang and Lee 2004; {SENTIMENT_SOURCE}; causal form ours",
         subfolders=("subj",),
-        layouts=(_two_files("quote.tok.gt9.5000", "plot.tok.gt9.5000", "latin-1"), LMBFF),
-        tidy=partial(tidy, ("subjective", "objective")),
+        layouts=(_two_files("quote.tok.gt9.5000", "plot.tok.gt9.5000"), LMBFF),
+        hub=("SetFit/subj", None),
+        labels=SUBJECTIVITY,
+        words=(" subjective", " objective"),
     ),
-    hub=("SetFit/subj", None),
-    hub_splits=("train", "test"),
-    source=f"Pang and Lee 2004; {SENTIMENT_SOURCE}; causal form ours",
-    labels=("subjective", "objective"),
-    label_words=SUBJ_WORDS,
-    masked_words=SUBJ_WORDS,
-    first_limit=110,
-)
-
-TREC: Final = Task(
-    name="trec",
-    title="TREC",
-    kind="classification",
-    metrics=("accuracy",),
-    render=causal(TREC_WORDS, " Type:"),
-    render_masked=masked_before(TREC_WORDS),
-    read=Folder(
+    _task(
+        "trec",
+        "TREC",
+        " Type:",
+        source=f"Li and Roth 2002; {SENTIMENT_SOURCE}; causal form ours",
+        render_masked=masked_before(TYPE_WORDS),
         subfolders=("trec",),
-        layouts=(
-            (Part("train", "train_5500.label", _trec_lines), Part("test", "TREC_10.label", _trec_lines)),
-            LMBFF,
-        ),
-        tidy=tidy_trec,
+        layouts=(layout(_trec_lines, train="train_5500.label", test="TREC_10.label"), LMBFF),
+        tidy_row=tidy_trec,
+        hub=("CogComp/trec", None),
+        labels=TYPES,
+        words=TYPE_WORDS,
     ),
-    hub=("CogComp/trec", None),
-    hub_splits=("train", "test"),
-    source=f"Li and Roth 2002; {SENTIMENT_SOURCE}; causal form ours",
-    labels=tuple(word.strip() for word in TREC_WORDS),
-    label_words=TREC_WORDS,
-    masked_words=TREC_WORDS,
-    first_limit=110,
-)
-
-COLA: Final = Task(
-    name="cola",
-    title="CoLA",
-    kind="classification",
-    metrics=("mcc", "accuracy"),
-    render=causal(COLA_WORDS, " This is"),
-    render_masked=masked(COLA_WORDS, " This is"),
-    read=Folder(
+    _task(
+        "cola",
+        "CoLA",
+        " This is",
+        source=f"Warstadt et al. 2019 (arXiv 1805.12471), GLUE; {SENTIMENT_SOURCE}; causal form ours",
         subfolders=("cola", "CoLA"),
-        layouts=((Part("train", "train.tsv", _cola), Part("test", "dev.tsv", _cola)),),
-        tidy=partial(tidy, ("unacceptable", "acceptable")),
+        layouts=(layout(_cola, train="train.tsv", test="dev.tsv"),),
+        hub=("nyu-mll/glue", "cola"),
+        hub_splits=("train", "validation"),
+        labels=ACCEPTABILITY,
+        words=(" incorrect", " correct"),
+        metrics=("mcc", "accuracy"),
+        first_limit=None,
     ),
-    hub=("nyu-mll/glue", "cola"),
-    source=f"Warstadt et al. 2019 (arXiv 1805.12471), GLUE; {SENTIMENT_SOURCE}; causal form ours",
-    labels=("unacceptable", "acceptable"),
-    label_words=COLA_WORDS,
-    masked_words=COLA_WORDS,
-)
-
-IMDB: Final = Task(
-    name="imdb",
-    title="IMDb",
-    kind="classification",
-    metrics=("accuracy",),
-    render=causal(GOOD_BAD, " It was"),
-    render_masked=masked(GOOD_BAD, " It was"),
-    read=Folder(
+    _task(
+        "imdb",
+        "IMDb",
+        " It was",
+        source="Maas et al. 2011; local subset of Kaushik et al. 2020 (arXiv 1909.12434); SST-2's prompt",
         subfolders=("imdb",),
-        layouts=(tuple(Part(split, f"{split}.tsv", _imdb) for split in ("train", "dev", "test")),),
-        tidy=tidy_imdb,
+        layouts=(layout(table, train="train.tsv", dev="dev.tsv", test="test.tsv"),),
+        tidy_row=tidy_imdb,
+        hub=("stanfordnlp/imdb", None),
+        first_limit=480,
+        max_length=512,
     ),
-    hub=("stanfordnlp/imdb", None),
-    hub_splits=("train", "test"),
-    source="Maas et al. 2011; local subset of Kaushik et al. 2020 (arXiv 1909.12434); SST-2's prompt",
-    labels=POLARITY,
-    label_words=GOOD_BAD,
-    masked_words=GOOD_BAD,
-    first_limit=480,
-    max_length=512,
-)
-
-AGNEWS: Final = Task(
-    name="agnews",
-    title="AG News",
-    kind="classification",
-    metrics=("accuracy",),
-    render=causal(TOPIC_WORDS, " This is about"),
-    render_masked=masked(TOPIC_WORDS, " This is about"),
-    read=Folder(
+    _task(
+        "agnews",
+        "AG News",
+        " This is about",
+        source="Zhang et al. 2015 (arXiv 1509.01626); prompts ours; the local dev.tsv is used for training",
         subfolders=("agnews", "ag_news"),
-        layouts=((Part("train", "dev.tsv", _agnews), Part("test", "test.jsonl", jsonl)),),
-        tidy=tidy_agnews,
+        layouts=((*layout(_agnews, train="dev.tsv"), *layout(jsonl, test="test.jsonl")),),
+        tidy_row=tidy_agnews,
+        hub=("fancyzhx/ag_news", None),
+        labels=TOPICS,
+        words=(" world", " sports", " business", " technology"),
     ),
-    hub=("fancyzhx/ag_news", None),
-    hub_splits=("train", "test"),
-    source="Zhang et al. 2015 (arXiv 1509.01626); prompts ours; the local dev.tsv is used for training",
-    labels=TOPICS,
-    label_words=TOPIC_WORDS,
-    masked_words=TOPIC_WORDS,
-    first_limit=110,
+    bare(SST2),
 )
-
-TASKS: Final = (SST2, SST5, MR, CR, MPQA, SUBJ, TREC, COLA, IMDB, AGNEWS, SST2_BARE)

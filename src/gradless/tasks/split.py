@@ -1,4 +1,4 @@
-"""Drawing train, dev and test rows: the protocol of MeZO (arXiv 2305.17333), without its silent shrinking.
+"""Drawing train, dev and test rows: the protocol of MeZO (arXiv 2305.17333), but too few rows are an error.
 
 A seeded permutation of the training rows gives first the training examples, then the dev examples; a seeded
 permutation of the test rows gives the test examples. The permutations come from the project's counter-based
@@ -17,7 +17,7 @@ from gradless.tasks.base import Splits, Task
 from gradless.tasks.files import Row
 
 SCRIPTLESS = "refs/convert/parquet"
-"""Branch that the hub makes of data sets that need a loading script, which `datasets` 4 refuses."""
+"""The hub's branch with a Parquet copy of a data set whose loading script `datasets` 4 refuses."""
 
 
 def load(
@@ -30,13 +30,13 @@ def load(
     seed: int,
     k_shot: int | None = None,
 ) -> Splits:
-    """Read a task's data and draw the rows of one run.
+    """Return the rows of one run, drawn from a task's data.
 
     Args:
         task: The task.
         data: Folder of local files; None reads from the hub through `datasets` (network).
         num_train: Training rows; 0 is allowed (zero-shot).
-        num_dev: Rows for model selection: from the data's own dev split where `Task.read` gives one, else the
+        num_dev: Rows for model selection: from the data's own dev split if `Task.read` returns one, else the
             training rows that follow the first ``num_train``.
         num_test: Test rows.
         seed: Of the permutations.
@@ -44,7 +44,7 @@ def load(
             ``num_train`` and ``num_dev`` are then not used.
 
     Raises:
-        BadInput: Missing files, damaged rows, and every split with fewer rows than asked for.
+        BadInput: Missing files, damaged rows, or a split with fewer rows than asked for.
     """
     if data is None:
         pools, where = hub_rows(task), f"{task.hub[0] if task.hub else ''} on the hub"
@@ -75,32 +75,32 @@ def draw(
     seed: int,
     k_shot: int | None = None,
 ) -> Splits:
-    """Draw the rows of one run from rows that are already read; None takes all (see `load`)."""
+    """Return the rows of one run, drawn from rows that are already read; None takes all (see `load`)."""
     for flag, number in (("train", num_train), ("dev", num_dev), ("test", num_test)):
         if number is not None and number < 0:
             raise BadInput(f"--num-{flag} is {number}: pass 0 or more")
     test = _shuffled(pools.get("test", []), seed, "test")
     if num_test is not None:
-        _enough(task, where, "test", num_test, len(test))
+        _check_enough(task, where, "test", num_test, len(test))
     train = _shuffled(pools.get("train", []), seed, "train")
     if k_shot is not None:
         train, dev = _per_class(task, train, k_shot, where)
     elif "dev" in pools:
         dev = _shuffled(pools["dev"], seed, "dev")
-        _enough(task, where, "train", num_train or 0, len(train))
-        _enough(task, where, "dev", num_dev or 0, len(dev))
+        _check_enough(task, where, "train", num_train or 0, len(train))
+        _check_enough(task, where, "dev", num_dev or 0, len(dev))
         train, dev = train[:num_train], dev[:num_dev]
     else:
         held = num_dev or 0
         first = max(0, len(train) - held) if num_train is None else num_train
-        _enough(task, where, "train", first, len(train), dev=held)
+        _check_enough(task, where, "train", first, len(train), dev=held)
         train, dev = train[:first], train[first : first + held]
     test = test[:num_test]
     return Splits(train, dev, test, fingerprint(train, dev, test))
 
 
 def fingerprint(train: list[Row], dev: list[Row], test: list[Row]) -> str:
-    """SHA-256 (hex) of the canonical JSON of the rows: sorted keys, no spaces, UTF-8."""
+    """Return the SHA-256 (hex) of the canonical JSON of the rows: sorted keys, no spaces, UTF-8."""
     chosen = {"train": train, "dev": dev, "test": test}
     text = json.dumps(chosen, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
@@ -112,18 +112,18 @@ def _shuffled(rows: list[Row], seed: int, split: str) -> list[Row]:
     return [rows[i] for i in permutation(len(rows), seed=seed, stream=f"split/{split}").tolist()]
 
 
-def _enough(task: Task, where: str, split: str, asked: int, available: int, *, dev: int = 0) -> None:
+def _check_enough(task: Task, where: str, split: str, asked: int, available: int, *, dev: int = 0) -> None:
     if asked + dev <= available:
         return
-    wish = f"{asked} {split} rows" + (f" and {dev} dev rows after them" if dev else "")
+    request = f"{asked} {split} rows" + (f" and {dev} dev rows after them" if dev else "")
     if available:
         # Dev rows are cut from the training rows, so either number may be the one to lower.
-        flags = f"--num-{split}" + (" or --num-dev" if dev else "")
-        raise BadInput(f"{task.title}: asked for {wish}, but {where} has {available}: lower {flags}")
-    files = task.read.expects(split) if task.read is not None else ()
-    add = f"add {' or '.join(files)}" if files else f"give a {split} file"
-    zero = " and --num-dev 0" if dev else ""
-    raise BadInput(f"{task.title}: asked for {wish}, but {where} has 0: {add}, or pass --num-{split} 0{zero}")
+        fix = f"lower --num-{split}" + (" or --num-dev" if dev else "")
+    else:
+        files = task.read.expects(split) if task.read is not None else ()
+        add = f"add {' or '.join(files)}" if files else f"give a {split} file"
+        fix = f"{add}, or pass --num-{split} 0" + (" and --num-dev 0" if dev else "")
+    raise BadInput(f"{task.title}: asked for {request}, but {where} has {available}: {fix}")
 
 
 def _per_class(task: Task, rows: list[Row], k: int, where: str) -> tuple[list[Row], list[Row]]:
@@ -150,10 +150,10 @@ def _per_class(task: Task, rows: list[Row], k: int, where: str) -> tuple[list[Ro
 
 
 def hub_rows(task: Task) -> dict[str, list[Row]]:
-    """The task's rows from the Hugging Face hub (network), in canonical form.
+    """Return the task's rows from the Hugging Face hub (network), in canonical form.
 
     Raises:
-        BadInput: If the task has no hub id, `datasets` is not installed, or the hub cannot be reached.
+        BadInput: The task has no hub id, `datasets` is not installed, or the hub cannot be reached.
     """
     if task.hub is None or task.read is None:
         raise BadInput(f"{task.title} is not read from the hub: pass --data DIR with the local files")
@@ -165,14 +165,13 @@ def hub_rows(task: Task) -> dict[str, list[Row]]:
         raise BadInput(f"reading {name} from the hub needs the package 'datasets': {fix}") from error
     try:
         loaded = _from_hub(datasets, name, config)
-        pools = {
-            split: [row for raw in loaded[there] for row in task.read.tidy(dict(raw))]
-            for split, there in zip(("train", "test"), task.hub_splits, strict=True)
+        return {
+            split: [row for raw in loaded[hub_split] for row in task.read.tidy(dict(raw))]
+            for split, hub_split in zip(("train", "test"), task.hub_splits, strict=True)
         }
     except Exception as error:  # whatever the library, the network or a changed data set does: the fix is one
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         raise BadInput(f"cannot read {name} from the hub ({reason}): pass --data DIR with local files") from error
-    return pools
 
 
 def _from_hub(datasets: Any, name: str, config: str | None) -> Any:
