@@ -155,7 +155,7 @@ def test_cuda_devices_are_listed_with_their_memory(monkeypatch):
 
 
 def test_models_sizes_and_what_was_left_behind(own_cache):
-    kept = assets.place(assets.ASSETS["smollm2-135m"], "smollm2-135m", own_cache)
+    kept = assets.cached_folder(assets.ASSETS["smollm2-135m"], "smollm2-135m", own_cache)
     kept.mkdir(parents=True)
     (kept / "weights").write_bytes(bytes(3_000_000))
     old, new = (own_cache / "gguf" / f"{cache.TEMPORARY}{name}" for name in ("old", "new"))

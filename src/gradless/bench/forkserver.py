@@ -191,7 +191,7 @@ def _prepare(model: list[Any] | None) -> None:
         torch.set_num_threads(1)
         source, dtype = model
         with contextlib.suppress(Exception):  # the run itself will say what is wrong
-            lm.keep(source, dtype=dtype)
+            lm.preload(source, dtype=dtype)
         torch.set_num_threads(threads)
 
 

@@ -311,9 +311,11 @@ def _old(installed: str, asked: Requirement) -> bool:
 
 def _kept(root: Path) -> list[str]:
     """Models of `gradless.lm.assets` that are in the cache."""
-    from gradless.lm.assets import ASSETS, place
+    from gradless.lm.assets import ASSETS, cached_folder
 
-    return [name for name, asset in ASSETS.items() if asset.kind == "model" and place(asset, name, root).is_dir()]
+    return [
+        name for name, asset in ASSETS.items() if asset.kind == "model" and cached_folder(asset, name, root).is_dir()
+    ]
 
 
 def _stale(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""The configuration of a saved model: what can be tuned, from ``config.json`` alone."""
+"""Configurations of saved models: whether a model can be tuned, and as what, from ``config.json`` alone."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any, Final
 from gradless.errors import BadInput
 
 OWN_CODE: Final[dict[str, Any]] = {"trust_remote_code": False}
-"""For every from_pretrained: code that comes with a model is not run, nor is the user asked on the terminal."""
+"""Option of every ``from_pretrained``: a model's own code is not run, and nobody is asked on the terminal."""
 _CAUSAL: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _MASKED: Final = ("ForMaskedLM", "ForPreTraining")
 
 
-def read(place: str, where: dict[str, Any]) -> tuple[Any, bool]:
-    """The configuration, and whether it is that of a masked model.
+def read(source: str, options: dict[str, Any]) -> tuple[Any, bool]:
+    """Return the configuration of a model, and whether the model is a masked one.
 
     Args:
-        place: folder or hub id.
-        where: keywords of ``from_pretrained``.
+        source: folder or hub id.
+        options: keyword arguments of ``from_pretrained``.
 
     Raises:
         BadInput: code of its own, quantised weights, no language-model head.
-        Exception: what transformers and the hub raise if there is none, or an unknown one.
+        Exception: what transformers and the hub raise if there is no configuration, or an unknown one.
     """
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(place, **where, **OWN_CODE)
+        config = AutoConfig.from_pretrained(source, **options, **OWN_CODE)
     except ValueError as error:
         if "trust_remote_code" not in str(error):
             raise
@@ -36,16 +36,18 @@ def read(place: str, where: dict[str, Any]) -> tuple[Any, bool]:
     quantised = getattr(config, "quantization_config", None)
     if quantised:
         how = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
-        said = f" ({getattr(how, 'value', how)})" if how else ""
-        raise BadInput(f"its weights are quantised{said}, and only float weights are tuned: choose the original model")
+        method = f" ({getattr(how, 'value', how)})" if how else ""
+        raise BadInput(
+            f"its weights are quantised{method}, and only float weights are tuned: choose the original model"
+        )
     return config, is_masked(config)
 
 
 def is_masked(config: Any) -> bool:
-    """Whether a configuration is that of a masked model, by its ``architectures``.
+    """Return whether a configuration is that of a masked model, by its ``architectures``.
 
     Raises:
-        BadInput: it has no language-model head of either kind.
+        BadInput: the model has no language-model head of either kind.
     """
     from transformers.models.auto import modeling_auto as auto
 

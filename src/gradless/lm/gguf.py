@@ -1,8 +1,8 @@
-"""GGUF file to a Hugging Face folder with float32 safetensors, run as a child process.
+"""Converts a GGUF file to a Hugging Face folder with float32 safetensors, in a child process.
 
-A child, because conversion holds the weights twice and the parent's peak memory is a number people read;
-because the child may quieten and patch the libraries as it likes; and because a library that dies on a broken
-file then takes nothing with it.
+In a child, because conversion holds the weights twice and the parent's peak memory is a number people read;
+because the child may silence and patch the libraries freely; and because a library that crashes on a broken
+file then ends the child alone.
 
 transformers opens one file three times, and each time `gguf.GGUFReader` walks a vocabulary of 262,144 entries
 through `numpy.memmap` slices, at a few microseconds each. Reading through a plain array, once, is what makes
@@ -25,10 +25,10 @@ _VERSIONS: Final = (2, 3)
 
 
 def check(path: Path) -> None:
-    """Look at the header only, so that a file of another kind is refused at once.
+    """Check the header only, so that a file of another kind is refused at once.
 
     Raises:
-        ValueError: not a GGUF file, or a version that nobody writes any more; the message is half a sentence.
+        ValueError: not a GGUF file, or an outdated version; the message is the predicate of a sentence.
     """
     with path.open("rb") as stream:
         head = stream.read(24)
@@ -42,9 +42,9 @@ def check(path: Path) -> None:
 
 
 def convert(source: Path, target: Path) -> None:
-    """Write config, tokenizer and de-quantised float32 weights of ``source`` into the folder ``target``.
+    """Write configuration, tokenizer and de-quantised float32 weights of ``source`` into the folder ``target``.
 
-    Cost: about 30 s on one core and 2.3 GB for Gemma 3 270M. Mutes transformers for the whole process.
+    Cost: about 30 s on one core and 2.3 GB for Gemma 3 270M. Silences transformers for the whole process.
 
     Raises:
         ValueError: the file is broken, or of an architecture that transformers cannot read.
@@ -56,9 +56,8 @@ def convert(source: Path, target: Path) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     with _FastReader():
-        where: dict[str, Any] = {"gguf_file": source.name}
-        tokenizer = AutoTokenizer.from_pretrained(source.parent, **where)
-        model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, **where)
+        tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
+        model = AutoModelForCausalLM.from_pretrained(source.parent, dtype=torch.float32, gguf_file=source.name)
     # The weights are plain float32 now, yet transformers still calls the model quantized and refuses to save.
     model.hf_quantizer = None
     model.is_quantized = False
@@ -92,7 +91,7 @@ class _FastReader:
 
 
 def main(arguments: list[str]) -> int:
-    """``python -m gradless.lm.gguf SOURCE TARGET``; a failure's last line on stderr is JSON."""
+    """Run ``python -m gradless.lm.gguf SOURCE TARGET``; the last line on stderr of a failure is JSON."""
     source, target = map(Path, arguments)
     os.environ["HF_HUB_OFFLINE"] = "1"
     gc.disable()  # millions of small live objects, no cycles: collecting would cost a tenth of the time

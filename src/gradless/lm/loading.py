@@ -28,9 +28,9 @@ from gradless.lm import assets, checkpoint_config, gguf, tiny_models
 from gradless.system import cache as store
 from gradless.system.cache import Say
 from gradless.system.cache import quiet as silent
-from gradless.system.hashing import file_sha256, weights_sha256
+from gradless.system.hashing import file_sha256
 
-__all__ = ["DTYPES", "LanguageModel", "load", "sources", "tiny", "weights_sha256"]
+__all__ = ["DTYPES", "LanguageModel", "device_of", "load", "preload", "quiet_transformers", "sources", "tiny"]
 
 DTYPES: Final[dict[str, torch.dtype]] = {
     "float32": torch.float32,
@@ -48,9 +48,9 @@ class LanguageModel:
 
     Attributes:
         model: the Hugging Face model (or the PEFT model around it); ``use_cache`` is off.
-        tokenizer: its fast tokenizer, padding on the right with a padding token that exists.
+        tokenizer: its fast tokenizer, which pads on the right and has a padding token.
         masked: True for masked models (RoBERTa, BERT), False for causal ones.
-        source: what the user gave.
+        source: what the user named, see `load`.
         name: a short name for tables.
     """
 
@@ -62,7 +62,7 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the output layer's weights are."""
+        """Device of the output layer's weights."""
         return self.head.weight.device
 
     @property
@@ -77,9 +77,20 @@ class LanguageModel:
 
     @property
     def head(self) -> nn.Linear:
-        """The output layer, hidden state to vocabulary: ``[V, H]``; tied models share its weight."""
+        """Output layer from hidden states to the vocabulary, weight ``[V, H]``, which tied models share."""
         head: nn.Linear = cast(Any, self.model).get_output_embeddings()
         return head
+
+    @property
+    def config(self) -> Any:
+        """Configuration of the (text) model."""
+        config = cast(Any, self.model).config
+        return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+    @property
+    def adapters(self) -> tuple[Any, ...]:
+        """Configurations of PEFT's adapters; none for a plain model."""
+        return tuple((getattr(self.model, "peft_config", None) or {}).values())
 
     @property
     def num_parameters(self) -> int:
@@ -88,7 +99,7 @@ class LanguageModel:
 
 
 def sources() -> dict[str, str]:
-    """Names that `load` knows without a network beyond a package index, each with one line about it."""
+    """Return the names that `load` knows without a model hub, each with one line about it."""
     known = {name: asset.about for name, asset in assets.ASSETS.items() if asset.kind == "model"}
     return known | {f"tiny-{name}": "random weights, two layers, for tests" for name in tiny_models.FAMILIES}
 
@@ -102,16 +113,16 @@ def load(
     tokenizer: Any = None,
     say: Say = silent,
 ) -> LanguageModel:
-    """Load a model and its tokenizer.
+    """Return a model and its tokenizer.
 
     Args:
         source: a name from `sources`, a folder with ``config.json`` and safetensors, a ``.gguf`` file
             (converted to float32 once, then read from the cache), or a hub id, ``owner/name`` or
             ``owner/name@revision``.
         dtype: a key of `DTYPES`; default float32 on the CPU, elsewhere the checkpoint's own.
-        device: where the weights go, ``cpu``, ``cuda`` or ``cuda:1`` for instance; ``auto`` spreads them over all
+        device: device of the weights, ``cpu``, ``cuda`` or ``cuda:1`` for instance; ``auto`` spreads them over all
             GPUs (accelerate's device map).
-        cache: another cache folder than `gradless.system.cache.cache_root`.
+        cache: cache folder (default: `gradless.system.cache.cache_root`).
         tokenizer: that of this model, if it has been read before; large ones take seconds.
         say: receives lines about slow steps.
 
@@ -120,41 +131,44 @@ def load(
     Raises:
         BadInput: no such model, a broken file, no language-model head, unknown dtype or device, too large for ``auto``.
     """
-    kept = _kept.pop((source, dtype, device), None)
-    if kept is not None:
-        return kept
-    wanted = None if dtype is None else pick("dtype", dtype, DTYPES)
+    preloaded = _preloaded.pop((source, dtype, device), None)
+    if preloaded is not None:
+        return preloaded
+    weights_dtype = None if dtype is None else pick("dtype", dtype, DTYPES)
     several = device == AUTO and torch.cuda.device_count() > 1
-    place = device_of(("cuda" if torch.cuda.is_available() else "cpu") if device == AUTO else device)
-    if wanted is None and place.type == "cpu":
-        wanted = torch.float32
+    target = device_of(("cuda" if torch.cuda.is_available() else "cpu") if device == AUTO else device)
+    if weights_dtype is None and target.type == "cpu":
+        weights_dtype = torch.float32
     if source.startswith("tiny-") and not Path(source).exists():
         architecture, tied = tiny_models.parse(source)
         lm = tiny(architecture, tied=tied)
-        lm.model.to(place)
+        lm.model.to(target)
         for parameter in lm.model.parameters():  # rotary frequencies stay float32, as in models from files
-            parameter.data = parameter.data.to(wanted or parameter.dtype)
+            parameter.data = parameter.data.to(weights_dtype or parameter.dtype)
         return lm
     folder, revision = _resolve(source, cache or store.cache_root(), say)
     with quiet_transformers():
-        return _from_folder(source, folder, revision, wanted, AUTO if several else place, tokenizer)
+        return _from_folder(source, folder, revision, weights_dtype, AUTO if several else target, tokenizer)
 
 
-_kept: dict[tuple[str, str | None, str], LanguageModel] = {}
+_preloaded: dict[tuple[str, str | None, str], LanguageModel] = {}
 
 
-def keep(source: str, *, dtype: str | None = None) -> None:
-    """Load a model to the CPU now, for the next `load` of it, in this process or in one that is forked from it."""
-    _kept[source, dtype, "cpu"] = load(source, dtype=dtype)
+def preload(source: str, *, dtype: str | None = None) -> None:
+    """Load a model to the CPU for the next `load` of it, in this process or in one that is forked from it."""
+    _preloaded[source, dtype, "cpu"] = load(source, dtype=dtype)
 
 
 def tiny(architecture: str, *, seed: int = 0, tied: bool | None = None) -> LanguageModel:
-    """A random two-layer model: hidden 32, a few hundred tokens, float32, the same on every call.
+    """Return a random two-layer model: hidden size 32, a few hundred tokens, float32, the same on every call.
 
     Args:
         architecture: opt, llama, mistral, qwen, gemma or roberta.
         seed: of the weights.
         tied: share input and output embeddings; default as the architecture's small models do.
+
+    Raises:
+        BadInput: unknown architecture.
 
     Example:
         >>> tiny("llama").head.weight.shape[1]
@@ -168,11 +182,11 @@ def tiny(architecture: str, *, seed: int = 0, tied: bool | None = None) -> Langu
 
 
 # ------------------------------------------------------------------------------------------------------------
-# from what the user gave to a folder or a hub id
+# from a source to a folder or a hub id
 
 
 def _resolve(source: str, root: Path, say: Say) -> tuple[str, str | None]:
-    """Folder path or hub id, and the hub revision."""
+    """Return the folder or hub id of a source, and the hub revision."""
     asset = assets.ASSETS.get(source)
     if asset is not None and asset.kind == "model":
         path = assets.fetch(source, say, cache=root)
@@ -189,7 +203,7 @@ def _resolve(source: str, root: Path, say: Say) -> tuple[str, str | None]:
         raise BadInput(f"there is no model at {source}: check the path")
     name, _, revision = source.partition("@")
     if "/" not in name and difflib.get_close_matches(name.lower(), sources(), n=1, cutoff=0.7):
-        raise BadInput(unknown("model", name, sources()))  # a slip of the keyboard is no reason to call the hub
+        raise BadInput(unknown("model", name, sources()))  # a typing error is no reason to call the hub
     return name, revision or None
 
 
@@ -206,7 +220,7 @@ def _checked_folder(folder: Path) -> Path:
 
 
 def _converted(path: Path, digest: str | None, root: Path, say: Say) -> Path:
-    """The cached folder of a GGUF file, keyed by the file's hash; converted in a child process if need be."""
+    """Return the cached folder of a GGUF file, keyed by its hash; a child process converts it the first time."""
     try:
         gguf.check(path)
     except ValueError as error:
@@ -252,9 +266,9 @@ def _from_folder(
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
     local = Path(folder).is_dir()
-    where: dict[str, Any] = {"revision": revision or "main"} | ({"local_files_only": True} if local else {})
+    options: dict[str, Any] = {"revision": revision or "main"} | ({"local_files_only": True} if local else {})
     try:
-        config, masked = checkpoint_config.read(folder, where)
+        config, masked = checkpoint_config.read(folder, options)
         head = AutoModelForMaskedLM if masked else AutoModelForCausalLM
         model, report = head.from_pretrained(
             folder,
@@ -263,10 +277,10 @@ def _from_folder(
             use_safetensors=True,
             output_loading_info=True,
             **({} if device == CPU else {"device_map": device if device == AUTO else {"": device}}),
-            **where,
+            **options,
             **checkpoint_config.OWN_CODE,
         )
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, **where, **checkpoint_config.OWN_CODE)
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, **options, **checkpoint_config.OWN_CODE)
     except BadInput as error:
         raise BadInput(f"{source}: {error}") from None
     except Exception as error:  # transformers, hub, safetensors and tokenizers each raise their own
@@ -275,7 +289,7 @@ def _from_folder(
         if device == AUTO and "offload" in str(error):  # to a disk, which was not asked for
             raise BadInput(_too_large(source)) from error
         raise BadInput(_load_failure(source, local, error)) from error
-    check_held(source, model)
+    _refuse_offloaded(source, model)
     if missing := sorted(report["missing_keys"]):
         raise BadInput(
             f"{source} lacks {len(missing)} weights of {type(model).__name__} (such as {missing[0]}): "
@@ -285,11 +299,11 @@ def _from_folder(
     return _finish(LanguageModel(model, tokenizer, masked, source=source, name=name))
 
 
-def check_held(source: str, model: nn.Module) -> None:
-    """Refuse a model some of whose weights are offloaded: they exist for moments of a forward only.
+def _refuse_offloaded(source: str, model: nn.Module) -> None:
+    """Refuse a model with offloaded weights: they are on a device for moments of a forward only.
 
     Raises:
-        BadInput: with what to change.
+        BadInput: some weights are offloaded.
     """
     if any(parameter.is_meta for parameter in model.parameters()):
         raise BadInput(_too_large(source))
@@ -303,7 +317,7 @@ def _too_large(source: str) -> str:
 
 
 def _load_failure(source: str, local: bool, error: Exception) -> str:
-    """One sentence from what the libraries said."""
+    """Return one sentence about what the libraries raised."""
     text = str(error).strip()
     first = " ".join(text.split("\n")[0].split()).rstrip(".:") or type(error).__name__
     if local:
@@ -335,10 +349,10 @@ def _finish(lm: LanguageModel) -> LanguageModel:
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a name.
+    """Return the device of a name such as ``cpu``, ``cuda`` or ``cuda:1``.
 
     Raises:
-        BadInput: there is no such device here.
+        BadInput: this machine has no such device.
     """
     try:
         device = torch.device(name)
@@ -353,7 +367,7 @@ def device_of(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """No warnings, log lines or progress bars from transformers inside; its settings as before outside."""
+    """Suppress warnings, log lines and progress bars of transformers; afterwards its settings are as before."""
     from transformers.utils import logging as hf
 
     verbosity, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""Metrics, and how sure one can be of them.
+"""Metrics and their confidence intervals.
 
 Every metric is ``f(predictions, golds) -> float`` over two sequences of equal length. Classes are ints; a
 gold may also be a collection of accepted values (ReCoRD's entities), of which class metrics other than
@@ -25,48 +25,48 @@ NO_PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
 
 
 def compute(names: Sequence[str], predictions: Sequence[Any], golds: Sequence[Any]) -> dict[str, float]:
-    """Several metrics by name.
+    """Return several metrics by name.
 
     Raises:
-        BadInput: For an unknown name.
+        BadInput: unknown name.
     """
     return {name: pick("metric", name, METRICS)(predictions, golds) for name in names}
 
 
 def accuracy(predictions: Sequence[Any], golds: Sequence[Any]) -> float:
-    """Share of predictions that are (among) the gold."""
+    """Return the share of predictions that are (among) the gold."""
     return _mean(hits(predictions, golds))
 
 
 def hits(predictions: Sequence[Any], golds: Sequence[Any]) -> NDArray[np.float64]:
-    """1.0 where the prediction is (among) the gold, else 0.0: float64 ``[n]``."""
+    """Return 1.0 where the prediction is (among) the gold, else 0.0: float64 ``[n]``."""
     return _each(lambda guess, gold: float(guess in _accepted(gold)), predictions, golds)
 
 
 def f1(predictions: Sequence[Any], golds: Sequence[Any]) -> float:
-    """F1 of class 1 (QQP, MRPC); 0.0 when it is neither predicted nor gold."""
+    """Return the F1 of class 1 (QQP, MRPC); 0.0 if it is neither predicted nor gold."""
     return _class_f1(np.asarray(predictions), _first(golds), 1)
 
 
 def macro_f1(predictions: Sequence[Any], golds: Sequence[Any]) -> float:
-    """Unweighted mean of the F1 of every class that is predicted or gold."""
+    """Return the unweighted mean of the F1 of every class that is predicted or gold."""
     guesses, truth = np.asarray(predictions), _first(golds)
-    _same_length(guesses, truth)
+    _check_lengths(guesses, truth)
     classes = np.union1d(guesses, truth)
     return float(np.mean([_class_f1(guesses, truth, label) for label in classes])) if len(classes) else math.nan
 
 
 def _class_f1(guesses: NDArray[Any], truth: NDArray[Any], label: Any) -> float:
-    _same_length(guesses, truth)
+    _check_lengths(guesses, truth)
     both = np.count_nonzero((guesses == label) & (truth == label))
     total = np.count_nonzero(guesses == label) + np.count_nonzero(truth == label)
     return 2 * both / total if total else 0.0
 
 
 def mcc(predictions: Sequence[Any], golds: Sequence[Any]) -> float:
-    """Matthews correlation, in its form for any number of classes (Gorodkin 2004); 0.0 when undefined."""
+    """Return Matthews' correlation for any number of classes (Gorodkin 2004); 0.0 if it is undefined."""
     guesses, truth = np.asarray(predictions), _first(golds)
-    _same_length(guesses, truth)
+    _check_lengths(guesses, truth)
     classes = np.union1d(guesses, truth)
     g = np.array([np.count_nonzero(guesses == label) for label in classes], dtype=np.float64)
     t = np.array([np.count_nonzero(truth == label) for label in classes], dtype=np.float64)
@@ -76,23 +76,23 @@ def mcc(predictions: Sequence[Any], golds: Sequence[Any]) -> float:
 
 
 def normalize(text: str) -> str:
-    """SQuAD's normal form: lower case, no punctuation, no a / an / the, single spaces.
+    """Return SQuAD's normal form: lower case, no punctuation, no a / an / the, single spaces.
 
     Example:
         >>> normalize("The  Beat-les, (a band)")
         'beatles band'
     """
     words = text.lower().translate(NO_PUNCTUATION).split()
-    return " ".join(word for word in words if word not in ARTICLES)
+    return " ".join(one for one in words if one not in ARTICLES)
 
 
 def exact_match(predictions: Sequence[str], golds: Sequence[Any]) -> float:
-    """Share of predictions whose normal form equals that of an accepted answer."""
+    """Return the share of predictions whose normal form equals that of an accepted answer."""
     return _mean(exact_matches(predictions, golds))
 
 
 def exact_matches(predictions: Sequence[str], golds: Sequence[Any]) -> NDArray[np.float64]:
-    """1.0 or 0.0 per prediction: float64 ``[n]``."""
+    """Return 1.0 or 0.0 per prediction: float64 ``[n]``."""
 
     def one(guess: str, gold: Any) -> float:
         return float(normalize(guess) in {normalize(answer) for answer in _accepted(gold)})
@@ -101,12 +101,12 @@ def exact_matches(predictions: Sequence[str], golds: Sequence[Any]) -> NDArray[n
 
 
 def token_f1(predictions: Sequence[str], golds: Sequence[Any]) -> float:
-    """Mean of the best word-overlap F1 with an accepted answer (SQuAD, arXiv 1606.05250)."""
+    """Return the mean of the best word-overlap F1 with an accepted answer (SQuAD, arXiv 1606.05250)."""
     return _mean(token_f1s(predictions, golds))
 
 
 def token_f1s(predictions: Sequence[str], golds: Sequence[Any]) -> NDArray[np.float64]:
-    """Best word-overlap F1 per prediction: float64 ``[n]`` in [0, 1]."""
+    """Return the best word-overlap F1 per prediction: float64 ``[n]`` in [0, 1]."""
     return _each(lambda guess, gold: max(_overlap(guess, answer) for answer in _accepted(gold)), predictions, golds)
 
 
@@ -134,15 +134,14 @@ SCORES: Final[dict[str, Callable[[Sequence[Any], Sequence[Any]], NDArray[np.floa
 }
 """Metrics that are means of a score per example, which `difference_interval` compares."""
 
-
 SHARES: Final = ("accuracy", "exact_match")
-"""Metrics that are the share of right answers, which intervals are of."""
+"""Metrics that are the share of right answers, for which `wilson` is an interval."""
 
 
 def wilson(correct: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's score interval of a proportion, by default at 95 % (Wilson 1927).
+    """Return Wilson's score interval of a proportion, by default at 95 % (Wilson 1927).
 
-    Unlike the textbook interval it stays inside [0, 1] and is not empty at 0 or n.
+    Unlike the normal interval it stays inside [0, 1] and has a width at 0 and n.
 
     Args:
         correct: Successes, 0 <= correct <= n; need not be whole (a mean score times n).
@@ -162,22 +161,21 @@ def wilson(correct: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def difference_interval(
-    before: Sequence[float] | NDArray[Any], after: Sequence[float] | NDArray[Any], z: float = 1.96
+    first: Sequence[float] | NDArray[Any], second: Sequence[float] | NDArray[Any], z: float = 1.96
 ) -> tuple[float, float]:
-    """Interval for ``mean(after) - mean(before)`` of scores in [0, 1] on the *same* examples.
+    """Return an interval of ``mean(second) - mean(first)`` for scores in [0, 1] on the *same* examples.
 
     Agresti and Min's paired interval (2005): the normal one after adding two pseudo-examples, half of
-    each possible outcome, so that identical scores do not give an empty interval. It is narrower than two
+    each possible outcome, so that identical scores have an interval with a width. It is narrower than two
     `wilson` intervals allow, because the examples on which both models agree cancel.
 
     Args:
-        before: Scores per example ``[n]``, see `SCORES`.
-        after: Scores of the other model, same order.
+        first: Scores per example ``[n]``, see `SCORES`.
+        second: Scores of the other model, same order.
         z: Normal quantile.
     """
-    first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
-    _same_length(first, second)
-    gain = second - first
+    _check_lengths(first, second)
+    gain = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     n = len(gain) + 2
     centre = float(gain.sum()) / n
     # Of the two pseudo-examples one half is a gain of 1 and one half a loss of 1: 1 in the sum of squares.
@@ -194,17 +192,17 @@ def _first(golds: Sequence[Any]) -> NDArray[Any]:
     return np.asarray([gold[0] if isinstance(gold, tuple | list) else gold for gold in golds])
 
 
-def _same_length(one: Sequence[Any] | NDArray[Any], other: Sequence[Any] | NDArray[Any]) -> None:
+def _check_lengths(one: Sequence[Any] | NDArray[Any], other: Sequence[Any] | NDArray[Any]) -> None:
     if len(one) != len(other):
         raise ValueError(f"{len(one)} predictions for {len(other)} golds")
 
 
 def _each(score: Callable[[Any, Any], float], predictions: Sequence[Any], golds: Sequence[Any]) -> NDArray[np.float64]:
-    _same_length(predictions, golds)
+    _check_lengths(predictions, golds)
     pairs = zip(predictions, golds, strict=True)
     return np.array([score(guess, gold) for guess, gold in pairs], dtype=np.float64)
 
 
 def _mean(scores: NDArray[np.float64]) -> float:
-    """NaN, without a warning, when there is nothing to average."""
+    """Return the mean, or NaN without a warning if there are no scores."""
     return float(scores.mean()) if len(scores) else math.nan

@@ -1,7 +1,7 @@
 """Random two-layer models of real architectures, for tests, examples and dry runs. Nothing is downloaded.
 
-Weights come from one ``torch.Generator`` in the order of their names. Tokenizers are byte-level BPE whose
-merges spell a few dozen label words, so that `` great`` is one token as it is in a trained vocabulary.
+Each weight is drawn from the counter stream of its name. Tokenizers are byte-level BPE whose merges spell a few
+dozen label words, so that `` great`` is one token as it is in a trained vocabulary.
 """
 
 from __future__ import annotations
@@ -32,38 +32,31 @@ class Specials(NamedTuple):
 
 
 class Family(NamedTuple):
-    """How to build one architecture."""
+    """One architecture: the class of its configuration in transformers, its sizes and its tokenizer."""
 
     config: str
     options: dict[str, Any]
     specials: Specials
-    tied: bool
+    tied: bool = True  # input and output embeddings
 
 
-_GROUPED: Final[dict[str, Any]] = {
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-}
-_SENTENCEPIECE: Final = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+_GROUPED: Final[dict[str, Any]] = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
+_LLAMA: Final = Specials({"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}, "<s> $A")
+_PADDED: Final = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 FAMILIES: Final[dict[str, Family]] = {
     "opt": Family(
         "OPTConfig",
         {"num_attention_heads": 4, "ffn_dim": 64, "word_embed_proj_dim": 32},
         Specials({"bos_token": "</s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "</s>"}, "</s> $A"),
-        tied=True,
     ),
-    # No padding token, as in Llama 2 and Mistral: loading has to find one.
-    "llama": Family("LlamaConfig", _GROUPED, Specials(_SENTENCEPIECE, "<s> $A"), tied=False),
-    "mistral": Family(
-        "MistralConfig", {**_GROUPED, "sliding_window": 64}, Specials(_SENTENCEPIECE, "<s> $A"), tied=False
-    ),
+    # No padding token, as in Llama 2 and Mistral: loading has to choose one.
+    "llama": Family("LlamaConfig", _GROUPED, _LLAMA, tied=False),
+    "mistral": Family("MistralConfig", {**_GROUPED, "sliding_window": 64}, _LLAMA, tied=False),
     "qwen": Family(
         "Qwen3Config",
         {**_GROUPED, "head_dim": 16},
         Specials({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, "$A"),
-        tied=True,
     ),
     # Heads wider than hidden / heads, and sliding beside full attention, as in the real one.
     "gemma": Family(
@@ -75,34 +68,18 @@ FAMILIES: Final[dict[str, Family]] = {
             "sliding_window": 64,
             "layer_types": ["sliding_attention", "full_attention"],
         },
-        Specials(
-            {"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"},
-            "<bos> $A",
-        ),
-        tied=True,
+        Specials({"pad_token": "<pad>", "eos_token": "<eos>", "bos_token": "<bos>", "unk_token": "<unk>"}, "<bos> $A"),
     ),
     "roberta": Family(
         "RobertaConfig",
         {"num_attention_heads": 4, "intermediate_size": 48, "type_vocab_size": 1},
-        Specials(
-            {
-                "bos_token": "<s>",
-                "pad_token": "<pad>",
-                "eos_token": "</s>",
-                "unk_token": "<unk>",
-                "cls_token": "<s>",
-                "sep_token": "</s>",
-                "mask_token": "<mask>",
-            },
-            "<s> $A </s>",
-        ),
-        tied=True,
+        Specials(_PADDED | {"cls_token": "<s>", "sep_token": "</s>", "mask_token": "<mask>"}, "<s> $A </s>"),
     ),
 }
 
 
 def build(architecture: str, *, seed: int, tied: bool | None = None) -> tuple[nn.Module, Any, bool]:
-    """The model, its tokenizer and whether it is a masked model.
+    """Return a model, its tokenizer and whether it is a masked model.
 
     Raises:
         BadInput: unknown architecture.
@@ -133,7 +110,7 @@ def build(architecture: str, *, seed: int, tied: bool | None = None) -> tuple[nn
 
 @torch.no_grad()
 def _randomise(model: nn.Module, seed: int) -> None:
-    """Weights of unit gain and small biases; norms keep their defaults."""
+    """Fill in weights of unit gain and small biases; norms keep their defaults."""
     norms = {
         f"{name}.{leaf}"
         for name, module in model.named_modules()
@@ -147,7 +124,7 @@ def _randomise(model: nn.Module, seed: int) -> None:
 
 
 def make_tokenizer(specials: Specials) -> Any:
-    """A byte-level BPE tokenizer of a few hundred entries (`WORDS`), as a transformers fast tokenizer."""
+    """Return a byte-level BPE tokenizer of a few hundred entries (`WORDS`), as a transformers fast tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -156,11 +133,11 @@ def make_tokenizer(specials: Specials) -> Any:
         vocabulary[byte] = len(vocabulary)
     merges: list[tuple[str, str]] = []
     # Words with their space first: a merge is applied before all later ones, and must not split " Yes".
-    for word in [f"\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}{w}" for w in WORDS] + [w for w in WORDS if w.istitle()]:
-        for end in range(2, len(word) + 1):
-            if word[:end] not in vocabulary:
-                vocabulary[word[:end]] = len(vocabulary)
-                merges.append((word[: end - 1], word[end - 1]))
+    for text in [f"\N{LATIN CAPITAL LETTER G WITH DOT ABOVE}{w}" for w in WORDS] + [w for w in WORDS if w.istitle()]:
+        for end in range(2, len(text) + 1):
+            if text[:end] not in vocabulary:
+                vocabulary[text[:end]] = len(vocabulary)
+                merges.append((text[: end - 1], text[end - 1]))
     core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
@@ -177,7 +154,10 @@ def make_tokenizer(specials: Specials) -> Any:
 
 
 def parse(name: str) -> tuple[str, bool | None]:
-    """``tiny-llama``, ``tiny-llama-tied`` or ``tiny-opt-untied`` to architecture and tying.
+    """Return architecture and tying of ``tiny-llama``, ``tiny-llama-tied`` or ``tiny-opt-untied``.
+
+    Raises:
+        BadInput: another form of name.
 
     Example:
         >>> parse("tiny-opt-untied")
