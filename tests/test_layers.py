@@ -78,6 +78,11 @@ INSIDE = {
         *("integrations.checkpoints", "integrations.window", "integrations.replay"),
         *("integrations.transformers", "integrations.trl"),
     ),
+    "lm": (
+        *("lm.metrics", "lm.checkpoint_config", "lm.assets", "lm.gguf", "lm.tiny_models", "lm.loading"),
+        *("lm.schemes", "lm.shapes", "lm.encode", "lm.token_trees", "lm.batching", "lm.scoring", "lm.objectives"),
+        "lm.evaluate",
+    ),
     "tasks": (
         *("tasks.files", "tasks.base", "tasks.sentences", "tasks.pairs", "tasks.superglue", "tasks.choices"),
         *("tasks.questions", "tasks.split", "tasks.own"),

@@ -20,7 +20,7 @@ def test_options_are_the_difference_of_token_counts():
     row = encode(lm, example)
     assert row.prompt == ids(lm, "the film so")  # the space at the end is stripped
     for i, option in enumerate(example.options):
-        assert row.before(i) + row.options[i] == ids(lm, "the film so " + option)
+        assert row.context(i) + row.options[i] == ids(lm, "the film so " + option)
     assert row.gold == 1
 
 
@@ -28,7 +28,7 @@ def test_spaces_are_stripped_but_newlines_are_not():
     lm = shared("opt")
     row = encode(lm, Example("  the film\n", ("Yes",), (0,)))
     assert row.prompt == ids(lm, "the film\n")
-    assert row.before(0) + row.options[0] == ids(lm, "the film\nYes")
+    assert row.context(0) + row.options[0] == ids(lm, "the film\nYes")
 
 
 def test_single_needs_one_token_and_one_context():
@@ -45,10 +45,10 @@ def test_left_truncation_keeps_bos_and_the_options():
     row = encode(lm, example, max_length=12)
     assert whole.prompt[0] == bos  # this tokenizer has one, or the test shows nothing
     for i in range(2):
-        tokens = row.before(i) + row.options[i]
+        tokens = row.context(i) + row.options[i]
         assert len(tokens) == 12
         assert tokens[0] == bos
-        assert tokens[1:] == (whole.before(i) + whole.options[i])[-11:]
+        assert tokens[1:] == (whole.context(i) + whole.options[i])[-11:]
         assert row.options[i] == whole.options[i]
     assert len(row.prompt) == 12
 
@@ -58,7 +58,7 @@ def test_truncation_without_bos(monkeypatch):
     example = Example("it was a movie " * 10, (" good film",), (0,))
     monkeypatch.setattr(type(lm.tokenizer), "bos_token_id", property(lambda self: None), raising=False)
     row = encode(lm, example, max_length=12)
-    assert row.before(0) + row.options[0] == ids(lm, (example.prompt + " good film").strip(" "))[-12:]
+    assert row.context(0) + row.options[0] == ids(lm, (example.prompt + " good film").strip(" "))[-12:]
 
 
 def test_bad_options_are_refused():
@@ -75,7 +75,7 @@ def test_generation_trains_on_the_first_answer_with_its_stop():
     lm = shared("opt")
     example = questions(1)[0]
     row = encode(lm, example)
-    assert row.before(0) + row.options[0] == ids(lm, example.prompt + " the film\n")
+    assert row.context(0) + row.options[0] == ids(lm, example.prompt + " the film\n")
     assert row.gold == 0
     assert row.answers == ("the film", "a movie")
     bare = encode(lm, example._replace(answers=()))
@@ -92,14 +92,14 @@ def test_demonstrations_are_stripped_joined_and_in_front():
     row = encode(lm, example, demonstrations=shown)
     text = completed(shown[0]) + "\n\n" + completed(shown[1]) + "\n\nit was"
     assert row.prompt == ids(lm, text)
-    assert row.before(0) + row.options[0] == ids(lm, text + " good")
+    assert row.context(0) + row.options[0] == ids(lm, text + " good")
 
 
 def test_an_empty_prompt_without_bos_still_has_a_position():
     lm = shared("qwen")
     assert ids(lm, "") == ()
     row = encode(lm, Example("", ("Yes it was",), (0,)))
-    assert row.prompt == row.before(0) == (lm.tokenizer.eos_token_id,)
+    assert row.prompt == row.context(0) == (lm.tokenizer.eos_token_id,)
     assert row.options[0] == ids(lm, "Yes it was")
 
 

@@ -95,7 +95,7 @@ def test_options_of_several_tokens(architecture, outputs):
         found = scores(lm, batch)
     # The vocabulary is computed once for each beginning that some option continues, and for no padding.
     beginnings = {
-        (i, row.before(o) + option[:end])
+        (i, row.context(o) + option[:end])
         for i, row in enumerate(encoded)
         for o, option in enumerate(row.options)
         for end in range(len(option))
@@ -174,7 +174,7 @@ def test_through_adapters(tuner, outputs):
         torch.testing.assert_close(found[i], label_logits(lm, row), **CLOSE)
     without = bare(input_ids=torch.tensor([encoded[0].prompt])).logits[0, -1]
     assert (label_logits(lm, encoded[0]) - without[[o[0] for o in encoded[0].options]]).abs().max() > 1e-3
-    context, option = long[0].before(1), long[0].options[1]
+    context, option = long[0].context(1), long[0].options[1]
     table = plain_logits(lm, context + option).log_softmax(-1)[-len(option) - 1 : -1]
     expected = table.gather(1, torch.tensor(option).unsqueeze(1)).mean()
     torch.testing.assert_close(means[0, 1], expected, **CLOSE)
@@ -349,8 +349,8 @@ def test_a_probe_sees_the_perturbed_model(architecture, what):
         if what == "several":
             found = []
             for row in encoded:
-                table = plain_logits(lm, row.before(0) + row.options[0]).log_softmax(-1)
-                at = range(len(row.before(0)) - 1, len(row.before(0)) + len(row.options[0]) - 1)
+                table = plain_logits(lm, row.context(0) + row.options[0]).log_softmax(-1)
+                at = range(len(row.context(0)) - 1, len(row.context(0)) + len(row.options[0]) - 1)
                 found.append(table[list(at), list(row.options[0])].mean())
             return torch.stack(found).mean()
         if what == "normalised":

@@ -11,7 +11,16 @@ from gradless.lm.batching import Batch, collate_gold, collate_options, groups
 from gradless.lm.encode import Encoded, encode
 from gradless.lm.objectives import OBJECTIVES, loss_of
 from gradless.lm.scoring import scores
-from gradless.lm.token_trees import ARCHITECTURES, Extent, attention, extent, grow, pays, reach, volume
+from gradless.lm.token_trees import (
+    ARCHITECTURES,
+    Extent,
+    build_tree,
+    extent,
+    longest_path,
+    num_tokens,
+    prefers_trees,
+    tree_attention,
+)
 from gradless.tasks.base import Example
 from scoring_helpers import CAUSAL, SENTENCES, model, naive_log_probs, plain_logits, several, shared, single
 
@@ -38,16 +47,16 @@ RAGGED = [
 def plainly(lm, encoded, monkeypatch) -> Batch:
     """The batch with one sequence per option, whatever pays."""
     with monkeypatch.context() as patch:
-        patch.setattr(batching, "reach", lambda lm: 0)
+        patch.setattr(batching, "longest_path", lambda lm: 0)
         batch = collate_options(lm, encoded)
-    assert batch.packing is None
+    assert batch.trees is None
     return batch
 
 
 def check(lm, encoded, monkeypatch, **close) -> Batch:
     """Both ways give the same scores; returns the packed batch."""
     batch, plain = collate_options(lm, encoded), plainly(lm, encoded, monkeypatch)
-    assert batch.packing is not None
+    assert batch.trees is not None
     assert batch.input_ids.numel() < plain.input_ids.numel()
     with torch.no_grad():
         found, expected = scores(lm, batch), scores(lm, plain)
@@ -63,7 +72,7 @@ def paths(tree) -> list[list[int]]:
 
 
 def reads(encoded: Encoded) -> list[tuple[int, ...]]:
-    return [encoded.before(i) + option[:-1] for i, option in enumerate(encoded.options)]
+    return [encoded.context(i) + option[:-1] for i, option in enumerate(encoded.options)]
 
 
 tokens = st.lists(st.integers(0, 2), min_size=1, max_size=5).map(tuple)
@@ -74,13 +83,13 @@ tokens = st.lists(st.integers(0, 2), min_size=1, max_size=5).map(tuple)
 def test_a_tree_holds_each_option_as_a_way_and_each_beginning_once(pairs, one_context):
     contexts = (pairs[0][0],) if one_context else tuple(context for context, _ in pairs)
     example = Encoded(contexts[0], contexts, tuple(option for _, option in pairs), None, (0,))
-    tree, sequences = grow(example), reads(example)
+    tree, sequences = build_tree(example), reads(example)
     seen = paths(tree)
     for i, sequence in enumerate(sequences):
-        assert len(tree.spots[i]) == len(example.options[i])
-        way = seen[tree.spots[i][-1]]
+        assert len(tree.positions[i]) == len(example.options[i])
+        way = seen[tree.positions[i][-1]]
         assert tuple(tree.tokens[k] for k in way) == sequence
-        assert tree.spots[i] == tuple(way[len(example.before(i)) - 1 :])
+        assert tree.positions[i] == tuple(way[len(example.context(i)) - 1 :])
     assert len(tree.tokens) == len({sequence[:end] for sequence in sequences for end in range(1, len(sequence) + 1)})
 
 
@@ -102,7 +111,7 @@ def test_trees_give_naive_log_probabilities(architecture):
     lm = shared(architecture)
     examples = [*several(lm, 4), *single(lm, 2)]
     batch = collate_options(lm, [encode(lm, example) for example in examples])
-    assert batch.packing is not None
+    assert batch.trees is not None
     with torch.no_grad():
         found = scores(lm, batch)
     for i, example in enumerate(examples):
@@ -134,14 +143,14 @@ def test_architectures_obey_masks_and_positions(kind, attention_kind):
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    assert reach(lm) > 0
+    assert longest_path(lm) > 0
     example = row(5, (50, 51, 52, 53), (50, 51, 54), (60, 61, 62))
-    tree = grow(example)
-    mask, positions = attention(lm, torch.tensor([[*tree.ends, len(tree.ends)]]))
+    tree = build_tree(example)
+    mask, positions = tree_attention(lm, torch.tensor([[*tree.ends, len(tree.ends)]]))
     with torch.no_grad():
         inputs = torch.tensor([[*tree.tokens, 0]])
         found = made(input_ids=inputs, attention_mask=mask, position_ids=positions, use_cache=False).logits[0]
-    for sequence, spots in zip(reads(example), tree.spots, strict=True):
+    for sequence, spots in zip(reads(example), tree.positions, strict=True):
         expected = plain_logits(lm, sequence)
         torch.testing.assert_close(found[list(spots)], expected[len(example.prompt) - 1 :], **CLOSE)
         assert expected.std() > 0.1
@@ -169,7 +178,7 @@ def test_what_is_read_falls_as_expected(monkeypatch):
     batch = check(lm, record, monkeypatch)
     assert batch.input_ids.shape == (2, 20 + 4 + 12 * 6)
     assert plainly(lm, record, monkeypatch).input_ids.shape == (21, 30)
-    assert batch.packing.counts == (1 + 4 + 12 * 6, 1 + 4 + 9 * 6)  # and the vocabulary is computed for these only
+    assert batch.trees.counts == (1 + 4 + 12 * 6, 1 + 4 + 9 * 6)  # and the vocabulary is computed for these only
 
 
 def test_the_model_reads_one_tree_per_example():
@@ -179,7 +188,7 @@ def test_the_model_reads_one_tree_per_example():
     with torch.no_grad():
         scores(lm, collate_options(lm, RAGGED[:3]))
     hook.remove()
-    assert [ids.shape for ids in seen] == [(3, max(len(grow(example).tokens) for example in RAGGED[:3]))]
+    assert [ids.shape for ids in seen] == [(3, max(len(build_tree(example).tokens) for example in RAGGED[:3]))]
 
 
 def test_a_position_may_count_more_than_the_model_has_if_no_way_does(monkeypatch):
@@ -199,17 +208,17 @@ def test_sequences_stay_where_trees_do_not_pay():
     unlike = [row(2, tuple(range(50, 90)), tuple(range(100, 140)), tuple(range(150, 190)))]
     lengthy = [row(2, (50, 51), (60, 61)), row(3, *(tuple(range(i, i + 40)) for i in range(50, 130, 20)), first=40)]
     for encoded in (unlike, lengthy):
-        assert collate_options(lm, encoded).packing is None
-    assert collate_options(lm, RAGGED[-1:]).packing is None  # one option
-    assert collate_gold(lm, RAGGED).packing is None
-    assert collate_options(lm, [encode(lm, example) for example in single(lm)]).packing is None
+        assert collate_options(lm, encoded).trees is None
+    assert collate_options(lm, RAGGED[-1:]).trees is None  # one option
+    assert collate_gold(lm, RAGGED).trees is None
+    assert collate_options(lm, [encode(lm, example) for example in single(lm)]).trees is None
 
 
 def test_no_batch_pays_with_more_tokens():
     lm = shared("llama")
     for longest in (10, 100, 1000):
-        assert not pays(lm, Extent(4, longest, 2, 2 * longest))
-        assert pays(lm, Extent(4, longest, 2, longest))
+        assert not prefers_trees(lm, Extent(4, longest, 2, 2 * longest))
+        assert prefers_trees(lm, Extent(4, longest, 2, longest))
 
 
 @pytest.mark.parametrize("architecture", ["mistral", "gemma"])
@@ -221,7 +230,7 @@ def test_a_sliding_window_must_not_slide(architecture, monkeypatch):
     assert fits.longest == window
     check(lm, [fits], monkeypatch)
     longer = fits._replace(options=((100, 101, 102, 103, 104), (105, 106)))
-    assert collate_options(lm, [longer, fits]).packing is None
+    assert collate_options(lm, [longer, fits]).trees is None
     with torch.no_grad():
         table = plain_logits(lm, first + longer.options[0]).log_softmax(-1)
         expected = table[range(len(first) - 1, len(first) + 4), list(longer.options[0])].mean()
@@ -237,24 +246,24 @@ def test_schemes(scheme, packed, monkeypatch):
         for name, parameter in lm.model.named_parameters():
             if "lora_" in name:
                 parameter.normal_(generator=generator).mul_(0.3)
-    assert bool(reach(lm)) == packed
+    assert bool(longest_path(lm)) == packed
     if packed:
         check(lm, RAGGED, monkeypatch)
     else:
-        assert collate_options(lm, RAGGED).packing is None
+        assert collate_options(lm, RAGGED).trees is None
 
 
 def test_unknown_models_read_sequences(monkeypatch):
     lm = shared("opt")
-    assert reach(lm) > 10**6
-    assert reach(shared("roberta")) == 0
+    assert longest_path(lm) > 10**6
+    assert longest_path(shared("roberta")) == 0
     with monkeypatch.context() as patch:
         patch.setattr(token_trees, "ARCHITECTURES", ())
-        assert collate_options(lm, RAGGED).packing is None
+        assert collate_options(lm, RAGGED).trees is None
     with monkeypatch.context() as patch:
         patch.setattr(lm.model.config, "_attn_implementation_internal", "flash_attention_2")
-        assert collate_options(lm, RAGGED).packing is None
-    assert collate_options(lm, RAGGED).packing is not None
+        assert collate_options(lm, RAGGED).trees is None
+    assert collate_options(lm, RAGGED).trees is not None
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -275,7 +284,7 @@ def test_large_logits_are_computed_in_parts(limit, monkeypatch):
     hook.remove()
     assert max(sizes) <= limit
     assert len(sizes) > 1
-    assert sum(sizes) == sum(batch.packing.counts)
+    assert sum(sizes) == sum(batch.trees.counts)
     torch.testing.assert_close(parts, whole, **CLOSE)
 
 
@@ -301,7 +310,7 @@ def test_gradients_are_those_of_sequences(monkeypatch):
     found = []
     for plain in (False, True):
         if plain:
-            monkeypatch.setattr(batching, "reach", lambda lm: 0)
+            monkeypatch.setattr(batching, "longest_path", lambda lm: 0)
         lm.model.zero_grad()
         loss_of(lm, OBJECTIVES["option_ce"], RAGGED[:4]).backward()
         found.append([parameter.grad.clone() for parameter in lm.model.parameters()])
@@ -315,7 +324,7 @@ def test_gradients_are_those_of_sequences(monkeypatch):
 def test_many_weights_at_once(architecture):
     lm = model(architecture)
     batch = collate_options(lm, RAGGED)
-    assert batch.packing is not None
+    assert batch.trees is not None
 
     class Scorer(nn.Module):
         def __init__(self) -> None:
@@ -351,9 +360,9 @@ def test_groups_count_what_is_read(monkeypatch):
             size = Extent(0, 0, 0, 0)
             for i in group:
                 size = size.joined(extent(lm, encoded[i]))
-            assert batch.input_ids.numel() == volume(lm, size)
-            assert len(group) == 1 or volume(lm, size) <= budget
+            assert batch.input_ids.numel() == num_tokens(lm, size)
+            assert len(group) == 1 or num_tokens(lm, size) <= budget
         with monkeypatch.context() as patch:
-            patch.setattr(token_trees, "reach", lambda lm: 0)
+            patch.setattr(token_trees, "longest_path", lambda lm: 0)
             assert len(found) <= len(list(groups(lm, encoded, batch_tokens=budget)))
     assert len(found) < 6

@@ -145,7 +145,7 @@ def test_calibration_scores_the_option_after_the_start_of_a_document(architectur
     assert len(blank.prompt) == 1
     for tokens, text in zip(blank.options, BLANKS[name], strict=True):
         assert list(tokens) == model.tokenizer(text.strip(" "), add_special_tokens=False)["input_ids"]
-    assert all(len(blank.before(option)) == 1 for option in range(len(blank.options)))
+    assert all(len(blank.context(option)) == 1 for option in range(len(blank.options)))
     found = evaluate(model, task, [TEXTS[name][0]] * 2, mode="calibrated")
     assert found.predictions[0] == found.predictions[1]
     assert found.predictions[0] in (0, 1)

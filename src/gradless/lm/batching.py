@@ -1,4 +1,4 @@
-"""Token batches: which sequences a model reads, and which of their positions are scored.
+"""Token batches: the sequences that a model reads, and their positions that are scored.
 
 Batches are padded on the **right**. Under a causal mask no real token sees what follows it, so padding
 changes nothing: neither position ids nor an attention mask are needed. Masked models get the mask. Only
@@ -14,30 +14,39 @@ C), ``L`` tokens, ``S`` scored positions of a sequence or option, ``R`` candidat
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradless.errors import BadInput
 from gradless.lm.encode import Encoded, Tokens, length_limit, shorten
-from gradless.lm.token_trees import Extent, Tree, TreeLayout, extent, grow, pays, reach, volume, width
-
-if TYPE_CHECKING:
-    from gradless.lm.loading import LanguageModel
+from gradless.lm.loading import LanguageModel
+from gradless.lm.token_trees import (
+    Extent,
+    Tree,
+    TreeLayout,
+    build_tree,
+    extent,
+    longest_path,
+    num_tokens,
+    prefers_trees,
+    row_length,
+)
 
 
 class Batch(NamedTuple):
     """Sequences, the positions to score in them, and how scores map to the options of examples.
 
-    Exactly one reading applies:
+    One of four cases applies:
 
-    * ``rows`` given: every option is one token; option ``(n, o)`` is candidate ``rows[slots[n, o]]`` of
+    * ``candidates`` is set: every option is one token; option ``(n, o)`` is ``candidates[slots[n, o]]`` in
       sequence n.
-    * ``rows`` empty, ``targets`` given: option ``(n, o)`` is sequence ``slots[n, o]``, scored on its targets.
-    * the same and ``packing`` given: sequence n is the token tree of example n, and option ``(n, o)`` is line
-      ``slots[n, o]`` of ``targets`` ``[C, S]`` and of ``positions`` ``[C, S]``, which count in ``packing.nodes``.
-    * neither: a label head scores sequence n; ``slots`` only carries the number of labels.
+    * ``targets`` is set: option ``(n, o)`` is sequence ``slots[n, o]``, scored on its targets.
+    * ``targets`` and ``trees`` are set: sequence n is the token tree of example n, and option ``(n, o)`` is row
+      ``slots[n, o]`` of ``targets`` ``[C, S]`` and of ``positions`` ``[C, S]``, which are indices of ``trees.nodes``.
+    * none is set: a label head scores sequence n; ``slots`` holds nothing but the number of labels.
     """
 
     input_ids: Tensor  # [B, L], right padded
@@ -45,17 +54,17 @@ class Batch(NamedTuple):
     positions: Tensor  # [B, S] index of the hidden state that predicts
     targets: Tensor | None  # [B, S] token predicted there
     target_mask: Tensor | None  # [B, S] 1.0 where a target is real
-    rows: Tensor | None  # [R] candidate token ids
+    candidates: Tensor | None  # [R] token ids
     slots: Tensor  # [N, O]
     valid: Tensor  # [N, O] bool: option exists
-    right: Tensor  # [N, O] bool: option is right
+    correct: Tensor  # [N, O] bool: option is right
     gold: Tensor  # [N] option to train on
-    weight: float  # what the objective's mean divides by
-    packing: TreeLayout | None = None  # the sequences are token trees
+    weight: float  # divisor of the objective's mean
+    trees: TreeLayout | None = None
 
 
 class Prompts(NamedTuple):
-    """Left-padded prompts for generation, and the answers that count as right."""
+    """Left-padded prompts for generation, and the accepted answers."""
 
     input_ids: Tensor  # [N, L]
     attention_mask: Tensor  # [N, L]
@@ -66,14 +75,14 @@ class Prompts(NamedTuple):
 
 
 def has_label_head(lm: LanguageModel) -> bool:
-    """Whether the model scores labels with a head of its own (scheme ``head``)."""
+    """Return whether the model scores labels with a head of its own (scheme ``head``)."""
     return getattr(lm.model, "label_head", None) is not None
 
 
 def collate_options(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:
-    """A batch that scores all options of all examples.
+    """Return a batch that scores all options of all examples.
 
-    Cost: one sequence per example if all options are single tokens (or a label head reads them), else one
+    Cost: one sequence per example if all options are single tokens (or a label head scores them), else one
     token tree per example or one sequence per option, whichever is less work.
 
     Raises:
@@ -91,57 +100,68 @@ def collate_options(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:
         column = {token: i for i, token in enumerate(candidates)}
         slots = [[column[option[0]] for option in row.options] for row in encoded]
         sequences = [row.contexts[0] for row in encoded]
-        spots = [[len(row.contexts[0]) - 1 if row.mask is None else row.mask] for row in encoded]
-        return _batch(lm, encoded, sequences, spots, None, candidates, slots)
-    slots, sequences, spots, targets = [], [], [], []
+        positions = [[len(row.contexts[0]) - 1 if row.mask is None else row.mask] for row in encoded]
+        return _batch(lm, encoded, sequences, positions, None, candidates, slots)
+    slots, sequences, positions, targets = [], [], [], []
     for row in encoded:
         slots.append([len(sequences) + i for i in range(len(row.options))])
         for i in range(len(row.options)):
-            tokens, spot, target = _taught(row, i)
+            tokens, read, target = _scored(row, i)
             sequences.append(tokens)
-            spots.append(spot)
+            positions.append(read)
             targets.append(target)
-    if reach(lm):
-        trees = [grow(row) for row in encoded]
+    if longest_path(lm):
+        trees = [build_tree(row) for row in encoded]
         size = Extent(len(sequences), max(map(len, sequences)), len(trees), max(len(tree.tokens) for tree in trees))
-        if pays(lm, size):
+        if prefers_trees(lm, size):
             return _collate_trees(lm, encoded, trees, targets, slots)
-    return _batch(lm, encoded, sequences, spots, targets, None, slots)
+    return _batch(lm, encoded, sequences, positions, targets, None, slots)
 
 
 def collate_ends(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:
-    """One sequence per example, the prompt, and the position that predicts what follows (or the mask)."""
-    spots = [[len(row.prompt) - 1 if row.mask is None else row.mask] for row in encoded]
+    """Return one sequence per example, the prompt, and its position that predicts the next token (or the mask)."""
+    positions = [[len(row.prompt) - 1 if row.mask is None else row.mask] for row in encoded]
     slots = [list(range(len(row.options))) for row in encoded]
-    return _batch(lm, encoded, [row.prompt for row in encoded], spots, None, None, slots)
+    return _batch(lm, encoded, [row.prompt for row in encoded], positions, None, None, slots)
 
 
 def collate_gold(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:
-    """A batch that scores only the tokens of each gold option (or first answer); weight = tokens."""
+    """Return a batch that scores only the tokens of each gold option (or first answer); weight = tokens.
+
+    Raises:
+        BadInput: an example without a right option, or a label head.
+    """
     if has_label_head(lm):
         raise BadInput("a label head scores labels, not tokens: use the objective 'option_ce' or another scheme")
-    return _collate_taught(lm, encoded, [_taught(row, row.gold) for row in _with_gold(encoded)])
+    return _collate_scored(lm, encoded, [_scored(row, row.gold) for row in _with_gold(encoded)])
 
 
 def collate_text(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:
-    """A batch that scores every token of prompt and gold option but the first; weight = tokens."""
+    """Return a batch that scores every token of prompt and gold option but the first; weight = tokens.
+
+    Raises:
+        BadInput: an example without a right option, a masked model or a label head.
+    """
     if lm.masked or has_label_head(lm):
         raise BadInput("the objective 'lm' needs a causal model and its own output layer: use 'option_ce'")
-    taught = []
+    scored = []
     for row in _with_gold(encoded):
-        tokens = row.before(row.gold) + row.options[row.gold]
-        taught.append((tokens[:-1], list(range(len(tokens) - 1)), list(tokens[1:])))
-    return _collate_taught(lm, encoded, taught)
+        tokens = row.context(row.gold) + row.options[row.gold]
+        scored.append((tokens[:-1], list(range(len(tokens) - 1)), list(tokens[1:])))
+    return _collate_scored(lm, encoded, scored)
 
 
 def collate_prompts(lm: LanguageModel, encoded: Sequence[Encoded], stop: str = "\n", new_tokens: int = 50) -> Prompts:
-    """Left-padded prompts for generation; weight = examples.
+    """Return left-padded prompts for generation; weight = examples.
 
     Args:
         lm: the model.
-        encoded: examples; a prompt loses its beginning where the new tokens would not fit behind it.
+        encoded: examples; a prompt loses its beginning if the new tokens would not fit behind it.
         stop: text that ends an answer.
         new_tokens: most tokens of an answer (50 as in MeZO).
+
+    Raises:
+        BadInput: a masked model, or one that takes too few tokens.
     """
     if lm.masked:
         raise BadInput("masked models do not generate text: use a causal model for this task")
@@ -163,42 +183,40 @@ def collate_prompts(lm: LanguageModel, encoded: Sequence[Encoded], stop: str = "
 
 
 def pad_id(lm: LanguageModel) -> int:
-    """The padding token, or any harmless one: causal models never look at it."""
-    tokenizer = lm.tokenizer
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    return 0
+    """Return the padding token, or any other one: causal models never look at it."""
+    ids = (lm.tokenizer.pad_token_id, lm.tokenizer.eos_token_id)
+    return next((int(token) for token in ids if token is not None), 0)
 
 
 def groups(
     lm: LanguageModel, encoded: Sequence[Encoded], *, batch_size: int | None = None, batch_tokens: int = 16384
 ) -> Iterator[list[int]]:
-    """Indices of examples to score together: of like length, longest first, each index once.
+    """Yield indices of examples to score together: of similar length, longest first, each index once.
 
     Examples whose options are single tokens are kept apart from the others, which need the full vocabulary.
 
     Args:
-        lm: the model, which decides what a group would be read as.
+        lm: the model, which decides whether a group is read as trees.
         encoded: the examples.
         batch_size: most examples of a group (default: only the tokens count).
         batch_tokens: most tokens of a group as `collate_options` lays it out, padding included; a single
             example may exceed it.
     """
     sizes = [extent(lm, row) for row in encoded]
-    order = sorted(
-        range(len(encoded)), key=lambda i: (not encoded[i].single, not pays(lm, sizes[i]), -width(lm, sizes[i]))
-    )
+
+    def similarity(i: int) -> tuple[bool, bool, int]:
+        return not encoded[i].single, not prefers_trees(lm, sizes[i]), -row_length(lm, sizes[i])
+
     group: list[int] = []
-    held = Extent(0, 0, 0, 0)
-    for i in order:
-        joined = held.joined(sizes[i])
+    size = Extent(0, 0, 0, 0)
+    for i in sorted(range(len(encoded)), key=similarity):
+        joined = size.joined(sizes[i])
         other = bool(group) and encoded[group[0]].single != encoded[i].single
-        if group and (other or len(group) == batch_size or volume(lm, joined) > batch_tokens):
+        if group and (other or len(group) == batch_size or num_tokens(lm, joined) > batch_tokens):
             yield group
             group, joined = [], sizes[i]
         group.append(i)
-        held = joined
+        size = joined
     if group:
         yield group
 
@@ -209,20 +227,20 @@ def _with_gold(encoded: Sequence[Encoded]) -> Sequence[Encoded]:
     return encoded
 
 
-def _taught(row: Encoded, option: int) -> tuple[Tokens, list[int], list[int]]:
-    """Input tokens, positions and targets that score one option; its last token need not be read."""
-    context, tokens = row.before(option), row.options[option]
+def _scored(row: Encoded, option: int) -> tuple[Tokens, list[int], list[int]]:
+    """Return input tokens, positions and targets that score one option; its last token need not be read."""
+    context, tokens = row.context(option), row.options[option]
     if row.mask is not None:
         return context, [row.mask], list(tokens)
     first = len(context) - 1
     return context + tokens[:-1], list(range(first, first + len(tokens))), list(tokens)
 
 
-def _collate_taught(
-    lm: LanguageModel, encoded: Sequence[Encoded], taught: Sequence[tuple[Tokens, list[int], list[int]]]
+def _collate_scored(
+    lm: LanguageModel, encoded: Sequence[Encoded], scored: Sequence[tuple[Tokens, list[int], list[int]]]
 ) -> Batch:
-    sequences, spots, targets = (list(column) for column in zip(*taught, strict=True))
-    batch = _batch(lm, encoded, sequences, spots, targets, None, [[i] for i in range(len(taught))], gold_only=True)
+    sequences, positions, targets = (list(column) for column in zip(*scored, strict=True))
+    batch = _batch(lm, encoded, sequences, positions, targets, None, [[i] for i in range(len(scored))], gold_only=True)
     return batch._replace(weight=float(sum(len(target) for target in targets)))
 
 
@@ -233,21 +251,19 @@ def _collate_trees(
     targets: Sequence[list[int]],
     slots: Sequence[list[int]],
 ) -> Batch:
-    """One tree per example; a token that several options continue is scored once for all of them."""
-    read = [sorted({spot for option in tree.spots for spot in option}) for tree in trees]
+    """Return one tree per example; a token that several options continue is scored once for all of them."""
+    read = [sorted({node for option in tree.positions for node in option}) for tree in trees]
     counts = tuple(map(len, read))
-    places: list[list[int]] = []
-    before = 0
-    for tree, nodes in zip(trees, read, strict=True):
-        place = {node: before + i for i, node in enumerate(nodes)}
-        places += [[place[spot] for spot in option] for option in tree.spots]
-        before += len(nodes)
-    batch = _batch(lm, encoded, [tree.tokens for tree in trees], places, targets, None, slots)
+    positions: list[list[int]] = []
+    for tree, nodes, start in zip(trees, read, accumulate(counts, initial=0), strict=False):
+        index = {node: start + i for i, node in enumerate(nodes)}
+        positions += [[index[node] for node in option] for option in tree.positions]
+    batch = _batch(lm, encoded, [tree.tokens for tree in trees], positions, targets, None, slots)
     length = batch.input_ids.shape[1]
     ends = [[*tree.ends, *range(len(tree.ends), length)] for tree in trees]
     flat = [row * length + node for row, nodes in enumerate(read) for node in nodes]
-    packing = TreeLayout(torch.tensor(ends, device=lm.device), torch.tensor(flat, device=lm.device), counts)
-    return batch._replace(packing=packing)
+    layout = TreeLayout(torch.tensor(ends, device=lm.device), torch.tensor(flat, device=lm.device), counts)
+    return batch._replace(trees=layout)
 
 
 def _collate_head(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:
@@ -266,9 +282,9 @@ def _batch(
     lm: LanguageModel,
     encoded: Sequence[Encoded],
     sequences: Sequence[Tokens],
-    spots: Sequence[list[int]],
+    positions: Sequence[list[int]],
     targets: Sequence[list[int]] | None,
-    rows: Sequence[int] | None,
+    candidates: Sequence[int] | None,
     slots: Sequence[list[int]],
     *,
     gold_only: bool = False,
@@ -279,18 +295,18 @@ def _batch(
     length = max(map(len, sequences))
     if torch.device(lm.device).type == "cuda":  # tensor cores and kernel caches like few, aligned lengths
         length = max(length, min(-(-length // 8) * 8, length_limit(lm)))
-    scored, choices = max(map(len, spots)), max(map(len, slots))
-    right = [[int(gold_only or o in row.correct) for o in range(choices)] for row in encoded]
+    scored, choices = max(map(len, positions)), max(map(len, slots))
+    correct = [[int(gold_only or o in row.correct) for o in range(choices)] for row in encoded]
     return Batch(
         input_ids=padded(sequences, pad_id(lm), length),
         attention_mask=padded([[1] * len(row) for row in sequences], 0, length),
-        positions=padded(spots, 0, scored),
+        positions=padded(positions, 0, scored),
         targets=None if targets is None else padded(targets, 0, scored),
         target_mask=None if targets is None else padded([[1] * len(row) for row in targets], 0, scored).float(),
-        rows=None if rows is None else torch.tensor(rows, device=lm.device),
+        candidates=None if candidates is None else torch.tensor(candidates, device=lm.device),
         slots=padded(slots, 0, choices),
         valid=padded([[1] * len(row) for row in slots], 0, choices).bool(),
-        right=torch.tensor(right, device=lm.device).bool(),
+        correct=torch.tensor(correct, device=lm.device).bool(),
         gold=torch.tensor([0 if gold_only else row.gold for row in encoded], device=lm.device),
         weight=float(len(encoded)),
     )

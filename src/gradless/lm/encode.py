@@ -1,4 +1,4 @@
-"""From rendered examples to tokens.
+"""Encoding of rendered examples as tokens.
 
 The encoding is MeZO's (Malladi et al. 2023, arXiv 2305.17333): spaces, not newlines, are stripped at both
 ends of a prompt and of a prompt with an option before they are tokenised; an option's length is the
@@ -9,16 +9,13 @@ beginning, but not their first special token.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from gradless.errors import BadInput
-from gradless.tasks.base import MASK, Example
+from gradless.lm.loading import LanguageModel
+from gradless.tasks.base import MASK, Example, Task
 
-if TYPE_CHECKING:
-    from gradless.lm.loading import LanguageModel
-    from gradless.tasks.base import Task
-
-Tokens = tuple[int, ...]
+Tokens: TypeAlias = tuple[int, ...]
 
 DEFAULT_MAX_LENGTH = 2048
 SEPARATOR = "\n\n"  # between demonstrations, as in MeZO
@@ -27,8 +24,8 @@ SEPARATOR = "\n\n"  # between demonstrations, as in MeZO
 class Encoded(NamedTuple):
     """The tokens of one example.
 
-    ``contexts`` holds the tokens in front of an option: one entry when all options share them, else one for
-    each option (left truncation and merges at the seam may differ). ``mask`` is the index of the mask in
+    ``contexts`` holds the tokens in front of an option: one entry if all options share them, else one for
+    each option (truncation and merges at the boundary may differ). ``mask`` is the index of the mask in
     ``contexts[0]``, None for causal models. A generation example has its first answer as the only option.
     """
 
@@ -41,7 +38,7 @@ class Encoded(NamedTuple):
 
     @property
     def single(self) -> bool:
-        """Whether one forward of one sequence scores every option: single tokens after the same context."""
+        """Whether one sequence scores every option: single tokens after the same context."""
         return len(self.contexts) == 1 and all(len(option) == 1 for option in self.options)
 
     @property
@@ -51,18 +48,18 @@ class Encoded(NamedTuple):
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest sequence to score; the last token of an option is never read."""
+        """Number of tokens of the longest sequence to score; the last token of an option is never read."""
         if self.mask is not None or not self.options:
             return len(self.prompt)
-        return max(len(self.before(i)) + len(option) for i, option in enumerate(self.options)) - 1
+        return max(len(self.context(i)) + len(option) for i, option in enumerate(self.options)) - 1
 
     @property
     def sequences(self) -> int:
-        """Sequences that scoring all options takes."""
+        """Number of sequences that score all options."""
         return 1 if self.single else max(1, len(self.options))
 
-    def before(self, option: int) -> Tokens:
-        """Tokens in front of an option."""
+    def context(self, option: int) -> Tokens:
+        """Return the tokens in front of an option."""
         return self.contexts[option if len(self.contexts) > 1 else 0]
 
 
@@ -71,17 +68,18 @@ class Encoded(NamedTuple):
 
 
 def length_limit(lm: LanguageModel, max_length: int | None = None) -> int:
-    """Tokens that a sequence may have: ``max_length`` (default 2048), or fewer if the model takes fewer."""
-    model: Any = lm.model
-    config = model.config
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    """Return the most tokens of a sequence: ``max_length`` (default 2048), or fewer if the model takes fewer.
+
+    Raises:
+        BadInput: fewer than two.
+    """
+    config = lm.config
     positions = getattr(config, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH
     if lm.masked and getattr(config, "pad_token_id", None) is not None and "roberta" in config.model_type:
         positions -= config.pad_token_id + 1  # RoBERTa's positions start behind the padding index
-    if lm.masked:  # causal tokenizers often carry a number that says nothing about the model
+    if lm.masked:  # the limit of a causal tokenizer often says nothing about the model
         positions = min(positions, lm.tokenizer.model_max_length)
-    tuners = getattr(model, "peft_config", None) or {}
-    positions -= max((getattr(tuner, "num_virtual_tokens", None) or 0 for tuner in tuners.values()), default=0)
+    positions -= max((getattr(adapter, "num_virtual_tokens", None) or 0 for adapter in lm.adapters), default=0)
     limit = min(max_length or DEFAULT_MAX_LENGTH, positions)
     if limit < 2:
         raise BadInput(f"max_length {max_length} leaves no room for a prompt and an option: raise it")
@@ -89,7 +87,7 @@ def length_limit(lm: LanguageModel, max_length: int | None = None) -> int:
 
 
 def completed(example: Example, stop: str = "\n") -> str:
-    """Prompt and gold completion as one text without outer white space: a demonstration."""
+    """Return prompt and gold completion as one text without outer white space: a demonstration."""
     return (example.prompt + _completions(example, stop)[_gold(example)]).strip()
 
 
@@ -102,10 +100,10 @@ def encode(
     first_limit: int | None = None,
     stop: str = "\n",
 ) -> Encoded:
-    """Tokens of an example, behind its demonstrations if there are any.
+    """Return the tokens of an example, behind its demonstrations if there are any.
 
     Args:
-        lm: the model whose tokenizer and limits count.
+        lm: the model, whose tokenizer and limits count.
         example: a rendered example.
         max_length: most tokens of a sequence (default: 2048 or what the model takes).
         demonstrations: solved examples in front of the prompt (in-context learning).
@@ -143,19 +141,19 @@ def encode(
 def encode_all(
     lm: LanguageModel, task: Task, examples: Sequence[Example], max_length: int | None = None
 ) -> list[Encoded]:
-    """`encode` for many examples without demonstrations, with the task's own limits and stop text."""
+    """Return `encode` of many examples without demonstrations, with the task's own limits and stop text."""
     return [encode(lm, example, **task_options(lm, task, max_length)) for example in examples]
 
 
 def task_options(lm: LanguageModel, task: Task, max_length: int | None = None) -> dict[str, Any]:
-    """Keyword arguments of `encode` that a task sets: its limits count for masked models only."""
+    """Return the keyword arguments of `encode` that a task sets: its limits count for masked models only."""
     if lm.masked:
         return {"max_length": max_length or task.max_length, "first_limit": task.first_limit}
     return {"max_length": max_length, "stop": task.stop}
 
 
 def content_free(example: Example) -> Example:
-    """The example with its prompt's content removed: what calibration compares with."""
+    """Return the example with its prompt's content removed, which calibration compares with."""
     return example._replace(prompt=example.content_free)
 
 
@@ -181,7 +179,7 @@ def _check_option(text: str, length: int, limit: int) -> None:
 
 
 def _tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of texts to be continued: with BOS if the tokenizer adds one, without EOS."""
+    """Return the token ids of texts to be continued: with BOS if the tokenizer adds one, without EOS."""
     rows: list[list[int]] = tokenizer(list(texts), verbose=False)["input_ids"]
     end = tokenizer.eos_token_id
     ended = tokenizer.eos_token or ""
@@ -199,7 +197,7 @@ def _document_start(tokenizer: Any) -> int:
 
 
 def shorten(tokens: Sequence[int], limit: int, tokenizer: Any) -> Tokens:
-    """The last ``limit`` tokens, and BOS in front if there was one."""
+    """Return the last ``limit`` tokens; a BOS in front stays and counts."""
     if len(tokens) <= limit:
         return tuple(tokens)
     bos = tuple(tokens[:1]) if tokens[0] == tokenizer.bos_token_id else ()
@@ -221,11 +219,11 @@ def _encode_masked(lm: LanguageModel, example: Example, limit: int, first_limit:
     if len(tokens) > limit:
         tokens, position = _fit_around(tokens, position, limit, _template(tokenizer, example), tokenizer)
     options = []
-    for word in example.options:
-        pieces = tokenizer(word, add_special_tokens=False, verbose=False)["input_ids"]
+    for option in example.options:
+        pieces = tokenizer(option, add_special_tokens=False, verbose=False)["input_ids"]
         if len(pieces) != 1 or pieces[0] == tokenizer.unk_token_id:
             raise BadInput(
-                f"label word {word!r} is {len(pieces)} tokens or unknown to the model: choose a word of one token"
+                f"label word {option!r} is {len(pieces)} tokens or unknown to the model: choose a word of one token"
             )
         options.append(tuple(pieces))
     whole = tuple(tokens)
@@ -233,49 +231,48 @@ def _encode_masked(lm: LanguageModel, example: Example, limit: int, first_limit:
 
 
 def _shorten_first(tokenizer: Any, example: Example, limit: int) -> Example:
-    """The example with at most ``limit`` tokens of its first sentence."""
+    """Return the example with at most ``limit`` tokens of its first sentence."""
     assert example.first is not None
     start, end = example.first
     sentence = example.prompt[start:end]
-    found = tokenizer(sentence, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
-    if len(found["input_ids"]) <= limit:
+    encoding = tokenizer(sentence, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+    ids = encoding["input_ids"]
+    if len(ids) <= limit:
         return example
-    kept = (
-        found["offset_mapping"][limit - 1][1]
-        if tokenizer.is_fast
-        else len(tokenizer.decode(found["input_ids"][:limit]))
-    )
+    kept = encoding["offset_mapping"][limit - 1][1] if tokenizer.is_fast else len(tokenizer.decode(ids[:limit]))
     prompt = example.prompt[: start + kept] + example.prompt[end:]
     return example._replace(prompt=prompt, first=(start, start + kept))
 
 
 def _template(tokenizer: Any, example: Example) -> tuple[int, int]:
-    """Tokens of the template's own words right before the mask, and of those after it."""
-    before, mask, after = example.content_free.partition(MASK)
+    """Return the numbers of tokens of the template's own words right before the mask and right after it."""
+    lead, mask, end = example.content_free.partition(MASK)
     if not mask:
-        before = after = ""
-    if example.first is not None:  # exact: what stands between the first sentence and the mask
-        place = example.prompt.index(MASK)
-        before = example.prompt[example.first[1] if example.first[1] <= place else 0 : place]
-    rows = tokenizer([before, after], add_special_tokens=False, verbose=False)["input_ids"]
+        lead = end = ""
+    if example.first is not None:  # exact: the text between the first sentence and the mask
+        index = example.prompt.index(MASK)
+        lead = example.prompt[example.first[1] if example.first[1] <= index else 0 : index]
+    rows = tokenizer([lead, end], add_special_tokens=False, verbose=False)["input_ids"]
     return len(rows[0]), len(rows[1])
 
 
 def _fit_around(
     tokens: list[int], mask: int, limit: int, template: tuple[int, int], tokenizer: Any
 ) -> tuple[list[int], int]:
-    """Cut the tail of the longer sentence before or after the mask, but none of the template's words."""
+    """Return ``limit`` tokens and the mask's index among them.
+
+    The tail of the longer of the sentences before and after the mask is cut, but none of the template's words.
+    """
     special = set(tokenizer.all_special_ids)
     first = next(i for i, token in enumerate(tokens) if token not in special or i == mask)
     last = len(tokens) - next(i for i, token in enumerate(reversed(tokens)) if token not in special)
     last = max(last, mask + 1)
     left, right = tokens[first:mask], tokens[mask + 1 : last]
-    a, c = max(0, len(left) - template[0]), max(0, len(right) - template[1])
-    room = a + c - (len(tokens) - limit)
+    num_left, num_right = max(0, len(left) - template[0]), max(0, len(right) - template[1])  # without the template
+    room = num_left + num_right - (len(tokens) - limit)
     if room < 0:
         raise BadInput(f"max_length {limit} is shorter than the template around the mask: raise it")
-    keep_a = a if a <= room // 2 else max(room - c, room - room // 2)
-    keep_c = room - keep_a
-    left = left[:keep_a] + left[a:]
-    right = right[: len(right) - (c - keep_c)]
+    keep_left = num_left if num_left <= room // 2 else max(room - num_right, room - room // 2)
+    left = left[:keep_left] + left[num_left:]
+    right = right[: len(right) - (num_right - (room - keep_left))]
     return tokens[:first] + left + [tokens[mask]] + right + tokens[last:], first + len(left)

@@ -2,7 +2,7 @@
 
 The protocol is MeZO's (arXiv 2305.17333): the prediction is the option with the highest mean token
 log-probability; calibrated, the highest ``sum log p(option | prompt) - sum log p(option | prompt without
-content)``; in context, 32 solved examples drawn anew for every test example stand in front of it; generation
+content)``; in context, 32 solved examples drawn anew for every test example precede it; generation
 is greedy. The forward that predicts also gives the training loss, by which models are selected on dev data.
 """
 
@@ -13,23 +13,21 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 
 from gradless.errors import BadInput, pick
 from gradless.lm.batching import collate_options, collate_prompts, groups, has_label_head
 from gradless.lm.encode import Encoded, content_free, encode, task_options
+from gradless.lm.loading import LanguageModel
 from gradless.lm.metrics import SCORES, compute
 from gradless.lm.objectives import Objective, default_for, negative_f1
 from gradless.lm.scoring import generate, scores
 from gradless.ranks import Ranks
 from gradless.rng import permutation
-from gradless.tasks.base import Example
-
-if TYPE_CHECKING:
-    from gradless.lm.loading import LanguageModel
-    from gradless.tasks.base import Task
+from gradless.tasks.base import Example, Task
 
 Mode = Literal["zero-shot", "icl", "calibrated"]
 MODES: dict[str, str] = {
@@ -41,7 +39,7 @@ Progress = Callable[[int, int], None]
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found, in the order of the rows."""
+    """Result of an evaluation, in the order of the rows."""
 
     metrics: dict[str, float]  # names of `Task.metrics`; empty if nothing was predicted
     loss: float | None  # mean training objective
@@ -52,8 +50,8 @@ class Evaluation(NamedTuple):
     probabilities: Sequence[float] = ()  # of the predicted options: softmax of what options are compared by
 
 
-class _Found(NamedTuple):
-    """The outcome of one pass over all examples."""
+class _Pass(NamedTuple):
+    """Result of one pass over all examples."""
 
     predictions: list[int | str]
     losses: _Mean
@@ -78,12 +76,12 @@ def evaluate(
     progress: Progress | None = None,
     ranks: Ranks | None = None,
 ) -> Evaluation:
-    """Evaluate a model on rows of a task, or on rendered examples.
+    """Return the evaluation of a model on rows of a task, or on rendered examples.
 
     Args:
         lm: the model; its training mode is restored.
-        task: how rows become prompts, and which metrics count.
-        rows: what to predict.
+        task: the task, whose prompts and metrics are used.
+        rows: the examples to predict.
         mode: a key of `MODES`.
         demonstrations: training rows to draw from, for ``icl`` only.
         num_demonstrations: solved examples in front of each prompt.
@@ -91,12 +89,11 @@ def evaluate(
         seed: of the draw of demonstrations.
         max_length: most tokens of a sequence (see `gradless.lm.encode.encode`).
         batch_size: most examples of a batch (default: only ``batch_tokens`` counts).
-        batch_tokens: most tokens of a batch, padding included (default: 1024 on a CPU, whose caches larger
-            activations do not fit, else 16384).
-        objective: what ``loss`` is (default: the task's own).
-        predict: False skips generation, where the loss does not need it.
+        batch_tokens: most tokens of a batch, padding included (default: 1024, which fits a CPU's caches, else 16384).
+        objective: the loss to report (default: the task's own).
+        predict: False skips generation if the loss does not need it.
         progress: called with the numbers of finished and of all examples.
-        ranks: processes that share the batches; all of them get the result that one would have found, to the bit.
+        ranks: processes that share the batches; all of them return the result of one process, bit for bit.
 
     Raises:
         BadInput: the mode does not fit the task or the model, or there are too few demonstrations.
@@ -105,51 +102,53 @@ def evaluate(
     without content, which is one in all for most tasks.
     """
     started = time.perf_counter()
-    pick("mode", mode, MODES)
     if not rows:
         raise BadInput("there is nothing to evaluate: give at least one row")
     examples = render(lm, task, rows)
     settings = task_options(lm, task, max_length)
     batch_tokens = batch_tokens or (1024 if lm.device.type == "cpu" else 16384)
     shown = _drawn(render(lm, task, demonstrations), len(examples), num_demonstrations, seed, fixed, mode)
-    objective = objective or default_for(task)
-    text = task.kind == "generation"
     with _quiet(lm) as calls:
         encoded = [encode(lm, row, **settings, demonstrations=d) for row, d in zip(examples, shown, strict=True)]
-        baseline = None
-        if mode == "calibrated":
-            baseline = _baseline(lm, task, examples, settings, batch_tokens)
+        baseline = _baseline(lm, task, examples, settings, batch_tokens) if mode == "calibrated" else None
+        text = task.kind == "generation"
+        run = partial(_generation, task=task, predict=predict) if text else partial(_options, baseline=baseline)
         buckets = list(groups(lm, encoded, batch_size=batch_size, batch_tokens=batch_tokens))
-        own = buckets if ranks is None else ranks.own(buckets)
-        ticked = _ticked(own, sum(map(len, own)), progress)
-        if text:
-            found = _generation(lm, task, encoded, ticked, objective, predict)
-        else:
-            found = _options(lm, encoded, ticked, objective, baseline)
-    if ranks is not None:
-        found, calls[0] = _together(found, calls[0], buckets, ranks)
-    golds = [row.answers if text else row.correct for row in examples] if found.predictions else []
+        own = _ticked(buckets if ranks is None else ranks.own(buckets), progress)
+        result = run(lm, encoded, own, objective or default_for(task))
+    result, forwards = _gathered(result, calls[0], buckets, ranks)
+    return _scored(task, examples, result)._replace(forwards=forwards, seconds=time.perf_counter() - started)
+
+
+def _scored(task: Task, examples: Sequence[Example], result: _Pass) -> Evaluation:
+    """Return the evaluation of predictions, without its costs."""
+    text = task.kind == "generation"
+    golds = [row.answers if text else row.correct for row in examples] if result.predictions else []
     score = SCORES["exact_match" if text else "accuracy"]
     return Evaluation(
-        metrics=compute(task.metrics, found.predictions, golds) if golds else {},
-        loss=found.losses.value(),
-        predictions=found.predictions,
-        correct=(score(found.predictions, golds) == 1.0).tolist(),
-        forwards=calls[0],
-        seconds=time.perf_counter() - started,
-        probabilities=found.probabilities,
+        metrics=compute(task.metrics, result.predictions, golds) if golds else {},
+        loss=result.losses.value(),
+        predictions=result.predictions,
+        correct=(score(result.predictions, golds) == 1.0).tolist(),
+        forwards=0,
+        seconds=0.0,
+        probabilities=result.probabilities,
     )
 
 
 def render(lm: LanguageModel, task: Task, rows: Sequence[Mapping[str, Any] | Example]) -> list[Example]:
-    """Rows as text for this kind of model; rendered examples pass through."""
+    """Return rows as text for this kind of model; rendered examples are returned as they are.
+
+    Raises:
+        BadInput: the task has no prompt for this kind of model.
+    """
     function = task.render_masked if lm.masked else task.render
     examples = []
     for row in rows:
         if not isinstance(row, Example):
             if function is None:
-                wanted, other = ("masked", "causal") if lm.masked else ("causal", "masked")
-                raise BadInput(f"task '{task.name}' has no prompt for {wanted} models: choose a {other} one")
+                kind, other = ("masked", "causal") if lm.masked else ("causal", "masked")
+                raise BadInput(f"task '{task.name}' has no prompt for {kind} models: choose a {other} one")
             row = function(dict(row))
         examples.append(row)
     return examples
@@ -164,40 +163,42 @@ def _options(
     encoded: Sequence[Encoded],
     buckets: Iterable[list[int]],
     objective: Objective,
+    *,
     baseline: Sequence[torch.Tensor] | None,
-) -> _Found:
-    """Choose among options; the same forward gives the loss if the objective can be read off the scores."""
+) -> _Pass:
+    """Choose among options; the same forward gives the loss if the objective is a function of the scores."""
     predictions: list[int | str] = [-1] * len(encoded)
     probabilities = [math.nan] * len(encoded)
     losses = _Mean()
     for group in buckets:
         rows = [encoded[i] for i in group]
         batch = collate_options(lm, rows)
-        found = scores(lm, batch, normalised=objective.normalised or baseline is not None)
-        value = found.mean
+        options = scores(lm, batch, normalised=objective.normalised or baseline is not None)
+        values = options.mean
         if baseline is not None:
-            value = found.total.clone()
-            for place, i in enumerate(group):
-                value[place, : len(baseline[i])] -= baseline[i]
-        chosen = value.argmax(1, keepdim=True)
-        sure = value.softmax(1).gather(1, chosen)
-        for i, best, share in zip(group, chosen[:, 0].tolist(), sure[:, 0].tolist(), strict=True):
-            predictions[i], probabilities[i] = best, share
+            values = options.total.clone()
+            for row, i in enumerate(group):
+                values[row, : len(baseline[i])] -= baseline[i]
+        best = values.argmax(1, keepdim=True)
+        likely = values.softmax(1).gather(1, best)
+        for i, option, probability in zip(group, best[:, 0].tolist(), likely[:, 0].tolist(), strict=True):
+            predictions[i], probabilities[i] = option, probability
         if objective.from_scores is not None:
-            losses.add(objective.from_scores(found, batch), objective.weigh(rows))
+            losses.add(objective.from_scores(options, batch), objective.weigh(rows))
         else:
             losses.add(objective.loss(lm, objective.prepare(lm, rows)), objective.weigh(rows))
-    return _Found(predictions, losses, probabilities)
+    return _Pass(predictions, losses, probabilities)
 
 
 def _generation(
     lm: LanguageModel,
-    task: Task,
     encoded: Sequence[Encoded],
     buckets: Iterable[list[int]],
     objective: Objective,
+    *,
+    task: Task,
     predict: bool,
-) -> _Found:
+) -> _Pass:
     """Generate answers; a differentiable loss takes a forward of its own over the first accepted answer."""
     texts: list[int | str] = [""] * len(encoded)
     losses = _Mean()
@@ -206,43 +207,45 @@ def _generation(
         if objective.differentiable:
             losses.add(objective.loss(lm, objective.prepare(lm, rows)), objective.weigh(rows))
         if predict or not objective.differentiable:
-            found = generate(lm, collate_prompts(lm, rows, task.stop, task.max_new_tokens))
-            for i, text in zip(group, found, strict=True):
+            answers = generate(lm, collate_prompts(lm, rows, task.stop, task.max_new_tokens))
+            for i, text in zip(group, answers, strict=True):
                 texts[i] = text
             if not objective.differentiable:
-                value = torch.tensor(negative_f1(found, [row.answers for row in rows]))
+                value = torch.tensor(negative_f1(answers, [row.answers for row in rows]))
                 losses.add(value, objective.weigh(rows))
-    return _Found(texts if predict else [], losses)
+    return _Pass(texts if predict else [], losses)
 
 
-def _together(found: _Found, calls: int, buckets: Sequence[list[int]], ranks: Ranks) -> tuple[_Found, int]:
-    """What all ranks found, each in its own buckets; losses are added up in the order of the buckets."""
-    places = [i for bucket in ranks.own(buckets) for i in bucket]
+def _gathered(result: _Pass, calls: int, buckets: Sequence[list[int]], ranks: Ranks | None) -> tuple[_Pass, int]:
+    """Return the results and the forwards of all ranks; losses are added up in the order of the buckets."""
+    if ranks is None:
+        return result, calls
+    indices = [i for bucket in ranks.own(buckets) for i in bucket]
     mine = {
-        "predictions": [found.predictions[i] for i in places] if found.predictions else [],
-        "probabilities": [found.probabilities[i] for i in places] if found.probabilities else [],
-        "losses": [float(part.double()) for part in found.losses.parts],
-        "weight": found.losses.weight,
+        "predictions": [result.predictions[i] for i in indices] if result.predictions else [],
+        "probabilities": [result.probabilities[i] for i in indices] if result.probabilities else [],
+        "losses": [float(part.double()) for part in result.losses.parts],
+        "weight": result.losses.weight,
         "calls": calls,
     }
-    said = [json.loads(text) for text in ranks.exchange(json.dumps(mine).encode())]
-    predictions, probabilities = list(found.predictions), list(found.probabilities)
+    results = [json.loads(text) for text in ranks.exchange(json.dumps(mine).encode())]
+    predictions, probabilities = list(result.predictions), list(result.probabilities)
     losses = _Mean()
     for number, bucket in enumerate(buckets):
-        theirs, turn = said[number % ranks.size], number // ranks.size
+        theirs, turn = results[number % ranks.size], number // ranks.size
         losses.parts.append(torch.tensor(theirs["losses"][turn], dtype=torch.float64))
         for name, whole in (("predictions", predictions), ("probabilities", probabilities)):
             part, theirs[name] = theirs[name][: len(bucket)], theirs[name][len(bucket) :]
             for i, value in zip(bucket, part, strict=bool(whole)):
                 whole[i] = value
-    losses.weight = sum(theirs["weight"] for theirs in said)
-    return _Found(predictions, losses, probabilities), sum(theirs["calls"] for theirs in said)
+    losses.weight = sum(theirs["weight"] for theirs in results)
+    return _Pass(predictions, losses, probabilities), sum(theirs["calls"] for theirs in results)
 
 
 def _baseline(
     lm: LanguageModel, task: Task, examples: Sequence[Example], settings: Mapping[str, Any], batch_tokens: int
 ) -> list[torch.Tensor]:
-    """Log-probabilities ``[O]`` of each example's options after its prompt without content.
+    """Return the log-probabilities ``[O]`` of each example's options after its prompt without content.
 
     Most tasks have one such prompt and one set of options, so each distinct pair is scored once.
     """
@@ -251,20 +254,19 @@ def _baseline(
     bare = [content_free(example)._replace(correct=(0,), answers=(), first=None) for example in examples]
     distinct = {(row.prompt, row.options): row for row in bare}
     encoded = [encode(lm, row, **settings) for row in distinct.values()]
-    found: list[torch.Tensor] = [torch.empty(0)] * len(encoded)
+    keys, by_prompt = list(distinct), {}
     for group in groups(lm, encoded, batch_tokens=batch_tokens):
-        rows = [encoded[i] for i in group]
-        total = scores(lm, collate_options(lm, rows), normalised=True).total
-        for place, i in enumerate(group):
-            found[i] = total[place, : len(rows[place].options)]
-    by_prompt = dict(zip(distinct, found, strict=True))
+        total = scores(lm, collate_options(lm, [encoded[i] for i in group]), normalised=True).total
+        for row, i in enumerate(group):
+            by_prompt[keys[i]] = total[row, : len(encoded[i].options)]
     return [by_prompt[row.prompt, row.options] for row in bare]
 
 
 def _drawn(
     pool: Sequence[Example], num: int, shots: int, seed: int, fixed: bool, mode: str
 ) -> list[tuple[Example, ...]]:
-    """Demonstrations of each example: a set of its own, or one for all."""
+    """Return the demonstrations of each example: a set of its own, or one for all."""
+    pick("mode", mode, MODES)
     if mode != "icl":
         return [()] * num
     if not 0 < shots <= len(pool):
@@ -281,7 +283,7 @@ def _drawn(
 
 
 class _Mean:
-    """A weighted mean that reads the device once."""
+    """Weighted mean that is copied from the device once."""
 
     def __init__(self) -> None:
         self.parts: list[torch.Tensor] = []
@@ -295,8 +297,9 @@ class _Mean:
         return float(torch.stack(self.parts).double().cpu().sum()) / self.weight if self.parts else None
 
 
-def _ticked(buckets: Sequence[list[int]], total: int, progress: Progress | None) -> Iterator[list[int]]:
-    done = 0
+def _ticked(buckets: Sequence[list[int]], progress: Progress | None) -> Iterator[list[int]]:
+    """Yield the buckets; report progress after each."""
+    done, total = 0, sum(map(len, buckets))
     for group in buckets:
         yield group
         done += len(group)
@@ -306,7 +309,7 @@ def _ticked(buckets: Sequence[list[int]], total: int, progress: Progress | None)
 
 @contextlib.contextmanager
 def _quiet(lm: LanguageModel) -> Iterator[list[int]]:
-    """Evaluation mode without gradients; yields a one-element count of the model's forwards."""
+    """Evaluation mode without gradients; yields the number of the model's forwards as a list of one."""
     calls = [0]
 
     def count(*_: Any) -> None:

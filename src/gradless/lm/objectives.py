@@ -1,17 +1,16 @@
-"""Training objectives: what a forward-only step measures.
+"""Training objectives: the losses that a forward-only step measures.
 
-An objective is two functions: ``prepare`` turns encoded examples into a batch once, ``loss`` is the closure
-that every query of a step calls. Values are means over ``batch.weight`` things (examples or tokens), so
-micro-batches combine exactly. Differentiable objectives serve the backprop baselines as well; accuracy and F1
-are what only forward-only training can optimise directly (Malladi et al. 2023, arXiv 2305.17333, section
-3.3).
+An objective is two functions: ``prepare`` converts encoded examples to a batch once, ``loss`` is the closure
+that every query of a step calls. Values are means over ``batch.weight`` examples or tokens, so micro-batches
+combine exactly. Differentiable objectives serve the backprop baselines as well; only forward-only training can
+optimise accuracy and F1 directly (Malladi et al. 2023, arXiv 2305.17333, section 3.3).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,11 +19,10 @@ from torch.nn import functional
 from gradless.errors import BadInput, pick
 from gradless.lm.batching import Batch, Prompts, collate_gold, collate_options, collate_prompts, collate_text
 from gradless.lm.encode import Encoded
+from gradless.lm.loading import LanguageModel
+from gradless.lm.metrics import token_f1
 from gradless.lm.scoring import Scores, generate, scores
-
-if TYPE_CHECKING:
-    from gradless.lm.loading import LanguageModel
-    from gradless.tasks.base import Task
+from gradless.tasks.base import Task
 
 
 class Objective(NamedTuple):
@@ -32,7 +30,7 @@ class Objective(NamedTuple):
 
     name: str
     doc: str
-    kinds: tuple[str, ...]  # kinds of task it makes sense for
+    kinds: tuple[str, ...]  # kinds of task that it fits
     differentiable: bool
     prepare: Callable[[LanguageModel, Sequence[Encoded]], Any]  # -> Batch or Prompts, with a weight
     loss: Callable[[LanguageModel, Any], Tensor]  # -> float32 scalar, the mean over the weight
@@ -41,30 +39,28 @@ class Objective(NamedTuple):
     normalised: bool = False  # whether from_scores needs true log-probabilities
 
 
-def option_ce(found: Scores, batch: Batch) -> Tensor:
-    """Cross-entropy over options of their mean token log-probability: MeZO's loss for classification.
+def option_ce(options: Scores, batch: Batch) -> Tensor:
+    """Return the cross-entropy over options of their mean token log-probability: MeZO's loss for classification.
 
-    For single-token options this is the cross-entropy over the candidates' logits.
+    For single-token options it is the cross-entropy over the candidates' logits.
     """
-    return functional.cross_entropy(found.mean, batch.gold)
+    return functional.cross_entropy(options.mean, batch.gold)
 
 
-def token_ce(found: Scores, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the tokens of gold options (teacher forcing)."""
+def token_ce(options: Scores, batch: Batch) -> Tensor:
+    """Return the mean cross-entropy of the tokens of gold options (teacher forcing)."""
     gold = batch.gold.unsqueeze(1)
-    return -found.total.gather(1, gold).sum() / found.lengths.gather(1, gold).sum()
+    return -options.total.gather(1, gold).sum() / options.lengths.gather(1, gold).sum()
 
 
-def negative_accuracy(found: Scores, batch: Batch) -> Tensor:
-    """Minus the share of examples whose best option is right."""
-    best = found.mean.argmax(1, keepdim=True)
-    return -batch.right.gather(1, best).float().mean()
+def negative_accuracy(options: Scores, batch: Batch) -> Tensor:
+    """Return minus the share of examples whose best option is right."""
+    best = options.mean.argmax(1, keepdim=True)
+    return -batch.correct.gather(1, best).float().mean()
 
 
 def negative_f1(texts: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """Minus the mean token F1 of texts against their accepted answers (the best one counts)."""
-    from gradless.lm.metrics import token_f1
-
+    """Return minus the mean token F1 of texts against their accepted answers (the best one counts)."""
     return -token_f1(texts, answers)
 
 
@@ -88,7 +84,7 @@ def _gold_tokens(encoded: Sequence[Encoded]) -> float:
 
 
 def _text_tokens(encoded: Sequence[Encoded]) -> float:
-    return float(sum(len(row.before(row.gold)) + len(row.options[row.gold]) - 1 for row in encoded))
+    return float(sum(len(row.context(row.gold)) + len(row.options[row.gold]) - 1 for row in encoded))
 
 
 CHOICES = ("classification", "choice")
@@ -101,67 +97,67 @@ OBJECTIVES: dict[str, Objective] = {
             "option_ce",
             "cross-entropy over an example's options of their mean token log-probability",
             CHOICES,
-            True,
-            collate_options,
-            _scored(option_ce),
-            _examples,
-            option_ce,
+            differentiable=True,
+            prepare=collate_options,
+            loss=_scored(option_ce),
+            weigh=_examples,
+            from_scores=option_ce,
         ),
         Objective(
             "gold",
             "teacher forcing: mean cross-entropy of the tokens of the gold option or first answer",
             ALL,
-            True,
-            collate_gold,
-            _scored(token_ce),
-            _gold_tokens,
-            token_ce,
+            differentiable=True,
+            prepare=collate_gold,
+            loss=_scored(token_ce),
+            weigh=_gold_tokens,
+            from_scores=token_ce,
             normalised=True,
         ),
         Objective(
             "lm",
             "language modelling: mean cross-entropy of every token of prompt and gold option",
             ALL,
-            True,
-            collate_text,
-            _scored(token_ce),
-            _text_tokens,
+            differentiable=True,
+            prepare=collate_text,
+            loss=_scored(token_ce),
+            weigh=_text_tokens,
         ),
         Objective(
             "accuracy",
             "minus the accuracy over options; forward-only methods alone can train on it",
             CHOICES,
-            False,
-            collate_options,
-            _scored(negative_accuracy),
-            _examples,
-            negative_accuracy,
+            differentiable=False,
+            prepare=collate_options,
+            loss=_scored(negative_accuracy),
+            weigh=_examples,
+            from_scores=negative_accuracy,
         ),
         Objective(
             "f1",
             "minus the token F1 of greedily generated answers; forward-only methods alone can train on it",
             ("generation",),
-            False,
-            collate_prompts,
-            _generated,
-            _examples,
+            differentiable=False,
+            prepare=collate_prompts,
+            loss=_generated,
+            weigh=_examples,
         ),
     )
 }
 
 
 def default_for(task: Task) -> Objective:
-    """MeZO's objective for a task: `option_ce` for classification, `gold` for choice and generation."""
+    """Return MeZO's objective for a task: `option_ce` for classification, `gold` for choice and generation."""
     return OBJECTIVES["option_ce" if task.kind == "classification" else "gold"]
 
 
 def choose(task: Task, name: str | None = None, *, backprop: bool = False) -> Objective:
-    """The objective of a name, checked against the task.
+    """Return the objective of a name, checked against the task.
 
     Args:
-        task: what will be trained.
+        task: the task to train on.
         name: a key of `OBJECTIVES` (default: `default_for`).
-        backprop: whether a gradient will be asked for.
+        backprop: whether the method needs a gradient.
 
     Raises:
         BadInput: the name is unknown, or the objective and the task or method do not go together.
@@ -183,7 +179,11 @@ def choose(task: Task, name: str | None = None, *, backprop: bool = False) -> Ob
 def prepare(
     lm: LanguageModel, objective: Objective, encoded: Sequence[Encoded], micro_batch_size: int | None = None
 ) -> list[Any]:
-    """Batches of at most ``micro_batch_size`` examples (default: one batch), for `loss_over`."""
+    """Return batches of at most ``micro_batch_size`` examples (default: one batch), for `loss_over`.
+
+    Raises:
+        BadInput: no examples, or some that the objective cannot score.
+    """
     if not encoded:
         raise BadInput("a batch needs at least one example: lower num_dev or give more data")
     size = micro_batch_size or len(encoded)
@@ -191,7 +191,10 @@ def prepare(
 
 
 def loss_over(lm: LanguageModel, objective: Objective, batches: Sequence[Any]) -> Tensor:
-    """The loss of all batches together: their mean weighted by ``batch.weight``, float32 scalar."""
+    """Return the loss of all batches together: their mean weighted by ``batch.weight``, float32 scalar.
+
+    Cost: one forward per batch.
+    """
     total = sum(batch.weight for batch in batches)
     parts = [objective.loss(lm, batch) * (batch.weight / total) for batch in batches]
     return torch.stack(parts).sum()
@@ -200,5 +203,5 @@ def loss_over(lm: LanguageModel, objective: Objective, batches: Sequence[Any]) -
 def loss_of(
     lm: LanguageModel, objective: Objective, encoded: Sequence[Encoded], micro_batch_size: int | None = None
 ) -> Tensor:
-    """The loss of examples, computed in micro-batches; equal to one batch's up to rounding."""
+    """Return the loss of examples, computed in micro-batches; equal to one batch's up to rounding."""
     return loss_over(lm, objective, prepare(lm, objective, encoded, micro_batch_size))

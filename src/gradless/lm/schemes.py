@@ -2,7 +2,7 @@
 
 A scheme changes nothing else about a run. Initial values of new parameters are a function of the seed and the
 parameter's name (`gradless.rng`), never of a global generator, because a run is rebuilt from its seed and its
-ledger. LoRA and head tuning start at exactly the base model's output.
+ledger. LoRA and head tuning start with exactly the base model's output.
 
 * LoRA: Hu et al. 2021, arXiv 2106.09685.   * Prefix: Li and Liang 2021, arXiv 2101.00190.
 * Prompt: Lester et al. 2021, arXiv 2104.08691.   Defaults are those of MeZO (arXiv 2305.17333).
@@ -25,8 +25,7 @@ from gradless.errors import BadInput, pick
 from gradless.lm.loading import LanguageModel, quiet_transformers
 
 LORA_TARGETS: Final = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"))
-"""Query and value projections by the names that architectures give them; the first pair found is used."""
-
+"""Query and value projections by the names that architectures give them; the first pair that exists is used."""
 
 PROBE_GRID: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 """Inverse regularisation strengths that the linear probe chooses from."""
@@ -34,7 +33,7 @@ PROBE_GRID: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """What the schemes can be told (see `apply`); each reads its own."""
+    """Settings of the schemes (see `apply`); each scheme reads its own."""
 
     seed: int = 0
     rank: int = 8
@@ -46,7 +45,7 @@ class Options:
 
 
 class Scheme(NamedTuple):
-    """One line about a scheme, and the function that prepares a model for it."""
+    """One row of `SCHEMES`: a line for listings, and the function that prepares a model."""
 
     about: str
     prepare: Callable[[LanguageModel, Options], nn.Module]
@@ -65,9 +64,9 @@ def apply(
     freeze: tuple[str, ...] = (),
     label_token_ids: Sequence[int] = (),
 ) -> LanguageModel:
-    """Prepare a freshly loaded model: afterwards exactly the tuned parameters require gradients.
+    """Return a freshly loaded model prepared for tuning: exactly the tuned parameters require gradients.
 
-    The model is changed, not copied; apply one scheme to it once.
+    The model is changed, not copied, so a scheme is applied to it once.
 
     Args:
         lm: the model.
@@ -82,17 +81,14 @@ def apply(
             parameter is matched by each of its names.
         label_token_ids: the label words' tokens, for the scheme head.
 
-    Returns:
-        The language model to use from now on.
-
     Raises:
-        BadInput: unknown scheme, nothing to tune, a pattern that matches nothing, LoRA targets not found.
+        BadInput: unknown scheme, nothing to tune, a pattern that matches nothing, LoRA targets that do not exist.
     """
     entry = pick("scheme", scheme, SCHEMES)
     for flag, number in (("rank", rank), ("num_prefix", num_prefix), ("num_prompt", num_prompt)):
         if number < 1:
             raise BadInput(f"{flag} must be at least 1, not {number}")
-    if getattr(lm.model, "peft_config", None) or getattr(lm.model, "label_head", None) is not None:
+    if lm.adapters or getattr(lm.model, "label_head", None) is not None:
         raise BadInput("this model already has a tuning scheme: load it again before applying another")
     options = Options(
         seed=seed,
@@ -112,7 +108,7 @@ def apply(
 
 
 def trainable(lm: LanguageModel) -> list[tuple[str, nn.Parameter]]:
-    """The tuned parameters with their names, each once."""
+    """Return the tuned parameters with their names, each once."""
     return [(name, p) for name, p in lm.model.named_parameters() if p.requires_grad]
 
 
@@ -121,13 +117,13 @@ def _freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         try:
             matcher = re.compile(pattern)
         except re.error as error:
-            raise BadInput(f"'{pattern}' is not a regular expression ({error}): mend the pattern") from None
-        # Duplicates kept: the weight of a tied output layer answers to both of its names.
-        found = [p for name, p in model.named_parameters(remove_duplicate=False) if matcher.search(name)]
-        if not found:
+            raise BadInput(f"'{pattern}' is not a regular expression ({error}): correct the pattern") from None
+        # Duplicates kept: the weight of a tied output layer has two names.
+        matching = [p for name, p in model.named_parameters(remove_duplicate=False) if matcher.search(name)]
+        if not matching:
             some = ", ".join(name for name, p in model.named_parameters() if p.requires_grad)[:300]
             raise BadInput(f"no parameter matches the pattern '{pattern}' to freeze: names are like {some}")
-        for parameter in found:
+        for parameter in matching:
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise BadInput("all parameters are frozen, so there is nothing to tune: freeze fewer")
@@ -154,7 +150,7 @@ def _lora(lm: LanguageModel, options: Options) -> nn.Module:
     for name, parameter in _new(model):
         if ".lora_A." in name:
             # The variance of Kaiming's uniform with PEFT's gain: U(-b, b), b = fan_in ** -0.5.
-            _fill(parameter, rng.normal(options.seed, name, parameter.shape) * (3 * parameter.shape[1]) ** -0.5)
+            parameter.data.copy_(rng.normal(options.seed, name, parameter.shape) * (3 * parameter.shape[1]) ** -0.5)
         else:
             parameter.data.zero_()
     return model
@@ -182,7 +178,7 @@ def _prefix(lm: LanguageModel, options: Options) -> nn.Module:
             f"prefix tuning does not fit {lm.name}: its layers keep {heads} heads of {size} values, which "
             "differ between layers or from its configuration; use the scheme lora"
         )
-    _fill(parameter, values)
+    parameter.data.copy_(values)
     return model
 
 
@@ -195,14 +191,14 @@ def _prompt(lm: LanguageModel, options: Options) -> nn.Module:
     config = PromptTuningConfig(task_type=_task_type(lm), num_virtual_tokens=options.num_prompt)
     model = _wrap(lm, config)
     ((_, parameter),) = _new(model)
-    _fill(parameter, values)
+    parameter.data.copy_(values)
     return model
 
 
 def _head(lm: LanguageModel, options: Options) -> nn.Module:
-    """``model.label_head``: the output layer's rows of the label words, on a frozen body.
+    """Add ``model.label_head``: the output layer's rows of the label words, on a frozen body.
 
-    A masked model's output bias goes along, frozen, so that the logits are what they were.
+    A masked model's output bias is copied too and frozen, so that the logits do not change.
     """
     ids = list(options.label_token_ids)
     source = lm.head
@@ -241,7 +237,7 @@ SCHEMES: Final[dict[str, Scheme]] = {
 def logistic_regression_baseline(
     train_X: Any, train_y: Any, dev_X: Any, dev_y: Any, test_X: Any, test_y: Any
 ) -> dict[str, float]:
-    """Linear probing as a convex problem: what a frozen body's features are worth without any ZO step.
+    """Return the accuracy of linear probing as a convex problem, the value of a frozen body without any ZO step.
 
     Features are standardised by the training set; C has the best dev accuracy, the smallest of equals.
 
@@ -257,7 +253,7 @@ def logistic_regression_baseline(
         ``accuracy`` on test, ``dev_accuracy`` and ``C``.
 
     Raises:
-        BadInput: scikit-learn cannot fit it, for instance because one label only occurs.
+        BadInput: scikit-learn cannot fit it, for instance because there is only one label.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -286,7 +282,7 @@ def logistic_regression_baseline(
 
 
 def _wrap(lm: LanguageModel, config: Any) -> nn.Module:
-    """PEFT's model around ours, every parameter but the new ones frozen."""
+    """Return PEFT's model around ours, every parameter but the new ones frozen."""
     from peft import get_peft_model
 
     devices = [lm.device] if lm.device.type == "cuda" else []
@@ -303,17 +299,13 @@ def _new(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
-def _fill(parameter: nn.Parameter, values: Tensor) -> None:
-    parameter.data.copy_(values)
-
-
 def _task_type(lm: LanguageModel) -> str:
     # PEFT has no task type for masked models; this one passes virtual tokens on and leaves the output alone.
     return "FEATURE_EXTRACTION" if lm.masked else "CAUSAL_LM"
 
 
 def _targets(model: nn.Module, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Names of modules to adapt, all of which exist."""
+    """Return the names of the modules to adapt, all of which exist."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     present = {name.rpartition(".")[2] for name in linear}
     if wanted is None:
@@ -328,7 +320,7 @@ def _targets(model: nn.Module, wanted: tuple[str, ...] | None) -> tuple[str, ...
 
 
 def _random_tokens(lm: LanguageModel, count: int, seed: int) -> Tensor:
-    """Different random tokens that stand for text: int64 ``[1, count]``."""
+    """Return different random tokens, none of them special: int64 ``[1, count]``."""
     special = set(lm.tokenizer.all_special_ids)
     size = min(len(lm.tokenizer), cast(Any, lm.model).get_input_embeddings().weight.shape[0])
     order = rng.permutation(size, seed, "virtual tokens")
@@ -340,9 +332,9 @@ def _random_tokens(lm: LanguageModel, count: int, seed: int) -> Tensor:
 
 @torch.no_grad()
 def _keys_and_values(lm: LanguageModel, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """What each layer's attention keeps of the tokens: pairs of ``[heads, tokens, head size]``."""
+    """Return keys and values of the tokens in each layer's attention, each ``[heads, tokens, head size]``."""
     from transformers import DynamicCache
 
-    kept = DynamicCache()
-    lm.model(input_ids=tokens, past_key_values=kept, use_cache=True)
-    return [(layer.keys[0], layer.values[0]) for layer in kept.layers]
+    cache = DynamicCache()
+    lm.model(input_ids=tokens, past_key_values=cache, use_cache=True)
+    return [(layer.keys[0], layer.values[0]) for layer in cache.layers]

@@ -1,11 +1,11 @@
 """Scores of options with as little forward work as possible.
 
-A zeroth-order step is two forwards, so what a forward computes beyond its use is pure loss. Full-vocabulary
-logits of every position are the largest part of that (4 GB for OPT-13B on 16 x 2 x 400 tokens); here the
-output layer sees
+A zeroth-order step is two forwards, so all that a forward computes and nobody reads is waste. Full-vocabulary
+logits of every position are the largest part of it (4 GB for OPT-13B on 16 x 2 x 400 tokens); here the output
+layer reads
 
 * only the hidden states at positions that are scored, selected by a hook in front of it;
-* only the rows of candidate tokens, when every option is one token. One forward then scores all options.
+* only the rows of candidate tokens, if every option is one token. One forward then scores all options.
 
 Options of several tokens are read as one token tree per example, so that their prompt is computed once
 (`gradless.lm.token_trees`).
@@ -25,7 +25,7 @@ import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +33,8 @@ from torch.nn import functional
 
 from gradless.forward.perturbed import read_rows
 from gradless.lm.batching import Batch, Prompts, pad_id
-from gradless.lm.token_trees import TreeLayout, attention
-
-if TYPE_CHECKING:
-    from gradless.lm.loading import LanguageModel
+from gradless.lm.loading import LanguageModel
+from gradless.lm.token_trees import TreeLayout, tree_attention
 
 LOGITS_BYTES = 2**28  # most bytes of float32 logits of one forward; a larger batch is run in parts
 
@@ -44,11 +42,10 @@ _stop_tokens: weakref.WeakKeyDictionary[Any, dict[str, tuple[int, ...]]] = weakr
 
 
 class Scores(NamedTuple):
-    """What the model thinks of every option, float32 ``[N, O]``; -inf where an example has no such option.
+    """Log-probabilities of every option, float32 ``[N, O]``; -inf where an example has no such option.
 
     For restricted scores (single-token options, not normalised) the values are logits: equal to
-    log-probabilities up to one constant per example, which neither a softmax over options nor an argmax can
-    see.
+    log-probabilities up to one constant per example, which changes neither a softmax over options nor an argmax.
     """
 
     mean: Tensor  # mean log-probability of an option's tokens
@@ -57,12 +54,12 @@ class Scores(NamedTuple):
 
 
 def scores(lm: LanguageModel, batch: Batch, *, normalised: bool = False) -> Scores:
-    """Score every option of a batch from `gradless.lm.batching`.
+    """Return the scores of every option of a batch from `gradless.lm.batching`.
 
     Args:
         lm: the model.
         batch: sequences and how they map to options.
-        normalised: give true log-probabilities also where logits of the candidates would do.
+        normalised: return true log-probabilities also where logits of the candidates would be enough.
 
     Cost: one forward (several if the logits would exceed `LOGITS_BYTES`).
     """
@@ -71,14 +68,13 @@ def scores(lm: LanguageModel, batch: Batch, *, normalised: bool = False) -> Scor
         counts = batch.target_mask.sum(1)
         total, mean, lengths = totals[batch.slots], (totals / counts)[batch.slots], counts[batch.slots]
     else:
-        if batch.rows is None:
+        if batch.candidates is None:
             values = _label_logits(lm, batch)
             values = values.log_softmax(-1) if normalised else values
         elif normalised:
-            full = _logits(lm, batch)[:, 0]
-            values = full.log_softmax(-1)[:, batch.rows]
+            values = _logits(lm, batch)[:, 0].log_softmax(-1)[:, batch.candidates]
         else:
-            values = _logits(lm, batch, batch.rows)[:, 0]
+            values = _logits(lm, batch, batch.candidates)[:, 0]
         total = mean = values.gather(1, batch.slots)
         lengths = torch.ones_like(total)
     missing = ~batch.valid
@@ -86,13 +82,13 @@ def scores(lm: LanguageModel, batch: Batch, *, normalised: bool = False) -> Scor
 
 
 def token_log_probs(lm: LanguageModel, batch: Batch) -> Tensor:
-    """Log-probability of each target of a batch: float32 ``[B, S]``, or ``[C, S]`` of a packed one.
+    """Return the log-probability of each target of a batch: float32 ``[B, S]``, or ``[C, S]`` of token trees.
 
-    Where padded, any finite value.
+    Padding has any finite value.
     """
     assert batch.targets is not None
-    if batch.packing is not None:
-        return _packed_log_probs(lm, batch, batch.packing, batch.targets)
+    if batch.trees is not None:
+        return _tree_log_probs(lm, batch, batch.trees, batch.targets)
     vocabulary, scored = lm.head.weight.shape[0], batch.positions.shape[1]
     rows = max(1, LOGITS_BYTES // (4 * scored * vocabulary))
     parts = []
@@ -104,26 +100,26 @@ def token_log_probs(lm: LanguageModel, batch: Batch) -> Tensor:
     return torch.cat(parts)
 
 
-def _packed_log_probs(lm: LanguageModel, batch: Batch, packing: TreeLayout, targets: Tensor) -> Tensor:
-    """`token_log_probs` of token trees: each part of the logits fills in the options' tokens that it scores."""
+def _tree_log_probs(lm: LanguageModel, batch: Batch, trees: TreeLayout, targets: Tensor) -> Tensor:
+    """Return `token_log_probs` of token trees: each part of the logits fills in the options' tokens that it scores."""
     length = batch.input_ids.shape[1]
     limit = max(1, LOGITS_BYTES // (4 * lm.head.weight.shape[0]))
     parts = []
-    for rows, scored in _tree_parts(packing.counts, limit):
-        nodes = packing.nodes[scored] - rows.start * length
-        logits = _logits(lm, _part(batch, rows)._replace(packing=TreeLayout(packing.ends[rows], nodes, ())))[:, 0]
-        places = batch.positions - scored.start
-        here = (places >= 0) & (places < scored.stop - scored.start)
-        places = places.clamp(0, scored.stop - scored.start - 1)
-        found = logits[places, targets] - logits.logsumexp(-1)[places]
-        parts.append(found.masked_fill(~here, 0.0))
+    for rows, scored in _tree_parts(trees.counts, limit):
+        nodes = trees.nodes[scored] - rows.start * length
+        logits = _logits(lm, _part(batch, rows)._replace(trees=TreeLayout(trees.ends[rows], nodes, ())))[:, 0]
+        index = batch.positions - scored.start
+        inside = (index >= 0) & (index < scored.stop - scored.start)
+        index = index.clamp(0, scored.stop - scored.start - 1)
+        log_probs = logits[index, targets] - logits.logsumexp(-1)[index]
+        parts.append(log_probs.masked_fill(~inside, 0.0))
     return torch.stack(parts).sum(0)
 
 
 def _tree_parts(counts: Sequence[int], limit: int) -> Iterator[tuple[slice, slice]]:
-    """Trees to run together, and which of all scored tokens to score then: at most ``limit``.
+    """Yield slices of the trees to run together and of the tokens to score then, at most ``limit``.
 
-    Whole trees; only one with more tokens than that is run several times.
+    Trees stay whole, but one with more tokens than that is run several times.
     """
     edges = list(accumulate(counts, initial=0))
     start = 0
@@ -136,33 +132,32 @@ def _tree_parts(counts: Sequence[int], limit: int) -> Iterator[tuple[slice, slic
 
 
 def _part(batch: Batch, rows: slice) -> Batch:
-    """A batch that reads only some sequences; what concerns options is left as it is."""
+    """Return a batch that reads only some sequences; the fields about options are unchanged."""
     return batch._replace(input_ids=batch.input_ids[rows], attention_mask=batch.attention_mask[rows])
 
 
 def features(lm: LanguageModel, batch: Batch) -> Tensor:
-    """Hidden state in front of the output layer at each sequence's first scored position: float32 ``[B, H]``.
+    """Return the hidden state in front of the output layer at each sequence's first scored position.
 
-    With `gradless.lm.batching.collate_ends` this is what a linear probe reads. Cost: one forward without logits.
+    With `gradless.lm.batching.collate_ends` it is the input of a linear probe. Float32 ``[B, H]``.
+
+    Cost: one forward without logits.
     """
     return _hidden(lm, batch)[:, 0].float()
 
 
 def generate(lm: LanguageModel, prompts: Prompts) -> list[str]:
-    """Greedy continuations of left-padded prompts, each up to its stop text, EOS or the limit of new tokens.
+    """Return greedy continuations of left-padded prompts, without outer white space.
 
-    Returns:
-        The text of each, cut at its first stop text and without outer white space.
+    Each ends before its first stop text, before EOS, or at the limit of new tokens.
+
+    Cost: one forward per new token, with a key-value cache.
     """
     from transformers import GenerationConfig
 
     model: Any = lm.model
     tokenizer, own = lm.tokenizer, getattr(model.generation_config, "eos_token_id", None)
-    ends = {
-        *stop_tokens(tokenizer, prompts.stop),
-        *(own if isinstance(own, list) else [own]),
-        tokenizer.eos_token_id,
-    }
+    ends = {*stop_tokens(tokenizer, prompts.stop), *(own if isinstance(own, list) else [own]), tokenizer.eos_token_id}
     config = GenerationConfig(
         max_new_tokens=prompts.new_tokens,
         do_sample=False,
@@ -183,13 +178,12 @@ def generate(lm: LanguageModel, prompts: Prompts) -> list[str]:
 
 
 def _generation_batches(lm: LanguageModel, prompts: Prompts) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ids and mask of all prompts at once, or of each without its padding where padding would do harm.
+    """Yield ids and mask of all prompts at once, or of each without its padding for prompt tuning.
 
-    Prompt tuning puts its virtual tokens in front of the padding, and PEFT drops position ids: the text would sit at
-    a distance from them that depends on the batch.
+    Prompt tuning puts its virtual tokens in front of the padding, and PEFT drops position ids: the distance between
+    them and the text would depend on the batch.
     """
-    tuners = getattr(lm.model, "peft_config", None) or {}
-    if not any(getattr(tuner, "peft_type", None) == "PROMPT_TUNING" for tuner in tuners.values()):
+    if not any(getattr(adapter, "peft_type", None) == "PROMPT_TUNING" for adapter in lm.adapters):
         yield prompts.input_ids, prompts.attention_mask
         return
     for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True):
@@ -197,7 +191,7 @@ def _generation_batches(lm: LanguageModel, prompts: Prompts) -> Iterator[tuple[T
 
 
 def stop_tokens(tokenizer: Any, stop: str) -> tuple[int, ...]:
-    """All tokens whose text holds the stop text, a full stop with a line break for instance."""
+    """Return all tokens whose text contains the stop text, a full stop with a line break for instance."""
     known = _stop_tokens.setdefault(tokenizer, {})
     if stop not in known:
         # As such, and for a line break also in byte-level alphabets and as a SentencePiece byte.
@@ -214,88 +208,88 @@ def stop_tokens(tokenizer: Any, stop: str) -> tuple[int, ...]:
 def _call(lm: LanguageModel, batch: Batch) -> Any:
     if lm.masked:
         return lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
-    if batch.packing is not None:
-        mask, positions = attention(lm, batch.packing.ends)
+    if batch.trees is not None:
+        mask, positions = tree_attention(lm, batch.trees.ends)
         return lm.model(input_ids=batch.input_ids, attention_mask=mask, position_ids=positions, use_cache=False)
     # Right padding needs no mask under causality, and without one attention takes its fastest path.
     return lm.model(input_ids=batch.input_ids, attention_mask=None, use_cache=False)
 
 
 def _select(hidden: Tensor, batch: Batch) -> Tensor:
-    """Hidden states ``[B, S, H]`` at a batch's positions, or ``[U, 1, H]`` at its packing's nodes."""
-    if batch.packing is not None:
-        return hidden.flatten(0, 1).index_select(0, batch.packing.nodes.to(hidden.device)).unsqueeze(1)
+    """Return the hidden states ``[B, S, H]`` at a batch's positions, or ``[U, 1, H]`` at the nodes of its trees."""
+    if batch.trees is not None:
+        return hidden.flatten(0, 1).index_select(0, batch.trees.nodes.to(hidden.device)).unsqueeze(1)
     # Virtual prompt tokens in front shift the positions.
     shifted = batch.positions.to(hidden.device) + (hidden.shape[1] - batch.input_ids.shape[1])
     return hidden.gather(1, shifted.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 
 def _logits(lm: LanguageModel, batch: Batch, rows: Tensor | None = None) -> Tensor:
-    """Logits where `_select` looks: float32 ``[B, S, V]``, or ``[B, S, R]`` for candidate rows."""
+    """Return the logits of the states that `_select` returns: float32 ``[B, S, V]``, or ``[B, S, R]`` of ``rows``."""
     narrow = rows is not None and _is_plain(lm.head)
-    whole: dict[str, Any] = {}
+    originals: dict[str, Any] = {}
 
-    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        chosen = _select(args[0], batch)
+    def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        selected = _select(args[0], batch)
         if rows is None or not narrow:
-            return (chosen, *args[1:])
+            return (selected, *args[1:])
         # A 16-bit product would round the very differences that a zeroth-order step measures.
-        _replace(module, whole, lambda parameter: read_rows(parameter, rows.to(parameter.device)).float())
-        return (chosen.float(), *args[1:])
+        _replace(module, originals, lambda parameter: read_rows(parameter, rows.to(parameter.device)).float())
+        return (selected.float(), *args[1:])
 
-    logits = _run(lm, batch, before, whole).logits
+    logits = _run(lm, batch, select, originals).logits
     if rows is not None and not narrow:
         logits = logits[..., rows.to(logits.device)]
     return logits.float().to(batch.positions.device)
 
 
-def _replace(module: nn.Module, whole: dict[str, Any], part: Callable[[Tensor], Tensor]) -> None:
-    """Put a part of each parameter in its place and keep the parameter in ``whole``."""
+def _replace(module: nn.Module, originals: dict[str, Any], part: Callable[[Tensor], Tensor]) -> None:
+    """Replace each parameter of a linear layer by a part of it, and keep the parameter in ``originals``."""
     for name in ("weight", "bias"):
         parameter = module._parameters[name]
         if parameter is not None:
             replacement = part(parameter)
-            whole[name] = parameter
+            originals[name] = parameter
             module._parameters[name] = replacement  # type: ignore[assignment]
 
 
 def _run(
     lm: LanguageModel,
     batch: Batch,
-    before: Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]],
-    whole: dict[str, Any],
+    hook: Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]],
+    originals: dict[str, Any],
 ) -> Any:
-    """A forward with ``before`` in front of the output layer, whose parameters are whole again afterwards."""
+    """Run a forward with ``hook`` in front of the output layer, and put its parameters of ``originals`` back."""
     head = lm.head
 
     def restore(*_: Any) -> None:
-        while whole:
-            name, parameter = whole.popitem()
+        while originals:
+            name, parameter = originals.popitem()
             head._parameters[name] = parameter
 
-    hooks = [head.register_forward_pre_hook(before), head.register_forward_hook(restore)]
+    hooks = [head.register_forward_pre_hook(hook), head.register_forward_hook(restore)]
     try:
         return _call(lm, batch)
     finally:
         restore()
-        for hook in hooks:
-            hook.remove()
+        for handle in hooks:
+            handle.remove()
 
 
 def _hidden(lm: LanguageModel, batch: Batch) -> Tensor:
-    """Hidden states at the batch's positions, ``[B, S, H]``; the output layer gets nothing to do."""
+    """Return the hidden states ``[B, S, H]`` at the batch's positions; the output layer computes nothing."""
     plain = _is_plain(lm.head)
-    seen: list[Tensor] = []
-    whole: dict[str, Any] = {}
+    hidden: list[Tensor] = []
+    originals: dict[str, Any] = {}
 
-    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        seen.append(_select(args[0], batch))
-        if plain:  # no rows at all: the weight is not even touched
-            _replace(module, whole, _no_rows)
-        return (seen[0][:, :0], *args[1:])
+    def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden.append(_select(args[0], batch))
+        if plain:  # no rows at all: the weight is not even read
+            _replace(module, originals, _no_rows)
+        return (hidden[0][:, :0], *args[1:])
 
-    _run(lm, batch, before, whole)
-    return seen[0]
+    _run(lm, batch, select, originals)
+    return hidden[0]
 
 
 def _no_rows(parameter: Tensor) -> Tensor:
@@ -304,7 +298,7 @@ def _no_rows(parameter: Tensor) -> Tensor:
 
 
 def _label_logits(lm: LanguageModel, batch: Batch) -> Tensor:
-    """Label logits ``[N, C]`` of the model's label head, in float32 whatever its weights are in."""
+    """Return the logits ``[N, C]`` of the model's label head, in float32 for weights of any type."""
     model: Any = lm.model
     weight, bias = model.label_head.weight, getattr(model.label_head, "bias", None)
     hidden = _hidden(lm, batch)[:, 0].float().to(weight.device)
@@ -313,7 +307,7 @@ def _label_logits(lm: LanguageModel, batch: Batch) -> Tensor:
 
 
 def _is_plain(head: nn.Module) -> bool:
-    """Whether the output layer is a linear layer with rows to read; adapters and quantised layers are not."""
+    """Return whether the output layer is a linear layer with rows to read; adapters and quantised layers are not."""
     return (
         isinstance(head, nn.Linear)
         and type(head).forward is nn.Linear.forward

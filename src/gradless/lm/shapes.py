@@ -1,8 +1,8 @@
-"""Models of well-known shapes with random weights: what a step costs does not depend on what a model has learnt.
+"""Models of published sizes with random weights, for measuring costs, which do not depend on what a model has learnt.
 
-Nothing is downloaded. Sizes are those of the published configurations. Weights are made where they are used and in
-the type they are used in, so that a model of 13 billion weights never exists in float32 or in the main memory. They
-are a tile of normals repeated over every matrix: cheap, and no less irregular than trained weights to a device.
+Nothing is downloaded. Sizes are those of the published configurations. Weights are created on their device and in
+their type, so that a model of 13 billion weights never exists in float32 or in the main memory. They are a tile of
+normals repeated over every matrix: cheap, and to a device as irregular as trained weights.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ SHAPES: Final[dict[str, Shape]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vocabulary:
-    """What is left of a tokenizer when there is no text: how many tokens there are."""
+    """Stands in for a tokenizer where there is no text: the number of tokens and the special ones."""
 
     size: int
     model_max_length: int
@@ -94,12 +94,12 @@ class Vocabulary:
 
 
 def load(name: str, *, dtype: str | None = None, device: str = "cpu") -> LanguageModel:
-    """A model of a known shape with random weights, the same on every call and every device.
+    """Return a model of a known shape with random weights, the same on every call and every device.
 
     Args:
         name: a key of `SHAPES`, perhaps with `PREFIX` in front.
         dtype: a key of `gradless.lm.loading.DTYPES`; default float32 on the CPU, bfloat16 elsewhere.
-        device: where to make the weights, ``cpu`` or ``cuda`` for instance; ``meta`` makes none.
+        device: device of the weights, ``cpu`` or ``cuda`` for instance; ``meta`` allocates none.
 
     Memory: the weights.
 
@@ -107,19 +107,20 @@ def load(name: str, *, dtype: str | None = None, device: str = "cpu") -> Languag
         BadInput: unknown shape, dtype or device.
     """
     short = name.removeprefix(PREFIX)
-    shape, place = pick("shape", short, SHAPES), device_of(device)
-    usual = torch.float32 if place.type == "cpu" else torch.bfloat16
-    wanted = usual if dtype is None else pick("dtype", dtype, DTYPES)
+    shape, target = pick("shape", short, SHAPES), device_of(device)
+    usual = torch.float32 if target.type == "cpu" else torch.bfloat16
     with quiet_transformers():
-        model = _empty(shape, wanted, place)
+        model = _empty(shape, usual if dtype is None else pick("dtype", dtype, DTYPES), target)
     _fill(model)
     model.eval()
-    model.config.use_cache = False
-    words = model.config
-    pad = words.pad_token_id
-    longest = words.max_position_embeddings - (2 if shape.masked else 0)
-    tokens = Vocabulary(size=words.vocab_size, model_max_length=longest, pad_token_id=pad)
-    return LanguageModel(model, tokens, shape.masked, source=f"{PREFIX}{short}", name=f"{PREFIX}{short}")
+    config = model.config
+    config.use_cache = False
+    vocabulary = Vocabulary(
+        size=config.vocab_size,
+        model_max_length=config.max_position_embeddings - (2 if shape.masked else 0),
+        pad_token_id=config.pad_token_id,
+    )
+    return LanguageModel(model, vocabulary, shape.masked, source=f"{PREFIX}{short}", name=f"{PREFIX}{short}")
 
 
 class _NoDraws(TorchFunctionMode):
@@ -136,7 +137,7 @@ class _NoDraws(TorchFunctionMode):
 
 
 def _empty(shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
-    """The model with weights that hold anything; buffers, such as rotary frequencies, are computed."""
+    """Return the model with uninitialised weights; buffers, such as rotary frequencies, are computed."""
     import transformers
 
     config = getattr(transformers, shape.config)(**shape.options)
@@ -147,19 +148,19 @@ def _empty(shape: Shape, dtype: torch.dtype, device: torch.device) -> Any:
 
 @torch.no_grad()
 def _fill(model: nn.Module) -> None:
-    """Matrices: the tile, turned a little further for each; scales: one; biases: zero."""
+    """Fill matrices with the tile, rotated further for each one, scales with one and biases with zero."""
     first = next(model.parameters())
     if first.is_meta:
         return
     tile = (rng.normal(0, "tile", (TILE,)) * SCALE).to(first.device, first.dtype)
     for index, (name, parameter) in enumerate(model.named_parameters()):
         if parameter.ndim > 1:
-            _lay(parameter.view(-1), tile.roll(index * 7919))
+            _repeat(parameter.view(-1), tile.roll(index * 7919))
         else:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
-def _lay(flat: Tensor, tile: Tensor) -> None:
+def _repeat(flat: Tensor, tile: Tensor) -> None:
     """Fill a vector with copies of the tile."""
     whole = flat.numel() // len(tile) * len(tile)
     flat[:whole].view(-1, len(tile)).copy_(tile)
