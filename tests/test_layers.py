@@ -35,6 +35,19 @@ LATE |= {"jinja2", "markupsafe"}
 # Inside a package too, from the bottom up; a package or module that is not named here has no order of its own to keep
 # beyond having no circle. Names are paths below ``gradless``.
 INSIDE = {
+    "kernels": ("kernels.program", "kernels.reference", "kernels.numba_tiles", "kernels.cpu", "kernels.cuda"),
+    "directions": ("directions.base", "directions.selection", "directions.masks", "directions.blocks"),
+    "rules": ("rules.schedules", "rules.base", "rules.normalise", "rules.stored", "rules.muon"),
+    "forward": (
+        *("forward.parameters", "forward.points", "forward.updates", "forward.deferred", "forward.read_order"),
+        *("forward.autodiff", "forward.batched", "forward.low_rank", "forward.perturbed", "forward.model_blocks"),
+        *("forward.prefix_cache", "forward.evaluator"),
+    ),
+    "ledger": ("ledger.header", "ledger.file"),
+    "methods": (
+        *("methods.common", "methods.mezo", "methods.zobench", "methods.recent", "methods.baselines"),
+        *("methods.presets", "methods.layer_scales"),
+    ),
     "system": (
         *(
             "system.moved",
