@@ -9,12 +9,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 import run_helpers as h
 from gradless import ledger
@@ -25,33 +26,48 @@ from gradless.runs.config import read_config
 STEPS, RECORD = 300, 17  # bytes of a ledger record with one coefficient
 
 
-def gradless(*arguments: Any) -> list[str]:
-    return [sys.executable, "-m", "gradless", *map(str, arguments)]
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    """As in the processes that are killed: a forward's last bits depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
+def call(*arguments: Any) -> Result:
+    """The command line in this process."""
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def call(*arguments: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(gradless(*arguments), capture_output=True, text=True, env=environment(), timeout=100)
+def started(arguments: list[str]) -> subprocess.Popen[bytes]:
+    """The command line in a process of its own, to kill."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "gradless", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def tune(folder: Path, out: Path, *more: str) -> list[str]:
+    """A run's arguments."""
     own = h.sentiment(folder / "data")
-    return gradless(
+    arguments = (
         *("tune", "--model", "tiny-llama", "--train", own["train"], "--test", own["test"]),
         *("--template", own["template"], "--label-column", "label", "--labels", own["labels"]),
         *("--steps", STEPS, "--batch-size", 8, "--lr", 1e-3, "--num-dev", 8, "--eval-every", 60, "--seed", 4),
         *("--out", out, *more),
     )
+    return [str(argument) for argument in arguments]
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run; tests that change it take a copy."""
     folder = tmp_path_factory.mktemp("whole")
-    subprocess.run(tune(folder, folder / "run"), check=True, capture_output=True, env=environment(), timeout=100)
+    done = call(*tune(folder, folder / "run"))
+    assert done.exit_code == 0, done.output
     return folder / "run"
 
 
@@ -75,14 +91,12 @@ def test_killed_again_and_again_the_run_ends_at_the_same_weights(whole, tmp_path
     marks = sorted(draw.sample(range(2, STEPS - 15), kills - len(waits)))
     reached = []
     for kill in range(kills):
-        process = subprocess.Popen(
-            tune(base, out, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment()
-        )
+        process = started(tune(base, out, "--resume"))
         if kill < len(waits):
             time.sleep(waits[kill])
         else:
             wanted = head + RECORD * marks[kill - len(waits)]
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300  # beside other work a start may take long
             while size(out / "ledger") < wanted and process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.002)
             time.sleep(draw.uniform(0, 0.03))
@@ -94,7 +108,8 @@ def test_killed_again_and_again_the_run_ends_at_the_same_weights(whole, tmp_path
     assert reached == sorted(reached)  # a resumed run takes up what was there
     assert reached[-1] < STEPS
     assert len(set(reached)) > kills // 2
-    subprocess.run(tune(base, out, "--resume"), check=True, capture_output=True, env=environment(), timeout=100)
+    done = call(*tune(base, out, "--resume"))
+    assert done.exit_code == 0, done.output
     calm, killed = result(whole), result(out)
     for key in ("weights_sha256", "selected_step", "steps", "forwards", "test", "dev", "zero_shot", "status"):
         assert killed[key] == calm[key], key
@@ -104,17 +119,17 @@ def test_killed_again_and_again_the_run_ends_at_the_same_weights(whole, tmp_path
 
 def test_replay_verifies_and_notices_a_flipped_byte(whole, tmp_path):
     good = call("replay", whole, "--verify")
-    assert good.returncode == 0, good.stderr
-    assert result(whole)["weights_sha256"] in good.stdout
-    assert "the same as in result.json" in good.stdout
+    assert good.exit_code == 0, good.output
+    assert result(whole)["weights_sha256"] in good.output
+    assert "the same as in result.json" in good.output
 
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     data = bytearray((run / "ledger").read_bytes())
     data[len(data) // 2] ^= 4
     (run / "ledger").write_bytes(data)
-    for arguments in (["replay", run], tune(whole.parent, run, "--resume")[3:]):
+    for arguments in (["replay", run], tune(whole.parent, run, "--resume")):
         (run / "result.json").unlink(missing_ok=True)
-        bad = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        bad = call(*arguments)
         assert bad.exit_code == 2
         assert bad.stderr.count("\n") == 1
         assert "was changed or damaged" in bad.stderr
@@ -126,7 +141,7 @@ def test_replay_says_when_the_weights_are_not_those_of_the_result(whole, tmp_pat
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     changed = {**result(run), "weights_sha256": "0" * 64}
     (run / "result.json").write_text(json.dumps(changed))
-    bad = CliRunner().invoke(main, ["replay", str(run), "--verify"])
+    bad = call("replay", run, "--verify")
     assert bad.exit_code == 1
     assert "NOT the weights" in bad.stdout
 
@@ -136,12 +151,7 @@ def test_a_torn_tail_is_cut_and_redone(whole, tmp_path, cut):
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     (run / "result.json").unlink()
     os.truncate(run / "ledger", size(run / "ledger") - 3 * RECORD - cut)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as the whole run had it: a forward's last bits depend on the number of threads
-    try:
-        found = h.tune(read_config(run), run, resume=True)
-    finally:
-        torch.set_num_threads(threads)
+    found = h.tune(read_config(run), run, resume=True)
     assert found["weights_sha256"] == result(whole)["weights_sha256"]
     assert (run / "ledger").read_bytes() == (whole / "ledger").read_bytes()
 
@@ -151,7 +161,7 @@ def test_the_ledger_of_another_model_is_refused(whole, tmp_path):
     other = h.config(tmp_path, model="tiny-opt")
     h.tune(other, tmp_path / "other")
     shutil.copy(tmp_path / "other" / "ledger", run / "ledger")
-    bad = CliRunner().invoke(main, ["replay", str(run), "--verify"])
+    bad = call("replay", run, "--verify")
     assert bad.exit_code == 2
     assert "model was 'tiny-opt' and is now 'tiny-llama'" in bad.stderr
     (run / "result.json").unlink()
