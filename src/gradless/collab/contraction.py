@@ -25,13 +25,13 @@ class Mixing(NamedTuple):
     """Root mean square distance of a peer from the mean of the honest ones, after mixing."""
 
 
-def mixing(before: Tensor, after: Tensor) -> Mixing:
-    """Measure one exchange, given the honest rows [H, D] before and after it.
+def mixing(sent: Tensor, mixed: Tensor) -> Mixing:
+    """Measure one exchange, given the honest rows [H, D] as they were sent and as they were mixed.
 
     Cost: one read of 2 H rows, with compiled kernels and at least 32 bits, else a Gram matrix of them. Peers whose row
     is not finite, before or after, are left out, at the same price; if none is left, the distance is infinite.
     """
-    return _in_one_pass(before, after) or _from_gram(before, after)
+    return _in_one_pass(sent, mixed) or _from_gram(sent, mixed)
 
 
 def _of(x: float, y: float, shift: float) -> Mixing:
@@ -41,34 +41,34 @@ def _of(x: float, y: float, shift: float) -> Mixing:
     return Mixing(y / x, shift / x, math.sqrt(y))
 
 
-def _in_one_pass(before: Tensor, after: Tensor) -> Mixing | None:
+def _in_one_pass(sent: Tensor, mixed: Tensor) -> Mixing | None:
     """With the compiled kernels; None without them, or if something is not finite or too large to square."""
-    if not passes.compiled(before.device) or before.dtype not in (torch.float32, torch.float64):
+    if not passes.compiled(sent.device) or sent.dtype not in (torch.float32, torch.float64):
         return None
-    if before.shape[1] > 1 and (before.stride(1) != 1 or after.stride(1) != 1):
+    if sent.shape[1] > 1 and (sent.stride(1) != 1 or mixed.stride(1) != 1):
         return None
     from gradless.collab.aggregation import numba_kernels as kernel
 
-    count, width = before.shape
-    (x, befores), (y, afters) = passes.flat(before), passes.flat(after)
+    count, width = sent.shape
+    (x, sent_at), (y, mixed_at) = passes.flat(sent), passes.flat(mixed)
 
     def run(first: int, last: int) -> Tensor:
         sums = torch.zeros(4, dtype=torch.float64)
-        kernel.spread_blocks(first, last, x, befores, y, afters, width, sums.numpy())
+        kernel.spread_blocks(first, last, x, sent_at, y, mixed_at, width, sums.numpy())
         return sums
 
     total = torch.stack(passes.spread(-(-width // kernel.BLOCK), count * width // 2, run)).sum(0)
-    if not bool((total < torch.finfo(before.dtype).max).all()):  # of a NaN too
+    if not bool((total < torch.finfo(sent.dtype).max).all()):  # of a NaN too
         return None
     old, new, shift, _ = total.clamp_min(0.0).tolist()
     return _of(old / count, new / count, shift)
 
 
-def _from_gram(before: Tensor, after: Tensor) -> Mixing:
+def _from_gram(sent: Tensor, mixed: Tensor) -> Mixing:
     """Of the peers that are finite."""
-    count = len(before)
-    same = count > 1 and after.stride(0) == 0  # mixed once for all
-    gram = measure((before, after[:1] if same else after))
+    count = len(sent)
+    same = count > 1 and mixed.stride(0) == 0  # mixed once for all
+    gram = measure((sent, mixed[:1] if same else mixed))
     sound = gram.finite[:count] & gram.finite[count:]
     if not bool(sound.any()):
         return Mixing(math.nan, math.nan, math.inf)

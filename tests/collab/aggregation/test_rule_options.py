@@ -61,7 +61,7 @@ def test_a_stage_may_come_twice():
     rows = normal(9, 6)
     twice, once = named("nnm+nnm+krum", f=2), named("nnm+krum", f=2)
     assert twice.name == "nnm+nnm+krum"
-    assert len(twice.before) == 2
+    assert len(twice.stages) == 2
     assert torch.allclose(twice(rows), once(PRE_AGGREGATORS["nnm"].make(f=2)(rows)))
     assert not torch.allclose(twice(rows), once(rows))
 

@@ -149,7 +149,7 @@ def try_out(
             parts = blocks
         rows = torch.cat([*parts, torch.zeros_like(parts[0][:1])])
         sample = rows.float() if rows.dtype in (torch.float16, torch.bfloat16) else rows
-    whole = sample is None or bool(rule.before) or attack.looks
+    whole = sample is None or bool(rule.stages) or attack.looks
     gram = measure(blocks if whole or sample is None else [sample[:-1]])
     finite = gram.finite[: len(context.honest)]
     if sample is not None:
@@ -201,7 +201,7 @@ def strongest(
     trial = try_out(attack, context, rule, views_of, state, key=key, columns=columns)
     bounds, unit = trial.range()
     strength = search(trial.damage, bounds, unit=unit, evaluations=evaluations) if unit else bounds[0]
-    whole = trial.sample is None or bool(rule.before) or attack.looks
+    whole = trial.sample is None or bool(rule.stages) or attack.looks
     sent = attack.send(trial.context, strength, trial.state)
     return Message(strength, trial.extras, sent, trial.state, trial.context.gram if whole else None)
 
@@ -242,10 +242,7 @@ def search(
         raise BadInput(f"a search from {low} to {high} in {evaluations}: give finite bounds in order, and at least 4")
     if low == high:
         return low
-    ends = [(low, high) if abs(low) <= abs(high) else (high, low)]
-    if low < 0.0 < high:
-        ends = [(0.0, high), (0.0, low)]
-    rays = [_Ray(start, end - start, unit) for start, end in ends]
+    rays = _rays(low, high, unit)
     known: dict[float, float] = {}
 
     def look(ray: _Ray, x: float) -> None:
@@ -261,13 +258,21 @@ def search(
             look(ray, x)
     while len(known) < evaluations:
         best = max(known.values())
-        brackets = [(*found, ray) for ray in rays if (found := _most_promising(ray.known, abs(ray.way), best))]
-        brackets = brackets or [(*found, ray) for ray in rays if (found := _widest(ray.known, ray.near))]
+        brackets = [(*ends, ray) for ray in rays if (ends := _most_promising(ray.known, abs(ray.way), best))]
+        brackets = brackets or [(*ends, ray) for ray in rays if (ends := _widest(ray.known, ray.near))]
         if not brackets:
             break
         _, a, b, ray = max(brackets, key=lambda bracket: bracket[:3])
         look(ray, math.sqrt(a * b) if 0.0 < 4.0 * a < b else 0.5 * (a + b))
     return max(known, key=lambda s: (known[s], -abs(s), s))
+
+
+def _rays(low: float, high: float, unit: float | None) -> list[_Ray]:
+    """Return one direction of the search, or two from 0 if it lies between the bounds."""
+    if low < 0.0 < high:
+        return [_Ray(0.0, high, unit), _Ray(0.0, low, unit)]
+    start, end = (low, high) if abs(low) <= abs(high) else (high, low)
+    return [_Ray(start, end - start, unit)]
 
 
 class _Ray:

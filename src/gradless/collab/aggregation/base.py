@@ -33,7 +33,7 @@ class Aggregator(NamedTuple):
     column: Callable[[Tensor], Tensor] | None  # some columns [N, t] -> [t]
     check: Callable[[int], None]  # refuse a number of rows
     uses_pivot: bool = False  # whether it depends on which row is the receiver's own
-    before: tuple[PreAggregator, ...] = ()
+    stages: tuple[PreAggregator, ...] = ()  # pre-aggregators, in order
     blind: bool = False  # whether weights do not depend on the Gram matrix
     together: Callable[[GramBatch], Numbers] | None = None  # ``weights`` of all receivers at once, [P, N]
     function: Callable[[Tensor, int], Tensor] | None = None  # (rows [N, D], pivot) -> [D]
@@ -99,9 +99,9 @@ class Aggregator(NamedTuple):
         Raises:
             BadInput: for a number of rows that it cannot take, with the condition.
 
-        Cost: distances, pre-aggregators and products of coordinates once for all P, so of nna with n = 26 and
-        D = 431,080 a fifteenth of 21 calls (benchmarks/aggregators.py); a dense rule that uses the pivot is called P
-        times.
+        Cost: distances, pre-aggregators and products of coordinates once for all P: of nna with n = 26 and D = 431,080
+        an eighth to a fifteenth of 21 calls (benchmarks/aggregators.py --receivers). A dense rule that uses the pivot
+        is called P times.
 
         Example:
             >>> from gradless.collab.aggregators import nna
@@ -146,23 +146,23 @@ def compose(*stages: PreAggregator | Aggregator) -> Aggregator:
     *first, rule = stages or (None,)
     if not isinstance(rule, Aggregator):
         raise BadInput("a composition must end with a rule that makes one vector, e.g. nnm then trimmed-mean")
-    before = []
+    pre = []
     for stage in first:
         if not isinstance(stage, PreAggregator):
             name = getattr(stage, "name", stage)
             raise BadInput(f"{name} makes one vector: only the last stage of a composition may")
         if not stage.keeps_rows and rule.uses_pivot:
             raise BadInput(f"{rule.name} needs the receiver's own row, which {stage.name} does not keep: leave one out")
-        before.append(stage)
+        pre.append(stage)
 
     def check(rows: int) -> None:
-        for stage in before:
+        for stage in pre:
             stage.check(rows)
             rows = stage.rows(rows)
         rule.check(rows)
 
-    name = "+".join([*(stage.name for stage in before), rule.name])
-    return rule._replace(name=name, before=(*before, *rule.before), check=check)
+    name = "+".join([*(stage.name for stage in pre), rule.name])
+    return rule._replace(name=name, stages=(*pre, *rule.stages), check=check)
 
 
 def aggregate(
@@ -203,10 +203,10 @@ def aggregate(
             raise BadInput(f"the pivot is row {pivot}, but receiver {p} got {rows} rows: count from 0")
         if p < len(received.views):
             rule.check(rows)
-    coordinates = rule.column is not None and (rule.weights is None or (not rule.before and received.plain()))
+    coordinates = rule.column is not None and (rule.weights is None or (not rule.stages and received.plain()))
     in_span = rule.weights is not None and not coordinates
     if gram is None:
-        blind = all(stage.blind for stage in rule.before) and (rule.blind or not in_span)
+        blind = all(stage.blind for stage in rule.stages) and (rule.blind or not in_span)
         gram = unmeasured(shape.rows) if blind else measure(received.basis)
     groups = received.groups(rule.uses_pivot)
     distinct = received.some([members[0] for members in groups])
@@ -312,14 +312,14 @@ def _times(weights: Tensor, coefficients: Tensor) -> Tensor:
 
 def behind(rule: Aggregator, gram: CentredGram, view: Tensor, key: int = 0) -> Tensor:
     """Return the coefficients over the basis of a view's rows after all pre-aggregators: float64 ``[N', M]``."""
-    return _behind(rule, gram, view, key)[0] if rule.before else view
+    return _behind(rule, gram, view, key)[0] if rule.stages else view
 
 
 def _all_behind(
     rule: Aggregator, gram: CentredGram, views: Sequence[Tensor], key: int
 ) -> list[tuple[Tensor, CentredGram]]:
     """`_behind` of several views; without pre-aggregators those of one size are combined in one product."""
-    if rule.before or len(views) == 1 or len({view.shape for view in views}) > 1:
+    if rule.stages or len(views) == 1 or len({view.shape for view in views}) > 1:
         return [_behind(rule, gram, view, key) for view in views]
     return list(zip(views, combine_all(gram, torch.stack(list(views))), strict=True))
 
@@ -328,7 +328,7 @@ def _behind(rule: Aggregator, gram: CentredGram, view: Tensor, key: int) -> tupl
     """Return a view's rows after all pre-aggregators, ``[N', M]`` over the basis, and their Gram matrix."""
     if not (gram.near.all() and is_identity(view)):
         gram = combine(gram, view)
-    for stage in rule.before:
+    for stage in rule.stages:
         weights = stage.weights(gram, key)
         gram, view = combine(gram, weights), _times(weights, view)
     return view, gram
