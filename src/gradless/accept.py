@@ -1,4 +1,4 @@
-"""Acceptance: what becomes of an update after a look at the loss.
+"""Acceptance policies: whether an update is applied, left out or reversed, decided from losses.
 
 A policy gets ``value(a)``, the loss on the step's batch after ``a`` times the update, and returns the factor to take:
 1 the update, 0 none, -1 the opposite. The weights are not touched to find out, so "none" leaves them bit for bit.

@@ -26,7 +26,7 @@ FORWARD_MODE = 2  # forwards that a loss with its slope along one direction coun
 
 
 class Oracle(NamedTuple):
-    """What can be asked about the loss at the current weights."""
+    """The questions that an estimator may ask about the loss at the current weights."""
 
     values: Values  # losses at theta + scale * z(key) for pairs (key, scale); (None, 0): at theta
     slopes: Slopes  # the loss, and its derivative along z(key) for every key, by forward-mode differentiation
@@ -34,7 +34,7 @@ class Oracle(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """What an estimator found."""
+    """The result of an estimator."""
 
     loss: float
     coeffs: tuple[float, ...]  # of z(keys), averaged by the optimizer

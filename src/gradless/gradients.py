@@ -1,4 +1,4 @@
-"""The values that flow: a gradient that costs K floats, and what the rules make of it.
+"""The values that flow between the axes: a gradient that costs K floats, and its forms after the rules.
 
 `Sketch` is the estimate, the log entry and the message of a peer: K keys and K coefficients. Linear rules turn it
 into a `Mixture` (any linear combination of directions, still only scalars); rules that need each element turn it into
@@ -176,7 +176,7 @@ def finish(out: Tensor, leaf: Leaf, change: Tensor, *, decay: float, rounding: i
 
 
 class Probe(NamedTuple):
-    """What one estimate found; the weights are as before."""
+    """The result of one probe; the weights are unchanged."""
 
     step: int
     loss: float  # mean of the evaluated losses
@@ -187,9 +187,9 @@ class Probe(NamedTuple):
 
 
 class Update(NamedTuple):
-    """One update, as a ledger holds it."""
+    """One update, as a record of a ledger holds it."""
 
     step: int
     coeffs: tuple[float, ...]
-    lrs: tuple[float, ...]  # per parameter group, times what acceptance made of the update
+    lrs: tuple[float, ...]  # per parameter group, times the factor of the acceptance policy
     skipped: bool

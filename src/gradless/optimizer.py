@@ -55,10 +55,10 @@ class ZerothOrder(torch.optim.Optimizer):
         seed: run seed. With it, the parameters' names, and the coefficients of every step, the run can be rebuilt.
         directions: what z is; `rademacher` by default.
         estimator: `spsa` or `one_sided`, with eps and the number of queries.
-        rule: what becomes of the estimate, e.g. ``chain(momentum(0.9), scale(1e-6))``.
-        accept: takes, scales or refuses an update after looking at the loss; `always` by default.
+        rule: turns the estimate into the update, e.g. ``chain(momentum(0.9), scale(1e-6))``.
+        accept: policy that applies, scales or refuses an update from losses; `always` by default.
         weight_decay: decoupled, p <- (1 - lr * weight_decay) p, as in AdamW; also a group option.
-        engine: how losses at perturbed weights are found; the numbers agree to rounding. ``stream`` (default) runs the
+        engine: how losses at perturbed weights are computed; the numbers agree to rounding. ``stream`` (default) runs the
             closure once for each point. ``dual`` runs it once for all points of a step, under `torch.func.vmap`: less
             work, but twice the activations, and the closure must do without ``.item()`` and the like; where it does
             not, the engine becomes ``stream`` with a warning. ``in-place`` perturbs the parameters and restores them
@@ -244,7 +244,7 @@ class ZerothOrder(torch.optim.Optimizer):
         return self.step_with(closure)[0].loss
 
     def step_with(self, closure: Closure, log: Callable[[Update], None] | None = None) -> tuple[Probe, Update]:
-        """`step`, returning what was found and what was done; ``log`` gets the update before it is made.
+        """`step`, returning the probe and the update; ``log`` is called with the update before it is applied.
 
         Raises:
             Diverged: after the tenth non-finite loss in a row, also if some of them were replayed.

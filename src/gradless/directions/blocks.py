@@ -1,6 +1,6 @@
 """Directions that reach only some blocks of a model: a subset drawn for every query, or one block after the other.
 
-Blocks are told by names alone, so no model is needed: parameters called ``layers.3.mlp.weight`` and
+Blocks are recognised by names alone, so no model is needed: parameters called ``layers.3.mlp.weight`` and
 ``layers.3.norm.weight`` belong to block 3 of ``layers``, the longest numbered list. What is in no block (embeddings,
 the last norm) counts as a unit for each module.
 """
@@ -48,7 +48,7 @@ def blocks(names: Sequence[str]) -> list[tuple[str, ...]]:
 def units(names: Sequence[str]) -> list[tuple[str, ...]]:
     """All names, each in one unit: what comes before the blocks, the blocks, and what comes after them, by module.
 
-    What comes after is told by its name (`BEHIND`): the order of registration is not always that of a forward.
+    What comes after is recognised by its name (`BEHIND`): the order of registration is not always that of a forward.
 
     Example:
         >>> units(["wte.w", "h.0.w", "h.1.w", "norm.w", "norm.b"])

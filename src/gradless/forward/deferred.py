@@ -1,4 +1,4 @@
-"""Updates that wait until a leaf is visited anyway.
+"""Deferred updates: written when the next forward visits their leaf.
 
 A step's update can be written in the visit that perturbs the leaf for the next step: one pass over memory less. Rows
 of an embedding that no batch reads wait longer, and are then updated for many steps in one sweep. The bits are those of

@@ -35,7 +35,7 @@ class LowRankLinear:
     def __init__(self, deferred: Deferred) -> None:
         self._deferred = deferred
         self._known: dict[int, Factors] = {}
-        self._ready: dict[int, tuple[Points, Tensor]] = {}  # A at the points of one serving
+        self._ready: dict[int, tuple[Points, Tensor]] = {}  # A at the points of one forward
 
     def prefetch(self, leaves: Iterable[Leaf], points: Points) -> None:
         """Make the factors of all leaves that were asked for before, in a row: see `PerturbedWeights._prefetch`."""

@@ -4,12 +4,12 @@ While a `PerturbedWeights` is active, every torch function that is handed a tune
 scratch tensor ``p + scale * z`` made in one sweep just before and reused right after. The weights are only read: they
 are bit-identical after a probe whatever their dtype, an interrupted forward cannot damage them, and the extra memory is
 the largest leaf, not a copy of the model. It is a `torch.overrides.TorchFunctionMode`, so it needs no knowledge of
-modules: tied weights, adapters and norms that read a weight in unusual ways are served like any other.
+modules: tied weights, adapters and norms that read a weight in unusual ways are perturbed like any other.
 
 Two functions read few rows of a large parameter, so they are given only those: an embedding lookup, and indexing by a
 vector of rows (``weight[rows]``, as the label head does).
 
-What reaches a parameter below the level of torch functions (a scripted module, say) cannot be served. `ReadSurvey`
+What reaches a parameter below the level of torch functions (a scripted module, say) cannot be replaced. `ReadSurvey`
 finds such reads during the first forward; those leaves are perturbed in place and restored from a copy, exact as well.
 """
 

@@ -28,7 +28,7 @@ class Point(NamedTuple):
 
 
 def probe_point(key: int | None, scale: float) -> Point:
-    """Theta + scale * z(key), or theta; +eps and -eps share the dice of their rounding."""
+    """Theta + scale * z(key), or theta; +eps and -eps share the bits of their rounding."""
     if key is None:
         return Point(Mixture((), ()), 0.0, 0)
     return Point(Mixture((key,), (1.0,)), scale, rng.probe_rounding_key(key))

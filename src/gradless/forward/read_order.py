@@ -1,4 +1,4 @@
-"""Which leaves to visit in a row: those that the next moments of a forward will read.
+"""The order in which forwards read leaves, and with it the leaves that are worth visiting together.
 
 A visit right after a large matrix product starts with cold caches; several leaves in a row pay for that once. The order
 is that of the last forward.

@@ -48,7 +48,7 @@ def sweep(
     Args:
         out: where to write; the shape of ``p``, or ``[len(rows), ...]`` when ``rows`` is given.
         p: the leaf, float32, bfloat16 or float16, any strides. Elements count in row-major order.
-        program: what to do.
+        program: the steps to run.
         leaf: 64-bit id of the leaf (`gradless.rng.leaf_id` of its name).
         stream: how z is drawn on this leaf.
         amplitude: factor of every coefficient on this leaf (layer-scaled directions).
@@ -101,8 +101,8 @@ def fan(
         probes: its steps are the branches; their decays are not used.
         leaf: 64-bit id of the leaf.
         mirrored: every branch comes in two, ``outs[2 b]`` with plus and ``outs[2 b + 1]`` with minus the same terms,
-            from one draw of z and one throw of the dice; several terms are summed before they are added.
-        keep: write the updated leaf back to ``p``; else only the branches know of the update.
+            from one draw of z and of the rounding bits; several terms are summed before they are added.
+        keep: write the updated leaf back to ``p``; else only the branches hold the update.
         stream: how z is drawn on this leaf.
         amplitudes: factors of the coefficients of the update and of the probes on this leaf.
         mask: bool, the shape of ``p``; elements outside keep their bits.
@@ -135,7 +135,7 @@ def fan(
 
 
 def _region(p: Tensor, leaf: int, rows: Tensor | None) -> Region | None:
-    """What a kernel visits, or None if that is nothing."""
+    """The region of a leaf that a kernel visits, or None if it has no elements."""
     if p.dtype not in DTYPES:
         raise ValueError(f"a leaf must be float32, bfloat16 or float16, not {p.dtype}: convert the model first")
     if p.numel() == 0 or (rows is not None and rows.numel() == 0):

@@ -1,4 +1,4 @@
-"""What a kernel is told: a program of steps, and the place in a leaf where it runs."""
+"""The arguments of a kernel: a program of steps, and the region of a leaf that it visits."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def on(program: Program, stream: Stream, amplitude: float) -> Program:
 
 
 class Region(NamedTuple):
-    """Which elements of a leaf a kernel visits."""
+    """The elements of a leaf that a kernel visits."""
 
     leaf: int  # 64-bit id
     rows: Tensor  # int64 indices; [0] when the whole leaf is one row
@@ -87,7 +87,7 @@ def idle(program: Program) -> bool:
 
 
 def join(programs: Sequence[Program]) -> Program:
-    """One program after the other; all rounded in the same way."""
+    """The programs one after the other, as one; all must round in the same way."""
     if len(programs) == 1:
         return programs[0]
     lengths = np.concatenate([np.diff(one.starts) for one in programs])

@@ -5,7 +5,7 @@ Format, version 2, little-endian::
     file    magic "gradless" | u16 version | u32 length | header (JSON, UTF-8) | u32 crc | record ...
     record  u32 step | u16 K | u8 flags | u16 check | K x f32 coeffs | [G x f64 lrs] | u32 crc
 
-``lrs`` stands in a record only when it changed (flag 1); flag 2 marks a step that was skipped because its loss was not
+``lrs`` is in a record only when it changed (flag 1); flag 2 marks a step that was skipped because its loss was not
 finite (K = 0). ``check`` guards the fields that give the record its length, so that a damaged length is never taken
 for a torn tail; ``crc`` is chained through all records before it, so a lost, doubled or moved record is noticed too.
 A tail that ends inside a record is what a crash leaves: it is cut. Any other damage is refused.

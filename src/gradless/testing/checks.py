@@ -1,4 +1,4 @@
-"""What a check is: one promise of a kind of part, as a function that can be broken.
+"""A check: one promise that parts of a kind make, as a function that raises when it is broken.
 
 A body takes a part and the settings of its suite and calls `demand`. The first line of its docstring is the promise,
 its name the check's name; so a suite is a tuple of functions.
