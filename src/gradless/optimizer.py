@@ -58,8 +58,8 @@ class ZerothOrder(torch.optim.Optimizer):
         rule: turns the estimate into the update, e.g. ``chain(momentum(0.9), scale(1e-6))``.
         accept: policy that applies, scales or refuses an update from losses; `always` by default.
         weight_decay: decoupled, p <- (1 - lr * weight_decay) p, as in AdamW; also a group option.
-        engine: how losses at perturbed weights are computed; the numbers agree to rounding. ``stream`` (default) runs the
-            closure once for each point. ``dual`` runs it once for all points of a step, under `torch.func.vmap`: less
+        engine: how losses at perturbed weights are computed; the numbers agree to rounding. ``stream`` (default) runs
+            the closure once for each point. ``dual`` runs it once for all points of a step, under `torch.func.vmap`: less
             work, but twice the activations, and the closure must do without ``.item()`` and the like; where it does
             not, the engine becomes ``stream`` with a warning. ``in-place`` perturbs the parameters and restores them
             from a copy, for closures that do not call torch functions under Python's eyes. Memory: one copy.
