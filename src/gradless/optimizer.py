@@ -59,10 +59,10 @@ class ZerothOrder(torch.optim.Optimizer):
         accept: policy that applies, scales or refuses an update from losses; `always` by default.
         weight_decay: decoupled, p <- (1 - lr * weight_decay) p, as in AdamW; also a group option.
         engine: how losses at perturbed weights are computed; the numbers agree to rounding. ``stream`` (default) runs
-            the closure once for each point. ``dual`` runs it once for all points of a step, under `torch.func.vmap`: less
-            work, but twice the activations, and the closure must do without ``.item()`` and the like; where it does
-            not, the engine becomes ``stream`` with a warning. ``in-place`` perturbs the parameters and restores them
-            from a copy, for closures that do not call torch functions under Python's eyes. Memory: one copy.
+            the closure once for each point. ``dual`` runs it once for all points of a step, under `torch.func.vmap`:
+            less work, but twice the activations, and the closure must do without ``.item()`` and the like; where it
+            does not, the engine becomes ``stream`` with a warning. ``in-place`` perturbs the parameters and restores
+            them from a copy, for closures whose reads torch functions do not see. Memory: one copy.
         defer: let an update wait until its leaf is visited by the next probe. Saves a pass over the weights; until
             `flush` is called the parameters hold older values. The weights in the end are the same, bit for bit.
         ranks: `gradless.ranks.group()`: processes that split the batch, or the points, and keep the same weights.
