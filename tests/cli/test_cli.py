@@ -194,3 +194,15 @@ def test_a_damaged_configuration_is_named(tune, tmp_path):
         refused(call(*tune, "--resume"))
     (tmp_path / "run" / "result.json").write_text("{")
     refused(call("replay", tmp_path / "run", "--verify"), "result.json cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        (("--steps", "ten"), "steps is 'ten': give a whole number of at least 1"),
+        (("--lr", "nan"), "lr is nan: give a finite number above 0 or auto"),
+        (("--weight-decay", "-1"), "weight_decay is -1.0: give a finite number of at least 0"),
+    ],
+)
+def test_options_are_checked_as_fields_are(tmp_path, option, sentence):
+    refused(call("tune", "--model", "m", "--task", "sst2", "--out", tmp_path, *option), sentence)

@@ -12,6 +12,7 @@ from click.shell_completion import CompletionItem
 
 from gradless.cli import completion
 from gradless.cli.options import FILE, PATH, options
+from gradless.errors import BadInput
 from gradless.runs.config_io import spelling
 from gradless.system import typed
 from gradless.system.typed import Flag, Names, Record, Setting
@@ -84,7 +85,12 @@ class Value(click.ParamType):
         for kind in self.numbers if isinstance(value, str) else ():
             with contextlib.suppress(ValueError):
                 value = kind(value)
-        return typed.value(self.setting.name, value, self.setting.hint) if self.numbers else value
+        if not self.numbers:
+            return value
+        try:
+            return typed.value(self.setting.name, value, self.setting.hint)
+        except BadInput as error:
+            raise click.UsageError(str(error), ctx) from None  # which one process of a torchrun job reports
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Return names that begin like ``incomplete``, or files."""
