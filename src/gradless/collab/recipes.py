@@ -92,7 +92,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def recipe(name: str) -> Recipe:
-    """The recipe of a name."""
+    """Return the recipe of a name."""
     return pick("recipe", name, RECIPES)
 
 
@@ -127,7 +127,7 @@ def compared(of: Recipe, others: Mapping[str, Sequence[Any]] | None = None) -> l
 
 
 def grid(of: Recipe, axes: Mapping[str, Sequence[Any]]) -> list[CollabConfig]:
-    """A recipe with all combinations of values of some fields; algorithms without momentum at their own rate."""
+    """Return a recipe with all combinations of values of some fields; algorithms without momentum at their own rate."""
     points = itertools.product(*axes.values())
     runs = [dataclasses.replace(of.base, **dict(zip(axes, values, strict=True))) for values in points]
     return [dataclasses.replace(run, lr=of.plain_lr) if of.plain_lr and _plain(run) else run for run in runs]
@@ -140,7 +140,7 @@ def _plain(run: CollabConfig) -> bool:
 
 
 def _about(row: Any) -> str:
-    """A table's row in one line."""
+    """Return a table's row in one line."""
     paper = getattr(row, "paper", "") or getattr(row, "source", "")
     facts = [paper] if paper and paper != "-" else []
     if isinstance(row, aggregators.Entry):

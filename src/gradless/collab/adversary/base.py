@@ -60,7 +60,7 @@ class AttackContext(NamedTuple):
 
 
 def nothing() -> State:
-    """What most attacks remember."""
+    """Return what most attacks remember."""
     return None
 
 
@@ -120,19 +120,19 @@ def sound(context: AttackContext) -> Tensor:
 
 
 def mean_of_honest(context: AttackContext, extras: int = 0) -> Tensor:
-    """Coefficients of the mean of the honest rows that are finite, float64 [H + E]; all 0 if there are none."""
+    """Return coefficients of the mean of the honest rows that are finite, float64 [H + E]; all 0 if there are none."""
     finite = sound(context).double()
     return torch.cat([finite / finite.sum().clamp_min(1.0), finite.new_zeros(extras)])
 
 
 def rows_of_honest(context: AttackContext) -> Tensor:
-    """Coefficients of every honest row, float64 [H, H]; of the finite ones' mean where a row is not finite."""
+    """Return coefficients of every honest row, float64 [H, H]; of the finite ones' mean where a row is not finite."""
     own = torch.eye(len(context.honest), dtype=torch.float64)
     return torch.where(sound(context)[:, None], own, mean_of_honest(context))
 
 
 def unit(context: AttackContext, index: int, extras: int = 0) -> Tensor:
-    """Coefficients of one row of the basis, float64 [H + E]."""
+    """Return coefficients of one row of the basis, float64 [H + E]."""
     row = torch.zeros(len(context.honest) + extras, dtype=torch.float64)
     row[index] = 1.0
     return row
@@ -154,7 +154,7 @@ def gram_of(context: AttackContext) -> CentredGram:
 
 
 def products(gram: CentredGram, rows: Tensor) -> Tensor:
-    """Inner products of linear combinations of the measured rows, [m, M] -> float64 [m, m].
+    """Return inner products of linear combinations of the measured rows, [m, M] -> float64 [m, m].
 
     The origin is a row of the gram too, so no combination needs to sum to 1. Rows that are not finite count as 0.
     """
@@ -172,7 +172,7 @@ def deviations(context: AttackContext) -> Tensor:
 
 
 def leading(context: AttackContext) -> Tensor:
-    """Where honest rows lie along the direction in which they differ most: a unit vector, float64 [H].
+    """Return where honest rows lie along the direction in which they differ most: a unit vector, float64 [H].
 
     The leading eigenvector of the centred Gram matrix; its largest element (by absolute value) is positive, so that
     the sign does not depend on the library. Rows that are not finite are at 0.

@@ -75,7 +75,7 @@ class Trial(NamedTuple):
     key: int
 
     def damage(self, strength: float) -> float:
-        """What the attack's goal comes to at this strength, in squared length.
+        """Return what the attack's goal comes to at this strength, in squared length.
 
         shift: |mean over receivers of outputs - mean of honest rows|^2; spread: the mean over receivers of
         |output - mean of honest rows|^2. Receivers are the peers that mix in this exchange and whose output is finite
@@ -169,7 +169,7 @@ def strongest(
     evaluations: int = EVALUATIONS,
     columns: int = COLUMNS,
 ) -> Message:
-    """What attackers send in this exchange, with the strength that does most harm if the attack leaves it open.
+    """Return what attackers send in this exchange, with the strength that does most harm if the attack leaves it open.
 
     Args:
         attack: what they do; ``attack.start()`` is its state before the first exchange.
@@ -213,7 +213,7 @@ def search(
     unit: float | None = None,
     evaluations: int = EVALUATIONS,
 ) -> float:
-    """The strength in ``bounds`` with the greatest damage.
+    """Return the strength in ``bounds`` with the greatest damage.
 
     Damage rises with the square of the strength until a rule stops believing some attacker in some peer, and falls
     there like a cliff; there are as many cliffs as peers, plateaus where nobody believes any more, and smooth hills.
@@ -286,7 +286,7 @@ class _Ray:
 
 
 def _grid(length: float, near: float, count: int) -> list[float]:
-    """The first points, from 0 to ``length``: ``count`` evenly spaced up to ``near``, a few beyond."""
+    """Return the first points, from 0 to ``length``: ``count`` evenly spaced up to ``near``, a few beyond."""
     far = 0 if near == length else max(1, min(FAR, round(math.log2(length / near))))
     points = [near * i / (count - 1) for i in range(count)]
     return points + [near * (length / near) ** (i / far) for i in range(1, far + 1)]

@@ -100,7 +100,7 @@ class Aggregator(NamedTuple):
             BadInput: for a number of rows that it cannot take, with the condition.
 
         Cost: distances, pre-aggregators and products of coordinates once for all P: of nna with n = 26 and D = 431,080
-        an eighth to a fifteenth of 21 calls (benchmarks/aggregators.py --receivers). A dense rule that uses the pivot
+        a tenth of the time of 21 calls (benchmarks/aggregators.py --receivers). A dense rule that uses the pivot
         is called P times.
 
         Example:

@@ -45,7 +45,7 @@ class Shape(NamedTuple):
 
 
 def shape_of(blocks: Sequence[Tensor]) -> Shape:
-    """What row blocks have in common.
+    """Return what row blocks have in common.
 
     Raises:
         BadInput: if they are not matrices of one width, dtype and device.
@@ -110,7 +110,7 @@ def columns_of(rows: int, width: int) -> int:
 
 
 def gram(blocks: Sequence[Tensor], centre: int, near: Tensor) -> Tensor:
-    """Inner products of rows around a centre, with minus the centre as the last row: float64 ``[M+1, M+1]``.
+    """Return inner products of rows around a centre, with minus the centre as the last row: float64 ``[M+1, M+1]``.
 
     Args:
         blocks: rows ``[m_i, D]``.
@@ -207,7 +207,7 @@ def combined(weights: Tensor, tile: Tensor, centre: int, near: Tensor, finite: T
 
 
 def _copies(weights: Tensor) -> dict[int, int]:
-    """Which results are one row as it is."""
+    """Return which results are one row as it is."""
     single = ((weights != 0).sum(1) == 1) & (weights == 1).any(1)
     return {int(p): int(weights[p].argmax()) for p in single.nonzero().flatten()}
 
@@ -256,7 +256,7 @@ def compiled(device: torch.device) -> bool:
 
 
 def flat(tile: Tensor) -> tuple[Any, Any]:
-    """The memory under a matrix with unit column stride, and where each row starts in it: NumPy arrays."""
+    """Return the memory under a matrix with unit column stride, and where each row starts in it: NumPy arrays."""
     starts = torch.arange(tile.shape[0]) * tile.stride(0)
     size = int(starts[-1]) + tile.shape[1] if len(starts) else 0
     return tile.detach().as_strided((size,), (1,)).numpy(), starts.numpy()
@@ -331,7 +331,7 @@ def _threads() -> ThreadPoolExecutor:
 
 
 def _compiled_gram(tile: Tensor, centre: int, near: Tensor) -> Tensor:
-    """The upper triangle of the inner products of one tile."""
+    """Return the upper triangle of the inner products of one tile."""
     from gradless.collab.aggregation import numba_kernels as kernel
 
     (x, starts), n, width = flat(tile), tile.shape[0], tile.shape[1]

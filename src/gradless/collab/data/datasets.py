@@ -54,7 +54,7 @@ class Images(NamedTuple):
         return channels, height, width
 
     def to(self, device: torch.device | str) -> Images:
-        """The same data on another device."""
+        """Return the same data on another device."""
         return self._replace(
             train_images=self.train_images.to(device),
             train_labels=self.train_labels.to(device),
@@ -107,14 +107,14 @@ def prepare(images: Tensor, mean: Sequence[float], std: Sequence[float], flip: T
 
 
 def flips(seed: int, step: int, peer: int, count: int) -> Tensor:
-    """Which images of a peer's batch are mirrored: bool ``[count]``, each with probability 1/2."""
+    """Return which images of a peer's batch are mirrored: bool ``[count]``, each with probability 1/2."""
     return rng.rademacher(rng.fold(seed, step, peer), rng.leaf_id("collab/flips"), 0, count) < 0
 
 
 def training_batch(
     data: Images, rows: Tensor, *, seed: int, step: int, peers: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The training images of one step of all peers, mirrored at random where the data set allows it.
+    """Return the training images of one step of all peers, mirrored at random where the data set allows it.
 
     Args:
         data: the data set.
@@ -168,7 +168,7 @@ def _find(folder: Path, stem: str, kind: str) -> Path:
 
 
 def _idx(path: Path, *, dimensions: int) -> Tensor:
-    """An IDX file of unsigned bytes, plain or compressed: uint8 of its shape."""
+    """Return an IDX file of unsigned bytes, plain or compressed: uint8 of its shape."""
     raw = _read(path)
     start = 4 + 4 * dimensions
     if len(raw) < start or raw[:4] != bytes((0, 0, 8, dimensions)):
@@ -211,7 +211,7 @@ def _cifar10(path: Path, say: Say) -> Images:
 
 
 def _cifar_batches(path: Path) -> dict[str, bytes] | None:
-    """The binary batches by name; None where there are none (then it should be an image folder)."""
+    """Return the binary batches by name; None where there are none (then it should be an image folder)."""
     if path.is_file():
         names = image_files.names_in_archive(path, most=8)
     else:

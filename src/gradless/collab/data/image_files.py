@@ -80,7 +80,7 @@ def names_in_archive(path: Path, *, most: int) -> list[str]:
 
 
 def files_in_archive(path: Path, ending: str) -> dict[str, bytes]:
-    """The files of an archive whose name ends so, by their last name."""
+    """Return the files of an archive whose name ends so, by their last name."""
     return {PurePosixPath(name).name: raw for name, raw in _members(path, wanted=(ending,)) if name.endswith(ending)}
 
 

@@ -46,7 +46,7 @@ def extreme(labels: Tensor, peers: int, *, seed: int = 0) -> list[Tensor]:
 
 
 def gamma_similarity(labels: Tensor, peers: int, *, seed: int = 0, gamma: float) -> list[Tensor]:
-    """A share ``gamma`` of the rows is dealt like `iid`, the rest like `extreme`.
+    """Deal a share ``gamma`` of the rows like `iid`, the rest like `extreme`.
 
     ``gamma=1`` is `iid` and ``gamma=0`` is `extreme`.
     """
@@ -193,7 +193,7 @@ SPLITS: Final[dict[str, Split]] = {
 
 
 def split(name: str, labels: Tensor, peers: int, *, seed: int = 0, **parameter: float) -> list[Tensor]:
-    """The split ``name`` of `SPLITS`: ``peers`` sorted int64 index tensors, none of them empty.
+    """Return the split ``name`` of `SPLITS`: ``peers`` sorted int64 index tensors, none of them empty.
 
     Args:
         name: row of `SPLITS`.
@@ -244,7 +244,7 @@ class Batches(NamedTuple):
         return self.size + self.growth * step
 
     def read(self, steps: int) -> int:
-        """Rows read before step ``steps``: the sample counter of a peer after so many steps."""
+        """Return rows read before step ``steps``: the sample counter of a peer after so many steps."""
         return self.size * steps + self.growth * (steps * (steps - 1) // 2)
 
     def at(self, step: int) -> Tensor:
@@ -259,7 +259,7 @@ class Batches(NamedTuple):
 
 
 def batches(indices: Tensor, batch_size: int, seed: int, peer: int, *, growth: int = 0) -> Batches:
-    """The batches of one peer over its rows ``indices``; ``growth=1, batch_size=1`` is LEARN's schedule.
+    """Return the batches of one peer over its rows ``indices``; ``growth=1, batch_size=1`` is LEARN's schedule.
 
     Raises:
         BadInput: no rows or no batch.
@@ -272,7 +272,7 @@ def batches(indices: Tensor, batch_size: int, seed: int, peer: int, *, growth: i
 
 
 def gather(streams: Sequence[Batches], step: int) -> Tensor:
-    """The batches of all peers in one step: int64 ``[P, rows]``."""
+    """Return the batches of all peers in one step: int64 ``[P, rows]``."""
     return torch.stack([stream.at(step) for stream in streams])
 
 
@@ -311,7 +311,7 @@ def _tidy(parts: Iterable[Tensor]) -> list[Tensor]:
 
 
 def _cuts(share: Sequence[float], count: int) -> list[int]:
-    """Where to cut ``count`` rows so that the pieces have these shares."""
+    """Return where to cut ``count`` rows so that the pieces have these shares."""
     ends = [round(math.fsum(share[: end + 1]) * count) for end in range(len(share) - 1)]
     return [min(end, count) for end in ends]
 

@@ -67,7 +67,7 @@ class CoefficientPeers:
         return first.estimator.queries(first.t)
 
     def exchanges(self, step: int) -> tuple[str, ...]:
-        """Coefficients in every step, then parameters in every ``sync``-th."""
+        """Return the tags of a step: coefficients, then parameters in every ``sync``-th."""
         due = self.sync is not None and (step + 1) % self.sync == 0
         return (COEFFICIENTS, PARAMETERS) if due else (COEFFICIENTS,)
 
@@ -106,7 +106,7 @@ class CoefficientPeers:
             opt.apply(Sketch(tuple(opt.key(opt.t, k) for k in range(len(coeffs))), coeffs))
 
     def poisoned(self, step: int, tag: str) -> Tensor:
-        """Coefficients of a peer whose labels are flipped, at the first peer's weights, [1, K].
+        """Return coefficients of a peer whose labels are flipped, at the first peer's weights, [1, K].
 
         It sends its parameters unchanged.
         """

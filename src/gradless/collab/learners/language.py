@@ -60,24 +60,24 @@ class Text:
         self.shares = shares(config, labels, peers)
 
     def build(self) -> build.Model:
-        """A model of its own at the base weights."""
+        """Return a model of its own at the base weights."""
         return build.build_for(self.tune, NOWHERE, self.task, self.rows.train, say=lambda line: None)[0]
 
     def batch(self, stream: Batches, step: int) -> list[Encoded]:
-        """The rows that a peer reads in a step."""
+        """Return the rows that a peer reads in a step."""
         return [self.encoded[i] for i in stream.at(step).tolist()]
 
     def poison(self, step: int) -> list[Encoded]:
-        """The rows that attackers read, with flipped labels."""
+        """Return the rows that attackers read, with flipped labels."""
         return [flipped(row) for row in self.batch(self.shares.poison, step)]
 
     def loss(self, model: lm.LanguageModel, rows: Sequence[Encoded]) -> Closure:
-        """The loss of a batch, to be evaluated at any weights."""
+        """Return the loss of a batch, to be evaluated at any weights."""
         batches = objectives.prepare(model, self.objective, list(rows))
         return lambda: objectives.loss_over(model, self.objective, batches)
 
     def accuracy(self, model: lm.LanguageModel, rows: int | None) -> float:
-        """The task's main metric on test rows."""
+        """Return the task's main metric on test rows."""
         evaluation = evaluate.evaluate(model, self.task, self.rows.test[:rows])
         return evaluation.metrics[self.task.metrics[0]]
 
@@ -90,7 +90,7 @@ def _loaded(tune: TuneConfig) -> tuple[Task, Splits]:
 
 
 def flipped(row: Encoded) -> Encoded:
-    """The row with its label turned round: option l becomes the last minus l."""
+    """Return the row with its label turned round: option l becomes the last minus l."""
     return row._replace(correct=(len(row.options) - 1 - row.gold,))
 
 
@@ -122,7 +122,7 @@ class TextGradients:
         self.dimension = sum(param.numel() for param in self.tuned)
 
     def start(self) -> Tensor:
-        """The tuned weights as the scheme begins with them, once for each peer."""
+        """Return the tuned weights as the scheme begins with them, once for each peer."""
         row = torch.cat([param.detach().reshape(-1).float() for param in self.tuned])
         return row.expand(self.peers, -1).clone()
 

@@ -145,7 +145,7 @@ NETS: Final[dict[str, Net]] = {
 
 
 def named(name: str) -> Net:
-    """The row ``name`` of `NETS`.
+    """Return the row ``name`` of `NETS`.
 
     Raises:
         BadInput: there is none.
@@ -154,13 +154,13 @@ def named(name: str) -> Net:
 
 
 def blank(net: Net) -> nn.Module:
-    """The module on the meta device: no memory, no random numbers; every call must be given its tensors."""
+    """Return the module on the meta device: no memory, no random numbers; every call must be given its tensors."""
     with torch.device("meta"):
         return net.make()
 
 
 def slots(module: nn.Module) -> tuple[Slot, ...]:
-    """The layout of a row of ``[P, D]``: the parameters one after another, in the module's order."""
+    """Return the layout of a row of ``[P, D]``: the parameters one after another, in the module's order."""
     layout, start = [], 0
     for name, parameter in module.named_parameters():
         layout.append(Slot(name, parameter.shape, start, start + parameter.numel()))

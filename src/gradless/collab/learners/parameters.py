@@ -153,7 +153,7 @@ class ParameterPeers:
             self.theta.copy_(mixed)
 
     def poisoned(self, step: int, tag: str) -> Tensor:
-        """A step from the honest peers' mean model with labels flipped and with the same momentum."""
+        """Return a step from the honest peers' mean model with labels flipped and with the same momentum."""
         if tag not in (GRADIENTS, PARAMETERS):  # a later round of mixing
             return self._last_poison
         assert self._centre is not None

@@ -86,7 +86,7 @@ class Stack:
         return statistics
 
     def initial(self) -> Tensor:
-        """The same initial parameters for every peer, each in its own memory: float32 ``[P, D]``."""
+        """Return the same initial parameters for every peer, each in its own memory: float32 ``[P, D]``."""
         return initial(self.net, self.seed).to(self.device).expand(len(self.peers), -1).clone()
 
     def _share_out(self, work: Callable[[nn.Module, slice], None]) -> None:
@@ -268,12 +268,12 @@ class Stack:
 
 
 def evaluation_rows(count: int, rows: int, seed: int) -> Tensor:
-    """A fixed draw of ``rows`` of ``count`` images without replacement, sorted: int64 ``[min(rows, count)]``."""
+    """Return a fixed draw of ``rows`` of ``count`` images without replacement, sorted: int64 ``[min(rows, count)]``."""
     return torch.from_numpy(rng.permutation(count, seed, "collab/evaluation"))[:rows].sort().values
 
 
 def _mask(key: int, name: str, rate: float, shape: tuple[int, ...], device: torch.device) -> Tensor:
-    """A dropout mask: 8 random bits an element decide, so rates are multiples of 1/256."""
+    """Return a dropout mask: 8 random bits an element decide, so rates are multiples of 1/256."""
     count = torch.Size(shape).numel()
     words = rng.philox_blocks(0, -(-count // 16), rng.leaf_id(name), key, device)
     drawn = words.to(torch.int32).view(torch.uint8).view(-1)[:count]

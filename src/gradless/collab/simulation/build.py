@@ -53,7 +53,7 @@ def build(config: CollabConfig) -> Simulation:
 
 
 def mixing_rule(config: CollabConfig) -> Aggregator:
-    """The rule of a configuration, checked against the number of rows that a peer will hold.
+    """Return the rule of a configuration, checked against the number of rows that a peer will hold.
 
     Raises:
         BadInput: more Byzantine peers than the rule can stand.
