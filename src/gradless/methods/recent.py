@@ -48,6 +48,9 @@ def mezo_rms(
     """MeZO with momentum ``beta`` over a running root mean square of its coefficients: one scalar of state.
 
     ``decay`` is that of the mean square. Cost: 2K forwards. MEAZO, arXiv 2605.03869.
+
+    Raises:
+        BadInput: ``decay`` is not in [0, 1).
     """
     if not 0 <= decay < 1:
         raise BadInput(f"decay is {decay}: it must lie in [0, 1)")
