@@ -109,7 +109,7 @@ def test_a_killed_process_resumes_to_the_same_weights(tmp_path, bare):
         begun = time.monotonic()
         while not (cut / "checkpoint-8").exists():
             assert process.poll() is None
-            assert time.monotonic() - begun < 100
+            assert time.monotonic() - begun < 300
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
     assert 8 <= len(moves(cut)) < 24
