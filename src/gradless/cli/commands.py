@@ -15,6 +15,7 @@ from gradless.cli.doctor import completion, doctor
 from gradless.cli.fields import of_fields
 from gradless.cli.options import FILE, HELP, PATH, Commands, FromFile, need, options
 from gradless.cli.plan import plan
+from gradless.cost.settings import ProfileSettings
 from gradless.errors import BadInput, unknown
 from gradless.runs.config import OwnFiles, TuneConfig
 
@@ -154,20 +155,15 @@ def replay(run_dir: Path, verify: bool, **how: Any) -> None:
 
 
 @main.command()
-@model_options
-@of_fields(TuneConfig, "method scheme batch_size", batch_size="Sequences of a batch.")
-@click.option("--length", default=40, show_default=True, help="Tokens of each sequence.")
-@of_fields(TuneConfig, "engine", several=("engine",), engine="stream, dual or in-place; may be repeated (all).")
-@click.option("--repeats", default=9, show_default=True, help="Timed rounds; figures are medians over them.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--threads", type=int, help="Threads of the processor.")
-@click.option("--replay-steps", default=0, show_default=True, help="Time the replay of a ledger of so many steps too.")
+@of_fields(ProfileSettings, "model dtype device method scheme batch_size length")
+@of_fields(ProfileSettings, "engines", engines="stream, dual or in-place; may be repeated (all).")
+@of_fields(ProfileSettings, "repeats seed threads replay_steps")
 @click.option("--no-memory", is_flag=True, help="Leave out peak memory, which takes a process for each row.")
 @click.option("--no-eager", is_flag=True, help="Leave out the step of MeZO's algorithm 1 in eager PyTorch.")
 @click.option("--json", type=PATH, help="Write all figures to this file.")
 @click.option("--picture", type=PATH, help="Draw where the time goes: a PNG, SVG or PDF file.")
 @click.option("--only", hidden=True, help="Measure the memory of one row in this process.")
-def profile(engine: tuple[str, ...], no_memory: bool, no_eager: bool, only: str | None, **settings: Any) -> None:
+def profile(no_memory: bool, no_eager: bool, only: str | None, **settings: Any) -> None:
     """Measure a step against its floor: two forwards of the same batch and nothing else.
 
     --model also takes shapes with random weights, which need no download: shape:opt-125m, shape:opt-1.3b,
@@ -181,8 +177,8 @@ def profile(engine: tuple[str, ...], no_memory: bool, no_eager: bool, only: str 
     from gradless.cost import memory
     from gradless.cost import profile as profiling
 
-    if engine:
-        settings["engines"] = engine
+    if not settings["engines"]:
+        del settings["engines"]
     if only is not None:
         del settings["picture"]
         memory.memory_of(only, **settings)

@@ -11,7 +11,7 @@ import click
 
 from gradless.cli.fields import of_fields
 from gradless.cli.options import PATH
-from gradless.runs.config import TuneConfig
+from gradless.cost.settings import PlanSettings
 from gradless.system import tables
 
 if TYPE_CHECKING:
@@ -21,17 +21,8 @@ HEADS = ("", "weights", "gradients", "optimizer state", "activations", "scratch"
 
 
 @click.command("plan")
-@of_fields(TuneConfig, "model method scheme", model="Known name, shape:NAME, folder, GGUF file or hub id.")
-@of_fields(TuneConfig, "batch_size", batch_size="Sequences of a forward.")
-@click.option("--length", default=256, show_default=True, help="Tokens of each sequence.")
-@of_fields(TuneConfig, "dtype", dtype="float32, bfloat16 or float16; by default the checkpoint's own.")
-@click.option("--attention", default="flash", show_default=True, help="flash (fused, where the model can) or eager.")
-@click.option(
-    "--objective", default="option_ce", show_default=True, help="option_ce (label words) or lm (every token)."
-)
-@of_fields(TuneConfig, "engine", engine="stream, dual or in-place; by default what tune takes on --device.")
-@of_fields(TuneConfig, "device", device="Decides the engine, and nothing else.")
-@of_fields(TuneConfig, "rank num_prefix num_prompt")
+@of_fields(PlanSettings, "model method scheme batch_size length dtype attention objective engine device")
+@of_fields(PlanSettings, "rank num_prefix num_prompt")
 @click.option("--memory", multiple=True, help="Memory to compare with, e.g. 24GB or 24GiB; may be repeated.")
 @click.option("--json", "json_file", type=PATH, help="Write all figures, in bytes, to this file.")
 def plan(memory: tuple[str, ...], json_file: Path | None, **settings: Any) -> None:
@@ -49,7 +40,7 @@ def plan(memory: tuple[str, ...], json_file: Path | None, **settings: Any) -> No
     from gradless.system.atomic import write_json
 
     budgets = {text: job.size(text) for text in memory or job.BUDGETS}
-    planned = job.plan(job.Settings(**settings))
+    planned = job.plan(PlanSettings(**settings))
     show(planned, budgets)
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from gradless.cost import workload
-from gradless.cost.workload import EAGER, FLOOR, Settings, Subject
+from gradless.cost.settings import EAGER, FLOOR
+from gradless.cost.settings import ProfileSettings as Settings
+from gradless.cost.workload import Subject
 from gradless.errors import BadInput, unknown
 from gradless.optimizer import ENGINES
 from gradless.system.atomic import write_json

@@ -37,14 +37,14 @@ tokenizer, the data, and a checkpoint's pages that stay mapped. `benchmarks/plan
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from torch import Tensor, nn
 
 from gradless.cost import footprint, meta_models
 from gradless.cost.footprint import Batch
 from gradless.cost.live_memory import Live
+from gradless.cost.settings import PlanSettings as Settings
 from gradless.directions.blocks import units
 from gradless.errors import BadInput
 from gradless.forward.batched import SMALL
@@ -54,42 +54,14 @@ from gradless.lm import LanguageModel, quiet_transformers, schemes
 from gradless.lm.encode import length_limit
 from gradless.methods import FIRST, FORWARD, HYBRID, METHODS, Method
 from gradless.optimizer import ZerothOrder
-from gradless.runs.config import Engine, MethodName, Scheme, fastest_engine
+from gradless.runs.config import fastest_engine
 from gradless.system import typed
-from gradless.system.typed import Count
 
 BUDGETS: Final = ("8GB", "16GB", "24GB", "40GB", "80GB")
 LABELS: Final = (0, 1)
 FLOAT: Final = 4
 TEMPORARIES: Final = 3
 UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What to plan for."""
-
-    model: str
-    """Anything that `gradless.cost.meta_models.load` takes."""
-    method: MethodName = "mezo"
-    scheme: Scheme = "full"
-    batch_size: Count = 16
-    """Sequences of one forward."""
-    length: Count = 256
-    """Tokens of each sequence."""
-    dtype: str | None = None
-    """Of the weights; None: the checkpoint's own."""
-    attention: str = "flash"
-    """flash: a fused kernel, where the architecture has one; eager: scores in memory."""
-    objective: Literal["option_ce", "lm"] = "option_ce"
-    """option_ce scores label words; lm every token."""
-    engine: Engine | None = None
-    """None: what ``gradless tune`` takes on ``device``."""
-    device: str = "cpu"
-    rank: Count = 8
-    """Of LoRA."""
-    num_prefix: Count = 5
-    num_prompt: Count = 10
 
 
 class Need(NamedTuple):

@@ -21,8 +21,10 @@ import torch
 
 from gradless import rng
 from gradless.cost import figures, memory, time_shares, turns, workload
+from gradless.cost.settings import EAGER, FLOOR
+from gradless.cost.settings import ProfileSettings as Settings
 from gradless.cost.turns import WARMUP, Candidate
-from gradless.cost.workload import EAGER, FLOOR, LR, Settings, Subject
+from gradless.cost.workload import LR, Subject
 from gradless.errors import BadInput
 from gradless.optimizer import Update
 from gradless.runs.record import versions

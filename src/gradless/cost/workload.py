@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -13,69 +12,18 @@ from torch import Tensor, nn
 
 from gradless import lm, methods, rng
 from gradless.cost import eager_mezo
+from gradless.cost.settings import EAGER, FLOOR
+from gradless.cost.settings import ProfileSettings as Settings
 from gradless.cost.turns import Candidate, two_forwards
-from gradless.errors import BadInput, unknown
+from gradless.errors import BadInput
 from gradless.lm import LanguageModel, objectives, schemes, shapes
 from gradless.lm.batching import pad_id
 from gradless.lm.encode import Encoded, length_limit
-from gradless.optimizer import ENGINES, ZerothOrder
-from gradless.runs.config import DEFAULTS, MethodName, Scheme
-from gradless.system import typed
-from gradless.system.typed import Amount, Count
+from gradless.optimizer import ZerothOrder
+from gradless.runs.config import DEFAULTS
 
-FLOOR, EAGER = "floor", "eager-mezo"
 LR = 1e-9  # too small to change what is measured
 CANDIDATE_TOKENS = (0, 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Settings:
-    """What to measure, and how often."""
-
-    model: str
-    """Anything that `gradless.lm.load` takes, or ``shape:NAME`` (`gradless.lm.shapes.SHAPES`)."""
-    scheme: Scheme = "full"
-    method: MethodName = "mezo"
-    batch_size: Count = 16
-    length: Count = 40
-    """Tokens of every sequence."""
-    dtype: str | None = None
-    device: str = "cpu"
-    engines: tuple[str, ...] = ENGINES
-    repeats: Count = 9
-    """Timed rounds; a figure is the median over them."""
-    seed: int = 0
-    threads: Count | None = None
-    """Threads of the processor; None: as torch is set."""
-    eager: bool = True
-    """Time MeZO's algorithm 1 in eager PyTorch too."""
-    memory: bool = True
-    """Measure peak memory too; on a CPU in a process for each candidate."""
-    replay_steps: Amount = 0
-    """Length of the made-up ledger whose replay is timed; 0: none."""
-
-    def check(self) -> None:
-        """Check what can be checked without the model.
-
-        Raises:
-            BadInput: an unknown name or an impossible number.
-        """
-        typed.check(self)
-        if not self.engines:
-            raise BadInput(f"no engine to measure: name one of {', '.join(ENGINES)}")
-        for engine in self.engines:
-            if engine not in ENGINES:
-                raise BadInput(unknown("engine", engine, ENGINES))
-
-    def candidates(self) -> list[str]:
-        """Return the names of all candidates, each once."""
-        return list(dict.fromkeys((FLOOR, *([EAGER] if self.eager else []), *self.engines)))
-
-    def arguments(self) -> list[str]:
-        """Return the command line that gives another process the same settings, as far as memory is concerned."""
-        names = ("model", "scheme", "method", "dtype", "device", "threads", "batch_size", "length", "seed")
-        values = {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
-        return [part for flag, value in values.items() if value is not None for part in (flag, str(value))]
 
 
 class Subject(NamedTuple):

@@ -133,10 +133,11 @@ def value(name: str, raw: Any, hint: Any) -> Any:
         raise BadInput(_refusal(name, raw, hint)) from None
     if isinstance(converted, float) and not math.isfinite(converted):
         raise BadInput(_refusal(name, raw, hint))
-    for _, metadata in _parts(hint):
-        for names in metadata:
-            if isinstance(names, Names) and names.closed and converted is not None and converted not in names.load():
-                raise BadInput(unknown(names.kind, converted, names.load()))
+    named = [one for _, metadata in _parts(hint) for one in metadata if isinstance(one, Names) and one.closed]
+    for names in named if converted is not None else ():
+        for one in converted if isinstance(converted, tuple) else (converted,):
+            if one not in names.load():
+                raise BadInput(unknown(names.kind, one, names.load()))
     return converted
 
 

@@ -1,0 +1,116 @@
+"""Settings of ``gradless plan`` and ``gradless profile``: fields that are options, known without importing torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from gradless.errors import BadInput
+from gradless.runs.config import Device, DType, Engine, MethodName, Model, Scheme
+from gradless.system import typed
+from gradless.system.typed import Amount, Count, Flag, Names
+
+FLOOR, EAGER = "floor", "eager-mezo"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanSettings:
+    """What to plan for."""
+
+    model: Model
+    """Known name, shape:NAME, folder, GGUF file or hub id.
+
+    Anything that `gradless.cost.meta_models.load` takes."""
+    method: MethodName = "mezo"
+    """gradless list methods"""
+    scheme: Scheme = "full"
+    """full, lora, prefix, prompt or head."""
+    batch_size: Count = 16
+    """Sequences of a forward."""
+    length: Count = 256
+    """Tokens of each sequence."""
+    dtype: DType | None = None
+    """float32, bfloat16 or float16; by default the checkpoint's own."""
+    attention: str = "flash"
+    """flash (fused, where the model can) or eager.
+
+    Eager attention has its scores in memory."""
+    objective: Literal["option_ce", "lm"] = "option_ce"
+    """option_ce (label words) or lm (every token)."""
+    engine: Engine | None = None
+    """stream, dual or in-place; by default what tune takes on --device."""
+    device: Device = "cpu"
+    """Decides the engine, and nothing else."""
+    rank: Count = 8
+    """LoRA rank."""
+    num_prefix: Count = 5
+    """Virtual tokens of prefix tuning."""
+    num_prompt: Count = 10
+    """Virtual tokens of prompt tuning."""
+
+
+def _engines() -> tuple[str, ...]:
+    from gradless.forward.evaluator import ENGINES
+
+    return ENGINES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfileSettings:
+    """What to measure, and how often."""
+
+    model: Model
+    """Known name (gradless list models), folder, GGUF file or hub id.
+
+    Or ``shape:NAME`` (`gradless.lm.shapes.SHAPES`)."""
+    scheme: Scheme = "full"
+    """full, lora, prefix, prompt or head."""
+    method: MethodName = "mezo"
+    """gradless list methods"""
+    batch_size: Count = 16
+    """Sequences of a batch."""
+    length: Count = 40
+    """Tokens of each sequence."""
+    dtype: DType | None = None
+    """float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's."""
+    device: Device = "cpu"
+    """cpu, cuda, cuda:1, mps; auto: all GPUs."""
+    engines: Annotated[tuple[str, ...], Names("engine", "forward.evaluator:ENGINES"), Flag("--engine")] = field(
+        default_factory=_engines
+    )
+    repeats: Count = 9
+    """Timed rounds; figures are medians over them."""
+    seed: int = 0
+    """Of the batch and every random number."""
+    threads: Count | None = None
+    """Threads of the processor.
+
+    None: as torch is set."""
+    eager: bool = True
+    """Time MeZO's algorithm 1 in eager PyTorch too."""
+    memory: bool = True
+    """Measure peak memory too; on a CPU in a process for each candidate."""
+    replay_steps: Amount = 0
+    """Time the replay of a ledger of so many steps too.
+
+    The ledger is made up."""
+
+    def check(self) -> None:
+        """Check what can be checked without the model.
+
+        Raises:
+            BadInput: an unknown name or an impossible number.
+        """
+        typed.check(self)
+        if not self.engines:
+            raise BadInput(f"no engine to measure: name one of {', '.join(_engines())}")
+
+    def candidates(self) -> list[str]:
+        """Return the names of all candidates, each once."""
+        return list(dict.fromkeys((FLOOR, *([EAGER] if self.eager else []), *self.engines)))
+
+    def arguments(self) -> list[str]:
+        """Return the command line that gives another process the same settings, as far as memory is concerned."""
+        names = ("model", "scheme", "method", "dtype", "device", "threads", "batch_size", "length", "seed")
+        values = {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
+        return [part for flag, value in values.items() if value is not None for part in (flag, str(value))]
