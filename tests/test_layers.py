@@ -52,6 +52,7 @@ INSIDE = {
         *(
             "system.moved",
             "system.typed",
+            "system.tables",
             "system.atomic",
             "system.signals",
             "system.locks",
