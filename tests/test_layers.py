@@ -79,7 +79,7 @@ INSIDE = {
         *("collab.simulation", "collab.recipes"),
     ),
     "cost": (
-        *("cost.live_memory", "cost.meta_models", "cost.footprint", "cost.plan"),
+        *("cost.settings", "cost.live_memory", "cost.meta_models", "cost.footprint", "cost.plan"),
         *("cost.eager_mezo", "cost.time_shares", "cost.turns", "cost.workload", "cost.memory", "cost.figures"),
         "cost.profile",
     ),

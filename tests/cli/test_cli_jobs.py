@@ -135,7 +135,7 @@ def test_a_task_file_stands_for_the_options(tune, tmp_path, own):
         call(*rest, "--task-file", tmp_path / "task.toml", "--labels", "0=bad", "--out", tmp_path / "x"), "at least two"
     )
     (tmp_path / "task.toml").write_text("template = 3")
-    refused(call(*rest, "--task-file", tmp_path / "task.toml", "--out", tmp_path / "x"), "template must be text")
+    refused(call(*rest, "--task-file", tmp_path / "task.toml", "--out", tmp_path / "x"), "template is 3: give text")
 
 
 def test_a_run_on_a_known_task_from_its_files(tmp_path):

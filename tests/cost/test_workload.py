@@ -130,7 +130,7 @@ def test_a_shape_can_be_profiled(small, scheme):
 def test_the_tile_covers_large_matrices_without_repeating_rows(monkeypatch):
     monkeypatch.setattr(shapes, "TILE", 101)
     flat, tile = torch.full((1000,), torch.nan), torch.arange(101.0)
-    shapes._lay(flat, tile)
+    shapes._repeat(flat, tile)
     assert torch.equal(flat, torch.arange(1000.0) % 101)
 
 

@@ -123,7 +123,7 @@ def refusals(group: ranks.Ranks) -> list[str]:
     with pytest.raises(BadInput, match="unknown split 'batches': did you mean 'batch'"):
         ranks.group("batches")
     group.split = "directions"
-    with pytest.warns(UserWarning, match="how many points a rank walks") as warned:
+    with pytest.warns(UserWarning, match="how many points a rank evaluates") as warned:
         opt = gl.mezo(model.named_parameters(), lr=1e-3, engine="dual", ranks=group)
     return [str(stored.value), str(warned[0].message), opt.engine]
 

@@ -151,5 +151,5 @@ def test_lr_auto_moves_weights_alike_whatever_the_size_of_the_loss(name, size, s
 def test_lr_auto_is_refused_where_nothing_is_known():
     with pytest.raises(BadInput, match="auto is not known to suit fo-adam"):
         TuneConfig(model="tiny-llama", task="sst2", method="fo-adam", lr="auto").resolved()
-    with pytest.raises(BadInput, match="--lr is 'fast': give a number or auto"):
+    with pytest.raises(BadInput, match="lr is 'fast': give a finite number above 0 or auto"):
         TuneConfig(model="tiny-llama", task="sst2", lr="fast").resolved()

@@ -182,7 +182,7 @@ def test_a_leaf_is_made_once_a_step():
 def test_moments_of_another_shape_are_refused():
     leaf = gl.ZerothOrder(Bowl().named()).leaves[0]
     rule = moments.heavy_ball()
-    g, _ = rule.update(Mixture((3,), (1.0,)), (4, {leaf.name: (torch.zeros(2),)}))
+    g, _ = rule.update(Mixture((3,), (1.0,)), moments.Moments(4, {leaf.name: (torch.zeros(2),)}))
     with pytest.raises(gl.BadInput, match="another rule or shape"):
         g.leaf(leaf)
 
