@@ -8,7 +8,7 @@ For a run the benchmark sends the server a message with three file descriptors: 
 stderr, and a socket on which the server answers with the process id and, in the end, the exit code.
 
 `multiprocessing` has a fork server too. It runs the caller's main module again in every child, so a script that calls
-`gradless.bench.bench` without a ``__main__`` guard would start itself; docs/reference/log.md has the comparison.
+`gradless.bench.bench` without a ``__main__`` guard would start itself; docs/log.md has the comparison.
 """
 
 from __future__ import annotations

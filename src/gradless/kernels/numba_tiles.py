@@ -52,7 +52,7 @@ def _add_rademacher(block: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: 
 
     Whole blocks are added, so that bits and elements stay aligned; what lies outside the ``n`` elements is scratch. The
     compiler vectorises this form (multiply bit j up to the sign bit) but not the equal one with shifts, which takes
-    three times as long: see docs/reference/log.md.
+    three times as long: see docs/log.md.
     """
     first = start >> 7
     count = (start - (first << 7) + n + 127) >> 7

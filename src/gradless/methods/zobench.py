@@ -1,6 +1,6 @@
 """The zeroth-order methods of ZO-Bench (Zhang et al. 2024, arXiv 2402.11592) that MeZO does not have, as defined there.
 
-The released code differs from the paper in places (docs/reference/log.md); these follow the paper.
+The released code differs from the paper in places (docs/log.md); these follow the paper.
 """
 
 from __future__ import annotations

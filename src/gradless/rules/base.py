@@ -109,7 +109,7 @@ def momentum(beta: float = 0.9, *, tail: float = 1e-3) -> Rule:
 
     m_t = sum_j beta^(t-j) g_j over the window where beta^(t-j) >= ``tail``; the neglected part of the sum is at most
     ``tail`` of its bound. Cost: the update sweep draws window * K directions instead of K (66 at beta = 0.9) and no
-    memory beyond the weights; figures in docs/reference/log.md. Malladi et al. 2023 (arXiv 2305.17333), appendix B.2.
+    memory beyond the weights; figures in docs/log.md. Malladi et al. 2023 (arXiv 2305.17333), appendix B.2.
     """
     _check_decay("beta", beta)
     length = _window(beta, tail)
