@@ -110,6 +110,7 @@ def test_help_works(command):
     assert f"gradless {command}" in found.stdout
 
 
+@pytest.mark.sweep
 def test_every_list_works():
     from gradless.collab import recipes
     from gradless.runs import jobs
@@ -121,6 +122,7 @@ def test_every_list_works():
     assert set(json.loads(found.stdout).values()) == {0}
 
 
+@pytest.mark.sweep
 def test_the_optimizer_works():
     code = """
 import torch, gradless as gl
@@ -149,6 +151,7 @@ for check in (*direction_checks()[:4], *aggregator_checks(permutation=False)[:3]
     assert found.returncode == 0, found.stderr
 
 
+@pytest.mark.sweep
 def test_doctor_works_and_says_what_is_missing(tmp_path):
     found = bare("doctor", "--json", tmp_path / "doctor.json", GRADLESS_CACHE=str(tmp_path / "cache"))
     assert found.returncode == 0, found.stderr
@@ -170,6 +173,7 @@ def own(tmp_path) -> list[str]:
     ]
 
 
+@pytest.mark.sweep
 def test_commands_name_the_extra_that_they_need(tmp_path, own):
     """All in one process, since each import of torch takes seconds."""
     lm, out = "'transformers' is not installed: pip install 'gradless[lm]'", tmp_path / "out"
@@ -201,6 +205,7 @@ for line in json.loads(sys.argv[1]):
     assert not out.exists()
 
 
+@pytest.mark.sweep
 def test_the_demo_looks_for_its_packages_before_it_fetches_anything(tmp_path):
     found = bare("demo", "--out", tmp_path / "demo", GRADLESS_CACHE=str(tmp_path / "cache"))
     one_sentence(found, "pip install 'gradless[demo]'")
@@ -208,6 +213,7 @@ def test_the_demo_looks_for_its_packages_before_it_fetches_anything(tmp_path):
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.sweep
 @pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("hidden", "options", "said"),

@@ -55,6 +55,7 @@ def tune(folder, name, steps=3):
     return ["tune", "--model", "tiny-llama", *rows(folder), "--steps", str(steps), "--lr", "1e-3", "--out", out]
 
 
+@pytest.mark.sweep
 def test_a_fork_makes_the_weights_of_a_fresh_process(home, claim, tmp_path):
     import json
     import sys

@@ -99,6 +99,7 @@ trainer({folder!r}, options={options}, ledger_only={bare}).train()
 """
 
 
+@pytest.mark.sweep
 @pytest.mark.few(1)
 @pytest.mark.parametrize("bare", [False, True], ids=["weights", "ledger"])
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path, bare):

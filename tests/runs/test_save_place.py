@@ -88,6 +88,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.sweep
 def test_a_killed_save_leaves_no_folder(tmp_path):
     place = tuned(tmp_path)
     code = (

@@ -218,6 +218,7 @@ def test_sound_sums_stay_within_their_bound_and_biased_ones_do_not():
         assert float((biased.sum(0) / biased.square().sum(0).sqrt()).max()) > chance_bound(2000)
 
 
+@pytest.mark.sweep
 def test_no_pytest_is_needed():
     code = (
         "import sys; sys.modules['pytest'] = None; import gradless.testing as t; "

@@ -51,6 +51,7 @@ def test_a_killed_worker_is_a_sentence():
         workers._result(pool.submit(os._exit, 1))
 
 
+@pytest.mark.sweep
 @pytest.mark.few(1)
 @pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes in /proc")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda how: how.name)
