@@ -24,9 +24,17 @@ def finished(folder, methods):
         cell = {"method": method, "scheme": "full", "task": "own", "model": "tiny-llama", **options}
         mine = {key.removeprefix("options."): value for key, value in options.items()}
         config = TuneConfig(
-            model="tiny-llama", own=own, method=method, options=mine, lr=1e-3, batch_size=4, num_train=16, num_dev=4,
-            num_test=4, steps=8,
-        )  # fmt: skip
+            model="tiny-llama",
+            own=own,
+            method=method,
+            options=mine,
+            lr=1e-3,
+            batch_size=4,
+            num_train=16,
+            num_dev=4,
+            num_test=4,
+            steps=8,
+        )
         asked = {"id": str(name), "phase": "final", "cell": cell, "point": {"lr": 1e-3}, "seed": 1}
         (folder / "requests" / f"{name}.json").write_text(json.dumps({**asked, "config": config.resolved().to_json()}))
         curve = [{"step": 4, "forwards": 8, "seconds": 99.0, "accuracy": 0.5, "loss": 0.7}]

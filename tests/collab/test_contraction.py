@@ -24,9 +24,7 @@ NETWORKS = ("all", "first", "adversarial")
 
 
 def network(mode: str, x: Tensor, f: int) -> Round:
-    return meet(
-        Delivery(mode=mode), peers=len(x) + f, byzantine=f, attackers=f, key=(0, 0, "models"), honest=x
-    )  # fmt: skip
+    return meet(Delivery(mode=mode), peers=len(x) + f, byzantine=f, attackers=f, key=(0, 0, "models"), honest=x)
 
 
 def first_of_all_camps(x: Tensor, f: int) -> Round:
@@ -41,9 +39,7 @@ def first_of_all_camps(x: Tensor, f: int) -> Round:
             late += members[: share // len(x)]
         heard.append(torch.tensor([i for i in range(len(x)) if i not in late]))
     everybody = range(len(x))
-    return Round(
-        tuple(heard), tuple(everybody), tuple(heard[p].tolist().index(p) for p in everybody), alike=False
-    )  # fmt: skip
+    return Round(tuple(heard), tuple(everybody), tuple(heard[p].tolist().index(p) for p in everybody), alike=False)
 
 
 def contraction(x: Tensor, told: Tensor, f: int, room: Round) -> float:

@@ -80,9 +80,13 @@ def test_torchrun(own, whole, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gradless"]
     begun = time.monotonic()
     run = subprocess.run(
-        [*command, *r.tune_line(own, out, "--split", "directions")], capture_output=True, text=True, timeout=100,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}, check=False,
-    )  # fmt: skip
+        [*command, *r.tune_line(own, out, "--split", "directions")],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        check=False,
+    )
     assert run.returncode == 0, (run.stderr, time.monotonic() - begun)
     assert result(out)["weights_sha256"] == result(whole)["weights_sha256"]
     assert result(out)["ranks"] == {"size": 2, "split": "directions", "bytes_per_step": 3 * 8}

@@ -208,9 +208,7 @@ def test_replay_rebuilds_the_weights_bit_for_bit(dtype, method):
 
 def test_momentum_equals_a_stored_buffer():
     ours, theirs = Net(), Net()
-    opt = gl.ZerothOrder(
-        ours.named_parameters(), seed=2, rule=gl.chain(gl.momentum(0.9, tail=1e-7), gl.scale(1e-2))
-    )  # fmt: skip
+    opt = gl.ZerothOrder(ours.named_parameters(), seed=2, rule=gl.chain(gl.momentum(0.9, tail=1e-7), gl.scale(1e-2)))
     names = [name for name, _ in theirs.named_parameters()]
     sgd = torch.optim.SGD(theirs.parameters(), lr=1e-2, momentum=0.9)
     for _ in range(30):
@@ -229,9 +227,11 @@ def test_momentum_equals_a_stored_buffer():
 def test_recomputed_adam_equals_torch_adam(queries, directions):
     ours, theirs = Net(), Net()
     opt = gl.ZerothOrder(
-        ours.named_parameters(), directions=directions, estimator=gl.spsa(queries=queries),
+        ours.named_parameters(),
+        directions=directions,
+        estimator=gl.spsa(queries=queries),
         rule=gl.chain(gl.adam(window=100), gl.scale(1e-2)),
-    )  # fmt: skip
+    )
     adam = torch.optim.Adam(theirs.parameters(), lr=1e-2)
     for _ in range(20):
         probe, _ = opt.step_with(closure_of(ours))

@@ -177,9 +177,16 @@ def test_a_process_that_fails_costs_one_figure(monkeypatch, capsys):
         return SimpleNamespace(returncode=0, stderr="")
 
     monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(profiling, "_timed", lambda *_: {
-        "floor": {}, "eager_mezo": {}, "engines": {name: {} for name in ENGINES}, "floor_seconds": 1.0,
-    })  # fmt: skip
+    monkeypatch.setattr(
+        profiling,
+        "_timed",
+        lambda *_: {
+            "floor": {},
+            "eager_mezo": {},
+            "engines": {name: {} for name in ENGINES},
+            "floor_seconds": 1.0,
+        },
+    )
     result = profiling.profile("tiny-llama", **SMALL, reporter=Reporter())
     assert "the memory of stream could not be measured: killed, out of memory?" in capsys.readouterr().out
     assert result["inference_memory_bytes"] == 100
@@ -196,5 +203,8 @@ def test_a_child_gets_the_same_choices():
     )
     parsed = main.commands["profile"].make_context("profile", list(given)).params
     assert {key: parsed[key] for key in ("scheme", "length", "seed", "threads")} == {
-        "scheme": "lora", "length": 9, "seed": 5, "threads": 2,
-    }  # fmt: skip
+        "scheme": "lora",
+        "length": 9,
+        "seed": 5,
+        "threads": 2,
+    }

@@ -146,9 +146,15 @@ def test_operations_count_by_the_outermost_of_a_kind():
     sweep, linear = event("gradless.sweep", 1.0), event("aten::linear", 2.0)
     attention = event("aten::scaled_dot_product_attention", 4.0)
     events = [
-        sweep, event("aten::normal_", 8.0, sweep), linear, event("aten::addmm", 16.0, linear),
-        event("aten::copy_", 32.0, linear), attention, event("aten::bmm", 64.0, attention), event("aten::add", 128.0),
-    ]  # fmt: skip
+        sweep,
+        event("aten::normal_", 8.0, sweep),
+        linear,
+        event("aten::addmm", 16.0, linear),
+        event("aten::copy_", 32.0, linear),
+        attention,
+        event("aten::bmm", 64.0, attention),
+        event("aten::add", 128.0),
+    ]
     assert time_shares.of_operations(events) == {
         time_shares.SWEEPS: 9.0,
         time_shares.PRODUCTS: 50.0,
@@ -164,11 +170,17 @@ def test_kernels_count_by_range_and_by_name():
         )
 
     events = [
-        kernel("gradless.sweep", 0, 2, user=True), kernel("distribution_elementwise", 0, 1), kernel("add", 1, 2),
-        kernel("sm90_xmma_gemm_bf16", 2, 6), kernel("fmha_cutlassF_bf16", 6, 14), kernel("add", 14, 30),
-        kernel("aten::mm", 0, 100, on="CPU"), kernel("gradless.sweep", 30, 40, user=True), kernel("fan", 30, 38),
+        kernel("gradless.sweep", 0, 2, user=True),
+        kernel("distribution_elementwise", 0, 1),
+        kernel("add", 1, 2),
+        kernel("sm90_xmma_gemm_bf16", 2, 6),
+        kernel("fmha_cutlassF_bf16", 6, 14),
+        kernel("add", 14, 30),
+        kernel("aten::mm", 0, 100, on="CPU"),
+        kernel("gradless.sweep", 30, 40, user=True),
+        kernel("fan", 30, 38),
         kernel("something else", 38, 39, user=True),
-    ]  # fmt: skip
+    ]
     assert time_shares.of_kernels(events) == {
         time_shares.SWEEPS: 10.0,
         time_shares.PRODUCTS: 4.0,

@@ -67,11 +67,41 @@ def tune(cell: tuple[str, str]) -> tuple[str, dict[str, Any]]:
     os.environ["COLUMNS"] = "100"
     name = f"{method}-{scheme}"
     invoke(
-        ["tune", "--model", "tiny-llama", "--train", "train.csv", "--test", "test.csv", "--template", "{text} so",
-         "--label-column", "label", "--labels", "0=bad,1=good", "--method", method, "--scheme", scheme,
-         "--steps", str(STEPS), "--batch-size", "4", "--num-dev", "8", "--eval-every", "10", "--engine", "stream",
-         "--weight-decay", "0" if method == "zo-cons" else "0.01", "--out", f"runs/{name}", *(("--set", "deep_units=1")
-    if method == "hybrid" else ())] )  # fmt: skip
+        [
+            "tune",
+            "--model",
+            "tiny-llama",
+            "--train",
+            "train.csv",
+            "--test",
+            "test.csv",
+            "--template",
+            "{text} so",
+            "--label-column",
+            "label",
+            "--labels",
+            "0=bad,1=good",
+            "--method",
+            method,
+            "--scheme",
+            scheme,
+            "--steps",
+            str(STEPS),
+            "--batch-size",
+            "4",
+            "--num-dev",
+            "8",
+            "--eval-every",
+            "10",
+            "--engine",
+            "stream",
+            "--weight-decay",
+            "0" if method == "zo-cons" else "0.01",
+            "--out",
+            f"runs/{name}",
+            *(("--set", "deep_units=1") if method == "hybrid" else ()),
+        ]
+    )
     run = Path("runs") / name
     result = json.loads((run / "result.json").read_text())
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -125,9 +155,21 @@ def collaborate(cell: tuple[str, str]) -> tuple[str, dict[str, Any]]:
     algorithm, attack = cell
     out = Path("collab") / f"{algorithm}-{attack}"
     invoke(
-        ["collab", "simulate", "--recipe", "monna-digits", "--algorithm", algorithm, "--attack", attack, "--steps",
-         str(STEPS), "--out", str(out)]
-    )  # fmt: skip
+        [
+            "collab",
+            "simulate",
+            "--recipe",
+            "monna-digits",
+            "--algorithm",
+            algorithm,
+            "--attack",
+            attack,
+            "--steps",
+            str(STEPS),
+            "--out",
+            str(out),
+        ]
+    )
     result = json.loads((out / "result.json").read_text())
     kept = (
         "status",

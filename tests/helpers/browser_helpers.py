@@ -59,8 +59,11 @@ def look(page: Path, scratch: Path, *, width: int = 1280, dark: bool = False) ->
             *(f"--window-size={width},1600", f"--blink-settings=preferredColorScheme={int(not dark)}"),
             *("--virtual-time-budget=3000", "--dump-dom", copy.as_uri()),
         ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     left: list[str] = []
 
     class Reader(HTMLParser):

@@ -44,8 +44,10 @@ def value_of(model):
 
 
 def bits(model):
-    return {name: p.detach().clone().view(torch.int32 if p.dtype == torch.float32 else torch.int16)
-            for name, p in model.named_parameters()}  # fmt: skip
+    return {
+        name: p.detach().clone().view(torch.int32 if p.dtype == torch.float32 else torch.int16)
+        for name, p in model.named_parameters()
+    }
 
 
 def equal_bits(a, b):

@@ -84,9 +84,13 @@ def start(size: int, folder: Path, function: Callable[..., Any], *args: Any, **m
     with _server() as context:
         for rank in range(size):
             names = {
-                "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                "RANK": rank,
+                "LOCAL_RANK": rank,
+                "WORLD_SIZE": size,
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
                 "GLOO_SOCKET_IFNAME": "lo",
-            }  # fmt: skip
+            }
             mine, theirs = context.Pipe(duplex=False)
             files = (folder / f"{rank}.out", folder / f"{rank}.err")
             environment = {name: str(value) for name, value in names.items()} if size > 1 else {}

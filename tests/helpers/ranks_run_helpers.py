@@ -95,9 +95,12 @@ def steps(group: ranks.Ranks | None, split: str) -> dict[str, Any]:
         opt.flush()
         sha = hashing.weights_sha256(model.named_parameters())
         found[name] = {
-            "sha": sha, "losses": [p.loss for p in probes], "coeffs": [p.sketch.coeffs for p in probes],
-            "forwards": opt.forwards, "sent": group.sent if group else 0,
-        }  # fmt: skip
+            "sha": sha,
+            "losses": [p.loss for p in probes],
+            "coeffs": [p.sketch.coeffs for p in probes],
+            "forwards": opt.forwards,
+            "sent": group.sent if group else 0,
+        }
     return found
 
 
@@ -144,9 +147,12 @@ def all_of_it(group: ranks.Ranks | None, rows: list[Any], task: Any) -> dict[str
 def core(own: dict[str, Any]) -> dict[str, Any]:
     """`all_of_it` in a group; rows of a task are read here, since a task is no value to send."""
     task, splits = custom(
-        train=Path(own["train"]), test=Path(own["test"]), template=own["template"], label_column="label",
+        train=Path(own["train"]),
+        test=Path(own["test"]),
+        template=own["template"],
+        label_column="label",
         labels=own["labels"],
-    )  # fmt: skip
+    )
     rows = [task.render(dict(row)) for row in splits.test[:7]]
     rows = [row._replace(prompt="and so on " * (i % 4) + row.prompt) for i, row in enumerate(rows)]
     return r.in_group(lambda group: all_of_it(group, rows, task))

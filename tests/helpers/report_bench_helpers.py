@@ -58,9 +58,13 @@ def curve(*values: float, forwards: float = 40, seconds: float = 10.0, metric: s
 
 def costs(forwards: float, seconds: float, peak: float, floor: float = 1e9) -> dict:
     return {
-        "steps": 100, "forwards_per_step": forwards, "seconds_per_step": seconds, "peak_memory_bytes": peak,
-        "inference_memory_bytes": floor, "tuned_parameters": 1000,
-    }  # fmt: skip
+        "steps": 100,
+        "forwards_per_step": forwards,
+        "seconds_per_step": seconds,
+        "peak_memory_bytes": peak,
+        "inference_memory_bytes": floor,
+        "tuned_parameters": 1000,
+    }
 
 
 def named(folder: Path, name: str) -> Table:

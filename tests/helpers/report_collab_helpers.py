@@ -24,13 +24,30 @@ class Folder:
 
     def run(self, algorithm: str, attack: str, seed: int = 1, *, n: int = 26, f: int = 5, **more) -> dict:
         record = {
-            "id": f"r{len(self.records):04d}", "recipe": "monna-mnist", "algorithm": algorithm, "attack": attack,
-            "split": "dirichlet-classes", "split_parameter": None, "alpha": 1, "n": n, "f": f, "seed": seed,
-            "status": "done", "rule": None, "payload": "parameters",
-            "worst_accuracy": 0.9, "mean_accuracy": 0.95, "consensus_distance": 0.1, "surprise": {"x": [1]},
-            "alpha_mixing": {"median": 0.05, "max": 0.2}, "lambda_mixing": {"median": 0.01, "max": 0.1},
-            "gradients_per_peer": 15000, "bytes_per_peer_step": 43.1e6, "train_seconds": 200.0, "curve": [],
-        } | more  # fmt: skip
+            "id": f"r{len(self.records):04d}",
+            "recipe": "monna-mnist",
+            "algorithm": algorithm,
+            "attack": attack,
+            "split": "dirichlet-classes",
+            "split_parameter": None,
+            "alpha": 1,
+            "n": n,
+            "f": f,
+            "seed": seed,
+            "status": "done",
+            "rule": None,
+            "payload": "parameters",
+            "worst_accuracy": 0.9,
+            "mean_accuracy": 0.95,
+            "consensus_distance": 0.1,
+            "surprise": {"x": [1]},
+            "alpha_mixing": {"median": 0.05, "max": 0.2},
+            "lambda_mixing": {"median": 0.01, "max": 0.1},
+            "gradients_per_peer": 15000,
+            "bytes_per_peer_step": 43.1e6,
+            "train_seconds": 200.0,
+            "curve": [],
+        } | more
         self.records.append(record)
         (self.folder / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in self.records))
         return record
@@ -56,9 +73,15 @@ def curve(generator: np.random.Generator, worst: float, *, spread: float = 0.02,
 
 
 def grid(
-    folder: Path, *, algorithms=ALGORITHMS, attacks=ATTACKS, splits=((("alpha", 1.0)), ("alpha", 5.0)), fs=(5,),
-    seeds=(1, 2, 3), reference: bool = True,
-) -> Folder:  # fmt: skip
+    folder: Path,
+    *,
+    algorithms=ALGORITHMS,
+    attacks=ATTACKS,
+    splits=((("alpha", 1.0)), ("alpha", 5.0)),
+    fs=(5,),
+    seeds=(1, 2, 3),
+    reference: bool = True,
+) -> Folder:
     """Every combination, of random but repeatable quality."""
     made, generator = Folder(folder), np.random.Generator(np.random.PCG64(7))
 

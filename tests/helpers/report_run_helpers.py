@@ -66,14 +66,22 @@ def record(**changes: Any) -> RunRecord:
     """A finished run, 40 -> 60 of 100 right, by hand."""
     before, after = [i < 40 for i in range(100)], [i >= 30 and i < 90 for i in range(100)]
     result = {
-        "status": "done", "selected_step": 8, "zero_shot": {"accuracy": 0.4}, "test": {"accuracy": 0.6},
+        "status": "done",
+        "selected_step": 8,
+        "zero_shot": {"accuracy": 0.4},
+        "test": {"accuracy": 0.6},
         "interval": {"zero_shot": [0.3, 0.5], "test": [0.5, 0.7], "difference": [0.05, 0.33]},
-    }  # fmt: skip
+    }
     given: dict[str, Any] = {
-        "folder": Path("runs/x"), "config": {"model": "m", "task": "sst2", "method": "mezo", "steps": 10},
-        "result": result | changes.pop("result", {}), "header": {}, "ledger_bytes": 0,
+        "folder": Path("runs/x"),
+        "config": {"model": "m", "task": "sst2", "method": "mezo", "steps": 10},
+        "result": result | changes.pop("result", {}),
+        "header": {},
+        "ledger_bytes": 0,
         "steps": tuple(Step(i, (1.0,), 1e-6, False) for i in range(10)),
         "evaluations": (Evaluated("test", 0, 1.0, {}, tuple(before)), Evaluated("test", 8, 1.0, {}, tuple(after))),
-        "inference_bytes": None, "predictions": (), "remarks": (),
-    }  # fmt: skip
+        "inference_bytes": None,
+        "predictions": (),
+        "remarks": (),
+    }
     return RunRecord(**(given | changes))

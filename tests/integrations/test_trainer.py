@@ -103,8 +103,9 @@ def test_a_window_that_an_epoch_cuts_short_is_still_a_mean(tmp_path):
 def test_the_closure_is_deterministic_though_the_model_has_dropout(tmp_path):
     model = classifier(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
     dropped = trainer(tmp_path / "a", model, options=CONSTANT)
-    plain = trainer(tmp_path / "b", classifier(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
-                    options=CONSTANT)  # fmt: skip
+    plain = trainer(
+        tmp_path / "b", classifier(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), options=CONSTANT
+    )
     dropped.train()
     plain.train()
     assert digest(dropped) == digest(plain)

@@ -94,9 +94,16 @@ def sft(folder, kind, *, options=None, **rest):
     transformers.set_seed(1)
     ids = {f"{role}_token_id": getattr(tokenizer, f"{role}_token_id") for role in ("bos", "eos", "pad")}
     config = transformers.LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
-        intermediate_size=32, max_position_embeddings=128, attention_dropout=0.5, **ids,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        intermediate_size=32,
+        max_position_embeddings=128,
+        attention_dropout=0.5,
+        **ids,
+    )
     words = [f"the film {i} was {'great' if i % 2 else 'terrible'}" for i in range(32)]
     data = datasets.Dataset.from_dict({"text": words})
     return kind(

@@ -116,5 +116,9 @@ def test_methods_and_options_are_checked(tmp_path):
     with pytest.raises(gl.BadInput, match="zo is 3: give the name of a method"):
         trainer(tmp_path, zo=3)
     with pytest.raises(gl.BadInput, match="load_best_model_at_end needs checkpoints with weights"):
-        trainer(tmp_path, ledger_only=True, eval_dataset=sentences(4),
-                options={"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 4})  # fmt: skip
+        trainer(
+            tmp_path,
+            ledger_only=True,
+            eval_dataset=sentences(4),
+            options={"load_best_model_at_end": True, "eval_strategy": "steps", "eval_steps": 4},
+        )

@@ -44,7 +44,7 @@ def finished(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("finished")
     settings = h.config(
         place, steps=6, queries=2, schedule="linear", lr=1e-3, eval_every=2, num_test=24, select="metric", seed=3
-    )  # fmt: skip
+    )
     h.tune(settings, place / "run")
     return place / "run"
 

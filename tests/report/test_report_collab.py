@@ -240,9 +240,23 @@ def test_without_matplotlib_the_rest_is_written(small, monkeypatch):
 def test_odd_values_do_not_crash(tmp_path, value):
     made = Folder(tmp_path)
     names = (
-        "id", "recipe", "split", "alpha", "n", "f", "seed", "worst_accuracy", "mean_accuracy", "alpha_mixing",
-        "lambda_mixing", "gradients_per_peer", "bytes_per_peer_step", "train_seconds", "status", "curve",
-    )  # fmt: skip
+        "id",
+        "recipe",
+        "split",
+        "alpha",
+        "n",
+        "f",
+        "seed",
+        "worst_accuracy",
+        "mean_accuracy",
+        "alpha_mixing",
+        "lambda_mixing",
+        "gradients_per_peer",
+        "bytes_per_peer_step",
+        "train_seconds",
+        "status",
+        "curve",
+    )
     for name in names:
         made.run("monna", "alie", **({"id": name, "seed": 7} | {name: value}))
     made.run("gm", "alie", curve=[{"step": value, "worst": 0.5}, {"step": 1, "worst": value, "consensus": value}])
@@ -265,8 +279,9 @@ def test_lines_of_simulations_are_read(tmp_path):
     made.run("monna", "foe", **asked | {"split": "gamma-similarity"})
     study = collab_study.load(tmp_path)
     assert [setting.split.label for setting in study.settings] == [
-        "Dirichlet over classes, \u03b1 = 0.5", "\u03b3-similarity, \u03b3 = 0.5",
-    ]  # fmt: skip
+        "Dirichlet over classes, \u03b1 = 0.5",
+        "\u03b3-similarity, \u03b3 = 0.5",
+    ]
     assert {setting.peers for setting in study.settings} == {"n = 26, f = 5"}
     names = [r[1].text for r in named(tmp_path, "accuracy").rows]
     assert names == ["MoNNA", "MoNNA (coefficients)", "MoNNA (nnm+median)", "D-SGD", "MoNNA"]

@@ -90,7 +90,7 @@ def test_the_command_gives_the_same_configuration(finished, monkeypatch):
         {"method": "zo-sparse", "options": {"keep": 0.25, "mask": "magnitude"}, "dtype": "bfloat16", "num_train": 0},
         {"scheme": "lora", "targets": ("q_proj", "v_proj"), "lr": "auto", "alpha": 1.5, "micro_batch_size": 2},
         {"task": "rte", "own": {}, "aligned": False, "k_shot": 4, "max_length": 99, "queries": None},
-    ]  # fmt: skip
+    ]
     seen: list[TuneConfig] = []
     monkeypatch.setattr(commands, "_summary", lambda *_: None)
     monkeypatch.setattr(commands, "_exit", lambda *_: None)
@@ -131,9 +131,10 @@ def test_the_numbers_of_the_page_are_those_of_the_result(finished):
         assert rows[name] == [f"{before:.4f}", f"{value:.4f}", f"{value - before:+.4f}"]
     ends = result["interval"]
     assert rows["share right, 95 % interval"] == [
-        "{:.3f} to {:.3f}".format(*ends["zero_shot"]), "{:.3f} to {:.3f}".format(*ends["test"]),
+        "{:.3f} to {:.3f}".format(*ends["zero_shot"]),
+        "{:.3f} to {:.3f}".format(*ends["test"]),
         "{:+.3f} to {:+.3f}".format(*ends["difference"]),
-    ]  # fmt: skip
+    ]
     cost = dict(page.tables["table-cost"][1:])
     assert cost["forward passes"] == f"{result['forwards']:,}"
     assert cost["training"] == f"{result['train_seconds']:.1f} s"

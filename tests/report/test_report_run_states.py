@@ -39,10 +39,16 @@ def said(folder: Path) -> list[str]:
 def nasty(run: Path) -> None:
     texts = [NASTY, ARABIC, "tab\tnew\nline \x1b[31mred \x00 \u202e rtl", "word " * 4000, "x" * 5000, "a\ud800"]
     rows = [
-        Prediction(i, shorten(text, predictions.LONGEST_TEXT), (NASTY,), (NASTY,), Guess(NASTY, True, 0.5),
-                   Guess(ARABIC, False, 0.5))
+        Prediction(
+            i,
+            shorten(text, predictions.LONGEST_TEXT),
+            (NASTY,),
+            (NASTY,),
+            Guess(NASTY, True, 0.5),
+            Guess(ARABIC, False, 0.5),
+        )
         for i, text in enumerate(texts)
-    ]  # fmt: skip
+    ]
     predictions.write(run / predictions.FILE, rows)
     for name in ("config.json", "result.json"):
         found = json.loads((run / name).read_text())

@@ -100,8 +100,14 @@ def test_best_toml_is_read_back(tmp_path):
     text = (bench.folder / "best.toml").read_text()
     found = tomllib.loads(text)["cell"][f"mezo/full/own/{MODEL}"]
     assert found == {
-        "model": MODEL, "own": own, "targets": ["q.*", 'v"'], "eps": 1e-3, "num_train": 0, "lr": 3e-6, "seed": 1,
-    }  # fmt: skip
+        "model": MODEL,
+        "own": own,
+        "targets": ["q.*", 'v"'],
+        "eps": 1e-3,
+        "num_train": 0,
+        "lr": 3e-6,
+        "seed": 1,
+    }
     config = TuneConfig.from_json(found).resolved()
     assert (config.lr, config.targets, config.own["train"]) == (3e-6, ("q.*", 'v"'), own["train"])
     assert "test 0.500" in text
@@ -129,12 +135,16 @@ def test_names_of_cells_are_unique(tmp_path):
 
 
 PLAIN = st.recursive(
-    st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False)
+    st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False)
     | st.text(st.characters(blacklist_categories=("Cs",))),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(st.characters(blacklist_categories=("Cs",))), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(st.characters(blacklist_categories=("Cs",))), inner, max_size=3)
+    ),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 @given(st.text(st.characters(blacklist_categories=("Cs",))), PLAIN)
@@ -177,9 +187,12 @@ def test_pictures_are_written_and_reproducible(small):
     first = report(small, say=lambda line: None)
     pictures = [path for path in first if path.parent.name == "figures"]
     assert {path.name for path in pictures if path.suffix == ".svg"} == {
-        "front-sst2.svg", "curves-sst2-full-forwards.svg", "curves-sst2-full-seconds.svg",
-        "curves-sst2-lora-forwards.svg", "curves-sst2-lora-seconds.svg",
-    }  # fmt: skip
+        "front-sst2.svg",
+        "curves-sst2-full-forwards.svg",
+        "curves-sst2-full-seconds.svg",
+        "curves-sst2-lora-forwards.svg",
+        "curves-sst2-lora-seconds.svg",
+    }
     before = {path: path.read_bytes() for path in pictures}
     assert all(data.startswith(b"\x89PNG") for path, data in before.items() if path.suffix == ".png")
     report(small, say=lambda line: None)

@@ -91,9 +91,24 @@ def test_options_of_another_method_are_refused(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["steps = [1]", "lr = [1]", 'eps = "auto"', "data = 5", "options = 5", "own = 5", "config = 5", "cell = 5",
-     "[cell]", "[cell]\nx = 3", "steps = 2.5", "seed = 1.7", "lr = true", "freeze = [1]", "zero_shot = 1"],
-)  # fmt: skip
+    [
+        "steps = [1]",
+        "lr = [1]",
+        'eps = "auto"',
+        "data = 5",
+        "options = 5",
+        "own = 5",
+        "config = 5",
+        "cell = 5",
+        "[cell]",
+        "[cell]\nx = 3",
+        "steps = 2.5",
+        "seed = 1.7",
+        "lr = true",
+        "freeze = [1]",
+        "zero_shot = 1",
+    ],
+)
 def test_settings_of_the_wrong_kind_are_refused_in_one_sentence(tmp_path, text):
     path = tmp_path / "a.toml"
     path.write_text(text)

@@ -75,8 +75,9 @@ def test_a_saved_model_gives_the_same_logits(tmp_path, model, dtype, scheme):
     rebuilt, _ = replay.rebuild(place, until=selected(place))
     loaded = load(tmp_path / "saved")
     tensors = dict(loaded.named_parameters())  # PEFT keeps virtual tokens in float32, and casts them in a forward
-    assert all(torch.equal(leaf.param.to(tensors[leaf.name].dtype), tensors[leaf.name])
-               for leaf in rebuilt.optimizer.leaves)  # fmt: skip
+    assert all(
+        torch.equal(leaf.param.to(tensors[leaf.name].dtype), tensors[leaf.name]) for leaf in rebuilt.optimizer.leaves
+    )
     if scheme in ("full", "lora"):
         assert {p.dtype for p in tensors.values()} == {lm.DTYPES[dtype]}
     expected = logits(rebuilt.lm.model)
@@ -104,8 +105,11 @@ def test_tuned_label_rows_stand_in_the_output_layer(tmp_path, model):
     config = build.TuneConfig.from_json(contents.header["config"])
     again = jobs.evaluate(
         dataclasses.replace(config, model=str(tmp_path / "saved"), scheme="full"),
-        mode="zero-shot", num_demonstrations=0, out=None, reporter=QUIET,
-    )  # fmt: skip
+        mode="zero-shot",
+        num_demonstrations=0,
+        out=None,
+        reporter=QUIET,
+    )
     measured = json.loads((place / "result.json").read_text())["test"]
     assert again["test"] == pytest.approx({name: measured[name] for name in again["test"]})
 
@@ -239,10 +243,16 @@ def facts_of(place: Path) -> card.Facts:
     """What the card of a run's selected step is made from."""
     contents, result = ledger.read(place / "ledger"), json.loads((place / "result.json").read_text())
     return card.Facts(
-        name="x", location="me/x", config=build.TuneConfig.from_json(contents.header["config"]), masked=False,
-        step=result["selected_step"], header=contents.header, result=result, ledger_bytes=contents.good_bytes,
+        name="x",
+        location="me/x",
+        config=build.TuneConfig.from_json(contents.header["config"]),
+        masked=False,
+        step=result["selected_step"],
+        header=contents.header,
+        result=result,
+        ledger_bytes=contents.good_bytes,
         sha256=result["weights_sha256"],
-    )  # fmt: skip
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -300,9 +310,16 @@ def test_the_card_names_the_base_model(model, base, code):
     config = h.TuneConfig(model=model, task="rte", scheme="lora").resolved()
     header = {"dtype": "bfloat16", "base_sha256": "a", "data_sha256": "b", "gradless": "0.1.0", "tuned_parameters": 3}
     facts = card.Facts(
-        name="x", location="me/x", config=config, step=3, header=header, result=None, ledger_bytes=9, sha256="c",
+        name="x",
+        location="me/x",
+        config=config,
+        step=3,
+        header=header,
+        result=None,
+        ledger_bytes=9,
+        sha256="c",
         masked=False,
-    )  # fmt: skip
+    )
     found = ModelCard(card.render(facts))
     assert found.data.get("base_model") == base
     assert found.data.get("base_model_relation") == ("adapter" if base else None)
@@ -322,15 +339,27 @@ def test_the_card_names_the_base_model(model, base, code):
         {"method": "zo-sparse", "options": {"mask": "magnitude", "keep": 0.25}, "freeze": ("embed.*", "a b")},
         {"zero_shot": False, "select": "metric", "eval_every": 2, "schedule": "cosine", "warmup": 1, "queries": 3},
         {"task": "rte", "own": {}, "aligned": False, "num_train": 0, "num_test": 7, "k_shot": 4, "device": "cuda:1"},
-        {"own": {"name": "mine", "train": "/a b/t.csv", "template": 'say "{x}"\n', "label_column": "y",
-                 "labels": {"0": "so, so", "1": "a=b \\ `c`"}}},
+        {
+            "own": {
+                "name": "mine",
+                "train": "/a b/t.csv",
+                "template": 'say "{x}"\n',
+                "label_column": "y",
+                "labels": {"0": "so, so", "1": "a=b \\ `c`"},
+            }
+        },
     ],
-)  # fmt: skip
+)
 def test_the_command_in_the_card_makes_the_same_configuration(tmp_path, monkeypatch, changes):
     import shlex
 
-    own = {"train": "/x/train.csv", "test": "/x/it's.csv", "template": "{text} so", "label_column": "label",
-           "labels": "0=terrible,1=great"}  # fmt: skip
+    own = {
+        "train": "/x/train.csv",
+        "test": "/x/it's.csv",
+        "template": "{text} so",
+        "label_column": "label",
+        "labels": "0=terrible,1=great",
+    }
     config = h.TuneConfig(**{"model": "tiny-llama", "own": own, "steps": 7, **changes}).resolved()
     text = card.task_file(config)
     if text is not None:

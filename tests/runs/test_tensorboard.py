@@ -146,8 +146,10 @@ def test_histograms_gather_coefficients():
     lines = [{**line, "step": t, "coeffs": None if t == 1 else [float(t), -1.0]} for t in range(7)]
     found = [e for e in tensorboard.events(lines, every=3) if isinstance(e.value, tuple)]
     assert [(e.step, e.value) for e in found] == [
-        (2, (0.0, -1.0, 2.0, -1.0)), (5, (3.0, -1.0, 4.0, -1.0, 5.0, -1.0)), (6, (6.0, -1.0)),
-    ]  # fmt: skip
+        (2, (0.0, -1.0, 2.0, -1.0)),
+        (5, (3.0, -1.0, 4.0, -1.0, 5.0, -1.0)),
+        (6, (6.0, -1.0)),
+    ]
     assert [e.seconds for e in found] == [1.5, 3.0, 3.5]
     speeds = [e for e in tensorboard.events(lines[:1], every=3) if e.tag == "train/forwards_per_second"]
     assert speeds == [("train/forwards_per_second", 0, 0.5, 8.0)]

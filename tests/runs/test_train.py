@@ -35,8 +35,12 @@ def test_a_run_directory_holds_what_the_contract_says(tmp_path):
     settings = h.config(tmp_path, model="tiny-opt")
     result = h.tune(settings, tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
-        "config.json", "ledger", "metrics.jsonl", "predictions.jsonl", "result.json",
-    ]  # fmt: skip
+        "config.json",
+        "ledger",
+        "metrics.jsonl",
+        "predictions.jsonl",
+        "result.json",
+    ]
     assert json.loads((tmp_path / "run" / "result.json").read_text()) == json.loads(json.dumps(result))
     assert set(CONTRACT) <= set(result)
     assert result["status"] == "done"

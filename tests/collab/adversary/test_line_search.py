@@ -183,7 +183,7 @@ CURVES = {
     "early": (lambda s: 100 * s * s if s < 0.31 else 1.0, 9.61),
     "plateau after a peak": (lambda s: min(s * s, 2.0) if s > 1.7 or s < 1.2 else 2.3 * s * s / 2.89, 2.3),
     "not a number beyond": (lambda s: s * s if s < 3.3 else math.nan, 10.89),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CURVES)

@@ -139,7 +139,10 @@ ROWS: dict[str, Row] = {
     "multi-krum": Row(lambda x, p: x[twin_krum_order(x, F)[: N - F]].mean(0)),
     "geometric-median": Row(lambda x, p: twin_weiszfeld(x, 3000, 1e-12, np.median(x, 0)), zero=False),
     "centred-clipping": Row(
-        lambda x, p: twin_clipping(x, 0 * x[0], 3, lambda lengths: 2.0), {"radius": 2.0}, moves=False, zero=False,
+        lambda x, p: twin_clipping(x, 0 * x[0], 3, lambda lengths: 2.0),
+        {"radius": 2.0},
+        moves=False,
+        zero=False,
         stays=None,
     ),
     "self-centred-clipping": Row(lambda x, p: twin_clipping(x, x[p], 2, adaptive), {"iterations": 2}, stays=2.0),
@@ -160,7 +163,7 @@ ROWS: dict[str, Row] = {
     "arc+median": Row(lambda x, p: np.median(twin_arc(x, F), 0), moves=False, zero=False, stays=None),
     "bucketing+median": Row(None, {"size": 1}, zero=False, stays=None, ordered=True),
     "bucketing+geometric-median": Row(None, {"size": 2}, zero=False, stays=None, ordered=True),
-}  # fmt: skip
+}
 PLAIN = [name for name in ROWS if "+" not in name]
 RULES = pytest.mark.parametrize("name", ROWS)
 

@@ -46,11 +46,14 @@ def rows(n, width=50, seed=0):
         (lambda f: nna(f=f), "MoNNA", lambda f: {"f": f, "idx": 2}),
         (lambda f: meamed(f=f), "Meamed", lambda f: {"f": f}),
         (lambda f: mda(f=f), "MDA", lambda f: {"f": f}),
-        (lambda f: geometric_median(nu=0.1, iterations=3, tolerance=0.0, start="origin"), "GeometricMedian",
-         lambda f: {"nu": 0.1, "T": 3}),
+        (
+            lambda f: geometric_median(nu=0.1, iterations=3, tolerance=0.0, start="origin"),
+            "GeometricMedian",
+            lambda f: {"nu": 0.1, "T": 3},
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 @pytest.mark.parametrize(("n", "f"), [(5, 1), (9, 2), (10, 3), (7, 0)])
 def test_rules(byzfl, ours, theirs, options, n, f):
     for seed in range(3):

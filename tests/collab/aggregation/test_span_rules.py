@@ -111,8 +111,11 @@ def test_memory_that_does_not_fit_is_left_alone(rule):
     unit = torch.eye(6, dtype=torch.float64)
     given = Received((basis,), tuple(unit[torch.tensor([p, 3, 4, 5])] for p in range(3)), (0, 0, 0))
     others = (
-        torch.zeros(2, 3000), torch.zeros(3, 2999), torch.zeros(3, 3000, dtype=torch.float64), torch.zeros(3000, 3).T,
-    )  # fmt: skip
+        torch.zeros(2, 3000),
+        torch.zeros(3, 2999),
+        torch.zeros(3, 3000, dtype=torch.float64),
+        torch.zeros(3000, 3).T,
+    )
     for out in others:
         assert torch.equal(aggregate(rule, given, out=out), aggregate(rule, given))
         assert not bool(out.any())

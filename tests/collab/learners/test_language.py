@@ -30,15 +30,33 @@ def config(tmp_path_factory) -> CollabConfig:
             writer.writerow(["text", "label"])
             writer.writerows([(GOOD, BAD)[i % 2][i // 2 % 4] + f" {i}", 1 - i % 2] for i in range(count))
     own = {
-        "train": str(folder / "train.csv"), "test": str(folder / "test.csv"), "template": "{text} it is",
-        "label_column": "label", "labels": "0=bad,1=good",
-    }  # fmt: skip
+        "train": str(folder / "train.csv"),
+        "test": str(folder / "test.csv"),
+        "template": "{text} it is",
+        "label_column": "label",
+        "labels": "0=bad,1=good",
+    }
     return CollabConfig(
-        dataset=None, model="tiny-llama", own=own, num_train=None, num_test=None, scheme="full", payload="coefficients",
-        algorithm="mocwtm", momentum=0.0, peers=6, byzantine=1, queries=3, eps=1e-3, lr=1e-2, steps=5, batch_size=4,
+        dataset=None,
+        model="tiny-llama",
+        own=own,
+        num_train=None,
+        num_test=None,
+        scheme="full",
+        payload="coefficients",
+        algorithm="mocwtm",
+        momentum=0.0,
+        peers=6,
+        byzantine=1,
+        queries=3,
+        eps=1e-3,
+        lr=1e-2,
+        steps=5,
+        batch_size=4,
         eval_every=3,
-        split="iid", split_parameter=None,
-    )  # fmt: skip
+        split="iid",
+        split_parameter=None,
+    )
 
 
 def test_coefficients_are_a_few_bytes_and_models_stay_equal_bit_for_bit(config, tmp_path):

@@ -17,9 +17,14 @@ from repository import SHARED_DATA
 
 def _tiny() -> nn.Module:
     return nn.Sequential(
-        nn.Conv2d(2, 4, 3, padding=1), nn.ReLU(), nn.BatchNorm2d(4), nn.MaxPool2d(2), Dropout(0.25, 4, 3, 3),
-        nn.Flatten(), nn.Linear(36, 3),
-    )  # fmt: skip
+        nn.Conv2d(2, 4, 3, padding=1),
+        nn.ReLU(),
+        nn.BatchNorm2d(4),
+        nn.MaxPool2d(2),
+        Dropout(0.25, 4, 3, 3),
+        nn.Flatten(),
+        nn.Linear(36, 3),
+    )
 
 
 TINY = Net("tiny", _tiny, (2, 6, 6), 3, 4 * 18 + 4 + 8 + 36 * 3 + 3, "loop", False, "", "")

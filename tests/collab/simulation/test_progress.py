@@ -20,14 +20,40 @@ from gradless.system.progress import Reporter
 
 QUIET = Reporter(quiet=True)
 DIGITS = CollabConfig(
-    dataset="digits", peers=7, byzantine=1, steps=8, batch_size=4, lr=0.5, momentum=0.9, eval_every=3, eval_rows=50,
+    dataset="digits",
+    peers=7,
+    byzantine=1,
+    steps=8,
+    batch_size=4,
+    lr=0.5,
+    momentum=0.9,
+    eval_every=3,
+    eval_rows=50,
     seed=3,
-)  # fmt: skip
+)
 WORDS = CollabConfig(
-    dataset=None, model="tiny-llama", num_train=None, num_test=None, scheme="full", payload="coefficients",
-    algorithm="monna", momentum=0.0, method="mezo-momentum", peers=4, byzantine=1, attack="sign-flip", queries=2,
-    eps=1e-3, lr=1e-2, steps=6, batch_size=2, eval_every=2, sync=3, split="iid", split_parameter=None,
-)  # fmt: skip
+    dataset=None,
+    model="tiny-llama",
+    num_train=None,
+    num_test=None,
+    scheme="full",
+    payload="coefficients",
+    algorithm="monna",
+    momentum=0.0,
+    method="mezo-momentum",
+    peers=4,
+    byzantine=1,
+    attack="sign-flip",
+    queries=2,
+    eps=1e-3,
+    lr=1e-2,
+    steps=6,
+    batch_size=2,
+    eval_every=2,
+    sync=3,
+    split="iid",
+    split_parameter=None,
+)
 RUNS = {
     "alie": dataclasses.replace(DIGITS, attack="alie"),
     "label-flip": dataclasses.replace(DIGITS, attack="label-flip", rounds=2),

@@ -64,9 +64,12 @@ def test_workers_do_not_outlive_who_started_them(how):
         "    pool.submit(time.sleep, 600).result()\n"
     )
     starter = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )  # fmt: skip
+    )
     assert starter.stdout is not None
     worker = Path("/proc") / starter.stdout.readline().strip()
     assert worker.exists()
