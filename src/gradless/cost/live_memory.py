@@ -48,7 +48,7 @@ class Live(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
         # A reference keeps the address of a storage that is freed from being taken for known.
         self._known = {t.untyped_storage()._cdata: t for t in known}
@@ -95,7 +95,7 @@ class FusedAttention(TorchFunctionMode):
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
         named = {**dict(zip(("query", "key", "value", "attn_mask"), args, strict=False)), **kwargs}
-        return _Fused.apply(named["query"], named["key"], named["value"], named.get("attn_mask"))
+        return _Fused.apply(named["query"], named["key"], named["value"], named.get("attn_mask"))  # type: ignore[no-untyped-call]
 
 
 class _Fused(torch.autograd.Function):

@@ -312,7 +312,8 @@ def _toy(method: Method) -> ZerothOrder:
     """Return the method over a few small layers, to see its number of points, its directions and its masks."""
     model = nn.ModuleDict({"layers": nn.ModuleList(nn.Linear(64, 64, bias=False) for _ in range(6))})
     make: Any = method.make
-    return make(model.named_parameters(), lr=1e-3, eps=1e-3)
+    optimizer: ZerothOrder = make(model.named_parameters(), lr=1e-3, eps=1e-3)
+    return optimizer
 
 
 def _usual_engine(settings: Settings) -> str:

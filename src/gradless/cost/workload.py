@@ -108,7 +108,8 @@ def optimizer(subject: Subject, **how: Any) -> ZerothOrder:
     """Return the method over the tuned parameters, with the scheme's usual eps."""
     settings = subject.settings
     make: Any = methods.METHODS[settings.method].make
-    return make(subject.named, lr=LR, eps=DEFAULTS[settings.scheme][1], seed=settings.seed, **how)
+    optimizer: ZerothOrder = make(subject.named, lr=LR, eps=DEFAULTS[settings.scheme][1], seed=settings.seed, **how)
+    return optimizer
 
 
 def toy_steps(subject: Subject, engine: str) -> None:

@@ -48,7 +48,8 @@ class Losses:
                 value = trainer.compute_loss(model, copy, num_items_in_batch=items)
                 if value.numel() != 1:
                     raise ValueError(f"the loss is no number: its shape is {tuple(value.shape)}")
-                return value.reshape(())
+                scalar: Tensor = value.reshape(())
+                return scalar
 
         parts = trainer.current_gradient_accumulation_steps
         scaled = getattr(trainer, "loss_is_scaled_for_ga", None)

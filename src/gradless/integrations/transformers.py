@@ -93,7 +93,8 @@ class ZOTrainerMixin(Hooks):
             if ledger is not None:
                 self.closing.callback(ledger.close)
             self.optimizer = self.window = Window(opt, ledger.append if ledger else lambda update: None)
-        return self.optimizer
+        optimizer: torch.optim.Optimizer = self.optimizer
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Return the trainer's own schedule, at the step of the checkpoint if there is one."""

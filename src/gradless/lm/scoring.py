@@ -240,7 +240,8 @@ def _logits(lm: LanguageModel, batch: Batch, rows: Tensor | None = None) -> Tens
     logits = _run(lm, batch, select, originals).logits
     if rows is not None and not narrow:
         logits = logits[..., rows.to(logits.device)]
-    return logits.float().to(batch.positions.device)
+    moved: Tensor = logits.float().to(batch.positions.device)
+    return moved
 
 
 def _replace(module: nn.Module, originals: dict[str, Any], part: Callable[[Tensor], Tensor]) -> None:

@@ -211,7 +211,8 @@ class TuneConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary that `from_json` reads back."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return values
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> TuneConfig:

@@ -44,7 +44,7 @@ class GramBatch(NamedTuple):
     @property
     def rows(self) -> int:
         """N."""
-        return self.finite.shape[1]
+        return int(self.finite.shape[1])
 
     def some(self, chosen: Flags) -> GramBatch:
         """Return those of the chosen receivers, bool ``[P]``."""
@@ -186,7 +186,8 @@ def _top_eigenvalues(inner: Tensor, index: Tensor) -> Tensor:
     within = inner[index[:, :, None], index[:, None, :]]
     within = within - within.mean(1, keepdim=True)
     within = within - within.mean(2, keepdim=True)
-    return torch.linalg.eigvalsh(within)[:, -1]
+    largest: Tensor = torch.linalg.eigvalsh(within)[:, -1]
+    return largest
 
 
 def filtered(gram: CentredGram, pivot: int, f: int) -> Tensor:
@@ -303,4 +304,5 @@ def clipped(grams: GramBatch, from_pivot: bool, f: int | None, radius: float | N
 def _adaptive_radius(distances: Numbers, f: int) -> Numbers:
     """Return the square root ``[P, 1]`` of the sum of the N - f smallest squared distances over f."""
     kept = np.sort(distances, 1)[:, : distances.shape[1] - f]
-    return np.sqrt((kept * kept).sum(1, keepdims=True) / f)
+    radius: Numbers = np.sqrt((kept * kept).sum(1, keepdims=True) / f)
+    return radius

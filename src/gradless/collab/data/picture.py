@@ -171,7 +171,7 @@ def _round(value: float) -> int:
     """To one significant digit, at least 1."""
     whole = max(1, round(value))
     unit = 10 ** (len(str(whole)) - 1)
-    return max(1, round(whole / unit) * unit)
+    return int(max(1, round(whole / unit) * unit))
 
 
 def _summary(counts: Tensor, rows: int | None) -> str:

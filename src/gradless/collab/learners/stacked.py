@@ -257,9 +257,9 @@ class Stack:
     def _logits(self, module: nn.Module, theta: Tensor, buffers: dict[str, Tensor], inputs: Tensor) -> Tensor:
         masks = {f"{name}.mask": torch.ones((), device=self.device) for name in self._drops}
         if self.way == "vmap":
-            return vmap(lambda own: functional_call(module, {**own, **masks}, (inputs,)))(
-                {**self._views(theta), **buffers}
-            )
+            forward = vmap(lambda own: functional_call(module, {**own, **masks}, (inputs,)))
+            outputs: Tensor = forward({**self._views(theta), **buffers})
+            return outputs
         inputs, logits = self._lay_out(inputs), []
         for row, alone in enumerate(theta):
             own = {name: tensor[row] for name, tensor in buffers.items()}
