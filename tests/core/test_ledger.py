@@ -194,3 +194,12 @@ def test_a_ledger_of_version_1_is_continued_as_such(tmp_path):
     assert ledger.read(path).header == {"groups": 2, "anything": "goes"}
     assert ledger.read(path).moves == MOVES[:1]
     assert path.read_bytes()[len(ledger.MAGIC)] == 1
+
+
+def test_a_ledger_that_is_being_written_is_not_replaced(path):
+    before = path.read_bytes()
+    first = ledger.Ledger(path, HEADER, contents=ledger.read(path))
+    with pytest.raises(BadInput, match="another process"):
+        ledger.Ledger(path, HEADER)
+    first.close()
+    assert path.read_bytes() == before

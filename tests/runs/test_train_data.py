@@ -14,6 +14,7 @@ from gradless import ledger, lm
 from gradless.errors import BadInput
 from gradless.lm import objectives, schemes
 from gradless.runs import build, jobs, record, replay
+from gradless.system import locks
 from gradless.system.progress import Reporter
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -174,3 +175,19 @@ def test_blocks_that_generate_text_share_no_prefix(tmp_path):
 def _task_and_rows(settings):
     task, splits = build.load_task(settings)
     return task, splits.train
+
+
+@pytest.mark.parametrize("begin", ["tune", "resume", "eval"])
+def test_nothing_is_written_to_a_folder_that_another_process_holds(tmp_path, begin):
+    out, settings = tmp_path / "run", h.config(tmp_path)
+
+    def run() -> object:
+        if begin == "eval":
+            return jobs.evaluate(settings, mode="zero-shot", num_demonstrations=0, out=out)
+        return h.tune(settings, out, resume=begin == "resume")
+
+    with locks.claimed(out):
+        held = sorted(out.iterdir())
+        with pytest.raises(BadInput, match=r"another process .* is working on"):
+            run()
+        assert sorted(out.iterdir()) == held

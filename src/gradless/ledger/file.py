@@ -17,6 +17,7 @@ it is read, and continued as version 1.
 from __future__ import annotations
 
 import binascii
+import contextlib
 import json
 import os
 import struct
@@ -24,6 +25,8 @@ import time
 import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import filelock
 
 from gradless.errors import BadInput
 from gradless.gradients import Update
@@ -81,12 +84,13 @@ class Ledger:
             head = MAGIC + struct.pack("<HI", VERSION, len(text)) + text
             self.crc = zlib.crc32(head)
             self.lrs: tuple[float, ...] = ()
+            with contextlib.suppress(FileNotFoundError):
+                os.close(_opened(path))  # nobody else writes to what is replaced
             self._create(head + struct.pack("<I", self.crc))
         else:
             self.crc = contents.crc
             self.lrs = contents.moves[-1].lrs if contents.moves else ()
-        self.file = os.open(path, os.O_WRONLY | os.O_APPEND)
-        self._lock()
+        self.file = _opened(path)
         if contents is not None:
             os.truncate(path, contents.good_bytes)
         self.synced = time.monotonic()
@@ -103,18 +107,6 @@ class Ledger:
         except OSError:
             temporary.unlink(missing_ok=True)
             raise
-
-    def _lock(self) -> None:
-        """One process at a time: two would interleave their records and spoil the chain."""
-        try:
-            import fcntl
-        except ImportError:  # not on Windows
-            return
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            os.close(self.file)
-            raise BadInput(f"another process is working on {self.path.parent}: wait for it, or stop it") from None
 
     def append(self, move: Update) -> None:
         """Write one step. On a full disk the record is taken back and OSError is raised."""
@@ -138,6 +130,19 @@ class Ledger:
         """Flush to disk and close."""
         os.fsync(self.file)
         os.close(self.file)
+
+
+def _opened(path: Path) -> int:
+    """Open a ledger for one process at a time: two would interleave their records and spoil the chain."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        locked = filelock.lock_descriptor(file, blocking=False)
+    except OSError:  # a file system without locks
+        locked = True
+    if not locked:
+        os.close(file)
+        raise BadInput(f"another process is working on {path.parent}: wait for it, or stop it")
+    return file
 
 
 def pack(move: Update, *, with_lrs: bool) -> bytes:

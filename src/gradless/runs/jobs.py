@@ -23,6 +23,7 @@ from gradless.runs import save as saving
 from gradless.runs import tensorboard as tensorboard_events
 from gradless.runs.config import TuneConfig
 from gradless.runs.record import DONE, INTERRUPTED, versions
+from gradless.system import locks
 from gradless.system.atomic import write_json
 from gradless.system.progress import Reporter
 
@@ -81,11 +82,24 @@ def evaluate(
     out: Path | None,
     reporter: Reporter | None = None,
 ) -> dict[str, Any]:
-    """Return the result of an untuned model on the test rows of a task; ``out`` is a folder for ``result.json``."""
+    """Return the result of an untuned model on the test rows of a task; ``out`` is a folder for ``result.json``.
+
+    Raises:
+        BadInput: anything wrong with configuration, data or model; ``out`` holds something or is being worked on.
+    """
     reporter = reporter or Reporter()
     pick("mode", mode, evaluation.MODES)
-    if out is not None and any((out / name).exists() for name in ("config.json", "ledger", "result.json")):
-        raise BadInput(f"{out} already holds a run or a result: choose another --out")
+    if out is None:
+        return _evaluated(config, mode, num_demonstrations, reporter)
+    with locks.claimed(out, say=reporter.warn):
+        if any((out / name).exists() for name in ("config.json", "ledger", "result.json")):
+            raise BadInput(f"{out} already holds a run or a result: choose another --out")
+        result = _evaluated(config, mode, num_demonstrations, reporter)
+        write_json(out / "result.json", result)
+    return result
+
+
+def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter: Reporter) -> dict[str, Any]:
     needed = num_demonstrations if mode == "icl" else 0
     if not config.own:
         config = dataclasses.replace(config, num_train=config.num_train if needed else 0, num_dev=0)
@@ -106,7 +120,7 @@ def evaluate(
             max_length=config.max_length,
             progress=lambda done, total: show(done, ""),
         )
-    result = {
+    return {
         "status": DONE,
         "mode": mode,
         "config": config.to_json(),
@@ -117,10 +131,6 @@ def evaluate(
         "data_sha256": splits.fingerprint,
         "versions": versions(),
     }
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "result.json", result)
-    return result
 
 
 class Replayed(NamedTuple):

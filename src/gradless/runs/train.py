@@ -6,6 +6,7 @@ A run directory holds ``config.json``, ``ledger`` (the checkpoint), ``metrics.js
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -29,6 +30,7 @@ from gradless.runs.build import BEST
 from gradless.runs.config import TuneConfig, difference, read_config
 from gradless.runs.context import RunContext, evaluate_rows, selected_step
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, RunLog
+from gradless.system import locks
 from gradless.system.atomic import write_json
 from gradless.system.peak_memory import PeakMeter
 from gradless.system.progress import Reporter
@@ -60,7 +62,9 @@ def tune(
     reporter = reporter or Reporter()
     if ranks is not None and ranks.rank:  # rank 0 speaks and writes for all
         reporter, watch = Reporter(quiet=True), None
-    with torchrun.mirrored(folder, ranks) as own_folder:
+    with torchrun.mirrored(folder, ranks) as own_folder, contextlib.ExitStack() as stack:
+        with agreed(ranks):
+            stack.enter_context(locks.claimed(own_folder, say=reporter.warn))
         return _tune(config, own_folder, resume, reporter, watch, ranks)
 
 
@@ -72,7 +76,7 @@ def _tune(
     watch: Callable[[RunLog], None] | None,
     ranks: Ranks | None,
 ) -> dict[str, Any]:
-    """`tune` in a folder that is this rank's own."""
+    """`tune` in a folder that is this rank's own, and claimed."""
     with agreed(ranks):
         config = _settled(config, folder, resume)
         torchrun.check(config, ranks)
@@ -93,7 +97,6 @@ def _tune(
         encoded = _encoded(run)
         contents = _continued(run, header)
     if contents is None:
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config.to_json())
         build.keep_initial(config, folder, model)
     log = RunLog(folder / "metrics.jsonl", keep=len(contents.moves) if contents else 0)
@@ -169,9 +172,6 @@ def _continued(run: RunContext, header: dict[str, Any]) -> ledger.Contents | Non
 
 def _check_folder(config: TuneConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
     """Refuse a folder that is not free and holds another run; returns the result if the run there is finished."""
-    first = next((path for path in (folder, *folder.parents) if path.exists()), folder)
-    if first.exists() and not first.is_dir():
-        raise BadInput(f"{first} is a file, not a folder: choose another --out")
     if (folder / "config.json").exists():
         if not resume:
             raise BadInput(f"{folder} already holds a run: add --resume to continue it, or choose another --out")

@@ -236,10 +236,13 @@ def test_runs_that_are_finished_elsewhere_are_not_made_again(tmp_path, monkeypat
     brief = [{key: value for key, value in line.items() if key != "delivery"} for line in old.values()]
     (first / study.RESULTS).write_text("".join(json.dumps(line) + "\n" for line in brief))  # as it was written once
     made: list[str] = []
-    real = workers.simulate
-    monkeypatch.setattr(
-        workers, "simulate", lambda config, *more, **how: made.append(config.attack) or real(config, *more, **how)
-    )
+    real = workers.simulate_claimed
+
+    def counted(config, *more):
+        made.append(config.attack)
+        return real(config, *more)
+
+    monkeypatch.setattr(workers, "simulate_claimed", counted)
     found = study.run_all(configs, second, known=[first / study.RESULTS], reporter=QUIET)
     assert made == ["sign-flip"]
     assert [one["worst_accuracy"] for one in found[:2]] == [

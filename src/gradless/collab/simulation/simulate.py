@@ -26,6 +26,7 @@ from gradless.collab.simulation.build import Simulation, build
 from gradless.collab.simulation.progress import SimulationState, finite_or_null, forget
 from gradless.errors import BadInput
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, versions
+from gradless.system import locks
 from gradless.system.atomic import write_json
 from gradless.system.hashing import weights_sha256
 from gradless.system.progress import Reporter
@@ -46,8 +47,14 @@ def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = 
         BadInput: anything wrong with the configuration or the data, or another run in the folder.
     """
     reporter = reporter or Reporter()
+    with locks.claimed(folder, say=reporter.warn):
+        return simulate_claimed(config, folder, reporter)
+
+
+def simulate_claimed(config: CollabConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
+    """`simulate` in a folder that is claimed, or lies in one that is."""
     config = config.resolved()
-    finished = _claim(config, folder)
+    finished = _finished(config, folder)
     if finished is not None:
         forget(folder)
         reporter.say(f"{folder} is finished; nothing to do")
@@ -77,10 +84,8 @@ def _title(config: CollabConfig) -> str:
     return f"{config.algorithm} under {config.attack}"
 
 
-def _claim(config: CollabConfig, folder: Path) -> dict[str, Any] | None:
+def _finished(config: CollabConfig, folder: Path) -> dict[str, Any] | None:
     """Check that ``folder`` is free or holds this very run; return its result if it is finished."""
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder} is a file, not a folder: choose another --out")
     if not (folder / "config.json").exists():
         return None
     try:

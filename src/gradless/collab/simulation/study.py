@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,22 +75,11 @@ def run_all(
     alone = len(configs) == 1 and not lines and not (out / "runs").exists()
     if not alone and (out / "config.json").exists():
         raise BadInput(f"{out} holds a single run: choose another --out for {len(configs)} runs")
-    _check_folder(configs, out)
-    missing = [path for path in (out, *out.parents) if not path.exists()]
-    out.mkdir(parents=True, exist_ok=True)
-    claim = locks.take(out / ".lock")
-    if claim is None:
-        raise BadInput(f"another process works on {out}: wait for it, or choose another --out")
-    try:
+    with locks.claimed(out, say=reporter.warn):
+        _check_folder(configs, out)
         finished_runs.take_over(lines, out / "runs")
         folders = {config.id(): out if alone else out / "runs" / config.id() for config in configs}
         return _run_all(configs, folders, out, recipe, workers, reporter)
-    finally:
-        (out / ".lock").unlink()
-        os.close(claim)
-        for path in missing:  # nothing is left behind where nothing was begun
-            with contextlib.suppress(OSError):
-                path.rmdir()
 
 
 def _run_all(
@@ -145,8 +133,6 @@ def _check(config: CollabConfig) -> None:
 
 def _check_folder(configs: Sequence[CollabConfig], out: Path) -> None:
     """Raise BadInput for a folder that holds anything but runs of the same experiment."""
-    if out.exists() and not out.is_dir():
-        raise BadInput(f"{out} is a file, not a folder: choose another --out")
     if (out / RESULTS).exists() and not (out / "runs").exists() and not (out / "config.json").exists():
         raise BadInput(f"{out} holds results of something else: choose another --out")
     held = [config for folder in _folders(out) if (config := _config(folder)) is not None]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from gradless.collab.config import CollabConfig
-from gradless.collab.simulation.simulate import simulate
+from gradless.collab.simulation.simulate import simulate_claimed
 from gradless.errors import BadInput
 from gradless.runs.record import INTERRUPTED
 from gradless.system.progress import Reporter
@@ -33,7 +33,7 @@ def results(jobs: Sequence[Job], workers: int, reporter: Reporter) -> Results:
     depend on the number of threads.
 
     Args:
-        jobs: configurations and their run directories, started in this order.
+        jobs: configurations and their run directories, which are claimed; started in this order.
         workers: processes, which import the main module anew (a script needs ``if __name__ == "__main__":``); 1: this
             one.
         reporter: where progress goes; with several workers, their own steps are not shown.
@@ -45,7 +45,7 @@ def results(jobs: Sequence[Job], workers: int, reporter: Reporter) -> Results:
     """
     if workers == 1 or not jobs:
         for config, folder in jobs:
-            result = simulate(config, folder, reporter=reporter)
+            result = simulate_claimed(config, folder, reporter)
             yield config, result
             if result["status"] == INTERRUPTED:
                 return
@@ -112,4 +112,4 @@ def _end_with_parent() -> None:
 
 
 def _quietly(config: CollabConfig, folder: Path) -> dict[str, Any]:
-    return simulate(config, folder, reporter=Reporter(quiet=True))
+    return simulate_claimed(config, folder, Reporter(quiet=True))
