@@ -52,8 +52,10 @@ INSIDE = {
         *(
             "system.moved",
             "system.typed",
+            "system.terminal",
             "system.tables",
             "system.atomic",
+            "system.children",
             "system.signals",
             "system.locks",
             "system.hashing",

@@ -10,6 +10,11 @@ The optimizer is a `torch.optim.Optimizer` whose step needs a loss, not a gradie
 
 from __future__ import annotations
 
+import sys
+
+if sys.argv[:1] == ["-m"] and "gradless" in sys.orig_argv and not sys.flags.safe_path:
+    del sys.path[0]  # python -m gradless puts the current folder first, whose torch.py is not the one that is meant
+
 import importlib.util
 from typing import TYPE_CHECKING, Any
 

@@ -131,10 +131,10 @@ def test_the_command_line_of_a_run(place):
     one, *_ = grid.search_runs(grid.read(place.grid), cost)
     untouched, *_ = grid.zero_shot_runs(grid.read(place.grid))
     assert processes.command(one, Path("/o"))[1:] == [
-        *("-m", "gradless", "tune", "--resume"),
+        *("-P", "-m", "gradless", "tune", "--resume"),
         *("--config", f"/o/requests/{one.id}.json", "--out", f"/o/runs/{one.id}"),
     ]
-    assert processes.command(untouched, Path("/o"))[3] == "eval"
+    assert processes.command(untouched, Path("/o"))[4] == "eval"
 
 
 def test_the_curve_counts_what_was_spent_until_each_evaluation():

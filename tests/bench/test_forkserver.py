@@ -8,12 +8,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from gradless.bench import bench, forkserver
 from gradless.bench.forkserver import SUPPORTED, ForkServer
 from gradless.system import locks
+from gradless.system.progress import Reporter
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="no fork here that a library with threads survives")
 
@@ -147,12 +150,86 @@ def test_it_ends_in_silence_when_the_benchmark_is_killed(claim):
     assert (process.returncode, said) == (0, "")
 
 
-def test_a_fork_ends_with_its_server(claim, tmp_path):
+def test_a_fork_ends_with_its_server_which_starts_again(claim, tmp_path):
     home = ForkServer()
     fork = home.fork(tune(tmp_path, "slow", steps=100_000), claim, 1)
     os.kill(home._process.pid, signal.SIGKILL)
     fork.communicate(30)
-    assert fork.returncode == -signal.SIGKILL
-    with pytest.raises(OSError, match=r"pipe|ended"):
+    assert (fork.returncode, fork.lost) == (-signal.SIGKILL, True)
+    again = home.fork(["no-such-command"], claim, 1)
+    again.communicate(60)
+    assert (again.returncode, again.lost) == (2, False)
+    home.close()
+
+
+def test_a_server_that_dies_again_and_again_is_left_alone(claim, monkeypatch):
+    monkeypatch.setattr(forkserver, "SCRIPT", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    home = ForkServer()
+    with pytest.raises(forkserver.ServerLost, match="died 3 times"):
+        home.fork(["list", "methods"], claim, 1)
+    assert not home.usable
+    home.close()
+
+
+def test_a_server_that_does_not_answer_counts_as_dead(claim, monkeypatch):
+    monkeypatch.setattr(forkserver, "SCRIPT", "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)")
+    monkeypatch.setattr(forkserver, "PATIENCE", 0.3)
+    home = ForkServer()
+    with pytest.raises(forkserver.ServerLost):
         home.fork(["list", "methods"], claim, 1)
     home.close()
+
+
+GRID = """
+seeds = [1, 2, 3, 4]
+budget = { steps = 6 }
+zero_shot = false
+[base]
+model = "tiny-llama"
+lr = 1e-3
+num_train = 8
+num_test = 8
+own = { train = "rows.csv", test = "rows.csv", template = "{text} so", label_column = "label", labels = "0=bad,1=good" }
+"""
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("deaths", [1, 9])
+def test_a_benchmark_outlives_its_server(tmp_path, monkeypatch, deaths):
+    """Killed when it is started, while it reads the model, and while runs work."""
+    rows(tmp_path)
+    (tmp_path / "grid.toml").write_text(GRID)
+
+    def hashes(name):
+        outcome = bench(tmp_path / "grid.toml", tmp_path / name, workers=2, reporter=reporter, poll=0.05)
+        assert (outcome.done, outcome.failed) == (4, 0)
+        return {
+            path.parent.name: json.loads(path.read_text())["weights_sha256"]
+            for path in (tmp_path / name).glob("runs/*/result.json")
+        }
+
+    reporter = Reporter(quiet=True)
+    started, start, end = [], ForkServer._start, threading.Event()
+    monkeypatch.setattr(ForkServer, "_start", lambda server: (start(server), started.append(server))[0])
+
+    def kill():
+        for number in range(deaths):
+            while len(started) <= number and not end.is_set():
+                time.sleep(0.05)
+            end.wait((0.0, 3.0, 6.5)[number % 3])
+            if not end.is_set() and (process := started[-1]._process):
+                process.kill()
+
+    whole = hashes("whole")
+    started.clear()
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        assert hashes("killed") == whole
+    finally:
+        end.set()
+        killer.join()
+    for path in (tmp_path / "killed" / "locks").iterdir():
+        claim = locks.take(path)
+        assert claim is not None
+        os.close(claim)

@@ -25,9 +25,13 @@ import sys
 import tempfile
 from typing import Any, Final
 
+from gradless.system import children
+
 LOOK: Final = 0.02  # seconds between two looks for children that have ended
 LONGEST: Final = 1 << 16  # bytes of an order
 NUMBER: Final = 8  # bytes of an answer
+LIVES: Final = 3  # starts of the server
+PATIENCE: Final = 600.0  # seconds for the first answer: the model is read before it
 SCRIPT: Final = (
     "import json, sys; from gradless.bench.forkserver import serve; serve(int(sys.argv[1]), json.loads(sys.argv[2]))"
 )
@@ -37,7 +41,10 @@ Source = tuple[str, str | None]  # of a model, and its dtype
 
 
 class ForkServer:
-    """The side of the benchmark; the server starts with the first run.
+    """The side of the benchmark; the server starts with the first run, and again if it dies.
+
+    The kernel's out-of-memory killer takes the largest process, which a server with a model may be. After `LIVES`
+    deaths it is not started again: `usable` is False, and runs have to start by themselves.
 
     Args:
         model: what to read beforehand; None: only import.
@@ -45,55 +52,84 @@ class ForkServer:
 
     def __init__(self, model: Source | None = None) -> None:
         self._model = model
-        self._orders, self._other_end = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        self._orders: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._deaths = 0
+
+    @property
+    def usable(self) -> bool:
+        """Whether the server works or may be started again."""
+        return self._deaths < LIVES
 
     def fork(self, arguments: list[str], lock: int, threads: int | None) -> ForkedRun:
         """Start ``gradless ARGUMENTS`` in a fork that inherits the descriptor of a lock.
 
         Raises:
-            OSError: the server is gone.
+            ServerLost: the server died `LIVES` times.
+            OSError: no file can be made for the stderr of the run.
         """
-        if self._process is None:
+        order = json.dumps({"arguments": arguments, "threads": threads}).encode()
+        while self.usable:
+            errors, path = tempfile.mkstemp()
+            os.unlink(path)
+            try:
+                return ForkedRun(self._ordered(order, lock, errors), errors)
+            except OSError:
+                os.close(errors)
+                self.close()
+                self._deaths += 1
+        raise ServerLost(f"the process that starts runs died {LIVES} times")
+
+    def _ordered(self, order: bytes, lock: int, errors: int) -> int:
+        """Send an order; returns the socket of the answers."""
+        orders = self._orders or self._start()
+        status, answers = socket.socketpair()
+        with status, answers:
+            socket.send_fds(orders, [order], [lock, errors, answers.fileno()])
+            return status.detach()
+
+    def _start(self) -> socket.socket:
+        self._orders, other_end = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        with other_end:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", SCRIPT, str(self._other_end.fileno()), json.dumps(self._model)],
+                [*children.PYTHON, "-c", SCRIPT, str(other_end.fileno()), json.dumps(self._model)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                pass_fds=(self._other_end.fileno(),),
+                pass_fds=(other_end.fileno(),),
+                env=children.environment(),
                 start_new_session=True,
             )
-            self._other_end.close()
-        errors, path = tempfile.mkstemp()
-        os.unlink(path)
-        order = json.dumps({"arguments": arguments, "threads": threads}).encode()
-        status, answers = socket.socketpair()
-        with answers:
-            try:
-                socket.send_fds(self._orders, [order], [lock, errors, answers.fileno()])
-            except OSError:
-                status.close()
-                os.close(errors)
-                raise
-        return ForkedRun(status.detach(), errors)
+        return self._orders
 
     def close(self) -> None:
-        """End the server; forks that still work go on."""
-        self._orders.close()
-        self._other_end.close()
+        """End the server, which has nothing to tidy up; forks that still work go on."""
+        if self._orders is not None:
+            self._orders.close()
+            self._orders = None
         if self._process is not None:
-            self._process.terminate()  # it may still be reading the model
+            self._process.kill()  # it may still be reading the model, or be stopped
             self._process.wait()
+            self._process = None
+
+
+class ServerLost(ConnectionError):
+    """The fork server died too often."""
 
 
 class ForkedRun:
-    """A fork, with the methods of `subprocess.Popen` that a benchmark uses."""
+    """A fork, with the methods of `subprocess.Popen` that a benchmark uses.
+
+    Raises:
+        ConnectionError: the server died, or did not answer for `PATIENCE` seconds.
+    """
 
     def __init__(self, status: int, errors: int) -> None:
         self._status, self._errors, self._stderr = status, errors, ""
-        pid = _receive(status)
+        pid = _receive(status) if select.select([status], [], [], PATIENCE)[0] else None
         if pid is None:
+            os.close(status)
             raise ConnectionError("the process that starts runs has ended")
-        self.pid, self.returncode = pid, 0
+        self.pid, self.returncode, self.lost = pid, 0, False
 
     def poll(self) -> int | None:
         """Return the exit code, once there is one."""
@@ -113,7 +149,9 @@ class ForkedRun:
         self.send_signal(signal.SIGKILL)
 
     def communicate(self, timeout: float | None = None) -> tuple[None, str]:
-        """Wait for the end; returns None for stdout, and stderr. If the server was killed, the fork is, too.
+        """Wait for the end; returns None for stdout, and stderr.
+
+        If the server died, nobody can tell how the fork ends: it is killed and ``lost``, to be started again.
 
         Raises:
             subprocess.TimeoutExpired: it still works.
@@ -124,7 +162,7 @@ class ForkedRun:
             code = _receive(self._status)
             if code is None:
                 self.kill()
-                code = -signal.SIGKILL
+                self.lost, code = True, -signal.SIGKILL
             self.returncode = code
             with os.fdopen(self._errors, "rb") as file:
                 file.seek(0)
@@ -136,7 +174,10 @@ class ForkedRun:
 
 def _receive(status: int) -> int | None:
     """Wait for an answer of the server; None if it is gone."""
-    answer = os.read(status, NUMBER)
+    try:
+        answer = os.read(status, NUMBER)
+    except ConnectionError:
+        return None
     return int.from_bytes(answer, "little", signed=True) if answer else None
 
 

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from gradless.bench import results
-from gradless.bench.forkserver import SUPPORTED, ForkedRun, ForkServer
+from gradless.bench.forkserver import SUPPORTED, ForkedRun, ForkServer, ServerLost
 from gradless.bench.grid import ZERO_SHOT, Request
+from gradless.system import children
 
 Command = Callable[[Request, Path], list[str]]
 FULL: Final = re.compile(r"cannot write|No space left on device|Disk quota exceeded")
-PYTHON: Final = (sys.executable, "-m", "gradless")
+GRADLESS: Final = (*children.PYTHON, "-m", "gradless")
 TAIL: Final = 4000  # characters of what a failed process said last
 PATIENCE: Final = 30.0  # seconds that a process has to stop by itself
 
@@ -37,7 +38,7 @@ def command(request: Request, out: Path) -> list[str]:
     """Return the command line of a run."""
     job = ["eval"] if request.phase == ZERO_SHOT else ["tune", "--resume"]
     paths = ["--config", results.request_file(out, request.id), "--out", results.run_folder(out, request.id)]
-    return [*PYTHON, *job, *map(str, paths)]
+    return [*GRADLESS, *job, *map(str, paths)]
 
 
 @contextlib.contextmanager
@@ -74,7 +75,8 @@ def start(
     results.began(folder, threads or (int(usual) if usual.isdecimal() else os.cpu_count()))
     command_line, begun = make(request, out), time.perf_counter()
     if server is not None:
-        return Child(request, server.fork(command_line[len(PYTHON) :], lock, threads), lock, begun)
+        with contextlib.suppress(ServerLost):  # then as if there were none
+            return Child(request, server.fork(command_line[len(GRADLESS) :], lock, threads), lock, begun)
     process = subprocess.Popen(
         command_line,
         stdin=subprocess.DEVNULL,
@@ -82,7 +84,7 @@ def start(
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        env={**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})},
+        env=children.environment(**({"OMP_NUM_THREADS": str(threads)} if threads else {})),
         start_new_session=True,
         pass_fds=() if sys.platform == "win32" else (lock,),
     )
@@ -112,27 +114,39 @@ def close(child: Child, stderr: str, out: Path) -> str | None:
         results.ended(folder, time.perf_counter() - child.begun)
     if full:
         return reason
-    if not finished:
+    if not finished and not lost(child):
         if code < 0:
             memory = " (out of memory?)" if code == -signal.SIGKILL else ""
-            reason = f"killed by {signal.Signals(-code).name}{memory}"
+            reason = f"killed by {_signal(-code)}{memory}"
         results.failed(folder, reason or f"ended with exit code {code} and without a result", code, stderr[-TAIL:])
     return None
 
 
-def stop(children: Iterable[Child], out: Path) -> None:
+def lost(child: Child) -> bool:
+    """Return whether the process had to be ended because its fork server died, so that it is started again."""
+    return isinstance(child.process, ForkedRun) and child.process.lost
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
+
+
+def stop(running: Iterable[Child], out: Path) -> None:
     """Interrupt processes as Ctrl-C does, wait, kill those that do not end, and give their locks back."""
-    children = list(children)
+    running = list(running)
     # A shell that puts us into the background makes us and our children deaf to Ctrl-C.
     deaf = sys.platform == "win32" or signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    for child in children:
+    for child in running:
         if child.process.poll() is None:
             child.process.send_signal(signal.SIGTERM if deaf else signal.SIGINT)
     until = time.perf_counter() + PATIENCE
-    for child in children:
+    for child in running:
         if ended(child, max(0.0, until - time.perf_counter())) is None:
             child.process.kill()
-            child.process.communicate()
+            ended(child, PATIENCE)  # a process that it started may hold its stderr open
         with contextlib.suppress(OSError):
             results.ended(results.run_folder(out, child.request.id), time.perf_counter() - child.begun)
         os.close(child.lock)

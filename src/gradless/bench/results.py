@@ -46,9 +46,9 @@ def line(out: Path, request: Request) -> dict[str, Any] | None:
     taken_over = finished_runs.line(folder)
     if taken_over is not None:
         return taken_over
-    result = _read(folder / "result.json")
+    result = _read(folder / "result.json", status=str)
     if result is None or result["status"] == INTERRUPTED:
-        result = _read(folder / "failed.json")
+        result = _read(folder / "failed.json", status=str)
         if result is None:
             return None
     asked = request.to_json()
@@ -120,7 +120,7 @@ def overhead(out: Path) -> float:
 
 def began(folder: Path, threads: int | None) -> None:
     """Record that a process of a run begins."""
-    known = _read(folder / "process.json") or {"wall_seconds": 0.0, "launches": 0, "whole": True}
+    known = _process(folder) or {"wall_seconds": 0.0, "launches": 0, "whole": True}
     changes = {
         "launches": known["launches"] + 1,
         "threads": threads,
@@ -132,14 +132,14 @@ def began(folder: Path, threads: int | None) -> None:
 
 def ended(folder: Path, seconds: float) -> None:
     """Record that the process of a run has ended."""
-    known = _read(folder / "process.json") or {}
+    known = _process(folder)
     total = known.get("wall_seconds", 0.0) + seconds
     write_json(folder / "process.json", {**known, "wall_seconds": total, "running": False})
 
 
 def settled(out: Path, run: str) -> bool:
     """Return whether all that will be known of a finished run is written."""
-    return not (_read(run_folder(out, run) / "process.json") or {}).get("running")
+    return not _process(run_folder(out, run)).get("running")
 
 
 def failed(folder: Path, reason: str, code: int, stderr: str) -> None:
@@ -148,7 +148,7 @@ def failed(folder: Path, reason: str, code: int, stderr: str) -> None:
 
 
 def _times(folder: Path, accounted: float) -> dict[str, Any]:
-    process = _read(folder / "process.json") or {}
+    process = _process(folder)
     wall = process.get("wall_seconds", 0.0)
     known = process.get("whole") and not process.get("running")
     return {
@@ -158,9 +158,15 @@ def _times(folder: Path, accounted: float) -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def _process(folder: Path) -> dict[str, Any]:
+    return _read(folder / "process.json", wall_seconds=(int, float), launches=int, whole=bool) or {}
+
+
+def _read(path: Path, **needed: type | tuple[type, ...]) -> dict[str, Any] | None:
+    """Return what a side file holds; None where there is none, or it is not what a run has written."""
     try:
-        values: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
         return None
-    return values
+    sound = isinstance(values, dict) and all(isinstance(values.get(name), kind) for name, kind in needed.items())
+    return values if sound else None

@@ -258,6 +258,8 @@ def _finish(board: Board, children: list[Child], ended: list[tuple[Child, str]],
         children.remove(child)
     try:
         reasons = [processes.close(child, stderr, board.out) for child, stderr in ended]
+        if lost := sum(processes.lost(child) for child, _ in ended):
+            reporter.say(f"the process that starts runs died (out of memory?): {lost} of its runs start again")
         stopped = next((reason for reason in reasons if reason), "")
         if not stopped:
             _record(board, reporter, [child.request for child, _ in ended])

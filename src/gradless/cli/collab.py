@@ -17,6 +17,7 @@ from gradless.collab.config import CollabConfig
 from gradless.collab.network.delivery import Delivery
 from gradless.errors import BadInput
 from gradless.runs.config import OwnFiles
+from gradless.system import terminal
 
 SEVERAL = ("algorithm", "attack", "byzantine", "split_parameter", "seed")  # a grid, if given more than once
 NETWORK = "mode wait_for drop slow slowness deadline"
@@ -81,10 +82,10 @@ def simulate(
     configs = recipes.compared(start, axes) if comparison else recipes.grid(start, axes)
     results = study.run_all(configs, out, recipe=recipe or "", known=reuse, workers=workers)
     if len(results) == 1:
-        click.echo(study.outcome(results[0]))
+        terminal.say(study.outcome(results[0]))
         advice = study.advice(configs[0], results[0])
         if advice:
-            click.echo(advice)
+            terminal.say(advice)
     sys.exit(1 if study.failed(results) else 0)
 
 
@@ -120,4 +121,4 @@ def split(picture: Path, peers: int, **options: Any) -> None:
         if len(options[name]) > 1:
             raise BadInput(f"a picture shows one split: give --{name.replace('_', '-')} once")
         options[name] = options[name][0] if options[name] else None
-    click.echo(split_picture.draw(picture, peers=peers, **options))
+    terminal.say(split_picture.draw(picture, peers=peers, **options))

@@ -18,6 +18,7 @@ from gradless.cli.plan import plan
 from gradless.cost.settings import ProfileSettings
 from gradless.errors import BadInput, unknown
 from gradless.runs.config import OwnFiles, TuneConfig
+from gradless.system import terminal
 
 
 @click.group(cls=Commands, context_settings=HELP)
@@ -120,9 +121,9 @@ def evaluate(mode: str, num_demonstrations: int, out: Path | None, **settings: A
 
     result = jobs.evaluate(_config(settings), mode=mode, num_demonstrations=num_demonstrations, out=out)
     for name, value in result["test"].items():
-        click.echo(f"{name} {value:.4f}")
+        terminal.say(f"{name} {value:.4f}")
     low, high = result["interval"]["test"]
-    click.echo(f"share right {low:.3f} to {high:.3f} (95 %)")
+    terminal.say(f"share right {low:.3f} to {high:.3f} (95 %)")
 
 
 @main.command()
@@ -148,9 +149,9 @@ def replay(run_dir: Path, verify: bool, **how: Any) -> None:
     from gradless.runs import jobs
 
     replayed = jobs.replay(run_dir, verify=verify, **how)
-    click.echo(f"step {replayed.step}: weights {replayed.sha256}")
+    terminal.say(f"step {replayed.step}: weights {replayed.sha256}")
     if verify:
-        click.echo("the same as in result.json" if replayed.agrees else "NOT the weights in result.json")
+        terminal.say("the same as in result.json" if replayed.agrees else "NOT the weights in result.json")
         sys.exit(0 if replayed.agrees else 1)
 
 
@@ -226,10 +227,10 @@ def report(folder: Path) -> None:
     """
     from gradless import report as job
 
-    paths = job.report(folder, say=click.echo)
-    job.show_tables(job.tables(folder), live=sys.stdout.isatty(), echo=click.echo)
+    paths = job.report(folder, say=terminal.say)
+    job.show_tables(job.tables(folder), live=terminal.live(), echo=terminal.say)
     for path in paths:
-        click.echo(path)
+        terminal.say(path)
 
 
 @main.command("list")
@@ -252,7 +253,7 @@ def list_(what: str) -> None:
     rows = tables[what]()
     width = max(len(name) for name in rows)
     for name, about in rows.items():
-        click.echo(f"{name:<{width}}  {about}")
+        terminal.say(f"{name:<{width}}  {about}")
 
 
 @main.command()
@@ -327,9 +328,9 @@ def _summary(result: dict[str, Any]) -> None:
     """Print the terminal's last lines."""
     for name, value in result["test"].items():
         untuned = result["zero_shot"].get(name)
-        click.echo(f"test {name}: " + (f"{untuned:.4f} -> " if untuned is not None else "") + f"{value:.4f}")
+        terminal.say(f"test {name}: " + (f"{untuned:.4f} -> " if untuned is not None else "") + f"{value:.4f}")
     if "difference" in result["interval"]:
         low, high = result["interval"]["difference"]
-        click.echo(f"difference in the share right: {low:+.3f} to {high:+.3f} (95 %, paired)")
+        terminal.say(f"difference in the share right: {low:+.3f} to {high:+.3f} (95 %, paired)")
     shown = ("status", "selected_step", "seconds_per_step", "ledger_bytes", "weights_sha256")
-    click.echo(json.dumps({key: result[key] for key in shown}))
+    terminal.say(json.dumps({key: result[key] for key in shown}))

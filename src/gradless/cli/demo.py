@@ -16,6 +16,7 @@ from gradless.lm import assets
 from gradless.runs import train
 from gradless.runs.config import TuneConfig
 from gradless.runs.record import INTERRUPTED
+from gradless.system import terminal
 from gradless.system.atomic import write_text
 from gradless.system.progress import Reporter
 
@@ -103,7 +104,7 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     for heading in ("sentence", "human", "before", "after"):
         examples.add_column(heading)
     for example in result["examples"]:
-        examples.add_row(example["prompt"], example["gold"], example["before"], example["after"])
+        examples.add_row(*(terminal.cell(example[name]) for name in ("prompt", "gold", "before", "after")))
     console.print(examples)
 
     model_bytes = _weight_bytes(result)
@@ -119,19 +120,19 @@ def _show(result: dict[str, Any], folder: Path) -> None:
     facts.add_row(
         "checkpoint", f"{result['ledger_bytes']:,} bytes of ledger; the tuned weights {model_bytes / 1e9:.2f} GB"
     )
-    facts.add_row("check it", f"gradless replay {folder} --verify")
+    facts.add_row("check it", terminal.cell(f"gradless replay {folder} --verify"))
     console.print(facts)
     try:
         from gradless.cost.figures import run_picture
 
         picture = run_picture(folder, title="Gemma 3 270M on movie reviews, forward passes only")
-        console.print(f"picture: {picture}")
+        terminal.say(f"picture: {picture}")
     except ImportError:
-        console.print("install matplotlib for a picture: pip install 'gradless[plots]'")
+        terminal.say("install matplotlib for a picture: pip install 'gradless[plots]'")
     from gradless import report
 
     (page,) = report.report(folder, say=lambda line: None)
-    console.print(f"page: {page}")
+    terminal.say(f"page: {page}")
 
 
 def _weight_bytes(result: dict[str, Any]) -> int:

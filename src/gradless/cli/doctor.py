@@ -11,6 +11,7 @@ import click
 
 from gradless.cli import completion as shells
 from gradless.cli.options import FILE
+from gradless.system import terminal
 
 if TYPE_CHECKING:
     from gradless.cli.diagnosis import Line
@@ -41,27 +42,27 @@ def doctor(online: bool, timeout: float, json_file: Path | None) -> None:
 
 def show(lines: list[Line]) -> None:
     """Print a table on a terminal, plain lines elsewhere, and the advice below."""
-    if sys.stdout.isatty():
+    if terminal.live():
         from rich.console import Console
         from rich.table import Table
-        from rich.text import Text
 
         table = Table("", "", "", show_header=False)
         for section, rows in groupby(lines, key=lambda line: line.section):
             for number, line in enumerate(rows):
                 style = "red" if line.broken else "yellow" if line.advice else ""
-                table.add_row(section if number == 0 else "", line.name, Text(line.value, style))
+                head = section if number == 0 else ""
+                table.add_row(terminal.cell(head), terminal.cell(line.name), terminal.cell(line.value, style))
             table.add_section()
         Console().print(table)
     else:
         width = max(len(line.section) + len(line.name) for line in lines) + 1
         for line in lines:
-            click.echo(f"{line.section + ' ' + line.name:<{width}}  {line.value}")
+            terminal.say(f"{line.section + ' ' + line.name:<{width}}  {line.value}")
     advice = [line for line in lines if line.advice]
     for line in advice:
-        click.echo(f"{'broken' if line.broken else 'advice'}: {line.advice}")
+        terminal.say(f"{'broken' if line.broken else 'advice'}: {line.advice}")
     if not advice:
-        click.echo("all is well")
+        terminal.say("all is well")
 
 
 @click.command()

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from gradless.errors import BadInput, BrokenRanks, ReportedElsewhere, unknown
+from gradless.system import terminal
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 PATH = click.Path(path_type=Path)
@@ -45,38 +46,39 @@ class Commands(click.Group):
         """Run a command."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             if _first("RANK"):
-                click.echo("gradless: interrupted", err=True)
+                _complain(": ".join(("interrupted", *map(str, stop.args))))
             sys.exit(1)
         except ReportedElsewhere:
             sys.exit(2)
         except BrokenRanks as error:
-            click.echo(f"gradless: {error}", err=True)
+            _complain(error)
             sys.exit(1)
         except BadInput as error:
-            click.echo(f"gradless: {error}", err=True)
+            _complain(error)
             sys.exit(2)
         except click.UsageError as error:
             help_ = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
             if _first("LOCAL_RANK"):
-                click.echo(f"gradless: {error.format_message().rstrip('.')}{help_}", err=True)
+                _complain(f"{error.format_message().rstrip('.')}{help_}")
             sys.exit(2)
         except ModuleNotFoundError as error:
             if error.name not in EXTRAS:
                 raise
-            click.echo(
-                f"gradless: '{error.name}' is not installed: pip install 'gradless[{EXTRAS[error.name]}]'", err=True
-            )
+            _complain(f"'{error.name}' is not installed: pip install 'gradless[{EXTRAS[error.name]}]'")
             sys.exit(2)
         except OSError as error:
             if error.errno not in UNWRITABLE:
                 raise
             where = f" at {error.filename}" if error.filename else ""
-            click.echo(
-                f"gradless: cannot write{where} ({error.strerror}): free space or choose another folder", err=True
-            )
+            _complain(f"cannot write{where} ({error.strerror}): free space or choose another folder")
             sys.exit(1)
+
+
+def _complain(reason: object) -> None:
+    """Print one line on stderr, whatever the reason holds."""
+    terminal.say(f"gradless: {terminal.sentence(reason)}", err=True)
 
 
 def _first(variable: str) -> bool:

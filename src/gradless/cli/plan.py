@@ -12,7 +12,7 @@ import click
 from gradless.cli.fields import of_fields
 from gradless.cli.options import PATH
 from gradless.cost.settings import PlanSettings
-from gradless.system import tables
+from gradless.system import tables, terminal
 
 if TYPE_CHECKING:
     from gradless.cost.plan import Plan
@@ -79,7 +79,7 @@ def show(planned: Plan, budgets: dict[str, int]) -> None:
         for need in planned.needs
     ]
     tables.show(title, HEADS, rows, left=(0, len(HEADS) - 1))
-    click.echo("GB are 10^9 bytes. Totals are peaks; the runtime (Python, CUDA) and fragmentation are not in them.")
+    terminal.say("GB are 10^9 bytes. Totals are peaks; the runtime (Python, CUDA) and fragmentation are not in them.")
 
 
 def gigabytes(count: int) -> str:

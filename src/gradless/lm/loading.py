@@ -13,7 +13,6 @@ import errno
 import json
 import logging
 import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from gradless.lm import assets, checkpoint_config, gguf, tiny_models
 from gradless.system import cache as store
 from gradless.system.cache import Say
 from gradless.system.cache import quiet as silent
+from gradless.system.children import PYTHON, environment
 from gradless.system.hashing import file_sha256
 
 __all__ = ["DTYPES", "LanguageModel", "device_of", "load", "preload", "quiet_transformers", "sources", "tiny"]
@@ -231,8 +231,8 @@ def _converted(path: Path, digest: str | None, root: Path, say: Say) -> Path:
     def build(folder: Path) -> None:
         seconds = max(10, round(path.stat().st_size / 4e6 / 10) * 10)
         say(f"converting {path.name} once, about {seconds} s")
-        command = [sys.executable, "-m", "gradless.lm.gguf", str(path.resolve()), str(folder)]
-        run = subprocess.run(command, capture_output=True, text=True, check=False)
+        command = [*PYTHON, "-m", "gradless.lm.gguf", str(path.resolve()), str(folder)]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
         if run.returncode == gguf.NO_SPACE:
             raise OSError(errno.ENOSPC, "No space left on device")
         if run.returncode != 0:

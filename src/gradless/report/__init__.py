@@ -21,6 +21,7 @@ from gradless.report.common.numbers import count_endings
 from gradless.report.common.pictures import Picture, drawn
 from gradless.report.common.table import Table, as_csv, latex, markdown, show_tables
 from gradless.report.run import record
+from gradless.system import terminal
 from gradless.system.atomic import write_text
 
 __all__ = ["Study", "Table", "load", "report", "show_tables", "tables"]
@@ -39,7 +40,7 @@ def tables(folder: Path) -> list[Table]:
     return bench_tables.all_tables(load(folder))
 
 
-def report(folder: Path, *, say: Callable[[str], object] = print) -> list[Path]:
+def report(folder: Path, *, say: Callable[[str], object] = terminal.say) -> list[Path]:
     """Write ``tables/`` (md, csv, tex), ``figures/`` (svg, png) and ``report.html``; of a benchmark ``best.toml`` too.
 
     Of a single run only ``report.html``. What is there is reported, complete or not. Without matplotlib (extra

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+
+from gradless.system import terminal
 
 
 class Reporter:
@@ -17,7 +18,7 @@ class Reporter:
 
     def __init__(self, *, quiet: bool = False) -> None:
         self.quiet = quiet
-        self.live = not quiet and sys.stdout.isatty()
+        self.live = not quiet and terminal.live()
         self._bar: Any = None
 
     def say(self, line: str) -> None:
@@ -25,13 +26,13 @@ class Reporter:
         if self.quiet:
             return
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False)
+            self._bar.console.print(terminal.cell(line))
         else:
-            print(line, flush=True)
+            terminal.say(line)
 
     def warn(self, line: str) -> None:
         """Print a line on stderr, also if quiet."""
-        print(line, file=sys.stderr, flush=True)
+        terminal.say(line, err=True)
 
     @contextlib.contextmanager
     def job(self, title: str, total: int, *, done: int = 0) -> Iterator[Callable[[int, str], None]]:
@@ -41,10 +42,10 @@ class Reporter:
             yield lambda done, note: None
         elif self.live:
             with self._progress() as bar:
-                task = bar.add_task(title, total=total, completed=done, note="")
+                task = bar.add_task(terminal.escaped(title), total=total, completed=done, note="")
                 self._bar = bar
                 try:
-                    yield lambda done, note: bar.update(task, completed=done, note=note)
+                    yield lambda done, note: bar.update(task, completed=done, note=terminal.escaped(note))
                 finally:
                     self._bar = None
         else:
@@ -55,7 +56,7 @@ class Reporter:
                 if 10 * done // max(total, 1) > shown:
                     shown = 10 * done // max(total, 1)
                     left = (time.perf_counter() - begun) / max(done - start, 1) * (total - done)
-                    print(f"{title} {done}/{total}  {note}  {left:.0f} s left", flush=True)
+                    terminal.say(f"{title} {done}/{total}  {note}  {left:.0f} s left")
 
             yield line
 
@@ -64,9 +65,9 @@ class Reporter:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         return Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
+            TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Collection, Sequence
+
+from gradless.system import terminal
 
 
 def show(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: Collection[int] = (0,)) -> None:
@@ -15,22 +16,23 @@ def show(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]], *, lef
         rows: one text for each column.
         left: columns that are aligned to the left; all others to the right.
     """
-    if sys.stdout.isatty():
+    if terminal.live():
         from rich.console import Console
         from rich.table import Table
 
-        table = Table(title=title)
+        table = Table(title=terminal.cell(title, "italic"))
         for number, head in enumerate(heads):
-            table.add_column(head, justify="left" if number in left else "right")
+            table.add_column(terminal.cell(head), justify="left" if number in left else "right")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(terminal.cell, row))
         Console().print(table)
         return
-    print(title)
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    for row in (heads, *rows):
+    terminal.say(title)
+    lines = [[terminal.escaped(cell) for cell in row] for row in (heads, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for row in lines:
         cells = (
             cell.ljust(width) if number in left else cell.rjust(width)
             for number, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        print("  ".join(cells).rstrip())
+        terminal.say("  ".join(cells).rstrip())

@@ -19,6 +19,7 @@ from gradless.collab.config import CollabConfig
 from gradless.collab.simulation.simulate import simulate_claimed
 from gradless.errors import BadInput
 from gradless.runs.record import INTERRUPTED
+from gradless.system import children
 from gradless.system.progress import Reporter
 
 Job = tuple[CollabConfig, Path]
@@ -51,7 +52,7 @@ def results(jobs: Sequence[Job], workers: int, reporter: Reporter) -> Results:
                 return
         return
     with _pool(workers) as pool:
-        with _deaf():
+        with _deaf(), children.safe_path():
             futures = {pool.submit(_quietly, *job): job[0] for job in jobs}
         for future in as_completed(futures):
             yield futures[future], _result(future)
@@ -76,11 +77,11 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     try:
         yield pool
     finally:
-        children = list((pool._processes or {}).values())  # `kill_workers` is public from Python 3.14
+        processes = list((pool._processes or {}).values())  # `kill_workers` is public from Python 3.14
         pool.shutdown(wait=False, cancel_futures=True)
-        for child in children:
-            child.kill()  # they have nothing to tidy up: an unfinished run goes on from its checkpoint
-            child.join()
+        for process in processes:
+            process.kill()  # they have nothing to tidy up: an unfinished run goes on from its checkpoint
+            process.join()
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from itertools import groupby
 from typing import Any, NamedTuple
 
 from gradless.report.common.numbers import Score
+from gradless.system import terminal
 
 NOTHING = "\u2013"
 DAGGER = "†"
@@ -152,13 +153,13 @@ def escape_latex(text: str) -> str:
     return text.translate(LATEX)
 
 
-def show_tables(tables: Sequence[Table], *, live: bool, echo: Callable[[str], Any] = print) -> None:
+def show_tables(tables: Sequence[Table], *, live: bool, echo: Callable[[str], Any] = terminal.say) -> None:
     """Print tables: with rich on a terminal (``live``), as plain aligned lines through ``echo`` elsewhere."""
     for table in tables:
         if live:
             _show_rich(table)
         else:
-            for line in plain(table).splitlines():
+            for line in plain(table).split("\n"):
                 echo(line)
             echo("")
 
@@ -167,6 +168,7 @@ def plain(table: Table) -> str:
     """Aligned text without colours; the best of all has a star, the best zeroth-order method a dagger."""
     cells = [[column.flat for column in table.columns]]
     cells += [[_marked(item) + (STAR if item.best else "") for item in row] for row in table.rows]
+    cells = [[terminal.escaped(text) for text in row] for row in cells]
     widths = [max(len(row[index]) for row in cells) for index in range(len(table.columns))]
 
     def line(row: list[str]) -> str:
@@ -174,7 +176,8 @@ def plain(table: Table) -> str:
         padded[: table.labels] = [text.ljust(width) for text, width in zip(row[: table.labels], widths, strict=False)]
         return "  ".join(padded).rstrip()
 
-    return "\n".join([table.title, line(cells[0]), "  ".join("-" * width for width in widths), *map(line, cells[1:])])
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([terminal.escaped(table.title), line(cells[0]), rule, *map(line, cells[1:])])
 
 
 def _show_rich(table: Table) -> None:
@@ -183,13 +186,13 @@ def _show_rich(table: Table) -> None:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    grid = Grid(title=Text(table.title, "bold"), title_justify="left", header_style="dim", box=SIMPLE_HEAD)
+    grid = Grid(title=terminal.cell(table.title, "bold"), title_justify="left", header_style="dim", box=SIMPLE_HEAD)
     for index, column in enumerate(table.columns):
-        head = "\n".join(part for part in (column.group, column.name) if part)
+        head = "\n".join(terminal.escaped(part) for part in (column.group, column.name) if part)
         grid.add_column(Text(head), justify="left" if index < table.labels else "right")
     for rows in table.groups:
         for number, row in enumerate(rows):
-            texts = [Text(_marked(item), _style(item)) for item in row]
+            texts = [terminal.cell(_marked(item), _style(item)) for item in row]
             grid.add_row(*texts, end_section=number == len(rows) - 1)
     Console().print(grid)
 
