@@ -40,7 +40,14 @@ INSIDE = {
     "rules": ("rules.schedules", "rules.base", "rules.normalise", "rules.stored", "rules.muon"),
     "forward": (
         *("forward.parameters", "forward.points", "forward.updates", "forward.deferred", "forward.read_order"),
-        *("forward.autodiff", "forward.batched", "forward.low_rank", "forward.perturbed", "forward.model_blocks"),
+        *(
+            "forward.random_state",
+            "forward.autodiff",
+            "forward.batched",
+            "forward.low_rank",
+            "forward.perturbed",
+            "forward.model_blocks",
+        ),
         *("forward.prefix_cache", "forward.evaluator"),
     ),
     "ledger": ("ledger.header", "ledger.file"),

@@ -11,7 +11,7 @@ Shapes: K queries of one step, J terms of a mixture.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -184,6 +184,7 @@ class Probe(NamedTuple):
     forwards: int
     finite: bool
     tensors: Mapping[str, Tensor] | None = None  # stored gradients by leaf name, of estimators that make some
+    random: Any = None  # the `gradless.forward.random_state.RandomState` that all its evaluations started from
 
 
 class Update(NamedTuple):

@@ -45,8 +45,10 @@ class ZerothOrder(torch.optim.Optimizer):
     """Train with forward passes only.
 
     ``step(closure)`` evaluates the forward-only closure at perturbed weights and updates the parameters in place. The
-    closure must be deterministic (``model.eval()``: no dropout) and return the mean loss; micro-batches are
-    accumulated inside it, by returning the mean of their losses.
+    closure returns the mean loss of one batch; micro-batches are accumulated inside it, by returning the mean of their
+    losses. It must be a function of the weights: all evaluations of a step start from the same state of torch's,
+    NumPy's and `random`'s generators, so dropout and noise are the same in each, and after the step these have moved on
+    as by one evaluation. A batch from a data loader is drawn before the step.
 
     Args:
         params: ``model.named_parameters()``, or parameter groups whose "params" are named: names identify the random
@@ -66,6 +68,8 @@ class ZerothOrder(torch.optim.Optimizer):
         defer: let an update wait until its leaf is visited by the next probe. Saves a pass over the weights; until
             `flush` is called the parameters hold older values. The weights in the end are the same, bit for bit.
         ranks: `gradless.ranks.group()`: processes that split the batch, or the points, and keep the same weights.
+        check: evaluate one point twice in the first step, and refuse a closure whose losses differ. These evaluations
+            are counted in ``check_forwards``.
 
     Raises:
         BadInput: unnamed parameters, two names for one memory, integer or float64 parameters, impossible numbers.
@@ -93,6 +97,7 @@ class ZerothOrder(torch.optim.Optimizer):
         engine: str = STREAM,
         defer: bool = False,
         ranks: Ranks | None = None,
+        check: bool = True,
     ) -> None:
         self.rule = rule if rule is not None else scale(1e-6)
         if self.rule.lr is None:
@@ -119,7 +124,8 @@ class ZerothOrder(torch.optim.Optimizer):
         self.defer = defer
         self._deferred = Deferred(self.leaves)
         self._torn = False  # an interrupt came while weights were written
-        self.evaluator = LossEvaluator(self.leaves, engine=engine, deferred=self._deferred, ranks=ranks)
+        self.check = check
+        self.evaluator = LossEvaluator(self.leaves, engine=engine, deferred=self._deferred, ranks=ranks, check=check)
 
     @property
     def engine(self) -> str:
@@ -136,6 +142,11 @@ class ZerothOrder(torch.optim.Optimizer):
         """Evaluations of closures so far."""
         return self.evaluator.forwards
 
+    @property
+    def check_forwards(self) -> int:
+        """Evaluations that were made to see whether the closure is a function; not among `forwards`."""
+        return self.evaluator.check_forwards
+
     def reuse_prefixes(self, model: torch.nn.Module) -> None:
         """Let the forwards of a step share what lies before the first perturbed block of the model.
 
@@ -151,8 +162,8 @@ class ZerothOrder(torch.optim.Optimizer):
         Cost: ``estimator.forwards(K)`` evaluations of the closure and as many sweeps over the parameters.
         """
         keys = tuple(self.key(self.t, k) for k in range(self.estimator.queries(self.t)))
-        earlier = self.evaluator.forwards
-        with self.evaluator.asked(closure, self.estimator.deep) as oracle:
+        earlier, random = self.evaluator.forwards, self.evaluator.random_state()
+        with self.evaluator.asked(closure, self.estimator.deep, random) as oracle:
             loss, coeffs, tensors = self.estimator.estimate(oracle, keys)
         # What is logged and sent is float32, so that is also what is applied here.
         coeffs = tuple(float(np.float32(c)) for c in coeffs)
@@ -164,7 +175,7 @@ class ZerothOrder(torch.optim.Optimizer):
                 "eps, or check that the closure reads the tuned parameters anew in every call",
                 stacklevel=2,
             )
-        return Probe(self.t, loss, Sketch(keys, coeffs), self.evaluator.forwards - earlier, finite, tensors)
+        return Probe(self.t, loss, Sketch(keys, coeffs), self.evaluator.forwards - earlier, finite, tensors, random)
 
     def key(self, step: int, query: int) -> int:
         """Key of one query's direction."""
@@ -277,13 +288,16 @@ class ZerothOrder(torch.optim.Optimizer):
         if not isinstance(direction, Mixture):
             raise BadInput("acceptance needs a linear rule: element-wise updates cannot be tried out")
         mixture, rounding = direction, rng.rounding_key(self.seed, self.t)
+        random = probe.random or self.evaluator.random_state()
+        closure = random.pinned(closure)
 
         def value(a: float) -> float:
             if not a:
                 return self.evaluator.value(closure, Mixture((), ()), 0.0)
             return self.evaluator.value(closure, mixture, tuple(-a * lr for lr in lrs), rounding=rounding, update=True)
 
-        factor = self.accept(value)
+        with random.revisited():
+            factor = self.accept(value)
         return tuple(lr * factor for lr in lrs)
 
     def _advice(self) -> str:
@@ -374,6 +388,7 @@ class ZerothOrder(torch.optim.Optimizer):
             raise BadInput("this state has masks of other parameters: create the optimizer from the base weights")
         super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
         self._deferred.drop()
+        self.evaluator.unchecked = self.check
         self.t, self.evaluator.forwards, self.skipped = own["t"], own["forwards"], own["skipped"]
         self._skipped_row = own["skipped_row"]
         self._rule_state = like(self.rule.init(), own["rule"])

@@ -73,8 +73,16 @@ def test_a_split_batch_gives_the_coefficients_of_the_whole_up_to_rounding(found,
 def test_bytes_of_a_step_are_counted(found):
     for size in (2, 4):
         sent = {split: found[size][0][split]["mezo"]["sent"] for split in ranks.SPLITS}
-        # Six losses and a weight, or as many losses as a rank finds, to every other rank, in three steps.
-        assert sent == {"batch": 3 * 7 * 8 * (size - 1), "directions": 3 * -(-6 // size) * 8 * (size - 1)}
+        # Six losses and a weight, or as many losses as a rank finds, to every other rank, in each step but the first.
+        assert sent == {"batch": 2 * 7 * 8 * (size - 1), "directions": 2 * -(-6 // size) * 8 * (size - 1)}
+
+
+def test_ranks_that_split_the_points_draw_the_same_random_numbers(found):
+    """Weights, and the generators afterwards, are those of one process, also where a rank has no point of its own."""
+    (alone,) = found[1]
+    for size in (2, 4):
+        for value in found[size]:
+            assert value["drawing"] == alone["drawing"]
 
 
 def test_token_weights_make_uneven_shards_the_batch(found):

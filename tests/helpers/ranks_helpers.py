@@ -60,7 +60,8 @@ class Ended(NamedTuple):
 def _server() -> Iterator[Any]:
     context = multiprocessing.get_context("forkserver")
     kept = {name: os.environ.get(name) for name in ("PYTHONPATH", "OMP_NUM_THREADS", WARM)}
-    os.environ.update({"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1", WARM: "1"})
+    path = os.pathsep.join(filter(None, (str(TESTS), kept["PYTHONPATH"])))
+    os.environ.update({"PYTHONPATH": path, "OMP_NUM_THREADS": "1", WARM: "1"})
     context.set_forkserver_preload(["ranks_helpers"])
     try:
         yield context

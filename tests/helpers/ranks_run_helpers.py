@@ -1,12 +1,16 @@
 """What a run of ranks has left."""
 
+# ruff: noqa: NPY002 (the global generator of NumPy is one of those that losses draw from)
+
 from __future__ import annotations
 
 import json
 import math
+import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,7 +95,9 @@ def steps(group: ranks.Ranks | None, split: str) -> dict[str, Any]:
         if group is not None:
             group.weight = float(len(ids))
         opt = make(model.named_parameters(), lr=1e-3, ranks=group, defer=True, **options)
-        probes = [opt.step_with(lambda model=model, ids=ids: model(input_ids=ids, labels=ids).loss)[0] for _ in "123"]
+        closure = lambda model=model, ids=ids: model(input_ids=ids, labels=ids).loss  # noqa: E731
+        probes, first = [opt.step_with(closure)[0]], group.sent if group else 0
+        probes += [opt.step_with(closure)[0] for _ in "23"]
         opt.flush()
         sha = hashing.weights_sha256(model.named_parameters())
         found[name] = {
@@ -99,8 +105,33 @@ def steps(group: ranks.Ranks | None, split: str) -> dict[str, Any]:
             "losses": [p.loss for p in probes],
             "coeffs": [p.sketch.coeffs for p in probes],
             "forwards": opt.forwards,
-            "sent": group.sent if group else 0,
+            "sent": group.sent - first if group else 0,
         }
+    return found
+
+
+def drawing(group: ranks.Ranks | None) -> dict[str, Any]:
+    """Hashes of runs whose losses draw random numbers, and what the generators give then.
+
+    Generators of ranks other than 0 start elsewhere; with four ranks some have no point.
+    """
+    found = {}
+    for make, options in ((gl.mezo, {}), (gl.mezo, {"queries": 3}), (gl.zo_cons, {}), (gl.forward_gradient, {})):
+        rank = 0 if group is None else group.rank
+        torch.manual_seed(rank), random.seed(rank), np.random.seed(rank)
+        layer = torch.nn.Linear(3, 1)
+        with torch.no_grad():
+            layer.weight.fill_(0.5), layer.bias.fill_(0.0)
+        opt = make(layer.named_parameters(), lr=0.1, eps=0.1, ranks=group, **options)
+
+        def closure(layer=layer):
+            x = torch.nn.functional.dropout(torch.ones(4, 3)) + random.random() + np.random.rand()
+            return layer(x).square().mean()
+
+        for _ in range(3):
+            opt.step(closure)
+        ahead = (torch.rand(1).item(), random.random(), np.random.rand())
+        found[f"{make.__name__} {options}"] = hashing.weights_sha256(layer.named_parameters()), ahead
     return found
 
 
@@ -134,6 +165,9 @@ def refusals(group: ranks.Ranks) -> list[str]:
 def all_of_it(group: ranks.Ranks | None, rows: list[Any], task: Any) -> dict[str, Any]:
     """One start of the processes for many checks."""
     found = {split: steps(group, split) for split in ranks.SPLITS}
+    if group is not None:
+        group.split = "directions"
+    found["drawing"] = drawing(group)
     if group is not None:
         group.split = "batch"
     found["tokens"] = tokens(group, rows, task)

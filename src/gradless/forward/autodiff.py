@@ -75,8 +75,8 @@ def _without_grad(leaves: Sequence[Leaf]) -> Iterator[None]:
             leaf.param.requires_grad_(True)
 
 
-def slopes(closure: Callable[[], Any], leaves: Sequence[Leaf], keys: Sequence[int]) -> tuple[float, list[float]]:
-    """The loss and its derivative along z(key), scaled by the probe amplitude, for every key.
+def slopes(closure: Callable[[], Any], leaves: Sequence[Leaf], keys: Sequence[int]) -> tuple[list[float], list[float]]:
+    """The loss at theta, found anew with every key, and its derivatives along z(key), scaled by the probe amplitude.
 
     Each key takes one forward with tangents. A tangent of a weight exists while it is read and not longer. What reads a
     weight below the level of torch functions (a scripted module) does not see its tangent.
@@ -87,7 +87,7 @@ def slopes(closure: Callable[[], Any], leaves: Sequence[Leaf], keys: Sequence[in
     with warnings.catch_warnings():  # torch's own, when it first loads its forward derivatives
         warnings.simplefilter("ignore", DeprecationWarning)
         importlib.import_module("torch._decomp.decompositions_for_jvp")
-    loss, derivatives = 0.0, []
+    losses, derivatives = [], []
     for key in keys:
         with forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH), Tangents(leaves, key):
             try:
@@ -98,9 +98,9 @@ def slopes(closure: Callable[[], Any], leaves: Sequence[Leaf], keys: Sequence[in
                 reason = str(error).splitlines()[0]
                 raise BadInput(f"the closure has no forward derivative ({reason}): use mezo instead") from None
             primal, tangent = forward_ad.unpack_dual(value)
-        loss += float(primal) / len(keys)
+        losses.append(float(primal))
         derivatives.append(0.0 if tangent is None else float(tangent))
-    return loss, derivatives
+    return losses, derivatives
 
 
 class Tangents(TorchFunctionMode):

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gradless.forward.random_state import RandomState
+
 _add_batch_dim: Any = None  # in another torch, batched forwards are not available
 with contextlib.suppress(ImportError):
     from torch._C._functorch import _add_batch_dim, get_unwrapped, is_batchedtensor, maybe_get_bdim, maybe_get_level
@@ -55,7 +57,8 @@ class BatchedForward:
                 raise CannotBatch(f"the closure returns a {type(loss).__name__}, not a tensor")
             return loss.reshape(())
 
-        return torch.func.vmap(one)(torch.arange(self.copies))
+        # What the closure draws is the same for all copies, as it is in forwards one after the other.
+        return torch.func.vmap(one, randomness="same")(torch.arange(self.copies))
 
     def wrap(self, physical: Tensor) -> Tensor:
         """``[copies, ...]`` as a value with a hidden dimension."""
@@ -75,11 +78,19 @@ class BatchedForward:
         return get_unwrapped(value).movedim(maybe_get_bdim(value), 0), True
 
     def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, *rest: Any, **more: Any
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        *rest: Any,
+        **more: Any,
     ) -> Tensor:
         """`torch.nn.functional.scaled_dot_product_attention` with copies folded into the batch.
 
-        vmap has no rule for its fast kernels and would call them once for each copy.
+        vmap has no rule for its fast kernels and would call them once for each copy. With dropout that is what happens
+        here, since all copies drop the same.
         """
         (q, q_has), (k, k_has), (v, v_has) = map(self.unwrap, (q, k, v))
         mask, mask_has = (None, False) if attn_mask is None else self.unwrap(attn_mask)
@@ -91,10 +102,19 @@ class BatchedForward:
 
         if mask is not None and (mask_has or (mask.ndim == q.ndim - q_has and mask.shape[0] > 1)):
             mask = fold(mask, mask_has)
-        out = functional.scaled_dot_product_attention(
-            fold(q, q_has), fold(k, k_has), fold(v, v_has), mask, *rest, **more
-        )
-        return self.wrap(out.unflatten(0, (self.copies, batch)))
+        folded = (fold(q, q_has), fold(k, k_has), fold(v, v_has))
+        if not dropout_p:
+            out = functional.scaled_dot_product_attention(*folded, mask, 0.0, *rest, **more)
+            return self.wrap(out.unflatten(0, (self.copies, batch)))
+        start = RandomState.capture([] if q.device.type == "cpu" else [q.device])
+        copies = []
+        for copy in range(self.copies):
+            rows = slice(copy * batch, (copy + 1) * batch)
+            each = mask[rows] if mask is not None and mask.ndim == folded[0].ndim and len(mask) > 1 else mask
+            start.restore()
+            parts = (x[rows] for x in folded)
+            copies.append(functional.scaled_dot_product_attention(*parts, each, dropout_p, *rest, **more))
+        return self.wrap(torch.stack(copies))
 
     def linear(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
         """X W_c^T + b_c for every copy: weights ``[copies, out, in]``, bias ``[copies, out]`` or ``[out]``."""

@@ -10,10 +10,12 @@ Three engines compute the same numbers, to rounding:
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from gradless import rng
@@ -26,6 +28,7 @@ from gradless.forward.low_rank import LowRankLinear
 from gradless.forward.perturbed import PerturbedWeights, Pool, ReadSurvey
 from gradless.forward.points import Point, Points, Scale, probe_point
 from gradless.forward.prefix_cache import PrefixCache
+from gradless.forward.random_state import RandomState
 from gradless.forward.read_order import ReadOrder
 from gradless.gradients import Leaf, Mixture
 from gradless.ranks import BATCH, DIRECTIONS, Ranks
@@ -35,6 +38,9 @@ T = TypeVar("T")
 
 STREAM, DUAL, IN_PLACE = ENGINES = ("stream", "dual", "in-place")
 MOST_COPIES = 8  # points of one batched forward: their activations are in memory together
+# Share of a loss by which two evaluations of one point may differ: sums in another order, in the parameters' dtype.
+TOLERANCE = {torch.float32: 1e-4}
+COARSE = 5e-3  # the same in 16 bits, about one spacing of bfloat16
 
 
 class LossEvaluator:
@@ -45,6 +51,12 @@ class LossEvaluator:
         engine: one of `ENGINES`; ``dual`` becomes ``stream``, with a warning, where a closure cannot be batched.
         deferred: pending updates, written when a forward visits their leaf.
         ranks: processes that share the evaluations; all of them get the same numbers.
+        check: whether the first step evaluates one point twice, to refuse a closure that is not a function of the
+            weights and of the random numbers that it draws.
+
+    Attributes:
+        forwards: evaluations so far; a loss that ranks evaluate together counts once.
+        check_forwards: evaluations for the check, which are not among them.
     """
 
     def __init__(
@@ -54,11 +66,15 @@ class LossEvaluator:
         engine: str = STREAM,
         deferred: Deferred | None = None,
         ranks: Ranks | None = None,
+        check: bool = True,
     ) -> None:
-        self.forwards = 0  # a loss that ranks evaluate together counts once
+        self.forwards = self.check_forwards = 0
+        self.unchecked = check  # no step has shown yet that the closure is a function
         self.engine = pick("engine", engine, {name: name for name in ENGINES})
         self.share(ranks)
         self._leaves = {id(leaf.param): leaf for leaf in leaves}
+        self._accelerators = sorted({leaf.param.device for leaf in leaves if leaf.param.device.type != "cpu"}, key=str)
+        self._draws: bool | None = None  # whether some rank's closure draws random numbers; None: not known yet
         self._in_place: frozenset[int] | None = frozenset(self._leaves) if engine == IN_PLACE else None
         self._deferred = deferred or Deferred(leaves)
         self._low_rank = LowRankLinear(self._deferred)
@@ -73,14 +89,36 @@ class LossEvaluator:
             self._use_stream("its last bits depend on how many points a rank evaluates at once")
 
     @contextlib.contextmanager
-    def asked(self, closure: Closure, deep: Callable[[str], bool] | None) -> Iterator[Oracle]:
-        """Around one estimate: what an estimator may ask of the closure's loss. ``deep`` as in `gradients`."""
+    def asked(self, closure: Closure, deep: Callable[[str], bool] | None, start: RandomState) -> Iterator[Oracle]:
+        """Around one estimate: what an estimator may ask of the closure's loss, drawing from ``start`` each time.
+
+        ``deep`` as in `gradients`.
+        """
+        closure = start.pinned(closure)
         with self.prefix.step() if self.prefix else contextlib.nullcontext():
             yield Oracle(
                 values=lambda points: self.values(closure, [probe_point(key, size) for key, size in points]),
                 slopes=lambda keys: self.slopes(closure, keys),
                 gradients=lambda: self.gradients(closure, deep),
             )
+        self._leave(start)
+
+    def random_state(self) -> RandomState:
+        """The state that the evaluations of a step start from; ranks that split the points take that of rank 0."""
+        start = RandomState.capture(self._accelerators)
+        if self.ranks is not None and self.ranks.split == DIRECTIONS and self._draws is not False:
+            start = start.replaced(self.ranks.broadcast(start.to_bytes()))
+        return start
+
+    def _leave(self, start: RandomState) -> None:
+        """After the evaluations of a step: ranks that split the points continue with the random state of rank 0."""
+        if self.ranks is None or self.ranks.split != DIRECTIONS or self._draws is False:
+            return
+        end = RandomState.capture(self._accelerators)
+        if self._draws is None:
+            self._draws = any(drew for (drew,) in self.ranks.gather((float(not end.same(start)),)))
+        if self._draws:
+            end.replaced(self.ranks.broadcast(end.to_bytes())).restore()
 
     def values(self, closure: Closure, points: Sequence[Point]) -> list[float]:
         """The loss at every point.
@@ -89,9 +127,31 @@ class LossEvaluator:
         one message together.
 
         Raises:
-            BadInput: the closure reads none of the parameters.
+            BadInput: the closure reads none of the parameters, or gives another loss when a point is evaluated again.
         """
-        return self._together(points, lambda own: self._values(closure, own))
+        losses = self._together(points, lambda own: self._values(closure, own))
+        if self.unchecked:
+            earlier = self.forwards
+            (again,) = self._together(points[:1], lambda own: self._values(closure, own))
+            self.check_forwards += self.forwards - earlier
+            self.forwards = earlier
+            self._check((losses[0], again))
+        return losses
+
+    def _check(self, losses: Sequence[float]) -> None:
+        """Compare losses at one point; where some are not finite, the next step is checked instead."""
+        low, high = min(losses), max(losses)
+        if not all(map(math.isfinite, losses)):
+            return
+        tolerance = max(TOLERANCE.get(leaf.param.dtype, COARSE) for leaf in self._leaves.values())
+        if high - low > tolerance * max(abs(low), abs(high)):
+            raise BadInput(
+                f"the closure gives another loss when it is called again at the same weights ({losses[0]:.6g}, then "
+                f"{losses[1]:.6g}), so differences of losses would measure that: draw the batch before the step "
+                "(batch = next(batches); opt.step(lambda: loss(batch))) and let the closure keep no state or generator "
+                "of its own, or pass check=False to train all the same"
+            )
+        self.unchecked = False
 
     def _together(self, points: Sequence[T], evaluate: Callable[[Sequence[T]], list[float]]) -> list[float]:
         """The results of ``evaluate`` over all ranks: the mean over shards, or each point from one rank."""
@@ -156,15 +216,19 @@ class LossEvaluator:
         self.forwards += FORWARD_MODE * len(keys)
         self._deferred.flush()
         leaves, ranks = list(self._leaves.values()), self.ranks
-        if ranks is None:
-            return autodiff.slopes(closure, leaves, keys)
-        if ranks.split == BATCH:
-            loss, slopes = autodiff.slopes(closure, leaves, keys)
+        own = ranks.own(keys) if ranks is not None and ranks.split == DIRECTIONS else keys
+        losses, slopes = autodiff.slopes(closure, leaves, own)
+        loss = sum(value / len(losses) for value in losses)
+        if ranks is not None and ranks.split == BATCH:
             loss, *slopes = ranks.mean([loss, *slopes])
-            return loss, slopes
-        own = [autodiff.slopes(closure, leaves, [key]) for key in ranks.own(keys)]
-        (loss,) = ranks.spread(keys[:1], lambda first: [own[0][0] for _ in first])
-        return loss, ranks.spread(keys, lambda _: [slope for _, (slope,) in own])
+            losses = ranks.mean(losses) if self.unchecked else losses
+        elif ranks is not None:
+            slopes = ranks.spread(keys, lambda _: slopes)
+            losses = ranks.spread(keys if self.unchecked else keys[:1], lambda items: losses[: len(items)])
+            loss = losses[0]
+        if self.unchecked and len(losses) > 1:  # all of them are the loss at theta
+            self._check(losses)
+        return loss, slopes
 
     def gradients(self, closure: Closure, deep: Callable[[str], bool] | None) -> tuple[float, dict[str, Tensor]]:
         """The loss at theta and its gradient for the leaves that ``deep`` names; None: for all."""

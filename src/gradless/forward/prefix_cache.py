@@ -13,10 +13,13 @@ from collections.abc import Iterable, Iterator
 from torch import nn
 
 from gradless.forward.model_blocks import Reuse, blocks, first_block
+from gradless.forward.random_state import RandomState
 
 
 class PrefixCache:
     """What the forwards of one step have in common.
+
+    Blocks that draw random numbers are computed every time: those after them would draw others.
 
     Args:
         model: with a list of blocks.
@@ -30,6 +33,8 @@ class PrefixCache:
         self._reuse: Reuse | None = None
         self._valid = -1  # blocks before this one are known as they are without a perturbation
         self._first: dict[frozenset[str], int] = {}
+        self._accelerators = sorted({p.device for p in model.parameters() if p.device.type != "cpu"}, key=str)
+        self._draws = False
 
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
@@ -47,12 +52,14 @@ class PrefixCache:
         if names not in self._first:
             self._first[names] = first_block(self._model, names)
         first = self._first[names]
-        if self._reuse is None or first == 0:
+        if self._reuse is None or first == 0 or self._draws:
             yield
         elif first <= self._valid:
             with self._reuse.from_block(first):
                 yield
         else:
+            start = RandomState.capture(self._accelerators)
             with self._reuse.recording():
                 yield
+            self._draws = not RandomState.capture(self._accelerators).same(start)
             self._valid = first

@@ -45,7 +45,7 @@ class Window(torch.optim.Optimizer):
         self.param_groups, self.state, self.defaults = self.inner.param_groups, self.inner.state, self.inner.defaults
 
     def gather(self, loss: Callable[[], Tensor]) -> None:
-        """Add a micro-batch: a deterministic closure that returns its share of the window's loss, a scalar."""
+        """Add a micro-batch: a closure that returns its share of the window's loss, a scalar."""
         self._losses.append(loss)
 
     def probe(self) -> Probe:

@@ -34,6 +34,7 @@ class Common(TypedDict, total=False):
     engine: str  # as `ZerothOrder` takes it
     defer: bool  # as `ZerothOrder` takes it
     ranks: Ranks | None  # as `ZerothOrder` takes it
+    check: bool  # as `ZerothOrder` takes it
     normalise: bool  # divide estimates by the running size of their coefficients: lr is then a change of weights
 
 

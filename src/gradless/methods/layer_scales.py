@@ -52,6 +52,7 @@ def gradient_norm_scales(optimizer: ZerothOrder, closure: Closure, *, queries: i
     eps = optimizer.estimator.eps
     if not eps:
         raise BadInput(f"{optimizer.estimator.name} perturbs nothing: measure scales with an optimizer that has an eps")
+    closure = optimizer.evaluator.random_state().pinned(closure)
     norms = {}
     for leaf in optimizer.leaves:
         squares = 0.0
