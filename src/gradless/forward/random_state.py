@@ -5,7 +5,7 @@ same at all points of a step. A `RandomState` remembers where the generators sta
 one: torch's on the CPU and on the accelerators in use, NumPy's global one, and `random`'s. Nothing is seeded, and where
 nothing is drawn nothing changes. After a step the generators stand where one evaluation leaves them.
 
-A `torch.Generator` or a data loader of the closure's own is not seen: `LossEvaluator` tells by evaluating a point twice.
+A `torch.Generator` or a data loader of the closure's own is not seen: `LossEvaluator` evaluates one point twice for that.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class RandomState(NamedTuple):
 class NumPy(NamedTuple):
     """State of NumPy's global generator.
 
-    NumPy needs 50 us to tell or to take it. The words in memory, which 0.5 us compare, say whether that is needed: while
+    NumPy takes 50 us to tell or to take it. The words in memory, compared in 0.5 us, say whether that is needed: while
     they are the same, and no half of a pair of normal numbers is kept, nothing was drawn.
     """
 
