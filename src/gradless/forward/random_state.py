@@ -5,7 +5,7 @@ same at all points of a step. A `RandomState` remembers where the generators sta
 one: torch's on the CPU and on the accelerators in use, NumPy's global one, and `random`'s. Nothing is seeded, and where
 nothing is drawn nothing changes. After a step the generators stand where one evaluation leaves them.
 
-A `torch.Generator` or a data loader of the closure's own is not seen: `LossEvaluator` evaluates one point twice for that.
+A `torch.Generator` or data loader of the closure's own is not seen: `LossEvaluator` evaluates one point twice for that.
 """
 
 from __future__ import annotations
