@@ -112,8 +112,8 @@ class BatchedForward:
             rows = slice(copy * batch, (copy + 1) * batch)
             each = mask[rows] if mask is not None and mask.ndim == folded[0].ndim and len(mask) > 1 else mask
             start.restore()
-            parts = (x[rows] for x in folded)
-            copies.append(functional.scaled_dot_product_attention(*parts, each, dropout_p, *rest, **more))
+            a, b, c = (x[rows] for x in folded)
+            copies.append(functional.scaled_dot_product_attention(a, b, c, each, dropout_p, *rest, **more))
         return self.wrap(torch.stack(copies))
 
     def linear(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:

@@ -130,7 +130,7 @@ _latest: NumPy | None = None
 
 def _memory() -> bytes | None:
     """The words of NumPy's global generator; None for another kind than its Mersenne twister."""
-    generator = np.random.get_bit_generator()
+    generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
     if type(generator) is not np.random.MT19937:
         return None
     return ctypes.string_at(generator.ctypes.state_address, TWISTER)
