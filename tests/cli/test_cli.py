@@ -49,7 +49,7 @@ def test_the_module_runs_and_answers_at_once():
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines() == [
         "gradless: unknown command 'tunne': did you mean 'tune'? "
-        "(known: bench, collab, completion, demo, doctor, eval, list, plan, profile, replay, report, tune)"
+        "(known: bench, collab, completion, demo, doctor, eval, ledger, list, plan, profile, replay, report, tune)"
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import struct
 import zlib
 
@@ -51,15 +52,97 @@ def test_a_step_with_one_query_costs_17_bytes(tmp_path):
     assert sizes[2] - sizes[1] == 17
 
 
-def test_every_flipped_byte_is_refused(path):
+def records(path):
+    """Header and records of `MOVES` as bytes."""
+    ends = [0]
+    for count in range(len(MOVES) + 1):
+        part = path.with_name(f"part{count}")
+        book = ledger.Ledger(part, HEADER)
+        for move in MOVES[:count]:
+            book.append(move)
+        book.close()
+        ends.append(part.stat().st_size)
+        part.unlink()
     data = path.read_bytes()
+    return [data[a:b] for a, b in itertools.pairwise(ends)]
+
+
+def test_a_flipped_byte_before_the_last_record_is_refused_and_one_in_it_makes_a_torn_tail(path):
+    data, last = path.read_bytes(), len(path.read_bytes()) - len(records(path)[-1])
     for place in range(len(data)):
         for flip in (1, 0x80, 0xFF):
             changed = bytearray(data)
             changed[place] ^= flip
             path.write_bytes(changed)
-            with pytest.raises(BadInput):
-                ledger.read(path)
+            if place < last:
+                with pytest.raises(BadInput):
+                    ledger.read(path)
+            else:
+                contents = ledger.read(path)
+                assert (contents.moves, contents.good_bytes) == (MOVES[:-1], last)
+
+
+def tails():
+    """What may lie behind the last record after a crash: zeros, ones, other bytes, the beginning of a record."""
+    draw = random.Random(0)
+    for length in (*range(1, 64), 511, 4096, 3 * 2**20 + 5):
+        yield bytes(length)
+        yield b"\xff" * length
+        yield draw.randbytes(length)
+    yield draw.randbytes(5) + bytes(40)
+
+
+def test_a_tail_of_any_bytes_is_cut_and_a_copy_kept(path):
+    whole = path.read_bytes()
+    for tail in tails():
+        path.write_bytes(whole + tail)
+        contents = ledger.read(path)
+        assert (contents.moves, contents.good_bytes, contents.torn_bytes) == (MOVES, len(whole), len(tail))
+        book = ledger.Ledger(path, HEADER, contents=contents)
+        assert path.read_bytes() == whole
+        book.append(Update(4, (1.0,), (5e-4, 1e-3), False))
+        book.close()
+        assert len(ledger.read(path).moves) == 5
+        (copy,) = path.parent.glob("ledger.torn-4")
+        assert copy.read_bytes() == whole + tail
+        copy.unlink()
+
+
+@pytest.mark.parametrize("hole", [1, 8, 60, 4096])
+def test_damage_of_any_length_before_intact_records_is_refused(tmp_path, hole):
+    path, draw = tmp_path / "ledger", random.Random(hole)
+    book = ledger.Ledger(path, HEADER)
+    for step in range(600):
+        book.append(Update(step, (draw.random(),), (1e-3, 2e-3), False))
+    book.close()
+    data, first = path.read_bytes(), path.stat().st_size - 600 * 17
+    for content in (bytes(hole), draw.randbytes(hole)):
+        for _ in range(40):
+            place = draw.randrange(first, len(data) - hole - 2 * 17)
+            path.write_bytes(data[:place] + content + data[place + hole :])
+            if path.read_bytes() != data:
+                with pytest.raises(BadInput, match=r"changed or damaged at step \d+, byte \d+"):
+                    ledger.read(path)
+
+
+def test_repairing_cuts_behind_the_last_intact_record_and_keeps_a_copy(path):
+    data, parts = path.read_bytes(), records(path)
+    begin = len(parts[0] + parts[1])
+    path.write_bytes(data[:begin] + b"\x00\x00" + data[begin + 2 :])
+    damaged = path.read_bytes()
+    intact, lines = ledger.report(path)
+    assert not intact
+    assert lines[-2:] == [
+        f"1 steps are intact ({begin} bytes)",
+        f"tail: {len(data) - begin} bytes from a changed or damaged record on; intact ones follow at byte "
+        f"{begin + len(parts[2])}",
+    ]
+    repaired = ledger.repair(path)
+    assert repaired == (1, len(data) - begin, path.with_name("ledger.torn-1"))
+    assert path.read_bytes() == data[:begin]
+    assert repaired.copy.read_bytes() == damaged
+    assert ledger.report(path)[0]
+    assert ledger.repair(path) == (1, 0, None)
 
 
 def test_a_torn_tail_loses_only_the_last_step(path):
@@ -91,17 +174,8 @@ def test_continuing_cuts_the_torn_tail_and_keeps_the_chain(path):
 
 @pytest.mark.parametrize("order", [[0, 2, 1, 3], [0, 1, 3], [0, 1, 1, 2, 3]])
 def test_moved_lost_or_doubled_records_are_refused(path, order):
-    data = path.read_bytes()
-    ends = []
-    for count in range(len(MOVES) + 1):
-        book_path = path.with_name(f"part{count}")
-        book = ledger.Ledger(book_path, HEADER)
-        for move in MOVES[:count]:
-            book.append(move)
-        book.close()
-        ends.append(book_path.stat().st_size)
-    records = [data[a:b] for a, b in itertools.pairwise(ends)]
-    path.write_bytes(data[: ends[0]] + b"".join(records[i] for i in order))
+    head, *parts = records(path)
+    path.write_bytes(head + b"".join(parts[i] for i in order))
     with pytest.raises(BadInput, match="changed or damaged"):
         ledger.read(path)
 
@@ -159,6 +233,12 @@ def test_a_header_says_which_release_streams_and_arithmetic_it_needs(path):
     [
         ({"parent": "abc"}, r"has the field 'parent', which gradless [\d.]+ does not know: use a newer release"),
         ({"stream": None}, "has None in the field 'stream', which holds text: restore the file from a copy"),
+        (
+            {"groups": 10**9},
+            "has 1000000000 in the field 'groups', which holds a whole number .* at most 65535: restore",
+        ),
+        ({"tuned_parameters": 2**63}, "has 9223372036854775808 in the field 'tuned_parameters'"),
+        ({"stream": "x" * 10**6}, "in the field 'stream', which holds text: restore"),
         ({"groups": True}, "has True in the field 'groups', which holds a whole number of at least 0"),
         ({"config": {}}, "lacks the field 'base_sha256': restore the file"),
         ({"trainer": {}}, "lacks the field 'seed': restore the file"),
@@ -176,6 +256,27 @@ def test_every_missing_field_is_refused(tmp_path):
             ledger.read(with_header(tmp_path / "ledger", values))
     with pytest.raises(BadInput, match="no table of fields"):
         ledger.read(with_header(tmp_path / "ledger", [1]))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[1]",
+        b"7",
+        b"\xff\xfe",
+        b"[" * 10**5,
+        b"{" * 10**5,
+        b'{"groups": ' + b"9" * 5000 + b"}",
+        b'{"groups": -1}',
+    ],
+)
+def test_forged_headers_with_a_valid_checksum_are_refused(tmp_path, text, version):
+    head = ledger.MAGIC + struct.pack("<HI", version, len(text)) + text
+    (tmp_path / "ledger").write_bytes(head + struct.pack("<I", zlib.crc32(head)))
+    with pytest.raises(BadInput, match=r"ledger .*: restore|groups.*: restore"):
+        ledger.read(tmp_path / "ledger")
 
 
 def test_a_header_is_checked_before_it_is_written(tmp_path):

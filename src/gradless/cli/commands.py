@@ -13,6 +13,7 @@ from gradless.cli.collab import collab
 from gradless.cli.completion import Named
 from gradless.cli.doctor import completion, doctor
 from gradless.cli.fields import of_fields
+from gradless.cli.ledger import ledger
 from gradless.cli.options import FILE, HELP, PATH, Commands, FromFile, need, options
 from gradless.cli.plan import plan
 from gradless.cost.settings import ProfileSettings
@@ -27,7 +28,7 @@ def main() -> None:
     """Fine-tune language models with forward passes only."""
 
 
-for command in (collab, plan, doctor, completion):
+for command in (collab, plan, ledger, doctor, completion):
     main.add_command(command)
 
 file_options = options(

@@ -7,6 +7,8 @@ without `arithmetic`, and was not checked.
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -16,6 +18,8 @@ from gradless.kernels import ARITHMETIC_VERSION
 from gradless.rng import STREAM_VERSION
 
 Header = dict[str, Any]
+SHORT: Final = reprlib.Repr()
+SHORT.maxlong = SHORT.maxstring = SHORT.maxother = 60
 
 
 class Kind(NamedTuple):
@@ -29,15 +33,26 @@ def _is_number(value: Any, kinds: type | tuple[type, ...] = (int, float)) -> boo
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
-INTEGER: Final = Kind("a whole number", lambda value: _is_number(value, int))
-COUNT: Final = Kind("a whole number of at least 0", lambda value: INTEGER.fits(value) and value >= 0)
-TEXT: Final = Kind("text", lambda value: isinstance(value, str))
-TEXT_OR_NULL: Final = Kind("text or null", lambda value: value is None or isinstance(value, str))
+LARGEST: Final = 2**63 - 1
+MOST_GROUPS: Final = 2**16 - 1
+LONGEST: Final = 200  # characters of a hash, a version or a name
+INTEGER: Final = Kind("a whole number", lambda value: _is_number(value, int) and -LARGEST <= value <= 2 * LARGEST + 1)
+COUNT: Final = Kind("a whole number of at least 0", lambda value: _is_number(value, int) and 0 <= value <= LARGEST)
+GROUPS: Final = Kind(
+    f"a whole number of at least 0 and at most {MOST_GROUPS}", lambda value: COUNT.fits(value) and value <= MOST_GROUPS
+)
+TEXT: Final = Kind(
+    "text", lambda value: isinstance(value, str) and len(value) <= LONGEST and (value.isprintable() or not value)
+)
+TEXT_OR_NULL: Final = Kind("text or null", lambda value: value is None or TEXT.fits(value))
 TABLE: Final = Kind("a table", lambda value: isinstance(value, dict))
 COUNTS: Final = Kind(
     "a list of whole numbers of at least 0", lambda value: isinstance(value, list) and all(map(COUNT.fits, value))
 )
-NUMBERS: Final = Kind("a list of numbers", lambda value: isinstance(value, list) and all(map(_is_number, value)))
+NUMBERS: Final = Kind(
+    "a list of finite numbers",
+    lambda value: isinstance(value, list) and all(_is_number(one) and math.isfinite(one) for one in value),
+)
 
 COMMAND, TRAINER = "config", "trainer"  # the field that tells who wrote a ledger
 
@@ -55,7 +70,7 @@ FIELDS: Final[Mapping[str, Field]] = {
     "gradless": Field(TEXT, "release that wrote the ledger"),
     "stream": Field(TEXT, "version of the random streams (`gradless.rng.STREAM_VERSION`)"),
     "arithmetic": Field(COUNT, "version of the arithmetic of updates (`gradless.kernels.ARITHMETIC_VERSION`)"),
-    "groups": Field(COUNT, "parameter groups G: learning rates in a record"),
+    "groups": Field(GROUPS, "parameter groups G: learning rates in a record"),
     "tuned_parameters": Field(COUNT, "tuned weights", required=False),
     "initial_sha256": Field(TEXT_OR_NULL, "first values of the tuned weights; null: the base model's", required=False),
     COMMAND: Field(TABLE, "the run's configuration", COMMAND),
@@ -94,18 +109,24 @@ def header(**fields: Any) -> Header:
     return complete
 
 
-def check(values: Any, path: Any) -> Header:
+def check(values: Any, path: Any, *, version: int) -> Header:
     """The header of a ledger that was read, if this release understands all of it.
+
+    Of version 1, which had no rules for other fields, the number of groups alone is checked.
 
     Raises:
         BadInput: with the field that is unknown, missing or of the wrong type.
     """
     if not isinstance(values, dict):
         raise BadInput(f"the header of {path} is no table of fields: restore the file from a copy")
+    if version == 1:
+        if not GROUPS.fits(values.get("groups")):
+            raise BadInput(f"{path} has no number of groups: restore the file from a copy")
+        return values
     for name in values:
         if name not in FIELDS:
             raise BadInput(
-                f"{path} has the field '{name}', which gradless {__version__} does not know: use a newer release"
+                f"{path} has the field {_shown(name)}, which gradless {__version__} does not know: use a newer release"
             )
     if problem := _problem(values):
         raise BadInput(f"{path} {problem}: restore the file from a copy")
@@ -119,8 +140,16 @@ def _problem(values: Header) -> str:
             if field.required and (field.writer is None or field.writer in values):
                 return f"lacks the field '{name}'"
         elif not field.kind.fits(values[name]):
-            return f"has {values[name]!r} in the field '{name}', which holds {field.kind.name}"
+            return f"has {_shown(values[name])} in the field '{name}', which holds {field.kind.name}"
     return ""
+
+
+def _shown(value: Any) -> str:
+    """A value in a sentence, shortened in the middle."""
+    try:
+        return SHORT.repr(value)
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "a number of thousands of digits"
 
 
 def check_release(values: Header) -> None:

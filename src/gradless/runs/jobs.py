@@ -182,7 +182,7 @@ def replay(
         _check_kept(run, recorded, until)
     built, contents = rebuilding.rebuild(run, until=until, model=model, device=device, say=reporter.say)
     if contents.torn_bytes:
-        reporter.say(f"the ledger ends in {contents.torn_bytes} bytes of an unfinished step, which are left out")
+        reporter.say(f"the ledger ends in {contents.torn_bytes} bytes that are no record of a step: they are left out")
     step, sha256 = built.optimizer.t, build.tuned_sha256(built)
     agrees = recorded["weights_sha256"] == sha256 if verify and recorded is not None else None
     measured = recorded if recorded is not None and recorded["selected_step"] == step else None

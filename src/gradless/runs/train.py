@@ -158,6 +158,11 @@ def _continued(run: RunContext, header: dict[str, Any]) -> ledger.Contents | Non
     if not (folder / "ledger").exists():
         return None
     contents = ledger.read(folder / "ledger")
+    if contents.torn_bytes:
+        run.reporter.say(
+            f"the ledger ends in {contents.torn_bytes} bytes that are no record of a step: they are cut, and a copy of "
+            f"the file is kept beside it; {len(contents.moves)} steps are intact"
+        )
     replay.check_header(contents.header, run.model)
     replay.check_config(contents.header, config)
     if contents.header["data_sha256"] != header["data_sha256"]:
