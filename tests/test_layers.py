@@ -50,7 +50,7 @@ INSIDE = {
         ),
         *("forward.prefix_cache", "forward.evaluator"),
     ),
-    "ledger": ("ledger.header", "ledger.file", "ledger.repair"),
+    "ledger": ("ledger.header", "ledger.records", "ledger.file", "ledger.repair"),
     "methods": (
         *("methods.common", "methods.mezo", "methods.zobench", "methods.recent", "methods.baselines"),
         *("methods.presets", "methods.layer_scales"),

@@ -67,19 +67,15 @@ def records(path):
     return [data[a:b] for a, b in itertools.pairwise(ends)]
 
 
-def test_a_flipped_byte_before_the_last_record_is_refused_and_one_in_it_makes_a_torn_tail(path):
-    data, last = path.read_bytes(), len(path.read_bytes()) - len(records(path)[-1])
+def test_every_flipped_byte_is_refused(path):
+    data = path.read_bytes()
     for place in range(len(data)):
         for flip in (1, 0x80, 0xFF):
             changed = bytearray(data)
             changed[place] ^= flip
             path.write_bytes(changed)
-            if place < last:
-                with pytest.raises(BadInput):
-                    ledger.read(path)
-            else:
-                contents = ledger.read(path)
-                assert (contents.moves, contents.good_bytes) == (MOVES[:-1], last)
+            with pytest.raises(BadInput):
+                ledger.read(path)
 
 
 def tails():
@@ -134,8 +130,8 @@ def test_repairing_cuts_behind_the_last_intact_record_and_keeps_a_copy(path):
     assert not intact
     assert lines[-2:] == [
         f"1 steps are intact ({begin} bytes)",
-        f"tail: {len(data) - begin} bytes from a changed or damaged record on; intact ones follow at byte "
-        f"{begin + len(parts[2])}",
+        f"tail: {len(data) - begin} bytes from a changed or damaged record on (intact records follow at byte "
+        f"{begin + len(parts[2])})",
     ]
     repaired = ledger.repair(path)
     assert repaired == (1, len(data) - begin, path.with_name("ledger.torn-1"))

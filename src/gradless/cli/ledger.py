@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from gradless.cli.options import HELP, PATH, Commands
+from gradless.system import terminal
 
 
 @click.group("ledger", cls=Commands, context_settings=HELP)
@@ -31,7 +32,7 @@ def check(run: Path) -> None:
 
     intact, lines = ledgers.report(ledger_path(run))
     for line in lines:
-        click.echo(line)
+        terminal.say(line)
     sys.exit(0 if intact else 1)
 
 
@@ -51,12 +52,12 @@ def repair(run: Path) -> None:
 
     path = ledger_path(run)
     ledgers.report(path)  # refuses what is no ledger before anything is locked
-    with locks.claimed(path.parent, say=click.echo):
+    with locks.claimed(path.parent, say=terminal.say):
         repaired = ledgers.repair(path)
     if repaired.copy is None:
-        click.echo(f"{path} is intact: {repaired.steps} steps")
+        terminal.say(f"{path} is intact: {repaired.steps} steps")
     else:
-        click.echo(
+        terminal.say(
             f"{path} was cut behind {repaired.steps} intact steps: {repaired.lost_bytes} bytes are lost, "
             f"and the file as it was is {repaired.copy}"
         )

@@ -8,8 +8,8 @@ Format, version 2, little-endian::
 ``lrs`` is in a record only when it changed (flag 1); flag 2 marks a step that was skipped because its loss was not
 finite (K = 0). ``check`` guards the fields that give the record its length; ``crc`` is chained through all records
 before it, so a lost, doubled or moved record is noticed too. Bytes behind the last intact record are what a crash
-leaves (part of a record, zeros, anything): a torn tail, which is cut. Where intact records follow such bytes, they were
-changed: the file is refused.
+leaves (part of a record, zeros, anything): a torn tail, which is cut. Where intact records follow such bytes, or they
+are a record but for one byte, they were changed: the file is refused.
 
 The header's fields are those of `gradless.ledger.header`. Version 1 differs in the header alone, which holds any JSON;
 it is read, and continued as version 1.
@@ -17,7 +17,6 @@ it is read, and continued as version 1.
 
 from __future__ import annotations
 
-import binascii
 import contextlib
 import itertools
 import json
@@ -25,24 +24,19 @@ import os
 import struct
 import time
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import filelock
-import numpy as np
 
 from gradless.errors import BadInput
 from gradless.gradients import Update
 from gradless.ledger.header import COMMAND, Header, check
 from gradless.ledger.header import header as complete
+from gradless.ledger.records import FIXED, HEAD, LRS, SKIPPED, WORD, checksum, damage, record_end
 
 MAGIC = b"gradless"
 VERSION = 2  # of new ledgers; version 1 is read as well
-FIXED, WORD = struct.Struct("<IHB"), struct.Struct("<I")
-HEAD = FIXED.size + 2  # of a record: its first fields and their check
-LRS, SKIPPED = 1, 2
-SCANNED = 2**20  # bytes that are searched for intact records at a time
 SYNC_SECONDS = 1.0  # a power cut loses at most this much; a killed process loses nothing that was written
 
 
@@ -178,7 +172,7 @@ def pack(move: Update, *, with_lrs: bool) -> bytes:
     coeffs = () if move.skipped else move.coeffs
     fixed = FIXED.pack(move.step, len(coeffs), flags)
     lrs = struct.pack(f"<{len(move.lrs)}d", *move.lrs) if with_lrs else b""
-    return fixed + struct.pack("<H", _check(fixed)) + struct.pack(f"<{len(coeffs)}f", *coeffs) + lrs
+    return fixed + struct.pack("<H", checksum(fixed)) + struct.pack(f"<{len(coeffs)}f", *coeffs) + lrs
 
 
 class Examined(NamedTuple):
@@ -186,7 +180,7 @@ class Examined(NamedTuple):
 
     contents: Contents  # up to the first byte that is no part of an intact record
     version: int
-    follows: int | None  # where an intact record lies behind that byte, which no crash leaves: None if there is none
+    changed: str  # what shows that this byte was changed, and is no torn tail; empty if nothing does
 
 
 def read(path: Path) -> Contents:
@@ -195,17 +189,17 @@ def read(path: Path) -> Contents:
     Raises:
         BadInput: not a ledger, written by a newer release, or a byte was changed. A torn tail is not an error.
     """
-    contents, _, follows = examine(path)
-    if follows is not None:
+    contents, _, changed = examine(path)
+    if changed:
         raise BadInput(
-            f"{path} was changed or damaged at step {len(contents.moves)}, byte {contents.good_bytes} (intact records "
-            "follow): restore the file from a copy, or cut it there with 'gradless ledger repair'"
+            f"{path} was changed or damaged at step {len(contents.moves)}, byte {contents.good_bytes} ({changed}): "
+            "restore the file from a copy, or cut it there with 'gradless ledger repair'"
         )
     return contents
 
 
 def examine(path: Path) -> Examined:
-    """Read a ledger as far as it is intact, and look for intact records behind that.
+    """Read a ledger as far as it is intact, and look at what lies behind that.
 
     Raises:
         BadInput: not a ledger, written by a newer release, or a header that is damaged or holds what none may.
@@ -222,7 +216,7 @@ def examine(path: Path) -> Examined:
     groups: int = header["groups"]
     moves: list[Update] = []
     lrs: tuple[float, ...] = ()
-    while (end := _end(data, offset, groups)) is not None:
+    while (end := record_end(data, offset, groups)) is not None:
         step, count, flags = FIXED.unpack_from(data, offset)
         chained = zlib.crc32(data[offset:end], crc)
         if WORD.unpack_from(data, end)[0] != chained or step != len(moves):
@@ -231,58 +225,8 @@ def examine(path: Path) -> Examined:
             lrs = struct.unpack_from(f"<{groups}d", data, end - 8 * groups)
         moves.append(Update(step, struct.unpack_from(f"<{count}f", data, offset + HEAD), lrs, bool(flags & SKIPPED)))
         crc, offset = chained, end + WORD.size
-    follows = _intact_behind(data, offset, groups, len(moves), crc) if offset < len(data) else None
-    return Examined(Contents(header, moves, len(data) - offset, offset, crc), version, follows)
-
-
-def _end(data: bytes, offset: int, groups: int) -> int | None:
-    """Return where the closing crc of a record begins; None unless its first fields are intact and all of it is there.
-
-    Cost: constant.
-    """
-    if offset + HEAD > len(data):
-        return None
-    fixed = data[offset : offset + FIXED.size]
-    _, count, flags = FIXED.unpack(fixed)
-    if struct.unpack_from("<H", data, offset + FIXED.size)[0] != _check(fixed) or flags & ~(LRS | SKIPPED):
-        return None
-    end = offset + HEAD + 4 * count + (8 * groups if flags & LRS else 0)
-    return end if end + WORD.size <= len(data) else None
-
-
-def _intact_behind(data: bytes, damaged: int, groups: int, steps: int, crc: int) -> int | None:
-    """Return where a record lies that shows that a byte was changed, or a record moved or lost, and nothing torn off.
-
-    A crash leaves a part of a record, zeros, or whatever lay on the disk. An intact record behind such bytes is one
-    whose crc follows from the four bytes before it, which close its predecessor, or from the damaged record itself, if
-    these bytes are what was changed; or it ends the file.
-    """
-    own_end = _end(data, damaged, groups)
-    if own_end is not None and FIXED.unpack_from(data, damaged)[0] != steps:
-        return damaged
-    own_crc = None if own_end is None else zlib.crc32(data[damaged:own_end], crc)
-    for offset in _plausible(data, damaged + 1, steps):
-        end = _end(data, offset, groups)
-        if end is None:
-            continue
-        befores = [WORD.unpack_from(data, offset - WORD.size)[0]]
-        if own_end is not None and own_crc is not None and offset == own_end + WORD.size:
-            befores.append(own_crc)
-        closing = WORD.unpack_from(data, end)[0]
-        if end + WORD.size == len(data) or any(zlib.crc32(data[offset:end], before) == closing for before in befores):
-            return offset
-    return None
-
-
-def _plausible(data: bytes, start: int, steps: int) -> Iterator[int]:
-    """Yield offsets at which a record of a later step may begin, by its step and its flags."""
-    last = steps + (len(data) - start) // (HEAD + WORD.size) + 1
-    for begin in range(start, len(data) - HEAD + 1, SCANNED):
-        part = np.frombuffer(data, np.uint8, min(SCANNED + FIXED.size, len(data) - begin), begin).astype(np.uint32)
-        count = len(part) - FIXED.size + 1
-        numbers = sum((part[i : i + count] << (8 * i) for i in range(4)), np.zeros(count, np.uint32))
-        likely = (numbers >= steps) & (numbers <= last) & (part[FIXED.size - 1 :] <= LRS | SKIPPED)
-        yield from (begin + int(i) for i in np.flatnonzero(likely[:SCANNED]))
+    changed = damage(data, offset, groups, len(moves), crc) if offset < len(data) else ""
+    return Examined(Contents(header, moves, len(data) - offset, offset, crc), version, changed)
 
 
 def _read_header(path: Path, data: bytes) -> tuple[Header, int, int, int]:
@@ -303,7 +247,3 @@ def _read_header(path: Path, data: bytes) -> tuple[Header, int, int, int]:
     except (ValueError, RecursionError):  # a checksum shows what was changed, not who wrote it
         raise BadInput(f"the header of {path} is no table of fields: restore the file from a copy") from None
     return check(values, path, version=version), version, end + 4, crc
-
-
-def _check(fixed: bytes) -> int:
-    return binascii.crc_hqx(fixed, 0xFFFF)

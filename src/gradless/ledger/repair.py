@@ -51,9 +51,9 @@ def _tail(found: Examined) -> str:
     torn = found.contents.torn_bytes
     if not torn:
         return "none"
-    if found.follows is None:
-        return f"{torn} bytes that are no record, as a crash leaves them: resuming a run cuts them"
-    return f"{torn} bytes from a changed or damaged record on; intact ones follow at byte {found.follows}"
+    if found.changed:
+        return f"{torn} bytes from a changed or damaged record on ({found.changed})"
+    return f"{torn} bytes that are no record, as a crash leaves them: resuming a run cuts them"
 
 
 class Repaired(NamedTuple):

@@ -39,10 +39,8 @@ def check_header(recorded: dict[str, Any], model: Model) -> None:
     """
     ledger.check_release(recorded)
     if recorded["groups"] != len(model.optimizer.param_groups):
-        raise BadInput(
-            f"the ledger has {recorded['groups']} parameter groups, its run {len(model.optimizer.param_groups)}: restore "
-            "the file from a copy"
-        )
+        groups = f"{recorded['groups']} parameter groups, its run {len(model.optimizer.param_groups)}"
+        raise BadInput(f"the ledger has {groups}: restore the file from a copy")
     if recorded["base_sha256"] != model.base_sha256:
         raise BadInput(
             f"the ledger belongs to another base model (weights {recorded['base_sha256'][:12]}, here "
