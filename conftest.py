@@ -24,7 +24,8 @@ import pytest
 
 collect_ignore = [] if importlib.util.find_spec("triton") else ["src/gradless/kernels/cuda.py"]
 if not (importlib.util.find_spec("transformers") and importlib.util.find_spec("accelerate")):
-    collect_ignore += [f"src/gradless/integrations/{name}.py" for name in ("losses", "replay", "transformers")]
+    wrapping = ("argument_checks", "events", "hooks", "losses", "overrides", "replay", "transformers")
+    collect_ignore += [f"src/gradless/integrations/{name}.py" for name in wrapping]
 # TRL warns when it is imported, by versions; its own tests import it.
 collect_ignore += ["src/gradless/integrations/trl.py"]
 

@@ -97,8 +97,9 @@ INSIDE = {
         *("bench.estimate", "bench.runner", "bench.timing"),
     ),
     "integrations": (
-        *("integrations.method_choice", "integrations.argument_checks", "integrations.losses"),
-        *("integrations.checkpoints", "integrations.window", "integrations.replay"),
+        *("integrations.batches", "integrations.instance", "integrations.method_choice", "integrations.overrides"),
+        *("integrations.argument_checks", "integrations.checkpoints", "integrations.window", "integrations.losses"),
+        *("integrations.events", "integrations.hooks", "integrations.replay"),
         *("integrations.transformers", "integrations.trl"),
     ),
     "lm": (

@@ -8,10 +8,11 @@ import warnings
 from typing import Any
 
 import torch.distributed as dist
+import transformers
 from torch import nn
 
 from gradless.errors import BadInput
-from gradless.integrations import method_choice
+from gradless.integrations import batches, method_choice
 
 # Arguments of backpropagation and its optimizers; they do no harm.
 IDLE = {
@@ -36,6 +37,15 @@ REFUSED = {
     "auto_find_batch_size": "it starts over on weights that have moved: set per_device_train_batch_size",
     "torch_compile": "a compiled model reads its weights where they cannot be served: leave it out",
 }
+
+
+def own(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return what a trainer is made from with a copy of the training arguments: others may use the user's."""
+
+    def copied(value: Any) -> Any:
+        return batches.fresh(value) if isinstance(value, transformers.TrainingArguments) else value
+
+    return tuple(map(copied, args)), {name: copied(value) for name, value in kwargs.items()}
 
 
 def arguments(args: Any) -> None:
@@ -117,8 +127,3 @@ def schedule(scheduler: Any) -> None:
             f"the state of {type(scheduler).__name__} is not plain numbers, so it cannot be saved: "
             "use lr_scheduler_type"
         ) from None
-
-
-def of_trl(trainer: Any) -> bool:
-    """Return whether a trainer is one of TRL's, which read ``model.training``."""
-    return any(base.__module__.split(".")[0] == "trl" for base in type(trainer).__mro__)

@@ -16,7 +16,9 @@ import transformers
 from torch import Tensor, nn
 
 from gradless import ranks
-from gradless.integrations import argument_checks, checkpoints, method_choice
+from gradless.errors import BadInput
+from gradless.integrations import argument_checks, checkpoints, events, hooks, method_choice, overrides
+from gradless.integrations.instance import replaced
 from gradless.integrations.losses import Losses
 from gradless.integrations.window import Window
 
@@ -56,14 +58,18 @@ class ZOTrainerMixin(Hooks):
     ) -> None:
         self.zo, self.zo_options, self.ledger_only = zo, dict(zo_options or {}), ledger_only
         self.make_zo = method_choice.check(zo, self.zo_options)
+        overrides.check(type(self), ZOTrainerMixin)
         self.window: Window | None = None  # of the run that is going on, or of the last one
+        self.own_window: Window | None = None  # the last one that `create_optimizer` of this class made
         self.saved: checkpoints.Saved | None = None  # what it goes on from
         self.shared: ranks.Ranks | None = None  # the processes that take part in it
         self.closing = contextlib.ExitStack()  # at its end
+        args, kwargs = argument_checks.own(args, kwargs)
         super().__init__(*args, **kwargs)
         self.given = self.optimizer
         argument_checks.arguments(self.args)
         argument_checks.trainer(self)
+        overrides.check_arguments(self)
         self.args.save_only_model = True  # optimizer and schedule are in the ledger and beside it
         # No wrapping for gradients that are never made: DDP's buckets for them are a copy of the model.
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
@@ -71,50 +77,33 @@ class ZOTrainerMixin(Hooks):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; from a checkpoint, to the weights that the run would have without the interruption."""
         self.saved = checkpoints.find(resume_from_checkpoint, self.args.output_dir)
-        self.optimizer = None  # a new run begins at step 0
+        self.optimizer = hooks.unused(self.optimizer)  # a new run begins at step 0
         self.shared, self.losses = ranks.group(), Losses(self)
         with contextlib.ExitStack() as self.closing:
+            self.closing.enter_context(replaced(self, "create_optimizer", hooks.optimizer_hook(self)))
+            self.closing.enter_context(replaced(self, "create_scheduler", hooks.scheduler_hook(self)))
+            self.closing.enter_context(events.heard(self, ZOTrainerMixin))
             folder = None if self.saved is None else str(self.saved.folder)
             if self.saved is not None and self.saved.bare:
                 folder = self.closing.enter_context(checkpoints.stand_in(self.saved, self.model))
             return super().train(folder, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Return the method over the parameters that require grad, at the step of the checkpoint if there is one."""
+        """Return the method over the parameters that require grad."""
         if self.optimizer is None:
             model, args = self.model if model is None else model, self.args
             named = method_choice.groups(model, self.get_decay_parameter_names(model), args.weight_decay)
             settings = {"lr": args.learning_rate, "seed": args.seed, **self.zo_options}
             opt = method_choice.checked(self.given or self.make_zo(named, **settings))
-            choice = method_choice.describe(self.given or self.zo, self.zo_options)
-            ledger = checkpoints.begin(
-                Path(args.output_dir), opt, model, choice, self.saved, bare=self.ledger_only, ranks=self.shared
-            )
-            if ledger is not None:
-                self.closing.callback(ledger.close)
-            self.optimizer = self.window = Window(opt, ledger.append if ledger else lambda update: None)
+            self.optimizer = self.own_window = Window(opt, lambda update: None)
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
-    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Return the trainer's own schedule, at the step of the checkpoint if there is one."""
-        schedule = super().create_scheduler(num_training_steps, optimizer)
-        argument_checks.schedule(schedule)
-        if self.saved is not None and self.window is not None:
-            schedule.load_state_dict(self.saved.state["schedule"])
-            for group, lr in zip(self.window.param_groups, schedule.get_last_lr(), strict=True):
-                group["lr"] = lr
-        return schedule
-
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         """Gather a batch; the last one of a window probes the loss of all. Returns that loss, before it zero."""
-        model.eval()  # both losses of a probe must see the same model
-        model.training = argument_checks.of_trl(self)  # TRL asks the model itself whose metrics it is writing
-        assert self.window is not None
-        self.window.gather(self.losses.closure(model, inputs, num_items_in_batch))
-        if not self.accelerator.sync_gradients:
-            return torch.zeros((), device=self.args.device)
-        return torch.tensor(self.window.probe().loss, device=self.args.device)
+        if self.window is None:
+            raise BadInput("training_step belongs to a run: call train(), or loss = compute_loss(model, inputs)")
+        return self.losses.step(super().training_step, self.window, model, inputs, num_items_in_batch)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, and beside it the ledger that rebuilds it; the ledger alone in bare checkpoints."""

@@ -1,0 +1,102 @@
+"""Trainer's hooks that make the optimizer and the schedule, whoever overrides them.
+
+What a class, or the trainer itself, has in place of them runs as it stands; here is what follows: the optimizer becomes
+a `Window` with a ledger, at the step of the checkpoint, and so does the schedule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gradless.errors import BadInput
+from gradless.integrations import argument_checks, checkpoints, method_choice, overrides
+from gradless.integrations.window import Window
+from gradless.optimizer import ZerothOrder
+
+
+def unwrapped(optimizer: Any) -> Any:
+    """Return the optimizer inside accelerate's wrapper, if it has one."""
+    while not isinstance(optimizer, (Window, ZerothOrder)) and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    return optimizer
+
+
+def unused(optimizer: Any) -> Any:
+    """Return an optimizer that was put on a trainer before the run, or None if it is that of an earlier run.
+
+    Raises:
+        BadInput: it is of another library.
+    """
+    inner = unwrapped(optimizer)
+    if inner is None:
+        return None
+    opt = method_choice.checked(inner.inner if isinstance(inner, Window) else inner)
+    if not opt.t:
+        return inner
+    if isinstance(inner, Window):
+        return None
+    raise BadInput(f"the optimizer has taken {opt.t} steps already, which no ledger holds: make a new one")
+
+
+def optimizer_hook(trainer: Any) -> Callable[..., Any]:
+    """Return ``create_optimizer`` for a run: the trainer's own, then the ledger and the step of the checkpoint."""
+    create, author = trainer.create_optimizer, overrides.author(trainer, "create_optimizer")
+
+    def create_optimizer(*args: Any, **rest: Any) -> Window:
+        returned = create(*args, **rest)
+        optimizer = unwrapped(returned if trainer.optimizer is None else trainer.optimizer)
+        if not isinstance(optimizer, (Window, ZerothOrder)):
+            raise BadInput(
+                f"{author} makes {type(optimizer).__name__}, which needs "
+                "gradients: make an optimizer of gradless in it, e.g. gradless.mezo, or choose the method with zo="
+            )
+        own = optimizer is trainer.own_window
+        window = optimizer if isinstance(optimizer, Window) else Window(optimizer, lambda update: None)
+        opt = method_choice.checked(window.inner)
+        if opt.t:
+            raise BadInput(f"the optimizer has taken {opt.t} steps already, which no ledger holds: make a new one")
+        method = trainer.zo if own and trainer.given is None else opt
+        choice = method_choice.describe(method, trainer.zo_options)
+        ledger = checkpoints.begin(
+            Path(trainer.args.output_dir),
+            opt,
+            trainer.model,
+            choice,
+            trainer.saved,
+            bare=trainer.ledger_only,
+            ranks=trainer.shared,
+        )
+        if ledger is not None:
+            trainer.closing.callback(ledger.close)
+            window.log = ledger.append
+        trainer.optimizer = trainer.window = window
+        return window
+
+    return create_optimizer
+
+
+def scheduler_hook(trainer: Any) -> Callable[..., Any]:
+    """Return ``create_scheduler`` for a run: the trainer's own, then the step of the checkpoint."""
+    create = trainer.create_scheduler
+
+    def create_scheduler(*args: Any, **rest: Any) -> Any:
+        returned = create(*args, **rest)
+        schedule = returned if trainer.lr_scheduler is None else trainer.lr_scheduler
+        trainer.lr_scheduler = schedule
+        window = trainer.window
+        argument_checks.schedule(schedule)
+        scheduled = unwrapped(getattr(schedule, "optimizer", window))
+        if scheduled not in (window, window.inner):
+            raise BadInput(
+                f"the schedule {type(schedule).__name__} is of another optimizer ({type(scheduled).__name__}): make it "
+                "for the one that is trained, or leave it out and set lr_scheduler_type"
+            )
+        if trainer.saved is not None:
+            schedule.load_state_dict(trainer.saved.state["schedule"])
+            for group, lr in zip(window.param_groups, schedule.get_last_lr(), strict=True):
+                group["lr"] = lr
+        return schedule
+
+    return create_scheduler
