@@ -109,7 +109,7 @@ INSIDE = {
     ),
     "tasks": (
         *("tasks.files", "tasks.base", "tasks.sentences", "tasks.pairs", "tasks.superglue", "tasks.choices"),
-        *("tasks.questions", "tasks.split", "tasks.own"),
+        *("tasks.questions", "tasks.split", "tasks.own_rows", "tasks.own"),
     ),
     "report": ("report.common", "report.run", "report.bench", "report.collab", "report.__init__"),
 }

@@ -340,7 +340,7 @@ def test_missing_folder_and_files_are_named(tmp_path: Path) -> None:
         ("sst2", {"dev__tsv": "label\tsentence\n-1\thidden\n"}, r"dev.tsv, record 2: label '-1'"),
         ("sst2", {"dev__tsv": b"label\tsentence\n1\t\xff\n"}, r"dev.tsv is not utf-8-sig text"),
         ("imdb", {"test__tsv": 'Sentiment\tText\nPositive\t"open\n'}, r"test.tsv, line 2: unexpected end"),
-        ("squad", {"dev-v1__1__json": "{"}, r"dev-v1.1.json, line 1: broken JSON"),
+        ("squad", {"dev-v1__1__json": "{"}, r"dev-v1.1.json: broken JSON"),
         ("squad", {"dev-v1__1__json": '{"a": 1}'}, r"has no 'data'"),
         ("squad", {"dev-v1__1__json": '{"data": [{"title": "T"}]}'}, r"no field 'paragraphs'"),
         ("winogrande", {"llm_adapters_test__json": '{"a": 1}'}, r"not a JSON list"),

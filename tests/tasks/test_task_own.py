@@ -40,7 +40,9 @@ def test_the_readme_case(tmp_path: Path) -> None:
     assert task.render_masked is None
     row = {"columns": {"text": "film 1"}, "label": 1}
     assert row in splits.test
-    assert task.render(row) == Example("film 1 It was", (" terrible", " great"), (1,), content_free="It was")
+    assert task.render(row) == Example(
+        "film 1 It was", (" terrible", " great"), (1,), content_free="It was", contents=((0, 6),)
+    )
     assert task.label_words == (" terrible", " great")
     assert (task.kind, task.labels) == ("classification", ("0", "1"))
 
@@ -64,7 +66,9 @@ def test_several_columns_braces_and_numbers(tmp_path: Path) -> None:
     template = "{{x}} {a b}: {c} {a b}\n"
     task, splits = custom(test=path, template=template, label_column="y", labels={"false": "No", "true": "Yes"})
     assert task.render is not None
-    assert task.render(splits.test[0]) == Example("{x} 3: 1.5 3\n", ("No", "Yes"), (1,), content_free="{x} :  \n")
+    contents = ((4, 5), (7, 10), (11, 12))
+    expected = Example("{x} 3: 1.5 3\n", ("No", "Yes"), (1,), content_free="{x} :  \n", contents=contents)
+    assert task.render(splits.test[0]) == expected
 
 
 @pytest.mark.parametrize(
@@ -99,7 +103,10 @@ def test_masked_template(tmp_path: Path, template: str, prompt: str, blank: str)
     assert task.label_words is None
     assert task.masked_words == (" terrible", " great")
     assert task.render_masked is not None
-    assert task.render_masked(splits.test[0]) == Example(prompt, (" terrible", " great"), (0,), content_free=blank)
+    example = task.render_masked(splits.test[0])
+    ((start, end),) = example.contents
+    assert example == Example(prompt, (" terrible", " great"), (0,), content_free=blank, contents=((start, end),))
+    assert prompt[start:end] == "film 0"
 
 
 def test_dev_file_and_k_shot(tmp_path: Path) -> None:
@@ -122,15 +129,15 @@ def test_dev_file_and_k_shot(tmp_path: Path) -> None:
         ({"template": "{text:>3}"}, "not just a column's name"),
         ({"template": "{text} {mask} {mask}"}, "more than one {mask}"),
         ({"template": "{text} {label}"}, "shows the label column 'label'"),
-        ({"template": "{txt} It was"}, r"a.jsonl, line 1: no column 'txt': there are text, label, extra"),
-        ({"template": "{extra} It was"}, r"a.jsonl, line 1: no column 'extra'"),
-        ({"label_column": "stars"}, r"line 1: no column 'stars': there are text, label"),
+        ({"template": "{txt} It was"}, r"a.jsonl: unknown column 'txt': did you mean 'text'"),
+        ({"template": "{extra} It was"}, r"a.jsonl, lines 1, 2, .* and 2 more: column 'extra' is null: fill it in"),
+        ({"label_column": "stars"}, r"unknown column 'stars'.* \(known: extra, label, text\)"),
         ({"labels": "0=terrible"}, r"1 label\(s\) given"),
         ({"labels": "0=terrible,great"}, "'great' in the labels is not VALUE=WORD"),
         ({"labels": "0=a,0=b"}, "'0' twice"),
         ({"labels": "0=a,1="}, "empty word"),
         ({"labels": "0=a,1= a"}, "same word"),
-        ({"labels": "0=a,2=b"}, r"a.jsonl, line 2: label '1' is none of 0, 2: add it"),
+        ({"labels": "0=a,2=b"}, r"a.jsonl, lines 2, 4, 6, 8, 10: label '1' is none of 0, 2: add it"),
         ({"test": None}, "no data given"),
     ],
 )

@@ -21,7 +21,7 @@ from gradless.system import terminal
 
 SEVERAL = ("algorithm", "attack", "byzantine", "split_parameter", "seed")  # a grid, if given more than once
 NETWORK = "mode wait_for drop slow slowness deadline"
-OWN_FILES = "train test template label_column labels"
+OWN_FILES = "train test template label_column labels delimiter encoding"
 
 
 def _options(names: str) -> Callable:

@@ -35,7 +35,7 @@ file_options = options(
     click.option("--config", type=FILE, help="TOML or JSON file of settings; options given here win."),
     click.option("--cell", help="Which settings of a file that holds several, such as a benchmark's best.toml."),
 )
-OWN_FILES = "train dev test template label_column labels"
+OWN_FILES = "train dev test template label_column labels delimiter encoding"
 SIZES = "num_train num_dev num_test"
 model_options = of_fields(TuneConfig, "model dtype device")
 data_options = options(

@@ -8,12 +8,13 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import click
+from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from gradless.cli import completion
-from gradless.cli.options import FILE, PATH, options
+from gradless.cli.options import FILE, PATH, is_first, options
 from gradless.errors import BadInput
-from gradless.runs.config_io import spelling
+from gradless.runs.config_io import spelling, unescape
 from gradless.system import typed
 from gradless.system.typed import Flag, Names, Record, Setting
 
@@ -85,6 +86,8 @@ class Value(click.ParamType):
         for kind in self.numbers if isinstance(value, str) else ():
             with contextlib.suppress(ValueError):
                 value = kind(value)
+        if self.setting.name == "template" and ctx is not None:
+            return _template(value, ctx)
         if not self.numbers:
             return value
         try:
@@ -97,3 +100,13 @@ class Value(click.ParamType):
         if self.path is not None:
             return self.path.shell_complete(ctx, param, incomplete)
         return completion.items(self.setting.metadata(Names), incomplete, typed.choices(self.setting.hint))
+
+
+def _template(text: Any, ctx: click.Context) -> Any:
+    r"""Return a template with ``\n`` and ``\t`` as newline and tab if it was typed: shells keep two characters."""
+    if ctx.get_parameter_source("template") is not ParameterSource.COMMANDLINE:
+        return text  # files have escapes of their own
+    plain = unescape(text)
+    if plain != text and is_first("LOCAL_RANK"):
+        click.echo("--template: a backslash and n is a newline, and t a tab (two backslashes are one)", err=True)
+    return plain

@@ -47,7 +47,7 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
-            if _first("RANK"):
+            if is_first("RANK"):
                 _complain(": ".join(("interrupted", *map(str, stop.args))))
             sys.exit(1)
         except ReportedElsewhere:
@@ -60,7 +60,7 @@ class Commands(click.Group):
             sys.exit(2)
         except click.UsageError as error:
             help_ = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
-            if _first("LOCAL_RANK"):
+            if is_first("LOCAL_RANK"):
                 _complain(f"{error.format_message().rstrip('.')}{help_}")
             sys.exit(2)
         except ModuleNotFoundError as error:
@@ -81,7 +81,7 @@ def _complain(reason: object) -> None:
     terminal.say(f"gradless: {terminal.sentence(reason)}", err=True)
 
 
-def _first(variable: str) -> bool:
+def is_first(variable: str) -> bool:
     """Whether this is the first (or only) process of a job, or of a machine's part of it."""
     return os.environ.get(variable, "0") == "0"
 

@@ -9,6 +9,7 @@ counts.
 from __future__ import annotations
 
 import math
+import re
 import string
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from gradless.errors import pick
 
 Metric: TypeAlias = Callable[[Sequence[Any], Sequence[Any]], float]
-ARTICLES: Final = frozenset(("a", "an", "the"))
+ARTICLES: Final = re.compile(r"\b(a|an|the)\b")
+"""Also beside dashes and curly quotes, which are not in `NO_PUNCTUATION`."""
 NO_PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
 
 
@@ -82,8 +84,7 @@ def normalize(text: str) -> str:
         >>> normalize("The  Beat-les, (a band)")
         'beatles band'
     """
-    words = text.lower().translate(NO_PUNCTUATION).split()
-    return " ".join(one for one in words if one not in ARTICLES)
+    return " ".join(ARTICLES.sub(" ", text.lower().translate(NO_PUNCTUATION)).split())
 
 
 def exact_match(predictions: Sequence[str], golds: Sequence[Any]) -> float:
@@ -112,9 +113,9 @@ def token_f1s(predictions: Sequence[str], golds: Sequence[Any]) -> NDArray[np.fl
 
 def _overlap(guess: str, answer: str) -> float:
     mine, theirs = normalize(guess).split(), normalize(answer).split()
-    if not mine or not theirs:
-        return float(mine == theirs)  # nothing but articles and punctuation: equal or not (SQuAD 2.0's rule)
-    return 2 * (Counter(mine) & Counter(theirs)).total() / (len(mine) + len(theirs))
+    shared = (Counter(mine) & Counter(theirs)).total()
+    # Where both are articles and punctuation only, SQuAD 1.1 and MeZO count 0 (SQuAD 2.0 would count 1).
+    return 2 * shared / (len(mine) + len(theirs)) if shared else 0.0
 
 
 METRICS: Final[dict[str, Metric]] = {

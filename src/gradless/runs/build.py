@@ -28,6 +28,7 @@ from gradless.methods.layer_scales import parameter_norm_scales
 from gradless.optimizer import ZerothOrder
 from gradless.rules import SCHEDULES
 from gradless.runs.config import TuneConfig
+from gradless.system.cache import quiet as silent
 from gradless.system.hashing import weights_sha256
 from gradless.system.tensor_state import write_tensors
 from gradless.tasks import Row, Splits, Task
@@ -48,8 +49,8 @@ class Model(NamedTuple):
     norms: dict[str, Tensor] | None = None  # of the inputs of linear layers, if masks are made from them
 
 
-def load_task(config: TuneConfig) -> tuple[Task, Splits]:
-    """Return the task and its rows."""
+def load_task(config: TuneConfig, say: Say = silent) -> tuple[Task, Splits]:
+    """Return the task and its rows; ``say`` receives what was guessed of own files."""
     sizes: dict[str, Any] = {name: getattr(config, name) for name in ("num_train", "num_dev", "num_test")}
     if config.own:
         own: dict[str, Any] = {
@@ -57,7 +58,7 @@ def load_task(config: TuneConfig) -> tuple[Task, Splits]:
         }
         # Own files are used whole unless a size was asked for; dev rows are held out only without a dev file.
         asked: dict[str, Any] = {name: size or None for name, size in sizes.items()}
-        return tasks.custom(**own, seed=config.seed, k_shot=config.k_shot, **asked)
+        return tasks.custom(**own, seed=config.seed, k_shot=config.k_shot, say=say, **asked)
     assert config.task is not None
     task = tasks.get(config.task) if config.aligned else tasks.unaligned(tasks.get(config.task))
     data = Path(config.data) if config.data else None

@@ -48,11 +48,17 @@ class OwnFiles:
     test: File | None = None
     """Own test rows."""
     template: str
-    """Prompt with column names, e.g. "{text} It was"; {mask} for masked models."""
+    """Prompt with column names, e.g. "{text} It was"; {mask} for masked models.
+
+    On the command line a backslash and n are a newline, a backslash and t a tab."""
     label_column: str
     """Column that holds the label."""
     labels: str | dict[str, str]
-    """Words for the labels, e.g. "0=terrible,1=great"."""
+    """Words for the labels, e.g. "0=terrible,1=great" or a JSON object."""
+    delimiter: str | None = None
+    """What separates cells: comma, semicolon, tab, pipe; else recognised."""
+    encoding: str | None = None
+    """Of the files, e.g. cp1252; by default UTF-8."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from gradless.errors import BadInput, unknown
 from gradless.runs.config import OwnFiles, TuneConfig
 from gradless.system import typed
 from gradless.system.typed import Flag, Setting
+from gradless.tasks.own import write_labels
 
 SIZES = ("num_train", "num_dev", "num_test")
 """Settings whose default is all rows where the files are the user's own."""
@@ -114,8 +116,29 @@ def _own_arguments(own: dict[str, Any]) -> Iterator[str]:
         if name == "task_file":
             yield from ("--task-file", str(value))
         elif name in known:  # the name of a task file is only shown
-            text = ",".join(f"{label}={word}" for label, word in value.items()) if isinstance(value, dict) else value
-            yield from (spelling(known[name]), str(text))
+            text = write_labels(value) if isinstance(value, dict) else value
+            yield from (spelling(known[name]), escape(text) if name == "template" else str(text))
+
+
+def escape(template: str) -> str:
+    r"""Return a template as the command line writes it, where ``\n``, ``\t`` and ``\\`` stand for one character.
+
+    Example:
+        >>> print(escape("{text}\nIt was"))
+        {text}\nIt was
+    """
+    return template.replace("\\", "\\\\").replace("\n", "\\n").replace("\t", "\\t")
+
+
+def unescape(template: str) -> str:
+    r"""Return what `escape` was given; other backslashes stay as they are.
+
+    Example:
+        >>> unescape(r"{text}\nIt was")
+        '{text}\nIt was'
+    """
+    characters = {"n": "\n", "t": "\t", "\\": "\\"}
+    return re.sub(r"\\([nt\\])", lambda match: characters[match[1]], template)
 
 
 def spelling(setting: Setting) -> str:

@@ -137,7 +137,7 @@ def _assembled(
     config: TuneConfig, folder: Path, reporter: Reporter, ranks: Ranks | None
 ) -> tuple[RunContext, tuple[int, ...]]:
     """Load data and model and make the optimizer; returns the tokens of the labels, too, if the scheme needs them."""
-    task, splits = build.load_task(config)
+    task, splits = build.load_task(config, reporter.say)
     if not splits.train:
         raise BadInput("there are no training rows: raise --num-train, or use 'gradless eval' for zero-shot")
     objective = objectives.choose(task, config.objective, backprop=METHODS[config.method].differentiates)

@@ -43,6 +43,9 @@ class Example(NamedTuple):
     """Text after the option; unused by the built-in tasks."""
     first: tuple[int, int] | None = None
     """Masked prompts: ``prompt[first[0]:first[1]]`` is the first sentence (see `Task.first_limit`)."""
+    contents: tuple[tuple[int, int], ...] = ()
+    """Where the row's own text stands in the prompt, as pairs like ``first``. If the prompt is too long, the longest of
+    these is shortened; without any, the prompt loses its beginning, as MeZO's prompts do."""
 
 
 Render: TypeAlias = Callable[[Row], Example]

@@ -58,13 +58,44 @@ def lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, str]]:
                 yield number, line.rstrip("\r\n")
 
 
+def parse_json(text: str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises:
+        ValueError: broken JSON, too deep or with numbers of thousands of digits; a key that occurs twice in an object,
+            of which Python would take the last one; half of a surrogate pair, which no file and no tokenizer can take.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=_object)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        where = f" in line {error.lineno}" if error.lineno > 1 else ""
+        raise ValueError(f"{error.msg}{where}") from error
+    except UnicodeEncodeError:
+        raise ValueError("half of a surrogate pair") from None
+    except RecursionError:
+        raise ValueError("too deep") from None
+    except ValueError as error:  # Python converts no integer of more than 4300 digits
+        raise ValueError("a number of thousands of digits" if "digits" in str(error) else str(error)) from None
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in row if names.count(name) > 1)!r} occurs twice")
+    return row
+
+
 def jsonl(path: Path) -> Numbered:
     """Yield the objects of a file with one JSON object per line."""
     for number, line in lines(path):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{path}, line {number}: broken JSON ({error.msg}): write one object a line") from error
+            row = parse_json(line)
+        except ValueError as error:
+            raise BadInput(f"{path}, line {number}: broken JSON ({error}): write one object a line") from error
         if not isinstance(row, dict):
             raise BadInput(f"{path}, line {number}: not a JSON object: write one object a line")
         yield number, row
@@ -73,10 +104,11 @@ def jsonl(path: Path) -> Numbered:
 def json_value(path: Path) -> Any:
     """Return the one JSON value that a file holds."""
     with text_file(path) as file:
-        try:
-            return json.load(file)
-        except json.JSONDecodeError as error:
-            raise BadInput(f"{path}, line {error.lineno}: broken JSON ({error.msg}): fetch it again") from error
+        text = file.read()
+    try:
+        return parse_json(text)
+    except ValueError as error:
+        raise BadInput(f"{path}: broken JSON ({error}): fetch it again") from error
 
 
 def table(path: Path, delimiter: str = "\t", columns: Sequence[str] | None = None) -> Numbered:

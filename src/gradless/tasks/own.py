@@ -6,6 +6,7 @@ prompt that the label word follows; with ``{mask}`` it is a masked prompt that t
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -14,20 +15,14 @@ from typing import Any, Final, NamedTuple
 
 from gradless.errors import BadInput, unknown
 from gradless.system import typed
+from gradless.tasks import own_rows
 from gradless.tasks.base import MASK, Example, Splits, Task
-from gradless.tasks.files import BLANK, Numbered, Row, jsonl, table
+from gradless.tasks.files import BLANK, Row, parse_json
+from gradless.tasks.own_rows import Wanted
 from gradless.tasks.split import draw
 
-PARSERS: Final[dict[str, Callable[[Path], Numbered]]] = {
-    ".jsonl": jsonl,
-    ".ndjson": jsonl,
-    ".json": jsonl,
-    ".csv": partial(table, delimiter=","),
-    ".tsv": table,
-}
-
 PATHS: Final = ("train", "dev", "test")
-TEXTS: Final = ("name", "template", "label_column")
+TEXTS: Final = ("name", "template", "label_column", "delimiter", "encoding")
 
 
 class Template(NamedTuple):
@@ -52,13 +47,17 @@ def custom(
     num_test: int | None = None,
     seed: int = 0,
     k_shot: int | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    say: Callable[[str], None] = print,
 ) -> tuple[Task, Splits]:
     """Return a classification task made from JSONL, CSV or TSV files (TSV quoted as CSV is; all may be gzipped).
 
     Args:
         template: The prompt, such as ``"{text} It was"``; write ``{{`` for a brace.
         label_column: Name of the column with the label.
-        labels: Label value -> word, as a mapping or as ``"0=terrible,1=great"``; words may be several tokens.
+        labels: Label value -> word, as a mapping, as ``"0=terrible,1=great"``, or as the text of a JSON object, which
+            can hold any character; words may be several tokens.
             A word gets a leading space unless it has one or the template ends with white space; spaces (not
             newlines) that the template ends with move to the words, as everywhere in `gradless.tasks`.
         train: Training rows; without it the task can only be evaluated.
@@ -70,6 +69,9 @@ def custom(
         num_test: The same for test.
         seed: Of the permutations, see `gradless.tasks.load`.
         k_shot: See `gradless.tasks.load`.
+        delimiter: What separates the cells of tables; None recognises it by the names of the columns.
+        encoding: Of the files; None takes UTF-8, or what a byte order mark names.
+        say: Receives a line for each thing that was guessed or left out, and about labels that no row has.
 
     Returns:
         The task, and its rows as ``{"columns": {...}, "label": index}``.
@@ -86,10 +88,36 @@ def custom(
     if not files:
         raise BadInput("no data given: pass a train or a test file")
     task = _task(name, parsed, words)
-    pools = {split: _read(path, parsed.columns, label_column, tuple(words)) for split, path in files.items()}
+    wanted = Wanted(parsed.columns, label_column, tuple(words), delimiter, encoding)
+    read = {path: own_rows.read(path, wanted, say) for path in dict.fromkeys(files.values())}
     where = ", ".join(map(str, files.values()))
     sizes = {"num_train": num_train, "num_dev": num_dev, "num_test": num_test}
-    return task, draw(task, pools, where=where, seed=seed, k_shot=k_shot, **sizes)
+    pools = {split: read[path] for split, path in files.items()}
+    splits = draw(task, pools, where=where, seed=seed, k_shot=k_shot, **sizes)
+    for warning in _doubts(splits, tuple(words)):
+        say(warning)
+    return task, splits
+
+
+def _doubts(splits: Splits, values: tuple[str, ...]) -> list[str]:
+    """Return sentences about rows that make a score say less than it seems to."""
+    if not splits.train:
+        return []
+    doubts = []
+    present = {row["label"] for row in splits.train}
+    absent = [repr(value) for index, value in enumerate(values) if index not in present]
+    if absent:
+        doubts.append(f"no training row has the label {', '.join(absent)}")
+    known = {_texts(row) for row in splits.train}
+    for name, rows in (("dev", splits.dev), ("test", splits.test)):
+        again = sum(_texts(row) in known for row in rows)
+        if again:
+            doubts.append(f"{again} of {len(rows)} {name} rows are training rows too: their score says little")
+    return doubts
+
+
+def _texts(row: Row) -> tuple[str, ...]:
+    return tuple(row["columns"].values())
 
 
 def parse_template(template: str) -> Template:
@@ -116,7 +144,7 @@ def parse_template(template: str) -> Template:
 
 
 def parse_labels(text: str) -> dict[str, str]:
-    """Return the words of labels written as ``"0=terrible,1=great"``, by label value.
+    """Return the words of labels written as ``"0=terrible,1=great"`` or as a JSON object, by label value.
 
     Raises:
         BadInput: An item is not VALUE=WORD, a value occurs twice, or the words do not tell the labels apart.
@@ -124,17 +152,36 @@ def parse_labels(text: str) -> dict[str, str]:
     Example:
         >>> parse_labels("0=terrible, 1=not bad at all")
         {'0': 'terrible', '1': 'not bad at all'}
+        >>> parse_labels('{"a=b": "yes", "c, d": "no"}')
+        {'a=b': 'yes', 'c, d': 'no'}
     """
+    if text.lstrip(BLANK).startswith("{"):
+        try:
+            values = parse_json(text)
+        except ValueError as error:
+            raise BadInput(f'the labels are broken JSON ({error}): write them as {{"0": "terrible"}}') from None
+        return _checked_labels(typed.value("labels", values, dict[str, str]))
     labels: dict[str, str] = {}
     for item in text.split(","):
         value, sign, option = item.partition("=")
         value = value.strip(BLANK)
         if not sign or not value:
-            raise BadInput(f"'{item}' in the labels is not VALUE=WORD: write them as 0=terrible,1=great")
+            fix = 'write them as 0=terrible,1=great, or as JSON if one holds a comma or "="'
+            raise BadInput(f"'{item}' in the labels is not VALUE=WORD: {fix}")
         if value in labels:
             raise BadInput(f"the labels give '{value}' twice: give each value one word")
         labels[value] = option
     return _checked_labels(labels)
+
+
+def write_labels(labels: Mapping[str, str]) -> str:
+    """Return labels in the form that `parse_labels` reads, the short one if it can hold them."""
+    text = ",".join(f"{value}={option}" for value, option in labels.items())
+    try:
+        short = parse_labels(text) == labels
+    except BadInput:
+        short = False
+    return text if short else json.dumps(dict(labels), ensure_ascii=False)
 
 
 def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
@@ -152,7 +199,7 @@ def read_task_file(path: Path) -> dict[str, Any]:
     """Return the keyword arguments of `custom` that a TOML file holds.
 
     ``template``, ``label_column``, a table ``labels`` (or ``"0=terrible,1=great"``), and ``train``, ``dev``,
-    ``test``, ``name``. Paths are relative to the folder of the TOML file.
+    ``test``, ``name``, ``delimiter``, ``encoding``. Paths are relative to the folder of the TOML file.
 
     Raises:
         BadInput: Missing file, broken TOML, unknown, missing or mistyped keys.
@@ -193,49 +240,22 @@ def _task(name: str, template: Template, labels: dict[str, str]) -> Task:
 
 def _render(template: Template, words: tuple[str, ...], row: Row) -> Example:
     blank = dict.fromkeys(template.columns, "")
+    prompt, contents = _fill(template, row["columns"])
     return Example(
-        _fill(template, row["columns"]),
-        words,
-        (row["label"],),
-        content_free=_fill(template, blank).lstrip(" "),
+        prompt, words, (row["label"],), content_free=_fill(template, blank)[0].lstrip(" "), contents=contents
     )
 
 
-def _fill(template: Template, columns: Mapping[str, str]) -> str:
-    text = ""
+def _fill(template: Template, columns: Mapping[str, str]) -> tuple[str, tuple[tuple[int, int], ...]]:
+    """Return the prompt, and where the columns stand in it."""
+    text, contents = "", []
     for piece, column in template.pieces:
         text += piece
         if column == "mask":
             text = text.rstrip(" ") + MASK  # the space before the mask belongs to the word
         elif column is not None:
-            text += columns[column].replace(MASK, "") if template.masked else columns[column]
-    return text.rstrip(" ")
-
-
-def _read(path: Path, columns: tuple[str, ...], label_column: str, values: tuple[str, ...]) -> list[Row]:
-    kind = (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
-    if kind not in PARSERS:
-        raise BadInput(f"{path} is of no known type: name it .jsonl, .csv or .tsv (each may end in .gz)")
-    rows = []
-    for number, raw in PARSERS[kind](path):
-        line = f"{path}, line {number}"
-        for column in (*columns, label_column):
-            if raw.get(column) is None:
-                raise BadInput(f"{line}: no column '{column}': there are {', '.join(raw)}")
-        label = _text(line, label_column, raw[label_column]).strip(BLANK)
-        if label not in values:
-            raise BadInput(f"{line}: label '{label}' is none of {', '.join(values)}: add it to the labels")
-        texts = {column: _text(line, column, raw[column]).strip(BLANK) for column in columns}
-        rows.append({"columns": texts, "label": values.index(label)})
-    if not rows:
-        raise BadInput(f"{path} holds no rows: give a file with at least one")
-    return rows
-
-
-def _text(line: str, column: str, value: Any) -> str:
-    """Return a cell as text; JSON booleans and numbers as JSON writes them."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str | int | float):
-        return str(value)
-    raise BadInput(f"{line}: column '{column}' holds a {type(value).__name__}: give text or a number")
+            start = len(text)
+            text += columns[column].replace(MASK, "").strip(BLANK) if template.masked else columns[column]
+            contents.append((start, len(text)))
+    text = text.rstrip(" ")
+    return text, tuple((start, end) for start, end in contents if start < end <= len(text))

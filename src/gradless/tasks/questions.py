@@ -17,9 +17,9 @@ from gradless.tasks.files import Folder, Numbered, Row, field, json_list, json_v
 
 
 def render_squad(row: Row) -> Example:
-    """Return title, context and question on a line each, then ``Answer:``."""
+    """Return title, context and question on a line each, then ``Answer:``; as in MeZO the question is stripped."""
     title = f"Title: {row['title']}\n" if row["title"] else ""
-    prompt = f"{title}Context: {row['context']}\nQuestion: {row['question']}\nAnswer:"
+    prompt = f"{title}Context: {row['context']}\nQuestion: {row['question'].strip()}\nAnswer:"
     return Example(prompt, (), (), answers=tuple(row["answers"]))
 
 
@@ -57,8 +57,8 @@ def squad_json(path: Path) -> Numbered:
 
 
 def render_drop(row: Row) -> Example:
-    """Return passage and question on a line each, then ``Answer:``."""
-    prompt = f"Passage: {row['passage']}\nQuestion: {row['question']}\nAnswer:"
+    """Return passage and question on a line each, then ``Answer:``; as in MeZO the question is stripped."""
+    prompt = f"Passage: {row['passage']}\nQuestion: {row['question'].strip()}\nAnswer:"
     return Example(prompt, (), (), answers=tuple(row["answers"]))
 
 
@@ -101,6 +101,7 @@ def drop_json(path: Path) -> Numbered:
 SQUAD: Final = Task(
     name="squad",
     title="SQuAD",
+    version=2,
     kind="generation",
     metrics=("token_f1", "exact_match"),
     render=render_squad,
@@ -120,6 +121,7 @@ SQUAD: Final = Task(
 DROP: Final = Task(
     name="drop",
     title="DROP",
+    version=2,
     kind="generation",
     metrics=("token_f1", "exact_match"),
     render=render_drop,
