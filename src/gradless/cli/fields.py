@@ -15,7 +15,7 @@ from gradless.cli import completion
 from gradless.cli.options import FILE, PATH, is_first, options
 from gradless.errors import BadInput
 from gradless.runs.config_io import spelling, unescape
-from gradless.system import typed
+from gradless.system import terminal, typed
 from gradless.system.typed import Flag, Names, Record, Setting
 
 AGAIN = "may be repeated."
@@ -108,5 +108,5 @@ def _template(text: Any, ctx: click.Context) -> Any:
         return text  # files have escapes of their own
     plain = unescape(text)
     if plain != text and is_first("LOCAL_RANK"):
-        click.echo("--template: a backslash and n is a newline, and t a tab (two backslashes are one)", err=True)
+        terminal.say("--template: a backslash and n is a newline, and t a tab (two backslashes are one)", err=True)
     return plain

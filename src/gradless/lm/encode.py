@@ -3,12 +3,14 @@
 The encoding is MeZO's (Malladi et al. 2023, arXiv 2305.17333): spaces, not newlines, are stripped at both
 ends of a prompt and of a prompt with an option before they are tokenised; an option's length is the
 difference of the two token counts; only an option's tokens are scored. Texts that are too long lose their
-beginning, but not their first special token.
+beginning, but not their first special token. Where the example says which parts are the row's own text
+(`gradless.tasks.base.Example.contents`), the longest of these is shortened and the words around them stay.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from gradless.errors import BadInput
@@ -35,6 +37,8 @@ class Encoded(NamedTuple):
     mask: int | None
     correct: tuple[int, ...]
     answers: tuple[str, ...] = ()
+    cut: bool = False
+    """Whether some of the text is missing, because all of it is longer than the limit."""
 
     @property
     def single(self) -> bool:
@@ -121,21 +125,83 @@ def encode(
         return _encode_masked(lm, example, limit, first_limit)
     solved = "".join(completed(shown, stop) + SEPARATOR for shown in demonstrations)
     completions = _completions(example, stop)
-    texts = [solved + example.prompt.strip(" ")]
-    texts += [solved + (example.prompt + completion).strip(" ") for completion in completions]
-    prompt, *wholes = _tokenize(lm.tokenizer, [text.strip(" ") for text in texts])
-    if not prompt:  # no text and no BOS: some token must stand where the first option token is predicted
-        start = _document_start(lm.tokenizer)
-        prompt, wholes = [start], [[start, *whole] for whole in wholes]
-    contexts, options = [], []
-    for completion, whole in zip(completions, wholes, strict=True):
-        length = len(whole) - len(prompt)
+    prompt, wholes = _causal_rows(lm.tokenizer, solved, example.prompt, completions)
+    lengths = [len(whole) - len(prompt) for whole in wholes]
+    for completion, length in zip(completions, lengths, strict=True):
         _check_option(completion, length, limit)
-        contexts.append(shorten(whole[:-length], limit - length, lm.tokenizer))
-        options.append(tuple(whole[-length:]))
+    cut = max(map(len, (prompt, *wholes))) > limit
+    if cut and example.contents:  # in front of it the demonstrations lose their beginning
+
+        def measure(text: str) -> int:
+            bare, continued = _causal_rows(lm.tokenizer, "", text, completions)
+            return max(map(len, (bare, *continued)))
+
+        example = _fitted(lm.tokenizer, example, limit, measure, keep_end=True)
+        prompt, wholes = _causal_rows(lm.tokenizer, solved, example.prompt, completions)
+        lengths = [len(whole) - len(prompt) for whole in wholes]
+    pairs = list(zip(wholes, lengths, strict=True))
+    contexts = [shorten(whole[:-length], limit - length, lm.tokenizer) for whole, length in pairs]
+    options = tuple(tuple(whole[-length:]) for whole, length in pairs)
     shared = tuple(contexts[:1]) if len(set(contexts)) == 1 else tuple(contexts)
     correct = (0,) if example.answers and not example.options else example.correct
-    return Encoded(shorten(prompt, limit, lm.tokenizer), shared, tuple(options), None, correct, tuple(example.answers))
+    prompt_tokens = shorten(prompt, limit, lm.tokenizer)
+    return Encoded(prompt_tokens, shared, options, None, correct, tuple(example.answers), cut)
+
+
+def _causal_rows(
+    tokenizer: Any, solved: str, prompt: str, completions: Sequence[str]
+) -> tuple[list[int], list[list[int]]]:
+    """Return the tokens of a prompt, and of it with each completion."""
+    texts = [solved + prompt.strip(" "), *(solved + (prompt + completion).strip(" ") for completion in completions)]
+    tokens, *wholes = _tokenize(tokenizer, [text.strip(" ") for text in texts])
+    if tokens:
+        return tokens, wholes
+    start = _document_start(tokenizer)  # some token must stand where the first option token is predicted
+    return [start], [[start, *whole] for whole in wholes]
+
+
+def _fitted(tokenizer: Any, example: Example, limit: int, measure: Callable[[str], int], *, keep_end: bool) -> Example:
+    """Return the example with its longest contents shortened until ``measure(prompt)`` is within the limit.
+
+    Raises:
+        BadInput: the words around them alone are longer.
+    """
+    while (excess := measure(example.prompt) - limit) > 0:
+        if not example.contents:
+            raise BadInput(f"max_length {limit} is shorter than the template and an option: raise it")
+        example = _shortened(tokenizer, example, excess, keep_end)
+    return example
+
+
+def _shortened(tokenizer: Any, example: Example, excess: int, keep_end: bool) -> Example:
+    """Return the example with about ``excess`` tokens fewer in its longest contents."""
+    texts = [example.prompt[start:end] for start, end in example.contents]
+    encoding = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
+    lengths = [len(ids) for ids in encoding["input_ids"]]
+    room = max(0, sum(lengths) - excess)
+    most = bisect_right(range(max(lengths) + 1), room, key=lambda cap: sum(min(n, cap) for n in lengths)) - 1
+    prompt, contents, done = "", [], 0
+    for i, ((start, end), text, length) in enumerate(zip(example.contents, texts, lengths, strict=True)):
+        prompt += example.prompt[done:start]
+        if length > most:
+            offsets = encoding["offset_mapping"][i] if tokenizer.is_fast else None
+            text = _part(text, offsets, length, most, keep_end)
+        if text:
+            contents.append((len(prompt), len(prompt) + len(text)))
+        prompt, done = prompt + text, end
+    return example._replace(prompt=prompt + example.prompt[done:], contents=tuple(contents))
+
+
+def _part(text: str, offsets: Any, length: int, most: int, keep_end: bool) -> str:
+    """Return the last or first ``most`` of a text's ``length`` tokens, at least a character less than all of it.
+
+    ``offsets`` are None where the tokenizer has none: then each token is taken for equally many characters.
+    """
+    if most == 0:
+        return ""
+    index = length - most if keep_end else most
+    at = offsets[index][0] if offsets is not None else len(text) * index // length
+    return text[max(1, at) :].lstrip() if keep_end else text[: min(at, len(text) - 1)].rstrip()
 
 
 def encode_all(
@@ -152,9 +218,22 @@ def task_options(lm: LanguageModel, task: Task, max_length: int | None = None) -
     return {"max_length": max_length, "stop": task.stop}
 
 
+def cut_side(lm: LanguageModel) -> str:
+    """Return which end of a text that is too long is left out: ``beginning`` or, of masked models, ``end``."""
+    return "end" if lm.masked else "beginning"
+
+
+def cut_sentence(lm: LanguageModel, what: str, count: int, total: int, limit: int) -> str:
+    """Return a line about texts that were cut, such as ``4 of 9 training rows are longer than 256 tokens ...``."""
+    return (
+        f"{count} of {total} {what} rows are longer than {limit} tokens (--max-length, or what the model takes): "
+        f"the {cut_side(lm)} of their text is left out"
+    )
+
+
 def content_free(example: Example) -> Example:
     """Return the example with its prompt's content removed, which calibration compares with."""
-    return example._replace(prompt=example.content_free)
+    return example._replace(prompt=example.content_free, contents=())
 
 
 def _completions(example: Example, stop: str) -> tuple[str, ...]:
@@ -211,10 +290,19 @@ def _encode_masked(lm: LanguageModel, example: Example, limit: int, first_limit:
         raise BadInput("masked models do not generate text: use a causal model for this task")
     if example.prompt.count(MASK) != 1:
         raise BadInput(f"a prompt for a masked model must hold {MASK} exactly once: {example.prompt[:60]!r} does not")
+    whole_prompt = example.prompt
     if first_limit and example.first:
         example = _shorten_first(tokenizer, example, first_limit)
-    text = example.prompt.replace(MASK, tokenizer.mask_token).strip(" ")
-    tokens: list[int] = tokenizer(text, verbose=False)["input_ids"]
+
+    def tokenized(prompt: str) -> list[int]:
+        ids: list[int] = tokenizer(prompt.replace(MASK, tokenizer.mask_token).strip(" "), verbose=False)["input_ids"]
+        return ids
+
+    tokens = tokenized(example.prompt)
+    if example.contents and len(tokens) > limit:
+        example = _fitted(tokenizer, example, limit, lambda prompt: len(tokenized(prompt)), keep_end=False)
+        tokens = tokenized(example.prompt)
+    cut = len(tokens) > limit or example.prompt != whole_prompt
     position = tokens.index(tokenizer.mask_token_id)
     if len(tokens) > limit:
         tokens, position = _fit_around(tokens, position, limit, _template(tokenizer, example), tokenizer)
@@ -227,7 +315,7 @@ def _encode_masked(lm: LanguageModel, example: Example, limit: int, first_limit:
             )
         options.append(tuple(pieces))
     whole = tuple(tokens)
-    return Encoded(whole, (whole,), tuple(options), position, example.correct, tuple(example.answers))
+    return Encoded(whole, (whole,), tuple(options), position, example.correct, tuple(example.answers), cut)
 
 
 def _shorten_first(tokenizer: Any, example: Example, limit: int) -> Example:

@@ -20,7 +20,7 @@ import torch
 
 from gradless.errors import BadInput, pick
 from gradless.lm.batching import collate_options, collate_prompts, groups, has_label_head
-from gradless.lm.encode import Encoded, content_free, encode, task_options
+from gradless.lm.encode import Encoded, content_free, encode, length_limit, task_options
 from gradless.lm.loading import LanguageModel
 from gradless.lm.metrics import SCORES, compute
 from gradless.lm.objectives import Objective, default_for, negative_f1
@@ -48,6 +48,8 @@ class Evaluation(NamedTuple):
     forwards: int  # calls of the model
     seconds: float
     probabilities: Sequence[float] = ()  # of the predicted options: softmax of what options are compared by
+    cut: int = 0  # rows of which some text was left out
+    limit: int = 0  # tokens that were read at most
 
 
 class _Pass(NamedTuple):
@@ -116,8 +118,12 @@ def evaluate(
         buckets = list(groups(lm, encoded, batch_size=batch_size, batch_tokens=batch_tokens))
         own = _ticked(buckets if ranks is None else ranks.own(buckets), progress)
         result = run(lm, encoded, own, objective or default_for(task))
+    limit = length_limit(lm, settings["max_length"])
+    room = length_limit(lm) - task.max_new_tokens if text else limit  # where an answer is generated
+    cut = sum(row.cut or len(row.prompt) > room for row in encoded)
     result, forwards = _gathered(result, calls[0], buckets, ranks)
-    return _scored(task, examples, result)._replace(forwards=forwards, seconds=time.perf_counter() - started)
+    costs = {"forwards": forwards, "seconds": time.perf_counter() - started}
+    return _scored(task, examples, result)._replace(**costs, cut=cut, limit=min(limit, room))
 
 
 def _scored(task: Task, examples: Sequence[Example], result: _Pass) -> Evaluation:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gradless.lm import evaluate
+from gradless.lm import encode, evaluate
 from gradless.lm.evaluate import Evaluation
 from gradless.lm.objectives import Objective
 from gradless.ranks import Ranks
@@ -46,7 +46,9 @@ def evaluate_rows(run: RunContext, rows: Sequence[Row], title: str, *, predict: 
     if evaluation.loss is not None:
         scores.append(("loss", evaluation.loss))
     numbers = "  ".join(f"{name} {value:.4f}" for name, value in scores)
-    run.reporter.say(f"{title}: {numbers}  ({len(rows)} rows, {evaluation.seconds:.0f} s)")
+    side = encode.cut_side(run.model.lm)
+    cut = f"; {evaluation.cut} longer than {evaluation.limit} tokens, without their {side}" if evaluation.cut else ""
+    run.reporter.say(f"{title}: {numbers}  ({len(rows)} rows, {evaluation.seconds:.0f} s{cut})")
     return evaluation
 
 

@@ -10,7 +10,7 @@ import torch
 
 from gradless import ledger
 from gradless.errors import BadInput
-from gradless.lm import evaluate, metrics, schemes, scoring
+from gradless.lm import encode, evaluate, metrics, schemes, scoring
 from gradless.lm.batching import collate_ends
 from gradless.methods import METHODS
 from gradless.optimizer import Update
@@ -33,8 +33,12 @@ def finish(
     status: str,
     advice: str,
     label_tokens: tuple[int, ...],
+    truncated: int,
 ) -> dict[str, Any]:
-    """Go to the selected step, evaluate on test, and write ``result.json``; returns its contents."""
+    """Go to the selected step, evaluate on test, and write ``result.json``; returns its contents.
+
+    ``truncated`` is the number of training rows that were cut.
+    """
     moves = ledger.read(run.folder / "ledger").moves
     step = _selected_weights(run, log, moves, status, label_tokens)
     test: Line = {}
@@ -52,6 +56,11 @@ def finish(
         "weights_sha256": _sha256(run, status),
         "base_sha256": run.model.base_sha256,
         "data_sha256": run.splits.fingerprint,
+        "truncated": {
+            "train": truncated,
+            **{split: log.truncated(split) for split in ("dev", "test")},
+            "side": encode.cut_side(run.model.lm),
+        },
         "rows": {split: len(getattr(run.splits, split)) for split in ("train", "dev", "test")},
         "tuned_parameters": sum(leaf.param.numel() for leaf in run.model.optimizer.leaves),
         "ledger_bytes": (run.folder / "ledger").stat().st_size,

@@ -13,8 +13,8 @@ from gradless import lm, methods, tasks
 from gradless.directions import DIRECTIONS
 from gradless.errors import BadInput, pick
 from gradless.estimators import ESTIMATORS
+from gradless.lm import encode, metrics, objectives, schemes
 from gradless.lm import evaluate as evaluation
-from gradless.lm import metrics, objectives, schemes
 from gradless.ranks import Ranks, agreed
 from gradless.rules import RULES
 from gradless.runs import build, train
@@ -120,6 +120,8 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
             max_length=config.max_length,
             progress=lambda done, total: show(done, ""),
         )
+    if scores.cut:
+        reporter.say(encode.cut_sentence(model, "test", scores.cut, len(splits.test), scores.limit))
     return {
         "status": DONE,
         "mode": mode,
@@ -129,6 +131,7 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
         "forwards": scores.forwards,
         "seconds": scores.seconds,
         "data_sha256": splits.fingerprint,
+        "truncated": {"test": scores.cut, "side": encode.cut_side(model)},
         "versions": versions(),
     }
 

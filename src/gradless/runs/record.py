@@ -68,12 +68,17 @@ class RunLog:
             predictions=evaluation.predictions,
             correct=[int(right) for right in evaluation.correct],
             probabilities=[round(p, 4) if math.isfinite(p) else None for p in evaluation.probabilities],
+            **({"truncated": evaluation.cut} if evaluation.cut else {}),
         )
 
     def evaluation(self, split: str, step: int) -> dict[str, Any] | None:
         """Return the last evaluation of a split at a step."""
         lines = [line for line in self.of("eval") if (line["split"], line["step"]) == (split, step)]
         return lines[-1] if lines else None
+
+    def truncated(self, split: str) -> int:
+        """Return the number of rows of a split that were cut in its evaluations."""
+        return max((line.get("truncated", 0) for line in self.of("eval") if line["split"] == split), default=0)
 
     def memory(self, device: torch.device) -> PeakMeter:
         """Return the meter of all training steps."""

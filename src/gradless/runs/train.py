@@ -20,7 +20,7 @@ import torch
 from gradless import ledger
 from gradless.errors import BadInput, Diverged
 from gradless.forward import model_blocks
-from gradless.lm import objectives
+from gradless.lm import encode, objectives
 from gradless.lm.encode import Encoded
 from gradless.methods import METHODS
 from gradless.optimizer import Update
@@ -113,7 +113,7 @@ def _tune(
         status, advice = _loop(run, encoded, ledger_file, log)
     finally:
         ledger_file.close()
-    return finish.finish(run, log, zero_shot, status, advice, label_tokens)
+    return finish.finish(run, log, zero_shot, status, advice, label_tokens, sum(row.cut for row in encoded))
 
 
 def _settled(config: TuneConfig, folder: Path, resume: bool) -> TuneConfig:
@@ -147,7 +147,11 @@ def _assembled(
 
 def _encoded(run: RunContext) -> list[Encoded]:
     """Return training rows as tokens; refuses what cannot be encoded or batched, before anything is written."""
-    encoded = build.encode_rows(run.model.lm, run.task, run.splits.train, run.config.max_length)
+    lm = run.model.lm
+    encoded = build.encode_rows(lm, run.task, run.splits.train, run.config.max_length)
+    if cut := sum(row.cut for row in encoded):
+        limit = encode.length_limit(lm, encode.task_options(lm, run.task, run.config.max_length)["max_length"])
+        run.reporter.say(encode.cut_sentence(lm, "training", cut, len(encoded), limit))
     objectives.prepare(run.model.lm, run.objective, encoded[:1])
     return encoded
 

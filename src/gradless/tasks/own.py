@@ -14,7 +14,7 @@ from string import Formatter
 from typing import Any, Final, NamedTuple
 
 from gradless.errors import BadInput, unknown
-from gradless.system import typed
+from gradless.system import terminal, typed
 from gradless.tasks import own_rows
 from gradless.tasks.base import MASK, Example, Splits, Task
 from gradless.tasks.files import BLANK, Row, parse_json
@@ -49,7 +49,7 @@ def custom(
     k_shot: int | None = None,
     delimiter: str | None = None,
     encoding: str | None = None,
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = terminal.say,
 ) -> tuple[Task, Splits]:
     """Return a classification task made from JSONL, CSV or TSV files (TSV quoted as CSV is; all may be gzipped).
 

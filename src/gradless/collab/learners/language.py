@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from gradless.collab.learners.assignment import shares
 from gradless.collab.learners.coefficients import Member
 from gradless.errors import BadInput
 from gradless.forward.evaluator import Closure
-from gradless.lm import evaluate, objectives, schemes
+from gradless.lm import encode, evaluate, objectives, schemes
 from gradless.lm.encode import Encoded
 from gradless.runs import build
 from gradless.runs.config import TuneConfig
+from gradless.system import terminal
 from gradless.tasks.base import Splits, Task
 
 NOWHERE = Path("/nonexistent")  # these models have no run directory to take initial values from
@@ -54,6 +56,9 @@ class Text:
         self.objective = objectives.choose(self.task)
         self.model = self.build()
         self.encoded = build.encode_rows(self.model.lm, self.task, self.rows.train, None)
+        if cut := sum(row.cut for row in self.encoded):
+            limit = encode.length_limit(self.model.lm)
+            _say(encode.cut_sentence(self.model.lm, "training", cut, len(self.encoded), limit))
         if any(len(row.options) < 2 for row in self.encoded):
             raise BadInput(f"task '{self.task.name}' has no options to choose from: take a classification task")
         labels = torch.tensor([row.gold for row in self.encoded])
@@ -82,8 +87,14 @@ class Text:
         return evaluation.metrics[self.task.metrics[0]]
 
 
+@functools.cache
+def _say(line: str) -> None:
+    """Print a line about the data, once and not for every run of a study."""
+    terminal.say(line)
+
+
 def _loaded(tune: TuneConfig) -> tuple[Task, Splits]:
-    task, rows = build.load_task(tune)
+    task, rows = build.load_task(tune, _say)
     if not rows.train or not rows.test:
         raise BadInput("a group needs training and test rows: raise num_train and num_test")
     return task, rows
