@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from gradless.lm import LanguageModel
 
 
-def write_gguf(lm: LanguageModel, path: Path) -> None:
-    """A tiny Llama as llama.cpp's converter writes it: its own names, rotary halves interleaved."""
+def write_gguf(
+    lm: LanguageModel,
+    path: Path,
+    *,
+    keep: Callable[[str], bool] = lambda name: True,
+    extra: Callable[[Any], None] = lambda writer: None,
+    tokenizer: bool = True,
+) -> None:
+    """A tiny Llama as llama.cpp's converter writes it: its own names, rotary halves interleaved.
+
+    Args:
+        lm: the model.
+        path: of the file.
+        keep: which tensors are written, by llama.cpp's names.
+        extra: adds fields and tensors to the writer.
+        tokenizer: whether to write it.
+    """
     import gguf
 
     config, weights = lm.model.config, dict(lm.model.named_parameters())
@@ -26,21 +43,17 @@ def write_gguf(lm: LanguageModel, path: Path) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_vocab_size(config.vocab_size)
-    core = json.loads(lm.tokenizer.backend_tokenizer.to_str())["model"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(sorted(core["vocab"], key=core["vocab"].__getitem__))
-    writer.add_token_types([3 if i < 3 else 1 for i in range(len(core["vocab"]))])
-    writer.add_token_merges([" ".join(pair) for pair in core["merges"]])
-    writer.add_bos_token_id(lm.tokenizer.bos_token_id)
-    writer.add_eos_token_id(lm.tokenizer.eos_token_id)
-    writer.add_add_bos_token(True)
+    extra(writer)
+    if tokenizer:
+        _add_tokenizer(lm, writer)
 
     def add(theirs: str, ours: str, heads: int = 0) -> None:
         value = weights[ours].detach().numpy()
         if heads:
             rows, columns = value.shape
             value = value.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-        writer.add_tensor(theirs, np.ascontiguousarray(value))
+        if keep(theirs):
+            writer.add_tensor(theirs, np.ascontiguousarray(value))
 
     add("token_embd.weight", "model.embed_tokens.weight")
     add("output_norm.weight", "model.norm.weight")
@@ -60,3 +73,14 @@ def write_gguf(lm: LanguageModel, path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_tokenizer(lm: LanguageModel, writer: Any) -> None:
+    core = json.loads(lm.tokenizer.backend_tokenizer.to_str())["model"]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(sorted(core["vocab"], key=core["vocab"].__getitem__))
+    writer.add_token_types([3 if i < 3 else 1 for i in range(len(core["vocab"]))])
+    writer.add_token_merges([" ".join(pair) for pair in core["merges"]])
+    writer.add_bos_token_id(lm.tokenizer.bos_token_id)
+    writer.add_eos_token_id(lm.tokenizer.eos_token_id)
+    writer.add_add_bos_token(True)

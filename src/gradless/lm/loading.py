@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import errno
+import hashlib
 import json
 import logging
 import subprocess
@@ -222,31 +223,42 @@ def _checked_folder(folder: Path) -> Path:
 def _converted(path: Path, digest: str | None, root: Path, say: Say) -> Path:
     """Return the cached folder of a GGUF file, keyed by its hash; a child process converts it the first time."""
     try:
-        gguf.check(path)
+        files = gguf.parts(path)
+        for file in files:
+            gguf.check(file)
+        digest = digest or _joint_sha256(files)
     except ValueError as error:
-        raise BadInput(f"{path} {error}: download it again") from None
+        raise BadInput(f"{path} {error}") from None
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from error
 
     def build(folder: Path) -> None:
-        seconds = max(10, round(path.stat().st_size / 4e6 / 10) * 10)
+        seconds = max(10, round(sum(file.stat().st_size for file in files) / 4e6 / 10) * 10)
         say(f"converting {path.name} once, about {seconds} s")
-        command = [*PYTHON, "-m", "gradless.lm.gguf", str(path.resolve()), str(folder)]
+        command = [*PYTHON, "-m", "gradless.lm.gguf", str(files[0].absolute()), str(folder)]
         run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
         if run.returncode == gguf.NO_SPACE:
             raise OSError(errno.ENOSPC, "No space left on device")
         if run.returncode != 0:
             raise BadInput(_conversion_failure(path, run.stderr))
 
-    return store.ensure(root / "gguf" / (digest or file_sha256(path)), build)
+    return store.ensure(root / "gguf" / digest, build)
+
+
+def _joint_sha256(files: list[Path]) -> str:
+    """Return the hash of a file, or of the hashes of several."""
+    digests = [file_sha256(file) for file in files]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _conversion_failure(path: Path, stderr: str) -> str:
     last = next((line for line in reversed(stderr.splitlines()) if line.startswith("{")), "")
     reason = json.loads(last) if last else {"type": "", "reason": "the converter was killed, out of memory?"}
+    if reason["type"] == "Unusable":
+        return f"{path} {reason['reason']}"
     if reason["type"] in ("ImportError", "ModuleNotFoundError"):
         return f"reading {path} needs more packages ({reason['reason']}): pip install 'gradless[lm]'"
-    if "not supported" in reason["reason"]:
+    if "not supported" in reason["reason"] or reason["type"] == "NotImplementedError":
         return f"{path} cannot be used ({reason['reason']}): choose a model in safetensors"
     return f"{path} is broken or truncated ({reason['reason']}): download it again"
 

@@ -1,0 +1,172 @@
+"""GGUF files that are split, scale their rotary frequencies, or are no model: read exactly, or refused."""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gguf_helpers import write_gguf
+from gradless import lm as models
+from gradless.errors import BadInput
+from gradless.lm import gguf
+from gradless.system.hashing import weights_sha256
+
+LLAMA = models.tiny("llama")
+THETA, HEAD = 10000.0, LLAMA.model.config.head_dim
+
+
+def converted(source: Path) -> models.LanguageModel:
+    with models.quiet_transformers():
+        gguf.convert(source, source.parent / "out")
+    return models.load(str(source.parent / "out"))
+
+
+def part(number: int, count: int, total: int = 21) -> Callable[[Any], None]:
+    def add(writer: Any) -> None:
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", total)
+
+    return add
+
+
+def split(folder: Path) -> list[Path]:
+    """The tiny Llama in three files, the second block in the last one."""
+    paths = [folder / f"m-{number:05d}-of-00003.gguf" for number in (1, 2, 3)]
+    owns = (lambda name: name == "token_embd.weight", lambda name: not name.startswith(("blk.1.", "token")))
+    for number, (path, keep) in enumerate(zip(paths, (*owns, lambda name: name.startswith("blk.1.")), strict=True)):
+        write_gguf(LLAMA, path, keep=keep, extra=part(number, 3))
+    return paths
+
+
+def test_all_parts_of_a_split_file_are_read(tmp_path: Path) -> None:
+    paths = split(tmp_path)
+    assert gguf.parts(paths[2]) == paths
+    assert weights_sha256(converted(paths[0]).model.named_parameters()) == weights_sha256(
+        LLAMA.model.named_parameters()
+    )
+
+
+def test_a_missing_or_foreign_part_is_named(tmp_path: Path) -> None:
+    paths = split(tmp_path)
+    write_gguf(LLAMA, paths[1], keep=lambda name: False, extra=part(2, 3))
+    with pytest.raises(gguf.Unusable, match=r"part of another file beside it \(m-00002-of-00003.gguf\)"):
+        gguf.convert(paths[0], tmp_path / "out")
+    paths[1].unlink()
+    with pytest.raises(BadInput, match=r"is one of 3 parts, of which m-00002-of-00003.gguf is missing"):
+        models.load(str(paths[0]), cache=tmp_path / "cache")
+    alone = paths[0].rename(tmp_path / "renamed.gguf")
+    with pytest.raises(gguf.Unusable, match="is one of 3 parts: name them"):
+        gguf.convert(alone, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def _text(name: str, value: str) -> Callable[[Any], None]:
+    return lambda writer: writer.add_string(name, value)
+
+
+def _tensor(name: str, *shape: int) -> Callable[[Any], None]:
+    return lambda writer: writer.add_tensor(name, np.ones(shape, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"extra": _text("general.type", "adapter")}, "is a LoRA adapter, not a model"),
+        ({"extra": _text("general.type", "mmproj")}, "image projector"),
+        ({"keep": lambda name: False}, "holds a vocabulary and no weights"),
+        ({"tokenizer": False}, "holds no tokenizer"),
+        ({"keep": lambda name: name != "blk.1.ffn_up.weight"}, r"lacks 1 weights .*layers.1.mlp.up_proj.weight"),
+        ({"extra": _tensor("blk.0.attn_q.bias", 32)}, "weights, and LlamaForCausalLM as transformers builds it"),
+        ({"extra": _tensor("blk.2.attn_norm.weight", 32)}, "weights, and LlamaForCausalLM as transformers builds it"),
+        ({"extra": _tensor("rope_freqs.weight", HEAD // 2)}, None),
+        ({"extra": _tensor("rope_factors_long.weight", HEAD // 2)}, "scales rotary frequencies"),
+        ({"extra": _text("llama.rope.scaling.type", "longrope")}, None),
+    ],
+)
+def test_files_that_are_no_whole_model(tmp_path: Path, how: dict[str, Any], words: str | None) -> None:
+    path = tmp_path / "m.gguf"
+    write_gguf(LLAMA, path, **how)
+    if words is None:  # a table of ones, or a factor of one, scales nothing
+        assert weights_sha256(converted(path).model.named_parameters()) == weights_sha256(
+            LLAMA.model.named_parameters()
+        )
+        return
+    with models.quiet_transformers(), pytest.raises(gguf.Unusable, match=words):
+        gguf.convert(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def _scaled(kind: str, **more: Any) -> Callable[[Any], None]:
+    def add(writer: Any) -> None:
+        writer.add_string("llama.rope.scaling.type", kind)
+        writer.add_float32("llama.rope.scaling.factor", 4.0)
+        for name, value in more.items():
+            writer.add_uint32(f"llama.rope.scaling.{name}", value)
+
+    return add
+
+
+def _llama3_table(writer: Any) -> None:
+    """The table of Llama 3.2, by the formula of its paper's code."""
+    frequencies = THETA ** (-np.arange(0, HEAD, 2) / HEAD)
+    wave = 2 * math.pi / frequencies
+    smooth = np.clip((8192 / wave - 1) / 3, 0, 1)
+    writer.add_tensor("rope_freqs.weight", (1 / ((1 - smooth) / 32 + smooth)).astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        (_scaled("linear"), {"rope_type": "linear", "factor": 4.0}),
+        (
+            _scaled("yarn", original_context_length=64),
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64},
+        ),
+        (
+            _llama3_table,
+            {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+            | {"original_max_position_embeddings": 8192},
+        ),
+    ],
+)
+def test_scaling_of_rotary_frequencies_is_kept(tmp_path: Path, extra: Any, expected: dict[str, Any]) -> None:
+    path = tmp_path / "m.gguf"
+    write_gguf(LLAMA, path, extra=extra)
+    lm = converted(path)
+    parameters = lm.model.config.rope_parameters
+    assert {key: parameters[key] for key in expected} == pytest.approx(expected)
+    reference = type(LLAMA.model)(
+        type(LLAMA.model.config)(
+            **(LLAMA.model.config.to_dict() | {"rope_parameters": {"rope_theta": THETA, **expected}})
+        )
+    ).eval()
+    reference.load_state_dict(LLAMA.model.state_dict())
+    ids = torch.arange(1, 90)[None]
+    with torch.no_grad():
+        ours, theirs, plain = (model(input_ids=ids).logits for model in (lm.model, reference, LLAMA.model))
+    torch.testing.assert_close(ours, theirs)
+    assert not torch.allclose(ours, plain)
+
+
+@pytest.mark.parametrize("kind", ["yarn", "longrope", "su"])
+def test_scaling_that_cannot_be_said_is_refused(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "m.gguf"
+    write_gguf(LLAMA, path, extra=_scaled(kind))
+    with models.quiet_transformers(), pytest.raises(gguf.Unusable, match=f"scales rotary frequencies \\({kind}"):
+        gguf.convert(path, tmp_path / "out")
+
+
+def test_impossible_counts_end_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    for tensors, fields in ((2**63, 3), (3, 2**63), (2**64 - 1, 2**64 - 1)):
+        path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, tensors, fields) + bytes(1000))
+        with pytest.raises(BadInput, match="broken or truncated, it cannot hold"):
+            models.load(str(path), cache=tmp_path / "cache")
