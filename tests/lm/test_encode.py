@@ -53,6 +53,42 @@ def test_left_truncation_keeps_bos_and_the_options():
     assert len(row.prompt) == 12
 
 
+def own(lm, template: str, **columns: str):
+    """A row of a task of own files: what is cut, and what the prompt is then."""
+    from gradless.tasks.own import _render, parse_template
+
+    example = _render(parse_template(template), words(lm, 2), {"columns": columns, "label": 0})
+    return example, lambda limit: encode(lm, example, max_length=limit)
+
+
+@pytest.mark.parametrize("name", ["opt", "qwen", "roberta"])
+def test_the_longest_column_is_cut_and_the_template_stays(name):
+    lm = shared(name)
+    mask = MASK if lm.masked else ""
+    template = "So, {title}! Read: {text} It was" + (" {mask}." if mask else "")
+    example, cut_to = own(lm, template, title="the film", text="first " + "good movie " * 30 + "last")
+    whole = cut_to(None)
+    assert not whole.cut
+    for limit in (len(whole.prompt) - 1, 60, 45):
+        row = cut_to(limit)
+        assert row.cut
+        assert limit - 5 <= row.longest + (0 if lm.masked else 1) <= limit
+        text = lm.tokenizer.decode(row.prompt, skip_special_tokens=True)
+        assert text.startswith("So, the film! Read: ")
+        assert ("first" in text, "last" in text) == ((True, False) if lm.masked else (False, True))
+        assert text.endswith("It was." if lm.masked else " It was")
+    with pytest.raises(BadInput, match="max_length 9 is shorter than the template"):
+        cut_to(9)
+    assert example.content_free.startswith("So, ! Read:")
+
+
+def test_a_prompt_without_columns_loses_its_beginning_and_is_counted():
+    lm = shared("opt")
+    example = Example("it was a movie " * 10, (" good film", " bad"), (0,))
+    assert not encode(lm, example).cut
+    assert encode(lm, example, max_length=12).cut
+
+
 def test_truncation_without_bos(monkeypatch):
     lm = shared("opt")
     example = Example("it was a movie " * 10, (" good film",), (0,))

@@ -50,6 +50,15 @@ def test_text_metrics() -> None:
     assert normalize(" An  apple, the pear; THEN a fig.") == "apple pear then fig"
 
 
+def test_text_metrics_beside_dashes_and_quotes() -> None:
+    """Articles go wherever a word ends, as in SQuAD's evaluation; two answers of nothing else share no word."""
+    assert normalize("the\u2014house") == "\u2014house"
+    assert normalize("\u201cThe Beatles\u201d, a\u2019s") == "\u201c beatles\u201d \u2019s"
+    assert metrics.token_f1s(["the", "", "a!"], ["the", "", "an"]).tolist() == [0.0, 0.0, 0.0]
+    assert metrics.exact_matches(["the", ""], ["a", "."]).tolist() == [1.0, 1.0]
+    assert metrics.token_f1s(["1914\u20131918"], ["the 1914\u20131918"]).tolist() == [1.0]
+
+
 def test_compute_and_errors() -> None:
     assert compute(("accuracy", "mcc"), [1, 0], [1, 0]) == {"accuracy": 1.0, "mcc": 1.0}
     with pytest.raises(BadInput, match="unknown metric 'acuracy': did you mean 'accuracy'"):

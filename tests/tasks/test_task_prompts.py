@@ -311,6 +311,13 @@ def test_squad_without_title() -> None:
     assert task.render(SQUAD | {"title": ""}).prompt == "Context: It was 308.\nQuestion: How many?\nAnswer:"
 
 
+def test_questions_are_stripped_as_mezo_strips_them() -> None:
+    for name, row in (("squad", SQUAD), ("drop", {"passage": "It was 308.", "answers": ["308"]})):
+        render = tasks.get(name).render
+        assert render is not None
+        assert render(row | {"question": " How many? \n"}) == render(row | {"question": "How many?"})
+
+
 def test_targets() -> None:
     for name, expected in {"squad": " 308\n", "record": " Later Bo Li said sorry.", "cb": "Maybe"}.items():
         task = tasks.get(name)

@@ -122,8 +122,9 @@ def evaluate(
     room = length_limit(lm) - task.max_new_tokens if text else limit  # where an answer is generated
     cut = sum(row.cut or len(row.prompt) > room for row in encoded)
     result, forwards = _gathered(result, calls[0], buckets, ranks)
-    costs = {"forwards": forwards, "seconds": time.perf_counter() - started}
-    return _scored(task, examples, result)._replace(**costs, cut=cut, limit=min(limit, room))
+    seconds = time.perf_counter() - started
+    evaluation = _scored(task, examples, result)
+    return evaluation._replace(forwards=forwards, seconds=seconds, cut=cut, limit=min(limit, room))
 
 
 def _scored(task: Task, examples: Sequence[Example], result: _Pass) -> Evaluation:

@@ -224,6 +224,7 @@ class _FastReader:
 
         class Reader(gguf.GGUFReader):
             data: Any
+            tensors: Any
 
             def __init__(self, path: Any, *rest: Any) -> None:
                 super().__init__(path, *rest)
