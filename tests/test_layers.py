@@ -63,6 +63,7 @@ INSIDE = {
             "system.tables",
             "system.atomic",
             "system.children",
+            "system.side_files",
             "system.signals",
             "system.locks",
             "system.hashing",

@@ -13,7 +13,7 @@ from typing import Any
 
 from gradless.bench.grid import ZERO_SHOT, Request
 from gradless.lm.metrics import METRICS
-from gradless.runs.record import INTERRUPTED, read_lines
+from gradless.runs.record import INTERRUPTED, read_events
 from gradless.system import finished_runs
 from gradless.system.atomic import write_json, write_text
 
@@ -53,7 +53,7 @@ def line(out: Path, request: Request) -> dict[str, Any] | None:
             return None
     asked = request.to_json()
     del asked["config"]
-    log = read_lines(folder / "metrics.jsonl")
+    log = read_events(folder / "metrics.jsonl")
     zero_shot = request.phase == ZERO_SHOT
     steps, forwards = result.get("steps", 0), 0 if zero_shot else result.get("forwards", 0)
     line = {

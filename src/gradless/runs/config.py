@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from gradless.errors import BadInput
-from gradless.system import typed
+from gradless.system import side_files, typed
 from gradless.system.typed import Amount, Count, Flag, Names, NotNegative, Positive
 
 # First guesses by scheme, from the MeZO authors (princeton-nlp/MeZO#7) where they give one: (lr, eps).
@@ -227,6 +227,8 @@ class TuneConfig:
         Raises:
             BadInput: a field that this release does not know, or one that holds what it may not.
         """
+        if "model" not in values:
+            raise BadInput("the settings name no model: give one")
         return TuneConfig(**typed.table(values, TuneConfig))
 
 
@@ -251,13 +253,16 @@ def read_config(folder: Path) -> TuneConfig:
     """
     path = folder / "config.json"
     try:
-        return TuneConfig.from_json(json.loads(path.read_text()))
+        values = side_files.parse(path.read_bytes())
     except FileNotFoundError:
         raise BadInput(f"{folder} holds no run (no config.json): give the --out directory of a run") from None
-    except (ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, BadInput):
-            raise
-        raise BadInput(f"{path} cannot be read ({error}): restore it from a copy") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BadInput(f"{path} cannot be read ({reason}): restore it from a copy") from None
+    if not isinstance(values, dict):
+        raise BadInput(f"{path} holds no settings: restore it from a copy")
+    with typed.within(path):
+        return TuneConfig.from_json(values)
 
 
 def difference(old: TuneConfig, new: TuneConfig) -> str | None:

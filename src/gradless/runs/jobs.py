@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +21,11 @@ from gradless.runs import replay as rebuilding
 from gradless.runs import save as saving
 from gradless.runs import tensorboard as tensorboard_events
 from gradless.runs.config import TuneConfig
-from gradless.runs.record import DONE, INTERRUPTED, versions
+from gradless.runs.record import DONE, INTERRUPTED, read_result, versions
 from gradless.system import locks
 from gradless.system.atomic import write_json
 from gradless.system.progress import Reporter
+from gradless.system.side_files import read_json
 
 
 def tune(
@@ -215,12 +215,12 @@ def _recorded(run: Path) -> dict[str, Any] | None:
     path = rebuilding.ledger_path(run).with_name("result.json")
     if not path.exists() or rebuilding.ledger_path(run).name != "ledger":
         return None
-    try:
-        result: dict[str, Any] = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path} cannot be read ({error}): restore it from a copy") from None
-    if "selected_step" not in result:
+    result = read_result(path.parent)
+    raw = read_json(path)
+    if result is None and isinstance(raw, dict) and "mode" in raw:
         raise BadInput(f"{run} holds an evaluation, which has nothing to replay: give the directory of a tuning run")
+    if result is None:
+        raise BadInput(f"{path} cannot be read: restore it from a copy, or finish the run again with --resume")
     return result
 
 

@@ -87,7 +87,8 @@ def _golds(example: Example) -> tuple[str, ...]:
 
 def _guess(example: Example, line: Mapping[str, Any], row: int) -> Guess:
     prediction, probabilities = line["predictions"][row], line.get("probabilities") or ()
-    text = example.options[prediction] if example.options else str(prediction)
+    known = isinstance(prediction, int) and 0 <= prediction < len(example.options)
+    text = example.options[prediction] if known else str(prediction)
     return Guess(_answer(text), bool(line["correct"][row]), probabilities[row] if row < len(probabilities) else None)
 
 

@@ -7,20 +7,73 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import msgspec
 import torch
 
 from gradless import __version__
 from gradless.lm.evaluate import Evaluation
+from gradless.lm.metrics import METRICS
 from gradless.system.atomic import write_text
 from gradless.system.peak_memory import PeakMeter
+from gradless.system.side_files import read_json, read_jsonl
+from gradless.system.typed import Amount, NotNegative
 
 DONE, DIVERGED, INTERRUPTED = "done", "diverged", "interrupted"
 """How a run ended: ``status`` in its ``result.json``."""
+
+
+class StepLine(msgspec.Struct, tag_field="event", tag="step"):
+    """A line of ``metrics.jsonl`` about a training step."""
+
+    step: Amount
+    loss: float | None
+    coeffs: list[float] | None
+    lr: float
+    forwards: Amount
+    seconds: NotNegative
+    peak_memory_bytes: Amount
+    bytes: Amount = 0
+
+
+class EvaluationLine(msgspec.Struct, tag_field="event", tag="eval"):
+    """A line of ``metrics.jsonl`` about an evaluation; metrics stand beside these fields."""
+
+    step: Amount
+    split: str
+    loss: float | None
+    forwards: Amount
+    seconds: NotNegative
+    predictions: list[int | str]
+    correct: list[Literal[0, 1]]
+    probabilities: list[float | None] = []
+
+
+class InferenceLine(msgspec.Struct, tag_field="event", tag="inference"):
+    """A line of ``metrics.jsonl`` about evaluating a training batch."""
+
+    step: Amount
+    bytes: Amount
+    seconds: NotNegative
+
+
+class Result(msgspec.Struct):
+    """What others read of a tuning run's ``result.json``."""
+
+    status: Literal["done", "diverged", "interrupted"]
+    steps: Amount
+    selected_step: Amount
+    weights_sha256: str | None
+    data_sha256: str
+    zero_shot: dict[str, float]
+    test: dict[str, float]
+    interval: dict[str, tuple[float, float]]
+    seconds_per_step: NotNegative
+    ledger_bytes: Amount
 
 
 class RunLog:
@@ -29,16 +82,23 @@ class RunLog:
     Args:
         path: the file.
         keep: steps that the ledger holds; lines of later ones, which a crash has left, are dropped.
+        rows: of each split; evaluations of other rows are dropped.
+        say: receives one line if the file has lines that no run wrote.
 
     Attributes:
         lines: all lines.
         observers: functions that are called with every line that is written.
     """
 
-    def __init__(self, path: Path, *, keep: int) -> None:
+    def __init__(self, path: Path, *, keep: int, rows: Mapping[str, int], say: Callable[[str], None]) -> None:
         self.path = path
         self.observers: list[Callable[[dict[str, Any]], None]] = []
-        self.lines = _intact(path, keep)
+        tables, damaged = read_jsonl(path)
+        whole = [table for table in tables if _is_line(table, rows)]
+        damaged += len(tables) - len(whole)
+        if damaged:
+            say(f"{path} has {damaged} lines that cannot be read: they are left out")
+        self.lines = [line for line in whole if line["step"] < keep + (line["event"] == "eval")]
         self._meter: PeakMeter | None = None
         write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
@@ -96,21 +156,37 @@ class RunLog:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return all whole lines of a ``metrics.jsonl``."""
-    return _intact(path, math.inf)
+    """Return all lines of a ``metrics.jsonl`` that a run wrote."""
+    return [table for table in read_events(path) if _is_line(table, {})]
 
 
-def _intact(path: Path, keep: float) -> list[dict[str, Any]]:
-    """Return whole lines of steps that the ledger holds too."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue  # the line that a crash tore
-        if line["step"] < keep or (line["event"] == "eval" and line["step"] == keep):
-            lines.append(line)
-    return lines
+def read_events(path: Path) -> list[dict[str, Any]]:
+    """Return all lines of a ``metrics.jsonl`` that name an event and a step, also those of other releases."""
+    named = (table for table in read_jsonl(path)[0] if isinstance(table.get("event"), str))
+    return [table for table in named if isinstance(table.get("step"), int)]
+
+
+def _is_line(table: dict[str, Any], rows: Mapping[str, int]) -> bool:
+    """Return whether a run wrote this line."""
+    try:
+        line = msgspec.convert(table, StepLine | EvaluationLine | InferenceLine)
+        msgspec.convert({name: table[name] for name in METRICS if name in table}, dict[str, float])
+    except (msgspec.ValidationError, OverflowError):
+        return False
+    return not isinstance(line, EvaluationLine) or all(
+        len(values) in (0, rows.get(line.split, len(line.correct))) for values in (line.correct, line.predictions)
+    )
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return the ``result.json`` of a tuning run, or None where there is none that can be read."""
+    result = read_json(folder / "result.json")
+    try:
+        msgspec.convert(result, Result)
+    except (msgspec.ValidationError, OverflowError):
+        return None
+    table: dict[str, Any] = result
+    return table
 
 
 def versions() -> dict[str, str]:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -25,16 +24,19 @@ from gradless.lm.encode import Encoded
 from gradless.methods import METHODS
 from gradless.optimizer import Update
 from gradless.ranks import BATCH, Ranks, agreed
-from gradless.runs import build, finish, replay, torchrun
+from gradless.runs import build, finish, predictions, replay, torchrun
 from gradless.runs.build import BEST
 from gradless.runs.config import TuneConfig, difference, read_config
 from gradless.runs.context import RunContext, evaluate_rows, selected_step
-from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, RunLog
-from gradless.system import locks
+from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, RunLog, read_result
+from gradless.system import locks, side_files
 from gradless.system.atomic import write_json
 from gradless.system.peak_memory import PeakMeter
 from gradless.system.progress import Reporter
 from gradless.system.tensor_state import write_tensors
+
+LOSABLE: Final = ("metrics.jsonl", "result.json", predictions.FILE, BEST)
+"""Files of a run that may be lost, or hold anything, without harm to its weights."""
 
 
 def tune(
@@ -78,9 +80,11 @@ def _tune(
 ) -> dict[str, Any]:
     """`tune` in a folder that is this rank's own, and claimed."""
     with agreed(ranks):
+        if resume:
+            side_files.make_room(folder, LOSABLE, reporter.say)
         config = _settled(config, folder, resume)
         torchrun.check(config, ranks)
-        finished = _finished(config, folder, resume)
+        finished = _finished(config, folder, resume, reporter)
     if finished is not None:
         reporter.say(f"{folder} is finished; nothing to do")
         return finished
@@ -99,7 +103,9 @@ def _tune(
     if contents is None:
         write_json(folder / "config.json", config.to_json())
         build.keep_initial(config, folder, model)
-    log = RunLog(folder / "metrics.jsonl", keep=len(contents.moves) if contents else 0)
+    rows = {split: len(getattr(run.splits, split)) for split in ("train", "dev", "test")}
+    keep = len(contents.moves) if contents else 0
+    log = RunLog(folder / "metrics.jsonl", keep=keep, rows=rows, say=reporter.say)
     if watch is not None:
         watch(log)
     zero_shot = _zero_shot(run, log) if config.zero_shot else {}
@@ -123,13 +129,20 @@ def _settled(config: TuneConfig, folder: Path, resume: bool) -> TuneConfig:
     return config.resolved()
 
 
-def _finished(config: TuneConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
+def _finished(config: TuneConfig, folder: Path, resume: bool, reporter: Reporter) -> dict[str, Any] | None:
     """Return the result of the run in ``folder`` if it has come to its end, else None."""
-    finished = _check_folder(config, folder, resume)
-    if finished is not None:
-        moved = read_config(folder).data != config.data
-        if moved and build.load_task(config)[1].fingerprint != finished["data_sha256"]:
-            raise BadInput(f"{folder} holds a run on other data: restore them, or choose another --out")
+    _check_folder(config, folder, resume)
+    path, finished = folder / "result.json", read_result(folder)
+    if finished is None and path.exists():
+        side_files.put_aside(path, reporter.say)
+    if finished is None or finished["status"] == INTERRUPTED:
+        return None
+    if (folder / "ledger").exists() and len(ledger.read(folder / "ledger").moves) < finished["steps"]:
+        reporter.say(f"the ledger holds fewer than the {finished['steps']} steps of {path}: the run goes on")
+        return None
+    moved = read_config(folder).data != config.data
+    if moved and build.load_task(config)[1].fingerprint != finished["data_sha256"]:
+        raise BadInput(f"{folder} holds a run on other data: restore them, or choose another --out")
     return finished
 
 
@@ -179,20 +192,16 @@ def _continued(run: RunContext, header: dict[str, Any]) -> ledger.Contents | Non
     return None
 
 
-def _check_folder(config: TuneConfig, folder: Path, resume: bool) -> dict[str, Any] | None:
-    """Refuse a folder that is not free and holds another run; returns the result if the run there is finished."""
+def _check_folder(config: TuneConfig, folder: Path, resume: bool) -> None:
+    """Refuse a folder that is not free and holds another run."""
     if (folder / "config.json").exists():
         if not resume:
             raise BadInput(f"{folder} already holds a run: add --resume to continue it, or choose another --out")
         changed = difference(read_config(folder), config)
         if changed:
             raise BadInput(f"{folder} holds a run with other settings ({changed}): choose another --out")
-        if (folder / "result.json").exists():
-            result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-            return None if result["status"] == INTERRUPTED else result
     elif (folder / "ledger").exists():
         raise BadInput(f"{folder} holds a ledger without its config.json: restore that file, or choose another --out")
-    return None
 
 
 # ---------------------------------------------------------------------------------------------------------------
