@@ -42,6 +42,10 @@ class Leaf(NamedTuple):
         """What a program does to this leaf."""
         return program if self.active is None else restrict(program, self.active)
 
+    def reached(self, key: int) -> bool:
+        """Whether z(key) reaches this leaf."""
+        return self.active is None or self.active(key)
+
 
 Made = TypeVar("Made")
 
@@ -157,13 +161,11 @@ def combine(
     source = leaf.param.detach()
     change = torch.zeros(source.shape, dtype=torch.float32, device=source.device)
     for key, weight in zip(mixture.keys, weights, strict=True):
-        if leaf.active is not None and not leaf.active(key):
+        if not leaf.reached(key):
             continue
         change += leaf.draw(key, leaf.name, source) * (weight * amplitude)
-    if leaf.mask is not None and rows is not None:
-        change = torch.where(leaf.mask, change, 0.0)
-    if rows is not None:
-        return out.copy_(source[rows].float() * decay + change[rows])
+    if rows is not None:  # rounded as the whole leaf is, since the bits that decide go by element
+        return out.copy_(finish(torch.empty_like(source), leaf, change, decay=decay, rounding=rounding)[rows])
     return finish(out, leaf, change, decay=decay, rounding=rounding)
 
 

@@ -294,10 +294,14 @@ class ZerothOrder(torch.optim.Optimizer):
         def value(a: float) -> float:
             if not a:
                 return self.evaluator.value(closure, Mixture((), ()), 0.0)
-            return self.evaluator.value(closure, mixture, tuple(-a * lr for lr in lrs), rounding=rounding, update=True)
+            moved = tuple(a * lr for lr in lrs)
+            steps, decay = tuple(-lr for lr in moved), self._decays(moved)
+            return self.evaluator.value(closure, mixture, steps, rounding=rounding, update=True, decay=decay)
 
         with random.revisited():
             factor = self.accept(value)
+        if not math.isfinite(factor):
+            raise BadInput(f"the acceptance policy returned {factor}: return the factor of the update, 0 to refuse it")
         return tuple(lr * factor for lr in lrs)
 
     def _advice(self) -> str:

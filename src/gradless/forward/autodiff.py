@@ -108,7 +108,7 @@ class Tangents(TorchFunctionMode):
 
     def __init__(self, leaves: Sequence[Leaf], key: int) -> None:
         super().__init__()
-        self.leaves = {id(leaf.param): leaf for leaf in leaves if leaf.active is None or leaf.active(key)}
+        self.leaves = {id(leaf.param): leaf for leaf in leaves if leaf.reached(key)}
         self.mixture = Mixture((key,), (1.0,))
 
     def __torch_function__(

@@ -192,8 +192,9 @@ class LossEvaluator:
         rounding: int | None = None,
         update: bool = False,
         only: Leaf | None = None,
+        decay: Scale = 1.0,
     ) -> float:
-        """The loss at theta + size * mixture; one evaluation of the closure.
+        """The loss at decay * theta + size * mixture; one evaluation of the closure.
 
         Args:
             closure: the loss.
@@ -202,13 +203,16 @@ class LossEvaluator:
             rounding: key of stochastic rounding of 16-bit leaves; by default that of a probe along the first direction.
             update: scale each leaf by its update amplitude instead of its probe amplitude.
             only: perturb this leaf alone.
+            decay: factor of the weights, or one for each parameter group; pending updates are written first.
 
         Raises:
             BadInput: the closure reads none of the parameters.
         """
         if rounding is None:
             rounding = rng.probe_rounding_key(mixture.keys[0]) if mixture.keys else 0
-        points = Points((Point(mixture, size, rounding),), update=update)
+        points = Points((Point(mixture, size, rounding, decay),), update=update)
+        if points.decayed:
+            self._deferred.flush()
         return self._together([points], lambda own: [self._one(closure, own[0], only)])[0]
 
     def slopes(self, closure: Closure, keys: Sequence[int]) -> tuple[float, list[float]]:
@@ -269,7 +273,9 @@ class LossEvaluator:
             return list(map(float, batched.losses(closure)))
 
     def _touched(self, points: Points) -> dict[int, Leaf]:
-        """The leaves that some point perturbs. All others are read as they are, so nothing of them may be pending."""
+        """The leaves that some point moves. All others are read as they are, so nothing of them may be pending."""
+        if points.decayed:
+            return self._leaves
         keys = [key for point in points.points for key in point.mixture.keys]
         unperturbed = [leaf for leaf in self._leaves.values() if leaf.active and not any(map(leaf.active, keys))]
         if not unperturbed:

@@ -49,14 +49,21 @@ class LowRankLinear:
     def factors(self, leaf: Leaf, points: Points) -> tuple[Tensor, Tensor] | None:
         """V ``[columns, rank]`` and A ``[C, rows, rank]`` at every point, or None where the leaf must be made whole.
 
-        Pending updates along another V, or with weight decay, are written first.
+        An update that is tried out is, since it is decayed and rounded as the weights will be. Pending updates along
+        another V, or with weight decay, are written first.
         """
         ready = self._ready.get(id(leaf.param))
         if ready is not None and ready[0] is points:
             return self._known[id(leaf.param)].right, ready[1]
         program = points.program(leaf)
         bases = {int(basis) for basis in program.bases}
-        if leaf.stream.kind != "low_rank" or leaf.mask is not None or leaf.param.ndim != 2 or len(bases) != 1:
+        if (
+            points.update
+            or leaf.stream.kind != "low_rank"
+            or leaf.mask is not None
+            or leaf.param.ndim != 2
+            or len(bases) != 1
+        ):
             return None
         (basis,) = bases
         known = self._current(leaf, basis)

@@ -16,7 +16,7 @@ Scale = float | tuple[float, ...]  # one factor, or one for every parameter grou
 
 
 class Point(NamedTuple):
-    """The point theta + scale * mixture; the empty mixture is theta itself.
+    """The point decay * theta + scale * mixture; the empty mixture is theta itself.
 
     ``rounding`` is the key of the stochastic rounding of 16-bit leaves. To nearest, a weight whose spacing is above
     2 eps would not be perturbed at all (the ones of a norm in bfloat16, say), and yet be updated: noise.
@@ -25,6 +25,7 @@ class Point(NamedTuple):
     mixture: Mixture
     scale: Scale
     rounding: int
+    decay: Scale = 1.0
 
 
 def probe_point(key: int | None, scale: float) -> Point:
@@ -47,6 +48,7 @@ class Points:
         self.update = update
         pairs = zip(self.points[::2], self.points[1::2], strict=False)
         self.mirrored = len(self.points) % 2 == 0 and all(_opposite(a, b) for a, b in pairs)
+        self.decayed = any(factor != 1.0 for p in self.points for factor in _factors(p.decay))
         self._programs: dict[int, Program] = {}
 
     def __len__(self) -> int:
@@ -58,7 +60,7 @@ class Points:
         if group not in self._programs:
             drawn = self.points[::2] if self.mirrored else self.points
             self._programs[group] = kernels.program(
-                [(1.0, p.mixture.keys, [scale_of(p, group) * w for w in p.mixture.weights]) for p in drawn],
+                [(1.0, p.mixture.keys, [factor_of(p.scale, group) * w for w in p.mixture.weights]) for p in drawn],
                 rounding=[p.rounding for p in drawn],
             )
         return leaf.terms(self._programs[group])
@@ -68,9 +70,13 @@ class Points:
         return leaf.update, leaf.update if self.update else leaf.probe
 
 
-def scale_of(point: Point, group: int) -> float:
-    """The scale of a point in one parameter group."""
-    return point.scale[group] if isinstance(point.scale, tuple) else point.scale
+def factor_of(scale: Scale, group: int) -> float:
+    """The factor of one parameter group."""
+    return scale[group] if isinstance(scale, tuple) else scale
+
+
+def _factors(scale: Scale) -> tuple[float, ...]:
+    return scale if isinstance(scale, tuple) else (scale,)
 
 
 def _opposite(a: Point, b: Point) -> bool:
@@ -92,7 +98,7 @@ def branch(
         keep: write the leaf with these steps done back to the parameter.
         rows: only these rows of the leaf.
     """
-    if leaf.draw is None:
+    if leaf.draw is None and not points.decayed:
         return kernels.fan(
             outs,
             leaf.param,
@@ -106,9 +112,18 @@ def branch(
             mask=leaf.mask,
             rows=rows,
         )
-    for out, point in zip(outs, points.points, strict=True):  # custom directions have no pending updates
-        amplitude, scale = points.amplitudes(leaf)[1], scale_of(point, leaf.group)
-        combine(out, leaf, point.mixture, amplitude=amplitude, scale=scale, rounding=point.rounding, rows=rows)
+    # Nothing is pending here: custom directions are not deferred, and a decayed point is asked for after a flush.
+    for out, point in zip(outs, points.points, strict=True):
+        combine(
+            out,
+            leaf,
+            point.mixture,
+            amplitude=points.amplitudes(leaf)[1],
+            scale=factor_of(point.scale, leaf.group),
+            decay=factor_of(point.decay, leaf.group),
+            rounding=point.rounding,
+            rows=rows,
+        )
     return outs
 
 

@@ -26,6 +26,7 @@ class Method(NamedTuple):
     family: str = ZEROTH
     copies: float = 0.0  # float32 copies of the tuned weights that it keeps beside them
     lr_factor: float = 1.0  # first guess of the learning rate, in units of the scheme's for plain MeZO
+    lr_in_eps: float | None = None  # or in units of eps, where steps do not depend on the size of the loss
     auto: float | None = None  # with lr "auto", how far a weight walks in a run (rms), in units of eps
     blocks: bool = False  # perturbs some blocks only, so that forwards may share what lies before them
     checkpoint: bool = False  # keep the activations of few layers, and compute the others again
@@ -112,7 +113,7 @@ METHODS: dict[str, Method] = {
         zobench.zo_blockwise, "every block in turn; 2 forwards a block", "Zhang et al. 2024", blocks=True
     ),
     "fzoo": Method(
-        recent.fzoo, "one-sided batch of signs, normalised by its spread; K+1 forwards", "FZOO 2025", lr_factor=10.0
+        recent.fzoo, "one-sided batch of signs, normalised by its spread; K+1 forwards", "FZOO 2025", lr_in_eps=1.0
     ),
     "zo-muon": Method(recent.zo_muon, "orthogonalised low-rank estimates", "ZO-Muon 2026", lr_factor=100.0),
     "sparse-mezo": Method(recent.sparse_mezo, "only the smallest weights of each layer", "Liu et al. 2024"),

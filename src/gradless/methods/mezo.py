@@ -65,13 +65,24 @@ def mezo_momentum(
 
 
 def mezo_adam(
-    params: Params, *, lr: Rate = 1e-4, eps: float = 1e-3, queries: Queries = 1, **common: Unpack[Common]
+    params: Params,
+    *,
+    lr: Rate = 1e-4,
+    eps: float = 1e-3,
+    queries: Queries = 1,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    window: int = 64,
+    **common: Unpack[Common],
 ) -> ZerothOrder:
-    """MeZO-Adam with Gaussian z and moments recomputed from past scalars. See `gradless.rules.adam` for costs.
+    """MeZO-Adam: Gaussian z, and both moments recomputed from the scalars of the last ``window`` steps.
 
-    Malladi et al. 2023 (arXiv 2305.17333), appendix B.2.
+    Adam (Kingma & Ba 2015) for the first ``window`` steps; after that its v forgets what is older, where Adam's beta2
+    of 0.999 remembers a thousand steps. `gradless.rules.adam` has the size of the difference and the costs; `zo_adam`
+    stores the moments instead. Malladi et al. 2023 (arXiv 2305.17333), appendix B.2, who recompute over all steps.
     """
-    return build(params, gaussian(), spsa(eps=eps, queries=queries), chain(adam(), scale(lr)), **common)
+    rule = chain(adam(beta1, beta2, window=window), scale(lr))
+    return build(params, gaussian(), spsa(eps=eps, queries=queries), rule, **common)
 
 
 def lozo(
@@ -87,7 +98,8 @@ def lozo(
     """ZO-SGD along low-rank directions z = U V^T / sqrt(rank) with a V that is kept for ``refresh`` steps.
 
     Linear layers apply z beside their weights, which are neither copied nor, with ``defer``, written more than once in
-    ``refresh`` steps. Cost: 2K forwards and thin products. Chen et al. 2024 (LOZO, arXiv 2410.07698), with signs for
-    Gaussian factors; Sarkar et al. 2025 (EGGROLL, arXiv 2511.16652).
+    ``refresh`` steps. Cost: 2K forwards and thin products. z has elements of variance 1, so a published eps becomes
+    eps sqrt(rank) and a rate of the published code, which leaves U V^T unscaled, lr rank. Chen et al. 2024 (LOZO,
+    arXiv 2410.07698), with signs for Gaussian factors; Sarkar et al. 2025 (EGGROLL, arXiv 2511.16652).
     """
     return build(params, low_rank(rank, refresh=refresh), spsa(eps=eps, queries=queries), scale(lr), **common)

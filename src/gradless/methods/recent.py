@@ -19,11 +19,13 @@ __all__ = ["fzoo", "lezo", "mezo_rms", "sparse_mezo", "zo_muon"]
 
 
 def fzoo(
-    params: Params, *, lr: Rate = 1e-6, eps: float = 1e-3, queries: Queries = 8, **common: Unpack[Common]
+    params: Params, *, lr: Rate = 1e-3, eps: float = 1e-3, queries: Queries = 8, **common: Unpack[Common]
 ) -> ZerothOrder:
     """FZOO: one-sided differences along K signs, divided by their standard deviation. Cost: K + 1 forwards.
 
-    arXiv 2506.09034.
+    The step does not depend on the size of the loss: weights change by about lr / sqrt(K), so rates are of the size of
+    eps. The deviation is the paper's (K - 1); the published code divides by K, which makes its steps sqrt(K / (K - 1))
+    times longer. Dang et al. 2025 (arXiv 2506.09034).
 
     Raises:
         BadInput: fewer than two queries, which have no spread.
@@ -66,14 +68,25 @@ def zo_muon(
     queries: Queries = 4,
     rank: int = 16,
     refresh: int = 50,
+    sides: int = 2,
+    update: str = "rms",
     **common: Unpack[Common],
 ) -> ZerothOrder:
     """ZO-Muon: low-rank estimates of K queries, orthogonalised matrix by matrix. Cost: 2K forwards, thin factors.
 
-    Directions have rank ``rank``; their V is new every ``refresh`` steps. arXiv 2602.17155.
+    Directions have rank ``rank``; their V is new every ``refresh`` steps. ``sides``: 2 for central differences, 1 for
+    forward differences (K + 1 forwards). ``update``: the scale of `gradless.orthogonalise`; a rate is the change of a
+    weight with "rms" and that of the paper with "none". Published: ``rank=2, refresh=100, sides=1, update="none"``,
+    with eps sqrt(rank / rows). Lang et al. 2026 (arXiv 2602.17155).
+
+    Raises:
+        BadInput: ``sides`` is neither 1 nor 2, or an unknown scale.
     """
-    rule = chain(orthogonalise(), scale(lr))
-    return build(params, low_rank(rank, refresh=refresh), spsa(eps=eps, queries=queries), rule, **common)
+    if sides not in (1, 2):
+        raise BadInput(f"sides is {sides}: give 2 for differences of plus and minus eps, or 1 for forward differences")
+    estimator = spsa(eps=eps, queries=queries) if sides == 2 else one_sided(eps=eps, queries=queries)
+    rule = chain(orthogonalise(update), scale(lr))
+    return build(params, low_rank(rank, refresh=refresh), estimator, rule, **common)
 
 
 def sparse_mezo(

@@ -133,6 +133,11 @@ def adam(beta1: float = 0.9, beta2: float = 0.999, *, eps: float = 1e-8, window:
     weights (Adam's bias correction, which also makes up for the cut window). With one +1/-1 query a step, g^2 is the
     same for every weight and Adam is momentum with one adaptive step size.
 
+    For the first ``window`` steps this is Adam. After that m misses beta1^window of its weights (0.1 % at 0.9 and 64),
+    but v at beta2 = 0.999 is nearly the plain mean of the last ``window`` squares, where Adam's looks back a thousand
+    steps. While gradients keep their size, steps are 1.1 times as long as Adam's at a window of 64 and 1.05 times at
+    256; where they shrink a hundredfold in 300 steps, 13 to 19 and 2 times, since Adam still divides by the early ones.
+
     Cost: per leaf, ``window`` directions for m and, unless K = 1, as many again for v; three float32 copies of the
     largest leaf. Not a linear rule: its replay repeats this work step by step. Malladi et al. 2023
     (arXiv 2305.17333); Kingma & Ba 2015 (arXiv 1412.6980).
@@ -181,7 +186,8 @@ def _adam_leaf(past: tuple[Mixture, ...], leaf: Leaf, beta1: float, beta2: float
     )
     m = mean.leaf(leaf)
     if leaf.draw is None and leaf.stream == RADEMACHER and all(len(mixture.keys) == 1 for mixture in past):
-        square = sum(b / total2 * mixture.weights[0] ** 2 for b, mixture in zip(second, past, strict=True))
+        terms = zip(second, past, strict=True)  # a step that did not reach the leaf adds a zero
+        square = sum(b / total2 * mix.weights[0] ** 2 for b, mix in terms if leaf.reached(mix.keys[0]))
         return m / (math.sqrt(square) * leaf.update + eps)
     v = torch.zeros_like(m)
     for b, mixture in zip(second, past, strict=True):

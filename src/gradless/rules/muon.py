@@ -74,6 +74,8 @@ def _update(leaf: Leaf, mixture: Mixture, factor: Callable[[int, int, int], floa
         length = float(torch.linalg.vector_norm(g, dtype=torch.float64))
         count = g.numel() if leaf.mask is None else int(leaf.mask.sum())
         return g.mul_(factor(count, 1, 1) / length) if length else g
+    if not any(map(leaf.reached, mixture.keys)):
+        return torch.zeros(shape, device=leaf.param.device)
     left, right = factors(leaf, mixture)
     rows, columns = left.shape[0], right.shape[0]
     if left.shape[1] <= min(rows, columns):
@@ -92,6 +94,8 @@ def factors(leaf: Leaf, mixture: Mixture) -> tuple[Tensor, Tensor]:
     stream = Stream("factor", rank)
     terms: dict[int, list[tuple[int, float]]] = {}
     for key, weight in zip(mixture.keys, mixture.weights, strict=True):
+        if not leaf.reached(key):
+            continue
         terms.setdefault(key >> 64, []).append((key & MASK64, weight))
     lefts, rights = [], []
     for basis, pairs in terms.items():

@@ -57,7 +57,8 @@ def std_normalised(floor: float = 1e-12) -> Rule:
 
     For one-sided differences c_k = (L_k - L_0) / eps this is 1/K sum_k (L_k - L_0) / std(L) z_k: eps cancels, and the
     learning rate is the step along differences of loss in units of their spread. The standard deviation is that of a
-    sample (K - 1). A step whose coefficients do not differ by more than ``floor`` is not taken.
+    sample (K - 1), as in the paper; its code has that of a population (K). A step whose coefficients do not differ by
+    more than ``floor`` is not taken.
 
     Use four queries or more (the paper: eight): the ratio of mean and deviation of two coefficients has tails so heavy
     that single steps throw a run off. Cost: none, no state. Dang et al. 2025 (arXiv 2506.09034).

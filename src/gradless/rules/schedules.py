@@ -16,6 +16,8 @@ def constant(lr: float) -> Schedule:
 def linear(lr: float, steps: int, *, warmup: int = 0) -> Schedule:
     """Rise to ``lr`` over ``warmup`` steps, then fall linearly to zero at ``steps``.
 
+    Step t of the rise has lr (t + 1) / warmup, where transformers has lr t / warmup: here the first step moves.
+
     Example:
         >>> [round(linear(1.0, 4, warmup=1)(t), 3) for t in range(5)]
         [1.0, 1.0, 0.667, 0.333, 0.0]
@@ -26,7 +28,7 @@ def linear(lr: float, steps: int, *, warmup: int = 0) -> Schedule:
 
 
 def cosine(lr: float, steps: int, *, warmup: int = 0) -> Schedule:
-    """Rise to ``lr`` over ``warmup`` steps, then fall along half a cosine to zero at ``steps``."""
+    """Rise to ``lr`` over ``warmup`` steps, then fall along half a cosine to zero at ``steps``; rises as `linear`."""
 
     def schedule(step: int) -> float:
         if step < warmup:

@@ -186,10 +186,12 @@ class TuneConfig:
         if self.query_schedule != "constant" and self.queries is None:
             raise BadInput(f"a {self.query_schedule} query schedule needs the number that it rises to: give --queries")
         lr, eps = DEFAULTS[self.scheme]
+        eps = self.eps if self.eps is not None else eps
+        guess = lr * method.lr_factor if method.lr_in_eps is None else eps * method.lr_in_eps
         return dataclasses.replace(
             self,
-            lr=self.lr if self.lr is not None else lr * method.lr_factor,
-            eps=self.eps if self.eps is not None else eps,
+            lr=self.lr if self.lr is not None else guess,
+            eps=eps,
             engine=self.engine or self._engine(),
             eval_every=self.eval_every or max(1, -(-self.steps // 5)),
         )

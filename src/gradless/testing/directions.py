@@ -245,7 +245,7 @@ def _shape(leaf: Leaf) -> list[int]:
 
 
 def _reaches(leaf: Leaf, key: int) -> bool:
-    return leaf.active is None or leaf.active(key)
+    return leaf.reached(key)
 
 
 def _z(leaf: Leaf, key: int) -> Tensor:
