@@ -33,6 +33,7 @@ HERE = Path(__file__).resolve().parent
 INPUTS = HERE / "inputs"
 STEPS = 20
 SCHEMES = ("full", "lora")
+FZOO_RATES = {"full": "1e-5", "lora": "1e-3"}  # the defaults when the record was made
 ATTACKS = ("alie", "foe", "sign-flip", "label-flip", "dissensus")
 PAGES = ("run", "bench", "collab")
 
@@ -100,6 +101,7 @@ def tune(cell: tuple[str, str]) -> tuple[str, dict[str, Any]]:
             "--out",
             f"runs/{name}",
             *(("--set", "deep_units=1") if method == "hybrid" else ()),
+            *(("--lr", FZOO_RATES[scheme]) if method == "fzoo" else ()),
         ]
     )
     run = Path("runs") / name

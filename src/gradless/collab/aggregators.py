@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from gradless.collab.aggregation.base import Aggregator, compose, together
 from gradless.collab.aggregation.pre_aggregators import PreAggregator, arc, bucketing, clipping, nnm
 from gradless.collab.aggregation.rules import (
+    Remembering,
     bulyan,
     caf,
     centred_clipping,
@@ -32,8 +33,20 @@ from gradless.collab.aggregation.rules import (
 from gradless.collab.option_checks import any_number, count, more_than
 from gradless.errors import BadInput, pick, unknown
 
-__all__ = ["AGGREGATORS", "PRE_AGGREGATORS", "Aggregator", "Entry", "PreAggregator", "any_number", "arc", "bucketing"]
-__all__ += ["bulyan", "caf", "centred_clipping", "cge", "clipping", "compose", "count", "geometric_median", "krum"]
+__all__ = ["AGGREGATORS", "PRE_AGGREGATORS", "Aggregator", "Entry", "PreAggregator", "Remembering", "any_number"]
+__all__ += [
+    "arc",
+    "bucketing",
+    "bulyan",
+    "caf",
+    "centred_clipping",
+    "cge",
+    "clipping",
+    "compose",
+    "count",
+    "geometric_median",
+    "krum",
+]
 __all__ += ["mda", "meamed", "mean", "median", "more_than", "multi_krum", "named", "nna", "nnm", "options_of"]
 __all__ += ["self_centred_clipping", "smea", "together", "trimmed_mean"]
 
@@ -70,7 +83,11 @@ AGGREGATORS: dict[str, Entry] = {
         geometric_median, "the point with the least sum of distances", "Chen et al. 2017", "n > 2 f", "G"
     ),
     "centred-clipping": Entry(
-        centred_clipping, "clipped steps from the origin", "Karimireddy et al. 2021", "n > 2 f", "G"
+        centred_clipping,
+        "clipped steps from the origin, or the last aggregate",
+        "Karimireddy et al. 2021",
+        "n > 2 f",
+        "G",
     ),
     "self-centred-clipping": Entry(
         self_centred_clipping, "clipped steps from one's own row", "He et al. 2022", "n > 2 f", "G"

@@ -11,15 +11,16 @@ Shapes: P receivers, M basis rows, N rows that a receiver got, N' rows behind pr
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradless.collab.aggregation import passes
-from gradless.collab.aggregation.gram import CentredGram, combine, combine_all, measure, unmeasured
+from gradless.collab.aggregation.gram import CentredGram, combine, combine_all, measure, measure_lengths, unmeasured
 from gradless.collab.aggregation.pre_aggregators import PreAggregator
 from gradless.collab.aggregation.receivers import Received, by_columns, is_identity, seen_by_all, spread_out
+from gradless.collab.aggregation.row_kinds import Rows, matrix_of
 from gradless.collab.aggregation.span_rules import GramBatch, Numbers, batch_of
 from gradless.collab.option_checks import any_number
 from gradless.errors import BadInput
@@ -37,6 +38,7 @@ class Aggregator(NamedTuple):
     blind: bool = False  # whether weights do not depend on the Gram matrix
     together: Callable[[GramBatch], Numbers] | None = None  # ``weights`` of all receivers at once, [P, N]
     function: Callable[[Tensor, int], Tensor] | None = None  # (rows [N, D], pivot) -> [D]
+    moves: bool = False  # whether it goes from the origin towards the rows, and may start elsewhere
 
     @classmethod
     def dense(
@@ -66,38 +68,44 @@ class Aggregator(NamedTuple):
         """
         return cls(name, None, None, check, uses_pivot=uses_pivot, function=function)
 
-    def __call__(self, rows: Tensor, pivot: int = 0, key: int = 0) -> Tensor:
-        """Return the aggregate ``[D]`` of rows ``[N, D]``, which stay as they are; same dtype.
+    def __call__(self, rows: Rows, pivot: int = 0, key: int = 0, start: Any = None) -> Any:
+        """Return the aggregate of rows, which stay as they are: of the kind, dtype and shape of one of them.
 
         Args:
-            rows: one vector for each peer.
+            rows: one vector for each peer: a tensor or an array ``[N, ...]``, or a list of tensors, of arrays, or of
+                lists of numbers (these give float64 arrays). No gradient flows through them.
             pivot: the row that is the receiver's own, for rules that ask.
             key: seed of pre-aggregators that shuffle.
+            start: a vector like a row, from which a rule that moves (centred clipping) starts instead of the origin,
+                e.g. the last aggregate.
 
         Raises:
-            BadInput: for a number of rows that it cannot take, with the condition.
+            BadInput: for rows that are no such vectors, or a number of them that it cannot take, with the condition.
 
         Example:
             >>> from gradless.collab.aggregators import median
             >>> median()(torch.tensor([[1.0], [2.0], [30.0]]))
             tensor([2.])
+            >>> median()([[1, 5], [2, 6], [30, 7]])
+            array([2., 6.])
         """
-        return self.for_all(rows, (pivot,), key)[0]
+        return self.for_all(rows, (pivot,), key, start)[0]
 
-    def for_all(self, rows: Tensor, pivots: Sequence[int], key: int = 0) -> Tensor:
-        """Return what every receiver makes of the same rows: ``[P, D]``, the bits of ``rule(rows, pivot=p)`` for each.
+    def for_all(self, rows: Rows, pivots: Sequence[int], key: int = 0, start: Any = None) -> Any:
+        """Return what all receivers make of the same rows: ``[P, ...]``, the bits of ``rule(rows, pivot=p)`` for each.
 
         Args:
-            rows: ``[N, D]``, one vector for each peer; not written to.
+            rows: one vector for each peer, in any form that a call takes; not written to.
             pivots: for each of P receivers the row that is its own.
             key: seed of pre-aggregators that shuffle.
+            start: where all begin, as in a call.
 
         Returns:
             Vectors in the dtype of the rows. If the rule does not use the pivot, one vector expanded to P: copy it
             before writing.
 
         Raises:
-            BadInput: for a number of rows that it cannot take, with the condition.
+            BadInput: for rows that are no such vectors, or a number of them that it cannot take, with the condition.
 
         Cost: distances, pre-aggregators and products of coordinates once for all P: of nna with n = 26 and D = 431,080
         a tenth of the time of 21 calls (benchmarks/aggregators.py --receivers). A dense rule that uses the pivot
@@ -110,7 +118,24 @@ class Aggregator(NamedTuple):
                     [0.5000],
                     [5.0000]])
         """
-        return aggregate(self, seen_by_all(rows, pivots), key=key, alone=True)
+        matrix, restore = matrix_of(rows)
+        rule = self if start is None else self._from(matrix, start)
+        return restore(aggregate(rule, seen_by_all(matrix, pivots), key=key, alone=True))
+
+    def _from(self, matrix: Tensor, start: Any) -> Aggregator:
+        """Return the rule that starts at a point: the same among rows seen from there."""
+        if not self.moves:
+            raise BadInput(f"{self.name} starts nowhere: leave start out, or use centred-clipping")
+        shape = passes.shape_of((matrix,))
+        point = matrix_of([start])[0].to(shape.device, shape.working)
+        if point.shape[1] != shape.width or not bool(point.isfinite().all()):
+            raise BadInput(
+                f"start has {point.shape[1]} numbers for rows of {shape.width}: give a finite vector like a row"
+            )
+        plain = self._replace(stages=(), check=any_number)
+        return self._replace(
+            weights=None, together=None, function=lambda rows, pivot: plain(rows - point, pivot) + point[0]
+        )
 
 
 def together(
@@ -206,8 +231,7 @@ def aggregate(
     coordinates = rule.column is not None and (rule.weights is None or (not rule.stages and received.plain()))
     in_span = rule.weights is not None and not coordinates
     if gram is None:
-        blind = all(stage.blind for stage in rule.stages) and (rule.blind or not in_span)
-        gram = unmeasured(shape.rows) if blind else measure(received.basis)
+        gram = _look(rule, received, in_span)
     groups = received.groups(rule.uses_pivot)
     distinct = received.some([members[0] for members in groups])
     if in_span:
@@ -222,6 +246,16 @@ def aggregate(
     else:
         _by_rows(rule, distinct, gram, key, out)
     return spread_out(out, groups)
+
+
+def _look(rule: Aggregator, received: Received, in_span: bool) -> CentredGram:
+    """Return what a rule must know of the basis: nothing, lengths, or all inner products."""
+    indifferent, cuts = rule.blind or not in_span, [stage.cuts for stage in rule.stages]
+    if indifferent and all(stage.blind for stage in rule.stages):
+        return unmeasured(passes.shape_of(received.basis).rows)
+    if indifferent and all(cuts) and received.plain():
+        return measure_lengths(received.basis)
+    return measure(received.basis, long=any(cuts))
 
 
 def _by_rows(rule: Aggregator, received: Received, gram: CentredGram, key: int, out: Tensor) -> None:

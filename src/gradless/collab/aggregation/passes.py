@@ -135,6 +135,21 @@ def gram(blocks: Sequence[Tensor], centre: int, near: Tensor) -> Tensor:
     return total.cpu()
 
 
+def squared_lengths(blocks: Sequence[Tensor]) -> Tensor:
+    """Return the squared length of every row: float64 ``[M]``.
+
+    Cost: one read of the rows; up to 512 squares are summed in the working precision, their sums in float64.
+    """
+    shape = shape_of(blocks)
+    total = torch.zeros(shape.rows, dtype=torch.float64, device=shape.device)
+    for _, tile in tiles(blocks):
+        whole = tile.shape[1] // 512 * 512
+        parts = tile[:, :whole].unflatten(1, (-1, 512)) if whole else tile[:, None, :0]
+        for piece in (parts, tile[:, None, whole:]):
+            total += torch.linalg.vector_norm(piece, dim=2).double().square().sum(1)
+    return total.cpu()
+
+
 def product(
     weights: Tensor,
     blocks: Sequence[Tensor],
@@ -147,9 +162,9 @@ def product(
 ) -> Tensor:
     """``weights @ rows``: ``[P, D]`` in the dtype of the rows.
 
-    Rows of weight zero are not looked at, so what is not finite in them does no harm. A result that is one row with
-    weight one is a copy of it. The others are summed around the centre: as exact as the spread of the rows allows, and
-    equal rows give that row.
+    Rows of weight zero are not looked at, so what is not finite in them does no harm. A result of one row is that row
+    times its weight, with weight one a copy. The others are summed around the centre: as exact as the spread of the
+    rows allows, and equal rows give that row.
 
     Args:
         weights: ``[P, M]`` float64.
@@ -171,13 +186,13 @@ def product(
         for p, row_weights in enumerate(weights.split(1)):
             product(row_weights, blocks, centre, near, finite, out[p : p + 1])
         return out
-    copies = _copies(weights)
-    for p, j in copies.items():
-        out[p] = row(blocks, j)
-    rest = [p for p in range(len(out)) if p not in copies]
+    multiples = _multiples(weights)
+    for p, (j, weight) in multiples.items():
+        _scale(row(blocks, j), weight, out[p])
+    rest = [p for p in range(len(out)) if p not in multiples]
     if not rest:
         return out
-    direct = not copies and shape.dtype == shape.working
+    direct = not multiples and shape.dtype == shape.working
     for part, tile in tiles(blocks, None if direct else columns_of(shape.rows, shape.width)):
         target = out[:, part] if direct else tile.new_empty(len(rest), tile.shape[1])
         _fill(target, weights[rest], tile, centre, near, finite, alone)
@@ -206,10 +221,22 @@ def combined(weights: Tensor, tile: Tensor, centre: int, near: Tensor, finite: T
     return product(weights, (tile,), centre, near, finite)
 
 
-def _copies(weights: Tensor) -> dict[int, int]:
-    """Return which results are one row as it is."""
-    single = ((weights != 0).sum(1) == 1) & (weights == 1).any(1)
-    return {int(p): int(weights[p].argmax()) for p in single.nonzero().flatten()}
+def _multiples(weights: Tensor) -> dict[int, tuple[int, float]]:
+    """Return which results are one row times a weight."""
+    used = weights != 0
+    index, single = used.int().argmax(1), (used.sum(1) == 1).nonzero().flatten().tolist()
+    return {p: (int(index[p]), float(weights[p, index[p]])) for p in single}
+
+
+def _scale(row: Tensor, weight: float, out: Tensor) -> None:
+    """Out = weight * row; in float64 where the weight is too small for the row's own precision."""
+    row = row.detach()
+    if weight == 1:
+        out.copy_(row)
+    elif abs(weight) >= 1e-30:
+        torch.mul(row, weight, out=out)
+    else:
+        out.copy_(row.double() * weight)
 
 
 def _fill(
@@ -245,8 +272,8 @@ def _fill(
     if finite is None and not bool(target.sum().isfinite()):  # something was: weight zero times infinity is no number
         return _fill(target, weights, tile, centre, near, tile.isfinite().all(1).cpu(), alone)
     for j in (used & ~known).nonzero().flatten().tolist():
-        for p in (weights[:, j] != 0).nonzero().flatten().tolist():
-            target[p] += float(weights[p, j]) * tile[j]
+        for p in (weights[:, j] != 0).nonzero().flatten().tolist():  # a weight may be too small for their precision
+            target[p] += (tile[j].double() * float(weights[p, j])).to(tile)
     return None
 
 

@@ -7,14 +7,15 @@ after the pre-aggregator counts it as infinitely far.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gradless import rng
 from gradless.collab.aggregation import passes
-from gradless.collab.aggregation.gram import CentredGram, measure, smallest, unmeasured
+from gradless.collab.aggregation.gram import CentredGram, measure, measure_lengths, smallest, unmeasured
+from gradless.collab.aggregation.row_kinds import Rows, matrix_of
 from gradless.collab.aggregation.span_rules import krum_scores
 from gradless.collab.option_checks import any_number, count, more_than, positive
 
@@ -28,19 +29,22 @@ class PreAggregator(NamedTuple):
     keeps_rows: bool = True  # whether row i of the result still belongs to peer i
     rows: Callable[[int], int] = lambda n: n  # N -> N'
     blind: bool = False  # whether weights do not depend on the Gram matrix
+    cuts: bool = False  # whether weights depend on the lengths of rows alone, and cut the long ones
 
-    def __call__(self, rows: Tensor, key: int = 0) -> Tensor:
-        """Return mixed rows ``[N', D]`` of rows ``[N, D]``, which stay as they are; same dtype.
+    def __call__(self, rows: Rows, key: int = 0) -> Any:
+        """Return mixed rows ``[N', ...]`` of rows in any form that an aggregator takes; the same kind and dtype.
 
         Raises:
-            BadInput: for a number of rows that it cannot take, with the condition.
+            BadInput: for rows that are no vectors, or a number of them that it cannot take, with the condition.
         """
-        n = passes.shape_of((rows,)).rows
+        matrix, restore = matrix_of(rows)
+        n = passes.shape_of((matrix,)).rows
         self.check(n)
         if self.blind:
-            return passes.product(self.weights(unmeasured(n), key), (rows,))
-        gram = measure((rows,))
-        return passes.product(self.weights(gram.points(), key), (rows,), gram.centre, gram.near, gram.finite)
+            return restore(passes.product(self.weights(unmeasured(n), key), (matrix,)))
+        gram = measure_lengths((matrix,)) if self.cuts else measure((matrix,))
+        weights = self.weights(gram.points(), key)
+        return restore(passes.product(weights, (matrix,), gram.centre, gram.near, gram.finite))
 
 
 def nnm(*, f: int) -> PreAggregator:
@@ -92,31 +96,31 @@ def bucketing(*, size: int) -> PreAggregator:
 def clipping(*, norm: float) -> PreAggregator:
     """Static clipping: x_i min(1, norm / |x_i|).
 
-    For gradients and momenta, not for parameters: it pulls towards the origin. A row too large to square stays as it
-    is. Breakdown: that of the next rule. Cost: the diagonal of the Gram matrix.
+    For gradients and momenta, not for parameters: it pulls towards the origin. A row with a NaN or an infinity stays as
+    it is. Breakdown: that of the next rule. Cost: one read of the rows and, if they themselves are wanted, one write.
     """
     positive("clipping", norm, "norm")
 
     def weights(gram: CentredGram, key: int) -> Tensor:
-        return shortened(gram, norm)
+        return gram.cut(norm).diag()
 
-    return PreAggregator("clipping", weights, any_number)
+    return PreAggregator("clipping", weights, any_number, cuts=True)
 
 
 def arc(*, f: int) -> PreAggregator:
     """Adaptive robust clipping: the k = floor(2 f (n-f) / n) longest rows are cut to the length of the next one.
 
     Keeps the robustness of the rule after it, which static clipping does not. Allouah, Guerraoui, Gupta, Jellouli,
-    Rizk, Stephan 2024 (arXiv 2405.14432). Breakdown: n > 2 f. Cost: the diagonal of the Gram matrix.
+    Rizk, Stephan 2024 (arXiv 2405.14432). Breakdown: n > 2 f. Cost: that of `clipping`.
     """
     count("arc", f)
 
     def weights(gram: CentredGram, key: int) -> Tensor:
         n = gram.rows
         cut = 2 * f * (n - f) // n
-        return shortened(gram, float(gram.norms().sort().values[n - cut - 1]))
+        return gram.cut(float(gram.norms().sort().values[n - cut - 1])).diag()
 
-    return PreAggregator("arc", weights, more_than("arc", 2, f))
+    return PreAggregator("arc", weights, more_than("arc", 2, f), cuts=True)
 
 
 def krum_selection(*, f: int) -> PreAggregator:
@@ -135,9 +139,3 @@ def krum_selection(*, f: int) -> PreAggregator:
     return PreAggregator(
         "krum-selection", weights, more_than("bulyan", 4, f, 2), keeps_rows=False, rows=lambda n: n - 2 * f
     )
-
-
-def shortened(gram: CentredGram, norm: float) -> Tensor:
-    """Weights ``[N, N]`` that cut finite rows to a length."""
-    norms = gram.norms()
-    return torch.where(gram.finite & (norms > norm), norm / norms, 1.0).diag()

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 from gradless.collab.aggregation import coordinate_rules, pre_aggregators, span_rules
 from gradless.collab.aggregation.base import Aggregator, compose, together
+from gradless.collab.aggregation.row_kinds import Rows
 from gradless.collab.option_checks import any_number, count, more_than, positive
 from gradless.errors import BadInput
 
@@ -177,8 +178,8 @@ def geometric_median(
 def centred_clipping(*, f: int | None = None, radius: float, iterations: int = 3) -> Aggregator:
     """Steps from the origin by the mean of differences cut to a radius: v <- v + mean_i clip(x_i - v, radius).
 
-    Karimireddy, He, Jaggi 2021 (arXiv 2012.10333), without memory of the last round. A row that is not finite counts as
-    one that does not pull. Not translation equivariant.
+    Karimireddy, He, Jaggi 2021 (arXiv 2012.10333). The paper starts at the last aggregate: ``rule(rows, start=last)``,
+    or `Remembering`. A row that is not finite counts as one that does not pull. Not translation equivariant.
 
     Args:
         f: only for the check of n.
@@ -194,7 +195,39 @@ def centred_clipping(*, f: int | None = None, radius: float, iterations: int = 3
         "centred-clipping",
         lambda grams: span_rules.clipped(grams, False, None, radius, iterations),
         _twice("centred-clipping", f),
-    )
+    )._replace(moves=True)
+
+
+class Remembering:
+    """A rule that moves (centred clipping, alone or behind pre-aggregators) and starts where it ended the last time.
+
+    Karimireddy, He, Jaggi 2021 (arXiv 2012.10333). One for each receiver. A result that is not finite is not kept.
+
+    Args:
+        rule: `centred_clipping`, or a composition that ends with it.
+        start: where the first round starts, a vector like a row; None: at the origin.
+
+    Raises:
+        BadInput: a rule that starts nowhere.
+
+    Example:
+        >>> import torch
+        >>> rule = Remembering(centred_clipping(radius=1.0, iterations=1))
+        >>> [float(rule(torch.full((3, 1), 5.0))) for _ in range(6)]
+        [1.0, 2.0, 3.0, 4.0, 5.0, 5.0]
+    """
+
+    def __init__(self, rule: Aggregator, start: Any = None) -> None:
+        if not rule.moves:
+            raise BadInput(f"{rule.name} starts nowhere, so it has nothing to remember: use centred-clipping")
+        self.rule, self.last = rule, start  # the whole state: keep ``last`` to go on later
+
+    def __call__(self, rows: Rows, pivot: int = 0, key: int = 0) -> Any:
+        """Return the aggregate of rows, in any form that an aggregator takes, from the last one on."""
+        result = self.rule(rows, pivot, key, self.last)
+        if math.isfinite(float(abs(result).sum())):
+            self.last = result
+        return result
 
 
 def self_centred_clipping(*, f: int | None = None, radius: float | None = None, iterations: int = 1) -> Aggregator:

@@ -197,6 +197,8 @@ def filtered(gram: CentredGram, pivot: int, f: int) -> Tensor:
     if wild == n:
         return uniform(gram, pivot)
     inner = gram.points().inner[:-1, :-1]
+    _, bits = math.frexp(float(inner.abs().max()))
+    inner = inner * 2.0**-bits if bits > 300 else inner  # their fourth powers must be numbers
     weights, least, best = finite.double(), math.inf, finite.double() / (n - wild)
     while True:
         share = weights / weights.sum()
