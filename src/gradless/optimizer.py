@@ -294,9 +294,8 @@ class ZerothOrder(torch.optim.Optimizer):
         def value(a: float) -> float:
             if not a:
                 return self.evaluator.value(closure, Mixture((), ()), 0.0)
-            moved = tuple(a * lr for lr in lrs)
-            steps, decay = tuple(-lr for lr in moved), self._decays(moved)
-            return self.evaluator.value(closure, mixture, steps, rounding=rounding, update=True, decay=decay)
+            size, evaluate = tuple(-a * lr for lr in lrs), self.evaluator.value
+            return evaluate(closure, mixture, size, rounding=rounding, update=True, decay=self._decays(size))
 
         with random.revisited():
             factor = self.accept(value)

@@ -40,8 +40,7 @@ def _flat(rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     if rows.layout != torch.strided:
         raise BadInput("rows are a sparse tensor: make it dense with rows.to_dense()")
     if rows.ndim < 2:
-        shape = list(rows.shape)
-        raise BadInput(f"rows are {shape}, and a row is a vector of one number or more: give [N, D], one row a peer")
+        raise BadInput(f"rows are {list(rows.shape)}, and a row is a vector of numbers: give [N, D], one row a peer")
     if not rows.dtype.is_floating_point:
         raise BadInput(f"rows are {rows.dtype}: {KINDS}")
     if rows.ndim == 2:
