@@ -104,7 +104,15 @@ INSIDE = {
         *("integrations.transformers", "integrations.trl"),
     ),
     "lm": (
-        *("lm.metrics", "lm.checkpoint_config", "lm.assets", "lm.gguf", "lm.tiny_models", "lm.loading"),
+        *(
+            "lm.metrics",
+            "lm.checkpoint_config",
+            "lm.checkpoint_files",
+            "lm.assets",
+            "lm.gguf",
+            "lm.tiny_models",
+            "lm.loading",
+        ),
         *("lm.schemes", "lm.shapes", "lm.encode", "lm.token_trees", "lm.batching", "lm.scoring", "lm.objectives"),
         "lm.evaluate",
     ),

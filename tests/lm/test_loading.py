@@ -235,7 +235,7 @@ def _old_gguf(folder: Path) -> str:
         (_no_config, ["has no config.json", "did you mean", "model.gguf"]),
         (_pickled, ["pickled", "safetensors"]),
         (_torn, ["cannot be loaded", "incomplete"]),
-        (_torn_config, ["cannot be loaded"]),
+        (_torn_config, ["config.json is not JSON"]),
         (_other_file, ["neither a folder nor a .gguf file"]),
         (_not_gguf, ["is not a GGUF file"]),
         (_short_gguf, ["is truncated"]),

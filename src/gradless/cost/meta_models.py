@@ -13,7 +13,16 @@ from typing import Any, Final
 import torch
 
 from gradless.errors import BadInput, pick, unknown
-from gradless.lm import DTYPES, LanguageModel, checkpoint_config, quiet_transformers, shapes, sources, tiny_models
+from gradless.lm import (
+    DTYPES,
+    LanguageModel,
+    checkpoint_config,
+    checkpoint_files,
+    quiet_transformers,
+    shapes,
+    sources,
+    tiny_models,
+)
 from gradless.lm.shapes import Shape, Vocabulary
 
 ATTENTION: Final[dict[str, str | None]] = {"flash": None, "eager": "eager"}  # None: what transformers takes by itself
@@ -150,10 +159,7 @@ def _read(source: str, location: str, options: Mapping[str, Any]) -> tuple[Any, 
         first = str(error).strip().split("\n")[0].rstrip(".:") or type(error).__name__
         if local:
             raise BadInput(f"{source}: its configuration cannot be read ({first}): restore config.json") from None
-        raise BadInput(
-            f"model '{source}' is no local path and no known name ({', '.join(sorted(sources()))}), and the hub did "
-            f"not give its config.json ({first}): check the name and the network, or give shape:NAME"
-        ) from None
+        raise BadInput(checkpoint_files.load_failure(source, local, error, sorted(sources()))) from None
 
 
 def _unknown_architecture(source: str, text: str) -> str:

@@ -20,7 +20,7 @@ def read(source: str, options: dict[str, Any]) -> tuple[Any, bool]:
         options: keyword arguments of ``from_pretrained``.
 
     Raises:
-        BadInput: code of its own, quantised weights, no language-model head.
+        BadInput: code of its own, quantised weights, no language-model head, an encoder with a decoder.
         Exception: what transformers and the hub raise if there is no configuration, or an unknown one.
     """
     from transformers import AutoConfig
@@ -40,7 +40,25 @@ def read(source: str, options: dict[str, Any]) -> tuple[Any, bool]:
         raise BadInput(
             f"its weights are quantised{method}, and only float weights are tuned: choose the original model"
         )
-    return config, is_masked(config)
+    masked = is_masked(config)
+    _check_class(config, masked)
+    return config, masked
+
+
+def _check_class(config: Any, masked: bool) -> None:
+    """Refuse what transformers builds neither as a causal nor as a masked language model."""
+    from transformers.models.auto import modeling_auto as auto
+
+    names = tuple(config.architectures or ())
+    what = names[0] if names else config.model_type
+    if getattr(config, "is_encoder_decoder", False) and not what.endswith("ForCausalLM"):
+        raise BadInput(f"{what} is an encoder and a decoder: choose a causal or masked language model")
+    table = auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES if masked else auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if config.model_type not in table:
+        raise BadInput(
+            f"{what} is not built as a causal or masked language model (it may read images or sound): choose a model "
+            "of text"
+        )
 
 
 def is_masked(config: Any) -> bool:

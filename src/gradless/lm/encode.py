@@ -126,6 +126,7 @@ def encode(
     solved = "".join(completed(shown, stop) + SEPARATOR for shown in demonstrations)
     completions = _completions(example, stop)
     prompt, wholes = _causal_rows(lm.tokenizer, solved, example.prompt, completions)
+    _check_known(lm, max(wholes or [prompt], key=max))
     lengths = [len(whole) - len(prompt) for whole in wholes]
     for completion, length in zip(completions, lengths, strict=True):
         _check_option(completion, length, limit)
@@ -257,6 +258,17 @@ def _check_option(text: str, length: int, limit: int) -> None:
         raise BadInput(f"option {text[:40]!r} takes {length} of at most {limit} tokens: raise max_length")
 
 
+def _check_known(lm: LanguageModel, tokens: Sequence[int]) -> None:
+    """Refuse a text with a token that the tokenizer has and the model does not."""
+    largest = max(tokens)
+    if largest >= lm.num_embeddings:
+        token = lm.tokenizer.convert_ids_to_tokens(largest)
+        raise BadInput(
+            f"a text holds the token {token!r}, and {lm.source} has no embedding of it (its tokenizer has "
+            f"{len(lm.tokenizer)} tokens, the model {lm.num_embeddings}): choose the tokenizer that belongs to it"
+        )
+
+
 def _tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Return the token ids of texts to be continued: with BOS if the tokenizer adds one, without EOS."""
     rows: list[list[int]] = tokenizer(list(texts), verbose=False)["input_ids"]
@@ -299,6 +311,7 @@ def _encode_masked(lm: LanguageModel, example: Example, limit: int, first_limit:
         return ids
 
     tokens = tokenized(example.prompt)
+    _check_known(lm, tokens)
     if example.contents and len(tokens) > limit:
         example = _fitted(tokenizer, example, limit, lambda prompt: len(tokenized(prompt)), keep_end=False)
         tokens = tokenized(example.prompt)

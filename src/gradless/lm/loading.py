@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from gradless.errors import BadInput, pick, unknown
-from gradless.lm import assets, checkpoint_config, gguf, tiny_models
+from gradless.lm import assets, checkpoint_config, checkpoint_files, gguf, tiny_models
 from gradless.system import cache as store
 from gradless.system.cache import Say
 from gradless.system.cache import quiet as silent
@@ -81,6 +81,11 @@ class LanguageModel:
         """Output layer from hidden states to the vocabulary, weight ``[V, H]``, which tied models share."""
         head: nn.Linear = cast(Any, self.model).get_output_embeddings()
         return head
+
+    @property
+    def num_embeddings(self) -> int:
+        """Tokens that the model knows; a tokenizer may have more."""
+        return int(cast(Any, self.model).get_input_embeddings().weight.shape[0])
 
     @property
     def config(self) -> Any:
@@ -195,7 +200,7 @@ def _resolve(source: str, root: Path, say: Say) -> tuple[str, str | None]:
         return str(_converted(path, digest, root, say) if path.is_file() else path), None
     path = Path(source).expanduser()
     if path.is_dir():
-        return str(_checked_folder(path)), None
+        return str(checkpoint_files.checked_folder(path)), None
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise BadInput(f"{source} is neither a folder nor a .gguf file: give the folder with its config.json")
@@ -206,18 +211,6 @@ def _resolve(source: str, root: Path, say: Say) -> tuple[str, str | None]:
     if "/" not in name and difflib.get_close_matches(name.lower(), sources(), n=1, cutoff=0.7):
         raise BadInput(unknown("model", name, sources()))  # a typing error is no reason to call the hub
     return name, revision or None
-
-
-def _checked_folder(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        inside = sorted(file.name for file in folder.glob("*.gguf"))
-        hint = f"; did you mean {folder / inside[0]}?" if inside else ": give the folder of a saved model"
-        raise BadInput(f"{folder} has no config.json{hint}")
-    if not any(folder.glob("*.safetensors")):
-        pickled = any(folder.glob("*.bin"))
-        what = "only pickled weights, which are not read for safety" if pickled else "no weights"
-        raise BadInput(f"{folder} has {what}: save the model with save_pretrained, which writes safetensors")
-    return folder
 
 
 def _converted(path: Path, digest: str | None, root: Path, say: Say) -> Path:
@@ -288,6 +281,7 @@ def _from_folder(
             dtype=dtype or "auto",
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report
             **({} if device == CPU else {"device_map": device if device == AUTO else {"": device}}),
             **options,
             **checkpoint_config.OWN_CODE,
@@ -300,13 +294,9 @@ def _from_folder(
             raise
         if device == AUTO and "offload" in str(error):  # to a disk, which was not asked for
             raise BadInput(_too_large(source)) from error
-        raise BadInput(_load_failure(source, local, error)) from error
+        raise BadInput(checkpoint_files.load_failure(source, local, error, sorted(sources()))) from error
     _refuse_offloaded(source, model)
-    if missing := sorted(report["missing_keys"]):
-        raise BadInput(
-            f"{source} lacks {len(missing)} weights of {type(model).__name__} (such as {missing[0]}): "
-            "choose a checkpoint saved with its language-model head"
-        )
+    checkpoint_files.check_report(source, model, report)
     name = source if source in assets.ASSETS else Path(source.partition("@")[0]).name.removesuffix(".gguf")
     return _finish(LanguageModel(model, tokenizer, masked, source=source, name=name))
 
@@ -328,36 +318,26 @@ def _too_large(source: str) -> str:
     )
 
 
-def _load_failure(source: str, local: bool, error: Exception) -> str:
-    """Return one sentence about what the libraries raised."""
-    text = str(error).strip()
-    first = " ".join(text.split("\n")[0].split()).rstrip(".:") or type(error).__name__
-    if local:
-        return f"{source} cannot be loaded ({first}): the folder seems incomplete, save it or download it again"
-    if "safetensors" in text:
-        return (
-            f"{source} has no safetensors weights, and pickled ones are not read: name a revision that has "
-            f"them, such as '{source}@refs/pr/1'"
-        )
-    return (
-        f"model '{source}' is no local path and no known name ({', '.join(sorted(sources()))}), and the hub "
-        f"did not give it ({first}): check the name and the network, or give a local folder"
-    )
-
-
 def _finish(lm: LanguageModel) -> LanguageModel:
     lm.model.eval()
     if hasattr(lm.model.config, "use_cache"):
         lm.model.config.use_cache = False
-    tokenizer = lm.tokenizer
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.bos_token or tokenizer.unk_token
-    if tokenizer.pad_token is None:
-        raise BadInput(f"the tokenizer of {lm.source} has no special token to pad with: add a pad_token to it")
-    tokenizer.padding_side = "right"
+    _set_padding(lm)
     if not isinstance(lm.head, nn.Linear):
         raise BadInput(f"{lm.source} has no linear output layer: choose a causal or masked language model")
     return lm
+
+
+def _set_padding(lm: LanguageModel) -> None:
+    """Make the tokenizer pad on the right, with a token for which the model has an embedding."""
+    tokenizer: Any = lm.tokenizer
+    special = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    token = next((one for one in special if one is not None and one < lm.num_embeddings), None)
+    if token is None:
+        raise BadInput(f"the tokenizer of {lm.source} has no special token to pad with: add a pad_token to it")
+    if token != tokenizer.pad_token_id:
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(token)
+    tokenizer.padding_side = "right"
 
 
 def device_of(name: str) -> torch.device:
@@ -370,11 +350,22 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise BadInput(f"unknown device '{name}': use cpu, cuda, cuda:0 or auto") from None
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise BadInput(f"device '{name}' is not there ({torch.cuda.device_count()} found): use --device cpu")
+    backends: dict[str, Any] = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.mps}
+    if device.type not in ("cpu", *backends):
+        raise BadInput(f"device '{name}' is of a kind that is not supported: use cpu, cuda, mps, xpu or auto")
+    there = 1 if device.type == "cpu" else _count(device.type, backends[device.type])
+    if (device.index or 0) >= there:
+        raise BadInput(f"device '{name}' is not there ({there} found): use --device {'cpu' if not there else 'auto'}")
     if name == "cuda":  # a process of a job on several GPUs has chosen its own
         device = torch.device("cuda", torch.cuda.current_device())
     return device
+
+
+def _count(kind: str, backend: Any) -> int:
+    """Return the number of devices of a kind."""
+    if kind == "mps":
+        return int(torch.backends.mps.is_available())
+    return int(backend.device_count()) if backend.is_available() else 0
 
 
 @contextlib.contextmanager
