@@ -160,7 +160,7 @@ def test_replay_goes_to_any_step(tune, tmp_path):
         hashes.add(found.output.split()[-1])
     assert len(hashes) == 4
     refused(call("replay", tmp_path / "run", "--until", 4), "holds 3 steps")
-    refused(call("replay", tmp_path / "run", "--until", -1), "out of reach")
+    refused(call("replay", tmp_path / "run", "--until", -1), "until is -1: give a whole number of at least 0")
     refused(
         call("replay", tmp_path / "run", "--verify", "--until", (result["selected_step"] + 1) % 4), "verify without"
     )

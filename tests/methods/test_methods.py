@@ -13,7 +13,7 @@ from gradless import rng
 from gradless.errors import BadInput
 from gradless.methods import METHODS, SHARED
 from gradless.runs.build import optimizer
-from gradless.runs.config import TuneConfig
+from gradless.runs.config import TuneConfig, check_options
 from gradless.testing import method_checks
 
 # Learning rates at which 60 steps on the problem below make clear progress, and what else a method needs there.
@@ -102,11 +102,11 @@ def test_both_engines_agree(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_options_are_checked(name):
     method = METHODS[name]
-    method.check(name, {option: value for option, value in method.options().items() if option != "queries"})
+    check_options(name, {option: value for option, value in method.options().items() if option != "queries"})
     with pytest.raises(BadInput, match="write --queries" if "queries" in method.options() else "unknown option"):
-        method.check(name, {"queries": 2})
+        check_options(name, {"queries": 2})
     with pytest.raises(BadInput, match="nonsense"):
-        method.check(name, {"nonsense": 1})
+        check_options(name, {"nonsense": 1})
     assert not set(SHARED) & set(method.options())
 
 

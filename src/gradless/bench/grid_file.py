@@ -18,7 +18,7 @@ from gradless.errors import BadInput, unknown
 from gradless.lm.metrics import METRICS
 from gradless.runs.config import OwnFiles, TuneConfig
 from gradless.system import typed
-from gradless.system.typed import Amount, Count, within
+from gradless.system.typed import Count, Seed, within
 
 NAMED: Final = ("method", "scheme", "task", "model", "aligned")
 """What every cell has."""
@@ -47,8 +47,8 @@ class Keys:
     """The top of the file."""
 
     name: str | None = None
-    search_seed: int = 0
-    seeds: Annotated[tuple[Amount, ...], Meta(min_length=1)] = (1, 2, 3)
+    search_seed: Seed = 0
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)] = (1, 2, 3)
     budget: dict[str, Any] = field(default_factory=dict)
     select: str = "metric"
     zero_shot: bool = True

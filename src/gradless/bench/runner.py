@@ -27,9 +27,10 @@ from gradless.errors import BadInput
 from gradless.runs import build
 from gradless.runs.config import TuneConfig
 from gradless.runs.record import DIVERGED, DONE
-from gradless.system import finished_runs, locks
+from gradless.system import finished_runs, locks, typed
 from gradless.system.progress import Reporter
 from gradless.system.signals import interrupting
+from gradless.system.typed import Processes
 
 __all__ = ["Outcome", "bench", "overhead"]
 
@@ -104,9 +105,8 @@ def bench(
         KeyboardInterrupt: the same after Ctrl-C.
     """
     reporter = reporter or Reporter()
-    for name, number in (("workers", workers), ("threads", threads)):
-        if number is not None and number < 1:
-            raise BadInput(f"--{name} is {number}: it must be at least 1")
+    typed.value("workers", workers, Processes)
+    typed.value("threads", threads, Processes | None)
     asked, price = grid.read(grid_path), estimate.remembered(cost or build.step_cost, _relevant)
     out = out.resolve()
     directory.check_folder(out)
@@ -208,6 +208,9 @@ def _work(
                 elif len(children) < workers and time.monotonic() - looked > 10 * poll:
                     _record(board, reporter)  # what others finished may set runs free
                     looked = time.monotonic()
+        except KeyboardInterrupt:
+            done = f"{len(board.lines)} of {len(board.wanted)} runs are finished"
+            raise KeyboardInterrupt(f"{done} in {board.out}; the same command continues") from None
         finally:
             processes.stop(children, board.out)
     if stopped:

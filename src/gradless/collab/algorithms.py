@@ -27,6 +27,7 @@ class Algorithm(NamedTuple):
     momentum: float | None = None  # None: what the recipe says
     gradients_first: bool = False  # peers agree on gradients before they step, and on models after
     growing: bool = False  # t + 1 examples at step t
+    clips: bool = False  # at the radius of the configuration
 
 
 def _nearest(group: Group) -> Aggregator:
@@ -60,7 +61,9 @@ ALGORITHMS: dict[str, Algorithm] = {
     ),
     "mogm": Algorithm("MoGM", _median, "momentum and the geometric median", _MONNA),
     "gm": Algorithm("GM", _median, "the geometric median without momentum", "Pillutla et al. 2022", 0.0),
-    "scc": Algorithm("SCC", _clipped, "self-centred clipping, three times, with momentum 0.9", "He et al. 2022", 0.9),
+    "scc": Algorithm(
+        "SCC", _clipped, "self-centred clipping, three times, with momentum 0.9", "He et al. 2022", 0.9, clips=True
+    ),
     "clipped-gossip": Algorithm(
         "ClippedGossip",
         _clipped_adaptively,

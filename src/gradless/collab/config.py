@@ -16,9 +16,9 @@ from msgspec import Meta
 
 from gradless.collab.network.delivery import Delivery
 from gradless.errors import BadInput
-from gradless.runs.config import Device, Folder, MethodName, Model, Task
+from gradless.runs.config import Device, Folder, MethodName, Model, Task, check_own
 from gradless.system import typed
-from gradless.system.typed import Amount, Count, Flag, Names, NotNegative, Positive
+from gradless.system.typed import Amount, Count, Few, Flag, Names, NotNegative, Positive, Seed
 
 USUAL = {"alpha": 5.0, "gamma": 0.5}  # parameters of splits
 
@@ -28,11 +28,11 @@ class CollabConfig:
     """One run of a group. Equal configurations give equal results on one machine."""
 
     # the group
-    peers: Count = 12
+    peers: Annotated[int, Meta(ge=1, le=10**4)] = 12
     """n, attackers included."""
-    byzantine: int = 1
+    byzantine: Amount = 1
     """f, what the rule is told."""
-    attackers: int | None = None
+    attackers: Amount | None = None
     """How many there are; by default f.
 
     None without an attack."""
@@ -50,7 +50,7 @@ class CollabConfig:
     radius: Positive = 1.0
     """Of clipping rules with a fixed radius."""
     # the data
-    dataset: str | None = "digits"
+    dataset: Annotated[str, Names("data set", "collab.data.datasets:DATASETS")] | None = "digits"
     """mnist, cifar10, digits or folder (of images).
 
     None: a language model's task."""
@@ -58,12 +58,12 @@ class CollabConfig:
     """Folder with the files of --dataset or --task."""
     split: Annotated[str, Names("split", "collab.data.splits:SPLITS")] = "dirichlet-classes"
     """How rows are dealt: gradless list splits."""
-    split_parameter: float | None = None
+    split_parameter: NotNegative | None = None
     """Its alpha (5) or gamma (0.5).
 
     Alpha is the concentration of a Dirichlet split."""
     # the model
-    net: str | None = None
+    net: Annotated[str, Names("network", "collab.learners.nets:NETS")] | None = None
     """Network for images; by default what the data set's table names."""
     model: Model | None = None
     """A language model instead of --dataset."""
@@ -84,7 +84,7 @@ class CollabConfig:
     """parameters, or coefficients: a few numbers a step."""
     method: MethodName = "mezo"
     """Of the estimate, if coefficients are exchanged: gradless list methods."""
-    queries: Count = 4
+    queries: Few = 4
     """Coefficients of a step."""
     eps: Positive | None = None
     """Perturbation scale of the estimate."""
@@ -92,7 +92,7 @@ class CollabConfig:
     """Steps between exchanges of parameters beside coefficients."""
     steps: Count = 200
     """Steps of every peer."""
-    batch_size: Count = 16
+    batch_size: Few = 16
     """Rows a step of every peer."""
     lr: Positive | None = None
     """Learning rate."""
@@ -104,7 +104,7 @@ class CollabConfig:
     """Of the local steps."""
     weight_decay: NotNegative = 0.0
     """Of the local steps."""
-    rounds: Count = 1
+    rounds: Few = 1
     """Mixing rounds of a step."""
     eval_every: Count = 50
     """Steps between evaluations."""
@@ -112,7 +112,7 @@ class CollabConfig:
     """Test rows of evaluations during training; the last one uses all."""
     device: Device = "cpu"
     """cpu, cuda, cuda:1 or mps."""
-    seed: Amount = 0
+    seed: Seed = 0
 
     def resolved(self) -> CollabConfig:
         """Check the fields and fill in what follows from others.
@@ -123,6 +123,7 @@ class CollabConfig:
         from gradless.collab.data.splits import SPLITS
 
         typed.check(self)
+        check_own(self.own)
         if (self.dataset is None) == (self.model is None):
             raise BadInput("name a --dataset of images or a language --model with its --task, not both")
         attackers = self._attackers()

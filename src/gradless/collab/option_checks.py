@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
+from typing import Annotated
+
+from msgspec import Meta
 
 from gradless.errors import BadInput, unknown
+from gradless.system import typed
+from gradless.system.typed import Positive
 
-
-def is_finite(value: object) -> bool:
-    """Whether ``value`` is a number, not a bool, that a float can hold."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+Pair = Annotated[list, Meta(min_length=2, max_length=2)]
 
 
 def count(name: str, value: int, what: str = "f", least: int = 0) -> int:
-    """Return ``value`` if it is a whole number of at least ``least``.
+    """Return ``value`` if it is a whole number of at least ``least``, and of at most a million.
 
     Raises:
         BadInput: otherwise.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise BadInput(f"{what} of {name} is {value!r}: give a whole number of at least {least}")
-    return value
+    number: int = typed.value(f"{what} of {name}", value, Annotated[int, Meta(ge=least, le=10**6)])
+    return number
 
 
 def positive(name: str, value: float, what: str) -> float:
@@ -30,27 +30,28 @@ def positive(name: str, value: float, what: str) -> float:
     Raises:
         BadInput: otherwise.
     """
-    if not is_finite(value) or value <= 0:
-        raise BadInput(f"{what} of {name} is {value!r}: it must be a positive number")
-    return float(value)
+    number: float = typed.value(f"{what} of {name}", value, Positive)
+    return number
 
 
-def finite_or_none(name: str, strength: float | str | None, also: str = "") -> float | None:
-    """Return the strength of the attack ``name`` if it is a finite number or None.
-
-    Args:
-        name: of the attack.
-        strength: as the user gave it.
-        also: what else would be right, for the sentence.
+def flag(name: str, value: bool, what: str) -> bool:
+    """Return ``value`` if it is true or false.
 
     Raises:
         BadInput: otherwise.
     """
-    if strength is None:
-        return None
-    if not is_finite(strength):
-        raise BadInput(f"the strength of {name} is {strength!r}: give a finite number{also}")
-    return float(strength)
+    truth: bool = typed.value(f"{what} of {name}", value, bool)
+    return truth
+
+
+def finite_or_none(name: str, strength: float | str | None) -> float | None:
+    """Return the strength of the attack ``name`` if it is a finite number or None.
+
+    Raises:
+        BadInput: otherwise.
+    """
+    number: float | None = typed.value(f"strength of {name}", strength, float | None)
+    return number
 
 
 def one_of(kind: str, value: str, known: Iterable[str]) -> str:
@@ -73,10 +74,12 @@ def interval(name: str, bounds: tuple[float, float] | None) -> tuple[float, floa
     """
     if bounds is None:
         return None
-    pair = isinstance(bounds, list | tuple) and len(bounds) == 2 and all(is_finite(bound) for bound in bounds)
-    if not pair or not bounds[0] < bounds[1]:
-        raise BadInput(f"the bounds of {name} are {bounds!r}: give the least and the greatest strength, e.g. [0, 10]")
-    return float(bounds[0]), float(bounds[1])
+    what = f"bounds of {name}"
+    pair = typed.value(what, list(bounds) if isinstance(bounds, tuple) else bounds, Pair)
+    low, high = (typed.value(what, bound, float) for bound in pair)
+    if not low < high:
+        raise BadInput(f"{what} are {list(bounds)}: give the least and the greatest strength, e.g. [0, 10]")
+    return low, high
 
 
 def more_than(name: str, factor: int, f: int, extra: int = 0) -> Callable[[int], None]:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from gradless.errors import BadInput
 from gradless.runs.config import Device, DType, Engine, MethodName, Model, Scheme
 from gradless.system import typed
-from gradless.system.typed import Amount, Count, Flag, Names
+from gradless.system.typed import Amount, Count, Few, Flag, Names, Processes, Seed
 
 FLOOR, EAGER = "floor", "eager-mezo"
 
@@ -25,9 +25,9 @@ class PlanSettings:
     """gradless list methods"""
     scheme: Scheme = "full"
     """full, lora, prefix, prompt or head."""
-    batch_size: Count = 16
+    batch_size: Few = 16
     """Sequences of a forward."""
-    length: Count = 256
+    length: Few = 256
     """Tokens of each sequence."""
     dtype: DType | None = None
     """float32, bfloat16 or float16; by default the checkpoint's own."""
@@ -41,11 +41,11 @@ class PlanSettings:
     """stream, dual or in-place; by default what tune takes on --device."""
     device: Device = "cpu"
     """Decides the engine, and nothing else."""
-    rank: Count = 8
+    rank: Few = 8
     """LoRA rank."""
-    num_prefix: Count = 5
+    num_prefix: Few = 5
     """Virtual tokens of prefix tuning."""
-    num_prompt: Count = 10
+    num_prompt: Few = 10
     """Virtual tokens of prompt tuning."""
 
 
@@ -67,9 +67,9 @@ class ProfileSettings:
     """full, lora, prefix, prompt or head."""
     method: MethodName = "mezo"
     """gradless list methods"""
-    batch_size: Count = 16
+    batch_size: Few = 16
     """Sequences of a batch."""
-    length: Count = 40
+    length: Few = 40
     """Tokens of each sequence."""
     dtype: DType | None = None
     """float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's."""
@@ -80,9 +80,9 @@ class ProfileSettings:
     )
     repeats: Count = 9
     """Timed rounds; figures are medians over them."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the batch and every random number."""
-    threads: Count | None = None
+    threads: Processes | None = None
     """Threads of the processor.
 
     None: as torch is set."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final
 
 from gradless.errors import BadInput
@@ -10,6 +11,8 @@ OWN_CODE: Final[dict[str, Any]] = {"trust_remote_code": False}
 """Option of every ``from_pretrained``: a model's own code is not run, and nobody is asked on the terminal."""
 _CAUSAL: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _MASKED: Final = ("ForMaskedLM", "ForPreTraining")
+LIMITS: Final = {r"(layers?|blocks?|heads?|experts)$": 10**4, r"(size|dim|d_model|embd|inner|ff)$": 10**8}
+"""The largest numbers that names of this kind may have: transformers makes a module for each layer that is promised."""
 
 
 def read(source: str, options: dict[str, Any]) -> tuple[Any, bool]:
@@ -20,11 +23,13 @@ def read(source: str, options: dict[str, Any]) -> tuple[Any, bool]:
         options: keyword arguments of ``from_pretrained``.
 
     Raises:
-        BadInput: code of its own, quantised weights, no language-model head, an encoder with a decoder.
+        BadInput: code of its own, quantised weights, no language-model head, an encoder with a decoder, or sizes that
+            no machine has memory for.
         Exception: what transformers and the hub raise if there is no configuration, or an unknown one.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
+    _check_sizes(PretrainedConfig.get_config_dict(source, **options)[0])
     try:
         config = AutoConfig.from_pretrained(source, **options, **OWN_CODE)
     except ValueError as error:
@@ -59,6 +64,15 @@ def _check_class(config: Any, masked: bool) -> None:
             f"{what} is not built as a causal or masked language model (it may read images or sound): choose a model "
             "of text"
         )
+
+
+def _check_sizes(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _check_sizes(value)
+        limit = next((limit for pattern, limit in LIMITS.items() if re.search(pattern, name)), None)
+        if isinstance(value, int) and limit is not None and value > limit:
+            raise BadInput(f"its config.json asks for {name} beyond {limit}: restore that file from a copy")
 
 
 def is_masked(config: Any) -> bool:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from gradless.errors import BadInput, unknown
 from gradless.methods import baselines, mezo, recent, zobench
 from gradless.optimizer import ZerothOrder
 
@@ -45,28 +43,6 @@ class Method(NamedTuple):
         """Its own hyper-parameters and their defaults."""
         parameters = inspect.signature(self.make).parameters
         return {name: p.default for name, p in parameters.items() if name not in SHARED}
-
-    def check(self, name: str, options: Mapping[str, Any]) -> None:
-        """Check options given by name.
-
-        Raises:
-            BadInput: an option that the method does not have, or a value of another type.
-        """
-        defaults = self.options()
-        for option, value in options.items():
-            if option not in defaults:
-                raise BadInput(unknown(f"option of the method {name}", option, list(defaults)))
-            default = defaults[option]
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if isinstance(default, str) != isinstance(value, str) or not (number or isinstance(value, str)):
-                kind = "a word" if isinstance(default, str) else "a number"
-                raise BadInput(f"option {option} of the method {name} is {value!r}: give {kind}, e.g. {default!r}")
-            if number and not math.isfinite(value):
-                raise BadInput(f"option {option} of the method {name} is {value}: it must be finite")
-            if isinstance(default, int) and value != int(value):
-                raise BadInput(f"option {option} of the method {name} is {value}: it must be a whole number")
-            if option == "queries":
-                raise BadInput("queries is an option of all methods: write --queries, or queries = ... in a file")
 
 
 # Momentum sums about ten gradients, and Adam and signs normalise them: hence the factors of learning rates.

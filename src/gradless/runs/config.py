@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from gradless.errors import BadInput
+from gradless.errors import BadInput, unknown
 from gradless.system import side_files, typed
-from gradless.system.typed import Amount, Count, Flag, Names, NotNegative, Positive
+from gradless.system.typed import Amount, Count, Few, Flag, Names, NotNegative, Positive, Seed
 
 # First guesses by scheme, from the MeZO authors (princeton-nlp/MeZO#7) where they give one: (lr, eps).
 DEFAULTS = {
@@ -61,6 +61,35 @@ class OwnFiles:
     """Of the files, e.g. cp1252; by default UTF-8."""
 
 
+def check_options(method: str, options: dict[str, Any]) -> None:
+    """Check a method's own hyper-parameters by name and type; the method itself knows their ranges.
+
+    Raises:
+        BadInput: an option that the method does not have, or a value of another type.
+    """
+    from gradless.methods import METHODS
+
+    defaults = METHODS[method].options()
+    for option, raw in options.items():
+        if option not in defaults:
+            raise BadInput(unknown(f"option of the method {method}", option, defaults))
+        if option == "queries":
+            raise BadInput("queries is an option of all methods: write --queries, or queries = ... in a file")
+        hint = {bool: bool, int: Few, float: float, str: str}[type(defaults[option])]
+        typed.value(f"option {option} of the method {method}", raw, hint)
+
+
+def check_own(own: dict[str, Any]) -> None:
+    """Check the table ``own`` of a configuration: fields of `OwnFiles`, and the name that a task file may give.
+
+    Raises:
+        BadInput: another key, or a value of another type.
+    """
+    with typed.within("own"):
+        typed.value("name", own.get("name", ""), str)
+        typed.table({name: one for name, one in own.items() if name != "name"}, OwnFiles, kind="key")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TuneConfig:
     """One fine-tuning run. Two runs with equal configurations give equal weights on one machine."""
@@ -89,7 +118,7 @@ class TuneConfig:
     That is cross-entropy over options for classification, and teacher forcing elsewhere."""
     steps: Count = 1000
     """Updates of the weights."""
-    batch_size: Count = 16
+    batch_size: Few = 16
     """Examples a step."""
     micro_batch_size: Count | None = None
     """Examples a forward; losses are averaged over a step.
@@ -109,7 +138,7 @@ class TuneConfig:
     """Under torchrun: batch or directions.
 
     Processes split the batch, or the directions (then their number does not change a bit)."""
-    queries: Count | None = None
+    queries: Few | None = None
     """Directions a step; by default what the method has."""
     query_schedule: Literal["constant", "linear"] = "constant"
     """constant, or linear from 1."""
@@ -127,7 +156,7 @@ class TuneConfig:
     """float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's."""
     device: Device = "cpu"
     """cpu, cuda, cuda:1, mps; auto: all GPUs."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the data split and every random number."""
     num_train: Amount = 1000
     """Training rows (1000; own files: all)."""
@@ -149,13 +178,13 @@ class TuneConfig:
     """Prompt with or without the sentence that aligns a task.
 
     That sentence makes a task look like text (ZO-Bench's task alignment)."""
-    rank: int = 8
+    rank: Few = 8
     """LoRA rank."""
-    alpha: float = 16.0
+    alpha: Positive = 16.0
     """LoRA alpha."""
-    num_prefix: int = 5
+    num_prefix: Few = 5
     """Virtual tokens of prefix tuning."""
-    num_prompt: int = 10
+    num_prompt: Few = 10
     """Virtual tokens of prompt tuning."""
     targets: Annotated[tuple[str, ...], Flag("--target")] = ()
     """Module that LoRA adapts."""
@@ -173,12 +202,13 @@ class TuneConfig:
         from gradless.methods import METHODS
 
         typed.check(self)
+        check_own(self.own)
         method = METHODS[self.method]
         self._check_data()
         if self.lr == "auto" and method.auto is None:
             suited = ", ".join(name for name, one in METHODS.items() if one.auto)
             raise BadInput(f"--lr auto is not known to suit {self.method}: give a number, or use one of {suited}")
-        method.check(self.method, self.options)
+        check_options(self.method, self.options)
         if self.queries is not None and "queries" not in method.options():
             raise BadInput(
                 f"--queries is {self.queries}, but the method {self.method} has no choice there: leave it out"

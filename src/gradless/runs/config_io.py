@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gradless.errors import BadInput, unknown
-from gradless.runs.config import OwnFiles, TuneConfig
+from gradless.runs.config import OwnFiles, TuneConfig, check_own
 from gradless.system import typed
 from gradless.system.typed import Flag, Setting
 from gradless.tasks.own import write_labels
@@ -40,7 +40,9 @@ def read(path: Path, cell: str | None = None) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise BadInput(f"{path} holds no settings: write them as name = value")
     with typed.within(path):
-        return typed.table(settings, TuneConfig)
+        fields = typed.table(settings, TuneConfig)
+        check_own(fields.get("own", {}))
+    return fields
 
 
 def _one_cell(path: Path, cells: Any, name: str | None) -> Any:
@@ -71,9 +73,11 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
         if not equals or not name:
             raise BadInput(f"--set {pair} is no option: write --set name=value")
         try:
-            options[name] = json.loads(value)
+            options[name] = typed.parse_json(value)
         except ValueError:
             options[name] = value
+        except RecursionError:
+            raise BadInput(f"{name} is nested too deeply: give a number or a word") from None
     return options
 
 

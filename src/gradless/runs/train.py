@@ -37,6 +37,10 @@ from gradless.system.tensor_state import write_tensors
 
 LOSABLE: Final = ("metrics.jsonl", "result.json", predictions.FILE, BEST)
 """Files of a run that may be lost, or hold anything, without harm to its weights."""
+LOOKED_AT: Final = 10_000
+"""Steps whose batches are drawn beforehand, to find the largest."""
+FEW_ROWS: Final = 16
+"""The default batch size, with which data of any size may be tried."""
 
 
 def tune(
@@ -153,6 +157,8 @@ def _assembled(
     task, splits = build.load_task(config, reporter.say)
     if not splits.train:
         raise BadInput("there are no training rows: raise --num-train, or use 'gradless eval' for zero-shot")
+    if config.batch_size > max(len(splits.train), FEW_ROWS):
+        raise BadInput(f"batch_size is {config.batch_size}, and there are {len(splits.train)} training rows: lower it")
     objective = objectives.choose(task, config.objective, backprop=METHODS[config.method].differentiates)
     model, label_tokens = build.build_for(config, folder, task, splits.train, say=reporter.say)
     return RunContext(config, folder, task, splits, objective, model, reporter, ranks), label_tokens
@@ -288,9 +294,10 @@ def _check_equal(run: RunContext) -> None:
 
 @torch.no_grad()
 def _log_inference(run: RunContext, encoded: list[Encoded], log: RunLog) -> None:
-    """Log the peak memory of evaluating, without any tuning, the largest batch that training will draw."""
+    """Log the peak memory of evaluating, without any tuning, the largest batch of the first `LOOKED_AT` steps."""
     config, lm = run.config, run.model.lm
-    draws = (build.batch_indices(len(encoded), config.batch_size, config.seed, t) for t in range(config.steps))
+    steps = range(min(config.steps, LOOKED_AT))
+    draws = (build.batch_indices(len(encoded), config.batch_size, config.seed, t) for t in steps)
     largest = max(draws, key=lambda rows: max(encoded[i].longest for i in rows))
     rows = _shard([encoded[i] for i in largest], run.ranks)
     batches = objectives.prepare(lm, run.objective, rows, config.micro_batch_size)

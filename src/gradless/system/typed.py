@@ -33,10 +33,20 @@ from gradless.errors import BadInput, unknown
 
 T = TypeVar("T")
 LARGEST: Final = 2**63 - 1
-Count = Annotated[int, Meta(ge=1, le=LARGEST)]
-Amount = Annotated[int, Meta(ge=0, le=LARGEST)]
+MOST: Final = 10**9
+"""Steps, rows and tokens that a run may be asked for: work beyond it would not end."""
+Count = Annotated[int, Meta(ge=1, le=MOST)]
+Amount = Annotated[int, Meta(ge=0, le=MOST)]
+Seed = Annotated[int, Meta(ge=0, le=LARGEST)]
+Few = Annotated[int, Meta(ge=1, le=10**6)]
+"""Things of which each takes memory or a forward of its own: directions, rows of a batch, ranks of an adapter."""
+FAR: Final = 1024
+"""Upper ends from here on are not told to those who give something else that is wrong."""
+Processes = Annotated[int, Meta(ge=1, le=FAR)]
+"""Workers and threads."""
 Positive = Annotated[float, Meta(gt=0)]
 NotNegative = Annotated[float, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0, le=MOST)]
 
 WORDS: Final = {
     int: "a whole number",
@@ -133,6 +143,7 @@ def value(name: str, raw: Any, hint: Any) -> Any:
         raise BadInput(_refusal(name, raw, hint)) from None
     if isinstance(converted, float) and not math.isfinite(converted):
         raise BadInput(_refusal(name, raw, hint))
+    refuse_odd(name, converted)
     named = [one for _, metadata in _parts(hint) for one in metadata if isinstance(one, Names) and one.closed]
     for names in named if converted is not None else ():
         for one in converted if isinstance(converted, tuple) else (converted,):
@@ -145,8 +156,48 @@ def _refusal(name: str, raw: Any, hint: Any) -> str:
     words = choices(hint)
     if isinstance(raw, str) and len(words) > 1:
         return unknown(name.replace("_", " "), raw, words)
-    large = isinstance(raw, int) and raw > LARGEST
-    return f"{name} is {_shown(raw)}: give {f'a number of at most {LARGEST}' if large else expected(hint)}"
+    return f"{name} is {_shown(raw)}: give {_most(raw, hint) or expected(hint)}"
+
+
+def _most(raw: Any, hint: Any) -> str:
+    """In words what to give where only the upper end of the range is passed, which need not be known otherwise."""
+    if not isinstance(raw, int | float) or isinstance(raw, bool):
+        return ""
+    limits = [
+        one.le for _, metadata in _parts(hint) for one in metadata if isinstance(one, Meta) and one.le is not None
+    ]
+    limit = limits[0] if limits else sys.float_info.max
+    return f"a number of at most {limit:.15g}" if limit < raw < math.inf else ""
+
+
+def refuse_odd(name: str, raw: Any) -> None:
+    """Refuse what a JSON or TOML file can hold and nothing behind it can: in texts NUL and halves of surrogate pairs.
+
+    Tables and lists are searched, and NaN and infinity in them are refused as well.
+
+    Raises:
+        BadInput: with what it is.
+    """
+    try:
+        _refuse_odd(name, raw)
+    except RecursionError:
+        raise BadInput(f"{name} is nested too deeply: write it flat") from None
+
+
+def _refuse_odd(name: str, raw: Any) -> None:
+    if isinstance(raw, str):
+        if "\0" in raw or any("\ud800" <= letter <= "\udfff" for letter in raw):
+            raise BadInput(f"{name} is {_shown(raw)}, which is no text in UTF-8: correct or rename it")
+    elif isinstance(raw, float):
+        if not math.isfinite(raw):
+            raise BadInput(f"{name} is {raw}: give a finite number")
+    elif isinstance(raw, Mapping):
+        for key, one in raw.items():
+            _refuse_odd("a name", key)
+            _refuse_odd(str(key), one)
+    elif isinstance(raw, list | tuple):
+        for one in raw:
+            _refuse_odd(name, one)
 
 
 def table(raw: Mapping[str, Any], record: type[Record], *, kind: str = "setting") -> dict[str, Any]:
@@ -184,13 +235,36 @@ def load(path: Path) -> dict[str, Any]:
     kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
         text = path.read_text(encoding="utf-8")
-        content: Any = json.loads(text) if kind == "JSON" else tomllib.loads(text)
+        content: Any = parse_json(text) if kind == "JSON" else tomllib.loads(text)
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror or error}): give a file that exists") from None
+    except RecursionError:
+        raise BadInput(f"{path} is nested too deeply: write it flat") from None
     except ValueError as error:
         raise BadInput(f"{path} is not {kind} ({error}): correct it") from None
     if not isinstance(content, dict):
         raise BadInput(f"{path} holds no settings: write them as name = value")
+    return content
+
+
+def parse_json(text: str) -> Any:
+    """Return what JSON text holds; stricter than `json.loads`.
+
+    Raises:
+        ValueError: no JSON, ``NaN`` or ``Infinity`` (which are none), or a key twice, of which one would be lost.
+        RecursionError: nested too deeply.
+    """
+    return json.loads(text, parse_constant=_no_number, object_pairs_hook=_distinct)
+
+
+def _no_number(word: str) -> Any:
+    raise ValueError(f"{word} is no number")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError(f"a key is there twice among {', '.join(sorted(content))}")
     return content
 
 
@@ -227,8 +301,9 @@ def expected(hint: Any) -> str:
 
 
 def _bounds(meta: Meta) -> list[str]:
-    limits = (("of at least", meta.ge), ("above", meta.gt), ("below", meta.lt), ("at most", meta.le))
-    return [f"{words} {limit:g}" for words, limit in limits if limit not in (None, LARGEST)]
+    most = None if meta.le is not None and meta.le >= FAR else meta.le  # said to those who pass it
+    limits = (("of at least", meta.ge), ("above", meta.gt), ("below", meta.lt), ("at most", most))
+    return [f"{words} {limit:g}" for words, limit in limits if limit is not None]
 
 
 def choices(hint: Any) -> list[str]:

@@ -28,8 +28,10 @@ from gradless.collab.adversary.base import (
     to_all,
     unit,
 )
-from gradless.collab.option_checks import finite_or_none, interval, one_of
+from gradless.collab.option_checks import finite_or_none, flag, interval, one_of
 from gradless.errors import BadInput
+from gradless.system import typed
+from gradless.system.typed import NotNegative
 
 PAPER: Final = "paper"
 
@@ -48,9 +50,7 @@ def sign_flip(*, scaled: bool = False, strength: float | None = None) -> Attack:
         scaled: -((n - f) / f) mean, which brings a plain average to about 0.
         strength: the factor s of -s mean, instead of both.
     """
-    if not isinstance(scaled, bool):
-        raise BadInput(f"scaled of sign-flip is {scaled!r}: give true or false")
-    if scaled and strength is not None:
+    if flag("sign-flip", scaled, "scaled") and strength is not None:
         raise BadInput(f"sign-flip has scaled and strength {strength}: give one of them")
 
     def factor(context: AttackContext) -> float:
@@ -109,7 +109,7 @@ def alie(*, strength: float | str | None = None, bounds: Bounds | None = None) -
     def send(context: AttackContext, z: float, state: State) -> Tensor:
         return to_all(context, mean_of_honest(context, 1) - z * unit(context, -1, 1))
 
-    fixed: Strength = quantile if strength == PAPER else finite_or_none("alie", strength, f' or "{PAPER}"')
+    fixed: Strength = quantile if strength == PAPER else finite_or_none("alie", strength)
 
     def extras(context: AttackContext, state: State) -> tuple[Tensor, State]:
         return deviation(context.honest, sound(context)), state
@@ -194,8 +194,7 @@ def gaussian(*, strength: float = 1.0, around: str = "zero") -> Attack:
         around: "zero", or "mean": the noise is added to the honest mean.
     """
     one_of("centre of gaussian", around, ("zero", "mean"))
-    if finite_or_none("gaussian", strength) is None or strength < 0:
-        raise BadInput(f"the strength of gaussian is {strength!r}: give a standard deviation of at least 0")
+    sigma: float = typed.value("strength of gaussian", strength, NotNegative)
 
     def extras(context: AttackContext, state: State) -> tuple[Tensor, State]:
         noise = torch.empty(context.attackers, context.honest.shape[1], dtype=context.honest.dtype)
@@ -209,7 +208,7 @@ def gaussian(*, strength: float = 1.0, around: str = "zero") -> Attack:
         sent[0, :, count:] = sigma * torch.eye(context.attackers, dtype=torch.float64)
         return sent + mean_of_honest(context, context.attackers) if around == "mean" else sent
 
-    return Attack("gaussian", extras, send, finite_or_none("gaussian", strength))
+    return Attack("gaussian", extras, send, sigma)
 
 
 def nan() -> Attack:

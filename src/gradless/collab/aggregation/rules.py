@@ -16,8 +16,10 @@ from typing import Any, Literal
 from gradless.collab.aggregation import coordinate_rules, pre_aggregators, span_rules
 from gradless.collab.aggregation.base import Aggregator, compose, together
 from gradless.collab.aggregation.row_kinds import Rows
-from gradless.collab.option_checks import any_number, count, more_than, positive
+from gradless.collab.option_checks import any_number, count, more_than, one_of, positive
 from gradless.errors import BadInput
+from gradless.system import typed
+from gradless.system.typed import Few
 
 SUBSETS = 100_000  # that SMEA decomposes at most
 BRANCHES = 100_000  # that the search of MDA visits at most
@@ -57,9 +59,7 @@ def nna(*, f: int, keep: Literal["received", "all"] | int = "received", n: int |
         more_than("nna", 2, f)(count("nna", n, "n", 1))
         fixed = n - f
     elif keep != "received":
-        if isinstance(keep, bool) or not isinstance(keep, int) or keep < 1:
-            raise BadInput(f"keep of nna is {keep!r}: give 'received', 'all' or a whole number of at least 1")
-        fixed = keep
+        fixed = typed.value("keep of nna", keep, Few | Literal["received", "all"])
 
     def kept(rows: int) -> int:
         return rows - f if fixed is None else int(fixed)
@@ -166,8 +166,7 @@ def geometric_median(
         positive("geometric-median", nu, "nu")
     if tolerance != 0:
         positive("geometric-median", tolerance, "tolerance")
-    if start not in ("rows", "origin"):
-        raise BadInput(f"start of geometric-median is {start!r}: give 'rows' or 'origin'")
+    one_of("start of geometric-median", start, ("rows", "origin"))
     check = _twice("geometric-median", f)
     from_origin = start == "origin"
     return together(

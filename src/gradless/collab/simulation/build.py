@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from gradless.collab import aggregators, attacks
@@ -9,9 +10,12 @@ from gradless.collab.aggregation.base import Aggregator
 from gradless.collab.algorithms import ALGORITHMS, COEFFICIENTS, Group
 from gradless.collab.attacks import Attack
 from gradless.collab.config import CollabConfig
+from gradless.collab.data.datasets import DATASETS
 from gradless.collab.learners.parameters import Learner, Local, ParameterPeers, Workload
-from gradless.collab.network.delivery import ALL
+from gradless.collab.network.delivery import ALL, Delivery
 from gradless.errors import BadInput, unknown
+from gradless.runs.config_io import spelling
+from gradless.system import typed
 
 LR = 0.5  # as in the published runs (0.75 and 0.5) with momentum 0.99
 
@@ -63,7 +67,7 @@ def mixing_rule(config: CollabConfig) -> Aggregator:
         rule = ALGORITHMS[config.algorithm].rule(group)
     else:
         known = aggregators.options_of(config.rule)
-        usual = {"radius": config.radius} if "radius" in known and "self-centred" not in config.rule else {}
+        usual = {"radius": config.radius} if _clips(config) else {}
         for name in config.rule_options:
             if name not in known:
                 raise BadInput(unknown(f"option of the rule {config.rule}", name, known))
@@ -73,6 +77,48 @@ def mixing_rule(config: CollabConfig) -> Aggregator:
     if delivery.mode != ALL and delivery.wait_for is not None:
         rule.check(delivery.wait_for)
     return rule
+
+
+def _clips(config: CollabConfig) -> bool:
+    """Return whether the mixing rule takes the radius of the configuration."""
+    if config.rule is None:
+        return ALGORITHMS[config.algorithm].clips
+    return "radius" in aggregators.options_of(config.rule) and "self-centred" not in config.rule
+
+
+def check_used(configs: Sequence[CollabConfig], names: Iterable[str]) -> None:
+    """Refuse a setting that somebody gave and none of the runs reads.
+
+    Args:
+        configs: the runs, resolved.
+        names: fields of `CollabConfig` and `gradless.collab.network.delivery.Delivery`.
+
+    Raises:
+        BadInput: with what the setting is for.
+    """
+    uses = [_uses(config) for config in configs]
+    for name in names:
+        if not all(name in one for one in uses) or any(one[name][0] for one in uses):
+            continue
+        flag = spelling(typed.settings(Delivery if name in typed.settings(Delivery) else CollabConfig)[name])
+        raise BadInput(f"{flag} is for {uses[0][name][1]}: leave it out")
+
+
+def _uses(config: CollabConfig) -> dict[str, tuple[bool, str]]:
+    """Return, for settings that only some runs read, whether this one does, and which do."""
+    language, own_momentum = config.model is not None, ALGORITHMS[config.algorithm].momentum
+    coefficients = config.payload == COEFFICIENTS, "--payload coefficients"
+    return {
+        **dict.fromkeys(("task", "scheme", "num_train", "num_test", "own"), (language, "a language --model")),
+        **dict.fromkeys(("queries", "eps", "sync"), coefficients),
+        "net": (not language, "images (--dataset)"),
+        "data": (language or bool(DATASETS[config.dataset or ""].files), "data that lie in files"),
+        "radius": (_clips(config), "a rule that clips at a fixed radius"),
+        "rule_options": (config.rule is not None, "a --rule of its own"),
+        "momentum": (own_momentum in (None, config.momentum), "an algorithm that has no momentum of its own"),
+        "wait_for": (config.delivery.mode != ALL, "--delivery first or adversarial"),
+        "slowness": (config.delivery.slow > 0, "peers that are late (--slow)"),
+    }
 
 
 def _workload(config: CollabConfig, honest: int) -> Workload:

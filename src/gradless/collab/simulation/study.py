@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from gradless.collab import attacks
 from gradless.collab.algorithms import PARAMETERS
 from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.simulation import workers as worker_processes
-from gradless.collab.simulation.build import mixing_rule
+from gradless.collab.simulation.build import check_used, mixing_rule
 from gradless.errors import BadInput
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED
-from gradless.system import finished_runs, locks
+from gradless.system import finished_runs, locks, typed
 from gradless.system.atomic import write_json, write_text
 from gradless.system.progress import Reporter
+from gradless.system.typed import Processes
 
 RESULTS = "results.jsonl"
 ASKED = (
@@ -44,6 +46,7 @@ def run_all(
     *,
     recipe: str = "",
     known: Sequence[Path] = (),
+    given: Iterable[str] = (),
     workers: int = 1,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
@@ -57,6 +60,7 @@ def run_all(
         out: the folder.
         recipe: what asked for them.
         known: ``results.jsonl`` of other folders; runs that are finished there are not made again.
+        given: settings that somebody named; one that no run reads is refused.
         workers: runs at a time, each a process.
         reporter: where progress goes.
 
@@ -64,11 +68,11 @@ def run_all(
         BadInput: before anything runs, if one of the configurations cannot work, or ``out`` holds something else.
     """
     reporter = reporter or Reporter()
-    if workers < 1:
-        raise BadInput(f"--workers is {workers}: it must be at least 1")
+    typed.value("workers", workers, Processes)
     configs = list({config.id(): config for config in (config.resolved() for config in configs)}.values())
     for config in configs:
         _check(config)
+    check_used(configs, given)
     lines: dict[str, dict[str, Any]] = {}
     for path in known:
         lines |= finished_runs.finished(path, [config.id() for config in configs], (DONE, DIVERGED))
@@ -105,6 +109,8 @@ def _run_all(
             results[config.id()] = result
             table(out, asked)
             if result["status"] == INTERRUPTED:
+                done = f"{len(results) - 1} of {len(configs)} runs are finished in {out}"
+                reporter.say(f"interrupted: {done}; the same command continues")
                 break
             reporter.say(
                 f"{len(results)}/{len(configs)}  {config.algorithm} under {config.attack}, seed {config.seed}: "
@@ -125,6 +131,8 @@ def _check(config: CollabConfig) -> None:
     attackers = config.attackers or 0
     attacks.named(config.attack, **config.attack_options).check(config.peers - attackers, attackers)
     lm.device_of(config.device)
+    if config.data is not None and not os.path.exists(config.data):
+        raise BadInput(f"there is no {config.data}: give --data the folder that holds the files")
     try:
         mixing_rule(config)
     except BadInput as error:

@@ -1,0 +1,532 @@
+"""Invalid command lines, files of settings and damaged run files, generated from the commands' own declarations.
+
+A seed makes a case: a command that works, with one thing in it that cannot be. Values out of range come from the type
+of the option or field itself, so that new ones are tried without a line here; a new command needs a working line in
+`commands`. `run` calls the command line in a fork of this process, in which everything is imported already.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+import traceback
+import typing
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import click
+from msgspec import Meta
+
+import run_helpers as h
+from gradless.cli import main
+from gradless.cli.completion import Named
+from gradless.cli.fields import Value
+from gradless.collab.config import CollabConfig
+from gradless.collab.simulation import study
+from gradless.runs.config import OwnFiles, TuneConfig
+from gradless.system import typed
+from gradless.system.progress import Reporter
+from gradless.system.typed import Names
+
+LIMIT: Final = 10.0  # seconds
+DIGITS = "9" * 400
+NUMBERS = (
+    "-1",
+    "0",
+    "1.5",
+    "nan",
+    "inf",
+    "-inf",
+    "1e400",
+    "1e-400",
+    DIGITS,
+    "9" * 5000,
+    "10" + "0" * 11,
+    "ten",
+    "",
+    "1e",
+)
+WRITTEN = ("out", "save", "json", "json_file", "picture", "tensorboard")
+"""Options whose path is made, not read."""
+FREE = ("help", "version", "cell", "only", "push", "tensorboard", "memory", "verify")
+"""Text that only the command can judge, and what is no option of a job."""
+
+
+class Case(NamedTuple):
+    """A command line, and what makes it invalid."""
+
+    kind: str
+    about: str
+    arguments: list[str]
+
+
+class Ending(NamedTuple):
+    """What came of a case."""
+
+    code: int | None
+    """None: it was still at work after `LIMIT` seconds."""
+    seconds: float
+    stderr: str
+    changed: tuple[str, ...]
+    """Files that were made, changed or removed."""
+
+
+class World:
+    """Data, finished runs and working command lines; `fresh` gives each case a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.own = h.sentiment(folder / "data", train_rows=24, test_rows=8)
+        self.settings = {
+            **{"model": "tiny-llama", "steps": 2, "batch_size": 2, "num_train": 8, "num_dev": 4, "num_test": 4},
+            **{"lr": 1e-3, "own": self.own, "zero_shot": False},
+        }
+        self.run = folder / "run"
+        h.tune(TuneConfig(**self.settings), self.run)
+        self.group = folder / "group"
+        group = CollabConfig(peers=4, byzantine=1, steps=2, batch_size=4, eval_rows=8, rule="krum", attack="foe")
+        study.run_all([group], self.group, reporter=Reporter(quiet=True))
+        self.grid = {
+            "seeds": [1],
+            "budget": {"steps": 2},
+            "base": {"model": "tiny-llama", "own": self.own, "lr": 1e-3, "num_train": 8, "num_test": 4},
+            "axes": {"method": ["mezo"]},
+        }
+        self.cases = 0
+
+    def fresh(self) -> Path:
+        """Return an empty folder."""
+        self.cases += 1
+        folder = self.folder / "cases" / str(self.cases)
+        folder.mkdir(parents=True)
+        return folder
+
+    def commands(self, folder: Path) -> dict[tuple[str, ...], list[str]]:
+        """Return arguments with which each command works; what it writes goes into ``folder``."""
+        own = [part for name, value in self.own.items() for part in (f"--{name.replace('_', '-')}", value)]
+        job = ["--model", "tiny-llama", *own, "--num-train", "8", "--num-dev", "4", "--num-test", "4"]
+        out = ["--out", str(folder / "out")]
+        grid = folder / "grid.json"
+        grid.write_text(json.dumps(self.grid))
+        group = ["--peers", "4", "--byzantine", "1", "--steps", "1", "--rule", "krum", "--attack", "foe"]
+        return {
+            ("tune",): [*job, "--steps", "1", "--batch-size", "2", "--lr", "1e-3", *out],
+            ("eval",): [*job, *out],
+            ("replay",): [str(self.run)],
+            ("profile",): ["--model", "tiny-llama", "--no-memory", "--repeats", "1"],
+            ("plan",): ["--model", "tiny-llama"],
+            ("bench",): [str(grid), *out],
+            ("report",): [str(self.run)],
+            ("list",): ["methods"],
+            ("demo",): out,
+            ("doctor",): [],
+            ("completion",): ["bash"],
+            ("collab", "simulate"): [*group, *out],
+            ("collab", "split"): ["--dataset", "digits", "--picture", str(folder / "out.png")],
+        }
+
+
+def walk(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Yield every command with its name."""
+    for name, command in sorted(group.commands.items()):
+        if isinstance(command, click.Group):
+            yield from walk(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# what a type does not take
+
+
+def fits(hint: Any, value: Any) -> bool:
+    """Whether a hint takes a value: written apart from `gradless.system.typed`, which is on trial here."""
+    for kind, metadata in typed._parts(hint):
+        plain = typing.get_origin(kind) or kind
+        if plain is typing.Literal:
+            good = any(type(value) is type(one) and value == one for one in typing.get_args(kind))
+        elif plain is float:
+            good = type(value) in (int, float) and abs(value) <= sys.float_info.max and _inside(value, metadata)
+        elif plain is int:
+            good = type(value) is int and _inside(value, metadata)
+        elif plain is tuple:
+            good = isinstance(value, list | tuple) and all(fits(typing.get_args(kind)[0], one) for one in value)
+            good = good and all(len(value) >= (one.min_length or 0) for one in metadata if isinstance(one, Meta))
+        elif plain is dict:
+            value_hint = typing.get_args(kind)[1]
+            good = isinstance(value, dict) and (value_hint is Any or all(fits(value_hint, v) for v in value.values()))
+        elif plain is str:
+            names = [one for one in metadata if isinstance(one, Names) and one.closed]
+            good = isinstance(value, str) and all(value in one.load() for one in names)
+        else:
+            good = value is None if plain is type(None) else isinstance(value, plain)
+        if good:
+            return True
+    return False
+
+
+def _inside(value: float, metadata: tuple[Any, ...]) -> bool:
+    ranges = [one for one in metadata if isinstance(one, Meta)]
+    return all(
+        (one.ge is None or value >= one.ge)
+        and (one.gt is None or value > one.gt)
+        and (one.le is None or value <= one.le)
+        and (one.lt is None or value < one.lt)
+        for one in ranges
+    )
+
+
+def parsed(kinds: list[type], text: str) -> Any:
+    """Return text as the command line reads it: the first type that takes it."""
+    for kind in kinds:
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def odd_values(hint: Any, draw: random.Random) -> Any:
+    """Return a JSON value that a hint does not take."""
+    deep: Any = []
+    for _ in range(500):
+        deep = [deep]
+    values = [None, True, -1, 0, 1.5, -0.5, 10**12, 10**30, 10**400, 1e308, "word", "", "nan", [], [[]], {}, {"a": 1}]
+    values += [deep, "half \ud800", "nul \0", [1], [True], -(10**400)]
+    odd = [value for value in values if not fits(hint, value) or _no_text(value)]
+    return draw.choice(odd)
+
+
+def _no_text(value: Any) -> bool:
+    return isinstance(value, str) and ("\ud800" in value or "\0" in value)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# cases
+
+
+def case(world: World, seed: int) -> Case:
+    """Return the case of a seed."""
+    draw = random.Random(seed)
+    kinds = (option, option, option, shape, settings, settings, grid, task_file, damaged, damaged)
+    return draw.choice(kinds)(world, draw)
+
+
+def option(world: World, draw: random.Random) -> Case:
+    """One option of one command, with a value that it does not take."""
+    folder = world.fresh()
+    while True:
+        name, command = draw.choice(list(walk()))
+        tried = [one for one in command.params if one.name not in FREE and not _flag(one)]
+        if tried:
+            parameter = draw.choice(tried)
+            value = bad_value(parameter, folder, draw)
+            if value is not None:
+                break
+    arguments = world.commands(folder)[name]
+    if isinstance(parameter, click.Argument):
+        arguments = [value, *arguments[1:]]
+    else:
+        arguments = [*arguments, f"{parameter.opts[0]}={value}"]
+    if parameter.name == "seed" and name == ("demo",):
+        return option(world, draw)
+    return Case("option", f"{' '.join(name)} {parameter.opts[0]}", [*name, *arguments])
+
+
+def _flag(parameter: click.Parameter) -> bool:
+    return isinstance(parameter, click.Option) and (parameter.is_flag or parameter.hidden)
+
+
+def bad_value(parameter: click.Parameter, folder: Path, draw: random.Random) -> str | None:
+    """Return what an option does not take; None if its type does not tell."""
+    kind = parameter.type
+    if isinstance(kind, Value):
+        if kind.path is not None:
+            return bad_path(kind.path.dir_okay, False, folder, draw)
+        if dict in kind.setting.types and str not in kind.setting.types:
+            return draw.choice(("keep", "=1", "nope=1", "strength=1e", "queries=nan", f"nope={'[' * 5000}"))
+        if kind.numbers:
+            bad = [text for text in NUMBERS if not fits(kind.setting.hint, parsed(kind.numbers, text))]
+            return draw.choice(bad)
+        names, words = kind.setting.metadata(Names), typed.choices(kind.setting.hint)
+        return draw.choice(("no-such-name", "\udcff")) if (names and names.closed) or words else "half \udcff"
+    if isinstance(kind, click.Path):
+        return bad_path(kind.dir_okay, parameter.name in WRITTEN, folder, draw)
+    if isinstance(kind, click.Choice | Named):
+        known = kind.known.kind if isinstance(kind, Named) else ""
+        return "./no/such/model" if known == "model" else "no-such-name"
+    return None
+
+
+def bad_path(folders: bool, written: bool, folder: Path, draw: random.Random) -> str:
+    """Return a path that cannot be read, or written."""
+    (folder / "loop").symlink_to("loop")
+    (folder / "file").write_bytes(b"\xff\xfe not text \0")
+    (folder / "folder").mkdir()
+    paths = [folder / "loop", folder / ("n" * 300), folder / "loop" / "x", ""]
+    if written:
+        paths += [folder / "file" / "x", *([folder / "file"] if folders else [folder / "folder"])]
+    else:
+        paths += [folder / "nothing", folder / "file", *([] if folders else [folder / "folder"])]
+    return str(draw.choice(paths))
+
+
+def shape(world: World, draw: random.Random) -> Case:
+    """A command line of the wrong shape: misspelt, too short, too long."""
+    folder = world.fresh()
+    name, command = draw.choice(list(walk()))
+    arguments = world.commands(folder)[name]
+    flags = [one for one in command.params if isinstance(one, click.Option) and not one.hidden]
+    one = draw.choice(flags) if flags else None
+    choice = draw.randrange(6)
+    if choice == 0 and one is not None:
+        return Case("shape", "a misspelt option", [*name, *arguments, _misspelt(one.opts[0], draw)])
+    if choice == 1 and one is not None and not one.is_flag and one.flag_value is None:
+        return Case("shape", "an option without its value", [*name, *arguments, one.opts[0]])
+    if choice == 2 and one is not None and one.is_flag and one.name not in FREE:
+        return Case("shape", "a flag with a value", [*name, *arguments, f"{one.opts[0]}=3"])
+    if choice == 3:
+        return Case("shape", "a misspelt command", [*name[:-1], _misspelt(name[-1], draw), *arguments])
+    if choice == 4 and any(parameter.required for parameter in command.params):
+        return Case("shape", "nothing given", [*name])
+    return Case("shape", "one argument too many", [*name, *arguments, "surplus"])
+
+
+def _misspelt(text: str, draw: random.Random) -> str:
+    place = draw.randrange(2, len(text))
+    return f"{text[:place]}zq{text[place:]}"
+
+
+def settings(world: World, draw: random.Random) -> Case:
+    """A file of settings for ``tune``, with one that cannot be."""
+    folder = world.fresh()
+    return Case("settings", *_with_settings(world, folder, draw))
+
+
+def _with_settings(world: World, folder: Path, draw: random.Random) -> tuple[str, list[str]]:
+    about, text = odd_record(TuneConfig, world.settings, draw)
+    path = folder / draw.choice(("settings.json", "settings.toml"))
+    if path.suffix == ".toml":
+        about, text = (
+            "damaged TOML",
+            draw.choice(
+                (
+                    "steps = ",
+                    "steps = 1\nsteps = 2",
+                    f"a = {'[' * 3000}",
+                    "[own]\ntrain = 3\n",
+                    "lr = nan",
+                    "seed = -1",
+                    f"steps = {DIGITS}",
+                    "own = 3",
+                    "\0",
+                    "options = 3",
+                )
+            ),
+        )
+    path.write_text(text)
+    return about, ["tune", "--config", str(path), "--model", "tiny-llama", "--out", str(folder / "out")]
+
+
+def odd_record(record: Any, good: dict[str, Any], draw: random.Random) -> tuple[str, str]:
+    """Return the JSON text of a record with one field that cannot be, and what is wrong with it."""
+    known = typed.settings(record)
+    choice = draw.randrange(10)
+    if choice == 0:
+        return "an unknown name", json.dumps({**good, _misspelt(draw.choice(list(known)), draw): 1})
+    if choice == 1:
+        name = draw.choice(list(good))
+        return "a name twice", json.dumps(good)[:-1] + f", {json.dumps(name)}: {json.dumps(good[name])}}}"
+    numbers = [name for name, one in known.items() if {int, float} & set(one.types)]
+    if choice == 2 and numbers:
+        name = draw.choice(numbers)
+        word = draw.choice(("NaN", "Infinity", "-Infinity", "9" * 5000, "1e999"))
+        return f"{name} = {word[:9]}", json.dumps({**good, name: "WORD"}).replace('"WORD"', word)
+    if choice == 3:
+        text = json.dumps(good)
+        return "cut short", text[: draw.randrange(len(text))]
+    if choice == 4:
+        return "something else", draw.choice(
+            ("[]", "3", '"text"', "null", "", "[" * 5000, '{"a":' * 5000, "\0", "{}{}")
+        )
+    if choice == 5 and "own" in good:
+        name = draw.choice(list(good["own"]))
+        value = odd_values(typed.settings(OwnFiles)[name].hint, draw)
+        return f"own.{name}", json.dumps({**good, "own": {**good["own"], name: value}})
+    name = draw.choice([name for name in known if not isinstance(known[name].default, bool) or draw.random() < 0.3])
+    return name, json.dumps({**good, name: odd_values(known[name].hint, draw)})
+
+
+def grid(world: World, draw: random.Random) -> Case:
+    """A benchmark's grid with a key that cannot be."""
+    folder = world.fresh()
+    arguments = world.commands(folder)[("bench",)]
+    values: dict[str, Any] = json.loads(json.dumps(world.grid))
+    where = draw.choice(("top", "budget", "base", "axes", "grid", "when", "own", "text"))
+    odd = draw.choice((None, -1, 0.5, "word", [], {}, True, 10**30, [None], {"x": {}}, [{}]))
+    known = typed.settings(TuneConfig)
+    name = draw.choice([name for name in known if name not in ("own", "options")])
+    if where == "text":
+        text = json.dumps(values)
+        Path(arguments[0]).write_text(draw.choice((text[: draw.randrange(len(text))], "", "[]", "[" * 5000, "\0")))
+        return Case("grid", "damaged", ["bench", *arguments])
+    if where == "top":
+        values[draw.choice(("seeds", "budget", "base", "axes", "select", "when", "sead"))] = draw.choice(
+            (-1, 0.5, [None], True)
+        )
+    elif where == "budget":
+        values["budget"] = draw.choice(
+            ({}, {"steps": -1}, {"steps": 1, "forwards": 1}, {"step": 1}, {"forwards": 10**12}, {"steps": "9"})
+        )
+    elif where == "base":
+        values["base"][name] = odd_values(known[name].hint, draw)
+    elif where in ("axes", "grid"):
+        values.setdefault(where, {})[name] = draw.choice(([], [odd_values(known[name].hint, draw)], 3, None))
+    elif where == "when":
+        values["when"] = draw.choice(([odd], {"x": 1}, [{"metod": "x"}], [{"method": []}], [{"method": "mezo"}]))
+    else:
+        field = draw.choice(list(world.own))
+        values["base"]["own"] = draw.choice(
+            (odd, {**world.own, field: odd_values(typed.settings(OwnFiles)[field].hint, draw)})
+        )
+    Path(arguments[0]).write_text(json.dumps(values))
+    return Case("grid", f"{where} {name}", ["bench", *arguments])
+
+
+def task_file(world: World, draw: random.Random) -> Case:
+    """A task file, or an option of own files, that tells no task."""
+    folder = world.fresh()
+    path = folder / "task.json"
+    about, text = odd_record(OwnFiles, world.own, draw)
+    path.write_text(text)
+    arguments = ["--model", "tiny-llama", "--task-file", str(path), "--steps", "1", "--out", str(folder / "out")]
+    return Case("task file", about, ["tune", *arguments])
+
+
+def damaged(world: World, draw: random.Random) -> Case:
+    """A folder of a run one of whose files was damaged, and a command on it."""
+    folder = world.fresh()
+    source = draw.choice((world.run, world.group))
+    shutil.copytree(source, folder / "run")
+    files = sorted(path.relative_to(folder / "run") for path in (folder / "run").rglob("*") if path.is_file())
+    name = draw.choice([name for name in files if name.suffix in ("", ".json", ".jsonl")])
+    path = folder / "run" / name
+    data = bytearray(path.read_bytes())
+    how = draw.choice(("emptied", "truncated", "flipped", "folder", "garbage", "swapped", "deep", "odd"))
+    path.unlink()
+    if how == "folder":
+        path.mkdir()
+    elif how == "flipped":
+        for _ in range(draw.choice((1, 8))):
+            data[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+    else:
+        other = (folder / "run" / draw.choice([one for one in files if one != name])).read_bytes()
+        cut = bytes(data[: draw.randrange(len(data))])
+        odd = json.dumps(draw.choice(([], 3, {"status": 3}, {"config": []}, {"event": 1}, None))).encode()
+        contents = {
+            "emptied": b"",
+            "truncated": cut,
+            "garbage": draw.randbytes(99),
+            "swapped": other,
+            "deep": b"[" * 9999,
+        }
+        path.write_bytes(contents.get(how, odd))
+    if source == world.group:
+        line = json.loads((world.group / "config.json").read_text())
+        assert line["rule"] == "krum"
+        resume = ["collab", "simulate", *world.commands(folder)[("collab", "simulate")][:-1], str(folder / "run")]
+        jobs = [["report", str(folder / "run")], resume]
+    else:
+        (folder / "settings.json").write_text(json.dumps(world.settings))
+        resume = ["tune", "--config", str(folder / "settings.json"), "--resume", "--out", str(folder / "run")]
+        verify = ["replay", str(folder / "run"), *(["--verify"] if draw.random() < 0.5 else [])]
+        jobs = [["report", str(folder / "run")], verify, resume]
+    return Case("damaged", f"{name} {how}", draw.choice(jobs))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# what comes of them
+
+
+def run(world: World, one: Case, *, limit: float = LIMIT) -> Ending:
+    """Call the command line in a fork of this process; kills it after ``limit`` seconds."""
+    folder = world.folder / "cases" / str(world.cases)
+    before = _listing(world.folder)
+    errors = world.folder.parent / f"{world.folder.name}-stderr"
+    begun = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        _call(one.arguments, folder, errors)
+    code = None
+    while time.monotonic() - begun < limit and code is None:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        code = os.waitstatus_to_exitcode(status) if ended else None
+        time.sleep(0.003)
+    if code is None:
+        os.killpg(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    seconds = time.monotonic() - begun
+    after = _listing(world.folder)
+    changed = tuple(sorted(name for name in {*before, *after} if before.get(name) != after.get(name)))
+    return Ending(code, seconds, errors.read_text(errors="replace"), changed)
+
+
+def _call(arguments: list[str], folder: Path, errors: Path) -> None:
+    """In the child: never returns."""
+    code = 70
+    try:
+        os.setsid()
+        os.chdir(folder)
+        null, file = os.open(os.devnull, os.O_RDWR), os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        for target, source in ((0, null), (1, null), (2, file)):
+            os.dup2(source, target)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        main(args=arguments, prog_name="gradless")
+        code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every file and folder; folders, and what was there but is written anew, count by their names."""
+    listed = {}
+    for path in folder.rglob("*"):
+        facts = path.lstat()
+        listed[str(path.relative_to(folder))] = (0, 0) if path.is_dir() else (facts.st_size, facts.st_mtime_ns)
+    return listed
+
+
+def fault(one: Case, ending: Ending) -> str:
+    """Return what is wrong with an ending, or ""."""
+    lines = [line for line in ending.stderr.splitlines() if line.strip()]
+    if ending.code is None:
+        return f"still at work after {LIMIT:.0f} s"
+    if "Traceback" in ending.stderr:
+        return f"a traceback: {lines[-1]}"
+    if one.kind == "damaged" and ending.code in (0, 1):
+        return ""  # a file that may be lost, or damage in a place that nothing depends on
+    if ending.code != 2:
+        return f"exit code {ending.code}: {' '.join(lines)[-200:]}"
+    if len(lines) != 1 or not lines[0].startswith("gradless: "):
+        return f"{len(lines)} lines: {' | '.join(lines)[:300]}"
+    if ending.changed:
+        return f"it wrote {', '.join(ending.changed[:5])} and said {lines[0]}"
+    if math.isinf(ending.seconds) or not lines[0].isprintable():
+        return f"not printable: {lines[0]!r}"
+    return ""
