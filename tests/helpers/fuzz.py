@@ -125,6 +125,8 @@ class World:
             ("bench",): [str(grid), *out],
             ("report",): [str(self.run)],
             ("list",): ["methods"],
+            ("ledger", "check"): [str(self.run)],
+            ("ledger", "repair"): [str(self.run)],
             ("demo",): out,
             ("doctor",): [],
             ("completion",): ["bash"],

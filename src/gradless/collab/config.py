@@ -63,7 +63,7 @@ class CollabConfig:
 
     Alpha is the concentration of a Dirichlet split."""
     # the model
-    net: Annotated[str, Names("network", "collab.learners.nets:NETS")] | None = None
+    net: str | None = None
     """Network for images; by default what the data set's table names."""
     model: Model | None = None
     """A language model instead of --dataset."""

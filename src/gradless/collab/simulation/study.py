@@ -13,6 +13,7 @@ from gradless import lm
 from gradless.collab import attacks
 from gradless.collab.algorithms import PARAMETERS
 from gradless.collab.config import CollabConfig, from_json
+from gradless.collab.learners import nets
 from gradless.collab.simulation import workers as worker_processes
 from gradless.collab.simulation.build import check_used, mixing_rule
 from gradless.errors import BadInput
@@ -131,6 +132,8 @@ def _check(config: CollabConfig) -> None:
     attackers = config.attackers or 0
     attacks.named(config.attack, **config.attack_options).check(config.peers - attackers, attackers)
     lm.device_of(config.device)
+    if config.net is not None:
+        nets.named(config.net)
     if config.data is not None and not os.path.exists(config.data):
         raise BadInput(f"there is no {config.data}: give --data the folder that holds the files")
     try:
