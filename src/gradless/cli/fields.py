@@ -91,15 +91,13 @@ class Value(click.ParamType):
         for kind in self.numbers if isinstance(value, str) else ():
             with contextlib.suppress(ValueError):
                 value = kind(value)
-        if self.setting.name == "template" and ctx is not None:
-            return _template(value, ctx)
         try:
-            if not self.numbers:
-                typed.refuse_odd(self.setting.name, value)
-                return value
-            return typed.value(self.setting.name, value, self.setting.hint)
+            if self.numbers:
+                return typed.value(self.setting.name, value, self.setting.hint)
+            typed.refuse_odd(self.setting.name, value)
         except BadInput as error:
             raise click.UsageError(str(error), ctx) from None  # which one process of a torchrun job reports
+        return _template(value, ctx) if self.setting.name == "template" and ctx is not None else value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Return names that begin like ``incomplete``, or files."""

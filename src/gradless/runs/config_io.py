@@ -76,8 +76,6 @@ def parse_options(pairs: Sequence[str]) -> dict[str, Any]:
             options[name] = typed.parse_json(value)
         except ValueError:
             options[name] = value
-        except RecursionError:
-            raise BadInput(f"{name} is nested too deeply: give a number or a word") from None
     return options
 
 

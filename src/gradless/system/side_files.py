@@ -3,43 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import json
-import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from gradless.system.atomic import NEW
+from gradless.system.typed import parse_json
 
 Say = Callable[[str], None]
-
-
-def parse(text: str | bytes) -> Any:
-    """Return what a JSON text holds; numbers are finite.
-
-    Raises:
-        ValueError: it is no JSON, nested too deeply, or holds NaN, infinity or a number beyond float64.
-    """
-    try:
-        return json.loads(text, parse_constant=_refused, parse_float=_finite)
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
-
-
-def _refused(text: str) -> float:
-    raise ValueError(f"{text} is no JSON number")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    return number if math.isfinite(number) else _refused(text)
 
 
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds, or None where there is no file that can be read."""
     try:
-        return parse(path.read_bytes())
+        return parse_json(path.read_bytes())
     except (OSError, ValueError):
         return None
 
@@ -56,7 +34,7 @@ def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:
 
 def _parsed(text: bytes) -> Any:
     try:
-        return parse(text)
+        return parse_json(text)
     except ValueError:
         return None
 

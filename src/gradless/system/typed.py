@@ -247,18 +247,26 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """Return what JSON text holds; stricter than `json.loads`.
 
     Raises:
-        ValueError: no JSON, ``NaN`` or ``Infinity`` (which are none), or a key twice, of which one would be lost.
-        RecursionError: nested too deeply.
+        ValueError: no JSON, nested too deeply, NaN, infinity or a number beyond float64, or a key twice, of which one
+            would be lost.
     """
-    return json.loads(text, parse_constant=_no_number, object_pairs_hook=_distinct)
+    try:
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_distinct)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
-def _no_number(word: str) -> Any:
+def _no_number(word: str) -> float:
     raise ValueError(f"{word} is no number")
+
+
+def _finite(word: str) -> float:
+    number = float(word)
+    return number if math.isfinite(number) else _no_number(word)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
