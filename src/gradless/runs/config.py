@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from gradless.errors import BadInput, unknown
-from gradless.system import side_files, typed
+from gradless.system import typed
 from gradless.system.typed import Amount, Count, Few, Flag, Names, NotNegative, Positive, Seed
 
 # First guesses by scheme, from the MeZO authors (princeton-nlp/MeZO#7) where they give one: (lr, eps).
@@ -285,7 +285,7 @@ def read_config(folder: Path) -> TuneConfig:
     """
     path = folder / "config.json"
     try:
-        values = side_files.parse(path.read_bytes())
+        values = typed.parse_json(path.read_bytes())
     except FileNotFoundError:
         raise BadInput(f"{folder} holds no run (no config.json): give the --out directory of a run") from None
     except (OSError, ValueError) as error:

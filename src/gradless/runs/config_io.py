@@ -13,7 +13,6 @@ from gradless.errors import BadInput, unknown
 from gradless.runs.config import OwnFiles, TuneConfig, check_own
 from gradless.system import typed
 from gradless.system.typed import Flag, Setting
-from gradless.tasks.own import write_labels
 
 SIZES = ("num_train", "num_dev", "num_test")
 """Settings whose default is all rows where the files are the user's own."""
@@ -113,6 +112,8 @@ def _arguments(config: TuneConfig) -> Iterator[str]:
 
 
 def _own_arguments(own: dict[str, Any]) -> Iterator[str]:
+    from gradless.tasks.own import write_labels  # late: help needs no tasks
+
     known = typed.settings(OwnFiles)
     for name, value in own.items():
         if name == "task_file":
