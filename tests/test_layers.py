@@ -100,7 +100,7 @@ INSIDE = {
     "integrations": (
         *("integrations.batches", "integrations.instance", "integrations.method_choice", "integrations.overrides"),
         *("integrations.argument_checks", "integrations.checkpoints", "integrations.window", "integrations.losses"),
-        *("integrations.events", "integrations.hooks", "integrations.replay"),
+        *("integrations.run_folder", "integrations.events", "integrations.hooks", "integrations.replay"),
         *("integrations.transformers", "integrations.trl"),
     ),
     "lm": (

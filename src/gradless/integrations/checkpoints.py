@@ -8,29 +8,31 @@ model.
 
 from __future__ import annotations
 
-import contextlib
+import gzip
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from gradless import ledger
 from gradless.errors import BadInput
+from gradless.forward.random_state import RandomState
 from gradless.optimizer import ZerothOrder
 from gradless.ranks import Ranks
 from gradless.system.atomic import replacing, write_json
 from gradless.system.hashing import weights_sha256
-from gradless.system.tensor_state import pack, unpack
+from gradless.system.tensor_state import pack, unpack, write_tensors
 
 LEDGER, STATE, TENSORS, INITIAL = "ledger", "gradless.json", "gradless.safetensors", "initial.safetensors"
 LOOP = "trainer_state.json"  # what Trainer writes last of all
+RANDOM = "random-{rank}.json.gz"  # where the random generators stood, in runs whose steps draw from them
 ADAPTER = 0.1  # share of the parameters below which initial values are worth keeping
 
 
@@ -104,8 +106,10 @@ def begin(
         # A copy: steps after the checkpoint, which the interrupted run may have logged, are taken again.
         with replacing(output / LEDGER) as copied:
             shutil.copyfile(saved.folder / LEDGER, copied)
-    elif bare:
-        keep_initial(output, opt, model)
+    else:
+        (output / INITIAL).unlink(missing_ok=True)
+        if bare:
+            keep_initial(output, opt, model)
     return ledger.Ledger(output / LEDGER, own_header, contents=saved.contents if saved else None)
 
 
@@ -135,7 +139,7 @@ def write(folder: Path, opt: ZerothOrder, run: Path, scheduler: Any, *, bare: bo
     method = None if bare else pack(opt.state_dict()["gradless"], tensors)
     (folder / TENSORS).unlink(missing_ok=True)
     if tensors:
-        save_file(tensors, folder / TENSORS)
+        write_tensors(folder / TENSORS, tensors)
     schedule = None if scheduler is None else scheduler.state_dict()
     state = {"step": opt.t, "forwards": opt.forwards, "weights_sha256": tuned_sha256(opt)}
     write_json(folder / STATE, {**state, "schedule": schedule, "method": method})
@@ -143,6 +147,7 @@ def write(folder: Path, opt: ZerothOrder, run: Path, scheduler: Any, *, bare: bo
 
 def copy(saved: Path, folder: Path) -> None:
     """Copy the files that belong to a checkpoint's weights to a folder with a copy of the weights."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name in (LEDGER, STATE, TENSORS):
         if (saved / name).exists() and saved.resolve() != folder.resolve():
             shutil.copyfile(saved / name, folder / name)
@@ -160,17 +165,26 @@ def find(resume: str | os.PathLike[str] | bool | None, output: str) -> Saved | N
         return read(Path(resume))
     folders = [path for path in Path(output).glob("checkpoint-*") if path.name.split("-")[1].isdigit()]
     for folder in sorted(folders, key=lambda path: -int(path.name.split("-")[1])):
-        if _complete(folder):
+        if complete(folder):
             return read(folder)
     raise BadInput(f"resume_from_checkpoint is True, but {output} holds no complete checkpoint: train without it")
 
 
-def _complete(folder: Path) -> bool:
-    """Return whether all files were written before the process ended."""
+def has_all(folder: Path) -> bool:
+    """Return whether a checkpoint has the first and the last file that are written to it."""
+    return (folder / STATE).exists() and (folder / LOOP).exists()
+
+
+def complete(folder: Path) -> bool:
+    """Return whether all files were written before the process ended, and none is deleted."""
     try:
-        return all(isinstance(json.loads((folder / name).read_text()), dict) for name in (STATE, LOOP))
+        state, loop = (json.loads((folder / name).read_bytes()) for name in (STATE, LOOP))
     except (OSError, ValueError):
         return False
+    if not isinstance(state, dict) or not isinstance(loop, dict) or not (folder / LEDGER).exists():
+        return False
+    weights = {path for pattern in ("*.safetensors", "*.bin") for path in folder.rglob(pattern)}
+    return state.get("method") is None or bool(weights - {folder / TENSORS, folder / "training_args.bin"})
 
 
 def read(folder: Path) -> Saved:
@@ -184,12 +198,50 @@ def read(folder: Path) -> Saved:
             f"{folder} is not a checkpoint of ZOTrainer ({STATE} or {LEDGER} is missing): to start from its weights, "
             "load the model from it and train without resume_from_checkpoint"
         )
-    contents, state = ledger.read(folder / LEDGER), json.loads((folder / STATE).read_text())
+    contents, state = ledger.read(folder / LEDGER), _state(folder / STATE)
     if state["step"] != len(contents.moves):
         raise BadInput(
             f"{folder / LEDGER} has {len(contents.moves)} steps, not {state['step']}: restore it from a copy"
         )
     return Saved(folder, contents, state)
+
+
+def _state(path: Path) -> dict[str, Any]:
+    """Read what `write` wrote beside the ledger."""
+    kinds = {"step": int, "forwards": int, "weights_sha256": str, "schedule": dict | None, "method": dict | None}
+    try:
+        state = json.loads(path.read_bytes())
+        if isinstance(state, dict) and all(isinstance(state[name], kind) for name, kind in kinds.items()):
+            return state
+    except (ValueError, KeyError):
+        pass
+    raise BadInput(f"{path} is damaged: restore it from a copy, or resume from another checkpoint")
+
+
+def write_random(folder: Path, ranks: Ranks | None, state: RandomState) -> None:
+    """Keep where the random generators of this process stand. Cost: 10 kB, and as much for each accelerator."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / RANDOM.format(rank=0 if ranks is None else ranks.rank)
+    with replacing(path) as temporary:
+        temporary.write_bytes(gzip.compress(state.to_bytes(), mtime=0))
+
+
+def random(folder: Path, ranks: Ranks | None, present: RandomState) -> RandomState | None:
+    """Return where the generators stood, for the devices of ``present``; None if the run did not draw from them.
+
+    Raises:
+        BadInput: the file is damaged.
+    """
+    path = folder / RANDOM.format(rank=0 if ranks is None else ranks.rank)
+    try:
+        return present.replaced(gzip.decompress(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, EOFError, zlib.error, ValueError, TypeError, KeyError):
+        raise BadInput(
+            f"{path} is damaged, or of other devices: restore it from a copy, or delete it to go on with other "
+            "random numbers"
+        ) from None
 
 
 def restore(saved: Saved, opt: ZerothOrder, own_header: dict[str, Any]) -> None:
@@ -209,8 +261,14 @@ def restore(saved: Saved, opt: ZerothOrder, own_header: dict[str, Any]) -> None:
         opt.evaluator.forwards = saved.state["forwards"]
     else:
         check_run(saved.contents.header, own_header)
-        tensors = load_file(saved.folder / TENSORS) if (saved.folder / TENSORS).exists() else {}
-        opt.load_state_dict({**opt.state_dict(), "gradless": unpack(saved.state["method"], tensors)})
+        try:
+            tensors = load_file(saved.folder / TENSORS) if (saved.folder / TENSORS).exists() else {}
+            opt.load_state_dict({**opt.state_dict(), "gradless": unpack(saved.state["method"], tensors)})
+        except (SafetensorError, LookupError, TypeError, AttributeError):
+            raise BadInput(
+                f"{saved.folder / STATE} or {TENSORS} beside it is damaged: restore them from a copy, or resume from "
+                "another checkpoint"
+            ) from None
     if tuned_sha256(opt) != saved.state["weights_sha256"]:
         raise BadInput(
             f"the weights are not those of step {saved.state['step']} of {saved.folder}: restore it from a copy"
@@ -248,9 +306,8 @@ def check_base(then: dict[str, Any], now: dict[str, Any], folder: str | Path) ->
 def keep_initial(folder: Path, opt: ZerothOrder, model: nn.Module) -> None:
     """Keep the random values that adapters begin with, for bare checkpoints; other weights come from the base model."""
     tuned = sum(leaf.param.numel() for leaf in opt.leaves)
-    (folder / INITIAL).unlink(missing_ok=True)
     if tuned < ADAPTER * sum(p.numel() for p in model.parameters()):
-        save_file({leaf.name: leaf.param.detach().contiguous() for leaf in opt.leaves}, folder / INITIAL)
+        write_tensors(folder / INITIAL, {leaf.name: leaf.param.detach().contiguous() for leaf in opt.leaves})
 
 
 @torch.no_grad()
@@ -260,19 +317,3 @@ def put_initial(folder: Path, opt: ZerothOrder) -> None:
     if values.keys() == {leaf.name for leaf in opt.leaves}:
         for leaf in opt.leaves:
             leaf.param.copy_(values[leaf.name])
-
-
-@contextlib.contextmanager
-def stand_in(saved: Saved, model: nn.Module | None) -> Iterator[str]:
-    """Yield a folder that a training loop resumes from without finding weights, so that it keeps the model's."""
-
-    def hush(module: nn.Module, keys: Any) -> None:
-        keys.missing_keys.clear()  # all are, on purpose
-
-    with contextlib.ExitStack() as stack:
-        name = stack.enter_context(tempfile.TemporaryDirectory())
-        shutil.copy(saved.folder / LOOP, name)
-        save_file({}, Path(name) / "model.safetensors")
-        if model is not None:
-            stack.callback(model.register_load_state_dict_post_hook(hush).remove)
-        yield name

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from gradless import ledger
 from gradless.errors import BadInput
 from gradless.integrations import argument_checks, checkpoints, method_choice, overrides
 from gradless.integrations.window import Window
@@ -59,7 +60,7 @@ def optimizer_hook(trainer: Any) -> Callable[..., Any]:
             raise BadInput(f"the optimizer has taken {opt.t} steps already, which no ledger holds: make a new one")
         method = trainer.zo if own and trainer.given is None else opt
         choice = method_choice.describe(method, trainer.zo_options)
-        ledger = checkpoints.begin(
+        trainer.ledger = checkpoints.begin(
             Path(trainer.args.output_dir),
             opt,
             trainer.model,
@@ -68,9 +69,9 @@ def optimizer_hook(trainer: Any) -> Callable[..., Any]:
             bare=trainer.ledger_only,
             ranks=trainer.shared,
         )
-        if ledger is not None:
-            trainer.closing.callback(ledger.close)
-            window.log = ledger.append
+        if trainer.ledger is not None:
+            trainer.closing.callback(trainer.ledger.close)
+            window.log = trainer.ledger.append
         trainer.optimizer = trainer.window = window
         return window
 
@@ -100,3 +101,21 @@ def scheduler_hook(trainer: Any) -> Callable[..., Any]:
         return schedule
 
     return create_scheduler
+
+
+def write_state(trainer: Any, run: Path, folder: Path, *, bare: bool) -> None:
+    """Write what continues a run, or rebuilds its weights, beside the weights that the model holds now.
+
+    Raises:
+        BadInput: the ledger in the output directory is of a later run of another trainer.
+    """
+    best = trainer.state.best_model_checkpoint
+    if trainer.args.load_best_model_at_end and not trainer.is_in_train and best:
+        checkpoints.copy(Path(best), folder)  # the model holds its weights now
+        return
+    if not trainer.is_in_train and ledger.read(run / checkpoints.LEDGER).crc != trainer.ledger.crc:
+        raise BadInput(
+            f"{run / checkpoints.LEDGER} is of another run by now, so it does not rebuild these weights: give each "
+            "trainer an output_dir of its own"
+        )
+    checkpoints.write(folder, trainer.window.inner, run, trainer.lr_scheduler, bare=bare)

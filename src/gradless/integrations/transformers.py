@@ -15,9 +15,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from gradless import ranks
+from gradless import ledger, ranks
 from gradless.errors import BadInput
-from gradless.integrations import argument_checks, checkpoints, events, hooks, method_choice, overrides
+from gradless.integrations import argument_checks, checkpoints, events, hooks, method_choice, overrides, run_folder
 from gradless.integrations.instance import replaced
 from gradless.integrations.losses import Losses
 from gradless.integrations.window import Window
@@ -61,8 +61,10 @@ class ZOTrainerMixin(Hooks):
         overrides.check(type(self), ZOTrainerMixin)
         self.window: Window | None = None  # of the run that is going on, or of the last one
         self.own_window: Window | None = None  # the last one that `create_optimizer` of this class made
+        self.ledger: ledger.Ledger | None = None  # its ledger, if this process writes it
         self.saved: checkpoints.Saved | None = None  # what it goes on from
         self.shared: ranks.Ranks | None = None  # the processes that take part in it
+        self.events: events.RunEvents | None = None  # hears of its steps
         self.closing = contextlib.ExitStack()  # at its end
         args, kwargs = argument_checks.own(args, kwargs)
         super().__init__(*args, **kwargs)
@@ -76,16 +78,19 @@ class ZOTrainerMixin(Hooks):
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Train; from a checkpoint, to the weights that the run would have without the interruption."""
-        self.saved = checkpoints.find(resume_from_checkpoint, self.args.output_dir)
-        self.optimizer = hooks.unused(self.optimizer)  # a new run begins at step 0
+        output = Path(self.args.output_dir)
         self.shared, self.losses = ranks.group(), Losses(self)
         with contextlib.ExitStack() as self.closing:
-            self.closing.enter_context(replaced(self, "create_optimizer", hooks.optimizer_hook(self)))
-            self.closing.enter_context(replaced(self, "create_scheduler", hooks.scheduler_hook(self)))
-            self.closing.enter_context(events.heard(self, ZOTrainerMixin))
+            enter = self.closing.enter_context
+            enter(run_folder.claimed(output, self.shared))
+            self.saved = checkpoints.find(resume_from_checkpoint, self.args.output_dir)
+            self.optimizer = hooks.unused(self.optimizer)  # a new run begins at step 0
+            enter(replaced(self, "create_optimizer", hooks.optimizer_hook(self)))
+            enter(replaced(self, "create_scheduler", hooks.scheduler_hook(self)))
+            self.events = enter(events.heard(self, ZOTrainerMixin))
             folder = None if self.saved is None else str(self.saved.folder)
             if self.saved is not None and self.saved.bare:
-                folder = self.closing.enter_context(checkpoints.stand_in(self.saved, self.model))
+                folder = enter(run_folder.stand_in(self.saved, output, self.model, self.shared))
             return super().train(folder, *args, **kwargs)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
@@ -108,18 +113,20 @@ class ZOTrainerMixin(Hooks):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, and beside it the ledger that rebuilds it; the ledger alone in bare checkpoints."""
         bare = self.ledger_only and _internal_call
-        if self.window is not None:
-            self.window.eval()
-            if _internal_call and self.shared is not None:
-                self.shared.check_equal(checkpoints.tuned_sha256(self.window.inner), "the weights")
-        if not bare:
-            super().save_model(output_dir, _internal_call)
-        if self.window is not None and self.args.should_save:
-            folder, run = Path(output_dir or self.args.output_dir), Path(self.args.output_dir)
-            if self.args.load_best_model_at_end and not self.is_in_train and self.state.best_model_checkpoint:
-                checkpoints.copy(Path(self.state.best_model_checkpoint), folder)  # the model holds its weights now
-            else:
-                checkpoints.write(folder, self.window.inner, run, self.lr_scheduler, bare=bare)
+        folder, run = Path(output_dir or self.args.output_dir), Path(self.args.output_dir)
+        with contextlib.ExitStack() as stack:
+            if self.window is not None:
+                self.window.eval()
+                if _internal_call and self.shared is not None:
+                    self.shared.check_equal(checkpoints.tuned_sha256(self.window.inner), "the weights")
+                if _internal_call and self.args.should_save:
+                    stack.enter_context(run_folder.saving(run, folder))
+                if _internal_call and self.events is not None and self.events.drawn:
+                    checkpoints.write_random(folder, self.shared, self.events.random_state())
+                if self.args.should_save:
+                    hooks.write_state(self, run, folder, bare=bare)
+            if not bare:
+                super().save_model(output_dir, _internal_call)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Report the slope along the directions and the forward passes, in place of a gradient's norm."""
