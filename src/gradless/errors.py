@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-__all__ = ["BadInput", "Diverged"]
+__all__ = ["BadInput", "Diverged", "NotFinite"]
 
 T = TypeVar("T")
 
@@ -16,6 +16,10 @@ class BadInput(ValueError):
 
     The command line prints the message without a traceback and exits with code 2.
     """
+
+
+class NotFinite(BadInput):
+    """A model's logits are NaN or infinite, so that nothing can be scored by them."""
 
 
 class ReportedElsewhere(BadInput):

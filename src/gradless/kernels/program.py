@@ -35,7 +35,8 @@ class Program:
 @functools.lru_cache(maxsize=64)  # hundreds of leaves share a program, which is compared by identity
 def on(program: Program, stream: Stream, amplitude: float) -> Program:
     """A program for a leaf of that stream and amplitude; its coefficients are rounded to float32 here."""
-    coeffs = (program.coeffs * (amplitude * stream.unit)).astype(np.float32)
+    with np.errstate(over="ignore"):  # a rate beyond float32 gives weights that are not finite, which is told later
+        coeffs = (program.coeffs * (amplitude * stream.unit)).astype(np.float32)
     return dataclasses.replace(program, coeffs=coeffs, stream=stream)
 
 

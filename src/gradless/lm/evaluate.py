@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 
-from gradless.errors import BadInput, pick
+from gradless.errors import BadInput, NotFinite, pick
 from gradless.lm.batching import collate_options, collate_prompts, groups, has_label_head
 from gradless.lm.encode import Encoded, content_free, encode, length_limit, task_options
 from gradless.lm.loading import LanguageModel
@@ -99,6 +99,7 @@ def evaluate(
 
     Raises:
         BadInput: the mode does not fit the task or the model, or there are too few demonstrations.
+        NotFinite: logits of the model are NaN or infinite.
 
     Cost: one forward per batch; generation adds one per new token, calibration one per distinct prompt
     without content, which is one in all for most tasks.
@@ -122,6 +123,7 @@ def evaluate(
     room = length_limit(lm) - task.max_new_tokens if text else limit  # where an answer is generated
     cut = sum(row.cut or len(row.prompt) > room for row in encoded)
     result, forwards = _gathered(result, calls[0], buckets, ranks)
+    _check_finite(result, lm)
     seconds = time.perf_counter() - started
     evaluation = _scored(task, examples, result)
     return evaluation._replace(forwards=forwards, seconds=seconds, cut=cut, limit=min(limit, room))
@@ -141,6 +143,22 @@ def _scored(task: Task, examples: Sequence[Example], result: _Pass) -> Evaluatio
         seconds=0.0,
         probabilities=result.probabilities,
     )
+
+
+def _check_finite(result: _Pass, lm: LanguageModel) -> None:
+    """Refuse to score what comes of logits that are not finite: the best of several NaN is always the first.
+
+    The probability of the best option is NaN then, whichever logit it was, and so is the loss of generated text.
+    """
+    loss = result.losses.value()
+    bad = [row for row, probability in enumerate(result.probabilities) if math.isnan(probability)]
+    if bad or (loss is not None and not math.isfinite(loss)):
+        rows = f"for {len(bad)} of {len(result.probabilities)} rows" if bad else "for some rows"
+        dtype = str(lm.dtype).removeprefix("torch.")
+        raise NotFinite(
+            f"the model's logits are not finite {rows}: its weights hold NaN or infinities, or overflow in {dtype}; "
+            "use another model, a lower learning rate, or float32"
+        )
 
 
 def render(lm: LanguageModel, task: Task, rows: Sequence[Mapping[str, Any] | Example]) -> list[Example]:
@@ -214,7 +232,11 @@ def _generation(
         if objective.differentiable:
             losses.add(objective.loss(lm, objective.prepare(lm, rows)), objective.weigh(rows))
         if predict or not objective.differentiable:
-            answers = generate(lm, collate_prompts(lm, rows, task.stop, task.max_new_tokens))
+            try:
+                answers = generate(lm, collate_prompts(lm, rows, task.stop, task.max_new_tokens))
+            except NotFinite:  # which all ranks must come to know
+                losses.add(torch.tensor(math.nan), objective.weigh(rows))
+                continue
             for i, text in zip(group, answers, strict=True):
                 texts[i] = text
             if not objective.differentiable:

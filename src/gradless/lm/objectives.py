@@ -8,6 +8,7 @@ optimise accuracy and F1 directly (Malladi et al. 2023, arXiv 2305.17333, sectio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gradless.errors import BadInput, pick
+from gradless.errors import BadInput, NotFinite, pick
 from gradless.lm.batching import Batch, Prompts, collate_gold, collate_options, collate_prompts, collate_text
 from gradless.lm.encode import Encoded
 from gradless.lm.loading import LanguageModel
@@ -54,9 +55,10 @@ def token_ce(options: Scores, batch: Batch) -> Tensor:
 
 
 def negative_accuracy(options: Scores, batch: Batch) -> Tensor:
-    """Return minus the share of examples whose best option is right."""
+    """Return minus the share of examples whose best option is right; NaN if a score is NaN or infinite."""
     best = options.mean.argmax(1, keepdim=True)
-    return -batch.correct.gather(1, best).float().mean()
+    usable = options.mean.detach().softmax(1).gather(1, best)  # NaN where a score is
+    return -(batch.correct.gather(1, best).float() + 0.0 * usable).mean()
 
 
 def negative_f1(texts: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
@@ -72,7 +74,11 @@ def _scored(value: Callable[[Scores, Batch], Tensor]) -> Callable[[LanguageModel
 
 
 def _generated(lm: LanguageModel, prompts: Prompts) -> Tensor:
-    return torch.tensor(negative_f1(generate(lm, prompts), prompts.answers), device=prompts.input_ids.device)
+    try:
+        value = negative_f1(generate(lm, prompts), prompts.answers)
+    except NotFinite:
+        value = math.nan
+    return torch.tensor(value, device=prompts.input_ids.device)
 
 
 def _examples(encoded: Sequence[Encoded]) -> float:

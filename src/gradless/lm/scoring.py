@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from gradless.errors import NotFinite
 from gradless.forward.perturbed import read_rows
 from gradless.lm.batching import Batch, Prompts, pad_id
 from gradless.lm.loading import LanguageModel
@@ -151,6 +152,9 @@ def generate(lm: LanguageModel, prompts: Prompts) -> list[str]:
 
     Each ends before its first stop text, before EOS, or at the limit of new tokens.
 
+    Raises:
+        NotFinite: a token would be the best of logits that are NaN or infinite.
+
     Cost: one forward per new token, with a key-value cache.
     """
     from transformers import GenerationConfig
@@ -168,12 +172,22 @@ def generate(lm: LanguageModel, prompts: Prompts) -> list[str]:
         eos_token_id=sorted(end for end in ends if end is not None) or None,
     )
     new: list[list[int]] = []
+    finite: list[Tensor] = []
+
+    def watch(_: Tensor, logits: Tensor) -> Tensor:
+        finite.append(logits.max(-1).values.isfinite().all())  # of the best token; others may be ruled out with -inf
+        return logits
+
     for ids, mask in _generation_batches(lm, prompts):
         with warnings.catch_warnings():
             # PEFT drops the positions that generate() makes, and says so; without padding none are needed.
             warnings.filterwarnings("ignore", message="Position ids are not supported")
-            tokens = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            tokens = model.generate(
+                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[watch]
+            )
         new += tokens[:, ids.shape[1] :].tolist()
+    if not all(map(bool, finite)):
+        raise NotFinite("the model's logits are not finite: use another model, a lower learning rate, or float32")
     return [tokenizer.decode(row, skip_special_tokens=True).split(prompts.stop)[0].strip() for row in new]
 
 

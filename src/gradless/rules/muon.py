@@ -73,7 +73,9 @@ def _update(leaf: Leaf, mixture: Mixture, factor: Callable[[int, int, int], floa
         g = mixture.leaf(leaf)
         length = float(torch.linalg.vector_norm(g, dtype=torch.float64))
         count = g.numel() if leaf.mask is None else int(leaf.mask.sum())
-        return g.mul_(factor(count, 1, 1) / length) if length else g
+        scale = factor(count, 1, 1) / length if length else 1.0
+        # Of an estimate so small that the quotient is no float32, the elements are.
+        return g.mul_(scale) if scale <= torch.finfo(g.dtype).max else g.copy_(g.double().mul_(scale))
     if not any(map(leaf.reached, mixture.keys)):
         return torch.zeros(shape, device=leaf.param.device)
     left, right = factors(leaf, mixture)

@@ -284,6 +284,11 @@ def tuned_sha256(model: Model) -> str:
     return weights_sha256((leaf.name, leaf.param) for leaf in model.optimizer.leaves)
 
 
+def finite(model: Model) -> bool:
+    """Return whether all tuned parameters are finite. Cost: one pass over them."""
+    return all(bool(leaf.param.isfinite().all()) for leaf in model.optimizer.leaves)
+
+
 def batch_indices(num: int, batch_size: int, seed: int, step: int) -> list[int]:
     """Return the training rows of one step: consecutive pieces of one fresh permutation an epoch."""
     drawn = range(step * batch_size, (step + 1) * batch_size)  # counted over all steps

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gradless import ledger
-from gradless.errors import BadInput
+from gradless.errors import BadInput, NotFinite
 from gradless.lm import encode, evaluate, metrics, schemes, scoring
 from gradless.lm.batching import collate_ends
 from gradless.methods import METHODS
@@ -18,7 +18,7 @@ from gradless.runs import build, predictions
 from gradless.runs.build import BEST
 from gradless.runs.context import RunContext, evaluate_rows, selected_step, selection_key
 from gradless.runs.predictions import Prediction
-from gradless.runs.record import DONE, INTERRUPTED, RunLog, versions
+from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, RunLog, versions
 from gradless.system.atomic import write_json
 from gradless.system.tensor_state import write_tensors
 from gradless.tasks import Row
@@ -42,10 +42,12 @@ def finish(
     moves = ledger.read(run.folder / "ledger").moves
     step = _selected_weights(run, log, moves, status, label_tokens)
     test: Line = {}
-    if status != INTERRUPTED and run.splits.test:
-        if log.evaluation("test", step) is None:  # a crash may have come between this and the result
-            log.evaluated("test", step, evaluate_rows(run, run.splits.test, "tuned test"))
-        test = log.evaluation("test", step) or {}
+    if status != INTERRUPTED:
+        try:
+            _check_weights(run, moves)
+            test = _tested(run, log, step)
+        except NotFinite as error:
+            status, advice = DIVERGED, advice or str(error)
     result = {
         "status": status,
         "zero_shot": _numbers(zero_shot),
@@ -97,6 +99,28 @@ def _selected_weights(
     if status == DONE and not replays and not (run.folder / BEST).exists():
         write_tensors(run.folder / BEST, build.tuned_tensors(run.model))
     return step
+
+
+def _check_weights(run: RunContext, moves: list[Update]) -> None:
+    """Refuse weights that no step has moved, or moved to NaN or infinity; they are no result of a run.
+
+    Raises:
+        NotFinite: with what to change.
+    """
+    advice = "lower --lr or --eps, or use float32 weights"
+    if moves and all(move.skipped for move in moves):
+        raise NotFinite(f"the losses of all {len(moves)} steps were not finite: {advice}")
+    if not build.finite(run.model):
+        raise NotFinite(f"the weights of step {run.model.optimizer.t} are not finite: {advice}")
+
+
+def _tested(run: RunContext, log: RunLog, step: int) -> Line:
+    """Return the evaluation of the present weights on test, and make it unless the log has it already."""
+    if not run.splits.test:
+        return {}
+    if log.evaluation("test", step) is None:  # a crash may have come between this and the result
+        log.evaluated("test", step, evaluate_rows(run, run.splits.test, "tuned test"))
+    return log.evaluation("test", step) or {}
 
 
 def _training(run: RunContext, log: RunLog, moves: list[Update], step: int) -> dict[str, Any]:

@@ -190,6 +190,10 @@ def replay(
     agrees = recorded["weights_sha256"] == sha256 if verify and recorded is not None else None
     measured = recorded if recorded is not None and recorded["selected_step"] == step else None
     if save is not None or push is not None:
+        if not build.finite(built):
+            raise BadInput(
+                f"the weights of step {step} are not finite, so they are not saved: choose an earlier --until"
+            )
         if measured is not None and measured["weights_sha256"] != sha256:
             raise BadInput(f"the rebuilt weights are not those in {run}/result.json, so they are not saved: verify it")
         saving.deliver(

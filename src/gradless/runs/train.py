@@ -17,7 +17,7 @@ from typing import Any, Final
 import torch
 
 from gradless import ledger
-from gradless.errors import BadInput, Diverged
+from gradless.errors import BadInput, Diverged, NotFinite
 from gradless.forward import model_blocks
 from gradless.lm import encode, objectives
 from gradless.lm.encode import Encoded
@@ -230,7 +230,7 @@ def _loop(run: RunContext, encoded: list[Encoded], ledger_file: ledger.Ledger, l
                 speed = (opt.forwards - forwards) / seconds
                 show(opt.t, f"loss {loss:.4f}  {speed:.1f} forwards/s")
             _dev_if_due(run, log)
-        except Diverged as error:
+        except (Diverged, NotFinite) as error:
             return DIVERGED, str(error)
         except KeyboardInterrupt:
             return INTERRUPTED, "continue with --resume"

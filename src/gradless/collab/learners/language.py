@@ -15,7 +15,7 @@ from gradless.collab.config import CollabConfig
 from gradless.collab.data.splits import Batches
 from gradless.collab.learners.assignment import shares
 from gradless.collab.learners.coefficients import Member
-from gradless.errors import BadInput
+from gradless.errors import BadInput, NotFinite
 from gradless.forward.evaluator import Closure
 from gradless.lm import encode, evaluate, objectives, schemes
 from gradless.lm.encode import Encoded
@@ -83,7 +83,10 @@ class Text:
 
     def accuracy(self, model: lm.LanguageModel, rows: int | None) -> float:
         """Return the task's main metric on test rows."""
-        evaluation = evaluate.evaluate(model, self.task, self.rows.test[:rows])
+        try:
+            evaluation = evaluate.evaluate(model, self.task, self.rows.test[:rows])
+        except NotFinite:  # as of other models, whose rows without finite logits are wrong
+            return 0.0
         return evaluation.metrics[self.task.metrics[0]]
 
 
