@@ -58,7 +58,8 @@ def test_push_uploads_the_saved_folder(tmp_path, api, public):
     found = CliRunner().invoke(main, arguments)
     assert found.exit_code == 0, found.output
     assert "pushed to https://huggingface.co/me/mine" in found.output
-    assert str(tmp_path) in found.output.split("model and data as this run did: ")[1]
+    assert "the ledger and the card name the model and data: tiny-" in found.output
+    assert str(tmp_path) not in found.output.split("the ledger and the card name")[1].splitlines()[0]
     (_, created), (_, (repo_id, files, text)) = api.calls
     assert created == ("me/mine", {"exist_ok": True, "private": not public})
     assert repo_id == "me/mine"

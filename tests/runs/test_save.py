@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -19,6 +20,7 @@ from gradless import ledger, lm
 from gradless.cli import main
 from gradless.errors import BadInput
 from gradless.runs import build, card, jobs, replay
+from gradless.runs.config import read_config
 from save_helpers import QUIET, tuned
 
 
@@ -37,7 +39,7 @@ def load(folder: Path) -> nn.Module:
     """The model, by the code in its card."""
     (code,) = blocks((folder / "README.md").read_text(), "python")
     names: dict[str, Any] = {}
-    with lm.quiet_transformers():
+    with lm.quiet_transformers(), contextlib.chdir(folder.parent):  # cards name folders without where they are
         exec(code, names)
     assert len(names["tokenizer"]) > 100
     model: nn.Module = names["model"]
@@ -102,7 +104,7 @@ def test_tuned_label_rows_stand_in_the_output_layer(tmp_path, model):
     found, before = logits(loaded), logits(base)
     assert torch.allclose(found[..., others], before[..., others], atol=1e-6)
     assert not torch.allclose(found[..., tokens], before[..., tokens], atol=1e-5)
-    config = build.TuneConfig.from_json(contents.header["config"])
+    config = read_config(place)
     again = jobs.evaluate(
         dataclasses.replace(config, model=str(tmp_path / "saved"), scheme="full"),
         mode="zero-shot",
@@ -135,7 +137,7 @@ def test_an_adapter_names_a_base_that_is_a_folder(tmp_path):
     place = tuned(tmp_path, model=str(tmp_path / "base"), scheme="lora")
     jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
     settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
-    assert settings["base_model_name_or_path"] == str(tmp_path / "base")
+    assert settings["base_model_name_or_path"] == "./base"
     rebuilt, _ = replay.rebuild(place, until=selected(place))
     assert torch.equal(logits(load(tmp_path / "saved")), logits(rebuilt.lm.model))
 
@@ -199,11 +201,46 @@ def test_the_card_names_where_the_base_model_is_now(tmp_path):
     (tmp_path / "base").rename(tmp_path / "moved")
     jobs.replay(place, model=str(tmp_path / "moved"), save=tmp_path / "saved", reporter=QUIET)
     settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
-    assert settings["base_model_name_or_path"] == str(tmp_path / "moved")
+    assert settings["base_model_name_or_path"] == "./moved"
     load(tmp_path / "saved")
     record = tmp_path / "saved" / "gradless"
-    assert json.loads((record / "config.json").read_text())["model"] == str(tmp_path / "base")  # as in its ledger
+    assert json.loads((record / "config.json").read_text())["model"] == "./base"  # as in its ledger
     assert jobs.replay(record, model=str(tmp_path / "moved"), verify=True, reporter=QUIET).agrees
+
+
+@pytest.mark.parametrize("scheme", ["full", "lora"])
+@pytest.mark.parametrize("labels", ["0=bad,1=good", {"0": "bad", "1": "good"}])
+def test_nothing_that_is_shared_holds_a_path_of_this_machine(tmp_path, scheme, labels):
+    home = tmp_path / "home-of-zaphod"
+    home.mkdir()
+    base = lm.tiny("llama")
+    base.model.save_pretrained(home / "base")
+    base.tokenizer.save_pretrained(home / "base")
+    config = h.config(home, model=str(home / "base"), scheme=scheme)
+    h.tune(dataclasses.replace(config, own={**config.own, "labels": labels}), home / "run")
+    jobs.replay(home / "run", save=home / "saved", reporter=QUIET)
+    for path in (home / "run" / "ledger", *(home / "saved").rglob("*")):
+        assert not path.is_file() or b"zaphod" not in path.read_bytes(), path
+    header = ledger.read(home / "run" / "ledger").config
+    assert header["model"] == "./base"
+    assert jobs.replay(home / "run", verify=True, reporter=QUIET).agrees  # config.json knows where the model is
+    with pytest.raises(BadInput, match=r"name of its base model, ./base, and not where it is: give --model"):
+        jobs.replay(home / "saved" / "gradless", reporter=QUIET)
+    assert jobs.replay(home / "saved" / "gradless", model=str(home / "base"), verify=True, reporter=QUIET).agrees
+
+
+def test_a_ledger_of_an_older_release_that_holds_paths_still_belongs_to_its_run(tmp_path):
+    config = h.config(tmp_path, model="tiny-llama")
+    recorded = {"config": dataclasses.replace(config, data=None).to_json()}
+    assert any("/" in str(value) for value in recorded["config"]["own"].values())
+    replay.check_config(recorded, config)
+    moved = {
+        name: f"/elsewhere/{Path(value).name}" if name in replay.OWN_PATHS else value
+        for name, value in config.own.items()
+    }
+    replay.check_config(recorded, dataclasses.replace(config, own=moved))
+    with pytest.raises(BadInput, match="another run than config"):
+        replay.check_config(recorded, dataclasses.replace(config, model="tiny-opt"))
 
 
 def test_figures_go_only_with_the_weights_that_they_are_of(tmp_path):

@@ -48,7 +48,7 @@ class Facts:
 
     name: str
     location: str
-    """Where the model will be loaded from: a path or a hub id."""
+    """Where the model will be loaded from: ``./NAME`` or a hub id."""
     config: TuneConfig
     step: int
     header: dict[str, Any]
@@ -143,7 +143,7 @@ def _loading(facts: Facts) -> dict[str, Any]:
     """How Python loads the model, and the base model of an adapter, with the very weights that were measured."""
     model = facts.config.model
     origin = base_id(model)
-    by_transformers = origin is not None or Path(model).is_dir()
+    by_transformers = origin is not None or (model.startswith("./") and not model.endswith(".gguf"))
     base, revision = origin or (model, None)
     return {
         "auto": "AutoModelForMaskedLM" if facts.masked else "AutoModelForCausalLM",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gradless import ledger
 from gradless.errors import BadInput
+from gradless.lm import assets
 from gradless.methods import METHODS
 from gradless.runs import build
 from gradless.runs.build import Model
@@ -15,11 +16,41 @@ from gradless.runs.config import TuneConfig, difference, read_config
 from gradless.system.hashing import weights_sha256
 from gradless.tasks import Splits
 
+OWN_PATHS: Final = ("train", "dev", "test")
+
+
+def shared(config: TuneConfig) -> TuneConfig:
+    """Return the configuration without folders of this machine, for what others will read: ledgers, models, cards.
+
+    Own files and data keep their names; a model that is a folder or file becomes ``./NAME``, see `shared_model`.
+    """
+    own = {name: _name(str(value)) if name in OWN_PATHS else value for name, value in config.own.items()}
+    data = None if config.data is None else _name(config.data)
+    return dataclasses.replace(config, model=shared_model(config.model), data=data, own=own)
+
+
+def shared_model(model: str) -> str:
+    """Return ``./NAME`` for a model that is a folder or file, else its name or hub id.
+
+    Example:
+        >>> shared_model("/home/me/models/mine"), shared_model("./mine"), shared_model("facebook/opt-1.3b")
+        ('./mine', './mine', 'facebook/opt-1.3b')
+    """
+    if model in assets.ASSETS:
+        return model
+    path = Path(model).expanduser()
+    local = path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or path.exists()
+    return f"./{_name(model)}" if local or path.suffix == ".gguf" else model
+
+
+def _name(path: str) -> str:
+    return Path(path).expanduser().absolute().name
+
 
 def header(config: TuneConfig, model: Model, splits: Splits, label_token_ids: tuple[int, ...]) -> dict[str, Any]:
     """Return what the ledger says of the run it belongs to."""
     return ledger.header(
-        config=config.to_json(),
+        config=shared(config).to_json(),
         base_sha256=model.base_sha256,
         data_sha256=splits.fingerprint,
         label_token_ids=list(label_token_ids),
@@ -60,9 +91,14 @@ def check_config(recorded: dict[str, Any], config: TuneConfig) -> None:
     Raises:
         BadInput: with what differs.
     """
-    changed = difference(TuneConfig.from_json(recorded["config"]), config)
+    changed = difference(_named(TuneConfig.from_json(recorded["config"])), _named(config))
     if changed:
         raise BadInput(f"the ledger belongs to another run than config.json ({changed}): restore either file")
+
+
+def _named(config: TuneConfig) -> TuneConfig:
+    """Return the configuration with names in place of all paths, for comparison with a ledger of any release."""
+    return dataclasses.replace(shared(config), model=_name(config.model))
 
 
 def ledger_path(source: Path) -> Path:
@@ -99,7 +135,13 @@ def rebuild(
     contents, folder = ledger.read(path), path.parent
     config = TuneConfig.from_json(contents.config)
     if path.name == "ledger" and (folder / "config.json").exists():
-        check_config(contents.header, read_config(folder))
+        own = read_config(folder)
+        check_config(contents.header, own)
+        config = dataclasses.replace(config, model=own.model)  # where it is on this machine
+    if model is None and config.model.startswith("./") and not Path(config.model).exists():
+        raise BadInput(
+            f"the ledger tells the name of its base model, {config.model}, and not where it is: give --model"
+        )
     steps = len(contents.moves) if until is None else until
     if not 0 <= steps <= len(contents.moves):
         raise BadInput(f"the ledger holds {len(contents.moves)} steps: --until {until} is out of reach")

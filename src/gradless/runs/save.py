@@ -31,7 +31,7 @@ from gradless.runs import card, hub
 from gradless.runs.build import INITIAL, NORMS, Model, Say, tuned_sha256
 from gradless.runs.card import RECORD, TASK_FILE, Facts
 from gradless.runs.config import TuneConfig
-from gradless.runs.replay import ledger_path
+from gradless.runs.replay import OWN_PATHS, ledger_path, shared, shared_model
 from gradless.system.atomic import write_json
 
 TEMPORARY = ".saving-"  # what a killed process leaves beside the folder has this name
@@ -91,8 +91,8 @@ def save(
         OSError: it cannot be written; nothing is left behind.
     """
     check(target, None)
-    facts = _facts(built, contents, repo_id or str(target), (repo_id or target.resolve().name), result)
     target = target.resolve()
+    facts = _facts(built, contents, repo_id or f"./{target.name}", result)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=target.parent) as scratch:
         folder = Path(scratch) / "model"  # with the user's own permissions, which the folder around it has not
@@ -109,14 +109,13 @@ def save(
         folder.rename(target)
 
 
-def _facts(built: Model, contents: Contents, place: str, name: str, result: dict[str, Any] | None) -> Facts:
-    """Return what the model card tells."""
-    # Where the base model is now, for those who load an adapter; the record keeps what the run was given.
-    base = str(Path(built.lm.source).resolve()) if Path(built.lm.source).exists() else built.lm.source
+def _facts(built: Model, contents: Contents, location: str, result: dict[str, Any] | None) -> Facts:
+    """Return what the model card tells; it names no folder of this machine."""
+    config = shared(TuneConfig.from_json(contents.header["config"]))
     return Facts(
-        name=name.rpartition("/")[2],
-        location=place,
-        config=dataclasses.replace(TuneConfig.from_json(contents.header["config"]), model=base),
+        name=location.rpartition("/")[2],
+        location=location,
+        config=dataclasses.replace(config, model=shared_model(built.lm.source)),
         step=built.optimizer.t,
         header=contents.header,
         result=result,
@@ -163,7 +162,7 @@ def _place_label_rows(model: lm.LanguageModel, tokens: list[int]) -> None:
 def _record(contents: Contents, source: Path, result: dict[str, Any] | None, folder: Path) -> None:
     """Write the run's own files; the folder is a run directory again."""
     folder.mkdir()
-    path, config = ledger_path(source), TuneConfig.from_json(contents.header["config"])
+    path, config = ledger_path(source), shared(TuneConfig.from_json(contents.header["config"]))
     with path.open("rb") as file:  # without the torn end of a run that was killed
         (folder / "ledger").write_bytes(file.read(contents.good_bytes))
     write_json(folder / "config.json", config.to_json())
@@ -202,13 +201,13 @@ def deliver(
         if save_to is not None:
             say(f"saved to {save_to}")
         if push is not None:
-            say(f"the ledger and the card name the model and data as this run did: {_named(built, contents)}")
+            say(f"the ledger and the card name the model and data: {_named(contents)}")
             say(f"pushed to {hub.push(target, push, public=public, say=say)}")
 
 
-def _named(built: Model, contents: Contents) -> str:
-    """Return the paths and names in the ledger's header and the card, which whoever sees the model can read."""
+def _named(contents: Contents) -> str:
+    """Return the names in the ledger's header, which whoever sees the model can read; old ledgers hold whole paths."""
     config = contents.header["config"]
-    own = (config["own"].get(name) for name in ("train", "dev", "test"))
-    names = (config["model"], built.lm.source, config["data"], *own)
+    own = (config["own"].get(name) for name in OWN_PATHS)
+    names = (config["model"], config["data"], *own)
     return ", ".join(dict.fromkeys(str(name) for name in names if name))
