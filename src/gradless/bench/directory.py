@@ -8,7 +8,6 @@ of a point that is no longer the best are no longer asked for; their directories
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from gradless.errors import BadInput
 from gradless.runs.config import TuneConfig, difference
 from gradless.system import locks
 from gradless.system.atomic import write_json, write_text
+from gradless.system.typed import parse_json
 
 GRID = "grid.toml"
 WHOLE = "directory"  # the lock on results.jsonl, the requests and the grid
@@ -96,7 +96,7 @@ def _difference(asked: Grid, out: Path) -> str | None:
 def _reason(path: Path, possible: Sequence[Request]) -> str:
     """Return why the same grid does not know a run: a file beside it, or gradless itself, has changed."""
     try:
-        old = json.loads(path.read_text())
+        old = parse_json(path.read_text())
         key = (old["phase"], old["cell"], old["point"], old["seed"])
         same = [one for one in possible if (one.phase, one.cell, one.point, one.seed) == key]
         changed = difference(TuneConfig.from_json(old["config"]), same[0].config) if same else None

@@ -16,9 +16,11 @@ from gradless.lm.metrics import METRICS
 from gradless.runs.record import INTERRUPTED, read_events
 from gradless.system import finished_runs
 from gradless.system.atomic import write_json, write_text
+from gradless.system.side_files import read_json, read_jsonl
 
 FAILED = "failed"
 RESULTS = "results.jsonl"
+LINE = {"id", "phase", "cell", "point", "seed", "status", "overhead", "wall_seconds"}  # what others read of a line
 NUMBERS = ("loss", *METRICS)
 COPIED = ("steps", "selected_step", "forwards", "train_seconds", "seconds_per_step")
 MEASURED = ("peak_memory_bytes", "inference_memory_bytes", "tuned_parameters")
@@ -42,10 +44,17 @@ def line(out: Path, request: Request) -> dict[str, Any] | None:
     memory of inference: starting, loading, hashing, replaying, writing; None where a process ended unseen, so that
     its time is not known.
     """
-    folder = run_folder(out, request.id)
-    taken_over = finished_runs.line(folder)
+    taken_over = finished_runs.line(run_folder(out, request.id))
     if taken_over is not None:
         return taken_over
+    try:
+        return _own_line(out, request)
+    except (KeyError, TypeError, ValueError, AttributeError):  # files of another shape: as good as none
+        return None
+
+
+def _own_line(out: Path, request: Request) -> dict[str, Any] | None:
+    folder = run_folder(out, request.id)
     result = _read(folder / "result.json", status=str)
     if result is None or result["status"] == INTERRUPTED:
         result = _read(folder / "failed.json", status=str)
@@ -104,7 +113,7 @@ def rebuild(out: Path, lines: Iterable[dict[str, Any]]) -> None:
 def read(out: Path) -> list[dict[str, Any]]:
     """Return the lines of ``results.jsonl``; none if there is no such file."""
     path = out / RESULTS
-    return [json.loads(text) for text in path.read_text().splitlines()] if path.exists() else []
+    return [line for line in read_jsonl(path)[0] if line.keys() >= LINE]
 
 
 def overhead(out: Path) -> float:
@@ -164,9 +173,6 @@ def _process(folder: Path) -> dict[str, Any]:
 
 def _read(path: Path, **needed: type | tuple[type, ...]) -> dict[str, Any] | None:
     """Return what a side file holds; None where there is none, or it is not what a run has written."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return None
+    values = read_json(path)
     sound = isinstance(values, dict) and all(isinstance(values.get(name), kind) for name, kind in needed.items())
     return values if sound else None

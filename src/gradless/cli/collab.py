@@ -111,7 +111,7 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
 @collab.command()
 @data_options
 @of_hint("peers", Annotated[int, Meta(ge=1, le=10**4)], "Honest peers.", 21)
-@click.option("--picture", type=PATH, required=True, help="PNG or SVG file.")
+@click.option("--picture", type=FILE, required=True, help="PNG or SVG file.")
 def split(picture: Path, peers: int, **options: Any) -> None:
     """Draw who has what: the rows of each class at every peer.
 

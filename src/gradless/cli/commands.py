@@ -15,7 +15,7 @@ from gradless.cli.completion import Named
 from gradless.cli.doctor import completion, doctor
 from gradless.cli.fields import of_fields, of_hint
 from gradless.cli.ledger import ledger
-from gradless.cli.options import FILE, HELP, PATH, Commands, FromFile, need, options
+from gradless.cli.options import FILE, FOLDER, HELP, PATH, Commands, FromFile, need, options
 from gradless.cli.plan import plan
 from gradless.cost.settings import ProfileSettings
 from gradless.errors import BadInput, unknown
@@ -49,7 +49,7 @@ data_options = options(
 )
 save_options = options(
     click.option(
-        "--save", type=PATH, help="Write the tuned model (or adapter), tokenizer and model card to this folder."
+        "--save", type=FOLDER, help="Write the tuned model (or adapter), tokenizer and model card to this folder."
     ),
     click.option("--push", metavar="OWNER/NAME", help="Upload that folder to the Hugging Face hub."),
     click.option(
@@ -164,8 +164,8 @@ def replay(run_dir: Path, verify: bool, **how: Any) -> None:
 @of_fields(ProfileSettings, "repeats seed threads replay_steps")
 @click.option("--no-memory", is_flag=True, help="Leave out peak memory, which takes a process for each row.")
 @click.option("--no-eager", is_flag=True, help="Leave out the step of MeZO's algorithm 1 in eager PyTorch.")
-@click.option("--json", type=PATH, help="Write all figures to this file.")
-@click.option("--picture", type=PATH, help="Draw where the time goes: a PNG, SVG or PDF file.")
+@click.option("--json", type=FILE, help="Write all figures to this file.")
+@click.option("--picture", type=FILE, help="Draw where the time goes: a PNG, SVG or PDF file.")
 @click.option("--only", hidden=True, help="Measure the memory of one row in this process.")
 def profile(no_memory: bool, no_eager: bool, only: str | None, **settings: Any) -> None:
     """Measure a step against its floor: two forwards of the same batch and nothing else.

@@ -37,7 +37,7 @@ class UsablePath(click.Path):
         reason = "it is empty" if not os.fspath(value) else "it holds NUL" if "\0" in os.fspath(value) else ""
         try:
             os.stat("." if reason else path)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             pass
         except OSError as error:
             reason = error.strerror or "the system refuses it"
@@ -48,6 +48,7 @@ class UsablePath(click.Path):
 
 PATH = UsablePath(path_type=Path)
 FILE = UsablePath(path_type=Path, dir_okay=False)
+FOLDER = UsablePath(path_type=Path, file_okay=False)
 
 
 class Commands(click.Group):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradless.cli.fields import of_fields
-from gradless.cli.options import PATH
+from gradless.cli.options import FILE
 from gradless.cost.settings import PlanSettings
 from gradless.system import tables, terminal
 
@@ -24,7 +24,7 @@ HEADS = ("", "weights", "gradients", "optimizer state", "activations", "scratch"
 @of_fields(PlanSettings, "model method scheme batch_size length dtype attention objective engine device")
 @of_fields(PlanSettings, "rank num_prefix num_prompt")
 @click.option("--memory", multiple=True, help="Memory to compare with, e.g. 24GB or 24GiB; may be repeated.")
-@click.option("--json", "json_file", type=PATH, help="Write all figures, in bytes, to this file.")
+@click.option("--json", "json_file", type=FILE, help="Write all figures, in bytes, to this file.")
 def plan(memory: tuple[str, ...], json_file: Path | None, **settings: Any) -> None:
     """Say how much memory inference and ways of tuning need, from the model's configuration alone.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradless.system.atomic import write_text
+from gradless.system.typed import parse_json
 from gradless.tasks.base import Example
 
 FILE = "predictions.jsonl"
@@ -107,7 +108,7 @@ def read(path: Path) -> list[Prediction]:
     predictions = []
     for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            predictions.append(_prediction(json.loads(text)))
+            predictions.append(_prediction(parse_json(text)))
     return predictions
 
 

@@ -7,13 +7,13 @@ that was taken over names its file in ``reused``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from gradless.errors import BadInput
 from gradless.system.atomic import write_json
+from gradless.system.typed import parse_json
 
 REUSED = "reused.json"
 
@@ -25,7 +25,7 @@ def finished(path: Path, runs: Iterable[str], statuses: Iterable[str]) -> dict[s
         BadInput: the file is missing or damaged, is none of gradless, or has none of these runs.
     """
     try:
-        lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines() if text.strip()]
+        lines = [parse_json(text) for text in path.read_text(encoding="utf-8").splitlines() if text.strip()]
         by_id = {line["id"]: {**line, "reused": path.name} for line in lines if line["status"] in statuses}
     except OSError as error:
         raise BadInput(f"cannot read {path} ({error.strerror}): give the results.jsonl of finished runs") from None
@@ -50,9 +50,12 @@ def take_over(lines: dict[str, dict[str, Any]], runs: Path) -> int:
 
 
 def line(folder: Path) -> dict[str, Any] | None:
-    """Return the line that was taken over into a run directory, or None."""
-    path = folder / REUSED
-    return json.loads(path.read_text()) if path.exists() else None
+    """Return the line that was taken over into a run directory; None if there is none that can be read."""
+    try:
+        taken_over = parse_json((folder / REUSED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return taken_over if isinstance(taken_over, dict) and {"id", "status"} <= taken_over.keys() else None
 
 
 def origin(records: Iterable[dict[str, Any]]) -> str:

@@ -136,14 +136,16 @@ def value(name: str, raw: Any, hint: Any) -> Any:
     Raises:
         BadInput: another type, a number out of range, NaN or infinity, an unknown name.
     """
-    raw = float(raw) if isinstance(raw, float) else raw  # NumPy's float64 is a float too
+    if isinstance(raw, float):
+        raw = float(raw)  # NumPy's float64 is a float too
+    else:
+        refuse_odd(name, raw)
     try:
         converted = msgspec.convert(raw, hint)
     except (msgspec.ValidationError, OverflowError):
         raise BadInput(_refusal(name, raw, hint)) from None
     if isinstance(converted, float) and not math.isfinite(converted):
         raise BadInput(_refusal(name, raw, hint))
-    refuse_odd(name, converted)
     named = [one for _, metadata in _parts(hint) for one in metadata if isinstance(one, Names) and one.closed]
     for names in named if converted is not None else ():
         for one in converted if isinstance(converted, tuple) else (converted,):

@@ -63,6 +63,15 @@ class Images(NamedTuple):
         )
 
 
+def needs_files(name: str) -> bool:
+    """Return whether a row of `DATASETS` reads files.
+
+    Raises:
+        BadInput: unknown name.
+    """
+    return bool(pick("data set", name, DATASETS).files)
+
+
 def load(name: str, folder: Path | str | None = None, *, say: Say = quiet) -> Images:
     """Read a data set.
 

@@ -51,6 +51,8 @@ def draw(
         split_parameter = DEFAULT_ALPHA
     if (wanted is None) != (split_parameter is None):
         raise BadInput(f"the split '{name}' " + (f"needs its {wanted}" if wanted else "takes no parameter"))
+    if data is not None and not datasets.needs_files(dataset or "digits"):
+        raise BadInput(f"the data set '{dataset or 'digits'}' needs no files: leave out --data")
     images = datasets.load(dataset or "digits", data)
     labels = images.train_labels
     parameter = {wanted: split_parameter} if wanted and split_parameter is not None else {}

@@ -10,7 +10,7 @@ from gradless.collab.aggregation.base import Aggregator
 from gradless.collab.algorithms import ALGORITHMS, COEFFICIENTS, Group
 from gradless.collab.attacks import Attack
 from gradless.collab.config import CollabConfig
-from gradless.collab.data.datasets import DATASETS
+from gradless.collab.data.datasets import needs_files
 from gradless.collab.learners.parameters import Learner, Local, ParameterPeers, Workload
 from gradless.collab.network.delivery import ALL, Delivery
 from gradless.errors import BadInput, unknown
@@ -112,7 +112,7 @@ def _uses(config: CollabConfig) -> dict[str, tuple[bool, str]]:
         **dict.fromkeys(("task", "scheme", "num_train", "num_test", "own"), (language, "a language --model")),
         **dict.fromkeys(("queries", "eps", "sync"), coefficients),
         "net": (not language, "images (--dataset)"),
-        "data": (language or bool(DATASETS[config.dataset or ""].files), "data that lie in files"),
+        "data": (language or needs_files(config.dataset or ""), "data that lie in files"),
         "radius": (_clips(config), "a rule that clips at a fixed radius"),
         "rule_options": (config.rule is not None, "a --rule of its own"),
         "momentum": (own_momentum in (None, config.momentum), "an algorithm that has no momentum of its own"),

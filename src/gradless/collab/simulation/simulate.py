@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import statistics
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -30,6 +30,26 @@ from gradless.system import locks
 from gradless.system.atomic import write_json
 from gradless.system.hashing import weights_sha256
 from gradless.system.progress import Reporter
+from gradless.system.side_files import read_json
+from gradless.system.typed import parse_json
+
+
+class Result(TypedDict):
+    """What others read of a ``result.json``."""
+
+    status: Literal["done", "diverged"]
+    worst_accuracy: float
+    mean_accuracy: float
+    consensus_distance: float | None
+    alpha: float | None
+    alpha_max: float | None
+    lambda_max: float | None
+    gradients_per_peer: float
+    gradient_overhead: float
+    bytes_per_peer_step: float
+    train_seconds: float
+    config: dict[str, Any]
+    versions: dict[str, Any]
 
 
 def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -89,18 +109,23 @@ def _finished(config: CollabConfig, folder: Path) -> dict[str, Any] | None:
     if not (folder / "config.json").exists():
         return None
     try:
-        held = from_json(json.loads((folder / "config.json").read_text()))
+        held = from_json(parse_json((folder / "config.json").read_text()))
     except (TypeError, ValueError):
         raise BadInput(f"{folder} holds something else than a collaborative run: choose another --out") from None
     if held.id() != config.id():
         raise BadInput(f"{folder} holds a run with other settings: choose another --out")
-    if not (folder / "result.json").exists():
-        return None
+    return finished_result(folder)
+
+
+def finished_result(folder: Path) -> dict[str, Any] | None:
+    """Return ``result.json`` of a run that has come to its end; None where it was lost or is something else."""
+    result = read_json(folder / "result.json")
     try:
-        result: dict[str, Any] = json.loads((folder / "result.json").read_text())
-    except ValueError:  # torn by a crash of the machine: as good as none
+        msgspec.convert(result, Result)
+    except (msgspec.ValidationError, OverflowError):
         return None
-    return None if result.get("status", INTERRUPTED) == INTERRUPTED else result
+    table: dict[str, Any] = result
+    return table
 
 
 def _loop(run: SimulationState, reporter: Reporter) -> str:

@@ -16,12 +16,14 @@ from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.learners import nets
 from gradless.collab.simulation import workers as worker_processes
 from gradless.collab.simulation.build import check_used, mixing_rule
+from gradless.collab.simulation.simulate import finished_result
 from gradless.errors import BadInput
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED
 from gradless.system import finished_runs, locks, typed
 from gradless.system.atomic import write_json, write_text
 from gradless.system.progress import Reporter
-from gradless.system.typed import Processes
+from gradless.system.side_files import read_jsonl
+from gradless.system.typed import Processes, parse_json
 
 RESULTS = "results.jsonl"
 ASKED = (
@@ -33,6 +35,8 @@ FOUND = (
     *("status", "worst_accuracy", "mean_accuracy", "consensus_distance", "gradients_per_peer", "gradient_overhead"),
     *("bytes_per_peer_step", "train_seconds", "alpha_max", "lambda_max"),
 )
+# A point of a curve, and the fields of an evaluation that it holds.
+CURVE = {"step": "step", "worst": "worst_accuracy", "mean": "mean_accuracy", "consensus": "consensus_distance"}
 # What all runs of one folder have in common, beside the network between attacked peers and the rate of an algorithm.
 SHARED = (
     *("dataset", "own", "net", "model", "task", "scheme", "num_train", "num_test", "freeze", "payload", "method"),
@@ -164,7 +168,7 @@ def _folders(out: Path) -> list[Path]:
 
 def _config(folder: Path) -> CollabConfig | None:
     try:
-        return from_json(json.loads((folder / "config.json").read_text()))
+        return from_json(parse_json((folder / "config.json").read_text()))
     except (OSError, TypeError, ValueError):
         return None
 
@@ -177,19 +181,10 @@ def table(out: Path, recipes: Mapping[str, str] | None = None) -> list[dict[str,
         recipes: by id, what asked for a run; others keep what was written.
     """
     path = out / RESULTS
-    known = {one["id"]: one["recipe"] for one in _whole_lines(path)} | dict(recipes or {})
+    known = {str(one.get("id")): one.get("recipe", "") for one in read_jsonl(path)[0]} | dict(recipes or {})
     lines = [one for folder in _folders(out) if (one := line(folder, known)) is not None]
     lines.sort(key=lambda one: one["id"])
     write_text(path, "".join(json.dumps(one, allow_nan=False) + "\n" for one in lines))
-    return lines
-
-
-def _whole_lines(path: Path) -> list[dict[str, Any]]:
-    """Parse the lines that a crash did not tear."""
-    lines = []
-    for text in path.read_text().splitlines() if path.exists() else []:
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(text))
     return lines
 
 
@@ -199,23 +194,12 @@ def line(folder: Path, recipes: Mapping[str, str]) -> dict[str, Any] | None:
     taken_over = finished_runs.line(folder)
     if config is not None and taken_over is not None:
         return {**_asked(config), **taken_over, "recipe": recipes.get(config.id(), "")}
-    try:
-        result = json.loads((folder / "result.json").read_text())
-    except (OSError, ValueError):
+    result = finished_result(folder)
+    if config is None or result is None:
         return None
-    if config is None or result.get("status", INTERRUPTED) == INTERRUPTED:
-        return None
-    events = _whole_lines(folder / "metrics.jsonl")
-    curve = [
-        {
-            "step": event["step"],
-            "worst": event["worst_accuracy"],
-            "mean": event["mean_accuracy"],
-            "consensus": event["consensus_distance"],
-        }
-        for event in events
-        if event["event"] == "eval"
-    ]
+    events = [event for event in read_jsonl(folder / "metrics.jsonl")[0] if event.get("event") == "eval"]
+    whole = [event for event in events if event.keys() >= {*CURVE.values()}]
+    curve = [{name: event[recorded] for name, recorded in CURVE.items()} for event in whole]
     return {
         "id": config.id(),
         "recipe": recipes.get(config.id(), ""),

@@ -19,6 +19,7 @@ from gradless.methods import FIRST, METHODS, ZEROTH
 from gradless.report.common.numbers import Score, metric_of, number, score, show, slug, sortable, unique
 from gradless.report.common.read import mapping
 from gradless.runs.config import DEFAULTS
+from gradless.system.typed import parse_json
 
 KINDS = {
     "zo": "zeroth order",
@@ -188,7 +189,7 @@ def load(folder: Path) -> Study:
     by_id, unread = {}, 0
     for text in filter(str.strip, path.read_text().splitlines()):
         try:
-            run = _run(side_by_side(json.loads(text), timed))
+            run = _run(side_by_side(parse_json(text), timed))
             by_id[run.id] = run
         except (ValueError, KeyError, TypeError, AttributeError):
             unread += 1
@@ -243,7 +244,7 @@ def _requests(folder: Path) -> dict[str, dict[str, Any]]:
     requests = {}
     for path in sorted(folder.glob("*.json")):
         try:
-            request = json.loads(path.read_text())
+            request = parse_json(path.read_text())
             read_cell(request)
             requests[str(request.get("id", path.stem))] = {**request, "phase": str(request["phase"])}
         except (ValueError, KeyError, TypeError, AttributeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from gradless.report.collab.names import ALPHA, GAMMA, NO_ATTACK, REFERENCE, alg
 from gradless.report.common.numbers import Score, number, score, show, unique
 from gradless.report.common.read import mapping, read_json
 from gradless.runs.record import DIVERGED
+from gradless.system.typed import parse_json
 
 ADVICE = "finish a run of `gradless collab simulate` in it first"
 
@@ -330,7 +330,7 @@ def _records(text: str) -> Iterator[Any]:
         if not line.strip():
             continue
         try:
-            yield json.loads(line)
+            yield parse_json(line)
         except ValueError:
             if line.endswith("\n"):
                 yield None

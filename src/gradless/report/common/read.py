@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from gradless.system.typed import parse_json
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file's object; empty where there is none that can be read."""
     try:
-        return mapping(json.loads(path.read_text()))
+        return mapping(parse_json(path.read_text()))
     except (OSError, ValueError):
         return {}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ from gradless.runs import predictions
 from gradless.runs.config import TuneConfig
 from gradless.runs.predictions import Prediction
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED
+from gradless.system.typed import parse_json
 
 UNFINISHED = "unfinished"
 """Of a run without ``result.json``: it was killed, or is still at work."""
@@ -221,7 +221,7 @@ def _lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
     lines, torn = [], 0
     for text in filter(str.strip, path.read_text(errors="replace").splitlines()):
         try:
-            line = json.loads(text)
+            line = parse_json(text)
             whole = isinstance(line["event"], str) and number(line["step"]) is not None
         except (ValueError, KeyError, TypeError):
             whole = False
