@@ -22,8 +22,20 @@ LONGEST_FILE = 400
 
 # From the bottom up: a package, or a module at the top, imports only from those before it.
 PACKAGES = (
-    *("errors", "rng", "kernels", "gradients", "ranks", "accept", "directions", "rules", "estimators", "forward"),
-    *("optimizer", "ledger", "methods"),
+    *(
+        "errors",
+        "contract",
+        "scalars",
+        "rng",
+        "kernels",
+        "gradients",
+        "ranks",
+        "accept",
+        "directions",
+        "rules",
+        "estimators",
+    ),
+    *("rates", "forward", "restore", "optimizer", "ledger", "methods"),
     *("system", "tasks", "lm", "runs", "collab", "cost", "bench", "report", "integrations", "testing", "cli"),
 )
 # The optimizer and what it stands on: usable without a language model in sight.

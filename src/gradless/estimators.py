@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from torch import Tensor
 
+from gradless import scalars
 from gradless.errors import BadInput
 from gradless.gradients import Part
 
@@ -22,6 +23,8 @@ Values = Callable[[Sequence[tuple[int | None, float]]], Sequence[float]]
 Slopes = Callable[[Sequence[int]], tuple[float, Sequence[float]]]
 Gradients = Callable[[], tuple[float, Mapping[str, Tensor]]]
 BACKPROP = 3  # forwards that a loss with its gradient counts as: a backward costs two
+MOST_QUERIES: Final = 10**6  # directions of a step
+MOST_STEPS: Final = 2**63 - 1
 FORWARD_MODE = 2  # forwards that a loss with its slope along one direction counts as
 
 
@@ -54,25 +57,24 @@ class Estimator(NamedTuple):
 
 def constant_queries(queries: int) -> Callable[[int], int]:
     """The same number of directions every step."""
-    if queries < 1:
-        raise BadInput(f"queries is {queries}: a step needs at least one direction")
-    return lambda step: queries
+    count = scalars.whole("queries", queries, least=1, most=MOST_QUERIES)
+    return lambda step: count
 
 
 def linear_queries(queries: int, steps: int) -> Callable[[int], int]:
     """Rise from 1 to ``queries`` directions over ``steps`` steps (MeZO appendix A.2); forwards rise alike.
 
     Raises:
-        BadInput: either is less than 1.
+        BadInput: either is no whole number, or less than 1.
 
     Example:
         >>> schedule = linear_queries(4, steps=8)
         >>> [schedule(t) for t in range(8)]
         [1, 1, 1, 1, 2, 2, 3, 3]
     """
-    if queries < 1 or steps < 1:
-        raise BadInput(f"a linear query schedule needs queries and steps of at least 1, not {queries} and {steps}")
-    return lambda step: max(1, min(step, steps) * queries // steps)
+    most = scalars.whole("queries", queries, least=1, most=MOST_QUERIES)
+    over = scalars.whole("steps", steps, least=1, most=MOST_STEPS)
+    return lambda step: max(1, min(step, over) * most // over)
 
 
 def spsa(*, eps: float = 1e-3, queries: int | Callable[[int], int] = 1) -> Estimator:
@@ -81,7 +83,7 @@ def spsa(*, eps: float = 1e-3, queries: int | Callable[[int], int] = 1) -> Estim
     Unbiased up to O(eps^2). Cost: 2K forwards, no backward; memory of inference plus the largest leaf.
     Spall 1992; n-SPSA with K queries: Malladi et al. 2023 (arXiv 2305.17333).
     """
-    _check_eps(eps)
+    eps = scalars.real("eps", eps, above=0.0)
 
     def estimate(oracle: Oracle, keys: Sequence[int]) -> Estimate:
         losses = oracle.values([(key, scale) for key in keys for scale in (eps, -eps)])
@@ -97,7 +99,7 @@ def one_sided(*, eps: float = 1e-3, queries: int | Callable[[int], int] = 1) -> 
 
     Biased by O(eps), cheaper for many queries, and reports L(theta) itself. Cost: K + 1 forwards, no backward.
     """
-    _check_eps(eps)
+    eps = scalars.real("eps", eps, above=0.0)
 
     def estimate(oracle: Oracle, keys: Sequence[int]) -> Estimate:
         base, *moved = oracle.values([(None, 0.0), *((key, eps) for key in keys)])
@@ -192,9 +194,6 @@ def check_stored(estimator: Estimator, *, tried: bool, shared: bool) -> None:
 
 
 def _queries(queries: int | Callable[[int], int]) -> Callable[[int], int]:
-    return constant_queries(queries) if isinstance(queries, int) else queries
-
-
-def _check_eps(eps: float) -> None:
-    if not 0 < eps < float("inf"):
-        raise BadInput(f"eps is {eps}: the perturbation scale must be positive and finite, e.g. 1e-3")
+    if not callable(queries):
+        return constant_queries(queries)
+    return lambda step: scalars.whole(f"queries of step {step}", queries(step), least=1, most=MOST_QUERIES)

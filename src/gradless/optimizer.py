@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradless import rng
+from gradless import contract, restore, rng, scalars
 from gradless.accept import FORWARDS, Accept
 from gradless.accept import always as always
 from gradless.directions import Directions, rademacher
@@ -26,14 +26,16 @@ from gradless.forward import parameters
 from gradless.forward.autodiff import all_finite
 from gradless.forward.deferred import Deferred
 from gradless.forward.evaluator import ENGINES as ENGINES
-from gradless.forward.evaluator import STREAM, Closure, LossEvaluator
+from gradless.forward.evaluator import STREAM, LossEvaluator
+from gradless.forward.losses import Closure, checked
 from gradless.forward.prefix_cache import PrefixCache
-from gradless.forward.updates import Step, program, write, write_all
+from gradless.forward.updates import Step, program, write
 from gradless.gradients import Dense, Gradient, Mixture, Sketch
 from gradless.gradients import Probe as Probe
 from gradless.gradients import Update as Update
 from gradless.ranks import Ranks
-from gradless.rules import Rule, chain, like, plain, scale
+from gradless.rates import LearningRates
+from gradless.rules import Rule, chain, scale
 
 __all__ = ["ZerothOrder"]
 
@@ -102,30 +104,72 @@ class ZerothOrder(torch.optim.Optimizer):
         self.rule = rule if rule is not None else scale(1e-6)
         if self.rule.lr is None:
             self.rule = chain(self.rule, scale(1e-6))
-        if weight_decay < 0:
-            raise BadInput(f"weight_decay is {weight_decay}: it must not be negative")
-        lr = self.rule.lr
-        initial = lr(0) if callable(lr) else lr
-        named = parameters.named(params)
-        if callable(lr) and any(isinstance(group, dict) and "lr" in group for group in named):
-            raise BadInput("the rule's schedule sets the learning rate: give groups an 'lr_scale' instead of an 'lr'")
-        super().__init__(named, {"lr": initial, "weight_decay": weight_decay, "lr_scale": 1.0})
-        self.seed = seed
+        self.seed = scalars.whole("seed", seed, least=0, most=rng.MASK64)
         self.directions = directions or rademacher()
         self.estimator = estimator or spsa()
         check_stored(self.estimator, tried=accept is not always, shared=ranks is not None)
         self.accept = accept
+        assert self.rule.lr is not None
+        self._rates = LearningRates(self.rule.lr)
+        decay = scalars.real("weight_decay", weight_decay, least=0.0)
+        super().__init__(parameters.groups(params), {"lr": self._rates.first, "weight_decay": decay, "lr_scale": 1.0})
         self.t = 0  # steps taken, skipped ones included
         self.skipped = 0
         self._skipped_row = 0  # non-finite losses in a row
         self._zero_row = 0  # estimates of exactly zero in a row
         self._rule_state = self.rule.init()
         self.leaves = parameters.freeze(self.param_groups, self.directions, self.estimator.deep)
+        self._signature = parameters.signature(self.param_groups)
         self.defer = defer
         self._deferred = Deferred(self.leaves)
         self._torn = False  # an interrupt came while weights were written
         self.check = check
         self.evaluator = LossEvaluator(self.leaves, engine=engine, deferred=self._deferred, ranks=ranks, check=check)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Tune the parameters of one more group, from the next step on.
+
+        A ledger holds the learning rates of the groups that its run began with, so add groups before a run with one.
+
+        Raises:
+            BadInput: names that are taken, an unknown option or an impossible value; the optimizer stays as it was.
+        """
+        (group,) = parameters.groups([param_group]) if self.param_groups else [param_group]
+        self._rates.begin(group)
+        taken = [name for other in self.param_groups for name in other["param_names"]]
+        parameters.check_names([*taken, *group["param_names"]])
+        super().add_param_group(group)
+        if "evaluator" in vars(self):
+            try:
+                self.follow()
+            except BadInput:
+                self.param_groups.pop()
+                raise
+
+    def follow(self) -> None:
+        """Bring the leaves up to date with what was frozen, unfrozen, added, converted or moved since the last step.
+
+        Masks of leaves that were tuned before stay as they are. Cost: a microsecond a parameter.
+        """
+        signature = parameters.signature(self.param_groups)
+        if signature == self._signature:
+            return
+        leaves = parameters.freeze(self.param_groups, self.directions, self.estimator.deep)
+        self.flush()
+        if self.t:
+            masks = {leaf.name: leaf.mask for leaf in self.leaves}
+            leaves = [
+                leaf if (mask := masks.get(leaf.name)) is None else leaf._replace(mask=mask.to(leaf.param.device))
+                for leaf in leaves
+            ]
+        self.leaves, self._deferred, self._signature = leaves, Deferred(leaves), signature
+        self.evaluator.tune(leaves, self._deferred)
+
+    @property
+    def tuned(self) -> tuple[str, ...]:
+        """Names of the parameters that the next step tunes: those in the groups that require grad now."""
+        self.follow()
+        return tuple(leaf.name for leaf in self.leaves)
 
     @property
     def engine(self) -> str:
@@ -161,6 +205,8 @@ class ZerothOrder(torch.optim.Optimizer):
 
         Cost: ``estimator.forwards(K)`` evaluations of the closure and as many sweeps over the parameters.
         """
+        self.follow()
+        self.learning_rates()  # refuses rates before anything is evaluated
         keys = tuple(self.key(self.t, k) for k in range(self.estimator.queries(self.t)))
         earlier, random = self.evaluator.forwards, self.evaluator.random_state()
         with self.evaluator.asked(closure, self.estimator.deep, random) as oracle:
@@ -199,7 +245,9 @@ class ZerothOrder(torch.optim.Optimizer):
             lrs: learning rate of every group; by default what the groups or the rule's schedule say.
             tensors: stored gradients of some leaves.
         """
+        self.follow()
         lrs = self.learning_rates() if lrs is None else lrs
+        restore.check_groups(self, lrs)
         gradient: Gradient = sketch.mixture() if tensors is None else Dense(tensors, sketch.mixture())
         direction, self._rule_state = self.rule.update(gradient, self._rule_state)
         rounding = rng.rounding_key(self.seed, self.t)
@@ -232,7 +280,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _decays(self, lrs: tuple[float, ...]) -> tuple[float, ...]:
         """Factor of the weights in every group; an update that acceptance reversed decays them all the same."""
-        decays = [float(group["weight_decay"]) for group in self.param_groups]
+        decays = [scalars.real("weight_decay", group["weight_decay"], least=0.0) for group in self.param_groups]
         return tuple(1.0 - abs(lr) * decay for lr, decay in zip(lrs, decays, strict=True))
 
     def skip(self) -> None:
@@ -242,24 +290,29 @@ class ZerothOrder(torch.optim.Optimizer):
         self._skipped_row += 1
 
     def learning_rates(self) -> tuple[float, ...]:
-        """The learning rate of every group at this step; a schedule given to the rule is written to the groups."""
-        if callable(self.rule.lr):
-            for group in self.param_groups:
-                group["lr"] = self.rule.lr(self.t) * group["lr_scale"]
-        return tuple(float(group["lr"]) for group in self.param_groups)
+        """The learning rate of every group at this step; a schedule given to the rule is written to the groups.
+
+        Raises:
+            BadInput: a rate that is negative or not finite, or a scheduler of torch beside the rule's own schedule.
+        """
+        return self._rates.at(self.t, self.param_groups)
 
     def step(self, closure: Closure | None = None) -> float:  # type: ignore[override]
         """One probe and one update; returns the mean of the evaluated losses."""
-        if closure is None:
-            raise BadInput("step needs a closure that returns the loss: opt.step(lambda: model(**batch).loss)")
-        return self.step_with(closure)[0].loss
+        return self._step(closure)[0].loss
 
+    @torch.optim.Optimizer.profile_hook_step
     def step_with(self, closure: Closure, log: Callable[[Update], None] | None = None) -> tuple[Probe, Update]:
         """`step`, returning the probe and the update; ``log`` is called with the update before it is applied.
 
         Raises:
             Diverged: after the tenth non-finite loss in a row, also if some of them were replayed.
         """
+        return self._step(closure, log)
+
+    def _step(self, closure: Closure | None, log: Callable[[Update], None] | None = None) -> tuple[Probe, Update]:
+        if not callable(closure):
+            raise BadInput("step needs a closure that returns the loss: opt.step(lambda: model(**batch).loss)")
         if self._skipped_row >= PATIENCE:
             raise Diverged(self._advice())
         probe = self.probe(closure)
@@ -267,6 +320,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def settle(self, probe: Probe, closure: Closure, log: Callable[[Update], None] | None = None) -> Update:
         """The second half of `step_with`: log and apply the estimate of a probe, or skip it if it is not finite."""
+        self._opt_called = True  # for schedulers of torch, which look whether a step came before theirs
         lrs = self.learning_rates()
         if probe.finite and self.accept is not always:
             lrs = self._accepted(closure, probe, lrs)
@@ -289,7 +343,7 @@ class ZerothOrder(torch.optim.Optimizer):
             raise BadInput("acceptance needs a linear rule: element-wise updates cannot be tried out")
         mixture, rounding = direction, rng.rounding_key(self.seed, self.t)
         random = probe.random or self.evaluator.random_state()
-        closure = random.pinned(closure)
+        closure = checked(random.pinned(closure))
 
         def value(a: float) -> float:
             if not a:
@@ -309,7 +363,6 @@ class ZerothOrder(torch.optim.Optimizer):
             f"{self.param_groups[0]['lr']:g}) or eps, or use float32 weights"
         )
 
-    @torch.no_grad()
     def replay(self, updates: Sequence[Update], *, chunk: int = 512) -> None:
         """Take logged updates again: the weights become those of the run, bit for bit.
 
@@ -322,79 +375,44 @@ class ZerothOrder(torch.optim.Optimizer):
 
         Cost: no forward; with a linear rule one read and one write of the weights a chunk, else one a step.
         """
-        if self.estimator.deep is not None:
-            raise BadInput(
-                f"steps of {self.estimator.name} cannot be replayed: gradients of backpropagation are in no ledger"
-            )
-        fused = self.rule.linear and all(leaf.draw is None for leaf in self.leaves)
-        for begin in range(0, len(updates), chunk):
-            part = updates[begin : begin + chunk]
-            if part[0].step != self.t or part[-1].step != self.t + len(part) - 1:
-                raise BadInput(
-                    f"updates {part[0].step}..{part[-1].step} do not follow step {self.t}: replay them in order"
-                )
-            if fused:
-                self._replay_fused(part)
-                continue
-            for update in part:
-                if update.skipped:
-                    self.skip()
-                else:
-                    self.apply(self.sketch(update), lrs=update.lrs)
-        self.flush()
-
-    def _replay_fused(self, updates: Sequence[Update]) -> None:
-        steps = []
-        for update in updates:
-            if update.skipped:
-                self.skip()
-                continue
-            self.t, self._skipped_row = update.step + 1, 0
-            mixture, self._rule_state = self.rule.update(self.sketch(update).mixture(), self._rule_state)
-            rounding = rng.rounding_key(self.seed, update.step)
-            steps.append(Step(mixture, update.lrs, self._decays(update.lrs), rounding))
-        with self._writing():
-            write_all(self.leaves, steps)
+        restore.replay(self, updates, chunk)
 
     def sketch(self, update: Update) -> Sketch:
         """The estimate behind a logged update."""
         return Sketch(tuple(self.key(update.step, k) for k in range(len(update.coeffs))), update.coeffs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Torch's state plus the step counters and the rule's window of past scalars, all plain lists and numbers.
+        """Torch's state and, as "gradless", the step counters and the rule's state, all plain lists, numbers and tensors.
 
         Deferred updates are written first, so that the parameters belong to this state.
         """
         self.flush()
-        counters = {
-            "seed": self.seed,
-            "t": self.t,
-            "forwards": self.evaluator.forwards,
-            "skipped": self.skipped,
-            "skipped_row": self._skipped_row,
-            "rule": plain(self._rule_state),
-            "masks": {leaf.name: leaf.mask.clone() for leaf in self.leaves if leaf.mask is not None},
-        }
-        return {**super().state_dict(), "gradless": counters}
+        with contract.hooks_apart(self, "state_dict") as (before, after):
+            for hook in before:
+                hook(self)
+            state = {**super().state_dict(), "gradless": restore.counters(self)}
+            return contract.after(self, state, after)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore `state_dict`'s result into an optimizer of the same parameters and choices.
 
         Deferred updates are dropped: the parameters are expected to be restored as well.
+
+        Raises:
+            BadInput: a state of another optimizer, of other parameters or of another seed.
         """
-        if "gradless" not in state_dict:
-            raise BadInput("this state dict was not written by a gradless optimizer")
-        own = state_dict["gradless"]
-        if own["seed"] != self.seed:
-            raise BadInput(f"this state belongs to seed {own['seed']}, not {self.seed}: create the optimizer with it")
-        if own["masks"].keys() != {leaf.name for leaf in self.leaves if leaf.mask is not None}:
-            raise BadInput("this state has masks of other parameters: create the optimizer from the base weights")
-        super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
-        self._deferred.drop()
-        self.evaluator.unchecked = self.check
-        self.t, self.evaluator.forwards, self.skipped = own["t"], own["forwards"], own["skipped"]
-        self._skipped_row = own["skipped_row"]
-        self._rule_state = like(self.rule.init(), own["rule"])
-        for leaf in self.leaves:
-            if leaf.mask is not None:  # made anew, from weights that may have been trained already
-                leaf.mask.copy_(own["masks"][leaf.name])
+        with contract.hooks_apart(self, "load_state_dict") as (before, after):
+            state_dict = contract.after(self, dict(state_dict), before)
+            self.follow()
+            restore.check(self, state_dict)
+            super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
+            restore.load(self, state_dict["gradless"])
+            for hook in after:
+                hook(self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ZerothOrder:
+        twin: ZerothOrder = restore.twin(self, memo)
+        return twin
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise contract.no_pickle(self)

@@ -49,7 +49,7 @@ class Directions(NamedTuple):
 def stream_for(directions: Directions, p: Tensor) -> Stream:
     """How z is drawn on one parameter: a factorisation that would not be smaller than z gives way to full signs."""
     stream = directions.stream
-    full = not stream.rank or (p.ndim > 1 and min(p.shape[0], p.numel() // p.shape[0]) > stream.rank)
+    full = not stream.rank or (p.ndim > 1 and p.numel() > 0 and min(p.shape[0], p.numel() // p.shape[0]) > stream.rank)
     return stream if full else RADEMACHER
 
 

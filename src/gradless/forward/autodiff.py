@@ -52,6 +52,11 @@ def gradients(
                 "or use a forward-only method"
             )
         grads = torch.autograd.grad(loss, [leaf.param for leaf in leaves], allow_unused=True)
+    if all(g is None for g in grads):
+        raise BadInput(
+            "the closure's loss does not depend on the parameters: give the optimizer those of the model that the "
+            "closure calls, after any .to() or wrapping"
+        )
     masked = (
         g if g is None or leaf.mask is None else torch.where(leaf.mask, g, 0.0)
         for leaf, g in zip(leaves, grads, strict=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -24,6 +24,8 @@ from gradless.estimators import BACKPROP, FORWARD_MODE, Oracle
 from gradless.forward import autodiff
 from gradless.forward.batched import BatchedForward
 from gradless.forward.deferred import Deferred
+from gradless.forward.losses import Closure as Closure
+from gradless.forward.losses import checked
 from gradless.forward.low_rank import LowRankLinear
 from gradless.forward.perturbed import PerturbedWeights, Pool, ReadSurvey
 from gradless.forward.points import Point, Points, Scale, probe_point
@@ -33,13 +35,17 @@ from gradless.forward.read_order import ReadOrder
 from gradless.gradients import Leaf, Mixture
 from gradless.ranks import BATCH, DIRECTIONS, Ranks
 
-Closure = Callable[[], Tensor | float]
 T = TypeVar("T")
 
 STREAM, DUAL, IN_PLACE = ENGINES = ("stream", "dual", "in-place")
 MOST_COPIES = 8  # points of one batched forward: their activations are in memory together
 # Share of a loss by which two evaluations of one point may differ: sums in another order, in the parameters' dtype.
 TOLERANCE = {torch.float32: 1e-4}
+READS_NONE = (
+    "the closure reads none of the tuned parameters: give the optimizer the parameters of the model that the closure "
+    "calls, after any .to() or wrapping, and call the model in this thread"
+)
+LOOKS = 32  # steps in which unread leaves are looked for
 COARSE = 5e-3  # the same in 16 bits, about one spacing of bfloat16
 
 
@@ -72,15 +78,23 @@ class LossEvaluator:
         self.unchecked = check  # no step has shown yet that the closure is a function
         self.engine = pick("engine", engine, {name: name for name in ENGINES})
         self.share(ranks)
+        self._draws: bool | None = None  # whether some rank's closure draws random numbers; None: not known yet
+        self.prefix: PrefixCache | None = None  # for directions that reach some blocks only
+        self.tune(leaves, deferred or Deferred(leaves))
+
+    def tune(self, leaves: Sequence[Leaf], deferred: Deferred) -> None:
+        """Perturb these leaves from now on; nothing is known of how a closure reads them."""
         self._leaves = {id(leaf.param): leaf for leaf in leaves}
         self._accelerators = sorted({leaf.param.device for leaf in leaves if leaf.param.device.type != "cpu"}, key=str)
-        self._draws: bool | None = None  # whether some rank's closure draws random numbers; None: not known yet
-        self._in_place: frozenset[int] | None = frozenset(self._leaves) if engine == IN_PLACE else None
-        self._deferred = deferred or Deferred(leaves)
+        self._in_place: frozenset[int] | None = frozenset(self._leaves) if self.engine == IN_PLACE else None
+        self._deferred = deferred
         self._low_rank = LowRankLinear(self._deferred)
         self._pool, self._order = Pool(), ReadOrder()
         self._batched = False  # whether a batched forward has succeeded
-        self.prefix: PrefixCache | None = None  # for directions that reach some blocks only
+        self._unread: frozenset[int] = frozenset()  # leaves that no forward has read so far
+        self._sparse = False  # some forward did not read all leaves
+        self._looks = 0  # steps that looked for these
+        self._step_begins = False  # no forward of this step has run yet
 
     def share(self, ranks: Ranks | None) -> None:
         """Share the evaluations with other processes from now on."""
@@ -94,7 +108,7 @@ class LossEvaluator:
 
         ``deep`` as in `gradients`.
         """
-        closure = start.pinned(closure)
+        closure, self._step_begins = checked(start.pinned(closure)), True
         with self.prefix.step() if self.prefix else contextlib.nullcontext():
             yield Oracle(
                 values=lambda points: self.values(closure, [probe_point(key, size) for key, size in points]),
@@ -250,27 +264,37 @@ class LossEvaluator:
             self._deferred.flush()
         if not points.points[0].mixture.keys:
             return float(closure())
-        if self._in_place is None:
+        if self._in_place is None or (only is None and self._looks_again()):
+            earlier = self._in_place
             loss = float(self._surveyed(self._perturbed(points), closure))
-            if not self._in_place and only is None:
+            if (not self._in_place or self._in_place == earlier) and only is None:
                 return loss
             self.forwards += 1
         leaves = self._touched(points) if only is None else {id(only.param): only}
         names = (leaf.name for leaf in leaves.values())
         reused = self.prefix.forward(names) if self.prefix else contextlib.nullcontext()
-        with reused, self._perturbed(points, leaves=leaves):
-            return float(closure())
+        weights = self._perturbed(points, leaves=leaves)
+        with reused, weights:
+            loss = float(closure())
+        if leaves is self._leaves and self.prefix is None:
+            self._still_read(weights)
+        return loss
 
     def _side_by_side(self, closure: Closure, points: Points) -> list[float]:
         """The loss at all of the points, side by side."""
         self.forwards += len(points)
         batched = BatchedForward(len(points))
-        if self._in_place is None:
+        if self._in_place is None or self._looks_again():
             weights = self._perturbed(points, batched=batched)
             losses: Any = self._surveyed(weights, lambda: batched.losses(closure))
             return list(map(float, losses))
-        with self._perturbed(points, batched=batched, leaves=self._touched(points)):
-            return list(map(float, batched.losses(closure)))
+        leaves = self._touched(points)
+        weights = self._perturbed(points, batched=batched, leaves=leaves)
+        with weights:
+            losses = batched.losses(closure)
+        if leaves is self._leaves:
+            self._still_read(weights)
+        return list(map(float, losses))
 
     def _touched(self, points: Points) -> dict[int, Leaf]:
         """The leaves that some point moves. All others are read as they are, so nothing of them may be pending."""
@@ -302,23 +326,35 @@ class LossEvaluator:
             order=self._order,
         )
 
-    def _surveyed(self, weights: PerturbedWeights, evaluate: Callable[[], Tensor | float]) -> Tensor | float:
-        """The result of the first forward, which also tells the leaves that must be perturbed in place.
+    def _looks_again(self) -> bool:
+        """Whether this forward, the first of a step, looks for leaves that no forward has read so far.
 
-        The loss is right if there are none.
+        A branch may be taken later (an expert, an adapter that is switched on). What watches slows a forward down, so
+        after `LOOKS` steps only steps 2, 4, 8, ... times as late are watched.
         """
-        weights.survey = ReadSurvey(self._leaves)
+        if not self._unread or not self._step_begins:
+            return False
+        self._step_begins = False
+        self._looks += 1
+        return self._looks <= LOOKS or not self._looks & (self._looks - 1)
+
+    def _surveyed(self, weights: PerturbedWeights, evaluate: Callable[[], Tensor | float]) -> Tensor | float:
+        """The result of a forward that also tells the leaves that must be perturbed in place.
+
+        The loss is right if there are no new ones.
+        """
+        weights.survey = ReadSurvey({key: leaf for key, leaf in self._leaves.items() if key not in weights.in_place})
         with weights.survey, weights:
             loss = evaluate()
         below = weights.survey.direct
-        unread = self._leaves.keys() - below - weights.served
+        first = self._in_place is None
+        read = below | weights.served | weights.in_place
+        unread = (self._leaves.keys() if first else self._unread) - read
         if len(unread) == len(self._leaves):
-            raise BadInput(
-                "the closure reads none of the tuned parameters: give the optimizer the parameters of the model "
-                "that the closure calls, after any .to() or wrapping, and call the model in this thread"
-            )
-        self._in_place = frozenset(below)
-        if unread:
+            raise BadInput(READS_NONE)
+        self._in_place, self._unread = frozenset(below) | weights.in_place, frozenset(unread)
+        self._sparse = self._sparse or bool(unread)
+        if unread and first:
             warnings.warn(
                 f"{self._some(unread)} not read by the closure and would only drift: freeze them", stacklevel=2
             )
@@ -329,7 +365,21 @@ class LossEvaluator:
             )
         return loss
 
-    def _some(self, ids: set[int]) -> str:
+    def _still_read(self, weights: PerturbedWeights) -> None:
+        """Tell of leaves that a forward does not read any more, where the first one read all of them."""
+        if self._sparse or len(weights.served) + len(weights.in_place) == len(self._leaves):
+            return
+        gone = self._leaves.keys() - weights.served - weights.in_place
+        if len(gone) == len(self._leaves):
+            raise BadInput(READS_NONE)
+        self._sparse = True
+        warnings.warn(
+            f"{self._some(gone)} not read by the closure any more: where the model has got new ones (by a load, .to() or "
+            "an assignment), make the optimizer anew",
+            stacklevel=2,
+        )
+
+    def _some(self, ids: Collection[int]) -> str:
         """How many leaves, the names of a few, and the verb: the beginning of a warning."""
         names = [leaf.name for key, leaf in self._leaves.items() if key in ids]
         return f"{len(names)} parameter(s) ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) are"

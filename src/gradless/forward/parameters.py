@@ -1,21 +1,120 @@
-"""From named parameters to leaves: what an optimizer may tune, checked once."""
+"""From named parameters to leaves: what an optimizer may tune, checked wherever groups come from."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from gradless import kernels, rng
+from gradless import kernels, rng, scalars
 from gradless.directions import Directions, stream_for
-from gradless.errors import BadInput
+from gradless.errors import BadInput, unknown
 from gradless.gradients import Leaf
+
+Group = dict[str, Any]
+KEYS: Final = ("params", "lr", "lr_scale", "weight_decay", "initial_lr", "name", "param_names")
+"""What a parameter group may hold; ``initial_lr`` is of torch's schedulers, ``name`` is for the user's own use."""
+
+
+def groups(params: Iterable[Any]) -> list[Group]:
+    """Parameter groups, each with its named parameters in a list; what comes without groups is one of them.
+
+    Raises:
+        BadInput: no parameters, parameters without names, names that are no texts or occur twice, an unknown option of
+            a group or an impossible value.
+
+    Example:
+        >>> layer = nn.Linear(1, 1)
+        >>> [sorted(group) for group in groups([{"params": layer.named_parameters(), "lr": 0.1}])]
+        [['lr', 'param_names', 'params']]
+    """
+    if isinstance(params, (Tensor, nn.Module, Mapping, str)) or not isinstance(params, Iterable):
+        raise BadInput(f"parameters are given as a {type(params).__name__}: pass model.named_parameters()")
+    items = list(params)
+    if not items:
+        raise BadInput("no parameters given: pass model.named_parameters()")
+    if not isinstance(items[0], dict):
+        items = [{"params": items}]
+    checked: list[Group] = []
+    for item in items:
+        if not isinstance(item, dict):
+            raise BadInput("parameter groups and parameters are mixed: put all parameters into groups")
+        checked.append(_group(item))
+    check_names([name for group in checked for name, _ in group["params"]])
+    if not any(group["params"] for group in checked):
+        raise BadInput("no parameters given: pass model.named_parameters()")
+    return checked
+
+
+def _group(item: Mapping[str, Any]) -> Group:
+    """One group, checked by itself."""
+    for key in item:
+        if key not in KEYS:
+            raise BadInput(unknown("option of a parameter group", str(key), KEYS[:4]))
+    if "params" not in item:
+        raise BadInput("a parameter group has no 'params': give it named parameters")
+    entries = item["params"]
+    if "param_names" in item and isinstance(entries, list) and all(isinstance(entry, Tensor) for entry in entries):
+        entries = list(zip(item["param_names"], entries, strict=False))  # a group of another optimizer
+    if isinstance(entries, tuple) and len(entries) == 2 and isinstance(entries[0], str):
+        entries = [entries]  # one parameter, as torch takes one tensor
+    plain = isinstance(entries, (Tensor, nn.Module, Mapping, set)) or not isinstance(entries, Iterable)
+    entries = [] if plain else list(entries)
+    if plain or not all(isinstance(entry, tuple) and len(entry) == 2 for entry in entries):
+        raise BadInput(
+            "parameters must be named, since names identify their random streams: pass model.named_parameters()"
+        )
+    for name, p in entries:
+        if not isinstance(name, str) or not isinstance(p, Tensor):
+            raise BadInput(
+                f"a parameter is given as ({type(name).__name__}, {type(p).__name__}): give a name and a tensor, as "
+                "model.named_parameters() does"
+            )
+        if not (p.is_leaf or p.retains_grad):
+            raise BadInput(f"parameter '{name}' was computed from other tensors: tune those, or a detached copy of it")
+    values = {key: value(item[key], key) for key in ("lr", "lr_scale", "weight_decay") if key in item}
+    return {**item, **values, "params": entries, "param_names": [name for name, _ in entries]}
+
+
+def value(number: Any, key: str) -> Any:
+    """An option of a group as it is kept: a learning rate in a tensor stays there, for whoever changes it in place.
+
+    Raises:
+        BadInput: it is no finite number of at least 0.
+    """
+    plain = scalars.real("the learning rate" if key == "lr" else key, number, least=0.0)
+    return number if isinstance(number, Tensor) else plain
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names that occur twice: both parameters would move along one random stream.
+
+    Raises:
+        BadInput: with the way to tell them apart.
+    """
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadInput(
+            f"two parameters are named '{twice}', and names identify random streams: tell models apart by a prefix, as in "
+            "[(f'first.{name}', p) for name, p in first.named_parameters()], and give each parameter once"
+        )
+
+
+def signature(param_groups: Sequence[Group]) -> tuple[Any, ...]:
+    """What leaves are made of: where it changes, they are made anew. Cost: a microsecond a parameter."""
+    return tuple(
+        (name, id(p), p.requires_grad, p.dtype, p.device, p.shape, p.stride())
+        for group in param_groups
+        for name, p in zip(group["param_names"], group["params"], strict=True)
+    )
 
 
 def freeze(
-    param_groups: list[dict[str, Any]], directions: Directions, deep: Callable[[str], bool] | None = None
+    param_groups: Sequence[Group], directions: Directions, deep: Callable[[str], bool] | None = None
 ) -> list[Leaf]:
     """The leaves of torch's parameter groups, with the amplitudes and masks that the directions fix.
 
@@ -50,24 +149,13 @@ def freeze(
     ]
 
 
-def named(params: Iterable[Any]) -> list[Any]:
-    """Check that every parameter comes with a name."""
-    items = list(params)
-    if not items:
-        raise BadInput("no parameters given: pass model.named_parameters()")
-    for item in items:
-        entries = item["params"] if isinstance(item, dict) else [item]
-        if isinstance(entries, Tensor) or not all(isinstance(e, tuple) and len(e) == 2 for e in entries):
-            raise BadInput(
-                "parameters must be named, since names identify their random streams: pass model.named_parameters()"
-            )
-    return [{**item, "params": list(item["params"])} for item in items] if isinstance(items[0], dict) else items
-
-
 def _check(params: dict[str, Tensor]) -> None:
     """Refuse leaves that the kernels cannot tune, or that two names would tune twice."""
     spans = []
     for name, p in params.items():
+        if p.layout != torch.strided or is_traceable_wrapper_subclass(p):  # type: ignore[no-untyped-call]
+            kind = str(p.layout) if p.layout != torch.strided else type(p).__name__
+            raise BadInput(f"parameter '{name}' is no plain tensor ({kind}): convert it to a dense one, or freeze it")
         if p.dtype not in kernels.DTYPES:
             raise BadInput(f"parameter '{name}' is {p.dtype}: convert it to float32, bfloat16 or float16, or freeze it")
         if p.numel() == 0:
@@ -77,6 +165,8 @@ def _check(params: dict[str, Tensor]) -> None:
                 f"parameter '{name}' has no data here (it is offloaded, or on the meta device): load the model whole, "
                 "on more devices or in 16 bits, or freeze it"
             )
+        if 0 in {stride for size, stride in zip(p.shape, p.stride(), strict=True) if size > 1}:
+            raise BadInput(f"parameter '{name}' is expanded, so elements share memory: tune p.clone() instead of it")
         reach = sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True)) + 1
         spans.append((p.data_ptr(), p.data_ptr() + reach * p.element_size(), name))
     spans.sort()

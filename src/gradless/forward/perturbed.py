@@ -68,6 +68,7 @@ class PerturbedWeights(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.leaves = {key: leaf for key, leaf in leaves.items() if key not in in_place}
+        self.in_place = in_place
         self.exposed = [leaf for key, leaf in leaves.items() if key in in_place]
         self.points = points
         self.batched = batched

@@ -28,7 +28,7 @@ class PrefixCache:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = model
+        self.model = model
         self._modules = [block for _, block in blocks(model)]
         self._reuse: Reuse | None = None
         self._valid = -1  # blocks before this one are known as they are without a perturbation
@@ -50,7 +50,7 @@ class PrefixCache:
         """Around one forward that perturbs the parameters of these names."""
         names = frozenset(perturbed)
         if names not in self._first:
-            self._first[names] = first_block(self._model, names)
+            self._first[names] = first_block(self.model, names)
         first = self._first[names]
         if self._reuse is None or first == 0 or self._draws:
             yield

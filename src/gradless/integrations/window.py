@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradless import contract
 from gradless.errors import BadInput
 from gradless.gradients import Probe, Update
 from gradless.optimizer import ZerothOrder
@@ -33,9 +34,10 @@ class Window(torch.optim.Optimizer):
     """
 
     def __init__(self, inner: ZerothOrder, log: Callable[[Update], None]) -> None:
-        # Torch's constructor would make groups of its own; these are shared with the optimizer inside.
         self.inner = inner
         self.log = log
+        # Torch's constructor prepares hooks, and makes groups of its own; those inside are shared instead.
+        super().__init__([torch.empty(0)], {})
         self._share()
         self._losses: list[Callable[[], Tensor]] = []
         self._probed: tuple[Probe, Callable[[], Tensor]] | None = None
@@ -82,11 +84,27 @@ class Window(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Do nothing: there are no gradients."""
 
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group to the wrapped `ZerothOrder`."""
+        if self.param_groups is getattr(self.inner, "param_groups", None):
+            self.inner.add_param_group(param_group)
+        else:
+            super().add_param_group(param_group)  # torch's constructor
+
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the wrapped `ZerothOrder`."""
-        return self.inner.state_dict()
+        """Return the state of the wrapped `ZerothOrder`; hooks of both are called."""
+        with contract.hooks_apart(self, "state_dict") as (before, after):
+            for hook in before:
+                hook(self)
+            return contract.after(self, self.inner.state_dict(), after)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state of the wrapped `ZerothOrder`; learning-rate schedules see its parameter groups."""
-        self.inner.load_state_dict(state_dict)
-        self._share()
+        with contract.hooks_apart(self, "load_state_dict") as (before, after):
+            self.inner.load_state_dict(contract.after(self, dict(state_dict), before))
+            self._share()
+            for hook in after:
+                hook(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise BadInput("a Window belongs to one training loop: copy its .inner, or save its state_dict()")

@@ -96,7 +96,16 @@ class Ledger:
         self.synced = time.monotonic()
 
     def append(self, move: Update) -> None:
-        """Write one step. On a full disk the record is taken back and OSError is raised."""
+        """Write one step. On a full disk the record is taken back and OSError is raised.
+
+        Raises:
+            BadInput: a step of another number of parameter groups than the run began with.
+        """
+        if len(move.lrs) != self.groups:
+            raise BadInput(
+                f"the ledger is of a run with {self.groups} parameter group(s), and this step has {len(move.lrs)}: add "
+                "groups before the run begins"
+            )
         changed = move.lrs != self.lrs
         body = pack(move, with_lrs=changed)
         crc = zlib.crc32(body, self.crc)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Unpack
+from typing import Unpack
 
 from gradless.directions import gaussian, rademacher
 from gradless.directions.blocks import units
@@ -11,7 +11,7 @@ from gradless.estimators import backprop, forward_grad, hybrid, spsa
 from gradless.forward import parameters
 from gradless.methods.common import Common, Params, Queries, Rate, build
 from gradless.optimizer import ZerothOrder
-from gradless.rules import chain, constant, on_stored, scale
+from gradless.rules import chain, on_stored, scale
 from gradless.rules.stored import clip, heavy_ball, stored_adam
 
 __all__ = ["fo_adam", "fo_sgd", "forward_gradient", "hybrid_zo_fo"]
@@ -81,8 +81,7 @@ def hybrid_zo_fo(
     Raises:
         BadInput: too few units to cut between, or a ratio that is not positive.
     """
-    items = parameters.named(params)
-    groups = [item if isinstance(item, dict) else {"params": [item]} for item in items]
+    groups = parameters.groups(params)
     parts = units([name for group in groups for name, p in group["params"] if p.requires_grad])
     if len(parts) < 2:
         raise BadInput("a hybrid needs tuned parameters in several layers to cut between: use the scheme full or lora")
@@ -93,16 +92,9 @@ def hybrid_zo_fo(
     deep = frozenset(name for unit in parts[-deep_units:] for name in unit)
     split = [
         {**group, "params": part, "lr_scale": group.get("lr_scale", 1.0) * (deep_lr_ratio if is_deep else 1.0)}
-        for group in _merged(groups)
+        for group in groups
         for is_deep in (False, True)
         if (part := [(name, p) for name, p in group["params"] if (name in deep) == is_deep])
     ]
-    rule = chain(on_stored(chain(clip(1.0), stored_adam())), scale(lr if callable(lr) else constant(lr)))
+    rule = chain(on_stored(chain(clip(1.0), stored_adam())), scale(lr))
     return build(split, rademacher(), hybrid(spsa(eps=eps, queries=queries), deep.__contains__), rule, **common)
-
-
-def _merged(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Single parameters as one group."""
-    if all(group.keys() == {"params"} for group in groups):
-        return [{"params": [entry for group in groups for entry in group["params"]]}]
-    return groups

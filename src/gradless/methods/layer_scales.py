@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gradless import rng
 from gradless.errors import BadInput
-from gradless.forward.evaluator import Closure
+from gradless.forward.losses import Closure, checked
 from gradless.gradients import Mixture
 from gradless.optimizer import ZerothOrder
 
@@ -52,7 +52,7 @@ def gradient_norm_scales(optimizer: ZerothOrder, closure: Closure, *, queries: i
     eps = optimizer.estimator.eps
     if not eps:
         raise BadInput(f"{optimizer.estimator.name} perturbs nothing: measure scales with an optimizer that has an eps")
-    closure = optimizer.evaluator.random_state().pinned(closure)
+    closure = checked(optimizer.evaluator.random_state().pinned(closure))
     norms = {}
     for leaf in optimizer.leaves:
         squares = 0.0

@@ -127,7 +127,7 @@ def zo_block(
 
 def zo_blockwise(params: Params, *, lr: Rate = 1e-6, eps: float = 1e-3, **common: Unpack[Common]) -> ZerothOrder:
     """Every block of the model in turn, each with its own z, all at the same weights. Cost: 2 forwards a block."""
-    items = parameters.named(params)
-    entries = [entry for item in items for entry in (item["params"] if isinstance(item, dict) else [item])]
-    directions, count = one_by_one(rademacher(), [name for name, p in entries if p.requires_grad])
-    return build(items, directions, spsa(eps=eps, queries=count), scale(lr), **common)
+    groups = parameters.groups(params)
+    names = [name for group in groups for name, p in group["params"] if p.requires_grad]
+    directions, count = one_by_one(rademacher(), names)
+    return build(groups, directions, spsa(eps=eps, queries=count), scale(lr), **common)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from gradless import scalars
 from gradless.errors import BadInput
 from gradless.gradients import Dense, Gradient, Lazy, Leaf, Mixture
 from gradless.rng import RADEMACHER
@@ -69,10 +70,10 @@ def scale(lr: float | Schedule) -> Rule:
     """Multiply by the learning rate, a number or a schedule ``step -> lr`` (`linear`, `cosine`). Cost: none.
 
     Raises:
-        BadInput: a number that is not positive and finite.
+        BadInput: a number that is negative or not finite.
     """
-    if not callable(lr) and not 0 < lr < float("inf"):
-        raise BadInput(f"the learning rate is {lr}: it must be positive and finite")
+    if not callable(lr):
+        scalars.real("the learning rate", lr, least=0.0)
     return Rule("scale", lambda: None, lambda g, state: (g, state), lr=lr)
 
 
