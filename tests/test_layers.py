@@ -22,20 +22,8 @@ LONGEST_FILE = 400
 
 # From the bottom up: a package, or a module at the top, imports only from those before it.
 PACKAGES = (
-    *(
-        "errors",
-        "contract",
-        "scalars",
-        "rng",
-        "kernels",
-        "gradients",
-        "ranks",
-        "accept",
-        "directions",
-        "rules",
-        "estimators",
-    ),
-    *("rates", "forward", "restore", "optimizer", "ledger", "methods"),
+    *("errors", "rng", "kernels", "gradients", "ranks", "accept", "directions", "rules", "estimators", "forward"),
+    *("optimizer", "ledger", "methods"),
     *("system", "tasks", "lm", "runs", "collab", "cost", "bench", "report", "integrations", "testing", "cli"),
 )
 # The optimizer and what it stands on: usable without a language model in sight.
@@ -54,6 +42,7 @@ INSIDE = {
         *("forward.parameters", "forward.points", "forward.updates", "forward.deferred", "forward.read_order"),
         *(
             "forward.random_state",
+            "forward.losses",
             "forward.autodiff",
             "forward.batched",
             "forward.low_rank",
@@ -62,6 +51,7 @@ INSIDE = {
         ),
         *("forward.prefix_cache", "forward.evaluator"),
     ),
+    "optimizer": ("optimizer.contract", "optimizer.rates", "optimizer.restore", "optimizer.zeroth_order"),
     "ledger": ("ledger.header", "ledger.records", "ledger.file", "ledger.repair"),
     "methods": (
         *("methods.common", "methods.mezo", "methods.zobench", "methods.recent", "methods.baselines"),

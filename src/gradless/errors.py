@@ -1,14 +1,21 @@
-"""How bad input is reported: an exception whose message is one sentence that says what is wrong and how to fix it."""
+"""How bad input is reported: an exception whose message is one sentence that says what is wrong and how to fix it.
+
+Numbers that callers of the core give are converted here, too.
+"""
 
 from __future__ import annotations
 
 import difflib
+import math
+import reprlib
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, Final, TypeVar
 
 __all__ = ["BadInput", "Diverged", "NotFinite"]
 
 T = TypeVar("T")
+SHORT: Final = reprlib.Repr()
+SHORT.maxlong = SHORT.maxother = SHORT.maxstring = 40
 
 
 class BadInput(ValueError):
@@ -20,6 +27,10 @@ class BadInput(ValueError):
 
 class NotFinite(BadInput):
     """A model's logits are NaN or infinite, so that nothing can be scored by them."""
+
+
+class UnknownArgument(BadInput, TypeError):
+    """A function was called with an argument that it does not have; Python's own error for that is a TypeError."""
 
 
 class ReportedElsewhere(BadInput):
@@ -43,9 +54,9 @@ def pick(kind: str, name: str, table: Mapping[str, T]) -> T:
         ...
         gradless.errors.BadInput: unknown rule 'momentun': did you mean 'momentum'? (known: momentum, scale)
     """
-    if name in table:
+    if isinstance(name, str) and name in table:
         return table[name]
-    raise BadInput(unknown(kind, name, table))
+    raise BadInput(unknown(kind, str(name), table))
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
@@ -54,3 +65,70 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"unknown {kind} '{name}': {hint}(known: {', '.join(names)})"
+
+
+def real(
+    name: str, value: Any, *, least: float = -math.inf, above: float = -math.inf, below: float = math.inf
+) -> float:
+    """Return a finite number as a float; scalars of NumPy and torch are numbers too.
+
+    Args:
+        name: for the sentence.
+        value: what was given.
+        least: the smallest number that is allowed.
+        above: a number that it must exceed.
+        below: a number that it must not reach.
+
+    Raises:
+        BadInput: another type, NaN or infinity, or out of range.
+
+    Example:
+        >>> real("eps", 1, above=0)
+        1.0
+    """
+    plain = _plain(value)
+    try:
+        number = float(plain) if isinstance(plain, (int, float)) and not isinstance(plain, bool) else math.nan
+    except OverflowError:
+        number = math.inf
+    if math.isfinite(number) and least <= number < below and number > above:
+        return number
+    limits = (("of at least", least), ("above", above), ("below", below))
+    bounds = " and ".join(f"{words} {limit:g}" for words, limit in limits if math.isfinite(limit))
+    raise BadInput(f"{name} is {_shown(plain)}: give a finite number {bounds}".rstrip())
+
+
+def whole(name: str, value: Any, *, least: int, most: int) -> int:
+    """Return a whole number as an int; ``8.0`` is one.
+
+    Raises:
+        BadInput: another type, a fraction, or out of range.
+
+    Example:
+        >>> whole("rank", 8.0, least=1, most=32), whole("seed", 3, least=0, most=9)
+        (8, 3)
+    """
+    plain = _plain(value)
+    if isinstance(plain, float) and plain.is_integer():
+        plain = int(plain)
+    if isinstance(plain, int) and not isinstance(plain, bool) and least <= plain <= most:
+        return plain
+    raise BadInput(f"{name} is {_shown(plain)}: give a whole number from {least} to {most}")
+
+
+def _plain(value: Any) -> Any:
+    """Python's number in a scalar of NumPy or torch, which are not imported for it."""
+    if not hasattr(value, "item") or str(getattr(value, "device", "")) == "meta":
+        return value
+    count = value.numel() if hasattr(value, "numel") else getattr(value, "size", 1)
+    return value.item() if count == 1 else value
+
+
+def _shown(value: Any) -> str:
+    """A value in a sentence: one line, shortened."""
+    if hasattr(value, "item"):
+        return f"an array of shape {list(value.shape)}"
+    try:
+        return " ".join(SHORT.repr(value).split())
+    except ValueError:  # Python writes no integer of more than 4300 digits
+        return "a number of thousands of digits"

@@ -13,8 +13,7 @@ from typing import Final, NamedTuple
 
 from torch import Tensor
 
-from gradless import scalars
-from gradless.errors import BadInput
+from gradless.errors import BadInput, real, whole
 from gradless.gradients import Part
 
 __all__ = ["backprop", "forward_grad", "hybrid", "linear_queries", "one_sided", "spsa"]
@@ -57,7 +56,7 @@ class Estimator(NamedTuple):
 
 def constant_queries(queries: int) -> Callable[[int], int]:
     """The same number of directions every step."""
-    count = scalars.whole("queries", queries, least=1, most=MOST_QUERIES)
+    count = whole("queries", queries, least=1, most=MOST_QUERIES)
     return lambda step: count
 
 
@@ -72,8 +71,8 @@ def linear_queries(queries: int, steps: int) -> Callable[[int], int]:
         >>> [schedule(t) for t in range(8)]
         [1, 1, 1, 1, 2, 2, 3, 3]
     """
-    most = scalars.whole("queries", queries, least=1, most=MOST_QUERIES)
-    over = scalars.whole("steps", steps, least=1, most=MOST_STEPS)
+    most = whole("queries", queries, least=1, most=MOST_QUERIES)
+    over = whole("steps", steps, least=1, most=MOST_STEPS)
     return lambda step: max(1, min(step, over) * most // over)
 
 
@@ -83,7 +82,7 @@ def spsa(*, eps: float = 1e-3, queries: int | Callable[[int], int] = 1) -> Estim
     Unbiased up to O(eps^2). Cost: 2K forwards, no backward; memory of inference plus the largest leaf.
     Spall 1992; n-SPSA with K queries: Malladi et al. 2023 (arXiv 2305.17333).
     """
-    eps = scalars.real("eps", eps, above=0.0)
+    eps = real("eps", eps, above=0.0)
 
     def estimate(oracle: Oracle, keys: Sequence[int]) -> Estimate:
         losses = oracle.values([(key, scale) for key in keys for scale in (eps, -eps)])
@@ -99,7 +98,7 @@ def one_sided(*, eps: float = 1e-3, queries: int | Callable[[int], int] = 1) -> 
 
     Biased by O(eps), cheaper for many queries, and reports L(theta) itself. Cost: K + 1 forwards, no backward.
     """
-    eps = scalars.real("eps", eps, above=0.0)
+    eps = real("eps", eps, above=0.0)
 
     def estimate(oracle: Oracle, keys: Sequence[int]) -> Estimate:
         base, *moved = oracle.values([(None, 0.0), *((key, eps) for key in keys)])
@@ -196,4 +195,4 @@ def check_stored(estimator: Estimator, *, tried: bool, shared: bool) -> None:
 def _queries(queries: int | Callable[[int], int]) -> Callable[[int], int]:
     if not callable(queries):
         return constant_queries(queries)
-    return lambda step: scalars.whole(f"queries of step {step}", queries(step), least=1, most=MOST_QUERIES)
+    return lambda step: whole(f"queries of step {step}", queries(step), least=1, most=MOST_QUERIES)

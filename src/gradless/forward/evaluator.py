@@ -374,8 +374,8 @@ class LossEvaluator:
             raise BadInput(READS_NONE)
         self._sparse = True
         warnings.warn(
-            f"{self._some(gone)} not read by the closure any more: where the model has got new ones (by a load, .to() or "
-            "an assignment), make the optimizer anew",
+            f"{self._some(gone)} not read by the closure any more: where the model has got new ones (by a load or an "
+            "assignment, say), make the optimizer anew",
             stacklevel=2,
         )
 

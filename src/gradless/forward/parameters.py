@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-from gradless import kernels, rng, scalars
+from gradless import kernels, rng
 from gradless.directions import Directions, stream_for
-from gradless.errors import BadInput, unknown
+from gradless.errors import BadInput, real, unknown
 from gradless.gradients import Leaf
 
 Group = dict[str, Any]
@@ -20,8 +20,12 @@ KEYS: Final = ("params", "lr", "lr_scale", "weight_decay", "initial_lr", "name",
 """What a parameter group may hold; ``initial_lr`` is of torch's schedulers, ``name`` is for the user's own use."""
 
 
-def groups(params: Iterable[Any]) -> list[Group]:
+def groups(params: Iterable[Any], *, beside: Sequence[Group] = ()) -> list[Group]:
     """Parameter groups, each with its named parameters in a list; what comes without groups is one of them.
+
+    Args:
+        params: as `gradless.ZerothOrder` takes them.
+        beside: groups of the optimizer that has these names already.
 
     Raises:
         BadInput: no parameters, parameters without names, names that are no texts or occur twice, an unknown option of
@@ -44,9 +48,7 @@ def groups(params: Iterable[Any]) -> list[Group]:
         if not isinstance(item, dict):
             raise BadInput("parameter groups and parameters are mixed: put all parameters into groups")
         checked.append(_group(item))
-    check_names([name for group in checked for name, _ in group["params"]])
-    if not any(group["params"] for group in checked):
-        raise BadInput("no parameters given: pass model.named_parameters()")
+    check_names([name for group in (*beside, *checked) for name in group["param_names"]])
     return checked
 
 
@@ -86,7 +88,7 @@ def value(number: Any, key: str) -> Any:
     Raises:
         BadInput: it is no finite number of at least 0.
     """
-    plain = scalars.real("the learning rate" if key == "lr" else key, number, least=0.0)
+    plain = real("the learning rate" if key == "lr" else key, number, least=0.0)
     return number if isinstance(number, Tensor) else plain
 
 
@@ -99,13 +101,15 @@ def check_names(names: Sequence[str]) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise BadInput(
-            f"two parameters are named '{twice}', and names identify random streams: tell models apart by a prefix, as in "
-            "[(f'first.{name}', p) for name, p in first.named_parameters()], and give each parameter once"
+            f"two parameters are named '{twice}', and names identify random streams: tell models apart by a prefix, as "
+            "in [(f'first.{name}', p) for name, p in first.named_parameters()], and give each parameter once"
         )
 
 
 def signature(param_groups: Sequence[Group]) -> tuple[Any, ...]:
     """What leaves are made of: where it changes, they are made anew. Cost: a microsecond a parameter."""
+    if any(len(group["param_names"]) != len(group["params"]) for group in param_groups):
+        raise BadInput("the parameters of a group were changed by hand, without names: use add_param_group")
     return tuple(
         (name, id(p), p.requires_grad, p.dtype, p.device, p.shape, p.stride())
         for group in param_groups
@@ -114,11 +118,14 @@ def signature(param_groups: Sequence[Group]) -> tuple[Any, ...]:
 
 
 def freeze(
-    param_groups: Sequence[Group], directions: Directions, deep: Callable[[str], bool] | None = None
+    param_groups: Sequence[Group],
+    directions: Directions,
+    deep: Callable[[str], bool] | None = None,
+    earlier: Sequence[Leaf] = (),
 ) -> list[Leaf]:
     """The leaves of torch's parameter groups, with the amplitudes and masks that the directions fix.
 
-    Leaves that ``deep`` names have stored gradients: no direction reaches them.
+    Leaves that ``deep`` names have stored gradients: no direction reaches them. ``earlier`` ones keep their masks.
 
     Raises:
         BadInput: nothing requires grad, or a parameter cannot be tuned.
@@ -134,7 +141,8 @@ def freeze(
     _check({name: p for name, (p, _) in named.items()})
     active = dict(directions.active(list(named))) if directions.active else {}
     active |= {name: _never for name in named if deep is not None and deep(name)}
-    return [
+    masks = {leaf.name: leaf.mask for leaf in earlier if leaf.mask is not None}
+    leaves = [
         Leaf(
             name,
             named[name][0],
@@ -147,14 +155,18 @@ def freeze(
         )
         for name, frozen in directions.freeze({name: p for name, (p, _) in named.items()}).items()
     ]
+    return [
+        leaf._replace(mask=masks[leaf.name].to(leaf.param.device)) if leaf.name in masks else leaf for leaf in leaves
+    ]
 
 
 def _check(params: dict[str, Tensor]) -> None:
     """Refuse leaves that the kernels cannot tune, or that two names would tune twice."""
     spans = []
     for name, p in params.items():
-        if p.layout != torch.strided or is_traceable_wrapper_subclass(p):  # type: ignore[no-untyped-call]
-            kind = str(p.layout) if p.layout != torch.strided else type(p).__name__
+        wraps: bool = is_traceable_wrapper_subclass(p)
+        if p.layout != torch.strided or wraps:
+            kind = type(p).__name__ if wraps else str(p.layout)
             raise BadInput(f"parameter '{name}' is no plain tensor ({kind}): convert it to a dense one, or freeze it")
         if p.dtype not in kernels.DTYPES:
             raise BadInput(f"parameter '{name}' is {p.dtype}: convert it to float32, bfloat16 or float16, or freeze it")

@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradless import contract
 from gradless.errors import BadInput
 from gradless.gradients import Probe, Update
-from gradless.optimizer import ZerothOrder
+from gradless.optimizer import ZerothOrder, contract
 
 
 class Window(torch.optim.Optimizer):

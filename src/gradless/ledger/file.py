@@ -90,6 +90,7 @@ class Ledger:
         else:
             self.crc = contents.crc
             self.lrs = contents.moves[-1].lrs if contents.moves else ()
+        self.groups = int((header if contents is None else contents.header)["groups"])
         self.file = opened(path)
         if contents is not None:
             cut(path, contents)

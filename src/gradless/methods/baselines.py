@@ -9,7 +9,7 @@ from gradless.directions.blocks import units
 from gradless.errors import BadInput
 from gradless.estimators import backprop, forward_grad, hybrid, spsa
 from gradless.forward import parameters
-from gradless.methods.common import Common, Params, Queries, Rate, build
+from gradless.methods.common import Common, Params, Queries, Rate, build, preset
 from gradless.optimizer import ZerothOrder
 from gradless.rules import chain, on_stored, scale
 from gradless.rules.stored import clip, heavy_ball, stored_adam
@@ -17,6 +17,7 @@ from gradless.rules.stored import clip, heavy_ball, stored_adam
 __all__ = ["fo_adam", "fo_sgd", "forward_gradient", "hybrid_zo_fo"]
 
 
+@preset
 def fo_sgd(
     params: Params,
     *,
@@ -34,6 +35,7 @@ def fo_sgd(
     return build(params, rademacher(), backprop(), chain(*rules), **common)
 
 
+@preset
 def fo_adam(
     params: Params,
     *,
@@ -52,6 +54,7 @@ def fo_adam(
     return build(params, rademacher(), backprop(), rule, **common)
 
 
+@preset
 def forward_gradient(
     params: Params, *, lr: Rate = 1e-6, eps: float = 0.0, queries: Queries = 1, **common: Unpack[Common]
 ) -> ZerothOrder:
@@ -62,6 +65,7 @@ def forward_gradient(
     return build(params, gaussian(), forward_grad(queries=queries), scale(lr), **common)
 
 
+@preset
 def hybrid_zo_fo(
     params: Params,
     *,

@@ -7,11 +7,17 @@ K of a step, or a schedule of them. All other common arguments are keys of `Comm
 
 from __future__ import annotations
 
+import functools
+import inspect
+import math
 from collections.abc import Callable, Iterable
-from typing import Any, TypedDict, Unpack
+from typing import Any, Final, ParamSpec, TypedDict, Unpack
+
+import numpy as np
 
 from gradless.accept import Accept, always
 from gradless.directions import Directions
+from gradless.errors import BadInput, UnknownArgument, real, unknown, whole
 from gradless.estimators import Estimator
 from gradless.optimizer import ZerothOrder
 from gradless.ranks import Ranks
@@ -19,6 +25,8 @@ from gradless.rules import Rule, Schedule, chain
 from gradless.rules.normalise import rms_normalised
 
 MEMORY = 0.99  # of the size of coefficients: the last hundred steps
+LARGEST: Final = 2**63 - 1  # of whole numbers
+DECAYS: Final = ("beta", "beta1", "beta2", "decay")
 Params = Iterable[Any]
 Rate = float | Schedule
 Queries = int | Callable[[int], int]
@@ -36,6 +44,52 @@ class Common(TypedDict, total=False):
     ranks: Ranks | None  # as `ZerothOrder` takes it
     check: bool  # as `ZerothOrder` takes it
     normalise: bool  # divide estimates by the running size of their coefficients: lr is then a change of weights
+
+
+Arguments = ParamSpec("Arguments")
+
+
+def preset(make: Callable[Arguments, ZerothOrder]) -> Callable[Arguments, ZerothOrder]:
+    """The preset, which refuses arguments that it does not have and numbers that it cannot use.
+
+    Raises:
+        BadInput: (when it is called) an unknown option, options without names, or a value of another type or range.
+    """
+    own = {
+        name: p.default for name, p in inspect.signature(make).parameters.items() if name not in ("params", "common")
+    }
+    known = [*own, *Common.__annotations__]
+
+    @functools.wraps(make)
+    def checked(*params: Arguments.args, **options: Arguments.kwargs) -> ZerothOrder:
+        called = f"{make.__name__}(model.named_parameters(), lr=...)"
+        if len(params) != ("params" not in options):
+            problem = "takes its options by name" if len(params) > 1 else "needs parameters"
+            raise UnknownArgument(f"{make.__name__} {problem}: {called}")
+        for name in options:
+            if name not in known and name != "params":
+                raise UnknownArgument(unknown(f"option of {make.__name__}", name, known))
+        options.update({name: _value(name, options[name], own.get(name)) for name in options})
+        return make(*params, **options)
+
+    return checked
+
+
+def _value(name: str, given: Any, default: Any) -> Any:
+    """An option in its type; what is no number is left to whoever takes it."""
+    if Common.__annotations__.get(name) == "bool" and not isinstance(given, (bool, np.bool_)):
+        raise BadInput(f"{name} is {given!r}: give True or False")
+    if name == "transform" and given is not None and not callable(given):
+        raise BadInput(f"transform is {given!r}: give a function from directions to directions")
+    if isinstance(default, bool) or not isinstance(default, (int, float)) or name in ("lr", "queries"):
+        return given
+    if isinstance(default, int):
+        return whole(name, given, least=1, most=LARGEST)
+    if name in DECAYS:
+        return real(name, given, least=0.0, below=1.0)
+    if name == "eps" and not default:  # which the method does not use
+        return real(name, given, least=0.0)
+    return math.inf if given == math.inf and name == "max_norm" else real(name, given, above=0.0)
 
 
 def build(

@@ -16,13 +16,14 @@ from typing import Unpack
 
 from gradless.directions import gaussian, low_rank, rademacher
 from gradless.estimators import one_sided, spsa
-from gradless.methods.common import Common, Params, Queries, Rate, build
+from gradless.methods.common import Common, Params, Queries, Rate, build, preset
 from gradless.optimizer import ZerothOrder
 from gradless.rules import adam, chain, momentum, scale
 
 __all__ = ["lozo", "mezo", "mezo_adam", "mezo_gaussian", "mezo_momentum", "mezo_one_sided"]
 
 
+@preset
 def mezo(
     params: Params, *, lr: Rate = 1e-6, eps: float = 1e-3, queries: Queries = 1, **common: Unpack[Common]
 ) -> ZerothOrder:
@@ -34,6 +35,7 @@ def mezo(
     return build(params, rademacher(), spsa(eps=eps, queries=queries), scale(lr), **common)
 
 
+@preset
 def mezo_gaussian(
     params: Params, *, lr: Rate = 1e-6, eps: float = 1e-3, queries: Queries = 1, **common: Unpack[Common]
 ) -> ZerothOrder:
@@ -41,6 +43,7 @@ def mezo_gaussian(
     return build(params, gaussian(), spsa(eps=eps, queries=queries), scale(lr), **common)
 
 
+@preset
 def mezo_one_sided(
     params: Params, *, lr: Rate = 1e-6, eps: float = 1e-3, queries: Queries = 1, **common: Unpack[Common]
 ) -> ZerothOrder:
@@ -48,6 +51,7 @@ def mezo_one_sided(
     return build(params, rademacher(), one_sided(eps=eps, queries=queries), scale(lr), **common)
 
 
+@preset
 def mezo_momentum(
     params: Params,
     *,
@@ -64,6 +68,7 @@ def mezo_momentum(
     return build(params, rademacher(), spsa(eps=eps, queries=queries), chain(momentum(beta), scale(lr)), **common)
 
 
+@preset
 def mezo_adam(
     params: Params,
     *,
@@ -85,6 +90,7 @@ def mezo_adam(
     return build(params, gaussian(), spsa(eps=eps, queries=queries), rule, **common)
 
 
+@preset
 def lozo(
     params: Params,
     *,

@@ -9,7 +9,7 @@ from gradless.directions.blocks import random_blocks
 from gradless.directions.masks import sparse
 from gradless.errors import BadInput
 from gradless.estimators import one_sided, spsa
-from gradless.methods.common import Common, Params, Queries, Rate, build
+from gradless.methods.common import Common, Params, Queries, Rate, build, preset
 from gradless.optimizer import ZerothOrder
 from gradless.rules import chain, momentum, scale
 from gradless.rules.muon import orthogonalise
@@ -18,6 +18,7 @@ from gradless.rules.normalise import rms_normalised, std_normalised
 __all__ = ["fzoo", "lezo", "mezo_rms", "sparse_mezo", "zo_muon"]
 
 
+@preset
 def fzoo(
     params: Params, *, lr: Rate = 1e-3, eps: float = 1e-3, queries: Queries = 8, **common: Unpack[Common]
 ) -> ZerothOrder:
@@ -30,13 +31,14 @@ def fzoo(
     Raises:
         BadInput: fewer than two queries, which have no spread.
     """
-    least = queries(0) if callable(queries) else queries
+    least = one_sided(queries=queries).queries(0)
     if least < 2:
         raise BadInput(f"fzoo divides by the spread of its differences, so {least} query a step is too few: use 8")
     rule = chain(std_normalised(), scale(lr))
     return build(params, rademacher(), one_sided(eps=eps, queries=queries), rule, **common)
 
 
+@preset
 def mezo_rms(
     params: Params,
     *,
@@ -60,6 +62,7 @@ def mezo_rms(
     return build(params, rademacher(), spsa(eps=eps, queries=queries), chain(*rules), **common)
 
 
+@preset
 def zo_muon(
     params: Params,
     *,
@@ -89,6 +92,7 @@ def zo_muon(
     return build(params, low_rank(rank, refresh=refresh), estimator, rule, **common)
 
 
+@preset
 def sparse_mezo(
     params: Params,
     *,
@@ -106,6 +110,7 @@ def sparse_mezo(
     return build(params, directions, spsa(eps=eps, queries=queries), scale(lr), **common)
 
 
+@preset
 def lezo(
     params: Params,
     *,

@@ -16,7 +16,7 @@ from gradless.directions.blocks import one_by_one, random_blocks
 from gradless.directions.masks import sparse
 from gradless.estimators import spsa
 from gradless.forward import parameters
-from gradless.methods.common import Common, Params, Queries, Rate, build
+from gradless.methods.common import Common, Params, Queries, Rate, build, preset
 from gradless.optimizer import ZerothOrder
 from gradless.rules import chain, scale
 from gradless.rules.normalise import scalar_sign, sign
@@ -25,6 +25,7 @@ from gradless.rules.stored import heavy_ball, stored_adam
 __all__ = ["zo_adam", "zo_block", "zo_blockwise", "zo_cons", "zo_momentum", "zo_scalar_sign", "zo_sign", "zo_sparse"]
 
 
+@preset
 def zo_momentum(
     params: Params,
     *,
@@ -41,6 +42,7 @@ def zo_momentum(
     return build(params, rademacher(), spsa(eps=eps, queries=queries), chain(heavy_ball(beta), scale(lr)), **common)
 
 
+@preset
 def zo_adam(
     params: Params,
     *,
@@ -59,6 +61,7 @@ def zo_adam(
     return build(params, gaussian(), spsa(eps=eps, queries=queries), rule, **common)
 
 
+@preset
 def zo_sign(
     params: Params, *, lr: Rate = 1e-5, eps: float = 1e-3, queries: Queries = 1, **common: Unpack[Common]
 ) -> ZerothOrder:
@@ -69,6 +72,7 @@ def zo_sign(
     return build(params, gaussian(), spsa(eps=eps, queries=queries), chain(sign(), scale(lr)), **common)
 
 
+@preset
 def zo_scalar_sign(
     params: Params, *, lr: Rate = 1e-5, eps: float = 1e-3, queries: Queries = 1, **common: Unpack[Common]
 ) -> ZerothOrder:
@@ -76,6 +80,7 @@ def zo_scalar_sign(
     return build(params, rademacher(), spsa(eps=eps, queries=queries), chain(scalar_sign(), scale(lr)), **common)
 
 
+@preset
 def zo_cons(
     params: Params, *, lr: Rate = 1e-6, eps: float = 1e-3, queries: Queries = 1, **common: Unpack[Common]
 ) -> ZerothOrder:
@@ -84,6 +89,7 @@ def zo_cons(
     return build(params, rademacher(), estimator, scale(lr), accept=conservative, **common)
 
 
+@preset
 def zo_sparse(
     params: Params,
     *,
@@ -113,6 +119,7 @@ def zo_sparse(
     return build(params, directions, spsa(eps=eps, queries=queries), scale(lr), **common)
 
 
+@preset
 def zo_block(
     params: Params, *, lr: Rate = 1e-6, eps: float = 1e-3, queries: Queries = 1, keep: int = 1, **common: Unpack[Common]
 ) -> ZerothOrder:
@@ -125,6 +132,7 @@ def zo_block(
     return build(params, directions, spsa(eps=eps, queries=queries), scale(lr), **common)
 
 
+@preset
 def zo_blockwise(params: Params, *, lr: Rate = 1e-6, eps: float = 1e-3, **common: Unpack[Common]) -> ZerothOrder:
     """Every block of the model in turn, each with its own z, all at the same weights. Cost: 2 forwards a block."""
     groups = parameters.groups(params)

@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gradless import scalars
-from gradless.errors import BadInput
+from gradless.errors import BadInput, real
 from gradless.gradients import Dense, Gradient, Lazy, Leaf, Mixture
 from gradless.rng import RADEMACHER
 from gradless.rules.schedules import Schedule
@@ -73,7 +72,7 @@ def scale(lr: float | Schedule) -> Rule:
         BadInput: a number that is negative or not finite.
     """
     if not callable(lr):
-        scalars.real("the learning rate", lr, least=0.0)
+        real("the learning rate", lr, least=0.0)
     return Rule("scale", lambda: None, lambda g, state: (g, state), lr=lr)
 
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from gradless import contract, rng
+from gradless import rng
 from gradless.errors import BadInput
 from gradless.forward import parameters
 from gradless.forward.deferred import Deferred
@@ -17,6 +17,7 @@ from gradless.forward.evaluator import LossEvaluator
 from gradless.forward.prefix_cache import PrefixCache
 from gradless.forward.updates import Step, write_all
 from gradless.gradients import Update
+from gradless.optimizer import contract
 from gradless.rules import like, plain
 
 Optimizer = Any  # `gradless.ZerothOrder`, which is made of this
@@ -70,7 +71,7 @@ def twin(opt: Optimizer, memo: dict[int, Any]) -> Optimizer:
     Hooks, and the wrapper that torch's schedulers put around ``step``, stay behind. Processes are shared.
     """
     opt.flush()
-    other = type(opt).__new__(type(opt))
+    other: Optimizer = object.__new__(opt.__class__)
     memo[id(opt)] = other
     for name, value in vars(opt).items():
         if name.startswith("_optimizer_"):

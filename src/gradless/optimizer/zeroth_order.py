@@ -16,25 +16,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradless import contract, restore, rng, scalars
-from gradless.accept import FORWARDS, Accept
-from gradless.accept import always as always
+from gradless import rng
+from gradless.accept import FORWARDS, Accept, always
 from gradless.directions import Directions, rademacher
-from gradless.errors import BadInput, Diverged
+from gradless.errors import BadInput, Diverged, real, whole
 from gradless.estimators import Estimator, check_stored, spsa
 from gradless.forward import parameters
 from gradless.forward.autodiff import all_finite
 from gradless.forward.deferred import Deferred
-from gradless.forward.evaluator import ENGINES as ENGINES
 from gradless.forward.evaluator import STREAM, LossEvaluator
 from gradless.forward.losses import Closure, checked
 from gradless.forward.prefix_cache import PrefixCache
 from gradless.forward.updates import Step, program, write
-from gradless.gradients import Dense, Gradient, Mixture, Sketch
-from gradless.gradients import Probe as Probe
-from gradless.gradients import Update as Update
+from gradless.gradients import Dense, Gradient, Mixture, Probe, Sketch, Update
+from gradless.optimizer import contract, restore
+from gradless.optimizer.rates import LearningRates
 from gradless.ranks import Ranks
-from gradless.rates import LearningRates
 from gradless.rules import Rule, chain, scale
 
 __all__ = ["ZerothOrder"]
@@ -80,8 +77,7 @@ class ZerothOrder(torch.optim.Optimizer):
     Example:
         >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> opt = ZerothOrder(model.named_parameters(), rule=scale(0.1))
-        >>> x = torch.eye(2)
-        >>> losses = [float(opt.step(lambda: (model(x) - 1).square().mean())) for _ in range(100)]
+        >>> losses = [opt.step(lambda: (model(torch.eye(2)) - 1).square().mean()) for _ in range(100)]
         >>> losses[-1] < 1e-3
         True
     """
@@ -101,17 +97,15 @@ class ZerothOrder(torch.optim.Optimizer):
         ranks: Ranks | None = None,
         check: bool = True,
     ) -> None:
-        self.rule = rule if rule is not None else scale(1e-6)
-        if self.rule.lr is None:
-            self.rule = chain(self.rule, scale(1e-6))
-        self.seed = scalars.whole("seed", seed, least=0, most=rng.MASK64)
+        rule = scale(1e-6) if rule is None else rule
+        self.rule = rule if rule.lr is not None else chain(rule, scale(1e-6))
+        self.seed = whole("seed", seed, least=0, most=rng.MASK64)
         self.directions = directions or rademacher()
         self.estimator = estimator or spsa()
         check_stored(self.estimator, tried=accept is not always, shared=ranks is not None)
         self.accept = accept
-        assert self.rule.lr is not None
-        self._rates = LearningRates(self.rule.lr)
-        decay = scalars.real("weight_decay", weight_decay, least=0.0)
+        self._rates = LearningRates(self.rule)
+        decay = real("weight_decay", weight_decay, least=0.0)
         super().__init__(parameters.groups(params), {"lr": self._rates.first, "weight_decay": decay, "lr_scale": 1.0})
         self.t = 0  # steps taken, skipped ones included
         self.skipped = 0
@@ -134,10 +128,8 @@ class ZerothOrder(torch.optim.Optimizer):
         Raises:
             BadInput: names that are taken, an unknown option or an impossible value; the optimizer stays as it was.
         """
-        (group,) = parameters.groups([param_group]) if self.param_groups else [param_group]
+        (group,) = parameters.groups([param_group], beside=self.param_groups)
         self._rates.begin(group)
-        taken = [name for other in self.param_groups for name in other["param_names"]]
-        parameters.check_names([*taken, *group["param_names"]])
         super().add_param_group(group)
         if "evaluator" in vars(self):
             try:
@@ -154,14 +146,9 @@ class ZerothOrder(torch.optim.Optimizer):
         signature = parameters.signature(self.param_groups)
         if signature == self._signature:
             return
-        leaves = parameters.freeze(self.param_groups, self.directions, self.estimator.deep)
+        earlier = self.leaves if self.t else ()
+        leaves = parameters.freeze(self.param_groups, self.directions, self.estimator.deep, earlier)
         self.flush()
-        if self.t:
-            masks = {leaf.name: leaf.mask for leaf in self.leaves}
-            leaves = [
-                leaf if (mask := masks.get(leaf.name)) is None else leaf._replace(mask=mask.to(leaf.param.device))
-                for leaf in leaves
-            ]
         self.leaves, self._deferred, self._signature = leaves, Deferred(leaves), signature
         self.evaluator.tune(leaves, self._deferred)
 
@@ -206,7 +193,7 @@ class ZerothOrder(torch.optim.Optimizer):
         Cost: ``estimator.forwards(K)`` evaluations of the closure and as many sweeps over the parameters.
         """
         self.follow()
-        self.learning_rates()  # refuses rates before anything is evaluated
+        self._decays(self.learning_rates())  # impossible ones are refused before anything is evaluated or logged
         keys = tuple(self.key(self.t, k) for k in range(self.estimator.queries(self.t)))
         earlier, random = self.evaluator.forwards, self.evaluator.random_state()
         with self.evaluator.asked(closure, self.estimator.deep, random) as oracle:
@@ -250,8 +237,7 @@ class ZerothOrder(torch.optim.Optimizer):
         restore.check_groups(self, lrs)
         gradient: Gradient = sketch.mixture() if tensors is None else Dense(tensors, sketch.mixture())
         direction, self._rule_state = self.rule.update(gradient, self._rule_state)
-        rounding = rng.rounding_key(self.seed, self.t)
-        step = Step(direction, lrs, self._decays(lrs), rounding)
+        step = Step(direction, lrs, self._decays(lrs), rng.rounding_key(self.seed, self.t))
         if self.defer and isinstance(direction, Mixture) and self.directions.draw is None:
             self._deferred.push([program([step], group) for group in range(len(self.param_groups))])
         else:
@@ -280,7 +266,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _decays(self, lrs: tuple[float, ...]) -> tuple[float, ...]:
         """Factor of the weights in every group; an update that acceptance reversed decays them all the same."""
-        decays = [scalars.real("weight_decay", group["weight_decay"], least=0.0) for group in self.param_groups]
+        decays = [real("weight_decay", group["weight_decay"], least=0.0) for group in self.param_groups]
         return tuple(1.0 - abs(lr) * decay for lr, decay in zip(lrs, decays, strict=True))
 
     def skip(self) -> None:
@@ -313,8 +299,7 @@ class ZerothOrder(torch.optim.Optimizer):
     def _step(self, closure: Closure | None, log: Callable[[Update], None] | None = None) -> tuple[Probe, Update]:
         if not callable(closure):
             raise BadInput("step needs a closure that returns the loss: opt.step(lambda: model(**batch).loss)")
-        if self._skipped_row >= PATIENCE:
-            raise Diverged(self._advice())
+        self._check_patience()
         probe = self.probe(closure)
         return probe, self.settle(probe, closure, log)
 
@@ -329,8 +314,7 @@ class ZerothOrder(torch.optim.Optimizer):
             log(update)
         if update.skipped:
             self.skip()
-            if self._skipped_row >= PATIENCE:
-                raise Diverged(self._advice())
+            self._check_patience()
         else:
             self.apply(probe.sketch, lrs=lrs, tensors=probe.tensors)
         return update
@@ -357,11 +341,12 @@ class ZerothOrder(torch.optim.Optimizer):
             raise BadInput(f"the acceptance policy returned {factor}: return the factor of the update, 0 to refuse it")
         return tuple(lr * factor for lr in lrs)
 
-    def _advice(self) -> str:
-        return (
-            f"{PATIENCE} losses in a row were not finite: lower the learning rate (now "
-            f"{self.param_groups[0]['lr']:g}) or eps, or use float32 weights"
-        )
+    def _check_patience(self) -> None:
+        if self._skipped_row >= PATIENCE:
+            raise Diverged(
+                f"{PATIENCE} losses in a row were not finite: lower the learning rate (now "
+                f"{self.param_groups[0]['lr']:g}) or eps, or use float32 weights"
+            )
 
     def replay(self, updates: Sequence[Update], *, chunk: int = 512) -> None:
         """Take logged updates again: the weights become those of the run, bit for bit.
@@ -382,7 +367,7 @@ class ZerothOrder(torch.optim.Optimizer):
         return Sketch(tuple(self.key(update.step, k) for k in range(len(update.coeffs))), update.coeffs)
 
     def state_dict(self) -> dict[str, Any]:
-        """Torch's state and, as "gradless", the step counters and the rule's state, all plain lists, numbers and tensors.
+        """Torch's state and, as "gradless", the step counters and the rule's state: lists, numbers and tensors.
 
         Deferred updates are written first, so that the parameters belong to this state.
         """
@@ -394,9 +379,7 @@ class ZerothOrder(torch.optim.Optimizer):
             return contract.after(self, state, after)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore `state_dict`'s result into an optimizer of the same parameters and choices.
-
-        Deferred updates are dropped: the parameters are expected to be restored as well.
+        """Restore what `state_dict` returned; deferred updates are dropped, since the parameters are restored as well.
 
         Raises:
             BadInput: a state of another optimizer, of other parameters or of another seed.
@@ -410,9 +393,8 @@ class ZerothOrder(torch.optim.Optimizer):
             for hook in after:
                 hook(self)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ZerothOrder:
-        twin: ZerothOrder = restore.twin(self, memo)
-        return twin
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return restore.twin(self, memo)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise contract.no_pickle(self)

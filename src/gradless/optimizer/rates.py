@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from gradless import scalars
-from gradless.errors import BadInput
-from gradless.rules import Schedule
+from gradless.errors import BadInput, real
+from gradless.rules import Rule
 
 Group = dict[str, Any]
 
@@ -16,12 +15,13 @@ class LearningRates:
     """What the groups' learning rates are, and who may set them.
 
     Args:
-        lr: of the rule: a number, with which the groups' own "lr" is what counts, or a schedule ``step -> lr``, which is
-            written to the groups, each times its "lr_scale".
+        rule: its rate is a number, with which the groups' own "lr" is what counts, or a schedule ``step -> lr``, which
+            is written to the groups, each times its "lr_scale".
     """
 
-    def __init__(self, lr: float | Schedule) -> None:
-        self._lr = lr
+    def __init__(self, rule: Rule) -> None:
+        assert rule.lr is not None
+        self._lr = rule.lr
         self._written: dict[int, float] = {}  # by id(group), as the schedule set them
 
     @property
@@ -53,10 +53,10 @@ class LearningRates:
             for group in groups:
                 if "initial_lr" in group or group["lr"] != self._written.get(id(group), group["lr"]):
                     raise BadInput(
-                        "the rule has a learning-rate schedule of its own, so a scheduler, or a change of a group's 'lr', "
-                        "would do nothing: give the method a number as lr, or leave the scheduler out"
+                        "the rule has a learning-rate schedule of its own, so a scheduler, or a change of a group's "
+                        "'lr', would do nothing: give the method a number as lr, or leave the scheduler out"
                     )
             for group in groups:
                 group["lr"] = self._lr(step) * group["lr_scale"]
             self._written = {id(group): group["lr"] for group in groups}
-        return tuple(scalars.real("the learning rate", group["lr"], least=0.0) for group in groups)
+        return tuple(real("the learning rate", group["lr"], least=0.0) for group in groups)
