@@ -34,7 +34,7 @@ from torch import Tensor
 
 from gradless.collab.aggregation.base import aggregate
 from gradless.collab.aggregation.receivers import seen_by_all
-from gradless.collab.aggregators import named, nnm
+from gradless.collab.aggregators import arc, clipping, named, nnm
 
 STUBS = {
     "torchvision": ("torchvision.datasets", "torchvision.transforms"),
@@ -49,6 +49,7 @@ class Case(NamedTuple):
     ours: Callable[[Tensor], Tensor]
     theirs: Callable[[Any, Tensor], Tensor] | None
     truth: Callable[[Tensor, Tensor], Tensor]  # (float64 rows, squared distances)
+    in_place: bool = False  # both may write to the rows that they get: copies that are not timed
 
 
 def nearest(x: Tensor, distances: Tensor, f: int) -> Tensor:
@@ -57,6 +58,12 @@ def nearest(x: Tensor, distances: Tensor, f: int) -> Tensor:
 
 def krum_row(distances: Tensor, f: int) -> Tensor:
     return distances.sort(1).values[:, 1 : len(distances) - f].sum(1).sort(stable=True).indices
+
+
+def apart(x: Tensor) -> Tensor:
+    """Squared distances; each row is its own nearest."""
+    distances = torch.stack([torch.stack([(a - b).square().sum() for b in x]) for a in x])
+    return distances.fill_diagonal_(-1)
 
 
 def published_median(x: Tensor) -> Tensor:
@@ -73,10 +80,41 @@ def around_median(x: Tensor, f: int) -> Tensor:
     return x.gather(0, (x - median).abs().sort(dim=0, stable=True).indices[: len(x) - f]).mean(0)
 
 
+def cut(x: Tensor, norm: float) -> Tensor:
+    return x * (norm / x.norm(dim=1)).clamp(max=1)[:, None]
+
+
+def cut_longest(x: Tensor, f: int) -> Tensor:
+    n = len(x)
+    return cut(x, float(x.norm(dim=1).sort().values[n - 2 * f * (n - f) // n - 1]))
+
+
 def cases(n: int, f: int) -> dict[str, Case]:
     """Rules that both sides have, and some that only we have in a usable form."""
-    receivers = range(n - f)
+    receivers, norm = range(n - f), 300.0  # of rows of length 657 at the default width
     return {
+        "clipping": Case(clipping(norm=norm), lambda b, x: b.Clipping(c=norm)(x), lambda x, d: cut(x, norm)),
+        "arc": Case(arc(f=f), lambda b, x: b.ARC(f=f)(x), lambda x, d: cut_longest(x, f)),
+        "clipping, in place": Case(
+            lambda x: clipping(norm=norm)(x, in_place=True),
+            lambda b, x: b.Clipping(c=norm)(x),
+            lambda x, d: cut(x, norm),
+            in_place=True,
+        ),
+        "arc, in place": Case(
+            lambda x: arc(f=f)(x, in_place=True),
+            lambda b, x: b.ARC(f=f)(x),
+            lambda x, d: cut_longest(x, f),
+            in_place=True,
+        ),
+        "arc+mean": Case(
+            named("arc+mean", f=f), lambda b, x: b.Average()(b.ARC(f=f)(x)), lambda x, d: cut_longest(x, f).mean(0)
+        ),
+        "arc+multi-krum": Case(
+            named("arc+multi-krum", f=f),
+            lambda b, x: b.MultiKrum(f=f)(b.ARC(f=f)(x)),
+            lambda x, d: (y := cut_longest(x, f))[krum_row(apart(y), f)[: n - f]].mean(0),
+        ),
         "nna, all honest peers": Case(
             lambda x: aggregate(named("nna", f=f), seen_by_all(x, receivers)),
             lambda b, x: torch.stack([b.MoNNA(f=f, idx=p)(x) for p in receivers]),
@@ -152,14 +190,20 @@ def error(found: Tensor, true: Tensor) -> float:
 
 def compare(case: Case, byzfl: Any | None, x: Tensor, true: Tensor, repeats: int) -> dict[str, Any]:
     """Medians of interleaved runs, after one to warm up; error and memory of both."""
-    sides: dict[str, Callable[[], Tensor]] = {"gradless": lambda: case.ours(x)}
-    if byzfl is not None and case.theirs is not None:
-        sides["byzfl"] = lambda: case.theirs(byzfl, x.clone())  # some of its classes write to their input
-    row: dict[str, Any] = {f"{side}_error": error(run(), true) for side, run in sides.items()}
-    row |= {f"{side}_extra_memory": extra(run, x.nbytes) for side, run in sides.items()}
+    scratch = x.clone()
+    sides: dict[str, Callable[[], Tensor]] = {"gradless": lambda: case.ours(scratch)}
+    if byzfl is not None and case.theirs is not None:  # some of its classes write to their input
+        sides["byzfl"] = lambda: case.theirs(byzfl, scratch if case.in_place else scratch.clone())
+    row: dict[str, Any] = {}
+    for side, run in sides.items():
+        scratch.copy_(x)
+        row[f"{side}_error"] = error(run(), true)
+        scratch.copy_(x)
+        row[f"{side}_extra_memory"] = extra(run, x.nbytes)
     times: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(repeats):
         for side, run in sides.items():
+            scratch.copy_(x)
             times[side].append(seconds(run))
     row |= {f"{side}_seconds": round(statistics.median(found), 5) for side, found in times.items()}
     if "byzfl" in sides:
@@ -216,8 +260,7 @@ def main() -> None:
             given.out.write_text(json.dumps(found, indent=1) + "\n")
         return
     wide = x.double()
-    distances = torch.stack([torch.stack([(a - b).square().sum() for b in wide]) for a in wide])
-    distances.fill_diagonal_(-1)  # its own nearest
+    distances = apart(wide)
     byzfl, rows = byzfl_or_none(), {}
     for name, case in cases(given.rows, given.byzantine).items():
         if given.only and name not in given.only:

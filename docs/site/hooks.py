@@ -115,7 +115,8 @@ def aggregators() -> str:
     rows = []
     for name, row in read("aggregators-cpu.json")["rules"].items():
         ours, theirs = row["gradless_seconds"], row["byzfl_seconds"]
-        cells = [f"{ours:.3f} s", f"{theirs:.2f} s", f"{theirs / ours:.0f} x"]
+        ratio = theirs / ours
+        cells = [f"{ours:.3f} s", f"{theirs:.2f} s", f"{ratio:.0f} x" if ratio >= 3 else f"{ratio:.1f} x"]
         errors = [f"{row[f'{who}_error']:.0e}" for who in ("gradless", "byzfl")]
         rows.append([name, *cells, *errors])
     return table(["rule", "gradless", "ByzFL", "faster", "error", "ByzFL's error"], rows)

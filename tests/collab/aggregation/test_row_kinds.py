@@ -176,3 +176,28 @@ def test_other_rules_start_nowhere():
         named("median")(np.zeros((3, 3)), start=np.zeros(3))
     with pytest.raises(BadInput, match="nothing to remember"):
         Remembering(named("nna", f=1))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# in place
+
+
+@pytest.mark.parametrize("mix", [clipping(norm=1.5), arc(f=2)], ids=lambda mix: mix.name)
+def test_rows_are_cut_in_place_where_that_is_asked_for(mix):
+    for x in (normal(9, 2, 3), normal(9, 6).half(), normal(9, 6).numpy()):
+        expected = mix(x)
+        before = x.copy() if isinstance(x, np.ndarray) else x.clone()
+        assert mix(x, in_place=True) is x
+        assert (x == expected).all()
+        assert not (x == before).all()
+
+
+def test_what_cannot_be_cut_in_place_is_refused():
+    x = normal(9, 6)
+    frozen = x.numpy().copy()
+    frozen.setflags(write=False)
+    for rows in (list(x), x.T.contiguous().T, frozen, x.numpy()[::-1], x.clone().requires_grad_()):
+        with pytest.raises(BadInput, match="cannot change these rows in place"):
+            clipping(norm=1.0)(rows, in_place=True)
+    with pytest.raises(BadInput, match="nnm cannot change"):
+        nnm(f=2)(x, in_place=True)

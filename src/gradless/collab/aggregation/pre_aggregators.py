@@ -15,9 +15,10 @@ from torch import Tensor
 from gradless import rng
 from gradless.collab.aggregation import passes
 from gradless.collab.aggregation.gram import CentredGram, measure, measure_lengths, smallest, unmeasured
-from gradless.collab.aggregation.row_kinds import Rows, matrix_of
+from gradless.collab.aggregation.row_kinds import Rows, matrix_of, shares_memory
 from gradless.collab.aggregation.span_rules import krum_scores
 from gradless.collab.option_checks import any_number, count, more_than, positive
+from gradless.errors import BadInput
 
 
 class PreAggregator(NamedTuple):
@@ -31,20 +32,31 @@ class PreAggregator(NamedTuple):
     blind: bool = False  # whether weights do not depend on the Gram matrix
     cuts: bool = False  # whether weights depend on the lengths of rows alone, and cut the long ones
 
-    def __call__(self, rows: Rows, key: int = 0) -> Any:
+    def __call__(self, rows: Rows, key: int = 0, in_place: bool = False) -> Any:
         """Return mixed rows ``[N', ...]`` of rows in any form that an aggregator takes; the same kind and dtype.
 
+        Args:
+            rows: one vector for each peer; not written to, unless ``in_place`` is set.
+            key: seed of pre-aggregators that shuffle.
+            in_place: cut the rows themselves, a tensor or an array, and return them: new memory takes longer than the
+                work. Only for those that cut rows (`clipping`, `arc`).
+
         Raises:
-            BadInput: for rows that are no vectors, or a number of them that it cannot take, with the condition.
+            BadInput: for rows that are no vectors, a number of them that it cannot take, with the condition, or rows
+                that cannot be written to.
         """
         matrix, restore = matrix_of(rows)
         n = passes.shape_of((matrix,)).rows
         self.check(n)
+        if in_place and not (self.cuts and shares_memory(matrix, rows)):
+            raise BadInput(f"{self.name} cannot change these rows in place: leave in_place out")
         if self.blind:
             return restore(passes.product(self.weights(unmeasured(n), key), (matrix,)))
         gram = measure_lengths((matrix,)) if self.cuts else measure((matrix,))
         weights = self.weights(gram.points(), key)
-        return restore(passes.product(weights, (matrix,), gram.centre, gram.near, gram.finite))
+        out = matrix if in_place else None
+        result = passes.product(weights, (matrix,), gram.centre, gram.near, gram.finite, out)
+        return rows if in_place else restore(result)
 
 
 def nnm(*, f: int) -> PreAggregator:

@@ -36,6 +36,14 @@ def matrix_of(rows: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
     return _flat(rows.detach())
 
 
+def shares_memory(matrix: Tensor, rows: Any) -> bool:
+    """Whether a matrix that `matrix_of` returned is the memory of the rows itself, in order and free to be written."""
+    if isinstance(rows, np.ndarray):
+        return matrix.is_contiguous() and matrix.data_ptr() == rows.ctypes.data
+    own = isinstance(rows, Tensor) and not rows.requires_grad
+    return own and matrix.is_contiguous() and matrix.data_ptr() == rows.data_ptr()
+
+
 def _flat(rows: Tensor) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     if rows.layout != torch.strided:
         raise BadInput("rows are a sparse tensor: make it dense with rows.to_dense()")
