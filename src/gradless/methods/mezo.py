@@ -84,7 +84,9 @@ def mezo_adam(
 
     Adam (Kingma & Ba 2015) for the first ``window`` steps; after that its v forgets what is older, where Adam's beta2
     of 0.999 remembers a thousand steps: `gradless.rules.adam` says how much that is; `zo_adam` stores the moments
-    instead. Cost: 2K forwards, and the directions of ``window`` steps twice. Malladi et al. 2023 (arXiv 2305.17333), appendix B.2, who recompute over all steps.
+    instead. Cost: 2K forwards, and the directions of ``window`` steps twice.
+
+    Malladi et al. 2023 (arXiv 2305.17333), appendix B.2, who recompute over all steps.
     """
     rule = chain(adam(beta1, beta2, window=window), scale(lr))
     return build(params, gaussian(), spsa(eps=eps, queries=queries), rule, **common)
