@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
 
 import run_helpers as h
+from cli_helpers import call, refused
 from gradless.errors import BadInput
 from gradless.runs import card, jobs
+from gradless.system import locks
 from gradless.system.progress import Reporter
 from save_helpers import QUIET, tuned
 
@@ -89,19 +94,66 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.sweep
-def test_a_killed_save_leaves_no_folder(tmp_path):
-    place = tuned(tmp_path)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_save_that_a_signal_ends_leaves_nothing(tmp_path, number):
+    place, out = tuned(tmp_path), tmp_path / "out"
+    out.mkdir()
     code = (
         "import time; from pathlib import Path; from gradless.runs import card, jobs\n"
         "card.render = lambda facts: (print('now', flush=True), time.sleep(60))\n"
-        f"jobs.replay(Path({str(place)!r}), save=Path({str(tmp_path / 'saved')!r}))"
+        f"jobs.replay(Path({str(place)!r}), save=Path({str(out / 'saved')!r}))"
     )
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     assert child.stdout is not None
-    assert child.stdout.readline() == "now\n"
-    child.send_signal(signal.SIGKILL)
+    while child.stdout.readline() != "now\n":
+        pass
+    with pytest.raises(BadInput, match=r"another process .* is working on .*\.saving-saved"):
+        jobs.replay(place, save=out / "saved", reporter=QUIET)
+    child.send_signal(number)
     child.wait()
     child.stdout.close()
-    assert not (tmp_path / "saved").exists()
-    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
-    assert (tmp_path / "saved" / "README.md").exists()
+    left = [] if number != signal.SIGKILL else [".saving-saved"]
+    assert [path.name for path in out.iterdir()] == left
+    jobs.replay(place, save=out / "other", reporter=QUIET)  # removes what the killed one left beside it
+    assert [path.name for path in out.iterdir()] == ["other"]
+
+
+def test_what_a_killed_save_left_is_removed_and_folders_of_others_are_not(tmp_path):
+    place, out = tuned(tmp_path), tmp_path / "out"
+    for name in (".saving-dead/model", ".saving-saved/model", ".saving-mine/photos"):
+        (out / name).mkdir(parents=True)
+        (out / name / "file").touch()
+    with locks.claimed(out / ".saving-alive"):
+        (out / ".saving-alive" / "model").mkdir()
+        jobs.replay(place, save=out / "saved", reporter=QUIET)
+        assert {path.name for path in out.iterdir()} == {"saved", ".saving-alive", ".saving-mine"}
+
+
+def test_saving_a_run_again_succeeds_and_another_run_or_a_damaged_save_is_refused(tmp_path):
+    config, out, saved = h.config(tmp_path, scheme="lora"), tmp_path / "run", tmp_path / "saved"
+    lines: list[str] = []
+    reporter = Reporter(quiet=True)
+    reporter.say = lines.append  # type: ignore[method-assign]
+    jobs.tune(config, out, save=saved, reporter=QUIET)
+    before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
+    jobs.tune(config, out, resume=True, save=saved, reporter=reporter)
+    assert any("holds the model of" in line for line in lines)
+    assert {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()} == before
+    with pytest.raises(BadInput, match="not empty: choose a new folder"):
+        jobs.tune(h.config(tmp_path, seed=1), tmp_path / "second", save=saved, reporter=QUIET)
+    weights = saved / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(BadInput, match="not empty: choose a new folder"):
+        jobs.tune(config, out, resume=True, save=saved, reporter=QUIET)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
+def test_a_disk_that_a_library_finds_full_is_one_sentence(tmp_path, monkeypatch, number):
+    def full(*_: Any, **__: Any) -> None:
+        raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+
+    place, out = tuned(tmp_path), tmp_path / "out"
+    out.mkdir()
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    refused(call("replay", place, "--save", out / "saved"), "cannot write", os.strerror(number), code=1)
+    assert list(out.iterdir()) == []

@@ -19,7 +19,7 @@ from gradless.system import terminal
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP),
 )
 EXTRAS = {
     **dict.fromkeys(("transformers", "peft", "accelerate", "tokenizers", "sklearn", "gguf", "huggingface_hub"), "lm"),

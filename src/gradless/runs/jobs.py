@@ -62,7 +62,11 @@ def tune(
     with contextlib.ExitStack() as stack:
         watch = None
         with agreed(ranks):
-            saving.check(save, push, public=public, beside=[path for path in (out, tensorboard) if path is not None])
+            beside = [path for path in (out, tensorboard) if path is not None]
+            if resume and save is not None and train.is_run(config, out) and saving.holds(save, out):
+                reporter.say(f"{save} holds the model of {out} already")  # a scheduler that tries again
+                save = None
+            saving.check(save, push, public=public, beside=beside)
             if tensorboard is not None:
                 watch = stack.enter_context(tensorboard_events.tensorboard(out, tensorboard, say=reporter.say))
         result = train.tune(config, out, resume=resume, reporter=reporter, watch=watch, ranks=ranks)

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
-import tempfile
-from collections.abc import Iterable
+import signal
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from gradless import lm
+from gradless import ledger, lm
 from gradless.errors import BadInput
 from gradless.ledger import Contents
 from gradless.lm.batching import has_label_head
@@ -31,10 +33,17 @@ from gradless.runs import card, hub
 from gradless.runs.build import INITIAL, NORMS, Model, Say, tuned_sha256
 from gradless.runs.card import RECORD, TASK_FILE, Facts
 from gradless.runs.config import TuneConfig
+from gradless.runs.record import read_result
 from gradless.runs.replay import OWN_PATHS, ledger_path, shared, shared_model
+from gradless.system import locks
 from gradless.system.atomic import write_json
+from gradless.system.signals import interrupting
+from gradless.system.tensor_state import native_errors
 
-TEMPORARY = ".saving-"  # what a killed process leaves beside the folder has this name
+TEMPORARY = ".saving-"  # begins the name of the folder beside the target in which it is made
+PUSHED = ".push"  # folder beside the ledger for what is pushed and not saved
+MADE = "model"  # what is made there
+ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def check(save: Path | None, push: str | None, *, public: bool = False, beside: Iterable[Path] = ()) -> None:
@@ -61,6 +70,26 @@ def check(save: Path | None, push: str | None, *, public: bool = False, beside: 
                 raise BadInput(f"{save} will hold {folder}, and --save needs a folder of its own: choose another")
     if push is not None:
         hub.check(push)
+
+
+def holds(folder: Path, run: Path) -> bool:
+    """Return whether a folder holds, whole, the weights that a finished run selected.
+
+    Cost: one look at the headers of its weights.
+    """
+    saved, result = read_result(folder / RECORD), read_result(run)
+    if saved is None or result is None or saved["weights_sha256"] != result["weights_sha256"]:
+        return False
+    try:
+        old, new = ledger.read(folder / RECORD / "ledger"), ledger.read(run / "ledger")
+        weights = list(folder.glob("*.safetensors"))
+        for path in weights:
+            with safe_open(path, framework="pt"):  # which checks the length of the file
+                pass
+    except (BadInput, OSError, SafetensorError):
+        return False
+    same = old.moves == new.moves and old.header.get("base_sha256") == new.header.get("base_sha256")
+    return bool(weights) and same and (folder / "README.md").exists()
 
 
 def save(
@@ -93,9 +122,7 @@ def save(
     check(target, None)
     target = target.resolve()
     facts = _facts(built, contents, repo_id or f"./{target.name}", result)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=target.parent) as scratch:
-        folder = Path(scratch) / "model"  # with the user's own permissions, which the folder around it has not
+    with _scratch(target.parent / (TEMPORARY + target.name)) as folder:
         folder.mkdir()
         _weights(built.lm, facts.config, contents.header, folder)
         _record(contents, source, result, folder / RECORD)
@@ -103,10 +130,47 @@ def save(
         readme.write_text(card.render(facts), encoding="utf-8")
         for path in folder.rglob("*.safetensors"):  # which safetensors lets nobody else read
             path.chmod(readme.stat().st_mode)
+        _sync(folder)
         check(target, None)  # whoever filled it meanwhile keeps what is there
         if target.is_dir():
             target.rmdir()
         folder.rename(target)
+
+
+@contextlib.contextmanager
+def _scratch(place: Path) -> Iterator[Path]:
+    """Yield a path inside a folder that this process holds; nothing is left of it, whether the block ends or not.
+
+    Signals that end a process are taken like Ctrl-C. What a killed process left there, or beside it, is removed.
+    """
+    with locks.claimed(place, option="--save"), interrupting(*ENDING):
+        _remove(place.iterdir())
+        for left in place.parent.glob(TEMPORARY + "*"):
+            with contextlib.suppress(BadInput, OSError):  # another process holds it, or it is no folder
+                if left != place and {path.name for path in left.iterdir()} <= {locks.LOCK, MADE}:
+                    with locks.claimed(left):
+                        _remove([left])
+        try:
+            yield place / MADE
+        finally:
+            _remove(place.iterdir())
+    with contextlib.suppress(OSError):  # another process holds it now
+        place.rmdir()
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    """Remove folders and what is in them, as far as possible."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Wait until all files of a folder are on the disk: a power cut must not leave a folder of empty files."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
 
 
 def _facts(built: Model, contents: Contents, location: str, result: dict[str, Any] | None) -> Facts:
@@ -139,7 +203,7 @@ def _weights(model: lm.LanguageModel, config: TuneConfig, header: dict[str, Any]
             adapter.base_model_name_or_path, adapter.revision = name, revision
         # Embeddings are never tuned beside an adapter. Left to itself, PEFT may ask the hub about them.
         extra["save_embedding_layers"] = False
-    with lm.quiet_transformers():
+    with lm.quiet_transformers(), native_errors(folder):
         inner.save_pretrained(folder, **extra)
         model.tokenizer.save_pretrained(folder)
 
@@ -195,8 +259,7 @@ def deliver(
     with contextlib.ExitStack() as stack:
         target = save_to
         if target is None:
-            scratch = tempfile.TemporaryDirectory(prefix=".push-", dir=ledger_path(source).parent)
-            target = Path(stack.enter_context(scratch)) / "model"
+            target = stack.enter_context(_scratch(ledger_path(source).parent / PUSHED))
         save(built, contents, source, target, result=result, repo_id=push)
         if save_to is not None:
             say(f"saved to {save_to}")

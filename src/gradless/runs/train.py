@@ -133,6 +133,14 @@ def _settled(config: TuneConfig, folder: Path, resume: bool) -> TuneConfig:
     return config.resolved()
 
 
+def is_run(config: TuneConfig, folder: Path) -> bool:
+    """Return whether a folder holds a run of a configuration."""
+    try:
+        return difference(read_config(folder), _settled(config, folder, resume=True)) is None
+    except BadInput:
+        return False
+
+
 def _finished(config: TuneConfig, folder: Path, resume: bool, reporter: Reporter) -> dict[str, Any] | None:
     """Return the result of the run in ``folder`` if it has come to its end, else None."""
     _check_folder(config, folder, resume)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from torch import Tensor
 
 from gradless.system.atomic import NEW as NEW
 from gradless.system.atomic import replacing
+
+OS_ERROR: Final = re.compile(r"\(os error (\d+)\)")
 
 
 def pack(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -40,10 +46,7 @@ def write(path: Path, value: Any) -> None:
     """
     tensors: dict[str, Tensor] = {}
     packed = json.dumps(pack(value, tensors))
-    try:
-        write_tensors(path, tensors, {"state": packed})
-    except OSError as error:
-        raise OSError(f"{path} cannot be written: {error}") from None
+    write_tensors(path, tensors, {"state": packed})
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -52,14 +55,28 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     Raises:
         OSError: the disk is full, for instance.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    with native_errors(path), replacing(path) as temporary:
+        save_file(tensors, temporary, metadata=metadata)
+
+
+@contextlib.contextmanager
+def native_errors(path: Path) -> Iterator[None]:
+    """Raise the system's errors of libraries written in Rust (safetensors, tokenizers) as what they are.
+
+    Raises:
+        OSError: the block raised an error that names the system's number of one, such as that of a full disk.
+    """
     try:
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, metadata=metadata)
-    except SafetensorError as error:
-        raise OSError(str(error)) from None
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        number = OS_ERROR.search(str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def read(path: Path) -> Any:
