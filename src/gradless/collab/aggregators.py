@@ -119,8 +119,8 @@ PRE_AGGREGATORS: dict[str, Entry] = {
         "of the next rule",
         "n D",
     ),
-    "clipping": Entry(clipping, "rows cut to a fixed length", "", "of the next rule", "G"),
-    "arc": Entry(arc, "the longest rows cut to the next length", "Allouah et al. 2024", "n > 2 f", "G"),
+    "clipping": Entry(clipping, "rows cut to a fixed length", "", "of the next rule", "n D"),
+    "arc": Entry(arc, "the longest rows cut to the next length", "Allouah et al. 2024", "n > 2 f", "n D"),
 }
 
 

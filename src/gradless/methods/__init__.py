@@ -60,7 +60,7 @@ METHODS: dict[str, Method] = {
         mezo.mezo_momentum, "momentum recomputed from past scalars; no buffer", "Malladi et al. 2023", lr_factor=0.1
     ),
     "mezo-adam": Method(
-        mezo.mezo_adam, "Adam recomputed from past scalars; no buffers", "Malladi et al. 2023", lr_factor=10.0
+        mezo.mezo_adam, "Adam over the scalars of the last 64 steps; no buffers", "Malladi et al. 2023", lr_factor=10.0
     ),
     "mezo-rms": Method(
         recent.mezo_rms, "momentum over the running size of the scalars; no buffer", "MEAZO 2026", lr_factor=10.0

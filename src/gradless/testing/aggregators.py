@@ -189,11 +189,12 @@ def no_columns(make: MakeRule, claims: Claims) -> None:
 
 def garbage(make: MakeRule, claims: Claims) -> None:
     """Up to f rows of nan, infinity or huge numbers do not reach the result."""
-    for bad, places, dtype in itertools.product(GARBAGE, _places(claims), (torch.float32, torch.float64)):
-        x = rows_of(claims.n, 60).to(dtype)
-        x[list(places)] = bad
-        x[places[0], 5:] = 0.0  # fine elsewhere
-        _near(make, claims, x, places, f"rows {list(places)} hold {bad}")
+    for dtype in (torch.float32, torch.float64):
+        for bad, places in itertools.product((*GARBAGE, torch.finfo(dtype).max), _places(claims)):
+            x = rows_of(claims.n, 60).to(dtype)
+            x[list(places)] = bad
+            x[places[0], 5:] = 0.0  # fine elsewhere
+            _near(make, claims, x, places, f"rows {list(places)} hold {bad}")
 
 
 def liars(make: MakeRule, claims: Claims) -> None:

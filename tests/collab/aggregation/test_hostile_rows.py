@@ -10,7 +10,12 @@ import pytest
 import torch
 
 from collab_helpers import normal
+from gradless.collab import attacks
+from gradless.collab.adversary.base import AttackContext
+from gradless.collab.adversary.line_search import strongest
+from gradless.collab.aggregation.base import aggregate
 from gradless.collab.aggregation.gram import combine, measure
+from gradless.collab.aggregation.receivers import Received
 from gradless.collab.aggregators import AGGREGATORS, PRE_AGGREGATORS, arc, clipping, compose, mean, named
 from gradless.errors import BadInput
 
@@ -110,7 +115,7 @@ def check(name, dtype, kind, f, seed):
 KINDS = ["mixed", "one column", "both signs", *extremes(torch.float64)]
 
 
-@pytest.mark.few(30)
+@pytest.mark.few(8)
 @pytest.mark.parametrize("name", CHAINS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_liars_of_any_numbers_end_in_honest_weights(name, dtype):
@@ -163,3 +168,35 @@ def test_caf_takes_rows_whose_fourth_powers_overflow():
     x = normal(11, 5)
     x[[2, 7]] = 1e77
     assert torch.allclose(named("caf", f=2)(x), x[[0, 1, 3, 4, 5, 6, 8, 9, 10]].mean(0), atol=2.0)
+
+
+ATTACKS = {
+    "IPM of 1e20": ("ipm", {"strength": 1e20}),
+    "IPM of 1e200": ("ipm", {"strength": 1e200}),
+    "IPM of -1e300": ("ipm", {"strength": -1e300}),
+    "ALIE of 1e300": ("alie", {"strength": 1e300}),
+    "noise of 1e300": ("gaussian", {"strength": 1e300}),
+    "FOE up to 1e300": ("foe", {"bounds": (-1e300, 1e300)}),
+    "IPM up to 1e200": ("ipm", {"bounds": (0.0, 1e200)}),
+    "dissensus of 1e200": ("dissensus", {"strength": 1e200}),
+}
+
+
+@pytest.mark.few(8)
+@pytest.mark.parametrize("name", [name for name in CHAINS if name.count("+") <= 1 and name != "bucketing+bulyan"])
+@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_attackers_of_any_strength_end_in_honest_weights(name, attack, dtype):
+    honest, liars = (1 + 0.5 * normal(9, D)).to(dtype), 2
+
+    def received(extras, coefficients):
+        eye = torch.eye(9, 9 + len(extras), dtype=torch.float64)
+        views = tuple(torch.cat((eye, own)) for own in coefficients)
+        return Received((honest, extras) if len(extras) else (honest,), views, tuple(range(9)))
+
+    rule, adversary = named(name, f=liars, **options(name)), attacks.named(ATTACKS[attack][0], **ATTACKS[attack][1])
+    context = AttackContext(honest, None, attackers=liars, declared=liars, step=0, seed=0)
+    sent = strongest(adversary, context, rule, received, adversary.start(), evaluations=8)
+    results = aggregate(rule, received(sent.extras, sent.coefficients)).double()
+    if name.split("+")[-1] not in PROMISES_NOTHING:
+        assert float((results - honest.double().mean(0)).norm(dim=1).max()) < 25.0  # NaN and infinity fail, too

@@ -307,7 +307,7 @@ def _most_promising(known: dict[float, float], length: float, best: float) -> tu
     if not promises:
         return None
     promise, a, b = max(promises)
-    return (promise, a, b) if base + promise**2 > best * (1.0 + GAIN) else None
+    return (promise, a, b) if base + promise * promise > best * (1.0 + GAIN) else None
 
 
 def _widest(known: dict[float, float], near: float) -> tuple[float, float, float] | None:
