@@ -104,7 +104,7 @@ def test_the_same_grid_with_data_elsewhere_goes_on(tmp_path, monkeypatch):
 
 def test_bad_numbers_and_places_are_refused(place, tmp_path):
     for wrong in ({"workers": 0}, {"threads": 0}):
-        with pytest.raises(BadInput, match="must be at least 1"):
+        with pytest.raises(BadInput, match="give a whole number of at least 1"):
             place.bench(**wrong)
     place.out.write_text("")
     with pytest.raises(BadInput, match="is a file"):

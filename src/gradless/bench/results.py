@@ -20,7 +20,7 @@ from gradless.system.side_files import read_json, read_jsonl
 
 FAILED = "failed"
 RESULTS = "results.jsonl"
-LINE = {"id", "phase", "cell", "point", "seed", "status", "overhead", "wall_seconds"}  # what others read of a line
+LINE = {"id", "phase", "cell", "status"}  # what others read of a line
 NUMBERS = ("loss", *METRICS)
 COPIED = ("steps", "selected_step", "forwards", "train_seconds", "seconds_per_step")
 MEASURED = ("peak_memory_bytes", "inference_memory_bytes", "tuned_parameters")
@@ -118,7 +118,7 @@ def read(out: Path) -> list[dict[str, Any]]:
 
 def overhead(out: Path) -> float:
     """Return the share of all run time that was neither training nor evaluation; 0.0 before a run is finished."""
-    timed = [one for one in read(out) if one["overhead"] is not None]
+    timed = [one for one in read(out) if one.get("overhead") is not None and one.get("wall_seconds")]
     whole = sum(one["wall_seconds"] for one in timed)
     return sum(one["overhead"] for one in timed) / whole if whole else 0.0
 

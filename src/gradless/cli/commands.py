@@ -260,7 +260,7 @@ def list_(what: str) -> None:
 
 
 @main.command()
-@click.option("--out", type=PATH, default=Path("runs/demo"), show_default=True, help="Run directory.")
+@click.option("--out", type=FOLDER, default=Path("runs/demo"), show_default=True, help="Run directory.")
 @of_hint("steps", Count, "Updates of the weights.", 100)
 @of_hint("seed", Seed, "Of every random number.", 0)
 @click.option("--resume", is_flag=True, help="Continue after a crash or Ctrl-C.")

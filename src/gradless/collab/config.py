@@ -200,6 +200,8 @@ def from_json(values: dict[str, Any]) -> CollabConfig:
     Raises:
         BadInput: a field that this release does not know, or one that holds what it may not.
     """
+    if not isinstance(values, dict) or not isinstance(values.get("delivery", {}), dict):
+        raise BadInput("it holds no settings of a collaborative run: restore it from a copy")
     delivery = Delivery(**typed.table(values.get("delivery", {}), Delivery))
     fields = typed.table({name: value for name, value in values.items() if name != "delivery"}, CollabConfig)
     return CollabConfig(**fields, delivery=delivery)

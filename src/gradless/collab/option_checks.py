@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Annotated
+from typing import Annotated, Any
 
 from msgspec import Meta
 
@@ -44,13 +44,18 @@ def flag(name: str, value: bool, what: str) -> bool:
     return truth
 
 
-def finite_or_none(name: str, strength: float | str | None) -> float | None:
+def finite_or_none(name: str, strength: float | str | None, hint: Any = float | None) -> float | None:
     """Return the strength of the attack ``name`` if it is a finite number or None.
+
+    Args:
+        name: of the attack.
+        strength: as the user gave it.
+        hint: a type that takes more than that, for the sentence.
 
     Raises:
         BadInput: otherwise.
     """
-    number: float | None = typed.value(f"strength of {name}", strength, float | None)
+    number: float | None = typed.value(f"strength of {name}", strength, hint)
     return number
 
 
@@ -74,11 +79,15 @@ def interval(name: str, bounds: tuple[float, float] | None) -> tuple[float, floa
     """
     if bounds is None:
         return None
-    what = f"bounds of {name}"
-    pair = typed.value(what, list(bounds) if isinstance(bounds, tuple) else bounds, Pair)
-    low, high = (typed.value(what, bound, float) for bound in pair)
+    try:
+        pair = typed.value("bounds", list(bounds) if isinstance(bounds, tuple) else bounds, Pair)
+        low, high = (typed.value("bounds", bound, float) for bound in pair)
+    except BadInput:
+        low = high = 0.0
     if not low < high:
-        raise BadInput(f"{what} are {list(bounds)}: give the least and the greatest strength, e.g. [0, 10]")
+        raise BadInput(
+            f"the bounds of {name} are {typed.shown(bounds)}: give the least and the greatest strength, e.g. [0, 10]"
+        )
     return low, high
 
 

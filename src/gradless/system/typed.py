@@ -156,9 +156,10 @@ def value(name: str, raw: Any, hint: Any) -> Any:
 
 def _refusal(name: str, raw: Any, hint: Any) -> str:
     words = choices(hint)
-    if isinstance(raw, str) and len(words) > 1:
+    numbers = any(kind in (int, float) for kind, _ in _parts(hint))
+    if isinstance(raw, str) and len(words) > 1 and not numbers:
         return unknown(name.replace("_", " "), raw, words)
-    return f"{name} is {_shown(raw)}: give {_most(raw, hint) or expected(hint)}"
+    return f"{name} is {shown(raw)}: give {_most(raw, hint) or expected(hint)}"
 
 
 def _most(raw: Any, hint: Any) -> str:
@@ -189,7 +190,7 @@ def refuse_odd(name: str, raw: Any) -> None:
 def _refuse_odd(name: str, raw: Any) -> None:
     if isinstance(raw, str):
         if "\0" in raw or any("\ud800" <= letter <= "\udfff" for letter in raw):
-            raise BadInput(f"{name} is {_shown(raw)}, which is no text in UTF-8: correct or rename it")
+            raise BadInput(f"{name} is {shown(raw)}, which is no text in UTF-8: correct or rename it")
     elif isinstance(raw, float):
         if not math.isfinite(raw):
             raise BadInput(f"{name} is {raw}: give a finite number")
@@ -332,8 +333,8 @@ def _parts(hint: Any) -> list[tuple[Any, tuple[Any, ...]]]:
     return [(hint, ())]
 
 
-def _shown(raw: Any) -> str:
-    """A value in a sentence, shortened in the middle."""
+def shown(raw: Any) -> str:
+    """Return a value for a sentence, shortened in the middle."""
     try:
         return SHORT.repr(raw)
     except ValueError:  # Python writes no integer of more than 4300 digits

@@ -42,7 +42,7 @@ def test_what_a_worker_refuses_is_a_sentence_and_leaves_nothing(tmp_path):
     with pytest.raises(BadInput, match="train-images"):
         study.run_all(configs, tmp_path / "out", workers=2, reporter=QUIET)
     assert not (tmp_path / "out").exists()
-    with pytest.raises(BadInput, match="--workers is 0"):
+    with pytest.raises(BadInput, match="workers is 0"):
         study.run_all(configs, tmp_path / "out", workers=0, reporter=QUIET)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from statistics import NormalDist
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from gradless.system import typed
 from gradless.system.typed import NotNegative
 
 PAPER: Final = "paper"
+ALIE: Final = float | Literal["paper"] | None
 
 
 def none() -> Attack:
@@ -109,7 +110,7 @@ def alie(*, strength: float | str | None = None, bounds: Bounds | None = None) -
     def send(context: AttackContext, z: float, state: State) -> Tensor:
         return to_all(context, mean_of_honest(context, 1) - z * unit(context, -1, 1))
 
-    fixed: Strength = quantile if strength == PAPER else finite_or_none("alie", strength)
+    fixed: Strength = quantile if strength == PAPER else finite_or_none("alie", strength, ALIE)
 
     def extras(context: AttackContext, state: State) -> tuple[Tensor, State]:
         return deviation(context.honest, sound(context)), state
