@@ -223,3 +223,9 @@ def test_linear_probe_chooses_on_dev() -> None:
     parts[1] = np.zeros(100, dtype=int)
     with pytest.raises(BadInput, match="cannot be fitted"):
         schemes.logistic_regression_baseline(*parts)
+
+
+@pytest.mark.parametrize(("rank", "targets"), [(33, None), (10**6, ("q_proj",)), (33, ("down_proj", "v_proj"))])
+def test_a_rank_that_no_adapted_layer_has_is_refused_before_memory_is_taken(rank, targets):
+    with pytest.raises(BadInput, match=f"rank is {rank}, and the layers .* at most rank 32: lower --rank"):
+        schemes.apply(models.tiny("llama"), "lora", rank=rank, targets=targets)

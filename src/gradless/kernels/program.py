@@ -57,8 +57,10 @@ def program(steps: Sequence[tuple[float, Sequence[int], Sequence[float]]], *, ro
         rounding: a key of stochastic rounding for every step, or none to round to nearest.
     """
     keys = [key for _, keys, _ in steps for key in keys]
+    with np.errstate(over="ignore"):  # as in `on`
+        decays = np.array([decay for decay, _, _ in steps], dtype=np.float32)
     return Program(
-        decays=np.array([decay for decay, _, _ in steps], dtype=np.float32),
+        decays=decays,
         starts=np.cumsum([0] + [len(keys) for _, keys, _ in steps]).astype(np.int64),
         keys=np.array([key & rng.MASK64 for key in keys], dtype=np.uint64),
         bases=np.array([key >> 64 for key in keys], dtype=np.uint64),

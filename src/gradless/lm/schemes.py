@@ -140,11 +140,13 @@ def _full(lm: LanguageModel, options: Options) -> nn.Module:
 def _lora(lm: LanguageModel, options: Options) -> nn.Module:
     from peft import LoraConfig
 
+    targets = list(_targets(lm.model, options.targets))
+    _check_rank(lm.model, options.rank, targets)
     config = LoraConfig(
         r=options.rank,
         lora_alpha=cast(int, options.alpha),
         lora_dropout=0.0,
-        target_modules=list(_targets(lm.model, options.targets)),
+        target_modules=targets,
     )
     model = _wrap(lm, config)
     for name, parameter in _new(model):
@@ -154,6 +156,15 @@ def _lora(lm: LanguageModel, options: Options) -> nn.Module:
         else:
             parameter.data.zero_()
     return model
+
+
+def _check_rank(model: nn.Module, rank: int, targets: Sequence[str]) -> None:
+    """Refuse a rank that no layer to adapt can have: it would cost more than tuning the layer, and reach no further."""
+    adapted = (m for name, m in model.named_modules() if any(f".{name}".endswith(f".{target}") for target in targets))
+    weights = (getattr(module, "weight", None) for module in adapted)
+    widths = [min(weight.shape) for weight in weights if isinstance(weight, Tensor) and weight.ndim > 1]
+    if widths and rank > max(widths):
+        raise BadInput(f"rank is {rank}, and the layers that LoRA adapts have at most rank {max(widths)}: lower --rank")
 
 
 def _prefix(lm: LanguageModel, options: Options) -> nn.Module:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from msgspec import Meta
+
 from gradless.errors import BadInput, unknown
 from gradless.system import typed
 from gradless.system.typed import Amount, Count, Few, Flag, Names, NotNegative, Positive, Seed
@@ -138,7 +140,7 @@ class TuneConfig:
     """Under torchrun: batch or directions.
 
     Processes split the batch, or the directions (then their number does not change a bit)."""
-    queries: Few | None = None
+    queries: Annotated[int, Meta(ge=1, le=65535)] | None = None  # a record of the ledger counts them in 16 bits
     """Directions a step; by default what the method has."""
     query_schedule: Literal["constant", "linear"] = "constant"
     """constant, or linear from 1."""

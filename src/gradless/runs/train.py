@@ -112,7 +112,13 @@ def _tune(
     log = RunLog(folder / "metrics.jsonl", keep=keep, rows=rows, say=reporter.say)
     if watch is not None:
         watch(log)
-    zero_shot = _zero_shot(run, log) if config.zero_shot else {}
+    try:
+        zero_shot = _zero_shot(run, log) if config.zero_shot else {}
+    except NotFinite:
+        if contents is None:  # nothing has begun: there is nothing to continue
+            for name in ("config.json", "metrics.jsonl", build.INITIAL, build.NORMS):
+                (folder / name).unlink(missing_ok=True)
+        raise
     with agreed(ranks):
         ledger_file = ledger.Ledger(folder / "ledger", header, contents=contents)
     try:

@@ -194,3 +194,14 @@ def test_statistics_of_batch_normalisation_are_kept():
     second.load(tensor_state.unpack(tensor_state.pack(first.state(), tensors), tensors))
     assert one.statistics.keys() == two.statistics.keys()
     assert all(torch.equal(tensor, two.statistics[name]) for name, tensor in one.statistics.items())
+
+
+def test_folders_in_the_place_of_files_are_put_aside(tmp_path, capsys):
+    config = dataclasses.replace(DIGITS, steps=2)
+    whole = simulate.simulate(config, tmp_path / "whole", reporter=QUIET)
+    simulate.simulate(config, tmp_path / "run", reporter=QUIET)
+    for name in ("metrics.jsonl", "result.json", "checkpoint.safetensors"):
+        (tmp_path / "run" / name).unlink(missing_ok=True)
+        (tmp_path / "run" / name / "below").mkdir(parents=True)
+    assert simulate.simulate(config, tmp_path / "run")["weights_sha256"] == whole["weights_sha256"]
+    assert "is now metrics.jsonl.unreadable" in capsys.readouterr().out

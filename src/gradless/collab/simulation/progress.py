@@ -138,12 +138,12 @@ class SimulationState:
     def _resume(self, metrics: Path) -> int:
         """Restore the checkpoint, if there is one; return how many bytes of ``metrics.jsonl`` belong to it."""
         state = tensor_state.read(self.folder / CHECKPOINT)
-        if state is None or state["run"] != self._name() or not metrics.exists():
-            return 0
-        lines = metrics.read_bytes()[: state["written"]]
         try:
+            if state is None or state["run"] != self._name():
+                return 0
+            lines = metrics.read_bytes()[: state["written"]]
             mixings = _read_back(lines.decode().splitlines())
-        except ValueError:
+        except (OSError, ValueError, LookupError, TypeError):  # damaged: the run starts over
             return 0
         if len(lines) < state["written"]:  # a crash of the machine took the rest
             return 0

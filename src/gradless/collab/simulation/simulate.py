@@ -23,14 +23,14 @@ from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.contraction import mixing
 from gradless.collab.network.simulated import meet
 from gradless.collab.simulation.build import Simulation, build
-from gradless.collab.simulation.progress import SimulationState, finite_or_null, forget
+from gradless.collab.simulation.progress import CHECKPOINT, SimulationState, finite_or_null, forget
 from gradless.errors import BadInput
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, versions
 from gradless.system import locks
 from gradless.system.atomic import write_json
 from gradless.system.hashing import weights_sha256
 from gradless.system.progress import Reporter
-from gradless.system.side_files import read_json
+from gradless.system.side_files import make_room, read_json
 from gradless.system.typed import parse_json
 
 
@@ -74,6 +74,7 @@ def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = 
 def simulate_claimed(config: CollabConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
     """`simulate` in a folder that is claimed, or lies in one that is."""
     config = config.resolved()
+    make_room(folder, ("metrics.jsonl", "result.json", CHECKPOINT), reporter.say)
     finished = _finished(config, folder)
     if finished is not None:
         forget(folder)
