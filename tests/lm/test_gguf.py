@@ -164,6 +164,22 @@ def test_scaling_that_cannot_be_said_is_refused(tmp_path: Path, kind: str) -> No
         gguf.convert(path, tmp_path / "out")
 
 
+def test_a_damaged_offset_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_gguf(LLAMA, path)
+    data = bytearray(path.read_bytes())
+    name = b"blk.1.ffn_up.weight"
+    at = data.index(name) + len(name) + 4 + 2 * 8 + 4  # dimensions, their sizes, the type
+    (offset,) = struct.unpack_from("<Q", data, at)
+    struct.pack_into("<Q", data, at, offset - 32)
+    path.write_bytes(data)
+    with (
+        models.quiet_transformers(),
+        pytest.raises(ValueError, match=r"ffn_up.weight is not where the tensor before it"),
+    ):
+        gguf.convert(path, tmp_path / "out")
+
+
 def test_impossible_counts_end_at_once(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     for tensors, fields in ((2**63, 3), (3, 2**63), (2**64 - 1, 2**64 - 1)):

@@ -143,6 +143,19 @@ def _check_kind(reader: Any) -> None:
         raise Unusable("holds no tokenizer: convert the model again with it, or choose it in safetensors")
 
 
+def _check_layout(reader: Any) -> None:
+    """Refuse a file whose tensors do not follow each other, as llama.cpp does: an offset is damaged.
+
+    Raises:
+        ValueError: with the first tensor that is out of place.
+    """
+    end = None
+    for tensor in reader.tensors:
+        if end is not None and tensor.data_offset != end:
+            raise ValueError(f"{tensor.name} is not where the tensor before it ends")
+        end = tensor.data_offset + -(-tensor.n_bytes // reader.alignment) * reader.alignment
+
+
 def _check_whole(model: Any, report: dict[str, Any], reader: Any) -> None:
     """Refuse a model with a parameter that is not from the file, and a file with a tensor that is in no model."""
     name, fix = type(model).__name__, "choose the model in safetensors"
@@ -232,6 +245,8 @@ class _FastReader:
                 for number, reader in enumerate(readers, start=1):
                     if _field(reader, "split.no") != number:
                         raise Unusable(f"has a part of another file beside it ({others[number - 1].name}): replace it")
+                for reader in (self, *readers):
+                    _check_layout(reader)
                 self.tensors = [*self.tensors, *(tensor for reader in readers for tensor in reader.tensors)]
                 self.parts_read = 1 + len(readers)
 
