@@ -11,16 +11,16 @@ from torch import nn
 import scoring_helpers as s
 from block_helpers import Stack, X, closure_of, modules_of, tuned
 from gradless import lm
-from gradless.directions import blocks as subsets
 from gradless.errors import BadInput
-from gradless.forward.model_blocks import Reuse, blocks, checkpointing, first_block
+from gradless.forward.block_order import first_block, units
+from gradless.forward.model_blocks import Reuse, blocks, checkpointing
 from gradless.lm import schemes
 
 SCHEMES = ("full", "lora", "prefix", "prompt")
 
 
-def units(model: nn.Module) -> list[tuple[str, ...]]:
-    return subsets.units([name for name, _ in model.named_parameters()])
+def units_of(model: nn.Module) -> list[tuple[str, ...]]:
+    return units([name for name, _ in model.named_parameters()], model)
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -46,7 +46,7 @@ def test_blocks_are_found_under_any_scheme(architecture, scheme):
 @pytest.mark.parametrize("architecture", s.ARCHITECTURES)
 def test_units_are_a_partition_and_blocks_are_among_them(architecture, scheme):
     model = tuned(architecture, scheme)
-    found = units(model.model)
+    found = units_of(model.model)
     assert sorted(name for members in found for name in members) == sorted(dict(model.model.named_parameters()))
     for name, block in blocks(model.model):
         own = tuple(f"{name}.{n}" for n, _ in block.named_parameters())
@@ -69,7 +69,7 @@ def test_first_block_is_never_too_late(architecture):
     model = lm.load(f"tiny-{architecture}-untied")
     closure, stack = closure_of(model), modules_of(model)
     later = 0
-    for members in units(model.model):
+    for members in units_of(model.model):
         with torch.no_grad(), Reuse(stack) as reuse:
             with reuse.recording():
                 before = closure()
@@ -124,7 +124,7 @@ def test_of_an_encoder_and_a_decoder_the_longer_one_is_chosen(encoder, decoder, 
     assert [name for name, _ in blocks(model)] == [f"{side}.block.{i}" for i in range(max(encoder, decoder))]
     ids = torch.tensor([[3, 4, 5, 1]])
     with torch.no_grad():
-        for members in units(model):
+        for members in units_of(model):
             with Reuse([block for _, block in blocks(model)]) as reuse:
                 with reuse.recording():
                     model(input_ids=ids, labels=ids, use_cache=False)

@@ -4,7 +4,7 @@ import torch
 
 from gradless import lm as models
 from gradless.errors import BadInput
-from gradless.lm import LanguageModel, schemes
+from gradless.lm import LanguageModel, schemes, virtual_tokens
 from gradless.system.hashing import weights_sha256
 
 ARCHITECTURES = ["opt", "llama", "mistral", "qwen", "gemma", "roberta"]
@@ -84,7 +84,7 @@ def test_virtual_tokens_start_as_real_ones(architecture: str, scheme: str) -> No
     base = models.tiny(architecture)
     ids, _ = padded(base)
     count = 5 if scheme == "prefix" else 10
-    front = schemes._random_tokens(base, count, seed=2).expand(len(ids), -1)
+    front = virtual_tokens.random_tokens(base, count, seed=2).expand(len(ids), -1)
     ids = ids[:, 1:]
     expected = logits(base, torch.cat((front, ids), dim=1))[:, count:]
     got = logits(schemes.apply(base, scheme, seed=2), ids)[:, -ids.shape[1] :]
@@ -95,7 +95,7 @@ def test_masked_prompt_starts_as_real_tokens() -> None:
     base = models.tiny("roberta")
     ids, _ = padded(base)
     ids = ids[1:]
-    front = schemes._random_tokens(base, 10, seed=2)
+    front = virtual_tokens.random_tokens(base, 10, seed=2)
     expected = logits(base, torch.cat((front, ids), dim=1))
     got = logits(schemes.apply(base, "prompt", seed=2), ids)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)

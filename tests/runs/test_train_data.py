@@ -12,7 +12,7 @@ import torch
 import run_helpers as h
 from gradless import ledger, lm
 from gradless.errors import BadInput
-from gradless.lm import objectives, schemes
+from gradless.lm import objectives, virtual_tokens
 from gradless.runs import build, jobs, record, replay
 from gradless.system import locks
 from gradless.system.progress import Reporter
@@ -104,9 +104,9 @@ def test_a_prefix_is_rebuilt_from_kept_values_and_not_from_a_new_forward(tmp_pat
     """Its initial values come from a forward pass, whose last bits another processor may not reproduce."""
     settings = h.config(tmp_path, scheme="prefix", steps=3)
     result = h.tune(settings, tmp_path / "run")
-    true = schemes._keys_and_values
+    true = virtual_tokens.keys_and_values
     monkeypatch.setattr(
-        schemes, "_keys_and_values", lambda *args: [(key * 1.0001, value) for key, value in true(*args)]
+        virtual_tokens, "keys_and_values", lambda *args: [(key * 1.0001, value) for key, value in true(*args)]
     )
     rebuilt, _ = replay.rebuild(tmp_path / "run", until=result["selected_step"])
     assert build.tuned_sha256(rebuilt) == result["weights_sha256"]

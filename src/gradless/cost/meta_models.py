@@ -91,7 +91,7 @@ def load(source: str, *, dtype: str | None = None, attention: str = "flash") -> 
     tokens = Vocabulary(
         size=text.vocab_size,
         model_max_length=getattr(text, "max_position_embeddings", None) or NO_LIMIT,
-        pad_token_id=text.pad_token_id,
+        pad_token_id=getattr(text, "pad_token_id", None),
     )
     built = LanguageModel(model, tokens, masked, source=source, name=_short(source))
     if not isinstance(built.head, torch.nn.Linear):

@@ -45,9 +45,9 @@ from gradless.cost import footprint, meta_models
 from gradless.cost.footprint import Batch
 from gradless.cost.live_memory import Live
 from gradless.cost.settings import PlanSettings as Settings
-from gradless.directions.blocks import units
 from gradless.errors import BadInput
 from gradless.forward.batched import SMALL
+from gradless.forward.block_order import last_units
 from gradless.forward.evaluator import DUAL, IN_PLACE, MOST_COPIES, STREAM
 from gradless.forward.read_order import ROW
 from gradless.lm import LanguageModel, quiet_transformers, schemes
@@ -267,11 +267,8 @@ def _deep_traced(subject: Subject, deep: Subject) -> footprint.Backward:
 
 def _deep(subject: Subject, method: Method) -> Subject:
     """Return the part of a hybrid that has gradients."""
-    parts = units([name for name, _ in subject.tuned])
-    count = method.options()["deep_units"]
-    if len(parts) <= count:
-        raise BadInput(f"a hybrid cuts below {count} units, and the tuned parameters make {len(parts)}: use full")
-    names = {name for unit in parts[-count:] for name in unit}
+    with Live():
+        names = last_units([name for name, _ in subject.tuned], method.options()["deep_units"], subject.lm.model)
     return subject._replace(tuned=[(name, p) for name, p in subject.tuned if name in names])
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
@@ -23,7 +22,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
-from gradless.directions.blocks import BEHIND
 from gradless.errors import BadInput
 
 __all__ = ["blocks", "checkpointing"]
@@ -60,32 +58,6 @@ def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(_join(name, key), block) for key, block in entries.named_children()]
 
 
-def first_block(model: nn.Module, names: Iterable[str]) -> int:
-    """The first block whose result may depend on some parameters: `Reuse.from_block` may start there.
-
-    That is the number of blocks for what comes after all of them, such as the final norm, and 0 for embeddings and
-    everything of which it is not certain.
-
-    Args:
-        model: the model.
-        names: of parameters, as in ``model.named_parameters()``.
-
-    Raises:
-        BadInput: the model has no list of blocks, or no such parameter.
-
-    Example:
-        >>> model = nn.Sequential(nn.Embedding(3, 2), nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)]))
-        >>> first_block(model, ["1.1.bias"]), first_block(model, ["0.weight", "1.1.bias"])
-        (1, 0)
-    """
-    count, known, position = len(blocks(model)), dict(model.named_parameters()), _positions(model)
-    wanted = list(names)
-    for name in wanted:
-        if name not in known:
-            raise BadInput(f"the model has no parameter '{name}': take names from model.named_parameters()")
-    return min((max(position(name), 0) for name in wanted), default=count)
-
-
 def _lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
     """The outermost lists whose members own parameters."""
     lists: list[tuple[str, nn.ModuleList]] = []
@@ -94,37 +66,6 @@ def _lists(model: nn.Module) -> list[tuple[str, nn.ModuleList]]:
         if isinstance(module, nn.ModuleList) and not inside and any(True for _ in module.parameters()):
             lists.append((name, module))
     return lists
-
-
-def _positions(model: nn.Module) -> Callable[[str], int]:
-    """A parameter's place in a forward: -1 before the blocks, a block's index, or their number behind them."""
-    lists = _lists(model)
-    if not lists:
-        return lambda name: 0
-    prefixes = [f"{name}." for name, _ in blocks(model)]
-    around = prefixes[0][:-1].rpartition(".")[0].rpartition(".")[0]  # the module that holds the list
-    shared = _shared(model)
-    tables = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
-
-    def position(name: str) -> int:
-        for index, prefix in enumerate(prefixes):
-            if name.startswith(prefix):
-                return index if name not in shared else -1
-        # Beside the list, or beside a module that holds it, however far out.
-        path, inner = name.split("."), around.split(".") if around else []
-        beside = next(one for one, other in itertools.zip_longest(path, inner) if one != other)
-        table = name.rpartition(".")[0] in tables
-        return len(prefixes) if beside in BEHIND and not table and name not in shared else -1
-
-    return position
-
-
-def _shared(model: nn.Module) -> set[str]:
-    """Names of parameters that the model has under several names: they are read in several places."""
-    names: dict[int, list[str]] = {}
-    for name, p in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(p), []).append(name)
-    return {name for several in names.values() if len(several) > 1 for name in several}
 
 
 def _join(prefix: str, name: str) -> str:

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from gradless.forward.model_blocks import Reuse, blocks, first_block
+from gradless.forward.block_order import first_block, places
+from gradless.forward.model_blocks import Reuse, blocks
 from gradless.forward.random_state import RandomState
 
 
@@ -30,6 +31,7 @@ class PrefixCache:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self._modules = [block for _, block in blocks(model)]
+        self._places = places(model)
         self._reuse: Reuse | None = None
         self._valid = -1  # blocks before this one are known as they are without a perturbation
         self._first: dict[frozenset[str], int] = {}
@@ -50,7 +52,7 @@ class PrefixCache:
         """Around one forward that perturbs the parameters of these names."""
         names = frozenset(perturbed)
         if names not in self._first:
-            self._first[names] = first_block(self.model, names)
+            self._first[names] = first_block(self.model, names, self._places)
         first = self._first[names]
         if self._reuse is None or first == 0 or self._draws:
             yield

@@ -79,6 +79,7 @@ def length_limit(lm: LanguageModel, max_length: int | None = None) -> int:
     """
     config = lm.config
     positions = getattr(config, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH
+    positions = positions if positions > 0 else DEFAULT_MAX_LENGTH  # -1 where there is no limit (XLNet)
     if lm.masked and getattr(config, "pad_token_id", None) is not None and "roberta" in config.model_type:
         positions -= config.pad_token_id + 1  # RoBERTa's positions start behind the padding index
     if lm.masked:  # the limit of a causal tokenizer often says nothing about the model

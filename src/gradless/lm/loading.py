@@ -25,6 +25,7 @@ from torch import nn
 
 from gradless.errors import BadInput, pick, unknown
 from gradless.lm import assets, checkpoint_config, checkpoint_files, gguf, tiny_models
+from gradless.lm.causality import looks_ahead
 from gradless.system import cache as store
 from gradless.system.cache import Say
 from gradless.system.cache import quiet as silent
@@ -325,6 +326,11 @@ def _finish(lm: LanguageModel) -> LanguageModel:
     _set_padding(lm)
     if not isinstance(lm.head, nn.Linear):
         raise BadInput(f"{lm.source} has no linear output layer: choose a causal or masked language model")
+    if not lm.masked and looks_ahead(lm.model):
+        raise BadInput(
+            f"{lm.source} ({type(lm.model).__name__}) reads what follows a token, so it cannot score options token by "
+            "token: choose a causal model, or a checkpoint of the masked one"
+        )
     return lm
 
 

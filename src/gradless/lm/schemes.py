@@ -22,10 +22,8 @@ from torch import Tensor, nn
 
 from gradless import rng
 from gradless.errors import BadInput, pick
+from gradless.lm import lora_targets, output_layer, virtual_tokens
 from gradless.lm.loading import LanguageModel, quiet_transformers
-
-LORA_TARGETS: Final = (("q_proj", "v_proj"), ("query", "value"), ("q_lin", "v_lin"))
-"""Query and value projections by the names that architectures give them; the first pair that exists is used."""
 
 PROBE_GRID: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 """Inverse regularisation strengths that the linear probe chooses from."""
@@ -76,13 +74,14 @@ def apply(
         alpha: LoRA's alpha; the update is scaled by alpha / rank.
         num_prefix: virtual tokens of prefix tuning.
         num_prompt: virtual tokens of prompt tuning.
-        targets: last parts of the names of the modules that LoRA adapts; None for query and value.
+        targets: last parts of the names of what LoRA adapts; None: query and value, see `gradless.lm.lora_targets`.
         freeze: regular expressions (`re.search`); parameters whose name matches one are left alone. A tied
             parameter is matched by each of its names.
         label_token_ids: the label words' tokens, for the scheme head.
 
     Raises:
-        BadInput: unknown scheme, nothing to tune, a pattern that matches nothing, LoRA targets that do not exist.
+        BadInput: unknown scheme, nothing to tune, a pattern that matches nothing, LoRA targets that do not exist, an
+            architecture that does not fit the scheme.
     """
     entry = pick("scheme", scheme, SCHEMES)
     for flag, number in (("rank", rank), ("num_prefix", num_prefix), ("num_prompt", num_prompt)):
@@ -99,6 +98,7 @@ def apply(
         targets=targets,
         label_token_ids=tuple(label_token_ids),
     )
+    lm.model.eval()  # virtual tokens start from forwards, in which dropout has no place
     with quiet_transformers():
         model = entry.prepare(lm, options)
     model.eval()
@@ -140,15 +140,17 @@ def _full(lm: LanguageModel, options: Options) -> nn.Module:
 def _lora(lm: LanguageModel, options: Options) -> nn.Module:
     from peft import LoraConfig
 
-    targets = list(_targets(lm.model, options.targets))
-    _check_rank(lm.model, options.rank, targets)
+    targets = lora_targets.choose(lm, options.targets)
+    _check_rank(lm.model, options.rank, targets.modules)
     config = LoraConfig(
         r=options.rank,
         lora_alpha=cast(int, options.alpha),
         lora_dropout=0.0,
-        target_modules=targets,
+        target_modules=list(targets.modules),
+        target_parameters=list(targets.parameters) or None,
+        fan_in_fan_out=targets.transposed,
     )
-    model = _wrap(lm, config)
+    model = _wrap(lm, config, "LoRA", "full")
     for name, parameter in _new(model):
         if ".lora_A." in name:
             # The variance of Kaiming's uniform with PEFT's gain: U(-b, b), b = fan_in ** -0.5.
@@ -170,39 +172,47 @@ def _check_rank(model: nn.Module, rank: int, targets: Sequence[str]) -> None:
 def _prefix(lm: LanguageModel, options: Options) -> nn.Module:
     from peft import PrefixTuningConfig
 
-    tokens = _random_tokens(lm, options.num_prefix, options.seed)
-    layers = _keys_and_values(lm, tokens)
-    heads, size = layers[0][0].shape[0], layers[0][0].shape[2]
+    tokens = virtual_tokens.random_tokens(lm, options.num_prefix, options.seed)
+    layers = virtual_tokens.keys_and_values(lm, tokens)
+    heads, _, size = layers[0][0].shape
     config = PrefixTuningConfig(
         task_type=_task_type(lm),
         num_virtual_tokens=options.num_prefix,
         prefix_projection=False,
         num_layers=len(layers),
+        num_attention_heads=heads,
+        token_dim=heads * size,
     )
-    model = _wrap(lm, config)
-    ((_, parameter),) = _new(model)
-    # PEFT reads a row as [layer, key or value, head, head size].
-    rows = [part.permute(1, 0, 2) for layer in layers for part in layer]  # each [P, heads, size]
-    values = torch.stack(rows, dim=1).reshape(options.num_prefix, -1)
-    if values.shape != parameter.shape:
-        raise BadInput(
-            f"prefix tuning does not fit {lm.name}: its layers keep {heads} heads of {size} values, which "
-            "differ between layers or from its configuration; use the scheme lora"
-        )
-    parameter.data.copy_(values)
-    return model
+    return _with_virtual_tokens(lm, config, "prefix", tokens, virtual_tokens.prefix_rows(layers))
 
 
 def _prompt(lm: LanguageModel, options: Options) -> nn.Module:
     from peft import PromptTuningConfig
 
-    tokens = _random_tokens(lm, options.num_prompt, options.seed)
+    tokens = virtual_tokens.random_tokens(lm, options.num_prompt, options.seed)
     with torch.no_grad():  # through the module: Gemma scales what it reads from the table
-        values = cast(Any, lm.model).get_input_embeddings()(tokens)[0]
-    config = PromptTuningConfig(task_type=_task_type(lm), num_virtual_tokens=options.num_prompt)
-    model = _wrap(lm, config)
+        embedded = cast(Any, lm.model).get_input_embeddings()(tokens)
+    if not isinstance(embedded, Tensor):
+        virtual_tokens.refuse(lm, "prompt", "its embeddings are more than a tensor")
+    values = embedded[0]
+    sizes = virtual_tokens.sizes(lm, values.shape[1])
+    config = PromptTuningConfig(task_type=_task_type(lm), num_virtual_tokens=options.num_prompt, **sizes)
+    return _with_virtual_tokens(lm, config, "prompt", tokens, values)
+
+
+def _with_virtual_tokens(lm: LanguageModel, config: Any, scheme: str, tokens: Tensor, values: Tensor) -> nn.Module:
+    """Return PEFT's model whose virtual tokens start with these values, once it reads them as the real tokens."""
+    expected = virtual_tokens.behind_tokens(lm, tokens)
+    embeddings = cast(Any, lm.model).get_input_embeddings()
+    model = _wrap(lm, config, f"{scheme} tuning", "lora")
+    if cast(Any, model).word_embeddings is not embeddings:  # PEFT guesses by the size of the vocabulary
+        model.word_embeddings = embeddings
     ((_, parameter),) = _new(model)
+    if values.shape != parameter.shape:
+        reason = f"a virtual token has {values.shape[1]} numbers, and PEFT's have {parameter.shape[1]}"
+        virtual_tokens.refuse(lm, scheme, reason)
     parameter.data.copy_(values)
+    virtual_tokens.check(lm, model.eval(), scheme, expected)
     return model
 
 
@@ -213,24 +223,29 @@ def _head(lm: LanguageModel, options: Options) -> nn.Module:
     """
     ids = list(options.label_token_ids)
     source = lm.head
+    bias = output_layer.outer_bias(lm) if source.bias is None else source.bias
     if len(ids) < 2 or len(set(ids)) < len(ids):
         raise BadInput(
             "the scheme head needs a task with fixed label words, each another single token: use full or lora"
         )
     if not all(0 <= i < source.weight.shape[0] for i in ids):
         raise BadInput(f"label tokens must lie in the vocabulary of {source.weight.shape[0]}: got {ids}")
+    if not lm.head.weight.is_meta and not output_layer.is_called(lm):
+        raise BadInput(
+            f"head tuning does not fit {lm.name}: its forward does not call its output layer; use the scheme lora"
+        )
     lm.model.requires_grad_(False)
     head = cast(Any, nn.utils.skip_init)(
         nn.Linear,
         source.weight.shape[1],
         len(ids),
-        bias=source.bias is not None,
+        bias=bias is not None,
         device=source.weight.device,
         dtype=source.weight.dtype,
     )
     head.weight.data.copy_(source.weight.data[ids])
-    if source.bias is not None:
-        head.bias.data.copy_(source.bias.data[ids])
+    if bias is not None:
+        head.bias.data.copy_(bias.data[ids])
         head.bias.requires_grad_(False)
     lm.model.label_head = head
     return lm.model
@@ -292,14 +307,18 @@ def logistic_regression_baseline(
 # helpers
 
 
-def _wrap(lm: LanguageModel, config: Any) -> nn.Module:
+def _wrap(lm: LanguageModel, config: Any, what: str, instead: str) -> nn.Module:
     """Return PEFT's model around ours, every parameter but the new ones frozen."""
     from peft import get_peft_model
 
     devices = [lm.device] if lm.device.type == "cuda" else []
     # PEFT draws initial values from the global generator: its state is put back, the values are replaced.
     with torch.random.fork_rng(devices=devices):
-        model: nn.Module = get_peft_model(cast(Any, lm.model), config, autocast_adapter_dtype=False)
+        try:
+            model: nn.Module = get_peft_model(cast(Any, lm.model), config, autocast_adapter_dtype=False)
+        except (ValueError, TypeError, AttributeError, NotImplementedError) as error:  # for each architecture its own
+            reason = virtual_tokens.first_line(error)
+            raise BadInput(f"{what} does not fit {lm.name} ({reason}): use the scheme {instead}") from None
     for _, parameter in _new(model):
         # PEFT has put them beside the weights that they go with.
         parameter.data = parameter.data.to(parameter.device if lm.spread else lm.device, lm.dtype)
@@ -313,39 +332,3 @@ def _new(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def _task_type(lm: LanguageModel) -> str:
     # PEFT has no task type for masked models; this one passes virtual tokens on and leaves the output alone.
     return "FEATURE_EXTRACTION" if lm.masked else "CAUSAL_LM"
-
-
-def _targets(model: nn.Module, wanted: tuple[str, ...] | None) -> tuple[str, ...]:
-    """Return the names of the modules to adapt, all of which exist."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    present = {name.rpartition(".")[2] for name in linear}
-    if wanted is None:
-        wanted = next((pair for pair in LORA_TARGETS if present.issuperset(pair)), LORA_TARGETS[0])
-    missing = [name for name in wanted if name.rpartition(".")[2] not in present]
-    if missing or not wanted:
-        raise BadInput(
-            f"no linear module named {', '.join(missing) or '(none given)'} to put LoRA on: "
-            f"choose targets from {', '.join(sorted(present))}"
-        )
-    return wanted
-
-
-def _random_tokens(lm: LanguageModel, count: int, seed: int) -> Tensor:
-    """Return different random tokens, none of them special: int64 ``[1, count]``."""
-    special = set(lm.tokenizer.all_special_ids)
-    size = min(len(lm.tokenizer), cast(Any, lm.model).get_input_embeddings().weight.shape[0])
-    order = rng.permutation(size, seed, "virtual tokens")
-    chosen = [int(token) for token in order if int(token) not in special][:count]
-    if len(chosen) < count:
-        raise BadInput(f"{count} virtual tokens are more than the vocabulary has: use fewer")
-    return torch.tensor([chosen], device=lm.device)
-
-
-@torch.no_grad()
-def _keys_and_values(lm: LanguageModel, tokens: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Return keys and values of the tokens in each layer's attention, each ``[heads, tokens, head size]``."""
-    from transformers import DynamicCache
-
-    cache = DynamicCache()
-    lm.model(input_ids=tokens, past_key_values=cache, use_cache=True)
-    return [(layer.keys[0], layer.values[0]) for layer in cache.layers]

@@ -31,10 +31,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradless.errors import NotFinite
+from gradless.errors import BadInput, NotFinite
 from gradless.forward.perturbed import read_rows
 from gradless.lm.batching import Batch, Prompts, pad_id
 from gradless.lm.loading import LanguageModel
+from gradless.lm.output_layer import reads_rows
 from gradless.lm.token_trees import TreeLayout, tree_attention
 
 LOGITS_BYTES = 2**28  # most bytes of float32 logits of one forward; a larger batch is run in parts
@@ -240,30 +241,34 @@ def _select(hidden: Tensor, batch: Batch) -> Tensor:
 
 def _logits(lm: LanguageModel, batch: Batch, rows: Tensor | None = None) -> Tensor:
     """Return the logits of the states that `_select` returns: float32 ``[B, S, V]``, or ``[B, S, R]`` of ``rows``."""
-    narrow = rows is not None and _is_plain(lm.head)
+    narrow = rows is not None and reads_rows(lm)
     originals: dict[str, Any] = {}
+    called = []
 
     def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        called.append(True)
         selected = _select(args[0], batch)
         if rows is None or not narrow:
             return (selected, *args[1:])
         # A 16-bit product would round the very differences that a zeroth-order step measures.
-        _replace(module, originals, lambda parameter: read_rows(parameter, rows.to(parameter.device)).float())
+        _replace(module, originals, lambda name, p: read_rows(p, rows.to(p.device)).float())
         return (selected.float(), *args[1:])
 
     logits = _run(lm, batch, select, originals).logits
-    if rows is not None and not narrow:
+    if not called:  # MobileBERT multiplies by the output layer's weight itself
+        logits = _select(logits, batch)
+    if rows is not None and not (narrow and called):
         logits = logits[..., rows.to(logits.device)]
     moved: Tensor = logits.float().to(batch.positions.device)
     return moved
 
 
-def _replace(module: nn.Module, originals: dict[str, Any], part: Callable[[Tensor], Tensor]) -> None:
-    """Replace each parameter of a linear layer by a part of it, and keep the parameter in ``originals``."""
+def _replace(module: nn.Module, originals: dict[str, Any], part: Callable[[str, Tensor], Tensor | None]) -> None:
+    """Replace each parameter of a linear layer by ``part(name, parameter)``; keep the parameter in ``originals``."""
     for name in ("weight", "bias"):
         parameter = module._parameters[name]
         if parameter is not None:
-            replacement = part(parameter)
+            replacement = part(name, parameter)
             originals[name] = parameter
             module._parameters[name] = replacement  # type: ignore[assignment]
 
@@ -293,7 +298,7 @@ def _run(
 
 def _hidden(lm: LanguageModel, batch: Batch) -> Tensor:
     """Return the hidden states ``[B, S, H]`` at the batch's positions; the output layer computes nothing."""
-    plain = _is_plain(lm.head)
+    plain = reads_rows(lm)
     hidden: list[Tensor] = []
     originals: dict[str, Any] = {}
 
@@ -304,28 +309,34 @@ def _hidden(lm: LanguageModel, batch: Batch) -> Tensor:
         return (hidden[0][:, :0], *args[1:])
 
     _run(lm, batch, select, originals)
+    if not hidden:
+        raise BadInput(
+            f"{lm.name} does not call its output layer, so what it reads is unknown: use the scheme full or lora"
+        )
     return hidden[0]
 
 
-def _no_rows(parameter: Tensor) -> Tensor:
+def _no_rows(name: str, parameter: Tensor) -> Tensor:
     # Not parameter[:0] or new_empty: for a tuned parameter that would make all of it, perturbed.
     return torch.empty((0, *parameter.shape[1:]), dtype=parameter.dtype, device=parameter.device)
 
 
 def _label_logits(lm: LanguageModel, batch: Batch) -> Tensor:
-    """Return the logits ``[N, C]`` of the model's label head, in float32 for weights of any type."""
+    """Return the logits ``[N, C]`` of the model's label head, in float32 for weights of any type.
+
+    The label head stands in for the output layer, so that what a model does to its logits (scales, soft caps) applies.
+    """
     model: Any = lm.model
-    weight, bias = model.label_head.weight, getattr(model.label_head, "bias", None)
-    hidden = _hidden(lm, batch)[:, 0].float().to(weight.device)
-    logits = functional.linear(hidden, weight.float(), None if bias is None else bias.float())
+    weight, bias = model.label_head.weight.float(), getattr(model.label_head, "bias", None)
+    bias = None if bias is None else bias.float()
+    if not reads_rows(lm):
+        hidden = _hidden(lm, batch)[:, 0].float().to(weight.device)
+        return functional.linear(hidden, weight, bias).to(batch.positions.device)
+    originals: dict[str, Any] = {}
+
+    def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        _replace(module, originals, lambda name, _: weight if name == "weight" else bias)
+        return (_select(args[0], batch)[:, :1].float().to(weight.device), *args[1:])
+
+    logits: Tensor = _run(lm, batch, select, originals).logits[:, 0]
     return logits.to(batch.positions.device)
-
-
-def _is_plain(head: nn.Module) -> bool:
-    """Return whether the output layer is a linear layer with rows to read; adapters and quantised layers are not."""
-    return (
-        isinstance(head, nn.Linear)
-        and type(head).forward is nn.Linear.forward
-        and head.weight.is_floating_point()
-        and not head.weight.is_meta
-    )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from gradless.methods import baselines, mezo, recent, zobench
 from gradless.optimizer import ZerothOrder
 
-SHARED = ("params", "lr", "eps", "common", "norms")  # arguments that are not options of a method
+SHARED = ("params", "lr", "eps", "common", "norms", "model")  # arguments that are not options of a method
 AUTO = 2.0  # `Method.auto` of MeZO's tuned rates in 100 steps on SST-2, with all weights (1.9) and with LoRA (1.8)
 # Families, by what a method asks of the loss: values, slopes along directions, a gradient, values and a gradient.
 ZEROTH, FORWARD, FIRST, HYBRID = "zeroth", "forward-mode", "first", "hybrid"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -145,7 +146,7 @@ def _tuned(
         if measure is None:
             raise BadInput(f"{folder / NORMS} is missing, and this run's masks depend on it: put it beside the ledger")
         norms = measure(tuned)
-    opt = optimizer(config, named, norms)
+    opt = optimizer(config, named, norms, tuned.model)
     if METHODS[config.method].blocks and opt.engine == STREAM and config.objective != "f1":  # f1 generates text
         opt.reuse_prefixes(tuned.model)
     return Model(tuned, opt, base_sha256, norms)
@@ -207,7 +208,10 @@ def label_tokens(model: LanguageModel, task: Task, row: Row) -> tuple[int, ...]:
 
 
 def optimizer(
-    config: TuneConfig, named: list[tuple[str, nn.Parameter]], norms: dict[str, Tensor] | None = None
+    config: TuneConfig,
+    named: list[tuple[str, nn.Parameter]],
+    norms: dict[str, Tensor] | None = None,
+    model: nn.Module | None = None,
 ) -> ZerothOrder:
     """Return the configured method over the tuned parameters.
 
@@ -215,12 +219,15 @@ def optimizer(
         config: of the run.
         named: the tuned parameters.
         norms: of linear layers' inputs, where its masks need them.
+        model: of the parameters, for methods that ask it for the order of its blocks.
     """
     assert config.eps is not None
     make: Any = METHODS[config.method].make
     extra: dict[str, Any] = dict(config.options)
     if norms is not None:
         extra["norms"] = norms
+    if model is not None and "model" in inspect.signature(make).parameters:
+        extra["model"] = model
     if config.queries is not None:
         linear = config.query_schedule == "linear"
         extra["queries"] = linear_queries(config.queries, config.steps) if linear else config.queries
