@@ -5,16 +5,20 @@ A cell is an architecture under a scheme. It is right if everything in `Cell` ho
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
 
 import gradless as gl
+from gradless.cost import plan
 from gradless.errors import BadInput
 from gradless.lm import LanguageModel, objectives, schemes, tiny, tiny_models
 from gradless.lm.encode import encode
@@ -148,11 +152,16 @@ def configuration(row: Row) -> Any:
     return cls(**{**own, "vocab_size": len(words), **row.options})
 
 
-def build(row: Row) -> LanguageModel:
-    """A tiny model of an architecture, the same on every call."""
+def transformers_class(row: Row) -> Any:
+    """The class of transformers that finds the model's class."""
     import transformers
 
-    head = transformers.AutoModelForMaskedLM if row.masked else transformers.AutoModelForCausalLM
+    return transformers.AutoModelForMaskedLM if row.masked else transformers.AutoModelForCausalLM
+
+
+def build(row: Row) -> LanguageModel:
+    """A tiny model of an architecture, the same on every call."""
+    head = transformers_class(row)
     with quiet_transformers(), torch.random.fork_rng(devices=[]):
         model = head.from_config(configuration(row), dtype=torch.float32)
     tiny_models._randomise(model, 0)
@@ -162,12 +171,14 @@ def build(row: Row) -> LanguageModel:
 # ------------------------------------------------------------------------------------------------------------
 # cells
 
-
+SCHEMES: Final = tuple(schemes.SCHEMES)
 ENGINES: Final = ("stream", "dual", "in-place")
 EPS: Final = 1e-2
 STEPS: Final = 2
 VIRTUAL: Final = 3  # tokens of a prefix or prompt
 TEXTS: Final = ("so the film was", "no")  # of different length, so that one is padded
+LABELS: Final = (" great", " terrible")
+ROUNDING: Final = 2e-5  # of losses, in units of a loss near one
 
 
 class Cell(NamedTuple):
@@ -176,15 +187,33 @@ class Cell(NamedTuple):
     refused: str = ""  # the sentence
     wrong: tuple[str, ...] = ()  # promises that do not hold
     engine: str = ""  # what the engine dual became
-    weights: int = 0  # tuned
+    adapts: tuple[str, ...] = ()  # last parts of the names of what LoRA adapts
 
 
 def run(row: Row, scheme: str) -> Cell:
     """Tune an architecture under a scheme for a few steps, with every engine and again from its updates."""
+    return _outcome(lambda: _run(row, scheme))
+
+
+def planned(row: Row, folder: Path) -> Cell:
+    """Plan an architecture's memory from its configuration, written to a folder."""
+    config = configuration(row)
+    head = transformers_class(row)
+    config.architectures = [head._model_mapping[type(config)].__name__]
+    config.save_pretrained(folder)
+
+    def run() -> Cell:
+        needs = plan.plan(plan.Settings(model=str(folder), batch_size=2, length=8)).needs
+        return Cell(wrong=tuple(f"{need.name} is {need.total}" for need in needs if not 0 < need.total < 1e9))
+
+    return _outcome(run)
+
+
+def _outcome(make: Callable[[], Cell]) -> Cell:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return _run(row, scheme)
+            return make()
         except BadInput as error:
             return Cell(refused=str(error))
         except Exception as error:  # the kind of failure that the sweep looks for
@@ -193,52 +222,63 @@ def run(row: Row, scheme: str) -> Cell:
 
 def _run(row: Row, scheme: str) -> Cell:
     base = build(row)
-    with torch.no_grad():
-        before = float(loss_of(base)())
+    fresh = dataclasses.replace(base, model=copy.deepcopy(base.model))
+    loss = float(loss_of(base)())
     lm = start(base, scheme)
-    wrong = []
-    if scheme == "full" and not math.isclose(before, plain_loss(base), rel_tol=1e-5):
-        wrong.append(f"the loss is {before}, that of plain forwards {plain_loss(base)}")
-    with torch.no_grad():
-        after = float(loss_of(lm)())
-    if scheme in ("full", "lora", "head") and not math.isclose(before, after, rel_tol=1e-5):
-        wrong.append(f"the scheme starts at loss {after}, the model at {before}")
-    if scheme in ("prefix", "prompt") and before == after:
-        wrong.append("virtual tokens do not matter")
-    nudge(lm)
-    losses, engine = {}, ""
-    frozen = {name: p for name, p in lm.model.named_parameters() if not p.requires_grad}
-    kept = weights_sha256(frozen.items())
+    wrong = [*_starts(lm, scheme, loss, plain_loss(fresh))]
+    again = start(fresh, scheme)
+    for one in (lm, again):
+        nudge(one)
+    engine, differences = _engines(lm)
+    wrong += [*differences, *_trains(lm, again)]
+    adapted = [name.partition(".lora_")[0].rpartition(".")[2] for name, _ in schemes.trainable(lm) if ".lora_" in name]
+    return Cell(wrong=tuple(wrong), engine=engine, adapts=tuple(dict.fromkeys(adapted)))
+
+
+def _starts(lm: LanguageModel, scheme: str, loss: float, plain: float) -> Iterator[str]:
+    """Yield what is wrong with the first loss."""
+    first = float(loss_of(lm)())
+    if not math.isclose(loss, plain, rel_tol=1e-5):
+        yield f"the loss is {loss}, that of plain forwards {plain}"
+    if scheme in ("prefix", "prompt") and first == loss:
+        yield "virtual tokens do not matter"
+    if scheme not in ("prefix", "prompt") and not math.isclose(first, loss, rel_tol=1e-5):
+        yield f"the scheme starts at loss {first}, the model at {loss}"
+
+
+def _engines(lm: LanguageModel) -> tuple[str, list[str]]:
+    """Return what the engine dual became, and where engines differ or leave other weights behind."""
+    wrong, probes, used = [], {}, {}
+    weights = weights_sha256(lm.model.named_parameters())
     for name in ENGINES:
         opt = optimizer(lm, name)
-        weights = weights_sha256(lm.model.named_parameters())
         probe = opt.probe(loss_of(lm))
-        losses[name] = (probe.loss, probe.sketch.coeffs[0] * 2 * EPS)
+        probes[name], used[name] = (probe.loss, probe.sketch.coeffs[0] * 2 * EPS), opt.engine
         if weights_sha256(lm.model.named_parameters()) != weights:
             wrong.append(f"the engine {name} leaves other weights behind")
-        engine = opt.engine if name == "dual" else engine
-    size = abs(losses["stream"][0])
-    for name in ENGINES:
-        if any(abs(a - b) > 2e-5 * max(size, 1) for a, b in zip(losses[name], losses["stream"], strict=True)):
-            wrong.append(f"the engine {name} finds {losses[name]}, stream {losses['stream']}")
-    if not losses["stream"][1]:
+    stream = probes["stream"]
+    for name, probe in probes.items():
+        if max(abs(a - b) for a, b in zip(probe, stream, strict=True)) > ROUNDING * max(abs(stream[0]), 1):
+            wrong.append(f"the engine {name} finds {probe}, stream {stream}")
+    if not stream[1]:
         wrong.append("the loss does not feel the perturbation")
+    return used["dual"], wrong
+
+
+def _trains(lm: LanguageModel, again: LanguageModel) -> Iterator[str]:
+    """Yield what is wrong after some steps, and after the same steps from their updates on a fresh model."""
+    frozen = [(name, p) for name, p in lm.model.named_parameters() if not p.requires_grad]
+    kept, first = weights_sha256(frozen), weights_sha256(schemes.trainable(lm))
     opt, updates = optimizer(lm, "stream"), []
-    first = weights_sha256(schemes.trainable(lm))
     for _ in range(STEPS):
         opt.step_with(loss_of(lm), updates.append)
-    opt.flush()
-    end = weights_sha256(lm.model.named_parameters())
     if weights_sha256(schemes.trainable(lm)) == first:
-        wrong.append("nothing moves")
-    if weights_sha256(frozen.items()) != kept:
-        wrong.append("frozen weights move")
-    again = start(build(row), scheme)
-    nudge(again)
+        yield "nothing moves"
+    if weights_sha256(frozen) != kept:
+        yield "frozen weights move"
     optimizer(again, "stream").replay(updates)
-    if weights_sha256(again.model.named_parameters()) != end:
-        wrong.append("a replay ends elsewhere")
-    return Cell(wrong=tuple(wrong), engine=engine, weights=sum(p.numel() for _, p in schemes.trainable(lm)))
+    if weights_sha256(again.model.named_parameters()) != weights_sha256(lm.model.named_parameters()):
+        yield "a replay ends elsewhere"
 
 
 def start(base: LanguageModel, scheme: str) -> LanguageModel:
@@ -255,9 +295,6 @@ def nudge(lm: LanguageModel) -> None:
 
 def optimizer(lm: LanguageModel, engine: str) -> gl.ZerothOrder:
     return gl.mezo(schemes.trainable(lm), lr=1e-3, eps=EPS, seed=3, engine=engine)
-
-
-LABELS: Final = (" great", " terrible")
 
 
 def labels(lm: LanguageModel) -> tuple[int, ...]:
@@ -289,7 +326,7 @@ def plain_loss(lm: LanguageModel) -> float:
 
 
 def loss_of(lm: LanguageModel) -> Callable[[], torch.Tensor]:
-    """The loss of two examples of different length."""
+    """The loss of two examples of different length, without a graph."""
     chosen = objectives.OBJECTIVES["option_ce"]
     batches = objectives.prepare(lm, chosen, [encode(lm, example) for example in prompts(lm)])
-    return lambda: objectives.loss_over(lm, chosen, batches)
+    return torch.no_grad()(lambda: objectives.loss_over(lm, chosen, batches))
