@@ -231,7 +231,8 @@ class PerturbedWeights(TorchFunctionMode):
         if offset is not None:
             out += offset.unsqueeze(1) if offset.ndim == 2 else offset
         flat = out.view(-1, out.shape[-1])
-        torch.addmm(flat, rows.reshape(-1, rows.shape[-1]), weight.T, out=flat)
+        kind = out.dtype  # under autocast not that of the weights
+        torch.addmm(flat, rows.reshape(-1, rows.shape[-1]).to(kind), weight.T.to(kind), out=flat)
         return self._present(out.view(len(out), *shape, -1))
 
     def _rows(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

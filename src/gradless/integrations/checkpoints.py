@@ -51,20 +51,27 @@ class Saved(NamedTuple):
 
 def header(opt: ZerothOrder, model: nn.Module, choice: dict[str, Any]) -> dict[str, Any]:
     """Return what the ledger says of the run it belongs to. Cost: one pass over all weights, for their hashes."""
+    tuned = dict(_tuned(opt))
+    known = {id(p) for p in tuned.values()}
     return ledger.header(
         trainer=choice,
         seed=opt.seed,
-        frozen_sha256=weights_sha256((name, p) for name, p in model.named_parameters() if not p.requires_grad),
+        frozen_sha256=weights_sha256((name, p) for name, p in model.named_parameters() if id(p) not in known),
         initial_sha256=tuned_sha256(opt),
         weight_decay=[float(group["weight_decay"]) for group in opt.param_groups],
         groups=len(opt.param_groups),
-        tuned_parameters=sum(leaf.param.numel() for leaf in opt.leaves),
+        tuned_parameters=sum(p.numel() for p in tuned.values()),
     )
+
+
+def _tuned(opt: ZerothOrder) -> list[tuple[str, Tensor]]:
+    """All parameters of an optimizer by name, those too that a callback has frozen since."""
+    return [entry for group in opt.param_groups for entry in zip(group["param_names"], group["params"], strict=True)]
 
 
 def tuned_sha256(opt: ZerothOrder) -> str:
     """Return the hash of the tuned parameters."""
-    return weights_sha256((leaf.name, leaf.param) for leaf in opt.leaves)
+    return weights_sha256(_tuned(opt))
 
 
 def begin(

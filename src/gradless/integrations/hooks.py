@@ -103,6 +103,22 @@ def scheduler_hook(trainer: Any) -> Callable[..., Any]:
     return create_scheduler
 
 
+def epochs_hook(trainer: Any) -> Callable[..., Any]:
+    """Return ``set_initial_training_values`` for a run: no epoch is left where the checkpoint is that of the last step.
+
+    Trainer would take one step more, unless an epoch ends there.
+    """
+    create = trainer.set_initial_training_values
+
+    def set_initial_training_values(args: Any, *rest: Any, **more: Any) -> Any:
+        epochs, steps_of_epoch, *others = create(args, *rest, **more)
+        if trainer.saved is not None and 0 < args.max_steps <= trainer.saved.state["step"]:
+            epochs = trainer.saved.state["step"] // steps_of_epoch
+        return epochs, steps_of_epoch, *others
+
+    return set_initial_training_values
+
+
 def write_state(trainer: Any, run: Path, folder: Path, *, bare: bool) -> None:
     """Write what continues a run, or rebuilds its weights, beside the weights that the model holds now.
 

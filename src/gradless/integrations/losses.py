@@ -8,6 +8,7 @@ once, whatever an override draws is drawn once, and contexts that it enters are 
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
@@ -18,6 +19,7 @@ import transformers
 from torch import Tensor, nn
 
 from gradless.errors import BadInput
+from gradless.forward.random_state import RandomState
 from gradless.integrations import overrides
 from gradless.integrations.batches import fresh
 from gradless.integrations.instance import replaced
@@ -155,7 +157,10 @@ class Losses:
             return False
         if self.trainer.args.gradient_accumulation_steps == 1 == self.trainer.args.world_size:
             return True
-        once, twice = float(loss(items)), float(loss(2 * items))
+        device = self.trainer.args.device
+        start = RandomState.capture([] if device.type == "cpu" else [device])
+        with start.revisited():
+            once, twice = (float(start.pinned(functools.partial(loss, count))()) for count in (items, 2 * items))
         return not abs(twice - once) < abs(2 * twice - once)
 
 

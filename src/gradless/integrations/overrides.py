@@ -99,7 +99,9 @@ def author(trainer: Any, name: str) -> str:
     """Return who defines a method of a trainer, for a sentence: ``Class.method``."""
     if name in vars(trainer):
         return f"the trainer's own {name}"
-    base = next((base for base in type(trainer).__mro__ if name in vars(base)), type(trainer))
+    own = __name__.split(".")[0]
+    kinds = [base for base in type(trainer).__mro__ if name in vars(base) and base.__module__.split(".")[0] != own]
+    base = type(trainer) if not kinds or kinds[0] is transformers.Trainer else kinds[0]
     return f"{base.__name__}.{name}"
 
 

@@ -87,6 +87,7 @@ class ZOTrainerMixin(Hooks):
             self.optimizer = hooks.unused(self.optimizer)  # a new run begins at step 0
             enter(replaced(self, "create_optimizer", hooks.optimizer_hook(self)))
             enter(replaced(self, "create_scheduler", hooks.scheduler_hook(self)))
+            enter(replaced(self, "set_initial_training_values", hooks.epochs_hook(self)))
             self.events = enter(events.heard(self, ZOTrainerMixin))
             folder = None if self.saved is None else str(self.saved.folder)
             if self.saved is not None and self.saved.bare:

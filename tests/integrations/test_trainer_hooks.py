@@ -1,0 +1,439 @@
+"""Everything around a step is Trainer's own: hooks, events, logs, files, and whatever a subclass overrides."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dataclasses
+import random
+
+import numpy as np
+import pytest
+import torch
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
+
+import gradless as gl  # noqa: E402
+from gradless.integrations.batches import fresh  # noqa: E402
+from gradless.integrations.transformers import ZOTrainer, ZOTrainerMixin  # noqa: E402
+from repository import ROOT  # noqa: E402
+from trainer_helpers import arguments, classifier, digest, language_model, moves, sentences, texts, trainer  # noqa: E402
+from trainer_trace import TABLE, differences  # noqa: E402
+
+CONSTANT = {"lr_scheduler_type": "constant"}
+SHORT = {"max_steps": 2, "save_strategy": "no", "logging_strategy": "no"}
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("name", TABLE)
+def test_trainer_and_this_one_do_the_same_around_a_step(tmp_path, name):
+    assert not differences(tmp_path, TABLE[name])
+
+
+def test_every_public_method_of_trainer_is_in_the_table_of_the_docs():
+    page = (ROOT / "docs" / "reference" / "trainer-hooks.md").read_text()
+    first = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    listed = {name.strip(" `") for cell in first for name in cell.split(",")}
+    methods = {name for name in vars(transformers.Trainer) if not name.startswith("_")}
+    events = {name for name in vars(transformers.TrainerCallback) if name.startswith("on_")}
+    assert not (methods | events) - listed, "decide what becomes of these, and say it in the table"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# overrides
+
+
+def flipped(inputs):
+    return {**inputs, "labels": 1 - inputs["labels"]}
+
+
+class Prepares(ZOTrainer):
+    def _prepare_inputs(self, inputs):
+        self.calls = getattr(self, "calls", 0) + 1
+        return flipped(super()._prepare_inputs(inputs))
+
+
+class Steps(ZOTrainer):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().training_step(model, flipped(inputs), num_items_in_batch)
+
+
+class Behind(transformers.Trainer):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        self.calls = getattr(self, "calls", 0) + 1
+        self.compute_loss(model, dict(inputs))  # a look at the loss, on other labels
+        with torch.no_grad():
+            return super().training_step(model, flipped(inputs), num_items_in_batch)
+
+
+class StepsBehind(ZOTrainerMixin, Behind):
+    pass
+
+
+@pytest.mark.parametrize("kind", [Prepares, Steps, StepsBehind])
+def test_what_a_subclass_does_to_a_batch_is_done_once(tmp_path, kind):
+    rows = [{**row, "labels": 1 - row["labels"]} for row in sentences()]
+    expected = trainer(tmp_path / "a", data=rows, options={**SHORT, **CONSTANT})
+    found = trainer(tmp_path / "b", kind=kind, options={**SHORT, **CONSTANT})
+    expected.train()
+    found.train()
+    assert found.calls == 2
+    assert digest(found) == digest(expected)
+
+
+def test_methods_of_one_trainer_are_called(tmp_path):
+    rows = [{**row, "labels": 1 - row["labels"]} for row in sentences()]
+    expected = trainer(tmp_path / "a", data=rows, options=SHORT)
+    found = trainer(tmp_path / "b", options=SHORT)
+    step, compute = found.training_step, found.compute_loss
+    found.training_step = lambda model, inputs, items=None: step(model, flipped(inputs), items)
+    found.compute_loss = lambda *args, **rest: compute(*args, **rest)
+    own = dict(vars(found))
+    expected.train()
+    found.train()
+    assert digest(found) == digest(expected)
+    assert vars(found)["training_step"] is own["training_step"]
+    assert vars(found)["compute_loss"] is own["compute_loss"]
+    assert "create_optimizer" not in vars(found)
+
+
+class NoStep(transformers.Trainer):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        return torch.zeros(())
+
+
+class Twice(transformers.Trainer):
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        super().training_step(model, dict(inputs), num_items_in_batch)
+        return super().training_step(model, inputs, num_items_in_batch)
+
+
+@pytest.mark.parametrize(
+    ("behind", "words"),
+    [
+        (NoStep, r"NoStep.training_step does not come to Trainer's own.*call super\(\).training_step"),
+        (Twice, "Twice.training_step asks for a backward pass of its own"),
+    ],
+)
+def test_a_step_that_cannot_be_taken_is_refused_by_name(tmp_path, behind, words):
+    kind = type("ZO", (ZOTrainerMixin, behind), {})
+    with pytest.raises(gl.BadInput, match=words):
+        trainer(tmp_path, kind=kind, options=SHORT).train()
+
+
+def test_classes_that_use_gradients_are_refused_when_they_are_made(tmp_path):
+    class Penalised(transformers.Trainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+            for p in model.parameters():
+                if p.grad is not None:
+                    p.grad.add_(1e-3 * p)
+            return loss
+
+    class Own(transformers.Trainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+            self.accelerator.backward(loss)
+            return loss
+
+    class Optimized(transformers.Trainer):
+        @staticmethod
+        def get_optimizer_cls_and_kwargs(args, model=None):
+            return torch.optim.SGD, {"lr": 1.0}
+
+    for behind, words in (
+        (Penalised, r"Penalised.training_step uses gradients \(grad\)"),
+        (Own, r"Own.training_step uses gradients \(backward\)"),
+        (Optimized, "Optimized.get_optimizer_cls_and_kwargs would have no effect.*zo="),
+    ):
+        with pytest.raises(gl.BadInput, match=words):
+            trainer(tmp_path, kind=type("ZO", (ZOTrainerMixin, behind), {}))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# batches
+
+
+class Custom(collections.abc.Mapping):
+    def __init__(self, values):
+        self.values_ = dict(values)
+
+    def __getitem__(self, name):
+        return self.values_[name]
+
+    def __iter__(self):
+        return iter(self.values_)
+
+    def __len__(self):
+        return len(self.values_)
+
+    def pop(self, name):
+        return self.values_.pop(name)
+
+
+@dataclasses.dataclass
+class Record:
+    input_ids: torch.Tensor
+    labels: torch.Tensor
+    extra: dict
+
+    def __len__(self):
+        return 2
+
+    def __contains__(self, name):
+        return hasattr(self, name)
+
+    def pop(self, name):
+        self.extra.pop("once")
+        return self.__dict__.pop(name)
+
+
+Pair = collections.namedtuple("Pair", ("inputs", "labels"))
+KINDS = {
+    "BatchEncoding": transformers.BatchEncoding,
+    "OrderedDict": collections.OrderedDict,
+    "Mapping": Custom,
+    "list": lambda batch: [batch["input_ids"], {"labels": batch["labels"]}],
+    "tuple": lambda batch: (batch["input_ids"], {"labels": batch["labels"]}),
+    "dataclass": lambda batch: Record(batch["input_ids"], batch["labels"], {"once": 1}),
+}
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("name", KINDS)
+def test_a_batch_keeps_its_type_and_its_labels(tmp_path, name):
+    types = set()
+
+    class Own(ZOTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            types.add(type(inputs))
+            if isinstance(inputs, (list, tuple)):
+                return model(input_ids=inputs[0], labels=inputs[1].pop("labels")).loss
+            labels = inputs.pop("labels")
+            ids = inputs.input_ids if isinstance(inputs, Record) else inputs["input_ids"]
+            return model(input_ids=ids, labels=labels).loss
+
+        def floating_point_ops(self, inputs):
+            return 0
+
+    make = KINDS[name]
+    found = trainer(
+        tmp_path / "a",
+        kind=Own,
+        options={**SHORT, "remove_unused_columns": False},
+        data_collator=lambda rows: make(transformers.default_data_collator(rows)),
+    )
+    expected = trainer(tmp_path / "b", options=SHORT)
+    found.train()
+    expected.train()
+    assert types == {type(make(transformers.default_data_collator(sentences(2))))}
+    assert digest(found) == digest(expected)
+
+
+def test_copies_of_batches_share_tensors_alone():
+    batch = collections.defaultdict(list, a=[{"b": torch.ones(1)}], c=Pair((1, [2]), None))
+    copied = fresh(batch)
+    copied["a"][0].pop("b")
+    copied["c"].inputs[1].append(3)
+    assert (batch["a"][0]["b"], batch["c"].inputs) == (torch.ones(1), (1, [2]))
+    assert (type(copied), type(copied["c"]), copied.default_factory) == (collections.defaultdict, Pair, list)
+    value = torch.ones(1)
+    assert fresh({"x": value})["x"] is value
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# optimizers, schedules, arguments
+
+
+def rates(model):
+    head = [(name, p) for name, p in model.named_parameters() if name.startswith("classifier")]
+    body = [(name, p) for name, p in model.named_parameters() if not name.startswith("classifier")]
+    return [{"params": head, "lr": 1e-2}, {"params": body, "lr": 1e-4}]
+
+
+class Makes(ZOTrainer):
+    def create_optimizer(self, model=None):
+        self.optimizer = gl.mezo(rates(self.model), lr=1e-3, seed=0)
+        return self.optimizer
+
+    def create_scheduler(self, num_training_steps, optimizer=None):
+        self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 0.5**step)
+        return self.lr_scheduler
+
+
+def test_an_optimizer_and_a_schedule_from_overrides(tmp_path):
+    found = trainer(tmp_path, kind=Makes)
+    found.train()
+    assert [move.lrs for move in moves(tmp_path)[:2]] == [(1e-2, 1e-4), (5e-3, 5e-5)]
+    again = trainer(tmp_path, classifier(2), kind=Makes)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert digest(again) == digest(found)
+    assert moves(tmp_path)[4].lrs == (1e-2 * 0.5**4, 1e-4 * 0.5**4)
+
+
+def test_an_optimizer_with_gradients_is_refused_wherever_it_comes_from(tmp_path):
+    class Makes(ZOTrainer):
+        def create_optimizer(self, model=None):
+            self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
+            return self.optimizer
+
+    with pytest.raises(gl.BadInput, match=r"Makes.create_optimizer makes SGD, which needs gradients"):
+        trainer(tmp_path, kind=Makes).train()
+    found = trainer(tmp_path)
+    found.optimizer = torch.optim.SGD(found.model.parameters(), lr=1e-3)
+    with pytest.raises(gl.BadInput, match="the optimizer is SGD"):
+        found.train()
+    other = torch.optim.SGD(classifier().parameters(), lr=1e-3)
+    schedule = torch.optim.lr_scheduler.LambdaLR(other, lambda step: 1.0)
+    with pytest.raises(gl.BadInput, match=r"LambdaLR is of another optimizer \(SGD\)"):
+        trainer(tmp_path, optimizers=(None, schedule)).train()
+
+
+def test_an_optimizer_that_was_made_beforehand_is_kept(tmp_path):
+    found = trainer(tmp_path, options={**SHORT, **CONSTANT})
+    found.create_optimizer()
+    found.optimizer.param_groups[0]["lr"] = 0.25
+    found.train()
+    assert moves(tmp_path)[0].lrs == (0.25,)
+    model = classifier()
+    given = trainer(tmp_path, model, optimizers=(gl.mezo(model.named_parameters(), lr=1e-2), None), options=SHORT)
+    given.train()
+    with pytest.raises(gl.BadInput, match="has taken 2 steps already"):
+        given.train()
+
+
+def test_training_arguments_stay_as_they_were(tmp_path):
+    class More(transformers.TrainingArguments):
+        """Arguments of a script."""
+
+    args = arguments(tmp_path, More, lr_scheduler_kwargs={}, activation_checkpointing=True, **SHORT)
+    args.corpus = ["a", "b"]
+    before = copy.deepcopy(args.to_dict())
+    with pytest.warns(UserWarning, match="has no effect in ZOTrainer"):
+        found = ZOTrainer(classifier(), args, train_dataset=sentences())
+    found.train()
+    assert args.to_dict() == before
+    assert type(found.args) is More
+    assert (found.args.corpus, found.args.save_only_model) == (["a", "b"], True)
+    assert found.args.lr_scheduler_kwargs is not args.lr_scheduler_kwargs
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the loss is a function
+
+
+class Noisy(ZOTrainer):
+    """Draws from all global generators, and puts dropout on."""
+
+    def compute_loss(self, model, inputs, **rest):
+        model.train()
+        self.drawn = [*getattr(self, "drawn", []), (random.random(), np.random.rand(), float(torch.rand(())))]  # noqa: NPY002
+        return super().compute_loss(model, inputs, **rest) * (1 + self.drawn[-1][0])
+
+
+def test_both_losses_of_a_step_see_the_same_noise_and_a_resumed_run_too(tmp_path):
+    options = {"gradient_accumulation_steps": 2, "max_steps": 4, "save_steps": 2, **CONSTANT}
+    rest = {"kind": Noisy, "options": options, "zo_options": {"eps": 1e-2}}
+    found = trainer(tmp_path, classifier(hidden_dropout_prob=0.5), **rest)
+    found.train()
+    draws = collections.Counter(found.drawn)
+    assert len(draws) == 8  # two micro-batches a step
+    assert min(draws.values()) == 2
+    again = trainer(tmp_path, classifier(2, hidden_dropout_prob=0.5), **rest)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert digest(again) == digest(found)
+
+
+def test_a_loss_that_draws_its_own_batch_is_refused(tmp_path):
+    class Draws(ZOTrainer):
+        def compute_loss(self, model, inputs, **rest):
+            self.batches = getattr(self, "batches", None) or iter(self.get_train_dataloader())
+            return super().compute_loss(model, dict(next(self.batches)), **rest)
+
+    with pytest.raises(gl.BadInput, match="another loss when it is called again"):
+        trainer(tmp_path, kind=Draws, options=SHORT).train()
+
+
+def test_autocast_around_a_step_is_that_of_the_loss_alone(tmp_path):
+    class Casts(ZOTrainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return super().training_step(model, inputs, num_items_in_batch)
+
+    for zo_options in ({"engine": "in-place"}, {"engine": "stream"}):
+        found = trainer(tmp_path, kind=Casts, options={**SHORT, **CONSTANT}, zo="lozo", zo_options=zo_options)
+        found.train()
+        model = classifier()
+        gl.lozo(model.named_parameters(), lr=1e-2, seed=42).replay(moves(tmp_path))
+        assert all(map(torch.equal, model.parameters(), found.model.parameters()))
+        assert any(move.coeffs[0] for move in moves(tmp_path))
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# weights that are not yet written
+
+
+class Reads(transformers.TrainerCallback):
+    def __init__(self):
+        self.weights = {}
+
+    def on_step_end(self, args, state, control, model=None, **rest):
+        self.weights[state.global_step] = {name: p.clone() for name, p in model.state_dict().items()}
+
+
+def test_deferred_updates_are_written_before_anybody_looks(tmp_path):
+    seen = []
+    for defer in (False, True):
+        callback = Reads()
+        found = trainer(
+            tmp_path / str(defer),
+            options={"max_steps": 3, **CONSTANT},
+            callbacks=[callback],
+            zo_options={"defer": defer},
+        )
+        found.train()
+        seen.append(callback.weights)
+    for step, weights in seen[0].items():
+        assert all(torch.equal(weights[name], seen[1][step][name]) for name in weights)
+
+
+class Interrupts(transformers.TrainerCallback):
+    def on_log(self, args, state, control, **rest):
+        if state.global_step == 4:
+            raise KeyboardInterrupt
+
+
+def test_deferred_updates_are_written_when_a_run_ends_in_any_way(tmp_path):
+    hashes = []
+    for defer in (False, True):
+        found = trainer(tmp_path / str(defer), options=CONSTANT, callbacks=[Interrupts()], zo_options={"defer": defer})
+        with pytest.raises(KeyboardInterrupt):
+            found.train()
+        hashes.append(digest(found))
+        assert "RunEvents" not in found.callback_handler.callback_list
+    assert hashes[0] == hashes[1]
+
+
+class Freezes(transformers.TrainerCallback):
+    def on_step_begin(self, args, state, control, model=None, **rest):
+        if state.global_step == 2:
+            for name, p in model.named_parameters():
+                p.requires_grad_(name.startswith("classifier"))
+            self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_what_a_callback_freezes_stays(tmp_path):
+    callback = Freezes()
+    rest = {"options": {"max_steps": 6, "save_steps": 3, **CONSTANT}}
+    found = trainer(tmp_path, callbacks=[callback], **rest)
+    found.train()
+    moved = {name for name, p in found.model.named_parameters() if not torch.equal(p, callback.weights[name])}
+    assert moved == {"classifier.weight", "classifier.bias"}
+
+
+def test_language_models_share_windows(tmp_path):
+    found = trainer(tmp_path, language_model(), texts(), options={"gradient_accumulation_steps": 2, **SHORT})
+    found.train()
+    assert found.state.global_step == 2
