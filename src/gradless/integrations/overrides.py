@@ -10,7 +10,7 @@ import ast
 import inspect
 import textwrap
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 import transformers
@@ -78,17 +78,22 @@ def check(trainer: type, own: type) -> None:
             )
 
 
-def check_arguments(trainer: Any) -> None:
+def check_arguments(trainer: type, values: Iterable[Any]) -> None:
     """Refuse arguments of TRL that make a loss a stand-in for what it trains.
+
+    Args:
+        trainer: the class.
+        values: what it is made from, its training arguments among them.
 
     Raises:
         BadInput: with the argument.
     """
-    for base in type(trainer).__mro__:
-        for name, argument, values, fix in SURROGATE_ARGUMENTS:
-            value = getattr(trainer.args, argument, None)
+    names = {base.__name__ for base in trainer.__mro__ if is_of_trl(base)}
+    for args in values:
+        for name, argument, refused, fix in SURROGATE_ARGUMENTS:
+            value = getattr(args, argument, None) if isinstance(args, transformers.TrainingArguments) else None
             options = value if isinstance(value, list) else [value]
-            if is_of_trl(base) and base.__name__ == name and any(option in values for option in options):
+            if name in names and any(option in refused for option in options):
                 raise BadInput(
                     f"{argument}={value!r} of {name} does not go with ZOTrainer, since the loss is weighed by detached "
                     f"values, so that only gradients see what it trains: set {fix}"

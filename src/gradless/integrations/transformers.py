@@ -66,12 +66,12 @@ class ZOTrainerMixin(Hooks):
         self.shared: ranks.Ranks | None = None  # the processes that take part in it
         self.events: events.RunEvents | None = None  # hears of its steps
         self.closing = contextlib.ExitStack()  # at its end
+        overrides.check_arguments(type(self), (*args, *kwargs.values()))
         args, kwargs = argument_checks.own(args, kwargs)
         super().__init__(*args, **kwargs)
         self.given = self.optimizer
         argument_checks.arguments(self.args)
         argument_checks.trainer(self)
-        overrides.check_arguments(self)
         self.args.save_only_model = True  # optimizer and schedule are in the ledger and beside it
         # No wrapping for gradients that are never made: DDP's buckets for them are a copy of the model.
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
