@@ -1,7 +1,8 @@
 """Acceptance policies: whether an update is applied, left out or reversed, decided from losses.
 
 A policy gets ``value(a)``, the loss on the step's batch after ``a`` times the update, and returns the factor to take:
-1 the update, 0 none, -1 the opposite. The weights are not touched to find out, so "none" leaves them bit for bit.
+1 the update, 0 none, -1 the opposite. The loss is that of the very weights that the factor would give, weight decay
+and rounding included; none of them are touched to find out, so "none" leaves them bit for bit.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def _numbers(row: Any) -> np.ndarray | None:
     """Return lists of numbers as float64; None for anything else."""
     try:
         array = None if isinstance(row, Tensor) else np.array(row)
-    except ValueError:  # lists of different lengths
+    except (ValueError, TypeError, RuntimeError):  # lists of different lengths, or of tensors
         return None
     return array.astype(np.float64) if array is not None and array.dtype.kind in "iuf" else None
 
