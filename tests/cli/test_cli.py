@@ -206,3 +206,28 @@ def test_a_damaged_configuration_is_named(tune, tmp_path):
 )
 def test_options_are_checked_as_fields_are(tmp_path, option, sentence):
     refused(call("tune", "--model", "m", "--task", "sst2", "--out", tmp_path, *option), sentence)
+
+
+def test_paths_that_cannot_be_are_refused(tune, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "loop", tmp_path / ("n" * 300), tmp_path / "file" / "x", ""):
+        refused(call(*tune, "--out", path), "cannot be used")
+        refused(call(*tune, "--config", path), "cannot be")
+        refused(call(*tune, "--train", path), "cannot be used")
+    refused(call(*tune, "--save", tmp_path / "file"), "is a file")
+
+
+def test_what_names_hold_moves_nothing_on_the_terminal(tune, tmp_path):
+    odd = tmp_path / "\x1b[31mred\u202e\n[blue]"
+    found = call(*tune, "--out", odd, "--labels", "0=bad\x1b[5m,1=good\u2066[red]")
+    assert found.exit_code == 0, found.output
+    for output in (
+        found.output,
+        call("report", odd).output,
+        call(*tune, "--out", odd).output,
+        call("plan", "--model", odd).output,
+    ):
+        assert output
+        assert all(line.isprintable() for line in output.split("\n")), output
+    assert "\\x1b[31mred\\u202e\\n[blue]" in call("report", odd).output

@@ -8,6 +8,7 @@ import shlex
 import pytest
 from click.testing import CliRunner
 
+from cli_helpers import refused
 from gradless.cli import commands
 from gradless.collab.config import CollabConfig
 from gradless.collab.simulation import study, workers
@@ -179,3 +180,34 @@ def test_mixing_that_drives_peers_apart_is_told():
                 assert "apart" not in (study.advice(models, {"status": status, key: quiet}) or "")
         assert "apart" not in (study.advice(numbers, {"status": status, "alpha": 1.278}) or "")
     assert study.advice(models, {"status": "done"}) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (("--data", "nowhere"), "there is no"),
+        (("--data", "."), "--data is for data that lie in files"),
+        (("--radius", "2"), "--radius is for a rule that clips"),
+        (("--rule", "krum", "--radius", "2"), "--radius is for a rule that clips"),
+        (("--rule-set", "radius=2"), "--rule-set is for a --rule of its own"),
+        (("--rule", "krum", "--rule-set", "radius=2"), "unknown option of the rule krum"),
+        (("--set", "strength=1"), "the attack none has no options"),
+        (("--scheme", "full"), "--scheme is for a language --model"),
+        (("--queries", "2"), "--queries is for --payload coefficients"),
+        (("--algorithm", "nna", "--momentum", "0.5"), "--momentum is for an algorithm"),
+        (("--wait-for", "9"), "--wait-for is for --delivery first or adversarial"),
+        (("--train", "rows.csv"), "a file of your own is for a language --model"),
+        (("--dataset", "digit"), "did you mean 'digits'"),
+        (("--net", "no-such"), "unknown network"),
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(tmp_path, options, sentence):
+    found = call(shlex.join(["simulate", *options, "--steps", "1", "--out", str(tmp_path / "out")]))
+    refused(found, sentence)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_setting_that_one_of_several_runs_reads_is_taken(tmp_path):
+    both = ("--algorithm", "monna", "--algorithm", "nna", "--momentum", "0.5")
+    found = call(shlex.join(["simulate", *both, "--steps", "1", "--eval-rows", "9", "--out", str(tmp_path / "out")]))
+    assert found.exit_code == 0, found.output

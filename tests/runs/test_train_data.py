@@ -191,3 +191,11 @@ def test_nothing_is_written_to_a_folder_that_another_process_holds(tmp_path, beg
         with pytest.raises(BadInput, match=r"another process .* is working on"):
             run()
         assert sorted(out.iterdir()) == held
+
+
+def test_a_batch_beyond_the_rows_is_refused_before_anything_is_written(tmp_path):
+    for size, rows in ((10**6, 16), (17, 16), (33, 32)):
+        with pytest.raises(BadInput, match=f"batch_size is {size}, and there are {rows} training rows"):
+            h.tune(h.config(tmp_path, batch_size=size, num_train=rows), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert h.tune(h.config(tmp_path, batch_size=16, num_train=8, steps=1), tmp_path / "run")["status"] == "done"

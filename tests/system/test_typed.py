@@ -113,3 +113,47 @@ def test_files_are_read_or_refused(tmp_path):
         typed.load(tmp_path / "d.toml")
     with pytest.raises(BadInput, match=r"^a: b: wrong$"), typed.within("a"), typed.within("b"):
         raise BadInput("wrong")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('{"lr": NaN}', "NaN is no number"),
+        ('{"lr": -Infinity}', "-Infinity is no number"),
+        ('{"lr": 1e999}', "1e999 is no number"),
+        ('{"lr": 1, "lr": 2}', "a key is there twice among lr"),
+        ("[" * 5000, "nested too deeply"),
+        ('{"lr": %s}' % ("9" * 5000), "Exceeds the limit"),
+        ("", "Expecting value"),
+        ("[]", "holds no settings"),
+    ],
+)
+def test_json_that_is_none_is_refused_with_its_file(tmp_path, text, reason):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(BadInput, match=f"a.json .*{reason}"):
+        typed.load(tmp_path / "a.json")
+
+
+def test_toml_that_is_nested_too_deeply(tmp_path):
+    (tmp_path / "a.toml").write_text(f"a = {'[' * 5000}")
+    with pytest.raises(BadInput, match="nested too deeply"):
+        typed.load(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize("odd", ["half \ud800", "nul \0", ["x", "\udfff"], {"\0": 1}, {"a": [{"b": float("nan")}]}])
+def test_what_no_file_or_library_can_hold_is_refused_wherever_it_is_nested(odd):
+    with pytest.raises(BadInput, match=r"no text in UTF-8|give a finite number"):
+        typed.value("options", odd, Any)
+
+
+def test_upper_ends_are_told_to_those_who_pass_them():
+    for raw, hint, sentence in (
+        (10**12, typed.Few, "give a number of at most 1000000"),
+        (0, typed.Few, "give a whole number of at least 1"),
+        (2000, typed.Processes, "give a number of at most 1024"),
+        (10**400, typed.Positive, "give a number of at most 1.79769e"),
+        (-1, typed.Seed, "give a whole number of at least 0"),
+        (2**63, typed.Seed, "give a number of at most 9223372036854775807"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            typed.value("n", raw, hint)

@@ -170,7 +170,8 @@ def _most(raw: Any, hint: Any) -> str:
         one.le for _, metadata in _parts(hint) for one in metadata if isinstance(one, Meta) and one.le is not None
     ]
     limit = limits[0] if limits else sys.float_info.max
-    return f"a number of at most {limit:.15g}" if limit < raw < math.inf else ""
+    most = limit if isinstance(limit, int) else f"{limit:.6g}"
+    return f"a number of at most {most}" if limit < raw < math.inf else ""
 
 
 def refuse_odd(name: str, raw: Any) -> None:

@@ -100,7 +100,8 @@ def check_used(configs: Sequence[CollabConfig], names: Iterable[str]) -> None:
     for name in names:
         if not all(name in one for one in uses) or any(one[name][0] for one in uses):
             continue
-        flag = spelling(typed.settings(Delivery if name in typed.settings(Delivery) else CollabConfig)[name])
+        record = Delivery if name in typed.settings(Delivery) else CollabConfig
+        flag = "a file of your own" if name == "own" else spelling(typed.settings(record)[name])
         raise BadInput(f"{flag} is for {uses[0][name][1]}: leave it out")
 
 
