@@ -157,3 +157,9 @@ def test_a_disk_that_a_library_finds_full_is_one_sentence(tmp_path, monkeypatch,
     monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
     refused(call("replay", place, "--save", out / "saved"), "cannot write", os.strerror(number), code=1)
     assert list(out.iterdir()) == []
+
+
+def test_a_name_that_is_no_utf8_is_refused_before_work(tmp_path):
+    with pytest.raises(BadInput, match="is no UTF-8"):
+        jobs.tune(h.config(tmp_path), tmp_path / "run", save=tmp_path / "na\udcffme" / "saved", reporter=QUIET)
+    assert not (tmp_path / "run").exists()

@@ -61,6 +61,8 @@ def check(save: Path | None, push: str | None, *, public: bool = False, beside: 
     if public and push is None:
         raise BadInput("--public says how a model is pushed: add --push OWNER/NAME, or leave it out")
     if save is not None:
+        if any("\ud800" <= letter <= "\udfff" for letter in str(save.resolve())):
+            raise BadInput(f"{save} is no UTF-8, which tokenizers cannot write to: choose another folder for --save")
         if save.exists() and not save.is_dir():
             raise BadInput(f"{save} exists already and is a file: choose a new folder for --save")
         if save.is_dir() and any(save.iterdir()):
