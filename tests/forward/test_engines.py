@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
@@ -277,3 +278,17 @@ def test_restored_weights_do_not_get_older_updates():
 def test_unknown_engine():
     with pytest.raises(gl.BadInput, match="did you mean 'dual'"):
         gl.mezo([("w", nn.Parameter(torch.ones(1)))], engine="duall")
+
+
+@pytest.mark.parametrize("make", [gl.mezo, functools.partial(gl.lozo, rank=2)])
+def test_a_tuned_parameter_that_goes_into_a_tuned_layer_is_perturbed(make):
+    """As prompts go into the network that makes them."""
+    net, prompt = nn.Linear(4, 4), nn.Parameter(torch.sin(torch.arange(12.0)).view(3, 4))
+    coeffs = []
+    for engine in ENGINES:
+        opt = make([*net.named_parameters(), ("prompt", prompt)], eps=1e-2, engine=engine)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            coeffs.append(opt.probe(lambda: net(prompt).square().mean()).sketch.coeffs)
+    assert coeffs[1] == pytest.approx(coeffs[0], rel=1e-3)
+    assert coeffs[2] == pytest.approx(coeffs[0], rel=1e-3)

@@ -51,7 +51,12 @@ def gradients(
                 "the closure's loss has no gradient: return a differentiable tensor (no .item(), no torch.no_grad()), "
                 "or use a forward-only method"
             )
-        grads = torch.autograd.grad(loss, [leaf.param for leaf in leaves], allow_unused=True)
+        try:
+            grads = torch.autograd.grad(loss, [leaf.param for leaf in leaves], allow_unused=True)
+        except RuntimeError as error:
+            if "second time" not in str(error):
+                raise
+            raise BadInput("the closure calls .backward(): leave it out and return the loss") from None
     if all(g is None for g in grads):
         raise BadInput(
             "the closure's loss does not depend on the parameters: give the optimizer those of the model that the "
@@ -102,6 +107,8 @@ def slopes(closure: Callable[[], Any], leaves: Sequence[Leaf], keys: Sequence[in
                     raise
                 reason = str(error).splitlines()[0]
                 raise BadInput(f"the closure has no forward derivative ({reason}): use mezo instead") from None
+            if not isinstance(value, Tensor):
+                raise BadInput("the closure returns a number, which has no slope: return the loss as a tensor")
             primal, tangent = forward_ad.unpack_dual(value)
         losses.append(float(primal))
         derivatives.append(0.0 if tangent is None else float(tangent))

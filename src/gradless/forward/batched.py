@@ -122,17 +122,17 @@ class BatchedForward:
         if weights[0].numel() <= SMALL:
             out = torch.bmm(flat, weights.mT)
             out = out if bias is None else out.add_(bias.unsqueeze(1) if bias.ndim == 2 else bias)
-            return self.wrap(out.view(self.copies, *shape, -1))
+            return self.wrap(out.view(self.copies, *shape, out.shape[-1]))
         out = flat.new_empty(self.copies, flat.shape[1], weights.shape[1])
         for copy in range(self.copies):
             if bias is None:
                 torch.mm(flat[copy], weights[copy].T, out=out[copy])
             else:
                 torch.addmm(bias[copy] if bias.ndim == 2 else bias, flat[copy], weights[copy].T, out=out[copy])
-        return self.wrap(out.view(self.copies, *shape, -1))
+        return self.wrap(out.view(self.copies, *shape, out.shape[-1]))
 
     def rows(self, x: Tensor) -> tuple[Tensor, torch.Size]:
         """The input of a linear layer as rows, ``[copies, rows, in]``, and the logical shape without its last dim."""
         physical, has = self.unwrap(x)
         wide = physical if has else physical.expand(self.copies, *physical.shape)
-        return wide.reshape(self.copies, -1, x.shape[-1]), x.shape[:-1]
+        return wide.reshape(self.copies, x.shape[:-1].numel(), x.shape[-1]), x.shape[:-1]

@@ -29,6 +29,13 @@ class Deferred:
         self._joined: dict[tuple[int, int], Program] = {}  # of (group, first pending step)
         self.torn = False  # an interrupt came while a leaf was written: its weights are undefined
 
+    def copied(self, leaves: Sequence[Leaf]) -> Deferred:
+        """The same pending updates, of copies of the leaves."""
+        twin = Deferred(leaves)
+        twin._steps, twin._first = list(self._steps), self._first
+        twin._done = {id(new.param): self._done[id(old.param)] for new, old in zip(leaves, self._leaves, strict=True)}
+        return twin
+
     def push(self, programs: Sequence[Program]) -> None:
         """Add one step, a program for each parameter group; leaves that wait for too many are written."""
         self._steps.append(tuple(programs))

@@ -177,9 +177,11 @@ def _check(params: dict[str, Tensor]) -> None:
                 f"parameter '{name}' has no data here (it is offloaded, or on the meta device): load the model whole, "
                 "on more devices or in 16 bits, or freeze it"
             )
-        if 0 in {stride for size, stride in zip(p.shape, p.stride(), strict=True) if size > 1}:
-            raise BadInput(f"parameter '{name}' is expanded, so elements share memory: tune p.clone() instead of it")
         reach = sum((size - 1) * stride for size, stride in zip(p.shape, p.stride(), strict=True)) + 1
+        if p.numel() > reach:
+            raise BadInput(
+                f"elements of parameter '{name}' share memory (it is expanded): tune p.clone() instead of it"
+            )
         spans.append((p.data_ptr(), p.data_ptr() + reach * p.element_size(), name))
     spans.sort()
     for (_, end, one), (start, _, other) in itertools.pairwise(spans):

@@ -197,6 +197,10 @@ class PerturbedWeights(TorchFunctionMode):
         leaf = self.leaves.get(id(weight))
         if leaf is None or (self.batched is None and leaf.stream.kind != "low_rank"):
             return None
+        source = self.leaves.get(id(x))
+        if source is not None:  # a tuned parameter goes into a tuned layer
+            self.served.add(id(x))
+            x = self._present(self._whole(source))
         if func is F.linear:
             factors = self.low_rank.factors(leaf, self.points)
             if factors is not None:
@@ -225,7 +229,9 @@ class PerturbedWeights(TorchFunctionMode):
     def _low_rank_linear(self, leaf: Leaf, x: Tensor, offset: Tensor | None, right: Tensor, left: Tensor) -> Tensor:
         """X W^T + (x V) A_c^T + b_c; the large product adds to the thin one, so the output is written once."""
         self.served.add(id(leaf.param))
-        rows, shape = self.batched.rows(x) if self.batched else (x.reshape(1, -1, x.shape[-1]), x.shape[:-1])
+        rows, shape = (
+            self.batched.rows(x) if self.batched else (x.reshape(1, x.shape[:-1].numel(), x.shape[-1]), x.shape[:-1])
+        )
         weight = leaf.param.detach()
         out = torch.matmul(rows @ right.to(rows.dtype), left.mT.to(rows.dtype))  # [C, rows, out]
         if offset is not None:
@@ -233,7 +239,7 @@ class PerturbedWeights(TorchFunctionMode):
         flat = out.view(-1, out.shape[-1])
         kind = out.dtype  # under autocast not that of the weights
         torch.addmm(flat, rows.reshape(-1, rows.shape[-1]).to(kind), weight.T.to(kind), out=flat)
-        return self._present(out.view(len(out), *shape, -1))
+        return self._present(out.view(len(out), *shape, out.shape[-1]))
 
     def _rows(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The result of ``func`` if it only reads some rows of a tuned parameter, else None."""

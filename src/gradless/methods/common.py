@@ -26,6 +26,7 @@ from gradless.rules.normalise import rms_normalised
 
 MEMORY = 0.99  # of the size of coefficients: the last hundred steps
 LARGEST: Final = 2**63 - 1  # of whole numbers
+FLAGS: Final = ("defer", "normalise", "check")
 DECAYS: Final = ("beta", "beta1", "beta2", "decay")
 Params = Iterable[Any]
 Rate = float | Schedule
@@ -77,7 +78,7 @@ def preset(make: Callable[Arguments, ZerothOrder]) -> Callable[Arguments, Zeroth
 
 def _value(name: str, given: Any, default: Any) -> Any:
     """An option in its type; what is no number is left to whoever takes it."""
-    if Common.__annotations__.get(name) == "bool" and not isinstance(given, (bool, np.bool_)):
+    if name in FLAGS and not isinstance(given, (bool, np.bool_)):
         raise BadInput(f"{name} is {given!r}: give True or False")
     if name == "transform" and given is not None and not callable(given):
         raise BadInput(f"transform is {given!r}: give a function from directions to directions")

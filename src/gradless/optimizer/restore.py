@@ -12,7 +12,6 @@ import torch
 from gradless import rng
 from gradless.errors import BadInput
 from gradless.forward import parameters
-from gradless.forward.deferred import Deferred
 from gradless.forward.evaluator import LossEvaluator
 from gradless.forward.prefix_cache import PrefixCache
 from gradless.forward.updates import Step, write_all
@@ -70,7 +69,6 @@ def twin(opt: Optimizer, memo: dict[int, Any]) -> Optimizer:
 
     Hooks, and the wrapper that torch's schedulers put around ``step``, stay behind. Processes are shared.
     """
-    opt.flush()
     other: Optimizer = object.__new__(opt.__class__)
     memo[id(opt)] = other
     for name, value in vars(opt).items():
@@ -81,7 +79,7 @@ def twin(opt: Optimizer, memo: dict[int, Any]) -> Optimizer:
     other.leaves = [
         leaf._replace(param=copy.deepcopy(leaf.param, memo), mask=copy.deepcopy(leaf.mask, memo)) for leaf in opt.leaves
     ]
-    other._deferred = Deferred(other.leaves)
+    other._deferred = opt._deferred.copied(other.leaves)
     other._signature = parameters.signature(other.param_groups)
     old = opt.evaluator
     new = LossEvaluator(other.leaves, engine=old.engine, deferred=other._deferred, ranks=old.ranks, check=old.unchecked)
