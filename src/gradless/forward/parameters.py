@@ -107,12 +107,12 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def signature(param_groups: Sequence[Group]) -> tuple[Any, ...]:
-    """What leaves are made of: where it changes, they are made anew. Cost: a microsecond a parameter."""
+    """What leaves are made of: where it changes, they are made anew. Cost: half a microsecond a parameter."""
     if any(len(group["param_names"]) != len(group["params"]) for group in param_groups):
         raise BadInput("the parameters of a group were changed by hand, without names: use add_param_group")
     return tuple(
-        (name, id(p), p.requires_grad, p.dtype, p.device, p.shape, p.stride())
-        for group in param_groups
+        (index, name, id(p), p.requires_grad, p.dtype, p.device, p.numel())
+        for index, group in enumerate(param_groups)
         for name, p in zip(group["param_names"], group["params"], strict=True)
     )
 
