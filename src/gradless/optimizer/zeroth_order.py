@@ -117,8 +117,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self._signature = parameters.signature(self.param_groups)
         self.defer = defer
         self._deferred = Deferred(self.leaves)
-        self._torn = False  # an interrupt came while weights were written
-        self.check = check
+        self._torn, self.check = False, check  # torn: an interrupt came while weights were written
         self.evaluator = LossEvaluator(self.leaves, engine=engine, deferred=self._deferred, ranks=ranks, check=check)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -146,8 +145,8 @@ class ZerothOrder(torch.optim.Optimizer):
         signature = parameters.signature(self.param_groups)
         if signature == self._signature:
             return
-        earlier = self.leaves if self.t else ()
-        leaves = parameters.freeze(self.param_groups, self.directions, self.estimator.deep, earlier)
+        kept = self.leaves if self.t else ()
+        leaves = parameters.freeze(self.param_groups, self.directions, self.estimator.deep, kept)
         self.flush()
         self.leaves, self._deferred, self._signature = leaves, Deferred(leaves), signature
         self.evaluator.tune(leaves, self._deferred)
