@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from cli_helpers import call, refused, without
 from gradless import tasks
+from gradless.runs import config_io
+from gradless.runs.config import read_config
 
 COMMANDS = ("demo", "tune", "eval", "replay", "profile", "bench", "report", "list", "plan", "doctor", "completion")
 
@@ -231,3 +236,21 @@ def test_what_names_hold_moves_nothing_on_the_terminal(tune, tmp_path):
         assert output
         assert all(line.isprintable() for line in output.split("\n")), output
     assert "\\x1b[31mred\\u202e\\n[blue]" in call("report", odd).output
+
+
+def test_a_backslash_and_n_is_a_newline_on_the_command_line_only(tune, tmp_path):
+    """A shell keeps the two characters; a file has escapes of its own; the command of a run says the same again."""
+    typed = call(*without(tune, "--template"), "--template", r"a\tb \\n {text}\nso", "--steps", "1", "--num-dev", "0")
+    assert typed.exit_code == 0, typed.output
+    assert "a backslash and n is a newline" in typed.stderr
+    out = Path(tune[tune.index("--out") + 1])
+    template = read_config(out).own["template"]
+    assert template == "a\tb \\n {text}\nso"
+    (tmp_path / "run.json").write_text(json.dumps({"own": {"template": template}}))
+    options = [*without(without(tune, "--template"), "--out"), "--steps", "1", "--num-dev", "0", "--no-zero-shot"]
+    filed = call(*options, "--config", tmp_path / "run.json", "--out", tmp_path / "filed")
+    assert filed.exit_code == 0, filed.output
+    assert "backslash" not in filed.stderr
+    assert read_config(tmp_path / "filed").own["template"] == template
+    command = shlex.split(config_io.tune_command(read_config(out), "x"))
+    assert config_io.unescape(command[command.index("--template") + 1]) == template

@@ -13,7 +13,7 @@ import run_helpers as h
 from gradless import ledger, lm
 from gradless.errors import BadInput
 from gradless.lm import objectives, virtual_tokens
-from gradless.runs import build, jobs, record, replay
+from gradless.runs import build, jobs, record, replay, train
 from gradless.system import locks
 from gradless.system.progress import Reporter
 
@@ -199,3 +199,25 @@ def test_a_batch_beyond_the_rows_is_refused_before_anything_is_written(tmp_path)
             h.tune(h.config(tmp_path, batch_size=size, num_train=rows), tmp_path / "run")
     assert not (tmp_path / "run").exists()
     assert h.tune(h.config(tmp_path, batch_size=16, num_train=8, steps=1), tmp_path / "run")["status"] == "done"
+
+
+def test_cut_rows_are_counted_and_said(tmp_path, capsys):
+    own = h.sentiment(tmp_path) | {"template": "Read the review, please: {text} so"}
+    whole = train.tune(h.config(tmp_path, own=own), tmp_path / "whole")
+    assert whole["truncated"] == {"train": 0, "dev": 0, "test": 0, "side": "beginning"}
+    assert "longer than" not in capsys.readouterr().out
+    longest = max(row.longest for row in _encoded(h.config(tmp_path, own=own)))
+    cut = train.tune(h.config(tmp_path, own=own, max_length=longest - 2), tmp_path / "cut")
+    printed = capsys.readouterr().out
+    count = cut["truncated"]["train"]
+    assert 0 < count <= 16
+    assert (
+        f"{count} of 16 training rows are longer than {longest - 2} tokens (--max-length, or what the model" in printed
+    )
+    assert f"longer than {longest - 2} tokens, without their beginning" in printed
+    assert cut["truncated"]["test"] > 0
+
+
+def _encoded(config):
+    task, rows = build.load_task(config.resolved())
+    return build.encode_rows(lm.load(config.model), task, rows.train, None)
