@@ -45,6 +45,10 @@ def _other_width(folder: Path) -> None:
     settings(saved(folder), intermediate_size=64)
 
 
+def _negative_heads(folder: Path) -> None:
+    settings(saved(folder, "tiny-roberta"), num_attention_heads=-1)
+
+
 def _no_norm(folder: Path) -> None:
     weights(saved(folder), lambda tensors: tensors.pop("model.norm.weight"))
 
@@ -112,6 +116,7 @@ def _unknown_architecture(folder: Path) -> None:
             _other_width,
             r"weights of other shapes than its config.json says .*\[(32, 48|48, 32)\] and \[(32, 64|64, 32)\]",
         ),
+        (_negative_heads, "num_attention_heads is -1 in its config.json"),
         (_no_norm, r"lacks 1 weights of LlamaForCausalLM \(such as model.norm.weight"),
         (_extra, r"does not use \(such as extra\)"),
         (_adapter, r"holds an adapter of PEFT for 'me/base', not a model"),

@@ -54,6 +54,10 @@ def _check_class(config: Any, masked: bool) -> None:
     """Refuse what transformers builds neither as a causal nor as a masked language model."""
     from transformers.models.auto import modeling_auto as auto
 
+    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"):
+        count = getattr(config, name, 1)
+        if isinstance(count, int) and count < 1:
+            raise BadInput(f"{name} is {count} in its config.json: restore the file that belongs to the weights")
     names = tuple(config.architectures or ())
     what = names[0] if names else config.model_type
     if getattr(config, "is_encoder_decoder", False) and not what.endswith("ForCausalLM"):
