@@ -16,6 +16,7 @@ pytest.importorskip("accelerate")
 
 import gradless as gl  # noqa: E402
 from gradless.integrations.batches import fresh  # noqa: E402
+from gradless.integrations.replay import rebuild  # noqa: E402
 from gradless.integrations.transformers import ZOTrainer, ZOTrainerMixin  # noqa: E402
 from repository import ROOT  # noqa: E402
 from trainer_helpers import arguments, classifier, digest, language_model, moves, sentences, texts, trainer  # noqa: E402
@@ -417,20 +418,41 @@ def test_deferred_updates_are_written_when_a_run_ends_in_any_way(tmp_path):
 
 
 class Freezes(transformers.TrainerCallback):
+    weights = None
+
     def on_step_begin(self, args, state, control, model=None, **rest):
-        if state.global_step == 2:
+        if state.global_step >= 2 and self.weights is None:
             for name, p in model.named_parameters():
                 p.requires_grad_(name.startswith("classifier"))
             self.weights = {name: p.detach().clone() for name, p in model.named_parameters()}
 
 
 def test_what_a_callback_freezes_stays(tmp_path):
-    callback = Freezes()
-    rest = {"options": {"max_steps": 6, "save_steps": 3, **CONSTANT}}
-    found = trainer(tmp_path, callbacks=[callback], **rest)
+    callback, options = Freezes(), {"max_steps": 6, "save_steps": 3, **CONSTANT}
+    found = trainer(tmp_path, callbacks=[callback], options=options)
     found.train()
     moved = {name for name, p in found.model.named_parameters() if not torch.equal(p, callback.weights[name])}
     assert moved == {"classifier.weight", "classifier.bias"}
+    again = trainer(tmp_path, classifier(2), callbacks=[Freezes()], options=options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    assert digest(again) == digest(found)
+    with pytest.raises(gl.BadInput, match=r"does not give the weights of its run.*load the saved ones"):
+        rebuild(classifier(), tmp_path / "checkpoint-6")
+    with pytest.raises(gl.BadInput, match=r"frozen or unfrozen after the run began.*leave ledger_only out"):
+        trainer(tmp_path / "bare", callbacks=[Freezes()], options=options, ledger_only=True).train()
+
+
+class AddsGroup(transformers.TrainerCallback):
+    def on_step_end(self, args, state, control, optimizer=None, **rest):
+        more = torch.nn.Parameter(torch.zeros(2))
+        optimizer.add_param_group({"params": [("more", more)], "lr": 1e-3})
+
+
+@pytest.mark.filterwarnings("ignore:1 parameter")
+def test_a_group_that_the_ledger_does_not_know_is_refused(tmp_path):
+    with pytest.raises(gl.BadInput, match=r"group was added after the run began.*create_optimizer"):
+        trainer(tmp_path, callbacks=[AddsGroup()], options=SHORT).train()
+    assert len(moves(tmp_path)) == 1
 
 
 def test_language_models_share_windows(tmp_path):

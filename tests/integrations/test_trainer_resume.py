@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -89,6 +90,90 @@ def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path):
         (tmp_path / name / "trainer_state.json").unlink()
     with pytest.raises(gl.BadInput, match="no complete checkpoint"):
         trainer(tmp_path).train(resume_from_checkpoint=True)
+
+
+def test_a_folder_serves_one_trainer_at_a_time(tmp_path):
+    class Second(transformers.TrainerCallback):
+        def on_step_end(self, args, state, control, **rest):
+            with pytest.raises(gl.BadInput, match=r"another process .* is working on .*choose another output_dir"):
+                trainer(tmp_path).train()
+
+    whole = trainer(tmp_path / "whole")
+    found = trainer(tmp_path, callbacks=[Second()])
+    whole.train()
+    found.train()
+    assert digest(found) == digest(whole)
+    assert not (tmp_path / ".lock").exists()
+    other = trainer(tmp_path, classifier(2))
+    other.train()
+    with pytest.raises(gl.BadInput, match=r"is of another run by now.*output_dir of its own"):
+        found.save_model(str(tmp_path / "saved"))
+
+
+def test_a_resumed_run_that_had_ended_takes_no_step(tmp_path):
+    whole = trainer(tmp_path, options={"lr_scheduler_type": "constant", "max_steps": 6})
+    whole.train()
+    again = trainer(tmp_path, options={"lr_scheduler_type": "constant", "max_steps": 6})
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
+    assert digest(again) == digest(whole)
+    assert again.state.global_step == len(moves(tmp_path)) == 6
+
+
+def test_what_a_kill_leaves_half_made_is_removed_and_nothing_else(tmp_path):
+    options = {"max_steps": 6, "save_steps": 2}
+    trainer(tmp_path, options=options).train()
+    trainer(tmp_path / "whole", options=options).train()
+    saved = trainer(tmp_path / "whole")
+    (tmp_path / ".saving").write_text(json.dumps({"checkpoints": ["checkpoint-2", "checkpoint-6", "../checkpoint-9"]}))
+    (tmp_path / "checkpoint-6" / "trainer_state.json").write_text('{"global')  # was being written
+    (tmp_path / "checkpoint-2" / "model.safetensors").unlink()  # was being deleted
+    (tmp_path.parent / "checkpoint-9").mkdir(exist_ok=True)
+    for name in ("ledger.new", ".resuming-0/trainer_state.json", "checkpoint-1/mine"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    found = trainer(tmp_path, options={**options, "max_steps": 4})
+    found.train(resume_from_checkpoint=True)
+    assert found.state.global_step == 4
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"ledger", "whole", "checkpoint-1", "checkpoint-4"}
+    assert (tmp_path.parent / "checkpoint-9").exists()
+    assert saved.window is None
+
+
+def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    found = trainer(tmp_path)
+
+    def full(*args, **rest):
+        (tmp_path / "checkpoint-4" / "model.safetensors").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(found.model, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left"):
+        found.train()
+    assert {path.name for path in tmp_path.iterdir()} == {"ledger"}
+
+
+@pytest.mark.parametrize("name", ["gradless.json", "gradless.safetensors", "random-0.json.gz"])
+@pytest.mark.parametrize("content", [b"", b"\xff{", b'{"step": 4}', b"[1]"])
+def test_damaged_files_of_a_checkpoint_are_named(tmp_path, name, content):
+    trainer(tmp_path, zo="zo-adam", options={"max_steps": 4}).train()
+    (tmp_path / "checkpoint-4" / name).write_bytes(content)
+    with pytest.raises(gl.BadInput, match=f"{name}.* damaged.*from a copy"):
+        trainer(tmp_path, zo="zo-adam").train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+@pytest.mark.parametrize("bare", ["weights", "bare"])
+@pytest.mark.parametrize(
+    ("runs", "kills"), [pytest.param(1, 2, marks=pytest.mark.sweep), pytest.param(8, 4, marks=pytest.mark.long)]
+)
+def test_killed_at_random_instants_a_run_ends_the_same_and_leaves_nothing(tmp_path, bare, runs, kills):
+    script = str(ROOT / "tests" / "helpers" / "trainer_kills.py")
+    command = [sys.executable, script, str(tmp_path), bare, str(runs), str(kills), "1"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=1800)
+    assert run.returncode == 0, run.stderr[-2000:]
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["runs"] == [{"same": True, "extra": []}] * runs
+    assert runs == 1 or result["killed"] >= 10
 
 
 SCRIPT = """

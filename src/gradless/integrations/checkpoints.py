@@ -225,6 +225,20 @@ def _state(path: Path) -> dict[str, Any]:
     raise BadInput(f"{path} is damaged: restore it from a copy, or resume from another checkpoint")
 
 
+def check_weights(folder: Path, opt: ZerothOrder) -> None:
+    """Refuse weights that a ledger gave, where a checkpoint says that its run had others after that step.
+
+    Raises:
+        BadInput: something else than the steps changed weights in that run.
+    """
+    state = _state(folder / STATE) if (folder / STATE).exists() else None
+    if state is not None and state["step"] == opt.t and state["weights_sha256"] != tuned_sha256(opt):
+        raise BadInput(
+            f"the ledger of {folder} does not give the weights of its run, in which a callback froze weights, or wrote "
+            "to them: load the saved ones"
+        )
+
+
 def write_random(folder: Path, ranks: Ranks | None, state: RandomState) -> None:
     """Keep where the random generators of this process stand. Cost: 10 kB, and as much for each accelerator."""
     folder.mkdir(parents=True, exist_ok=True)

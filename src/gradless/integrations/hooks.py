@@ -6,12 +6,13 @@ a `Window` with a ledger, at the step of the checkpoint, and so does the schedul
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from gradless import ledger
 from gradless.errors import BadInput
+from gradless.gradients import Leaf, Update
 from gradless.integrations import argument_checks, checkpoints, method_choice, overrides
 from gradless.integrations.window import Window
 from gradless.optimizer import ZerothOrder
@@ -71,11 +72,35 @@ def optimizer_hook(trainer: Any) -> Callable[..., Any]:
         )
         if trainer.ledger is not None:
             trainer.closing.callback(trainer.ledger.close)
-            window.log = trainer.ledger.append
+            window.log = _logged(trainer, opt, trainer.ledger)
         trainer.optimizer = trainer.window = window
         return window
 
     return create_optimizer
+
+
+def _logged(trainer: Any, opt: ZerothOrder, ledger: ledger.Ledger) -> Callable[[Update], None]:
+    """Log a step, unless the ledger could not be read or replayed afterwards."""
+    groups, leaves = len(opt.param_groups), opt.leaves
+
+    def log(update: Update) -> None:
+        if len(update.lrs) != groups:
+            raise BadInput(
+                f"a parameter group was added after the run began, and its ledger has learning rates of {groups}: add "
+                "it in create_optimizer"
+            )
+        if trainer.ledger_only and opt.leaves is not leaves and _names(opt.leaves) != _names(leaves):
+            raise BadInput(
+                "weights were frozen or unfrozen after the run began, which a replay of its ledger does not know: "
+                "leave ledger_only out, or freeze them before train()"
+            )
+        ledger.append(update)
+
+    return log
+
+
+def _names(leaves: Iterable[Leaf]) -> list[str]:
+    return [leaf.name for leaf in leaves]
 
 
 def scheduler_hook(trainer: Any) -> Callable[..., Any]:

@@ -28,7 +28,7 @@ def rebuild(
         The optimizer at that step.
 
     Raises:
-        BadInput: no ledger, a damaged one, another model, or too few steps.
+        BadInput: no ledger, a damaged one, another model, too few steps, or steps that do not tell the whole run.
     """
     contents = ledger.read(Path(folder) / checkpoints.LEDGER)
     if "trainer" not in contents.header:
@@ -45,4 +45,5 @@ def rebuild(
         checkpoints.put_initial(name, opt)
     checkpoints.check_base(contents.header, checkpoints.header(opt, model, chosen), folder)
     opt.replay(contents.moves[:until])
+    checkpoints.check_weights(Path(folder), opt)
     return opt
