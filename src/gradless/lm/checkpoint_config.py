@@ -88,6 +88,10 @@ def is_masked(config: Any) -> bool:
     from transformers.models.auto import modeling_auto as auto
 
     names = tuple(config.architectures or ())
+    masked = {*auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()}.intersection(names)
+    causal = {*auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()}.intersection(names)
+    if masked or causal:  # XLM has one class for both
+        return bool(masked) and not (causal and getattr(config, "causal", False))
     if any(name.endswith(_MASKED) for name in names):
         return True
     if any(name.endswith(_CAUSAL) for name in names):

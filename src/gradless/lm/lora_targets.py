@@ -28,8 +28,7 @@ class Targets(NamedTuple):
     """What PEFT's configuration is told."""
 
     modules: tuple[str, ...]  # names of linear layers, or their last parts
-    parameters: tuple[str, ...]  # names of stacked weights of experts, or their last parts
-    transposed: bool  # whether the weights of the modules are [in, out], as in GPT-2
+    transposed: bool  # whether their weights are [in, out], as in GPT-2
 
 
 def choose(lm: LanguageModel, wanted: Sequence[str] | None) -> Targets:
@@ -37,31 +36,25 @@ def choose(lm: LanguageModel, wanted: Sequence[str] | None) -> Targets:
 
     Args:
         lm: the model.
-        wanted: last parts of the names of linear layers, or of three-dimensional weights (of experts); None: by the
-            rule of this module.
+        wanted: last parts of the names of linear layers; None: by the rule of this module.
 
     Raises:
         BadInput: a name that is no linear layer, or a model without any.
     """
     linear = _linear(lm.model)
-    experts = tuple(
-        name for name, p in lm.model.named_parameters() if p.ndim == 3 and name.rpartition(".")[2] != "weight"
-    )
     if wanted is None:
-        names = _default(lm, linear)
-        if not names:
+        wanted = _default(lm, linear)
+        if not wanted:
             raise BadInput(f"{lm.name} has no linear layer in its blocks to put LoRA on: use the scheme full")
-        return _targets(names, (), linear)
-    modules = tuple(name for name in wanted if _matching(name, linear))
-    parameters = tuple(name for name in wanted if name not in modules and _matching(name, experts))
-    missing = [name for name in wanted if name not in modules and name not in parameters]
+    missing = [name for name in wanted if not _matching(name, linear)]
     if missing or not wanted:
-        known = sorted({name.rpartition(".")[2] for name in (*linear, *experts)})
-        raise BadInput(
-            f"no linear module named {', '.join(missing) or '(none given)'} to put LoRA on: "
-            f"choose targets from {', '.join(known)}"
-        )
-    return _targets(modules, parameters, linear)
+        stacked = _matching(missing[0], [name for name, _ in lm.model.named_parameters()]) if missing else []
+        why = "a weight, such as those of experts, and no linear module" if stacked else "no linear module"
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        what = f"{missing[0]} is {why}" if stacked else f"{why} named {', '.join(missing) or '(none given)'}"
+        raise BadInput(f"{what} to put LoRA on: choose targets from {known}")
+    adapted = [linear[name] for target in wanted for name in _matching(target, linear)]
+    return Targets(tuple(wanted), not any(isinstance(one, nn.Linear) for one in adapted))
 
 
 def _default(lm: LanguageModel, linear: Mapping[str, nn.Module]) -> tuple[str, ...]:
@@ -81,11 +74,6 @@ def _default(lm: LanguageModel, linear: Mapping[str, nn.Module]) -> tuple[str, .
     chosen = chosen or [name for name in inside if not _read_by_kernel(lm.model, name)]
     last = dict.fromkeys(name.rpartition(".")[2] for name in chosen)
     return tuple(last if all(name in chosen for part in last for name in _matching(part, linear)) else chosen)
-
-
-def _targets(modules: tuple[str, ...], parameters: tuple[str, ...], linear: Mapping[str, nn.Module]) -> Targets:
-    adapted = [linear[name] for target in modules for name in _matching(target, linear)]
-    return Targets(modules, parameters, bool(adapted) and not any(isinstance(one, nn.Linear) for one in adapted))
 
 
 def _linear(model: nn.Module) -> dict[str, nn.Module]:

@@ -147,7 +147,6 @@ def _lora(lm: LanguageModel, options: Options) -> nn.Module:
         lora_alpha=cast(int, options.alpha),
         lora_dropout=0.0,
         target_modules=list(targets.modules),
-        target_parameters=list(targets.parameters) or None,
         fan_in_fan_out=targets.transposed,
     )
     model = _wrap(lm, config, "LoRA", "full")
