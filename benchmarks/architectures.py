@@ -2,9 +2,9 @@
 
 Usage: OMP_NUM_THREADS=1 python benchmarks/architectures.py [--only NAME ...] [--render]
 
-Each cell is held to the promises of `run` in tests/helpers/architectures.py; what is wrong ends the script with exit
-code 1. Results go to benchmarks/results/architectures.json, the table to docs/reference/architectures.md; ``--render`` makes
-the table from the results again. About 8 minutes on one core.
+Each cell is held to the promises of `run` in tests/helpers/architectures.py; what is wrong ends the script with
+exit code 1. Results go to benchmarks/results/architectures.json, the table to docs/reference/architectures.md;
+``--render`` makes the table from the results again. About 8 minutes on one core.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ PAGE = ROOT / "docs" / "reference" / "architectures.md"
 PLAN = "plan"
 HEAD = """# Architectures and schemes
 
-Which schemes tune which architectures of transformers {transformers} with PEFT {peft}, tried on random models of some ten
-thousand weights by `python benchmarks/architectures.py`. *yes*: the loss is that of plain forwards, the engines `stream`,
-`dual` and `in-place` agree to rounding and leave the weights bit for bit, the loss feels the perturbation, only tuned
-weights move, and a fresh model with the logged updates has the same hash. *stream*: the same, but `dual` falls back to
-`stream` with a warning. A number: refused with that sentence. The last column has the layers that LoRA adapts by default.
+Which schemes tune which architectures of transformers {transformers} with PEFT {peft}, tried on random models of
+some ten thousand weights by `python benchmarks/architectures.py`. *yes*: the loss is that of plain forwards, the
+engines `stream`, `dual` and `in-place` agree to rounding and leave the weights bit for bit, the loss feels the
+perturbation, only tuned weights move, and a fresh model with the logged updates has the same hash. *stream*: the
+same, but `dual` falls back to `stream` with a warning. A number: refused with that sentence. The last column has
+the layers that LoRA adapts by default.
 
 | architecture | full | lora | prefix | prompt | head | plan | LoRA adapts |
 |---|---|---|---|---|---|---|---|
