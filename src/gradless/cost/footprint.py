@@ -22,6 +22,7 @@ from gradless.forward.autodiff import METADATA
 from gradless.forward.perturbed import read_rows
 from gradless.lm import LanguageModel
 from gradless.lm.batching import has_label_head
+from gradless.lm.output_layer import outer_bias
 from gradless.lm.scoring import LOGITS_BYTES
 
 CANDIDATES = 2  # label words
@@ -132,13 +133,14 @@ def _logits(lm: LanguageModel, batch: Batch) -> Tensor:
     """Return float32 logits of what is scored."""
     head, whole, hidden = lm.head, dict[str, Any](), list[Tensor]()
     labelled = has_label_head(lm)
+    whole_layer = batch.every_token or outer_bias(lm) is not None
 
     def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         last = args[0].shape[1] - 1
         first = last + 1 - batch.length if batch.every_token else last  # virtual tokens of a prompt are in front
         chosen = args[0].index_select(1, torch.empty(last + 1 - first, dtype=torch.int64, device="meta"))
         hidden.append(chosen)
-        if batch.every_token:
+        if whole_layer:
             return (chosen, *args[1:])
         rows = torch.empty(0 if labelled else CANDIDATES, dtype=torch.int64, device="meta")
         for name in ("weight", "bias"):

@@ -180,10 +180,10 @@ def size(text: str) -> int:
         >>> size("24GB"), size("24 GiB"), size("512m")
         (24000000000, 25769803776, 512000000)
     """
-    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]+)?)\s*([KMGT]I?)?B?\s*", text.upper())
-    if match is None or not float(match[1]) or (match[2] or "") not in UNITS:
-        raise BadInput(f"'{text}' is no size of a memory: write 24GB or 24GiB")
-    return round(float(match[1]) * UNITS[match[2] or ""])
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]+)?)\s*([KMGT]I?B?|B)\s*", text.upper())
+    if match is None or not float(match[1]):
+        raise BadInput(f"'{text}' is no size of a memory with its unit: write 24GB or 24GiB")
+    return round(float(match[1]) * UNITS[match[2].removesuffix("B")])
 
 
 # ---------------------------------------------------------------------------------------------------------------
