@@ -224,12 +224,12 @@ def _hub_error(name: str) -> Exception:
     ],
 )
 def test_what_the_hub_says(cause: str | None, text: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from transformers import AutoConfig
+    from transformers import PretrainedConfig
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(text) from (_hub_error(cause) if cause else None)
 
-    monkeypatch.setattr(AutoConfig, "from_pretrained", fail)
+    monkeypatch.setattr(PretrainedConfig, "get_config_dict", fail)
     with pytest.raises(BadInput, match=words) as caught:
         models.load("me/model@v9")
     assert "\n" not in str(caught.value)
