@@ -8,7 +8,6 @@ of the option or field itself, so that new ones are tried without a line here; a
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 import shutil
@@ -35,7 +34,8 @@ from gradless.system import typed
 from gradless.system.progress import Reporter
 from gradless.system.typed import Names
 
-LIMIT: Final = 10.0  # seconds
+LIMIT: Final = 10.0  # seconds until something is refused
+WORK: Final = 60.0  # seconds for a command that goes on without the damaged file, such as a page with its pictures
 DIGITS = "9" * 400
 NUMBERS = (
     "-1",
@@ -71,7 +71,7 @@ class Ending(NamedTuple):
     """What came of a case."""
 
     code: int | None
-    """None: it was still at work after `LIMIT` seconds."""
+    """None: it was still at work when its time was over."""
     seconds: float
     stderr: str
     changed: tuple[str, ...]
@@ -458,8 +458,9 @@ def damaged(world: World, draw: random.Random) -> Case:
 # what comes of them
 
 
-def run(world: World, one: Case, *, limit: float = LIMIT) -> Ending:
-    """Call the command line in a fork of this process; kills it after ``limit`` seconds."""
+def run(world: World, one: Case) -> Ending:
+    """Call the command line in a fork of this process; kills it when its time is over."""
+    limit = WORK if one.kind == "damaged" else LIMIT
     folder = world.folder / "cases" / str(world.cases)
     before = _listing(world.folder)
     errors = world.folder.parent / f"{world.folder.name}-stderr"
@@ -518,17 +519,19 @@ def fault(one: Case, ending: Ending) -> str:
     """Return what is wrong with an ending, or ""."""
     lines = [line for line in ending.stderr.splitlines() if line.strip()]
     if ending.code is None:
-        return f"still at work after {LIMIT:.0f} s"
+        return f"still at work after {ending.seconds:.0f} s"
     if "Traceback" in ending.stderr:
         return f"a traceback: {lines[-1]}"
     if one.kind == "damaged" and ending.code in (0, 1):
         return ""  # a file that may be lost, or damage in a place that nothing depends on
     if ending.code != 2:
         return f"exit code {ending.code}: {' '.join(lines)[-200:]}"
+    if ending.seconds > LIMIT:
+        return f"refused after {ending.seconds:.0f} s"
     if len(lines) != 1 or not lines[0].startswith("gradless: "):
         return f"{len(lines)} lines: {' | '.join(lines)[:300]}"
     if ending.changed:
         return f"it wrote {', '.join(ending.changed[:5])} and said {lines[0]}"
-    if math.isinf(ending.seconds) or not lines[0].isprintable():
+    if not lines[0].isprintable():
         return f"not printable: {lines[0]!r}"
     return ""
