@@ -11,7 +11,7 @@ OWN_CODE: Final[dict[str, Any]] = {"trust_remote_code": False}
 """Option of every ``from_pretrained``: a model's own code is not run, and nobody is asked on the terminal."""
 _CAUSAL: Final = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 _MASKED: Final = ("ForMaskedLM", "ForPreTraining")
-LIMITS: Final = {r"(layers?|blocks?|heads?|experts)$": 10**4, r"(size|dim|d_model|embd|inner|ff)$": 10**8}
+LIMITS: Final = {r"(layers?|blocks?|heads?)$": 10**4, r"experts$": 10**5, r"(size|dim|d_model|embd|inner|ff)$": 10**8}
 """The largest numbers that names of this kind may have: transformers makes a module for each layer that is promised."""
 
 
