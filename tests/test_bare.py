@@ -32,6 +32,7 @@ ELSEWHERE = {
 INDIRECT = {
     "sentencepiece": "transformers reads tokenizers of models that have no tokenizer.json with it",
     "google": "the same",
+    "accelerate": "transformers loads models on several devices with it",
     "mkdocs": "a program",
     "mkdocstrings": "a plugin of it",
 }

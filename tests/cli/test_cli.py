@@ -186,7 +186,7 @@ def test_an_existing_run_is_not_overwritten(tune, tmp_path, own):
 def test_out_must_not_be_a_file(tune, tmp_path):
     (tmp_path / "file").write_text("x")
     refused(call(*tune, "--out", tmp_path / "file"), "is a file")
-    refused(call(*tune, "--out", tmp_path / "file" / "below"), "is a file")
+    refused(call(*tune, "--out", tmp_path / "file" / "below"), "Not a directory")
     (tmp_path / "half").mkdir()
     (tmp_path / "half" / "ledger").write_bytes(b"?")
     refused(call(*tune, "--out", tmp_path / "half", "--resume"), "without its config.json")

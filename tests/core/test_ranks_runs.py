@@ -122,7 +122,7 @@ def test_bad_input_is_said_once(own, tmp_path):
         (4, r.tune_line(own, out, "--batch-size", 3), "a batch of 3 cannot be split over 4 ranks: raise --batch-size"),
         (2, without("--queries", r.tune_line(own, out, "--method", "fo-sgd")), "fo-sgd stores gradients"),
         (2, r.tune_line(own, out, "--split", "steps"), "unknown split 'steps'"),
-        (2, r.tune_line(own, out, "--timeout", 0), "--timeout is 0: it must be positive"),
+        (2, r.tune_line(own, out, "--timeout", 0), "timeout is 0.0: give a finite number above 0"),
         (2, r.tune_line(own, out, "--steps", "many"), "steps is 'many': give a whole number of at least 1"),
         (2, [r.tune_line(own, out), r.tune_line(other, out)], "rank 1 has other settings than rank 0 (test was"),
         (2, [r.tune_line(own, out), r.tune_line(dict(own, train="nothing.csv"), out)], "nothing.csv"),

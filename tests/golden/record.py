@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 INPUTS = HERE / "inputs"
 STEPS = 20
 SCHEMES = ("full", "lora")
-FZOO_RATES = {"full": "1e-5", "lora": "1e-3"}  # the defaults when the record was made
+FZOO_RATES = {"full": "9.999999999999999e-06", "lora": "1e-3"}  # the defaults when the record was made
 ATTACKS = ("alie", "foe", "sign-flip", "label-flip", "dissensus")
 PAGES = ("run", "bench", "collab")
 

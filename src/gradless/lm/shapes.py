@@ -107,7 +107,8 @@ def load(name: str, *, dtype: str | None = None, device: str = "cpu") -> Languag
         BadInput: unknown shape, dtype or device.
     """
     short = name.removeprefix(PREFIX)
-    shape, target = pick("shape", short, SHAPES), device_of(device)
+    shape = pick("shape", short, SHAPES)
+    target = torch.device(device) if device == "meta" else device_of(device)
     usual = torch.float32 if target.type == "cpu" else torch.bfloat16
     with quiet_transformers():
         model = _empty(shape, usual if dtype is None else pick("dtype", dtype, DTYPES), target)

@@ -106,6 +106,8 @@ def hybrid_zo_fo(
     """
     groups = parameters.groups(params)
     names = [name for group in groups for name, p in group["params"] if p.requires_grad]
+    if not isinstance(deep, str):
+        raise BadInput(f"deep is {deep!r}: give a regular expression")
     if not 0 < deep_lr_ratio < float("inf"):
         raise BadInput(f"deep_lr_ratio is {deep_lr_ratio}: it must be positive and finite")
     chosen = _matching(names, deep) if deep else block_order.last_units(names, deep_units, model)

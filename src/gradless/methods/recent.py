@@ -7,12 +7,12 @@ from typing import Unpack
 from gradless.directions import low_rank, rademacher
 from gradless.directions.blocks import random_blocks
 from gradless.directions.masks import sparse
-from gradless.errors import BadInput
+from gradless.errors import BadInput, pick
 from gradless.estimators import one_sided, spsa
 from gradless.methods.common import Common, Params, Queries, Rate, build, preset
 from gradless.optimizer import ZerothOrder
 from gradless.rules import chain, momentum, scale
-from gradless.rules.muon import orthogonalise
+from gradless.rules.muon import SCALES, orthogonalise
 from gradless.rules.normalise import rms_normalised, std_normalised
 
 __all__ = ["fzoo", "lezo", "mezo_rms", "sparse_mezo", "zo_muon"]
@@ -88,6 +88,7 @@ def zo_muon(
     if sides not in (1, 2):
         raise BadInput(f"sides is {sides}: give 2 for differences of plus and minus eps, or 1 for forward differences")
     estimator = spsa(eps=eps, queries=queries) if sides == 2 else one_sided(eps=eps, queries=queries)
+    pick("update", update, SCALES)
     rule = chain(orthogonalise(update), scale(lr))
     return build(params, low_rank(rank, refresh=refresh), estimator, rule, **common)
 

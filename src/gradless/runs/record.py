@@ -10,7 +10,7 @@ import platform
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 import torch
@@ -21,8 +21,9 @@ from gradless.lm.metrics import METRICS
 from gradless.system.atomic import write_text
 from gradless.system.peak_memory import PeakMeter
 from gradless.system.side_files import read_json, read_jsonl
-from gradless.system.typed import Amount, NotNegative
+from gradless.system.typed import NotNegative
 
+Whole = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # counted, not asked for: memory is more than `Amount` allows
 DONE, DIVERGED, INTERRUPTED = "done", "diverged", "interrupted"
 """How a run ended: ``status`` in its ``result.json``."""
 
@@ -30,23 +31,23 @@ DONE, DIVERGED, INTERRUPTED = "done", "diverged", "interrupted"
 class StepLine(msgspec.Struct, tag_field="event", tag="step"):
     """A line of ``metrics.jsonl`` about a training step."""
 
-    step: Amount
+    step: Whole
     loss: float | None
     coeffs: list[float] | None
     lr: float
-    forwards: Amount
+    forwards: Whole
     seconds: NotNegative
-    peak_memory_bytes: Amount
-    bytes: Amount = 0
+    peak_memory_bytes: Whole
+    bytes: Whole = 0
 
 
 class EvaluationLine(msgspec.Struct, tag_field="event", tag="eval"):
     """A line of ``metrics.jsonl`` about an evaluation; metrics stand beside these fields."""
 
-    step: Amount
+    step: Whole
     split: str
     loss: float | None
-    forwards: Amount
+    forwards: Whole
     seconds: NotNegative
     predictions: list[int | str]
     correct: list[Literal[0, 1]]
@@ -56,8 +57,8 @@ class EvaluationLine(msgspec.Struct, tag_field="event", tag="eval"):
 class InferenceLine(msgspec.Struct, tag_field="event", tag="inference"):
     """A line of ``metrics.jsonl`` about evaluating a training batch."""
 
-    step: Amount
-    bytes: Amount
+    step: Whole
+    bytes: Whole
     seconds: NotNegative
 
 
@@ -65,15 +66,15 @@ class Result(msgspec.Struct):
     """What others read of a tuning run's ``result.json``."""
 
     status: Literal["done", "diverged", "interrupted"]
-    steps: Amount
-    selected_step: Amount
+    steps: Whole
+    selected_step: Whole
     weights_sha256: str | None
     data_sha256: str
     zero_shot: dict[str, float]
     test: dict[str, float]
     interval: dict[str, tuple[float, float]]
     seconds_per_step: NotNegative
-    ledger_bytes: Amount
+    ledger_bytes: Whole
 
 
 class RunLog:

@@ -1,11 +1,8 @@
 """Passes over the columns of row blocks: inner products, weighted sums and coordinate rules, tile by tile.
 
-Rows may lie in several blocks, in 16 bits, on any device. A pass never holds more than a tile of them: on a CPU one
-block of float32 or float64 rows is read where it lies by the kernels of `gradless.collab.aggregation.numba_kernels`,
-everything else through a scratch tile in the precision that sums are computed in (float32, or float64 for float64
-rows).
-
-Shapes: M rows, D columns, P results, t columns of a tile.
+Rows may lie in several blocks, in 16 bits, on any device. On a CPU one block of float32 or float64 rows is read where
+it lies by `gradless.collab.aggregation.numba_kernels`, everything else through a scratch tile in the precision of sums:
+float32, or float64 for float64 rows. Shapes: M rows, D columns, P results, t columns of a tile.
 """
 
 from __future__ import annotations

@@ -17,9 +17,8 @@ from gradless.bench.timing import side_by_side
 from gradless.errors import BadInput
 from gradless.methods import FIRST, METHODS, ZEROTH
 from gradless.report.common.numbers import Score, metric_of, number, score, show, slug, sortable, unique
-from gradless.report.common.read import mapping
+from gradless.report.common.read import mapping, parse_json
 from gradless.runs.config import DEFAULTS
-from gradless.system.typed import parse_json
 
 KINDS = {
     "zo": "zeroth order",

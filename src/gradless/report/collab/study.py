@@ -11,9 +11,8 @@ from gradless.bench.results import FAILED
 from gradless.errors import BadInput
 from gradless.report.collab.names import ALPHA, GAMMA, NO_ATTACK, REFERENCE, algorithm_order, attack_order, split_name
 from gradless.report.common.numbers import Score, number, score, show, unique
-from gradless.report.common.read import mapping, read_json
+from gradless.report.common.read import mapping, parse_json, read_json
 from gradless.runs.record import DIVERGED
-from gradless.system.typed import parse_json
 
 ADVICE = "finish a run of `gradless collab simulate` in it first"
 

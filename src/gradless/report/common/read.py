@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-from gradless.system.typed import parse_json
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -15,6 +14,18 @@ def read_json(path: Path) -> dict[str, Any]:
         return mapping(parse_json(path.read_text()))
     except (OSError, ValueError):
         return {}
+
+
+def parse_json(text: str) -> Any:
+    """What JSON text of a run holds; NaN too, which earlier releases wrote.
+
+    Raises:
+        ValueError: no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def mapping(value: Any) -> dict[str, Any]:

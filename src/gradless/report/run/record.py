@@ -11,12 +11,11 @@ from gradless.errors import BadInput
 from gradless.lm import metrics
 from gradless.methods import METHODS, Method
 from gradless.report.common.numbers import counted, finite, metric_of, number
-from gradless.report.common.read import mapping, read_json
+from gradless.report.common.read import mapping, parse_json, read_json
 from gradless.runs import predictions
 from gradless.runs.config import TuneConfig
 from gradless.runs.predictions import Prediction
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED
-from gradless.system.typed import parse_json
 
 UNFINISHED = "unfinished"
 """Of a run without ``result.json``: it was killed, or is still at work."""
