@@ -138,5 +138,5 @@ def test_mezo_adam_takes_window_and_betas():
 def test_zo_muon_has_one_or_two_sides():
     with pytest.raises(BadInput, match="sides is 3: give 2"):
         gl.zo_muon([("w", problem()[0])], sides=3)
-    with pytest.raises(BadInput, match="unknown scale 'rmss': did you mean 'rms'"):
+    with pytest.raises(BadInput, match="unknown update 'rmss': did you mean 'rms'"):
         gl.zo_muon([("w", problem()[0])], update="rmss")
