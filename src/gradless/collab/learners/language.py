@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradless import lm
+from gradless import lm, tasks
 from gradless.collab.config import CollabConfig
 from gradless.collab.data.splits import Batches
 from gradless.collab.learners.assignment import shares
@@ -59,8 +59,6 @@ class Text:
         if cut := sum(row.cut for row in self.encoded):
             limit = encode.length_limit(self.model.lm)
             _say(encode.cut_sentence(self.model.lm, "training", cut, len(self.encoded), limit))
-        if any(len(row.options) < 2 for row in self.encoded):
-            raise BadInput(f"task '{self.task.name}' has no options to choose from: take a classification task")
         labels = torch.tensor([row.gold for row in self.encoded])
         self.shares = shares(config, labels, peers)
 
@@ -97,6 +95,8 @@ def _say(line: str) -> None:
 
 
 def _loaded(tune: TuneConfig) -> tuple[Task, Splits]:
+    if tune.task and tasks.get(tune.task).kind == "generation":  # before its data are fetched
+        raise BadInput(f"task '{tune.task}' has no options to choose from: take a classification task")
     task, rows = build.load_task(tune, _say)
     if not rows.train or not rows.test:
         raise BadInput("a group needs training and test rows: raise num_train and num_test")
