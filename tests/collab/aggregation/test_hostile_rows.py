@@ -120,7 +120,7 @@ KINDS = ["mixed", "one column", "both signs", *extremes(torch.float64)]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_liars_of_any_numbers_end_in_honest_weights(name, dtype):
     top, long = most(name), name.count("+") == 2
-    for kind, f in itertools.product(KINDS[:5] if long else KINDS, (top,) if long else (0, 1, top)):
+    for kind, f in itertools.product(KINDS[:5] if long else KINDS, (top,) if long else sorted({0, min(1, top), top})):
         check(name, dtype, kind, f, seed=f)
 
 
