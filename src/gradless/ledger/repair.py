@@ -17,16 +17,16 @@ def report(path: Path) -> tuple[bool, list[str]]:
     Raises:
         BadInput: not a ledger, or a damaged header.
     """
-    found = examine(path)
-    header, steps = found.contents.header, len(found.contents.moves)
+    examined = examine(path)
+    header, steps = examined.contents.header, len(examined.contents.moves)
     lines = [
-        f"{path}: version {found.version}, {_writer(header)}",
+        f"{path}: version {examined.version}, {_writer(header)}",
         f"base weights: {header.get('base_sha256') or header.get('frozen_sha256') or 'not in the header'}",
         f"streams and arithmetic: {_release(header)}",
-        f"{steps} steps are intact ({found.contents.good_bytes} bytes)",
-        f"tail: {_tail(found)}",
+        f"{steps} steps are intact ({examined.contents.good_bytes} bytes)",
+        f"tail: {_tail(examined)}",
     ]
-    return not found.contents.torn_bytes, lines
+    return not examined.contents.torn_bytes, lines
 
 
 def _writer(header: Header) -> str:
@@ -46,13 +46,13 @@ def _release(header: Header) -> str:
     return "those of this release"
 
 
-def _tail(found: Examined) -> str:
+def _tail(examined: Examined) -> str:
     """Return what lies behind the last intact record."""
-    torn = found.contents.torn_bytes
+    torn = examined.contents.torn_bytes
     if not torn:
         return "none"
-    if found.changed:
-        return f"{torn} bytes from a changed or damaged record on ({found.changed})"
+    if examined.changed:
+        return f"{torn} bytes from a changed or damaged record on ({examined.changed})"
     return f"{torn} bytes that are no record, as a crash leaves them: resuming a run cuts them"
 
 

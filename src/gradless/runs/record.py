@@ -20,7 +20,7 @@ from gradless.lm.evaluate import Evaluation
 from gradless.lm.metrics import METRICS
 from gradless.system.atomic import write_text
 from gradless.system.peak_memory import PeakMeter
-from gradless.system.side_files import read_json, read_jsonl
+from gradless.system.side_files import read_jsonl, read_table
 from gradless.system.typed import NotNegative
 
 Whole = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # counted, not asked for: memory is more than `Amount` allows
@@ -181,13 +181,7 @@ def _is_line(table: dict[str, Any], rows: Mapping[str, int]) -> bool:
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """Return the ``result.json`` of a tuning run, or None where there is none that can be read."""
-    result = read_json(folder / "result.json")
-    try:
-        msgspec.convert(result, Result)
-    except (msgspec.ValidationError, OverflowError):
-        return None
-    table: dict[str, Any] = result
-    return table
+    return read_table(folder / "result.json", Result)
 
 
 def versions() -> dict[str, str]:

@@ -100,7 +100,7 @@ def claimed(folder: Path, *, option: str = "--out", say: Callable[[str], None] =
         BadInput: another process holds it, or it is a file.
         OSError: it cannot be made.
     """
-    made = _make(folder, option)
+    new_folders = _make(folder, option)
     descriptor = None
     try:
         descriptor = _claim(folder, option, say)
@@ -110,7 +110,7 @@ def claimed(folder: Path, *, option: str = "--out", say: Callable[[str], None] =
             with contextlib.suppress(OSError):  # Windows removes no open file
                 (folder / LOCK).unlink()
             os.close(descriptor)
-        for path in made:
+        for path in new_folders:
             with contextlib.suppress(OSError):  # not empty
                 path.rmdir()
 

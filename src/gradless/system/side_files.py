@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from gradless.system.atomic import NEW
 from gradless.system.typed import parse_json
 
@@ -20,6 +22,16 @@ def read_json(path: Path) -> Any:
         return parse_json(path.read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def read_table(path: Path, kind: type[Any]) -> dict[str, Any] | None:
+    """Return the table in a JSON file, or None where there is none with the fields of ``kind``; it may have others."""
+    table: Any = read_json(path)
+    try:
+        msgspec.convert(table, kind)
+    except (msgspec.ValidationError, OverflowError):
+        return None
+    return dict(table)
 
 
 def read_jsonl(path: Path) -> tuple[list[dict[str, Any]], int]:

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-import msgspec
 import torch
 from torch import Tensor
 
@@ -30,7 +29,7 @@ from gradless.system import locks
 from gradless.system.atomic import write_json
 from gradless.system.hashing import weights_sha256
 from gradless.system.progress import Reporter
-from gradless.system.side_files import make_room, read_json
+from gradless.system.side_files import make_room, read_table
 from gradless.system.typed import parse_json
 
 
@@ -120,13 +119,7 @@ def _finished(config: CollabConfig, folder: Path) -> dict[str, Any] | None:
 
 def finished_result(folder: Path) -> dict[str, Any] | None:
     """Return ``result.json`` of a run that has come to its end; None where it was lost or is something else."""
-    result = read_json(folder / "result.json")
-    try:
-        msgspec.convert(result, Result)
-    except (msgspec.ValidationError, OverflowError):
-        return None
-    table: dict[str, Any] = result
-    return table
+    return read_table(folder / "result.json", Result)
 
 
 def _loop(run: SimulationState, reporter: Reporter) -> str:
