@@ -207,7 +207,7 @@ def _facts(subject: Subject) -> dict[str, Any]:
         "length": settings.length,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": settings.device,
-        "device_name": _device_name(model.device),
+        "device_name": device_name(model.device),
         "threads": torch.get_num_threads(),
         "repeats": settings.repeats,
         "seed": settings.seed,
@@ -217,7 +217,8 @@ def _facts(subject: Subject) -> dict[str, Any]:
     }
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Return the name of the processor or GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     with contextlib.suppress(OSError):
