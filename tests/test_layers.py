@@ -67,8 +67,9 @@ INSIDE = {
         *("system.progress", "system.cache", "system.tensor_state", "system.finished_runs"),
     ),
     "runs": (
-        *("runs.config", "runs.config_io", "runs.record", "runs.predictions", "runs.hub", "runs.build", "runs.replay"),
-        *("runs.context", "runs.card", "runs.tensorboard", "runs.torchrun", "runs.finish", "runs.train", "runs.save"),
+        *("runs.config", "runs.config_io", "runs.record", "runs.predictions", "runs.facts", "runs.hub", "runs.build"),
+        *("runs.replay", "runs.context", "runs.describe"),
+        *("runs.card", "runs.tensorboard", "runs.torchrun", "runs.finish", "runs.train", "runs.save"),
         "runs.jobs",
     ),
     "collab": (

@@ -1,0 +1,158 @@
+"""What a run's data are: shown before it trains, kept in ``data.json``, and in ``result.json`` under ``data``.
+
+Here is the shape of the record, and what its readers say of it; `gradless.runs.describe` makes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, NamedTuple
+
+import msgspec
+
+from gradless.system.side_files import read_json
+from gradless.system.typed import NotNegative
+
+FILE: Final = "data.json"
+"""In a run directory from before the first step, so that a run that was killed has it too. It can be deleted."""
+SPLITS: Final = ("train", "dev", "test")
+
+Whole = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class ClassFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A class of a classification task."""
+
+    label: str
+    word: str
+    """The text that is scored for it, its leading space included; empty where each row has words of its own."""
+    tokens: Whole | None = None
+    """Of that text; None where no model was at hand."""
+    rows: dict[str, Whole] = {}
+    """By split."""
+
+
+class Majority(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer that is right most often in a split, and what a model has right that always gives it."""
+
+    answer: str
+    share: Share
+
+
+class Prompt(msgspec.Struct, frozen=True, kw_only=True):
+    """The first training row (without one: test row) as the model reads it, each part shortened in its middle."""
+
+    before: str
+    scored: str
+    after: str = ""
+
+
+class Cut(msgspec.Struct, frozen=True, kw_only=True):
+    """Rows that are longer than the model reads."""
+
+    rows: dict[str, Whole]
+    """By split."""
+    side: str
+    """``beginning`` or ``end``: what is left out."""
+    limit: Whole
+    """Tokens of prompt and answer."""
+    reason: str
+    """What sets the limit."""
+
+
+class Time(msgspec.Struct, frozen=True, kw_only=True):
+    """What the run is expected to take."""
+
+    seconds: NotNegative
+    how: str
+    """From what it was computed."""
+
+
+class DataFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """The facts. What is not known, or does not fit the kind of task, is empty or None."""
+
+    kind: str
+    """``classification``, ``choice`` or ``generation``."""
+    rows: dict[str, Whole]
+    """By split."""
+    classes: list[ClassFacts] = []
+    majority: dict[str, Majority] = {}
+    """By split, of splits that have rows. Any result on ``test`` has to beat its share."""
+    chance: Share | None = None
+    """Of choice tasks: the share of test rows that a random answer has right."""
+    answers: str = ""
+    """Of generation tasks: a phrase about the length of the answers."""
+    repeated: dict[str, Whole] = {}
+    """Rows whose text stands in another split as well: ``dev in train``, ``test in train``, ``test in dev``."""
+    contradictory: Whole = 0
+    """Training rows whose text stands in another training row with another answer."""
+    prompt: Prompt | None = None
+    cut: Cut | None = None
+    warnings: list[str] = []
+    """A sentence for each thing that makes a result say less than it seems to."""
+    time: Time | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a plain dictionary, which `read` takes back."""
+        values: dict[str, Any] = msgspec.to_builtins(self)
+        return values
+
+
+def read(value: Any) -> DataFacts | None:
+    """Return facts from what JSON held, or None for anything else; fields of later releases are ignored."""
+    try:
+        return msgspec.convert(value, DataFacts)
+    except (msgspec.ValidationError, OverflowError):
+        return None
+
+
+def of_run(folder: Path, result: Mapping[str, Any]) -> DataFacts | None:
+    """Return the facts of a run: those of its result, or what it wrote before it trained."""
+    return read(result.get("data")) or read(read_json(folder / FILE))
+
+
+class Baseline(NamedTuple):
+    """A result on test beside that of always giving the most frequent answer."""
+
+    answer: str
+    share: float
+    right: float
+    """Share of right answers of the result."""
+    beaten: bool | None
+    """None: more are right, but the 95 % interval of the result holds the baseline's share too."""
+    sentence: str
+
+
+def baseline(result: Mapping[str, Any]) -> Baseline | None:
+    """Return how the ``test`` of a ``result.json`` stands to the majority share; None where one is not known."""
+    facts, right = read(result.get("data")), _right(result)
+    majority = facts.majority.get("test") if facts is not None else None
+    if facts is None or majority is None or right is None:
+        return None
+    share = max(majority.share, facts.chance or 0.0)
+    low = _low(result)
+    beaten = False if right <= share else None if low is not None and low <= share else True
+    answer = majority.answer if share == majority.share else "a random option"
+    end = {True: "more", False: "no more", None: "more, but not clearly (95 % interval)"}[beaten]
+    sentence = f"always answering {answer} has {share:.1%} of the test rows right; this model has {right:.1%}, {end}"
+    return Baseline(answer, share, right, beaten, sentence)
+
+
+def _right(result: Mapping[str, Any]) -> float | None:
+    """Return the share of right answers on test."""
+    for part, name in (("share_right", "test"), ("test", "accuracy")):
+        values = result.get(part)
+        value = values.get(name) if isinstance(values, Mapping) else None
+        if isinstance(value, int | float) and 0 <= value <= 1:
+            return float(value)
+    return None
+
+
+def _low(result: Mapping[str, Any]) -> float | None:
+    """Return the lower end of the interval of that share."""
+    intervals = result.get("interval")
+    ends = intervals.get("test") if isinstance(intervals, Mapping) else None
+    fits = isinstance(ends, list | tuple) and len(ends) == 2 and isinstance(ends[0], int | float)
+    return float(ends[0]) if fits and ends is not None else None
