@@ -107,7 +107,8 @@ INSIDE = {
     ),
     "tasks": (
         *("tasks.files", "tasks.base", "tasks.sentences", "tasks.pairs", "tasks.superglue", "tasks.choices"),
-        *("tasks.questions", "tasks.split", "tasks.own_rows", "tasks.own"),
+        *("tasks.questions", "tasks.split", "tasks.text_rows", "tasks.arrow_rows", "tasks.own_rows"),
+        "tasks.own",
     ),
     "report": ("report.common", "report.run", "report.bench", "report.collab", "report.__init__"),
 }

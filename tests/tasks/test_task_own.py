@@ -156,7 +156,8 @@ def test_bad_input(tmp_path: Path, change: dict[str, Any], message: str) -> None
         ("a.jsonl", '{"text": "a", "label": 0}\n\n{"text": ', r"a.jsonl, line 3: broken JSON"),
         ("a.csv", "text,label\na,0\nb,1,c\n", r"a.csv, line 3: 3 fields where 2 are expected"),
         ("a.jsonl", '{"text": ["a"], "label": 0}', r"line 1: column 'text' holds a list"),
-        ("a.parquet", "x", "of no known type"),
+        ("a.xls", "x", "of no known type"),
+        ("a.parquet", "x", "damaged, or of another kind"),
     ],
 )
 def test_bad_files(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -18,8 +18,8 @@ from gradless.system import terminal, typed
 from gradless.tasks import own_rows
 from gradless.tasks.base import MASK, Example, Splits, Task
 from gradless.tasks.files import BLANK, Row, parse_json
-from gradless.tasks.own_rows import Wanted
 from gradless.tasks.split import draw
+from gradless.tasks.text_rows import Wanted
 
 PATHS: Final = ("train", "dev", "test")
 TEXTS: Final = ("name", "template", "label_column", "delimiter", "encoding")
