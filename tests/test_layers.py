@@ -281,6 +281,22 @@ def test_no_pickle_and_no_global_generator():
     assert not wrong, "\n".join(wrong)
 
 
+def test_text_files_name_their_encoding():
+    """Python takes the one of the system, which on Windows is not UTF-8."""
+    bare = []
+    for name, tree in trees().items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            mode = next((one.value for one in node.args if isinstance(one, ast.Constant)), "r")
+            text = node.func.attr in ("read_text", "write_text")
+            text |= node.func.attr == "open" and mode in ("r", "w", "a", "x", "r+", "w+")
+            module = ast.unparse(node.func.value) in ("os", "tarfile", "Image", "archive", "zipfile", "typed")
+            if text and not module and all(keyword.arg != "encoding" for keyword in node.keywords):
+                bare.append(f"{name}:{node.lineno}")
+    assert not bare, f'{bare}: add encoding="utf-8"'
+
+
 def test_files_stay_short():
     long = {str(path.relative_to(SOURCE)): len(path.read_text().splitlines()) for path in FILES}
     assert not {name: lines for name, lines in long.items() if lines > LONGEST_FILE}

@@ -47,6 +47,11 @@ class Leaf(NamedTuple):
         return self.active is None or self.active(key)
 
 
+def wide(x: Tensor) -> Tensor:
+    """Return a tensor in float64: on its device, or on the CPU if that is an Apple GPU, which has no float64."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 Made = TypeVar("Made")
 
 

@@ -294,6 +294,37 @@ def test_the_command_prints_a_table_and_writes_it(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "taken"),
+    [
+        *(("24", 24 * 10**9), (" 24 ", 24 * 10**9), ("0.5", 5 * 10**8), ("24gb", 24 * 10**9), ("24G", 24 * 10**9)),
+        *(("24GiB", 24 * 2**30), ("1.5 TiB", 3 * 2**39), ("500MB", 5 * 10**8), ("8 kib", 8192), ("77B", 77)),
+    ],
+)
+def test_a_size_has_a_unit_or_is_in_gb(text, taken):
+    assert plan.size(text) == taken
+
+
+def test_the_command_says_what_it_took(tmp_path):
+    words = [
+        "plan",
+        "--model",
+        "tiny-llama",
+        "--batch-size",
+        "2",
+        "--length",
+        "8",
+        "--memory",
+        "24",
+        "--memory",
+        "1GiB",
+    ]
+    printed = CliRunner().invoke(main, [*words, "--json", str(tmp_path / "plan.json")]).output
+    assert "Compared with 24GB = 24,000,000,000 bytes; 1GiB = 1,073,741,824 bytes." in printed
+    saved = json.loads((tmp_path / "plan.json").read_text())
+    assert saved["budgets_bytes"] == {"24GB": 24 * 10**9, "1GiB": 2**30}
+
+
+@pytest.mark.parametrize(
     ("words", "part"),
     [
         (["--model", "gemma-3-270n"], "did you mean 'gemma-3-270m'"),
@@ -305,7 +336,9 @@ def test_the_command_prints_a_table_and_writes_it(tmp_path):
         (["--model", "tiny-llama", "--attention", "slow"], "unknown attention 'slow'"),
         (["--model", "tiny-llama", "--length", "9999"], "more than the 256 tokens"),
         (["--model", "tiny-llama", "--batch-size", "0"], "batch_size is 0: give a whole number of at least 1"),
-        (["--model", "tiny-llama", "--memory", "lots"], "is no size of a memory"),
+        (["--model", "tiny-llama", "--memory", "lots"], "is no size of a memory: write 24 (GB), 24GiB or 500MB"),
+        (["--model", "tiny-llama", "--memory", "24000000000"], "would be 24000000000 GB: write 24000000000B"),
+        (["--model", "tiny-llama", "--memory", "0"], "is no size of a memory"),
         (["--model", "tiny-llama", "--dtype", "int8"], "unknown dtype 'int8'"),
         (["--model", "tiny-roberta", "--objective", "lm"], "masked model"),
     ],

@@ -18,7 +18,7 @@ from gradless.errors import BadInput
 from gradless.runs.config import TuneConfig, difference
 from gradless.system import locks
 from gradless.system.atomic import write_json, write_text
-from gradless.system.typed import parse_json
+from gradless.system.typed import parse_json, read_text
 
 GRID = "grid.toml"
 WHOLE = "directory"  # the lock on results.jsonl, the requests and the grid
@@ -65,7 +65,7 @@ def join(asked: Grid, possible: Sequence[Request], out: Path) -> None:
     with alone(out):
         check_runs(asked, possible, out)  # again: another may have begun here with another grid
         if not (out / GRID).exists() or _difference(asked, out):
-            write_text(out / GRID, asked.path.read_text(encoding="utf-8"))
+            write_text(out / GRID, read_text(asked.path))
 
 
 def ask(wanted: Sequence[Request], out: Path) -> None:
@@ -96,7 +96,7 @@ def _difference(asked: Grid, out: Path) -> str | None:
 def _reason(path: Path, possible: Sequence[Request]) -> str:
     """Return why the same grid does not know a run: a file beside it, or gradless itself, has changed."""
     try:
-        old = parse_json(path.read_text())
+        old = parse_json(path.read_text(encoding="utf-8"))
         key = (old["phase"], old["cell"], old["point"], old["seed"])
         same = [one for one in possible if (one.phase, one.cell, one.point, one.seed) == key]
         changed = difference(TuneConfig.from_json(old["config"]), same[0].config) if same else None

@@ -59,7 +59,7 @@ def timings(out: Path, *, repeats: int = 7, reporter: Reporter | None = None) ->
     groups: dict[str, dict[str, TuneConfig]] = {}
     for line in results.read(out):
         if line["phase"] == FINAL and line["status"] == "done":
-            asked = parse_json(results.request_file(out, line["id"]).read_text())
+            asked = parse_json(results.request_file(out, line["id"]).read_text(encoding="utf-8"))
             config = TuneConfig.from_json(asked["config"])
             shared = {name: value for name, value in config.to_json().items() if name not in OWN}
             group = groups.setdefault(json.dumps(shared, sort_keys=True), {})
@@ -82,7 +82,10 @@ def read(out: Path) -> dict[str, float]:
     if not path.exists():
         return {}
     try:
-        return {name: float(row["step_seconds"]) for name, row in parse_json(path.read_text())["cells"].items()}
+        return {
+            name: float(row["step_seconds"])
+            for name, row in parse_json(path.read_text(encoding="utf-8"))["cells"].items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{path} cannot be read: measure again with --timings, or remove it") from None
 

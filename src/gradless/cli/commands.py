@@ -15,7 +15,7 @@ from gradless.cli.completion import Named
 from gradless.cli.doctor import completion, doctor
 from gradless.cli.fields import of_fields, of_hint
 from gradless.cli.ledger import ledger
-from gradless.cli.options import FILE, FOLDER, HELP, PATH, Commands, FromFile, need, options
+from gradless.cli.options import FILE, FOLDER, HELP, PATH, Commands, FromFile, example, need, options
 from gradless.cli.plan import plan
 from gradless.cost.settings import ProfileSettings
 from gradless.errors import BadInput, unknown
@@ -70,6 +70,7 @@ save_options = options(
 @save_options
 @click.option("--tensorboard", is_flag=False, flag_value="", metavar="[DIR]", help="Write events (OUT/tensorboard).")
 @click.option("--out", type=PATH, required=True, help="Run directory.")
+@example("Print a commented file for --config that runs as it is, with every setting, and stop.", named=False)
 def tune(
     out: Path,
     timeout: float,
@@ -89,6 +90,7 @@ def tune(
         --label-column label --labels "0=terrible,1=great" --out runs/mine
     gradless tune --model gemma-3-270m --task sst2 --out runs/sst2 --tensorboard --save models/sst2
     torchrun --nproc-per-node 4 -m gradless tune --model gemma-3-270m --task sst2 --device cuda --out runs/four
+    gradless tune --example > run.toml
     """
     from gradless.runs import jobs, torchrun
 
@@ -200,12 +202,16 @@ def profile(no_memory: bool, no_eager: bool, only: str | None, **settings: Any) 
 @click.option(
     "--reuse", "known", type=FILE, multiple=True, help="A results.jsonl whose finished runs are not made again."
 )
+@example(
+    "Print a grid and stop: reviews (runs as it is), auto, checkpointed, frontier, lora-rate or study.", named=True
+)
 def bench(grid: Path, out: Path, timings: bool, **how: Any) -> None:
     """Run a grid of methods, schemes, tasks and hyper-parameters; a killed one resumes where it was.
 
     \b
-    gradless bench benchmarks/grids/frontier.toml --out runs/frontier --dry-run
-    gradless bench benchmarks/grids/frontier.toml --out runs/frontier
+    gradless bench --example > grid.toml
+    gradless bench grid.toml --out runs/bench --dry-run
+    gradless bench grid.toml --out runs/bench
     gradless bench mine.toml --out runs/mine --reuse runs/frontier/results.jsonl
     """
     from gradless import bench as job

@@ -69,7 +69,7 @@ def demo(folder: Path, *, steps: int, seed: int, resume: bool) -> dict[str, Any]
 
 def _write_splits(corpus: Path, folder: Path, seed: int) -> dict[str, str]:
     """Clear sentences as train and test files; a permutation of the whole corpus keeps them apart."""
-    rows = [json.loads(line) for line in corpus.read_text().splitlines()]
+    rows = [json.loads(line) for line in corpus.read_text(encoding="utf-8").splitlines()]
     clear = [row for row in rows if abs(row["rating"]) >= CLEAR]
     order = [clear[i] for i in rng.permutation(len(clear), seed, "demo")]
     folder.mkdir(parents=True, exist_ok=True)

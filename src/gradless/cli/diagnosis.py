@@ -277,7 +277,7 @@ def cores() -> int:
     """Return the processor cores that this process may use: affinity and a container's share, rounded up."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()[:2]
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()[:2]
         return min(usable, max(1, -(-int(quota) // int(period))))
     except (OSError, ValueError):  # no such file, or "max"
         return usable

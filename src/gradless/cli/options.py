@@ -150,3 +150,23 @@ def options(*decorators: Callable) -> Callable:
         return function
 
     return wrap
+
+
+def example(words: str, *, named: bool) -> Callable:
+    """Return the option ``--example``, which prints a file of `gradless.cli.examples` and ends the command.
+
+    Args:
+        words: help of the option.
+        named: whether it takes the name of a grid; otherwise the file is that of a run.
+    """
+
+    def show(ctx: click.Context, _: click.Parameter, value: Any) -> None:
+        if value in (None, False) or ctx.resilient_parsing:
+            return
+        from gradless.cli import examples
+
+        click.echo(examples.grid(value) if named else examples.run(), nl=False)
+        ctx.exit()
+
+    how: dict[str, Any] = {"is_flag": False, "flag_value": "", "metavar": "[NAME]"} if named else {"is_flag": True}
+    return click.option("--example", is_eager=True, expose_value=False, callback=show, help=words, **how)

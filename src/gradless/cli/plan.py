@@ -23,7 +23,9 @@ HEADS = ("", "weights", "gradients", "optimizer state", "activations", "scratch"
 @click.command("plan")
 @of_fields(PlanSettings, "model method scheme batch_size length dtype attention objective engine device")
 @of_fields(PlanSettings, "rank num_prefix num_prompt")
-@click.option("--memory", multiple=True, help="Memory to compare with, e.g. 24GB or 24GiB; may be repeated.")
+@click.option(
+    "--memory", multiple=True, help="Memory to compare with, e.g. 24GiB; a number alone is GB; may be repeated."
+)
 @click.option("--json", "json_file", type=FILE, help="Write all figures, in bytes, to this file.")
 def plan(memory: tuple[str, ...], json_file: Path | None, **settings: Any) -> None:
     """Say how much memory inference and ways of tuning need, from the model's configuration alone.
@@ -39,9 +41,11 @@ def plan(memory: tuple[str, ...], json_file: Path | None, **settings: Any) -> No
     from gradless.cost import plan as job
     from gradless.system.atomic import write_json
 
-    budgets = {text: job.size(text) for text in memory or job.BUDGETS}
+    budgets = {_with_unit(text): job.size(text) for text in memory or job.BUDGETS}
     planned = job.plan(PlanSettings(**settings))
     show(planned, budgets)
+    if memory:
+        terminal.say(f"Compared with {'; '.join(f'{text} = {budget:,} bytes' for text, budget in budgets.items())}.")
     if json_file is not None:
         json_file.parent.mkdir(parents=True, exist_ok=True)
         write_json(json_file, as_json(planned, budgets))
@@ -95,6 +99,11 @@ def gigabytes(count: int) -> str:
     if value < 0.0005:
         return "<0.001"
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.{2 if value >= 1 else 3}f}"
+
+
+def _with_unit(size: str) -> str:
+    """Return a size as it is shown: what `gradless.cost.plan.size` takes for GB says so."""
+    return f"{size.strip()}GB" if size.strip()[-1:].isdecimal() else size
 
 
 def _fits(fits: Sequence[bool], names: Sequence[str]) -> str:

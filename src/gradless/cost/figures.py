@@ -21,7 +21,7 @@ def run_picture(folder: Path, *, metric: str = "accuracy", title: str = "") -> P
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     steps = [line for line in lines if line["event"] == "step" and line["loss"] is not None]
     figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)

@@ -56,7 +56,7 @@ def in_processes(settings: Settings, reporter: Reporter) -> dict[str, dict[str, 
             command += ["--json", str(target)]
             run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
             if run.returncode == 0:
-                peaks[name] = json_format.loads(target.read_text())
+                peaks[name] = json_format.loads(target.read_text(encoding="utf-8"))
             else:
                 why = (run.stderr.strip().splitlines() or ["killed, out of memory?"])[-1]
                 reporter.say(f"the memory of {name} could not be measured: {why}")

@@ -61,7 +61,12 @@ BUDGETS: Final = ("8GB", "16GB", "24GB", "40GB", "80GB")
 LABELS: Final = (0, 1)
 FLOAT: Final = 4
 TEMPORARIES: Final = 3
-UNITS: Final = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+UNITS: Final = {
+    **{"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12},
+    **{"KI": 2**10, "MI": 2**20, "GI": 2**30, "TI": 2**40},
+}
+MOST_GB: Final = 10**5
+"""A number alone above it was meant in bytes, and not in GB."""
 
 
 class Need(NamedTuple):
@@ -171,19 +176,22 @@ def subject(settings: Settings, scheme: str) -> Subject:
 
 
 def size(text: str) -> int:
-    """Return the bytes of a size in words.
+    """Return the bytes of a size in words; a number alone is in GB.
 
     Raises:
-        BadInput: it is no size.
+        BadInput: it is no size, or a number alone that can only be bytes.
 
     Example:
-        >>> size("24GB"), size("24 GiB"), size("512m")
-        (24000000000, 25769803776, 512000000)
+        >>> size("24GB"), size("24 GiB"), size("512m"), size("24")
+        (24000000000, 25769803776, 512000000, 24000000000)
     """
-    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]+)?)\s*([KMGT]I?B?|B)\s*", text.upper())
+    match = re.fullmatch(r"\s*([0-9]{1,18}(?:\.[0-9]+)?)\s*([KMGT]I?B?|B)?\s*", text.upper())
     if match is None or not float(match[1]):
-        raise BadInput(f"'{text}' is no size of a memory with its unit: write 24GB or 24GiB")
-    return round(float(match[1]) * UNITS[match[2].removesuffix("B")])
+        raise BadInput(f"'{text}' is no size of a memory: write 24 (GB), 24GiB or 500MB")
+    number, unit = float(match[1]), match[2] or "GB"
+    if not match[2] and number > MOST_GB:
+        raise BadInput(f"'{text}' without a unit would be {text.strip()} GB: write {text.strip()}B if it is bytes")
+    return round(number * UNITS[unit.removesuffix("B")])
 
 
 # ---------------------------------------------------------------------------------------------------------------

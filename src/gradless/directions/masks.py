@@ -34,6 +34,7 @@ from gradless.directions.selection import (
     threshold_of,
 )
 from gradless.errors import BadInput, pick
+from gradless.gradients import wide
 
 Params = Mapping[str, Tensor]
 
@@ -130,7 +131,7 @@ def wanda(params: Params, keep: float, *, norms: Mapping[str, Tensor]) -> dict[s
 
     def choose(name: str, p: Tensor, count: int) -> Tensor:
         if name in norms:
-            return highest_of_each_output(name, p, norms[name], keep)
+            return highest_of_each_output(name, p, norms[name].to(p.device), keep)
         return highest({name: p}, count, magnitude_rank)[name]
 
     return _each(params, keep, choose)
@@ -258,8 +259,9 @@ def input_norms(
         run: calls the model, on a few batches say. No gradients are recorded.
 
     Returns:
-        By the name of the weight, float32 on its device: ``[in]`` for `torch.nn.Linear`, ``[in, 1]`` for layers of a
-        class named Conv1D, whose weight is ``[in, out]``. Layers that were not called are missing.
+        By the name of the weight, float32 on its device (of Apple GPUs: on the CPU): ``[in]`` for `torch.nn.Linear`,
+        ``[in, 1]`` for layers of a class named Conv1D, whose weight is ``[in, out]``. Layers that were not called are
+        missing.
 
     Cost: what ``run`` costs. Memory: the largest input of a layer in float64.
 
@@ -274,7 +276,7 @@ def input_norms(
     def watch(name: str, module: nn.Module, transposed: bool) -> None:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             x = args[0] if args else next(iter(kwargs.values()))
-            squares = x.detach().reshape(-1, x.shape[-1]).double().square().sum(0)
+            squares = wide(x.detach().reshape(-1, x.shape[-1])).square().sum(0)
             squares = squares.unsqueeze(1) if transposed else squares
             sums[name] = sums[name] + squares if name in sums else squares
 

@@ -319,7 +319,7 @@ class _Mean:
         self.weight = 0.0
 
     def add(self, value: torch.Tensor, weight: float) -> None:
-        self.parts.append(value.double().cpu() * weight if value.device.type != "cuda" else value * weight)
+        self.parts.append(value.cpu().double() * weight if value.device.type != "cuda" else value * weight)
         self.weight += weight
 
     def value(self) -> float | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradless import kernels
 from gradless.errors import BadInput, pick
-from gradless.gradients import Gradient, Lazy, Leaf, Mixture
+from gradless.gradients import Gradient, Lazy, Leaf, Mixture, wide
 from gradless.rng import MASK64, Stream
 from gradless.rules.base import Rule
 
@@ -71,11 +71,11 @@ def _update(leaf: Leaf, mixture: Mixture, factor: Callable[[int, int, int], floa
     shape = leaf.param.shape
     if leaf.draw is not None or leaf.stream.kind != "low_rank" or leaf.mask is not None:
         g = mixture.leaf(leaf)
-        length = float(torch.linalg.vector_norm(g, dtype=torch.float64))
+        length = float(torch.linalg.vector_norm(g if g.device.type != "mps" else wide(g), dtype=torch.float64))
         count = g.numel() if leaf.mask is None else int(leaf.mask.sum())
         scale = factor(count, 1, 1) / length if length else 1.0
         # Of an estimate so small that the quotient is no float32, the elements are.
-        return g.mul_(scale) if scale <= torch.finfo(g.dtype).max else g.copy_(g.double().mul_(scale))
+        return g.mul_(scale) if scale <= torch.finfo(g.dtype).max else g.copy_(wide(g).mul_(scale))
     if not any(map(leaf.reached, mixture.keys)):
         return torch.zeros(shape, device=leaf.param.device)
     left, right = factors(leaf, mixture)
@@ -116,12 +116,12 @@ def thin_polar(left: Tensor, right: Tensor) -> tuple[Tensor, int]:
     With V = Q H, Q orthonormal, and B = A H^T it is B (B^T B)^(-1/2) Q^T = A M V^T: an ``[R, R]`` matrix M in between.
     Singular values below 1e-6 of the largest are taken for zero, and their directions are left out.
     """
-    a, v = left.double(), right.double()
+    a, v = wide(left), wide(right)
     roots, vectors = _roots(v.T @ v)
     b = a @ (vectors * roots)
     lengths, turns = _roots(b.T @ b)
     middle = (turns / lengths) @ turns.T @ (vectors / roots).T
-    return (b @ middle).float() @ right.T, len(lengths)
+    return (b @ middle).float().to(right.device) @ right.T, len(lengths)
 
 
 def dense_polar(matrix: Tensor) -> tuple[Tensor, int]:
@@ -132,9 +132,9 @@ def dense_polar(matrix: Tensor) -> tuple[Tensor, int]:
     if matrix.shape[0] < matrix.shape[1]:
         polar, rank = dense_polar(matrix.T)
         return polar.T.contiguous(), rank
-    g = matrix.double()
+    g = wide(matrix)
     lengths, turns = _roots(g.T @ g)
-    return (g @ ((turns / lengths) @ turns.T)).float(), len(lengths)
+    return (g @ ((turns / lengths) @ turns.T)).float().to(matrix.device), len(lengths)
 
 
 def _roots(gram: Tensor) -> tuple[Tensor, Tensor]:

@@ -274,7 +274,7 @@ def fastest_engine(device: str, scheme: str) -> str:
     """
     from gradless.forward.evaluator import STREAM
 
-    measured = json.loads((Path(__file__).parent / "engines.json").read_text())
+    measured = json.loads((Path(__file__).parent / "engines.json").read_text(encoding="utf-8"))
     engine: str = measured.get(device.split(":")[0], {}).get(scheme, STREAM)
     return engine
 

@@ -106,7 +106,7 @@ def _plain(prediction: Prediction) -> dict[str, Any]:
 def read(path: Path) -> list[Prediction]:
     """Read the file back; returns nothing where there is none, and leaves damaged lines out."""
     predictions = []
-    for text in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             predictions.append(_prediction(parse_json(text)))
     return predictions

@@ -105,7 +105,7 @@ class RunLog:
 
     def write(self, **line: Any) -> None:
         """Append one line; a full disk raises OSError and leaves whole lines."""
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.lines.append(line)
         for observer in self.observers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,8 @@ class PeakMeter:
     """Peak bytes over all blocks ``with meter.measured():``.
 
     On CUDA the peak of allocated memory; on Linux the high-water mark of the resident set, reset before each
-    block; elsewhere the process's peak, which cannot be reset.
+    block; on macOS and Windows the process's peak, which cannot be reset. On Windows psutil reads it, which comes with
+    the extra ``lm``; without it the peak is 0.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -41,15 +41,28 @@ def _reset(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return
     with contextlib.suppress(OSError):  # not Linux, or not allowed: the mark then covers the whole process
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def _peak(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text().splitlines():
+        for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return _process_peak()
+
+
+def _process_peak() -> int:
+    """Return the peak of the process since it began, or 0 where nothing knows it."""
+    with contextlib.suppress(ModuleNotFoundError):
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    with contextlib.suppress(ModuleNotFoundError):
+        import psutil
+
+        return int(getattr(psutil.Process().memory_info(), "peak_wset", 0))
+    return 0

@@ -9,6 +9,7 @@ mistake has one sentence, which names the key and says what to give.
 from __future__ import annotations
 
 import ast
+import codecs
 import contextlib
 import dataclasses
 import functools
@@ -103,6 +104,8 @@ class Setting(NamedTuple):
     """`dataclasses.MISSING` if it must be given."""
     help: str
     """The first paragraph of its docstring, in one line."""
+    details: str = ""
+    """The rest of it, in one line."""
 
     @property
     def types(self) -> tuple[Any, ...]:
@@ -120,7 +123,7 @@ def settings(record: type[Record]) -> Mapping[str, Setting]:
     hints = typing.get_type_hints(record, include_extras=True)
     helps = _docstrings(record)
     return {
-        field.name: Setting(field.name, hints[field.name], field.default, helps.get(field.name, ""))
+        field.name: Setting(field.name, hints[field.name], field.default, *helps.get(field.name, ("",)))
         for field in dataclasses.fields(record)
     }
 
@@ -238,7 +241,7 @@ def load(path: Path) -> dict[str, Any]:
     """
     kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
         content: Any = parse_json(text) if kind == "JSON" else tomllib.loads(text)
     except OSError as error:
         raise BadInput(f"{path} cannot be read ({error.strerror or error}): give a file that exists") from None
@@ -249,6 +252,18 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise BadInput(f"{path} holds no settings: write them as name = value")
     return content
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file in UTF-8, or in UTF-16 with a mark, as redirections of Windows write it.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it has another encoding.
+    """
+    with path.open("rb") as file:
+        wide = file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+    return path.read_text(encoding="utf-16" if wide else "utf-8-sig")
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -342,8 +357,8 @@ def shown(raw: Any) -> str:
         return "a number of thousands of digits"
 
 
-def _docstrings(record: type) -> dict[str, str]:
-    """The first paragraph below each field of a class, from its source."""
+def _docstrings(record: type) -> dict[str, tuple[str, str]]:
+    """The first paragraph below each field of a class, from its source, and what follows it."""
     try:
         tree = ast.parse(inspect.getsource(sys.modules[record.__module__]))
     except OSError:  # a program that is shipped without sources has no help, but works
@@ -353,5 +368,6 @@ def _docstrings(record: type) -> dict[str, str]:
     for field, below in itertools.pairwise(body):
         match field, below:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                helps[name] = " ".join(text.split("\n\n")[0].split())
+                first, _, rest = text.partition("\n\n")
+                helps[name] = " ".join(first.split()), " ".join(rest.split())
     return helps

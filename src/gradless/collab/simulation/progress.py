@@ -56,7 +56,7 @@ class SimulationState:
         self._saved = time.monotonic()
         path = folder / "metrics.jsonl"
         written = self._resume(path)
-        self._file = path.open("r+" if written else "w")
+        self._file = path.open("r+" if written else "w", encoding="utf-8")
         self._file.truncate(written)
         self._file.seek(written)
 

@@ -109,7 +109,7 @@ def _finished(config: CollabConfig, folder: Path) -> dict[str, Any] | None:
     if not (folder / "config.json").exists():
         return None
     try:
-        held = from_json(parse_json((folder / "config.json").read_text()))
+        held = from_json(parse_json((folder / "config.json").read_text(encoding="utf-8")))
     except (TypeError, ValueError):
         raise BadInput(f"{folder} holds something else than a collaborative run: choose another --out") from None
     if held.id() != config.id():

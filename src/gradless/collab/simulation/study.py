@@ -168,7 +168,7 @@ def _folders(out: Path) -> list[Path]:
 
 def _config(folder: Path) -> CollabConfig | None:
     try:
-        return from_json(parse_json((folder / "config.json").read_text()))
+        return from_json(parse_json((folder / "config.json").read_text(encoding="utf-8")))
     except (OSError, TypeError, ValueError):
         return None
 

@@ -46,7 +46,9 @@ def page(study: Study, tables: Sequence[Table], pictures: Sequence[Picture]) -> 
         shortfall=shortfall(study),
         headings=headings | {"made": "How it was made"},
         sections=sections,
-        drawings=inlined((picture.name, picture.title, picture.svg.read_text()) for picture in pictures),
+        drawings=inlined(
+            (picture.name, picture.title, picture.svg.read_text(encoding="utf-8")) for picture in pictures
+        ),
         **_how_to_read(study),
         versions=_versions(study),
         failures=[_failure(run) for run in study.runs if run.status == FAILED],

@@ -186,7 +186,7 @@ def load(folder: Path) -> Study:
         raise BadInput(f"{folder} holds no run and no results: give the --out directory of one, or {advice}")
     timed = timing.read(folder)
     by_id, unread = {}, 0
-    for text in filter(str.strip, path.read_text().splitlines()):
+    for text in filter(str.strip, path.read_text(encoding="utf-8").splitlines()):
         try:
             run = _run(side_by_side(parse_json(text), timed))
             by_id[run.id] = run
@@ -231,7 +231,7 @@ def _plain(value: Any) -> Any:
 def _grid(path: Path) -> tuple[dict[str, Any], str]:
     if not path.is_file():
         return {}, ""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     try:
         return tomllib.loads(text), text
     except tomllib.TOMLDecodeError as error:
@@ -243,7 +243,7 @@ def _requests(folder: Path) -> dict[str, dict[str, Any]]:
     requests = {}
     for path in sorted(folder.glob("*.json")):
         try:
-            request = parse_json(path.read_text())
+            request = parse_json(path.read_text(encoding="utf-8"))
             read_cell(request)
             requests[str(request.get("id", path.stem))] = {**request, "phase": str(request["phase"])}
         except (ValueError, KeyError, TypeError, AttributeError):

@@ -60,7 +60,7 @@ def heatmaps(study: Collab, folder: Path) -> list[Picture]:
     codes = [f"{code} {name}" for code, name in known.items() if code.lower() != name.lower()]
     figure, by_id = draw(matrices, axes, title, codes)
     picture = save(figure, folder / "heatmap", title)
-    picture.svg.write_text(_with_notes(picture.svg.read_text(), by_id))
+    picture.svg.write_text(_with_notes(picture.svg.read_text(encoding="utf-8"), by_id), encoding="utf-8")
     return [picture]
 
 

@@ -63,7 +63,9 @@ def page(study: Collab, tables: Sequence[Table], pictures: Sequence[Picture]) ->
         shortfall=shortfall(study),
         headings=headings | {"made": "How it was made"},
         sections=sections,
-        drawings=inlined((picture.name, picture.title, picture.svg.read_text()) for picture in pictures),
+        drawings=inlined(
+            (picture.name, picture.title, picture.svg.read_text(encoding="utf-8")) for picture in pictures
+        ),
         seeds=_few(unique(show(run.seed) for run in sorted(study.runs, key=lambda run: sortable(run.seed)))),
         references=_references(study),
         lacks_reference=REFERENCE not in study.algorithms,

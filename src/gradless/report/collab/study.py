@@ -272,7 +272,7 @@ def curve(runs: Iterable[Run], name: str, scale: Callable[[float], float | None]
 def is_collab(folder: Path) -> bool:
     """Whether a folder holds collaborative runs, be it only begun ones."""
     path = folder / "results.jsonl"
-    for record in _records(path.read_text(errors="replace")) if path.is_file() else ():
+    for record in _records(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else ():
         if isinstance(record, dict):
             return "algorithm" in record and "attack" in record
     begun = (folder / "config.json", *sorted(folder.glob("runs/*/config.json"))[:1])
@@ -286,7 +286,7 @@ def load(folder: Path) -> Collab:
         BadInput: no run in it has finished.
     """
     path = folder / "results.jsonl"
-    text = path.read_text(errors="replace") if path.is_file() else ""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     lines = [_run(record) for record in _records(text)]
     by_id = {run.id: run for run in _with_payloads([run for run in lines if run is not None])}
     latest: dict[tuple[Any, ...], Run] = {}

@@ -34,7 +34,7 @@ class Picture(NamedTuple):
     @property
     def width(self) -> float:
         """Of the SVG, in points."""
-        box = re.search(r'viewBox="0 0 ([\d.]+) ', self.svg.read_text())
+        box = re.search(r'viewBox="0 0 ([\d.]+) ', self.svg.read_text(encoding="utf-8"))
         assert box is not None, "matplotlib writes a viewBox"
         return float(box[1])
 

@@ -11,7 +11,7 @@ from typing import Any
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file's object; empty where there is none that can be read."""
     try:
-        return mapping(parse_json(path.read_text()))
+        return mapping(parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 

@@ -218,7 +218,7 @@ def _lines(path: Path, remarks: list[str]) -> list[dict[str, Any]]:
         remarks.append("There is no metrics.jsonl, so there are no curves.")
         return []
     lines, torn = [], 0
-    for text in filter(str.strip, path.read_text(errors="replace").splitlines()):
+    for text in filter(str.strip, path.read_text(encoding="utf-8", errors="replace").splitlines()):
         try:
             line = parse_json(text)
             whole = isinstance(line["event"], str) and number(line["step"]) is not None
