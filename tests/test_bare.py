@@ -236,7 +236,7 @@ def test_one_package_missing(tmp_path, own, hidden, options, said):
 @pytest.mark.sweep
 def test_hub_data_without_datasets(tmp_path):
     found = bare("tune", "--model", "tiny-llama", "--task", "sst2", "--out", tmp_path / "out", hidden=["datasets"])
-    one_sentence(found, "--data DIR", "pip install 'gradless[hub]'")
+    one_sentence(found, "--data DIR", "pip install 'gradless[data]'")
 
 
 @pytest.mark.sweep

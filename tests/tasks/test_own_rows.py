@@ -124,7 +124,7 @@ def test_delimiter_and_encoding_can_be_given(tmp_path: Path) -> None:
         with pytest.raises(BadInput, match=words):
             read(tmp_path / "a.csv", PLAIN, **how)
     (tmp_path / "b.csv").mkdir()
-    with pytest.raises(BadInput, match="is a folder"):
+    with pytest.raises(BadInput, match="holds no data files: give a file"):
         custom(test=tmp_path / "b.csv", template="{text}", label_column="label", labels="0=a,1=b")
 
 

@@ -19,6 +19,7 @@ from gradless.lm.metrics import METRICS
 from gradless.runs.config import OwnFiles, TuneConfig
 from gradless.system import typed
 from gradless.system.typed import Count, Seed, within
+from gradless.tasks.sources import beside
 
 NAMED: Final = ("method", "scheme", "task", "model", "aligned")
 """What every cell has."""
@@ -276,4 +277,4 @@ def _own(table: Any, path: Path) -> Settings:
             if key not in own:
                 raise BadInput(f"{key} is missing: add it")
     folder = path.resolve().parent
-    return {key: str(folder / value) if key in OWN_FILES else value for key, value in own.items()}
+    return {key: str(beside(value, folder)) if key in OWN_FILES else value for key, value in own.items()}

@@ -95,8 +95,9 @@ def simulate(
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
     """Return fields of the configuration from the options that were given, with absolute paths."""
     from gradless.runs.config_io import parse_options
+    from gradless.tasks.sources import absolute
 
-    fields = {name: str(value.resolve()) if isinstance(value, Path) else value for name, value in options.items()}
+    fields = {name: absolute(value) if isinstance(value, Path) else value for name, value in options.items()}
     for name in ("rule_options", "attack_options"):
         if name in fields:
             fields[name] = parse_options(fields[name])

@@ -310,6 +310,8 @@ def _own_files(settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         BadInput: one of those that every task needs is missing.
     """
+    from gradless.tasks.sources import absolute
+
     own = {name: settings.pop(name) for name in OWN_FILES.split()}
     task_file = settings.pop("task_file")
     if task_file is not None:
@@ -317,7 +319,7 @@ def _own_files(settings: dict[str, Any]) -> dict[str, Any]:
 
         own = {**read_task_file(task_file), **{name: value for name, value in own.items() if value is not None}}
     own = {
-        name: str(value.resolve()) if isinstance(value, Path) else value
+        name: absolute(value) if name in ("train", "dev", "test") else value
         for name, value in own.items()
         if value is not None
     }

@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from click.shell_completion import CompletionItem
 
 from gradless.cli import completion
-from gradless.cli.options import FILE, PATH, is_first, options
+from gradless.cli.options import PATH, is_first, options
 from gradless.errors import BadInput
 from gradless.runs.config_io import spelling, unescape
 from gradless.system import terminal, typed
@@ -80,7 +80,7 @@ class Value(click.ParamType):
         if self.numbers and words:
             self.name = "|".join(["number", *words])
         flag = setting.metadata(Flag)
-        self.path = {"file": FILE, "folder": PATH}.get(flag.path) if flag else None
+        self.path = PATH if flag and flag.path else None
         if self.path is not None:
             self.name = self.path.name
 

@@ -23,7 +23,7 @@ UNWRITABLE = (
 )
 EXTRAS = {
     **dict.fromkeys(("transformers", "peft", "accelerate", "tokenizers", "sklearn", "gguf", "huggingface_hub"), "lm"),
-    **{"matplotlib": "plots", "datasets": "hub", "PIL": "collab", "tensorboard": "tensorboard"},
+    **{"matplotlib": "plots", "datasets": "data", "pyarrow": "data", "PIL": "collab", "tensorboard": "tensorboard"},
 }
 """What installs a module that is missing."""
 

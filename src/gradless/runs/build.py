@@ -32,12 +32,13 @@ from gradless.runs.config import TuneConfig
 from gradless.system.cache import quiet as silent
 from gradless.system.hashing import weights_sha256
 from gradless.system.tensor_state import write_tensors
-from gradless.tasks import Row, Splits, Task
+from gradless.tasks import Row, Splits, Task, hub
 
 Say = Callable[[str], None]
 INITIAL = "initial.safetensors"
 NORMS = "norms.safetensors"
 BEST = "best.safetensors"  # the tuned weights of the best step, of methods that no ledger rebuilds
+OWN_PATHS = ("train", "dev", "test")
 CALIBRATION = 32  # training rows that input norms are taken from
 
 
@@ -50,16 +51,30 @@ class Model(NamedTuple):
     norms: dict[str, Tensor] | None = None  # of the inputs of linear layers, if masks are made from them
 
 
+def pinned(config: TuneConfig, recorded: TuneConfig | None = None) -> TuneConfig:
+    """Return a configuration in which data sets of the hub have their commit, so that the run can be made again.
+
+    Args:
+        config: of the run.
+        recorded: of the same run, which goes on; it keeps its commits.
+
+    Raises:
+        BadInput: a data set cannot be fetched.
+    """
+    own = {
+        name: hub.pinned(value, recorded.own.get(name, "") if recorded else "") if name in OWN_PATHS else value
+        for name, value in config.own.items()
+    }
+    return dataclasses.replace(config, own=own)
+
+
 def load_task(config: TuneConfig, say: Say = silent) -> tuple[Task, Splits]:
     """Return the task and its rows; ``say`` receives what was guessed of own files."""
     sizes: dict[str, Any] = {name: getattr(config, name) for name in ("num_train", "num_dev", "num_test")}
     if config.own:
-        own: dict[str, Any] = {
-            name: Path(value) if name in ("train", "dev", "test") else value for name, value in config.own.items()
-        }
         # Own files are used whole unless a size was asked for; dev rows are held out only without a dev file.
         asked: dict[str, Any] = {name: size or None for name, size in sizes.items()}
-        return tasks.custom(**own, seed=config.seed, k_shot=config.k_shot, say=say, **asked)
+        return tasks.custom(**config.own, seed=config.seed, k_shot=config.k_shot, say=say, **asked)
     assert config.task is not None
     task = tasks.get(config.task) if config.aligned else tasks.unaligned(tasks.get(config.task))
     data = Path(config.data) if config.data else None

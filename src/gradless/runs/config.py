@@ -35,7 +35,7 @@ Objective = Annotated[str, Names("objective", closed=False)]
 Engine = Annotated[str, Names("engine", "forward.evaluator:ENGINES")]
 DType = Annotated[str, Names("dtype", closed=False)]
 Device = Annotated[str, Names("device", closed=False)]
-File = Annotated[str, Flag(path="file")]
+Rows = Annotated[str, Flag(path="data")]
 Folder = Annotated[str, Flag(path="folder")]
 
 
@@ -43,11 +43,13 @@ Folder = Annotated[str, Flag(path="folder")]
 class OwnFiles:
     """A task made of own files, as `TuneConfig.own` holds it."""
 
-    train: File | None = None
-    """Own training rows, JSONL, CSV or TSV, instead of --task."""
-    dev: File | None = None
+    train: Rows | None = None
+    """Own training rows instead of --task: a CSV, JSONL, Parquet or Arrow file, a folder or hub:OWNER/NAME[:SPLIT].
+
+    The folder is one that `datasets` saved, or one of data files (FOLDER:SPLIT); a pattern names several files."""
+    dev: Rows | None = None
     """Own dev rows; without it --num-dev training rows are held out."""
-    test: File | None = None
+    test: Rows | None = None
     """Own test rows."""
     template: str
     """Prompt with column names, e.g. "{text} It was"; {mask} for masked models.
@@ -88,6 +90,10 @@ def check_own(own: dict[str, Any]) -> None:
         BadInput: another key, or a value of another type.
     """
     with typed.within("own"):
+        for name in ("train", "dev", "test"):
+            if (rows := own.get(name)) is not None and not isinstance(rows, str | int | float):
+                fix = "write it to a file first, such as dataset.to_parquet('train.parquet')"
+                raise BadInput(f"{name} is a {type(rows).__name__}, and a configuration holds names of files: {fix}")
         typed.value("name", own.get("name", ""), str)
         typed.table({name: one for name, one in own.items() if name != "name"}, OwnFiles, kind="key")
 

@@ -107,7 +107,7 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
     needed = num_demonstrations if mode == "icl" else 0
     if not config.own:
         config = dataclasses.replace(config, num_train=config.num_train if needed else 0, num_dev=0)
-    config = config.resolved()
+    config = build.pinned(config.resolved())
     task, splits = build.load_task(config, reporter.say)
     if not splits.test:
         raise BadInput("there are no test rows: give --test or --num-test")

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from gradless import ledger
 from gradless.errors import BadInput
 from gradless.lm import assets
 from gradless.methods import METHODS
 from gradless.runs import build
-from gradless.runs.build import Model
+from gradless.runs.build import OWN_PATHS, Model
 from gradless.runs.config import TuneConfig, difference, read_config
 from gradless.system.hashing import weights_sha256
-from gradless.tasks import Splits
-
-OWN_PATHS: Final = ("train", "dev", "test")
+from gradless.tasks import Splits, hub
 
 
 def shared(config: TuneConfig) -> TuneConfig:
@@ -44,7 +42,7 @@ def shared_model(model: str) -> str:
 
 
 def _name(path: str) -> str:
-    return Path(path).expanduser().absolute().name
+    return path if hub.is_name(path) else Path(path).expanduser().absolute().name
 
 
 def header(config: TuneConfig, model: Model, splits: Splits, label_token_ids: tuple[int, ...]) -> dict[str, Any]:

@@ -30,11 +30,11 @@ from gradless.errors import BadInput
 from gradless.ledger import Contents
 from gradless.lm.batching import has_label_head
 from gradless.runs import card, hub
-from gradless.runs.build import INITIAL, NORMS, Model, Say, tuned_sha256
+from gradless.runs.build import INITIAL, NORMS, OWN_PATHS, Model, Say, tuned_sha256
 from gradless.runs.card import RECORD, TASK_FILE, Facts
 from gradless.runs.config import TuneConfig
 from gradless.runs.record import read_result
-from gradless.runs.replay import OWN_PATHS, ledger_path, shared, shared_model
+from gradless.runs.replay import ledger_path, shared, shared_model
 from gradless.system import locks
 from gradless.system.atomic import write_json
 from gradless.system.signals import interrupting

@@ -93,6 +93,7 @@ def _tune(
         reporter.say(f"{folder} is finished; nothing to do")
         return finished
     with agreed(ranks):
+        config = build.pinned(config)
         run, label_tokens = _assembled(config, folder, reporter, ranks)
     model = torchrun.adopt_initial(config, run.model, ranks)
     model.optimizer.evaluator.share(ranks)
@@ -133,10 +134,15 @@ def _tune(
 
 
 def _settled(config: TuneConfig, folder: Path, resume: bool) -> TuneConfig:
-    """Return the configuration with nothing left open; a resumed run keeps its engine unless another is asked for."""
-    if resume and config.engine is None and (folder / "config.json").exists():
-        config = dataclasses.replace(config, engine=read_config(folder).engine)
-    return config.resolved()
+    """Return the configuration with nothing left open.
+
+    A resumed run keeps its engine and the commits of its data on the hub, unless others are asked for.
+    """
+    recorded = read_config(folder) if resume and (folder / "config.json").exists() else None
+    if recorded is not None and config.engine is None:
+        config = dataclasses.replace(config, engine=recorded.engine)
+    config = config.resolved()
+    return config if recorded is None else build.pinned(config, recorded)
 
 
 def is_run(config: TuneConfig, folder: Path) -> bool:

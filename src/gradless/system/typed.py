@@ -91,7 +91,7 @@ class Flag(NamedTuple):
 
     spelling: str = ""
     """Such as ``--target``, or ``--zero-shot/--no-zero-shot``."""
-    path: Literal["", "file", "folder"] = ""
+    path: Literal["", "data", "folder"] = ""
     """What the text is a path of."""
 
 

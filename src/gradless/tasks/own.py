@@ -18,6 +18,7 @@ from gradless.system import terminal, typed
 from gradless.tasks import own_rows
 from gradless.tasks.base import MASK, Example, Splits, Task
 from gradless.tasks.files import BLANK, Row, parse_json
+from gradless.tasks.sources import beside, resolve
 from gradless.tasks.split import draw
 from gradless.tasks.text_rows import Wanted
 
@@ -38,9 +39,9 @@ def custom(
     template: str,
     label_column: str,
     labels: str | Mapping[str, str],
-    train: Path | None = None,
-    dev: Path | None = None,
-    test: Path | None = None,
+    train: Any = None,
+    dev: Any = None,
+    test: Any = None,
     name: str = "custom",
     num_train: int | None = None,
     num_dev: int | None = None,
@@ -51,7 +52,11 @@ def custom(
     encoding: str | None = None,
     say: Callable[[str], None] = terminal.say,
 ) -> tuple[Task, Splits]:
-    """Return a classification task made from JSONL, CSV or TSV files (TSV quoted as CSV is; all may be gzipped).
+    """Return a classification task made from a user's own rows.
+
+    Rows are named as on the command line: a CSV, TSV, JSONL, Parquet or Arrow file, a pattern of several, a folder that
+    `datasets` saved or that holds such files (``folder:split``), or ``hub:owner/name:split``, which is fetched. Or they
+    are in memory: a `datasets.Dataset`, a table of pyarrow, pandas or polars, or a list of dictionaries.
 
     Args:
         template: The prompt, such as ``"{text} It was"``; write ``{{`` for a brace.
@@ -77,22 +82,22 @@ def custom(
         The task, and its rows as ``{"columns": {...}, "label": index}``.
 
     Raises:
-        BadInput: The template, the labels or a file (named with its line) cannot be used.
+        BadInput: The template, the labels or a file (named with its line) cannot be used, or nothing can be fetched.
     """
     parsed = parse_template(template)
     if label_column in parsed.columns:
         raise BadInput(f"the template shows the label column '{label_column}' to the model: take it out")
     words = parse_labels(labels) if isinstance(labels, str) else _checked_labels(labels)
     paths = {"train": train, "dev": dev, "test": test}
-    files = {split: Path(path) for split, path in paths.items() if path is not None}
-    if not files:
+    if all(source is None for source in paths.values()):
         raise BadInput("no data given: pass a train or a test file")
+    sources = {split: resolve(source, split) for split, source in paths.items() if source is not None}
     task = _task(name, parsed, words)
     wanted = Wanted(parsed.columns, label_column, tuple(words), delimiter, encoding)
-    read = {path: own_rows.read(path, wanted, say) for path in dict.fromkeys(files.values())}
-    where = ", ".join(map(str, files.values()))
+    read = {name: own_rows.read(source, wanted, say) for name, source in {s.name: s for s in sources.values()}.items()}
+    where = ", ".join(source.name for source in sources.values())
     sizes = {"num_train": num_train, "num_dev": num_dev, "num_test": num_test}
-    pools = {split: read[path] for split, path in files.items()}
+    pools = {split: read[source.name] for split, source in sources.items()}
     splits = draw(task, pools, where=where, seed=seed, k_shot=k_shot, **sizes)
     for warning in _doubts(splits, tuple(words)):
         say(warning)
@@ -214,7 +219,7 @@ def read_task_file(path: Path) -> dict[str, Any]:
         for key in ("template", "label_column", "labels"):
             if key not in values:
                 raise BadInput(f"{key} is missing: add it")
-    return {key: path.parent / value if key in PATHS else value for key, value in values.items()}
+    return {key: beside(value, path.parent) if key in PATHS else value for key, value in values.items()}
 
 
 def _task(name: str, template: Template, labels: dict[str, str]) -> Task:

@@ -15,48 +15,71 @@ from typing import Final
 
 from gradless.errors import BadInput, unknown
 from gradless.system.typed import SHORT
-from gradless.tasks import arrow_rows
 from gradless.tasks.arrow_rows import ArrowRows
 from gradless.tasks.files import BLANK, Row
-from gradless.tasks.text_rows import SUFFIXES, Content, Record, Wanted, kind_of, read_text
+from gradless.tasks.sources import Listed, Part, Source
+from gradless.tasks.text_rows import Content, Record, Wanted, read_text
 
 SHOWN_LINES, SHOWN_PROBLEMS = 8, 5
 HIDDEN: Final = "label '-1'"
 """How the sentence about a label begins that a data set hides."""
+ONE_ROW: Final = "give a dictionary with the columns"
 TYPED: Final = (Decimal, datetime.date, datetime.time, datetime.timedelta)
 """Cells that are neither text nor numbers, and read as Python writes them."""
 
 
-def read(path: Path, wanted: Wanted, say: Callable[[str], None]) -> list[Row]:
-    """Return the rows of a file as ``{"columns": {...}, "label": index}``.
+def read(source: Source, wanted: Wanted, say: Callable[[str], None]) -> list[Row]:
+    """Return rows as ``{"columns": {...}, "label": index}``.
 
     Args:
-        path: a table or JSON file by its suffix; it may be gzipped.
+        source: files, data sets or rows in memory (`gradless.tasks.sources.resolve`).
         wanted: columns and labels.
         say: receives a line for each thing that was guessed or left out.
 
     Raises:
-        BadInput: the file or some of its rows cannot be used; the message names all of them.
+        BadInput: the source or some of its rows cannot be used; the message names all of them.
     """
-    content = _content(path, wanted)
-    for name in wanted.names if content.columns else ():
-        if name not in content.columns:
-            raise BadInput(f"{path}: {unknown('column', name, content.columns)}")
-    rows, more = _checked(path, content, wanted)
-    for note in (*content.notes, *more):
-        say(f"{path.name}: {note}")
+    contents = [_content(part, wanted) for part in source.parts]
+    content = contents[0] if len(contents) == 1 else _joined(source, contents)
+    rows, more = _checked(source.name, content, wanted)
+    for note in dict.fromkeys((*content.notes, *more)):
+        say(f"{source.name.rpartition('/')[2] or source.name}: {note}")
     return rows
 
 
-def _content(path: Path, wanted: Wanted) -> Content:
-    if path.is_dir():
-        raise BadInput(f"{path} is a folder: give a file")
-    kind = kind_of(path)
-    if kind in SUFFIXES:
-        return read_text(path, wanted)
-    if kind in arrow_rows.SUFFIXES:
-        return _arrow(arrow_rows.open_file(path), wanted)
-    raise BadInput(f"{path} is of no known type: export it as .parquet, .jsonl, .csv or .tsv (text may end in .gz)")
+def _content(part: Part, wanted: Wanted) -> Content:
+    """Return the records of one part, which has all columns."""
+    if isinstance(part, Path):
+        content, name = read_text(part, wanted), str(part)
+    elif isinstance(part, ArrowRows):
+        content, name = _arrow(part, wanted), part.name
+    else:
+        content, name = _in_memory(part), part.name
+    for column in wanted.names if content.columns else ():
+        if column not in content.columns:
+            raise BadInput(f"{name}: {unknown('column', column, content.columns)}")
+    return content
+
+
+def _in_memory(part: Listed) -> Content:
+    names = tuple(dict.fromkeys(name for row in part.rows if isinstance(row, dict) for name in row))
+    records = (
+        Record(number, row) if isinstance(row, dict) else Record(number, {}, f"it is a {type(row).__name__}: {ONE_ROW}")
+        for number, row in enumerate(part.rows, start=1)
+    )
+    return Content(records, "row", [], names)
+
+
+def _joined(source: Source, contents: Sequence[Content]) -> Content:
+    """Return the records of several parts, which are numbered within their file."""
+    names = [part.name for part in source.parts]  # of a path its last name
+    records = (
+        record._replace(number=f"{record.number} of {name.rpartition('/')[2]}")
+        for name, content in zip(names, contents, strict=True)
+        for record in content.records
+    )
+    notes = [note for content in contents for note in content.notes]
+    return Content(records, contents[0].unit, notes, contents[0].columns)
 
 
 def _arrow(table: ArrowRows, wanted: Wanted) -> Content:
@@ -138,7 +161,7 @@ class _Unusable(ValueError):
     """A cell that cannot be used; the message says why and what to do."""
 
 
-def _checked(path: Path, content: Content, wanted: Wanted) -> tuple[list[Row], list[str]]:
+def _checked(name: str, content: Content, wanted: Wanted) -> tuple[list[Row], list[str]]:
     """Return the rows, and notes; all that is wrong is refused at once."""
     labels, rows, blank, blank_lines = Labels(wanted.labels), list[Row](), 0, 0
     problems: dict[str, list[int | str]] = {}
@@ -156,10 +179,10 @@ def _checked(path: Path, content: Content, wanted: Wanted) -> tuple[list[Row], l
             problems.setdefault(str(error), []).append(number)
     if problems:
         if not rows and all(what.startswith(HIDDEN) for what in problems):
-            raise BadInput(f"{path} has no labels (-1 in every row): take another split of it, such as validation")
-        raise BadInput(f"{path}, {_listed(problems, content.unit)}")
+            raise BadInput(f"{name} has no labels (-1 in every row): take another split of it, such as validation")
+        raise BadInput(f"{name}, {_listed(problems, content.unit)}")
     if not rows:
-        raise BadInput(f"{path} holds no rows: give a file with at least one")
+        raise BadInput(f"{name} holds no rows: give a file with at least one")
     notes = [f"{blank} blank {'row is' if blank == 1 else 'rows are'} left out"] if blank else []
     notes += [f"the label {text!r} is read as {value!r}" for text, value in [*labels.read_as.items()][:SHOWN_PROBLEMS]]
     return rows, notes
@@ -196,6 +219,8 @@ def _cell(cells: Row, column: str, what: str) -> str:
     if column not in cells:
         raise _Unusable(f"no column {column!r}: fill it in, or remove the row")
     value = cells[column]
+    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a number of NumPy
+        value = value.item()
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and not math.isfinite(value):

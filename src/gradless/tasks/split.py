@@ -10,14 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 from gradless.errors import BadInput
+from gradless.tasks import hub
 from gradless.tasks.base import Splits, Task
 from gradless.tasks.files import Row
-
-SCRIPTLESS = "refs/convert/parquet"
-"""The hub's branch with a Parquet copy of a data set whose loading script `datasets` 4 refuses."""
 
 
 def load(
@@ -157,27 +154,13 @@ def hub_rows(task: Task) -> dict[str, list[Row]]:
     """
     if task.hub is None or task.read is None:
         raise BadInput(f"{task.title} is not read from the hub: pass --data DIR with the local files")
-    name, config = task.hub
+    repo, config = task.hub
+    loaded = hub.load(hub.Name(repo, config), "pass --data DIR with local files")
     try:
-        import datasets
-    except ImportError as error:
-        fix = "pass --data DIR with local files, or pip install 'gradless[hub]'"
-        raise BadInput(f"reading {name} from the hub needs the package 'datasets': {fix}") from error
-    try:
-        loaded = _from_hub(datasets, name, config)
         return {
             split: [row for raw in loaded[hub_split] for row in task.read.tidy(dict(raw))]
             for split, hub_split in zip(("train", "test"), task.hub_splits, strict=True)
         }
-    except Exception as error:  # whatever the library, the network or a changed data set does: the fix is one
+    except Exception as error:  # whatever a changed data set does: the fix is one
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-        raise BadInput(f"cannot read {name} from the hub ({reason}): pass --data DIR with local files") from error
-
-
-def _from_hub(datasets: Any, name: str, config: str | None) -> Any:
-    try:
-        return datasets.load_dataset(name, config)
-    except RuntimeError as error:
-        if "script" not in str(error):
-            raise
-        return datasets.load_dataset(name, config, revision=SCRIPTLESS)
+        raise BadInput(f"cannot read {repo} from the hub ({reason}): pass --data DIR with local files") from error
