@@ -100,8 +100,9 @@ INSIDE = {
         *("integrations.transformers", "integrations.trl"),
     ),
     "lm": (
-        *("lm.metrics", "lm.checkpoint_config", "lm.checkpoint_files", "lm.assets", "lm.gguf", "lm.tiny_models"),
-        *("lm.causality", "lm.loading", "lm.output_layer", "lm.lora_targets", "lm.virtual_tokens"),
+        *("lm.metrics", "lm.checkpoint_config", "lm.checkpoint_files", "lm.assets", "lm.gguf", "lm.conversion"),
+        *("lm.tiny_models", "lm.causality", "lm.devices", "lm.adapters", "lm.loading", "lm.output_layer"),
+        *("lm.lora_targets", "lm.virtual_tokens", "lm.adapter_schemes"),
         *("lm.schemes", "lm.shapes", "lm.encode", "lm.token_trees", "lm.batching", "lm.scoring", "lm.objectives"),
         "lm.evaluate",
     ),

@@ -57,15 +57,6 @@ def _extra(folder: Path) -> None:
     weights(saved(folder), lambda tensors: tensors.update(extra=torch.ones(2)))
 
 
-def _adapter(folder: Path) -> None:
-    (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "me/base"}')
-    save_file({"a": torch.ones(1)}, folder / "adapter_model.safetensors")
-
-
-def _broken_adapter(folder: Path) -> None:
-    (folder / "adapter_config.json").write_text("[")
-
-
 def _sentence_transformers(folder: Path) -> None:
     (folder / "modules.json").write_text("[]")
 
@@ -119,8 +110,6 @@ def _unknown_architecture(folder: Path) -> None:
         (_negative_heads, "num_attention_heads is -1 in its config.json"),
         (_no_norm, r"lacks 1 weights of LlamaForCausalLM \(such as model.norm.weight"),
         (_extra, r"does not use \(such as extra\)"),
-        (_adapter, r"holds an adapter of PEFT for 'me/base', not a model"),
-        (_broken_adapter, "adapter_config.json is not JSON"),
         (_sentence_transformers, "it is a model of sentence-transformers"),
         (_run, "it is a run, write its model with 'gradless replay"),
         (_missing_shard, r"lacks model-00002-of-00002.safetensors of 2 files"),

@@ -410,3 +410,66 @@ def test_the_command_in_the_card_makes_the_same_configuration(tmp_path, monkeypa
     assert caught[0].resolved() == config
     several = card.command(config, {"size": 4, "split": config.split})
     assert several == f"torchrun --nproc-per-node 4 -m {card.command(config)}"
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# what is saved is taken back
+
+
+@pytest.mark.parametrize(
+    ("scheme", "model"),
+    [("lora", "tiny-gemma"), ("prefix", "tiny-llama"), ("prompt", "tiny-opt"), ("lora", "tiny-roberta")],
+)
+def test_a_saved_adapter_is_evaluated_tuned_further_and_saved_again(tmp_path, scheme, model):
+    place = tuned(tmp_path, model=model, scheme=scheme)
+    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    config, result = read_config(place), json.loads((place / "result.json").read_text())
+    rebuilt, _ = replay.rebuild(place, until=selected(place))
+    again = lm.load(str(tmp_path / "saved"))
+    assert torch.equal(logits(again.model), logits(rebuilt.lm.model))
+    further = dataclasses.replace(config, model=str(tmp_path / "saved"), num_prefix=5, num_prompt=10)
+    evaluated = jobs.evaluate(further, mode="zero-shot", num_demonstrations=0, out=None, reporter=QUIET)
+    assert evaluated["test"] == {name: result["test"][name] for name in evaluated["test"]}
+    second = h.tune(further, tmp_path / "second")
+    assert second["zero_shot"] == result["test"]
+    assert second["weights_sha256"] != result["weights_sha256"]
+    assert second["tuned_parameters"] == result["tuned_parameters"]
+    jobs.replay(tmp_path / "second", save=tmp_path / "twice", verify=True, reporter=QUIET)
+    rebuilt, _ = replay.rebuild(tmp_path / "second", until=selected(tmp_path / "second"))
+    assert torch.equal(logits(load(tmp_path / "twice")), logits(rebuilt.lm.model))
+    assert json.loads((tmp_path / "twice" / "adapter_config.json").read_text())["base_model_name_or_path"] == model
+    card_text = (tmp_path / "twice" / "README.md").read_text()
+    assert f"`{model}` with the adapter `./saved` tuned further on" in card_text
+    assert not torch.equal(logits(rebuilt.lm.model), logits(again.model))
+
+
+def test_a_run_on_an_adapter_belongs_to_that_adapter(tmp_path):
+    jobs.replay(tuned(tmp_path / "a", scheme="lora"), save=tmp_path / "one", reporter=QUIET)
+    jobs.replay(tuned(tmp_path / "b", scheme="lora", seed=1), save=tmp_path / "other", reporter=QUIET)
+    place = tuned(tmp_path / "c", model=str(tmp_path / "one"), scheme="lora")
+    with pytest.raises(BadInput, match="belongs to another base model"):
+        jobs.replay(place, model=str(tmp_path / "other"), reporter=QUIET)
+    with pytest.raises(BadInput, match="belongs to another base model"):
+        jobs.replay(place, model="tiny-llama", reporter=QUIET)
+    (tmp_path / "one").rename(tmp_path / "moved")
+    assert jobs.replay(place, model=str(tmp_path / "moved"), verify=True, reporter=QUIET).agrees
+
+
+@pytest.mark.parametrize("scheme", ["full", "head"])
+def test_all_weights_are_tuned_with_the_adapter_merged(tmp_path, scheme):
+    jobs.replay(tuned(tmp_path / "a", scheme="lora"), save=tmp_path / "one", reporter=QUIET)
+    place = tuned(tmp_path / "b", model=str(tmp_path / "one"), scheme=scheme)
+    before = json.loads((tmp_path / "a" / "run" / "result.json").read_text())["test"]
+    result = json.loads((place / "result.json").read_text())
+    assert result["zero_shot"] == pytest.approx(before, rel=1e-4)
+    jobs.replay(place, save=tmp_path / "saved", verify=True, reporter=QUIET)
+    assert not (tmp_path / "saved" / "adapter_config.json").exists()
+    text = (tmp_path / "saved" / "README.md").read_text()
+    assert "`tiny-llama` with the adapter `./one` tuned further on" in text
+    if scheme == "full":
+        rebuilt, _ = replay.rebuild(place, until=selected(place))
+        assert torch.equal(logits(load(tmp_path / "saved")), logits(rebuilt.lm.model))
+        settings = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
+        (tmp_path / "one" / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 15}))
+        with pytest.raises(BadInput, match="belongs to another base model"):
+            jobs.replay(place, reporter=QUIET)

@@ -5,6 +5,7 @@ Of a hub id only ``config.json`` is fetched, and only because the user named it;
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from gradless.errors import BadInput, pick, unknown
 from gradless.lm import (
     DTYPES,
     LanguageModel,
+    adapters,
     checkpoint_config,
     checkpoint_files,
     quiet_transformers,
@@ -23,7 +25,9 @@ from gradless.lm import (
     sources,
     tiny_models,
 )
+from gradless.lm.loading import on_hub
 from gradless.lm.shapes import Shape, Vocabulary
+from gradless.system.cache import quiet as silent
 
 ATTENTION: Final[dict[str, str | None]] = {"flash": None, "eager": "eager"}  # None: what transformers takes by itself
 NO_LIMIT: Final = 1 << 30
@@ -68,7 +72,8 @@ def load(source: str, *, dtype: str | None = None, attention: str = "flash") -> 
 
     Args:
         source: a name from `gradless.lm.sources`, ``shape:NAME``, a folder with ``config.json``, a ``.gguf`` file (of
-            which only the header is read), or a hub id, ``owner/name`` or ``owner/name@revision``.
+            which only the header is read), or a hub id, ``owner/name`` or ``owner/name@revision``; or a folder or
+            hub id of an adapter of PEFT.
         dtype: a key of `gradless.lm.DTYPES`; default the checkpoint's own, or float32 where it names none.
         attention: ``flash``, a fused kernel where the architecture has one, or ``eager``.
 
@@ -79,6 +84,23 @@ def load(source: str, *, dtype: str | None = None, attention: str = "flash") -> 
     """
     kind = pick("attention", attention, ATTENTION)
     wanted = None if dtype is None else pick("dtype", dtype, DTYPES)
+    folder = adapters.folder_of(source)
+    if folder is None:
+        try:
+            return _load_model(source, wanted, kind)
+        except BadInput as error:
+            folder = adapters.from_hub(*on_hub(source), error.__cause__)
+            if folder is None:
+                raise
+    adapter = adapters.read(source, folder, silent)
+    with quiet_transformers():
+        base = _load_model(adapter.base, wanted, kind)
+        model = adapters.attach(source, adapter, base.model, weights=False)
+    return dataclasses.replace(base, model=model, source=source, name=_short(source), origin=adapter)
+
+
+def _load_model(source: str, wanted: torch.dtype | None, kind: str | None) -> LanguageModel:
+    """`load` without adapters."""
     with quiet_transformers():
         config, masked = _configuration(source)
         if kind is not None:
@@ -118,7 +140,7 @@ def _configuration(source: str) -> tuple[Any, bool]:
         return _read(source, source, {"local_files_only": True})
     if source in KNOWN:
         return _built(KNOWN[source])
-    if source.startswith("tiny-") and not Path(source).exists():
+    if tiny_models.is_name(source):
         architecture, tied = tiny_models.parse(source)
         model, _, masked = tiny_models.build(architecture, seed=0, tied=tied)
         return model.config, masked
@@ -131,7 +153,7 @@ def _configuration(source: str) -> tuple[Any, bool]:
         return _read(source, str(path), {"local_files_only": True})
     if path.is_absolute() or source.startswith((".", "~")) or path.suffix == ".gguf" or source.count("/") > 1:
         raise BadInput(f"there is no model at {source}: check the path")
-    name, _, revision = source.partition("@")
+    name, revision = on_hub(source)
     if "/" not in name and difflib.get_close_matches(name.lower(), sources(), n=1, cutoff=0.7):
         raise BadInput(unknown("model", name, sources()))  # a slip of the keyboard is no reason to call the hub
     return _read(source, name, {"revision": revision or "main"})
@@ -159,7 +181,7 @@ def _read(source: str, location: str, options: Mapping[str, Any]) -> tuple[Any, 
         first = str(error).strip().split("\n")[0].rstrip(".:") or type(error).__name__
         if local:
             raise BadInput(f"{source}: its configuration cannot be read ({first}): restore config.json") from None
-        raise BadInput(checkpoint_files.load_failure(source, local, error, sorted(sources()))) from None
+        raise BadInput(checkpoint_files.load_failure(source, local, error, sorted(sources()))) from error
 
 
 def _unknown_architecture(source: str, text: str) -> str:

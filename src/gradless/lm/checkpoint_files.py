@@ -14,6 +14,7 @@ from gradless.errors import BadInput
 
 INDEX: Final = "model.safetensors.index.json"
 ADAPTER: Final = "adapter_config.json"
+REASON: Final = 100  # letters of somebody else's message
 HARMLESS: Final = re.compile(
     r"(^|\.)(pooler|seq_relationship|classifier|classification_head|score|qa_outputs|v_head|value_head)\."
     r"|(^|\.)(inv_freq|position_ids|masked_bias|attn\.bias|attention\.bias|num_batches_tracked)$"
@@ -31,7 +32,7 @@ def checked_folder(folder: Path) -> Path:
         raise BadInput(f"{folder} holds an adapter of PEFT{_base(folder)}, not a model: {_MERGE}")
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder} has no config.json{_hint(folder)}")
-    config = _json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         raise BadInput(f"{folder / 'config.json'} holds no settings: save the model or download it again")
     if (folder / INDEX).is_file():
@@ -47,7 +48,7 @@ _MERGE: Final = "merge it into its base (merge_and_unload), save that with save_
 
 
 def _base(folder: Path) -> str:
-    settings = _json(folder / ADAPTER)
+    settings = read_json(folder / ADAPTER)
     base = settings.get("base_model_name_or_path") if isinstance(settings, dict) else None
     return f" for {base!r}" if isinstance(base, str) and base else ""
 
@@ -65,7 +66,12 @@ def _hint(folder: Path) -> str:
     return ": give the folder of a saved model" if any(folder.iterdir()) else ", it is empty: give a saved model"
 
 
-def _json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        BadInput: it cannot be read, or is none.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -77,7 +83,7 @@ def _json(path: Path) -> Any:
 
 def _check_index(folder: Path) -> None:
     """Refuse a sharded model of which a shard is missing."""
-    index = _json(folder / INDEX)
+    index = read_json(folder / INDEX)
     names = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise BadInput(f"{folder / INDEX} names no files: save the model or download it again")
@@ -140,7 +146,7 @@ def load_failure(source: str, local: bool, error: Exception, known: list[str]) -
         return _local_failure(source, first)
     name = source.partition("@")[0]
     log_in = "log in with 'hf auth login', or set HF_TOKEN"
-    kinds = {type(one).__name__ for one in _chain(error)}
+    kinds = {type(one).__name__ for one in chain(error)}
     if "GatedRepoError" in kinds or "gated repo" in text:
         return f"{source} is gated: accept its terms on https://huggingface.co/{name}, and {log_in}"
     if "RevisionNotFoundError" in kinds or "not a valid git identifier" in text:
@@ -176,7 +182,13 @@ def _local_failure(source: str, first: str) -> str:
     return f"{source} cannot be loaded ({first}): the folder seems incomplete, save it or download it again"
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
+def first_line(error: Exception) -> str:
+    """Return the beginning of somebody else's message, for a sentence of ours."""
+    lines = str(error).strip().splitlines()
+    return (lines[0][:REASON].rstrip(" .:;") if lines else "") or type(error).__name__
+
+
+def chain(error: BaseException | None) -> Iterator[BaseException]:
     """Yield an exception and what it was raised from."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:

@@ -1,4 +1,4 @@
-"""Loading language models: known offline names, local folders, GGUF files, hub ids and tiny random ones.
+"""Loading language models: known offline names, folders, GGUF files, hub ids, adapters and tiny random ones.
 
 Only safetensors weights are read (never a pickle), missing weights are an error rather than random numbers,
 tied embeddings stay one parameter, and nothing goes to the network unless the source is a hub id or a known
@@ -9,11 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import errno
-import hashlib
-import json
 import logging
-import subprocess
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,13 +20,13 @@ import torch
 from torch import nn
 
 from gradless.errors import BadInput, pick, unknown
-from gradless.lm import assets, checkpoint_config, checkpoint_files, gguf, tiny_models
+from gradless.lm import adapters, assets, checkpoint_config, checkpoint_files, conversion, tiny_models
+from gradless.lm.adapters import Adapter
 from gradless.lm.causality import looks_ahead
+from gradless.lm.devices import device_of
 from gradless.system import cache as store
 from gradless.system.cache import Say
 from gradless.system.cache import quiet as silent
-from gradless.system.children import PYTHON, environment
-from gradless.system.hashing import file_sha256
 
 __all__ = ["DTYPES", "LanguageModel", "device_of", "load", "preload", "quiet_transformers", "sources", "tiny"]
 
@@ -54,6 +50,7 @@ class LanguageModel:
         masked: True for masked models (RoBERTa, BERT), False for causal ones.
         source: what the user named, see `load`.
         name: a short name for tables.
+        origin: the adapter that the model was loaded with, and its base; None for a model without one.
     """
 
     model: nn.Module
@@ -61,6 +58,7 @@ class LanguageModel:
     masked: bool
     source: str
     name: str
+    origin: Adapter | None = None
 
     @property
     def device(self) -> torch.device:
@@ -80,8 +78,9 @@ class LanguageModel:
     @property
     def head(self) -> nn.Linear:
         """Output layer from hidden states to the vocabulary, weight ``[V, H]``, which tied models share."""
-        head: nn.Linear = cast(Any, self.model).get_output_embeddings()
-        return head
+        head: Any = cast(Any, self.model).get_output_embeddings()
+        own = getattr(head, "modules_to_save", None)  # an adapter's own copy of the layer stands in for it
+        return cast(nn.Linear, head if own is None else own["default"])
 
     @property
     def num_embeddings(self) -> int:
@@ -125,7 +124,8 @@ def load(
     Args:
         source: a name from `sources`, a folder with ``config.json`` and safetensors, a ``.gguf`` file
             (converted to float32 once, then read from the cache), or a hub id, ``owner/name`` or
-            ``owner/name@revision``.
+            ``owner/name@revision``; or a folder or hub id of an adapter of PEFT, which is put around the base model
+            that it names (`gradless.lm.adapters`).
         dtype: a key of `DTYPES`; default float32 on the CPU, elsewhere the checkpoint's own.
         device: device of the weights, ``cpu``, ``cuda`` or ``cuda:1`` for instance; ``auto`` spreads them over all
             GPUs (accelerate's device map).
@@ -136,17 +136,62 @@ def load(
     Memory: about the weights; they are mapped from the file and copied one tensor at a time.
 
     Raises:
-        BadInput: no such model, a broken file, no language-model head, unknown dtype or device, too large for ``auto``.
+        BadInput: no such model, a broken file, no language-model head, unknown dtype or device, too large for ``auto``,
+            an adapter that does not fit its base.
     """
     preloaded = _preloaded.pop((source, dtype, device), None)
     if preloaded is not None:
         return preloaded
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "cache": cache, "say": say}
+    folder = adapters.folder_of(source)
+    if folder is None:
+        try:
+            return _load_model(source, tokenizer=tokenizer, **options)
+        except BadInput as error:
+            folder = adapters.from_hub(*on_hub(source), error.__cause__)
+            if folder is None:
+                raise
+    return _load_adapter(source, folder, tokenizer, options)
+
+
+def _load_adapter(source: str, folder: Path, tokenizer: Any, options: dict[str, Any]) -> LanguageModel:
+    """Return the base model of an adapter with the adapter around it."""
+    adapter = adapters.read(source, folder, options["say"])
+    with quiet_transformers():
+        tokenizer = tokenizer or (_tokenizer(source, folder) if adapter.has_tokenizer else None)
+        try:
+            base = _load_model(adapter.base, tokenizer=tokenizer, **options)
+        except BadInput as error:
+            raise BadInput(f"{source} is an adapter of {adapter.base}: {error}") from error
+        model = adapters.attach(source, adapter, base.model)
+    name = _short_name(source if not Path(source).expanduser().exists() else str(folder.absolute()))
+    tokenizer = tokenizer or base.tokenizer
+    return _finish(LanguageModel(model, tokenizer, base.masked, source=source, name=name, origin=adapter))
+
+
+def _tokenizer(source: str, folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **checkpoint_config.OWN_CODE)
+    except Exception as error:  # tokenizers and transformers each raise their own
+        reason = checkpoint_files.first_line(error)
+        raise BadInput(
+            f"the tokenizer beside the adapter {source} cannot be read ({reason}): save it again, or remove its files "
+            "to take the base model's"
+        ) from error
+
+
+def _load_model(
+    source: str, *, dtype: str | None, device: str, cache: Path | None, tokenizer: Any, say: Say
+) -> LanguageModel:
+    """`load` without adapters."""
     weights_dtype = None if dtype is None else pick("dtype", dtype, DTYPES)
     several = device == AUTO and torch.cuda.device_count() > 1
     target = device_of(("cuda" if torch.cuda.is_available() else "cpu") if device == AUTO else device)
     if weights_dtype is None and target.type == "cpu":
         weights_dtype = torch.float32
-    if source.startswith("tiny-") and not Path(source).exists():
+    if tiny_models.is_name(source):
         architecture, tied = tiny_models.parse(source)
         lm = tiny(architecture, tied=tied)
         lm.model.to(target)
@@ -198,63 +243,30 @@ def _resolve(source: str, root: Path, say: Say) -> tuple[str, str | None]:
     if asset is not None and asset.kind == "model":
         path = assets.fetch(source, say, cache=root)
         digest = next((file.sha256 for file in asset.files if file.name == asset.entry), None)
-        return str(_converted(path, digest, root, say) if path.is_file() else path), None
+        return str(conversion.folder(path, digest, root, say) if path.is_file() else path), None
     path = Path(source).expanduser()
     if path.is_dir():
         return str(checkpoint_files.checked_folder(path)), None
     if path.is_file():
         if path.suffix.lower() != ".gguf":
             raise BadInput(f"{source} is neither a folder nor a .gguf file: give the folder with its config.json")
-        return str(_converted(path, None, root, say)), None
+        return str(conversion.folder(path, None, root, say)), None
     if path.is_absolute() or source.startswith((".", "~")) or path.suffix == ".gguf" or source.count("/") > 1:
         raise BadInput(f"there is no model at {source}: check the path")
-    name, _, revision = source.partition("@")
+    name, revision = on_hub(source)
     if "/" not in name and difflib.get_close_matches(name.lower(), sources(), n=1, cutoff=0.7):
         raise BadInput(unknown("model", name, sources()))  # a typing error is no reason to call the hub
+    return name, revision
+
+
+def on_hub(source: str) -> tuple[str, str | None]:
+    """Return the name and the revision of a hub id."""
+    name, _, revision = source.partition("@")
     return name, revision or None
 
 
-def _converted(path: Path, digest: str | None, root: Path, say: Say) -> Path:
-    """Return the cached folder of a GGUF file, keyed by its hash; a child process converts it the first time."""
-    try:
-        files = gguf.parts(path)
-        for file in files:
-            gguf.check(file)
-        digest = digest or _joint_sha256(files)
-    except ValueError as error:
-        raise BadInput(f"{path} {error}") from None
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
-
-    def build(folder: Path) -> None:
-        seconds = max(10, round(sum(file.stat().st_size for file in files) / 4e6 / 10) * 10)
-        say(f"converting {path.name} once, about {seconds} s")
-        command = [*PYTHON, "-m", "gradless.lm.gguf", str(files[0].absolute()), str(folder)]
-        run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
-        if run.returncode == gguf.NO_SPACE:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        if run.returncode != 0:
-            raise BadInput(_conversion_failure(path, run.stderr))
-
-    return store.ensure(root / "gguf" / digest, build)
-
-
-def _joint_sha256(files: list[Path]) -> str:
-    """Return the hash of a file, or of the hashes of several."""
-    digests = [file_sha256(file) for file in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _conversion_failure(path: Path, stderr: str) -> str:
-    last = next((line for line in reversed(stderr.splitlines()) if line.startswith("{")), "")
-    reason = json.loads(last) if last else {"type": "", "reason": "the converter was killed, out of memory?"}
-    if reason["type"] == "Unusable":
-        return f"{path} {reason['reason']}"
-    if reason["type"] in ("ImportError", "ModuleNotFoundError"):
-        return f"reading {path} needs more packages ({reason['reason']}): pip install 'gradless[lm]'"
-    if "not supported" in reason["reason"] or reason["type"] == "NotImplementedError":
-        return f"{path} cannot be used ({reason['reason']}): choose a model in safetensors"
-    return f"{path} is broken or truncated ({reason['reason']}): download it again"
+def _short_name(source: str) -> str:
+    return source if source in assets.ASSETS else Path(source.partition("@")[0]).name.removesuffix(".gguf")
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -298,8 +310,7 @@ def _from_folder(
         raise BadInput(checkpoint_files.load_failure(source, local, error, sorted(sources()))) from error
     _refuse_offloaded(source, model)
     checkpoint_files.check_report(source, model, report)
-    name = source if source in assets.ASSETS else Path(source.partition("@")[0]).name.removesuffix(".gguf")
-    return _finish(LanguageModel(model, tokenizer, masked, source=source, name=name))
+    return _finish(LanguageModel(model, tokenizer, masked, source=source, name=_short_name(source)))
 
 
 def _refuse_offloaded(source: str, model: nn.Module) -> None:
@@ -324,7 +335,7 @@ def _finish(lm: LanguageModel) -> LanguageModel:
     if hasattr(lm.model.config, "use_cache"):
         lm.model.config.use_cache = False
     _set_padding(lm)
-    if not isinstance(lm.head, nn.Linear):
+    if not isinstance(getattr(lm.head, "base_layer", lm.head), nn.Linear):  # an adapter may wrap it
         raise BadInput(f"{lm.source} has no linear output layer: choose a causal or masked language model")
     if not lm.masked and looks_ahead(lm.model):
         raise BadInput(
@@ -344,34 +355,6 @@ def _set_padding(lm: LanguageModel) -> None:
     if token != tokenizer.pad_token_id:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(token)
     tokenizer.padding_side = "right"
-
-
-def device_of(name: str) -> torch.device:
-    """Return the device of a name such as ``cpu``, ``cuda`` or ``cuda:1``.
-
-    Raises:
-        BadInput: this machine has no such device.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise BadInput(f"unknown device '{name}': use cpu, cuda, cuda:0 or auto") from None
-    backends: dict[str, Any] = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.mps}
-    if device.type not in ("cpu", *backends):
-        raise BadInput(f"device '{name}' is of a kind that is not supported: use cpu, cuda, mps, xpu or auto")
-    there = 1 if device.type == "cpu" else _count(device.type, backends[device.type])
-    if (device.index or 0) >= there:
-        raise BadInput(f"device '{name}' is not there ({there} found): use --device {'cpu' if not there else 'auto'}")
-    if name == "cuda":  # a process of a job on several GPUs has chosen its own
-        device = torch.device("cuda", torch.cuda.current_device())
-    return device
-
-
-def _count(kind: str, backend: Any) -> int:
-    """Return the number of devices of a kind."""
-    if kind == "mps":
-        return int(torch.backends.mps.is_available())
-    return int(backend.device_count()) if backend.is_available() else 0
 
 
 @contextlib.contextmanager

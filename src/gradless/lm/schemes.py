@@ -10,9 +10,10 @@ ledger. LoRA and head tuning start with exactly the base model's output.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 from gradless import rng
 from gradless.errors import BadInput, pick
-from gradless.lm import lora_targets, output_layer, virtual_tokens
+from gradless.lm import adapter_schemes, adapters, lora_targets, output_layer, virtual_tokens
+from gradless.lm.checkpoint_files import first_line
 from gradless.lm.loading import LanguageModel, quiet_transformers
 
 PROBE_GRID: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
@@ -64,7 +66,8 @@ def apply(
 ) -> LanguageModel:
     """Return a freshly loaded model prepared for tuning: exactly the tuned parameters require gradients.
 
-    The model is changed, not copied, so a scheme is applied to it once.
+    The model is changed, not copied, so a scheme is applied to it once. One that was loaded with an adapter has that
+    adapter tuned, or merged (`gradless.lm.adapter_schemes`).
 
     Args:
         lm: the model.
@@ -87,7 +90,8 @@ def apply(
     for flag, number in (("rank", rank), ("num_prefix", num_prefix), ("num_prompt", num_prompt)):
         if number < 1:
             raise BadInput(f"{flag} must be at least 1, not {number}")
-    if lm.adapters or getattr(lm.model, "label_head", None) is not None:
+    continued = lm.origin is not None and bool(lm.adapters)
+    if (lm.adapters and not continued) or getattr(lm.model, "label_head", None) is not None:
         raise BadInput("this model already has a tuning scheme: load it again before applying another")
     options = Options(
         seed=seed,
@@ -100,16 +104,25 @@ def apply(
     )
     lm.model.eval()  # virtual tokens start from forwards, in which dropout has no place
     with quiet_transformers():
-        model = entry.prepare(lm, options)
+        if continued:
+            lm = adapter_schemes.start(lm, scheme, _wanted(options), targets)
+        model = lm.model if lm.adapters else entry.prepare(lm, options)
     model.eval()
-    tuned = LanguageModel(model, lm.tokenizer, lm.masked, source=lm.source, name=lm.name)
+    tuned = dataclasses.replace(lm, model=model)
     _freeze(tuned.model, freeze)
     return tuned
 
 
+def _wanted(options: Options) -> list[adapter_schemes.Wanted]:
+    return [
+        adapter_schemes.Wanted(field.name, getattr(options, field.name), field.default)
+        for field in dataclasses.fields(Options)
+    ]
+
+
 def trainable(lm: LanguageModel) -> list[tuple[str, nn.Parameter]]:
     """Return the tuned parameters with their names, each once."""
-    return [(name, p) for name, p in lm.model.named_parameters() if p.requires_grad]
+    return list(adapters.tuned(lm.model))
 
 
 def _freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -150,7 +163,7 @@ def _lora(lm: LanguageModel, options: Options) -> nn.Module:
         fan_in_fan_out=targets.transposed,
     )
     model = _wrap(lm, config, "LoRA", "full")
-    for name, parameter in _new(model):
+    for name, parameter in adapters.tuned(model):
         if ".lora_A." in name:
             # The variance of Kaiming's uniform with PEFT's gain: U(-b, b), b = fan_in ** -0.5.
             parameter.data.copy_(rng.normal(options.seed, name, parameter.shape) * (3 * parameter.shape[1]) ** -0.5)
@@ -206,7 +219,7 @@ def _with_virtual_tokens(lm: LanguageModel, config: Any, scheme: str, tokens: Te
     model = _wrap(lm, config, f"{scheme} tuning", "lora")
     if cast(Any, model).word_embeddings is not embeddings:  # PEFT guesses by the size of the vocabulary
         model.word_embeddings = embeddings
-    ((_, parameter),) = _new(model)
+    ((_, parameter),) = adapters.tuned(model)
     if values.shape != parameter.shape:
         reason = f"a virtual token has {values.shape[1]} numbers, and PEFT's have {parameter.shape[1]}"
         virtual_tokens.refuse(lm, scheme, reason)
@@ -316,16 +329,12 @@ def _wrap(lm: LanguageModel, config: Any, what: str, instead: str) -> nn.Module:
         try:
             model: nn.Module = get_peft_model(cast(Any, lm.model), config, autocast_adapter_dtype=False)
         except (ValueError, TypeError, AttributeError, NotImplementedError) as error:  # for each architecture its own
-            reason = virtual_tokens.first_line(error)
+            reason = first_line(error)
             raise BadInput(f"{what} does not fit {lm.name} ({reason}): use the scheme {instead}") from None
-    for _, parameter in _new(model):
+    for _, parameter in adapters.tuned(model):
         # PEFT has put them beside the weights that they go with.
         parameter.data = parameter.data.to(parameter.device if lm.spread else lm.device, lm.dtype)
     return model
-
-
-def _new(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
 
 
 def _task_type(lm: LanguageModel) -> str:

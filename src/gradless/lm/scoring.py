@@ -193,12 +193,12 @@ def generate(lm: LanguageModel, prompts: Prompts) -> list[str]:
 
 
 def _generation_batches(lm: LanguageModel, prompts: Prompts) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield ids and mask of all prompts at once, or of each without its padding for prompt tuning.
+    """Yield ids and mask of all prompts at once, or of each without its padding where virtual tokens are embeddings.
 
-    Prompt tuning puts its virtual tokens in front of the padding, and PEFT drops position ids: the distance between
-    them and the text would depend on the batch.
+    PEFT puts these in front of the padding and drops position ids: the distance between them and the text would depend
+    on the batch.
     """
-    if not any(getattr(adapter, "peft_type", None) == "PROMPT_TUNING" for adapter in lm.adapters):
+    if not any(adapter.is_prompt_learning and adapter.peft_type != "PREFIX_TUNING" for adapter in lm.adapters):
         yield prompts.input_ids, prompts.attention_mask
         return
     for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True):

@@ -6,6 +6,7 @@ dozen label words, so that `` great`` is one token as it is in a trained vocabul
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -151,6 +152,11 @@ def make_tokenizer(specials: Specials) -> Any:
         clean_up_tokenization_spaces=False,
         **specials.tokens,
     )
+
+
+def is_name(source: str) -> bool:
+    """Return whether a source is the name of a tiny model, and no folder or hub id."""
+    return source.startswith("tiny-") and "/" not in source and not Path(source).exists()
 
 
 def parse(name: str) -> tuple[str, bool | None]:

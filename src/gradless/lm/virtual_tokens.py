@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from gradless import rng
 from gradless.errors import BadInput
+from gradless.lm.checkpoint_files import first_line
 from gradless.lm.loading import LanguageModel
 
 READ: Final = 4  # tokens that are read behind virtual ones to compare
 DIFFERENCE: Final = {torch.float32: 1e-3}  # largest relative difference of logits that is rounding
 COARSE: Final = 0.2  # of 16-bit weights
-REASON: Final = 100  # letters of somebody else's message
 
 KeysAndValues = list[tuple[Tensor, Tensor]]
 
@@ -43,12 +43,6 @@ def _drawn(lm: LanguageModel, count: int, seed: int, purpose: str) -> Tensor:
 def refuse(lm: LanguageModel, scheme: str, reason: str, instead: str = "lora") -> NoReturn:
     """Raise the sentence that a scheme does not fit."""
     raise BadInput(f"{scheme} tuning does not fit {lm.name}: {reason}; use the scheme {instead}")
-
-
-def first_line(error: Exception) -> str:
-    """Return the beginning of somebody else's message, for a sentence of ours."""
-    lines = str(error).strip().splitlines()
-    return (lines[0][:REASON].rstrip(" .:;") if lines else "") or type(error).__name__
 
 
 @torch.no_grad()
@@ -125,6 +119,12 @@ def check(lm: LanguageModel, model: nn.Module, scheme: str, expected: Tensor | N
     difference = float((logits - expected).norm() / expected.norm())
     if not (lm.masked and scheme == "prefix") and not difference < DIFFERENCE.get(lm.dtype, COARSE):
         refuse(lm, scheme, "what it computes behind virtual tokens is not what it computes behind the real ones")
+
+
+@torch.no_grad()
+def read_logits(lm: LanguageModel) -> Tensor:
+    """Return what a model says of a few tokens, float32 ``[1, L, V]``."""
+    return _logits(lm.model, _read(lm), lm.masked)
 
 
 def _read(lm: LanguageModel) -> Tensor:

@@ -22,7 +22,7 @@ from gradless.directions import masks
 from gradless.errors import BadInput
 from gradless.estimators import linear_queries
 from gradless.forward.evaluator import STREAM
-from gradless.lm import LanguageModel, encode, evaluate, objectives, schemes
+from gradless.lm import LanguageModel, adapter_schemes, adapters, encode, evaluate, objectives, schemes
 from gradless.lm.encode import Encoded
 from gradless.methods import METHODS
 from gradless.methods.layer_scales import parameter_norm_scales
@@ -111,6 +111,8 @@ def build_for(
     That is the label tokens, which only the scheme ``head`` needs, and the input norms of Wanda's masks.
     """
     base = lm.load(config.model, dtype=config.dtype, device=config.device, say=say)
+    if line := adapter_schemes.sentence(base, config.scheme):
+        say(line)
     tokens = label_tokens(base, task, rows[0]) if config.scheme == "head" else ()
 
     def measure(model: LanguageModel) -> dict[str, Tensor] | None:
@@ -140,7 +142,7 @@ def _tuned(
     measure: Callable[[LanguageModel], dict[str, Tensor] | None] | None = None,
     base_sha256: str | None = None,
 ) -> Model:
-    base_sha256 = base_sha256 or weights_sha256(base.model.named_parameters())
+    base_sha256 = base_sha256 or weights_sha256([*base.model.named_parameters(), *adapters.scalings(base.model)])
     tuned = schemes.apply(
         base,
         config.scheme,

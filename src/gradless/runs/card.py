@@ -59,6 +59,13 @@ class Facts:
     sha256: str
     """Of the tuned parameters."""
     masked: bool
+    base: str | None = None
+    """The base model of the adapter that the run began from, if it began from one."""
+
+    @property
+    def base_model(self) -> str:
+        """The base model as a whole: that of the run, or of the adapter that it began from."""
+        return self.base or self.config.model
 
     @property
     def adapter(self) -> bool:
@@ -90,7 +97,7 @@ def render(facts: Facts) -> str:
     from huggingface_hub import ModelCard
 
     config, result = facts.config, facts.result
-    asset = assets.ASSETS.get(config.model)
+    asset = assets.ASSETS.get(facts.base_model)
     card = ModelCard.from_template(
         _metadata(facts),
         template_path=str(TEMPLATE),
@@ -141,7 +148,7 @@ def task_file(config: TuneConfig) -> str | None:
 
 def _loading(facts: Facts) -> dict[str, Any]:
     """How Python loads the model, and the base model of an adapter, with the very weights that were measured."""
-    model = facts.config.model
+    model = facts.base_model
     origin = base_id(model)
     by_transformers = origin is not None or (model.startswith("./") and not model.endswith(".gguf"))
     base, revision = origin or (model, None)
@@ -159,8 +166,8 @@ def _metadata(facts: Facts) -> ModelCardData:
     from huggingface_hub import EvalResult, ModelCardData
 
     config, result = facts.config, facts.result
-    origin, licence = ORIGINS.get(config.model, (None, None))
-    base = origin or (base_id(config.model) or (None,))[0]
+    origin, licence = ORIGINS.get(facts.base_model, (None, None))
+    base = origin or (base_id(facts.base_model) or (None,))[0]
     scores = result["test"] if result else {}
     task = tasks.get(config.task) if config.task else None
     dataset, dataset_config = (task.hub if task else None) or (None, None)

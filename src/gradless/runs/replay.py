@@ -53,7 +53,7 @@ def header(config: TuneConfig, model: Model, splits: Splits, label_token_ids: tu
         data_sha256=splits.fingerprint,
         label_token_ids=list(label_token_ids),
         dtype=str(model.lm.dtype).removeprefix("torch."),
-        initial_sha256=None if config.scheme == "full" else build.tuned_sha256(model),
+        initial_sha256=None if config.scheme == "full" and not model.lm.origin else build.tuned_sha256(model),
         **({"norms_sha256": weights_sha256(model.norms.items())} if model.norms else {}),
         groups=len(model.optimizer.param_groups),
         tuned_parameters=sum(leaf.param.numel() for leaf in model.optimizer.leaves),
@@ -76,6 +76,11 @@ def check_header(recorded: dict[str, Any], model: Model) -> None:
             f"{model.base_sha256[:12]}): load the model that it was trained from"
         )
     if recorded["initial_sha256"] not in (None, build.tuned_sha256(model)):
+        if model.lm.origin and not model.lm.adapters:
+            raise BadInput(
+                "the adapter was merged into other bits than here, because matrix products differ between processors "
+                "and numbers of threads: replay it where it was run"
+            )
         raise BadInput(
             f"the initial adapter differs from the ledger's: put the run's {build.INITIAL} beside the ledger"
         )

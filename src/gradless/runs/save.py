@@ -126,7 +126,7 @@ def save(
     facts = _facts(built, contents, repo_id or f"./{target.name}", result)
     with _scratch(target.parent / (TEMPORARY + target.name)) as folder:
         folder.mkdir()
-        _weights(built.lm, facts.config, contents.header, folder)
+        _weights(built.lm, facts, folder)
         _record(contents, source, result, folder / RECORD)
         readme = folder / "README.md"
         readme.write_text(card.render(facts), encoding="utf-8")
@@ -182,6 +182,7 @@ def _facts(built: Model, contents: Contents, location: str, result: dict[str, An
         name=location.rpartition("/")[2],
         location=location,
         config=dataclasses.replace(config, model=shared_model(built.lm.source)),
+        base=shared_model(built.lm.origin.base) if built.lm.origin else None,
         step=built.optimizer.t,
         header=contents.header,
         result=result,
@@ -191,20 +192,20 @@ def _facts(built: Model, contents: Contents, location: str, result: dict[str, An
     )
 
 
-def _weights(model: lm.LanguageModel, config: TuneConfig, header: dict[str, Any], folder: Path) -> None:
+def _weights(model: lm.LanguageModel, facts: Facts, folder: Path) -> None:
     """Write weights and tokenizer as transformers and PEFT do."""
     inner: Any = model.model
     settings: Any = inner.config
     settings.use_cache = not model.masked  # off for training only; whoever generates wants it
     extra: dict[str, Any] = {}
     if has_label_head(model):
-        _place_label_rows(model, header["label_token_ids"])
-    if adapters := getattr(inner, "peft_config", None):
-        name, revision = card.base_id(config.model) or (config.model, None)
-        for adapter in adapters.values():
+        _place_label_rows(model, facts.header["label_token_ids"])
+    if model.adapters:
+        name, revision = card.base_id(facts.base_model) or (facts.base_model, None)
+        for adapter in model.adapters:
             adapter.base_model_name_or_path, adapter.revision = name, revision
-        # Embeddings are never tuned beside an adapter. Left to itself, PEFT may ask the hub about them.
-        extra["save_embedding_layers"] = False
+        # Embeddings are never tuned beside an adapter, but one may bring its own. Left to itself, PEFT may ask the hub.
+        extra["save_embedding_layers"] = bool(model.origin and model.origin.has_embeddings)
     with lm.quiet_transformers(), native_errors(folder):
         inner.save_pretrained(folder, **extra)
         model.tokenizer.save_pretrained(folder)

@@ -347,11 +347,12 @@ def _dev_if_due(run: RunContext, log: RunLog) -> None:
 def _zero_shot(run: RunContext, log: RunLog) -> dict[str, Any]:
     """Evaluate the untouched model on test and dev, once in the life of a run; returns the line of test.
 
-    Virtual tokens change what a model says before any of them is tuned, so the model below them is evaluated. (PEFT's
-    ``disable_adapter`` does not work for masked models.) The other schemes start at the base model's output.
+    New virtual tokens change what a model says before any of them is tuned, so the model below them is evaluated.
+    (PEFT's ``disable_adapter`` does not work for masked models.) The other schemes start at the base model's output, or
+    at that of the adapter that is tuned further.
     """
     lm: Any = run.model.lm
-    if run.config.scheme in ("prefix", "prompt"):
+    if run.config.scheme in ("prefix", "prompt") and not lm.origin:
         run = run._replace(model=run.model._replace(lm=dataclasses.replace(lm, model=lm.model.base_model)))
     for split in ("test", "dev"):
         rows = getattr(run.splits, split)
