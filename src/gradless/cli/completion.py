@@ -88,6 +88,9 @@ TABLES: Final[dict[str, Callable[[], Sequence[str]]]] = {
     "list": lambda: keys("runs.jobs:TABLES") + keys("collab.recipes:TABLES"),
     "dtype": lambda: ("float32", "bfloat16", "float16"),
     "device": lambda: ("cpu", "cuda", "mps"),
+    "tracker": lambda: (
+        *("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"),
+    ),
     "mode": lambda: ("zero-shot", "icl", "calibrated"),
 }
 """Names by their kind, where they are not the keys of one table."""

@@ -7,13 +7,14 @@ package index with pinned hashes, once; no model hub is asked.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from gradless import lm, rng
 from gradless.errors import BadInput
 from gradless.lm import assets
-from gradless.runs import train
+from gradless.runs import jobs, trackers
 from gradless.runs.config import TuneConfig
 from gradless.runs.record import INTERRUPTED
 from gradless.system import terminal
@@ -26,7 +27,7 @@ NUM_TRAIN, NUM_DEV, NUM_TEST = 1000, 128, 600
 LR, EPS, BATCH_SIZE, MICRO_BATCH_SIZE = 3e-6, 1e-3, 16, 8
 
 
-def demo(folder: Path, *, steps: int, seed: int, resume: bool) -> dict[str, Any]:
+def demo(folder: Path, *, steps: int, seed: int, resume: bool, report_to: Sequence[str] = ()) -> dict[str, Any]:
     """Fetch the assets, tune, and show what happened; returns the result.
 
     Raises:
@@ -35,6 +36,7 @@ def demo(folder: Path, *, steps: int, seed: int, resume: bool) -> dict[str, Any]
     reporter = Reporter()
     if (folder / "config.json").exists() and not resume:
         raise BadInput(f"{folder} already holds a run: add --resume, choose another --out, or delete it")
+    trackers.check(report_to)  # before anything is fetched
     corpus = assets.fetch(CORPUS, reporter.say)
     assets.fetch(MODEL, reporter.say)
     reporter.say(f"{MODEL}: {assets.ASSETS[MODEL].licence}")
@@ -61,7 +63,7 @@ def demo(folder: Path, *, steps: int, seed: int, resume: bool) -> dict[str, Any]
         num_dev=NUM_DEV,
         num_test=NUM_TEST,
     )
-    result = train.tune(config, folder, resume=resume, reporter=reporter)
+    result = jobs.tune(config, folder, resume=resume, report_to=report_to, reporter=reporter)
     if result["status"] != INTERRUPTED:
         _show(result, folder)
     return result

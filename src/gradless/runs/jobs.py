@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +16,12 @@ from gradless.lm import encode, metrics, objectives, schemes
 from gradless.lm import evaluate as evaluation
 from gradless.ranks import Ranks, agreed
 from gradless.rules import RULES
-from gradless.runs import build, train
+from gradless.runs import build, trackers, train
 from gradless.runs import replay as rebuilding
 from gradless.runs import save as saving
 from gradless.runs import tensorboard as tensorboard_events
 from gradless.runs.config import TuneConfig
-from gradless.runs.record import DONE, INTERRUPTED, read_result, versions
+from gradless.runs.record import DONE, INTERRUPTED, RunLog, read_result, versions
 from gradless.system import locks
 from gradless.system.atomic import write_json
 from gradless.system.progress import Reporter
@@ -37,6 +37,7 @@ def tune(
     push: str | None = None,
     public: bool = False,
     tensorboard: Path | None = None,
+    report_to: str | Sequence[str] = (),
     reporter: Reporter | None = None,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
@@ -50,26 +51,38 @@ def tune(
         push: name on the Hugging Face hub to upload it to.
         public: make that repository public.
         tensorboard: folder for TensorBoard events.
+        report_to: trackers that get the metrics (`gradless.runs.trackers`); TensorBoard writes to ``out/tensorboard``.
         reporter: where progress goes.
-        ranks: as `gradless.runs.train.tune` takes them; rank 0 alone saves, pushes and writes events.
+        ranks: as `gradless.runs.train.tune` takes them; rank 0 alone saves, pushes and reports.
 
     Raises:
         BadInput: as `gradless.runs.train.tune` and `replay`, before anything is computed where that can be known.
     """
     reporter = reporter or Reporter()
     if ranks is not None and ranks.rank:
-        save, push, public, tensorboard = None, None, False, None
+        save, push, public, tensorboard, report_to = None, None, False, None, ()
     with contextlib.ExitStack() as stack:
-        watch = None
+        watching: list[tensorboard_events.Watch] = []
         with agreed(ranks):
+            names = trackers.check(report_to)
+            if trackers.TENSORBOARD in names:
+                tensorboard = tensorboard or out / "tensorboard"
             beside = [path for path in (out, tensorboard) if path is not None]
             if resume and save is not None and train.is_run(config, out) and saving.holds(save, out):
                 reporter.say(f"{save} holds the model of {out} already")  # a scheduler that tries again
                 save = None
             saving.check(save, push, public=public, beside=beside)
             if tensorboard is not None:
-                watch = stack.enter_context(tensorboard_events.tensorboard(out, tensorboard, say=reporter.say))
+                watching.append(stack.enter_context(tensorboard_events.tensorboard(out, tensorboard, say=reporter.say)))
+            followers = stack.enter_context(trackers.following(names, out, reporter.warn))
+            watching.append(followers.watch)
+
+        def watch(log: RunLog) -> None:
+            for one in watching:
+                one(log)
+
         result = train.tune(config, out, resume=resume, reporter=reporter, watch=watch, ranks=ranks)
+        followers.summarise(result)
     if save is not None or push is not None:
         if result["status"] == DONE:
             replay(out, save=save, push=push, public=public, device=config.device, reporter=reporter)

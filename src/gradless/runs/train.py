@@ -24,7 +24,7 @@ from gradless.lm.encode import Encoded
 from gradless.methods import METHODS
 from gradless.optimizer import Update
 from gradless.ranks import BATCH, Ranks, agreed
-from gradless.runs import build, finish, predictions, replay, torchrun
+from gradless.runs import build, finish, predictions, replay, torchrun, trackers
 from gradless.runs.build import BEST
 from gradless.runs.config import TuneConfig, difference, read_config
 from gradless.runs.context import RunContext, evaluate_rows, selected_step
@@ -35,7 +35,7 @@ from gradless.system.peak_memory import PeakMeter
 from gradless.system.progress import Reporter
 from gradless.system.tensor_state import write_tensors
 
-LOSABLE: Final = ("metrics.jsonl", "result.json", predictions.FILE, BEST)
+LOSABLE: Final = ("metrics.jsonl", "result.json", predictions.FILE, BEST, trackers.FILE)
 """Files of a run that may be lost, or hold anything, without harm to its weights."""
 LOOKED_AT: Final = 10_000
 """Steps whose batches are drawn beforehand, to find the largest."""
@@ -111,13 +111,14 @@ def _tune(
     rows = {split: len(getattr(run.splits, split)) for split in ("train", "dev", "test")}
     keep = len(contents.moves) if contents else 0
     log = RunLog(folder / "metrics.jsonl", keep=keep, rows=rows, say=reporter.say)
-    if watch is not None:
-        watch(log)
     try:
+        with agreed(ranks):
+            if watch is not None:
+                watch(log)
         zero_shot = _zero_shot(run, log) if config.zero_shot else {}
-    except NotFinite:
+    except BadInput:
         if contents is None:  # nothing has begun: there is nothing to continue
-            for name in ("config.json", "metrics.jsonl", build.INITIAL, build.NORMS):
+            for name in ("config.json", "metrics.jsonl", trackers.FILE, build.INITIAL, build.NORMS):
                 (folder / name).unlink(missing_ok=True)
         raise
     with agreed(ranks):
