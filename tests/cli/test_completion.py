@@ -8,6 +8,7 @@ import sys
 
 import click
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from click.testing import CliRunner
 
 from gradless import lm, tasks
@@ -27,6 +28,7 @@ TABLES = {
     "recipe": recipes.RECIPES,
     "rule": {**aggregators.AGGREGATORS, **aggregators.PRE_AGGREGATORS},
     "list": {**jobs.TABLES, **recipes.TABLES},
+    "tracker": LOGGER_TYPE_TO_CLASS,
     "dtype": lm.DTYPES,
     "device": ("cpu", "cuda", "mps"),
     "mode": evaluate.MODES,
