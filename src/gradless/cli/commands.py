@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from gradless.cli.collab import collab
 from gradless.cli.completion import Named
@@ -290,7 +291,11 @@ def demo(out: Path, steps: int, seed: int, resume: bool, report_to: tuple[str, .
     """
     need("demo", "transformers", "accelerate", "gguf")
     from gradless.cli import demo as job
+    from gradless.runs.config import read_config
 
+    source = click.get_current_context().get_parameter_source("steps")
+    if resume and source is ParameterSource.DEFAULT and (out / "config.json").exists():
+        steps = read_config(out).steps
     _exit(job.demo(out, steps=steps, seed=seed, resume=resume, report_to=report_to))
 
 
@@ -335,6 +340,9 @@ def _own_files(settings: dict[str, Any]) -> dict[str, Any]:
         for name, value in own.items()
         if value is not None
     }
+    name = click.get_current_context().meta.get("gradless.task_name")
+    if own and name is not None:
+        own.setdefault("name", name)
     for name in ("template", "label_column", "labels") if own else ():
         if name not in own:
             raise BadInput(f"own files need --{name.replace('_', '-')} as well")

@@ -55,7 +55,7 @@ def demo(folder: Path, *, steps: int, seed: int, resume: bool, report_to: Sequen
         batch_size=BATCH_SIZE,
         micro_batch_size=MICRO_BATCH_SIZE,
         engine="stream",  # that of the committed result: another one gives losses with other last bits, and another run
-        eval_every=max(1, steps // 2),
+        eval_every=None if resume and (folder / "config.json").exists() else max(1, steps // 2),  # None: as it has
         lr=LR,
         eps=EPS,
         seed=seed,

@@ -119,15 +119,40 @@ class FromFile(click.Command):
             arguments = self.make_parser(ctx).parse_args(args=list(args))[0]
         if arguments.get("cell") and not arguments.get("config"):
             raise BadInput("--cell chooses among the cells of a file: give the file with --config")
-        if arguments.get("config"):
+        file, settings = arguments.get("config"), _held(arguments)
+        if file or settings:
             from gradless.runs import config_io
 
-            settings = config_io.read(Path(arguments["config"]), arguments.get("cell"))
+            if file:
+                settings |= config_io.read(Path(file), arguments.get("cell"))
             options = {**settings.pop("options", {}), **config_io.parse_options(arguments.get("options") or ())}
             ctx.meta["gradless.options"] = options  # merged one by one, and not list by list
             values = {**settings.pop("own", {}), **settings}
+            ctx.meta["gradless.task_name"] = values.get("name")  # of own files, which no option says
             ctx.default_map = {name: value for name, value in values.items() if value is not None}
         return super().parse_args(ctx, args)
+
+
+def _held(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return what ``--resume`` takes from the run in ``--out`` as defaults.
+
+    That is its number of steps, which may have been raised since it began, and, where the command names neither a
+    model nor a file, all of its settings.
+
+    Raises:
+        BadInput: nothing says what to run.
+    """
+    if not arguments.get("resume") or not arguments.get("out"):
+        return {}
+    from gradless.runs import config_io
+
+    path, named = Path(arguments["out"]) / "config.json", arguments.get("model") or arguments.get("config")
+    if os.path.isfile(path):
+        settings = config_io.read(path)
+        return {"steps": settings.get("steps")} if named else settings
+    if named:
+        return {}
+    raise BadInput(f"{path.parent} holds no run to continue (no config.json): give its --out, or all of its settings")
 
 
 def need(extra: str, *modules: str) -> None:

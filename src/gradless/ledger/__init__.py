@@ -13,6 +13,7 @@ from gradless.ledger.file import Contents as Contents
 from gradless.ledger.file import Ledger as Ledger
 from gradless.ledger.file import pack as pack
 from gradless.ledger.file import read as read
+from gradless.ledger.file import relabel as relabel
 from gradless.ledger.header import FIELDS as FIELDS
 from gradless.ledger.header import check_release as check_release
 from gradless.ledger.header import header as header

@@ -80,8 +80,7 @@ class Ledger:
     def __init__(self, path: Path, header: Header, *, contents: Contents | None = None) -> None:
         self.path = path
         if contents is None:
-            text = json.dumps(complete(**header), sort_keys=True, separators=(",", ":")).encode()
-            head = MAGIC + struct.pack("<HI", VERSION, len(text)) + text
+            head = _head(VERSION, complete(**header))
             self.crc = zlib.crc32(head)
             self.lrs: tuple[float, ...] = ()
             with contextlib.suppress(FileNotFoundError):
@@ -147,6 +146,41 @@ def cut(path: Path, contents: Contents) -> Path | None:
     _write_whole(copy, data)
     os.truncate(path, contents.good_bytes)
     return copy
+
+
+def relabel(path: Path, contents: Contents, header: Header) -> Contents:
+    """Replace the header of a ledger, whole or not at all, and return what it then holds; its records stay.
+
+    Args:
+        path: the file.
+        contents: the ledger as read; its torn tail is cut as by `cut`.
+        header: all fields; the version of the format is kept.
+
+    Raises:
+        BadInput: the file is not the one that was read, or another process is writing to it.
+        OSError: there is no room; the file then holds what it held.
+
+    Cost: one pass over the file.
+    """
+    os.close(opened(path))  # nobody else writes to what is replaced
+    cut(path, contents)
+    data = path.read_bytes()
+    _, version, offset, _ = _read_header(path, data)
+    head = _head(version, header)
+    crc = zlib.crc32(head)
+    parts = [head, WORD.pack(crc)]
+    while (end := record_end(data, offset, header["groups"])) is not None:
+        crc = zlib.crc32(data[offset:end], crc)
+        parts += [data[offset:end], WORD.pack(crc)]
+        offset = end + WORD.size
+    _write_whole(path, b"".join(parts))
+    return read(path)
+
+
+def _head(version: int, header: Header) -> bytes:
+    """Everything before the first checksum."""
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
+    return MAGIC + struct.pack("<HI", version, len(text)) + text
 
 
 def _write_whole(path: Path, data: bytes) -> None:

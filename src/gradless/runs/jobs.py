@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradless import lm, methods, tasks
+from gradless import ledger, lm, methods, tasks
 from gradless.directions import DIRECTIONS
 from gradless.errors import BadInput, pick
 from gradless.estimators import ESTIMATORS
@@ -68,7 +68,7 @@ def tune(
             if trackers.TENSORBOARD in names:
                 tensorboard = tensorboard or out / "tensorboard"
             beside = [path for path in (out, tensorboard) if path is not None]
-            if resume and save is not None and train.is_run(config, out) and saving.holds(save, out):
+            if resume and save is not None and train.is_run(config, out) and _is_saved(save, out):
                 reporter.say(f"{save} holds the model of {out} already")  # a scheduler that tries again
                 save = None
             saving.check(save, push, public=public, beside=beside)
@@ -91,6 +91,14 @@ def tune(
     return result
 
 
+def _is_saved(folder: Path, run: Path) -> bool:
+    """Return whether a folder holds the model of a finished run."""
+    result = read_result(run)
+    if result is None or result["weights_sha256"] is None or not saving.is_saved(folder):
+        return False
+    return saving.holds(folder, ledger.read(run / "ledger"), result["weights_sha256"])
+
+
 def evaluate(
     config: TuneConfig,
     *,
@@ -101,8 +109,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return the result of an untuned model on the test rows of a task; ``out`` is a folder for ``result.json``.
 
+    A folder that holds the result of the same evaluation is left as it is.
+
     Raises:
-        BadInput: anything wrong with configuration, data or model; ``out`` holds something or is being worked on.
+        BadInput: anything wrong with configuration, data or model; ``out`` holds something else or is being worked on.
     """
     reporter = reporter or Reporter()
     pick("mode", mode, evaluation.MODES)
@@ -110,17 +120,37 @@ def evaluate(
         return _evaluated(config, mode, num_demonstrations, reporter)
     with locks.claimed(out, say=reporter.warn):
         if any((out / name).exists() for name in ("config.json", "ledger", "result.json")):
-            raise BadInput(f"{out} already holds a run or a result: choose another --out")
+            held = _held_evaluation(config, mode, num_demonstrations, out)
+            if held is None:
+                raise BadInput(f"{out} already holds a run or another result: choose another --out")
+            reporter.say(f"{out} is finished; nothing to do")
+            return held
         result = _evaluated(config, mode, num_demonstrations, reporter)
         write_json(out / "result.json", result)
     return result
 
 
+def _held_evaluation(config: TuneConfig, mode: str, num_demonstrations: int, out: Path) -> dict[str, Any] | None:
+    """Return the result in a folder if it is of the same model, settings and rows, else None."""
+    held = read_json(out / "result.json")
+    if (out / "config.json").exists() or not isinstance(held, dict) or not {"config", "test", "interval"} <= set(held):
+        return None
+    needed = num_demonstrations if mode == "icl" else 0
+    config = _eval_config(config, needed)
+    same = (held.get("mode"), held.get("num_demonstrations"), held["config"]) == (mode, needed, config.to_json())
+    return held if same and held.get("data_sha256") == build.load_task(config)[1].fingerprint else None
+
+
+def _eval_config(config: TuneConfig, num_demonstrations: int) -> TuneConfig:
+    """Return the configuration with nothing left open, and without rows that no evaluation reads."""
+    if not config.own:
+        config = dataclasses.replace(config, num_train=config.num_train if num_demonstrations else 0, num_dev=0)
+    return build.pinned(config.resolved())
+
+
 def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter: Reporter) -> dict[str, Any]:
     needed = num_demonstrations if mode == "icl" else 0
-    if not config.own:
-        config = dataclasses.replace(config, num_train=config.num_train if needed else 0, num_dev=0)
-    config = build.pinned(config.resolved())
+    config = _eval_config(config, needed)
     task, splits = build.load_task(config, reporter.say)
     if not splits.test:
         raise BadInput("there are no test rows: give --test or --num-test")
@@ -142,6 +172,7 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
     return {
         "status": DONE,
         "mode": mode,
+        "num_demonstrations": needed,
         "config": config.to_json(),
         "test": scores.metrics,
         "interval": {"test": list(metrics.wilson(sum(scores.correct), len(scores.correct)))},
@@ -187,10 +218,11 @@ def replay(
         reporter: where progress goes.
 
     Raises:
-        BadInput: no run, a damaged ledger, another base model, no result to compare with, ``save`` holds something.
+        BadInput: no run, a damaged ledger, another base model, no result to compare with, ``save`` is taken.
     """
     reporter = reporter or Reporter()
-    saving.check(save, push, public=public)
+    compared = save is not None and saving.is_saved(save)  # it may be this very model
+    saving.check(None if compared else save, push, public=public)
     recorded = _recorded(run)
     if verify and recorded is None:
         raise BadInput(f"{run} has no result.json to verify against: finish the run with --resume")
@@ -206,6 +238,9 @@ def replay(
     step, sha256 = built.optimizer.t, build.tuned_sha256(built)
     agrees = recorded["weights_sha256"] == sha256 if verify and recorded is not None else None
     measured = recorded if recorded is not None and recorded["selected_step"] == step else None
+    if save is not None and compared and saving.holds(save, contents, sha256):
+        reporter.say(f"{save} holds the weights of step {step} already")
+        save = None
     if save is not None or push is not None:
         if not build.finite(built):
             raise BadInput(

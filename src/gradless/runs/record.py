@@ -60,6 +60,8 @@ class InferenceLine(msgspec.Struct, tag_field="event", tag="inference"):
     step: Whole
     bytes: Whole
     seconds: NotNegative
+    steps: Whole | None = None
+    """Whose batches were compared to find the largest."""
 
 
 class Result(msgspec.Struct):
@@ -84,6 +86,8 @@ class RunLog:
         path: the file.
         keep: steps that the ledger holds; lines of later ones, which a crash has left, are dropped.
         rows: of each split; evaluations of other rows are dropped.
+        due: whether dev is evaluated after so many steps; lines of other evaluations, as at the end that a run had
+            before it got more steps, are dropped.
         say: receives one line if the file has lines that no run wrote.
 
     Attributes:
@@ -91,7 +95,15 @@ class RunLog:
         observers: functions that are called with every line that is written.
     """
 
-    def __init__(self, path: Path, *, keep: int, rows: Mapping[str, int], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        keep: int,
+        rows: Mapping[str, int],
+        due: Callable[[int], bool] = lambda step: True,
+        say: Callable[[str], None],
+    ) -> None:
         self.path = path
         self.observers: list[Callable[[dict[str, Any]], None]] = []
         tables, damaged = read_jsonl(path)
@@ -99,7 +111,8 @@ class RunLog:
         damaged += len(tables) - len(whole)
         if damaged:
             say(f"{path} has {damaged} lines that cannot be read: they are left out")
-        self.lines = [line for line in whole if line["step"] < keep + (line["event"] == "eval")]
+        taken = [line for line in whole if line["step"] < keep + (line["event"] == "eval")]
+        self.lines = [line for line in taken if line.get("split") != "dev" or not line["step"] or due(line["step"])]
         self._meter: PeakMeter | None = None
         write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 
@@ -150,6 +163,11 @@ class RunLog:
     def inference(self) -> int | None:
         """Peak bytes of evaluating a training batch, once that is measured."""
         return max((line["bytes"] for line in self.of("inference")), default=None)
+
+    @property
+    def compared(self) -> float:
+        """Steps whose batches were compared for that; older files do not say how many, and count as all."""
+        return max((line.get("steps") or math.inf for line in self.of("inference")), default=0)
 
     def peak(self) -> int:
         """Return the peak bytes of all training steps, those before a crash included."""

@@ -10,7 +10,7 @@ from gradless import ledger
 from gradless.errors import BadInput
 from gradless.lm import assets
 from gradless.methods import METHODS
-from gradless.runs import build
+from gradless.runs import build, extend
 from gradless.runs.build import OWN_PATHS, Model
 from gradless.runs.config import TuneConfig, difference, read_config
 from gradless.system.hashing import weights_sha256
@@ -88,13 +88,19 @@ def check_header(recorded: dict[str, Any], model: Model) -> None:
         raise BadInput(f"the input norms differ from the ledger's: put the run's {build.NORMS} beside the ledger")
 
 
-def check_config(recorded: dict[str, Any], config: TuneConfig) -> None:
+def check_config(recorded: dict[str, Any], config: TuneConfig, taken: int) -> None:
     """Refuse a ledger that lies beside the configuration of another run.
+
+    The number of steps may differ where none of the ``taken`` ones depends on it: a crash may have come before the
+    ledger of an extended run had it.
 
     Raises:
         BadInput: with what differs.
     """
-    changed = difference(_named(TuneConfig.from_json(recorded["config"])), _named(config))
+    held = TuneConfig.from_json(recorded["config"])
+    if not extend.dependence(held, config, taken):
+        held = dataclasses.replace(held, steps=config.steps)
+    changed = difference(_named(held), _named(config))
     if changed:
         raise BadInput(f"the ledger belongs to another run than config.json ({changed}): restore either file")
 
@@ -139,7 +145,7 @@ def rebuild(
     config = TuneConfig.from_json(contents.config)
     if path.name == "ledger" and (folder / "config.json").exists():
         own = read_config(folder)
-        check_config(contents.header, own)
+        check_config(contents.header, own, len(contents.moves))
         config = dataclasses.replace(config, model=own.model)  # where it is on this machine
     if model is None and config.model.startswith("./") and not Path(config.model).exists():
         raise BadInput(

@@ -74,24 +74,29 @@ def check(save: Path | None, push: str | None, *, public: bool = False, beside: 
         hub.check(push)
 
 
-def holds(folder: Path, run: Path) -> bool:
-    """Return whether a folder holds, whole, the weights that a finished run selected.
+def is_saved(folder: Path) -> bool:
+    """Return whether a folder holds a saved model, whole or not."""
+    return (folder / RECORD / "ledger").is_file()
+
+
+def holds(folder: Path, contents: Contents, sha256: str) -> bool:
+    """Return whether a folder holds, whole, the tuned weights of this hash, of the run with this ledger.
 
     Cost: one look at the headers of its weights.
     """
-    saved, result = read_result(folder / RECORD), read_result(run)
-    if saved is None or result is None or saved["weights_sha256"] != result["weights_sha256"]:
-        return False
     try:
-        old, new = ledger.read(folder / RECORD / "ledger"), ledger.read(run / "ledger")
+        old = ledger.read(folder / RECORD / "ledger")
+        card_text = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
         weights = list(folder.glob("*.safetensors"))
         for path in weights:
             with safe_open(path, framework="pt"):  # which checks the length of the file
                 pass
     except (BadInput, OSError, SafetensorError):
         return False
-    same = old.moves == new.moves and old.header.get("base_sha256") == new.header.get("base_sha256")
-    return bool(weights) and same and (folder / "README.md").exists()
+    saved = read_result(folder / RECORD)
+    known = saved["weights_sha256"] == sha256 if saved is not None else sha256 in card_text
+    same = old.moves == contents.moves and old.header.get("base_sha256") == contents.header.get("base_sha256")
+    return bool(weights) and known and same
 
 
 def save(

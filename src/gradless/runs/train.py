@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from gradless.lm.encode import Encoded
 from gradless.methods import METHODS
 from gradless.optimizer import Update
 from gradless.ranks import BATCH, Ranks, agreed
-from gradless.runs import build, finish, predictions, replay, torchrun, trackers
+from gradless.runs import build, extend, finish, predictions, replay, torchrun, trackers
 from gradless.runs.build import BEST
 from gradless.runs.config import TuneConfig, difference, read_config
 from gradless.runs.context import RunContext, evaluate_rows, selected_step
@@ -86,7 +87,7 @@ def _tune(
     with agreed(ranks):
         if resume:
             side_files.make_room(folder, LOSABLE, reporter.say)
-        config = _settled(config, folder, resume)
+        config = extend.settled(config, folder, resume)
         torchrun.check(config, ranks)
         finished = _finished(config, folder, resume, reporter)
     if finished is not None:
@@ -105,12 +106,15 @@ def _tune(
     with agreed(ranks):
         encoded = _encoded(run)
         contents = _continued(run, header)
+        if contents is not None:
+            extend.begin(config, folder, len(contents.moves), reporter.say)
     if contents is None:
         write_json(folder / "config.json", config.to_json())
         build.keep_initial(config, folder, model)
     rows = {split: len(getattr(run.splits, split)) for split in ("train", "dev", "test")}
     keep = len(contents.moves) if contents else 0
-    log = RunLog(folder / "metrics.jsonl", keep=keep, rows=rows, say=reporter.say)
+    due = functools.partial(_dev_due, config)
+    log = RunLog(folder / "metrics.jsonl", keep=keep, rows=rows, due=due, say=reporter.say)
     try:
         with agreed(ranks):
             if watch is not None:
@@ -122,6 +126,8 @@ def _tune(
                 (folder / name).unlink(missing_ok=True)
         raise
     with agreed(ranks):
+        if contents is not None:
+            contents = extend.relabel(config, folder / "ledger", contents)
         ledger_file = ledger.Ledger(folder / "ledger", header, contents=contents)
     try:
         if contents is not None and contents.moves:
@@ -134,22 +140,10 @@ def _tune(
     return finish.finish(run, log, zero_shot, status, advice, label_tokens, sum(row.cut for row in encoded))
 
 
-def _settled(config: TuneConfig, folder: Path, resume: bool) -> TuneConfig:
-    """Return the configuration with nothing left open.
-
-    A resumed run keeps its engine and the commits of its data on the hub, unless others are asked for.
-    """
-    recorded = read_config(folder) if resume and (folder / "config.json").exists() else None
-    if recorded is not None and config.engine is None:
-        config = dataclasses.replace(config, engine=recorded.engine)
-    config = config.resolved()
-    return config if recorded is None else build.pinned(config, recorded)
-
-
 def is_run(config: TuneConfig, folder: Path) -> bool:
     """Return whether a folder holds a run of a configuration."""
     try:
-        return difference(read_config(folder), _settled(config, folder, resume=True)) is None
+        return difference(read_config(folder), extend.settled(config, folder, resume=True)) is None
     except BadInput:
         return False
 
@@ -161,6 +155,8 @@ def _finished(config: TuneConfig, folder: Path, resume: bool, reporter: Reporter
     if finished is None and path.exists():
         side_files.put_aside(path, reporter.say)
     if finished is None or finished["status"] == INTERRUPTED:
+        return None
+    if finished["status"] == DONE and finished["steps"] < config.steps:  # more are asked for now
         return None
     if (folder / "ledger").exists() and len(ledger.read(folder / "ledger").moves) < finished["steps"]:
         reporter.say(f"the ledger holds fewer than the {finished['steps']} steps of {path}: the run goes on")
@@ -208,7 +204,7 @@ def _continued(run: RunContext, header: dict[str, Any]) -> ledger.Contents | Non
             f"the file is kept beside it; {len(contents.moves)} steps are intact"
         )
     replay.check_header(contents.header, run.model)
-    replay.check_config(contents.header, config)
+    replay.check_config(contents.header, config, len(contents.moves))
     if contents.header["data_sha256"] != header["data_sha256"]:
         raise BadInput("the data differ from those that this run began with: restore them, or start a new run")
     if METHODS[config.method].replays:
@@ -224,9 +220,12 @@ def _check_folder(config: TuneConfig, folder: Path, resume: bool) -> None:
     if (folder / "config.json").exists():
         if not resume:
             raise BadInput(f"{folder} already holds a run: add --resume to continue it, or choose another --out")
-        changed = difference(read_config(folder), config)
+        held = read_config(folder)
+        changed = difference(dataclasses.replace(held, steps=config.steps), config)
         if changed:
             raise BadInput(f"{folder} holds a run with other settings ({changed}): choose another --out")
+        if held.steps != config.steps:
+            extend.check(held, config, folder)
     elif (folder / "ledger").exists():
         raise BadInput(f"{folder} holds a ledger without its config.json: restore that file, or choose another --out")
 
@@ -241,7 +240,7 @@ def _loop(run: RunContext, encoded: list[Encoded], ledger_file: ledger.Ledger, l
     seconds, forwards = 0.0, opt.forwards
     with run.reporter.job("tune", config.steps, done=opt.t) as show:
         try:
-            if log.inference is None and opt.t < config.steps:
+            if log.compared < min(config.steps, LOOKED_AT) and opt.t < config.steps:
                 _log_inference(run, encoded, log)
             while opt.t < config.steps:
                 _dev_if_due(run, log)
@@ -327,22 +326,27 @@ def _log_inference(run: RunContext, encoded: list[Encoded], log: RunLog) -> None
     with meter.measured():
         objectives.loss_over(lm, run.objective, batches)
     seconds = time.perf_counter() - start
-    log.write(event="inference", step=run.model.optimizer.t, bytes=meter.peak, seconds=seconds)
+    log.write(event="inference", step=run.model.optimizer.t, bytes=meter.peak, seconds=seconds, steps=len(steps))
 
 
 def _dev_if_due(run: RunContext, log: RunLog) -> None:
     """Evaluate on dev every ``eval_every`` steps and at the end, unless the log has that already."""
-    config, step = run.config, run.model.optimizer.t
-    assert config.eval_every is not None
-    due = step > 0 and (step % config.eval_every == 0 or step == config.steps)
+    step = run.model.optimizer.t
+    due = _dev_due(run.config, step)
     if due:
         _check_equal(run)
     if due and run.splits.dev and log.evaluation("dev", step) is None:
         run.model.optimizer.flush()
-        evaluation = evaluate_rows(run, run.splits.dev, f"dev at {step}", predict=config.select == "metric")
+        evaluation = evaluate_rows(run, run.splits.dev, f"dev at {step}", predict=run.config.select == "metric")
         log.evaluated("dev", step, evaluation)
-        if not METHODS[config.method].replays and selected_step(run, log, step) == step:
+        if not METHODS[run.config.method].replays and selected_step(run, log, step) == step:
             write_tensors(run.folder / BEST, build.tuned_tensors(run.model))
+
+
+def _dev_due(config: TuneConfig, step: int) -> bool:
+    """Return whether dev is evaluated after so many steps."""
+    assert config.eval_every is not None
+    return step > 0 and (step % config.eval_every == 0 or step == config.steps)
 
 
 def _zero_shot(run: RunContext, log: RunLog) -> dict[str, Any]:
