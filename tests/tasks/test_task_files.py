@@ -338,7 +338,7 @@ def test_missing_folder_and_files_are_named(tmp_path: Path) -> None:
             r"dev.tsv, line 2: 3 fields where 2 are expected",
         ),
         ("sst2", {"dev__tsv": "label\tsentence\n-1\thidden\n"}, r"dev.tsv, record 2: label '-1'"),
-        ("sst2", {"dev__tsv": b"label\tsentence\n1\t\xff\n"}, r"dev.tsv is not utf-8-sig text"),
+        ("sst2", {"dev__tsv": b"label\tsentence\n1\t\xff\n"}, r"dev.tsv, line 2: this is no UTF-8 text"),
         ("imdb", {"test__tsv": 'Sentiment\tText\nPositive\t"open\n'}, r"test.tsv, line 2: unexpected end"),
         ("squad", {"dev-v1__1__json": "{"}, r"dev-v1.1.json: broken JSON"),
         ("squad", {"dev-v1__1__json": '{"a": 1}'}, r"has no 'data'"),
@@ -352,6 +352,18 @@ def test_damage_is_named(tmp_path: Path, name: str, files: dict[str, Any], messa
     put(tmp_path, **files)
     with pytest.raises(BadInput, match=message):
         read(name, tmp_path)
+
+
+def test_all_damage_is_told_together(tmp_path: Path) -> None:
+    """Every kind of bad row, in all files at once."""
+    bad = "label\tsentence\n1\ta\tb\nx\tc\n1\tfine\n-1\td\n0\ta\tb\n1\t\xff\n".encode("latin-1")
+    put(tmp_path, train__tsv=bad, dev__tsv="label\tsentence\n7\ta\n")
+    with pytest.raises(BadInput) as caught:
+        read("sst2", tmp_path)
+    message = str(caught.value)
+    assert "train.tsv, 5 of 6 lines cannot be used: lines 2, 6: 3 fields where 2" in message
+    assert "record 3: label 'x'" in message and "record 5: label '-1'" in message and "line 7: this is no" in message
+    assert "dev.tsv, record 2: label 7 is" in message
 
 
 def test_damaged_gzip(tmp_path: Path) -> None:

@@ -10,26 +10,55 @@ import csv
 import gzip
 import json
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, TypeAlias
+from typing import Any, Final, NamedTuple, TextIO, TypeAlias
 
 from gradless.errors import BadInput
 
 Row: TypeAlias = dict[str, Any]
 """One record: field name -> value."""
 
-Numbered: TypeAlias = Iterator[tuple[int, Row]]
-"""Rows with the number of their line in the file, from 1."""
+
+class Unusable(ValueError):
+    """A line or row that cannot be used; the message says why and what to do."""
+
+
+Numbered: TypeAlias = Iterator[tuple[int, Row | Unusable]]
+"""Rows with the number of their line in the file, from 1; what is broken comes in place of its row."""
 
 BLANK = " \t\r\n"
 """What is stripped from text. `str.strip` would also remove U+0085."""
+SHOWN_LINES, SHOWN_PROBLEMS = 8, 5
+
+
+def listed(problems: Mapping[tuple[str, str], Sequence[int]], total: int) -> str:
+    """Return everything that is wrong in a file: ``3 of 90 lines cannot be used: lines 3, 7: WHY; line 9: WHY``.
+
+    Args:
+        problems: What is counted (``line`` or ``row``) and what is wrong -> their numbers.
+        total: How many there are in the file.
+    """
+    parts = []
+    for (unit, what), numbers in [*problems.items()][:SHOWN_PROBLEMS]:
+        more = f" and {len(numbers) - SHOWN_LINES} more" if len(numbers) > SHOWN_LINES else ""
+        shown = ", ".join(map(str, numbers[:SHOWN_LINES]))
+        parts.append(f"{unit}{'s' if len(numbers) > 1 else ''} {shown}{more}: {what}")
+    rest = sum(len(numbers) for numbers in [*problems.values()][SHOWN_PROBLEMS:])
+    parts += [f"and {rest} more"] if rest else []
+    bad, (unit, _) = sum(map(len, problems.values())), next(iter(problems))
+    lead = f"{bad} of {total} {unit}s cannot be used: " if bad > 1 else ""
+    return lead + "; ".join(parts)
+
+
+KEPT: Final = "surrogateescape"
+"""How bytes that an encoding lacks are read where rows are: as lone surrogates."""
 
 
 @contextmanager
-def text_file(path: Path, encoding: str = "utf-8-sig", newline: str = "\n") -> Iterator[TextIO]:
+def text_file(path: Path, encoding: str = "utf-8-sig", newline: str = "\n", errors: str = "strict") -> Iterator[TextIO]:
     """Open a text file, gzipped or not.
 
     Raises:
@@ -37,10 +66,10 @@ def text_file(path: Path, encoding: str = "utf-8-sig", newline: str = "\n") -> I
     """
     try:
         if path.suffix == ".gz":
-            with gzip.open(path, "rt", encoding=encoding, newline=newline) as file:
+            with gzip.open(path, "rt", encoding=encoding, newline=newline, errors=errors) as file:
                 yield file
         else:
-            with path.open(encoding=encoding, newline=newline) as file:
+            with path.open(encoding=encoding, newline=newline, errors=errors) as file:
                 yield file
     except UnicodeDecodeError as error:
         raise BadInput(f"{path} is not {encoding} text ({error.reason}): convert it to UTF-8") from error
@@ -51,8 +80,11 @@ def text_file(path: Path, encoding: str = "utf-8-sig", newline: str = "\n") -> I
 
 
 def lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, str]]:
-    """Yield the lines that are not blank, with their numbers and without their ends."""
-    with text_file(path, encoding) as file:
+    """Yield the lines that are not blank, with their numbers and without their ends.
+
+    Bytes that the encoding lacks come as lone surrogates, so that a reader can tell all such rows (see `_undecodable`).
+    """
+    with text_file(path, encoding, errors=KEPT) as file:
         for number, line in enumerate(file, start=1):
             if line.strip(BLANK):
                 yield number, line.rstrip("\r\n")
@@ -95,10 +127,9 @@ def jsonl(path: Path) -> Numbered:
         try:
             row = parse_json(line)
         except ValueError as error:
-            raise BadInput(f"{path}, line {number}: broken JSON ({error}): write one object a line") from error
-        if not isinstance(row, dict):
-            raise BadInput(f"{path}, line {number}: not a JSON object: write one object a line")
-        yield number, row
+            yield number, Unusable(f"broken JSON ({error}): write one object a line")
+            continue
+        yield number, row if isinstance(row, dict) else Unusable("not a JSON object: write one object a line")
 
 
 def json_value(path: Path) -> Any:
@@ -113,7 +144,7 @@ def json_value(path: Path) -> Any:
 
 def table(path: Path, delimiter: str = "\t", columns: Sequence[str] | None = None) -> Numbered:
     """Yield the rows of a CSV or TSV with quoted fields; its first line names the columns unless ``columns`` does."""
-    with text_file(path, newline="") as file:
+    with text_file(path, newline="", errors=KEPT) as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             header = list(columns) if columns is not None else next(reader, None)
@@ -121,7 +152,7 @@ def table(path: Path, delimiter: str = "\t", columns: Sequence[str] | None = Non
                 return
             for cells in reader:
                 if cells:
-                    yield reader.line_num, _record(path, reader.line_num, header, cells)
+                    yield reader.line_num, _record(header, cells)
         except csv.Error as error:
             raise BadInput(f"{path}, line {reader.line_num}: {error}: quote fields that hold quotes") from error
 
@@ -140,7 +171,7 @@ def plain_table(path: Path, columns: Sequence[str] | None = None, *, skip_short:
         if header is None:
             header = [cell.strip(BLANK) for cell in cells]
         elif not (skip_short and len(cells) != len(header)):
-            yield number, _record(path, number, header, cells)
+            yield number, _record(header, cells)
 
 
 def json_list(path: Path) -> Numbered:
@@ -151,13 +182,13 @@ def json_list(path: Path) -> Numbered:
     yield from enumerate(value, start=1)
 
 
-def _record(path: Path, number: int, header: Sequence[str], cells: Sequence[str]) -> Row:
+def _record(header: Sequence[str], cells: Sequence[str]) -> Row | Unusable:
     if len(cells) != len(header):
-        raise BadInput(f"{path}, line {number}: {len(cells)} fields where {len(header)} are expected: correct the line")
+        return Unusable(f"{len(cells)} fields where {len(header)} are expected: correct the line")
     return dict(zip(header, cells, strict=True))
 
 
-def rated_lines(path: Path, encoding: str = "utf-8-sig") -> Numbered:
+def rated_lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, Row]]:
     """Yield the rows of lines ``<label> <text>`` (the stsa.* and *.all files)."""
     for number, line in lines(path, encoding):
         value, _, text = line.partition(" ")
@@ -259,26 +290,71 @@ class Folder:
 
     def _collect(self, present: list[tuple[Part, Path]]) -> dict[str, list[Row]]:
         splits: dict[str, list[Row]] = {}
+        refused: list[str] = []
         for part, path in present:
             if part.split == "pool" or part.split not in splits:
-                splits.setdefault(part.split, []).extend(self._rows(part, path))
+                try:
+                    splits.setdefault(part.split, []).extend(self._rows(part, path))
+                except BadInput as error:  # of all files, what is wrong is told at once
+                    refused.append(str(error))
+        if refused:
+            raise BadInput("; ".join(refused))
         pool = splits.pop("pool", [])
         return splits | _split_pool(pool, self.hold_out) if pool else splits
 
-    def _rows(self, part: Part, path: Path) -> Iterator[Row]:
-        number, raw = 0, Row()
+    def _rows(self, part: Part, path: Path) -> list[Row]:
+        rows: list[Row] = []
+        problems: dict[tuple[str, str], list[int]] = {}
+        total, number = 0, 0
         try:
-            for number, raw in part.parse(path):  # noqa: B007 (the errors below name them)
-                yield from self.tidy(raw)
+            for total, (number, raw) in enumerate(part.parse(path), 1):  # noqa: B007 (all of them are counted)
+                try:
+                    rows += _tidied(raw, self.tidy)
+                except (KeyError, ValueError, TypeError) as error:
+                    problems.setdefault(_problem(error, raw), []).append(number)
         except BadInput:
             raise
-        except KeyError as error:
-            what = f"no field {error} (there are: {', '.join(raw) or 'none'})"
-            raise BadInput(f"{path}, record {number}: {what}: is this another task's data?") from error
-        except (ValueError, TypeError) as error:
-            raise BadInput(f"{path}, record {number}: {error}: is this another task's data?") from error
-        if number == 0:
+        except (KeyError, ValueError, TypeError) as error:  # of a nested file, which cannot be read on
+            problems[_problem(error, {})] = [number + 1]
+        if problems:
+            raise BadInput(f"{path}, {listed(problems, total)}")
+        if total == 0:
             raise BadInput(f"{path} is empty: fetch it again")
+        return rows
+
+
+def _problem(error: Exception, raw: Row | Unusable) -> tuple[str, str]:
+    """Return the unit in which the number of a bad row counts, and what is wrong with it."""
+    if isinstance(error, Unusable):
+        return "line", str(error)
+    what = str(error)
+    if isinstance(error, KeyError):
+        names = ", ".join(raw) if isinstance(raw, dict) else ""
+        what = f"no field {error} (there are: {names or 'none'})"
+    return "record", f"{what}: is this another task's data?"
+
+
+def _tidied(raw: Row | Unusable, tidy: Callable[[Row], Iterable[Row]]) -> list[Row]:
+    """Return the canonical rows of a raw record.
+
+    Raises:
+        Unusable: it is broken.
+        KeyError, ValueError, TypeError: it is another task's, see `Folder.tidy`.
+    """
+    if isinstance(raw, Unusable):
+        raise raw
+    if any(isinstance(value, str) and _undecodable(value) for value in raw.values()):
+        raise Unusable("this is no UTF-8 text: convert the file to UTF-8")
+    return [*tidy(raw)]
+
+
+def _undecodable(text: str) -> bool:
+    """Return whether a text holds bytes that its encoding lacks, as `KEPT` reads them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _existing(path: Path) -> Path | None:
