@@ -68,7 +68,7 @@ INSIDE = {
     ),
     "runs": (
         *("runs.config", "runs.config_io", "runs.record", "runs.predictions", "runs.facts", "runs.hub", "runs.build"),
-        *("runs.extend", "runs.replay", "runs.context", "runs.describe"),
+        *("runs.extend", "runs.replay", "runs.context", "runs.describe", "runs.expected_time"),
         *("runs.card", "runs.tensorboard", "runs.trackers", "runs.torchrun", "runs.finish", "runs.train", "runs.save"),
         "runs.jobs",
     ),

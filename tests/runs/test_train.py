@@ -36,6 +36,7 @@ def test_a_run_directory_holds_what_the_contract_says(tmp_path):
     result = h.tune(settings, tmp_path / "run")
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [
         "config.json",
+        "data.json",
         "ledger",
         "metrics.jsonl",
         "predictions.jsonl",

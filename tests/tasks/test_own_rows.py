@@ -137,13 +137,16 @@ def test_labels_match_without_case_unless_that_is_ambiguous(tmp_path: Path) -> N
         read(tmp_path / "a.csv", "text,label\na,c\n", labels="a=bad,A=good")
 
 
-def test_doubtful_data_is_said(tmp_path: Path) -> None:
-    path = tmp_path / "a.csv"
-    said = read(path, PLAIN, train=path, labels="0=bad,1=good,2=fine")[1]
-    assert said == [
-        "no training row has the label '2'",
-        "2 of 2 test rows are training rows too: their score says little",
-    ]
+def test_bad_rows_of_all_files_are_told_together(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_bytes(b"text,label\n\xe4,1\nfine,0\n\xfc,1\n")
+    (tmp_path / "c.jsonl").write_text('{"text": "a"}\n{"text": \n{"text": "a", "label": 7}\n{"label": 1}\n')
+    with pytest.raises(BadInput) as caught:
+        read(tmp_path / "a.csv", "text,label\na,x\nb,1\nc\n", train=tmp_path / "b.csv", dev=tmp_path / "c.jsonl")
+    message = str(caught.value)
+    assert "b.csv, lines 2, 4: this is no utf-8 text" in message
+    assert "c.jsonl, 4 of 4 lines cannot be used: line 1: no column 'label'" in message
+    assert "a.csv, 2 of 3 lines cannot be used: line 2: label 'x' is none of 0, 1" in message
+    assert "line 4: 1 field where 2 are expected" in message
 
 
 @pytest.mark.parametrize(

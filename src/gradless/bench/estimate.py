@@ -18,6 +18,7 @@ from gradless.lm import LanguageModel, objectives
 from gradless.methods import METHODS
 from gradless.runs import build
 from gradless.runs.config import TuneConfig
+from gradless.runs.facts import duration as duration
 from gradless.tasks import Splits, Task
 
 SAMPLE: Final = 32  # training rows that stand for all
@@ -106,19 +107,6 @@ def show(
 def spent(one: Request, cost: Cost) -> int:
     """Return the forwards of a run's training."""
     return 0 if one.phase == ZERO_SHOT else one.config.steps * cost(one.config)
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as text in s, min or h.
-
-    Example:
-        >>> duration(50), duration(500), duration(50_000)
-        ('50 s', '8.3 min', '13.9 h')
-    """
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 # ---------------------------------------------------------------------------------------------------------------

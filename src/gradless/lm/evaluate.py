@@ -77,6 +77,7 @@ def evaluate(
     predict: bool = True,
     progress: Progress | None = None,
     ranks: Ranks | None = None,
+    encoded: Sequence[Encoded] | None = None,
 ) -> Evaluation:
     """Return the evaluation of a model on rows of a task, or on rendered examples.
 
@@ -96,6 +97,7 @@ def evaluate(
         predict: False skips generation if the loss does not need it.
         progress: called with the numbers of finished and of all examples.
         ranks: processes that share the batches; all of them return the result of one process, bit for bit.
+        encoded: what `encode_shown` returned of the same rows, to save doing it again.
 
     Raises:
         BadInput: the mode does not fit the task or the model, or there are too few demonstrations.
@@ -110,9 +112,19 @@ def evaluate(
     examples = render(lm, task, rows)
     settings = task_options(lm, task, max_length)
     batch_tokens = batch_tokens or (1024 if lm.device.type == "cpu" else 16384)
-    shown = _drawn(render(lm, task, demonstrations), len(examples), num_demonstrations, seed, fixed, mode)
+    if encoded is None:
+        encoded = encode_shown(
+            lm,
+            task,
+            examples,
+            mode=mode,
+            demonstrations=demonstrations,
+            num_demonstrations=num_demonstrations,
+            fixed=fixed,
+            seed=seed,
+            max_length=max_length,
+        )
     with _quiet(lm) as calls:
-        encoded = [encode(lm, row, **settings, demonstrations=d) for row, d in zip(examples, shown, strict=True)]
         baseline = _baseline(lm, task, examples, settings, batch_tokens) if mode == "calibrated" else None
         text = task.kind == "generation"
         run = partial(_generation, task=task, predict=predict) if text else partial(_options, baseline=baseline)
@@ -120,13 +132,45 @@ def evaluate(
         own = _ticked(buckets if ranks is None else ranks.own(buckets), progress)
         result = run(lm, encoded, own, objective or default_for(task))
     limit = length_limit(lm, settings["max_length"])
-    room = length_limit(lm) - task.max_new_tokens if text else limit  # where an answer is generated
-    cut = sum(row.cut or len(row.prompt) > room for row in encoded)
     result, forwards = _gathered(result, calls[0], buckets, ranks)
     _check_finite(result, lm)
     seconds = time.perf_counter() - started
     evaluation = _scored(task, examples, result)
-    return evaluation._replace(forwards=forwards, seconds=seconds, cut=cut, limit=min(limit, room))
+    cut, limit = num_cut(lm, task, encoded), min(limit, _room(lm, task))
+    return evaluation._replace(forwards=forwards, seconds=seconds, cut=cut, limit=limit)
+
+
+def encode_shown(
+    lm: LanguageModel,
+    task: Task,
+    rows: Sequence[Mapping[str, Any] | Example],
+    *,
+    mode: str = "zero-shot",
+    demonstrations: Sequence[Mapping[str, Any] | Example] = (),
+    num_demonstrations: int = 32,
+    fixed: bool = False,
+    seed: int = 0,
+    max_length: int | None = None,
+) -> list[Encoded]:
+    """Return rows as tokens, behind their demonstrations in the mode ``icl``; arguments as those of `evaluate`.
+
+    Raises:
+        BadInput: the mode does not fit the model, or there are too few demonstrations.
+    """
+    examples, settings = render(lm, task, rows), task_options(lm, task, max_length)
+    shown = _drawn(render(lm, task, demonstrations), len(examples), num_demonstrations, seed, fixed, mode)
+    return [encode(lm, row, **settings, demonstrations=d) for row, d in zip(examples, shown, strict=True)]
+
+
+def num_cut(lm: LanguageModel, task: Task, encoded: Sequence[Encoded]) -> int:
+    """Return how many rows lose some of their text in an evaluation."""
+    room = _room(lm, task)
+    return sum(row.cut or len(row.prompt) > room for row in encoded)
+
+
+def _room(lm: LanguageModel, task: Task) -> int:
+    """Return the most tokens of a prompt: what the model takes, less the answer where one is generated."""
+    return length_limit(lm) - (task.max_new_tokens if task.kind == "generation" else 0)
 
 
 def _scored(task: Task, examples: Sequence[Example], result: _Pass) -> Evaluation:

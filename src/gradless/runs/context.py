@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from gradless.lm import encode, evaluate
+from gradless.lm.encode import Encoded
 from gradless.lm.evaluate import Evaluation
 from gradless.lm.objectives import Objective
 from gradless.ranks import Ranks
@@ -29,10 +30,13 @@ class RunContext(NamedTuple):
     model: Model
     reporter: Reporter
     ranks: Ranks | None = None
+    encoded: Mapping[str, Sequence[Encoded]] = {}
+    """Rows as the tokens that this model reads, by split; of a split that is missing they are made when needed."""
 
 
-def evaluate_rows(run: RunContext, rows: Sequence[Row], title: str, *, predict: bool = True) -> Evaluation:
-    """Evaluate the model on rows and say the first metric and the loss; the run's progress bar stays as it is."""
+def evaluate_split(run: RunContext, split: str, title: str, *, predict: bool = True) -> Evaluation:
+    """Evaluate the model on a split and say the first metric and the loss; the run's progress bar stays as it is."""
+    rows: Sequence[Row] = getattr(run.splits, split)
     evaluation = evaluate.evaluate(
         run.model.lm,
         run.task,
@@ -41,6 +45,7 @@ def evaluate_rows(run: RunContext, rows: Sequence[Row], title: str, *, predict: 
         objective=run.objective,
         predict=predict,
         ranks=run.ranks,
+        encoded=run.encoded.get(split),
     )
     scores = [*evaluation.metrics.items()][:1]
     if evaluation.loss is not None:

@@ -5,7 +5,7 @@ Here is the shape of the record, and what its readers say of it; `gradless.runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
 
@@ -17,6 +17,10 @@ from gradless.system.typed import NotNegative
 FILE: Final = "data.json"
 """In a run directory from before the first step, so that a run that was killed has it too. It can be deleted."""
 SPLITS: Final = ("train", "dev", "test")
+MARKS: Final = ("\u27e6", "\u27e7")
+"""White square brackets around the scored part of a prompt."""
+MOST_CLASSES: Final = 12
+"""Classes that a terminal shows."""
 
 Whole = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -111,6 +115,93 @@ def read(value: Any) -> DataFacts | None:
 def of_run(folder: Path, result: Mapping[str, Any]) -> DataFacts | None:
     """Return the facts of a run: those of its result, or what it wrote before it trained."""
     return read(result.get("data")) or read(read_json(folder / FILE))
+
+
+# ------------------------------------------------------------------------------------------------------------
+# in sentences
+
+
+def lines(facts: DataFacts) -> list[str]:
+    """Return the facts as lines for a terminal, the text of prompts and labels as it is."""
+    named = {"train": "training", "dev": "dev", "test": "test"}
+    counts = [f"{facts.rows[split]:,} {name}" for split, name in named.items() if facts.rows.get(split)]
+    return [
+        f"data: {', '.join(counts)} rows" + ("" if facts.rows.get("test") else "; there is no test"),
+        *_class_lines(facts.classes),
+        *(filter(None, [majority_line(facts), facts.answers and f"answers: {facts.answers}"])),
+        *([f"prompt, {MARKS[0]}scored{MARKS[1]}: {marked(facts.prompt)}"] if facts.prompt is not None else []),
+        *([cut_line(facts)] if facts.cut is not None else []),
+        *(f"warning: {warning}" for warning in facts.warnings),
+        *([f"expected time: {duration(facts.time.seconds)} ({facts.time.how})"] if facts.time is not None else []),
+    ]
+
+
+def _class_lines(classes: Sequence[ClassFacts]) -> list[str]:
+    """Return a table of the classes, the first `MOST_CLASSES` of them."""
+    if not classes:
+        return []
+    splits = [split for split in SPLITS if any(one.rows.get(split) for one in classes)]
+    known = classes[0].tokens is not None
+    rows = [["label", "word", *(["tokens"] if known else []), *splits]]
+    for one in classes[:MOST_CLASSES]:
+        counts = [str(one.rows.get(split, 0)) for split in splits]
+        rows.append([one.label, repr(one.word) if one.word else "", *([str(one.tokens)] if known else []), *counts])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    table = [
+        "  ".join(
+            cell.ljust(width) if column < 2 else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    more = len(classes) - MOST_CLASSES
+    table += [f"and {more} more labels"] if more > 0 else []
+    if any((one.tokens or 1) > 1 for one in classes):
+        table.append("words of several tokens are compared by their mean log-probability (calibrated: by the sum)")
+    return table
+
+
+def majority_line(facts: DataFacts) -> str:
+    """Return what always giving one answer has right, or "" where that is not known."""
+    best = {split: facts.majority[split] for split in ("test", "train") if split in facts.majority}
+    split, first = next(iter(best.items()), ("", None))
+    if first is None:
+        return ""
+    text = f"baseline: always answering {first.answer} has {first.share:.1%} of the {split} rows right"
+    other = best.get("train")
+    if split == "test" and other is not None and f"{other.share:.1%}" != f"{first.share:.1%}":
+        text += f" ({other.answer} has {other.share:.1%} of the training rows)"
+    if facts.chance is not None:
+        text += f", a random option {facts.chance:.1%}"
+    return f"{text}; a result has to beat that" if split == "test" else text
+
+
+def cut_line(facts: DataFacts) -> str:
+    """Return how many rows are cut, where, and why."""
+    assert facts.cut is not None
+    limit = f"{facts.cut.limit:,} tokens ({facts.cut.reason})"
+    counts = [f"{count} of {facts.rows[split]} {split} rows" for split, count in facts.cut.rows.items() if count]
+    if not counts:
+        return f"no row is cut: all fit into {limit}"
+    return f"{' and '.join(counts)} lose the {facts.cut.side} of their text: they are longer than {limit}"
+
+
+def marked(prompt: Prompt) -> str:
+    """Return a prompt with marks around what is scored."""
+    return f"{prompt.before}{MARKS[0]}{prompt.scored}{MARKS[1]}{prompt.after}"
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as text in s, min or h.
+
+    Example:
+        >>> duration(50), duration(500), duration(50_000)
+        ('50 s', '8.3 min', '13.9 h')
+    """
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 class Baseline(NamedTuple):

@@ -16,7 +16,8 @@ from gradless.methods import METHODS
 from gradless.optimizer import Update
 from gradless.runs import build, predictions
 from gradless.runs.build import BEST
-from gradless.runs.context import RunContext, evaluate_rows, selected_step, selection_key
+from gradless.runs.context import RunContext, evaluate_split, selected_step, selection_key
+from gradless.runs.facts import DataFacts
 from gradless.runs.predictions import Prediction
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, RunLog, versions
 from gradless.system.atomic import write_json
@@ -33,11 +34,11 @@ def finish(
     status: str,
     advice: str,
     label_tokens: tuple[int, ...],
-    truncated: int,
+    facts: DataFacts,
 ) -> dict[str, Any]:
     """Go to the selected step, evaluate on test, and write ``result.json``; returns its contents.
 
-    ``truncated`` is the number of training rows that were cut.
+    ``facts`` are of the data, as they were shown.
     """
     moves = ledger.read(run.folder / "ledger").moves
     step = _selected_weights(run, log, moves, status, label_tokens)
@@ -54,12 +55,14 @@ def finish(
         "dev": _numbers(log.evaluation("dev", step) or {}),
         "test": _numbers(test),
         "interval": _intervals(zero_shot, test),
+        "share_right": _shares(zero_shot, test),
+        "data": facts.to_json(),
         **_training(run, log, moves, step),
         "weights_sha256": _sha256(run, status),
         "base_sha256": run.model.base_sha256,
         "data_sha256": run.splits.fingerprint,
         "truncated": {
-            "train": truncated,
+            "train": facts.cut.rows["train"] if facts.cut is not None else 0,
             **{split: log.truncated(split) for split in ("dev", "test")},
             "side": encode.cut_side(run.model.lm),
         },
@@ -119,7 +122,7 @@ def _tested(run: RunContext, log: RunLog, step: int) -> Line:
     if not run.splits.test:
         return {}
     if log.evaluation("test", step) is None:  # a crash may have come between this and the result
-        log.evaluated("test", step, evaluate_rows(run, run.splits.test, "tuned test"))
+        log.evaluated("test", step, evaluate_split(run, "test", "tuned test"))
     return log.evaluation("test", step) or {}
 
 
@@ -188,6 +191,12 @@ def _predictions(run: RunContext, zero_shot: Line, test: Line) -> list[Predictio
     rows = predictions.collect(examples, zero_shot, test)
     predictions.write(run.folder / predictions.FILE, rows)
     return rows
+
+
+def _shares(zero_shot: Line, test: Line) -> dict[str, float]:
+    """Return the share of right answers before and after."""
+    correct = {name: line["correct"] for name, line in (("zero_shot", zero_shot), ("test", test)) if line}
+    return {name: sum(right) / len(right) for name, right in correct.items() if right}
 
 
 def _intervals(zero_shot: Line, test: Line) -> dict[str, list[float]]:

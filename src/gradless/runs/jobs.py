@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from gradless import ledger, lm, methods, tasks
 from gradless.directions import DIRECTIONS
 from gradless.errors import BadInput, pick
@@ -16,11 +18,12 @@ from gradless.lm import encode, metrics, objectives, schemes
 from gradless.lm import evaluate as evaluation
 from gradless.ranks import Ranks, agreed
 from gradless.rules import RULES
-from gradless.runs import build, trackers, train
+from gradless.runs import build, describe, expected_time, trackers, train
 from gradless.runs import replay as rebuilding
 from gradless.runs import save as saving
 from gradless.runs import tensorboard as tensorboard_events
 from gradless.runs.config import TuneConfig
+from gradless.runs.facts import lines
 from gradless.runs.record import DONE, INTERRUPTED, RunLog, read_result, versions
 from gradless.system import locks
 from gradless.system.atomic import write_json
@@ -155,20 +158,26 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
     if not splits.test:
         raise BadInput("there are no test rows: give --test or --num-test")
     model = lm.load(config.model, dtype=config.dtype, device=config.device, say=reporter.say)
+    splits = splits._replace(train=splits.train if needed else [], dev=[])
+    how: dict[str, Any] = {
+        "mode": mode,
+        "demonstrations": splits.train,
+        "num_demonstrations": num_demonstrations,
+        "seed": config.seed,
+        "max_length": config.max_length,
+    }
+    encoded = evaluation.encode_shown(model, task, splits.test, **how)
+    objective = objectives.default_for(task)
+    facts, _ = describe.described(
+        model, task, splits, objective, config.own, config.max_length, encoded={"test": encoded}
+    )
+    facts = msgspec.structs.replace(facts, time=expected_time.of_evaluation(model, objective, task, encoded))
+    for line in lines(facts):
+        reporter.say(line)
     with reporter.job(mode, len(splits.test)) as show:
         scores = evaluation.evaluate(
-            model,
-            task,
-            splits.test,
-            mode=mode,
-            demonstrations=splits.train if needed else (),
-            num_demonstrations=num_demonstrations,
-            seed=config.seed,
-            max_length=config.max_length,
-            progress=lambda done, total: show(done, ""),
+            model, task, splits.test, **how, encoded=encoded, progress=lambda done, total: show(done, "")
         )
-    if scores.cut:
-        reporter.say(encode.cut_sentence(model, "test", scores.cut, len(splits.test), scores.limit))
     return {
         "status": DONE,
         "mode": mode,
@@ -176,6 +185,8 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
         "config": config.to_json(),
         "test": scores.metrics,
         "interval": {"test": list(metrics.wilson(sum(scores.correct), len(scores.correct)))},
+        "share_right": {"test": sum(scores.correct) / len(scores.correct)},
+        "data": facts.to_json(),
         "forwards": scores.forwards,
         "seconds": scores.seconds,
         "data_sha256": splits.fingerprint,

@@ -15,20 +15,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import torch
 
 from gradless import ledger
 from gradless.errors import BadInput, Diverged, NotFinite
 from gradless.forward import model_blocks
-from gradless.lm import encode, objectives
+from gradless.lm import objectives
 from gradless.lm.encode import Encoded
 from gradless.methods import METHODS
 from gradless.optimizer import Update
 from gradless.ranks import BATCH, Ranks, agreed
-from gradless.runs import build, extend, finish, predictions, replay, torchrun, trackers
+from gradless.runs import (
+    build,
+    describe,
+    expected_time,
+    extend,
+    finish,
+    predictions,
+    replay,
+    torchrun,
+    trackers,
+)
 from gradless.runs.build import BEST
 from gradless.runs.config import TuneConfig, difference, read_config
-from gradless.runs.context import RunContext, evaluate_rows, selected_step
+from gradless.runs.context import RunContext, evaluate_split, selected_step
+from gradless.runs.facts import FILE as FACTS
+from gradless.runs.facts import DataFacts, lines
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, RunLog, read_result
 from gradless.system import locks, side_files
 from gradless.system.atomic import write_json
@@ -36,7 +49,7 @@ from gradless.system.peak_memory import PeakMeter
 from gradless.system.progress import Reporter
 from gradless.system.tensor_state import write_tensors
 
-LOSABLE: Final = ("metrics.jsonl", "result.json", predictions.FILE, BEST, trackers.FILE)
+LOSABLE: Final = ("metrics.jsonl", "result.json", predictions.FILE, FACTS, BEST, trackers.FILE)
 """Files of a run that may be lost, or hold anything, without harm to its weights."""
 LOOKED_AT: Final = 10_000
 """Steps whose batches are drawn beforehand, to find the largest."""
@@ -104,7 +117,7 @@ def _tune(
     header = replay.header(config, model, run.splits, label_tokens)
     torchrun.check_same(header, ranks)
     with agreed(ranks):
-        encoded = _encoded(run)
+        run, facts = _described(run)
         contents = _continued(run, header)
         if contents is not None:
             extend.begin(config, folder, len(contents.moves), reporter.say)
@@ -115,6 +128,7 @@ def _tune(
     keep = len(contents.moves) if contents else 0
     due = functools.partial(_dev_due, config)
     log = RunLog(folder / "metrics.jsonl", keep=keep, rows=rows, due=due, say=reporter.say)
+    facts = _shown(run, log, facts, keep)
     try:
         with agreed(ranks):
             if watch is not None:
@@ -122,7 +136,7 @@ def _tune(
         zero_shot = _zero_shot(run, log) if config.zero_shot else {}
     except BadInput:
         if contents is None:  # nothing has begun: there is nothing to continue
-            for name in ("config.json", "metrics.jsonl", trackers.FILE, build.INITIAL, build.NORMS):
+            for name in ("config.json", "metrics.jsonl", FACTS, trackers.FILE, build.INITIAL, build.NORMS):
                 (folder / name).unlink(missing_ok=True)
         raise
     with agreed(ranks):
@@ -134,10 +148,10 @@ def _tune(
             reporter.say(f"replaying {len(contents.moves)} steps from the ledger")
             model.optimizer.replay(contents.moves)
             _check_equal(run)
-        status, advice = _loop(run, encoded, ledger_file, log)
+        status, advice = _loop(run, ledger_file, log)
     finally:
         ledger_file.close()
-    return finish.finish(run, log, zero_shot, status, advice, label_tokens, sum(row.cut for row in encoded))
+    return finish.finish(run, log, zero_shot, status, advice, label_tokens, facts)
 
 
 def is_run(config: TuneConfig, folder: Path) -> bool:
@@ -181,15 +195,23 @@ def _assembled(
     return RunContext(config, folder, task, splits, objective, model, reporter, ranks), label_tokens
 
 
-def _encoded(run: RunContext) -> list[Encoded]:
-    """Return training rows as tokens; refuses what cannot be encoded or batched, before anything is written."""
-    lm = run.model.lm
-    encoded = build.encode_rows(lm, run.task, run.splits.train, run.config.max_length)
-    if cut := sum(row.cut for row in encoded):
-        limit = encode.length_limit(lm, encode.task_options(lm, run.task, run.config.max_length)["max_length"])
-        run.reporter.say(encode.cut_sentence(lm, "training", cut, len(encoded), limit))
-    objectives.prepare(run.model.lm, run.objective, encoded[:1])
-    return encoded
+def _described(run: RunContext) -> tuple[RunContext, DataFacts]:
+    """Add the rows as tokens, and return the facts about them; refuses what cannot be encoded, or batched."""
+    config, lm = run.config, run.model.lm
+    facts, encoded = describe.described(lm, run.task, run.splits, run.objective, config.own, config.max_length)
+    objectives.prepare(lm, run.objective, encoded["train"][:1])
+    return run._replace(encoded=encoded), facts
+
+
+def _shown(run: RunContext, log: RunLog, facts: DataFacts, done: int) -> DataFacts:
+    """Say what will be trained on and how long that is expected to take, and keep it in the run's folder."""
+    if run.ranks is not None and run.ranks.rank:
+        return facts
+    facts = msgspec.structs.replace(facts, time=expected_time.of_run(run, log, done))
+    for line in lines(facts):
+        run.reporter.say(line)
+    write_json(run.folder / FACTS, facts.to_json())
+    return facts
 
 
 def _continued(run: RunContext, header: dict[str, Any]) -> ledger.Contents | None:
@@ -234,18 +256,18 @@ def _check_folder(config: TuneConfig, folder: Path, resume: bool) -> None:
 # the loop
 
 
-def _loop(run: RunContext, encoded: list[Encoded], ledger_file: ledger.Ledger, log: RunLog) -> tuple[str, str]:
+def _loop(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> tuple[str, str]:
     """Take the steps that are left; returns the status and, unless it is "done", advice."""
     config, opt = run.config, run.model.optimizer
     seconds, forwards = 0.0, opt.forwards
     with run.reporter.job("tune", config.steps, done=opt.t) as show:
         try:
             if log.compared < min(config.steps, LOOKED_AT) and opt.t < config.steps:
-                _log_inference(run, encoded, log)
+                _log_inference(run, log)
             while opt.t < config.steps:
                 _dev_if_due(run, log)
                 begun = time.perf_counter()
-                loss = _step(run, encoded, ledger_file, log)
+                loss = _step(run, ledger_file, log)
                 seconds += time.perf_counter() - begun
                 speed = (opt.forwards - forwards) / seconds
                 show(opt.t, f"loss {loss:.4f}  {speed:.1f} forwards/s")
@@ -257,9 +279,9 @@ def _loop(run: RunContext, encoded: list[Encoded], ledger_file: ledger.Ledger, l
     return DONE, ""
 
 
-def _step(run: RunContext, encoded: list[Encoded], ledger_file: ledger.Ledger, log: RunLog) -> float:
+def _step(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> float:
     """Take a step and return its loss; the ledger gets it first: a crash in between replays the same update."""
-    config, opt, lm = run.config, run.model.optimizer, run.model.lm
+    config, opt, lm, encoded = run.config, run.model.optimizer, run.model.lm, run.encoded["train"]
     begun = time.perf_counter()
     chosen = [encoded[i] for i in build.batch_indices(len(encoded), config.batch_size, config.seed, opt.t)]
     if config.micro_batch_size:
@@ -313,9 +335,9 @@ def _check_equal(run: RunContext) -> None:
 
 
 @torch.no_grad()
-def _log_inference(run: RunContext, encoded: list[Encoded], log: RunLog) -> None:
+def _log_inference(run: RunContext, log: RunLog) -> None:
     """Log the peak memory of evaluating, without any tuning, the largest batch of the first `LOOKED_AT` steps."""
-    config, lm = run.config, run.model.lm
+    config, lm, encoded = run.config, run.model.lm, run.encoded["train"]
     steps = range(min(config.steps, LOOKED_AT))
     draws = (build.batch_indices(len(encoded), config.batch_size, config.seed, t) for t in steps)
     largest = max(draws, key=lambda rows: max(encoded[i].longest for i in rows))
@@ -337,7 +359,7 @@ def _dev_if_due(run: RunContext, log: RunLog) -> None:
         _check_equal(run)
     if due and run.splits.dev and log.evaluation("dev", step) is None:
         run.model.optimizer.flush()
-        evaluation = evaluate_rows(run, run.splits.dev, f"dev at {step}", predict=run.config.select == "metric")
+        evaluation = evaluate_split(run, "dev", f"dev at {step}", predict=run.config.select == "metric")
         log.evaluated("dev", step, evaluation)
         if not METHODS[run.config.method].replays and selected_step(run, log, step) == step:
             write_tensors(run.folder / BEST, build.tuned_tensors(run.model))
@@ -358,9 +380,8 @@ def _zero_shot(run: RunContext, log: RunLog) -> dict[str, Any]:
     """
     lm: Any = run.model.lm
     if run.config.scheme in ("prefix", "prompt") and not lm.origin:
-        run = run._replace(model=run.model._replace(lm=dataclasses.replace(lm, model=lm.model.base_model)))
+        run = run._replace(model=run.model._replace(lm=dataclasses.replace(lm, model=lm.model.base_model)), encoded={})
     for split in ("test", "dev"):
-        rows = getattr(run.splits, split)
-        if rows and log.evaluation(split, 0) is None:
-            log.evaluated(split, 0, evaluate_rows(run, rows, f"zero-shot {split}"))
+        if getattr(run.splits, split) and log.evaluation(split, 0) is None:
+            log.evaluated(split, 0, evaluate_split(run, split, f"zero-shot {split}"))
     return log.evaluation("test", 0) or {}

@@ -34,7 +34,7 @@ BLANK = " \t\r\n"
 SHOWN_LINES, SHOWN_PROBLEMS = 8, 5
 
 
-def listed(problems: Mapping[tuple[str, str], Sequence[int]], total: int) -> str:
+def listed(problems: Mapping[tuple[str, str], Sequence[object]], total: int) -> str:
     """Return everything that is wrong in a file: ``3 of 90 lines cannot be used: lines 3, 7: WHY; line 9: WHY``.
 
     Args:
@@ -49,7 +49,7 @@ def listed(problems: Mapping[tuple[str, str], Sequence[int]], total: int) -> str
     rest = sum(len(numbers) for numbers in [*problems.values()][SHOWN_PROBLEMS:])
     parts += [f"and {rest} more"] if rest else []
     bad, (unit, _) = sum(map(len, problems.values())), next(iter(problems))
-    lead = f"{bad} of {total} {unit}s cannot be used: " if bad > 1 else ""
+    lead = f"{bad} of {total} {unit}s cannot be used: " if len(problems) > 1 else ""
     return lead + "; ".join(parts)
 
 

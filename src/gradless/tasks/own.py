@@ -18,7 +18,7 @@ from gradless.system import terminal, typed
 from gradless.tasks import own_rows
 from gradless.tasks.base import MASK, Example, Splits, Task
 from gradless.tasks.files import BLANK, Row, parse_json
-from gradless.tasks.sources import beside, resolve
+from gradless.tasks.sources import Source, beside, resolve
 from gradless.tasks.split import draw
 from gradless.tasks.text_rows import Wanted
 
@@ -76,7 +76,7 @@ def custom(
         k_shot: See `gradless.tasks.load`.
         delimiter: What separates the cells of tables; None recognises it by the names of the columns.
         encoding: Of the files; None takes UTF-8, or what a byte order mark names.
-        say: Receives a line for each thing that was guessed or left out, and about labels that no row has.
+        say: Receives a line for each thing that was guessed or left out.
 
     Returns:
         The task, and its rows as ``{"columns": {...}, "label": index}``.
@@ -94,35 +94,26 @@ def custom(
     sources = {split: resolve(source, split) for split, source in paths.items() if source is not None}
     task = _task(name, parsed, words)
     wanted = Wanted(parsed.columns, label_column, tuple(words), delimiter, encoding)
-    read = {name: own_rows.read(source, wanted, say) for name, source in {s.name: s for s in sources.values()}.items()}
+    read = _all_read({source.name: source for source in sources.values()}, wanted, say)
     where = ", ".join(source.name for source in sources.values())
     sizes = {"num_train": num_train, "num_dev": num_dev, "num_test": num_test}
     pools = {split: read[source.name] for split, source in sources.items()}
     splits = draw(task, pools, where=where, seed=seed, k_shot=k_shot, **sizes)
-    for warning in _doubts(splits, tuple(words)):
-        say(warning)
     return task, splits
 
 
-def _doubts(splits: Splits, values: tuple[str, ...]) -> list[str]:
-    """Return sentences about rows that make a score say less than it seems to."""
-    if not splits.train:
-        return []
-    doubts = []
-    present = {row["label"] for row in splits.train}
-    absent = [repr(value) for index, value in enumerate(values) if index not in present]
-    if absent:
-        doubts.append(f"no training row has the label {', '.join(absent)}")
-    known = {_texts(row) for row in splits.train}
-    for name, rows in (("dev", splits.dev), ("test", splits.test)):
-        again = sum(_texts(row) in known for row in rows)
-        if again:
-            doubts.append(f"{again} of {len(rows)} {name} rows are training rows too: their score says little")
-    return doubts
-
-
-def _texts(row: Row) -> tuple[str, ...]:
-    return tuple(row["columns"].values())
+def _all_read(sources: Mapping[str, Source], wanted: Wanted, say: Callable[[str], None]) -> dict[str, list[Row]]:
+    """Return the rows of each source by its name; what is wrong with any of them is told at once."""
+    rows: dict[str, list[Row]] = {}
+    refused: list[str] = []
+    for name, source in sources.items():
+        try:
+            rows[name] = own_rows.read(source, wanted, say)
+        except BadInput as error:
+            refused.append(str(error))
+    if refused:
+        raise BadInput("; ".join(dict.fromkeys(refused)))
+    return rows
 
 
 def parse_template(template: str) -> Template:

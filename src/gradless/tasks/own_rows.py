@@ -16,11 +16,10 @@ from typing import Final
 from gradless.errors import BadInput, unknown
 from gradless.system.typed import SHORT
 from gradless.tasks.arrow_rows import ArrowRows
-from gradless.tasks.files import BLANK, Row
+from gradless.tasks.files import BLANK, SHOWN_LINES, SHOWN_PROBLEMS, Row, Unusable, listed
 from gradless.tasks.sources import Listed, Part, Source
 from gradless.tasks.text_rows import Content, Record, Wanted, read_text
 
-SHOWN_LINES, SHOWN_PROBLEMS = 8, 5
 HIDDEN: Final = "label '-1'"
 """How the sentence about a label begins that a data set hides."""
 ONE_ROW: Final = "give a dictionary with the columns"
@@ -157,15 +156,12 @@ class Labels:
         return re.sub(r"^([+-]?\d+)\.0+$", r"\1", " ".join(text.casefold().split()))
 
 
-class _Unusable(ValueError):
-    """A cell that cannot be used; the message says why and what to do."""
-
-
 def _checked(name: str, content: Content, wanted: Wanted) -> tuple[list[Row], list[str]]:
     """Return the rows, and notes; all that is wrong is refused at once."""
     labels, rows, blank, blank_lines = Labels(wanted.labels), list[Row](), 0, 0
-    problems: dict[str, list[int | str]] = {}
-    for number, cells, problem in content.records:
+    problems: dict[tuple[str, str], list[int | str]] = {}
+    total = 0
+    for total, (number, cells, problem) in enumerate(content.records, 1):  # noqa: B007 (all of them are counted)
         if not problem and all(value is None or str(value).strip() == "" for value in cells.values()):
             blank_lines += not cells
             blank += bool(cells)
@@ -173,14 +169,14 @@ def _checked(name: str, content: Content, wanted: Wanted) -> tuple[list[Row], li
         blank, blank_lines = blank + blank_lines, 0  # blank lines at the end are not worth a word
         try:
             if problem:
-                raise _Unusable(problem)
+                raise Unusable(problem)
             rows.append(_row(cells, wanted, labels))
-        except _Unusable as error:
-            problems.setdefault(str(error), []).append(number)
+        except Unusable as error:
+            problems.setdefault((content.unit, str(error)), []).append(number)
     if problems:
-        if not rows and all(what.startswith(HIDDEN) for what in problems):
+        if not rows and all(what.startswith(HIDDEN) for _, what in problems):
             raise BadInput(f"{name} has no labels (-1 in every row): take another split of it, such as validation")
-        raise BadInput(f"{name}, {_listed(problems, content.unit)}")
+        raise BadInput(f"{name}, {listed(problems, total)}")
     if not rows:
         raise BadInput(f"{name} holds no rows: give a file with at least one")
     notes = [f"{blank} blank {'row is' if blank == 1 else 'rows are'} left out"] if blank else []
@@ -188,45 +184,34 @@ def _checked(name: str, content: Content, wanted: Wanted) -> tuple[list[Row], li
     return rows, notes
 
 
-def _listed(problems: dict[str, list[int | str]], unit: str) -> str:
-    """Return all problems as one sentence: ``lines 3, 7: WHAT; line 9: WHAT``."""
-    parts = []
-    for what, numbers in [*problems.items()][:SHOWN_PROBLEMS]:
-        more = f" and {len(numbers) - SHOWN_LINES} more" if len(numbers) > SHOWN_LINES else ""
-        listed = ", ".join(map(str, numbers[:SHOWN_LINES]))
-        parts.append(f"{unit}{'s' if len(numbers) > 1 else ''} {listed}{more}: {what}")
-    rest = sum(len(numbers) for numbers in [*problems.values()][SHOWN_PROBLEMS:])
-    return "; ".join([*parts, *([f"and {rest} more {unit}s"] if rest else [])])
-
-
 def _row(cells: Row, wanted: Wanted, labels: Labels) -> Row:
     label = _cell(cells, wanted.label_column, "the label")
     if not label:
-        raise _Unusable("the label is empty: fill it in, or remove the row")
+        raise Unusable("the label is empty: fill it in, or remove the row")
     index = labels.index(label)
     if index is None:
         known = ", ".join(wanted.labels[:10]) + (", ..." if len(wanted.labels) > 10 else "")
-        raise _Unusable(f"label {SHORT.repr(label)} is none of {known}: add it to the labels")
+        raise Unusable(f"label {SHORT.repr(label)} is none of {known}: add it to the labels")
     texts = {column: _cell(cells, column, f"column {column!r}") for column in wanted.columns}
     if not any(texts.values()):
         named = " and ".join(map(repr, wanted.columns))
-        raise _Unusable(f"nothing is in {named}: fill it in, or remove the row")
+        raise Unusable(f"nothing is in {named}: fill it in, or remove the row")
     return {"columns": texts, "label": index}
 
 
 def _cell(cells: Row, column: str, what: str) -> str:
     """Return a cell as text; JSON booleans and numbers as JSON writes them."""
     if column not in cells:
-        raise _Unusable(f"no column {column!r}: fill it in, or remove the row")
+        raise Unusable(f"no column {column!r}: fill it in, or remove the row")
     value = cells[column]
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a number of NumPy
         value = value.item()
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float) and not math.isfinite(value):
-        raise _Unusable(f"{what} is {'NaN' if math.isnan(value) else 'infinite'}: fill it in, or remove the row")
+        raise Unusable(f"{what} is {'NaN' if math.isnan(value) else 'infinite'}: fill it in, or remove the row")
     if isinstance(value, (str, int, float, *TYPED)):
         return str(value).strip(BLANK)
     if value is None:
-        raise _Unusable(f"{what} is null: fill it in, or remove the row")
-    raise _Unusable(f"{what} holds a {type(value).__name__}: give text or a number")
+        raise Unusable(f"{what} is null: fill it in, or remove the row")
+    raise Unusable(f"{what} holds a {type(value).__name__}: give text or a number")

@@ -19,7 +19,7 @@ from typing import Any, Final, NamedTuple
 
 from gradless.errors import BadInput
 from gradless.system.typed import SHORT
-from gradless.tasks.files import BLANK, Row, parse_json
+from gradless.tasks.files import BLANK, Row, listed, parse_json
 
 SUFFIXES: Final = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), ""),
@@ -133,11 +133,24 @@ def _text(path: Path, encoding: str | None) -> tuple[str, list[str]]:
         text = data.decode("utf-8-sig" if used == "utf-8" else used)
     except UnicodeError as error:
         at = data[: error.start].count(b"\n") + 1 if isinstance(error, UnicodeDecodeError) else 1
-        raise BadInput(f"{path}, line {at}: this is no {used} text: {fix}") from None
+        lines = _undecodable(data, used) or [at]
+        bad = listed({("line", f"this is no {used} text: {fix}"): lines}, len(lines))
+        raise BadInput(f"{path}, {bad}") from None
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise BadInput(f"{path}, line {line} holds a zero byte: {fix}")
     return text, [f"read as {marked.upper()}"] if marked and not encoding else []
+
+
+def _undecodable(data: bytes, encoding: str) -> list[int]:
+    """Return the lines that an encoding in which lines end as in ASCII cannot read; none of another encoding."""
+    numbers = []
+    for number, line in enumerate(data.split(b"\n") if "16" not in encoding and "32" not in encoding else (), 1):
+        try:
+            line.decode(encoding)
+        except UnicodeError:
+            numbers.append(number)
+    return numbers
 
 
 def _json(path: Path, text: str) -> Content:
