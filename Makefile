@@ -47,7 +47,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,trainer,tensorboard]" \
-		pytest pytest-xdist hypothesis ruff mypy "triton; sys_platform == 'linux'"
+		pytest pytest-xdist hypothesis ruff mypy nbclient ipykernel "triton; sys_platform == 'linux'"
 	touch $(STAMP)
 
 clean:

@@ -31,7 +31,7 @@ CORE = PACKAGES[: PACKAGES.index("methods") + 1]
 ABOUT_MODELS = {"lm", "tasks", "transformers", "peft", "datasets", "tokenizers"}
 WRAPS_MODELS = {"lm", "runs", "cost", "integrations"}  # packages that may import transformers or PEFT
 LATE = {"transformers", "peft", "datasets", "sklearn", "matplotlib", "rich", "tokenizers", "huggingface_hub", "gguf"}
-LATE |= {"jinja2", "markupsafe"}
+LATE |= {"jinja2", "markupsafe", "IPython"}
 # Inside a package too, from the bottom up; a package or module that is not named here has no order of its own to keep
 # beyond having no circle. Names are paths below ``gradless``.
 INSIDE = {
@@ -55,6 +55,7 @@ INSIDE = {
             "system.moved",
             "system.typed",
             "system.terminal",
+            "system.notebook",
             "system.tables",
             "system.atomic",
             "system.children",
@@ -97,7 +98,7 @@ INSIDE = {
         *("integrations.batches", "integrations.instance", "integrations.method_choice", "integrations.overrides"),
         *("integrations.argument_checks", "integrations.checkpoints", "integrations.window", "integrations.losses"),
         *("integrations.run_folder", "integrations.events", "integrations.hooks", "integrations.replay"),
-        *("integrations.transformers", "integrations.trl"),
+        *("integrations.transformers", "integrations.trl", "integrations.tuned_run"),
     ),
     "lm": (
         *("lm.metrics", "lm.checkpoint_config", "lm.checkpoint_files", "lm.assets", "lm.gguf", "lm.conversion"),

@@ -16,6 +16,7 @@ if sys.argv[:1] == ["-m"] and "gradless" in sys.orig_argv and not sys.flags.safe
     del sys.path[0]  # python -m gradless puts the current folder first, whose torch.py is not the one that is meant
 
 import importlib.util
+import warnings
 from typing import TYPE_CHECKING, Any
 
 from gradless.system import moved
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from gradless.estimators import *
     from gradless.forward.model_blocks import *
     from gradless.gradients import *
+    from gradless.integrations.tuned_run import *
     from gradless.methods.baselines import *
     from gradless.methods.layer_scales import *
     from gradless.methods.mezo import *
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 moved.install()
+if "ipykernel" in sys.modules:  # of tqdm, which transformers imports; gradless needs no widgets
+    warnings.filterwarnings("ignore", message="IProgress not found")
 
 # A public name stands in ``__all__`` of one of these modules. They are searched in this order when a name is first
 # used, so that the command line answers before torch is imported.
@@ -55,6 +59,7 @@ _HOMES = (
     "methods.recent",
     "methods.baselines",
     "methods.layer_scales",
+    "integrations.tuned_run",
 )
 
 if not TYPE_CHECKING:

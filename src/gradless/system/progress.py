@@ -1,4 +1,4 @@
-"""What a run shows while it works: a live bar on a terminal, plain lines elsewhere."""
+"""What a run shows while it works: a live bar on a terminal and in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from gradless.system import terminal
+from gradless.system import notebook, terminal
 
 
 class Reporter:
@@ -48,6 +48,9 @@ class Reporter:
                     yield lambda done, note: bar.update(task, completed=done, note=terminal.escaped(note))
                 finally:
                     self._bar = None
+        elif notebook.active():
+            with contextlib.closing(notebook.Bar(terminal.escaped(title), total, done)) as drawn:
+                yield lambda done, note: drawn.update(done, terminal.escaped(note))
         else:
             shown = 10 * start // max(total, 1)
 

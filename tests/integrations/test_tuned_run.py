@@ -1,0 +1,100 @@
+"""``gl.tune``: the command in Python, with rows from memory, and a run that shows itself."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import gradless as gl
+import run_helpers as h
+from gradless.integrations import tuned_run
+from gradless.runs import jobs
+
+pytest.importorskip("transformers")
+ROWS = [{"text": f"{i} was {('bad', 'good')[i % 2]}", "label": i % 2} for i in range(24)]
+WORDS: dict[str, Any] = {"template": "{text} so", "label_column": "label", "labels": {0: "terrible", 1: "great"}}
+SMALL: dict[str, Any] = {"model": "tiny-llama", "steps": 2, "batch_size": 4, "quiet": True}
+
+
+def test_it_is_the_run_of_the_command_line(tmp_path):
+    files = h.sentiment(tmp_path / "data")
+    run = gl.tune(**SMALL, **WORDS, train=files["train"], test=Path(files["test"]), lr=1e-3, out=tmp_path / "run")
+    same = h.config(tmp_path, own=files, steps=2, lr=1e-3, num_train=0, num_dev=0, num_test=0)
+    assert jobs.tune(same, tmp_path / "other")["weights_sha256"] == run.result["weights_sha256"]
+    assert run.status == "done"
+    assert run.test == run.result["test"]
+    text, page = repr(run), run._repr_html_()
+    for part in (str(tmp_path / "run"), "accuracy", f"{run.test['accuracy']:.4f}", f"{run.zero_shot['loss']:.4f}"):
+        assert part in text
+        assert part in page
+    assert "&lt;!DOCTYPE html&gt;" in run.report()._repr_html_()
+    assert (run.save(tmp_path / "model", quiet=True) / "model.safetensors").exists()
+    assert Path(run) == tmp_path / "run"
+    assert gl.TunedRun(tmp_path / "run").result == run.result
+
+
+def _kinds() -> dict[str, Any]:
+    import datasets
+    import pandas
+    import pyarrow
+
+    return {
+        "list": lambda: ROWS,
+        "pandas": lambda: pandas.DataFrame(ROWS),
+        "pyarrow": lambda: pyarrow.Table.from_pylist(ROWS),
+        "datasets": lambda: datasets.Dataset.from_list(ROWS),
+    }
+
+
+@pytest.mark.few(2)
+@pytest.mark.parametrize("kind", ["list", "pandas", "pyarrow", "datasets"])
+def test_rows_in_memory_are_kept_and_a_run_of_them_goes_on(tmp_path, kind):
+    pytest.importorskip("datasets")
+    rows = _kinds()[kind]()
+    run = gl.tune(**SMALL, **WORDS, train=rows, out=tmp_path / "run")
+    again = gl.tune(**SMALL, **WORDS, train=rows, out=tmp_path / "run", resume=True)
+    assert again.result == run.result
+    assert len(list((tmp_path / "run" / "data").iterdir())) == 1
+    with pytest.raises(gl.BadInput, match=r"other (settings|data)"):
+        gl.tune(**SMALL, **WORDS, train=ROWS[:20], out=tmp_path / "run", resume=True)
+    assert gl.tune(**SMALL, **WORDS, train=rows, out=tmp_path / "run", resume=True).result == run.result
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"step": 3}, "unknown setting 'step': did you mean 'steps'"),
+        ({"trian": "a.csv"}, "unknown setting 'trian': did you mean 'train'"),
+        ({"label_column": None}, "own rows need label_column as well"),
+        ({"train": [{"text": "a", "label": 7}]}, "label '7' is none of 0, 1"),
+        ({"train": [{"text": {1, 2}, "label": 0}]}, "train is a list that cannot be kept"),
+        ({"train": "none.csv"}, "cannot read"),
+        ({"steps": "many"}, "steps"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, changes, said):
+    settings = SMALL | WORDS | {"train": ROWS, "out": tmp_path / "run"} | changes
+    with pytest.raises(gl.BadInput, match=said) as raised:
+        gl.tune(**settings)
+    assert "\n" not in str(raised.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_without_a_result_is_a_run_that_stopped_early(tmp_path):
+    assert gl.TunedRun(tmp_path).status == "interrupted"
+    assert "resume=True" in repr(gl.TunedRun(tmp_path))
+    assert tuned_run.TunedRun(tmp_path).test == {}
+
+
+def test_an_interrupt_before_the_first_step_ends_in_good_order(tmp_path, monkeypatch, capsys):
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs, "tune", stop)
+    run = gl.tune(**SMALL | WORDS | {"train": ROWS, "out": tmp_path / "run", "quiet": False})
+    assert run.status == "interrupted"
+    assert capsys.readouterr().out == "interrupted: the same call with resume=True goes on\n"
+    assert json.loads((next((tmp_path / "run" / "data").iterdir())).read_text().splitlines()[0]) == ROWS[0]
