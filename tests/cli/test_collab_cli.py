@@ -186,7 +186,7 @@ def test_mixing_that_drives_peers_apart_is_told():
     ("options", "sentence"),
     [
         (("--data", "nowhere"), "there is no"),
-        (("--data", "."), "--data is for data that lie in files"),
+        (("--dataset", "digits", "--data", "."), "--data is for data in files (--dataset folder, npz,"),
         (("--radius", "2"), "--radius is for a rule that clips"),
         (("--rule", "krum", "--radius", "2"), "--radius is for a rule that clips"),
         (("--rule-set", "radius=2"), "--rule-set is for a --rule of its own"),

@@ -27,8 +27,8 @@ OWN_FILES = "train test template label_column labels delimiter encoding"
 
 
 def _options(names: str) -> Callable:
-    """Options without defaults, for a recipe may have its own."""
-    return of_fields(CollabConfig, names, defaults=False, several=SEVERAL)
+    """Options without defaults, for a recipe may have its own; the help names those without a recipe."""
+    return of_fields(CollabConfig, names, defaults=False, told=True, several=SEVERAL)
 
 
 @click.group("collab", cls=Commands, context_settings=HELP)
@@ -36,17 +36,19 @@ def collab() -> None:
     """Train with peers who do not trust each other."""
 
 
-data_options = _options("dataset data split split_parameter seed")
+data_options = _options("dataset data image_size split split_parameter seed")
 
 
 @collab.command()
-@click.option("--recipe", type=Named("recipe"), help="A published configuration to start from: gradless list recipes.")
+@click.option(
+    "--recipe", type=Named("recipe"), help="Values to start from in place of the defaults below: gradless list recipes."
+)
 @click.option(
     "--comparison", is_flag=True, help="All algorithms, attacks and seeds of the recipe, or those given here."
 )
 @data_options
 @_options("peers byzantine attackers algorithm rule rule_options attack attack_options")
-@of_fields(Delivery, NETWORK, defaults=False)
+@of_fields(Delivery, NETWORK, defaults=False, told=True)
 @_options("radius net model task")
 @of_fields(OwnFiles, OWN_FILES, defaults=False)
 @_options("num_train num_test scheme freeze payload method queries eps sync steps batch_size lr decay refresh momentum")
@@ -59,11 +61,18 @@ def simulate(
 ) -> None:
     """Simulate a group of peers.
 
+    Own images lie at CLASS/NAME.png, or at train/CLASS/NAME.png and test/CLASS/NAME.png, in a folder or a tar archive;
+    without a test part every fifth of a class is for testing. An .npz file holds x_train, y_train, x_test and y_test,
+    or x and y: images [N, H, W] or [N, H, W, C], or features [N, D]. The network takes their shape and number of
+    classes.
+
     \b
     gradless collab simulate --recipe monna-digits --out runs/digits
     gradless collab simulate --recipe monna-mnist --data mnist/ --attack alie --attack foe --out runs/mnist
     gradless collab simulate --recipe monna-mnist --data mnist/ --comparison --out runs/mnist-all
     gradless collab simulate --dataset digits --peers 12 --byzantine 2 --rule nnm+krum --attack ipm --out runs/krum
+    gradless collab simulate --dataset folder --data scans/ --image-size 32 --attack alie --out runs/scans
+    gradless collab simulate --dataset npz --data scans.npz --net mlp --attack alie --out runs/arrays
     """
     from gradless.collab import recipes
     from gradless.collab.simulation import study
@@ -76,6 +85,7 @@ def simulate(
     axes = {name: list(options.pop(name)) for name in SEVERAL if name in options}
     if "split" in options:
         axes.setdefault("split_parameter", [None])  # that of a recipe belongs to its own split
+    options = _own_data(options, start.base.dataset)
     given = [*axes, *delivery, *("own" if name in OWN_FILES.split() else name for name in options)]
     fields = _fields(options)
     if start.needs and "data" not in fields:
@@ -109,6 +119,21 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
+def _own_data(options: dict[str, Any], known: str | None) -> dict[str, Any]:
+    """Return options with the data set that --data alone means: a folder of images or an .npz file.
+
+    Args:
+        options: that were given.
+        known: the data set that they would be for; files of one that needs them are its own.
+    """
+    from gradless.collab.data.datasets import needs_files
+
+    alone = "data" in options and not {"dataset", "model", "task"} & set(options)
+    if not alone or known is None or needs_files(known):
+        return options
+    return {**options, "dataset": "npz" if options["data"].suffix == ".npz" else "folder"}
+
+
 @collab.command()
 @data_options
 @of_hint("peers", Annotated[int, Meta(ge=1, le=10**4)], "Honest peers.", 21)
@@ -125,4 +150,5 @@ def split(picture: Path, peers: int, **options: Any) -> None:
         if len(options[name]) > 1:
             raise BadInput(f"a picture shows one split: give --{name.replace('_', '-')} once")
         options[name] = options[name][0] if options[name] else None
+    options = _own_data({name: value for name, value in options.items() if value is not None}, "digits")
     terminal.say(split_picture.draw(picture, peers=peers, **options))

@@ -26,6 +26,7 @@ def of_fields(
     names: str,
     *,
     defaults: bool = True,
+    told: bool = False,
     several: Collection[str] = (),
     **helps: str,
 ) -> Callable:
@@ -35,11 +36,21 @@ def of_fields(
         record: the configuration.
         names: of the fields, in the order of the options.
         defaults: whether options have the defaults of the fields; otherwise none, and none is required.
+        told: whether the help names the defaults of the fields where options have none, since something else, such as
+            a recipe, may set them.
         several: fields whose options may be repeated, besides those that hold a list or a table.
         helps: by name of a field, where an option means something else than the field says.
     """
-    settings = typed.settings(record)
-    return options(*(_option(settings[name], defaults, name in several, helps.get(name, "")) for name in names.split()))
+    settings = [typed.settings(record)[name] for name in names.split()]
+    if told:
+        settings = [setting._replace(help=f"{setting.help}{_default(setting)}") for setting in settings]
+    return options(*(_option(one, defaults, one.name in several, helps.get(one.name, "")) for one in settings))
+
+
+def _default(setting: Setting) -> str:
+    """Return a default as click shows it, if there is one to show."""
+    empty = setting.default is None or setting.default is dataclasses.MISSING or setting.default == ()
+    return "" if empty or callable(setting.default) else f"  [default: {setting.default}]"
 
 
 def of_hint(name: str, hint: Any, text: str, default: Any = None) -> Callable:
@@ -63,7 +74,8 @@ def _option(setting: Setting, defaults: bool, several: bool, text: str) -> Calla
 def _help(setting: Setting, several: bool) -> str:
     if not several:
         return setting.help
-    return f"{setting.help.removesuffix('.')}; {AGAIN}" if setting.help else AGAIN.capitalize()
+    text, mark, default = setting.help.partition("  [default")
+    return (f"{text.removesuffix('.')}; {AGAIN}" if text else AGAIN.capitalize()) + mark + default
 
 
 class Value(click.ParamType):

@@ -51,20 +51,25 @@ class CollabConfig:
     """Of clipping rules with a fixed radius."""
     # the data
     dataset: Annotated[str, Names("data set", "collab.data.datasets:DATASETS")] | None = "digits"
-    """mnist, cifar10, digits or folder (of images).
+    """digits, which needs no files, mnist, cifar10, folder (of images) or npz; --data alone: one of the last two.
 
     None: a language model's task."""
     data: Folder | None = None
-    """Folder with the files of --dataset or --task."""
+    """Where the files of --dataset or --task are.
+
+    Own images: CLASS/NAME.png, or train/CLASS/NAME.png and test/CLASS/NAME.png; without a test part every fifth of a
+    class. An .npz: x_train, y_train, x_test, y_test, or x, y."""
+    image_size: Few | None = None
+    """Height and width of a folder's images; by default the commonest, at most 64."""
     split: Annotated[str, Names("split", "collab.data.splits:SPLITS")] = "dirichlet-classes"
-    """How rows are dealt: gradless list splits."""
+    """How rows are dealt to peers: gradless list splits."""
     split_parameter: NotNegative | None = None
-    """Its alpha (5) or gamma (0.5).
+    """Its alpha (by default 5) or gamma (0.5).
 
     Alpha is the concentration of a Dirichlet split."""
     # the model
     net: str | None = None
-    """Network for images; by default what the data set's table names."""
+    """Network for images: cnn, cnn-mnist, mlp, logreg, mlp-digits or empire-cnn; own images: cnn, features: mlp."""
     model: Model | None = None
     """A language model instead of --dataset."""
     task: Task | None = None
@@ -95,7 +100,7 @@ class CollabConfig:
     batch_size: Few = 16
     """Rows a step of every peer."""
     lr: Positive | None = None
-    """Learning rate."""
+    """Learning rate; by default 0.5, for coefficients a first guess for the scheme."""
     decay: Positive | None = None
     """The rate at step t is lr / (t / decay + 1)..."""
     refresh: Count = 1
@@ -113,6 +118,7 @@ class CollabConfig:
     device: Device = "cpu"
     """cpu, cuda, cuda:1 or mps."""
     seed: Seed = 0
+    """Of the split, batches, initial weights and attacks."""
 
     def resolved(self) -> CollabConfig:
         """Check the fields and fill in what follows from others.
@@ -190,7 +196,10 @@ class CollabConfig:
 
     def id(self) -> str:
         """Return what determines the result as 12 hexadecimal digits; of data only an own folder counts by its path."""
-        known = {name: value for name, value in self.to_json().items() if name != "data" or self.dataset == "folder"}
+        own = self.dataset in ("folder", "npz")
+        known = {name: value for name, value in self.to_json().items() if name != "data" or own}
+        if self.image_size is None:  # results of releases without it keep their names
+            del known["image_size"]
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -152,10 +152,28 @@ def _rows(*tables: Mapping[str, Any]) -> dict[str, str]:
     return {name: _about(row) for table in tables for name, row in table.items()}
 
 
+def _recipes() -> dict[str, str]:
+    """Return each recipe in one line, with what it sets in place of the defaults of ``gradless collab simulate``."""
+    usual = CollabConfig().to_json()
+    rows = {}
+    for name, about in _rows(RECIPES).items():
+        base = RECIPES[name].base.to_json()
+        changed = {**{key: value for key, value in base.items() if value != usual[key]}, **_network(base, usual)}
+        rows[name] = f"{about}: {', '.join(f'{key} {value}' for key, value in changed.items() if value is not None)}"
+    return rows
+
+
+def _network(base: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "delivery": None,
+        **{key: value for key, value in base["delivery"].items() if value != usual["delivery"][key]},
+    }
+
+
 TABLES: dict[str, Callable[[], dict[str, str]]] = {
     "aggregators": lambda: _rows(aggregators.AGGREGATORS, aggregators.PRE_AGGREGATORS),
     "attacks": lambda: _rows(attacks.ATTACKS),
     "algorithms": lambda: _rows(ALGORITHMS),
     "splits": lambda: _rows(SPLITS),
-    "recipes": lambda: _rows(RECIPES),
+    "recipes": _recipes,
 }

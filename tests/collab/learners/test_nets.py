@@ -9,10 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from gradless.collab.learners.nets import NETS, Dropout, blank, initial, named, slots
+from gradless.collab.learners.nets import NETS, Dropout, blank, initial, named, sized, slots
 from gradless.errors import BadInput
 
-PUBLISHED = {"cnn-mnist": 431_080, "mlp": 79_510, "empire-cnn": 1_310_922, "logreg": 7_850, "mlp-digits": 4_810}
+PUBLISHED = {
+    "cnn": 431_080,
+    "cnn-mnist": 431_080,
+    "mlp": 79_510,
+    "empire-cnn": 1_310_922,
+    "logreg": 7_850,
+    "mlp-digits": 4_810,
+}
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -80,3 +87,19 @@ def test_dropout_applies_the_mask_it_is_given_in_training_only():
 def test_unknown_names_are_refused():
     with pytest.raises(BadInput, match="did you mean 'cnn-mnist'"):
         named("cnn_mnist")
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_networks_fit_other_images_and_classes(name):
+    net = sized(NETS[name], (3, 17, 21), 4)
+    module = net.make().eval()
+    assert module(torch.zeros(2, 3, 17, 21)).shape == (2, 4)
+    assert sum(parameter.numel() for parameter in module.parameters()) == net.parameters == len(initial(net, 0))
+    assert sized(NETS[name], NETS[name].shape, 10) is NETS[name]
+
+
+def test_images_that_are_too_small_are_refused():
+    with pytest.raises(BadInput, match=r"cnn-mnist takes images of 16 x 16 pixels or more.*8 x 8: choose cnn, mlp"):
+        sized(NETS["cnn-mnist"], (1, 8, 8), 10)
+    with pytest.raises(BadInput, match="choose mlp, logreg, mlp-digits"):
+        sized(NETS["cnn"], (30, 1, 1), 2)

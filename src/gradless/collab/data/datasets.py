@@ -1,7 +1,7 @@
 """Image data sets as two pairs of tensors, read from the files their owners publish.
 
-Nothing is downloaded. `load` reads MNIST's IDX files, CIFAR-10's binary batches, a folder or archive of image files, or
-scikit-learn's digits, which need no files. Images stay uint8 until a batch is prepared.
+Nothing is downloaded. `load` reads MNIST's IDX files, CIFAR-10's binary batches, a folder or archive of image files, an
+``.npz`` file, or scikit-learn's digits, which need no files. Images of 8 bits stay so until a batch is prepared.
 
 Shapes: N images, P peers, B rows of a batch; an image is ``[C, H, W]``.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gradless import rng
-from gradless.collab.data import image_files
+from gradless.collab.data import arrays, image_files
 from gradless.errors import BadInput, pick
 from gradless.system.cache import Say, quiet
 
@@ -38,12 +38,12 @@ class Images(NamedTuple):
     """A data set in memory."""
 
     name: str
-    train_images: Tensor  # uint8 [N, C, H, W]
+    train_images: Tensor  # uint8 [N, C, H, W], or float32 in any unit
     train_labels: Tensor  # int64 [N]
     test_images: Tensor
     test_labels: Tensor
     classes: tuple[str, ...]  # name of each label
-    mean: tuple[float, ...]  # of each channel, of values in [0, 1]
+    mean: tuple[float, ...]  # of each channel, of values / 255
     std: tuple[float, ...]
     flip: bool  # training images may be mirrored left to right
 
@@ -72,13 +72,14 @@ def needs_files(name: str) -> bool:
     return bool(pick("data set", name, DATASETS).files)
 
 
-def load(name: str, folder: Path | str | None = None, *, say: Say = quiet) -> Images:
+def load(name: str, folder: Path | str | None = None, *, size: int | None = None, say: Say = quiet) -> Images:
     """Read a data set.
 
     Args:
         name: row of `DATASETS`.
         folder: where its files are; a single archive will do where the data set comes as one.
-        say: told when something takes long.
+        size: height and width that the images of a folder are scaled to; None: see `image_files.read`.
+        say: told when something takes long, and what was guessed or left out.
 
     Cost: MNIST 0.5 s, CIFAR-10's binary batches 0.3 s. An archive of image files is decoded once (60,000 JPEGs: half a
     minute) and then comes from the cache in under a second.
@@ -92,7 +93,9 @@ def load(name: str, folder: Path | str | None = None, *, say: Say = quiet) -> Im
     path = Path("." if folder is None else folder).expanduser()
     if row.files and not path.exists():
         raise BadInput(f"{path} does not exist: give the folder that holds {row.files}")
-    return row.load(path, say)
+    if size is not None and name != "folder":
+        raise BadInput(f"--image-size scales the images of a folder: leave it out for {name}")
+    return _folder(path, say, size) if name == "folder" else row.load(path, say)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -103,7 +106,7 @@ def prepare(images: Tensor, mean: Sequence[float], std: Sequence[float], flip: T
     """Pixels as a network takes them: ``(x / 255 - mean) / std``, float32 of the shape of ``images``.
 
     Args:
-        images: uint8 ``[..., C, H, W]``.
+        images: uint8 or float32 ``[..., C, H, W]``; not changed.
         mean: of each channel.
         std: of each channel.
         flip: bool ``[...]``, which images to mirror left to right; None: none.
@@ -112,7 +115,7 @@ def prepare(images: Tensor, mean: Sequence[float], std: Sequence[float], flip: T
         images = torch.where(flip[..., None, None, None], images.flip(-1), images)
     factor = torch.tensor([1 / (255 * s) for s in std], device=images.device).view(-1, 1, 1)
     shift = torch.tensor([m / s for m, s in zip(mean, std, strict=True)], device=images.device).view(-1, 1, 1)
-    return images.to(torch.float32).mul_(factor).sub_(shift)
+    return images.to(torch.float32, copy=True).mul_(factor).sub_(shift)
 
 
 def flips(seed: int, step: int, peer: int, count: int) -> Tensor:
@@ -208,7 +211,7 @@ def _cifar10(path: Path, say: Say) -> Images:
         read = image_files.read(path, say=say, mode="RGB")
         if read.classes != CIFAR_CLASSES:
             raise BadInput(f"{path} does not hold CIFAR-10's ten classes but {', '.join(read.classes)}")
-        train, labels, test, gold, _ = read
+        train, labels, test, gold = read[:4]
         if train.shape[1:] != (3, 32, 32):
             raise BadInput(f"{path} does not hold CIFAR-10: its images are not 32 x 32")
     else:
@@ -279,21 +282,46 @@ def _digits(_folder: Path, _say: Say) -> Images:
     return _own("digits", images[train], labels[train], images[test], labels[test], tuple("0123456789"))
 
 
-def _folder(path: Path, say: Say) -> Images:
-    read = image_files.read(path, say=say)
-    return _own("folder", *read[:4], classes=read.classes)
+def _folder(path: Path, say: Say, size: int | None = None) -> Images:
+    return _checked(path, "folder", image_files.read(path, say=say, size=size), say)
+
+
+def _npz(path: Path, say: Say) -> Images:
+    return _checked(path, "npz", arrays.read(path, say=say), say)
+
+
+def _checked(path: Path, name: str, read: image_files.Decoded, say: Say) -> Images:
+    """Refuse a data set without two classes; say what a score on it does not tell."""
+    if len(read.classes) < 2:
+        raise BadInput(f"{path} holds one class ({', '.join(read.classes)}): a group needs two at least to tell apart")
+    absent = [of for number, of in enumerate(read.classes) if not bool((read.test_labels == number).any())]
+    if absent:
+        say(f"{path.name}: no test row has the class {', '.join(absent)}")
+    return _own(name, *read[:4], classes=read.classes)
 
 
 def _own(name: str, train: Tensor, labels: Tensor, test: Tensor, gold: Tensor, classes: tuple[str, ...]) -> Images:
     """With the mean and standard deviation of its own training images."""
+    mean, std = _moments(train) if train.dtype == torch.uint8 else _float_moments(train)
+    return Images(name, train, labels, test, gold, classes, mean, std, flip=False)
+
+
+def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
-    for channel in train.unbind(1):
+    for channel in images.unbind(1):
         shares = torch.bincount(channel.reshape(-1), minlength=256).double() / channel.numel()
         centre = float(shares @ levels)
         mean.append(centre)
         std.append(max(float(shares @ (levels - centre) ** 2) ** 0.5, 1 / 255))
-    return Images(name, train, labels, test, gold, classes, tuple(mean), tuple(std), flip=False)
+    return tuple(mean), tuple(std)
+
+
+def _float_moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of values / 255, as `prepare` takes them; a channel without any variation keeps its unit."""
+    mean, std = images.mean((0, 2, 3), dtype=torch.float64), images.double().std((0, 2, 3), correction=0)
+    std = torch.where(std > 1e-6 * (1 + mean.abs()), std, torch.ones_like(std))
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
 
 
 class Dataset(NamedTuple):
@@ -313,6 +341,15 @@ DATASETS: Final[dict[str, Dataset]] = {
         "50,000 + 10,000 photographs of 32 x 32 in ten classes",
     ),
     "folder": Dataset(
-        _folder, "train/<class>/<name>.png and test/<class>/<name>.png (or an archive of them)", "your own images"
+        _folder,
+        "<class>/<name>.png, or train/<class>/<name>.png and test/<class>/<name>.png (or an archive of them)",
+        "your own images",
+    ),
+    "npz": Dataset(
+        _npz,
+        "an .npz file with x_train, y_train, x_test and y_test, or x and y",
+        "your own arrays: images [N, H, W] or [N, H, W, C], or features [N, D]",
     ),
 }
+OWN: Final = ("folder", "npz")
+"""Data sets whose images, classes and number the user decides."""

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from gradless.collab.data import datasets, splits
 from gradless.errors import BadInput, pick
+from gradless.system import terminal
+from gradless.system.cache import Say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,6 +32,8 @@ def draw(
     split: str | None = None,
     split_parameter: float | None = None,
     seed: int | None = None,
+    image_size: int | None = None,
+    say: Say = terminal.say,
 ) -> Path:
     """Load a data set, deal its training rows and draw who has what (`split_picture`).
 
@@ -41,6 +45,8 @@ def draw(
         split: row of `gradless.collab.data.splits.SPLITS`; None: ``dirichlet-classes``.
         split_parameter: its alpha (None: 5) or gamma.
         seed: which draw; None: 0.
+        image_size: as `datasets.load` takes it.
+        say: told what was left out or held out of own images.
 
     Raises:
         BadInput: data that cannot be read, or a split that cannot be made of it.
@@ -53,7 +59,7 @@ def draw(
         raise BadInput(f"the split '{name}' " + (f"needs its {wanted}" if wanted else "takes no parameter"))
     if data is not None and not datasets.needs_files(dataset or "digits"):
         raise BadInput(f"the data set '{dataset or 'digits'}' needs no files: leave out --data")
-    images = datasets.load(dataset or "digits", data)
+    images = datasets.load(dataset or "digits", data, size=image_size, say=say)
     labels = images.train_labels
     parameter = {wanted: split_parameter} if wanted and split_parameter is not None else {}
     parts = splits.split(name, labels, peers, seed=seed or 0, **parameter)

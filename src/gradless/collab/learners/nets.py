@@ -10,13 +10,14 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Final, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from gradless import rng
-from gradless.errors import pick
+from gradless.errors import BadInput, pick
 
 
 class Dropout(nn.Module):
@@ -42,18 +43,24 @@ class Dropout(nn.Module):
         return inputs * self.mask if self.training else inputs
 
 
+Shape: TypeAlias = tuple[int, int, int]
+"""Channels, height and width of an image."""
+
+
 class Net(NamedTuple):
     """A row of `NETS`."""
 
     name: str
     make: Callable[[], nn.Module]  # images [B, C, H, W] -> logits [B, classes]
-    shape: tuple[int, int, int]  # of an image
+    shape: Shape
     classes: int
     parameters: int  # D
     way: str  # how the gradients of all peers are computed on a CPU: "loop" or "vmap" (benchmarks/collab_gradients.py)
     channels_last: bool  # lay images out so in the loop: convolutions and pooling take two thirds of the time
     summary: str
     paper: str
+    fit: Callable[[Shape, int], nn.Module] | None = None  # makes it for images and classes of another number
+    smallest: int = 1  # least height and width of such images
 
 
 class Slot(NamedTuple):
@@ -69,40 +76,61 @@ def _chain(**layers: nn.Module) -> nn.Module:
     return nn.Sequential(OrderedDict(layers))
 
 
-def _cnn_mnist() -> nn.Module:
+def _cnn_mnist(shape: Shape, classes: int) -> nn.Module:
     # Published as convolution, ReLU, pooling. The two commute, values and gradients, and a quarter is left to rectify.
+    channels, height, width = shape
+    high, wide = (((side - 4) // 2 - 4) // 2 for side in (height, width))
     return _chain(
-        conv1=nn.Conv2d(1, 20, 5),
+        conv1=nn.Conv2d(channels, 20, 5),
         pool1=nn.MaxPool2d(2),
         relu1=nn.ReLU(),
         conv2=nn.Conv2d(20, 50, 5),
         pool2=nn.MaxPool2d(2),
         relu2=nn.ReLU(),
         flat=nn.Flatten(),
-        full1=nn.Linear(800, 500),
+        full1=nn.Linear(50 * high * wide, 500),
         relu3=nn.ReLU(),
-        full2=nn.Linear(500, 10),
+        full2=nn.Linear(500, classes),
     )
 
 
-def _mlp(inputs: int, hidden: int) -> nn.Module:
-    return _chain(flat=nn.Flatten(), full1=nn.Linear(inputs, hidden), relu=nn.ReLU(), full2=nn.Linear(hidden, 10))
-
-
-def _logreg(inputs: int) -> nn.Module:
-    return _chain(flat=nn.Flatten(), full=nn.Linear(inputs, 10))
-
-
-def _empire_cnn() -> nn.Module:
+def _cnn(shape: Shape, classes: int) -> nn.Module:
+    """The network above, with as many parameters for images of any size."""
     return _chain(
-        conv1=nn.Conv2d(3, 64, 3, padding=1),
+        conv1=nn.Conv2d(shape[0], 20, 5, padding=2),
+        pool1=nn.MaxPool2d(2),
+        relu1=nn.ReLU(),
+        conv2=nn.Conv2d(20, 50, 5, padding=2),
+        pool2=nn.MaxPool2d(2),
+        relu2=nn.ReLU(),
+        shrink=nn.AdaptiveAvgPool2d(4),
+        flat=nn.Flatten(),
+        full1=nn.Linear(800, 500),
+        relu3=nn.ReLU(),
+        full2=nn.Linear(500, classes),
+    )
+
+
+def _mlp(hidden: int, shape: Shape, classes: int) -> nn.Module:
+    full1, full2 = nn.Linear(math.prod(shape), hidden), nn.Linear(hidden, classes)
+    return _chain(flat=nn.Flatten(), full1=full1, relu=nn.ReLU(), full2=full2)
+
+
+def _logreg(shape: Shape, classes: int) -> nn.Module:
+    return _chain(flat=nn.Flatten(), full=nn.Linear(math.prod(shape), classes))
+
+
+def _empire_cnn(shape: Shape, classes: int) -> nn.Module:
+    channels, height, width = shape
+    return _chain(
+        conv1=nn.Conv2d(channels, 64, 3, padding=1),
         relu1=nn.ReLU(),
         norm1=nn.BatchNorm2d(64),
         conv2=nn.Conv2d(64, 64, 3, padding=1),
         relu2=nn.ReLU(),
         norm2=nn.BatchNorm2d(64),
         pool1=nn.MaxPool2d(2),
-        drop1=Dropout(0.25, 64, 16, 16),
+        drop1=Dropout(0.25, 64, height // 2, width // 2),
         conv3=nn.Conv2d(64, 128, 3, padding=1),
         relu3=nn.ReLU(),
         norm3=nn.BatchNorm2d(128),
@@ -110,38 +138,46 @@ def _empire_cnn() -> nn.Module:
         relu4=nn.ReLU(),
         norm4=nn.BatchNorm2d(128),
         pool2=nn.MaxPool2d(2),
-        drop2=Dropout(0.25, 128, 8, 8),
+        drop2=Dropout(0.25, 128, height // 4, width // 4),
         flat=nn.Flatten(),
-        full1=nn.Linear(8192, 128),
+        full1=nn.Linear(128 * (height // 4) * (width // 4), 128),
         relu5=nn.ReLU(),
         drop3=Dropout(0.25, 128),
-        full2=nn.Linear(128, 10),
+        full2=nn.Linear(128, classes),
     )
+
+
+def _row(
+    name: str,
+    fit: Callable[[Shape, int], nn.Module],
+    shape: Shape,
+    parameters: int,
+    way: str,
+    channels_last: bool,
+    summary: str,
+    paper: str = "",
+    smallest: int = 1,
+) -> Net:
+    make = partial(fit, shape, 10)
+    return Net(name, make, shape, 10, parameters, way, channels_last, summary, paper, fit, smallest)
 
 
 _MNIST, _DIGITS, _CIFAR = (1, 28, 28), (1, 8, 8), (3, 32, 32)
 _MONNA, _EMPIRE = "arXiv 2209.10931", "arXiv 1903.03936"
+_EMPIRE_LAYERS = "four 3x3 convolutions, batch norm, dropout"
 NETS: Final[dict[str, Net]] = {
     net.name: net
     for net in (
-        Net("cnn-mnist", _cnn_mnist, _MNIST, 10, 431_080, "loop", True, "two 5x5 convolutions, 500 hidden", _MONNA),
-        Net("mlp", lambda: _mlp(784, 100), _MNIST, 10, 79_510, "vmap", False, "784-100-10", _MONNA),
-        Net("logreg", lambda: _logreg(784), _MNIST, 10, 7_850, "vmap", False, "logistic regression", ""),
-        Net("mlp-digits", lambda: _mlp(64, 64), _DIGITS, 10, 4_810, "vmap", False, "64-64-10 for 8x8 digits", ""),
+        _row("cnn", _cnn, _MNIST, 431_080, "loop", True, "two 5x5 convolutions, pooled to 4x4, 500 hidden", "", 4),
+        _row("cnn-mnist", _cnn_mnist, _MNIST, 431_080, "loop", True, "two 5x5 convolutions, 500 hidden", _MONNA, 16),
+        _row("mlp", partial(_mlp, 100), _MNIST, 79_510, "vmap", False, "100 hidden (784-100-10)", _MONNA),
+        _row("logreg", _logreg, _MNIST, 7_850, "vmap", False, "logistic regression"),
+        _row("mlp-digits", partial(_mlp, 64), _DIGITS, 4_810, "vmap", False, "64 hidden (64-64-10)"),
         # Not channels-last: PyTorch's batch normalisation loses three digits in that layout on a CPU (torch 2.13).
-        Net(
-            "empire-cnn",
-            _empire_cnn,
-            _CIFAR,
-            10,
-            1_310_922,
-            "loop",
-            False,
-            "four 3x3 convolutions, batch norm, dropout",
-            _EMPIRE,
-        ),
+        _row("empire-cnn", _empire_cnn, _CIFAR, 1_310_922, "loop", False, _EMPIRE_LAYERS, _EMPIRE, 4),
     )
 }
+"""Networks by name, for the images that they were published with; `sized` makes them for others."""
 
 
 def named(name: str) -> Net:
@@ -151,6 +187,31 @@ def named(name: str) -> Net:
         BadInput: there is none.
     """
     return pick("network", name, NETS)
+
+
+def sized(net: Net, shape: Shape, classes: int) -> Net:
+    """Return a network for images and classes of another number.
+
+    Args:
+        net: row of `NETS`.
+        shape: of the images.
+        classes: how many.
+
+    Raises:
+        BadInput: the images are too small for it; the message names those that take them.
+    """
+    if (net.shape, net.classes) == (shape, classes):
+        return net
+    height, width = shape[1:]
+    if net.fit is None or min(height, width) < net.smallest:
+        least = f"{net.smallest} x {net.smallest}"
+        able = ", ".join(name for name, row in NETS.items() if row.fit is not None and row.smallest <= min(shape[1:]))
+        raise BadInput(
+            f"the network {net.name} takes images of {least} pixels or more, and these have {height} x {width}: "
+            f"choose {able}"
+        )
+    other = net._replace(make=partial(net.fit, shape, classes), shape=shape, classes=classes)
+    return other._replace(parameters=sum(parameter.numel() for parameter in blank(other).parameters()))
 
 
 def blank(net: Net) -> nn.Module:

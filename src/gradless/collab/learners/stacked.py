@@ -225,7 +225,14 @@ class Stack:
     # -----------------------------------------------------------------------------------------------------------
     # evaluation
 
-    def evaluate(self, theta: Tensor, images: Tensor, labels: Tensor, rows: int | Tensor | None = None) -> Tensor:
+    def evaluate(
+        self,
+        theta: Tensor,
+        images: Tensor,
+        labels: Tensor,
+        rows: int | Tensor | None = None,
+        prepare: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Share of images that each peer's model gets right, with the peer's own running statistics.
 
         Args:
@@ -234,6 +241,7 @@ class Stack:
             labels: int64 ``[N]``.
             rows: which images: indices, or how many (a fixed draw of the seed, since test sets may be sorted by
                 class); None: all.
+            prepare: makes float32 of the images, a few hundred at a time; None: they are.
 
         Returns:
             Accuracy float64 ``[P]``. A model whose logits are not finite gets none right.
@@ -248,7 +256,8 @@ class Stack:
             own = {name: tensor[chunk] for name, tensor in self.statistics.items()}
             with torch.no_grad():  # a thread starts with gradients enabled
                 for inputs, gold in zip(images.split(EVALUATE_ROWS), labels.split(EVALUATE_ROWS), strict=True):
-                    logits = self._logits(module.eval(), theta[chunk], own, inputs)  # [P, rows, classes]
+                    pixels = inputs if prepare is None else prepare(inputs)
+                    logits = self._logits(module.eval(), theta[chunk], own, pixels)  # [P, rows, classes]
                     right[chunk] += ((logits.argmax(-1) == gold) & logits.isfinite().all(-1)).sum(1)
 
         self._share_out(work)

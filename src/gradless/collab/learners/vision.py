@@ -2,19 +2,58 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from gradless.collab.config import CollabConfig
 from gradless.collab.data import datasets
+from gradless.collab.data.datasets import Images
+from gradless.collab.data.image_files import SHOWN
 from gradless.collab.data.splits import gather
 from gradless.collab.learners.assignment import shares
-from gradless.collab.learners.nets import NETS, named
+from gradless.collab.learners.nets import NETS, Net, named, sized
 from gradless.collab.learners.stacked import Stack
-from gradless.errors import BadInput
+from gradless.system.cache import Say
 
 FITTING: Final = {"mnist": "cnn-mnist", "cifar10": "empire-cnn", "digits": "mlp-digits"}
+"""Networks of known data sets; others get "cnn", and features "mlp"."""
+LARGE: Final = 2**28
+"""Bytes of test images in float32 from which on they are prepared a few at a time."""
+
+
+def fitting(config: CollabConfig, data: Images) -> Net:
+    """Return the network of a configuration, made for the images and the classes of its data.
+
+    Raises:
+        BadInput: the images are too small for it.
+    """
+    assert config.dataset is not None
+    usual = FITTING.get(config.dataset, "cnn" if min(data.shape[1:]) >= NETS["cnn"].smallest else "mlp")
+    return sized(named(config.net or usual), data.shape, len(data.classes))
+
+
+def show_own_data(config: CollabConfig, say: Say) -> None:
+    """Read data of the user's own and say what was found in them; of a known data set nothing needs to be said.
+
+    Raises:
+        BadInput: data that cannot be read, or are too few for the peers.
+    """
+    if config.dataset not in datasets.OWN:
+        return
+    data = datasets.load(config.dataset, config.data, size=config.image_size, say=say)
+    net = fitting(config, data)
+    rows, test = len(data.train_labels), len(data.test_labels)
+    share = float(torch.bincount(data.test_labels).max()) / test
+    classes = ", ".join(data.classes[:SHOWN]) + (", ..." if len(data.classes) > SHOWN else "")
+    shape = " x ".join(map(str, data.shape))
+    say(f"{rows} training rows of {shape} (channels, height, width) in {len(data.classes)} classes: {classes}")
+    say(f"{test} test rows, of which the largest class has {share:.1%}: an accuracy that needs no learning")
+    shares(config, data.train_labels, config.peers - (config.attackers or 0))
+    parameter = f", {config.split_parameter:g}" if config.split_parameter is not None else ""
+    say(f"network {net.name} with {net.parameters:,} parameters; rows are dealt by {config.split}{parameter}")
 
 
 class Vision:
@@ -32,18 +71,8 @@ class Vision:
 
     def __init__(self, config: CollabConfig, peers: int) -> None:
         assert config.dataset is not None
-        data = datasets.load(config.dataset, config.data)
-        if config.net is None and config.dataset not in FITTING:
-            raise BadInput(f"name a --net for {config.dataset}: {', '.join(NETS)}")
-        net = named(config.net or FITTING[config.dataset])
-        if net.shape != data.shape or net.classes != len(data.classes):
-            fitting = [
-                name for name, row in NETS.items() if (row.shape, row.classes) == (data.shape, len(data.classes))
-            ]
-            raise BadInput(
-                f"the network {net.name} takes images {net.shape} of {net.classes} classes, but {config.dataset} has "
-                f"{data.shape} of {len(data.classes)}: choose " + (", ".join(fitting) or "other data")
-            )
+        data = datasets.load(config.dataset, config.data, size=config.image_size)
+        net = fitting(config, data)
         self.seed, self.peers, self.dimension = config.seed, peers, net.parameters
         self.data = data.to(config.device)
         self.shares = shares(config, data.train_labels, peers)
@@ -72,6 +101,10 @@ class Vision:
 
     def accuracy(self, theta: Tensor, rows: int | None) -> list[float]:
         """See `gradless.collab.learners.parameters.Workload`."""
+        if self.data.test_images.numel() * 4 > LARGE:
+            prepare = partial(datasets.prepare, mean=self.data.mean, std=self.data.std)
+            images, labels = self.data.test_images, self.data.test_labels
+            return list(self.stack.evaluate(theta, images, labels, rows, prepare=prepare).tolist())
         if self._test is None:
             self._test = datasets.test_batch(self.data)
         accuracies: list[float] = self.stack.evaluate(theta, *self._test, rows).tolist()

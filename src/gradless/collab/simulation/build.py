@@ -112,8 +112,12 @@ def _uses(config: CollabConfig) -> dict[str, tuple[bool, str]]:
     return {
         **dict.fromkeys(("task", "scheme", "num_train", "num_test", "own"), (language, "a language --model")),
         **dict.fromkeys(("queries", "eps", "sync"), coefficients),
+        "image_size": (config.dataset == "folder", "a folder of images"),
         "net": (not language, "images (--dataset)"),
-        "data": (language or needs_files(config.dataset or ""), "data that lie in files"),
+        "data": (
+            language or needs_files(config.dataset or ""),
+            "data in files (--dataset folder, npz, mnist, cifar10)",
+        ),
         "radius": (_clips(config), "a rule that clips at a fixed radius"),
         "rule_options": (config.rule is not None, "a --rule of its own"),
         "momentum": (own_momentum in (None, config.momentum), "an algorithm that has no momentum of its own"),

@@ -20,6 +20,7 @@ from gradless.collab.aggregation import passes
 from gradless.collab.aggregation.base import aggregate
 from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.contraction import mixing
+from gradless.collab.learners.vision import show_own_data
 from gradless.collab.network.simulated import meet
 from gradless.collab.simulation.build import Simulation, build
 from gradless.collab.simulation.progress import CHECKPOINT, SimulationState, finite_or_null, forget
@@ -67,6 +68,8 @@ def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = 
     """
     reporter = reporter or Reporter()
     with locks.claimed(folder, say=reporter.warn):
+        if finished_result(folder) is None:
+            show_own_data(config.resolved(), reporter.say)
         return simulate_claimed(config, folder, reporter)
 
 

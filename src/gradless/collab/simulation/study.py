@@ -14,6 +14,7 @@ from gradless.collab import attacks
 from gradless.collab.algorithms import PARAMETERS
 from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.learners import nets
+from gradless.collab.learners.vision import show_own_data
 from gradless.collab.simulation import workers as worker_processes
 from gradless.collab.simulation.build import check_used, mixing_rule
 from gradless.collab.simulation.simulate import finished_result
@@ -39,7 +40,20 @@ FOUND = (
 CURVE = {"step": "step", "worst": "worst_accuracy", "mean": "mean_accuracy", "consensus": "consensus_distance"}
 # What all runs of one folder have in common, beside the network between attacked peers and the rate of an algorithm.
 SHARED = (
-    *("dataset", "own", "net", "model", "task", "scheme", "num_train", "num_test", "freeze", "payload", "method"),
+    *(
+        "dataset",
+        "own",
+        "image_size",
+        "net",
+        "model",
+        "task",
+        "scheme",
+        "num_train",
+        "num_test",
+        "freeze",
+        "payload",
+        "method",
+    ),
     *("queries", "eps", "sync", "steps", "batch_size", "decay", "refresh", "momentum", "weight_decay", "rounds"),
     *("radius", "eval_every", "eval_rows"),
 )
@@ -109,6 +123,8 @@ def _run_all(
     if results:
         table(out, asked)
     jobs = [(config, folders[config.id()]) for config in configs if config.id() not in results]
+    if jobs:
+        show_own_data(jobs[0][0], reporter.say)
     with contextlib.closing(_ended(jobs, workers, reporter)) as ended:
         for config, result in ended:
             results[config.id()] = result
