@@ -3,7 +3,8 @@
 # make test-all   the sweep as well (make test-sweep: the sweep alone)
 # make test-long  more kills, seeds and examples; its counts go to benchmarks/results/test-long.json
 # make check  lint, types
-# make docs   build the documentation (site/index.html)
+# make docs   build the documentation (site/index.html); a warning is an error
+# make reference   write the tables of the configuration and the grid file anew, after a change of a setting
 # Each sets up a virtual environment in .venv from a bare Python 3.11 or newer.
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ STAMP := $(VENV)/.installed
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 SITE ?= site
 
-.PHONY: venv demo test test-all test-sweep test-long check docs clean
+.PHONY: venv demo test test-all test-sweep test-long check docs reference clean
 
 venv: $(STAMP)
 
@@ -40,14 +41,21 @@ check: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --site-dir $(SITE)
+	$(BIN)/python -W error -m mkdocs build --strict --site-dir $(SITE)
 
-# torch first and alone: with it in place, nothing else pulls another build.
+# The tables of docs/reference/configuration.md and grid-file.md, from the fields that they show.
+reference: $(STAMP)
+	$(BIN)/python docs/site/fields.py
+
+# torch first and alone: with it in place, nothing else pulls another build. Its builds for CUDA bring their own triton;
+# beside a build for the CPU it runs in its interpreter, for tests.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,trainer,tensorboard]" \
-		pytest pytest-xdist hypothesis ruff mypy nbclient ipykernel "triton; sys_platform == 'linux'"
+		pytest pytest-xdist hypothesis ruff mypy nbclient ipykernel
+	$(BIN)/python -c "import triton" 2> /dev/null || [ "$$(uname)" != Linux ] || \
+		$(BIN)/pip install --quiet --disable-pip-version-check triton==3.9.0
 	touch $(STAMP)
 
 clean:

@@ -218,8 +218,36 @@ def test_the_reference_has_every_option():
             assert option in text, (path, option)
 
 
-def _hooks():
-    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "site" / "hooks.py")
+def test_the_tables_of_fields_are_those_of_the_program():
+    fields = _hooks("fields")
+    for page in PAGES:
+        text = page.read_text()
+        assert fields.filled(text) == text, f"{page.name}: a table of fields is not the program's: make reference"
+    shown = "".join(page.read_text() for page in PAGES)
+    assert all(f"<!-- fields: {name} -->" in shown for name in fields.TABLES)
+    assert (
+        fields.filled("<!-- fields: rates -->\n| lr |\n<!-- end -->") != "<!-- fields: rates -->\n| lr |\n<!-- end -->"
+    )
+
+
+COPIED = [README, ROOT / "CONTRIBUTING.md", *PAGES, ROOT / "src" / "gradless" / "runs" / "card.md.j2"]
+
+
+def test_copied_blocks_hold_commands_only():
+    """No prompt, and what a command prints stands in a block of its own."""
+    for page in COPIED:
+        for block in docs_blocks.blocks(page):
+            prompts = [line for line in block.text.splitlines() if re.match(r"(\$|%|#!?|In \[\d+\]:) \S", line.strip())]
+            shell = block.language in ("sh", "bash", "console", "shell", "")
+            assert not shell or block.language in ("sh", "bash"), f"{block.place}: name the block sh, bash or text"
+            assert not [one for one in prompts if not one.startswith("#")], f"{block.place}: a prompt"
+            if shell and "{{" not in block.text:
+                for words in docs_blocks.commands(block.text):
+                    docs_blocks.check_command(words, block.place)
+
+
+def _hooks(name: str = "hooks"):
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / "site" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -230,15 +258,58 @@ def _hooks():
 # ---------------------------------------------------------------------------------------------------------------
 # the site
 
+needs_site = pytest.mark.skipif(
+    importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings") is None,
+    reason="the site needs the extra docs: pip install 'gradless[docs]'",
+)
+FAULTS = {
+    "a page that is not there": ("[x](nowhere.md)", "nowhere.md"),
+    "an anchor that is not there": ("[x](other.md#nowhere)", "#nowhere"),
+    "an absolute link": ("[x](/other.md)", "/other.md"),
+    "a name that is not there": ("[x][gradless.nowhere]", "gradless.nowhere"),
+    "an argument that is not there": ("::: faulty.wrong", "nothing_like_it"),
+}
 
+
+@pytest.mark.sweep
+@needs_site
+def test_a_warning_ends_the_build(tmp_path):
+    """Every kind of fault at once, each with its line; the same pages without them build."""
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "faulty.py").write_text(
+        '"""A module."""\n\n\ndef wrong(one):\n    """Do it.\n\n    Args:\n        nothing_like_it: what.\n    """\n'
+    )
+    settings = f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: docs\nhooks: []\nnav: [index.md, other.md]\n"
+    paths = f"plugins:\n  mkdocstrings: {{default_handler: python, handlers: {{python: {{paths: [{tmp_path}]}}}}}}\n"
+    (tmp_path / "mkdocs.yml").write_text(settings + paths)
+
+    def build(text: str) -> subprocess.CompletedProcess:
+        (tmp_path / "docs" / "index.md").write_text(f"# One\n\n{text}\n")
+        (tmp_path / "docs" / "other.md").write_text("# Two\n")
+        command = [sys.executable, "-W", "error", "-m", "mkdocs", "build", "--strict", "--site-dir", "site"]
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert build("[x](other.md)").returncode == 0
+    faulty = build("\n\n".join(text for text, _ in FAULTS.values()))
+    assert faulty.returncode != 0
+    assert "warnings in strict mode" in faulty.stdout + faulty.stderr
+    for kind, (_, part) in FAULTS.items():
+        assert re.search(f"WARNING.*{re.escape(part)}", faulty.stderr), kind
+
+
+def test_the_makefile_hides_no_warning():
+    (recipe,) = re.findall(r"^docs:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    assert "-W error -m mkdocs build --strict" in recipe
+    assert not re.search(r"NO_\w+=|2>|-q\b.*mkdocs|\|\| true", recipe.splitlines()[-1])
+
+
+@needs_site
 def test_the_site_builds_and_needs_no_network(tmp_path):
     """``make docs`` leaves the site in a folder, named in GRADLESS_SITE by .ci/run; else it is built here."""
     site = Path(os.environ.get("GRADLESS_SITE", ""))
     if not os.environ.get("GRADLESS_SITE"):
-        if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings") is None:
-            pytest.skip("the site needs the extra docs: pip install 'gradless[docs]'")
         site = tmp_path / "site"
-        command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+        command = [sys.executable, "-W", "error", "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         assert run.returncode == 0, run.stderr
     pages = {path.relative_to(site): path.read_text() for path in site.rglob("*.html")}

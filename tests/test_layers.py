@@ -65,7 +65,7 @@ INSIDE = {
             "system.hashing",
             "system.peak_memory",
         ),
-        *("system.progress", "system.cache", "system.tensor_state", "system.finished_runs"),
+        *("system.support", "system.progress", "system.cache", "system.tensor_state", "system.finished_runs"),
     ),
     "runs": (
         *("runs.config", "runs.config_io", "runs.record", "runs.predictions", "runs.facts", "runs.hub", "runs.build"),

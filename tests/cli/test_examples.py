@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from gradless.bench import grid
 from gradless.cli import examples, main
+from gradless.lm.metrics import METRICS
 from gradless.runs import config_io
 from gradless.runs.config import OwnFiles, TuneConfig
 from gradless.system import typed
@@ -64,6 +65,11 @@ def test_the_run_has_every_setting_and_runs_as_it_is():
     run = CliRunner().invoke(main, ["tune", "--config", "run.toml", "--steps", "2", "--out", "runs/mine"])
     assert run.exit_code == 0, run.output
     assert json.loads(Path("runs/mine/config.json").read_text())["lr"] == examples.SETTINGS["lr"]
+    page = (ROOT / "docs" / "reference" / "configuration.md").read_text()
+    results, lines = page.split("## result.json")[1].split("## metrics.jsonl")
+    assert not {name for name in json.loads(Path("runs/mine/result.json").read_text()) if f"`{name}`" not in results}
+    for line in map(json.loads, Path("runs/mine/metrics.jsonl").read_text().splitlines()):
+        assert not {name for name in line if f"`{name}`" not in lines and f'"{name}"' not in lines} - {*METRICS}, line
 
 
 def test_a_setting_that_is_switched_on_has_its_default():

@@ -7,6 +7,7 @@ together is `gradless.bench.grid`'s part.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple
@@ -48,15 +49,25 @@ class Keys:
     """The top of the file."""
 
     name: str | None = None
+    """Title of tables and figures; by default the name of the file."""
     search_seed: Seed = 0
+    """Seed of the runs that choose among the points of [grid]."""
     seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)] = (1, 2, 3)
+    """Seeds of the final runs of each cell; tables have their mean and standard deviation."""
     budget: dict[str, Any] = field(default_factory=dict)
+    """What a run may spend: the table below. It must be given."""
     select: str = "metric"
+    """What chooses on dev rows: loss, metric (the first of each task) or the name of that metric."""
     zero_shot: bool = True
+    """Evaluate the untouched model too, once for each model, task and seed."""
     base: dict[str, Any] = field(default_factory=dict)
+    """Settings of every run."""
     axes: dict[str, Any] = field(default_factory=dict)
+    """Setting = list of values: every combination is a cell of the table."""
     grid: dict[str, Any] = field(default_factory=dict)
+    """Setting = list of values: every combination is a point that is tried in each cell."""
     when: list[dict[str, Any]] = field(default_factory=list)
+    """Changes for cells that match, in order."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,8 +75,23 @@ class BudgetKeys:
     """The table ``budget``: one of the two units, and what a run of the search may spend."""
 
     forwards: Count | None = None
+    """Forward passes of a final run, a backward pass counted as two: methods get different numbers of steps."""
     steps: Count | None = None
+    """Steps of a final run, in place of forwards: methods may differ in cost."""
     search: Count | None = None
+    """The same for a run that only chooses a point; by default as much as a final run."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WhenKeys:
+    """What a table ``[[when]]`` changes; its other keys say which cells it is for."""
+
+    base: dict[str, Any] = field(default_factory=dict)
+    """Settings that replace or add to those of [base], and end a search of the same name."""
+    grid: dict[str, Any] = field(default_factory=dict)
+    """Lists that replace or add to those of [grid], and replace a setting of the same name in [base]."""
+    skip: bool | None = None
+    """true leaves the cells out; false takes them back in."""
 
 
 class Budget(NamedTuple):
@@ -182,11 +208,8 @@ def _budget(table: dict[str, Any]) -> Budget:
 def _when(table: dict[str, Any], where: str, axes: Axes, path: Path) -> When:
     names = tuple(dict.fromkeys((*NAMED, *axes)))
     with within(where):
-        parts = {
-            "base": typed.value("base", table.get("base", {}), dict[str, Any]),
-            "grid": typed.value("grid", table.get("grid", {}), dict[str, Any]),
-            "skip": typed.value("skip", table.get("skip"), bool | None),
-        }
+        given = {name: table[name] for name in typed.settings(WhenKeys) if name in table}
+        parts = dataclasses.asdict(WhenKeys(**typed.table(given, WhenKeys, kind="key")))
         match: Axes = {}
         for name, patterns in _flat(table).items():
             if name in parts:

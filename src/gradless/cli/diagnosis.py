@@ -21,7 +21,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from gradless import __version__
-from gradless.system import cache
+from gradless.system import cache, support
 
 PACKAGES: Final = (
     *(
@@ -115,6 +115,7 @@ def machine() -> Iterator[Line]:
     import torch
 
     yield Line("system", f"{platform.system()} {platform.release()} {platform.machine()}")
+    yield from supported(support.DEVICES["CUDA"] if torch.cuda.is_available() else None)
     usable, threads = cores(), torch.get_num_threads()
     yield Line("cores", f"{usable} of {os.cpu_count()}")
     advice = ""
@@ -133,7 +134,16 @@ def machine() -> Iterator[Line]:
         advice = "there is an NVIDIA driver, but this torch is built without CUDA: see pytorch.org/get-started"
         yield Line("cuda", "none", advice if unused else "")
     if torch.backends.mps.is_available():
-        yield Line("mps", "available")
+        yield Line("mps", f"available; {support.DEVICES['MPS'].state}: {support.DEVICES['MPS'].about}")
+
+
+def supported(cuda: support.Support | None) -> Iterator[Line]:
+    """What docs/reference/platforms.md says of this Python, system and device."""
+    name, system = support.of_system()
+    rows = {f"Python {platform.python_version()}": support.of_python(), name: system, "CUDA": cuda}
+    for what, row in rows.items():
+        if row is not None:
+            yield Line(f"support of {what}", row.state + ("" if row.state == "tested" else f": {row.about}"))
 
 
 def kernels() -> Iterator[Line]:

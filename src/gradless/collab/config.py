@@ -47,6 +47,7 @@ class CollabConfig:
     attack_options: Annotated[dict[str, Any], Flag("--set")] = field(default_factory=dict)
     """Option of the attack, e.g. --set strength=1.5."""
     delivery: Delivery = field(default_factory=Delivery)
+    """What the network does with messages."""
     radius: Positive = 1.0
     """Of clipping rules with a fixed radius."""
     # the data

@@ -32,34 +32,53 @@ class StepLine(msgspec.Struct, tag_field="event", tag="step"):
     """A line of ``metrics.jsonl`` about a training step."""
 
     step: Whole
+    """Number of the step, from 0."""
     loss: float | None
+    """Mean of the losses at the perturbed weights; null if it was not finite, and the step was skipped."""
     coeffs: list[float] | None
+    """Projected gradients, one a direction; null if the step was skipped."""
     lr: float
+    """Learning rate of the step."""
     forwards: Whole
+    """Forward passes of the step, a backward pass counted as two."""
     seconds: NotNegative
+    """Wall time of the step."""
     peak_memory_bytes: Whole
+    """Highest memory of the process (on CUDA: of the allocator) up to this step."""
     bytes: Whole = 0
+    """Bytes that a process sent to the others, under torchrun."""
 
 
 class EvaluationLine(msgspec.Struct, tag_field="event", tag="eval"):
     """A line of ``metrics.jsonl`` about an evaluation; metrics stand beside these fields."""
 
     step: Whole
+    """Steps that were taken before; 0: the untouched model."""
     split: str
+    """dev or test."""
     loss: float | None
+    """Mean loss of the rows; null if it was not finite."""
     forwards: Whole
+    """Forward passes that it took."""
     seconds: NotNegative
+    """Wall time that it took."""
     predictions: list[int | str]
+    """Label (by number) or text for each row, in the order of the rows."""
     correct: list[Literal[0, 1]]
+    """Whether each is right."""
     probabilities: list[float | None] = []
+    """Probability of each predicted label."""
 
 
 class InferenceLine(msgspec.Struct, tag_field="event", tag="inference"):
     """A line of ``metrics.jsonl`` about evaluating a training batch."""
 
     step: Whole
+    """Steps that were taken before."""
     bytes: Whole
+    """Peak memory of the evaluation."""
     seconds: NotNegative
+    """Wall time that it took."""
     steps: Whole | None = None
     """Whose batches were compared to find the largest."""
 
@@ -68,15 +87,25 @@ class Result(msgspec.Struct):
     """What others read of a tuning run's ``result.json``."""
 
     status: Literal["done", "diverged", "interrupted"]
+    """How the run ended."""
     steps: Whole
+    """Steps that were taken."""
     selected_step: Whole
+    """The step whose weights were best on dev rows; all figures below are of these weights."""
     weights_sha256: str | None
+    """Hash of the tuned weights; null if an interruption tore them and no ledger rebuilds them."""
     data_sha256: str
+    """Hash of the rows of all splits."""
     zero_shot: dict[str, float]
+    """Metrics of the untouched model on test rows."""
     test: dict[str, float]
+    """Metrics of the tuned model on test rows."""
     interval: dict[str, tuple[float, float]]
+    """95 % intervals of the share of right answers: zero_shot, test, and their paired difference."""
     seconds_per_step: NotNegative
+    """Median wall time of a step."""
     ledger_bytes: Whole
+    """Size of the ledger."""
 
 
 class RunLog:

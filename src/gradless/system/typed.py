@@ -121,7 +121,7 @@ class Setting(NamedTuple):
 def settings(record: type[Record]) -> Mapping[str, Setting]:
     """Return the fields of a record by name."""
     hints = typing.get_type_hints(record, include_extras=True)
-    helps = _docstrings(record)
+    helps = docstrings(record)
     return {
         field.name: Setting(field.name, hints[field.name], field.default, *helps.get(field.name, ("",)))
         for field in dataclasses.fields(record)
@@ -357,8 +357,8 @@ def shown(raw: Any) -> str:
         return "a number of thousands of digits"
 
 
-def _docstrings(record: type) -> dict[str, tuple[str, str]]:
-    """The first paragraph below each field of a class, from its source, and what follows it."""
+def docstrings(record: type) -> dict[str, tuple[str, str]]:
+    """Return the first paragraph below each field of a class and what follows it, each in one line."""
     try:
         tree = ast.parse(inspect.getsource(sys.modules[record.__module__]))
     except OSError:  # a program that is shipped without sources has no help, but works
