@@ -27,7 +27,7 @@ from gradless.cli.collab import collab
 from gradless.collab.config import CollabConfig
 from gradless.collab.network.delivery import Delivery
 from gradless.methods import METHODS
-from gradless.runs import record
+from gradless.runs import facts, record
 from gradless.runs.config import DEFAULTS, OwnFiles, TuneConfig
 from gradless.runs.config_io import spelling
 from gradless.system import support, typed
@@ -68,7 +68,9 @@ def values(setting: Setting) -> str:
     elif any(map(dataclasses.is_dataclass, setting.types)):
         text = "a table"
     elif flag is not None and flag.path:
-        text = f"path of a {flag.path}"
+        text = {"file": "path of a file", "folder": "path of a folder"}.get(
+            flag.path, "path of a file or folder, or a hub name"
+        )
     else:
         text = typed.expected(setting.hint)
     limits = setting.metadata(Meta)
@@ -111,8 +113,10 @@ def fields(record: type) -> str:
     helps = typed.docstrings(record)
     rows = []
     for name, hint in hints.items():
-        optional = " or null" if type(None) in typing.get_args(hint) else ""
-        rows.append((f"`{name}`", typed.expected(hint) + optional, " ".join(helps[name]).strip()))
+        optional = " or null" if types.NoneType in typing.get_args(hint) else ""
+        plain = any(hasattr(part, "__struct_fields__") for part in (hint, *typing.get_args(hint)))
+        about = " ".join(helps.get(name, ())).strip().replace("``", "`")
+        rows.append((f"`{name}`", ("a table" if plain else typed.expected(hint)) + optional, about))
     return table(("field", "value", "meaning"), rows)
 
 
@@ -165,6 +169,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "systems": lambda: support_of(support.SYSTEMS),
     "devices": lambda: support_of(support.DEVICES),
     "result": lambda: fields(record.Result),
+    "data": lambda: fields(facts.DataFacts),
     "step": lambda: fields(record.StepLine),
     "evaluation": lambda: fields(record.EvaluationLine),
     "inference": lambda: fields(record.InferenceLine),
