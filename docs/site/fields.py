@@ -114,7 +114,8 @@ def fields(record: type) -> str:
     rows = []
     for name, hint in hints.items():
         optional = " or null" if types.NoneType in typing.get_args(hint) else ""
-        plain = any(hasattr(part, "__struct_fields__") for part in (hint, *typing.get_args(hint)))
+        members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+        plain = any(hasattr(member, "__struct_fields__") for member in members)
         about = " ".join(helps.get(name, ())).strip().replace("``", "`")
         rows.append((f"`{name}`", ("a table" if plain else typed.expected(hint)) + optional, about))
     return table(("field", "value", "meaning"), rows)
