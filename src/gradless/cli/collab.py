@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 import click
 from msgspec import Meta
 
+from gradless.cli import ends, other_ends
 from gradless.cli.completion import Named
 from gradless.cli.fields import of_fields, of_hint
 from gradless.cli.options import FILE, HELP, PATH, Commands
@@ -19,6 +21,7 @@ from gradless.collab.network.delivery import Delivery
 from gradless.errors import BadInput
 from gradless.runs.config import OwnFiles
 from gradless.system import terminal
+from gradless.system.signals import interrupting
 from gradless.system.typed import Processes
 
 SEVERAL = ("algorithm", "attack", "byzantine", "split_parameter", "seed")  # a grid, if given more than once
@@ -56,8 +59,15 @@ data_options = _options("dataset data image_size split split_parameter seed")
 @click.option("--out", type=PATH, required=True, help="Run directory; the same one continues a comparison.")
 @of_hint("workers", Processes, "Runs side by side.", 1)
 @click.option("--reuse", type=FILE, multiple=True, help="A results.jsonl whose finished runs are not made again.")
+@ends.json_option
 def simulate(
-    out: Path, recipe: str | None, comparison: bool, workers: int, reuse: tuple[Path, ...], **options: Any
+    out: Path,
+    recipe: str | None,
+    comparison: bool,
+    workers: int,
+    reuse: tuple[Path, ...],
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Simulate a group of peers.
 
@@ -93,12 +103,20 @@ def simulate(
     base = dataclasses.replace(start.base, **fields, delivery=dataclasses.replace(start.base.delivery, **delivery))
     start = start._replace(base=base, plain_lr=None if "lr" in fields else start.plain_lr)
     configs = recipes.compared(start, axes) if comparison else recipes.grid(start, axes)
-    results = study.run_all(configs, out, recipe=recipe or "", known=reuse, given=given, workers=workers)
-    if len(results) == 1:
-        terminal.say(study.outcome(results[0]))
-        advice = study.advice(configs[0], results[0])
-        if advice:
+    ends.remember(click.get_current_context(), lambda error: other_ends.stopped_simulation(out, error))
+    with interrupting(signal.SIGTERM):
+        results = study.run_all(configs, out, recipe=recipe or "", known=reuse, given=given, workers=workers)
+    plain = [study.outcome(results[0])] if len(results) == 1 else []
+    if len(results) == 1 and (advice := study.advice(configs[0], results[0])):
+        plain.append(advice)
+        if terminal.live() and not as_json:
             terminal.say(advice)
+    ends.tell(
+        lambda: other_ends.simulation(results, len(configs), out),
+        plain=plain,
+        values=other_ends.simulation_values(results, len(configs)),
+        as_json=as_json,
+    )
     sys.exit(1 if study.failed(results) else 0)
 
 

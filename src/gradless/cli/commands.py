@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import functools
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from gradless.cli import ends, other_ends, run_ends
 from gradless.cli.collab import collab
 from gradless.cli.completion import Named
 from gradless.cli.doctor import completion, doctor
@@ -22,6 +24,7 @@ from gradless.cost.settings import ProfileSettings
 from gradless.errors import BadInput, unknown
 from gradless.runs.config import OwnFiles, TuneConfig
 from gradless.system import terminal
+from gradless.system.signals import interrupting
 from gradless.system.typed import Amount, Count, Few, Processes, Seconds, Seed
 
 
@@ -79,6 +82,7 @@ tracker_option = click.option(
 @tracker_option
 @click.option("--tensorboard", is_flag=False, flag_value="", metavar="[DIR]", help="Write events (OUT/tensorboard).")
 @click.option("--out", type=PATH, required=True, help="Run directory.")
+@ends.json_option
 @example("Print a commented file for --config that runs as it is, with every setting, and stop.", named=False)
 def tune(
     out: Path,
@@ -89,6 +93,7 @@ def tune(
     save: Path | None,
     push: str | None,
     public: bool,
+    as_json: bool,
     **settings: Any,
 ) -> None:
     """Fine-tune a model.
@@ -106,7 +111,11 @@ def tune(
     from gradless.runs import jobs, torchrun
 
     events = None if tensorboard is None else Path(tensorboard or out / "tensorboard")
-    with torchrun.joined(settings["device"], settings["split"], timeout) as ranks:
+    kept = (("--save", save), ("--push", push), ("--tensorboard", events), *(("--report-to", one) for one in report_to))
+    again = functools.partial(run_ends.again, out, [*kept, *(["--public"] if public else [])], dict(settings))
+    ctx = click.get_current_context()
+    ends.remember(ctx, run_ends.stopped(out, again))
+    with interrupting(signal.SIGTERM), torchrun.joined(settings["device"], settings["split"], timeout) as ranks:
         with torchrun.agreed(ranks):
             config = _config(settings)
         result = jobs.tune(
@@ -114,7 +123,7 @@ def tune(
             report_to=report_to, ranks=ranks,
         )  # fmt: skip
     if ranks is None or not ranks.rank:
-        _summary(result)
+        run_ends.tell(result, lambda: run_ends.run(out, again=again(), saved=save), as_json)
     _exit(result)
 
 
@@ -127,7 +136,8 @@ def tune(
 )
 @of_hint("num_demonstrations", Few, "Solved examples in front (icl).", 32)
 @click.option("--out", type=PATH, help="Directory for result.json.")
-def evaluate(mode: str, num_demonstrations: int, out: Path | None, **settings: Any) -> None:
+@ends.json_option
+def evaluate(mode: str, num_demonstrations: int, out: Path | None, as_json: bool, **settings: Any) -> None:
     """Evaluate a model without tuning it.
 
     \b
@@ -137,10 +147,11 @@ def evaluate(mode: str, num_demonstrations: int, out: Path | None, **settings: A
     from gradless.runs import jobs
 
     result = jobs.evaluate(_config(settings), mode=mode, num_demonstrations=num_demonstrations, out=out)
-    for name, value in result["test"].items():
-        terminal.say(f"{name} {value:.4f}")
     low, high = result["interval"]["test"]
-    terminal.say(f"share right {low:.3f} to {high:.3f} (95 %)")
+    plain = [f"{name} {value:.4f}" for name, value in result["test"].items()]
+    plain.append(f"share right {low:.3f} to {high:.3f} (95 %)")
+    values = {name: result[name] for name in ("status", "mode", "test", "interval", "forwards", "seconds")}
+    ends.tell(lambda: other_ends.evaluation(result, out), plain=plain, values=values, as_json=as_json)
 
 
 @main.command()
@@ -152,7 +163,8 @@ def evaluate(mode: str, num_demonstrations: int, out: Path | None, **settings: A
 @click.option(
     "--device", type=Named("device"), help="Where to compute, if not where the run was; the bits are the same."
 )
-def replay(run_dir: Path, verify: bool, **how: Any) -> None:
+@ends.json_option
+def replay(run_dir: Path, verify: bool, as_json: bool, **how: Any) -> None:
     """Rebuild the weights of a run from its ledger; no data and no forward pass is needed.
 
     RUN_DIR is a run directory, or a ledger alone.
@@ -166,10 +178,13 @@ def replay(run_dir: Path, verify: bool, **how: Any) -> None:
     from gradless.runs import jobs
 
     replayed = jobs.replay(run_dir, verify=verify, **how)
-    terminal.say(f"step {replayed.step}: weights {replayed.sha256}")
+    plain = [f"step {replayed.step}: weights {replayed.sha256}"]
     if verify:
-        terminal.say("the same as in result.json" if replayed.agrees else "NOT the weights in result.json")
-        sys.exit(0 if replayed.agrees else 1)
+        plain.append("the same as in result.json" if replayed.agrees else "NOT the weights in result.json")
+    values = {"step": replayed.step, "weights_sha256": replayed.sha256, "agrees": replayed.agrees}
+    ends.tell(lambda: other_ends.replayed(run_dir, replayed, how["save"]), plain=plain, values=values, as_json=as_json)
+    if replayed.agrees is False:
+        sys.exit(1)
 
 
 @main.command()
@@ -217,7 +232,8 @@ def profile(no_memory: bool, no_eager: bool, only: str | None, **settings: Any) 
 @example(
     "Print a grid and stop: reviews (runs as it is), auto, checkpointed, frontier, lora-rate or study.", named=True
 )
-def bench(grid: Path, out: Path, timings: bool, **how: Any) -> None:
+@ends.json_option
+def bench(grid: Path, out: Path, timings: bool, as_json: bool, **how: Any) -> None:
     """Run a grid of methods, schemes, tasks and hyper-parameters; a killed one resumes where it was.
 
     \b
@@ -230,7 +246,13 @@ def bench(grid: Path, out: Path, timings: bool, **how: Any) -> None:
 
     if timings:
         job.timings(out)
-    elif not job.bench(grid, out, **how):
+        return
+    ends.remember(click.get_current_context(), lambda error: other_ends.stopped_benchmark(out, error))
+    outcome = job.bench(grid, out, **how)
+    if not how["dry_run"]:
+        values = {"status": "stopped" if outcome.stopped else "done", **outcome._asdict()}
+        ends.tell(lambda: other_ends.benchmark(outcome, out), plain=(), values=values, as_json=as_json)
+    if not outcome:
         sys.exit(1)
 
 
@@ -250,6 +272,9 @@ def report(folder: Path) -> None:
 
     paths = job.report(folder, say=terminal.say)
     job.show_tables(job.tables(folder), live=terminal.live(), echo=terminal.say)
+    if terminal.live():
+        ends.show(other_ends.reported(folder, paths[-1]))
+        return
     for path in paths:
         terminal.say(path)
 
@@ -283,7 +308,8 @@ def list_(what: str) -> None:
 @of_hint("seed", Seed, "Of every random number.", 0)
 @click.option("--resume", is_flag=True, help="Continue after a crash or Ctrl-C.")
 @tracker_option
-def demo(out: Path, steps: int, seed: int, resume: bool, report_to: tuple[str, ...]) -> None:
+@ends.json_option
+def demo(out: Path, steps: int, seed: int, resume: bool, as_json: bool, report_to: tuple[str, ...]) -> None:
     """Tune a real language model on real movie reviews; needs the package index once, and no model hub.
 
     \b
@@ -296,7 +322,13 @@ def demo(out: Path, steps: int, seed: int, resume: bool, report_to: tuple[str, .
     source = click.get_current_context().get_parameter_source("steps")
     if resume and source is ParameterSource.DEFAULT and (out / "config.json").exists():
         steps = read_config(out).steps
-    _exit(job.demo(out, steps=steps, seed=seed, resume=resume, report_to=report_to))
+    again = ends.command("demo", "--resume", "--out", out, "--steps", steps, "--seed", seed)
+    ends.remember(click.get_current_context(), run_ends.stopped(out, lambda: again))
+    with interrupting(signal.SIGTERM):
+        result = job.demo(out, steps=steps, seed=seed, resume=resume, report_to=report_to)
+    if as_json or terminal.live():
+        run_ends.tell(result, lambda: run_ends.run(out, again=again), as_json)
+    _exit(result)
 
 
 def _config(settings: dict[str, Any]) -> TuneConfig:
@@ -353,15 +385,3 @@ def _exit(result: dict[str, Any]) -> None:
     """Exit with code 1 unless a run came to its end."""
     if result["status"] != "done":
         sys.exit(1)
-
-
-def _summary(result: dict[str, Any]) -> None:
-    """Print the terminal's last lines."""
-    for name, value in result["test"].items():
-        untuned = result["zero_shot"].get(name)
-        terminal.say(f"test {name}: " + (f"{untuned:.4f} -> " if untuned is not None else "") + f"{value:.4f}")
-    if "difference" in result["interval"]:
-        low, high = result["interval"]["difference"]
-        terminal.say(f"difference in the share right: {low:+.3f} to {high:+.3f} (95 %, paired)")
-    shown = ("status", "selected_step", "seconds_per_step", "ledger_bytes", "weights_sha256")
-    terminal.say(json.dumps({key: result[key] for key in shown}))

@@ -7,12 +7,14 @@ import errno
 import importlib.util
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from gradless.cli import ends
 from gradless.errors import BadInput, BrokenRanks, ReportedElsewhere, unknown
 from gradless.system import terminal
 
@@ -21,6 +23,7 @@ UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP),
 )
+LONGEST = 160  # characters of another library's message in a sentence
 EXTRAS = {
     **dict.fromkeys(("transformers", "peft", "accelerate", "tokenizers", "sklearn", "gguf", "huggingface_hub"), "lm"),
     **{"matplotlib": "plots", "datasets": "data", "pyarrow": "data", "PIL": "collab", "tensorboard": "tensorboard"},
@@ -63,8 +66,30 @@ class Commands(click.Group):
             raise BadInput(f"only tune runs in several processes: call 'gradless {args[0]}' without torchrun")
         return super().resolve_command(ctx, args)
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse what was typed, and keep it for the sentence that says how to go on."""
+        ctx.meta.setdefault(ends.ARGUMENTS, list(args))
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command."""
+        """Run a command; an error ends it with one sentence, and on a terminal with what to do next."""
+        if ctx.parent is not None:
+            return super().invoke(ctx)
+        try:
+            return self._run(ctx)
+        except SystemExit as end:
+            if end.__context__ is not None:
+                ends.stopped(ctx, end.__context__)
+            raise
+        except Exception as error:  # of which nobody has a sentence
+            if not ends.waits(ctx):
+                raise
+            traceback.print_exc()
+            ends.stopped(ctx, error)
+            sys.exit(1)
+
+    def _run(self, ctx: click.Context) -> Any:
+        """Run a command; what goes wrong becomes a sentence and an exit code."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:
@@ -95,6 +120,23 @@ class Commands(click.Group):
             where = f" at {error.filename}" if error.filename else ""
             _complain(f"cannot write{where} ({error.strerror}): free space or choose another folder")
             sys.exit(1)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = str(error).strip().partition("\n")[0][:LONGEST] or type(error).__name__
+            _complain(f"out of memory ({reason}): lower --batch-size, or set --micro-batch-size")
+            sys.exit(1)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether the system, torch's allocator or a GPU had no memory left; torch has no class for all of them."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator: " in text
+        or "out of memory" in text
+    )
 
 
 def _complain(reason: object) -> None:

@@ -1,0 +1,148 @@
+"""The last lines of commands beside ``gradless tune``: evaluations, replays, reports, benchmarks and simulations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gradless.cli import run_ends
+from gradless.cli.ends import End, command, same_command
+from gradless.errors import BadInput
+
+if TYPE_CHECKING:
+    from gradless.bench.runner import Outcome
+    from gradless.runs.jobs import Replayed
+
+
+def evaluation(result: Mapping[str, Any], out: Path | None) -> End:
+    """Return the end of `gradless eval`."""
+    config = result["config"]
+    name = str(config["model"]).rstrip("/").rpartition("/")[2]
+    place = f"{out}: {result['mode']} evaluation of {name}" if out else f"{name}, {result['mode']}: kept in no folder"
+    low, high = result["interval"]["test"]
+    scores = ", ".join(f"{metric} {value:.3f}" for metric, value in result["test"].items())
+    parts = [f"test {scores} (share right {low:.3f} to {high:.3f})", run_ends.majority(result.get("data"))]
+    commands = [] if out else [f"{same_command()} --out DIR"]
+    if out and (config["task"] or config["own"].get("train")):
+        rows = [] if config["own"] else ["--num-train", 1000, "--num-dev", 500]  # which an evaluation has none of
+        commands.append(command("tune", "--config", out / "result.json", *rows, "--out") + " DIR")
+    return End(place, "; ".join(filter(None, parts)), commands)
+
+
+def replayed(run: Path, rebuilt: Replayed, save: Path | None) -> End:
+    """Return the end of `gradless replay`."""
+    from gradless.report.run.record import is_run, load
+
+    agrees = {True: "; the same as in result.json", False: "; NOT the weights in result.json", None: ""}
+    model = f"; model in {save}" if save else ""
+    place = f"{run}: weights of step {rebuilt.step} ({rebuilt.sha256[:12]}){agrees[rebuilt.agrees]}{model}"
+    record = load(run) if is_run(run) else None
+    measured = record is not None and record.selected == rebuilt.step
+    commands = [f"{command('replay', run, '--save')} DIR"]
+    if save:
+        commands = (
+            [f"{command('predict', save, '--input')} FILE"] if record and run_ends.predicts(record.config) else []
+        )
+    reached = run_ends.reached(record) if record is not None and measured else ""
+    return End(place, reached, [*commands, *([command("report", run)] if record else [])])
+
+
+def reported(folder: Path, page: Path) -> End:
+    """Return the end of `gradless report`, whose tables say what was reached."""
+    from gradless.report.run.record import is_run
+
+    commands = []
+    if is_run(folder):
+        again = command("tune", "--resume", "--out", folder)
+        commands = [line for line in run_ends.run(folder, again=again).commands if line != command("report", folder)]
+    elif (folder / "best.toml").exists() and "cell" in (folder / "best.toml").read_text(encoding="utf-8"):
+        commands = [command("tune", "--config", folder / "best.toml", "--cell") + " NAME --out DIR"]
+    return End(f"{page}: open it in a browser", "", commands)
+
+
+def benchmark(outcome: Outcome, out: Path) -> End:
+    """Return the end of `gradless bench`."""
+    counts = f"{outcome.done} done, {outcome.diverged} diverged, {outcome.failed} failed"
+    ended = outcome.done + outcome.diverged + outcome.failed
+    place = f"{out}: {ended} of {outcome.total} runs have ended ({counts})"
+    commands = [command("report", out)]
+    if outcome.stopped or ended < outcome.total:
+        commands.insert(0, same_command())
+    return End(place, _best(out), commands)
+
+
+def stopped_benchmark(out: Path, error: BaseException) -> End | None:
+    """Return the end of a benchmark that an error stops; None for input that is refused, and if nothing is there."""
+    from gradless.bench import results
+
+    if isinstance(error, BadInput) or not (out / "grid.toml").exists():
+        return None
+    asked, ended = len(list((out / "requests").glob("*.json"))), len(results.read(out))
+    return End(f"{out}: {ended} of {asked} runs have ended", _best(out), [same_command(), command("report", out)])
+
+
+def _best(out: Path) -> str:
+    """Return for each task the method with the best mean on test, beside the untouched model."""
+    from gradless.bench.grid import ZERO_SHOT
+    from gradless.report.bench import study as studies
+    from gradless.report.common.numbers import metric_of, score
+
+    try:
+        study = studies.load(out)
+    except BadInput:
+        return ""
+    scores = [(cell, mean) for cell, runs in study.cells.items() if (mean := studies.tested(cell, runs)) is not None]
+    texts = []
+    for task in dict.fromkeys(cell.task for cell, _ in scores):
+        cell, best = max(((cell, mean) for cell, mean in scores if cell.task == task), key=lambda one: one[1].mean)
+        name = metric_of(task)
+        before = score(
+            run.metric("zero_shot", name) for run in study.runs if run.cell.task == task and run.phase == ZERO_SHOT
+        )
+        untouched = f"; untouched {before.mean:.3f}" if before is not None else ""
+        texts.append(f"{task}: test {name} {best.mean:.3f} by {cell.label}, {cell.scheme}{untouched}")
+    more = f"; and {len(texts) - 3} more tasks" if len(texts) > 3 else ""
+    return "best of " + "; of ".join(texts[:3]) + more if texts else ""
+
+
+def simulation(results: Sequence[Mapping[str, Any]], asked: int, out: Path) -> End:
+    """Return the end of `gradless collab simulate`."""
+    from gradless.runs.record import DONE
+
+    done = [result for result in results if result["status"] == DONE]
+    commands = [command("report", out)]
+    if asked == 1 and results:
+        (result,) = results
+        steps = f" after {result['steps']} steps" if "steps" in result else ""
+        place = f"{out}: {result['status']}{steps}"
+    else:
+        place = f"{out}: {len(done)} of {asked} runs done"
+    if len(results) < asked or any(result["status"] == "interrupted" for result in results):
+        commands.insert(0, same_command())
+    finished = [result for result in done if result.get("worst_accuracy") is not None]
+    reached = ""
+    if finished:
+        worst = min(finished, key=lambda one: one["worst_accuracy"])
+        of = "" if asked == 1 else " of all runs"
+        reached = f"worst honest accuracy{of} {worst['worst_accuracy']:.4f}, mean {worst['mean_accuracy']:.4f}"
+    return End(place, reached, commands)
+
+
+def simulation_values(results: Sequence[Mapping[str, Any]], asked: int) -> dict[str, Any]:
+    """Return the JSON line of `gradless collab simulate`: the result of one run, else counts of ends."""
+    names = ("status", "steps", "worst_accuracy", "mean_accuracy", "weights_sha256", "train_seconds")
+    if asked == 1 and results:
+        return {name: results[0].get(name) for name in names}
+    statuses = [result["status"] for result in results]
+    return {"runs": asked, **{status: statuses.count(status) for status in ("done", "diverged", "interrupted")}}
+
+
+def stopped_simulation(out: Path, error: BaseException) -> End | None:
+    """Return the end of a simulation that an error stops; None for input that is refused, and if nothing is there."""
+    from gradless.bench import results
+
+    if isinstance(error, BadInput) or not ((out / "config.json").exists() or (out / "runs").exists()):
+        return None
+    ended = len(results.read(out)) if (out / "results.jsonl").exists() else 0
+    return End(f"{out}: {ended} runs are finished", "", [same_command(), command("report", out)])

@@ -1,0 +1,268 @@
+"""The last lines on a terminal: where the work lies, what it reached, and commands that are true for this very run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cli_helpers import call, refused, without
+from gradless.cli import ends
+from gradless.runs import save as saving
+from gradless.runs import train
+from gradless.runs.config import read_config
+from gradless.system import terminal
+
+
+@pytest.fixture
+def live(monkeypatch):
+    """A wide terminal."""
+    monkeypatch.setattr(terminal, "live", lambda: True)
+    monkeypatch.setenv("COLUMNS", "1000")
+
+
+def last(output: str) -> list[str]:
+    """The lines from that which begins with a path up to the commands."""
+    return output.splitlines()[-3:]
+
+
+def commands(line: str) -> list[list[str]]:
+    """The commands of the last line, as arguments; each must be one of gradless."""
+    assert line.startswith(ends.NEXT), line
+    words = [shlex.split(text) for text in line.removeprefix(ends.NEXT).split(" | ")]
+    assert all(one[0] == "gradless" for one in words)
+    return [one[1:] for one in words]
+
+
+def run_all(line: str, tmp_path: Path, own: list[str]) -> None:
+    """Run the commands of the last line, in the order in which they stand there."""
+    for arguments in commands(line):
+        values = {"DIR": str(tmp_path / f"dir-{arguments[0]}"), "FILE": own[own.index("--test") + 1]}
+        done = call(*(values.get(one, one) for one in arguments))
+        assert done.exit_code == 0, (arguments, done.output, done.exception)
+
+
+def test_a_finished_run_says_where_what_and_next(live, tune, own, tmp_path):
+    found = call(*tune)
+    assert found.exit_code == 0, found.output
+    place, reached, following = last(found.stdout)
+    assert place.startswith(f"{tmp_path / 'run'}: 3 steps in ")
+    assert "of ledger" in place
+    assert reached.startswith("test accuracy 0.")
+    assert "untouched 0." in reached
+    assert 'always "' in reached
+    assert "weights_sha256" not in found.stdout
+    assert [one[0] for one in commands(following)][:1] == ["report"]
+    run_all(following, tmp_path, own)
+    again = call(*tune, "--resume", "--save", tmp_path / "saved")
+    assert last(again.stdout)[0].endswith(f"; model in {tmp_path / 'saved'}")
+    assert "replay" not in last(again.stdout)[2]
+
+
+def test_json_is_one_line_on_a_terminal_too(live, tune, own, tmp_path):
+    line = json.loads(call(*tune, "--json").stdout.splitlines()[-1])
+    assert line["status"] == "done"
+    assert json.loads(call("replay", tmp_path / "run", "--json").stdout.splitlines()[-1])["step"] == 3
+    found = call("eval", "--model", "tiny-llama", *own, "--json")
+    assert json.loads(found.stdout.splitlines()[-1])["test"]["accuracy"] >= 0
+
+
+def test_a_pipe_has_what_it_had(tune, tmp_path):
+    lines = call(*tune).stdout.splitlines()
+    assert lines[-3].startswith("test ")
+    assert lines[-2].startswith("difference in the share right: ")
+    assert set(json.loads(lines[-1])) >= {"status", "weights_sha256"}
+    assert not any(line.startswith(ends.NEXT) for line in lines)
+
+
+def _raise_in_step(monkeypatch, at: int, error: BaseException) -> None:
+    true_step = train._step
+
+    def step(run, *args):
+        if run.model.optimizer.t == at:
+            raise error
+        return true_step(run, *args)
+
+    monkeypatch.setattr(train, "_step", step)
+
+
+def _raise_at_the_end(monkeypatch, error: BaseException) -> None:
+    def finish(*args):
+        raise error
+
+    monkeypatch.setattr(train.finish, "finish", finish)
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_ctrl_c_names_the_command_that_goes_on(live, tune, own, tmp_path, monkeypatch, twice):
+    with monkeypatch.context() as patched:
+        _raise_in_step(patched, 2, KeyboardInterrupt())
+        if twice:
+            _raise_at_the_end(patched, KeyboardInterrupt())
+        found = call(*tune, "--save", tmp_path / "my model")
+    assert found.exit_code == 1
+    place, reached, following = last(found.stdout)
+    assert place == f"{tmp_path / 'run'}: stopped after 2 of 3 steps; nothing is lost"
+    assert "untouched test accuracy 0." in reached
+    assert commands(following)[0] == [
+        "tune",
+        "--resume",
+        "--out",
+        str(tmp_path / "run"),
+        "--save",
+        str(tmp_path / "my model"),
+    ]
+    run_all(following, tmp_path, own)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "done"
+    assert (tmp_path / "my model" / "config.json").exists()
+
+
+def test_an_extension_that_is_stopped_before_it_is_noted_is_named(live, tune, tmp_path, monkeypatch):
+    assert call(*tune).exit_code == 0
+    before = (tmp_path / "run" / "config.json").read_bytes()
+
+    def interrupted(*args, **how):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "_assembled", interrupted)
+        found = call("tune", "--resume", "--out", tmp_path / "run", "--steps", "5")
+    assert (tmp_path / "run" / "config.json").read_bytes() == before
+    assert commands(last(found.stdout)[2])[0] == ["report", str(tmp_path / "run")]  # the run is finished as it is
+
+
+def test_a_run_that_diverged_names_a_gentler_one(live, tune, own, tmp_path):
+    found = call(*tune, "--lr", "1e300", "--labels", "0=terrible,1=great")
+    assert found.exit_code == 1
+    place, _, following = last(found.stdout)
+    assert "run: diverged after " in place
+    gentler = commands(following)[0]
+    assert gentler[:2] == ["tune", "--config"]
+    assert gentler[-4:] == ["--lr", "1e+299", "--out", str(tmp_path / "run-2")]
+    done = call(*gentler, "--lr", "1e-6")
+    assert done.exit_code == 0, done.output
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(28, "No space left on device", "ledger"), "cannot write"),
+        (MemoryError(), "out of memory (MemoryError): lower --batch-size, or set --micro-batch-size"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out of memory ("),
+        (ValueError("a fault of ours"), ""),
+    ],
+)
+def test_a_failure_behind_the_first_step_says_how_to_go_on(live, tune, tmp_path, monkeypatch, error, sentence):
+    with monkeypatch.context() as patched:
+        _raise_in_step(patched, 2, error)
+        found = call(*tune)
+    assert found.exit_code == 1
+    assert sentence in found.stderr
+    assert "stopped after" in last(found.stdout)[0]
+    assert call(*commands(last(found.stdout)[2])[0]).exit_code == 0
+
+
+def test_refused_input_stays_one_sentence(live, tune, own, tmp_path):
+    found = call(*tune, "--lr", "-1")
+    refused(found)
+    assert found.stdout == ""
+    assert call(*tune).exit_code == 0
+    found = call(*tune, "--resume", "--lr", "3")
+    refused(found, "other settings")
+    assert ends.NEXT not in found.stdout
+
+
+def test_a_push_that_fails_leaves_the_run_and_says_so(live, tune, tmp_path, monkeypatch):
+    def deliver(*args, **how):
+        raise OSError(28, "No space left on device", "saved")
+
+    monkeypatch.setattr(saving, "deliver", deliver)
+    found = call(*tune, "--save", tmp_path / "saved")
+    assert found.exit_code == 1
+    assert last(found.stdout)[0].startswith(f"{tmp_path / 'run'}: 3 steps in ")
+    assert ["replay", str(tmp_path / "run"), "--save", "DIR"] in commands(last(found.stdout)[2])
+
+
+def test_without_test_rows_dev_is_told(live, tune, tmp_path):
+    found = call(*without(tune, "--test"))
+    assert found.exit_code == 0, found.output
+    assert "dev loss " in last(found.stdout)[1]
+
+
+def test_eval_replay_and_report_say_what_next(live, tune, own, tmp_path):
+    assert call(*tune).exit_code == 0
+    for arguments in (
+        ["eval", "--model", "tiny-llama", *own, "--out", tmp_path / "evaluated"],
+        ["replay", tmp_path / "run", "--save", tmp_path / "saved"],
+        ["replay", tmp_path / "run", "--until", "1", "--verify"][:4],
+        ["report", tmp_path / "run"],
+    ):
+        found = call(*arguments)
+        assert found.exit_code == 0, found.output
+        for number, words in enumerate(commands(found.stdout.splitlines()[-1])):
+            values = {"DIR": str(tmp_path / f"{arguments[0]}-{len(arguments)}-{number}"), "FILE": own[3]}
+            few = ["--steps", "2"] if words[0] == "tune" else []
+            done = call(*(values.get(word, word) for word in words), *few)
+            assert done.exit_code == 0, (words, done.output)
+
+
+def test_a_narrow_terminal_has_a_command_a_line(live, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    ends.show(ends.End("here", "", ["gradless report runs/a", "gradless replay runs/a --save DIR"]))
+    assert capsys.readouterr().out.splitlines() == [
+        "here",
+        "next: gradless report runs/a",
+        "      gradless replay runs/a --save DIR",
+    ]
+
+
+def _in_terminal(arguments: list[str], stop: str = "", number: int = signal.SIGINT) -> tuple[int, list[str]]:
+    """Run a command under a pseudo-terminal of 200 columns; send a signal once ``stop`` is there."""
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gradless", *arguments],
+        stdin=child,
+        stdout=child,
+        stderr=child,
+        env={**os.environ, "COLUMNS": "200", "TERM": "xterm"},
+        start_new_session=True,
+    )
+    os.close(child)
+    output, sent, until = b"", False, time.monotonic() + 300
+    while time.monotonic() < until:
+        if not select.select([parent], [], [], 1)[0]:
+            continue
+        try:
+            data = os.read(parent, 1 << 16)
+        except OSError:  # Linux: all writers are gone
+            break
+        output += data
+        if stop and not sent and stop.encode() in output:
+            process.send_signal(number)
+            sent = True
+        if not data:
+            break
+    os.close(parent)
+    text = output.decode(errors="replace").replace("\r", "\n")
+    return process.wait(), [line for line in text.splitlines() if line.strip()]
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_under_a_pseudo_terminal(tune, tmp_path, number):
+    code, lines = _in_terminal([*tune, "--steps", "100000", "--eval-every", "50000"], "forwards/s", number)
+    assert code == 1, lines
+    at = next(index for index, line in enumerate(lines) if line.startswith(f"{tmp_path / 'run'}: stopped after "))
+    assert commands(lines[at + 2].strip())[0] == ["tune", "--resume", "--out", str(tmp_path / "run")]
+    steps = len((tmp_path / "run" / "ledger").read_bytes())
+    assert steps
+    assert read_config(tmp_path / "run").steps == 100000
