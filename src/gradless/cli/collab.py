@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import click
 from msgspec import Meta
 
-from gradless.cli import ends, other_ends
+from gradless.cli import ends
 from gradless.cli.completion import Named
 from gradless.cli.fields import of_fields, of_hint
 from gradless.cli.options import FILE, HELP, PATH, Commands
@@ -21,7 +21,6 @@ from gradless.collab.network.delivery import Delivery
 from gradless.errors import BadInput
 from gradless.runs.config import OwnFiles
 from gradless.system import terminal
-from gradless.system.signals import interrupting
 from gradless.system.typed import Processes
 
 SEVERAL = ("algorithm", "attack", "byzantine", "split_parameter", "seed")  # a grid, if given more than once
@@ -84,8 +83,10 @@ def simulate(
     gradless collab simulate --dataset folder --data scans/ --image-size 32 --attack alie --out runs/scans
     gradless collab simulate --dataset npz --data scans.npz --net mlp --attack alie --out runs/arrays
     """
+    from gradless.cli import other_ends
     from gradless.collab import recipes
     from gradless.collab.simulation import study
+    from gradless.system.signals import interrupting
 
     if comparison and not recipe:
         raise BadInput("--comparison runs what a recipe compares: name one with --recipe (gradless list recipes)")

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from gradless.cli import ends, other_ends, run_ends
+from gradless.cli import ends
 from gradless.cli.collab import collab
 from gradless.cli.completion import Named
 from gradless.cli.doctor import completion, doctor
@@ -24,7 +24,6 @@ from gradless.cost.settings import ProfileSettings
 from gradless.errors import BadInput, unknown
 from gradless.runs.config import OwnFiles, TuneConfig
 from gradless.system import terminal
-from gradless.system.signals import interrupting
 from gradless.system.typed import Amount, Count, Few, Processes, Seconds, Seed
 
 
@@ -108,7 +107,9 @@ def tune(
     torchrun --nproc-per-node 4 -m gradless tune --model gemma-3-270m --task sst2 --device cuda --out runs/four
     gradless tune --example > run.toml
     """
+    from gradless.cli import run_ends
     from gradless.runs import jobs, torchrun
+    from gradless.system.signals import interrupting
 
     events = None if tensorboard is None else Path(tensorboard or out / "tensorboard")
     kept = (("--save", save), ("--push", push), ("--tensorboard", events), *(("--report-to", one) for one in report_to))
@@ -144,6 +145,7 @@ def evaluate(mode: str, num_demonstrations: int, out: Path | None, as_json: bool
     gradless eval --model gemma-3-270m --task sst2 --data sst2/ --num-test 872
     gradless eval --model gemma-3-270m --task sst2 --data sst2/ --mode icl --num-demonstrations 16
     """
+    from gradless.cli import other_ends
     from gradless.runs import jobs
 
     result = jobs.evaluate(_config(settings), mode=mode, num_demonstrations=num_demonstrations, out=out)
@@ -175,6 +177,7 @@ def replay(run_dir: Path, verify: bool, as_json: bool, **how: Any) -> None:
     gradless replay sst2.ledger --model gemma-3-270m --save models/sst2
     gradless replay runs/sst2 --push me/gemma-sst2
     """
+    from gradless.cli import other_ends
     from gradless.runs import jobs
 
     replayed = jobs.replay(run_dir, verify=verify, **how)
@@ -243,6 +246,7 @@ def bench(grid: Path, out: Path, timings: bool, as_json: bool, **how: Any) -> No
     gradless bench mine.toml --out runs/mine --reuse runs/frontier/results.jsonl
     """
     from gradless import bench as job
+    from gradless.cli import other_ends
 
     if timings:
         job.timings(out)
@@ -269,6 +273,7 @@ def report(folder: Path) -> None:
     gradless report runs/mnist-all
     """
     from gradless import report as job
+    from gradless.cli import other_ends
 
     paths = job.report(folder, say=terminal.say)
     job.show_tables(job.tables(folder), live=terminal.live(), echo=terminal.say)
@@ -317,7 +322,9 @@ def demo(out: Path, steps: int, seed: int, resume: bool, as_json: bool, report_t
     """
     need("demo", "transformers", "accelerate", "gguf")
     from gradless.cli import demo as job
+    from gradless.cli import run_ends
     from gradless.runs.config import read_config
+    from gradless.system.signals import interrupting
 
     source = click.get_current_context().get_parameter_source("steps")
     if resume and source is ParameterSource.DEFAULT and (out / "config.json").exists():
