@@ -92,7 +92,7 @@ def check_own(own: dict[str, Any]) -> None:
     with typed.within("own"):
         for name in ("train", "dev", "test"):
             if (rows := own.get(name)) is not None and not isinstance(rows, str | int | float):
-                fix = "write it to a file first, such as dataset.to_parquet('train.parquet')"
+                fix = "write it to a file, such as dataset.to_parquet('train.parquet'), or call gradless.tune"
                 raise BadInput(f"{name} is a {type(rows).__name__}, and a configuration holds names of files: {fix}")
         typed.value("name", own.get("name", ""), str)
         typed.table({name: one for name, one in own.items() if name != "name"}, OwnFiles, kind="key")
