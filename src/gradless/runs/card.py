@@ -20,6 +20,7 @@ from gradless.lm.metrics import SHARES
 from gradless.methods import METHODS
 from gradless.runs.config import TuneConfig
 from gradless.runs.config_io import tune_command
+from gradless.tasks import hub
 from gradless.tasks.own import parse_labels
 
 if TYPE_CHECKING:
@@ -76,7 +77,10 @@ class Facts:
     def task_title(self) -> str:
         """The task in words."""
         config = self.config
-        return tasks.get(config.task).title if config.task else str(config.own.get("name", "the user's own files"))
+        if config.task:
+            return tasks.get(config.task).title
+        repo = (_hub_data(config) or ("the user's own files",))[0]
+        return str(config.own.get("name", repo))
 
 
 def base_id(model: str) -> tuple[str, str | None] | None:
@@ -170,7 +174,7 @@ def _metadata(facts: Facts) -> ModelCardData:
     base = origin or (base_id(facts.base_model) or (None,))[0]
     scores = result["test"] if result else {}
     task = tasks.get(config.task) if config.task else None
-    dataset, dataset_config = (task.hub if task else None) or (None, None)
+    dataset, dataset_config = (task.hub if task else _hub_data(config)) or (None, None)
     results = [
         EvalResult(
             task_type=HUB_TASKS[task.kind] if task else "text-classification",
@@ -195,6 +199,13 @@ def _metadata(facts: Facts) -> ModelCardData:
         tags=["gradless", METHODS[config.method].family + "-order", config.method, config.scheme],
         eval_results=results or None,
     )
+
+
+def _hub_data(config: TuneConfig) -> tuple[str, str | None] | None:
+    """Return the data set of the hub, and its configuration, that a run of own rows was measured or trained on."""
+    sources = [str(config.own[name]) for name in ("test", "train") if config.own.get(name)]
+    name = hub.parse(sources[0]) if sources and hub.is_name(sources[0]) else None
+    return (name.repo, name.config) if name else None
 
 
 def _interval_of(name: str, result: dict[str, Any] | None) -> str:
