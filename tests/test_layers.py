@@ -69,8 +69,9 @@ INSIDE = {
     ),
     "runs": (
         *("runs.config", "runs.config_io", "runs.record", "runs.predictions", "runs.facts", "runs.hub", "runs.build"),
-        *("runs.extend", "runs.replay", "runs.context", "runs.describe", "runs.expected_time"),
-        *("runs.card", "runs.tensorboard", "runs.trackers", "runs.torchrun", "runs.finish", "runs.train", "runs.save"),
+        *("runs.extend", "runs.replay", "runs.context", "runs.describe", "runs.expected_time", "runs.classifier"),
+        *("runs.card", "runs.load_classifier", "runs.row_files", "runs.predict", "runs.tensorboard", "runs.trackers"),
+        *("runs.torchrun", "runs.finish", "runs.train", "runs.save"),
         "runs.jobs",
     ),
     "collab": (
@@ -105,12 +106,12 @@ INSIDE = {
         *("lm.tiny_models", "lm.causality", "lm.devices", "lm.adapters", "lm.loading", "lm.output_layer"),
         *("lm.lora_targets", "lm.virtual_tokens", "lm.adapter_schemes"),
         *("lm.schemes", "lm.shapes", "lm.encode", "lm.token_trees", "lm.batching", "lm.scoring", "lm.objectives"),
-        "lm.evaluate",
+        *("lm.evaluate", "lm.predict"),
     ),
     "tasks": (
         *("tasks.files", "tasks.base", "tasks.sentences", "tasks.pairs", "tasks.superglue", "tasks.choices"),
         *("tasks.questions", "tasks.hub", "tasks.split", "tasks.text_rows", "tasks.arrow_rows", "tasks.sources"),
-        *("tasks.own_rows", "tasks.own"),
+        *("tasks.own_rows", "tasks.unlabelled", "tasks.own"),
     ),
     "report": ("report.common", "report.run", "report.bench", "report.collab", "report.__init__"),
 }

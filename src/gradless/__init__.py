@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gradless.methods.zobench import *
     from gradless.optimizer import *
     from gradless.rules import *
+    from gradless.runs.load_classifier import *
 
 __version__ = "0.1.0"
 
@@ -59,6 +60,7 @@ _HOMES = (
     "methods.recent",
     "methods.baselines",
     "methods.layer_scales",
+    "runs.load_classifier",
     "integrations.tuned_run",
 )
 

@@ -20,6 +20,7 @@ from gradless.cli.fields import of_fields, of_hint
 from gradless.cli.ledger import ledger
 from gradless.cli.options import FILE, FOLDER, HELP, PATH, Commands, FromFile, example, need, options
 from gradless.cli.plan import plan
+from gradless.cli.predict import predict
 from gradless.cost.settings import ProfileSettings
 from gradless.errors import BadInput, unknown
 from gradless.runs.config import OwnFiles, TuneConfig
@@ -33,7 +34,7 @@ def main() -> None:
     """Fine-tune language models with forward passes only."""
 
 
-for command in (collab, plan, ledger, doctor, completion):
+for command in (predict, collab, plan, ledger, doctor, completion):
     main.add_command(command)
 
 file_options = options(

@@ -19,12 +19,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from gradless.errors import BadInput, NotFinite, pick
-from gradless.lm.batching import collate_options, collate_prompts, groups, has_label_head
+from gradless.lm.batching import Batch, collate_options, collate_prompts, groups, has_label_head
 from gradless.lm.encode import Encoded, content_free, encode, length_limit, task_options
 from gradless.lm.loading import LanguageModel
 from gradless.lm.metrics import SCORES, compute
 from gradless.lm.objectives import Objective, default_for, negative_f1
-from gradless.lm.scoring import generate, scores
+from gradless.lm.scoring import Scores, generate, scores
 from gradless.ranks import Ranks
 from gradless.rng import permutation
 from gradless.tasks.base import Example, Task
@@ -111,7 +111,7 @@ def evaluate(
         raise BadInput("there is nothing to evaluate: give at least one row")
     examples = render(lm, task, rows)
     settings = task_options(lm, task, max_length)
-    batch_tokens = batch_tokens or (1024 if lm.device.type == "cpu" else 16384)
+    batch_tokens = batch_tokens or default_batch_tokens(lm)
     if encoded is None:
         encoded = encode_shown(
             lm,
@@ -124,8 +124,8 @@ def evaluate(
             seed=seed,
             max_length=max_length,
         )
-    with _quiet(lm) as calls:
-        baseline = _baseline(lm, task, examples, settings, batch_tokens) if mode == "calibrated" else None
+    with quiet(lm) as calls:
+        baseline = content_free_scores(lm, task, examples, settings, batch_tokens) if mode == "calibrated" else None
         text = task.kind == "generation"
         run = partial(_generation, task=task, predict=predict) if text else partial(_options, baseline=baseline)
         buckets = list(groups(lm, encoded, batch_size=batch_size, batch_tokens=batch_tokens))
@@ -197,12 +197,16 @@ def _check_finite(result: _Pass, lm: LanguageModel) -> None:
     loss = result.losses.value()
     bad = [row for row, probability in enumerate(result.probabilities) if math.isnan(probability)]
     if bad or (loss is not None and not math.isfinite(loss)):
-        rows = f"for {len(bad)} of {len(result.probabilities)} rows" if bad else "for some rows"
-        dtype = str(lm.dtype).removeprefix("torch.")
-        raise NotFinite(
-            f"the model's logits are not finite {rows}: its weights hold NaN or infinities, or overflow in {dtype}; "
-            "use another model, a lower learning rate, or float32"
-        )
+        raise not_finite(lm, f"for {len(bad)} of {len(result.probabilities)} rows" if bad else "for some rows")
+
+
+def not_finite(lm: LanguageModel, rows: str) -> NotFinite:
+    """Return the error about logits that are NaN or infinite; ``rows`` says for how many rows."""
+    dtype = str(lm.dtype).removeprefix("torch.")
+    return NotFinite(
+        f"the model's logits are not finite {rows}: its weights hold NaN or infinities, or overflow in {dtype}; "
+        "use another model, a lower learning rate, or float32"
+    )
 
 
 def render(lm: LanguageModel, task: Task, rows: Sequence[Mapping[str, Any] | Example]) -> list[Example]:
@@ -242,12 +246,8 @@ def _options(
     for group in buckets:
         rows = [encoded[i] for i in group]
         batch = collate_options(lm, rows)
-        options = scores(lm, batch, normalised=objective.normalised or baseline is not None)
-        values = options.mean
-        if baseline is not None:
-            values = options.total.clone()
-            for row, i in enumerate(group):
-                values[row, : len(baseline[i])] -= baseline[i]
+        base = None if baseline is None else [baseline[i] for i in group]
+        options, values = compared(lm, batch, base, normalised=objective.normalised)
         best = values.argmax(1, keepdim=True)
         likely = values.softmax(1).gather(1, best)
         for i, option, probability in zip(group, best[:, 0].tolist(), likely[:, 0].tolist(), strict=True):
@@ -257,6 +257,28 @@ def _options(
         else:
             losses.add(objective.loss(lm, objective.prepare(lm, rows)), objective.weigh(rows))
     return _Pass(predictions, losses, probabilities)
+
+
+def compared(
+    lm: LanguageModel, batch: Batch, baseline: Sequence[torch.Tensor] | None, *, normalised: bool
+) -> tuple[Scores, torch.Tensor]:
+    """Return the scores of a batch's options, and the values ``[N, O]`` whose largest is the prediction.
+
+    Args:
+        lm: the model.
+        batch: of `gradless.lm.batching.collate_options`.
+        baseline: of each row, from `content_free_scores`; None without calibration.
+        normalised: whether true log-probabilities are needed (see `gradless.lm.scoring.scores`).
+
+    Cost: one forward.
+    """
+    options = scores(lm, batch, normalised=normalised or baseline is not None)
+    if baseline is None:
+        return options, options.mean
+    values = options.total.clone()
+    for row, bare in enumerate(baseline):
+        values[row, : len(bare)] -= bare
+    return options, values
 
 
 def _generation(
@@ -315,7 +337,7 @@ def _gathered(result: _Pass, calls: int, buckets: Sequence[list[int]], ranks: Ra
     return _Pass(predictions, losses, probabilities), sum(theirs["calls"] for theirs in results)
 
 
-def _baseline(
+def content_free_scores(
     lm: LanguageModel, task: Task, examples: Sequence[Example], settings: Mapping[str, Any], batch_tokens: int
 ) -> list[torch.Tensor]:
     """Return the log-probabilities ``[O]`` of each example's options after its prompt without content.
@@ -333,6 +355,11 @@ def _baseline(
         for row, i in enumerate(group):
             by_prompt[keys[i]] = total[row, : len(encoded[i].options)]
     return [by_prompt[row.prompt, row.options] for row in bare]
+
+
+def default_batch_tokens(lm: LanguageModel) -> int:
+    """Return the most tokens of a batch: what fits a CPU's caches, elsewhere what keeps a device busy."""
+    return 1024 if lm.device.type == "cpu" else 16384
 
 
 def _drawn(
@@ -381,7 +408,7 @@ def _ticked(buckets: Sequence[list[int]], progress: Progress | None) -> Iterator
 
 
 @contextlib.contextmanager
-def _quiet(lm: LanguageModel) -> Iterator[list[int]]:
+def quiet(lm: LanguageModel) -> Iterator[list[int]]:
     """Evaluation mode without gradients; yields the number of the model's forwards as a list of one."""
     calls = [0]
 

@@ -7,6 +7,7 @@
     tokenizer.json, ...
     README.md                                           the model card
     gradless/ledger, config.json, result.json           the run; a run directory for `gradless replay`
+    gradless/classifier.json                            prompt, labels and limits, for `gradless predict`
     gradless/initial.safetensors, norms.safetensors     what its ledger needs besides, if anything
 """
 
@@ -16,7 +17,6 @@ import contextlib
 import dataclasses
 import os
 import shutil
-import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,18 @@ from gradless.lm.batching import has_label_head
 from gradless.runs import card, hub
 from gradless.runs.build import INITIAL, NORMS, OWN_PATHS, Model, Say, tuned_sha256
 from gradless.runs.card import RECORD, TASK_FILE, Facts
+from gradless.runs.classifier import spec_of, write_spec
 from gradless.runs.config import TuneConfig
 from gradless.runs.record import read_result
 from gradless.runs.replay import ledger_path, shared, shared_model
 from gradless.system import locks
 from gradless.system.atomic import write_json
-from gradless.system.signals import interrupting
+from gradless.system.signals import ENDING, interrupting
 from gradless.system.tensor_state import native_errors
 
 TEMPORARY = ".saving-"  # begins the name of the folder beside the target in which it is made
 PUSHED = ".push"  # folder beside the ledger for what is pushed and not saved
 MADE = "model"  # what is made there
-ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def check(save: Path | None, push: str | None, *, public: bool = False, beside: Iterable[Path] = ()) -> None:
@@ -133,6 +133,7 @@ def save(
         folder.mkdir()
         _weights(built.lm, facts, folder)
         _record(contents, source, result, folder / RECORD)
+        write_spec(folder / RECORD, spec_of(facts.config, masked=built.lm.masked))
         readme = folder / "README.md"
         readme.write_text(card.render(facts), encoding="utf-8")
         for path in folder.rglob("*.safetensors"):  # which safetensors lets nobody else read

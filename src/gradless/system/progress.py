@@ -11,14 +11,14 @@ from gradless.system import notebook, terminal
 
 
 class Reporter:
-    """Prints lines and shows progress; ``quiet`` prints warnings only.
+    """Prints lines and shows progress; ``quiet`` prints warnings only, ``err`` uses stderr, as where data go to stdout.
 
     Plain output has a line for each tenth of a job, so that logs stay short.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self.quiet = quiet
-        self.live = not quiet and terminal.live()
+    def __init__(self, *, quiet: bool = False, err: bool = False) -> None:
+        self.quiet, self.err = quiet, err
+        self.live = not quiet and terminal.live(err=err)
         self._bar: Any = None
 
     def say(self, line: str) -> None:
@@ -28,17 +28,20 @@ class Reporter:
         if self._bar is not None:
             self._bar.console.print(terminal.cell(line))
         else:
-            terminal.say(line)
+            terminal.say(line, err=self.err)
 
     def warn(self, line: str) -> None:
         """Print a line on stderr, also if quiet."""
         terminal.say(line, err=True)
 
     @contextlib.contextmanager
-    def job(self, title: str, total: int, *, done: int = 0) -> Iterator[Callable[[int, str], None]]:
-        """Show the progress of ``total`` parts; yields a function that takes the number done and a note."""
+    def job(self, title: str, total: int | None, *, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+        """Show the progress of ``total`` parts; yields a function that takes the number done and a note.
+
+        Where the total is not known, only a terminal shows anything.
+        """
         begun, start = time.perf_counter(), done
-        if self.quiet:
+        if self.quiet or (total is None and not self.live):
             yield lambda done, note: None
         elif self.live:
             with self._progress() as bar:
@@ -52,6 +55,7 @@ class Reporter:
             with contextlib.closing(notebook.Bar(terminal.escaped(title), total, done)) as drawn:
                 yield lambda done, note: drawn.update(done, terminal.escaped(note))
         else:
+            assert total is not None
             shown = 10 * start // max(total, 1)
 
             def line(done: int, note: str) -> None:
@@ -59,12 +63,12 @@ class Reporter:
                 if 10 * done // max(total, 1) > shown:
                     shown = 10 * done // max(total, 1)
                     left = (time.perf_counter() - begun) / max(done - start, 1) * (total - done)
-                    terminal.say(f"{title} {done}/{total}  {note}  {left:.0f} s left")
+                    terminal.say(f"{title} {done}/{total}  {note}  {left:.0f} s left", err=self.err)
 
             yield line
 
-    @staticmethod
-    def _progress() -> Any:
+    def _progress(self) -> Any:
+        from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         return Progress(
@@ -73,4 +77,5 @@ class Reporter:
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}", markup=False),
             TimeRemainingColumn(),
+            console=Console(stderr=self.err),
         )

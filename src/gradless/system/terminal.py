@@ -55,9 +55,10 @@ def say(line: object = "", *, err: bool = False) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def live() -> bool:
+def live(*, err: bool = False) -> bool:
     """Return whether lines go to a terminal, which can show tables in colour and bars."""
-    return sys.stdout is not None and sys.stdout.isatty()
+    stream = sys.stderr if err else sys.stdout
+    return stream is not None and stream.isatty()
 
 
 def cell(text: object, style: str = "") -> Text:

@@ -47,9 +47,9 @@ class ArrowRows(NamedTuple):
         Raises:
             BadInput: the file is damaged, or holds what Python has no objects for.
         """
-        with _readable(self.name):
+        with readable(self.name):
             for batch in self.batches(list(self.columns if columns is None else columns), batch_size):
-                yield _objects(batch)
+                yield objects(batch)
 
     def class_names(self, column: str) -> tuple[str, ...]:
         """Return the names of the classes 0, 1, ... of a column, as `datasets` keeps them; () if it has none."""
@@ -84,7 +84,7 @@ def open_file(path: Path) -> ArrowRows:
         BadInput: pyarrow is missing, or the file is none of these.
     """
     pyarrow = need_pyarrow(path)
-    with _readable(path):
+    with readable(path):
         with path.open("rb") as file:
             magic = file.read(6)
         if magic[:4] == b"PAR1":
@@ -150,7 +150,7 @@ def _arrow(path: Path, opened: Callable[..., Any]) -> ArrowRows:
     return ArrowRows(str(path), schema, batches)
 
 
-def _objects(batch: Any) -> list[Row]:
+def objects(batch: Any) -> list[Row]:
     """Return rows as Python objects; numbers of 16 and 32 bits as they are written, 0.1 and not 0.10000000149."""
     import numpy
 
@@ -168,7 +168,7 @@ def _is_file(reader: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _readable(name: object) -> Iterator[None]:
+def readable(name: object) -> Iterator[None]:
     """Tell in one sentence what pyarrow cannot read."""
     import pyarrow
 

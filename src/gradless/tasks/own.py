@@ -87,7 +87,7 @@ def custom(
     parsed = parse_template(template)
     if label_column in parsed.columns:
         raise BadInput(f"the template shows the label column '{label_column}' to the model: take it out")
-    words = parse_labels(labels) if isinstance(labels, str) else _checked_labels(labels)
+    words = checked_labels(labels)
     paths = {"train": train, "dev": dev, "test": test}
     if all(source is None for source in paths.values()):
         raise BadInput("no data given: pass a train or a test file")
@@ -211,6 +211,26 @@ def read_task_file(path: Path) -> dict[str, Any]:
             if key not in values:
                 raise BadInput(f"{key} is missing: add it")
     return {key: beside(value, path.parent) if key in PATHS else value for key, value in values.items()}
+
+
+def checked_labels(labels: str | Mapping[str, str]) -> dict[str, str]:
+    """Return the words of labels by label value, written in any of the forms that `custom` takes.
+
+    Raises:
+        BadInput: they cannot be read, or do not tell the labels apart.
+    """
+    return parse_labels(labels) if isinstance(labels, str) else _checked_labels(labels)
+
+
+def own_task(template: str, labels: str | Mapping[str, str], name: str = "custom") -> Task:
+    """Return the classification task of a template and label words alone; see `custom` for both.
+
+    Its rows are ``{"columns": {...}, "label": index}``.
+
+    Raises:
+        BadInput: the template or the labels cannot be used.
+    """
+    return _task(name, parse_template(template), checked_labels(labels))
 
 
 def _task(name: str, template: Template, labels: dict[str, str]) -> Task:

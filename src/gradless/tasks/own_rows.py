@@ -161,7 +161,7 @@ def _checked(name: str, content: Content, wanted: Wanted) -> tuple[list[Row], li
     labels, rows, blank, blank_lines = Labels(wanted.labels), list[Row](), 0, 0
     problems: dict[tuple[str, str], list[int | str]] = {}
     total = 0
-    for total, (number, cells, problem) in enumerate(content.records, 1):  # noqa: B007 (all of them are counted)
+    for total, (number, cells, problem, _) in enumerate(content.records, 1):  # noqa: B007 (all of them are counted)
         if not problem and all(value is None or str(value).strip() == "" for value in cells.values()):
             blank_lines += not cells
             blank += bool(cells)
@@ -192,11 +192,20 @@ def _row(cells: Row, wanted: Wanted, labels: Labels) -> Row:
     if index is None:
         known = ", ".join(wanted.labels[:10]) + (", ..." if len(wanted.labels) > 10 else "")
         raise Unusable(f"label {SHORT.repr(label)} is none of {known}: add it to the labels")
-    texts = {column: _cell(cells, column, f"column {column!r}") for column in wanted.columns}
+    return {"columns": row_texts(cells, wanted.columns), "label": index}
+
+
+def row_texts(cells: Row, columns: Sequence[str]) -> dict[str, str]:
+    """Return the cells of the columns that a template shows, as text.
+
+    Raises:
+        Unusable: one of them is no text, or there is nothing in any of them.
+    """
+    texts = {column: _cell(cells, column, f"column {column!r}") for column in columns}
     if not any(texts.values()):
-        named = " and ".join(map(repr, wanted.columns))
+        named = " and ".join(map(repr, columns))
         raise Unusable(f"nothing is in {named}: fill it in, or remove the row")
-    return {"columns": texts, "label": index}
+    return texts
 
 
 def _cell(cells: Row, column: str, what: str) -> str:

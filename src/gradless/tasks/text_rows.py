@@ -11,11 +11,12 @@ import contextlib
 import csv
 import gzip
 import io
+import itertools
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, BinaryIO, Final, NamedTuple, cast
 
 from gradless.errors import BadInput
 from gradless.system.typed import SHORT
@@ -34,6 +35,13 @@ MARKS: Final = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | 
 }
 """Byte order marks; that of UTF-32 begins with that of UTF-16."""
 LARGEST_CELL: Final = 2**31 - 1
+HEAD: Final = 64
+"""Lines that are read ahead to recognise separators."""
+ONE_VALUE: Final = 10_000
+"""Lines over which one JSON value is looked for, to tell what is wrong with a file that begins with broken JSON."""
+ENCODING_FIX: Final = (
+    "convert it to UTF-8, or give its encoding, such as --encoding cp1252 (western European Windows) or utf-16"
+)
 
 
 class Wanted(NamedTuple):
@@ -41,6 +49,7 @@ class Wanted(NamedTuple):
 
     columns: tuple[str, ...]
     label_column: str
+    """Empty if no label is wanted."""
     labels: tuple[str, ...]
     delimiter: str | None = None
     encoding: str | None = None
@@ -48,7 +57,7 @@ class Wanted(NamedTuple):
     @property
     def names(self) -> tuple[str, ...]:
         """All columns."""
-        return (*self.columns, self.label_column)
+        return (*self.columns, *([self.label_column] if self.label_column else ()))
 
 
 class Record(NamedTuple):
@@ -58,6 +67,40 @@ class Record(NamedTuple):
     cells: Row
     problem: str = ""
     """What is wrong with the row as a whole."""
+    raw: Any = None
+    """As it was written: the cells of a table in a list, the text of a JSON object."""
+
+
+class Dialect(NamedTuple):
+    """How a text file is written."""
+
+    delimiter: str
+    """Of cells; "" for JSON."""
+    encoding: str = "utf-8"
+    marked: bool = False
+    """Whether it begins with UTF-8's byte order mark; those of UTF-16 and UTF-32 belong to the encoding."""
+    newline: str = "\n"
+    named: bool = False
+    """Whether a line ``sep=;`` stands in front, for Excel."""
+
+
+class TextRows(NamedTuple):
+    """A text file that is read once, row by row, from its beginning to its end."""
+
+    dialect: Dialect
+    header: tuple[str, ...] | None
+    """Names of the columns of a table as they are written; None for JSON."""
+    records: Iterator[Record]
+    """Blank lines are records without cells."""
+    unit: str
+    """What is counted: ``line`` or ``row``."""
+    notes: list[str]
+    """What was guessed."""
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Names of the columns of a table without the spaces around them; None for JSON."""
+        return None if self.header is None else tuple(name.strip("\ufeff" + BLANK) for name in self.header)
 
 
 class Content(NamedTuple):
@@ -102,10 +145,11 @@ def read_text(path: Path, wanted: Wanted) -> Content:
     Raises:
         BadInput: the file as a whole cannot be read.
     """
-    text, notes = _text(path, wanted.encoding)
-    separator = SUFFIXES[kind_of(path)]
-    content = _table(path, text, wanted, separator) if separator else _json(path, text)
-    return content._replace(notes=[*notes, *content.notes])
+    with open_file(path) as file:
+        rows = open_rows(str(path), file, SUFFIXES[kind_of(path)], wanted)
+        records = list(rows.records)
+    columns = rows.columns or tuple(dict.fromkeys(name for record in records for name in record.cells))
+    return Content(records, rows.unit, rows.notes, columns)
 
 
 def kind_of(path: Path) -> str:
@@ -113,39 +157,106 @@ def kind_of(path: Path) -> str:
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix.lower()
 
 
-def _text(path: Path, encoding: str | None) -> tuple[str, list[str]]:
-    """Return the text of a file, and what was guessed of its encoding."""
+def open_file(path: Path) -> BinaryIO:
+    """Return a file to read.
+
+    Raises:
+        BadInput: it cannot be opened.
+    """
+    if path.is_dir():
+        raise BadInput(f"{path} is a folder: give a file")
     try:
-        data = path.read_bytes()
-        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" or path.suffix == ".gz" else data
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadInput(f"{path} is a damaged gzip file ({error}): fetch it again") from error
+        return path.open("rb")
     except OSError as error:
         raise BadInput(f"cannot read {path}: {error.strerror or error}") from error
-    if data[:4] == b"PK\x03\x04":
-        raise BadInput(f"{path} is a spreadsheet or an archive, not text: export it as CSV or JSONL")
-    if data[:4] in (b"PAR1", b"ARRO"):
-        raise BadInput(f"{path} is Parquet or Arrow, not text: let its name end in .parquet or .arrow")
-    marked = next((name for mark, name in MARKS.items() if data.startswith(mark)), "")
-    used = encoding_of(encoding) if encoding else marked or "utf-8"
-    fix = "convert it to UTF-8, or give its encoding, such as --encoding cp1252 (western European Windows) or utf-16"
+
+
+def open_rows(name: str, file: BinaryIO, usual: str | None, wanted: Wanted) -> TextRows:
+    """Return the rows of an open file.
+
+    Args:
+        name: of the file, for sentences.
+        file: its bytes, gzipped or not; it need not be seekable.
+        usual: what separates cells if nothing tells, "" for JSON; None recognises JSON by its first character.
+        wanted: columns by which the separator is recognised, and what the user says of delimiter and encoding.
+
+    Raises:
+        BadInput: here and while rows are read: no text of that encoding, a damaged file, a quote that never ends.
+    """
+    with _readable(name):
+        data = _unzipped(name, file)
+        start = data.peek(4)[:4]
+    if start == b"PK\x03\x04":
+        raise BadInput(f"{name} is a spreadsheet or an archive, not text: export it as CSV or JSONL")
+    if start in (b"PAR1", b"ARRO"):
+        raise BadInput(f"{name} is Parquet or Arrow, not text: let its name end in .parquet or .arrow")
+    marked = next((encoding for mark, encoding in MARKS.items() if start.startswith(mark)), "")
+    encoding = encoding_of(wanted.encoding) if wanted.encoding else marked or "utf-8"
+    texts = _decoded(name, data, "utf-8-sig" if encoding == "utf-8" else encoding)
+    head = list(itertools.islice(texts, HEAD))
+    everything = itertools.chain(head, texts)
+    notes = [f"read as {marked.upper()}"] if marked and not wanted.encoding else []
+    first = next((text.strip(BLANK)[:1] for text in head if text.strip(BLANK)), "")
+    if usual is None:
+        usual = "" if first in ("{", "[") else ","
+    end = re.search(r"(\r\n|\r|\n)$", head[0]) if head else None
+    bom = encoding == "utf-8" and start.startswith(codecs.BOM_UTF8)
+    dialect = Dialect(usual, encoding, bom, end.group(1) if end else "\n")
+    if usual:
+        return _table(name, head, everything, wanted, dialect, notes)
+    if first == "[":
+        return TextRows(dialect, None, _json_list(name, everything), "row", notes)
+    return TextRows(dialect, None, _json_lines(name, everything), "line", notes)
+
+
+def _unzipped(name: str, file: BinaryIO) -> io.BufferedReader:
+    data: Any = file if hasattr(file, "peek") else io.BufferedReader(cast(Any, file))
+    if data.peek(2)[:2] == b"\x1f\x8b" or name.endswith(".gz"):
+        return io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=data)))
+    return cast(io.BufferedReader, data)
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Tell in one sentence why a file cannot be read."""
     try:
-        text = data.decode("utf-8-sig" if used == "utf-8" else used)
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise BadInput(f"{name} is a damaged gzip file ({error}): fetch it again") from error
+    except OSError as error:
+        raise BadInput(f"cannot read {name}: {error.strerror or error}") from error
+
+
+def _decoded(name: str, data: io.BufferedReader, encoding: str) -> Iterator[str]:
+    """Yield the lines of a file with their ends.
+
+    Raises:
+        BadInput: no text of that encoding, or no whole gzip file; with the line.
+    """
+    number = 0
+    try:
+        with _readable(name):
+            for text in io.TextIOWrapper(data, encoding=encoding, newline=""):
+                number += 1
+                if "\0" in text:
+                    raise BadInput(f"{name}, line {number} holds a zero byte: {ENCODING_FIX}")
+                yield text
     except UnicodeError as error:
-        at = data[: error.start].count(b"\n") + 1 if isinstance(error, UnicodeDecodeError) else 1
-        lines = _undecodable(data, used) or [at]
-        bad = listed({("line", f"this is no {used} text: {fix}"): lines}, len(lines))
-        raise BadInput(f"{path}, {bad}") from None
-    if "\0" in text:
-        line = text[: text.index("\0")].count("\n") + 1
-        raise BadInput(f"{path}, line {line} holds a zero byte: {fix}")
-    return text, [f"read as {marked.upper()}"] if marked and not encoding else []
+        # All lines of the bytes before these have been yielded, but for one that may have begun there.
+        ahead = error.object[: error.start].count(b"\n") if isinstance(error, UnicodeDecodeError) else 0
+        shown = encoding.removesuffix("-sig")
+        numbers = _undecodable(data, shown) or [number + ahead + 1]
+        problem = ("line", f"this is no {shown} text: {ENCODING_FIX}")
+        raise BadInput(f"{name}, {listed({problem: numbers}, len(numbers))}") from None
 
 
-def _undecodable(data: bytes, encoding: str) -> list[int]:
-    """Return the lines that an encoding in which lines end as in ASCII cannot read; none of another encoding."""
-    numbers = []
-    for number, line in enumerate(data.split(b"\n") if "16" not in encoding and "32" not in encoding else (), 1):
+def _undecodable(data: io.BufferedReader, encoding: str) -> list[int]:
+    """Return the lines that an encoding in which lines end as in ASCII cannot read; none of another, or of a pipe."""
+    numbers: list[int] = []
+    if "16" in encoding or "32" in encoding or not data.seekable():
+        return numbers
+    data.seek(0)
+    for number, line in enumerate(data, start=1):
         try:
             line.decode(encoding)
         except UnicodeError:
@@ -153,31 +264,31 @@ def _undecodable(data: bytes, encoding: str) -> list[int]:
     return numbers
 
 
-def _json(path: Path, text: str) -> Content:
-    """Return the objects of a list, or of lines."""
-    if text.lstrip(BLANK).startswith("["):
-        try:
-            values = list(enumerate(parse_json(text), start=1))
-        except ValueError as error:
-            raise BadInput(f"{path}: broken JSON ({error}): write a list of objects, or one object a line") from None
-        return _content([_object(number, value) for number, value in values], "row")
-    records: list[Record] = []
-    for number, line in enumerate(io.StringIO(text, newline=""), start=1):
-        if not line.strip(BLANK):
-            records.append(Record(number, {}))
+def _json_list(name: str, texts: Iterable[str]) -> Iterator[Record]:
+    """Yield the objects of a list, which is read whole."""
+    try:
+        values = parse_json("".join(texts))
+    except ValueError as error:
+        raise BadInput(f"{name}: broken JSON ({error}): write a list of objects, or one object a line") from None
+    for number, value in enumerate(values, start=1):
+        yield _object(number, value)
+
+
+def _json_lines(name: str, texts: Iterator[str]) -> Iterator[Record]:
+    for number, text in enumerate(texts, start=1):
+        if not text.strip(BLANK):
+            yield Record(number, {})
             continue
         try:
-            records.append(_object(number, parse_json(line)))
+            yield _object(number, parse_json(text), text.strip(BLANK))
         except ValueError as error:
-            if not records and _is_json(text):
-                what = "is one JSON value over several lines: write a list of objects, or one object a line"
-                raise BadInput(f"{path} {what}") from None
-            records.append(Record(number, {}, f"broken JSON ({error}): write one object a line"))
-    return _content(records, "line")
-
-
-def _content(records: list[Record], unit: str) -> Content:
-    return Content(records, unit, [], tuple(dict.fromkeys(name for record in records for name in record.cells)))
+            if number == 1:
+                texts_after = list(itertools.islice(texts, ONE_VALUE))
+                if _is_json(text + "".join(texts_after)):
+                    what = "is one JSON value over several lines: write a list of objects, or one object a line"
+                    raise BadInput(f"{name} {what}") from None
+                texts = itertools.chain(texts_after, texts)
+            yield Record(number, {}, f"broken JSON ({error}): write one object a line")
 
 
 def _is_json(text: str) -> bool:
@@ -188,53 +299,64 @@ def _is_json(text: str) -> bool:
     return True
 
 
-def _object(number: int, value: Any) -> Record:
+def _object(number: int, value: Any, text: str | None = None) -> Record:
     if not isinstance(value, dict):
         return Record(number, {}, "not a JSON object: write one object a line")
-    return Record(number, value)
+    return Record(number, value, raw=text)
 
 
-def _table(path: Path, text: str, wanted: Wanted, usual: str) -> Content:
+def _table(
+    name: str, head: Sequence[str], texts: Iterator[str], wanted: Wanted, dialect: Dialect, notes: list[str]
+) -> TextRows:
     """Return the rows of a table; its first line that is not blank names the columns."""
-    notes, skipped = [], 0
-    named = re.match(r"sep=(.)(\r\n|\r|\n)", text, re.IGNORECASE)
+    usual, skipped = dialect.delimiter, 0
+    named = re.match(r"sep=(.)(\r\n|\r|\n)", head[0], re.IGNORECASE) if head else None
     if named:  # Excel's first line
-        text, skipped = text[named.end() :], 1
+        next(texts)
+        head, skipped = head[1:], 1
     known = wanted.delimiter or (named and named.group(1))
-    delimiter = delimiter_of(known) if known else _sniffed(text, wanted, usual)
+    delimiter = delimiter_of(known) if known else _sniffed("".join(head), wanted, usual)
     if delimiter != usual and not wanted.delimiter:
         notes.append(f"cells are separated by {DELIMITERS.get(delimiter, repr(delimiter))}")
-    records = []
-    with _large_cells():
-        lines = _csv(path, text, delimiter, skipped)
-        header = [name.strip("\ufeff" + BLANK) for name in raw] if (raw := next(lines, (0, []))[1]) else []
-        spaced = [name for name, plain in zip(raw, header, strict=True) if name != plain]
-        if spaced:
-            notes.append(f"spaces around names of columns are left out ({', '.join(map(repr, spaced[:5]))})")
-        for name in dict.fromkeys(wanted.names):
-            if header.count(name) > 1:
-                count = "two" if header.count(name) == 2 else str(header.count(name))
-                raise BadInput(f"{path}: {count} columns are named {name!r}: rename or remove all but one")
-        for number, cells in lines:
-            while len(cells) > len(header) and not cells[-1].strip():
-                cells.pop()
-            if len(cells) in (0, len(header)) or not any(cell.strip() for cell in cells):
-                records.append(Record(number, dict(zip(header, cells, strict=False))))
-            else:
-                separator = DELIMITERS.get(delimiter, repr(delimiter))
-                fix = f"quote fields that hold {separator}" if len(cells) > len(header) else "add what is missing"
-                fields = "1 field" if len(cells) == 1 else f"{len(cells)} fields"
-                what = f"{fields} where {len(header)} are expected: {fix}"
-                records.append(Record(number, {}, what))
-    return Content(records, "line", notes, tuple(header))
+    lines = _csv(name, texts, delimiter, skipped)
+    rows = TextRows(dialect._replace(delimiter=delimiter, named=bool(named)), tuple(next(lines, (0, []))[1]),
+                    iter(()), "line", notes)  # fmt: skip
+    assert rows.header is not None
+    assert rows.columns is not None
+    spaced = [column for column, plain in zip(rows.header, rows.columns, strict=True) if column != plain]
+    if spaced:
+        notes.append(f"spaces around names of columns are left out ({', '.join(map(repr, spaced[:5]))})")
+    for column in dict.fromkeys(wanted.names):
+        if rows.columns.count(column) > 1:
+            count = "two" if rows.columns.count(column) == 2 else str(rows.columns.count(column))
+            raise BadInput(f"{name}: {count} columns are named {column!r}: rename or remove all but one")
+    return rows._replace(records=_records(lines, rows.columns, delimiter))
 
 
-def _csv(path: Path, text: str, delimiter: str, skipped: int) -> Iterator[tuple[int, list[str]]]:
+def _records(lines: Iterator[tuple[int, list[str]]], columns: Sequence[str], delimiter: str) -> Iterator[Record]:
+    """Yield the rows of a table below its header."""
+    for number, cells in lines:
+        while len(cells) > len(columns) and not cells[-1].strip():
+            cells.pop()
+        if len(cells) in (0, len(columns)) or not any(cell.strip() for cell in cells):
+            yield Record(number, dict(zip(columns, cells, strict=False)), raw=cells)
+        else:
+            separator = DELIMITERS.get(delimiter, repr(delimiter))
+            fix = f"quote fields that hold {separator}" if len(cells) > len(columns) else "add what is missing"
+            fields = "1 field" if len(cells) == 1 else f"{len(cells)} fields"
+            yield Record(number, {}, f"{fields} where {len(columns)} are expected: {fix}")
+
+
+def _csv(name: str, texts: Iterator[str], delimiter: str, skipped: int) -> Iterator[tuple[int, list[str]]]:
     """Yield the rows with the number of the line in which they begin; blank lines in front are left out."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(texts, delimiter=delimiter, strict=True)
     begun, first = 1, True
     try:
-        for cells in reader:
+        while True:
+            with _large_cells():
+                cells = next(reader, None)
+            if cells is None:
+                return
             if cells or not first:
                 yield begun + skipped, cells
                 first = False
@@ -243,7 +365,7 @@ def _csv(path: Path, text: str, delimiter: str, skipped: int) -> Iterator[tuple[
         what = f"{error}: quote fields that hold quotes, and double the quotes inside"
         if "unexpected end" in str(error):
             what = "a quoted field begins here and never ends: close it, and double the quotes inside"
-        raise BadInput(f"{path}, line {begun + skipped}: {what}") from error
+        raise BadInput(f"{name}, line {begun + skipped}: {what}") from error
 
 
 def _sniffed(text: str, wanted: Wanted, usual: str) -> str:

@@ -1,0 +1,117 @@
+"""Predictions for rows whose answer is not known: the scores of all options, or a generated text.
+
+They are those of `gradless.lm.evaluate`, computed by the same functions in the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from gradless.lm.batching import collate_options, collate_prompts, groups
+from gradless.lm.encode import Encoded, encode_all, length_limit, task_options
+from gradless.lm.evaluate import compared, content_free_scores, default_batch_tokens, not_finite, quiet
+from gradless.lm.loading import LanguageModel
+from gradless.lm.scoring import generate
+from gradless.tasks.base import Example, Task
+
+
+class Answer(NamedTuple):
+    """What a model answers to one example."""
+
+    best: int
+    """Index of the option with the highest score; -1 for a generated text."""
+    probabilities: tuple[float, ...]
+    """Softmax over the options of what they are compared by; empty for a generated text."""
+    text: str
+    """The best option without outer white space, or what was generated."""
+    options: tuple[str, ...]
+    """All of them, without outer white space."""
+    cut: bool
+    """Whether some text was left out because all of it is longer than the limit."""
+
+
+def predict(
+    lm: LanguageModel,
+    task: Task,
+    examples: Sequence[Example],
+    *,
+    calibrated: bool = False,
+    normalised: bool = False,
+    max_length: int | None = None,
+    batch_size: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> list[Answer]:
+    """Return the answers to rendered examples, in their order.
+
+    Args:
+        lm: the model; its training mode is restored.
+        task: of the examples.
+        examples: from `gradless.lm.evaluate.render`. The right option may be any; it plays no part.
+        calibrated: subtract what options score after the prompt without content (`gradless.lm.evaluate`).
+        normalised: true log-probabilities also where logits serve, as an objective that needs them does: the last bit
+            may depend on it.
+        max_length: most tokens of a sequence (see `gradless.lm.encode.encode`).
+        batch_size: most examples of a batch; by default only their tokens count, as in an evaluation.
+        progress: called with the number of finished examples.
+
+    Raises:
+        BadInput: an example does not fit the model, or calibration does not fit it.
+        NotFinite: logits are NaN or infinite.
+
+    Cost: one forward a batch; generation one per new token.
+    """
+    if not examples:
+        return []
+    tokens = default_batch_tokens(lm)
+    encoded = encode_all(lm, task, examples, max_length)
+    with quiet(lm):
+        buckets = groups(lm, encoded, batch_size=batch_size, batch_tokens=tokens)
+        if task.kind == "generation":
+            return _generated(lm, task, encoded, _ticked(buckets, progress))
+        baseline = None
+        if calibrated:
+            settings = task_options(lm, task, max_length)
+            baseline = content_free_scores(lm, task, examples, settings, tokens)
+        chosen: list[Answer | None] = [None] * len(examples)
+        for group in _ticked(buckets, progress):
+            batch = collate_options(lm, [encoded[i] for i in group])
+            base = None if baseline is None else [baseline[i] for i in group]
+            _, values = compared(lm, batch, base, normalised=normalised)
+            best, shares = values.argmax(1).tolist(), values.softmax(1).tolist()
+            for i, option, share in zip(group, best, shares, strict=True):
+                options = tuple(text.strip() for text in examples[i].options)
+                chosen[i] = Answer(option, tuple(share[: len(options)]), options[option], options, encoded[i].cut)
+    answers = [answer for answer in chosen if answer is not None]
+    bad = sum(answer.probabilities[answer.best] != answer.probabilities[answer.best] for answer in answers)
+    if bad:
+        raise not_finite(lm, f"for {bad} of {len(answers)} rows")
+    return answers
+
+
+def _generated(lm: LanguageModel, task: Task, encoded: Sequence[Encoded], buckets: Iterable[list[int]]) -> list[Answer]:
+    """Return generated texts; a prompt loses its beginning if the new tokens would not fit behind it."""
+    room = length_limit(lm) - task.max_new_tokens
+    answers = [Answer(-1, (), "", (), False)] * len(encoded)
+    for group in buckets:
+        rows = [encoded[i] for i in group]
+        texts = generate(lm, collate_prompts(lm, rows, task.stop, task.max_new_tokens))
+        for i, text in zip(group, texts, strict=True):
+            answers[i] = Answer(-1, (), text, (), encoded[i].cut or len(encoded[i].prompt) > room)
+    return answers
+
+
+def _ticked(buckets: Iterable[list[int]], progress: Callable[[int], None] | None) -> Iterator[list[int]]:
+    """Yield the buckets; report progress after each."""
+    done = 0
+    for group in buckets:
+        yield group
+        done += len(group)
+        if progress is not None:
+            progress(done)
+
+
+def reading_limit(lm: LanguageModel, task: Task, max_length: int | None = None) -> int:
+    """Return the most tokens that `predict` reads of an example."""
+    limit = length_limit(lm, task_options(lm, task, max_length)["max_length"])
+    return min(limit, length_limit(lm) - task.max_new_tokens) if task.kind == "generation" else limit
