@@ -24,8 +24,8 @@ from gradless.system import typed
 from gradless.system.atomic import write_json
 from gradless.system.typed import Count
 from gradless.tasks import Row, Task
+from gradless.tasks.files import Unusable, listed
 from gradless.tasks.own import checked_labels, own_task, parse_template
-from gradless.tasks.own_rows import Unusable, problems_sentence
 from gradless.tasks.unlabelled import Reader, Unlabelled, own_reader, task_reader
 
 __all__ = ["Classifier", "Prediction"]
@@ -195,14 +195,14 @@ class Classifier:
             (True, 1.0)
         """
         records = list(self._records(rows))
-        readings, problems = [], dict[str, list[int | str]]()
+        readings, problems = [], dict[tuple[str, str], list[int]]()
         for number, record in enumerate(records, start=1):
             try:
                 readings.append(self.read(record).row)
             except Unusable as error:
-                problems.setdefault(str(error), []).append(number)
+                problems.setdefault(("row", str(error)), []).append(number)
         if problems:
-            raise BadInput(problems_sentence(problems, "row"))
+            raise BadInput(listed(problems, len(records)))
         return [
             self.prediction(answer)
             for start in range(0, len(readings), CHUNK)

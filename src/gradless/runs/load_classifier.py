@@ -156,7 +156,9 @@ def _opened(
     if not isinstance(settings, dict) and isinstance(result, dict) and "mode" in result:
         return _evaluation(source, result, model, device, dtype, say)
     spec = _saved_spec(path) if path.is_dir() else _hub_spec(source)
-    if (path / "adapter_config.json").exists() and (path / RECORD / "ledger").exists():
+    if model is not None:
+        if not (path / "adapter_config.json").exists() or not (path / RECORD / "ledger").exists():
+            raise BadInput(f"{source} is no run and no adapter of one, so it has no base model: leave out --model")
         return spec, _run(path / RECORD, model, device, dtype, say)[1]
     return spec, lambda: lm.load(source, dtype=dtype, device=device or "cpu", say=say)
 

@@ -24,7 +24,7 @@ from gradless.runs.row_files import PARQUET, STDIN, WRITES, Chunk, Column, Sourc
 from gradless.system.atomic import replacing
 from gradless.system.progress import Reporter
 from gradless.system.signals import ENDING, interrupting
-from gradless.tasks.own_rows import Unusable, problems_sentence
+from gradless.tasks.files import Unusable, listed
 from gradless.tasks.text_rows import Wanted, kind_of
 from gradless.tasks.unlabelled import Reader, Unlabelled
 
@@ -65,13 +65,17 @@ class Counts:
     labelled: int = 0
     """Rows whose own label is one of the labels."""
     right: int = 0
-    problems: dict[str, list[int | str]] = field(default_factory=dict)
-    """What is wrong with rows -> their numbers, the first ones."""
+    problems: dict[tuple[str, str], list[int | str]] = field(default_factory=dict)
+    """What is counted and what is wrong with rows -> their numbers."""
 
-    def refuse(self, number: int | str, what: str) -> None:
+    def refuse(self, unit: str, number: int | str, what: str) -> None:
         """Note a row that cannot be predicted."""
         self.bad += 1
-        self.problems.setdefault(what, []).append(number)
+        self.problems.setdefault((unit, what), []).append(number)
+
+    def sentence(self) -> str:
+        """Return what is wrong with rows."""
+        return listed(self.problems, self.rows + self.blank + self.bad)
 
 
 def predict(unloaded: Unloaded, files: Files, *, batch_size: int | None, reporter: Reporter) -> Counts:
@@ -196,11 +200,11 @@ def _checked(files: Files, wanted: Wanted, reader: Reader, new: Sequence[Column]
             counts.rows += len(_usable(source, chunk, reader, counts, files, wanted, new))
     if counts.bad and not files.skip_bad:
         raise BadInput(
-            f"{files.input}, {problems_sentence(counts.problems, source.unit)} (--skip-bad leaves out "
+            f"{files.input}, {counts.sentence()} (--skip-bad leaves out "
             f"{'this row' if counts.bad == 1 else f'these {counts.bad:,} rows'})"
         )
     if not counts.rows and counts.bad:
-        raise BadInput(f"{files.input}, {problems_sentence(counts.problems, source.unit)}: no row is left")
+        raise BadInput(f"{files.input}, {counts.sentence()}: no row is left")
     return counts
 
 
@@ -253,7 +257,7 @@ def _usable(
                 raise Unusable(record.problem)
             rows.append((i, reader(record.cells)))
         except Unusable as error:
-            counts.refuse(record.number, str(error))
+            counts.refuse(source.unit, record.number, str(error))
     return rows
 
 
@@ -269,7 +273,7 @@ def _readings(
         rows = _usable(source, chunk, reader, counts, files, wanted, new)
         if counts.bad and not files.skip_bad:
             before = f" ({counts.rows:,} rows before them are done)" if counts.rows and files.output is None else ""
-            raise BadInput(f"{source.name}, {problems_sentence(counts.problems, source.unit)}{before}")
+            raise BadInput(f"{source.name}, {counts.sentence()}{before}")
         if rows:
             yield chunk.kept([i for i, _ in rows]), [row for _, row in rows]
 
@@ -288,7 +292,7 @@ def _say_counts(counts: Counts, files: Files, classifier: Classifier, seconds: f
     if counts.blank:
         reporter.say(f"{counts.blank:,} blank {'row is' if counts.blank == 1 else 'rows are'} left out")
     if counts.bad:
-        reporter.say(f"{counts.bad:,} bad rows are left out: {problems_sentence(counts.problems, 'row')}")
+        reporter.say(f"{counts.bad:,} bad rows are left out: {counts.sentence()}")
     if counts.cut:
         limit = reading_limit(classifier.lm, classifier.task, classifier.spec.max_length)
         reporter.say(encode.cut_sentence(classifier.lm, "input", counts.cut, counts.rows, limit))

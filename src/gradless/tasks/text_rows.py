@@ -234,9 +234,10 @@ def _decoded(name: str, data: io.BufferedReader, encoding: str) -> Iterator[str]
         BadInput: no text of that encoding, or no whole gzip file; with the line.
     """
     number = 0
+    wrapper = io.TextIOWrapper(data, encoding=encoding, newline="")
     try:
         with _readable(name):
-            for text in io.TextIOWrapper(data, encoding=encoding, newline=""):
+            for text in wrapper:
                 number += 1
                 if "\0" in text:
                     raise BadInput(f"{name}, line {number} holds a zero byte: {ENCODING_FIX}")
@@ -248,6 +249,9 @@ def _decoded(name: str, data: io.BufferedReader, encoding: str) -> Iterator[str]
         numbers = _undecodable(data, shown) or [number + ahead + 1]
         problem = ("line", f"this is no {shown} text: {ENCODING_FIX}")
         raise BadInput(f"{name}, {listed({problem: numbers}, len(numbers))}") from None
+    finally:
+        with contextlib.suppress(ValueError):  # the file may be closed already
+            wrapper.detach()  # whoever opened the file closes it
 
 
 def _undecodable(data: io.BufferedReader, encoding: str) -> list[int]:
