@@ -122,7 +122,7 @@ def plan(settings: Settings) -> Plan:
     """Plan inference, the method under its scheme, and Adam, with LoRA and over all weights, checkpointed and not.
 
     Cost: a few seconds, whatever the model's size; no weights are made. LoRA is left out where the architecture has no
-    projections of a known name.
+    projections of a known name; what does not go with the adapter that a model has is left out, too.
 
     Raises:
         BadInput: anything wrong with the settings or the model, or a model whose forward depends on values.
@@ -140,20 +140,18 @@ def plan(settings: Settings) -> Plan:
 
 
 def _plan(settings: Settings) -> Plan:
-    full = subject(settings, "full")
-    engine = settings.engine or _usual_engine(settings)
-    own = full if settings.scheme == "full" else subject(settings, settings.scheme)
     # An in-place adapter changes the model, so each scheme has a model of its own.
-    lora = own if settings.scheme == "lora" else _lora(settings)
+    own = subject(settings, settings.scheme)
+    full, lora = (own if settings.scheme == scheme else _if_it_fits(settings, scheme) for scheme in ("full", "lora"))
+    engine = settings.engine or _usual_engine(settings)
     needs = [
-        inference(full),
+        inference(full or own),
         of_method(own, settings.method, engine, f"{settings.method}, {settings.scheme}"),
-        *([adam(lora, "adam, lora, checkpointed", checkpoint=True), adam(lora, "adam, lora")] if lora else []),
-        adam(full, "adam, all weights, checkpointed", checkpoint=True),
-        adam(full, "adam, all weights"),
+        *_adams(lora, "lora"),
+        *_adams(full, "all weights"),
     ]
-    dtype = str(full.lm.dtype).removeprefix("torch.")
-    return Plan(settings, full.lm.num_parameters, dtype, engine, tuple(needs))
+    dtype = str(own.lm.dtype).removeprefix("torch.")
+    return Plan(settings, (full or own).lm.num_parameters, dtype, engine, tuple(needs))
 
 
 def subject(settings: Settings, scheme: str) -> Subject:
@@ -208,6 +206,12 @@ def adam(subject: Subject, name: str, *, checkpoint: bool = False) -> Need:
     """Return what Adam by backpropagation needs, in mixed precision for 16-bit weights; its update is fused."""
     state = sum(p.numel() * (2 * FLOAT + (FLOAT if p.itemsize < FLOAT else 0)) for _, p in subject.tuned)
     return _backprop(subject, name, state, 0, checkpoint=checkpoint)
+
+
+def _adams(subject: Subject | None, what: str) -> list[Need]:
+    if subject is None:
+        return []
+    return [adam(subject, f"adam, {what}, checkpointed", checkpoint=True), adam(subject, f"adam, {what}")]
 
 
 def of_method(subject: Subject, name: str, engine: str, label: str) -> Need:
@@ -326,10 +330,10 @@ def _usual_engine(settings: Settings) -> str:
     return STREAM if METHODS[settings.method].blocks else fastest_engine(settings.device, settings.scheme)
 
 
-def _lora(settings: Settings) -> Subject | None:
+def _if_it_fits(settings: Settings, scheme: str) -> Subject | None:
     try:
-        return subject(settings, "lora")
-    except BadInput:  # no query and value projections of a known name
+        return subject(settings, scheme)
+    except BadInput:  # no query and value projections of a known name, or an adapter that the scheme has no place for
         return None
 
 
