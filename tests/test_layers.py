@@ -103,10 +103,10 @@ INSIDE = {
     ),
     "lm": (
         *("lm.metrics", "lm.checkpoint_config", "lm.checkpoint_files", "lm.assets", "lm.gguf", "lm.conversion"),
-        *("lm.tiny_models", "lm.causality", "lm.devices", "lm.adapters", "lm.loading", "lm.output_layer"),
+        *("lm.tiny_models", "lm.causality", "lm.chat", "lm.devices", "lm.adapters", "lm.loading", "lm.output_layer"),
         *("lm.lora_targets", "lm.virtual_tokens", "lm.adapter_schemes"),
-        *("lm.schemes", "lm.shapes", "lm.encode", "lm.token_trees", "lm.batching", "lm.scoring", "lm.objectives"),
-        *("lm.evaluate", "lm.predict"),
+        *("lm.schemes", "lm.shapes", "lm.shortening", "lm.encode", "lm.token_trees", "lm.batching", "lm.scoring"),
+        *("lm.objectives", "lm.evaluate", "lm.predict"),
     ),
     "tasks": (
         *("tasks.files", "tasks.base", "tasks.sentences", "tasks.pairs", "tasks.superglue", "tasks.choices"),

@@ -12,7 +12,6 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 
-from gradless import lm
 from gradless.bench.grid import DONE, FINAL, PHASES, ZERO_SHOT, Cost, Request
 from gradless.lm import LanguageModel, objectives
 from gradless.methods import METHODS
@@ -171,11 +170,11 @@ def from_sizes(cost: Cost, say: Callable[[str], None]) -> Guesser:
     """
 
     def load(config: TuneConfig) -> tuple[LanguageModel, float]:
-        model = lm.load(config.model, dtype=config.dtype, device=config.device, say=say)
+        model = build.base_model(config, say=say)
         return model, matmul_speed(model.device, model.dtype)
 
     def known_by(*names: str) -> Callable[[TuneConfig], Any]:
-        return lambda config: [getattr(config, name) for name in ("model", "dtype", "device", *names)]
+        return lambda config: [getattr(config, name) for name in ("model", "dtype", "device", "chat", *names)]
 
     model_of = remembered(load, known_by())
     data = known_by("task", "data", "own", "aligned", "objective")

@@ -37,7 +37,7 @@ PHASES = SEARCH, FINAL, ZERO_SHOT = "search", "final", "zero-shot"
 NO_BLOCKS: Final = ("prompt", "prefix", "head")
 NO_CUT: Final = ("prompt", "prefix")
 # What the answer of an untouched model depends on.
-EVALUATED: Final = ("model", "task", "data", "own", "aligned", "dtype", "device", "max_length", "num_test")
+EVALUATED: Final = ("model", "task", "data", "own", "aligned", "chat", "dtype", "device", "max_length", "num_test")
 UNEVEN: Final = 'its steps cost more and more forwards: write query_schedule = "constant", or a budget in steps'
 
 Cost = Callable[[TuneConfig], int]
@@ -224,6 +224,8 @@ def run_id(config: TuneConfig) -> str:
         config: resolved; its device and the folder of its data do not count, for a run may continue elsewhere.
     """
     values = {name: value for name, value in config.to_json().items() if name not in ("device", "data")}
+    if not config.chat:  # an id of before there was a choice stays what it was
+        del values["chat"]
     whole = {"config": values, "gradless": __version__, "stream": rng.STREAM_VERSION}
     return hashlib.sha256(_canonical(whole).encode()).hexdigest()[:12]
 

@@ -49,7 +49,7 @@ data_options = options(
     of_fields(OwnFiles, OWN_FILES, defaults=False),
     click.option("--task-file", type=FILE, help="TOML file with the same keys."),
     of_fields(TuneConfig, SIZES, defaults=False),
-    of_fields(TuneConfig, "k_shot max_length aligned seed"),
+    of_fields(TuneConfig, "k_shot max_length aligned chat seed"),
 )
 save_options = options(
     click.option(

@@ -9,12 +9,13 @@ beginning, but not their first special token. Where the example says which parts
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from gradless.errors import BadInput
+from gradless.lm.chat import Chat
 from gradless.lm.loading import LanguageModel
+from gradless.lm.shortening import fit_around, fitted, shorten_first, template_tokens
 from gradless.tasks.base import MASK, Example, Task
 
 Tokens: TypeAlias = tuple[int, ...]
@@ -124,22 +125,16 @@ def encode(
         if demonstrations:
             raise BadInput("in-context learning needs a causal model: use zero-shot with a masked one")
         return _encode_masked(lm, example, limit, first_limit)
-    solved = "".join(completed(shown, stop) + SEPARATOR for shown in demonstrations)
-    completions = _completions(example, stop)
-    prompt, wholes = _causal_rows(lm.tokenizer, solved, example.prompt, completions)
+    completions = completions_of(lm, example, stop)
+    prompt, wholes = _causal_rows(lm, demonstrations, example.prompt, completions, stop)
     _check_known(lm, max(wholes or [prompt], key=max))
     lengths = [len(whole) - len(prompt) for whole in wholes]
     for completion, length in zip(completions, lengths, strict=True):
         _check_option(completion, length, limit)
     cut = max(map(len, (prompt, *wholes))) > limit
-    if cut and example.contents:  # in front of it the demonstrations lose their beginning
-
-        def measure(text: str) -> int:
-            bare, continued = _causal_rows(lm.tokenizer, "", text, completions)
-            return max(map(len, (bare, *continued)))
-
-        example = _fitted(lm.tokenizer, example, limit, measure, keep_end=True)
-        prompt, wholes = _causal_rows(lm.tokenizer, solved, example.prompt, completions)
+    if cut:
+        example, demonstrations = _fitted_causal(lm, example, demonstrations, completions, limit, stop)
+        prompt, wholes = _causal_rows(lm, demonstrations, example.prompt, completions, stop)
         lengths = [len(whole) - len(prompt) for whole in wholes]
     pairs = list(zip(wholes, lengths, strict=True))
     contexts = [shorten(whole[:-length], limit - length, lm.tokenizer) for whole, length in pairs]
@@ -151,9 +146,16 @@ def encode(
 
 
 def _causal_rows(
-    tokenizer: Any, solved: str, prompt: str, completions: Sequence[str]
+    lm: LanguageModel, demonstrations: Sequence[Example], prompt: str, completions: Sequence[str], stop: str
 ) -> tuple[list[int], list[list[int]]]:
-    """Return the tokens of a prompt, and of it with each completion."""
+    """Return the tokens of a prompt behind its demonstrations, and of it with each completion."""
+    tokenizer = lm.tokenizer
+    if lm.chat is not None:  # the template's text is taken as it stands, its special tokens are in it
+        asked = _asked(lm.chat, lm, demonstrations, prompt, stop)
+        texts = [asked, *(asked + completion for completion in completions)]
+        tokens, *wholes = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return tokens, wholes
+    solved = "".join(completed(shown, stop) + SEPARATOR for shown in demonstrations)
     texts = [solved + prompt.strip(" "), *(solved + (prompt + completion).strip(" ") for completion in completions)]
     tokens, *wholes = _tokenize(tokenizer, [text.strip(" ") for text in texts])
     if tokens:
@@ -162,48 +164,46 @@ def _causal_rows(
     return [start], [[start, *whole] for whole in wholes]
 
 
-def _fitted(tokenizer: Any, example: Example, limit: int, measure: Callable[[str], int], *, keep_end: bool) -> Example:
-    """Return the example with its longest contents shortened until ``measure(prompt)`` is within the limit.
+def _asked(chat: Chat, lm: LanguageModel, demonstrations: Sequence[Example], prompt: str, stop: str) -> str:
+    """Return a prompt behind its demonstrations as a chat."""
+    solved = [
+        (shown.prompt.strip(), completions_of(lm, shown, stop)[_gold(shown)].removesuffix(chat.end_text))
+        for shown in demonstrations
+    ]
+    return chat.text(solved, prompt.strip())
 
-    Raises:
-        BadInput: the words around them alone are longer.
+
+def prompt_text(lm: LanguageModel, example: Example) -> str:
+    """Return the prompt of an example as the model reads it: within its chat template, if it has to use one."""
+    return example.prompt if lm.chat is None else lm.chat.text((), example.prompt.strip())
+
+
+def _fitted_causal(
+    lm: LanguageModel,
+    example: Example,
+    demonstrations: Sequence[Example],
+    completions: Sequence[str],
+    limit: int,
+    stop: str,
+) -> tuple[Example, Sequence[Example]]:
+    """Return an example whose text is too long with its contents shortened, and the demonstrations that stay.
+
+    In front of a chat demonstrations are left out whole, the first ones first, and all that the user says may be
+    shortened. Elsewhere they lose their beginning, and so does a prompt that does not know its contents.
     """
-    while (excess := measure(example.prompt) - limit) > 0:
-        if not example.contents:
-            raise BadInput(f"max_length {limit} is shorter than the template and an option: raise it")
-        example = _shortened(tokenizer, example, excess, keep_end)
-    return example
 
+    def measure(prompt: str) -> int:
+        bare, continued = _causal_rows(lm, demonstrations if lm.chat else (), prompt, completions, stop)
+        return max(map(len, (bare, *continued)))
 
-def _shortened(tokenizer: Any, example: Example, excess: int, keep_end: bool) -> Example:
-    """Return the example with about ``excess`` tokens fewer in its longest contents."""
-    texts = [example.prompt[start:end] for start, end in example.contents]
-    encoding = tokenizer(texts, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
-    lengths = [len(ids) for ids in encoding["input_ids"]]
-    room = max(0, sum(lengths) - excess)
-    most = bisect_right(range(max(lengths) + 1), room, key=lambda cap: sum(min(n, cap) for n in lengths)) - 1
-    prompt, contents, done = "", [], 0
-    for i, ((start, end), text, length) in enumerate(zip(example.contents, texts, lengths, strict=True)):
-        prompt += example.prompt[done:start]
-        if length > most:
-            offsets = encoding["offset_mapping"][i] if tokenizer.is_fast else None
-            text = _part(text, offsets, length, most, keep_end)
-        if text:
-            contents.append((len(prompt), len(prompt) + len(text)))
-        prompt, done = prompt + text, end
-    return example._replace(prompt=prompt + example.prompt[done:], contents=tuple(contents))
-
-
-def _part(text: str, offsets: Any, length: int, most: int, keep_end: bool) -> str:
-    """Return the last or first ``most`` of a text's ``length`` tokens, at least a character less than all of it.
-
-    ``offsets`` are None where the tokenizer has none: then each token is taken for equally many characters.
-    """
-    if most == 0:
-        return ""
-    index = length - most if keep_end else most
-    at = offsets[index][0] if offsets is not None else len(text) * index // length
-    return text[max(1, at) :].lstrip() if keep_end else text[: min(at, len(text) - 1)].rstrip()
+    if lm.chat is not None:
+        while demonstrations and measure(example.prompt) > limit:
+            demonstrations = demonstrations[1:]
+        if not example.contents and example.prompt:
+            example = example._replace(contents=((0, len(example.prompt)),))
+    if example.contents:
+        example = fitted(lm.tokenizer, example, limit, measure, keep_end=True)
+    return example, demonstrations
 
 
 def encode_all(
@@ -217,6 +217,8 @@ def task_options(lm: LanguageModel, task: Task, max_length: int | None = None) -
     """Return the keyword arguments of `encode` that a task sets: its limits count for masked models only."""
     if lm.masked:
         return {"max_length": max_length or task.max_length, "first_limit": task.first_limit}
+    if lm.chat is not None and task.kind == "generation":  # the answer must have room without cutting the template
+        max_length = min(length_limit(lm, max_length), max(2, length_limit(lm) - task.max_new_tokens))
     return {"max_length": max_length, "stop": task.stop}
 
 
@@ -236,6 +238,15 @@ def cut_sentence(lm: LanguageModel, what: str, count: int, total: int, limit: in
 def content_free(example: Example) -> Example:
     """Return the example with its prompt's content removed, which calibration compares with."""
     return example._replace(prompt=example.content_free, contents=())
+
+
+def completions_of(lm: LanguageModel, example: Example, stop: str = "\n") -> tuple[str, ...]:
+    """Return what is scored behind the prompt: the options, or the first answer with what ends it.
+
+    In a chat it is what the assistant says: without the space in front, and an answer ends with its turn.
+    """
+    texts = _completions(example, stop if lm.chat is None else lm.chat.end_text)
+    return texts if lm.chat is None else tuple(text.lstrip(" ") for text in texts)
 
 
 def _completions(example: Example, stop: str) -> tuple[str, ...]:
@@ -305,7 +316,7 @@ def _encode_masked(lm: LanguageModel, example: Example, limit: int, first_limit:
         raise BadInput(f"a prompt for a masked model must hold {MASK} exactly once: {example.prompt[:60]!r} does not")
     whole_prompt = example.prompt
     if first_limit and example.first:
-        example = _shorten_first(tokenizer, example, first_limit)
+        example = shorten_first(tokenizer, example, first_limit)
 
     def tokenized(prompt: str) -> list[int]:
         ids: list[int] = tokenizer(prompt.replace(MASK, tokenizer.mask_token).strip(" "), verbose=False)["input_ids"]
@@ -314,12 +325,12 @@ def _encode_masked(lm: LanguageModel, example: Example, limit: int, first_limit:
     tokens = tokenized(example.prompt)
     _check_known(lm, tokens)
     if example.contents and len(tokens) > limit:
-        example = _fitted(tokenizer, example, limit, lambda prompt: len(tokenized(prompt)), keep_end=False)
+        example = fitted(tokenizer, example, limit, lambda prompt: len(tokenized(prompt)), keep_end=False)
         tokens = tokenized(example.prompt)
     cut = len(tokens) > limit or example.prompt != whole_prompt
     position = tokens.index(tokenizer.mask_token_id)
     if len(tokens) > limit:
-        tokens, position = _fit_around(tokens, position, limit, _template(tokenizer, example), tokenizer)
+        tokens, position = fit_around(tokens, position, limit, template_tokens(tokenizer, example), tokenizer)
     options = []
     for option in example.options:
         pieces = tokenizer(option, add_special_tokens=False, verbose=False)["input_ids"]
@@ -330,51 +341,3 @@ def _encode_masked(lm: LanguageModel, example: Example, limit: int, first_limit:
         options.append(tuple(pieces))
     whole = tuple(tokens)
     return Encoded(whole, (whole,), tuple(options), position, example.correct, tuple(example.answers), cut)
-
-
-def _shorten_first(tokenizer: Any, example: Example, limit: int) -> Example:
-    """Return the example with at most ``limit`` tokens of its first sentence."""
-    assert example.first is not None
-    start, end = example.first
-    sentence = example.prompt[start:end]
-    encoding = tokenizer(sentence, add_special_tokens=False, return_offsets_mapping=tokenizer.is_fast, verbose=False)
-    ids = encoding["input_ids"]
-    if len(ids) <= limit:
-        return example
-    kept = encoding["offset_mapping"][limit - 1][1] if tokenizer.is_fast else len(tokenizer.decode(ids[:limit]))
-    prompt = example.prompt[: start + kept] + example.prompt[end:]
-    return example._replace(prompt=prompt, first=(start, start + kept))
-
-
-def _template(tokenizer: Any, example: Example) -> tuple[int, int]:
-    """Return the numbers of tokens of the template's own words right before the mask and right after it."""
-    lead, mask, end = example.content_free.partition(MASK)
-    if not mask:
-        lead = end = ""
-    if example.first is not None:  # exact: the text between the first sentence and the mask
-        index = example.prompt.index(MASK)
-        lead = example.prompt[example.first[1] if example.first[1] <= index else 0 : index]
-    rows = tokenizer([lead, end], add_special_tokens=False, verbose=False)["input_ids"]
-    return len(rows[0]), len(rows[1])
-
-
-def _fit_around(
-    tokens: list[int], mask: int, limit: int, template: tuple[int, int], tokenizer: Any
-) -> tuple[list[int], int]:
-    """Return ``limit`` tokens and the mask's index among them.
-
-    The tail of the longer of the sentences before and after the mask is cut, but none of the template's words.
-    """
-    special = set(tokenizer.all_special_ids)
-    first = next(i for i, token in enumerate(tokens) if token not in special or i == mask)
-    last = len(tokens) - next(i for i, token in enumerate(reversed(tokens)) if token not in special)
-    last = max(last, mask + 1)
-    left, right = tokens[first:mask], tokens[mask + 1 : last]
-    num_left, num_right = max(0, len(left) - template[0]), max(0, len(right) - template[1])  # without the template
-    room = num_left + num_right - (len(tokens) - limit)
-    if room < 0:
-        raise BadInput(f"max_length {limit} is shorter than the template around the mask: raise it")
-    keep_left = num_left if num_left <= room // 2 else max(room - num_right, room - room // 2)
-    left = left[:keep_left] + left[num_left:]
-    right = right[: len(right) - (num_right - (room - keep_left))]
-    return tokens[:first] + left + [tokens[mask]] + right + tokens[last:], first + len(left)

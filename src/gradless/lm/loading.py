@@ -21,8 +21,10 @@ from torch import nn
 
 from gradless.errors import BadInput, pick, unknown
 from gradless.lm import adapters, assets, checkpoint_config, checkpoint_files, conversion, tiny_models
+from gradless.lm import chat as chat_templates
 from gradless.lm.adapters import Adapter
 from gradless.lm.causality import looks_ahead
+from gradless.lm.chat import Chat
 from gradless.lm.devices import device_of
 from gradless.system import cache as store
 from gradless.system.cache import Say
@@ -50,6 +52,7 @@ class LanguageModel:
         masked: True for masked models (RoBERTa, BERT), False for causal ones.
         source: what the user named, see `load`.
         name: a short name for tables.
+        chat: the text of the tokenizer's chat template, if prompts are messages of a chat.
         origin: the adapter that the model was loaded with, and its base; None for a model without one.
     """
 
@@ -58,6 +61,7 @@ class LanguageModel:
     masked: bool
     source: str
     name: str
+    chat: Chat | None = None
     origin: Adapter | None = None
 
     @property
@@ -117,6 +121,7 @@ def load(
     device: str = "cpu",
     cache: Path | None = None,
     tokenizer: Any = None,
+    chat: bool = False,
     say: Say = silent,
 ) -> LanguageModel:
     """Return a model and its tokenizer.
@@ -131,17 +136,24 @@ def load(
             GPUs (accelerate's device map).
         cache: cache folder (default: `gradless.system.cache.cache_root`).
         tokenizer: that of this model, if it has been read before; large ones take seconds.
+        chat: let prompts be messages of a chat, by the tokenizer's own template (`gradless.lm.chat`).
         say: receives lines about slow steps.
 
     Memory: about the weights; they are mapped from the file and copied one tensor at a time.
 
     Raises:
         BadInput: no such model, a broken file, no language-model head, unknown dtype or device, too large for ``auto``,
-            an adapter that does not fit its base.
+            an adapter that does not fit its base; ``chat`` with a masked model, or without a template.
     """
-    preloaded = _preloaded.pop((source, dtype, device), None)
-    if preloaded is not None:
-        return preloaded
+    lm = _preloaded.pop((source, dtype, device), None) or _loaded(source, dtype, device, cache, tokenizer, say)
+    if chat and lm.masked:
+        raise BadInput(f"{source} is a masked model, which is no chat's assistant: leave out --chat")
+    lm.chat = chat_templates.read(lm.tokenizer, source) if chat else None
+    return lm
+
+
+def _loaded(source: str, dtype: str | None, device: str, cache: Path | None, tokenizer: Any, say: Say) -> LanguageModel:
+    """Return a model, or an adapter around its base."""
     options: dict[str, Any] = {"dtype": dtype, "device": device, "cache": cache, "say": say}
     folder = adapters.folder_of(source)
     if folder is None:

@@ -162,7 +162,9 @@ def generate(lm: LanguageModel, prompts: Prompts) -> list[str]:
 
     model: Any = lm.model
     tokenizer, own = lm.tokenizer, getattr(model.generation_config, "eos_token_id", None)
+    chat = lm.chat
     ends = {*stop_tokens(tokenizer, prompts.stop), *(own if isinstance(own, list) else [own]), tokenizer.eos_token_id}
+    ends.add(chat.end if chat else None)
     config = GenerationConfig(
         max_new_tokens=prompts.new_tokens,
         do_sample=False,
@@ -189,6 +191,8 @@ def generate(lm: LanguageModel, prompts: Prompts) -> list[str]:
         new += tokens[:, ids.shape[1] :].tolist()
     if not all(map(bool, finite)):
         raise NotFinite("the model's logits are not finite: use another model, a lower learning rate, or float32")
+    if chat is not None and chat.end is not None:  # which the tokenizer need not call special
+        new = [row[: row.index(chat.end)] if chat.end in row else row for row in new]
     return [tokenizer.decode(row, skip_special_tokens=True).split(prompts.stop)[0].strip() for row in new]
 
 

@@ -30,6 +30,7 @@ class Specials(NamedTuple):
 
     tokens: dict[str, str]
     template: str
+    chat: str | None = None  # chat template
 
 
 class Family(NamedTuple):
@@ -43,6 +44,10 @@ class Family(NamedTuple):
 
 _GROUPED: Final[dict[str, Any]] = {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 48}
 _LLAMA: Final = Specials({"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}, "<s> $A")
+_CHAT: Final = (
+    "{% for message in messages %}{{ message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'assistant\n' }}{% endif %}"
+)
 _PADDED: Final = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 
 FAMILIES: Final[dict[str, Family]] = {
@@ -57,7 +62,7 @@ FAMILIES: Final[dict[str, Family]] = {
     "qwen": Family(
         "Qwen3Config",
         {**_GROUPED, "head_dim": 16},
-        Specials({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, "$A"),
+        Specials({"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}, "$A", _CHAT),
     ),
     # Heads wider than hidden / heads, and sliding beside full attention, as in the real one.
     "gemma": Family(
@@ -150,6 +155,7 @@ def make_tokenizer(specials: Specials) -> Any:
         model_input_names=["input_ids", "attention_mask"],
         model_max_length=LENGTH,
         clean_up_tokenization_spaces=False,
+        chat_template=specials.chat,
         **specials.tokens,
     )
 

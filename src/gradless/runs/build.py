@@ -81,6 +81,13 @@ def load_task(config: TuneConfig, say: Say = silent) -> tuple[Task, Splits]:
     return task, tasks.load(task, data=data, seed=config.seed, k_shot=config.k_shot, **sizes)
 
 
+def base_model(config: TuneConfig, *, tokenizer: Any = None, say: Say = silent) -> LanguageModel:
+    """Return the model of a configuration before any scheme is applied; see `gradless.lm.load`."""
+    return lm.load(
+        config.model, dtype=config.dtype, device=config.device, tokenizer=tokenizer, chat=config.chat, say=say
+    )
+
+
 def build(
     config: TuneConfig,
     folder: Path,
@@ -99,7 +106,7 @@ def build(
         say: receives lines about slow steps.
     """
     tokenizer, base_sha256 = (twin.lm.tokenizer, twin.base_sha256) if twin else (None, None)
-    base = lm.load(config.model, dtype=config.dtype, device=config.device, tokenizer=tokenizer, say=say)
+    base = base_model(config, tokenizer=tokenizer, say=say)
     return _tuned(config, base, folder, label_token_ids, base_sha256=base_sha256)
 
 
@@ -110,7 +117,7 @@ def build_for(
 
     That is the label tokens, which only the scheme ``head`` needs, and the input norms of Wanda's masks.
     """
-    base = lm.load(config.model, dtype=config.dtype, device=config.device, say=say)
+    base = base_model(config, say=say)
     if line := adapter_schemes.sentence(base, config.scheme):
         say(line)
     tokens = label_tokens(base, task, rows[0]) if config.scheme == "head" else ()

@@ -186,6 +186,10 @@ class TuneConfig:
     """Prompt with or without the sentence that aligns a task.
 
     That sentence makes a task look like text (ZO-Bench's task alignment)."""
+    chat: Annotated[bool, Flag("--chat/--no-chat")] = False
+    """Prompts as messages, by the model's own chat template.
+
+    The prompt is what the user says, the answer is what the assistant says."""
     rank: Few = 8
     """LoRA rank."""
     alpha: Positive = 16.0

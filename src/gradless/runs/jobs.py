@@ -157,7 +157,7 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
     task, splits = build.load_task(config, reporter.say)
     if not splits.test:
         raise BadInput("there are no test rows: give --test or --num-test")
-    model = lm.load(config.model, dtype=config.dtype, device=config.device, say=reporter.say)
+    model = build.base_model(config, say=reporter.say)
     splits = splits._replace(train=splits.train if needed else [], dev=[])
     how: dict[str, Any] = {
         "mode": mode,
