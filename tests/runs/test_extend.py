@@ -18,7 +18,7 @@ from gradless.runs import extend, jobs
 from gradless.runs.config import read_config
 from save_helpers import QUIET
 
-COSTS = ("peak_memory_bytes", "inference_memory_bytes", "train_seconds", "seconds_per_step")
+COSTS = ("expected_time", "peak_memory_bytes", "inference_memory_bytes", "train_seconds", "seconds_per_step")
 TIMES = ("seconds", "peak_memory_bytes")
 
 

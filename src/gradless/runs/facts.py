@@ -103,6 +103,14 @@ class DataFacts(msgspec.Struct, frozen=True, kw_only=True):
         values: dict[str, Any] = msgspec.to_builtins(self)
         return values
 
+    def of_result(self) -> dict[str, Any]:
+        """Return the entries ``data`` and ``expected_time`` of ``result.json``.
+
+        Equal runs have equal data; the time is the machine's.
+        """
+        values = self.to_json()
+        return {"expected_time": values.pop("time"), "data": values}
+
 
 def read(value: Any) -> DataFacts | None:
     """Return facts from what JSON held, or None for anything else; fields of later releases are ignored."""
@@ -114,7 +122,9 @@ def read(value: Any) -> DataFacts | None:
 
 def of_run(folder: Path, result: Mapping[str, Any]) -> DataFacts | None:
     """Return the facts of a run: those of its result, or what it wrote before it trained."""
-    return read(result.get("data")) or read(read_json(folder / FILE))
+    data, time = result.get("data"), result.get("expected_time")
+    finished = {**data, "time": time} if isinstance(data, Mapping) else None
+    return read(finished) or read(data) or read(read_json(folder / FILE))
 
 
 # ------------------------------------------------------------------------------------------------------------

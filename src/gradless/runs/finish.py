@@ -56,7 +56,7 @@ def finish(
         "test": _numbers(test),
         "interval": _intervals(zero_shot, test),
         "share_right": _shares(zero_shot, test),
-        "data": facts.to_json(),
+        **facts.of_result(),
         **_training(run, log, moves, step),
         "weights_sha256": _sha256(run, status),
         "base_sha256": run.model.base_sha256,

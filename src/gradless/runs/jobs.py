@@ -186,7 +186,7 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
         "test": scores.metrics,
         "interval": {"test": list(metrics.wilson(sum(scores.correct), len(scores.correct)))},
         "share_right": {"test": sum(scores.correct) / len(scores.correct)},
-        "data": facts.to_json(),
+        **facts.of_result(),
         "forwards": scores.forwards,
         "seconds": scores.seconds,
         "data_sha256": splits.fingerprint,
