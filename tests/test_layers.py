@@ -93,7 +93,7 @@ INSIDE = {
     ),
     "bench": (
         *("bench.grid_file", "bench.grid", "bench.results", "bench.forkserver", "bench.process", "bench.directory"),
-        *("bench.estimate", "bench.runner", "bench.timing"),
+        *("bench.data", "bench.estimate", "bench.runner", "bench.timing"),
     ),
     "integrations": (
         *("integrations.batches", "integrations.instance", "integrations.method_choice", "integrations.overrides"),

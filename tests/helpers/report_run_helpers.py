@@ -10,7 +10,7 @@ from typing import Any
 from gradless.report import report
 from gradless.report.run.record import Evaluated, RunRecord, Step
 
-SECTIONS = ["result", "training", "cost", "gradients", "examples", "provenance"]
+SECTIONS = ["result", "data", "training", "cost", "gradients", "examples", "provenance"]
 
 
 NASTY = "<script>alert(\"1\")</script> & 'quoted' </td></table> ± 5"

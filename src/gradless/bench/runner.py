@@ -7,7 +7,6 @@ finished search runs, so every worker comes to the same final runs without a wor
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import time
@@ -16,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradless.bench import directory, estimate, grid, results
+from gradless.bench import data, directory, estimate, grid, results
 from gradless.bench import process as processes
 from gradless.bench.forkserver import ForkServer
 from gradless.bench.grid import FINAL, SEARCH, Cost, Request, cell_name
 from gradless.bench.grid_file import Grid
 from gradless.bench.process import Child, Command
 from gradless.bench.results import overhead
-from gradless.errors import BadInput
 from gradless.runs import build
 from gradless.runs.config import TuneConfig
 from gradless.runs.record import DIVERGED, DONE
@@ -112,7 +110,7 @@ def bench(
     directory.check_folder(out)
     board = Board(grid=asked, out=out, possible=_in_order(asked, price))
     directory.check_runs(asked, board.possible, out)
-    _check_data(board)
+    data.check(board.possible, asked.path, reporter.say, describe_all=dry_run)
     lines = _known(board, known)
     if dry_run:
         board.lines.update(lines)
@@ -142,21 +140,6 @@ def _in_order(asked: Grid, cost: Cost) -> list[Request]:
 def _relevant(config: TuneConfig) -> dict[str, Any]:
     """Return all that a step's cost could depend on: to tell it may take a model."""
     return {name: value for name, value in config.to_json().items() if name not in NO_COST}
-
-
-def _check_data(board: Board) -> None:
-    """Read the local files of each task once, so that a missing file or row is known at once."""
-    seen = set()
-    for one in board.possible:
-        config = one.config
-        sizes = (config.num_train, config.num_dev, config.num_test, config.k_shot)
-        key = json.dumps([config.task, config.data, config.own, sizes], sort_keys=True)
-        if one.phase == FINAL and key not in seen and (config.data or config.own):
-            seen.add(key)
-            try:
-                build.load_task(config)
-            except BadInput as error:
-                raise BadInput(f"{board.grid.path}: cell {cell_name(one.cell)}: {error}") from None
 
 
 def _known(board: Board, files: Sequence[Path]) -> dict[str, dict[str, Any]]:

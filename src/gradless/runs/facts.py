@@ -19,6 +19,7 @@ FILE: Final = "data.json"
 SPLITS: Final = ("train", "dev", "test")
 MARKS: Final = ("\u27e6", "\u27e7")
 """White square brackets around the scored part of a prompt."""
+RANDOM: Final = "a random option"
 MOST_CLASSES: Final = 12
 """Classes that a terminal shows."""
 
@@ -235,9 +236,10 @@ def baseline(result: Mapping[str, Any]) -> Baseline | None:
     share = max(majority.share, facts.chance or 0.0)
     low = _low(result)
     beaten = False if right <= share else None if low is not None and low <= share else True
-    answer = majority.answer if share == majority.share else "a random option"
-    end = {True: "more", False: "no more", None: "more, but not clearly (95 % interval)"}[beaten]
-    sentence = f"always answering {answer} has {share:.1%} of the test rows right; this model has {right:.1%}, {end}"
+    answer = majority.answer if share == majority.share else RANDOM
+    end = {True: "more", False: "which does not beat it", None: "more, but not clearly (95 % interval)"}[beaten]
+    always = "a random option" if answer == RANDOM else f"always answering {answer}"
+    sentence = f"{always} has {share:.1%} of the test rows right; this model has {right:.1%}, {end}"
     return Baseline(answer, share, right, beaten, sentence)
 
 

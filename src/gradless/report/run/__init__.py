@@ -28,7 +28,10 @@ def write(folder: Path, say: Callable[[str], object]) -> list[Path]:
         BadInput: there is no run in the folder.
     """
     record = load(folder)
-    say(f"{record.model} on {record.task}, {record.method}: {verdict(record).text}")
+    reached = verdict(record)
+    say(f"{record.model} on {record.task}, {record.method}: {reached.text}")
+    if reached.baseline:
+        say(reached.baseline)
     for remark in record.remarks:
         say(f"note: {remark}")
     pictures = drawn(lambda: drawings(record), say)

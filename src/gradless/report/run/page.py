@@ -15,6 +15,7 @@ from gradless.report.common.read import mapping
 from gradless.report.common.table import NOTHING, Table
 from gradless.report.run.figures import Drawing
 from gradless.report.run.record import RunRecord
+from gradless.report.run.tables import classes, data_facts
 from gradless.report.run.verdict import shares, verdict
 from gradless.runs.config_io import tune_command
 
@@ -52,6 +53,10 @@ def page(record: RunRecord, tables: Sequence[Table], drawings: Sequence[Drawing]
         tiles=list(_tiles(record)),
         outcome=by_name["outcome"],
         cost=by_name["cost"],
+        data=data_facts(record),
+        classes=classes(record),
+        prompt=record.data.prompt if record.data is not None else None,
+        warnings=record.data.warnings if record.data is not None else [],
         examples=[table for name, table in by_name.items() if name.startswith("examples-")],
         drawings=inlined((drawing.name, drawing.title, drawing.svg) for drawing in drawings),
         by_section={id_: [one for one in drawings if one.name.startswith(start)] for id_, start in SECTIONS.items()},

@@ -12,8 +12,9 @@ from gradless.lm import metrics
 from gradless.methods import METHODS, Method
 from gradless.report.common.numbers import counted, finite, metric_of, number
 from gradless.report.common.read import mapping, parse_json, read_json
-from gradless.runs import predictions
+from gradless.runs import facts, predictions
 from gradless.runs.config import TuneConfig
+from gradless.runs.facts import DataFacts
 from gradless.runs.predictions import Prediction
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED
 
@@ -65,6 +66,8 @@ class RunRecord:
     evaluations: tuple[Evaluated, ...]
     inference_bytes: float | None
     predictions: tuple[Prediction, ...]
+    data: DataFacts | None = None
+    """What it was trained on; None for a run of an earlier release."""
     remarks: tuple[str, ...]
     """What is missing or damaged, a sentence each."""
 
@@ -188,6 +191,7 @@ def load(folder: Path) -> RunRecord:
         evaluations=tuple(_evaluated(line) for line in lines if line["event"] == "eval"),
         inference_bytes=max(filter(None, inference), default=None),
         predictions=tuple(predictions.read(folder / predictions.FILE)),
+        data=facts.of_run(folder, result),
         remarks=tuple(remarks),
     )
 

@@ -7,15 +7,17 @@ from typing import Any
 
 import torch
 
-from gradless.report.common.numbers import counted, number, unique
+from gradless.report.common.numbers import counted, number, show, unique
 from gradless.report.common.table import NOTHING, Column, Item, Table
 from gradless.report.run.record import RunRecord
 from gradless.report.run.verdict import shares
+from gradless.runs.facts import SPLITS, cut_line, duration, majority_line
 from gradless.runs.predictions import Guess, Prediction, changed_first, shorten
 
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 FIXED, BROKEN, OTHERS = 12, 12, 8  # rows of each kind on the page
 BRIEF = 3  # rows of each kind on a terminal
+MOST_CLASSES = 50  # on the page
 TERMINAL = 60  # characters of a text there
 
 
@@ -83,6 +85,56 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str, float]]:
     peak, floor = sizes.get("training, peak"), sizes.get("inference, peak")
     if peak and floor:
         yield "training / inference", f"{peak / floor:.2f} \u00d7", peak / floor
+
+
+def classes(record: RunRecord) -> Table | None:
+    """Return the classes with their words and rows; None where there are none."""
+    facts = record.data
+    if facts is None or not facts.classes:
+        return None
+    splits = [split for split in SPLITS if any(one.rows.get(split) for one in facts.classes)]
+    known = any(one.tokens is not None for one in facts.classes)
+    rows = [
+        (
+            Item(one.label),
+            Item(one.word),
+            *([Item(show(one.tokens))] if known else []),
+            *(Item(f"{one.rows.get(split, 0):,}") for split in splits),
+        )
+        for one in facts.classes[:MOST_CLASSES]
+    ]
+    more = len(facts.classes) - MOST_CLASSES
+    return Table(
+        name="classes",
+        title="Classes",
+        caption=f"And {more} more, which result.json names." if more > 0 else "",
+        labels=1,
+        columns=(
+            Column("label"),
+            Column("word"),
+            *([Column("tokens")] if known else []),
+            *(Column(split, "rows") for split in splits),
+        ),
+        rows=tuple(rows),
+        records=tuple(
+            {"label": one.label, "word": one.word, "tokens": one.tokens, **one.rows} for one in facts.classes
+        ),
+    )
+
+
+def data_facts(record: RunRecord) -> dict[str, str]:
+    """Return what else is known of the rows, by name."""
+    facts = record.data
+    if facts is None:
+        return {}
+    named = {
+        "rows": ", ".join(f"{count:,} {split}" for split, count in facts.rows.items() if count),
+        "baseline": majority_line(facts).removeprefix("baseline: "),
+        "answers": facts.answers,
+        "cut": cut_line(facts) if facts.cut is not None else "",
+        "expected time": f"{duration(facts.time.seconds)} ({facts.time.how})" if facts.time is not None else "",
+    }
+    return {name: text for name, text in named.items() if text}
 
 
 def memory_rows(record: RunRecord) -> list[tuple[str, float | None]]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from gradless.lm.metrics import SHARES
 from gradless.report.common.numbers import counted
 from gradless.report.run.record import UNFINISHED, RunRecord
+from gradless.runs.facts import baseline
 from gradless.runs.record import DIVERGED, INTERRUPTED
 
 BETTER, WORSE, UNCLEAR, UNKNOWN = "better", "worse", "unclear", "unknown"
@@ -34,6 +35,8 @@ class Verdict(NamedTuple):
 
     kind: str
     text: str
+    baseline: str = ""
+    """A sentence where the result does not clearly beat the most frequent answer."""
 
 
 def shares(record: RunRecord) -> Shares:
@@ -66,11 +69,19 @@ def verdict(record: RunRecord) -> Verdict:
         return Verdict(UNKNOWN, _unfinished(record))
     kind, text = _compared(record)
     if record.status != DIVERGED:
-        return Verdict(kind, text)
+        return Verdict(kind, text, _baseline(record))
     lead = f"The run diverged after {counted(len(record.steps), 'step')} of {record.planned:,}: its losses were no "
     lead += "longer finite numbers. Lower --lr or --eps. "
     at = f"What was scored are the weights of step {record.selected:,}. " if record.selected and text else ""
-    return Verdict(kind, (lead + at + text).strip())
+    return Verdict(kind, (lead + at + text).strip(), _baseline(record))
+
+
+def _baseline(record: RunRecord) -> str:
+    """Return a sentence where the result does not clearly beat the most frequent answer."""
+    compared = baseline(record.result)
+    if compared is None or compared.beaten:
+        return ""
+    return f"{compared.sentence[:1].upper()}{compared.sentence[1:]}."
 
 
 def _unfinished(record: RunRecord) -> str:
