@@ -67,7 +67,7 @@ def verdict(record: RunRecord) -> Verdict:
     """Better, worse or unclear, from the paired 95 % interval, and a sentence; unknown without a comparison."""
     if record.status in (UNFINISHED, INTERRUPTED):
         return Verdict(UNKNOWN, _unfinished(record))
-    kind, text = _compared(record)
+    kind, text, _ = _compared(record)
     if record.status != DIVERGED:
         return Verdict(kind, text, _baseline(record))
     lead = f"The run diverged after {counted(len(record.steps), 'step')} of {record.planned:,}: its losses were no "
