@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -33,6 +34,61 @@ def test_a_single_run_and_its_report(tmp_path):
     again = call(f"simulate {SHORT} --out {tmp_path / 'a'}")
     assert "nothing to do" in again.output
     assert not list(tmp_path.glob("a/.lock"))
+
+
+OWN = "--peers 5 --byzantine 1 --attack sign-flip --steps 2 --eval-every 2 --batch-size 4"
+
+
+@pytest.mark.sweep
+def test_own_arrays_and_images_need_no_other_setting(tmp_path):
+    """--data alone names them; network, shape and classes come from the data, and what was found is said."""
+    image = pytest.importorskip("PIL.Image")
+    rows = np.random.default_rng(0).normal(size=(50, 6))
+    np.savez(tmp_path / "a.npz", x=rows, y=np.where(np.arange(50) < 46, "well", "ill"))
+    found = call(f"simulate {OWN} --data {tmp_path / 'a.npz'} --out {tmp_path / 'arrays'}")
+    assert found.exit_code == 0, found.output
+    for sentence in (
+        "a.npz: every fifth row of a class is for testing: 9 of 50",
+        "a.npz: no test row has the class ill",
+        "41 training rows of 6 features in 2 classes: ill, well",
+        "9 test rows, of which the largest class has 100.0%",
+        "network mlp with 902 parameters",
+        "4 honest peers with",
+        "of 41 in all; a rare class limits it: --split dirichlet-workers or iid uses all rows",
+    ):
+        assert found.output.count(sentence) == 1, sentence
+    for label in range(3):
+        (tmp_path / "scans" / str(label)).mkdir(parents=True)
+        for number in range(10):
+            image.new("RGB", (9, 7), (80 * label, number, 0)).save(tmp_path / "scans" / str(label) / f"{number}.png")
+    several = "--attack ipm --split iid --net logreg"
+    found = call(f"simulate {OWN} {several} --data {tmp_path / 'scans'} --out {tmp_path / 'images'}")
+    assert found.exit_code == 0, found.output
+    assert found.output.count("24 training rows of 7 x 9 pixels, channels: 3, in 3 classes: 0, 1, 2") == 1
+    config = json.loads((tmp_path / "images" / "runs" / first(tmp_path / "images") / "config.json").read_text())
+    assert (config["dataset"], config["image_size"]) == ("folder", None)
+    assert call(f"split --data {tmp_path / 'scans'} --peers 3 --picture {tmp_path / 'p.png'}").exit_code == 0
+    (tmp_path / "scans" / "1" / "0.png").write_bytes(b"no image")
+    refused(call(f"simulate {OWN} --data {tmp_path / 'scans'} --out {tmp_path / 'x'}"), "not a whole image: 1/0.png")
+    refused(call(f"simulate {OWN} --peers 99 --data {tmp_path / 'a.npz'} --out {tmp_path / 'x'}"), "cannot be dealt to")
+    assert not (tmp_path / "x").exists()
+
+
+def first(folder):
+    return sorted(path.name for path in (folder / "runs").iterdir())[0]
+
+
+def test_the_help_names_layouts_and_defaults():
+    text = " ".join(call("simulate --help").output.split())
+    for part in (
+        "CLASS/NAME.png",
+        "x_train, y_train",
+        "[default: dirichlet-classes]",
+        "alpha (by default 5)",
+        "commonest",
+    ):
+        assert part in text
+    assert "peers 26, byzantine 5" in CliRunner().invoke(commands.main, ["list", "recipes"]).output
 
 
 def test_a_grid_may_have_several_workers(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -48,12 +49,22 @@ def show_own_data(config: CollabConfig, say: Say) -> None:
     rows, test = len(data.train_labels), len(data.test_labels)
     share = float(torch.bincount(data.test_labels).max()) / test
     classes = ", ".join(data.classes[:SHOWN]) + (", ..." if len(data.classes) > SHOWN else "")
-    shape = " x ".join(map(str, data.shape))
-    say(f"{rows} training rows of {shape} (channels, height, width) in {len(data.classes)} classes: {classes}")
+    channels, height, width = data.shape
+    what = f"{channels} features" if height == width == 1 else f"{height} x {width} pixels, channels: {channels},"
+    say(f"{rows} training rows of {what} in {len(data.classes)} classes: {classes}")
     say(f"{test} test rows, of which the largest class has {share:.1%}: an accuracy that needs no learning")
-    shares(config, data.train_labels, config.peers - (config.attackers or 0))
+    say(f"network {net.name} with {net.parameters:,} parameters")
+    say(_dealt(config, shares(config, data.train_labels, config.peers - (config.attackers or 0)).parts, rows))
+
+
+def _dealt(config: CollabConfig, parts: Sequence[Tensor], rows: int) -> str:
+    """Return how many rows honest peers have, and what to do where most rows are nobody's."""
     parameter = f", {config.split_parameter:g}" if config.split_parameter is not None else ""
-    say(f"network {net.name} with {net.parameters:,} parameters; rows are dealt by {config.split}{parameter}")
+    sizes = sorted({len(part) for part in parts})
+    each = f"{sizes[0]} to {sizes[-1]} rows" if len(sizes) > 1 else f"{sizes[0]} row{'s' if sizes[0] > 1 else ''} each"
+    used = len(torch.cat(list(parts)).unique())
+    fix = "" if used > rows / 2 else "; a rare class limits it: --split dirichlet-workers or iid uses all rows"
+    return f"dealt by {config.split}{parameter}: {len(parts)} honest peers with {each}, {used} of {rows} in all{fix}"
 
 
 class Vision:
