@@ -150,7 +150,7 @@ def _sentence(name: Name, error: Exception, instead: str) -> str:
 
     text = " ".join(str(error).split())
     kind = type(error).__name__
-    if configs := re.search(r"(?:available configs|Available): (\[.*?\])", text):
+    if configs := re.search(r"[Aa]vailable(?: configs)?(?: in the cache)?: (\[.*?\])", text):
         what = f"has no configuration '{name.config}'" if name.config else "has several configurations"
         return f"{name} {what}: write {PREFIX}{name.repo}/CONFIGURATION with one of {_quoted(configs[1])}"
     if splits := re.search(r"Unknown split .*?Should be one of (\[.*?\])", text):

@@ -41,8 +41,9 @@ def read(source: Source, wanted: Wanted, say: Callable[[str], None]) -> list[Row
     contents = [_content(part, wanted) for part in source.parts]
     content = contents[0] if len(contents) == 1 else _joined(source, contents)
     rows, more = _checked(source.name, content, wanted)
+    short = re.sub(r"@([0-9a-f]{7})[0-9a-f]{33}", r"@\1", source.name.rpartition("/")[2] or source.name)
     for note in dict.fromkeys((*content.notes, *more)):
-        say(f"{source.name.rpartition('/')[2] or source.name}: {note}")
+        say(f"{short}: {note}")
     return rows
 
 
