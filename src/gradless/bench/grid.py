@@ -21,8 +21,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from gradless import __version__, rng, tasks
-from gradless.bench.grid_file import EVALUATIONS, NAMED, OPTION, OWN, Axes, Grid, Settings, parse
+from gradless import __version__, plugins, rng, tasks
+from gradless.bench.grid_file import EVALUATIONS, NAMED, OPTION, OWN, Axes, Grid, Settings, load_plugins, parse
 from gradless.errors import BadInput
 from gradless.lm import objectives
 from gradless.methods import HYBRID, METHODS
@@ -75,11 +75,12 @@ class Request(NamedTuple):
 
 
 def read(path: Path) -> Grid:
-    """Return the grid in a file after a check of every cell and point of it.
+    """Load the plugins of a grid, and return it after a check of every cell and point of it.
 
     Raises:
         BadInput: anything unknown or impossible, with the cell named; see also `search_runs`, which knows the costs.
     """
+    load_plugins(path)
     grid = parse(path)
     every = cells(grid)
     if not every:
@@ -221,11 +222,13 @@ def run_id(config: TuneConfig) -> str:
     """Return what determines a run, as 12 hexadecimal digits.
 
     Args:
-        config: resolved; its device and the folder of its data do not count, for a run may continue elsewhere.
+        config: resolved; its device and the folders of data and plugins do not count, for a run may continue elsewhere.
     """
     values = {name: value for name, value in config.to_json().items() if name not in ("device", "data")}
     if not config.chat:  # an id of before there was a choice stays what it was
         del values["chat"]
+    if config.plugins:
+        values["plugins"] = plugins.named(config.plugins)
     whole = {"config": values, "gradless": __version__, "stream": rng.STREAM_VERSION}
     return hashlib.sha256(_canonical(whole).encode()).hexdigest()[:12]
 

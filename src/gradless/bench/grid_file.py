@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 from msgspec import Meta
 
-from gradless import tasks
+from gradless import plugins, tasks
 from gradless.errors import BadInput, unknown
 from gradless.lm.metrics import METRICS
 from gradless.runs.config import OwnFiles, TuneConfig
@@ -36,6 +36,7 @@ DECIDED: Final = {
     "eval_every": "set evaluations, the number of them in a run",
     "select": "set select at the top of the file",
     "zero_shot": "set zero_shot at the top of the file",
+    "plugins": 'set plugins at the top of the file, as in plugins = ["own.py"]',
 }
 SETTINGS: Final = {name: setting for name, setting in typed.settings(TuneConfig).items() if name not in DECIDED}
 SELECTIONS: Final = ("loss", "metric", *METRICS)
@@ -60,6 +61,8 @@ class Keys:
     """What chooses on dev rows: loss, metric (the first of each task) or the name of that metric."""
     zero_shot: bool = True
     """Evaluate the untouched model too, once for each model, task and seed."""
+    plugins: tuple[str, ...] = ()
+    """Files (relative to the grid) and modules that define methods, tasks and other parts of your own."""
     base: dict[str, Any] = field(default_factory=dict)
     """Settings of every run."""
     axes: dict[str, Any] = field(default_factory=dict)
@@ -139,8 +142,19 @@ class Grid:
         return self.path.resolve().parent
 
 
+def load_plugins(path: Path) -> None:
+    """Load the plugins that a grid names; files are relative to the grid.
+
+    Raises:
+        BadInput: the file cannot be read, or as `gradless.plugins.load`.
+    """
+    values = typed.load(path)
+    with within(path):
+        plugins.load(typed.value("plugins", values.get("plugins", []), tuple[str, ...]), folder=path.resolve().parent)
+
+
 def parse(path: Path) -> Grid:
-    """Return the grid in a file.
+    """Return the grid in a file, whose plugins are loaded (`load_plugins`).
 
     Raises:
         BadInput: no such file, not TOML, an unknown key, or a value that cannot be; with its table in the file.

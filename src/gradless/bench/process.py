@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from gradless import plugins
 from gradless.bench import results
 from gradless.bench.forkserver import SUPPORTED, ForkedRun, ForkServer, ServerLost
 from gradless.bench.grid import ZERO_SHOT, Request
@@ -38,7 +39,7 @@ def command(request: Request, out: Path) -> list[str]:
     """Return the command line of a run."""
     job = ["eval"] if request.phase == ZERO_SHOT else ["tune", "--resume"]
     paths = ["--config", results.request_file(out, request.id), "--out", results.run_folder(out, request.id)]
-    return [*GRADLESS, *job, *map(str, paths)]
+    return [*GRADLESS, *job, *map(str, paths), *plugins.arguments(request.config.plugins)]
 
 
 @contextlib.contextmanager

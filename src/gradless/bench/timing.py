@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradless import plugins
 from gradless.bench import results
 from gradless.bench.grid import FINAL, cell_name
 from gradless.cost.turns import Candidate, take_turns, two_forwards
@@ -37,7 +38,20 @@ FLOOR = "two forwards"
 LR = 1e-12
 NOWHERE = Path("nowhere")  # there is no run directory
 # What tells methods apart, beside their names: the rest of a configuration is shared by those that are compared.
-OWN = ("method", "options", "lr", "eps", "queries", "seed", "steps", "eval_every", "engine", "num_test", "weight_decay")
+OWN = (
+    "method",
+    "plugins",
+    "options",
+    "lr",
+    "eps",
+    "queries",
+    "seed",
+    "steps",
+    "eval_every",
+    "engine",
+    "num_test",
+    "weight_decay",
+)
 
 
 def timings(out: Path, *, repeats: int = 7, reporter: Reporter | None = None) -> dict[str, Any]:
@@ -61,6 +75,7 @@ def timings(out: Path, *, repeats: int = 7, reporter: Reporter | None = None) ->
         if line["phase"] == FINAL and line["status"] == "done":
             asked = parse_json(results.request_file(out, line["id"]).read_text(encoding="utf-8"))
             config = TuneConfig.from_json(asked["config"])
+            plugins.check(config.parts(), config.plugins)
             shared = {name: value for name, value in config.to_json().items() if name not in OWN}
             group = groups.setdefault(json.dumps(shared, sort_keys=True), {})
             group.setdefault(cell_name(line["cell"]), config)

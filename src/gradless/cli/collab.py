@@ -15,7 +15,7 @@ from msgspec import Meta
 from gradless.cli import ends
 from gradless.cli.completion import Named
 from gradless.cli.fields import of_fields, of_hint
-from gradless.cli.options import FILE, HELP, PATH, Commands
+from gradless.cli.options import FILE, HELP, PATH, Commands, note_unused, plugin_option
 from gradless.collab.config import CollabConfig
 from gradless.collab.network.delivery import Delivery
 from gradless.errors import BadInput
@@ -57,6 +57,7 @@ data_options = _options("dataset data image_size split split_parameter seed")
 @_options("weight_decay rounds eval_every eval_rows device")
 @click.option("--out", type=PATH, required=True, help="Run directory; the same one continues a comparison.")
 @of_hint("workers", Processes, "Runs side by side.", 1)
+@plugin_option
 @click.option("--reuse", type=FILE, multiple=True, help="A results.jsonl whose finished runs are not made again.")
 @ends.json_option
 def simulate(
@@ -104,6 +105,7 @@ def simulate(
     base = dataclasses.replace(start.base, **fields, delivery=dataclasses.replace(start.base.delivery, **delivery))
     start = start._replace(base=base, plain_lr=None if "lr" in fields else start.plain_lr)
     configs = recipes.compared(start, axes) if comparison else recipes.grid(start, axes)
+    note_unused({table: [one for config in configs for one in config.parts()[table]] for table in configs[0].parts()})
     ends.remember(click.get_current_context(), lambda error: other_ends.stopped_simulation(out, error))
     with interrupting(signal.SIGTERM):
         results = study.run_all(configs, out, recipe=recipe or "", known=reuse, given=given, workers=workers)
@@ -157,6 +159,7 @@ def _own_data(options: dict[str, Any], known: str | None) -> dict[str, Any]:
 @data_options
 @of_hint("peers", Annotated[int, Meta(ge=1, le=10**4)], "Honest peers.", 21)
 @click.option("--picture", type=FILE, required=True, help="PNG or SVG file.")
+@plugin_option
 def split(picture: Path, peers: int, **options: Any) -> None:
     """Draw who has what: the rows of each class at every peer.
 

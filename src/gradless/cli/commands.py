@@ -18,11 +18,24 @@ from gradless.cli.completion import Named
 from gradless.cli.doctor import completion, doctor
 from gradless.cli.fields import of_fields, of_hint
 from gradless.cli.ledger import ledger
-from gradless.cli.options import FILE, FOLDER, HELP, PATH, Commands, FromFile, example, need, options
+from gradless.cli.listing import list_
+from gradless.cli.options import (
+    FILE,
+    FOLDER,
+    HELP,
+    PATH,
+    Commands,
+    FromFile,
+    example,
+    need,
+    note_unused,
+    options,
+    plugin_option,
+)
 from gradless.cli.plan import plan
 from gradless.cli.predict import predict
 from gradless.cost.settings import ProfileSettings
-from gradless.errors import BadInput, unknown
+from gradless.errors import BadInput
 from gradless.runs.config import OwnFiles, TuneConfig
 from gradless.system import terminal
 from gradless.system.typed import Amount, Count, Few, Processes, Seconds, Seed
@@ -34,7 +47,7 @@ def main() -> None:
     """Fine-tune language models with forward passes only."""
 
 
-for command in (predict, collab, plan, ledger, doctor, completion):
+for command in (predict, collab, plan, ledger, doctor, completion, list_):
     main.add_command(command)
 
 file_options = options(
@@ -76,6 +89,7 @@ tracker_option = click.option(
 @of_fields(TuneConfig, "method scheme objective steps batch_size micro_batch_size lr eps engine options queries")
 @of_fields(TuneConfig, "query_schedule schedule warmup weight_decay layer_scale eval_every zero_shot select")
 @of_fields(TuneConfig, "rank alpha targets num_prefix num_prompt freeze split")
+@plugin_option
 @of_hint("timeout", Seconds, "Seconds that ranks of torchrun wait for each other.", 600.0)
 @click.option("--resume", is_flag=True, help="Continue the run in --out after a crash or Ctrl-C.")
 @save_options
@@ -137,6 +151,7 @@ def tune(
     "--mode", type=Named("mode"), default="zero-shot", show_default=True, help="zero-shot, icl or calibrated."
 )
 @of_hint("num_demonstrations", Few, "Solved examples in front (icl).", 32)
+@plugin_option
 @click.option("--out", type=PATH, help="Directory for result.json.")
 @ends.json_option
 def evaluate(mode: str, num_demonstrations: int, out: Path | None, as_json: bool, **settings: Any) -> None:
@@ -166,6 +181,7 @@ def evaluate(mode: str, num_demonstrations: int, out: Path | None, as_json: bool
 @click.option(
     "--device", type=Named("device"), help="Where to compute, if not where the run was; the bits are the same."
 )
+@plugin_option
 @ends.json_option
 def replay(run_dir: Path, verify: bool, as_json: bool, **how: Any) -> None:
     """Rebuild the weights of a run from its ledger; no data and no forward pass is needed.
@@ -195,6 +211,7 @@ def replay(run_dir: Path, verify: bool, as_json: bool, **how: Any) -> None:
 @of_fields(ProfileSettings, "model dtype device method scheme batch_size length")
 @of_fields(ProfileSettings, "engines", engines="stream, dual or in-place; may be repeated (all).")
 @of_fields(ProfileSettings, "repeats seed threads replay_steps")
+@plugin_option
 @click.option("--no-memory", is_flag=True, help="Leave out peak memory, which takes a process for each row.")
 @click.option("--no-eager", is_flag=True, help="Leave out the step of MeZO's algorithm 1 in eager PyTorch.")
 @click.option("--json", type=FILE, help="Write all figures to this file.")
@@ -233,6 +250,7 @@ def profile(no_memory: bool, no_eager: bool, only: str | None, **settings: Any) 
 @click.option(
     "--reuse", "known", type=FILE, multiple=True, help="A results.jsonl whose finished runs are not made again."
 )
+@plugin_option
 @example(
     "Print a grid and stop: reviews (runs as it is), auto, checkpointed, frontier, lora-rate or study.", named=True
 )
@@ -250,6 +268,7 @@ def bench(grid: Path, out: Path, timings: bool, as_json: bool, **how: Any) -> No
     from gradless.cli import other_ends
 
     if timings:
+        job.load_plugins(grid)
         job.timings(out)
         return
     ends.remember(click.get_current_context(), lambda error: other_ends.stopped_benchmark(out, error))
@@ -263,6 +282,7 @@ def bench(grid: Path, out: Path, timings: bool, as_json: bool, **how: Any) -> No
 
 @main.command()
 @click.argument("folder", type=PATH)
+@plugin_option
 def report(folder: Path) -> None:
     """Make one HTML page of a run, or tables, figures and a page of a benchmark or of collaborative runs.
 
@@ -283,29 +303,6 @@ def report(folder: Path) -> None:
         return
     for path in paths:
         terminal.say(path)
-
-
-@main.command("list")
-@click.argument("what", type=Named("list"))
-def list_(what: str) -> None:
-    """List methods, tasks, models, directions, aggregators and other tables by name.
-
-    Tables: methods, schemes, tasks, models, objectives; directions, estimators, rules; aggregators, attacks,
-    algorithms, splits, recipes.
-
-    \b
-    gradless list tasks
-    """
-    from gradless.collab import recipes
-    from gradless.runs import jobs
-
-    tables = {**jobs.TABLES, **recipes.TABLES}
-    if what not in tables:
-        raise BadInput(unknown("list", what, tables))
-    rows = tables[what]()
-    width = max(len(name) for name in rows)
-    for name, about in rows.items():
-        terminal.say(f"{name:<{width}}  {about}")
 
 
 @main.command()
@@ -349,6 +346,7 @@ def _config(settings: dict[str, Any]) -> TuneConfig:
     del settings["config"], settings["cell"]
     options = parse_options(settings.pop("options", ()))
     options = click.get_current_context().meta.get("gradless.options", options)  # those of a file as well
+    recorded = click.get_current_context().meta.get("gradless.recorded", {})
     own = _own_files(settings)
     for name in SIZES.split():
         if settings[name] is None:
@@ -358,7 +356,9 @@ def _config(settings: dict[str, Any]) -> TuneConfig:
         settings["data"] = str(settings["data"].resolve())
     if os.path.exists(settings["model"]):
         settings["model"] = str(Path(settings["model"]).resolve())
-    return TuneConfig(own=own, options=options, **settings)
+    config = TuneConfig(own=own, options=options, plugins=recorded, **settings)
+    note_unused(config.parts())
+    return config
 
 
 def _own_files(settings: dict[str, Any]) -> dict[str, Any]:

@@ -94,13 +94,23 @@ TABLES: Final[dict[str, Callable[[], Sequence[str]]]] = {
     "mode": lambda: ("zero-shot", "icl", "calibrated"),
 }
 """Names by their kind, where they are not the keys of one table."""
+PLUGIN_TABLES: Final = {
+    "task": ("tasks",),
+    "objective": ("objectives",),
+    "rule": ("aggregators", "pre_aggregators"),
+}
+"""Tables of `gradless.plugins` by kind of name, where the field does not say which."""
 PATHS: Final = ("model",)  # may be a file as well
 
 
 @functools.cache
 def names(one: Names) -> tuple[str, ...]:
-    """Return the names of a kind, sorted."""
-    return tuple(sorted(TABLES[one.kind]() if one.kind in TABLES else keys(one.table)))
+    """Return the names of a kind, sorted, with those that installed packages declare."""
+    from gradless import plugins
+
+    declared = PLUGIN_TABLES.get(one.kind) or tuple(filter(None, [plugins.table_of(one.table)]))
+    own = TABLES[one.kind]() if one.kind in TABLES else keys(one.table)
+    return tuple(sorted({*own, *(name for table in declared for name in plugins.installed(table))}))
 
 
 def items(known: Names | None, incomplete: str, choices: Sequence[str] = ()) -> list[CompletionItem]:

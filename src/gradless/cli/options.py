@@ -8,7 +8,7 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,8 @@ class FromFile(click.Command):
             arguments = self.make_parser(ctx).parse_args(args=list(args))[0]
         if arguments.get("cell") and not arguments.get("config"):
             raise BadInput("--cell chooses among the cells of a file: give the file with --config")
+        if arguments.get("config") or arguments.get("resume"):
+            load_plugins(ctx, arguments.get("plugins") or ())  # before names in a file are checked
         file, settings = arguments.get("config"), _held(arguments)
         if file or settings:
             from gradless.runs import config_io
@@ -169,6 +171,7 @@ class FromFile(click.Command):
                 settings |= config_io.read(Path(file), arguments.get("cell"))
             options = {**settings.pop("options", {}), **config_io.parse_options(arguments.get("options") or ())}
             ctx.meta["gradless.options"] = options  # merged one by one, and not list by list
+            ctx.meta["gradless.recorded"] = settings.pop("plugins", {})
             values = {**settings.pop("own", {}), **settings}
             ctx.meta["gradless.task_name"] = values.get("name")  # of own files, which no option says
             ctx.default_map = {name: value for name, value in values.items() if value is not None}
@@ -195,6 +198,44 @@ def _held(arguments: dict[str, Any]) -> dict[str, Any]:
     if named:
         return {}
     raise BadInput(f"{path.parent} holds no run to continue (no config.json): give its --out, or all of its settings")
+
+
+def load_plugins(ctx: click.Context, specs: Sequence[str]) -> None:
+    """Load what ``--plugin`` names; in a torchrun job one process complains.
+
+    Raises:
+        BadInput: as `gradless.plugins.load`.
+    """
+    if ctx.resilient_parsing or not specs:  # a shell that completes a line runs nobody's code
+        return
+    from gradless import plugins
+
+    try:
+        ctx.meta["gradless.plugins"] = plugins.load(specs)
+    except BadInput as error:
+        raise error if is_first("LOCAL_RANK") else ReportedElsewhere(str(error)) from None
+
+
+plugin_option = click.option(
+    "--plugin",
+    "plugins",
+    multiple=True,
+    expose_value=False,
+    callback=lambda ctx, parameter, specs: load_plugins(ctx, specs),
+    metavar="FILE.py|MODULE",
+    help="Methods, tasks and other parts of your own; may be repeated.",
+)
+"""``--plugin``, which is loaded before the command begins; the command itself gets no argument."""
+
+
+def note_unused(parts: Mapping[str, Iterable[str]]) -> None:
+    """Say on stderr which plugins of the command line define nothing that a run names (`gradless.plugins.TABLES`)."""
+    given = click.get_current_context().meta.get("gradless.plugins", [])
+    if given and is_first("RANK"):
+        from gradless import plugins
+
+        if sentence := plugins.unused(given, plugins.used(parts)):
+            terminal.say(sentence, err=True)
 
 
 def need(extra: str, *modules: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradless.cli.fields import of_fields
-from gradless.cli.options import FILE
+from gradless.cli.options import FILE, plugin_option
 from gradless.cost.settings import PlanSettings
 from gradless.system import tables, terminal
 
@@ -27,6 +27,7 @@ HEADS = ("", "weights", "gradients", "optimizer state", "activations", "scratch"
     "--memory", multiple=True, help="Memory to compare with, e.g. 24GiB; a number alone is GB; may be repeated."
 )
 @click.option("--json", "json_file", type=FILE, help="Write all figures, in bytes, to this file.")
+@plugin_option
 def plan(memory: tuple[str, ...], json_file: Path | None, **settings: Any) -> None:
     """Say how much memory inference and ways of tuning need, from the model's configuration alone.
 

@@ -9,7 +9,7 @@ import click
 
 from gradless.cli.completion import Named
 from gradless.cli.fields import of_fields, of_hint
-from gradless.cli.options import FILE
+from gradless.cli.options import FILE, plugin_option
 from gradless.runs.config import OwnFiles, TuneConfig
 from gradless.system.typed import Few
 
@@ -42,6 +42,7 @@ HELPS = {
 @click.option("--prefix", default="", help="In front of the names of the new columns.")
 @click.option("--skip-bad", is_flag=True, help="Leave out rows that cannot be predicted, instead of refusing the file.")
 @click.option("--force", is_flag=True, help="Replace the output file if it exists.")
+@plugin_option
 @click.option("--model", type=Named("model"), help=HELPS["model"])
 @click.option("--device", type=Named("device"), help="cpu, cuda, ...; by default where the run was.")
 @click.option("--dtype", type=Named("dtype"), help="float32, bfloat16 or float16; by default as the run was.")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
 from gradless.collab.network.delivery import Delivery
-from gradless.errors import BadInput
+from gradless.errors import BadInput, pick
 from gradless.runs.config import Device, Folder, MethodName, Model, Task, check_own
 from gradless.system import typed
 from gradless.system.typed import Amount, Count, Few, Flag, Names, NotNegative, Positive, Seed
@@ -36,7 +37,7 @@ class CollabConfig:
     """How many there are; by default f.
 
     None without an attack."""
-    algorithm: Annotated[str, Names("algorithm", "collab.algorithms:ALGORITHMS")] = "monna"
+    algorithm: Annotated[str, Names("algorithm", "collab.algorithms:ALGORITHMS", closed=False)] = "monna"
     """gradless list algorithms."""
     rule: Annotated[str, Names("rule", closed=False)] | None = None
     """Mixing rule in place of the algorithm's, e.g. nnm+trimmed-mean."""
@@ -120,6 +121,10 @@ class CollabConfig:
     """cpu, cuda, cuda:1 or mps."""
     seed: Seed = 0
     """Of the split, batches, initial weights and attacks."""
+    plugins: Annotated[dict[str, str], Flag("--plugin")] = field(default_factory=dict)
+    """Plugins that define what the run names: file or module, and SHA-256.
+
+    A record: the plugins themselves are loaded with --plugin."""
 
     def resolved(self) -> CollabConfig:
         """Check the fields and fill in what follows from others.
@@ -127,10 +132,15 @@ class CollabConfig:
         Raises:
             BadInput: an unknown name, an impossible number, or fields that contradict each other.
         """
+        from gradless import plugins
+        from gradless.collab.algorithms import ALGORITHMS
         from gradless.collab.data.splits import SPLITS
 
+        parts = self.parts()
+        plugins.require(parts, typed.value("plugins", self.plugins, dict[str, str]))
         typed.check(self)
         check_own(self.own)
+        pick("algorithm", self.algorithm, ALGORITHMS)
         if (self.dataset is None) == (self.model is None):
             raise BadInput("name a --dataset of images or a language --model with its --task, not both")
         attackers = self._attackers()
@@ -144,7 +154,18 @@ class CollabConfig:
         if parameter is None and self.split_parameter is not None:
             raise BadInput(f"the split {self.split} has no parameter: leave out --split-parameter")
         value = self.split_parameter if self.split_parameter is not None or parameter is None else USUAL[parameter]
-        return dataclasses.replace(self, attackers=attackers, split_parameter=value)
+        used = plugins.used_again(parts, self.plugins)
+        return dataclasses.replace(self, attackers=attackers, split_parameter=value, plugins=used)
+
+    def parts(self) -> dict[str, list[str]]:
+        """Return the parts that the run names, by table (`gradless.plugins.TABLES`)."""
+        stages = (self.rule or "").split("+")
+        names: dict[str, Iterable[Any]] = {
+            **{"algorithms": [self.algorithm], "aggregators": stages, "pre_aggregators": stages},
+            **{"attacks": [self.attack, self.attack_options.get("of")], "splits": [self.split], "nets": [self.net]},
+            **{"datasets": [self.dataset], "tasks": [self.task], "methods": [self.method]},
+        }
+        return {table: [one for one in some if one and isinstance(one, str)] for table, some in names.items()}
 
     def _attackers(self) -> int:
         """Return b, by default f, or 0 without an attack."""
@@ -193,14 +214,21 @@ class CollabConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, which `from_json` reads back."""
-        return {**dataclasses.asdict(self), "freeze": list(self.freeze)}
+        values = {**dataclasses.asdict(self), "freeze": list(self.freeze)}
+        if not self.plugins:  # as before there were any
+            del values["plugins"]
+        return values
 
     def id(self) -> str:
         """Return what determines the result as 12 hexadecimal digits; of data only an own folder counts by its path."""
+        from gradless import plugins
+
         own = self.dataset in ("folder", "npz")
         known = {name: value for name, value in self.to_json().items() if name != "data" or own}
         if self.image_size is None:  # results of releases without it keep their names
             del known["image_size"]
+        if self.plugins:
+            known["plugins"] = plugins.named(self.plugins)
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
 

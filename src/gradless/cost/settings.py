@@ -111,6 +111,9 @@ class ProfileSettings:
 
     def arguments(self) -> list[str]:
         """Return the command line that gives another process the same settings, as far as memory is concerned."""
+        from gradless import plugins
+
         names = ("model", "scheme", "method", "dtype", "device", "threads", "batch_size", "length", "seed")
         values = {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
-        return [part for flag, value in values.items() if value is not None for part in (flag, str(value))]
+        options = [part for flag, value in values.items() if value is not None for part in (flag, str(value))]
+        return options + plugins.arguments(plugins.used({"methods": [self.method]}))

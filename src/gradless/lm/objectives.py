@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gradless import plugins
 from gradless.errors import BadInput, NotFinite, pick
 from gradless.lm.batching import Batch, Prompts, collate_gold, collate_options, collate_prompts, collate_text
 from gradless.lm.encode import Encoded
@@ -170,6 +171,7 @@ def choose(task: Task, name: str | None = None, *, backprop: bool = False) -> Ob
     """
     if name is None:
         return default_for(task)
+    plugins.find("objectives", name)
     objective = pick("objective", name, OBJECTIVES)
     if task.kind not in objective.kinds:
         fits = ", ".join(entry.name for entry in OBJECTIVES.values() if task.kind in entry.kinds)

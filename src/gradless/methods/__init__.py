@@ -10,6 +10,7 @@ from gradless.methods import baselines, mezo, recent, zobench
 from gradless.optimizer import ZerothOrder
 
 SHARED = ("params", "lr", "eps", "common", "norms", "model")  # arguments that are not options of a method
+PASSED = ("lr", "eps", "seed", "engine", "defer")  # arguments that every method gets by name
 AUTO = 2.0  # `Method.auto` of MeZO's tuned rates in 100 steps on SST-2, with all weights (1.9) and with LoRA (1.8)
 # Families, by what a method asks of the loss: values, slopes along directions, a gradient, values and a gradient.
 ZEROTH, FORWARD, FIRST, HYBRID = "zeroth", "forward-mode", "first", "hybrid"
@@ -41,8 +42,17 @@ class Method(NamedTuple):
 
     def options(self) -> dict[str, Any]:
         """Its own hyper-parameters and their defaults."""
-        parameters = inspect.signature(self.make).parameters
-        return {name: p.default for name, p in parameters.items() if name not in SHARED}
+        own = (p for p in inspect.signature(self.make).parameters.values() if p.name not in SHARED)
+        return {p.name: p.default for p in own if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+
+    def problem(self) -> str:
+        """Return what keeps gradless from calling `make`, as the end of a sentence about a plugin; empty if nothing."""
+        try:
+            inspect.signature(self.make).bind([], **dict.fromkeys(PASSED), **self.options())
+        except (TypeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            return f"whose function does not take params and {', '.join(PASSED)} ({reason}): give it **common as well"
+        return ""
 
 
 # Momentum sums about ten gradients, and Adam and signs normalise them: hence the factors of learning rates.

@@ -62,7 +62,7 @@ def report(folder: Path, *, say: Callable[[str], object] = terminal.say) -> list
     if record.is_run(folder):
         return run_report.write(folder, say)
     study = load(folder)
-    _announce((run.status for run in study.runs), bench_page.shortfall(study), say)
+    _announce((run.status for run in study.runs), bench_page.shortfall(study), bench_page.note(study), say)
     results = bench_tables.all_tables(study)
     written = _write_tables(folder, results)
     pictures = _draw(folder, lambda into: bench_figures(study, into), say)
@@ -73,7 +73,7 @@ def report(folder: Path, *, say: Callable[[str], object] = terminal.say) -> list
 
 def _report_collab(folder: Path, say: Callable[[str], object]) -> list[Path]:
     study = collab_study.load(folder)
-    _announce((run.status for run in study.runs), collab_page.shortfall(study), say)
+    _announce((run.status for run in study.runs), collab_page.shortfall(study), collab_page.note(study), say)
     results = collab_tables.all_tables(study)
     written = _write_tables(folder, results)
     pictures = _draw(folder, lambda into: collab_page.figures(study, into), say)
@@ -81,10 +81,12 @@ def _report_collab(folder: Path, say: Callable[[str], object]) -> list[Path]:
     return [*written, *_files(pictures), folder / "report.html"]
 
 
-def _announce(statuses: Iterable[str], shortfall: str, say: Callable[[str], object]) -> None:
+def _announce(statuses: Iterable[str], shortfall: str, note: str, say: Callable[[str], object]) -> None:
     say(count_endings(statuses))
     if shortfall:
         say(f"not complete: {shortfall}")
+    if note:
+        say(f"note: {note}")
 
 
 def _write_tables(folder: Path, results: Sequence[Table]) -> list[Path]:

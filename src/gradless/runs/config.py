@@ -7,10 +7,12 @@ defaults (`gradless.system.typed`). Nothing here imports torch before a configur
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta
 
@@ -65,6 +67,12 @@ class OwnFiles:
     """Of the files, e.g. cp1252; by default UTF-8."""
 
 
+OPTIONS: Final[dict[type, Any]] = {bool: bool, int: Few, float: float, str: str}
+"""What an option may hold, by the type of its default."""
+TABLES: Final = {"method": "methods", "task": "tasks", "objective": "objectives", "schedule": "schedules"}
+"""Settings that name a row of a table to which a plugin may add, see `gradless.plugins.TABLES`."""
+
+
 def check_options(method: str, options: dict[str, Any]) -> None:
     """Check a method's own hyper-parameters by name and type; the method itself knows their ranges.
 
@@ -74,12 +82,15 @@ def check_options(method: str, options: dict[str, Any]) -> None:
     from gradless.methods import METHODS
 
     defaults = METHODS[method].options()
+    for option, default in defaults.items():
+        if default is inspect.Parameter.empty and option not in options:
+            raise BadInput(f"the method {method} needs the option {option}: write --set {option}=...")
     for option, raw in options.items():
         if option not in defaults:
             raise BadInput(unknown(f"option of the method {method}", option, defaults))
         if option == "queries":
             raise BadInput("queries is an option of all methods: write --queries, or queries = ... in a file")
-        hint = {bool: bool, int: Few, float: float, str: str}[type(defaults[option])]
+        hint = OPTIONS.get(type(defaults[option]), bool | int | float | str | None)
         typed.value(f"option {option} of the method {method}", raw, hint)
 
 
@@ -204,6 +215,10 @@ class TuneConfig:
     """Pattern of parameter names to leave alone.
 
     Patterns are regular expressions."""
+    plugins: Annotated[dict[str, str], Flag("--plugin")] = field(default_factory=dict)
+    """In a TOML file a list of plugins to load; in a run's config.json the plugins that define what it names.
+
+    There each stands with its SHA-256, and is loaded with --plugin alone."""
 
     def resolved(self) -> TuneConfig:
         """Check every field and fill in what follows from others.
@@ -211,10 +226,13 @@ class TuneConfig:
         Raises:
             BadInput: an unknown name, an impossible number, or fields that contradict each other.
         """
+        from gradless import plugins
         from gradless.methods import METHODS
 
+        require_plugins(self._fields())
         typed.check(self)
         check_own(self.own)
+        used = plugins.used_again(self.parts(), self.plugins)
         method = METHODS[self.method]
         self._check_data()
         if self.lr == "auto" and method.auto is None:
@@ -236,7 +254,15 @@ class TuneConfig:
             eps=eps,
             engine=self.engine or self._engine(),
             eval_every=self.eval_every or max(1, -(-self.steps // 5)),
+            plugins=used,
         )
+
+    def _fields(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+    def parts(self) -> dict[str, list[str]]:
+        """Return the parts that the run names, by table (`gradless.plugins.TABLES`)."""
+        return named_parts(self._fields())
 
     def _check_data(self) -> None:
         if (self.task is None) == (not self.own):
@@ -262,6 +288,8 @@ class TuneConfig:
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary that `from_json` reads back."""
         values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        if not self.plugins:  # as before there were any
+            del values["plugins"]
         return values
 
     @staticmethod
@@ -269,11 +297,29 @@ class TuneConfig:
         """Return the configuration that `to_json` wrote.
 
         Raises:
-            BadInput: a field that this release does not know, or one that holds what it may not.
+            BadInput: a field that this release does not know, one that holds what it may not, or a plugin that the run
+                needs and that is not loaded.
         """
         if "model" not in values:
             raise BadInput("the settings name no model: give one")
+        require_plugins(values)
         return TuneConfig(**typed.table(values, TuneConfig))
+
+
+def named_parts(values: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the parts that settings name, by table."""
+    return {table: [values[name]] for name, table in TABLES.items() if isinstance(values.get(name), str)}
+
+
+def require_plugins(values: Mapping[str, Any]) -> None:
+    """Refuse recorded settings whose plugins are not loaded.
+
+    Raises:
+        BadInput: naming the plugin.
+    """
+    from gradless import plugins
+
+    plugins.require(named_parts(values), typed.value("plugins", values.get("plugins", {}), dict[str, str]))
 
 
 def fastest_engine(device: str, scheme: str) -> str:
@@ -315,11 +361,16 @@ def difference(old: TuneConfig, new: TuneConfig) -> str | None:
     The device, the folder of the data and what processes split are left out: a run may continue elsewhere, and the
     ledger knows its data.
     """
+    from gradless import plugins
+
     for f in dataclasses.fields(TuneConfig):
         if f.name in ("device", "data", "split"):
             continue
         a, b = getattr(old, f.name), getattr(new, f.name)
-        if isinstance(a, dict) and isinstance(b, dict):
+        if f.name == "plugins":
+            if changed := plugins.difference(a, b):
+                return changed
+        elif isinstance(a, dict) and isinstance(b, dict):
             for key in sorted({*a, *b}):
                 if a.get(key) != b.get(key):
                     return f"{key} was {a.get(key)!r} and is now {b.get(key)!r}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gradless.errors import BadInput, unknown
-from gradless.runs.config import OwnFiles, TuneConfig, check_own
+from gradless.runs.config import OwnFiles, TuneConfig, check_own, require_plugins
 from gradless.system import typed
 from gradless.system.typed import Flag, Setting
 
@@ -22,6 +22,8 @@ def read(path: Path, cell: str | None = None) -> dict[str, Any]:
     """Return the settings in a TOML or JSON file.
 
     A file holds settings by name, or, like ``best.toml`` of a benchmark, several of them as tables ``[cell."NAME"]``.
+    A TOML file may load plugins: ``plugins = ["own.py"]``, relative to the file. A table of plugins and hashes, as runs
+    write it, loads nothing; it says what has to be loaded.
 
     Args:
         path: the file; relative paths inside it are left as they are.
@@ -30,6 +32,8 @@ def read(path: Path, cell: str | None = None) -> dict[str, Any]:
     Raises:
         BadInput: no such file, not TOML or JSON, a setting that does not exist, or a choice of cells.
     """
+    from gradless import plugins
+
     settings: Any = typed.load(path)
     settings = settings.get("config", settings)
     if isinstance(settings, dict) and "cell" in settings:
@@ -39,9 +43,21 @@ def read(path: Path, cell: str | None = None) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise BadInput(f"{path} holds no settings: write them as name = value")
     with typed.within(path):
+        if isinstance(settings.get("plugins"), list):
+            plugins.load(_asked(path, settings["plugins"]), folder=path.parent)
+            settings = {name: value for name, value in settings.items() if name != "plugins"}
+        require_plugins(settings)
         fields = typed.table(settings, TuneConfig)
         check_own(fields.get("own", {}))
     return fields
+
+
+def _asked(path: Path, specs: list[Any]) -> tuple[str, ...]:
+    """Return the plugins that a user's file asks for."""
+    if path.suffix == ".json":
+        raise BadInput("a list of plugins is for TOML files, and a JSON file only records them: give --plugin")
+    names: tuple[str, ...] = typed.value("plugins", specs, tuple[str, ...])
+    return names
 
 
 def _one_cell(path: Path, cells: Any, name: str | None) -> Any:
@@ -92,11 +108,15 @@ def tune_command(config: TuneConfig, out: Path | str) -> str:
 
 
 def _arguments(config: TuneConfig) -> Iterator[str]:
+    from gradless import plugins
+
     for setting in typed.settings(TuneConfig).values():
         value = getattr(config, setting.name)
         flag, _, negative = spelling(setting).partition("/")
         if setting.name == "own":
             yield from _own_arguments(value)
+        elif setting.name == "plugins":
+            yield from plugins.arguments(value)
         elif setting.name == "options":
             for name, option in value.items():
                 yield from (flag, f"{name}={option if isinstance(option, str) else json.dumps(option)}")

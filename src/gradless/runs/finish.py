@@ -70,7 +70,7 @@ def finish(
         "tuned_parameters": sum(leaf.param.numel() for leaf in run.model.optimizer.leaves),
         "ledger_bytes": (run.folder / "ledger").stat().st_size,
         "examples": predictions.examples(_predictions(run, zero_shot, test)),
-        "versions": versions(),
+        "versions": versions(run.config.plugins),
     }
     if run.ranks is not None:
         sent = [line["bytes"] for line in log.of("step") if "bytes" in line]

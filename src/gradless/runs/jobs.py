@@ -191,7 +191,7 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
         "seconds": scores.seconds,
         "data_sha256": splits.fingerprint,
         "truncated": {"test": scores.cut, "side": encode.cut_side(model)},
-        "versions": versions(),
+        "versions": versions(config.plugins),
     }
 
 

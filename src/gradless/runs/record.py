@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 import torch
 
-from gradless import __version__
+from gradless import __version__, plugins
 from gradless.lm.evaluate import Evaluation
 from gradless.lm.metrics import METRICS
 from gradless.system.atomic import write_text
@@ -231,8 +231,8 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return read_table(folder / "result.json", Result)
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what computes a result, and the machine."""
+def versions(used: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the versions of what computes a result, the plugins that a configuration records, and the machine."""
     libraries = {"gradless": __version__, "torch": torch.__version__}
     with contextlib.suppress(metadata.PackageNotFoundError):
         libraries["transformers"] = metadata.version("transformers")
@@ -241,4 +241,5 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "threads": str(torch.get_num_threads()),
+        **plugins.versions(used or {}),
     }

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from gradless import ledger
+from gradless import ledger, plugins
 from gradless.errors import BadInput
 from gradless.lm import assets
 from gradless.methods import METHODS
@@ -20,11 +20,13 @@ from gradless.tasks import Splits, hub
 def shared(config: TuneConfig) -> TuneConfig:
     """Return the configuration without folders of this machine, for what others will read: ledgers, models, cards.
 
-    Own files and data keep their names; a model that is a folder or file becomes ``./NAME``, see `shared_model`.
+    Own files, data and plugins keep their names; a model that is a folder or file becomes ``./NAME``, see
+    `shared_model`.
     """
     own = {name: _name(str(value)) if name in OWN_PATHS else value for name, value in config.own.items()}
     data = None if config.data is None else _name(config.data)
-    return dataclasses.replace(config, model=shared_model(config.model), data=data, own=own)
+    named = plugins.named(config.plugins)
+    return dataclasses.replace(config, model=shared_model(config.model), data=data, own=own, plugins=named)
 
 
 def shared_model(model: str) -> str:
@@ -116,8 +118,18 @@ def ledger_path(source: Path) -> Path:
 
 
 def replays(source: Path) -> bool:
-    """Return whether a run's steps can be rebuilt from its ledger."""
-    return METHODS[TuneConfig.from_json(ledger.read(ledger_path(source)).config).method].replays
+    """Return whether a run's steps can be rebuilt from its ledger.
+
+    Raises:
+        BadInput: no ledger, a damaged one, or a plugin of the run is not loaded, or has changed.
+    """
+    path = ledger_path(source)
+    contents = ledger.read(path)
+    if path.name == "ledger" and (path.parent / "config.json").exists():
+        read_config(path.parent)  # which tells where a missing plugin lay
+    config = TuneConfig.from_json(contents.config)
+    plugins.check(config.parts(), config.plugins)
+    return METHODS[config.method].replays
 
 
 def rebuild(
@@ -143,6 +155,7 @@ def rebuild(
     path = ledger_path(source)
     contents, folder = ledger.read(path), path.parent
     config = TuneConfig.from_json(contents.config)
+    plugins.check(config.parts(), config.plugins)
     if path.name == "ledger" and (folder / "config.json").exists():
         own = read_config(folder)
         check_config(contents.header, own, len(contents.moves))

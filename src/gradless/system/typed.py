@@ -85,6 +85,21 @@ class Names(NamedTuple):
         names: Iterable[str] = getattr(importlib.import_module(f"gradless.{module}"), table)
         return names
 
+    def all(self) -> set[str]:
+        """Return the names, and those that installed packages declare."""
+        from gradless import plugins  # late: help needs none
+
+        table = plugins.table_of(self.table)
+        return {*self.load(), *(plugins.installed(table) if table else ())}
+
+    def knows(self, name: Any) -> bool:
+        """Return whether the table has a name; an installed package that declares it is imported."""
+        from gradless import plugins
+
+        if name not in self.load() and (table := plugins.table_of(self.table)):
+            plugins.find(table, name)
+        return name in self.load()
+
 
 class Flag(NamedTuple):
     """How the command line spells a field if not as ``--its-name``."""
@@ -152,8 +167,8 @@ def value(name: str, raw: Any, hint: Any) -> Any:
     named = [one for _, metadata in _parts(hint) for one in metadata if isinstance(one, Names) and one.closed]
     for names in named if converted is not None else ():
         for one in converted if isinstance(converted, tuple) else (converted,):
-            if one not in names.load():
-                raise BadInput(unknown(names.kind, one, names.load()))
+            if not names.knows(one):
+                raise BadInput(unknown(names.kind, one, names.all()))
     return converted
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from gradless import plugins
 from gradless.errors import BadInput, pick
 from gradless.tasks import choices, pairs, questions, sentences, superglue
 from gradless.tasks.base import MASK, Example, Splits, Task, target, without_alignment
@@ -50,8 +51,15 @@ def get(name: str) -> Task:
     Raises:
         BadInput: There is none; the message names the nearest.
     """
-    folded = {_folded(known): known for known in TASKS} | ALIASES
-    return pick("task", folded.get(_folded(name), name), TASKS)
+    if _spelled(name) not in TASKS:
+        plugins.find("tasks", name)
+    return pick("task", _spelled(name), TASKS)
+
+
+def _spelled(name: str) -> str:
+    """Return a name as the table has it, if it has it."""
+    known = {_folded(one): one for one in TASKS} | ALIASES
+    return known.get(_folded(name), name)
 
 
 def names() -> list[str]:

@@ -245,5 +245,5 @@ def _result(run: SimulationState, status: str, final: list[float]) -> dict[str, 
         "seconds_per_step": run.spent / steps,
         "peak_memory_bytes": run.meter.peak,
         "config": config.to_json(),
-        "versions": versions(),
+        "versions": versions(config.plugins),
     }

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradless import lm
+from gradless import lm, plugins
 from gradless.collab import attacks
 from gradless.collab.algorithms import PARAMETERS
 from gradless.collab.config import CollabConfig, from_json
@@ -23,7 +23,7 @@ from gradless.runs.record import DIVERGED, DONE, INTERRUPTED
 from gradless.system import finished_runs, locks, typed
 from gradless.system.atomic import write_json, write_text
 from gradless.system.progress import Reporter
-from gradless.system.side_files import read_jsonl
+from gradless.system.side_files import read_json, read_jsonl
 from gradless.system.typed import Processes, parse_json
 
 RESULTS = "results.jsonl"
@@ -88,9 +88,13 @@ def run_all(
     """
     reporter = reporter or Reporter()
     typed.value("workers", workers, Processes)
-    configs = list({config.id(): config for config in (config.resolved() for config in configs)}.values())
-    for config in configs:
-        _check(config)
+    try:
+        configs = list({config.id(): config for config in (config.resolved() for config in configs)}.values())
+        for config in configs:
+            _check(config)
+    except BadInput:
+        _require_plugins(out)  # a name that only they have is the likelier reason
+        raise
     check_used(configs, given)
     lines: dict[str, dict[str, Any]] = {}
     for path in known:
@@ -180,6 +184,15 @@ def _check_folder(configs: Sequence[CollabConfig], out: Path) -> None:
 
 def _folders(out: Path) -> list[Path]:
     return [folder for folder in (out, *sorted((out / "runs").glob("*"))) if (folder / "config.json").exists()]
+
+
+def _require_plugins(out: Path) -> None:
+    """Raise BadInput if runs of a folder need plugins that are not loaded."""
+    for folder in _folders(out):
+        held = read_json(folder / "config.json")
+        recorded = held.get("plugins") if isinstance(held, dict) else None
+        if isinstance(recorded, dict):
+            plugins.require({}, {str(key): str(value) for key, value in recorded.items()})
 
 
 def _config(folder: Path) -> CollabConfig | None:

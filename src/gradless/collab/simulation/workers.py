@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from gradless import plugins
 from gradless.collab.config import CollabConfig
 from gradless.collab.simulation.simulate import simulate_claimed
 from gradless.errors import BadInput
@@ -113,4 +114,5 @@ def _end_with_parent() -> None:
 
 
 def _quietly(config: CollabConfig, folder: Path) -> dict[str, Any]:
+    plugins.load(config.plugins)  # which this process was asked for where it was started
     return simulate_claimed(config, folder, Reporter(quiet=True))

@@ -12,7 +12,7 @@ from gradless.report.bench.study import Run, Study
 from gradless.report.common.numbers import count_endings, counted, show
 from gradless.report.common.page import inlined, render
 from gradless.report.common.pictures import Picture
-from gradless.report.common.read import mapping, read_json
+from gradless.report.common.read import mapping, plugin_note, read_json
 from gradless.report.common.table import Table
 
 SECTIONS = (
@@ -44,6 +44,7 @@ def page(study: Study, tables: Sequence[Table], pictures: Sequence[Picture]) -> 
         study=study,
         counts=count_endings(run.status for run in study.runs),
         shortfall=shortfall(study),
+        note=note(study),
         headings=headings | {"made": "How it was made"},
         sections=sections,
         drawings=inlined(
@@ -61,6 +62,12 @@ def shortfall(study: Study) -> str:
     parts = [f"{counted(missing, 'run has', 'runs have')} no result yet"] if missing else []
     parts += [f"{counted(study.unread, 'damaged line')} of results.jsonl left out"] if study.unread else []
     return "; ".join(parts)
+
+
+def note(study: Study) -> str:
+    """What the page lacks for want of a plugin, in a sentence, or nothing."""
+    methods = sorted({cell.method for cell in study.cells})
+    return plugin_note((study.config(run) for run in study.runs), {"methods": methods})
 
 
 def _how_to_read(study: Study) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from gradless.report.collab.tables import outcome_text, usual_seeds
 from gradless.report.common.numbers import count_endings, counted, show, sortable, unique
 from gradless.report.common.page import inlined, render
 from gradless.report.common.pictures import Picture
-from gradless.report.common.read import mapping
+from gradless.report.common.read import mapping, plugin_note
 from gradless.report.common.table import Table
 from gradless.runs.record import DIVERGED
 
@@ -61,6 +61,7 @@ def page(study: Collab, tables: Sequence[Table], pictures: Sequence[Picture]) ->
         counts=count_endings(run.status for run in study.runs),
         sizes=", ".join(counted(size, name) for name, size in sizes.items()),
         shortfall=shortfall(study),
+        note=note(study),
         headings=headings | {"made": "How it was made"},
         sections=sections,
         drawings=inlined(
@@ -82,6 +83,12 @@ def shortfall(study: Collab) -> str:
         (study.replaced, counted(study.replaced, "run") + " replaced by later ones of that seed"),
     )
     return "; ".join(text for count, text in counts if count)
+
+
+def note(study: Collab) -> str:
+    """What the page lacks for want of a plugin, in a sentence, or nothing."""
+    configs = (facts_of(study, run, "config.json") for run in study.runs)
+    return plugin_note(configs, {"algorithms": study.algorithms, "attacks": study.attacks})
 
 
 def _references(study: Collab) -> list[str]:

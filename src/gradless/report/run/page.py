@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from gradless import plugins
 from gradless.lm.metrics import SHARES
 from gradless.methods import FIRST, FORWARD, HYBRID
 from gradless.report.common.numbers import counted, show
@@ -113,7 +114,7 @@ def _replay(record: RunRecord) -> str:
     if record.preset is not None and not record.preset.replays:
         return ""
     verify = ["--verify"] if record.result.get("weights_sha256") else []
-    replay = ["gradless", "replay", str(record.folder)]
+    replay = ["gradless", "replay", str(record.folder), *plugins.arguments(mapping(record.config.get("plugins")))]
     return (
         f"{shlex.join(replay + verify)}\n{shlex.join([*replay, '--save', 'model'])}  # as a model that others can load"
     )

@@ -6,17 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gradless import ledger
+from gradless import ledger, plugins
 from gradless.errors import BadInput
 from gradless.lm import metrics
 from gradless.methods import METHODS, Method
 from gradless.report.common.numbers import counted, finite, metric_of, number
 from gradless.report.common.read import mapping, parse_json, read_json
 from gradless.runs import facts, predictions
-from gradless.runs.config import TuneConfig
+from gradless.runs.config import TuneConfig, named_parts
 from gradless.runs.facts import DataFacts
 from gradless.runs.predictions import Prediction
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED
+from gradless.system import typed
 
 UNFINISHED = "unfinished"
 """Of a run without ``result.json``: it was killed, or is still at work."""
@@ -180,6 +181,7 @@ def load(folder: Path) -> RunRecord:
             f"{counted(unnoted, 'step')} of the ledger {'has' if unnoted == 1 else 'have'} no line in metrics.jsonl: "
             "the weights have them, the curves do not."
         )
+    remarks += _plugin_remarks(config)
     inference = (number(line.get("bytes")) for line in lines if line["event"] == "inference")
     return RunRecord(
         folder=folder,
@@ -194,6 +196,17 @@ def load(folder: Path) -> RunRecord:
         data=facts.of_run(folder, result),
         remarks=tuple(remarks),
     )
+
+
+def _plugin_remarks(config: dict[str, Any]) -> list[str]:
+    """What is wrong with the plugins of the run, and what the page lacks for it."""
+    try:
+        recorded = typed.value("plugins", config.get("plugins", {}), dict[str, str])
+        plugins.check(named_parts(config), recorded)
+    except BadInput as error:
+        sentence = str(error)
+        return [f"{sentence[:1].upper()}{sentence[1:]}. The page lacks what the plugin knows of its parts."]
+    return []
 
 
 def _ledger(path: Path, remarks: list[str]) -> tuple[dict[str, Any], dict[int, Step], int]:
