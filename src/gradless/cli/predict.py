@@ -17,6 +17,7 @@ HELPS = {
     "output": "File for the rows with their predictions, CSV, JSONL or Parquet by its name (standard output).",
     "form": "What standard input holds; by default recognised.",
     "calibrated": "Subtract what labels score after a prompt without content; by default as the model was evaluated.",
+    "chat": "Prompts as messages, by the model's own chat template; by default as the model was tuned.",
     "batch_size": "Most rows of a batch; by default as many as fit 1,024 tokens on a CPU, 16,384 elsewhere.",
     "model": "Where the base model of a run or adapter is now, if not where it was.",
 }
@@ -36,6 +37,7 @@ HELPS = {
 )
 @of_fields(TuneConfig, "task", task="A built-in task instead of --template and --labels.")
 @click.option("--calibrated/--no-calibrated", default=None, help=HELPS["calibrated"])
+@click.option("--chat/--no-chat", default=None, help=HELPS["chat"])
 @of_fields(TuneConfig, "max_length")
 @of_hint("batch_size", Few | None, HELPS["batch_size"])
 @click.option("--id-column", "keep", multiple=True, help="Write this column of the input, not all; may be repeated.")

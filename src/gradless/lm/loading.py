@@ -146,10 +146,19 @@ def load(
             an adapter that does not fit its base; ``chat`` with a masked model, or without a template.
     """
     lm = _preloaded.pop((source, dtype, device), None) or _loaded(source, dtype, device, cache, tokenizer, say)
-    if chat and lm.masked:
-        raise BadInput(f"{source} is a masked model, which is no chat's assistant: leave out --chat")
-    lm.chat = chat_templates.read(lm.tokenizer, source) if chat else None
+    set_chat(lm, chat)
     return lm
+
+
+def set_chat(lm: LanguageModel, chat: bool) -> None:
+    """Let the prompts of a model be messages of a chat, or plain text.
+
+    Raises:
+        BadInput: a masked model, or a tokenizer without a chat template that can be used.
+    """
+    if chat and lm.masked:
+        raise BadInput(f"{lm.source} is a masked model, which is no chat's assistant: leave out --chat")
+    lm.chat = chat_templates.read(lm.tokenizer, lm.source) if chat else None
 
 
 def _loaded(source: str, dtype: str | None, device: str, cache: Path | None, tokenizer: Any, say: Say) -> LanguageModel:

@@ -17,7 +17,7 @@ from gradless import tasks
 from gradless.errors import BadInput
 from gradless.lm import evaluate, objectives
 from gradless.lm import predict as predicting
-from gradless.lm.loading import LanguageModel
+from gradless.lm.loading import LanguageModel, set_chat
 from gradless.lm.predict import Answer
 from gradless.runs.config import TuneConfig
 from gradless.system import typed
@@ -46,6 +46,8 @@ class Spec:
     """A built-in task; None: the template and the labels below."""
     aligned: bool = True
     """Whether a built-in task's prompt has its aligning words."""
+    chat: bool = False
+    """Whether prompts are messages of a chat, by the tokenizer's own template (`gradless.lm.chat`)."""
     template: str | None = None
     label_column: str | None = None
     """Where rows may have their right label; it is compared with, and not needed."""
@@ -54,7 +56,7 @@ class Spec:
     columns: tuple[str, ...] = ()
     """That the template shows; for readers of the file, derived from the template."""
     words: tuple[str, ...] = ()
-    """The texts that are scored, their leading spaces included; for readers of the file, derived from the labels."""
+    """The texts that are scored, their leading spaces included (a chat has none); for readers of the file."""
     masked: bool = False
     max_length: Count | None = None
     """Most tokens of a sequence; None: what the model takes, 2,048 at most (masked models: the task's own)."""
@@ -96,6 +98,7 @@ def spec_of(config: TuneConfig, *, masked: bool | None = None, calibrated: bool 
     spec = Spec(
         task=config.task,
         aligned=config.aligned,
+        chat=config.chat,
         template=own.get("template"),
         label_column=own.get("label_column"),
         labels=checked_labels(own["labels"]) if own else {},
@@ -106,11 +109,9 @@ def spec_of(config: TuneConfig, *, masked: bool | None = None, calibrated: bool 
         objective=config.objective,
     )
     task = spec.make_task()
-    return dataclasses.replace(
-        spec,
-        columns=spec.columns_shown,
-        words=(task.masked_words if masked else task.label_words) or (),
-    )
+    words = (task.masked_words if masked else task.label_words) or ()
+    words = tuple(word.lstrip(" ") for word in words) if config.chat else words
+    return dataclasses.replace(spec, columns=spec.columns_shown, words=words)
 
 
 def write_spec(folder: Path, spec: Spec) -> None:
@@ -160,6 +161,7 @@ class Classifier:
 
     def __init__(self, lm: LanguageModel, spec: Spec) -> None:
         self.lm, self.spec = lm, spec
+        set_chat(lm, spec.chat)
         self.task = spec.make_task()
         if (self.task.render_masked if lm.masked else self.task.render) is None:
             evaluate.render(lm, self.task, [{}])  # whose sentence says what does not fit

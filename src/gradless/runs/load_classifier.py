@@ -40,6 +40,7 @@ def load_classifier(
     label_column: str | None = None,
     task: str | None = None,
     calibrated: bool | None = None,
+    chat: bool | None = None,
     max_length: int | None = None,
     model: str | None = None,
     say: Say = silent,
@@ -56,6 +57,7 @@ def load_classifier(
         label_column: where rows may have their right label.
         task: a built-in task instead of template and labels.
         calibrated: subtract what options score after a prompt without content; by default as the model was evaluated.
+        chat: prompts are messages of a chat, by the tokenizer's own template; by default as the model was tuned.
         max_length: most tokens of a sequence.
         model: where the base model of a run or adapter is now, if not where it was.
         say: receives lines about slow steps, and about which weights these are.
@@ -74,6 +76,7 @@ def load_classifier(
         label_column=label_column,
         task=task,
         calibrated=calibrated,
+        chat=chat,
         max_length=max_length,
         model=model,
         say=say,
