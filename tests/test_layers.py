@@ -107,7 +107,7 @@ INSIDE = {
         *("lm.tiny_models", "lm.causality", "lm.chat", "lm.devices", "lm.adapters", "lm.loading", "lm.output_layer"),
         *("lm.lora_targets", "lm.virtual_tokens", "lm.adapter_schemes"),
         *("lm.schemes", "lm.shapes", "lm.shortening", "lm.encode", "lm.token_trees", "lm.batching", "lm.scoring"),
-        *("lm.objectives", "lm.evaluate", "lm.predict"),
+        *("lm.objectives", "lm.predict", "lm.evaluate"),
     ),
     "tasks": (
         *("tasks.files", "tasks.base", "tasks.sentences", "tasks.pairs", "tasks.superglue", "tasks.choices"),

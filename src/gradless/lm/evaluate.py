@@ -8,7 +8,6 @@ is greedy. The forward that predicts also gives the training loss, by which mode
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
@@ -19,12 +18,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from gradless.errors import BadInput, NotFinite, pick
-from gradless.lm.batching import Batch, collate_options, collate_prompts, groups, has_label_head
-from gradless.lm.encode import Encoded, content_free, encode, length_limit, task_options
+from gradless.lm.batching import collate_options, collate_prompts, groups
+from gradless.lm.encode import Encoded, encode, length_limit, task_options
 from gradless.lm.loading import LanguageModel
 from gradless.lm.metrics import SCORES, compute
 from gradless.lm.objectives import Objective, default_for, negative_f1
-from gradless.lm.scoring import Scores, generate, scores
+from gradless.lm.predict import compared, content_free_scores, default_batch_tokens, not_finite, quiet
+from gradless.lm.scoring import generate
 from gradless.ranks import Ranks
 from gradless.rng import permutation
 from gradless.tasks.base import Example, Task
@@ -200,15 +200,6 @@ def _check_finite(result: _Pass, lm: LanguageModel) -> None:
         raise not_finite(lm, f"for {len(bad)} of {len(result.probabilities)} rows" if bad else "for some rows")
 
 
-def not_finite(lm: LanguageModel, rows: str) -> NotFinite:
-    """Return the error about logits that are NaN or infinite; ``rows`` says for how many rows."""
-    dtype = str(lm.dtype).removeprefix("torch.")
-    return NotFinite(
-        f"the model's logits are not finite {rows}: its weights hold NaN or infinities, or overflow in {dtype}; "
-        "use another model, a lower learning rate, or float32"
-    )
-
-
 def render(lm: LanguageModel, task: Task, rows: Sequence[Mapping[str, Any] | Example]) -> list[Example]:
     """Return rows as text for this kind of model; rendered examples are returned as they are.
 
@@ -257,28 +248,6 @@ def _options(
         else:
             losses.add(objective.loss(lm, objective.prepare(lm, rows)), objective.weigh(rows))
     return _Pass(predictions, losses, probabilities)
-
-
-def compared(
-    lm: LanguageModel, batch: Batch, baseline: Sequence[torch.Tensor] | None, *, normalised: bool
-) -> tuple[Scores, torch.Tensor]:
-    """Return the scores of a batch's options, and the values ``[N, O]`` whose largest is the prediction.
-
-    Args:
-        lm: the model.
-        batch: of `gradless.lm.batching.collate_options`.
-        baseline: of each row, from `content_free_scores`; None without calibration.
-        normalised: whether true log-probabilities are needed (see `gradless.lm.scoring.scores`).
-
-    Cost: one forward.
-    """
-    options = scores(lm, batch, normalised=normalised or baseline is not None)
-    if baseline is None:
-        return options, options.mean
-    values = options.total.clone()
-    for row, bare in enumerate(baseline):
-        values[row, : len(bare)] -= bare
-    return options, values
 
 
 def _generation(
@@ -337,31 +306,6 @@ def _gathered(result: _Pass, calls: int, buckets: Sequence[list[int]], ranks: Ra
     return _Pass(predictions, losses, probabilities), sum(theirs["calls"] for theirs in results)
 
 
-def content_free_scores(
-    lm: LanguageModel, task: Task, examples: Sequence[Example], settings: Mapping[str, Any], batch_tokens: int
-) -> list[torch.Tensor]:
-    """Return the log-probabilities ``[O]`` of each example's options after its prompt without content.
-
-    Most tasks have one such prompt and one set of options, so each distinct pair is scored once.
-    """
-    if task.kind == "generation" or has_label_head(lm):
-        raise BadInput("calibration needs options scored by the model's own output layer: use --mode zero-shot")
-    bare = [content_free(example)._replace(correct=(0,), answers=(), first=None) for example in examples]
-    distinct = {(row.prompt, row.options): row for row in bare}
-    encoded = [encode(lm, row, **settings) for row in distinct.values()]
-    keys, by_prompt = list(distinct), {}
-    for group in groups(lm, encoded, batch_tokens=batch_tokens):
-        total = scores(lm, collate_options(lm, [encoded[i] for i in group]), normalised=True).total
-        for row, i in enumerate(group):
-            by_prompt[keys[i]] = total[row, : len(encoded[i].options)]
-    return [by_prompt[row.prompt, row.options] for row in bare]
-
-
-def default_batch_tokens(lm: LanguageModel) -> int:
-    """Return the most tokens of a batch: what fits a CPU's caches, elsewhere what keeps a device busy."""
-    return 1024 if lm.device.type == "cpu" else 16384
-
-
 def _drawn(
     pool: Sequence[Example], num: int, shots: int, seed: int, fixed: bool, mode: str
 ) -> list[tuple[Example, ...]]:
@@ -405,22 +349,3 @@ def _ticked(buckets: Sequence[list[int]], progress: Progress | None) -> Iterator
         done += len(group)
         if progress is not None:
             progress(done, total)
-
-
-@contextlib.contextmanager
-def quiet(lm: LanguageModel) -> Iterator[list[int]]:
-    """Evaluation mode without gradients; yields the number of the model's forwards as a list of one."""
-    calls = [0]
-
-    def count(*_: Any) -> None:
-        calls[0] += 1
-
-    training = lm.model.training
-    hook = lm.head.register_forward_pre_hook(count)  # every forward calls the output layer exactly once
-    lm.model.eval()
-    try:
-        with torch.no_grad():
-            yield calls
-    finally:
-        hook.remove()
-        lm.model.train(training)
