@@ -117,7 +117,7 @@ def majority(data: Any) -> str:
 
     described = facts.read(data)
     most = described.majority.get("test") if described is not None else None
-    return f'always "{most.answer}" {most.share:.3f}' if most is not None else ""
+    return f"always {most.answer} {most.share:.3f}" if most is not None else ""
 
 
 def _dev(record: RunRecord) -> str | None:
