@@ -26,7 +26,7 @@ from gradless.system import terminal
 @pytest.fixture
 def live(monkeypatch):
     """A wide terminal."""
-    monkeypatch.setattr(terminal, "live", lambda: True)
+    monkeypatch.setattr(terminal, "live", lambda **_: True)
     monkeypatch.setenv("COLUMNS", "1000")
 
 
