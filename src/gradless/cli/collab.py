@@ -71,7 +71,7 @@ def simulate(
 ) -> None:
     """Simulate a group of peers.
 
-    Own images lie at CLASS/NAME.png, or at train/CLASS/NAME.png and test/CLASS/NAME.png, in a folder or a tar archive;
+    Own images lie at CLASS/NAME.png, or at train/CLASS/NAME.png and test/CLASS/NAME.png, in a folder or an archive;
     without a test part every fifth of a class is for testing. An .npz file holds x_train, y_train, x_test and y_test,
     or x and y: images [N, H, W] or [N, H, W, C], or features [N, D]. The network takes their shape and number of
     classes.
@@ -126,13 +126,14 @@ def simulate(
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
     """Return fields of the configuration from the options that were given, with absolute paths."""
     from gradless.runs.config_io import parse_options
+    from gradless.tasks import hub
     from gradless.tasks.sources import absolute
 
     fields = {name: absolute(value) if isinstance(value, Path) else value for name, value in options.items()}
     for name in ("rule_options", "attack_options"):
         if name in fields:
             fields[name] = parse_options(fields[name])
-    own = {name: fields.pop(name) for name in OWN_FILES.split() if name in fields}
+    own = {name: hub.pinned(fields.pop(name)) for name in OWN_FILES.split() if name in fields}
     if own:
         fields = {"num_train": None, "num_test": None, **fields, "own": own, "task": None}  # own files are used whole
     if "model" in fields:

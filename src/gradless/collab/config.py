@@ -61,7 +61,7 @@ class CollabConfig:
 
     Own images: CLASS/NAME.png, or train/CLASS/NAME.png and test/CLASS/NAME.png; without a test part every fifth of a
     class. An .npz: x_train, y_train, x_test, y_test, or x, y."""
-    image_size: Few | None = None
+    image_size: Annotated[int, Meta(ge=1, le=1024)] | None = None
     """Height and width of a folder's images; by default the commonest, at most 64."""
     split: Annotated[str, Names("split", "collab.data.splits:SPLITS")] = "dirichlet-classes"
     """How rows are dealt to peers: gradless list splits."""

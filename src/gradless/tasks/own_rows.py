@@ -214,6 +214,8 @@ def _cell(cells: Row, column: str, what: str) -> str:
     if column not in cells:
         raise Unusable(f"no column {column!r}: fill it in, or remove the row")
     value = cells[column]
+    if type(value) is str:  # most are
+        return value.strip(BLANK)
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a number of NumPy
         value = value.item()
     if isinstance(value, bool):

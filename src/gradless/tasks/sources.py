@@ -46,12 +46,12 @@ class Source(NamedTuple):
 
 def beside(source: str, folder: Path) -> str | Path:
     """Return a source that a file in ``folder`` names; relative paths are relative to that folder."""
-    return source if hub.is_name(source) else folder / source
+    return source if hub.is_name(source) else folder / Path(source).expanduser()
 
 
 def absolute(source: str | Path) -> str:
     """Return a source as text that means the same from every folder."""
-    return str(source) if hub.is_name(source) else str(Path(source).resolve())
+    return str(source) if hub.is_name(source) else str(Path(source).expanduser().resolve())
 
 
 def resolve(source: Any, option: str) -> Source:

@@ -9,6 +9,7 @@ import shutil
 import struct
 import tarfile
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -247,6 +248,11 @@ def test_a_folder_of_images_and_its_archive_are_the_same(tmp_path):
     packed = load("folder", archive(tmp_path / "own.tar.xz", files, "w:xz"), say=lines.append)
     assert all(torch.equal(a, b) for a, b in zip(data[1:5], packed[1:5], strict=True))
     assert len(lines) == 2
+    with zipfile.ZipFile(tmp_path / "own.zip", "w") as zipped:
+        for name, raw in files.items():
+            zipped.writestr(f"wrapped/{name}", raw)
+    same = load("folder", tmp_path / "own.zip")
+    assert all(torch.equal(a, b) for a, b in zip(data[1:5], same[1:5], strict=True))
     load("folder", folder, say=lines.append)
     assert len(lines) == 3  # from the cache, which keeps what was left out
     del lines[2:]
@@ -350,6 +356,9 @@ def test_torn_archives_are_refused(tmp_path):
     packed.write_bytes(packed.read_bytes()[:9000])
     with pytest.raises(BadInput, match="not a whole"):
         load("folder", packed)
+    (tmp_path / "text.zip").write_text("no archive")
+    with pytest.raises(BadInput, match="not a whole zip archive"):
+        load("folder", tmp_path / "text.zip")
     (tmp_path / "text.tar").write_text("no archive")
     with pytest.raises(BadInput, match="not a whole tar archive"):
         load("folder", tmp_path / "text.tar")

@@ -1,8 +1,8 @@
 """Folders and archives of image files, decoded once and then read from the cache.
 
-A folder or a tar archive (plain, .gz, .bz2, .xz) holds ``train/<class>/<name>`` and ``test/<class>/<name>``, or just
-``<class>/<name>``, of which every fifth image of a class is then for testing. Archives are read as streams: nothing is
-unpacked to the disk.
+A folder or an archive (zip, or tar: plain, .gz, .bz2, .xz) holds ``train/<class>/<name>`` and ``test/<class>/<name>``,
+or just ``<class>/<name>``, of which every fifth image of a class is then for testing. Archives are read as streams:
+nothing is unpacked to the disk.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import lzma
 import os
 import tarfile
+import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +31,7 @@ from gradless.system.cache import Say, quiet
 from gradless.system.hashing import file_sha256
 
 ENDINGS: Final = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-ARCHIVES: Final = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
+ARCHIVES: Final = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".zip")
 SPLITS: Final = {
     "train": ("train", "training"),
     "test": ("test", "testing"),
@@ -46,7 +47,16 @@ HELD_OUT: Final = 5
 """Every so many rows of a class are for testing where nothing says which are."""
 SPLIT_SEED: Final = 1797
 SHOWN: Final = 5
-_TORN: Final = (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError)
+_TORN: Final = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    NotImplementedError,
+    RuntimeError,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    OSError,
+)
 
 
 class Decoded(NamedTuple):
@@ -140,7 +150,7 @@ def _source(path: Path) -> Path:
     if path.is_file():
         if not path.name.endswith(ARCHIVES):
             raise BadInput(
-                f"{path} is no folder and no tar archive: give one of them, or --dataset npz for an .npz file"
+                f"{path} is no folder and no archive (tar, zip): give one of them, or --dataset npz for an .npz file"
             )
         return path
     archives = sorted(file for file in path.iterdir() if file.name.endswith(ARCHIVES))
@@ -209,13 +219,21 @@ def _unwrapped(names: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
 def _members(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
     """Files of an archive in its own order: name, and content where the name ends in ``wanted``."""
     try:
+        if path.suffix.lower() == ".zip":
+            with zipfile.ZipFile(path) as zipped:
+                for info in zipped.infolist():
+                    if not info.is_dir():
+                        read = info.filename.lower().endswith(wanted)
+                        yield info.filename, zipped.read(info) if read else b""
+            return
         with tarfile.open(path, "r:*") as archive:
             for member in archive:
                 if member.isfile():
                     stream = archive.extractfile(member) if member.name.lower().endswith(wanted) else None
                     yield member.name, b"" if stream is None else stream.read()
     except _TORN as error:
-        raise BadInput(f"{path} is not a whole tar archive ({error}): fetch it again") from error
+        kind = "zip" if path.suffix.lower() == ".zip" else "tar"
+        raise BadInput(f"{path} is not a whole {kind} archive ({error}): fetch it again") from error
 
 
 def _files(source: Path, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
