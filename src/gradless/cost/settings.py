@@ -18,7 +18,7 @@ class PlanSettings:
     """What to plan for."""
 
     model: Model
-    """Known name, shape:NAME, folder, GGUF file or hub id.
+    """Known name, shape:NAME, folder, adapter, GGUF file or hub id.
 
     Anything that `gradless.cost.meta_models.load` takes."""
     method: MethodName = "mezo"
@@ -60,7 +60,7 @@ class ProfileSettings:
     """What to measure, and how often."""
 
     model: Model
-    """Known name (gradless list models), folder, GGUF file or hub id.
+    """Known name (gradless list models), folder, adapter, GGUF file or hub id.
 
     Or ``shape:NAME`` (`gradless.lm.shapes.SHAPES`)."""
     scheme: Scheme = "full"

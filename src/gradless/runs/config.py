@@ -114,7 +114,7 @@ class TuneConfig:
     """One fine-tuning run. Two runs with equal configurations give equal weights on one machine."""
 
     model: Model
-    """Known name (gradless list models), folder, GGUF file or hub id."""
+    """Known name (gradless list models), folder, adapter, GGUF file or hub id."""
     task: Task | None = None
     """A known task (gradless list tasks).
 
