@@ -59,7 +59,7 @@ def test_a_finished_run_says_where_what_and_next(live, tune, own, tmp_path):
     assert "of ledger" in place
     assert reached.startswith("test accuracy 0.")
     assert "untouched 0." in reached
-    assert "always '" in reached
+    assert "; always '" in reached
     assert "weights_sha256" not in found.stdout
     assert [one[0] for one in commands(following)][:1] == ["report"]
     run_all(following, tmp_path, own)
@@ -266,3 +266,68 @@ def test_under_a_pseudo_terminal(tune, tmp_path, number):
     steps = len((tmp_path / "run" / "ledger").read_bytes())
     assert steps
     assert read_config(tmp_path / "run").steps == 100000
+
+
+GRID = """
+name = "small"
+seeds = [1]
+budget = { forwards = 8 }
+zero_shot = true
+
+[base]
+model = "tiny-llama"
+batch_size = 4
+num_dev = 8
+own = { train = "{train}", test = "{test}", template = "{text} so", label_column = "label", labels = "0=bad,1=good" }
+
+[axes]
+method = ["mezo", "zo-sign"]
+"""
+
+
+@pytest.mark.sweep
+def test_a_benchmark_says_what_next_and_again_is_success(live, own, tmp_path):
+    (tmp_path / "grid.toml").write_text(GRID.replace("{train}", own[1]).replace("{test}", own[3]))
+    bench = ["bench", tmp_path / "grid.toml", "--out", tmp_path / "bench"]
+    for again in (False, True):
+        found = call(*bench)
+        assert found.exit_code == 0, found.output
+        place, reached, following = last(found.stdout)
+        assert place == f"{tmp_path / 'bench'}: 3 of 3 runs have ended (3 done, 0 diverged, 0 failed)"
+        assert reached.startswith("best of ")
+        assert "untouched 0." in reached
+        if not again:
+            run_all(following, tmp_path, own)
+    assert json.loads(call(*bench, "--json").stdout.splitlines()[-1])["done"] == 3
+    found = call("report", tmp_path / "bench")
+    assert found.exit_code == 0
+    tune = commands(found.stdout.splitlines()[-1])[0]
+    assert tune[:2] == ["tune", "--config"]
+
+
+def test_a_simulation_says_what_next_and_again_is_success(live, tmp_path):
+    arguments = ["collab", "simulate", "--dataset", "digits", "--peers", "4", "--byzantine", "1", "--attack", "alie"]
+    arguments += ["--steps", "3", "--out", tmp_path / "group"]
+    for _ in range(2):
+        found = call(*arguments)
+        assert found.exit_code == 0, found.output
+        place, reached, following = last(found.stdout)
+        assert place == f"{tmp_path / 'group'}: done after 3 steps"
+        assert reached.startswith("worst honest accuracy 0.")
+        assert commands(following) == [["report", str(tmp_path / "group")]]
+    assert json.loads(call(*arguments, "--json").stdout.splitlines()[-1])["status"] == "done"
+
+
+def test_a_stopped_simulation_names_the_same_command(live, tmp_path, monkeypatch):
+    from gradless.collab.simulation import simulate
+
+    def step(run):
+        raise KeyboardInterrupt
+
+    arguments = ["collab", "simulate", "--dataset", "digits", "--peers", "4", "--steps", "3", "--out", tmp_path / "a b"]
+    with monkeypatch.context() as patched:
+        patched.setattr(simulate, "_step", step)
+        found = call(*arguments)
+    assert found.exit_code == 1
+    assert commands(last(found.stdout)[2])[0] == [*map(str, arguments)]
+    assert call(*commands(last(found.stdout)[2])[0]).exit_code == 0

@@ -227,6 +227,16 @@ def _collab_digest(root: Path) -> str:
     return f"{result['weights_sha256']} {result['accuracy']}"
 
 
+def _saved_digest(root: Path) -> str:
+    weights = sorted(root.glob("saved/*.safetensors"))
+    assert weights
+    return hashlib.sha256(b"".join(path.read_bytes() for path in weights)).hexdigest()
+
+
+def _evaluated_digest(root: Path) -> str:
+    return str(json.loads((root / "evaluated" / "result.json").read_text())["test"])
+
+
 def jobs(data: Path) -> Iterator[tuple[str, Job]]:
     """Yield commands to kill by name; ``data`` is a folder for their rows."""
     own = h.sentiment(data)
@@ -239,6 +249,11 @@ def jobs(data: Path) -> Iterator[tuple[str, Job]]:
     yield "tune", Job([*long], [*long, "--resume"], _tune_digest)
     saved = [*tune, "--steps", "4", "--save", "{root}/saved"]
     yield "save", Job([*saved], [*saved, "--resume"], _tune_digest)
+    replay = ["replay", str(data / "run"), "--save", "{root}/saved"]
+    yield "replay", Job(replay, replay, _saved_digest)
+    rows = tune[3 : tune.index("--batch-size")]
+    evaluate = ["eval", "--model", "tiny-llama", *rows, "--out", "{root}/evaluated"]
+    yield "eval", Job(evaluate, evaluate, _evaluated_digest)
     simulate = [
         *("collab", "simulate", "--dataset", "digits", "--peers", "5", "--byzantine", "1", "--attack", "alie"),
         *("--steps", "60", "--eval-every", "20", "--out", "{root}/run"),

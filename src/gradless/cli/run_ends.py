@@ -117,7 +117,10 @@ def majority(data: Any) -> str:
 
     described = facts.read(data)
     most = described.majority.get("test") if described is not None else None
-    return f"always {most.answer} {most.share:.3f}" if most is not None else ""
+    if described is None or most is None:
+        return ""
+    chance = described.chance or 0.0  # of tasks whose options differ from row to row
+    return f"always {most.answer} {most.share:.3f}" if most.share >= chance else f"a random option {chance:.3f}"
 
 
 def _dev(record: RunRecord) -> str | None:
