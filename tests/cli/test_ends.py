@@ -61,7 +61,7 @@ def test_a_finished_run_says_where_what_and_next(live, tune, own, tmp_path):
     assert "untouched 0." in reached
     assert "; always '" in reached
     assert "weights_sha256" not in found.stdout
-    assert [one[0] for one in commands(following)][:1] == ["report"]
+    assert [one[0] for one in commands(following)] == ["report", "predict", "replay"]
     run_all(following, tmp_path, own)
     again = call(*tune, "--resume", "--save", tmp_path / "saved")
     assert last(again.stdout)[0].endswith(f"; model in {tmp_path / 'saved'}")

@@ -39,13 +39,15 @@ def replayed(run: Path, rebuilt: Replayed, save: Path | None) -> End:
     place = f"{run}: weights of step {rebuilt.step} ({rebuilt.sha256[:12]}){agrees[rebuilt.agrees]}{model}"
     record = load(run) if is_run(run) else None
     measured = record is not None and record.selected == rebuilt.step
-    commands = [f"{command('replay', run, '--save')} DIR"]
-    if save:
-        commands = (
-            [f"{command('predict', save, '--input')} FILE"] if record and run_ends.predicts(record.config) else []
-        )
-    reached = run_ends.reached(record) if record is not None and measured else ""
-    return End(place, reached, [*commands, *([command("report", run)] if record else [])])
+    if record is None:  # a ledger alone
+        return End(place, "", [] if save else [f"{same_command()} --save DIR"])
+    commands, until = [], () if measured else ("--until", rebuilt.step)
+    if not save:
+        commands.append(f"{run_ends.command_of(record, 'replay', run, *until)} --save DIR")
+    elif run_ends.predicts(record.config):
+        commands.append(f"{run_ends.command_of(record, 'predict', save)} --input FILE")
+    commands.append(run_ends.command_of(record, "report", run))
+    return End(place, run_ends.reached(record) if measured else "", commands)
 
 
 def reported(folder: Path, page: Path) -> End:
@@ -54,8 +56,8 @@ def reported(folder: Path, page: Path) -> End:
 
     commands = []
     if is_run(folder):
-        again = command("tune", "--resume", "--out", folder)
-        commands = [line for line in run_ends.run(folder, again=again).commands if line != command("report", folder)]
+        following = run_ends.run(folder, again=run_ends.again(folder)).commands
+        commands = [line for line in following if not line.startswith("gradless report ")]
     elif (folder / "best.toml").exists() and "cell" in (folder / "best.toml").read_text(encoding="utf-8"):
         commands = [command("tune", "--config", folder / "best.toml", "--cell") + " NAME --out DIR"]
     return End(f"{page}: open it in a browser", "", commands)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
-
-import click
 
 from gradless.cli.ends import End, command, same_command
 from gradless.cli.ends import tell as tell_end
@@ -67,10 +66,17 @@ def run(folder: Path, *, again: str, saved: Path | None = None) -> End:
         return End(f"{folder}: {_extent(record)}{model}", reached(record), _after(record, saved))
     if record.status == DIVERGED:
         place = f"{folder}: diverged after {len(record.steps)} of {record.planned} steps"
-        return End(place, reached(record), [_gentler(record), command("report", folder)])
+        return End(place, reached(record), [_gentler(record), command_of(record, "report", folder)])
     kept = "nothing is lost" if record.preset is None or record.preset.replays else "such a method starts over"
     place = f"{folder}: stopped after {len(record.steps)} of {record.planned} steps; {kept}"
-    return End(place, reached(record), [again, command("report", folder)])
+    return End(place, reached(record), [again, command_of(record, "report", folder)])
+
+
+def command_of(record: RunRecord, *words: object) -> str:
+    """Return a command with the plugins that the run needs."""
+    from gradless import plugins
+
+    return command(*words, *plugins.arguments(record.config.get("plugins") or ()))
 
 
 def _extent(record: RunRecord) -> str:
@@ -135,19 +141,17 @@ def _dev(record: RunRecord) -> str | None:
 
 def _after(record: RunRecord, saved: Path | None) -> list[str]:
     """Return what to do with a finished run."""
-    commands = [command("report", record.folder)]
+    model = saved if saved is not None and saved.exists() else record.folder
+    commands = [command_of(record, "report", record.folder)]
     if predicts(record.config):
-        commands.append(command("predict", saved if saved is not None and saved.exists() else record.folder, "--input"))
-        commands[-1] += " FILE"
-    if saved is None or not saved.exists():
-        commands.append(command("replay", record.folder, "--save") + " DIR")
+        commands.append(f"{command_of(record, 'predict', model)} --input FILE")
+    if model == record.folder:
+        commands.append(f"{command_of(record, 'replay', record.folder)} --save DIR")
     return commands
 
 
 def predicts(config: Mapping[str, Any]) -> bool:
     """Return whether `gradless predict` serves a run with this configuration."""
-    if "predict" not in click.get_current_context().find_root().command.commands:  # type: ignore[attr-defined]
-        return False
     from gradless import tasks
 
     with contextlib.suppress(BadInput):
@@ -167,19 +171,27 @@ def _gentler(record: RunRecord) -> str:
     free = next(
         other for number in range(2, 1000) if not (other := folder.with_name(f"{folder.name}-{number}")).exists()
     )
-    return command("tune", "--config", folder / "config.json", *smaller, "--out", free)
+    return command_of(record, "tune", "--config", folder / "config.json", *smaller, "--out", free)
 
 
-def again(out: Path, kept: list[Any], settings: dict[str, Any]) -> str:
-    """Return the command that goes on with a run, whose settings its folder knows; others are named."""
+def again(out: Path, kept: Sequence[Any] = (), settings: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Return the command that goes on with a run, whose settings its folder knows; others are named.
+
+    Args:
+        out: run directory.
+        kept: options that no run directory knows, such as ``--save``, each with its value.
+        settings: of the present command, by name.
+    """
+    from gradless import plugins
     from gradless.runs.config import read_config
 
     held = read_config(out).to_json()
     for name in ("steps", "device", "split", "data"):
-        value = str(settings[name].resolve()) if isinstance(settings[name], Path) else settings[name]
+        value = settings.get(name)
+        value = str(value.resolve()) if isinstance(value, Path) else value
         if value is not None and value != held[name]:
             kept = [(f"--{name}", value), *kept]
-    line = command("tune", "--resume", "--out", out, *kept)
+    line = command("tune", "--resume", "--out", out, *kept, *plugins.arguments(held.get("plugins") or ()))
     local = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))
     return line if local == "1" else f"torchrun --nproc-per-node {local} -m {line}"
 
