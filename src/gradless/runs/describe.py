@@ -17,7 +17,6 @@ from gradless.lm.evaluate import num_cut, render
 from gradless.lm.objectives import Objective
 from gradless.runs.facts import SPLITS, ClassFacts, Cut, DataFacts, Majority, Prompt
 from gradless.runs.predictions import shorten
-from gradless.system.typed import SHORT
 from gradless.tasks import Row, Splits, Task
 from gradless.tasks.base import MASK, Example, target
 
@@ -49,16 +48,15 @@ def described(
         objective: What training minimises; it tells which part of a prompt is scored.
         own: `TuneConfig.own`.
         max_length: As it was asked for.
-        encoded: Splits that are encoded already, such as those with demonstrations.
+        encoded: Rows that are encoded already, such as those with demonstrations; the others are not read by the model.
 
     Raises:
         BadInput: a row that cannot be encoded (`gradless.lm.encode.encode`).
     """
     examples = {split: render(lm, task, rows) for split in SPLITS if (rows := getattr(splits, split))}
-    tokens: dict[str, Sequence[Encoded]] = {
-        split: (encoded or {}).get(split) or encode.encode_all(lm, task, rows, max_length)
-        for split, rows in examples.items()
-    }
+    tokens: dict[str, Sequence[Encoded]] = {**(encoded or {})}
+    if encoded is None:
+        tokens |= {split: encode.encode_all(lm, task, rows, max_length) for split, rows in examples.items()}
     facts = of_rows(task, splits, examples, own)
     return with_model(facts, lm, task, tokens, objective, max_length), tokens
 
@@ -80,7 +78,7 @@ def of_rows(task: Task, splits: Splits, examples: Examples, own: Mapping[str, An
         kind=task.kind,
         rows=rows,
         classes=_classes(task, examples) if task.kind == "classification" else [],
-        majority={split: best for split in SPLITS if (best := _majority(golds[split])) is not None},
+        majority={split: best for split in SPLITS if (best := _majority(task, golds[split])) is not None},
         chance=_chance(examples.get("test", ())) if task.kind == "choice" else None,
         answers=_lengths(examples) if task.kind == "generation" else "",
         repeated=_repeated(task, examples),
@@ -141,23 +139,25 @@ def with_model(
 def _answers(task: Task, example: Example) -> tuple[str, ...]:
     """Return the answers that are right for a row: names of classes, positions of options, or texts."""
     if task.kind == "generation":
-        return tuple(dict.fromkeys(SHORT.repr(metrics.normalize(answer)) for answer in example.answers))
+        return tuple(dict.fromkeys(metrics.normalize(answer) for answer in example.answers))
     if task.kind == "choice":
         return tuple(f"option {index + 1}" for index in example.correct)
-    return tuple(repr(_label(task, index)) for index in example.correct)
+    return tuple(_label(task, index) for index in example.correct)
 
 
 def _label(task: Task, index: int) -> str:
     return task.labels[index] if task.labels is not None and index < len(task.labels) else str(index)
 
 
-def _majority(golds: Sequence[tuple[str, ...]]) -> Majority | None:
-    """Return the answer that is right most often, or None where none is right twice."""
+def _majority(task: Task, golds: Sequence[tuple[str, ...]]) -> Majority | None:
+    """Return the answer that is right most often; None without rows, and where no generated text is right twice."""
     counts = Counter(answer for row in golds for answer in row)
     if not counts:
         return None
     answer, count = counts.most_common(1)[0]
-    return Majority(answer=answer, share=count / len(golds)) if count > 1 or len(golds) == 1 else None
+    if task.kind == "generation" and count == 1:
+        return None
+    return Majority(answer=shorten(answer, LONGEST_ANSWER), share=count / len(golds))
 
 
 def _chance(examples: Sequence[Example]) -> float | None:

@@ -178,13 +178,17 @@ def majority_line(facts: DataFacts) -> str:
     split, first = next(iter(best.items()), ("", None))
     if first is None:
         return ""
-    text = f"baseline: always answering {first.answer} has {first.share:.1%} of the {split} rows right"
+    text = f"baseline: {_always(facts, first)} has {first.share:.1%} of the {split} rows right"
     other = best.get("train")
     if split == "test" and other is not None and f"{other.share:.1%}" != f"{first.share:.1%}":
-        text += f" ({other.answer} has {other.share:.1%} of the training rows)"
+        text += f" (of the training rows {_always(facts, other)} has {other.share:.1%})"
     if facts.chance is not None:
         text += f", a random option {facts.chance:.1%}"
     return f"{text}; a result has to beat that" if split == "test" else text
+
+
+def _always(facts: DataFacts, majority: Majority) -> str:
+    return f"always answering {majority.answer if facts.kind == 'choice' else repr(majority.answer)}"
 
 
 def cut_line(facts: DataFacts) -> str:
@@ -236,11 +240,10 @@ def baseline(result: Mapping[str, Any]) -> Baseline | None:
     share = max(majority.share, facts.chance or 0.0)
     low = _low(result)
     beaten = False if right <= share else None if low is not None and low <= share else True
-    answer = majority.answer if share == majority.share else RANDOM
     end = {True: "more", False: "which does not beat it", None: "more, but not clearly (95 % interval)"}[beaten]
-    always = "a random option" if answer == RANDOM else f"always answering {answer}"
+    always = _always(facts, majority) if share == majority.share else RANDOM
     sentence = f"{always} has {share:.1%} of the test rows right; this model has {right:.1%}, {end}"
-    return Baseline(answer, share, right, beaten, sentence)
+    return Baseline(majority.answer if share == majority.share else RANDOM, share, right, beaten, sentence)
 
 
 def _right(result: Mapping[str, Any]) -> float | None:

@@ -17,7 +17,7 @@ from gradless.optimizer import Update
 from gradless.runs import build, predictions
 from gradless.runs.build import BEST
 from gradless.runs.context import RunContext, evaluate_split, selected_step, selection_key
-from gradless.runs.facts import DataFacts
+from gradless.runs.facts import DataFacts, baseline
 from gradless.runs.predictions import Prediction
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, RunLog, versions
 from gradless.system.atomic import write_json
@@ -78,6 +78,8 @@ def finish(
     if run.config.scheme == "head" and status == DONE:
         result["baseline_logistic_regression"] = _linear_probe(run)
     write_json(run.folder / "result.json", result)
+    if (compared := baseline(result)) is not None and not compared.beaten:
+        run.reporter.say(compared.sentence)
     if advice:
         run.reporter.say(f"{status}: {advice}")
     return result

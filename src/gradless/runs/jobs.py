@@ -23,7 +23,7 @@ from gradless.runs import replay as rebuilding
 from gradless.runs import save as saving
 from gradless.runs import tensorboard as tensorboard_events
 from gradless.runs.config import TuneConfig
-from gradless.runs.facts import lines
+from gradless.runs.facts import baseline, lines
 from gradless.runs.record import DONE, INTERRUPTED, RunLog, read_result, versions
 from gradless.system import locks
 from gradless.system.atomic import write_json
@@ -178,7 +178,7 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
         scores = evaluation.evaluate(
             model, task, splits.test, **how, encoded=encoded, progress=lambda done, total: show(done, "")
         )
-    return {
+    result = {
         "status": DONE,
         "mode": mode,
         "num_demonstrations": needed,
@@ -193,6 +193,9 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
         "truncated": {"test": scores.cut, "side": encode.cut_side(model)},
         "versions": versions(config.plugins),
     }
+    if (compared := baseline(result)) is not None and not compared.beaten:
+        reporter.say(compared.sentence)
+    return result
 
 
 class Replayed(NamedTuple):
