@@ -59,7 +59,7 @@ def test_a_finished_run_says_where_what_and_next(live, tune, own, tmp_path):
     assert "of ledger" in place
     assert reached.startswith("test accuracy 0.")
     assert "untouched 0." in reached
-    assert "; always '" in reached
+    assert '; always "' in reached
     assert "weights_sha256" not in found.stdout
     assert [one[0] for one in commands(following)] == ["report", "predict", "replay"]
     run_all(following, tmp_path, own)

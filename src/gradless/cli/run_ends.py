@@ -126,7 +126,7 @@ def majority(data: Any) -> str:
     if described is None or most is None:
         return ""
     chance = described.chance or 0.0  # of tasks whose options differ from row to row
-    return f"always {most.answer} {most.share:.3f}" if most.share >= chance else f"a random option {chance:.3f}"
+    return f'always "{most.answer}" {most.share:.3f}' if most.share >= chance else f"a random option {chance:.3f}"
 
 
 def _dev(record: RunRecord) -> str | None:
