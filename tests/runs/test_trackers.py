@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -219,3 +223,93 @@ def test_tensorboard_by_its_name_is_the_writer_that_repeats_nothing(tmp_path):
         jobs.tune(h.config(tmp_path), tmp_path / "run", resume=True, report_to=["tensorboard"], reporter=QUIET)
     assert len(list((tmp_path / "run" / "tensorboard").glob("events.*"))) == 1
     assert not (tmp_path / "run" / trackers.FILE).exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# the real ones, offline, where they are installed
+
+STOPPED = """
+import sys
+from gradless.cli import main
+from gradless.runs import train
+true = train._step
+def step(*arguments):
+    assert arguments[0].model.optimizer.t < 3
+    return true(*arguments)
+train._step = step
+main(sys.argv[1:])
+"""
+MLFLOW = """
+from mlflow import MlflowClient
+client = MlflowClient()
+(run,) = client.search_runs([client.get_experiment_by_name("gradless").experiment_id])
+points = [[point.step, point.value] for point in client.get_metric_history(run.info.run_id, "train/loss")]
+show(points, str(run.to_dictionary()))
+"""
+TRACKIO = """
+from trackio.sqlite_storage import SQLiteStorage
+(run,) = SQLiteStorage.get_runs("gradless")
+lines = SQLiteStorage.get_logs("gradless", run)
+config = SQLiteStorage.get_run_config("gradless", run)
+show([[line["step"], line["train/loss"]] for line in lines if "train/loss" in line], str((config, lines)))
+"""
+WANDB = """
+import os, pathlib, struct
+from wandb.proto import wandb_internal_pb2 as pb
+points, text = [], ""
+for path in sorted(pathlib.Path(os.environ["WANDB_DIR"]).glob("wandb/offline-run-*/run-*.wandb")):
+    data, at, body = path.read_bytes(), 7, b""
+    text += data.decode("latin-1")
+    while at + 7 <= len(data):  # the log format of LevelDB
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        _, size, kind = struct.unpack("<IHB", data[at : at + 7])
+        body += data[at + 7 : at + 7 + size]
+        at += 7 + size
+        if kind in (1, 4):
+            record, body = pb.Record.FromString(body), b""
+            row = {i.key or ".".join(i.nested_key): json.loads(i.value_json) for i in record.history.item}
+            if "train/loss" in row:
+                points.append([row["train/global_step"], row["train/loss"]])
+show(points, text)
+"""
+SHOW = """
+import json
+def show(points, text):
+    print(json.dumps({"points": points, "text": text}))
+"""
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(("name", "reader"), [("mlflow", MLFLOW), ("trackio", TRACKIO), ("wandb", WANDB)])
+def test_a_real_tracker_offline_has_every_step_of_a_resumed_run_once(tmp_path, name, reader):
+    if importlib.util.find_spec(name) is None:
+        pytest.skip(f"{name} is not installed")
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    env = os.environ | {
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(kept),
+        "TRACKIO_DIR": str(kept),
+        "MLFLOW_TRACKING_URI": f"file:{kept}",
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+    }
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+
+    files = h.sentiment(tmp_path / "data")
+    tune = ["tune", "--model", "tiny-llama", "--steps", "6", "--batch-size", "4", "--num-dev", "8", "--out", "run"]
+    tune += ["--train", files["train"], "--test", files["test"], "--template", files["template"], "--resume"]
+    tune += ["--label-column", "label", "--labels", files["labels"], "--report-to", name]
+    assert "AssertionError" in run("-c", STOPPED, *tune).stderr
+    finished = run("-m", "gradless", *tune)
+    assert finished.returncode == 0, finished.stderr
+    assert json.loads(finished.stdout.splitlines()[-1])["status"] == "done"
+    read = json.loads(run("-c", SHOW + reader).stdout.splitlines()[-1])
+    losses = [[line["step"], pytest.approx(line["loss"])] for line in h.notes(tmp_path / "run", "step")]
+    assert sorted(read["points"]) == losses
+    for private in ("was", "terrible", "{text}", "train.csv", socket.gethostname() + ".", str(tmp_path / "data")):
+        assert private not in read["text"]
