@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +15,7 @@ import pytest
 from gradless.system import notebook
 from gradless.system.progress import Reporter
 
-ROOT = Path(__file__).parents[2]
+EXAMPLE = Path(__file__).parents[2] / "examples" / "first_hour.ipynb"
 
 
 @pytest.fixture
@@ -103,3 +105,29 @@ def test_cells_show_bars_results_and_interrupts(tmp_path):
         assert shown["text/plain"].startswith(f"run: {status}")
         assert shown["text/html"].startswith(f"<b>run</b>: {status}")
     assert page[0].data["text/html"].startswith("<iframe srcdoc=")
+
+
+def test_the_example_is_committed_without_what_a_machine_made_of_it():
+    cells = json.loads(EXAMPLE.read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) > 4
+    assert not [cell for cell in code if cell["outputs"] or cell["execution_count"] is not None]
+
+
+@pytest.mark.sweep
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_goes_from_a_csv_to_predictions_and_runs_again(tmp_path):
+    nbformat = pytest.importorskip("nbformat")
+    client = pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    for path in EXAMPLE.parent.glob("reviews*.csv"):
+        shutil.copy(path, tmp_path)
+    for said in ("baseline: always answering", "is finished; nothing to do"):
+        book = nbformat.read(EXAMPLE, 4)
+        resources = {"metadata": {"path": str(tmp_path)}}
+        client.NotebookClient(book, timeout=300, kernel_name="python3", resources=resources).execute()
+        outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
+        assert not [output for output in outputs if output.get("name") == "stderr"]
+        text = "".join(output.get("text", "") for output in outputs)
+        assert said in text
+        assert len([line for line in text.splitlines() if line.startswith(("0  0.", "1  0."))]) == 8

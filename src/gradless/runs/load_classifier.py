@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -31,7 +32,7 @@ NO_PROMPT: Final = (
 
 
 def load_classifier(
-    source: str | Path,
+    source: str | os.PathLike[str],
     *,
     device: str | None = None,
     dtype: str | None = None,
@@ -96,7 +97,7 @@ class Unloaded(NamedTuple):
 
 
 def find(
-    source: str | Path,
+    source: str | os.PathLike[str],
     *,
     device: str | None = None,
     dtype: str | None = None,
@@ -117,8 +118,8 @@ def find(
     changes = {name: value for name, value in named.items() if value is not None}
     if labels is not None:
         changes["labels"] = checked_labels(labels)
-    spec, weights = _opened(str(source), model, device, dtype, say)
-    return Unloaded(_changed(str(source), spec, changes, say), weights)
+    spec, weights = _opened(os.fspath(source), model, device, dtype, say)
+    return Unloaded(_changed(os.fspath(source), spec, changes, say), weights)
 
 
 def _changed(source: str, spec: Spec | None, changes: dict[str, Any], say: Say) -> Spec:

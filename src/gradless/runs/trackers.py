@@ -4,8 +4,8 @@ They are sent the settings (no path, no prompt, no label), the numbers of each l
 that `gradless.runs.tensorboard` gives them, and the numbers of ``result.json``; no row of the data and no text of it.
 
 ``trackers.json`` in the run directory holds, for each tracker, the id of its run and the last step of each kind of
-line. A step is noted before it is sent, so none is sent twice: a process that is killed in between leaves one out.
-Without the file a resumed run begins a new run at the tracker.
+line. A step is noted before it is sent, so none is sent twice: what a process that is killed had not sent, or what
+the tracker's client still had in memory, is left out there. Without the file a resumed run begins a new run there.
 """
 
 from __future__ import annotations
