@@ -7,7 +7,6 @@ configuration is resolved.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -229,6 +228,8 @@ class CollabConfig:
             del known["image_size"]
         if self.plugins:
             known["plugins"] = plugins.named(self.plugins)
+        import hashlib  # late: help needs none
+
         return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
 
 

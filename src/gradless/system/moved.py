@@ -5,9 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+else:
+    Loader = object  # importing the real one takes as long as all options of the command line
 
 ALIASES = {"recipes": "collab.recipes"}
 # New package: its modules by old path; ``old=new`` where the name of the file changed as well.
@@ -85,7 +90,7 @@ def moved() -> dict[str, str]:
     return table
 
 
-class Finder(MetaPathFinder, Loader):
+class Finder(Loader):
     """Answers for paths that no other finder knows: it stands last in `sys.meta_path`."""
 
     def find_spec(
@@ -105,6 +110,10 @@ class Finder(MetaPathFinder, Loader):
         if new is None:
             return None
         raise ModuleNotFoundError(f"{fullname} is now gradless.{new}: import it from there", name=fullname)
+
+    def create_module(self, _: ModuleSpec) -> ModuleType | None:
+        """Leave it to the import system."""
+        return None
 
     def exec_module(self, module: ModuleType) -> None:
         """Put the module that an alias stands for in its place."""

@@ -18,9 +18,9 @@ import inspect
 import itertools
 import json
 import math
+import re
 import reprlib
 import sys
-import tomllib
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -254,6 +254,8 @@ def load(path: Path) -> dict[str, Any]:
     Raises:
         BadInput: no such file, or it holds something else.
     """
+    import tomllib  # late: help needs none
+
     kind = "JSON" if path.suffix == ".json" else "TOML"
     try:
         text = read_text(path)
@@ -375,10 +377,13 @@ def shown(raw: Any) -> str:
 def docstrings(record: type) -> dict[str, tuple[str, str]]:
     """Return the first paragraph below each field of a class and what follows it, each in one line."""
     try:
-        tree = ast.parse(inspect.getsource(sys.modules[record.__module__]))
+        source = inspect.getsource(sys.modules[record.__module__])
     except OSError:  # a program that is shipped without sources has no help, but works
         return {}
-    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == record.__name__)
+    # Fields stand in front of methods: only they are parsed, since every command needs them before it answers.
+    block = re.search(rf"^class {record.__name__}\b.*?(?=^(?:    )?(?:def |@)|^[^\s)]|\Z)", source, re.M | re.S)
+    assert block is not None
+    (body,) = (node.body for node in ast.parse(block[0]).body if isinstance(node, ast.ClassDef))
     helps = {}
     for field, below in itertools.pairwise(body):
         match field, below:
