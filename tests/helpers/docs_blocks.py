@@ -264,6 +264,8 @@ def check_gradless(words: list[str], place: str) -> None:
             return  # gradless --version
         assert words[0] in command.commands, f"{place}: no command '{words[0]}' of {' '.join(path)}"
         command, path, words = command.commands[words[0]], [*path, words[0]], words[1:]
+    if path[1:] == ["tune"] and "--resume" in words and not {"--model", "--config"} & set(words):
+        words = [*words, "--model", "tiny-llama"]  # the folder of the run would tell its model
     with contextlib.suppress(click.exceptions.Exit):  # --help
         try:
             context = command.make_context(path[-1], _without_files(words), parent=above)
