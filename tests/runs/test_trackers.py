@@ -136,6 +136,14 @@ def test_a_killed_run_continues_at_the_tracker_without_a_step_twice(tmp_path, se
     assert len(server.steps("summary/steps")) == len(server.settings) == 1
 
 
+def test_more_steps_of_a_finished_run_follow_at_the_tracker(tmp_path, server):
+    tune(tmp_path, steps=2)
+    tune(tmp_path, steps=4)
+    assert server.steps("train/loss") == list(range(4))
+    assert server.steps("summary/steps") == [2, 4]
+    assert len(server.settings) == 1
+
+
 def test_what_a_tracker_missed_follows_at_the_end_or_on_resume(tmp_path, server, monkeypatch):
     reporter, lines = warnings(monkeypatch)
     monkeypatch.setattr(trackers, "RETRY", 0.0)
