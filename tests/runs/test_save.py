@@ -15,6 +15,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+import adapter_helpers as adapters
 import run_helpers as h
 from gradless import ledger, lm
 from gradless.cli import main
@@ -473,3 +474,17 @@ def test_all_weights_are_tuned_with_the_adapter_merged(tmp_path, scheme):
         (tmp_path / "one" / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 15}))
         with pytest.raises(BadInput, match="belongs to another base model"):
             jobs.replay(place, reporter=QUIET)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("kind", [kind for kind in adapters.KINDS if kind not in ("ia3", "p-tuning", "masked")])
+def test_adapters_of_others_are_tuned_further_and_loaded_by_peft(tmp_path, kind):
+    name, settings = adapters.KINDS[kind]
+    folder = adapters.made(tmp_path / "adapter", name, **settings)
+    scheme = {"Lora": "lora", "PrefixTuning": "prefix", "PromptTuning": "prompt"}[name]
+    place = tuned(tmp_path, model=str(folder), scheme=scheme)
+    jobs.replay(place, save=tmp_path / "saved", verify=True, reporter=QUIET)
+    rebuilt, _ = replay.rebuild(place, until=selected(place))
+    again = adapters.by_peft(tmp_path / "saved", settings.get("base", "tiny-llama"))
+    assert torch.equal(logits(again), logits(rebuilt.lm.model))
+    assert not torch.equal(logits(again), logits(lm.load(str(folder)).model))
