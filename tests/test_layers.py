@@ -71,7 +71,15 @@ INSIDE = {
     "runs": (
         *("runs.config", "runs.config_io", "runs.record", "runs.predictions", "runs.facts", "runs.hub", "runs.build"),
         *("runs.extend", "runs.replay", "runs.context", "runs.describe", "runs.expected_time", "runs.classifier"),
-        *("runs.card", "runs.load_classifier", "runs.row_files", "runs.predict", "runs.tensorboard", "runs.trackers"),
+        *(
+            "runs.usage",
+            "runs.card",
+            "runs.load_classifier",
+            "runs.row_files",
+            "runs.predict",
+            "runs.tensorboard",
+            "runs.trackers",
+        ),
         *("runs.torchrun", "runs.finish", "runs.train", "runs.save"),
         "runs.jobs",
     ),

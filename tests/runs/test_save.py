@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,9 @@ from gradless import ledger, lm
 from gradless.cli import main
 from gradless.errors import BadInput
 from gradless.runs import build, card, jobs, replay
+from gradless.runs.classifier import spec_of
 from gradless.runs.config import read_config
+from gradless.runs.usage import Usage, usage
 from save_helpers import QUIET, tuned
 
 
@@ -36,12 +40,17 @@ def blocks(text: str, language: str) -> list[str]:
     return [part.partition("\n```")[0] for part in text.split(f"```{language}\n")[1:]]
 
 
-def load(folder: Path) -> nn.Module:
-    """The model, by the code in its card."""
-    (code,) = blocks((folder / "README.md").read_text(), "python")
+def load(folder: Path, dtype: str = "float32") -> nn.Module:
+    """The model, by the code in its card; in the type of its weights."""
+    text = (folder / "README.md").read_text()
+    (code,) = blocks(text, "python")
     names: dict[str, Any] = {}
-    with lm.quiet_transformers(), contextlib.chdir(folder.parent):  # cards name folders without where they are
-        exec(code, names)
+    with lm.quiet_transformers(), warnings.catch_warnings(), contextlib.chdir(folder.parent):  # where "./NAME" lies
+        warnings.simplefilter("ignore")  # of PEFT, about names that transformers will drop
+        for command in blocks(text, "sh"):
+            if command.startswith("python -c"):  # saves the base model
+                exec(shlex.split(command)[2], {})
+        exec(code.replace('dtype="float32"', f'dtype="{dtype}"'), names)
     assert len(names["tokenizer"]) > 100
     model: nn.Module = names["model"]
     return model.eval()
@@ -76,7 +85,7 @@ def test_a_saved_model_gives_the_same_logits(tmp_path, model, dtype, scheme):
     place = tuned(tmp_path, model=model, dtype=dtype, scheme=scheme)
     jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
     rebuilt, _ = replay.rebuild(place, until=selected(place))
-    loaded = load(tmp_path / "saved")
+    loaded = load(tmp_path / "saved", dtype)
     tensors = dict(loaded.named_parameters())  # PEFT keeps virtual tokens in float32, and casts them in a forward
     assert all(
         torch.equal(leaf.param.to(tensors[leaf.name].dtype), tensors[leaf.name]) for leaf in rebuilt.optimizer.leaves
@@ -165,7 +174,7 @@ def test_the_record_inside_a_saved_model_rebuilds_it(tmp_path, monkeypatch):
     jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
     shutil.rmtree(place)
     monkeypatch.chdir(tmp_path / "saved")
-    for line in blocks((tmp_path / "saved" / "README.md").read_text(), "sh")[1].splitlines():
+    for line in blocks((tmp_path / "saved" / "README.md").read_text(), "sh")[-1].splitlines():
         if line.startswith("gradless "):
             found = CliRunner().invoke(main, line.split()[1:])
             assert found.exit_code == 0, found.output
@@ -285,6 +294,7 @@ def facts_of(place: Path) -> card.Facts:
         location="me/x",
         config=build.TuneConfig.from_json(contents.header["config"]),
         masked=False,
+        use=Usage("", "code", 9),
         step=result["selected_step"],
         header=contents.header,
         result=result,
@@ -336,10 +346,10 @@ def test_the_card_tells_of_a_run_that_did_not_end(tmp_path):
 @pytest.mark.parametrize(
     ("model", "base", "code"),
     [
-        ("facebook/opt-1.3b", "facebook/opt-1.3b", 'from_pretrained("facebook/opt-1.3b", dtype="bfloat16")'),
-        ("a/b@v2", "a/b", 'from_pretrained("a/b", revision="v2", dtype="bfloat16")'),
-        ("gemma-3-270m", "google/gemma-3-270m", 'lm.load("gemma-3-270m", dtype="bfloat16")'),
-        ("/no/such/model.gguf", None, 'lm.load("/no/such/model.gguf", dtype="bfloat16")'),
+        ("facebook/opt-1.3b", "facebook/opt-1.3b", 'from_pretrained("facebook/opt-1.3b", dtype="float32")'),
+        ("a/b@v2", "a/b", 'from_pretrained("a/b", revision="v2", dtype="float32")'),
+        ("gemma-3-270m", "google/gemma-3-270m", "lm.load('gemma-3-270m')"),
+        ("./model.gguf", None, "lm.load('./model.gguf')"),
     ],
 )
 def test_the_card_names_the_base_model(model, base, code):
@@ -357,6 +367,7 @@ def test_the_card_names_the_base_model(model, base, code):
         ledger_bytes=9,
         sha256="c",
         masked=False,
+        use=usage(lm.tiny("llama"), spec_of(config), location="me/x", adapter=True, base=card.loaded_from(model)),
     )
     found = ModelCard(card.render(facts))
     assert found.data.get("base_model") == base

@@ -20,6 +20,7 @@ from gradless.lm.metrics import SHARES
 from gradless.methods import METHODS
 from gradless.runs.config import TuneConfig
 from gradless.runs.config_io import tune_command
+from gradless.runs.usage import Base, Usage
 from gradless.tasks import hub
 from gradless.tasks.own import parse_labels
 
@@ -60,6 +61,8 @@ class Facts:
     sha256: str
     """Of the tuned parameters."""
     masked: bool
+    use: Usage
+    """Code that predicts with the model."""
     base: str | None = None
     """The base model of the adapter that the run began from, if it began from one."""
 
@@ -115,7 +118,8 @@ def render(facts: Facts) -> str:
         intervals=_intervals(result),
         prompt=_prompt(facts),
         answers=_answers(facts),
-        loading=_loading(facts),
+        original=ORIGINS.get(facts.base_model, (None,))[0],
+        use=facts.use,
         command=command(config, (result or {}).get("ranks")),
         record=RECORD,
         versions=_versions(facts),
@@ -150,19 +154,19 @@ def task_file(config: TuneConfig) -> str | None:
     return "\n".join([*lines, "", "[labels]", *(f"{_toml(key)} = {_toml(text)}" for key, text in labels.items()), ""])
 
 
-def _loading(facts: Facts) -> dict[str, Any]:
-    """How Python loads the model, and the base model of an adapter, with the very weights that were measured."""
-    model = facts.base_model
+def loaded_from(model: str) -> Base:
+    """Return how code loads a base model, the one that was measured.
+
+    Example:
+        >>> loaded_from("facebook/opt-1.3b@main")
+        Base(name='facebook/opt-1.3b', revision='main', by_name=True)
+        >>> loaded_from("./mine").by_name, loaded_from("./mine.gguf").by_name, loaded_from("tiny-llama").by_name
+        (True, False, False)
+    """
     origin = base_id(model)
-    by_transformers = origin is not None or (model.startswith("./") and not model.endswith(".gguf"))
-    base, revision = origin or (model, None)
-    return {
-        "auto": "AutoModelForMaskedLM" if facts.masked else "AutoModelForCausalLM",
-        "location": json.dumps(facts.location, ensure_ascii=False),
-        "base": json.dumps(base if by_transformers else model, ensure_ascii=False),
-        "revision": f', revision="{revision}"' if revision else "",
-        "by_transformers": by_transformers,
-    }
+    if origin is not None:
+        return Base(*origin, by_name=True)
+    return Base(model, None, by_name=model.startswith("./") and not model.endswith(".gguf"))
 
 
 def _metadata(facts: Facts) -> ModelCardData:

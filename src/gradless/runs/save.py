@@ -36,6 +36,7 @@ from gradless.runs.classifier import spec_of, write_spec
 from gradless.runs.config import TuneConfig
 from gradless.runs.record import read_result
 from gradless.runs.replay import ledger_path, shared, shared_model
+from gradless.runs.usage import usage
 from gradless.system import locks
 from gradless.system.atomic import write_json
 from gradless.system.signals import ENDING, interrupting
@@ -184,11 +185,20 @@ def _sync(folder: Path) -> None:
 def _facts(built: Model, contents: Contents, location: str, result: dict[str, Any] | None) -> Facts:
     """Return what the model card tells; it names no folder of this machine."""
     config = shared(TuneConfig.from_json(contents.header["config"]))
+    config = dataclasses.replace(config, model=shared_model(built.lm.source))
+    began_from = shared_model(built.lm.origin.base) if built.lm.origin else None
     return Facts(
         name=location.rpartition("/")[2],
         location=location,
-        config=dataclasses.replace(config, model=shared_model(built.lm.source)),
-        base=shared_model(built.lm.origin.base) if built.lm.origin else None,
+        config=config,
+        use=usage(
+            built.lm,
+            spec_of(config, masked=built.lm.masked),
+            location=location,
+            adapter=config.scheme in card.ADAPTERS,
+            base=card.loaded_from(began_from or config.model),
+        ),
+        base=began_from,
         step=built.optimizer.t,
         header=contents.header,
         result=result,
