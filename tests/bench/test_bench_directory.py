@@ -142,8 +142,13 @@ def test_a_dry_run_tells_and_writes_nothing(tmp_path, monkeypatch):
     outcome = place.bench(dry_run=True)
     assert outcome.done == 0
     assert not place.out.exists()
-    assert place.said[0] == f"2 cells, {RUNS} runs: 6 search, 4 final, 2 zero-shot"
-    rows = {said.split("  ")[0]: said.split() for said in place.said[2:-1]}
+    start = place.said.index(f"2 cells, {RUNS} runs: 6 search, 4 final, 2 zero-shot")
+    data = "\n".join(place.said[:start])
+    assert "  data: 16 training, 8 dev, " in data  # once: both cells have the same rows
+    assert data.count("always answering") == 1
+    assert "\u27e6" in data
+    assert "not known before a model is loaded" in place.said[start - 1]
+    rows = {said.split("  ")[0]: said.split() for said in place.said[start + 2 : -1]}
     assert rows["mezo x full"][3:5] == ["5", "100"]
     assert rows["zero-shot"][1:3] == ["2", "0"]
     assert rows["all"][1:3] == [str(RUNS), "200"]

@@ -73,7 +73,7 @@ def test_a_prompt_is_shown_as_it_is_read(tmp_path: Path) -> None:
     [
         ({"labels": f"{LABELS},2=fine"}, "no training row has the label '2'"),
         ({"labels": f"{LABELS},2=fine"}, "no test row has the label '2'"),
-        ({"labels": "0=terrible,1=terrible film"}, "' terrible' is the beginning of ' terrible film'"),
+        ({"labels": "0=terrible,1=terrible film"}, "' terrible' begins ' terrible film'"),
         (
             {"train": [("x", "1")] * 9 + [("y", "0")]},
             "the training rows are uneven: 9 have the label '1' and 1 have '0'",

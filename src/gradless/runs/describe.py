@@ -269,14 +269,20 @@ def _columns(row: Row) -> dict[str, str]:
 
 
 def _prefixes(words: Sequence[str], tokens: Sequence[Sequence[int]] | None = None) -> list[str]:
-    """Return a sentence for each label word that begins another one, by its tokens where they are known."""
+    """Return a sentence if a label word begins another one, by its tokens where they are known."""
     sequences: Sequence[Sequence[Any]] = words if tokens is None else tokens
-    return [
-        f"the label word {one!r} is the beginning of {other!r}: what is compared is the mean log-probability of a "
-        "word's tokens (calibrated: the sum)"
+    pairs = [
+        f"{one!r} begins {other!r}"
         for one, short in zip(words, sequences, strict=True)
         for other, long in zip(words, sequences, strict=True)
         if 0 < len(short) < len(long) and long[: len(short)] == short
+    ]
+    if not pairs:
+        return []
+    more = f" and {len(pairs) - MOST_NAMES} more" if len(pairs) > MOST_NAMES else ""
+    return [
+        f"label words begin other ones ({', '.join(pairs[:MOST_NAMES])}{more}): what is compared is the mean "
+        "log-probability of a word's tokens (calibrated: the sum)"
     ]
 
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
+from gradless.runs.predictions import shorten
 from gradless.system.side_files import read_json
 from gradless.system.typed import NotNegative
 
@@ -20,6 +21,7 @@ SPLITS: Final = ("train", "dev", "test")
 MARKS: Final = ("\u27e6", "\u27e7")
 """White square brackets around the scored part of a prompt."""
 RANDOM: Final = "a random option"
+LONGEST_NAME: Final = 40
 MOST_CLASSES: Final = 12
 """Classes that a terminal shows."""
 
@@ -156,7 +158,8 @@ def _class_lines(classes: Sequence[ClassFacts]) -> list[str]:
     rows = [["label", "word", *(["tokens"] if known else []), *splits]]
     for one in classes[:MOST_CLASSES]:
         counts = [str(one.rows.get(split, 0)) for split in splits]
-        rows.append([one.label, repr(one.word) if one.word else "", *([str(one.tokens)] if known else []), *counts])
+        label, word = (shorten(text, LONGEST_NAME) for text in (one.label, repr(one.word) if one.word else ""))
+        rows.append([label, word, *([str(one.tokens)] if known else []), *counts])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     table = [
         "  ".join(
@@ -181,14 +184,18 @@ def majority_line(facts: DataFacts) -> str:
     text = f"baseline: {_always(facts, first)} has {first.share:.1%} of the {split} rows right"
     other = best.get("train")
     if split == "test" and other is not None and f"{other.share:.1%}" != f"{first.share:.1%}":
-        text += f" (of the training rows {_always(facts, other)} has {other.share:.1%})"
+        text += f" ({_named(facts, other)} {other.share:.1%} of the training rows)"
     if facts.chance is not None:
         text += f", a random option {facts.chance:.1%}"
     return f"{text}; a result has to beat that" if split == "test" else text
 
 
 def _always(facts: DataFacts, majority: Majority) -> str:
-    return f"always answering {majority.answer if facts.kind == 'choice' else repr(majority.answer)}"
+    return f"always answering {_named(facts, majority)}"
+
+
+def _named(facts: DataFacts, majority: Majority) -> str:
+    return majority.answer if facts.kind == "choice" else repr(majority.answer)
 
 
 def cut_line(facts: DataFacts) -> str:
