@@ -158,6 +158,13 @@ def test_one_zero_shot_run_for_each_template_and_seed(tmp_path):
     assert grid.zero_shot_runs(read(tmp_path, "zero_shot = false\n" + text)) == []
 
 
+def test_an_axis_of_chat_evaluates_the_untouched_model_both_ways(tmp_path):
+    text = SMALL.replace('task = ["sst2"]', 'task = ["sst2"]\nchat = [true, false]').replace("tiny-llama", "tiny-qwen")
+    runs = grid.zero_shot_runs(read(tmp_path, text))
+    assert sorted({(one.config.chat, one.cell["chat"]) for one in runs}) == [(False, False), (True, True)]
+    assert "chat" not in grid.zero_shot_runs(read(tmp_path, SMALL))[0].cell
+
+
 def test_paths_are_relative_to_the_grid_and_filled_in(tmp_path):
     (tmp_path / "tiny-model").mkdir()
     text = SMALL.replace('model = "tiny-llama"', 'model = "tiny-model"\ndata = "rows/{task}-{scheme}"')

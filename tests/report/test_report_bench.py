@@ -80,6 +80,17 @@ def test_zero_shot_falls_back_on_the_final_runs(tmp_path):
     assert row(named(bench.folder, "accuracy"), "zero-shot") == [f"0.550 ± {statistics.stdev([0.5, 0.6]):.3f}"]
 
 
+def test_zero_shot_has_a_row_for_each_way_of_asking(tmp_path):
+    bench = Bench(tmp_path / "b")
+    for chat, value in ((True, 0.6), (False, 0.5)):
+        bench.run("zero-shot", cell("zero-shot", "none", chat=chat), {}, 1, test={"accuracy": value})
+        bench.run("final", cell(chat=chat), {}, 1, test={"accuracy": value + 0.1})
+    table = named(bench.folder, "accuracy")
+    assert row(table, "zero-shot (chat true)") == ["0.600"]
+    assert row(table, "zero-shot (chat false)") == ["0.500"]
+    assert row(table, "mezo (chat true)") == ["0.700"]
+
+
 def test_models_get_tables_of_their_own(tmp_path):
     bench = Bench(tmp_path / "b")
     for model, value in (("org/a", 0.6), ("b", 0.7)):

@@ -163,7 +163,8 @@ def zero_shot_runs(grid: Grid) -> list[Request]:
                 tuned = configure(grid, cell, cell.points[0], seed=seed, test=True)
                 kept = {name: getattr(tuned, name) for name in EVALUATED}
                 config = TuneConfig(**kept, seed=seed, num_train=0, num_dev=0).resolved()
-            values = {**{name: cell.values[name] for name in NAMED}, "method": ZERO_SHOT, "scheme": "none"}
+            named = (*NAMED, *(["chat"] if "chat" in cell.values else []))  # its axis, which asks for two evaluations
+            values = {**{name: cell.values[name] for name in named}, "method": ZERO_SHOT, "scheme": "none"}
             one = Request(run_id(config), ZERO_SHOT, values, {}, seed, config)
             requests.setdefault(one.id, one)
     return list(requests.values())

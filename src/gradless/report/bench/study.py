@@ -149,11 +149,16 @@ class Study:
         """The settings that a run was asked for; empty if its request is gone."""
         return mapping(self.requests.get(run.id, {}).get("config"))
 
-    def zero_shot(self, section: Section, task: str, split: str = "test") -> Score | None:
+    def chats(self, section: Section) -> list[Any]:
+        """Values of the axis ``chat`` in a section; None alone if the grid has no such axis."""
+        return unique(dict(cell.extras).get("chat") for cell in self.within(section)) or [None]
+
+    def zero_shot(self, section: Section, task: str, split: str = "test", chat: Any = None) -> Score | None:
         """Main metric of the untouched model over the seeds; final runs tell it where no run of its own does."""
         name = metric_of(task)
         by_seed: dict[str, float] = {}
         runs = [run for run in self.runs if (run.cell.model, run.cell.aligned, run.cell.task) == (*section, task)]
+        runs = [run for run in runs if dict(run.cell.extras).get("chat") == chat]
         for run in sorted(runs, key=lambda run: run.phase != ZERO_SHOT):
             value = run.metric(split, name) if run.phase == ZERO_SHOT else None
             if value is None and split == "test" and run.phase in (ZERO_SHOT, FINAL):

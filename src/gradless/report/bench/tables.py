@@ -93,12 +93,14 @@ def accuracy(study: Study, section: Section) -> Table:
     methods = unique((cell.method, cell.extras) for cell in cells)
     scores = {cell: tested(cell, results) for cell, results in cells.items()}
     usual = usual_count(scores.values())
-    columns, records = [], []
+    columns, records, chats = [], [], study.chats(section)
     for task, scheme in groups:
-        metric, untouched = metric_of(task), study.zero_shot(section, task)
+        metric, untouched = metric_of(task), [study.zero_shot(section, task, chat=chat) for chat in chats]
         named = {"model": section.model, "task": task, "aligned": section.aligned, "scheme": scheme}
-        records.append({**named, "method": "zero-shot", "metric": metric, **score_record(untouched)})
-        texts, means, zo = [score_text(untouched, usual=usual)], [untouched], [False]
+        for chat, mean in zip(chats, untouched, strict=True):
+            asked = {} if chat is None else {"chat": chat}
+            records.append({**named, "method": "zero-shot", **asked, "metric": metric, **score_record(mean)})
+        texts, means, zo = [score_text(mean, usual=usual) for mean in untouched], [*untouched], [False] * len(chats)
         for method, extras in methods:
             cell = Cell(section.model, task, scheme, method, section.aligned, extras)
             results, mean = cells.get(cell), scores.get(cell)
@@ -111,7 +113,8 @@ def accuracy(study: Study, section: Section) -> Table:
                 record |= {"final_diverged": ends[DIVERGED], "final_failed": ends[FAILED]}
                 records.append({**record, "outcome": "done" if mean else texts[-1].strip(NOTHING)})
         columns.append(marked(texts, means, zo))
-    names = ["zero-shot", *(Cell("", "", "", method, extras=extras).label for method, extras in methods)]
+    names = ["zero-shot" if chat is None else f"zero-shot (chat {show(chat)})" for chat in chats]
+    names += (Cell("", "", "", method, extras=extras).label for method, extras in methods)
     rows = tuple((Item(name), *items) for name, *items in zip(names, *columns, strict=True)) if groups else ()
     return Table(
         name="accuracy" + study.suffix(section),
