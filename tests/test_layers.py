@@ -78,6 +78,7 @@ INSIDE = {
             "runs.row_files",
             "runs.predict",
             "runs.tensorboard",
+            "runs.tracker_services",
             "runs.trackers",
         ),
         *("runs.torchrun", "runs.finish", "runs.train", "runs.save"),

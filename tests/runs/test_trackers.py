@@ -180,7 +180,10 @@ def test_a_tracker_that_stays_away_gets_everything_from_a_finished_run(tmp_path,
         "fake takes no metrics ",
         "fake lacks 11 lines of metrics: the same command with --resume sends them",
     ]
-    server.down = False
+    server.down, server.refuses = False, "no route to host"
+    assert tune(tmp_path, reporter=reporter)["weights_sha256"] == weights  # finished is success
+    assert lines[2].startswith("fake did not start (no route to host): turn it on; or delete ")
+    server.refuses = None
     assert tune(tmp_path, reporter=reporter)["weights_sha256"] == weights
     assert server.steps("train/loss") == [0, 1, 2]
     assert len(server.steps("summary/steps")) == 1
