@@ -102,7 +102,7 @@ def _raise_at_the_end(monkeypatch, error: BaseException) -> None:
     monkeypatch.setattr(train.finish, "finish", finish)
 
 
-@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("twice", [pytest.param(False, marks=pytest.mark.sweep), True])
 def test_ctrl_c_names_the_command_that_goes_on(live, tune, own, tmp_path, monkeypatch, twice):
     with monkeypatch.context() as patched:
         _raise_in_step(patched, 2, KeyboardInterrupt())
@@ -156,9 +156,13 @@ def test_a_run_that_diverged_names_a_gentler_one(live, tune, own, tmp_path):
     ("error", "sentence"),
     [
         (OSError(28, "No space left on device", "ledger"), "cannot write"),
-        (MemoryError(), "out of memory (MemoryError): lower --batch-size, or set --micro-batch-size"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out of memory ("),
-        (ValueError("a fault of ours"), ""),
+        pytest.param(MemoryError(), "out of memory (MemoryError): lower --batch-size, or", marks=pytest.mark.sweep),
+        pytest.param(
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "out of memory (",
+            marks=pytest.mark.sweep,
+        ),
+        pytest.param(ValueError("a fault of ours"), "", marks=pytest.mark.sweep),
     ],
 )
 def test_a_failure_behind_the_first_step_says_how_to_go_on(live, tune, tmp_path, monkeypatch, error, sentence):
@@ -181,6 +185,7 @@ def test_refused_input_stays_one_sentence(live, tune, own, tmp_path):
     assert ends.NEXT not in found.stdout
 
 
+@pytest.mark.sweep
 def test_a_push_that_fails_leaves_the_run_and_says_so(live, tune, tmp_path, monkeypatch):
     def deliver(*args, **how):
         raise OSError(28, "No space left on device", "saved")
@@ -192,12 +197,14 @@ def test_a_push_that_fails_leaves_the_run_and_says_so(live, tune, tmp_path, monk
     assert ["replay", str(tmp_path / "run"), "--save", "DIR"] in commands(last(found.stdout)[2])
 
 
+@pytest.mark.sweep
 def test_without_test_rows_dev_is_told(live, tune, tmp_path):
     found = call(*without(tune, "--test"))
     assert found.exit_code == 0, found.output
     assert "dev loss " in last(found.stdout)[1]
 
 
+@pytest.mark.sweep
 def test_eval_replay_and_report_say_what_next(live, tune, own, tmp_path):
     assert call(*tune).exit_code == 0
     for arguments in (

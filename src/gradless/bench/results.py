@@ -60,6 +60,8 @@ def _own_line(out: Path, request: Request) -> dict[str, Any] | None:
         result = _read(folder / "failed.json", status=str)
         if result is None:
             return None
+    if result.get("steps", 0) > request.config.steps:  # somebody has extended the run: it is another one now
+        return None
     asked = request.to_json()
     del asked["config"]
     log = read_events(folder / "metrics.jsonl")

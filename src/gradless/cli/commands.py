@@ -91,7 +91,7 @@ tracker_option = click.option(
 @of_fields(TuneConfig, "rank alpha targets num_prefix num_prompt freeze split")
 @plugin_option
 @of_hint("timeout", Seconds, "Seconds that ranks of torchrun wait for each other.", 600.0)
-@click.option("--resume", is_flag=True, help="Continue the run in --out after a crash or Ctrl-C.")
+@click.option("--resume", is_flag=True, help="Continue the run in --out after any stop, or to more --steps.")
 @save_options
 @tracker_option
 @click.option("--tensorboard", is_flag=False, flag_value="", metavar="[DIR]", help="Write events (OUT/tensorboard).")
@@ -119,6 +119,7 @@ def tune(
         --label-column label --labels "0=terrible,1=great" --out runs/mine
     gradless tune --model gemma-3-270m --task sst2 --out runs/sst2 --tensorboard --save models/sst2
     gradless tune --model gemma-3-270m --task sst2 --out runs/sst2 --report-to wandb
+    gradless tune --resume --out runs/sst2 --steps 2000
     torchrun --nproc-per-node 4 -m gradless tune --model gemma-3-270m --task sst2 --device cuda --out runs/four
     gradless tune --example > run.toml
     """
@@ -309,7 +310,7 @@ def report(folder: Path) -> None:
 @click.option("--out", type=FOLDER, default=Path("runs/demo"), show_default=True, help="Run directory.")
 @of_hint("steps", Count, "Updates of the weights.", 100)
 @of_hint("seed", Seed, "Of every random number.", 0)
-@click.option("--resume", is_flag=True, help="Continue after a crash or Ctrl-C.")
+@click.option("--resume", is_flag=True, help="Continue after any stop, or to more --steps.")
 @tracker_option
 @ends.json_option
 def demo(out: Path, steps: int, seed: int, resume: bool, as_json: bool, report_to: tuple[str, ...]) -> None:
