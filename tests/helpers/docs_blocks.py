@@ -44,6 +44,7 @@ from gradless.lm.schemes import SCHEMES
 from gradless.methods import METHODS
 from gradless.rules import SCHEDULES
 from gradless.runs import jobs
+from plugin_helpers import tables_as_before
 from repository import ROOT
 
 NEAR = 0.05
@@ -266,7 +267,7 @@ def check_gradless(words: list[str], place: str) -> None:
         command, path, words = command.commands[words[0]], [*path, words[0]], words[1:]
     if path[1:] == ["tune"] and "--resume" in words and not {"--model", "--config"} & set(words):
         words = [*words, "--model", "tiny-llama"]  # the folder of the run would tell its model
-    with contextlib.suppress(click.exceptions.Exit):  # --help
+    with contextlib.suppress(click.exceptions.Exit), tables_as_before(), contextlib.chdir(ROOT):  # --help, --plugin
         try:
             context = command.make_context(path[-1], _without_files(words), parent=above)
         except click.UsageError as error:

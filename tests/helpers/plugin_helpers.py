@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
+
+from gradless.plugins import TABLES
+from gradless.plugins.loading import LOADED
+from gradless.plugins.tables import rows_of
 
 METHOD = """
 import gradless as gl
@@ -36,6 +42,18 @@ TASKS["spam"] = Task(
 )
 """
 MARK = 'from pathlib import Path\nPath(__file__).with_suffix(".ran").touch()\n'
+
+
+@contextlib.contextmanager
+def tables_as_before() -> Iterator[None]:
+    """Unload in the end what is loaded inside."""
+    loaded, tables = dict(LOADED), {table: dict(rows_of(table)) for table in TABLES}
+    try:
+        yield
+    finally:
+        for rows, old in ((LOADED, loaded), *((rows_of(table), old) for table, old in tables.items())):
+            rows.clear()
+            rows.update(old)
 
 
 class Written:

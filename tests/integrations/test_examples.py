@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("datasets")
 
 from gradless import ledger
-from gradless.methods import METHODS
+from plugin_helpers import tables_as_before
 from repository import ROOT
 
 EXAMPLES = ROOT / "examples"
@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch):
 
 def run(monkeypatch, script, *arguments):
     monkeypatch.setattr(sys, "argv", [str(script), *arguments])
-    return runpy.run_path(str(script))
+    return runpy.run_path(str(script), run_name="__main__")
 
 
 @pytest.mark.filterwarnings("ignore:'pin_memory' argument")
@@ -57,17 +57,14 @@ def test_two_lines_of_the_trainer_example_differ(folder, monkeypatch):
         ("own_csv", r"accuracy [01]\.\d{3} untouched, [01]\.\d{3} tuned\n20 forward passes, [\d]+ bytes of ledger"),
         ("non_differentiable", r"accuracy 0\.\d{3} at the start, (1\.000|0\.9\d\d) after 200 steps"),
         ("robust_group", r"nearest neighbours 0\.0\d\d, plain mean \d\.\d+e\+"),
+        ("own_group_parts", r"all checks hold; largest value \d\.\d with two liars of 1e6"),
         ("own_method", r"all checks hold; loss \d\.\d{3} at the start, 0\.0\d\d after 200 steps"),
     ],
 )
 def test_an_example_runs_offline(name, printed, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    methods = dict(METHODS)
-    try:
+    with tables_as_before():
         run(monkeypatch, EXAMPLES / f"{name}.py")
-    finally:
-        METHODS.clear()
-        METHODS.update(methods)
     assert re.search(printed, capsys.readouterr().out)
 
 

@@ -223,6 +223,7 @@ def test_workers_know_the_plugins_of_the_grid(tmp_path, written, command):
     refused(call("bench", tmp_path / "grid.toml", "--out", tmp_path / "out"), "the plugin own.py has changed")
 
 
+@pytest.mark.sweep
 def test_workers_find_what_an_installed_package_declares(tmp_path, written, monkeypatch):
     site = written.distribution(POINTS)
     monkeypatch.syspath_prepend(site)

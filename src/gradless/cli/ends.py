@@ -90,7 +90,7 @@ def same_command() -> str:
 
 
 def command(*words: object) -> str:
-    """Return ``gradless WORDS``, quoted; an option without a value is left out with it.
+    """Return ``gradless WORDS``, quoted, with the plugins that it needs; an option without a value is left out with it.
 
     Example:
         >>> command("report", "my runs/a"), command("replay", "a", ("--save", None))
@@ -102,4 +102,13 @@ def command(*words: object) -> str:
             flat.append(str(word))
         elif word[1] is not None:
             flat += map(str, word)
-    return shlex.join(["gradless", *flat])
+    return shlex.join(["gradless", flat[0], *_plugins(), *flat[1:]])
+
+
+def _plugins() -> list[str]:
+    """Return the options that load what this command was given; a package's part is found by its name."""
+    from gradless import plugins
+
+    context = click.get_current_context(silent=True)
+    given = [plugin.key for plugin in context.meta.get("gradless.plugins", ())] if context is not None else []
+    return plugins.arguments(dict.fromkeys([*given, *plugins.loaded_files()]))

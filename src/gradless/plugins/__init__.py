@@ -17,6 +17,7 @@ from gradless.plugins.records import arguments as arguments
 from gradless.plugins.records import check as check
 from gradless.plugins.records import difference as difference
 from gradless.plugins.records import listed as listed
+from gradless.plugins.records import loaded_files as loaded_files
 from gradless.plugins.records import missing as missing
 from gradless.plugins.records import named as named
 from gradless.plugins.records import note as note

@@ -135,6 +135,11 @@ def listed(what: str, rows: Mapping[str, str]) -> dict[str, str]:
     return lines
 
 
+def loaded_files() -> list[str]:
+    """Return the paths of loaded plugins that are files."""
+    return [key for key in LOADED if key.endswith(".py")]
+
+
 def arguments(recorded: Iterable[str]) -> list[str]:
     """Return the options that load these plugins in another process."""
     return [part for key in recorded for part in ("--plugin", key)]

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gradless import __version__, tasks
+from gradless import __version__, plugins, tasks
 from gradless.lm import assets
 from gradless.lm.metrics import SHARES
 from gradless.methods import METHODS
@@ -260,8 +260,8 @@ def _replay(facts: Facts) -> str:
     if not METHODS[facts.config.method].replays:
         return ""
     until = [] if facts.result else ["--until", str(facts.step)]
-    model = ["--model", facts.config.model]
-    return shlex.join(["gradless", "replay", f"{RECORD}/ledger", *model, *until, "--save", "rebuilt"])
+    more = ["--model", facts.config.model, *plugins.arguments(facts.config.plugins), *until]
+    return shlex.join(["gradless", "replay", f"{RECORD}/ledger", *more, "--save", "rebuilt"])
 
 
 def _code(text: str) -> str:

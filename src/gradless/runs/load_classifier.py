@@ -171,7 +171,14 @@ def _saved_spec(folder: Path) -> Spec | None:
     """Return the spec in a saved model; one of an earlier release has the configuration of its run alone."""
     record = folder / RECORD
     if (record / FILE).exists():
-        return read_spec(record / FILE)
+        spec = read_spec(record / FILE)
+        try:
+            spec.make_task()
+        except BadInput:
+            if (record / "config.json").exists():
+                read_config(record)  # says which plugin defines the task
+            raise
+        return spec
     return spec_of(read_config(record)) if (record / "config.json").exists() else None
 
 
