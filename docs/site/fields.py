@@ -107,12 +107,14 @@ def meaning(setting: Setting) -> str:
     return f"{setting.help} {setting.details}".strip().replace("``", "`")
 
 
-def fields(record: type) -> str:
+def fields(record: type, *without: str) -> str:
     """Return the table of the fields of a file's record: name, type, meaning."""
     hints = typing.get_type_hints(record, include_extras=True)
     helps = typed.docstrings(record)
     rows = []
     for name, hint in hints.items():
+        if name in without:
+            continue
         optional = " or null" if types.NoneType in typing.get_args(hint) else ""
         members = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
         plain = any(hasattr(member, "__struct_fields__") for member in members)
@@ -170,7 +172,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "systems": lambda: support_of(support.SYSTEMS),
     "devices": lambda: support_of(support.DEVICES),
     "result": lambda: fields(record.Result),
-    "data": lambda: fields(facts.DataFacts),
+    "data": lambda: fields(facts.DataFacts, "time"),
     "step": lambda: fields(record.StepLine),
     "evaluation": lambda: fields(record.EvaluationLine),
     "inference": lambda: fields(record.InferenceLine),
