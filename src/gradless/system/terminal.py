@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rich.text import Text
 
+PLAIN = str.maketrans({"\u27e6": "[[", "\u27e7": "]]"})
+"""Brackets around what is scored, for streams that may lack them."""
 SPACES = ("Zs",)  # spaces of other scripts are not "printable" for Python, but do no harm
 
 
@@ -49,6 +51,8 @@ def say(line: object = "", *, err: bool = False) -> None:
     if stream is None:  # closed by whoever started us
         return
     text, encoding = escaped(line), getattr(stream, "encoding", None) or "utf-8"
+    if not encoding.lower().startswith("utf"):
+        text = text.translate(PLAIN)
     try:
         print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
     except BrokenPipeError:
