@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -72,8 +73,8 @@ def remember(ctx: click.Context, end: Callable[[BaseException], End | None]) -> 
 
 
 def waits(ctx: click.Context) -> bool:
-    """Return whether an error has lines that go below it."""
-    return STOPPED in ctx.meta and terminal.live()
+    """Return whether an error has lines that go below it; of several processes of a run the first one speaks."""
+    return STOPPED in ctx.meta and terminal.live() and os.environ.get("RANK", "0") == "0"
 
 
 def stopped(ctx: click.Context, error: BaseException) -> None:
