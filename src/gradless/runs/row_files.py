@@ -212,9 +212,9 @@ def _csv(
         lines.writerow([*header, *names])
 
     def write(chunk: Chunk, values: Sequence[Sequence[Any]]) -> None:
-        if not columns:
-            begin(chunk)
         try:
+            if not columns:
+                begin(chunk)
             for record, more in zip(chunk.records, values, strict=True):
                 if isinstance(record.raw, list) and indices is not None:
                     cells = [record.raw[i] for i in indices]
