@@ -23,14 +23,14 @@ class Support(NamedTuple):
 
 
 PYTHONS: Final[dict[str, Support]] = {
-    "3.11": Support("tested", "all tests, in every run of CI"),
+    "3.11": Support("tested", "all tests but the long ones, in every run of CI"),
     "3.12": Support("expected", "on 3.12.1 the modules compile and the command line answers; no run was made"),
     "3.13": Support("expected", "on 3.13.0 the modules compile and the command line answers; no run was made"),
     "3.14": Support("expected", "wheels of all dependencies exist; no interpreter was at hand"),
 }
 OLDER: Final = Support("refused", "pip refuses: gradless needs 3.11")
 SYSTEMS: Final[dict[str, Support]] = {
-    "Linux x86-64": Support("tested", "all tests, in every run of CI"),
+    "Linux x86-64": Support("tested", "all tests but the long ones, in every run of CI"),
     "Linux ARM": Support("expected", "gradless doctor tests whether the kernels give the bits of the reference"),
     "macOS ARM": Support(
         "degraded",
@@ -47,7 +47,8 @@ SYSTEMS: Final[dict[str, Support]] = {
 }
 DEVICES: Final[dict[str, Support]] = {
     "CPU": Support(
-        "tested", "all tests; compiled kernels (Numba, extra cpu or lm), else those in torch, which are slower"
+        "tested",
+        "all tests but the long ones; compiled kernels (Numba, extra cpu or lm), else those in torch, which are slower",
     ),
     "CUDA": Support(
         "expected",
