@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import sys
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -215,6 +216,24 @@ def test_objects_are_sources(tmp_path: Path) -> None:
     assert read(named, labels="neg=bad,pos=good")[0] == rows
     with pytest.raises(BadInput, match=r"test \(a DataFrame\), row 2: column 'text' is null"):
         read(pandas.DataFrame({"text": ["a", float("nan")], "label": [1, 0]}))
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "words"),
+    [
+        ("pyarrow", "a.parquet", r"a.parquet needs the package 'pyarrow': pip install 'gradless\[data\]'"),
+        ("datasets", "saved", r"saved needs the package 'datasets': pip install 'gradless\[data\]', or give a CSV"),
+        ("datasets", "hub:a/b", r"hub:a/b needs the package 'datasets': pip install 'gradless\[data\]', or give local"),
+    ],
+)
+def test_missing_packages_are_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, module: str, source: str, words: str
+) -> None:
+    dataset("o").save_to_disk(tmp_path / "saved")
+    parquet.write_table(TABLE, tmp_path / "a.parquet")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(BadInput, match=words):
+        read(source if ":" in source else tmp_path / source)
 
 
 # ---------------------------------------------------------------------------------------------------------------

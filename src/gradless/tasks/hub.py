@@ -120,7 +120,7 @@ def pinned(source: str, recorded: str = "") -> str:
     return str(name._replace(revision=commit(load(name)) or name.revision))
 
 
-def need_datasets(what: object, instead: str = "give a CSV, JSONL or Parquet file") -> Any:
+def need_datasets(what: object, instead: str = "give a CSV or JSONL file") -> Any:
     """Return the module `datasets`.
 
     Raises:

@@ -102,7 +102,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
     except ValueError as error:
         if "pickle" in str(error):
             what = "holds Python objects, which can run code when they are read, or is no .npz file"
-            raise BadInput(f"{path} {what}: save arrays of numbers with numpy.savez") from None
+            raise BadInput(f"{path} {what}: save numbers, and texts as array.astype(str), with numpy.savez") from None
         raise BadInput(f"{path} is not a whole .npz file ({error}): save it again") from None
     except (OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
         raise BadInput(f"{path} is not a whole .npz file ({error}): save it again") from None
