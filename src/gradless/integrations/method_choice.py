@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from gradless import plugins
 from gradless.errors import BadInput, pick, unknown
 from gradless.methods import METHODS
 from gradless.methods.common import Common
@@ -30,6 +31,7 @@ def check(zo: Choice, options: Mapping[str, Any]) -> Callable[..., ZerothOrder]:
         BadInput: an unknown method or option, or one that needs gradients.
     """
     if isinstance(zo, str):
+        plugins.find("methods", zo)
         pick("method", zo, METHODS)
     elif not callable(zo):
         raise BadInput(f"zo is {zo!r}: give the name of a method, e.g. 'mezo', or a function like gradless.mezo")
@@ -59,7 +61,9 @@ def describe(zo: Choice | ZerothOrder, options: Mapping[str, Any]) -> dict[str, 
     plain = json.loads(
         json.dumps(dict(options), default=lambda value: getattr(value, "__name__", type(value).__name__))
     )
-    return {"method": name or getattr(make, "__name__", type(make).__name__), "options": plain}
+    used = plugins.named(plugins.used({"methods": [name]})) if name else {}
+    described = {"method": name or getattr(make, "__name__", type(make).__name__), "options": plain}
+    return {**described, **({"plugins": used} if used else {})}
 
 
 def groups(model: nn.Module, decayed: list[str], weight_decay: float) -> list[Any]:

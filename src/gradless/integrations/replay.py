@@ -7,10 +7,11 @@ from pathlib import Path
 import transformers
 from torch import nn
 
-from gradless import ledger
+from gradless import ledger, plugins
 from gradless.errors import BadInput
 from gradless.integrations import checkpoints, method_choice
 from gradless.optimizer import ZerothOrder
+from gradless.system import typed
 
 
 def rebuild(
@@ -34,6 +35,9 @@ def rebuild(
     if "trainer" not in contents.header:
         raise BadInput(f"{folder} was not written by a Trainer: use the command gradless replay")
     chosen = contents.header["trainer"]
+    if zo is None:
+        recorded = typed.value("plugins", chosen.get("plugins", {}), dict[str, str])
+        plugins.check({"methods": [str(chosen["method"])]}, recorded)
     if until is not None and not 0 <= until <= len(contents.moves):
         raise BadInput(f"the ledger of {folder} holds {len(contents.moves)} steps: until={until} is out of reach")
     make = method_choice.check(zo or chosen["method"], chosen["options"])
