@@ -8,9 +8,14 @@ from collections.abc import Callable
 Schedule = Callable[[int], float]
 
 
-def constant(lr: float) -> Schedule:
-    """``lr`` at every step: the schedule of the MeZO paper."""
-    return lambda step: lr
+def constant(lr: float, *, warmup: int = 0) -> Schedule:
+    """Rise to ``lr`` over ``warmup`` steps as `linear`, then stay there; without a rise the schedule of the MeZO paper.
+
+    Example:
+        >>> [round(constant(1.0, warmup=3)(t), 3) for t in range(4)]
+        [0.333, 0.667, 1.0, 1.0]
+    """
+    return lambda step: lr * (step + 1) / warmup if step < warmup else lr
 
 
 def linear(lr: float, steps: int, *, warmup: int = 0) -> Schedule:
@@ -40,7 +45,7 @@ def cosine(lr: float, steps: int, *, warmup: int = 0) -> Schedule:
 
 
 SCHEDULES: dict[str, Callable[[float, int, int], Schedule]] = {
-    "constant": lambda lr, steps, warmup: constant(lr),
+    "constant": lambda lr, steps, warmup: constant(lr, warmup=warmup),
     "linear": lambda lr, steps, warmup: linear(lr, steps, warmup=warmup),
     "cosine": lambda lr, steps, warmup: cosine(lr, steps, warmup=warmup),
 }
