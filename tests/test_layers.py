@@ -392,3 +392,8 @@ def test_promised_paths_import(path):
     if path.startswith("integrations"):
         pytest.importorskip("transformers")
     assert importlib.import_module(f"gradless.{path}").__doc__
+
+
+def test_test_files_have_names_of_their_own():
+    names = [path.name for path in Path(__file__).parent.rglob("test_*.py")]
+    assert len(names) == len(set(names)), sorted({name for name in names if names.count(name) > 1})
