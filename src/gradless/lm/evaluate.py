@@ -19,7 +19,7 @@ import torch
 
 from gradless.errors import BadInput, NotFinite, pick
 from gradless.lm.batching import collate_options, collate_prompts, groups
-from gradless.lm.encode import Encoded, encode, length_limit, task_options
+from gradless.lm.encode import Encoded, encode, encode_all, length_limit, task_options
 from gradless.lm.loading import LanguageModel
 from gradless.lm.metrics import SCORES, compute
 from gradless.lm.objectives import Objective, default_for, negative_f1
@@ -159,6 +159,8 @@ def encode_shown(
     """
     examples, settings = render(lm, task, rows), task_options(lm, task, max_length)
     shown = _drawn(render(lm, task, demonstrations), len(examples), num_demonstrations, seed, fixed, mode)
+    if not any(shown):
+        return encode_all(lm, task, examples, max_length)
     return [encode(lm, row, **settings, demonstrations=d) for row, d in zip(examples, shown, strict=True)]
 
 

@@ -113,6 +113,8 @@ def prefers_trees(lm: LanguageModel, size: Extent) -> bool:
     The work of a layer is about ``12 H^2`` multiplications per token, and ``2 L H`` for the token's attention: a
     large tree of unlike options costs more attention than it saves.
     """
+    if (size.trees, size.largest) == (size.sequences, size.longest):  # as of all rows with one sequence
+        return False
     if not 0 < size.longest <= longest_path(lm):
         return False
     hidden = int(lm.config.hidden_size)
