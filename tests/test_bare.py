@@ -26,11 +26,14 @@ BROUGHT = {
     "huggingface_hub": "transformers",
     "tokenizers": "transformers",
     "psutil": "accelerate",
+    "pyarrow": "datasets",
 }  # by what is asked for
 ELSEWHERE = {
     "markupsafe": "comes with jinja2",
     "triton": "comes with torch on Linux with CUDA",
     "trl": "of users who train with it",
+    "IPython": "imported where a notebook has imported it",
+    **dict.fromkeys(("wandb", "trackio", "comet_ml"), "trackers that the user names, and installs"),
 }
 # Asked for, but not imported: by what is.
 INDIRECT = {

@@ -92,9 +92,9 @@ def test_the_command_gives_the_same_configuration(finished, monkeypatch):
         {"task": "rte", "own": {}, "aligned": False, "k_shot": 4, "max_length": 99, "queries": None},
     ]
     seen: list[TuneConfig] = []
-    monkeypatch.setattr(commands, "_summary", lambda *_: None)
+    monkeypatch.setattr("gradless.cli.run_ends.tell", lambda *_: None)
     monkeypatch.setattr(commands, "_exit", lambda *_: None)
-    monkeypatch.setattr("gradless.runs.train.tune", lambda config, *_, **__: seen.append(config) or {"status": "done"})
+    monkeypatch.setattr("gradless.runs.jobs.tune", lambda config, *_, **__: seen.append(config) or {"status": "done"})
     for change in changes:
         wanted = dataclasses.replace(settings, **change)
         command = config_io.tune_command(wanted, "runs/a b")

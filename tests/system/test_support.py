@@ -47,7 +47,7 @@ def test_the_doctor_says_what_the_table_says(monkeypatch):
     assert lines["support of CUDA"].startswith("expected: ")
 
 
-@pytest.mark.parametrize("modules", [{"resource"}, {"resource", "psutil"}], ids="-".join)
+@pytest.mark.parametrize("modules", [{"resource"}, {"resource", "psutil"}], ids=lambda names: "-".join(sorted(names)))
 def test_peak_memory_without_the_modules_of_other_systems(monkeypatch, modules):
     for name in modules:
         monkeypatch.setitem(sys.modules, name, None)
