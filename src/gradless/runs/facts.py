@@ -217,13 +217,13 @@ def duration(seconds: float) -> str:
     """Return seconds as text in s, min or h.
 
     Example:
-        >>> duration(50), duration(500), duration(50_000)
-        ('50 s', '8.3 min', '13.9 h')
+        >>> duration(0.1), duration(50), duration(500), duration(50_000)
+        ('< 1 s', '50 s', '8.3 min', '13.9 h')
     """
     for unit, size in (("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} s"
+    return "< 1 s" if 0 < seconds < 0.5 else f"{seconds:.0f} s"
 
 
 class Baseline(NamedTuple):
