@@ -17,6 +17,7 @@ from gradless.lm import adapters, schemes
 from gradless.lm.batching import collate_prompts
 from gradless.lm.encode import encode
 from gradless.lm.scoring import generate
+from gradless.system import hub_requests
 from gradless.system.hashing import weights_sha256
 from gradless.tasks.base import Example
 
@@ -249,7 +250,7 @@ def _subfolders(folder: Path) -> None:
         (_no_weights, "has no adapter_model.safetensors"),
         (_torn, "adapter_model.safetensors is broken or truncated"),
         (_broken_tokenizer, "the tokenizer beside the adapter .* cannot be read"),
-        (_subfolders, "holds adapters in folders of their own: give one of .*english"),
+        (_subfolders, "has no config.json; did you mean .*english"),
     ],
 )
 def test_bad_adapters(spoil: Callable[[Path], None], words: str, tmp_path: Path) -> None:
@@ -317,6 +318,7 @@ def test_a_hub_id_of_an_adapter_is_one_too(tmp_path: Path, monkeypatch: pytest.M
         asked.append((name, options["revision"]))
         return str(folder)
 
+    monkeypatch.setattr(hub_requests, "has_file", lambda *_, **__: False)
     monkeypatch.setattr(PretrainedConfig, "get_config_dict", no_config)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: None)

@@ -15,6 +15,7 @@ from gradless import lm as models
 from gradless.errors import BadInput
 from gradless.lm import checkpoint_config, checkpoint_files
 from gradless.lm.encode import encode
+from gradless.system import hub_requests
 from gradless.tasks.base import Example
 
 
@@ -111,7 +112,7 @@ def _unknown_architecture(folder: Path) -> None:
         (_no_norm, r"lacks 1 weights of LlamaForCausalLM \(such as model.norm.weight"),
         (_extra, r"does not use \(such as extra\)"),
         (_sentence_transformers, "it is a model of sentence-transformers"),
-        (_run, "it is a run, write its model with 'gradless replay"),
+        (_run, "is a run, not a model: write its model with 'gradless replay"),
         (_missing_shard, r"lacks model-00002-of-00002.safetensors of 2 files"),
         (_empty_index, "names no files"),
         (_listed_config, "holds no settings"),
@@ -218,6 +219,7 @@ def test_what_the_hub_says(cause: str | None, text: str, words: str, monkeypatch
     def fail(*_: object, **__: object) -> None:
         raise OSError(text) from (_hub_error(cause) if cause else None)
 
+    monkeypatch.setattr(hub_requests, "has_file", lambda *_, **__: False)
     monkeypatch.setattr(PretrainedConfig, "get_config_dict", fail)
     with pytest.raises(BadInput, match=words) as caught:
         models.load("me/model@v9")

@@ -11,6 +11,7 @@ from gradless import lm as models
 from gradless.cost import meta_models
 from gradless.errors import BadInput
 from gradless.lm import LanguageModel, checkpoint_config, tiny_models
+from gradless.system import hub_requests
 from gradless.system.hashing import file_sha256, weights_sha256
 
 ARCHITECTURES = sorted(tiny_models.FAMILIES)
@@ -273,6 +274,7 @@ def test_a_hub_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> No
         asked.append((name, where["revision"]))
         raise OSError("We couldn't connect to the hub.\nCheck your connection.")
 
+    monkeypatch.setattr(hub_requests, "has_file", lambda *_, **__: False)
     monkeypatch.setattr(PretrainedConfig, "get_config_dict", fail)
     with pytest.raises(BadInput, match="check the name and the network") as caught:
         models.load("someone/some-model@v2")

@@ -133,7 +133,7 @@ def test_rows_that_cannot_be_predicted(rows, sentence):
         ("tiny-llama", {"task": "squad", "calibrated": True}, "answers are free text"),
         ("tiny-llama", {**OWN, "model": "tiny-opt"}, "leave out --model"),
         ("no/such/model.gguf", OWN, "there is no model at"),
-        (".", {}, "has no prompt of its own"),
+        (".", {}, "has no config.json"),
     ],
 )
 def test_what_cannot_be_loaded(source, how, sentence):

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from gradless.errors import BadInput
+from gradless.system import hub_requests
 from gradless.tasks import custom, hub
 
 pa = pytest.importorskip("pyarrow")
@@ -254,6 +255,7 @@ def fake_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception |
             raise error
         return loaded["train"] if "split" in more else loaded
 
+    monkeypatch.setattr(hub_requests, "has_file", lambda *_, **__: False)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     return calls
 

@@ -6,26 +6,25 @@ Of a hub id only ``config.json`` is fetched, and only because the user named it;
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
-from gradless.errors import BadInput, pick, unknown
+from gradless.errors import BadInput, pick
 from gradless.lm import (
     DTYPES,
     LanguageModel,
     adapters,
     checkpoint_config,
     checkpoint_files,
+    hub_ids,
     quiet_transformers,
     shapes,
     sources,
     tiny_models,
 )
-from gradless.lm.loading import on_hub
 from gradless.lm.shapes import Shape, Vocabulary
 from gradless.system.cache import quiet as silent
 
@@ -89,7 +88,7 @@ def load(source: str, *, dtype: str | None = None, attention: str = "flash") -> 
         try:
             return _load_model(source, wanted, kind)
         except BadInput as error:
-            folder = adapters.from_hub(*on_hub(source), error.__cause__)
+            folder = adapters.from_hub(*hub_ids.split(source), error.__cause__)
             if folder is None:
                 raise
     adapter = adapters.read(source, folder, silent)
@@ -151,11 +150,7 @@ def _configuration(source: str) -> tuple[Any, bool]:
         raise BadInput(f"{source} is neither a folder nor a .gguf file: give the folder with its config.json")
     if path.is_dir():
         return _read(source, str(path), {"local_files_only": True})
-    if path.is_absolute() or source.startswith((".", "~")) or path.suffix == ".gguf" or source.count("/") > 1:
-        raise BadInput(f"there is no model at {source}: check the path")
-    name, revision = on_hub(source)
-    if "/" not in name and difflib.get_close_matches(name.lower(), sources(), n=1, cutoff=0.7):
-        raise BadInput(unknown("model", name, sources()))  # a slip of the keyboard is no reason to call the hub
+    name, revision = hub_ids.checked(source, sources())
     return _read(source, name, {"revision": revision or "main"})
 
 

@@ -65,23 +65,11 @@ class Adapter(NamedTuple):
 
 
 def folder_of(source: str) -> Path | None:
-    """Return the local folder of an adapter that a source names, or None if it names something else.
-
-    Raises:
-        BadInput: a folder whose subfolders hold adapters.
-    """
+    """Return the local folder of an adapter that a source names, or None if it names something else."""
     if source in assets.ASSETS:
         return None
     folder = Path(source).expanduser()
-    if not folder.is_dir():
-        return None
-    if (folder / CONFIG).is_file():
-        return folder
-    inside = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
-    if inside and not (folder / "config.json").is_file():
-        names = ", ".join(map(str, inside[:5]))
-        raise BadInput(f"{source} holds adapters in folders of their own: give one of {names}")
-    return None
+    return folder if (folder / CONFIG).is_file() else None
 
 
 def from_hub(name: str, revision: str | None, error: BaseException | None) -> Path | None:

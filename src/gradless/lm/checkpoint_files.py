@@ -14,6 +14,7 @@ from gradless.errors import BadInput
 
 INDEX: Final = "model.safetensors.index.json"
 ADAPTER: Final = "adapter_config.json"
+SHOWN: Final = 5  # folders that a sentence lists
 REASON: Final = 100  # letters of somebody else's message
 HARMLESS: Final = re.compile(
     r"(^|\.)(pooler|seq_relationship|classifier|classification_head|score|qa_outputs|v_head|value_head)\."
@@ -30,6 +31,10 @@ def checked_folder(folder: Path) -> Path:
     """
     if (folder / ADAPTER).is_file():
         raise BadInput(f"{folder} holds an adapter of PEFT{_base(folder)}, not a model: {_MERGE}")
+    if (folder / "ledger").is_file():
+        raise BadInput(
+            f"{folder} is a run, not a model: write its model with 'gradless replay {folder} --save DIR' and give that"
+        )
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder} has no config.json{_hint(folder)}")
     config = read_json(folder / "config.json")
@@ -59,10 +64,9 @@ def _hint(folder: Path) -> str:
         return f"; did you mean {folder / inside[0]}?"
     if (folder / "modules.json").is_file():
         return ": it is a model of sentence-transformers, which has no language-model head: choose a language model"
-    if (folder / "ledger").is_file():
-        return f": it is a run, write its model with 'gradless replay {folder} --save DIR' and give that"
-    if inside := sorted(path.parent.name for path in folder.glob("*/config.json")):
-        return f"; did you mean {folder / inside[-1]}?"
+    if inside := sorted({str(path.parent) for name in ("config.json", ADAPTER) for path in folder.glob(f"*/{name}")}):
+        more = f" or {len(inside) - SHOWN} more" if len(inside) > SHOWN else ""
+        return f"; did you mean {' or '.join(inside[-SHOWN:])}{more}?"
     return ": give the folder of a saved model" if any(folder.iterdir()) else ", it is empty: give a saved model"
 
 

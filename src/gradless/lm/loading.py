@@ -8,7 +8,6 @@ name that is not in the cache yet.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import logging
 import warnings
 from collections.abc import Iterator
@@ -19,8 +18,8 @@ from typing import Any, Final, cast
 import torch
 from torch import nn
 
-from gradless.errors import BadInput, pick, unknown
-from gradless.lm import adapters, assets, checkpoint_config, checkpoint_files, conversion, tiny_models
+from gradless.errors import BadInput, pick
+from gradless.lm import adapters, assets, checkpoint_config, checkpoint_files, conversion, hub_ids, tiny_models
 from gradless.lm import chat as chat_templates
 from gradless.lm.adapters import Adapter
 from gradless.lm.causality import looks_ahead
@@ -169,7 +168,7 @@ def _loaded(source: str, dtype: str | None, device: str, cache: Path | None, tok
         try:
             return _load_model(source, tokenizer=tokenizer, **options)
         except BadInput as error:
-            folder = adapters.from_hub(*on_hub(source), error.__cause__)
+            folder = adapters.from_hub(*hub_ids.split(source), error.__cause__)
             if folder is None:
                 raise
     return _load_adapter(source, folder, tokenizer, options)
@@ -272,18 +271,7 @@ def _resolve(source: str, root: Path, say: Say) -> tuple[str, str | None]:
         if path.suffix.lower() != ".gguf":
             raise BadInput(f"{source} is neither a folder nor a .gguf file: give the folder with its config.json")
         return str(conversion.folder(path, None, root, say)), None
-    if path.is_absolute() or source.startswith((".", "~")) or path.suffix == ".gguf" or source.count("/") > 1:
-        raise BadInput(f"there is no model at {source}: check the path")
-    name, revision = on_hub(source)
-    if "/" not in name and difflib.get_close_matches(name.lower(), sources(), n=1, cutoff=0.7):
-        raise BadInput(unknown("model", name, sources()))  # a typing error is no reason to call the hub
-    return name, revision
-
-
-def on_hub(source: str) -> tuple[str, str | None]:
-    """Return the name and the revision of a hub id."""
-    name, _, revision = source.partition("@")
-    return name, revision or None
+    return hub_ids.checked(source, sources())
 
 
 def _short_name(source: str) -> str:

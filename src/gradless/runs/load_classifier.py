@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
@@ -11,10 +10,12 @@ from typing import Any, Final, NamedTuple
 
 from gradless import ledger, lm
 from gradless.errors import BadInput, pick
+from gradless.lm import hub_ids
+from gradless.lm.checkpoint_files import ADAPTER, checked_folder
 from gradless.lm.loading import DTYPES, LanguageModel
 from gradless.runs import build
 from gradless.runs import replay as rebuilding
-from gradless.runs.card import RECORD, base_id
+from gradless.runs.card import RECORD
 from gradless.runs.classifier import FILE, Classifier, Spec, read_spec, spec_of
 from gradless.runs.config import TuneConfig, read_config
 from gradless.runs.record import INTERRUPTED, read_result
@@ -168,8 +169,14 @@ def _opened(
 
 
 def _saved_spec(folder: Path) -> Spec | None:
-    """Return the spec in a saved model; one of an earlier release has the configuration of its run alone."""
+    """Return the spec in a saved model; one of an earlier release has the configuration of its run alone.
+
+    Raises:
+        BadInput: it is no model, or its spec cannot be read.
+    """
     record = folder / RECORD
+    if not (folder / ADAPTER).exists():
+        checked_folder(folder)
     if (record / FILE).exists():
         spec = read_spec(record / FILE)
         try:
@@ -183,17 +190,16 @@ def _saved_spec(folder: Path) -> Spec | None:
 
 
 def _hub_spec(source: str) -> Spec | None:
-    """Return the spec in a model on the hub; None for another name, or a model of somebody else."""
-    origin = base_id(source)
-    if origin is None:
-        return None
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
+    """Return the spec in a model on the hub; None for another name, or a model of somebody else.
 
-    name, revision = origin
-    with contextlib.suppress(EntryNotFoundError, OSError):  # that the model itself is out of reach, its loading says
-        return read_spec(Path(hf_hub_download(name, f"{RECORD}/{FILE}", revision=revision)))
-    return None
+    Raises:
+        BadInput: there is nothing of that name.
+    """
+    if source in lm.sources() or Path(source).expanduser().exists():
+        return None
+    name, revision = hub_ids.checked(source, lm.sources())
+    path = hub_ids.fetched(name, revision, f"{RECORD}/{FILE}")
+    return None if path is None else read_spec(path)
 
 
 def _evaluation(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from gradless.errors import BadInput
+from gradless.system import hub_requests
 
 PREFIX: Final = "hub:"
 SCRIPTLESS: Final = "refs/convert/parquet"
@@ -77,6 +78,7 @@ def load(name: Name, instead: str = "give local files") -> Any:
     repo = f"hf://datasets/{name.repo}" if Path(name.repo).exists() else name.repo  # a folder of that name is not meant
     asked = {key: value for key, value in (("revision", name.revision), ("split", sliced)) if value is not None}
     with _reachable(name, instead):
+        _check_reach(name, library)
         try:
             loaded = library.load_dataset(repo, name.config, **asked)
         except RuntimeError as error:
@@ -132,6 +134,15 @@ def need_datasets(what: object, instead: str = "give a CSV or JSONL file") -> An
         fix = f"pip install 'gradless[data]', or {instead}"
         raise BadInput(f"reading {what} needs the package 'datasets': {fix}") from error
     return datasets
+
+
+def _check_reach(name: Name, library: Any) -> None:
+    """Fail at once where a data set is not in the cache and the hub cannot be asked."""
+    cache = getattr(getattr(library, "config", None), "HF_DATASETS_CACHE", None)
+    if cache is None or (Path(cache) / name.repo.replace("/", "___")).exists():
+        return
+    if isinstance(reason := hub_requests.has_file(name.repo, "README.md", kind="dataset"), str):
+        raise ConnectionError(reason)
 
 
 @contextlib.contextmanager
