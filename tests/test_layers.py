@@ -120,8 +120,8 @@ INSIDE = {
     ),
     "tasks": (
         *("tasks.files", "tasks.base", "tasks.sentences", "tasks.pairs", "tasks.superglue", "tasks.choices"),
-        *("tasks.questions", "tasks.hub", "tasks.split", "tasks.text_rows", "tasks.arrow_rows", "tasks.sources"),
-        *("tasks.own_rows", "tasks.unlabelled", "tasks.own"),
+        *("tasks.questions", "tasks.hub", "tasks.split", "tasks.encodings", "tasks.text_rows", "tasks.arrow_rows"),
+        *("tasks.sources", "tasks.own_rows", "tasks.unlabelled", "tasks.own"),
     ),
     "report": ("report.common", "report.run", "report.bench", "report.collab", "report.__init__"),
 }

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gradless.errors import BadInput
-from gradless.tasks import custom
+from gradless.tasks import custom, text_rows
 from gradless.tasks.own import parse_labels, write_labels
 
 PLAIN = "text,label\na joy,1\na bore,0\n"
@@ -50,6 +51,50 @@ def test_what_people_have_is_read_and_said(tmp_path: Path, name: str, content: s
     rows, lines = read(tmp_path / name, content)
     assert rows == ROWS
     assert [said in line for line in lines] == ([True] if said else [])
+
+
+CELL = "text,label\ncaf\xe9 \u2013 a joy,1\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "named", "fix"),
+    [
+        ("cp1252", "latin1", "line 2 .*U\\+0096.*--encoding cp1252$"),
+        ("cp1251", "iso8859-5", "--encoding cp1251$"),
+        ("utf-8", "latin1", "line 2 is UTF-8.*leave out --encoding$"),
+        ("utf-8", "cp1252", "line 2 is UTF-8.*leave out --encoding$"),
+        ("utf-8-sig", "cp437", "line 1 is UTF-8.*leave out --encoding$"),
+        ("cp1252", "cp1252", None),
+        ("latin1", "latin1", None),
+        ("utf-16", "utf-16", None),
+    ],
+)
+def test_text_that_looks_like_another_encoding_is_warned_of_once(tmp_path, written, named, fix):
+    cell = CELL if written != "cp1251" else CELL.replace("\xe9", "\u044f")
+    cell = cell.replace("\u2013", "-") if written == "latin1" else cell
+    path = tmp_path / "a.csv"
+    path.write_bytes((cell + cell.split("\n")[1] + "\n").encode(written))
+    column = "\xef\xbb\xbftext".encode("latin1").decode(named) if written == "utf-8-sig" else "text"
+    content = text_rows.read_text(path, text_rows.Wanted((column,), "label", ("1",), encoding=named))
+    assert len(list(content.records)) == 2
+    assert [bool(re.search(f"^warning: .*{fix}", note)) for note in content.notes] == [True] * (fix is not None)
+
+
+@pytest.mark.parametrize(
+    ("written", "named", "fix"),
+    [
+        (CELL.encode("cp1252"), None, "cp1252 .*or utf-16"),
+        (CELL.encode("cp1252") + b"x\n", "utf-16", "--encoding utf-8 or cp1252"),
+        (CELL.encode("cp1252").replace(b"\x96", b"\x81"), "cp1252", "--encoding utf-8 or utf-16"),
+        (CELL.encode("cp1252"), "ascii", "--encoding utf-8 or cp1252"),
+        (CELL.encode("utf-16"), "cp1252", "zero byte.*--encoding utf-16"),
+    ],
+)
+def test_what_failed_is_not_recommended(tmp_path, written, named, fix):
+    (tmp_path / "a.csv").write_bytes(written)
+    with pytest.raises(BadInput, match=fix) as caught:
+        text_rows.read_text(tmp_path / "a.csv", text_rows.Wanted(("text",), "label", ("1",), encoding=named))
+    assert not re.search(f"encoding.* {named}\\b", str(caught.value))
 
 
 def test_cells_may_be_long_and_hold_quotes_and_lines(tmp_path: Path) -> None:

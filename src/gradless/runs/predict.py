@@ -116,7 +116,7 @@ def predict(unloaded: Unloaded, files: Files, *, batch_size: int | None, reporte
             source = stack.enter_context(opened(files.input, files.form, wanted, CHUNK))
             if checked is None:
                 _check_columns(source.name, source.columns, files, wanted, new)
-                _say_notes(source, reporter)
+                known = _say_notes(source, reporter)
             write = stack.enter_context(writer(path, suffix, source, files.keep or None, new))
             show = stack.enter_context(reporter.job("predict", checked.rows if checked else None))
             for chunk, rows in _readings(source, reader, counts, files, wanted, new):
@@ -127,6 +127,8 @@ def predict(unloaded: Unloaded, files: Files, *, batch_size: int | None, reporte
                 )
                 write(chunk, [values(classifier, answer) for answer in answers])
                 _count(counts, rows, answers, classifier)
+            if checked is None:
+                _say_notes(source, reporter, known)
     except BrokenPipeError:  # whoever read the rows has enough of them
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -195,9 +197,10 @@ def _checked(files: Files, wanted: Wanted, reader: Reader, new: Sequence[Column]
     counts = Counts()
     with opened(files.input, files.form, wanted, CHUNK, needed_only=True) as source:
         _check_columns(source.name, source.columns, files, wanted, new)
-        _say_notes(source, reporter)
+        known = _say_notes(source, reporter)
         for chunk in source.chunks:
             counts.rows += len(_usable(source, chunk, reader, counts, files, wanted, new))
+        _say_notes(source, reporter, known)
     if counts.bad and not files.skip_bad:
         raise BadInput(
             f"{files.input}, {counts.sentence()} (--skip-bad leaves out "
@@ -226,9 +229,11 @@ def _check_taken(name: str, columns: Sequence[str], new: Sequence[Column]) -> No
             raise BadInput(f"{name} has a column {column.name!r} already: rename it, or give --prefix for the new ones")
 
 
-def _say_notes(source: Source, reporter: Reporter) -> None:
-    for note in source.notes:
+def _say_notes(source: Source, reporter: Reporter, after: int = 0) -> int:
+    """Say the notes after so many, and return how many there are; rows that are read may add some."""
+    for note in source.notes[after:]:
         reporter.say(f"{source.name}: {note}")
+    return len(source.notes)
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Records of a user's own tables and JSON files, as they are written: encodings, separators, quotes, lines.
+"""Records of a user's own tables and JSON files, as they are written: separators, quotes, lines.
 
 Separators are recognised by the columns that the task needs; blank rows and spaces around names of columns are left
 out, and what was guessed is noted. What is wrong with a single row is kept beside its number, for `own_rows` to tell.
@@ -13,14 +13,13 @@ import gzip
 import io
 import itertools
 import re
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, cast
 
 from gradless.errors import BadInput
-from gradless.system.typed import SHORT
-from gradless.tasks.files import BLANK, Row, listed, parse_json
+from gradless.tasks.encodings import MARKS, decoded, encoding_of, readable
+from gradless.tasks.files import BLANK, Row, parse_json
 
 SUFFIXES: Final = {
     **dict.fromkeys((".jsonl", ".ndjson", ".json"), ""),
@@ -29,19 +28,11 @@ SUFFIXES: Final = {
 """Names of files and what separates their cells if the header does not tell; "" is JSON."""
 DELIMITERS: Final = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "pipes"}
 SPELLINGS: Final = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " "}
-MARKS: Final = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"} | {
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
-"""Byte order marks; that of UTF-32 begins with that of UTF-16."""
 LARGEST_CELL: Final = 2**31 - 1
 HEAD: Final = 64
 """Lines that are read ahead to recognise separators."""
 ONE_VALUE: Final = 10_000
 """Lines over which one JSON value is looked for, to tell what is wrong with a file that begins with broken JSON."""
-ENCODING_FIX: Final = (
-    "convert it to UTF-8, or give its encoding, such as --encoding cp1252 (western European Windows) or utf-16"
-)
 
 
 class Wanted(NamedTuple):
@@ -95,7 +86,7 @@ class TextRows(NamedTuple):
     unit: str
     """What is counted: ``line`` or ``row``."""
     notes: list[str]
-    """What was guessed."""
+    """What was guessed, and warnings; reading may add some."""
 
     @property
     def columns(self) -> tuple[str, ...] | None:
@@ -124,19 +115,6 @@ def delimiter_of(text: str) -> str:
     if len(character) != 1 or character in '"\r\n\0':
         raise BadInput(f"delimiter {text!r} is not one character: give comma, semicolon, tab, pipe or a character")
     return character
-
-
-def encoding_of(name: str) -> str:
-    """Return the name of a text encoding that Python knows.
-
-    Raises:
-        BadInput: there is none of that name.
-    """
-    try:
-        b"    ".decode(name, "ignore")  # refuses what Python calls an encoding and is none of text, such as hex
-        return codecs.lookup(name).name
-    except (LookupError, ValueError):
-        raise BadInput(f"unknown encoding {SHORT.repr(name)}: give one such as utf-8, cp1252 or utf-16") from None
 
 
 def read_text(path: Path, wanted: Wanted) -> Content:
@@ -183,7 +161,7 @@ def open_rows(name: str, file: BinaryIO, usual: str | None, wanted: Wanted) -> T
     Raises:
         BadInput: here and while rows are read: no text of that encoding, a damaged file, a quote that never ends.
     """
-    with _readable(name):
+    with readable(name):
         data = _unzipped(name, file)
         start = data.peek(4)[:4]
     if start == b"PK\x03\x04":
@@ -192,10 +170,10 @@ def open_rows(name: str, file: BinaryIO, usual: str | None, wanted: Wanted) -> T
         raise BadInput(f"{name} is Parquet or Arrow, not text: let its name end in .parquet or .arrow")
     marked = next((encoding for mark, encoding in MARKS.items() if start.startswith(mark)), "")
     encoding = encoding_of(wanted.encoding) if wanted.encoding else marked or "utf-8"
-    texts = _decoded(name, data, "utf-8-sig" if encoding == "utf-8" else encoding)
+    notes = [f"read as {marked.upper()}"] if marked and not wanted.encoding else []
+    texts = decoded(name, data, "utf-8-sig" if encoding == "utf-8" else encoding, notes)
     head = list(itertools.islice(texts, HEAD))
     everything = itertools.chain(head, texts)
-    notes = [f"read as {marked.upper()}"] if marked and not wanted.encoding else []
     first = next((text.strip(BLANK)[:1] for text in head if text.strip(BLANK)), "")
     if usual is None:
         usual = "" if first in ("{", "[") else ","
@@ -214,58 +192,6 @@ def _unzipped(name: str, file: BinaryIO) -> io.BufferedReader:
     if data.peek(2)[:2] == b"\x1f\x8b" or name.endswith(".gz"):
         return io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=data)))
     return cast(io.BufferedReader, data)
-
-
-@contextlib.contextmanager
-def _readable(name: str) -> Iterator[None]:
-    """Tell in one sentence why a file cannot be read."""
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise BadInput(f"{name} is a damaged gzip file ({error}): fetch it again") from error
-    except OSError as error:
-        raise BadInput(f"cannot read {name}: {error.strerror or error}") from error
-
-
-def _decoded(name: str, data: io.BufferedReader, encoding: str) -> Iterator[str]:
-    """Yield the lines of a file with their ends.
-
-    Raises:
-        BadInput: no text of that encoding, or no whole gzip file; with the line.
-    """
-    number = 0
-    wrapper = io.TextIOWrapper(data, encoding=encoding, newline="")
-    try:
-        with _readable(name):
-            for text in wrapper:
-                number += 1
-                if "\0" in text:
-                    raise BadInput(f"{name}, line {number} holds a zero byte: {ENCODING_FIX}")
-                yield text
-    except UnicodeError as error:
-        # All lines of the bytes before these have been yielded, but for one that may have begun there.
-        ahead = error.object[: error.start].count(b"\n") if isinstance(error, UnicodeDecodeError) else 0
-        shown = encoding.removesuffix("-sig")
-        numbers = _undecodable(data, shown) or [number + ahead + 1]
-        problem = ("line", f"this is no {shown} text: {ENCODING_FIX}")
-        raise BadInput(f"{name}, {listed({problem: numbers}, len(numbers))}") from None
-    finally:
-        with contextlib.suppress(ValueError):  # the file may be closed already
-            wrapper.detach()  # whoever opened the file closes it
-
-
-def _undecodable(data: io.BufferedReader, encoding: str) -> list[int]:
-    """Return the lines that an encoding in which lines end as in ASCII cannot read; none of another, or of a pipe."""
-    numbers: list[int] = []
-    if "16" in encoding or "32" in encoding or not data.seekable():
-        return numbers
-    data.seek(0)
-    for number, line in enumerate(data, start=1):
-        try:
-            line.decode(encoding)
-        except UnicodeError:
-            numbers.append(number)
-    return numbers
 
 
 def _json_list(name: str, texts: Iterable[str]) -> Iterator[Record]:
