@@ -55,6 +55,7 @@ INSIDE = {
         *(
             "system.moved",
             "system.typed",
+            "system.keywords",
             "system.terminal",
             "system.notebook",
             "system.tables",

@@ -12,6 +12,8 @@ import gradless as gl
 import run_helpers as h
 from gradless.integrations import tuned_run
 from gradless.runs import jobs
+from gradless.runs.config import OwnFiles, TuneConfig
+from gradless.system import keywords
 
 pytest.importorskip("transformers")
 ROWS = [{"text": f"{i} was {('bad', 'good')[i % 2]}", "label": i % 2} for i in range(24)]
@@ -73,6 +75,9 @@ def test_rows_in_memory_are_kept_and_a_run_of_them_goes_on(tmp_path, kind):
         ({"train": [{"text": {1, 2}, "label": 0}]}, "train is a list that cannot be kept"),
         ({"train": "none.csv"}, "cannot read"),
         ({"steps": "many"}, "steps"),
+        ({"task": "sst2"}, "^name a task= or give your own files with train=, test= and template=, not both$"),
+        ({"device": "cuda:7"}, 'use device="cpu"'),
+        ({"train": str(Path(__file__).parents[2] / "README.md")}, "is of no known type"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, changes, said):
@@ -81,6 +86,39 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, changes, said):
         gl.tune(**settings)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "python"),
+    [
+        (
+            "add --resume, or choose another --out",
+            "add resume=True, or choose another out",
+        ),
+        ('give --template "{text} ..." and --label-column too', 'give template="{text} ..." and label_column= too'),
+        ("pass --data DIR, --num-dev 30 or less", "pass data=DIR, num_dev=30 or less"),
+        ("--num-train is -1: pass 0 or more", "num_train is -1: pass 0 or more"),
+        ("use --scheme full or lora", 'use scheme="full" or "lora"'),
+        ("give --encoding cp1252 (Windows) or utf-16", 'give encoding="cp1252" (Windows) or utf-16'),
+        ("--unaligned goes with a --task; leave out --chat", "aligned=False goes with a task=; leave out chat=True"),
+        ("needs the option keep: write --set keep=0.5", 'needs the option keep: write options={"keep": 0.5}'),
+        ("use gradless tune --resume --out x, or lower --lr", "use gradless tune --resume --out x, or lower lr"),
+        ("--until 7 is out of reach, --lr-x", "--until 7 is out of reach, --lr-x"),
+    ],
+)
+def test_sentences_of_the_command_line_are_told_in_python(text, python):
+    assert keywords.spoken(text, keywords.names_of(gl.tune, TuneConfig, OwnFiles)) == python
+
+
+def test_errors_of_a_run_and_of_a_classifier_name_arguments(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    run = gl.tune(**SMALL, **WORDS, train=ROWS, out=tmp_path / "run")
+    with pytest.raises(gl.BadInput, match=r"add resume=True .*another out$"):
+        gl.tune(**SMALL, **WORDS, train=ROWS, out=tmp_path / "run")
+    with pytest.raises(gl.BadInput, match="new folder for folder, or"):
+        run.save(tmp_path)
+    with pytest.raises(gl.BadInput, match=r'give template="{text} ..." and labels="VALUE=WORD,.*, or task=$'):
+        gl.load_classifier("tiny-llama")
 
 
 def test_a_folder_without_a_result_is_a_run_that_stopped_early(tmp_path):

@@ -124,14 +124,14 @@ def test_rows_that_cannot_be_predicted(rows, sentence):
 @pytest.mark.parametrize(
     ("source", "how", "sentence"),
     [
-        ("tiny-llama", {}, "tiny-llama has no prompt of its own: give --template .* and --labels"),
-        ("tiny-llama", {"template": "{text} so"}, "give --labels too"),
-        ("tiny-llama", {"labels": "0=a,1=b"}, "give --template too"),
+        ("tiny-llama", {}, "tiny-llama has no prompt of its own: give template=.* and labels="),
+        ("tiny-llama", {"template": "{text} so"}, "give labels= too"),
+        ("tiny-llama", {"labels": "0=a,1=b"}, "give template= too"),
         ("tiny-llama", {"template": "so", "labels": "0=a,1=b"}, "shows no column"),
         ("tiny-llama", {**OWN, "task": "sst2"}, "not both"),
         ("tiny-llama", {"template": "{text} so {mask}", "labels": "0=a,1=b"}, "no prompt for causal models"),
         ("tiny-llama", {"task": "squad", "calibrated": True}, "answers are free text"),
-        ("tiny-llama", {**OWN, "model": "tiny-opt"}, "leave out --model"),
+        ("tiny-llama", {**OWN, "model": "tiny-opt"}, "leave out model$"),
         ("no/such/model.gguf", OWN, "there is no model at"),
         (".", {}, "has no config.json"),
     ],
@@ -171,7 +171,7 @@ def test_a_later_or_broken_record_is_refused_with_the_fix(tmp_path):
     for text, sentence in (
         ('{"format": 2}', "later release"),
         ("{", "is not JSON"),
-        ('{"format": 1, "template": 3}', "give --template and --labels"),
+        ('{"format": 1, "template": 3}', "give template= and labels="),
         ('{"format": 1}', "neither a task nor a template"),
     ):
         path.write_text(text)

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from gradless.errors import BadInput, unknown
 from gradless.runs.config import OwnFiles, TuneConfig
+from gradless.system.keywords import keywords, names_of, spoken
 from gradless.system.progress import Reporter
 
 __all__ = ["TunedRun", "tune"]
@@ -85,6 +86,7 @@ class TunedRun:
 
         return Page(report.report(self.folder, say=lambda line: None)[-1])
 
+    @keywords(save="folder")
     def save(self, folder: str | os.PathLike[str], *, quiet: bool = False) -> Path:
         """Write the tuned model or adapter with its tokenizer and card to a folder, and return that.
 
@@ -129,6 +131,7 @@ class TunedRun:
         return "<br>".join([title + table, *map(html.escape, self._lines())])
 
 
+@keywords(TuneConfig, OwnFiles)
 def tune(
     *,
     model: str,
@@ -184,7 +187,7 @@ def tune(
     own = {name: value for name, value in words.items() if value is not None}
     with _kept(rows, folder) as sources:
         config = _config(model, own | sources, settings)
-        reporter = Reporter(quiet=quiet)
+        reporter = _InPython(quiet=quiet)
         try:
             jobs.tune(
                 config,
@@ -197,6 +200,20 @@ def tune(
         except KeyboardInterrupt:  # before the first step, or while test rows are scored
             reporter.say("interrupted: the same call with resume=True goes on")
     return TunedRun(folder)
+
+
+class _InPython(Reporter):
+    """Says what the command line says, with the arguments of `tune` in place of options."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        super().__init__(quiet=quiet)
+        self.names = names_of(tune, TuneConfig, OwnFiles)
+
+    def say(self, line: str) -> None:
+        super().say(spoken(line, self.names))
+
+    def warn(self, line: str) -> None:
+        super().warn(spoken(line, self.names))
 
 
 def _texts(labels: str | Mapping[Any, str] | None) -> Any:

@@ -22,6 +22,7 @@ from gradless.runs.record import INTERRUPTED, read_result
 from gradless.system import typed
 from gradless.system.cache import Say
 from gradless.system.cache import quiet as silent
+from gradless.system.keywords import keywords
 from gradless.system.side_files import read_json
 from gradless.tasks.own import checked_labels
 
@@ -32,6 +33,7 @@ NO_PROMPT: Final = (
 )
 
 
+@keywords()
 def load_classifier(
     source: str | os.PathLike[str],
     *,
@@ -157,7 +159,9 @@ def _opened(
         return _run(path, model, device, dtype, say)
     settings, result = read_json(path / "config.json"), read_json(path / "result.json")
     if isinstance(settings, dict) and "method" in settings:
-        raise BadInput(f"{source} is a run without a ledger, so its weights are unknown: finish it with --resume")
+        raise BadInput(
+            f"{source} is a run without a ledger, so its weights are unknown: finish it with gradless tune --resume"
+        )
     if not isinstance(settings, dict) and isinstance(result, dict) and "mode" in result:
         return _evaluation(source, result, model, device, dtype, say)
     spec = _saved_spec(path) if path.is_dir() else _hub_spec(source)
@@ -228,7 +232,10 @@ def _run(
     finished = result is not None and result["status"] != INTERRUPTED
     step = int(result["selected_step"]) if result is not None and finished else len(contents.moves)
     if not finished and not rebuilding.replays(source):
-        raise BadInput(f"{source} is not finished, and {config.method} keeps the weights of its end alone: --resume it")
+        raise BadInput(
+            f"{source} is not finished, and {config.method} keeps the weights of its end alone: "
+            "finish it with gradless tune --resume"
+        )
     if not finished and beside:
         say(f"{source} is not finished: these are the weights after step {step} of {config.steps}")
 
