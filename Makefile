@@ -4,7 +4,7 @@
 # make test-long  more kills, seeds and examples; its counts go to benchmarks/results/test-long.json
 # make check  lint, types
 # make docs   build the documentation (site/index.html); a warning is an error
-# make reference   write the tables of the configuration and the grid file anew, after a change of a setting
+# make reference   write tables of settings, commands, tasks and results anew, after a change of one
 # Each sets up a virtual environment in .venv from a bare Python 3.11 or newer.
 
 PYTHON ?= python3
@@ -43,7 +43,7 @@ docs: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	$(BIN)/python -W error -m mkdocs build --strict --site-dir $(SITE)
 
-# The tables of docs/reference/configuration.md and grid-file.md, from the fields that they show.
+# The tables of docs/, from the fields, commands, tasks and results that they show.
 reference: $(STAMP)
 	$(BIN)/python docs/site/fields.py
 

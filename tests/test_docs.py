@@ -14,7 +14,11 @@ import sys
 import textwrap
 from pathlib import Path
 
+import command_pages
+import fields
+import hooks
 import pytest
+import result_tables
 from click.testing import CliRunner
 
 import docs_blocks
@@ -22,6 +26,7 @@ import gradless
 from docs_blocks import ROOT, Block
 from gradless.cli import main
 from gradless.methods import METHODS, SHARED, common
+from gradless.tasks import TASKS
 from public_names import public
 
 DOCS = ROOT / "docs"
@@ -61,9 +66,8 @@ def test_most_blocks_run_and_the_others_say_why():
 
 
 def test_commands_of_all_helps_can_be_read():
-    hooks = _hooks()
-    for path, command in hooks.leaves(["gradless"], main):
-        text = hooks.section(path, command)
+    for path, command in command_pages.leaves(["gradless"], main):
+        text = command_pages.section(path, command)
         for example in re.findall(r"```sh\n(.*?)```", text, re.S):
             for words in docs_blocks.commands(example):
                 docs_blocks.check_command(words, " ".join(path))
@@ -164,7 +168,7 @@ def test_docstrings_name_errors_arguments_and_cost(name):
 
 
 def test_every_method_and_result_is_on_a_page():
-    shown = _hooks().methods()
+    shown = result_tables.methods()
     assert all(f"`{name}`" in shown for name in METHODS)
     page = (DOCS / "reference" / "measured.md").read_text()
     for path in (ROOT / "benchmarks" / "results").iterdir():
@@ -198,31 +202,39 @@ def test_every_page_is_in_the_navigation():
 
 
 def test_tables_are_made_of_results():
-    hooks = _hooks()
-    made = hooks.on_page_markdown("<!-- table: sst2 -->\n<!-- file: nowhere.md | not yet -->\n<!-- commands -->")
-    runs = json.loads((hooks.RESULTS / "sst2-gemma-3-270m.json").read_text())["runs"]
-    assert all(f"{run['test']['accuracy']:.3f}" in made for run in runs.values())
-    assert "not yet" in made
-    assert "## gradless collab simulate" in made
-    assert "<!--" not in made
-    for name in hooks.TABLES:
-        assert hooks.TABLES[name]().strip(), name
+    runs = json.loads((result_tables.RESULTS / "sst2-gemma-3-270m.json").read_text())["runs"]
+    assert all(f"{run['test']['accuracy']:.3f}" in result_tables.sst2() for run in runs.values())
+    for name, rows in result_tables.TABLES.items():
+        assert rows().strip(), name
+    assert all(f"\n| `{name}` | {task.title} | " in result_tables.tasks() for name, task in TASKS.items())
+
+
+def test_long_tables_are_links_on_a_forge_and_stand_in_the_page_of_the_site():
+    linked = 0
+    for page in PAGES:
+        text = page.read_text()
+        for region in hooks.MARK.finditer(text):
+            linked += 1
+            assert f"](../../{region[1]})" in region[0]
+            assert (ROOT / region[1]).read_text() in hooks.on_page_markdown(text)
+        assert text.count("<!-- file") == len(hooks.MARK.findall(text))
+        assert text.count("<!-- end -->") == text.count("<!-- f"), f"{page.name}: a mark without an end"
+        assert text.count("<!--") == 2 * text.count("<!-- f"), f"{page.name}: a mark that is neither fields nor file"
+    assert linked
 
 
 def test_the_reference_has_every_option():
-    hooks = _hooks()
-    for path, command in hooks.leaves(["gradless"], main):
-        text = hooks.section(path, command)
+    for path, command in command_pages.leaves(["gradless"], main):
+        text = command_pages.section(path, command)
         printed = CliRunner().invoke(main, [*path[1:], "--help"]).output
         for option in set(re.findall(r"(?<=[ ,/])--[a-z][\w-]*", printed)) - {"--help"}:
             assert option in text, (path, option)
 
 
 def test_the_tables_of_fields_are_those_of_the_program():
-    fields = _hooks("fields")
     for page in PAGES:
         text = page.read_text()
-        assert fields.filled(text) == text, f"{page.name}: a table of fields is not the program's: make reference"
+        assert fields.filled(text) == text, f"{page.name}: a table is another now: make reference"
     shown = "".join(page.read_text() for page in PAGES)
     assert all(f"<!-- fields: {name} -->" in shown for name in fields.TABLES)
     assert (
@@ -244,15 +256,6 @@ def test_copied_blocks_hold_commands_only():
             if shell and "{{" not in block.text:
                 for words in docs_blocks.commands(block.text):
                     docs_blocks.check_command(words, block.place)
-
-
-def _hooks(name: str = "hooks"):
-    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / "site" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 # ---------------------------------------------------------------------------------------------------------------

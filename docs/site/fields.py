@@ -1,4 +1,4 @@
-"""Tables of settings and of the fields of files, from the typed records; committed, so that a forge shows them.
+"""Tables of pages: settings, fields of files, commands, tasks, results; committed, so that a forge shows them.
 
     python docs/site/fields.py           write the tables into their pages
     python docs/site/fields.py --check   exit code 1 if a page has another table
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Final, Literal
 
 import click
+import command_pages
+import result_tables
 from msgspec import Meta
 
 from gradless.bench import grid_file
@@ -176,6 +178,8 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "step": lambda: fields(record.StepLine),
     "evaluation": lambda: fields(record.EvaluationLine),
     "inference": lambda: fields(record.InferenceLine),
+    "commands": command_pages.reference,
+    **result_tables.TABLES,
 }
 
 

@@ -1,0 +1,149 @@
+"""Tables of what was measured (files in `benchmarks/results`) and of what the program has; `fields` writes them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+
+
+def table(heads: list[str], rows: list[list[str]], *, left: int = 1) -> str:
+    """A Markdown table, its first columns to the left and all others to the right."""
+    rule = ["---"] * left + ["---:"] * (len(heads) - left)
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rule, *rows))
+
+
+def read(name: str) -> Any:
+    """A result file."""
+    return json.loads((RESULTS / name).read_text())
+
+
+def sst2() -> str:
+    """Accuracy on SST-2."""
+    found = read("sst2-gemma-3-270m.json")
+    untouched = next(iter(found["runs"].values()))["zero_shot"]["accuracy"]
+    rows = [["zero-shot", f"{untouched:.3f}", "-", "-"]]
+    rows += [
+        [mode, f"{evaluation['test']['accuracy']:.3f}", "-", "-"] for mode, evaluation in found["evaluations"].items()
+    ]
+    schemes = dict.fromkeys(run["config"]["scheme"] for run in found["runs"].values())
+    for scheme in schemes:
+        runs = [run for run in found["runs"].values() if run["config"]["scheme"] == scheme]
+        each = [run["test"]["accuracy"] for run in runs]
+        config = runs[0]["config"]
+        name = f"{config['method']}, {scheme}, lr {config['lr']:g}, eps {config['eps']:g}"
+        mean = f"{statistics.mean(each):.3f} ± {statistics.stdev(each):.3f}"
+        size = max(run["ledger_bytes"] for run in runs)
+        rows.append([name, mean, ", ".join(f"{one:.3f}" for one in each), f"{size:,} bytes"])
+    return table(["", "test accuracy", "seeds", "ledger"], rows)
+
+
+def profile() -> str:
+    """Step times."""
+    rows = []
+    for path in sorted(RESULTS.glob("profile-*.json")):
+        found = json.loads(path.read_text())
+        ratios = [
+            f"{found['engines'][engine]['ratio']:.2f}" if engine in found["engines"] else "-"
+            for engine in ("stream", "dual")
+        ]
+        eager = found["eager_mezo_seconds"]
+        eager = f"{eager / found['floor_seconds']:.2f}" if eager else "-"
+        what = f"{found['model']}, {found['scheme']}, {found['method']}, {found['dtype']}"
+        rows.append([what, f"{found['floor_seconds']:.2f} s", *ratios, eager])
+    return table(["", "floor", "`stream`", "`dual`", "eager MeZO"], rows)
+
+
+def plan() -> str:
+    """Planned against measured memory."""
+    rows = []
+    for row in read("plan-cpu.json")["whole"]:
+        what = f"{row['model'].removeprefix('shape:')}, {row['batch_size']} x {row['length']} tokens"
+        way = "forward" if row["method"] == "inference" else f"{row['method']}, {row['scheme']}"
+        way += f", `{row['engine']}`" if not row["method"].startswith(("fo", "inference")) else ""
+        sizes = [row["planned_bytes"], row["measured_bytes"], row["usual_allocator_bytes"]]
+        ratios = [f"{row['ratio']:.2f}", f"{row['usual_allocator_ratio']:.2f}"]
+        rows.append([what, way, *(f"{size / 1e9:.2f}" for size in sizes), *ratios])
+    heads = ["", "GB", "planned", "alive", "usual allocator", "planned / alive", "planned / usual"]
+    return table(heads, rows, left=2)
+
+
+def plan_profiles() -> str:
+    """What a step takes more than a forward."""
+    rows = [
+        [f"{row['model']}, {row['method']}, {row['scheme']}, `{row['engine']}`"]
+        + [f"{row[f'{kind}_bytes'] / 1e9:.2f} GB" for kind in ("planned", "measured")]
+        for row in read("plan-cpu.json")["beside_inference"]
+    ]
+    return table(["a step beside a forward", "planned", "measured"], rows)
+
+
+def aggregators() -> str:
+    """Robust rules against ByzFL's."""
+    rows = []
+    for name, row in read("aggregators-cpu.json")["rules"].items():
+        ours, theirs = row["gradless_seconds"], row["byzfl_seconds"]
+        ratio = theirs / ours
+        cells = [f"{ours:.3f} s", f"{theirs:.2f} s", f"{ratio:.0f} x" if ratio >= 3 else f"{ratio:.1f} x"]
+        errors = [f"{row[f'{who}_error']:.0e}" for who in ("gradless", "byzfl")]
+        rows.append([name, *cells, *errors])
+    return table(["rule", "gradless", "ByzFL", "faster", "error", "ByzFL's error"], rows)
+
+
+def auto() -> str:
+    """`--lr auto` against tuned learning rates."""
+
+    def finals(name: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        for line in (RESULTS / name).read_text().splitlines():
+            run = json.loads(line)
+            if run["phase"] == "final" and run["cell"]["method"] == "mezo":
+                found.setdefault((run["cell"]["task"], run["cell"]["scheme"]), []).append(run)
+        return found
+
+    tuned, low, untuned = (finals(f"{name}.jsonl") for name in ("study", "lora-rate", "auto"))
+    rows = []
+    for cell, runs in untuned.items():
+        each = [[run["test"]["accuracy"] for run in some] for some in (tuned[cell], low.get(cell, []), runs)]
+        means = [f"{statistics.mean(one):.3f} ± {statistics.stdev(one):.3f}" if one else "-" for one in each]
+        difference = 100 * (statistics.mean(each[2]) - max(statistics.mean(one) for one in each[:2] if one))
+        rows.append([", ".join(cell), f"{tuned[cell][0]['point']['lr']:g}", *means, f"{difference:+.1f}"])
+    heads = ["", "chosen lr", "chosen", "lr 6e-4", "`--lr auto`", "points to the better one"]
+    return table(heads, sorted(rows))
+
+
+def methods() -> str:
+    """All methods."""
+    from gradless.methods import METHODS
+
+    rows = [
+        [f"`{name}`", method.summary, method.paper, f"{method.copies:g}", "yes" if method.replays else "no"]
+        for name, method in METHODS.items()
+    ]
+    return table(["method", "", "paper", "float32 copies", "ledger"], rows, left=3)
+
+
+def tasks() -> str:
+    """All tasks."""
+    from gradless.tasks import TASKS
+
+    rows = [
+        [f"`{name}`", task.title, task.kind, ", ".join(task.labels or ()) or "-", ", ".join(task.metrics)]
+        for name, task in sorted(TASKS.items())
+    ]
+    return table(["task", "", "kind", "classes", "metrics"], rows, left=5)
+
+
+TABLES = {
+    "sst2": sst2,
+    "profile": profile,
+    "plan": plan,
+    "plan_profiles": plan_profiles,
+    "aggregators": aggregators,
+    "auto": auto,
+    "methods": methods,
+    "tasks": tasks,
+}
