@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from cli_helpers import call as invoke
 from cli_helpers import refused
 from gradless.cli import commands
 from gradless.collab.config import CollabConfig
@@ -267,3 +268,11 @@ def test_a_setting_that_one_of_several_runs_reads_is_taken(tmp_path):
     both = ("--algorithm", "monna", "--algorithm", "nna", "--momentum", "0.5")
     found = call(shlex.join(["simulate", *both, "--steps", "1", "--eval-rows", "9", "--out", str(tmp_path / "out")]))
     assert found.exit_code == 0, found.output
+
+
+def test_an_option_that_takes_one_value_says_which_counts(tmp_path):
+    shown = invoke(
+        "collab", "simulate", "--rule", "median", "--attack", "alie", "--attack", "foe", "--rule=crumb", "--out", "x"
+    )
+    assert shown.stderr.splitlines()[0] == "--rule takes one value: the last one, crumb, counts"
+    assert "--attack" not in shown.stderr

@@ -93,6 +93,10 @@ def test_replay_takes_the_plugin_that_it_is_given_and_no_other(run, tmp_path):
     assert not path.with_suffix(".ran").exists()  # the folder names it, and nobody asked for it
     assert call("replay", folder, "--verify", "--plugin", path).exit_code == 0
     forget()
+    renamed = path.with_name("renamed.py")
+    renamed.write_bytes(path.read_bytes())
+    refused(call("replay", folder, "--plugin", renamed), "renamed.py is the plugin that this run knows as own.py")
+    forget()
     path.write_text(METHOD + "# changed\n")
     refused(call("replay", folder, "--plugin", path), "the plugin own.py has changed: sha256 ")
     path.unlink()

@@ -15,7 +15,7 @@ from msgspec import Meta
 from gradless.cli import ends
 from gradless.cli.completion import Named
 from gradless.cli.fields import of_fields, of_hint
-from gradless.cli.options import FILE, HELP, PATH, Commands, note_unused, plugin_option
+from gradless.cli.options import FILE, HELP, PATH, Commands, SomeRepeat, note_unused, plugin_option
 from gradless.collab.config import CollabConfig
 from gradless.collab.network.delivery import Delivery
 from gradless.errors import BadInput
@@ -41,7 +41,7 @@ def collab() -> None:
 data_options = _options("dataset data image_size split split_parameter seed")
 
 
-@collab.command()
+@collab.command(cls=SomeRepeat)
 @click.option(
     "--recipe", type=Named("recipe"), help="Values to start from in place of the defaults below: gradless list recipes."
 )

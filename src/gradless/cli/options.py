@@ -149,6 +149,21 @@ def is_first(variable: str) -> bool:
     return os.environ.get(variable, "0") == "0"
 
 
+class SomeRepeat(click.Command):
+    """A command some of whose options make a run for each of their values; it says which value of another counts."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse, and say which of several values counts."""
+        with contextlib.suppress(click.UsageError):  # raised again below
+            values, _, parameters = self.make_parser(ctx).parse_args(args=list(args))
+            for option in dict.fromkeys(parameters):
+                single = isinstance(option, click.Option) and not (option.multiple or option.is_flag or option.count)
+                if single and parameters.count(option) > 1 and not ctx.resilient_parsing:
+                    flag = max(option.opts, key=len)
+                    terminal.say(f"{flag} takes one value: the last one, {values[option.name]}, counts", err=True)
+        return super().parse_args(ctx, args)
+
+
 class FromFile(click.Command):
     """A command whose options may come from the file behind ``--config``; those on the command line win."""
 

@@ -274,7 +274,9 @@ class Folder:
             BadInput: If the folder or all of the files are missing, or a file cannot be used.
         """
         if not folder.is_dir():
-            raise BadInput(f"{folder} is not a folder: pass --data with the folder that holds the files")
+            raise BadInput(
+                f"{folder} is not a folder: name the folder that holds the files with --data, or data = ... in a file"
+            )
         for directory in [*(folder / name for name in self.subfolders), folder]:
             for parts in self.layouts:
                 present = [(part, path) for part in parts if (path := _existing(directory / part.file)) is not None]
