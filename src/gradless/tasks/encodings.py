@@ -137,5 +137,7 @@ def _doubt(text: str, encoding: str, *, first: bool) -> str:
     if control is None:
         return ""
     windows = WINDOWS.get(encoding)
-    fix = f"so it is {windows} (Windows): give --encoding {windows}" if windows else "so it is another: give --encoding"
-    return f"holds the control character U+{ord(control[0]):04X} if it is {encoding}, which no text has, {fix}"
+    looks = (
+        f"looks like {windows} (Windows): give --encoding {windows}" if windows else "is of another: give --encoding"
+    )
+    return f"holds the control character U+{ord(control[0]):04X} when read as {encoding}, so the file {looks}"
