@@ -79,7 +79,7 @@ def test_json_is_one_line_on_a_terminal_too(live, tune, own, tmp_path):
 def test_a_pipe_has_what_it_had(tune, tmp_path):
     lines = call(*tune).stdout.splitlines()
     assert lines[-3].startswith("test ")
-    assert lines[-2].startswith("difference in the share right: ")
+    assert lines[-2].startswith("difference in accuracy: ")
     assert set(json.loads(lines[-1])) >= {"status", "weights_sha256"}
     assert not any(line.startswith(ends.NEXT) for line in lines)
 
@@ -266,7 +266,7 @@ def _in_terminal(arguments: list[str], stop: str = "", number: int = signal.SIGI
 @pytest.mark.sweep
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_under_a_pseudo_terminal(tune, tmp_path, number):
-    code, lines = _in_terminal([*tune, "--steps", "100000", "--eval-every", "50000"], "forwards/s", number)
+    code, lines = _in_terminal([*tune, "--steps", "100000", "--eval-every", "50000"], "s a step", number)
     assert code == 1, lines
     at = next(index for index, line in enumerate(lines) if line.startswith(f"{tmp_path / 'run'}: stopped after "))
     assert commands(lines[at + 2].strip())[0] == ["tune", "--resume", "--out", str(tmp_path / "run")]

@@ -102,7 +102,7 @@ def test_the_command_gives_the_same_configuration(finished, monkeypatch):
         assert parts[:2] == ["gradless", "tune"]
         done = CliRunner().invoke(commands.main, parts[1:])
         assert done.exit_code == 0, done.output
-        assert seen[-1] == wanted
+        assert dataclasses.replace(seen[-1], eval_every=wanted.eval_every) == wanted
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def test_the_numbers_of_the_page_are_those_of_the_result(finished):
         before = result["zero_shot"][name]
         assert rows[name] == [f"{before:.4f}", f"{value:.4f}", f"{value - before:+.4f}"]
     ends = result["interval"]
-    assert rows["share right, 95 % interval"] == [
+    assert rows["accuracy, 95 % interval"] == [
         "{:.3f} to {:.3f}".format(*ends["zero_shot"]),
         "{:.3f} to {:.3f}".format(*ends["test"]),
         "{:+.3f} to {:+.3f}".format(*ends["difference"]),
@@ -145,7 +145,8 @@ def test_the_numbers_of_the_page_are_those_of_the_result(finished):
     for name in ("weights_sha256", "base_sha256", "data_sha256", "engine"):
         assert result[name] in text
     assert all(value in text for value in result["versions"].values())
-    assert f"gradless replay {finished} --verify" in text
+    assert f"gradless replay {finished.name} --verify" in text
+    assert str(finished.parent) not in text
     assert "gradless tune --model tiny-llama" in text
     big = re.findall(r"<strong>(.*?)</strong>", text)
     gain = result["test"]["accuracy"] - result["zero_shot"]["accuracy"]
@@ -202,3 +203,15 @@ def test_examples_begin_with_what_changed(finished, run):
         "table-examples-others": [f"row {i}" for i in range(8)],
     }
     assert page.tables["table-examples-fixed"][2] == ["row 30", "good", "bad", "0.70", "good", "0.60"]
+
+
+def test_rows_before_and_after_have_labels_and_no_forecast_stays(finished):
+    text, page = made(finished)
+    rows = [row for name, table in page.tables.items() if name.startswith("table-examples") for row in table[2:]]
+    assert rows
+    assert {row[1] for row in rows} <= {"0", "1"}
+    assert "terrible" not in {cell for row in rows for cell in row}
+    assert "expected time" not in text
+    assert "for 6 steps, without evaluations" in text
+    brief = [row[1].text for table in run_tables.examples(load(finished), brief=True) for row in table.rows]
+    assert set(brief) <= {"0", "1"}

@@ -114,7 +114,7 @@ def test_a_run_that_was_killed(run):
     assert "bytes of an unfinished step" in text
     assert "So far dev accuracy went from" in text
     assert "table-outcome" not in page.tables
-    assert f"gradless replay {run}\n" in text
+    assert f"gradless replay {run.name}\n" in text
     assert (run / "ledger").read_bytes() == kept[:-5], "a report changes nothing"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -147,3 +148,12 @@ def test_options_of_a_file_and_of_the_command_line_are_merged(tmp_path):
     alone = CliRunner().invoke(main, ["tune", "--cell", "x", "--model", "tiny-llama", "--out", str(tmp_path / "r")])
     assert alone.exit_code == 2
     assert "give the file with --config" in alone.output
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({}, False), ({"eval_every": 3}, True), ({"eval_every": 3, "num_dev": 0}, False), ({"steps": 60}, True)],
+)
+def test_the_steps_between_evaluations_are_named_if_they_say_something(changes, named):
+    config = dataclasses.replace(TuneConfig(model="tiny-llama", task="sst2", steps=10).resolved(), **changes)
+    assert ("--eval-every" in config_io.tune_command(config, "again")) is named

@@ -13,7 +13,7 @@ import pytest
 import run_helpers as h
 from gradless import ledger
 from gradless.errors import BadInput
-from gradless.report.run import record
+from gradless.report.run import figures, record
 from gradless.runs import extend, jobs
 from gradless.runs.config import read_config
 from save_helpers import QUIET
@@ -196,3 +196,16 @@ def _die_at(change: int) -> None:
 
     for name in ("replace", "rename", "unlink", "truncate", "ftruncate", "fsync"):
         setattr(os, name, dying(getattr(os, name)))
+
+
+def test_the_report_says_that_steps_were_added_after_a_look_at_test(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "copy")
+    folder = tmp_path / "copy" / "run"
+    assert not record.load(folder).earlier_ends
+    h.tune(h.config(finished, steps=6, warmup=1), folder, resume=True)
+    found = record.load(folder)
+    assert [one.taken for one in found.earlier_ends] == [4]
+    assert "Steps were added after test had been scored at 4 steps" in found.remarks[-1]
+    metric = next(one for one in figures.drawings(found) if one.name == "training-metric")
+    assert "Hollow: test at the end that the run had at step 4" in metric.caption
+    assert "not looked at" not in metric.caption

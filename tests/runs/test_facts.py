@@ -152,3 +152,26 @@ def test_a_run_says_it_first_and_keeps_it(tmp_path: Path, monkeypatch: pytest.Mo
     shown = CliRunner().invoke(commands.main, ["report", "run"])
     assert shown.exit_code == 0, shown.output
     assert '<section id="data">' in Path("run/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [
+        ({"train": 250, "dev": 0}, "the last step is kept; --num-dev 50 would hold some training rows out"),
+        ({"train": 90_000}, "--num-dev 500 would"),
+        ({"train": 4}, "no dev rows: the last step is kept"),
+        ({"train": 4, "dev": 2}, ""),
+        ({"test": 9}, ""),
+    ],
+)
+def test_training_without_dev_rows_is_said(rows: dict[str, int], line: str) -> None:
+    described = DataFacts(kind="classification", rows=rows)
+    assert line in facts.no_dev_line(described)
+    assert bool(line) == any(one.startswith("no dev rows") for one in facts.lines(described))
+
+
+def test_a_difference_has_a_point_and_the_name_of_its_metric() -> None:
+    result = {"zero_shot": {"accuracy": 0.5}, "test": {"loss": 1.0, "accuracy": 0.75}}
+    result |= {"interval": {"difference": [-0.1, 0.6]}}
+    assert facts.difference_line(result) == "difference in accuracy: +0.250, -0.100 to +0.600 (95 %, paired)"
+    assert facts.difference_line({**result, "interval": {}}) == ""

@@ -163,12 +163,13 @@ def evaluate(mode: str, num_demonstrations: int, out: Path | None, as_json: bool
     gradless eval --model gemma-3-270m --task sst2 --data sst2/ --mode icl --num-demonstrations 16
     """
     from gradless.cli import other_ends
+    from gradless.lm.metrics import share_name
     from gradless.runs import jobs
 
     result = jobs.evaluate(_config(settings), mode=mode, num_demonstrations=num_demonstrations, out=out)
     low, high = result["interval"]["test"]
     plain = [f"{name} {value:.4f}" for name, value in result["test"].items()]
-    plain.append(f"share right {low:.3f} to {high:.3f} (95 %)")
+    plain.append(f"{share_name(result['test'])} {low:.3f} to {high:.3f} (95 %)")
     values = {name: result[name] for name in ("status", "mode", "test", "interval", "forwards", "seconds")}
     ends.tell(lambda: other_ends.evaluation(result, out), plain=plain, values=values, as_json=as_json)
 

@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 
 def evaluation(result: Mapping[str, Any], out: Path | None) -> End:
     """Return the end of `gradless eval`."""
+    from gradless.lm.metrics import share_name
+
     config = result["config"]
     name = str(config["model"]).rstrip("/").rpartition("/")[2]
     place = f"{out}: {result['mode']} evaluation of {name}" if out else f"{name}, {result['mode']}: kept in no folder"
     low, high = result["interval"]["test"]
     scores = ", ".join(f"{metric} {value:.3f}" for metric, value in result["test"].items())
-    parts = [f"test {scores} (share right {low:.3f} to {high:.3f})", run_ends.majority(result.get("data"))]
+    parts = [
+        f"test {scores} ({share_name(result['test'])} {low:.3f} to {high:.3f})",
+        run_ends.majority(result.get("data")),
+    ]
     commands = [] if out else [f"{same_command()} --out DIR"]
     if out and (config["task"] or config["own"].get("train")):
         rows = [] if config["own"] else ["--num-train", 1000, "--num-dev", 500]  # which an evaluation has none of

@@ -205,9 +205,10 @@ def tell(result: dict[str, Any], end: Callable[[], End], as_json: bool) -> None:
 
 def _summary(result: dict[str, Any]) -> Iterator[str]:
     """Return what a run reached, as plain lines."""
+    from gradless.runs.facts import difference_line
+
     for name, value in result["test"].items():
         untuned = result["zero_shot"].get(name)
         yield f"test {name}: " + (f"{untuned:.4f} -> " if untuned is not None else "") + f"{value:.4f}"
-    if "difference" in result["interval"]:
-        low, high = result["interval"]["difference"]
-        yield f"difference in the share right: {low:+.3f} to {high:+.3f} (95 %, paired)"
+    if line := difference_line(result):
+        yield line

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from gradless.errors import BadInput, unknown
 from gradless.runs.config import OwnFiles, TuneConfig
+from gradless.runs.facts import difference_line
 from gradless.system.keywords import keywords, names_of, spoken
 from gradless.system.progress import Reporter
 
@@ -107,10 +108,7 @@ class TunedRun:
 
     def _lines(self) -> list[str]:
         """Return what a table of metrics does not say: the interval, where the run is, what to do next."""
-        lines = []
-        if "difference" in self.result.get("interval", {}):
-            low, high = self.result["interval"]["difference"]
-            lines.append(f"difference in the share right: {low:+.3f} to {high:+.3f} (95 %, paired)")
+        lines = list(filter(None, [difference_line(self.result)]))
         if self.status == "interrupted":
             return [*lines, "the same call with resume=True goes on"]
         return [*lines, "next: .report() for its page, .save(DIR) for the model"]

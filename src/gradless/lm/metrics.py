@@ -12,7 +12,7 @@ import math
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -137,6 +137,16 @@ SCORES: Final[dict[str, Callable[[Sequence[Any], Sequence[Any]], NDArray[np.floa
 
 SHARES: Final = ("accuracy", "exact_match")
 """Metrics that are the share of right answers, for which `wilson` is an interval."""
+
+
+def share_name(scores: Iterable[str]) -> str:
+    """Return the name of the share of right answers among the names of metrics, else these words.
+
+    Example:
+        >>> share_name(["loss", "accuracy"]), share_name({"token_f1": 0.5})
+        ('accuracy', 'share of right answers')
+    """
+    return next((name for name in scores if name in SHARES), "share of right answers")
 
 
 def wilson(correct: float, n: int, z: float = 1.96) -> tuple[float, float]:

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gradless import __version__, plugins, tasks
 from gradless.lm import assets
-from gradless.lm.metrics import SHARES
+from gradless.lm.metrics import SHARES, share_name
 from gradless.methods import METHODS
 from gradless.runs.config import TuneConfig
 from gradless.runs.config_io import tune_command
+from gradless.runs.facts import ENDS, RANDOM, Baseline, baseline, share_gain
 from gradless.runs.usage import Base, Usage
 from gradless.tasks import hub
 from gradless.tasks.own import parse_labels
@@ -105,6 +106,7 @@ def render(facts: Facts) -> str:
 
     config, result = facts.config, facts.result
     asset = assets.ASSETS.get(facts.base_model)
+    compared = baseline(result) if result else None
     card = ModelCard.from_template(
         _metadata(facts),
         template_path=str(TEMPLATE),
@@ -115,6 +117,9 @@ def render(facts: Facts) -> str:
         result=result,
         measured=bool(result and result["test"]),
         rows=(result or {}).get("rows", {}),
+        share=share_name((result or {}).get("test", {})),
+        compared=compared,
+        majority=_majority(compared),
         intervals=_intervals(result),
         prompt=_prompt(facts),
         answers=_answers(facts),
@@ -223,13 +228,25 @@ def _interval_of(name: str, result: dict[str, Any] | None) -> str:
 def _intervals(result: dict[str, Any] | None) -> list[str]:
     """The 95 % intervals of the share of right answers: before, tuned, and of the difference."""
     intervals = (result or {}).get("interval", {})
+    gain = share_gain(result or {})
     names = {
         "zero_shot": ("before", ".3f"),
         "test": ("tuned", ".3f"),
-        "difference": ("their paired difference", "+.3f"),
+        "difference": ("their paired difference" + ("" if gain is None else f" ({gain:+.3f})"), "+.3f"),
     }
     shown = [(name, form, intervals[part]) for part, (name, form) in names.items() if part in intervals]
     return [f"{name} {low:{form}} to {high:{form}}" for name, form, (low, high) in shown]
+
+
+def _majority(compared: Baseline | None) -> str:
+    """Say what always giving the most frequent answer has right, beside the tuned model; rows' text is left out."""
+    if compared is None:
+        return ""
+    always = "A random option" if compared.answer == RANDOM else "Always giving the most frequent answer"
+    return (
+        f"{always} has {compared.share:.1%} of the test rows right; the tuned model has {compared.right:.1%}, "
+        f"{ENDS[compared.beaten]}."
+    )
 
 
 def _prompt(facts: Facts) -> str:

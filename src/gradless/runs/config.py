@@ -50,7 +50,9 @@ class OwnFiles:
 
     The folder is one that `datasets` saved, or one of data files (FOLDER:SPLIT); a pattern names several files."""
     dev: Rows | None = None
-    """Own dev rows; without it --num-dev training rows are held out."""
+    """Own dev rows, which choose the best step; without them --num-dev holds training rows out.
+
+    With neither there are no dev rows, and the last step is kept."""
     test: Rows | None = None
     """Own test rows."""
     template: str
@@ -180,7 +182,10 @@ class TuneConfig:
     num_train: Amount = 1000
     """Training rows (1000; own files: all)."""
     num_dev: Amount = 500
-    """Rows for model selection (500; own files: all of --dev)."""
+    """Dev rows (500; own files: all of --dev, else none).
+
+    They choose the best step. Of own files without --dev so many training rows are held out; with 0 none are, and the
+    last step is kept."""
     num_test: Amount = 1000
     """Test rows (1000; own files: all)."""
     k_shot: Count | None = None
@@ -253,9 +258,14 @@ class TuneConfig:
             lr=self.lr if self.lr is not None else guess,
             eps=eps,
             engine=self.engine or self._engine(),
-            eval_every=self.eval_every or max(1, -(-self.steps // 5)),
+            eval_every=self.eval_every or self.usual_eval_every,
             plugins=used,
         )
+
+    @property
+    def usual_eval_every(self) -> int:
+        """Steps between dev evaluations of a run that says nothing about them."""
+        return max(1, -(-self.steps // 5))
 
     def _fields(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

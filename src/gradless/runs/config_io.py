@@ -98,7 +98,8 @@ def tune_command(config: TuneConfig, out: Path | str) -> str:
     """Return ``gradless tune ...`` with every setting that is not the default, quoted for a POSIX shell.
 
     A run keeps its configuration with all blanks filled in (learning rate, engine and so on), so the command names
-    those too, and gives the same run also where a later release has other defaults.
+    those too, and gives the same run also where a later release has other defaults. The steps between dev evaluations
+    are named if they are not a fifth of the run, and if there are dev rows.
 
     Example:
         >>> tune_command(TuneConfig(model="gemma-3-270m", task="sst2", lr=3e-6, freeze=("embed",)), "runs/a")
@@ -122,13 +123,19 @@ def _arguments(config: TuneConfig) -> Iterator[str]:
                 yield from (flag, f"{name}={option if isinstance(option, str) else json.dumps(option)}")
         elif setting.name in SIZES and config.own:
             yield from (flag, str(value)) if value else ()
-        elif value is None or value == setting.default:
+        elif value is None or value == setting.default or (setting.name == "eval_every" and _usual_dev(config)):
             continue
         elif negative:
             yield flag if value else negative
         else:
             for one in value if isinstance(value, tuple) else (value,):
                 yield from (flag, str(one))
+
+
+def _usual_dev(config: TuneConfig) -> bool:
+    """Return whether ``eval_every`` is what follows from the other settings, or changes nothing."""
+    dev = config.num_dev or config.k_shot or config.own.get("dev") or config.own.get("task_file")
+    return config.eval_every == config.usual_eval_every or not dev
 
 
 def _own_arguments(own: dict[str, Any]) -> Iterator[str]:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import msgspec
 
+from gradless.lm.metrics import SHARES, share_name
 from gradless.runs.predictions import shorten
 from gradless.system.side_files import read_json
 from gradless.system.typed import NotNegative
@@ -21,9 +22,16 @@ SPLITS: Final = ("train", "dev", "test")
 MARKS: Final = ("\u27e6", "\u27e7")
 """White square brackets around the scored part of a prompt."""
 RANDOM: Final = "a random option"
+ENDS: Final = {True: "more", False: "which does not beat it", None: "more, but not clearly (95 % interval)"}
+"""How a result stands to that of the most frequent answer, see `Baseline.beaten`."""
 LONGEST_NAME: Final = 40
 MOST_CLASSES: Final = 12
 """Classes that a terminal shows."""
+
+HELD_OUT: Final = 5
+"""A hint at dev rows names one of so many training rows..."""
+MOST_HELD_OUT: Final = 500
+"""...and no more than this."""
 
 Whole = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
@@ -49,7 +57,10 @@ class Majority(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prompt(msgspec.Struct, frozen=True, kw_only=True):
-    """The first training row (without one: test row) as the model reads it, each part shortened in its middle."""
+    """A training row (without one: a test row) as the model reads it, each part shortened in its middle.
+
+    It is the first one after shuffling.
+    """
 
     before: str
     scored: str
@@ -140,6 +151,7 @@ def lines(facts: DataFacts) -> list[str]:
     counts = [f"{facts.rows[split]:,} {name}" for split, name in named.items() if facts.rows.get(split)]
     return [
         f"data: {', '.join(counts)} rows" + ("" if facts.rows.get("test") else "; there is no test"),
+        *filter(None, [no_dev_line(facts)]),
         *_class_lines(facts.classes),
         *(filter(None, [majority_line(facts), facts.answers and f"answers: {facts.answers}"])),
         *([f"prompt, {MARKS[0]}scored{MARKS[1]}: {marked(facts.prompt)}"] if facts.prompt is not None else []),
@@ -147,6 +159,16 @@ def lines(facts: DataFacts) -> list[str]:
         *(f"warning: {warning}" for warning in facts.warnings),
         *([f"expected time: {duration(facts.time.seconds)} ({facts.time.how})"] if facts.time is not None else []),
     ]
+
+
+def no_dev_line(facts: DataFacts) -> str:
+    """Return what follows from training without dev rows; "" where there are some, or nothing is trained."""
+    train = facts.rows.get("train", 0)
+    if facts.rows.get("dev") or not train:
+        return ""
+    part = min(train // HELD_OUT, MOST_HELD_OUT)
+    hint = f"; --num-dev {part} would hold some training rows out, to choose the best step" if part else ""
+    return f"no dev rows: the last step is kept{hint}"
 
 
 def _class_lines(classes: Sequence[ClassFacts]) -> list[str]:
@@ -247,16 +269,32 @@ def baseline(result: Mapping[str, Any]) -> Baseline | None:
     share = max(majority.share, facts.chance or 0.0)
     low = _low(result)
     beaten = False if right <= share else None if low is not None and low <= share else True
-    end = {True: "more", False: "which does not beat it", None: "more, but not clearly (95 % interval)"}[beaten]
     always = _always(facts, majority) if share == majority.share else RANDOM
-    sentence = f"{always} has {share:.1%} of the test rows right; this model has {right:.1%}, {end}"
+    sentence = f"{always} has {share:.1%} of the test rows right; this model has {right:.1%}, {ENDS[beaten]}"
     return Baseline(majority.answer if share == majority.share else RANDOM, share, right, beaten, sentence)
 
 
-def _right(result: Mapping[str, Any]) -> float | None:
-    """Return the share of right answers on test."""
-    for part, name in (("share_right", "test"), ("test", "accuracy")):
-        values = result.get(part)
+def share_gain(result: Mapping[str, Any]) -> float | None:
+    """Return the difference that tuning made to the share of right answers on test; None where one is not known."""
+    before, after = _right(result, "zero_shot"), _right(result)
+    return None if before is None or after is None else after - before
+
+
+def difference_line(result: Mapping[str, Any]) -> str:
+    """Return that difference and its 95 % interval, under the name of the metric; "" where there is none."""
+    intervals, gain = result.get("interval"), share_gain(result)
+    ends = intervals.get("difference") if isinstance(intervals, Mapping) else None
+    if not ends:
+        return ""
+    low, high = ends
+    name, point = share_name(result.get("test") or {}), "" if gain is None else f"{gain:+.3f}, "
+    return f"difference in {name}: {point}{low:+.3f} to {high:+.3f} (95 %, paired)"
+
+
+def _right(result: Mapping[str, Any], part: str = "test") -> float | None:
+    """Return the share of right answers on test, of the tuned model or (``zero_shot``) the untouched one."""
+    for table, name in (("share_right", part), *((part, share) for share in SHARES)):
+        values = result.get(table)
         value = values.get(name) if isinstance(values, Mapping) else None
         if isinstance(value, int | float) and 0 <= value <= 1:
             return float(value)

@@ -123,6 +123,29 @@ def _prediction(line: dict[str, Any]) -> Prediction:
     return Prediction(int(line["row"]), str(line["text"]), options, gold, untouched, guess(line["after"]))
 
 
+def named(predictions: Sequence[Prediction], names: Mapping[str, str]) -> list[Prediction]:
+    """Return the rows with other names for their answers, such as labels for the words that stand for them.
+
+    Args:
+        predictions: the rows.
+        names: by answer as a model says it; others stay.
+    """
+    short = {_answer(answer): name for answer, name in names.items()}
+
+    def renamed(guess: Guess) -> Guess:
+        return guess._replace(text=short.get(guess.text, guess.text))
+
+    return [
+        row._replace(
+            options=tuple(short.get(option, option) for option in row.options),
+            gold=tuple(short.get(gold, gold) for gold in row.gold),
+            before=renamed(row.before) if row.before else None,
+            after=renamed(row.after),
+        )
+        for row in predictions
+    ]
+
+
 def changed_first(predictions: Sequence[Prediction]) -> list[Prediction]:
     """Return the rows whose prediction changed, then the others, each in their order."""
     return sorted(predictions, key=lambda prediction: not prediction.changed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,23 @@ def shared(config: TuneConfig) -> TuneConfig:
     Own files, data and plugins keep their names; a model that is a folder or file becomes ``./NAME``, see
     `shared_model`.
     """
-    own = {name: _name(str(value)) if name in OWN_PATHS else value for name, value in config.own.items()}
-    data = None if config.data is None else _name(config.data)
-    named = plugins.named(config.plugins)
-    return dataclasses.replace(config, model=shared_model(config.model), data=data, own=own, plugins=named)
+    names = ("model", "data", "own", "plugins")
+    return dataclasses.replace(config, **shared_values({name: getattr(config, name) for name in names}))
+
+
+def shared_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by name as `shared` does, also those of another release."""
+    own, plugged, model, data = (values.get(name) for name in ("own", "plugins", "model", "data"))
+    known: dict[str, Any] = {}
+    if isinstance(own, Mapping):
+        known["own"] = {key: _name(str(value)) if key in OWN_PATHS else value for key, value in own.items()}
+    if isinstance(plugged, Mapping):
+        known["plugins"] = plugins.named(plugged)
+    if isinstance(model, str):
+        known["model"] = shared_model(model)
+    if isinstance(data, str):
+        known["data"] = _name(data)
+    return {**values, **known}
 
 
 def shared_model(model: str) -> str:

@@ -259,18 +259,14 @@ def _check_folder(config: TuneConfig, folder: Path, resume: bool) -> None:
 def _loop(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> tuple[str, str]:
     """Take the steps that are left; returns the status and, unless it is "done", advice."""
     config, opt = run.config, run.model.optimizer
-    seconds, forwards = 0.0, opt.forwards
-    with run.reporter.job("tune", config.steps, done=opt.t) as show:
+    with run.reporter.job("tune", config.steps, done=opt.t, part="step") as show:
         try:
             if log.compared < min(config.steps, LOOKED_AT) and opt.t < config.steps:
                 _log_inference(run, log)
             while opt.t < config.steps:
                 _dev_if_due(run, log)
-                begun = time.perf_counter()
                 loss = _step(run, ledger_file, log)
-                seconds += time.perf_counter() - begun
-                speed = (opt.forwards - forwards) / seconds
-                show(opt.t, f"loss {loss:.4f}  {speed:.1f} forwards/s")
+                show(opt.t, f"loss {loss:.4f}")
             _dev_if_due(run, log)
         except (Diverged, NotFinite) as error:
             return DIVERGED, str(error)

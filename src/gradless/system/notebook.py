@@ -7,6 +7,8 @@ import sys
 import time
 from typing import Any, Final
 
+from gradless.system.pace import Pace
+
 EVERY: Final = 0.2  # seconds between two drawings, each of which is a message to the browser
 
 
@@ -21,15 +23,15 @@ class Bar:
 
     Args:
         title: what is worked on.
-        total: parts, or None if that is not known.
+        pace: of the work, which knows how many parts there are.
         done: of them when the work begins.
     """
 
-    def __init__(self, title: str, total: int | None, done: int = 0) -> None:
+    def __init__(self, title: str, pace: Pace, done: int = 0) -> None:
         from IPython import display
 
-        self._title, self._total, self._start, self._began = title, total, done, time.monotonic()
-        self._shown = self._began
+        self._title, self._pace = title, pace
+        self._shown = time.monotonic()
         self._handle: Any = display.display(self._drawn(done, ""), raw=True, display_id=True)
         self._last = (done, "")
 
@@ -48,13 +50,9 @@ class Bar:
         self._handle.update(self._drawn(*self._last), raw=True)
 
     def _drawn(self, done: int, note: str) -> dict[str, str]:
-        seconds = time.monotonic() - self._began
-        count, times = f"{done}", f"{seconds:.0f} s"
-        if self._total is not None:
-            count += f"/{self._total}"
-            if self._start < done < self._total:
-                times = f"{seconds / (done - self._start) * (self._total - done):.0f} s left"
-        text = "  ".join(part for part in (self._title, count, note, times) if part)
-        value = "" if self._total is None else f' value="{done}" max="{max(self._total, 1)}"'
+        total = self._pace.total
+        count = f"{done}" if total is None else f"{done}/{total}"
+        text = "  ".join(filter(None, (self._title, count, note, self._pace.text(done))))
+        value = "" if total is None else f' value="{done}" max="{max(total, 1)}"'
         bar = f'<progress{value} style="width: 20em; vertical-align: middle"></progress>'
         return {"text/plain": text, "text/html": f"<div>{bar} <code>{html.escape(text)}</code></div>"}

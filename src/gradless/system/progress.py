@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from gradless.system import notebook, terminal
+from gradless.system.pace import Pace
 
 
 class Reporter:
@@ -35,24 +35,29 @@ class Reporter:
         terminal.say(line, err=True)
 
     @contextlib.contextmanager
-    def job(self, title: str, total: int | None, *, done: int = 0) -> Iterator[Callable[[int, str], None]]:
+    def job(
+        self, title: str, total: int | None, *, done: int = 0, part: str = ""
+    ) -> Iterator[Callable[[int, str], None]]:
         """Show the progress of ``total`` parts; yields a function that takes the number done and a note.
 
-        Where the total is not known, only a terminal shows anything.
+        The seconds a ``part``, if it has a name, and the time left are both means since the beginning. Where the total
+        is not known, only a terminal shows anything.
         """
-        begun, start = time.perf_counter(), done
+        pace, start = Pace(total, done, part), done
         if self.quiet or (total is None and not self.live):
             yield lambda done, note: None
         elif self.live:
             with self._progress() as bar:
-                task = bar.add_task(terminal.escaped(title), total=total, completed=done, note="")
+                task = bar.add_task(terminal.escaped(title), total=total, completed=done, note="", pace="")
                 self._bar = bar
                 try:
-                    yield lambda done, note: bar.update(task, completed=done, note=terminal.escaped(note))
+                    yield lambda done, note: bar.update(
+                        task, completed=done, note=terminal.escaped(note), pace=pace.text(done)
+                    )
                 finally:
                     self._bar = None
         elif notebook.active():
-            with contextlib.closing(notebook.Bar(terminal.escaped(title), total, done)) as drawn:
+            with contextlib.closing(notebook.Bar(terminal.escaped(title), pace, done)) as drawn:
                 yield lambda done, note: drawn.update(done, terminal.escaped(note))
         else:
             assert total is not None
@@ -62,20 +67,20 @@ class Reporter:
                 nonlocal shown
                 if 10 * done // max(total, 1) > shown:
                     shown = 10 * done // max(total, 1)
-                    left = (time.perf_counter() - begun) / max(done - start, 1) * (total - done)
-                    terminal.say(f"{title} {done}/{total}  {note}  {left:.0f} s left", err=self.err)
+                    parts = (f"{title} {done}/{total}", note, pace.text(done))
+                    terminal.say("  ".join(filter(None, parts)), err=self.err)
 
             yield line
 
     def _progress(self) -> Any:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         return Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}", markup=False),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[pace]}", markup=False),
             console=Console(stderr=self.err),
         )

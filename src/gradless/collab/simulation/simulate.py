@@ -128,7 +128,7 @@ def finished_result(folder: Path) -> dict[str, Any] | None:
 def _loop(run: SimulationState, reporter: Reporter) -> str:
     """Take the remaining steps; return the status that they ended with."""
     config, learner = run.simulation.config, run.simulation.learner
-    with reporter.job(_title(config), config.steps, done=run.step) as show:
+    with reporter.job(_title(config), config.steps, done=run.step, part="step") as show:
         try:
             for step in range(run.step, config.steps):
                 if step and step % config.eval_every == 0:

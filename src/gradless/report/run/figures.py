@@ -78,6 +78,7 @@ def _metric(record: RunRecord) -> Drawing | None:
         for step, part in ((0, "zero_shot"), (record.selected, "test"))
         if step is not None and name in record.numbers(part)
     ]
+    earlier = [(one.step, one.metrics[name]) for one in record.earlier_ends if name in one.metrics]
     if not dev and not test:
         return None
     figure, axes = _canvas()
@@ -92,7 +93,12 @@ def _metric(record: RunRecord) -> Drawing | None:
         axes.errorbar([step], [value], bars, label=label, zorder=3, **squares)
     if test:
         intervals = ", with 95 % intervals" if name in SHARES else ""
-        caption += f" Squares: test, before and after{intervals}. Test was not looked at in between."
+        caption += f" Squares: test, before and after{intervals}."
+        caption += "" if record.earlier_ends else " Test was not looked at in between."
+    if earlier:
+        axes.plot(*zip(*earlier, strict=True), "s", color=BLUE, fillstyle="none", label="test, earlier end")
+        at = " and ".join(f"{one.taken:,}" for one in record.earlier_ends)
+        caption += f" Hollow: test at the end that the run had at step {at}; steps were added after that."
     axes.margins(y=0.15)
     caption += _mark_selected(axes, record)
     _steps_axis(axes, record, title)

@@ -19,6 +19,7 @@ from gradless.report.run.record import RunRecord
 from gradless.report.run.tables import classes, data_facts
 from gradless.report.run.verdict import shares, verdict
 from gradless.runs.config_io import tune_command
+from gradless.runs.replay import shared, shared_values
 
 ABOUT_COEFFICIENTS = {
     FORWARD: "A coefficient is the slope of the batch's loss along one random direction, by forward mode.",
@@ -28,7 +29,7 @@ ABOUT_COEFFICIENTS = {
 USUAL = (
     "A coefficient (projected gradient) is the slope of the batch's loss along one random direction, from losses at "
     "perturbed weights. These numbers are all that training keeps: with the base model they give the tuned weights "
-    "again, bit for bit. Their sign is a coin's; their size tells how steep the loss is."
+    "again, bit for bit. Their sign is as random as the direction; their size tells how steep the loss is."
 )
 SECTIONS = {"training": ("training-",), "cost": ("speed", "memory"), "gradients": ("gradients-",)}
 """First letters of the names of the pictures in a section."""
@@ -44,7 +45,9 @@ def page(record: RunRecord, tables: Sequence[Table], drawings: Sequence[Drawing]
         drawn: False where matplotlib is missing.
     """
     by_name = {table.name: table for table in tables}
-    header = {name: value for name, value in record.header.items() if name != "config" or value != record.config}
+    config, folder = shared_values(record.config), _folder(record)
+    known = (record.config, config)
+    header = {name: value for name, value in record.header.items() if name != "config" or value not in known}
     return render(
         "run/page.html.j2",
         title=f"{record.model} on {record.task}",
@@ -63,13 +66,20 @@ def page(record: RunRecord, tables: Sequence[Table], drawings: Sequence[Drawing]
         by_section={id_: [one for one in drawings if one.name.startswith(start)] for id_, start in SECTIONS.items()},
         drawn=drawn,
         coefficients=ABOUT_COEFFICIENTS.get(record.preset.family if record.preset else "", USUAL),
-        command=tune_command(record.settings, record.folder) if record.settings is not None else "",
-        replay=_replay(record),
+        command=tune_command(shared(record.settings), folder) if record.settings is not None else "",
+        replay=_replay(record, folder),
+        remarks=[remark.replace(str(record.folder), folder) for remark in record.remarks],
         facts=_facts(record),
-        config=_json(record.config),
+        config=_json(config),
         header=_json(header) if header else "",
         same_config="config" not in header,
     )
+
+
+def _folder(record: RunRecord) -> str:
+    """Return the run's folder as whoever gets the page may read it: no other folders of this machine."""
+    local = record.folder.is_absolute() or ".." in record.folder.parts
+    return record.folder.resolve().name if local else str(record.folder)
 
 
 def _lead(record: RunRecord) -> str:
@@ -109,12 +119,13 @@ def _tiles(record: RunRecord) -> Iterator[Tile]:
         )
 
 
-def _replay(record: RunRecord) -> str:
+def _replay(record: RunRecord, folder: str) -> str:
     """Commands that rebuild the weights from the ledger; empty for a method that has none."""
     if record.preset is not None and not record.preset.replays:
         return ""
     verify = ["--verify"] if record.result.get("weights_sha256") else []
-    replay = ["gradless", "replay", str(record.folder), *plugins.arguments(mapping(record.config.get("plugins")))]
+    used = shared_values({"plugins": mapping(record.config.get("plugins"))})["plugins"]
+    replay = ["gradless", "replay", folder, *plugins.arguments(used)]
     return (
         f"{shlex.join(replay + verify)}\n{shlex.join([*replay, '--save', 'model'])}  # as a model that others can load"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,6 +50,8 @@ class Evaluated(NamedTuple):
     loss: float | None
     metrics: dict[str, float]
     right: tuple[bool, ...]
+    taken: int = 0
+    """Steps that the run had taken by then; more than ``step`` where dev chose earlier weights."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,6 +141,11 @@ class RunRecord:
         return matches[-1] if matches else None
 
     @property
+    def earlier_ends(self) -> list[Evaluated]:
+        """Evaluations on test at ends that the run had before it was given more steps."""
+        return [one for one in self.evaluations if one.split == "test" and 0 < one.taken < len(self.steps)]
+
+    @property
     def settings(self) -> TuneConfig | None:
         """The configuration; None if another release wrote it and this one cannot read it."""
         try:
@@ -182,20 +189,33 @@ def load(folder: Path) -> RunRecord:
             "the weights have them, the curves do not."
         )
     remarks += _plugin_remarks(config)
+    evaluations = _evaluations(lines)
     inference = (number(line.get("bytes")) for line in lines if line["event"] == "inference")
-    return RunRecord(
+    record = RunRecord(
         folder=folder,
         config=config,
         result=result,
         header=header,
         ledger_bytes=ledger_bytes,
         steps=tuple(steps),
-        evaluations=tuple(_evaluated(line) for line in lines if line["event"] == "eval"),
+        evaluations=evaluations,
         inference_bytes=max(filter(None, inference), default=None),
         predictions=tuple(predictions.read(folder / predictions.FILE)),
         data=facts.of_run(folder, result),
         remarks=tuple(remarks),
     )
+    return replace(record, remarks=(*remarks, *_earlier_looks(record)))
+
+
+def _earlier_looks(record: RunRecord) -> list[str]:
+    """Say that test was scored before the last steps were taken, if it was."""
+    looks = [counted(one.taken, "step") for one in record.earlier_ends]
+    if not looks:
+        return []
+    return [
+        f"Steps were added after test had been scored at {' and at '.join(looks)}: whoever added them could know these "
+        "figures, so the last ones may be a little too good."
+    ]
 
 
 def _plugin_remarks(config: dict[str, Any]) -> list[str]:
@@ -262,6 +282,17 @@ def _step(recorded: Step | None, line: dict[str, Any], index: int) -> Step:
     names = ("loss", "forwards", "seconds", "peak_memory_bytes")
     loss, forwards, seconds, peak = (number(line.get(name)) for name in names)
     return recorded._replace(loss=loss, forwards=forwards, seconds=seconds, peak=peak)
+
+
+def _evaluations(lines: list[dict[str, Any]]) -> tuple[Evaluated, ...]:
+    """The evaluations, each with the steps that stand before it."""
+    taken, evaluations = 0, []
+    for line in lines:
+        if line["event"] == "step":
+            taken = int(line["step"]) + 1
+        elif line["event"] == "eval":
+            evaluations.append(_evaluated(line)._replace(taken=taken if line["step"] else 0))
+    return tuple(evaluations)
 
 
 def _evaluated(line: dict[str, Any]) -> Evaluated:

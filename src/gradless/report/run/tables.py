@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 
+from gradless.lm.metrics import share_name
 from gradless.report.common.numbers import counted, number, show, unique
 from gradless.report.common.table import NOTHING, Column, Item, Table
 from gradless.report.run.record import RunRecord
 from gradless.report.run.verdict import shares
-from gradless.runs.facts import SPLITS, cut_line, duration, majority_line
-from gradless.runs.predictions import Guess, Prediction, changed_first, shorten
+from gradless.runs.facts import SPLITS, DataFacts, cut_line, duration, majority_line
+from gradless.runs.predictions import Guess, Prediction, changed_first, named, shorten
+from gradless.runs.record import DIVERGED, DONE
 
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 FIXED, BROKEN, OTHERS = 12, 12, 8  # rows of each kind on the page
@@ -34,10 +36,11 @@ def outcome(record: RunRecord) -> Table:
     intervals = {part: record.interval(part) for part in ("zero_shot", "test", "difference")}
     if any(intervals.values()):
         texts = (_interval(ends, "+.3f" if part == "difference" else ".3f") for part, ends in intervals.items())
-        rows.append((Item("share right, 95 % interval"), *map(Item, texts)))
+        share = share_name([record.metric, *tuned, *zero_shot])
+        rows.append((Item(f"{share}, 95 % interval"), *map(Item, texts)))
         for index, end in enumerate(("low", "high")):
             values = {part: ends and ends[index] for part, ends in intervals.items()}
-            records.append({"what": f"share right, {end} end", **values})
+            records.append({"what": f"{share}, {end} end", **values})
     count = shares(record).rows
     return Table(
         name="outcome",
@@ -127,14 +130,22 @@ def data_facts(record: RunRecord) -> dict[str, str]:
     facts = record.data
     if facts is None:
         return {}
-    named = {
+    texts = {
         "rows": ", ".join(f"{count:,} {split}" for split, count in facts.rows.items() if count),
         "baseline": majority_line(facts).removeprefix("baseline: "),
         "answers": facts.answers,
         "cut": cut_line(facts) if facts.cut is not None else "",
-        "expected time": f"{duration(facts.time.seconds)} ({facts.time.how})" if facts.time is not None else "",
+        **_time(record, facts),
     }
-    return {name: text for name, text in named.items() if text}
+    return {name: text for name, text in texts.items() if text}
+
+
+def _time(record: RunRecord, facts: DataFacts) -> dict[str, str]:
+    """Return what the steps took, or what a run that has not ended was expected to take."""
+    seconds = record.number("train_seconds")
+    if record.status in (DONE, DIVERGED) and seconds is not None:
+        return {"time": f"{duration(seconds)} for {counted(len(record.steps), 'step')}, without evaluations"}
+    return {"expected time": f"{duration(facts.time.seconds)} ({facts.time.how})"} if facts.time is not None else {}
 
 
 def memory_rows(record: RunRecord) -> list[tuple[str, float | None]]:
@@ -169,7 +180,8 @@ def examples(record: RunRecord, *, brief: bool = False) -> list[Table]:
         record: the run.
         brief: few rows with short texts, for a terminal.
     """
-    predictions = changed_first(record.predictions)
+    labels = {one.word: one.label for one in record.data.classes if one.word} if record.data is not None else {}
+    predictions = changed_first(named(record.predictions, labels))
     fixed = [row for row in predictions if row.fixed]
     broken = [row for row in predictions if row.broken]
     rest = [row for row in predictions if not (row.fixed or row.broken)]
