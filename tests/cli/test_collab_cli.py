@@ -50,12 +50,13 @@ def test_own_arrays_and_images_need_no_other_setting(tmp_path):
     assert found.exit_code == 0, found.output
     for sentence in (
         "a.npz: every fifth row of a class is for testing: 9 of 50",
-        "a.npz: no test row has the class ill",
+        "a.npz: no test row has the class ill\n",
+        "\nno test row has the class ill: the accuracy does not tell",
         "41 training rows of 6 features in 2 classes: ill, well",
         "9 test rows, of which the largest class has 100.0%",
         "network mlp with 902 parameters",
         "4 honest peers with",
-        "of 41 in all; a rare class limits it: --split dirichlet-workers or iid uses all rows",
+        "of 41 in all; equal parts, as large as the scarcest class allows: --split dirichlet-workers or iid",
     ):
         assert found.output.count(sentence) == 1, sentence
     for label in range(3):
@@ -179,6 +180,9 @@ def test_the_picture_of_a_split(tmp_path):
     )
     assert found.exit_code == 0, found.output
     assert (tmp_path / "p.png").stat().st_size > 5000
+    refused(
+        call(f"split --peers 3 --byzantine 3 --picture {tmp_path}/x.png"), "byzantine is 3: give a number from 0 to 2"
+    )
 
 
 @pytest.mark.parametrize("what", ["aggregators", "attacks", "algorithms", "splits", "recipes"])
@@ -212,6 +216,35 @@ def test_algorithms_without_momentum_have_their_own_rate_unless_one_is_given(mon
         assert rates == expected
         compared = {run.algorithm: run.lr for run in settings(monkeypatch, f"{line} {extra} --comparison")}
         assert compared == {**expected, "d-sgd": expected["monna"]}
+
+
+def test_few_steps_are_evaluated_more_often(monkeypatch):
+    for line, every in (("--steps 30", 6), ("--steps 2", 1), ("--steps 51", 50), ("--steps 30 --eval-every 50", 50)):
+        assert {run.eval_every for run in settings(monkeypatch, line)} == {every}
+
+
+@pytest.mark.parametrize(
+    ("runs", "remarks"),
+    [
+        ([{"byzantine": 2}], ["no attack: all 8 peers are honest; f = 2 is only what the rule is told"]),
+        ([{"byzantine": 2}, {"byzantine": 2, "attack": "alie"}], []),
+        ([{"byzantine": 0}], []),
+        (
+            [{"byzantine": 2, "attackers": 5, "attack": "alie"}],
+            ["5 peers attack, more than the 2 that the rule is told to withstand"],
+        ),
+        ([{"byzantine": 2, "attackers": 1, "attack": "alie"}], []),
+    ],
+)
+def test_likely_slips_are_remarked(runs, remarks):
+    lines = study.remarks([CollabConfig(peers=8, **run).resolved() for run in runs])
+    assert len(lines) == len(remarks)
+    assert all(line.startswith(remark) for line, remark in zip(lines, remarks, strict=True))
+
+
+def test_a_run_is_called_by_its_own_rule_too():
+    assert CollabConfig(attack="alie", rule="nnm+median").title() == "monna (nnm+median) under alie"
+    assert CollabConfig(attack="alie").title() == "monna under alie"
 
 
 def test_nna_may_keep_a_part_of_all_peers():

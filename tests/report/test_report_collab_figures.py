@@ -85,6 +85,16 @@ def test_heat_maps_of_one_row_are_one_picture(tmp_path, varied, rows, columns):
     assert (tmp_path / "figures/heatmap.png") in quiet(tmp_path)
 
 
+@pytest.mark.parametrize(("worst", "high"), [(1.0, 100.0), (0.97, 100.0), (0.5, 50.5)])
+def test_the_axis_of_accuracies_ends_at_100(tmp_path, worst, high):
+    Folder(tmp_path).run("monna", "alie", 1, curve=[{"step": s, "worst": worst, "mean": worst} for s in (1, 2)])
+    loaded = study.load(tmp_path)
+    rows = curves._rows(loaded, curves.KINDS[0], loaded.settings)
+    limits = curves._limits(rows, curves.KINDS[0])
+    assert limits.high == pytest.approx(high)
+    assert limits.low == pytest.approx(100 * worst - 0.5)
+
+
 def test_numbers_in_cells_can_be_read():
     """Contrast of 4.5 and more (WCAG AA) on every colour of the scale."""
 

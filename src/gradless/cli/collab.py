@@ -21,7 +21,7 @@ from gradless.collab.network.delivery import Delivery
 from gradless.errors import BadInput
 from gradless.runs.config import OwnFiles
 from gradless.system import terminal
-from gradless.system.typed import Processes
+from gradless.system.typed import Amount, Processes
 
 SEVERAL = ("algorithm", "attack", "byzantine", "split_parameter", "seed")  # a grid, if given more than once
 NETWORK = "mode wait_for drop slow slowness deadline"
@@ -100,6 +100,8 @@ def simulate(
     options = _own_data(options, start.base.dataset)
     given = [*axes, *delivery, *("own" if name in OWN_FILES.split() else name for name in options)]
     fields = _fields(options)
+    if "eval_every" not in fields and fields.get("steps", 10**9) <= start.base.eval_every:
+        fields["eval_every"] = max(1, fields["steps"] // 5)  # one evaluation shows no course
     if start.needs and "data" not in fields:
         raise BadInput(f"the recipe {recipe} needs files: give --data, a folder with {start.needs}")
     base = dataclasses.replace(start.base, **fields, delivery=dataclasses.replace(start.base.delivery, **delivery))
@@ -158,10 +160,11 @@ def _own_data(options: dict[str, Any], known: str | None) -> dict[str, Any]:
 
 @collab.command()
 @data_options
-@of_hint("peers", Annotated[int, Meta(ge=1, le=10**4)], "Honest peers.", 21)
+@of_hint("peers", Annotated[int, Meta(ge=1, le=10**4)], "n, attackers included.", 21)
+@of_hint("byzantine", Amount, "Of them attackers, who have no rows.", 0)
 @click.option("--picture", type=FILE, required=True, help="PNG or SVG file.")
 @plugin_option
-def split(picture: Path, peers: int, **options: Any) -> None:
+def split(picture: Path, peers: int, byzantine: int, **options: Any) -> None:
     """Draw who has what: the rows of each class at every peer.
 
     \b
@@ -174,4 +177,4 @@ def split(picture: Path, peers: int, **options: Any) -> None:
             raise BadInput(f"a picture shows one split: give --{name.replace('_', '-')} once")
         options[name] = options[name][0] if options[name] else None
     options = _own_data({name: value for name, value in options.items() if value is not None}, "digits")
-    terminal.say(split_picture.draw(picture, peers=peers, **options))
+    terminal.say(split_picture.draw(picture, peers=peers, byzantine=byzantine, **options))

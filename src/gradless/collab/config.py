@@ -113,7 +113,7 @@ class CollabConfig:
     rounds: Few = 1
     """Mixing rounds of a step."""
     eval_every: Count = 50
-    """Steps between evaluations."""
+    """Steps between evaluations; the command line takes a fifth of --steps if they are fewer."""
     eval_rows: Count | None = 1000
     """Test rows of evaluations during training; the last one uses all."""
     device: Device = "cpu"
@@ -165,6 +165,10 @@ class CollabConfig:
             **{"datasets": [self.dataset], "tasks": [self.task], "methods": [self.method]},
         }
         return {table: [one for one in some if one and isinstance(one, str)] for table, some in names.items()}
+
+    def title(self) -> str:
+        """Return what lines of progress call it, e.g. ``monna under alie``; a rule of its own is in parentheses."""
+        return f"{self.algorithm}{f' ({self.rule})' if self.rule else ''} under {self.attack}"
 
     def _attackers(self) -> int:
         """Return b, by default f, or 0 without an attack."""

@@ -246,10 +246,27 @@ def test_the_picture_is_drawn(tmp_path, peers, suffix):
         assert "Who has what" in text or "<path" in text
 
 
+def test_the_key_of_few_classes_is_whole():
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    axes = Figure().add_axes((0.8, 0.2, 0.2, 0.3))
+    picture._key(axes, 13, 1.15 / 0.3, 2)
+    lowest = max(circle.center[1] for circle in axes.patches)
+    assert len(axes.patches) == 3
+    assert lowest <= 1  # the last row of bubbles
+    assert not any(circle.get_clip_on() for circle in axes.patches)
+
+
 def test_the_command_draws_a_data_set(tmp_path):
     pytest.importorskip("matplotlib")
     pytest.importorskip("sklearn")
     assert picture.draw(tmp_path / "who.png", peers=4).is_file()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(picture, "split_picture", lambda counts, classes, path, title, rows: (counts, title))
+        counts, title = picture.draw(tmp_path / "who.png", peers=4, byzantine=1)
+    assert len(counts) == 3
+    assert title.endswith("3 honest of 4 peers")
     for given, sentence in (
         ({"split": "iid", "split_parameter": 1.0}, "takes no parameter"),
         ({"split": "gamma-similarity"}, "needs its gamma"),

@@ -294,10 +294,14 @@ def _checked(path: Path, name: str, read: image_files.Decoded, say: Say) -> Imag
     """Refuse a data set without two classes; say what a score on it does not tell."""
     if len(read.classes) < 2:
         raise BadInput(f"{path} holds one class ({', '.join(read.classes)}): a group needs two at least to tell apart")
-    absent = [of for number, of in enumerate(read.classes) if not bool((read.test_labels == number).any())]
-    if absent:
+    if absent := untested(read.classes, read.test_labels):
         say(f"{path.name}: no test row has the class {', '.join(absent)}")
     return _own(name, *read[:4], classes=read.classes)
+
+
+def untested(classes: Sequence[str], test_labels: Tensor) -> list[str]:
+    """Return the classes that no test row has."""
+    return [name for number, name in enumerate(classes) if not bool((test_labels == number).any())]
 
 
 def _own(name: str, train: Tensor, labels: Tensor, test: Tensor, gold: Tensor, classes: tuple[str, ...]) -> Images:

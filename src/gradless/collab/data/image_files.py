@@ -179,30 +179,36 @@ def _located(source: Path) -> Located:
     hidden = [name for name in names if any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)]
     images = [name for name in names if name.lower().endswith(ENDINGS) and name not in set(hidden)]
     notes = []
-    if others := len(names) - len(images):
-        notes.append(f"{others} file{'s' if others > 1 else ''} without an image left out")
+    if others := sorted(set(names) - set(images)):
+        notes.append(f"{len(others)} file{'s' if len(others) > 1 else ''} without an image left out: {_listed(others)}")
     inner = _unwrapped({name: PurePosixPath(name).parts for name in images})
     firsts = {parts[0].lower() for parts in inner.values() if len(parts) > 1}
     kinds = {name: kind for kind, several in SPLITS.items() for name in several}
     has_splits = bool(firsts) and (
         firsts <= set(kinds) or {"train"} < {kinds[first] for first in firsts if first in kinds}
     )
-    labelled, outside, used = {}, 0, {kinds[first] for first in firsts if first in kinds}
+    labelled, outside, used = {}, list[str](), {kinds[first] for first in firsts if first in kinds}
     for name, parts in inner.items():
         split = kinds.get(parts[0].lower(), "other") if has_splits else ""
         below = parts[1:] if has_splits else parts
         if len(below) < 2:
-            outside += 1
+            outside.append(name)
         elif split != "other":
             labelled[name] = (split, below[0])
     if outside:
-        notes.append(f"{outside} image{'s' if outside > 1 else ''} outside the folders of classes left out")
+        several = f"{len(outside)} image{'s' if len(outside) > 1 else ''}"
+        notes.append(f"{several} outside the folders of classes left out: {_listed(outside)}")
     if has_splits and used >= {"test", "validation"}:
         notes.append("the images for validation are left out")
     elif has_splits and "validation" in used:
         notes.append("the images for validation are the test images")
         labelled = {name: ("test" if split == "validation" else split, of) for name, (split, of) in labelled.items()}
     return Located({name: pair for name, pair in labelled.items() if pair[0] != "validation"}, notes)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first few names."""
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _unwrapped(names: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
@@ -267,7 +273,7 @@ def _decode(source: Path, mode: str | None, size: int | None) -> Decoded:
             reason = "" if "cannot identify" in str(error) else f" ({error})"
             broken.append(f"{name}{reason}")
     if broken:
-        listed = ", ".join(broken[:SHOWN]) + (f" and {len(broken) - SHOWN} more" if len(broken) > SHOWN else "")
+        listed = _listed(broken)
         what = "is not a whole image" if len(broken) == 1 else f"are {len(broken)} files that are not whole images"
         raise BadInput(f"in {source} {what}: {listed}: replace or remove {'it' if len(broken) == 1 else 'them'}")
     return _sorted(source, labelled, pixels, notes)

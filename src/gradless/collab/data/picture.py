@@ -27,6 +27,7 @@ def draw(
     path: Path,
     *,
     peers: int,
+    byzantine: int = 0,
     dataset: str | None = None,
     data: Path | str | None = None,
     split: str | None = None,
@@ -39,7 +40,8 @@ def draw(
 
     Args:
         path: PNG, SVG or PDF to write.
-        peers: how many share the rows.
+        peers: all of them.
+        byzantine: how many of them have no rows, for they attack.
         dataset: row of `gradless.collab.data.datasets.DATASETS`; None: digits.
         data: folder of its files.
         split: row of `gradless.collab.data.splits.SPLITS`; None: ``dirichlet-classes``.
@@ -59,13 +61,15 @@ def draw(
         raise BadInput(f"the split '{name}' " + (f"needs its {wanted}" if wanted else "takes no parameter"))
     if data is not None and not datasets.needs_files(dataset or "digits"):
         raise BadInput(f"the data set '{dataset or 'digits'}' needs no files: leave out --data")
+    if not 0 <= byzantine < peers:
+        raise BadInput(f"byzantine is {byzantine}: give a number from 0 to {peers - 1}, below peers")
     images = datasets.load(dataset or "digits", data, size=image_size, say=say)
     labels = images.train_labels
     parameter = {wanted: split_parameter} if wanted and split_parameter is not None else {}
-    parts = splits.split(name, labels, peers, seed=seed or 0, **parameter)
-    title = ", ".join(
-        [images.name, name, *(f"{key} = {value:g}" for key, value in parameter.items()), f"{peers} peers"]
-    )
+    parts = splits.split(name, labels, peers - byzantine, seed=seed or 0, **parameter)
+    called = Path(data).resolve().name if data is not None and images.name in datasets.OWN else images.name
+    people = f"{peers - byzantine} honest of {peers} peers" if byzantine else f"{peers} peers"
+    title = ", ".join([called, name, *(f"{key} = {value:g}" for key, value in parameter.items()), people])
     counts = splits.histogram(labels, parts, len(images.classes))
     return split_picture(counts, images.classes, path, title=title, rows=len(labels))
 
@@ -169,10 +173,13 @@ def _key(axes: Axes, most: int, cells: float, kinds: int) -> None:
     axes.set(xlim=(0, cells), ylim=(kinds - 0.5, -0.5))
     axes.axis("off")
     line = max(1.0, cells / 1.15 * 0.16)  # cells between lines of text, at least their height
-    axes.text(0.62, 0, "area: rows", va="center", fontsize=8, color=INK)
-    for number, count in enumerate(dict.fromkeys((most, _round(most / 4), _round(most / 16))), 1):
-        axes.add_patch(Circle((1.1, number * line), _diameter(count, most) / 2, color=BLUE, linewidth=0))
-        axes.text(1.9, number * line, f"{count:,}", va="center", fontsize=8, color=INK)
+    shown = list(dict.fromkeys((most, _round(most / 4), _round(most / 16))))
+    top = min(0.0, kinds - 1 - len(shown) * line)  # few classes: it begins above them, beside the bars
+    axes.text(0.62, top, "area: rows", va="center", fontsize=8, color=INK)
+    for number, count in enumerate(shown, 1):
+        at = top + number * line
+        axes.add_patch(Circle((1.1, at), _diameter(count, most) / 2, color=BLUE, linewidth=0, clip_on=False))
+        axes.text(1.9, at, f"{count:,}", va="center", fontsize=8, color=INK)
 
 
 def _round(value: float) -> int:

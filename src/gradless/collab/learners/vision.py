@@ -36,14 +36,17 @@ def fitting(config: CollabConfig, data: Images) -> Net:
     return sized(named(config.net or usual), data.shape, len(data.classes))
 
 
-def show_own_data(config: CollabConfig, say: Say) -> None:
+def show_own_data(config: CollabConfig, say: Say) -> list[str]:
     """Read data of the user's own and say what was found in them; of a known data set nothing needs to be said.
+
+    Returns:
+        What an accuracy on them does not tell, to be said beside it.
 
     Raises:
         BadInput: data that cannot be read, or are too few for the peers.
     """
     if config.dataset not in datasets.OWN:
-        return
+        return []
     data = datasets.load(config.dataset, config.data, size=config.image_size, say=say)
     net = fitting(config, data)
     rows, test = len(data.train_labels), len(data.test_labels)
@@ -51,19 +54,27 @@ def show_own_data(config: CollabConfig, say: Say) -> None:
     classes = ", ".join(data.classes[:SHOWN]) + (", ..." if len(data.classes) > SHOWN else "")
     channels, height, width = data.shape
     what = f"{channels} features" if height == width == 1 else f"{height} x {width} pixels, channels: {channels},"
-    say(f"{rows} training rows of {what} in {len(data.classes)} classes: {classes}")
-    say(f"{test} test rows, of which the largest class has {share:.1%}: an accuracy that needs no learning")
+    say(f"{_rows(rows, 'training')} of {what} in {len(data.classes)} classes: {classes}")
+    say(f"{_rows(test, 'test')}, of which the largest class has {share:.1%}: an accuracy that needs no learning")
     say(f"network {net.name} with {net.parameters:,} parameters")
     say(_dealt(config, shares(config, data.train_labels, config.peers - (config.attackers or 0)).parts, rows))
+    absent = datasets.untested(data.classes, data.test_labels)
+    return [f"no test row has the class {name}: the accuracy does not tell how it is learnt" for name in absent[:SHOWN]]
+
+
+def _rows(count: int, kind: str) -> str:
+    return f"{count} {kind} row{'' if count == 1 else 's'}"
 
 
 def _dealt(config: CollabConfig, parts: Sequence[Tensor], rows: int) -> str:
-    """Return how many rows honest peers have, and what to do where most rows are nobody's."""
+    """Return how many rows honest peers have, and what to do where some rows are nobody's."""
     parameter = f", {config.split_parameter:g}" if config.split_parameter is not None else ""
     sizes = sorted({len(part) for part in parts})
     each = f"{sizes[0]} to {sizes[-1]} rows" if len(sizes) > 1 else f"{sizes[0]} row{'s' if sizes[0] > 1 else ''} each"
     used = len(torch.cat(list(parts)).unique())
-    fix = "" if used > rows / 2 else "; a rare class limits it: --split dirichlet-workers or iid uses all rows"
+    fix = ""
+    if used < rows and config.split == "dirichlet-classes":
+        fix = "; equal parts, as large as the scarcest class allows: --split dirichlet-workers or iid uses all rows"
     return f"dealt by {config.split}{parameter}: {len(parts)} honest peers with {each}, {used} of {rows} in all{fix}"
 
 

@@ -94,17 +94,13 @@ def simulate_claimed(config: CollabConfig, folder: Path, reporter: Reporter) -> 
                 final = run.evaluated(config.eval_rows)
             else:
                 if config.eval_rows is not None:
-                    reporter.say(f"{_title(config)}: testing on all rows")
+                    reporter.say(f"{config.title()}: testing on all rows")
                 final = run.evaluated(None)
     result = _result(run, status, final)
     write_json(folder / "result.json", result)
     if status != INTERRUPTED:
         forget(folder)
     return result
-
-
-def _title(config: CollabConfig) -> str:
-    return f"{config.algorithm} under {config.attack}"
 
 
 def _finished(config: CollabConfig, folder: Path) -> dict[str, Any] | None:
@@ -128,7 +124,7 @@ def finished_result(folder: Path) -> dict[str, Any] | None:
 def _loop(run: SimulationState, reporter: Reporter) -> str:
     """Take the remaining steps; return the status that they ended with."""
     config, learner = run.simulation.config, run.simulation.learner
-    with reporter.job(_title(config), config.steps, done=run.step, part="step") as show:
+    with reporter.job(config.title(), config.steps, done=run.step, part="step") as show:
         try:
             for step in range(run.step, config.steps):
                 if step and step % config.eval_every == 0:

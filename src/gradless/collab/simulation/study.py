@@ -127,8 +127,11 @@ def _run_all(
     if results:
         table(out, asked)
     jobs = [(config, folders[config.id()]) for config in configs if config.id() not in results]
+    limits: list[str] = []
     if jobs:
-        show_own_data(jobs[0][0], reporter.say)
+        for remark in remarks(configs):
+            reporter.say(remark)
+        limits = show_own_data(jobs[0][0], reporter.say)
     with contextlib.closing(_ended(jobs, workers, reporter)) as ended:
         for config, result in ended:
             results[config.id()] = result
@@ -138,9 +141,11 @@ def _run_all(
                 reporter.say(f"interrupted: {done}; the same command continues")
                 break
             reporter.say(
-                f"{len(results)}/{len(configs)}  {config.algorithm} under {config.attack}, seed {config.seed}: "
+                f"{len(results)}/{len(configs)}  {config.title()}, seed {config.seed}: "
                 f"{outcome(result)}  ({result['train_seconds']:.0f} s)"
             )
+    for limit in limits:
+        reporter.say(limit)
     return [results[config.id()] for config in configs if config.id() in results]
 
 
@@ -164,6 +169,19 @@ def _check(config: CollabConfig) -> None:
         mixing_rule(config)
     except BadInput as error:
         raise BadInput(f"{config.algorithm} with {config.byzantine} of {config.peers} Byzantine: {error}") from None
+
+
+def remarks(configs: Sequence[CollabConfig]) -> list[str]:
+    """Return what about the attackers of resolved configurations may be a slip, though it is allowed."""
+    told, notes = max((config.byzantine for config in configs), default=0), []
+    if told and all(config.attack == "none" for config in configs):
+        peers = "all peers" if len({config.peers for config in configs}) > 1 else f"all {configs[0].peers} peers"
+        notes.append(f"no attack: {peers} are honest; f = {told} is only what the rule is told (--attack names one)")
+    for attackers, byzantine in dict.fromkeys((config.attackers or 0, config.byzantine) for config in configs):
+        if attackers > byzantine:
+            attack = f"{attackers} peers attack" if attackers > 1 else "1 peer attacks"
+            notes.append(f"{attack}, more than the {byzantine} that the rule is told to withstand (--byzantine)")
+    return notes
 
 
 def _check_folder(configs: Sequence[CollabConfig], out: Path) -> None:

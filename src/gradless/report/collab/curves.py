@@ -253,7 +253,7 @@ def _limits(rows: Sequence[Sequence[Panel]], kind: Kind) -> Limits:
     low, high = low - room, high + room
     if kind.logarithmic:
         return Limits(first, last, low, high)
-    return Limits(first, last, max(low, -2.0), 101.0 if high > 85 else high)
+    return Limits(first, last, max(low, -2.0), 100.0 if high > 85 else high)
 
 
 def _panel(axes: Any, panel: Panel, kind: Kind, limits: Limits, *, edge: bool, below: bool, crowd: int) -> None:
@@ -321,13 +321,14 @@ def _draw(axes: Any, line: Line, number: int, lines: int, *, pale: bool) -> None
         band(axes, steps, scores, color=look.colour, alpha=0.07 if pale else 0.14, zorder=order - 1)
     if line.thin:
         thin = ([point.step for point in line.thin], [point.score.mean for point in line.thin])
-        axes.plot(*thin, alpha=0.9, zorder=order - 0.5, **stroke(look, 0.6))
+        axes.plot(*thin, alpha=0.9, clip_on=False, zorder=order - 0.5, **stroke(look, 0.6))
     if look.marker:
         stride = max(1, len(points) // MARKS)
         first = min(number * stride // lines, len(points) - 1)
-        axes.plot(steps, means, zorder=order, markevery=(first, stride), **stroke(look, 1.5), **marker(look, 3.8))
+        shown = {**stroke(look, 1.5), **marker(look, 3.8)}
+        axes.plot(steps, means, zorder=order, clip_on=False, markevery=(first, stride), **shown)
     else:
-        axes.plot(steps, means, zorder=2.5, **stroke(look, 1.2))
+        axes.plot(steps, means, zorder=2.5, clip_on=False, **stroke(look, 1.2))
         if len(points) == 1:
             axes.plot(steps, means, color=look.colour, marker="_", markersize=7)
     if line.diverged:
