@@ -63,8 +63,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The sentence for an unknown name, with the nearest known one if there is any."""
     names = sorted(known)
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"unknown {kind} '{name}': {hint}(known: {', '.join(names)})"
+    hint = f": did you mean '{near[0]}'?" if near else ""
+    return f"unknown {kind} '{name}'{hint} (known: {', '.join(names)})"
 
 
 def real(

@@ -136,3 +136,17 @@ def test_an_interrupt_before_the_first_step_ends_in_good_order(tmp_path, monkeyp
     assert run.status == "interrupted"
     assert capsys.readouterr().out == "interrupted: the same call with resume=True goes on\n"
     assert json.loads((next((tmp_path / "run" / "data").iterdir())).read_text().splitlines()[0]) == ROWS[0]
+
+
+def test_a_frame_may_have_spaces_around_its_columns_and_its_file_is_not_named(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(ROWS).rename(columns={"text": " text ", "label": "label "})
+    run = gl.tune(**SMALL, **WORDS, train=frame, out=tmp_path / "run")
+    assert run.status == "done"
+    predicted = gl.load_classifier(tmp_path / "run").predict(frame)
+    assert predicted == gl.load_classifier(tmp_path / "run").predict([row["text"] for row in ROWS])
+    other = frame.rename(columns={" text ": "review"})
+    with pytest.raises(gl.BadInput, match=r"^train \(a DataFrame\): unknown column 'text'"):
+        gl.tune(**SMALL, **WORDS, train=other, out=tmp_path / "other")
+    with pytest.raises(gl.BadInput, match=r"no column 'text' \(its columns are 'review', 'label'\): rename or add it"):
+        gl.load_classifier(tmp_path / "run").predict(other)

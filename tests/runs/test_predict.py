@@ -95,6 +95,17 @@ def test_parquet_keeps_types_and_row_order(tmp_path, monkeypatch):
     assert back.column_names[2:] == NEW
 
 
+def test_spaces_around_names_of_columns_do_not_matter(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.Table.from_pylist([{" text ": "a joy", "n": 1}]), tmp_path / "in.parquet")
+    done = call("predict", *MODEL, "--input", tmp_path / "in.parquet", "--output", tmp_path / "out.parquet")
+    assert done.exit_code == 0, done.output
+    assert parquet.read_table(tmp_path / "out.parquet").column_names == [" text ", "n", *NEW]
+    assert b"predicted_label" in predicted(tmp_path, "in.jsonl", b'{" text": "a joy"}\n', "out.jsonl")
+
+
 def test_rows_of_a_pipe(tmp_path):
     for text, form in (
         ("id,text\n1,a\n", ()),

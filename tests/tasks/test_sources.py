@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import json
 import sys
 from collections.abc import Callable
 from decimal import Decimal
@@ -321,3 +322,15 @@ def test_hub_offline_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(BadInput, match="not in the cache and HF_HUB_OFFLINE is set: unset it"):
         read("hub:owner/name")
+
+
+@pytest.mark.parametrize("kind", ["list", "table", "parquet", "jsonl"])
+def test_spaces_around_names_of_columns_are_left_out(kind: str, tmp_path: Path) -> None:
+    spaced = [{" text": row["text"], "label ": row["label"]} for row in ROWS]
+    table = pa.Table.from_pylist(spaced)
+    parquet.write_table(table, tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in spaced))
+    sources = {"list": spaced, "table": table, "parquet": tmp_path / "a.parquet", "jsonl": tmp_path / "a.jsonl"}
+    rows, notes = read(sources[kind])
+    assert rows == [("a joy", 1), ("a bore", 0)]
+    assert any("spaces around names of columns are left out (' text', 'label ')" in note for note in notes)

@@ -243,18 +243,23 @@ def _kept(rows: dict[str, Any], folder: Path) -> Iterator[dict[str, str]]:
     """Yield sources by split as a configuration names them; rows in memory are kept in files below ``folder``."""
     from gradless.tasks.sources import absolute
 
-    written: list[Path] = []
+    written: dict[str, Path] = {}
+    names: dict[str, str] = {}
     try:
         sources = {}
         for split, source in rows.items():
             if not isinstance(source, str | os.PathLike):
-                source = _write(source, folder / "data", split)
-                written.append(source)
+                names[split] = f"{split} (a {type(source).__name__})"
+                source = written[split] = _write(source, folder / "data", split)
             sources[split] = absolute(os.fspath(source))
         yield sources
-    except BadInput:
+    except BadInput as error:
+        sentence = str(error)
+        for split, path in written.items():  # which the user has not written, and may be gone now
+            sentence = sentence.replace(absolute(path), names[split])
+        error.args = (sentence, *error.args[1:])
         if not (folder / "config.json").exists():  # nothing has begun
-            for path in written:
+            for path in written.values():
                 path.unlink(missing_ok=True)
             for empty in (folder / "data", folder):
                 with contextlib.suppress(OSError):

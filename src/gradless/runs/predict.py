@@ -24,6 +24,7 @@ from gradless.runs.row_files import PARQUET, STDIN, WRITES, Chunk, Column, Sourc
 from gradless.system.atomic import replacing
 from gradless.system.progress import Reporter
 from gradless.system.signals import ENDING, interrupting
+from gradless.tasks import column_names
 from gradless.tasks.files import Unusable, listed
 from gradless.tasks.text_rows import Wanted, kind_of
 from gradless.tasks.unlabelled import Reader, Unlabelled
@@ -217,8 +218,9 @@ def _check_columns(
     """Refuse a table without a column of the template or of ``keep``, or with one that predictions would replace."""
     if columns is None:
         return
+    spaced = column_names.spaced(columns, wanted.columns).values()
     for column in (*wanted.columns, *files.keep):
-        if column not in columns:
+        if column not in columns and (column not in spaced or column in files.keep):
             raise BadInput(f"{name}: {unknown('column', column, columns)}")
     _check_taken(name, [one for one in columns if not files.keep or one in files.keep], new)
 

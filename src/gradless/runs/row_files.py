@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, TextIO, cast
 
 from gradless.errors import BadInput
-from gradless.tasks import arrow_rows
+from gradless.tasks import arrow_rows, column_names
 from gradless.tasks.text_rows import SUFFIXES, Dialect, Record, Wanted, kind_of, open_file, open_rows
 
 STDIN: Final = "-"
@@ -91,7 +91,8 @@ def opened(path: str, form: str | None, wanted: Wanted, size: int, *, needed_onl
             yield _text_source(path, file, SUFFIXES[kind], wanted, size)
     elif kind in arrow_rows.SUFFIXES:
         table = arrow_rows.open_file(Path(path))
-        some = [name for name in table.columns if name in wanted.names]
+        spaced = column_names.spaced(table.columns, wanted.names)
+        some = [name for name in table.columns if name in wanted.names or name in spaced]
         columns = some if needed_only and some else list(table.columns)
         yield Source(path, "row", _arrow_chunks(table, columns, size), table.columns, table.columns, None, [], table)
     else:

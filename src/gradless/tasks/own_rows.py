@@ -15,6 +15,7 @@ from typing import Final
 
 from gradless.errors import BadInput, unknown
 from gradless.system.typed import SHORT
+from gradless.tasks import column_names
 from gradless.tasks.arrow_rows import ArrowRows
 from gradless.tasks.files import BLANK, SHOWN_LINES, SHOWN_PROBLEMS, Row, Unusable, listed
 from gradless.tasks.sources import Listed, Part, Source
@@ -55,6 +56,10 @@ def _content(part: Part, wanted: Wanted) -> Content:
         content, name = _arrow(part, wanted), part.name
     else:
         content, name = _in_memory(part), part.name
+    if renamed := column_names.spaced(content.columns, wanted.names):
+        columns = tuple(renamed.get(name, name) for name in content.columns)
+        records = (one._replace(cells=dict(column_names.named(one.cells, wanted.names))) for one in content.records)
+        content = Content(records, content.unit, [*content.notes, column_names.note(renamed)], columns)
     for column in wanted.names if content.columns else ():
         if column not in content.columns:
             raise BadInput(f"{name}: {unknown('column', column, content.columns)}")
@@ -85,13 +90,16 @@ def _joined(source: Source, contents: Sequence[Content]) -> Content:
 def _arrow(table: ArrowRows, wanted: Wanted) -> Content:
     """Return the rows of a table of typed columns; classes that have names may be labelled by these."""
     notes: list[str] = []
-    needed = [name for name in dict.fromkeys(wanted.names) if name in table.columns]
+    written = {name: name for name in wanted.names if name in table.columns}
+    written |= {name: column for column, name in column_names.spaced(table.columns, wanted.names).items()}
+    needed = [*dict.fromkeys(written.values())]
+    label_column = written.get(wanted.label_column)
     for name in needed:
         if table.columns.count(name) > 1:
             raise BadInput(f"{table.name}: several columns are named {name!r}: rename or remove all but one")
         if kind := table.unreadable(name):
             raise BadInput(f"{table.name}: column {name!r} holds {kind}: give a column of text or numbers")
-    classes = table.class_names(wanted.label_column) if wanted.label_column in needed else ()
+    classes = () if label_column is None else table.class_names(label_column)
     by_name = _names_classes(table.name, classes, wanted.labels) if classes else False
     if classes:
         notes.append(f"labels are {'names' if by_name else 'numbers'} of classes: {_listed_classes(classes)}")
@@ -101,9 +109,10 @@ def _arrow(table: ArrowRows, wanted: Wanted) -> Content:
         for batch in table.rows(needed) if len(needed) == len({*wanted.names}) else ():
             for cells in batch:
                 number += 1
-                index = cells[wanted.label_column]
-                if by_name and isinstance(index, int) and 0 <= index < len(classes):
-                    cells[wanted.label_column] = classes[index]
+                if by_name and label_column is not None:
+                    index = cells[label_column]
+                    if isinstance(index, int) and 0 <= index < len(classes):
+                        cells[label_column] = classes[index]
                 yield Record(number, cells)
 
     return Content(records(), "row", notes, table.columns)
@@ -212,7 +221,9 @@ def row_texts(cells: Row, columns: Sequence[str]) -> dict[str, str]:
 def _cell(cells: Row, column: str, what: str) -> str:
     """Return a cell as text; JSON booleans and numbers as JSON writes them."""
     if column not in cells:
-        raise Unusable(f"no column {column!r}: fill it in, or remove the row")
+        known = ", ".join(map(repr, [*cells][:SHOWN_LINES])) or "none"
+        more = ", ..." if len(cells) > SHOWN_LINES else ""
+        raise Unusable(f"no column {column!r} (its columns are {known}{more}): rename or add it, or remove the row")
     value = cells[column]
     if type(value) is str:  # most are
         return value.strip(BLANK)

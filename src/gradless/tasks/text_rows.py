@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final, NamedTuple, cast
 
 from gradless.errors import BadInput
+from gradless.tasks import column_names
 from gradless.tasks.encodings import MARKS, decoded, encoding_of, readable
 from gradless.tasks.files import BLANK, Row, parse_json
 
@@ -255,7 +256,7 @@ def _table(
     assert rows.columns is not None
     spaced = [column for column, plain in zip(rows.header, rows.columns, strict=True) if column != plain]
     if spaced:
-        notes.append(f"spaces around names of columns are left out ({', '.join(map(repr, spaced[:5]))})")
+        notes.append(column_names.note(spaced))
     for column in dict.fromkeys(wanted.names):
         if rows.columns.count(column) > 1:
             count = "two" if rows.columns.count(column) == 2 else str(rows.columns.count(column))

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from gradless.errors import BadInput, unknown
+from gradless.tasks import column_names
 from gradless.tasks.base import Task
 from gradless.tasks.files import Row, Unusable
 from gradless.tasks.own_rows import Labels, row_texts
@@ -39,8 +40,10 @@ def own_reader(columns: Sequence[str], label_column: str | None, labels: Sequenc
         labels: their values.
     """
     known = Labels(labels)
+    names = (*columns, *([] if label_column is None else [label_column]))
 
     def read(cells: Mapping[str, Any]) -> Unlabelled:
+        cells = column_names.named(cells, names)
         texts = row_texts(dict(cells), columns)
         value = cells.get(label_column) if label_column is not None else None
         index = None if value is None else known.index(str(value).strip())
