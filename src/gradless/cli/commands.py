@@ -156,17 +156,18 @@ def tune(
 @click.option("--out", type=PATH, help="Directory for result.json.")
 @ends.json_option
 def evaluate(mode: str, num_demonstrations: int, out: Path | None, as_json: bool, **settings: Any) -> None:
-    """Evaluate a model without tuning it.
+    """Evaluate a model without tuning it; a folder of --save has its prompt and labels.
 
     \b
     gradless eval --model gemma-3-270m --task sst2 --data sst2/ --num-test 872
     gradless eval --model gemma-3-270m --task sst2 --data sst2/ --mode icl --num-demonstrations 16
+    gradless eval --model models/mine --test new.csv
     """
     from gradless.cli import other_ends
     from gradless.lm.metrics import share_name
     from gradless.runs import jobs
 
-    result = jobs.evaluate(_config(settings), mode=mode, num_demonstrations=num_demonstrations, out=out)
+    result = jobs.evaluate(_config(settings, tuned=True), mode=mode, num_demonstrations=num_demonstrations, out=out)
     low, high = result["interval"]["test"]
     plain = [f"{name} {value:.4f}" for name, value in result["test"].items()]
     plain.append(f"{share_name(result['test'])} {low:.3f} to {high:.3f} (95 %)")
@@ -338,10 +339,10 @@ def demo(out: Path, steps: int, seed: int, resume: bool, as_json: bool, report_t
     _exit(result)
 
 
-def _config(settings: dict[str, Any]) -> TuneConfig:
+def _config(settings: dict[str, Any], *, tuned: bool = False) -> TuneConfig:
     """Return the configuration of a command's options, with absolute paths.
 
-    So the run can be resumed and replayed from any folder.
+    So the run can be resumed and replayed from any folder. ``tuned`` takes missing words from a saved model.
     """
     from gradless.runs.config_io import parse_options
 
@@ -349,7 +350,7 @@ def _config(settings: dict[str, Any]) -> TuneConfig:
     options = parse_options(settings.pop("options", ()))
     options = click.get_current_context().meta.get("gradless.options", options)  # those of a file as well
     recorded = click.get_current_context().meta.get("gradless.recorded", {})
-    own = _own_files(settings)
+    own = _own_files(settings, tuned=tuned)
     for name in SIZES.split():
         if settings[name] is None:
             settings.pop(name)
@@ -363,7 +364,7 @@ def _config(settings: dict[str, Any]) -> TuneConfig:
     return config
 
 
-def _own_files(settings: dict[str, Any]) -> dict[str, Any]:
+def _own_files(settings: dict[str, Any], *, tuned: bool) -> dict[str, Any]:
     """Take the options of own files out of ``settings``; the task file fills those that are not given.
 
     Raises:
@@ -377,14 +378,15 @@ def _own_files(settings: dict[str, Any]) -> dict[str, Any]:
         from gradless.tasks import read_task_file
 
         own = {**read_task_file(task_file), **{name: value for name, value in own.items() if value is not None}}
-    own = {
-        name: absolute(value) if name in ("train", "dev", "test") else value
-        for name, value in own.items()
-        if value is not None
-    }
+    own = {name: value for name, value in own.items() if value is not None}
+    own |= {name: absolute(own[name]) for name in ("train", "dev", "test") if name in own}
     name = click.get_current_context().meta.get("gradless.task_name")
     if own and name is not None:
         own.setdefault("name", name)
+    if tuned:
+        from gradless.runs.tuned_words import completed
+
+        own = completed(own, settings["model"], terminal.say)
     for name in ("template", "label_column", "labels") if own else ():
         if name not in own:
             raise BadInput(f"own files need --{name.replace('_', '-')} as well")

@@ -63,6 +63,10 @@ class Spec:
     cut_side: str = "beginning"
     """Which end of a text that is too long is left out; for readers of the file."""
     calibrated: bool = False
+    encoding: str | None = None
+    """Of the files of the tuning: new ones that are no UTF-8 are read with it."""
+    delimiter: str | None = None
+    """Of the files of the tuning, where it had to be given."""
     objective: str | None = None
     """The loss of training, if not the task's own: whether it normalises decides on the last bit of probabilities."""
 
@@ -106,6 +110,8 @@ def spec_of(config: TuneConfig, *, masked: bool | None = None, calibrated: bool 
         max_length=config.max_length,
         cut_side="end" if masked else "beginning",
         calibrated=calibrated,
+        encoding=own.get("encoding"),
+        delimiter=own.get("delimiter"),
         objective=config.objective,
     )
     task = spec.make_task()

@@ -25,6 +25,7 @@ from gradless.runs import tensorboard as tensorboard_events
 from gradless.runs.config import TuneConfig
 from gradless.runs.facts import baseline, lines
 from gradless.runs.record import DONE, INTERRUPTED, RunLog, read_result, versions
+from gradless.runs.tuned_words import saved_spec
 from gradless.system import locks
 from gradless.system.atomic import write_json
 from gradless.system.progress import Reporter
@@ -174,7 +175,8 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
     facts = msgspec.structs.replace(facts, time=expected_time.of_evaluation(model, objective, task, encoded))
     for line in lines(facts):
         reporter.say(line)
-    with reporter.job(mode, len(splits.test)) as show:
+    tuned = saved_spec(config.model) is not None and mode == "zero-shot"
+    with reporter.job("tuned" if tuned else mode, len(splits.test)) as show:
         scores = evaluation.evaluate(
             model, task, splits.test, **how, encoded=encoded, progress=lambda done, total: show(done, "")
         )

@@ -28,6 +28,7 @@ from gradless.tasks import column_names
 from gradless.tasks.files import Unusable, listed
 from gradless.tasks.text_rows import Wanted, kind_of
 from gradless.tasks.unlabelled import Reader, Unlabelled
+from gradless.tasks.written_before import as_before
 
 DIGITS: Final = 9
 """Significant digits of a probability, which tell every float32 from all others."""
@@ -98,6 +99,8 @@ def predict(unloaded: Unloaded, files: Files, *, batch_size: int | None, reporte
     suffix = check(files)
     spec = unloaded.spec
     wanted = Wanted(spec.columns_shown, spec.label_column or "", (), files.delimiter, files.encoding)
+    if files.input != STDIN:
+        wanted = as_before(Path(files.input), wanted, spec.encoding, spec.delimiter, reporter.say)
     new = new_columns(spec, files.prefix)
     reader, checked = spec.reader(), None
     if files.input != STDIN:

@@ -163,7 +163,7 @@ def open_rows(name: str, file: BinaryIO, usual: str | None, wanted: Wanted) -> T
         BadInput: here and while rows are read: no text of that encoding, a damaged file, a quote that never ends.
     """
     with readable(name):
-        data = _unzipped(name, file)
+        data = unzipped(name, file)
         start = data.peek(4)[:4]
     if start == b"PK\x03\x04":
         raise BadInput(f"{name} is a spreadsheet or an archive, not text: export it as CSV or JSONL")
@@ -188,7 +188,8 @@ def open_rows(name: str, file: BinaryIO, usual: str | None, wanted: Wanted) -> T
     return TextRows(dialect, None, _json_lines(name, everything), "line", notes)
 
 
-def _unzipped(name: str, file: BinaryIO) -> io.BufferedReader:
+def unzipped(name: str, file: BinaryIO) -> io.BufferedReader:
+    """Return a file without its compression, if it is gzipped."""
     data: Any = file if hasattr(file, "peek") else io.BufferedReader(cast(Any, file))
     if data.peek(2)[:2] == b"\x1f\x8b" or name.endswith(".gz"):
         return io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=data)))
