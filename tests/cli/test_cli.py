@@ -53,8 +53,8 @@ def test_the_module_runs_and_answers_at_once():
     wrong = subprocess.run([sys.executable, "-m", "gradless", "tunne"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines() == [
-        "gradless: unknown command 'tunne': did you mean 'tune'? "
-        "(known: bench, collab, completion, demo, doctor, eval, ledger, list, plan, profile, replay, report, tune)"
+        "gradless: unknown command 'tunne': did you mean 'tune'? (known: bench, collab, completion, demo, doctor, "
+        "eval, ledger, list, plan, predict, profile, replay, report, tune)"
     ]
 
 
