@@ -19,6 +19,7 @@ from gradless.errors import BadInput
 from gradless.report.bench.selection import choose
 from gradless.report.bench.study import load
 from gradless.runs.config import TuneConfig
+from gradless.runs.facts import duration
 from gradless.system.progress import Reporter
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -92,7 +93,7 @@ def test_runs_of_another_release_are_refused(place, monkeypatch):
 
 
 def test_the_same_grid_with_data_elsewhere_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("gradless.runs.build.load_task", lambda config: None)
+    monkeypatch.setattr("gradless.runs.build.load_task", lambda config, say: (None, None))
     place = Place(tmp_path / "one", GRID.replace("[base]", '[base]\ndata = "rows"'))
     place.bench()
     other = Place(tmp_path / "other", place.grid.read_text())
@@ -165,7 +166,7 @@ def test_a_dry_run_takes_seconds_and_memory_from_finished_runs(place):
     assert sorted(path.stat().st_mtime_ns for path in place.out.rglob("*")) == before
     assert place.said[-1] == f"finished: {RUNS} of {RUNS} runs; 0 s of work left"
     assert "from finished runs" in place.said[-2]
-    assert f"{wall:.0f} s" in next(row for row in place.said[said:] if row.startswith("all "))
+    assert duration(wall) in next(row for row in place.said[said:] if row.startswith("all "))
 
 
 def test_costs_are_asked_for_once_for_each_kind_of_step(place):

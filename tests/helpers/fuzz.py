@@ -122,6 +122,7 @@ class World:
             ("replay",): [str(self.run)],
             ("profile",): ["--model", "tiny-llama", "--no-memory", "--repeats", "1"],
             ("plan",): ["--model", "tiny-llama"],
+            ("predict",): [str(self.run), "--input", self.own["test"], "--output", str(folder / "out.csv")],
             ("bench",): [str(grid), *out],
             ("report",): [str(self.run)],
             ("list",): ["methods"],

@@ -108,7 +108,7 @@ class Trackers:
 
     def summarise(self, result: dict[str, Any]) -> None:
         """Send the numbers of ``result.json``, and of a run that was finished already whatever is missing."""
-        if result["status"] == INTERRUPTED:
+        if result["status"] == INTERRUPTED or not (self._names or self._followers):
             return
         summary = {"event": "summary", "step": result["steps"], **_numbers(result)}
         lines = read_lines(self._folder / "metrics.jsonl") if not self._followers else []
