@@ -57,6 +57,7 @@ INSIDE = {
             "system.typed",
             "system.keywords",
             "system.terminal",
+            "system.pace",
             "system.notebook",
             "system.tables",
             "system.atomic",
@@ -67,7 +68,14 @@ INSIDE = {
             "system.hashing",
             "system.peak_memory",
         ),
-        *("system.support", "system.progress", "system.cache", "system.tensor_state", "system.finished_runs"),
+        *(
+            "system.support",
+            "system.hub_requests",
+            "system.progress",
+            "system.cache",
+            "system.tensor_state",
+            "system.finished_runs",
+        ),
     ),
     "runs": (
         *("runs.config", "runs.config_io", "runs.record", "runs.predictions", "runs.facts", "runs.hub", "runs.build"),

@@ -211,9 +211,8 @@ def test_cut_rows_are_counted_and_said(tmp_path, capsys):
     printed = capsys.readouterr().out
     count = cut["truncated"]["train"]
     assert 0 < count <= 16
-    assert (
-        f"{count} of 16 training rows are longer than {longest - 2} tokens (--max-length, or what the model" in printed
-    )
+    assert f"{count} of 16 train rows and " in printed
+    assert f"lose the beginning of their text: they are longer than {longest - 2} tokens (--max-length)" in printed
     assert f"longer than {longest - 2} tokens, without their beginning" in printed
     assert cut["truncated"]["test"] > 0
 

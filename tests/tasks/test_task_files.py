@@ -312,7 +312,7 @@ def test_drop(tmp_path: Path) -> None:
 
 
 def test_missing_folder_and_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match=r"nowhere is not a folder: pass --data "):
+    with pytest.raises(BadInput, match=r"nowhere is not a folder: name the folder "):
         read("sst2", tmp_path / "nowhere")
     with pytest.raises(BadInput, match=rf"no data file found in {tmp_path}: expected train.tsv, dev.tsv; or stsa"):
         read("sst2", tmp_path)
