@@ -84,6 +84,7 @@ INSIDE = {
             "runs.usage",
             "runs.card",
             "runs.load_classifier",
+            "runs.tuned_words",
             "runs.row_files",
             "runs.predict",
             "runs.tensorboard",
