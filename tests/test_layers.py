@@ -122,7 +122,8 @@ INSIDE = {
         *("integrations.transformers", "integrations.trl", "integrations.tuned_run"),
     ),
     "lm": (
-        *("lm.metrics", "lm.checkpoint_config", "lm.checkpoint_files", "lm.assets", "lm.gguf", "lm.conversion"),
+        *("lm.metrics", "lm.checkpoint_config", "lm.checkpoint_files", "lm.hub_ids", "lm.assets"),
+        *("lm.gguf", "lm.conversion"),
         *("lm.tiny_models", "lm.causality", "lm.chat", "lm.devices", "lm.adapters", "lm.loading", "lm.output_layer"),
         *("lm.lora_targets", "lm.virtual_tokens", "lm.adapter_schemes"),
         *("lm.schemes", "lm.shapes", "lm.shortening", "lm.encode", "lm.token_trees", "lm.batching", "lm.scoring"),
@@ -130,7 +131,8 @@ INSIDE = {
     ),
     "tasks": (
         *("tasks.files", "tasks.base", "tasks.sentences", "tasks.pairs", "tasks.superglue", "tasks.choices"),
-        *("tasks.questions", "tasks.hub", "tasks.split", "tasks.encodings", "tasks.text_rows", "tasks.arrow_rows"),
+        *("tasks.questions", "tasks.hub", "tasks.split", "tasks.column_names", "tasks.encodings"),
+        *("tasks.text_rows", "tasks.arrow_rows", "tasks.written_before"),
         *("tasks.sources", "tasks.own_rows", "tasks.unlabelled", "tasks.own"),
     ),
     "report": ("report.common", "report.run", "report.bench", "report.collab", "report.__init__"),
