@@ -26,7 +26,7 @@ NEXT: Final = "next: "
 class End(NamedTuple):
     """The last lines of a command."""
 
-    place: str
+    where: str
     """Where its work lies, and how far it came."""
     reached: str
     """What it reached against the baseline; empty if nothing was measured."""
@@ -57,7 +57,7 @@ def tell(end: Callable[[], End], *, plain: Iterable[str], values: Mapping[str, A
 
 def show(end: End) -> None:
     """Print the lines; commands that do not fit beside each other get a line each, so that they can be copied."""
-    for line in filter(None, (end.place, end.reached)):
+    for line in filter(None, (end.where, end.reached)):
         terminal.say(line)
     joined = NEXT + " | ".join(end.commands)
     if end.commands and len(joined) <= shutil.get_terminal_size().columns:

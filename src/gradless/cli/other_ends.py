@@ -21,7 +21,7 @@ def evaluation(result: Mapping[str, Any], out: Path | None) -> End:
 
     config = result["config"]
     name = str(config["model"]).rstrip("/").rpartition("/")[2]
-    place = f"{out}: {result['mode']} evaluation of {name}" if out else f"{name}, {result['mode']}: kept in no folder"
+    where = f"{out}: {result['mode']} evaluation of {name}" if out else f"{name}, {result['mode']}: kept in no folder"
     low, high = result["interval"]["test"]
     scores = ", ".join(f"{metric} {value:.3f}" for metric, value in result["test"].items())
     parts = [
@@ -32,7 +32,7 @@ def evaluation(result: Mapping[str, Any], out: Path | None) -> End:
     if out and (config["task"] or config["own"].get("train")):
         rows = [] if config["own"] else ["--num-train", 1000, "--num-dev", 500]  # which an evaluation has none of
         commands.append(command("tune", "--config", out / "result.json", *rows, "--out") + " DIR")
-    return End(place, "; ".join(filter(None, parts)), commands)
+    return End(where, "; ".join(filter(None, parts)), commands)
 
 
 def replayed(run: Path, rebuilt: Replayed, save: Path | None) -> End:
@@ -41,18 +41,18 @@ def replayed(run: Path, rebuilt: Replayed, save: Path | None) -> End:
 
     agrees = {True: "; the same as in result.json", False: "; NOT the weights in result.json", None: ""}
     model = f"; model in {save}" if save else ""
-    place = f"{run}: weights of step {rebuilt.step} ({rebuilt.sha256[:12]}){agrees[rebuilt.agrees]}{model}"
+    where = f"{run}: weights of step {rebuilt.step} ({rebuilt.sha256[:12]}){agrees[rebuilt.agrees]}{model}"
     record = load(run) if is_run(run) else None
     measured = record is not None and record.selected == rebuilt.step
     if record is None:  # a ledger alone
-        return End(place, "", [] if save else [f"{same_command()} --save DIR"])
+        return End(where, "", [] if save else [f"{same_command()} --save DIR"])
     commands, until = [], () if measured else ("--until", rebuilt.step)
     if not save:
         commands.append(f"{run_ends.command_of(record, 'replay', run, *until)} --save DIR")
     elif run_ends.predicts(record.config):
         commands.append(f"{run_ends.command_of(record, 'predict', save)} --input FILE")
     commands.append(run_ends.command_of(record, "report", run))
-    return End(place, run_ends.reached(record) if measured else "", commands)
+    return End(where, run_ends.reached(record) if measured else "", commands)
 
 
 def reported(folder: Path, page: Path) -> End:
@@ -72,11 +72,11 @@ def benchmark(outcome: Outcome, out: Path) -> End:
     """Return the end of `gradless bench`."""
     counts = f"{outcome.done} done, {outcome.diverged} diverged, {outcome.failed} failed"
     ended = outcome.done + outcome.diverged + outcome.failed
-    place = f"{out}: {ended} of {outcome.total} runs have ended ({counts})"
+    where = f"{out}: {ended} of {outcome.total} runs have ended ({counts})"
     commands = [command("report", out)]
     if outcome.stopped or ended < outcome.total:
         commands.insert(0, same_command())
-    return End(place, _best(out), commands)
+    return End(where, _best(out), commands)
 
 
 def stopped_benchmark(out: Path, error: BaseException) -> End | None:
@@ -122,9 +122,9 @@ def simulation(results: Sequence[Mapping[str, Any]], asked: int, out: Path) -> E
     if asked == 1 and results:
         (result,) = results
         steps = f" after {result['steps']} steps" if "steps" in result else ""
-        place = f"{out}: {result['status']}{steps}"
+        where = f"{out}: {result['status']}{steps}"
     else:
-        place = f"{out}: {len(done)} of {asked} runs done"
+        where = f"{out}: {len(done)} of {asked} runs done"
     if len(results) < asked or any(result["status"] == "interrupted" for result in results):
         commands.insert(0, same_command())
     finished = [result for result in done if result.get("worst_accuracy") is not None]
@@ -133,7 +133,7 @@ def simulation(results: Sequence[Mapping[str, Any]], asked: int, out: Path) -> E
         worst = min(finished, key=lambda one: one["worst_accuracy"])
         of = "" if asked == 1 else " of all runs"
         reached = f"worst honest accuracy{of} {worst['worst_accuracy']:.4f}, mean {worst['mean_accuracy']:.4f}"
-    return End(place, reached, commands)
+    return End(where, reached, commands)
 
 
 def simulation_values(results: Sequence[Mapping[str, Any]], asked: int) -> dict[str, Any]:

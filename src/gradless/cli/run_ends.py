@@ -23,8 +23,8 @@ def _stamp(folder: Path) -> list[Any]:
     stats = []
     for name in ("config.json", "ledger", "result.json", "metrics.jsonl"):
         try:
-            found = (folder / name).stat()
-            stats.append((name, found.st_mtime_ns, found.st_size))
+            written = (folder / name).stat()
+            stats.append((name, written.st_mtime_ns, written.st_size))
         except OSError:
             stats.append((name, 0, 0))
     return stats
@@ -65,11 +65,11 @@ def run(folder: Path, *, again: str, saved: Path | None = None) -> End:
         model = f"; model in {saved}" if saved is not None and saved.exists() else ""
         return End(f"{folder}: {_extent(record)}{model}", reached(record), _after(record, saved))
     if record.status == DIVERGED:
-        place = f"{folder}: diverged after {len(record.steps)} of {record.planned} steps"
-        return End(place, reached(record), [_gentler(record), command_of(record, "report", folder)])
+        where = f"{folder}: diverged after {len(record.steps)} of {record.planned} steps"
+        return End(where, reached(record), [_gentler(record), command_of(record, "report", folder)])
     kept = "nothing is lost" if record.preset is None or record.preset.replays else "such a method starts over"
-    place = f"{folder}: stopped after {len(record.steps)} of {record.planned} steps; {kept}"
-    return End(place, reached(record), [again, command_of(record, "report", folder)])
+    where = f"{folder}: stopped after {len(record.steps)} of {record.planned} steps; {kept}"
+    return End(where, reached(record), [again, command_of(record, "report", folder)])
 
 
 def command_of(record: RunRecord, *words: object) -> str:

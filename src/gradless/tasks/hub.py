@@ -97,8 +97,8 @@ def commit(loaded: Any) -> str | None:
             if COMMIT.fullmatch(folder := Path(file["filename"]).parent.name):
                 return folder
         for address in one.info.download_checksums or ():
-            if found := re.search(r"@([0-9a-f]{40})/", address):
-                return found[1]
+            if commit := re.search(r"@([0-9a-f]{40})/", address):
+                return commit[1]
     return None
 
 
