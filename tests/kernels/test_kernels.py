@@ -222,6 +222,35 @@ def test_numba_fans_equal_the_reference(monkeypatch, stream, dtype):
     assert same_bits(part, outs[:, rows])
 
 
+@pytest.mark.parametrize("backend", ["numba", "reference"])
+@pytest.mark.parametrize("mirrored", [True, False])
+def test_many_fans_at_once_equal_fans_one_by_one(monkeypatch, backend, mirrored):
+    """Leaves of all shapes, layouts, dtypes and streams, masked or not, kept or not, with updates of their own."""
+    monkeypatch.setenv("GRADLESS_KERNELS", backend)
+    shapes = [(), (1,), (5,), (128,), (3, 7), (64, 33), (0, 4), (70, 60)]
+    fans = []
+    for i in range(3 * len(shapes) * len(kernels.DTYPES)):
+        shape, dtype = shapes[i % len(shapes)], kernels.DTYPES[i // len(shapes) % 3]
+        p = weights(math.prod(shape), dtype, i).reshape(shape)
+        if i % 5 == 0 and len(shape) == 2:
+            p = p.T.contiguous().T
+        updates = kernels.program([(0.999, [t, BASIS + t], [1e-2, 3e-3]) for t in range(i % 4)], rounding=range(i % 4))
+        probes = kernels.program([(1.0, [70 + i], [1e-3]), (1.0, [BASIS + 71, 72], [3e-3, 1e-2])], rounding=[8, 9])
+        stream = STREAMS[i % 7 % len(STREAMS)]
+        mask = (rng.rademacher(1, i, 0, p.numel()) > 0).reshape(shape) if i % 3 == 0 else None
+        outs = torch.empty(4 if mirrored else 2, *shape, dtype=dtype)
+        fans.append(kernels.Fan(outs, p, updates, probes, 1000 + i, i % 2 == 0, stream, (0.5, 1.0 + i % 3), mask))
+    expected = []
+    for one in fans:
+        arguments = one._replace(outs=torch.empty_like(one.outs), p=one.p.clone())._asdict()
+        kernels.fan(**arguments, mirrored=mirrored)
+        expected.append(arguments)
+    kernels.fan_many(fans, mirrored=mirrored)
+    for one, other in zip(fans, expected, strict=True):
+        assert same_bits(one.outs, other["outs"])
+        assert same_bits(one.p, other["p"])
+
+
 def test_low_rank_elements_are_what_the_factors_say():
     stream, key, shape = Stream("low_rank", 6), BASIS + 12345, (40, 9, 5)
     u = rng.signs(6, key & rng.MASK64, LEAF, 0, 40)

@@ -49,6 +49,31 @@ class Region(NamedTuple):
     columns: int  # elements along all dimensions of the leaf but the first
 
 
+class Fan(NamedTuple):
+    """One leaf that `gradless.kernels.fan_many` visits whole: the arguments that `gradless.kernels.fan` has for it."""
+
+    outs: Tensor  # [B, *shape] contiguous
+    p: Tensor
+    update: Program
+    probes: Program
+    leaf: int  # 64-bit id
+    keep: bool
+    stream: Stream = RADEMACHER
+    amplitudes: tuple[float, float] = (1.0, 1.0)
+    mask: Tensor | None = None
+
+
+class FlatFan(NamedTuple):
+    """The same as a kernel module takes it."""
+
+    outs: Tensor  # [B, n]
+    p: Tensor  # [n], contiguous; a copy where the leaf is strided
+    region: Region
+    update: Program  # on the leaf's stream and amplitudes, as `probes`
+    probes: Program
+    mask: Tensor | None  # bool [n], contiguous
+
+
 def program(steps: Sequence[tuple[float, Sequence[int], Sequence[float]]], *, rounding: Sequence[int] = ()) -> Program:
     """Build a program from steps ``(decay, keys, coeffs)``; its coefficients stay float64 until `on`.
 
