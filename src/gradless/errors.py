@@ -16,6 +16,21 @@ __all__ = ["BadInput", "Diverged", "NotFinite"]
 T = TypeVar("T")
 SHORT: Final = reprlib.Repr()
 SHORT.maxlong = SHORT.maxother = SHORT.maxstring = 40
+ELSEWHERE: Final = {
+    **{"learning_rate": "lr", "batch": "batch_size", "bs": "batch_size", "per_device_train_batch_size": "batch_size"},
+    **dict.fromkeys(("epochs", "num_train_epochs", "max_steps", "num_steps", "iterations"), "steps"),
+    **dict.fromkeys(("epsilon", "zo_eps", "perturbation_scale"), "eps"),
+    **dict.fromkeys(("lora_r", "lora_rank", "r"), "rank"),
+    **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "scheduler"), "schedule"),
+    **dict.fromkeys(("warmup_steps", "warmup_ratio"), "warmup"),
+    **dict.fromkeys(("max_seq_length", "max_len", "seq_length"), "max_length"),
+    **dict.fromkeys(("output_dir", "output", "output_folder"), "out"),
+    **dict.fromkeys(("model_name_or_path", "model_name", "base_model"), "model"),
+    **dict.fromkeys(("gradient_accumulation_steps", "accumulation_steps"), "micro_batch_size"),
+    **{"optimizer": "method", "algorithm": "method", "num_queries": "queries", "eval_steps": "eval_every"},
+    **{"train_file": "train", "validation_file": "dev", "validation": "dev", "test_file": "test", "prompt": "template"},
+}
+"""What other programs call a setting -> its name here."""
 
 
 class BadInput(ValueError):
@@ -62,9 +77,25 @@ def pick(kind: str, name: str, table: Mapping[str, T]) -> T:
 def unknown(kind: str, name: str, known: Iterable[str]) -> str:
     """The sentence for an unknown name, with the nearest known one if there is any."""
     names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f": did you mean '{near[0]}'?" if near else ""
+    near = nearest(name, names)
+    hint = f": did you mean '{near}'?" if near else ""
     return f"unknown {kind} '{name}'{hint} (known: {', '.join(names)})"
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name that is meant: what other programs call so, or what is written alike.
+
+    Example:
+        >>> nearest("learning-rate", ["eps", "lr"]), nearest("momentun", ["momentum"]), nearest("x", ["lr"])
+        ('lr', 'momentum', None)
+    """
+    names = list(known)
+    plain = name.lower().replace("-", "_")
+    for candidate in (plain, ELSEWHERE.get(plain)):
+        if candidate in names:
+            return candidate
+    near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    return near[0] if near else None
 
 
 def real(

@@ -254,3 +254,28 @@ def test_a_backslash_and_n_is_a_newline_on_the_command_line_only(tune, tmp_path)
     assert read_config(tmp_path / "filed").own["template"] == template
     command = shlex.split(config_io.tune_command(read_config(out), "x"))
     assert config_io.unescape(command[command.index("--template") + 1]) == template
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("--learning-rate=1", "--lr"),
+        ("--batch_size=4", "--batch-size"),
+        ("--epochs=3", "--steps"),
+        ("--keep=0.5", "--set keep=... (of zo-sparse, zo-block, sparse-mezo, lezo)"),
+        ("--stepz=3", "--steps"),
+    ],
+)
+def test_an_option_of_another_name_is_one_sentence_with_the_right_one(option, meant):
+    refused(call("tune", option), f"no option {option.partition('=')[0]}: did you mean {meant}? (see main tune --help)")
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("learning_rate=1", "learning_rate is no option of the method mezo: write --lr"),
+        ("keep=0.5", "the method mezo has no option keep: leave it out, or choose a method that has: zo-sparse, "),
+    ],
+)
+def test_an_option_of_other_methods_is_told(tune, option, sentence):
+    refused(call(*tune, "--set", option), sentence)

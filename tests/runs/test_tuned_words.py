@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gradless.runs.classifier import Spec, write_spec
-from gradless.runs.tuned_words import completed
+from gradless.runs.tuned_words import completed, limits
 from gradless.tasks.text_rows import Wanted
 from gradless.tasks.written_before import as_before
 
@@ -69,3 +69,15 @@ def test_new_rows_are_read_as_those_of_the_tuning_if_they_must(
     wanted = as_before(path, Wanted(("text", "n"), "", ()), encoding, delimiter, lines.append)
     assert (wanted.delimiter, wanted.encoding) == taken
     assert len(lines) == sum(one is not None for one in taken)
+
+
+def test_limits_and_the_task_of_the_tuning_are_taken_where_none_are_given(model: str) -> None:
+    path, lines = Path(model) / "gradless" / "classifier.json", list[str]()
+    values = json.loads(path.read_text()) | {"template": None, "labels": {}, "task": "sst2", "chat": True}
+    path.write_text(json.dumps(values | {"max_length": 40}))
+    settings = {"task": None, "aligned": True, "chat": False, "max_length": None}
+    taken = limits(model, False, ["model"], settings, lines.append)
+    assert taken == {"task": "sst2", "chat": True, "max_length": 40}
+    assert lines == [f"{model} was tuned with these, which are taken: task sst2, chat yes, max length 40"]
+    assert limits(model, True, ["chat", "max_length"], settings, lines.append) == {}
+    assert limits("tiny-llama", False, [], settings, lines.append) == {}

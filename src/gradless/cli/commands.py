@@ -340,16 +340,13 @@ def demo(out: Path, steps: int, seed: int, resume: bool, as_json: bool, report_t
 
 
 def _config(settings: dict[str, Any], *, tuned: bool = False) -> TuneConfig:
-    """Return the configuration of a command's options, with absolute paths.
-
-    So the run can be resumed and replayed from any folder. ``tuned`` takes missing words from a saved model.
-    """
+    """Return the configuration of a command, with absolute paths; ``tuned`` takes what is open from a saved model."""
     from gradless.runs.config_io import parse_options
 
     del settings["config"], settings["cell"]
     options = parse_options(settings.pop("options", ()))
-    options = click.get_current_context().meta.get("gradless.options", options)  # those of a file as well
-    recorded = click.get_current_context().meta.get("gradless.recorded", {})
+    meta = click.get_current_context().meta
+    options, recorded = meta.get("gradless.options", options), meta.get("gradless.recorded", {})  # of a file as well
     own = _own_files(settings, tuned=tuned)
     for name in SIZES.split():
         if settings[name] is None:
@@ -380,13 +377,15 @@ def _own_files(settings: dict[str, Any], *, tuned: bool) -> dict[str, Any]:
         own = {**read_task_file(task_file), **{name: value for name, value in own.items() if value is not None}}
     own = {name: value for name, value in own.items() if value is not None}
     own |= {name: absolute(own[name]) for name in ("train", "dev", "test") if name in own}
-    name = click.get_current_context().meta.get("gradless.task_name")
-    if own and name is not None:
+    ctx = click.get_current_context()
+    if own and (name := ctx.meta.get("gradless.task_name")) is not None:
         own.setdefault("name", name)
     if tuned:
-        from gradless.runs.tuned_words import completed
+        from gradless.runs import tuned_words
 
-        own = completed(own, settings["model"], terminal.say)
+        chosen = [name for name in settings if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
+        own = tuned_words.completed(own, settings["model"], terminal.say)
+        settings |= tuned_words.limits(settings["model"], bool(own), chosen, settings, terminal.say)
     for name in ("template", "label_column", "labels") if own else ():
         if name not in own:
             raise BadInput(f"own files need --{name.replace('_', '-')} as well")

@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from gradless.cli import ends
-from gradless.errors import BadInput, BrokenRanks, ReportedElsewhere, unknown
+from gradless.errors import ELSEWHERE, BadInput, BrokenRanks, ReportedElsewhere, nearest, unknown
 from gradless.system import terminal
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -104,6 +104,10 @@ class Commands(click.Group):
         except BadInput as error:
             _complain(error)
             sys.exit(2)
+        except click.NoSuchOption as error:
+            if is_first("LOCAL_RANK"):
+                _complain(_no_such_option(error))
+            sys.exit(2)
         except click.UsageError as error:
             help_ = f" (see {error.ctx.command_path} --help)" if error.ctx else ""
             if is_first("LOCAL_RANK"):
@@ -126,6 +130,22 @@ class Commands(click.Group):
             reason = str(error).strip().partition("\n")[0][:LONGEST] or type(error).__name__
             _complain(f"out of memory ({reason}): lower --batch-size, or set --micro-batch-size")
             sys.exit(1)
+
+
+def _no_such_option(error: click.NoSuchOption) -> str:
+    """Return a sentence about an option that a command does not have, and what was meant by it."""
+    command, path = (error.ctx.command, error.ctx.command_path) if error.ctx else (None, "gradless")
+    known = {flag for one in (command.params if command else ()) for flag in (*one.opts, *one.secondary_opts)}
+    name = error.option_name.lstrip("-")
+    plain = name.replace("-", "_")
+    near = nearest(plain, [flag[2:].replace("-", "_") for flag in sorted(known) if flag.startswith("--")])
+    meant = f"--{near.replace('_', '-')}" if near else ""
+    if "--set" in known and plain not in ELSEWHERE:
+        from gradless.methods import METHODS
+
+        if methods := [key for key, method in METHODS.items() if plain in method.options()]:
+            meant = f"--set {plain}=... (of {', '.join(methods)})"
+    return f"no option {error.option_name}{f': did you mean {meant}?' if meant else ''} (see {path} --help)"
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -128,7 +128,9 @@ def encode(
             raise BadInput("in-context learning needs a causal model: use zero-shot with a masked one")
         return _encode_masked(lm, example, limit, first_limit)
     texts = _causal_texts(lm, demonstrations, example.prompt, completions_of(lm, example, stop), stop)
-    return _encode_causal(lm, example, limit, demonstrations, stop, _tokenize(lm, texts))
+    tokens = _tokenize(lm, texts)
+    _check_known(lm, tokens)
+    return _encode_causal(lm, example, limit, demonstrations, stop, tokens)
 
 
 def _encode_causal(
@@ -142,7 +144,6 @@ def _encode_causal(
     """`encode` of an example of which `_causal_texts` are tokens already."""
     completions = completions_of(lm, example, stop)
     prompt, wholes = _with_start(lm, tokens)
-    _check_known(lm, max(wholes or [prompt], key=max))
     lengths = [len(whole) - len(prompt) for whole in wholes]
     for completion, length in zip(completions, lengths, strict=True):
         _check_option(completion, length, limit)
@@ -245,7 +246,8 @@ def encode_all(
     for first in range(0, len(examples), TOKENIZED):
         some = examples[first : first + TOKENIZED]
         texts = [_causal_texts(lm, (), one.prompt, completions_of(lm, one, stop), stop) for one in some]
-        rows = iter(_tokenize(lm, [text for group in texts for text in group]))
+        rows = iter(tokens := _tokenize(lm, [text for group in texts for text in group]))
+        _check_known(lm, tokens)
         for example, group in zip(some, texts, strict=True):
             encoded.append(_encode_causal(lm, example, limit, (), stop, list(itertools.islice(rows, len(group)))))
     return encoded
@@ -308,9 +310,9 @@ def _check_option(text: str, length: int, limit: int) -> None:
         raise BadInput(f"option {text[:40]!r} takes {length} of at most {limit} tokens: raise max_length")
 
 
-def _check_known(lm: LanguageModel, tokens: Sequence[int]) -> None:
-    """Refuse a text with a token that the tokenizer has and the model does not."""
-    largest = max(tokens)
+def _check_known(lm: LanguageModel, rows: Sequence[Sequence[int]]) -> None:
+    """Refuse texts with a token that the tokenizer has and the model does not."""
+    largest = max(map(max, filter(None, rows)), default=0)
     if largest >= lm.num_embeddings:
         token = lm.tokenizer.convert_ids_to_tokens(largest)
         raise BadInput(
@@ -325,7 +327,7 @@ def _tokenize(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
     The text of a chat is taken as it stands, since its special tokens are in it.
     """
     tokenizer, plain = lm.tokenizer, lm.chat is None
-    rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=plain, verbose=False)["input_ids"]
+    rows = _ids(tokenizer, list(texts), special=plain)
     if not plain:
         return rows
     end = tokenizer.eos_token_id
@@ -334,6 +336,17 @@ def _tokenize(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
         row[:-1] if len(row) > 1 and row[-1] == end and not text.endswith(ended) else row
         for row, text in zip(rows, texts, strict=True)
     ]
+
+
+def _ids(tokenizer: Any, texts: list[str], *, special: bool) -> list[list[int]]:
+    """Return the token ids of texts, of several from the tokenizer's core, which is faster without offsets."""
+    # The first text goes through the tokenizer itself: this sets the core's options, and tells whether both agree.
+    rows: list[list[int]] = tokenizer(texts[:1], add_special_tokens=special, verbose=False)["input_ids"]
+    if len(texts) == 1:
+        return rows
+    core = tokenizer.backend_tokenizer
+    fast = [one.ids for one in core.encode_batch_fast(texts, add_special_tokens=special)]
+    return fast if fast[0] == rows[0] else tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
 
 
 def _document_start(tokenizer: Any) -> int:
@@ -367,7 +380,7 @@ def _encode_masked(lm: LanguageModel, example: Example, limit: int, first_limit:
         return ids
 
     tokens = tokenized(example.prompt)
-    _check_known(lm, tokens)
+    _check_known(lm, [tokens])
     if example.contents and len(tokens) > limit:
         example = fitted(tokenizer, example, limit, lambda prompt: len(tokenized(prompt)), keep_end=False)
         tokens = tokenized(example.prompt)

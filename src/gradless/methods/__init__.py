@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from gradless.errors import ELSEWHERE, unknown
 from gradless.methods import baselines, mezo, recent, zobench
 from gradless.optimizer import ZerothOrder
 
@@ -135,3 +136,13 @@ METHODS: dict[str, Method] = {
         checkpoint=True,
     ),
 }
+
+
+def no_option(method: str, option: str) -> str:
+    """Return a sentence about an option that a method does not have: a setting of all methods, or of other ones."""
+    setting = ELSEWHERE.get(option, option)
+    if setting in ELSEWHERE.values():
+        return f"{option} is no option of the method {method}: write --{setting.replace('_', '-')}"
+    if others := ", ".join(name for name, other in METHODS.items() if option in other.options()):
+        return f"the method {method} has no option {option}: leave it out, or choose a method that has: {others}"
+    return unknown(f"option of the method {method}", option, METHODS[method].options())

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta
 
-from gradless.errors import BadInput, unknown
+from gradless.errors import BadInput
 from gradless.system import typed
 from gradless.system.typed import Amount, Count, Few, Flag, Names, NotNegative, Positive, Seed
 
@@ -81,7 +81,7 @@ def check_options(method: str, options: dict[str, Any]) -> None:
     Raises:
         BadInput: an option that the method does not have, or a value of another type.
     """
-    from gradless.methods import METHODS
+    from gradless.methods import METHODS, no_option
 
     defaults = METHODS[method].options()
     for option, default in defaults.items():
@@ -89,7 +89,7 @@ def check_options(method: str, options: dict[str, Any]) -> None:
             raise BadInput(f"the method {method} needs the option {option}: write --set {option}=...")
     for option, raw in options.items():
         if option not in defaults:
-            raise BadInput(unknown(f"option of the method {method}", option, defaults))
+            raise BadInput(no_option(method, option))
         if option == "queries":
             raise BadInput("queries is an option of all methods: write --queries, or queries = ... in a file")
         hint = OPTIONS.get(type(defaults[option]), bool | int | float | str | None)

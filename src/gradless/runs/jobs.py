@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -30,6 +30,9 @@ from gradless.system import locks
 from gradless.system.atomic import write_json
 from gradless.system.progress import Reporter
 from gradless.system.side_files import read_json
+
+TUNED: Final = "tuned"
+"""The mode of an evaluation of a saved model by its prompt alone."""
 
 
 def tune(
@@ -141,8 +144,14 @@ def _held_evaluation(config: TuneConfig, mode: str, num_demonstrations: int, out
         return None
     needed = num_demonstrations if mode == "icl" else 0
     config = _eval_config(config, needed)
-    same = (held.get("mode"), held.get("num_demonstrations"), held["config"]) == (mode, needed, config.to_json())
+    same = (held.get("num_demonstrations"), held["config"]) == (needed, config.to_json())
+    same = same and held.get("mode") in (mode, _named(mode, config.model))  # earlier releases wrote the first one
     return held if same and held.get("data_sha256") == build.load_task(config)[1].fingerprint else None
+
+
+def _named(mode: str, model: str) -> str:
+    """Return what results call a mode."""
+    return TUNED if mode == "zero-shot" and saved_spec(model) is not None else mode
 
 
 def _eval_config(config: TuneConfig, num_demonstrations: int) -> TuneConfig:
@@ -175,14 +184,14 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
     facts = msgspec.structs.replace(facts, time=expected_time.of_evaluation(model, objective, task, encoded))
     for line in lines(facts):
         reporter.say(line)
-    tuned = saved_spec(config.model) is not None and mode == "zero-shot"
-    with reporter.job("tuned" if tuned else mode, len(splits.test)) as show:
+    named = _named(mode, config.model)
+    with reporter.job(named, len(splits.test)) as show:
         scores = evaluation.evaluate(
             model, task, splits.test, **how, encoded=encoded, progress=lambda done, total: show(done, "")
         )
     result = {
         "status": DONE,
-        "mode": mode,
+        "mode": named,
         "num_demonstrations": needed,
         "config": config.to_json(),
         "test": scores.metrics,

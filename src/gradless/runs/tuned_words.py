@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from gradless.tasks.text_rows import Wanted
 from gradless.tasks.written_before import as_before
 
 WORDS: Final = ("template", "label_column", "labels")
+Say = Callable[[str], None]
 
 
 def saved_spec(model: str) -> Spec | None:
@@ -23,7 +24,7 @@ def saved_spec(model: str) -> Spec | None:
     return read_spec(path) if path.is_file() else None
 
 
-def completed(own: Mapping[str, Any], model: str, say: Callable[[str], None]) -> dict[str, Any]:
+def completed(own: Mapping[str, Any], model: str, say: Say) -> dict[str, Any]:
     """Return a user's own files with the prompt and the labels of the saved model that reads them, if they have none.
 
     Args:
@@ -50,6 +51,34 @@ def completed(own: Mapping[str, Any], model: str, say: Callable[[str], None]) ->
     return _written(own, spec, say)
 
 
+def limits(model: str, own: bool, given: Collection[str], settings: Mapping[str, Any], say: Say) -> dict[str, Any]:
+    """Return settings of a saved model's tuning for an evaluation that leaves them open.
+
+    These are the built-in task, whether its prompt is aligned or a chat, and the most tokens that are read.
+
+    Args:
+        model: what ``--model`` names.
+        own: whether a user's own files are evaluated.
+        given: names of settings that the user chose.
+        settings: all of them, with defaults.
+        say: receives one line about what was taken.
+    """
+    spec = saved_spec(model)
+    if spec is None:
+        return {}
+    tuned = {"task": None if own else spec.task, "aligned": spec.aligned}
+    tuned |= {"chat": spec.chat, "max_length": spec.max_length}
+    taken = {name: value for name, value in tuned.items() if name not in given and value not in (None, settings[name])}
+    if taken:
+        shown = ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in taken.items())
+        say(f"{model} was tuned with these, which are taken: {shown}")
+    return taken
+
+
+def _plain(value: Any) -> str:
+    return ("no", "yes")[value] if isinstance(value, bool) else str(value)
+
+
 def _shown(value: Any) -> str:
     words = ",".join(f"{label}={word}" for label, word in value.items()) if isinstance(value, dict) else value
     return json.dumps(words, ensure_ascii=False)
@@ -62,7 +91,7 @@ def _differs(name: str, value: Any, tuned: Any) -> bool:
         return False
 
 
-def _written(own: dict[str, Any], spec: Spec, say: Callable[[str], None]) -> dict[str, Any]:
+def _written(own: dict[str, Any], spec: Spec, say: Say) -> dict[str, Any]:
     """Return own files with encoding and delimiter of the tuning, if a file cannot be read without them."""
     if "encoding" in own and "delimiter" in own:
         return own
