@@ -66,8 +66,8 @@ def limits(model: str, own: bool, given: Collection[str], settings: Mapping[str,
     spec = saved_spec(model)
     if spec is None:
         return {}
-    tuned = {"task": None if own else spec.task, "aligned": spec.aligned}
-    tuned |= {"chat": spec.chat, "max_length": spec.max_length}
+    task = None if own else spec.task
+    tuned = {"task": task, "aligned": spec.aligned, "chat": spec.chat, "max_length": spec.max_length}
     taken = {name: value for name, value in tuned.items() if name not in given and value not in (None, settings[name])}
     if taken:
         shown = ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in taken.items())
