@@ -21,7 +21,7 @@ from torch import Tensor
 from gradless import rng
 from gradless.errors import BadInput, pick
 from gradless.estimators import BACKPROP, FORWARD_MODE, Oracle
-from gradless.forward import autodiff
+from gradless.forward import autodiff, heap
 from gradless.forward.batched import BatchedForward
 from gradless.forward.deferred import Deferred
 from gradless.forward.losses import Closure as Closure
@@ -78,6 +78,7 @@ class LossEvaluator:
         self.unchecked = check  # no step has shown yet that the closure is a function
         self.engine = pick("engine", engine, {name: name for name in ENGINES})
         self.share(ranks)
+        self._keeps_heap = False
         self._draws: bool | None = None  # whether some rank's closure draws random numbers; None: not known yet
         self.prefix: PrefixCache | None = None  # for directions that reach some blocks only
         self.tune(leaves, deferred or Deferred(leaves))
@@ -109,6 +110,9 @@ class LossEvaluator:
         ``deep`` as in `gradients`.
         """
         closure, self._step_begins = checked(start.pinned(closure)), True
+        if not self._keeps_heap and any(leaf.param.device.type == "cpu" for leaf in self._leaves.values()):
+            heap.keep(self)
+            self._keeps_heap = True
         with self.prefix.step() if self.prefix else contextlib.nullcontext():
             yield Oracle(
                 values=lambda points: self.values(closure, [probe_point(key, size) for key, size in points]),
