@@ -18,15 +18,18 @@ from gradless.methods import METHODS
 from gradless.runs import build
 from gradless.runs.config import TuneConfig
 from gradless.runs.facts import duration as duration
+from gradless.system.peak_memory import PeakMeter
 from gradless.tasks import Splits, Task
 
 SAMPLE: Final = 32  # training rows that stand for all
 SIDE: Final = 1024  # of the square matrices whose product is timed
 MEASURED: Final = "expected time and memory: from finished runs of the same kind, or of all kinds where there is none"
 MODELLED: Final = (
-    "expected time: a guess from tokens, weights and the speed of a matrix product here; "
-    "expected memory: weights and optimizer state, without activations (few for forward-only methods)"
+    "expected time: a guess from tokens, weights, the speed of a matrix product here, and a start of each run; "
+    "expected memory: libraries, weights and optimizer state, without activations (few for forward-only methods)"
 )
+STARTING: Final = 2.0
+"""Seconds of a run around its work, beside the reading of the model: a process, data, the compiled kernels, results."""
 GIB: Final = 2.0**30
 NOWHERE: Final = Path("/nonexistent")  # a run directory without initial values
 
@@ -168,10 +171,15 @@ def from_sizes(cost: Cost, say: Callable[[str], None]) -> Guesser:
     Raises:
         BadInput: a model or data that cannot be loaded, which the runs could not either.
     """
+    meter = PeakMeter(torch.device("cpu"))
+    with meter.measured():
+        pass
+    libraries = meter.peak
 
-    def load(config: TuneConfig) -> tuple[LanguageModel, float]:
+    def load(config: TuneConfig) -> tuple[LanguageModel, float, float]:
+        begun = time.perf_counter()
         model = build.base_model(config, say=say)
-        return model, matmul_speed(model.device, model.dtype)
+        return model, matmul_speed(model.device, model.dtype), time.perf_counter() - begun
 
     def known_by(*names: str) -> Callable[[TuneConfig], Any]:
         return lambda config: [getattr(config, name) for name in ("model", "dtype", "device", "chat", *names)]
@@ -183,15 +191,16 @@ def from_sizes(cost: Cost, say: Callable[[str], None]) -> Guesser:
 
     def guess(one: Request) -> Guess:
         config = one.config
-        (model, speed), rows = model_of(config), rows_of(config)
+        (model, speed, reading), rows = model_of(config), rows_of(config)
         scored = rows.test if one.phase in (FINAL, ZERO_SHOT) else 0
         tokens = spent(one, cost) * config.batch_size * rows.batch
-        memory = float(model.num_parameters * model.dtype.itemsize)
+        memory = float(model.num_parameters * model.dtype.itemsize) + (libraries if model.device.type == "cpu" else 0)
         if one.phase != ZERO_SHOT:
             scored += -(-config.steps // (config.eval_every or config.steps)) * rows.dev
             if copies := METHODS[config.method].copies:
                 memory += 4.0 * copies * tuned_of(config)
-        return Guess((tokens + scored * rows.scored) * 2 * _multiplied(model) / speed, memory)
+        seconds = (tokens + scored * rows.scored) * 2 * _multiplied(model) / speed
+        return Guess(STARTING + reading + seconds, memory)
 
     return guess
 

@@ -35,6 +35,7 @@ from gradless.tasks import Row, Task
 
 FILE = "timings.json"
 FLOOR = "two forwards"
+TIMED = "side_by_side"  # key of lines whose seconds were measured here
 LR = 1e-12
 NOWHERE = Path("nowhere")  # there is no run directory
 # What tells methods apart, beside their names: the rest of a configuration is shared by those that are compared.
@@ -111,7 +112,7 @@ def side_by_side(line: dict[str, Any], seconds: dict[str, float]) -> dict[str, A
     if each is None:
         return line
     curve = [{**point, "seconds": point["step"] * each} for point in line.get("curve", ())]
-    return {**line, "seconds_per_step": each, "train_seconds": each * line.get("steps", 0), "curve": curve}
+    return {**line, TIMED: True, "seconds_per_step": each, "train_seconds": each * line.get("steps", 0), "curve": curve}
 
 
 def _together(group: dict[str, TuneConfig], repeats: int) -> dict[str, Any]:

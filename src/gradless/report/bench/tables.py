@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from gradless.bench.results import FAILED
+from gradless.bench.timing import TIMED
 from gradless.report.bench.budgets import view_tables
 from gradless.report.bench.selection import choose
 from gradless.report.bench.study import Cell, Results, Run, Section, Study, axis_name, tested
@@ -154,7 +155,8 @@ def cost(study: Study, section: Section) -> Table:
     for cell, runs in measured.items():
         numbers = _costs(runs)
         seconds, base = numbers["seconds_per_step"], _mezo_seconds(measured, cell)
-        numbers["seconds_to_mezo"] = seconds / base if seconds is not None and base else None
+        timed = all(run.record.get(TIMED) for run in runs)  # else the ratio tells what else the machine did
+        numbers["seconds_to_mezo"] = seconds / base if timed and seconds is not None and base else None
         batch = median(_batch(study, run) for run in runs)
         texts = [_figure(batch), _figure(numbers["steps"]), _figure(numbers["forwards_per_step"]), _measure(seconds)]
         texts += [_figure(numbers["seconds_to_mezo"], "{:.2f}"), _measure(numbers["peak_memory_bytes"], GIGABYTE)]
@@ -169,8 +171,8 @@ def cost(study: Study, section: Section) -> Table:
         title=f"Cost of a step{frame.tail}{study.title(section)}",
         caption="Medians over the runs. A backward pass counts as two forwards. Seconds are of training steps alone, "
         "without dev evaluations, side by side where `gradless bench --timings` measured them and else beside whatever "
-        "the machine did. Ratios: to the seconds of mezo in the same cell, and of peak memory to that of evaluating "
-        f"the same batch. GB = 1e9 bytes.{where}{finished_runs.origin(everything)}",
+        "the machine did. Ratios: to the seconds of mezo in the same cell, where they were measured side by side, and "
+        f"of peak memory to that of an evaluation. GB = 1e9 bytes.{where}{finished_runs.origin(everything)}",
         columns=map(Column, COSTS),
         rows=rows,
         records=records,

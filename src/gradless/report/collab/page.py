@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gradless.bench.results import FAILED
+from gradless.collab.config import CollabConfig
 from gradless.report.collab.curves import all_curves
 from gradless.report.collab.heatmaps import heatmaps
 from gradless.report.collab.names import REFERENCE, algorithm_name, attack_name
@@ -115,7 +116,11 @@ def _origin(study: Collab) -> dict[str, Any]:
         facts.setdefault(name, []).append(value)
     same, varied = shared_and_varied(configs)
     texts = {name: ", ".join(values) for name, values in facts.items()}
-    return {"versions": texts, "runs_with_settings": len(configs), "same": same, "varied": varied}
+    usual = {name: _cut(text) for name, text in _flat(CollabConfig().to_json()).items()}
+    chosen = {name: text for name, text in same.items() if usual.get(name) != text}
+    rest = {name: text for name, text in same.items() if name not in chosen}
+    made = {"versions": texts, "runs_with_settings": len(configs)}
+    return {**made, "chosen": chosen, "usual": rest, "varied": varied}
 
 
 def shared_and_varied(configs: Sequence[dict[str, str]]) -> tuple[dict[str, str], dict[str, str]]:

@@ -177,7 +177,16 @@ def plain(table: Table) -> str:
         return "  ".join(padded).rstrip()
 
     rule = "  ".join("-" * width for width in widths)
-    return "\n".join([terminal.escaped(table.title), line(cells[0]), rule, *map(line, cells[1:])])
+    text = [terminal.escaped(table.title), line(cells[0]), rule, *map(line, cells[1:])]
+    return "\n".join([*text, *legend(table, star=STAR)])
+
+
+def legend(table: Table, *, star: str) -> list[str]:
+    """Return a line that explains the marks of a table in a terminal, ``star`` that of the best; none without marks."""
+    items = [item for row in table.rows for item in row]
+    marks = [f"{star}: best of all"] if any(item.best for item in items) else []
+    marks += [f"{DAGGER}: best zeroth-order method"] if any(item.best_zo for item in items) else []
+    return ["; ".join(marks)] if marks else []
 
 
 def _show_rich(table: Table) -> None:
@@ -195,6 +204,8 @@ def _show_rich(table: Table) -> None:
             texts = [terminal.cell(_marked(item), _style(item)) for item in row]
             grid.add_row(*texts, end_section=number == len(rows) - 1)
     Console().print(grid)
+    for text in legend(table, star="green"):
+        Console().print(Text(text, "dim"))
 
 
 def _style(item: Item) -> str:
