@@ -39,15 +39,9 @@ INSIDE = {
     "directions": ("directions.base", "directions.selection", "directions.masks", "directions.blocks"),
     "rules": ("rules.schedules", "rules.base", "rules.normalise", "rules.stored", "rules.muon"),
     "forward": (
-        *(
-            "forward.heap",
-            "forward.parameters",
-            "forward.points",
-            "forward.updates",
-            "forward.deferred",
-            "forward.read_order",
-        ),
-        *("forward.random_state", "forward.losses", "forward.autodiff", "forward.batched", "forward.low_rank"),
+        *("forward.heap", "forward.parameters", "forward.points", "forward.updates", "forward.deferred"),
+        *("forward.read_order", "forward.random_state", "forward.losses", "forward.autodiff", "forward.batched"),
+        *("forward.low_rank", "forward.interception"),
         *("forward.perturbed", "forward.model_blocks", "forward.block_order", "forward.prefix_cache"),
         "forward.evaluator",
     ),

@@ -79,9 +79,9 @@ class BatchedForward:
 
     def attention(
         self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         *rest: Any,
@@ -92,7 +92,10 @@ class BatchedForward:
         vmap has no rule for its fast kernels and would call them once for each copy. With dropout that is what happens
         here, since all copies drop the same.
         """
-        (q, q_has), (k, k_has), (v, v_has) = map(self.unwrap, (q, k, v))
+        inputs = (query, key, value)
+        if query.ndim != 4 or not any(is_batchedtensor(x) for x in (*inputs, attn_mask) if x is not None):
+            return functional.scaled_dot_product_attention(*inputs, attn_mask, dropout_p, *rest, **more)
+        (q, q_has), (k, k_has), (v, v_has) = map(self.unwrap, inputs)
         mask, mask_has = (None, False) if attn_mask is None else self.unwrap(attn_mask)
         batch = max(x.shape[1 if has else 0] for x, has in ((q, q_has), (k, k_has), (v, v_has)))
 

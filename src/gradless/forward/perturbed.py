@@ -3,8 +3,9 @@
 While a `PerturbedWeights` is active, every torch function that is handed a tuned parameter gets, in its place, a
 scratch tensor ``p + scale * z`` made in one sweep just before and reused right after. The weights are only read: they
 are bit-identical after a probe whatever their dtype, an interrupted forward cannot damage them, and the extra memory is
-the largest leaf, not a copy of the model. It is a `torch.overrides.TorchFunctionMode`, so it needs no knowledge of
-modules: tied weights, adapters and norms that read a weight in unusual ways are perturbed like any other.
+the largest leaf, not a copy of the model. Torch functions tell of the tensors that they take
+(`gradless.forward.interception`), so it needs no knowledge of modules: tied weights, adapters and norms that read a
+weight in unusual ways are perturbed like any other, and functions that read no tuned weight run as ever.
 
 Two functions read few rows of a large parameter, so they are given only those: an embedding lookup, and indexing by a
 vector of rows (``weight[rows]``, as the label head does).
@@ -23,12 +24,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradless.forward.autodiff import METADATA
 from gradless.forward.batched import SMALL, BatchedForward
 from gradless.forward.deferred import Deferred
+from gradless.forward.interception import Interception, attention_through, own_reads
 from gradless.forward.low_rank import LowRankLinear
 from gradless.forward.points import Points, branch, empty_copies
 from gradless.forward.read_order import Buffer, Copies, ReadOrder
@@ -38,7 +39,7 @@ from gradless.gradients import Leaf
 CONSUMING = frozenset((F.linear, F.conv1d, F.layer_norm, F.rms_norm, torch.addmm, torch.mul, torch.Tensor.mul))
 
 
-class PerturbedWeights(TorchFunctionMode):
+class PerturbedWeights:
     """Inside a ``with`` block, torch functions read tuned parameters as they are at some points of weight space.
 
     Args:
@@ -66,7 +67,6 @@ class PerturbedWeights(TorchFunctionMode):
         low_rank: LowRankLinear | None = None,
         order: ReadOrder | None = None,
     ) -> None:
-        super().__init__()
         self.leaves = {key: leaf for key, leaf in leaves.items() if key not in in_place}
         self.in_place = in_place
         self.exposed = [leaf for key, leaf in leaves.items() if key in in_place]
@@ -80,6 +80,7 @@ class PerturbedWeights(TorchFunctionMode):
         self.served: set[int] = set()
         self.small: dict[int, Tensor] = {}  # the copies of small leaves
         self.survey: ReadSurvey | None = None
+        self.active = contextlib.ExitStack()
 
     def __enter__(self) -> PerturbedWeights:
         self.order.begin()
@@ -92,14 +93,17 @@ class PerturbedWeights(TorchFunctionMode):
             for leaf in self.exposed:
                 leaf.param.detach().copy_(self._branch(leaf)[0])
             self._drop_casts()
-            super().__enter__()  # type: ignore[no-untyped-call]
+            self.active.enter_context(Interception((leaf.param for leaf in self.leaves.values()), self.serve))
+            if self.batched is not None:
+                self.active.enter_context(attention_through(self.batched.attention))
         except BaseException:  # an interrupt between two leaves, too
+            self.active.close()
             self._restore()
             raise
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self.active.close()
         self.pool.give({id(copies.buffer): copies.buffer.flat for copies in self.ahead.values()}.values())
         self.ahead.clear()
         self._restore()
@@ -127,15 +131,8 @@ class PerturbedWeights(TorchFunctionMode):
         if self.exposed:
             torch.clear_autocast_cache()
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def serve(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``func`` with every tuned parameter among its arguments replaced."""
-        kwargs = kwargs or {}
-        if not any(map(self._is_tuned, args)) and not any(map(self._is_tuned, kwargs.values())):
-            if self.batched is not None and func is F.scaled_dot_product_attention and args[0].ndim == 4:
-                return self.batched.attention(*args, **kwargs)
-            return func(*args, **kwargs)
         if func.__name__ in METADATA:
             return func(*args, **kwargs)
         if func.__name__ == "__get__":  # an attribute: only .data, .T and the like depend on the values
@@ -159,13 +156,8 @@ class PerturbedWeights(TorchFunctionMode):
                 self._return(copies)
 
     def _unwatched(self) -> AbstractContextManager[None]:
-        """Inside, reads of parameters are gradless's own and do not count in the survey."""
-        return self.survey.paused() if self.survey else contextlib.nullcontext()
-
-    def _is_tuned(self, value: Any) -> bool:
-        if isinstance(value, (list, tuple)):
-            return any(id(item) in self.leaves for item in value)
-        return id(value) in self.leaves
+        """Inside, reads of parameters are gradless's own: not perturbed, and not counted in the survey."""
+        return self.survey.paused() if self.survey else own_reads()
 
     def _serve(self, value: Any, borrowed: list[Copies] | None) -> Any:
         """The perturbed counterpart of an argument; from the pool, and added to ``borrowed``, if that is a list."""
@@ -343,7 +335,8 @@ class ReadSurvey(TorchDispatchMode):
         """Do not count what gradless itself reads."""
         self.quiet += 1
         try:
-            yield
+            with own_reads():
+                yield
         finally:
             self.quiet -= 1
 
