@@ -13,6 +13,7 @@ import contextlib
 import importlib.util
 import itertools
 import json
+import os
 import platform
 import shlex
 import sys
@@ -33,6 +34,10 @@ if importlib.util.find_spec("hypothesis"):
     from hypothesis import settings
 
     settings.register_profile("long", max_examples=2000, deadline=None)
+
+# The engine that ``auto`` stands for: hashes of runs must not depend on how fast this machine is. Tests of the choice
+# itself take the variable away.
+os.environ.setdefault("GRADLESS_ENGINE", "stream")
 
 Case = tuple[tuple[str, tuple[int, ...]], ...]  # (axis, which of its values) for every axis
 

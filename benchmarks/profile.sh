@@ -13,4 +13,3 @@ for model in gemma-3-270m smollm2-135m; do
       --json "$out/profile-cpu-$model-$scheme-$method.json" --picture "docs/figures/profile-$model-$scheme-$method.png"
   done
 done
-python benchmarks/choose_engine.py

@@ -22,9 +22,9 @@ LONGEST_FILE = 400
 
 # From the bottom up: a package, or a module at the top, imports only from those before it.
 PACKAGES = (
-    *("errors", "rng", "kernels", "gradients", "ranks", "accept", "directions", "rules", "estimators", "forward"),
-    *("optimizer", "ledger", "methods", "plugins"),
-    *("system", "tasks", "lm", "runs", "collab", "cost", "bench", "report", "integrations", "testing", "cli"),
+    *("errors", "plugins", "system", "rng", "kernels", "gradients", "ranks", "accept", "directions", "rules"),
+    *("estimators", "forward", "optimizer", "ledger", "methods"),
+    *("tasks", "lm", "runs", "collab", "cost", "bench", "report", "integrations", "testing", "cli"),
 )
 # The optimizer and what it stands on: usable without a language model in sight.
 CORE = PACKAGES[: PACKAGES.index("methods") + 1]
@@ -43,9 +43,16 @@ INSIDE = {
         *("forward.read_order", "forward.random_state", "forward.losses", "forward.autodiff", "forward.batched"),
         *("forward.low_rank", "forward.interception"),
         *("forward.perturbed", "forward.model_blocks", "forward.block_order", "forward.prefix_cache"),
-        "forward.evaluator",
+        *("forward.engines", "forward.evaluator", "forward.live_memory", "forward.engine_memory"),
+        "forward.engine_trial",
     ),
-    "optimizer": ("optimizer.contract", "optimizer.rates", "optimizer.restore", "optimizer.zeroth_order"),
+    "optimizer": (
+        "optimizer.contract",
+        "optimizer.rates",
+        "optimizer.restore",
+        "optimizer.acceptance",
+        "optimizer.zeroth_order",
+    ),
     "ledger": ("ledger.header", "ledger.records", "ledger.file", "ledger.repair"),
     "methods": (
         *("methods.common", "methods.mezo", "methods.zobench", "methods.recent", "methods.baselines"),
@@ -74,13 +81,22 @@ INSIDE = {
             "system.hub_requests",
             "system.progress",
             "system.cache",
+            "system.machine",
             "system.tensor_state",
             "system.finished_runs",
         ),
     ),
     "runs": (
         *("runs.config", "runs.config_io", "runs.record", "runs.predictions", "runs.facts", "runs.hub", "runs.build"),
-        *("runs.extend", "runs.replay", "runs.context", "runs.describe", "runs.expected_time", "runs.classifier"),
+        *(
+            "runs.extend",
+            "runs.replay",
+            "runs.context",
+            "runs.engine",
+            "runs.describe",
+            "runs.expected_time",
+            "runs.classifier",
+        ),
         *(
             "runs.usage",
             "runs.card",
@@ -108,7 +124,7 @@ INSIDE = {
         *("collab.simulation", "collab.recipes"),
     ),
     "cost": (
-        *("cost.settings", "cost.live_memory", "cost.meta_models", "cost.footprint", "cost.plan"),
+        *("cost.settings", "cost.meta_models", "cost.footprint", "cost.plan"),
         *("cost.eager_mezo", "cost.time_shares", "cost.turns", "cost.workload", "cost.memory", "cost.figures"),
         "cost.profile",
     ),

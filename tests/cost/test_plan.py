@@ -17,9 +17,9 @@ from gradless import lm
 from gradless.cli import main
 from gradless.cost import footprint, meta_models, plan, workload
 from gradless.cost.footprint import Batch
-from gradless.cost.live_memory import FusedAttention, Live
 from gradless.cost.plan import Settings
 from gradless.errors import BadInput
+from gradless.forward.live_memory import FusedAttention, Live
 from gradless.lm import shapes
 from gradless.system import cache
 

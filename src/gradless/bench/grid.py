@@ -26,7 +26,7 @@ from gradless.bench.grid_file import EVALUATIONS, NAMED, OPTION, OWN, Axes, Grid
 from gradless.errors import BadInput
 from gradless.lm import objectives
 from gradless.methods import HYBRID, METHODS
-from gradless.runs.config import TuneConfig
+from gradless.runs.config import TuneConfig, fixed_engine
 from gradless.runs.config_io import SIZES
 from gradless.runs.record import DONE as DONE
 from gradless.system import typed
@@ -162,7 +162,7 @@ def zero_shot_runs(grid: Grid) -> list[Request]:
             with _named(grid, cell):
                 tuned = configure(grid, cell, cell.points[0], seed=seed, test=True)
                 kept = {name: getattr(tuned, name) for name in EVALUATED}
-                config = TuneConfig(**kept, seed=seed, num_train=0, num_dev=0).resolved()
+                config = _fixed(TuneConfig(**kept, seed=seed, num_train=0, num_dev=0)).resolved()
             named = (*NAMED, *(["chat"] if "chat" in cell.values else []))  # its axis, which asks for two evaluations
             values = {**{name: cell.values[name] for name in named}, "method": ZERO_SHOT, "scheme": "none"}
             one = Request(run_id(config), ZERO_SHOT, values, {}, seed, config)
@@ -274,11 +274,16 @@ def configure(grid: Grid, cell: Cell, point: Point, *, seed: int, test: bool) ->
     settings["model"] = str(local) if local.exists() else settings["model"]
     options = {name.removeprefix(OPTION): settings.pop(name) for name in list(settings) if name.startswith(OPTION)}
     select: Literal["loss", "metric"] = "loss" if grid.select == "loss" else "metric"
-    return TuneConfig(**settings, options=options, seed=seed, select=select, zero_shot=False)
+    return _fixed(TuneConfig(**settings, options=options, seed=seed, select=select, zero_shot=False))
 
 
 # ---------------------------------------------------------------------------------------------------------------
 # inside
+
+
+def _fixed(config: TuneConfig) -> TuneConfig:
+    """The settings with an engine by name; those of an unknown method are refused later."""
+    return dataclasses.replace(config, engine=fixed_engine(config)) if config.method in METHODS else config
 
 
 def _changed(grid: Grid, values: dict[str, Any]) -> Cell | None:

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gradless.cost.live_memory import FusedAttention, Live, NeedsValues
 from gradless.errors import BadInput
 from gradless.forward import model_blocks
 from gradless.forward.autodiff import METADATA
+from gradless.forward.live_memory import FusedAttention, Live, NeedsValues
 from gradless.forward.perturbed import read_rows
 from gradless.lm import LanguageModel
 from gradless.lm.batching import has_label_head

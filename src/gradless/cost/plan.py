@@ -43,18 +43,18 @@ from torch import Tensor, nn
 
 from gradless.cost import footprint, meta_models
 from gradless.cost.footprint import Batch
-from gradless.cost.live_memory import Live
 from gradless.cost.settings import PlanSettings as Settings
 from gradless.errors import BadInput
 from gradless.forward.batched import SMALL
 from gradless.forward.block_order import last_units
-from gradless.forward.evaluator import DUAL, IN_PLACE, MOST_COPIES, STREAM
+from gradless.forward.engines import DUAL, IN_PLACE, MOST_COPIES
+from gradless.forward.live_memory import Live
 from gradless.forward.read_order import ROW
 from gradless.lm import LanguageModel, quiet_transformers, schemes
 from gradless.lm.encode import length_limit
 from gradless.methods import FIRST, FORWARD, HYBRID, METHODS, Method
 from gradless.optimizer import ZerothOrder
-from gradless.runs.config import fastest_engine
+from gradless.runs.config import TuneConfig, fixed_engine
 from gradless.system import typed
 
 BUDGETS: Final = ("8GB", "16GB", "24GB", "40GB", "80GB")
@@ -143,7 +143,8 @@ def _plan(settings: Settings) -> Plan:
     # An in-place adapter changes the model, so each scheme has a model of its own.
     own = subject(settings, settings.scheme)
     full, lora = (own if settings.scheme == scheme else _if_it_fits(settings, scheme) for scheme in ("full", "lora"))
-    engine = settings.engine or _usual_engine(settings)
+    asked = {name: getattr(settings, name) for name in ("model", "method", "device", "engine")}
+    engine = fixed_engine(TuneConfig(**asked))
     needs = [
         inference(full or own),
         of_method(own, settings.method, engine, f"{settings.method}, {settings.scheme}"),
@@ -323,11 +324,6 @@ def _toy(method: Method) -> ZerothOrder:
     make: Any = method.make
     optimizer: ZerothOrder = make(model.named_parameters(), lr=1e-3, eps=1e-3)
     return optimizer
-
-
-def _usual_engine(settings: Settings) -> str:
-    """Return the engine that `gradless.runs.config.TuneConfig.resolved` takes."""
-    return STREAM if METHODS[settings.method].blocks else fastest_engine(settings.device, settings.scheme)
 
 
 def _if_it_fits(settings: Settings, scheme: str) -> Subject | None:

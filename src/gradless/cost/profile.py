@@ -7,11 +7,9 @@ the model stays the same for all. Only peak memory needs processes of their own,
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import gc
 import os
-import platform
 import statistics
 import warnings
 from pathlib import Path
@@ -30,6 +28,7 @@ from gradless.optimizer import Update
 from gradless.runs.record import versions
 from gradless.system import tables, terminal
 from gradless.system.atomic import write_json
+from gradless.system.machine import device_name
 from gradless.system.progress import Reporter
 
 CHUNK = 512  # steps that a replay fuses
@@ -215,17 +214,6 @@ def _facts(subject: Subject) -> dict[str, Any]:
         "tuned_parameters": sum(p.numel() for _, p in subject.named),
         "versions": versions(),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """Return the name of the processor or GPU."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _writable(json: Path | None, picture: Path | None) -> None:

@@ -37,8 +37,10 @@ class PlanSettings:
     Eager attention has its scores in memory."""
     objective: Literal["option_ce", "lm"] = "option_ce"
     """option_ce (label words) or lm (every token)."""
-    engine: Engine | None = None
-    """stream, dual or in-place; by default what tune takes on --device."""
+    engine: Engine = "auto"
+    """auto, stream, dual or in-place.
+
+    auto, which a run measures, is planned as dual on a CPU and as stream on other devices."""
     device: Device = "cpu"
     """Decides the engine, and nothing else."""
     rank: Few = 8
@@ -50,7 +52,7 @@ class PlanSettings:
 
 
 def _engines() -> tuple[str, ...]:
-    from gradless.forward.evaluator import ENGINES
+    from gradless.forward.engines import ENGINES
 
     return ENGINES
 
@@ -75,7 +77,7 @@ class ProfileSettings:
     """float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's."""
     device: Device = "cpu"
     """cpu, cuda, cuda:1, mps; auto: all GPUs."""
-    engines: Annotated[tuple[str, ...], Names("engine", "forward.evaluator:ENGINES"), Flag("--engine")] = field(
+    engines: Annotated[tuple[str, ...], Names("engine", "forward.engines:ENGINES"), Flag("--engine")] = field(
         default_factory=_engines
     )
     repeats: Count = 9

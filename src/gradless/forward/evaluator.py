@@ -1,6 +1,7 @@
 """The loss at points near the weights: every evaluation of a closure goes through here and is counted.
 
-Three engines compute the same numbers, to rounding:
+Three engines compute the same numbers, to rounding (``auto`` is one of the first two, by
+`gradless.forward.engine_trial`):
 
 - ``stream``: one forward for each point, with weights perturbed in scratch buffers (`gradless.forward.perturbed`);
 - ``dual``: one forward for all points of a step, +eps and -eps side by side (`gradless.forward.batched`);
@@ -10,7 +11,6 @@ Three engines compute the same numbers, to rounding:
 from __future__ import annotations
 
 import contextlib
-import math
 import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeVar
@@ -24,8 +24,10 @@ from gradless.estimators import BACKPROP, FORWARD_MODE, Oracle
 from gradless.forward import autodiff, heap
 from gradless.forward.batched import BatchedForward
 from gradless.forward.deferred import Deferred
+from gradless.forward.engines import AUTO, CHOICES, DUAL, IN_PLACE, MOST_COPIES, STREAM, EngineChoice
+from gradless.forward.engines import ENGINES as ENGINES
 from gradless.forward.losses import Closure as Closure
-from gradless.forward.losses import checked
+from gradless.forward.losses import checked, same
 from gradless.forward.low_rank import LowRankLinear
 from gradless.forward.perturbed import PerturbedWeights, Pool, ReadSurvey
 from gradless.forward.points import Point, Points, Scale, probe_point
@@ -37,16 +39,11 @@ from gradless.ranks import BATCH, DIRECTIONS, Ranks
 
 T = TypeVar("T")
 
-STREAM, DUAL, IN_PLACE = ENGINES = ("stream", "dual", "in-place")
-MOST_COPIES = 8  # points of one batched forward: their activations are in memory together
-# Share of a loss by which two evaluations of one point may differ: sums in another order, in the parameters' dtype.
-TOLERANCE = {torch.float32: 1e-4}
 READS_NONE = (
     "the closure reads none of the tuned parameters: give the optimizer the parameters of the model that the closure "
     "calls, after any .to() or wrapping, and call the model in this thread"
 )
 LOOKS = 32  # steps in which unread leaves are looked for
-COARSE = 5e-3  # the same in 16 bits, about one spacing of bfloat16
 
 
 class LossEvaluator:
@@ -54,7 +51,8 @@ class LossEvaluator:
 
     Args:
         leaves: the tuned parameters.
-        engine: one of `ENGINES`; ``dual`` becomes ``stream``, with a warning, where a closure cannot be batched.
+        engine: one of `CHOICES`; ``dual`` becomes ``stream``, with a warning, where a closure cannot be batched, and
+            ``auto`` is ``stream`` until it is settled.
         deferred: pending updates, written when a forward visits their leaf.
         ranks: processes that share the evaluations; all of them get the same numbers.
         check: whether the first step evaluates one point twice, to refuse a closure that is not a function of the
@@ -63,6 +61,9 @@ class LossEvaluator:
     Attributes:
         forwards: evaluations so far; a loss that ranks evaluate together counts once.
         check_forwards: evaluations for the check, which are not among them.
+        trial_forwards: those that chose the engine, which are not among them either.
+        choice: what ``auto`` became; None: not yet, or the engine was named.
+        refusal: why ``dual`` became ``stream``.
     """
 
     def __init__(
@@ -74,9 +75,11 @@ class LossEvaluator:
         ranks: Ranks | None = None,
         check: bool = True,
     ) -> None:
-        self.forwards = self.check_forwards = 0
+        self.forwards = self.check_forwards = self.trial_forwards = 0
         self.unchecked = check  # no step has shown yet that the closure is a function
-        self.engine = pick("engine", engine, {name: name for name in ENGINES})
+        self.engine = pick("engine", engine, {name: name for name in CHOICES})
+        self.choice: EngineChoice | None = None
+        self.refusal = ""
         self.share(ranks)
         self._keeps_heap = False
         self._draws: bool | None = None  # whether some rank's closure draws random numbers; None: not known yet
@@ -85,6 +88,7 @@ class LossEvaluator:
 
     def tune(self, leaves: Sequence[Leaf], deferred: Deferred) -> None:
         """Perturb these leaves from now on; nothing is known of how a closure reads them."""
+        self.leaves = list(leaves)
         self._leaves = {id(leaf.param): leaf for leaf in leaves}
         self._accelerators = sorted({leaf.param.device for leaf in leaves if leaf.param.device.type != "cpu"}, key=str)
         self._in_place: frozenset[int] | None = frozenset(self._leaves) if self.engine == IN_PLACE else None
@@ -100,8 +104,18 @@ class LossEvaluator:
     def share(self, ranks: Ranks | None) -> None:
         """Share the evaluations with other processes from now on."""
         self.ranks = ranks
-        if self.engine == DUAL and ranks is not None and ranks.split == DIRECTIONS:
-            self._use_stream("its last bits depend on how many points a rank evaluates at once")
+        if ranks is None or ranks.split != DIRECTIONS:
+            return
+        reason = "its last bits depend on how many points a rank evaluates at once"
+        if self.engine == DUAL:
+            self._use_stream(reason)
+        elif self.engine == AUTO:
+            self.settle(EngineChoice(STREAM, reason=f"ranks split the directions, and with dual {reason}"))
+
+    def settle(self, choice: EngineChoice) -> None:
+        """Take the engine that ``auto`` stands for; none was used so far."""
+        self.engine, self.choice = choice.engine, choice
+        self._in_place = frozenset(self._leaves) if self.engine == IN_PLACE else self._in_place
 
     @contextlib.contextmanager
     def asked(self, closure: Closure, deep: Callable[[str], bool] | None, start: RandomState) -> Iterator[Oracle]:
@@ -158,18 +172,7 @@ class LossEvaluator:
 
     def _check(self, losses: Sequence[float]) -> None:
         """Compare losses at one point; where some are not finite, the next step is checked instead."""
-        low, high = min(losses), max(losses)
-        if not all(map(math.isfinite, losses)):
-            return
-        tolerance = max(TOLERANCE.get(leaf.param.dtype, COARSE) for leaf in self._leaves.values())
-        if high - low > tolerance * max(abs(low), abs(high)):
-            raise BadInput(
-                f"the closure gives another loss when it is called again at the same weights ({losses[0]:.6g}, then "
-                f"{losses[1]:.6g}), so differences of losses would measure that: draw the batch before the step "
-                "(batch = next(batches); opt.step(lambda: loss(batch))) and let the closure keep no state or generator "
-                "of its own, or pass check=False to train all the same"
-            )
-        self.unchecked = False
+        self.unchecked = not same(losses, {leaf.param.dtype for leaf in self.leaves})
 
     def _together(self, points: Sequence[T], evaluate: Callable[[Sequence[T]], list[float]]) -> list[float]:
         """The results of ``evaluate`` over all ranks: the mean over shards, or each point from one rank."""
@@ -186,14 +189,18 @@ class LossEvaluator:
         """The loss of this rank's closure at every point."""
         if self.engine == DUAL and not self._in_place:
             chunks = [Points(points[i : i + MOST_COPIES]) for i in range(0, len(points), MOST_COPIES)]
+            reason = ""
             try:
                 losses = [loss for chunk in chunks for loss in self._side_by_side(closure, chunk)]
             except Exception as error:
-                if self._batched or isinstance(error, BadInput):
+                full = self.choice is not None and isinstance(error, torch.OutOfMemoryError)
+                if (self._batched and not full) or isinstance(error, BadInput):
                     raise
+                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            if reason:  # outside of the handler, which would keep the activations alive
                 # The plain engine decides whether it was the batching that failed or the closure itself.
                 losses = [self._one(closure, Points((point,))) for point in points]
-                self._use_stream(str(error).splitlines()[0] if str(error) else type(error).__name__)
+                self._use_stream(reason)
                 return losses
             if not self._in_place:
                 self._batched = True
@@ -313,7 +320,7 @@ class LossEvaluator:
         return {key: leaf for key, leaf in self._leaves.items() if key not in ids}
 
     def _use_stream(self, reason: str) -> None:
-        self.engine = STREAM
+        self.engine, self.refusal = STREAM, reason
         warnings.warn(f"the dual engine cannot be used here ({reason}): using the engine 'stream'", stacklevel=4)
 
     def _perturbed(

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from gradless.errors import BadInput
 
 Closure = Callable[[], Tensor | float]
+# Share of a loss by which two evaluations of one point may differ: sums in another order, in the parameters' dtype.
+TOLERANCE: Final = {torch.float32: 1e-4}
+COARSE: Final = 5e-3  # the same in 16 bits, about one spacing of bfloat16
 
 
 def checked(closure: Callable[[], Any]) -> Closure:
@@ -42,3 +47,23 @@ def checked(closure: Callable[[], Any]) -> Closure:
         raise BadInput(f"the closure returns a {type(loss).__name__}: {attribute}")
 
     return scalar
+
+
+def same(losses: Sequence[float], dtypes: Collection[torch.dtype]) -> bool:
+    """Whether losses at one point are equal, to rounding in these types; not if some are not finite.
+
+    Raises:
+        BadInput: they are finite and differ.
+    """
+    low, high = min(losses), max(losses)
+    if not all(map(math.isfinite, losses)):
+        return False
+    tolerance = max(TOLERANCE.get(dtype, COARSE) for dtype in dtypes)
+    if high - low > tolerance * max(abs(low), abs(high)):
+        raise BadInput(
+            f"the closure gives another loss when it is called again at the same weights ({losses[0]:.6g}, then "
+            f"{losses[1]:.6g}), so differences of losses would measure that: draw the batch before the step "
+            "(batch = next(batches); opt.step(lambda: loss(batch))) and let the closure keep no state or generator "
+            "of its own, or pass check=False to train all the same"
+        )
+    return True

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from gradless import ledger
 from gradless.errors import BadInput
+from gradless.forward.engines import AUTO, EngineChoice
 from gradless.forward.random_state import RandomState
 from gradless.optimizer import ZerothOrder
 from gradless.ranks import Ranks
@@ -104,6 +105,8 @@ def begin(
     if saved is not None and saved.bare:
         put_initial(saved.folder.parent, opt)
     own_header = header(opt, model, choice)
+    if opt.engine == AUTO and (chosen := recorded_engine(saved)):
+        opt.evaluator.settle(chosen)
     if saved is not None:
         restore(saved, opt, own_header)
     if ranks is not None and ranks.rank:
@@ -118,6 +121,11 @@ def begin(
         if bare:
             keep_initial(output, opt, model)
     return ledger.Ledger(output / LEDGER, own_header, contents=saved.contents if saved else None)
+
+
+def recorded_engine(saved: Saved | None) -> EngineChoice | None:
+    """Return how the run of a checkpoint chose its engine; None: it was named, or there is no checkpoint."""
+    return None if saved is None else EngineChoice.from_json(saved.contents.header.get("engine"))
 
 
 @torch.no_grad()

@@ -82,8 +82,14 @@ def optimizer_hook(trainer: Any) -> Callable[..., Any]:
 def _logged(trainer: Any, opt: ZerothOrder, ledger: ledger.Ledger) -> Callable[[Update], None]:
     """Log a step, unless the ledger could not be read or replayed afterwards."""
     groups, leaves = len(opt.param_groups), opt.leaves
+    recorded = checkpoints.recorded_engine(trainer.saved)
 
     def log(update: Update) -> None:
+        nonlocal recorded
+        chosen = opt.evaluator.choice
+        if chosen is not None and chosen != recorded:  # in this step, before which nobody knew a batch
+            ledger.relabel(engine=chosen.to_json())
+            recorded = chosen
         if len(update.lrs) != groups:
             raise BadInput(
                 f"a parameter group was added after the run began, and its ledger has learning rates of {groups}: add "

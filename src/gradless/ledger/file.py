@@ -122,6 +122,15 @@ class Ledger:
             os.fsync(self.file)
             self.synced = time.monotonic()
 
+    def relabel(self, **fields: Any) -> None:
+        """Add fields of `gradless.ledger.FIELDS` to the header, or replace them. Cost: one pass over the file."""
+        self.close()
+        try:
+            contents = read(self.path)
+            self.crc = relabel(self.path, contents, {**contents.header, **fields}).crc
+        finally:
+            self.file = opened(self.path)
+
     def close(self) -> None:
         """Flush to disk and close."""
         os.fsync(self.file)

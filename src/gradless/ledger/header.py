@@ -72,6 +72,7 @@ FIELDS: Final[Mapping[str, Field]] = {
     "arithmetic": Field(COUNT, "version of the arithmetic of updates (`gradless.kernels.ARITHMETIC_VERSION`)"),
     "groups": Field(GROUPS, "parameter groups G: learning rates in a record"),
     "tuned_parameters": Field(COUNT, "tuned weights", required=False),
+    "engine": Field(TABLE, "how the engine was chosen, where `auto` was asked for", required=False),
     "initial_sha256": Field(TEXT_OR_NULL, "first values of the tuned weights; null: the base model's", required=False),
     COMMAND: Field(TABLE, "the run's configuration", COMMAND),
     "base_sha256": Field(TEXT, "weights of the base model", COMMAND),

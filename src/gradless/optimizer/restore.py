@@ -12,6 +12,7 @@ import torch
 from gradless import rng
 from gradless.errors import BadInput
 from gradless.forward import parameters
+from gradless.forward.engines import AUTO, ENGINES, EngineChoice
 from gradless.forward.evaluator import LossEvaluator
 from gradless.forward.prefix_cache import PrefixCache
 from gradless.forward.updates import Step, write_all
@@ -33,6 +34,7 @@ def counters(opt: Optimizer) -> dict[str, Any]:
         "skipped_row": opt._skipped_row,
         "rule": plain(opt._rule_state),
         "masks": {leaf.name: leaf.mask.clone() for leaf in opt.leaves if leaf.mask is not None},
+        "engine": opt.engine,
     }
 
 
@@ -59,6 +61,8 @@ def load(opt: Optimizer, own: dict[str, Any]) -> None:
     opt.t, opt.evaluator.forwards, opt.skipped = own["t"], own["forwards"], own["skipped"]
     opt._skipped_row = own["skipped_row"]
     opt._rule_state = like(opt.rule.init(), own["rule"])
+    if opt.engine == AUTO and own.get("engine") in ENGINES:  # states of older releases do not tell
+        opt.evaluator.settle(EngineChoice(own["engine"], reason="that of the state that was loaded", step=own["t"]))
     for leaf in opt.leaves:
         if leaf.mask is not None:  # made anew, from weights that may have been trained already
             leaf.mask.copy_(own["masks"][leaf.name])
@@ -83,7 +87,8 @@ def twin(opt: Optimizer, memo: dict[int, Any]) -> Optimizer:
     other._signature = parameters.signature(other.param_groups)
     old = opt.evaluator
     new = LossEvaluator(other.leaves, engine=old.engine, deferred=other._deferred, ranks=old.ranks, check=old.unchecked)
-    new.forwards, new.check_forwards = old.forwards, old.check_forwards
+    new.forwards, new.check_forwards, new.trial_forwards = old.forwards, old.check_forwards, old.trial_forwards
+    new.choice = old.choice
     new.prefix = None if old.prefix is None else PrefixCache(copy.deepcopy(old.prefix.model, memo))
     other.evaluator = new
     return other

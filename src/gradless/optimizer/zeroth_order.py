@@ -21,15 +21,16 @@ from gradless.accept import FORWARDS, Accept, always
 from gradless.directions import Directions, rademacher
 from gradless.errors import BadInput, Diverged, real, whole
 from gradless.estimators import Estimator, check_stored, spsa
-from gradless.forward import parameters
+from gradless.forward import engine_trial, parameters
 from gradless.forward.autodiff import all_finite
 from gradless.forward.deferred import Deferred
-from gradless.forward.evaluator import STREAM, LossEvaluator
-from gradless.forward.losses import Closure, checked
+from gradless.forward.engines import AUTO, STREAM, EngineChoice
+from gradless.forward.evaluator import LossEvaluator
+from gradless.forward.losses import Closure
 from gradless.forward.prefix_cache import PrefixCache
 from gradless.forward.updates import Step, program, write
 from gradless.gradients import Dense, Gradient, Mixture, Probe, Sketch, Update
-from gradless.optimizer import contract, restore
+from gradless.optimizer import acceptance, contract, restore
 from gradless.optimizer.rates import LearningRates
 from gradless.ranks import Ranks
 from gradless.rules import Rule, chain, scale
@@ -59,11 +60,12 @@ class ZerothOrder(torch.optim.Optimizer):
         rule: turns the estimate into the update, e.g. ``chain(momentum(0.9), scale(1e-6))``.
         accept: policy that applies, scales or refuses an update from losses; `always` by default.
         weight_decay: decoupled, p <- (1 - lr * weight_decay) p, as in AdamW; also a group option.
-        engine: how losses at perturbed weights are computed; the numbers agree to rounding. ``stream`` (default) runs
-            the closure once for each point. ``dual`` runs it once for all points of a step, under `torch.func.vmap`:
-            less work, but twice the activations, and the closure must do without ``.item()`` and the like; where it
-            does not, the engine becomes ``stream`` with a warning. ``in-place`` perturbs the parameters and restores
-            them from a copy, for closures whose reads torch functions do not see. Memory: one copy.
+        engine: how losses at perturbed weights are computed; the numbers agree to rounding. ``stream`` runs the closure
+            once for each point. ``dual`` runs it once for all points of a step, under `torch.func.vmap`: less work, but
+            twice the activations, and the closure must do without ``.item()`` and the like; where it does not, the
+            engine becomes ``stream`` with a warning. ``in-place`` perturbs the parameters and restores them from a
+            copy, for closures whose reads torch functions do not see. Memory: one copy. ``auto`` (default) times the
+            first two before the first step and takes the faster one (`choose_engine`).
         defer: let an update wait until its leaf is visited by the next probe. Saves a pass over the weights; until
             `flush` is called the parameters hold older values. The weights in the end are the same, bit for bit.
         ranks: `gradless.ranks.group()`: processes that split the batch, or the points, and keep the same weights.
@@ -92,7 +94,7 @@ class ZerothOrder(torch.optim.Optimizer):
         rule: Rule | None = None,
         accept: Accept = always,
         weight_decay: float = 0.0,
-        engine: str = STREAM,
+        engine: str = AUTO,
         defer: bool = False,
         ranks: Ranks | None = None,
         check: bool = True,
@@ -159,7 +161,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     @property
     def engine(self) -> str:
-        """The engine in use."""
+        """The engine in use; ``auto`` until it is chosen."""
         return self.evaluator.engine
 
     @property
@@ -184,6 +186,21 @@ class ZerothOrder(torch.optim.Optimizer):
         call the model on the same inputs every time: generating text does not.
         """
         self.evaluator.prefix = PrefixCache(model)
+        if self.evaluator.engine == AUTO:
+            reason = "forwards share what lies before the first perturbed block"
+            self.evaluator.settle(EngineChoice(STREAM, reason=reason))
+
+    @torch.no_grad()
+    def choose_engine(self, closure: Closure) -> None:
+        """Choose what the engine ``auto`` stands for, with the closure of a step; `probe` does so if nobody has.
+
+        The choice is remembered in the cache folder for this machine and shape of a step, and `GRADLESS_ENGINE` fixes
+        it. Cost: see `gradless.forward.engine_trial.settle`; these forwards are not among `forwards`.
+        """
+        self.follow()
+        if self.evaluator.engine == AUTO:
+            self.flush()
+            engine_trial.settle(self.evaluator, closure, self.estimator, self._keys(), self.t, self.check)
 
     @torch.no_grad()
     def probe(self, closure: Closure) -> Probe:
@@ -193,7 +210,8 @@ class ZerothOrder(torch.optim.Optimizer):
         """
         self.follow()
         self._decays(self.learning_rates())  # impossible ones are refused before anything is evaluated or logged
-        keys = tuple(self.key(self.t, k) for k in range(self.estimator.queries(self.t)))
+        self.choose_engine(closure)
+        keys = self._keys()
         earlier, random = self.evaluator.forwards, self.evaluator.random_state()
         with self.evaluator.asked(closure, self.estimator.deep, random) as oracle:
             loss, coeffs, tensors = self.estimator.estimate(oracle, keys)
@@ -208,6 +226,10 @@ class ZerothOrder(torch.optim.Optimizer):
                 stacklevel=2,
             )
         return Probe(self.t, loss, Sketch(keys, coeffs), self.evaluator.forwards - earlier, finite, tensors, random)
+
+    def _keys(self) -> tuple[int, ...]:
+        """Keys of this step's directions."""
+        return tuple(self.key(self.t, k) for k in range(self.estimator.queries(self.t)))
 
     def key(self, step: int, query: int) -> int:
         """Key of one query's direction."""
@@ -308,7 +330,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self._opt_called = True  # for schedulers of torch, which look whether a step came before theirs
         lrs = self.learning_rates()
         if probe.finite and self.accept is not always:
-            lrs = self._accepted(closure, probe, lrs)
+            lrs = acceptance.accepted(self, closure, probe, lrs)
         update = Update(probe.step, probe.sketch.coeffs if probe.finite else (), lrs, not probe.finite)
         if log is not None:
             log(update)
@@ -318,28 +340,6 @@ class ZerothOrder(torch.optim.Optimizer):
         else:
             self.apply(probe.sketch, lrs=lrs, tensors=probe.tensors)
         return update
-
-    @torch.no_grad()
-    def _accepted(self, closure: Closure, probe: Probe, lrs: tuple[float, ...]) -> tuple[float, ...]:
-        """Learning rates times what the acceptance policy makes of the update; a refused step does not decay either."""
-        direction, _ = self.rule.update(probe.sketch.mixture(), self._rule_state)
-        if not isinstance(direction, Mixture):
-            raise BadInput("acceptance needs a linear rule: element-wise updates cannot be tried out")
-        mixture, rounding = direction, rng.rounding_key(self.seed, self.t)
-        random = probe.random or self.evaluator.random_state()
-        closure = checked(random.pinned(closure))
-
-        def value(a: float) -> float:
-            if not a:
-                return self.evaluator.value(closure, Mixture((), ()), 0.0)
-            size, evaluate = tuple(-a * lr for lr in lrs), self.evaluator.value
-            return evaluate(closure, mixture, size, rounding=rounding, update=True, decay=self._decays(size))
-
-        with random.revisited():
-            factor = self.accept(value)
-        if not math.isfinite(factor):
-            raise BadInput(f"the acceptance policy returned {factor}: return the factor of the update, 0 to refuse it")
-        return tuple(lr * factor for lr in lrs)
 
     def _check_patience(self) -> None:
         if self._skipped_row >= PATIENCE:

@@ -21,7 +21,7 @@ from gradless import directions, lm, rng, tasks
 from gradless.directions import masks
 from gradless.errors import BadInput
 from gradless.estimators import linear_queries
-from gradless.forward.evaluator import STREAM
+from gradless.forward.engines import AUTO, STREAM
 from gradless.lm import LanguageModel, adapter_schemes, adapters, encode, evaluate, objectives, schemes
 from gradless.lm.encode import Encoded
 from gradless.methods import METHODS
@@ -171,7 +171,7 @@ def _tuned(
             raise BadInput(f"{folder / NORMS} is missing, and this run's masks depend on it: put it beside the ledger")
         norms = measure(tuned)
     opt = optimizer(config, named, norms, tuned.model)
-    if METHODS[config.method].blocks and opt.engine == STREAM and config.objective != "f1":  # f1 generates text
+    if METHODS[config.method].blocks and opt.engine in (AUTO, STREAM) and config.objective != "f1":  # f1 generates text
         opt.reuse_prefixes(tuned.model)
     return Model(tuned, opt, base_sha256, norms)
 
@@ -271,7 +271,7 @@ def optimizer(
         lr=SCHEDULES[config.schedule](lr, config.steps, config.warmup),
         eps=config.eps,
         seed=config.seed,
-        engine=config.engine or STREAM,
+        engine=config.engine or AUTO,
         defer=True,
         **extra,
     )

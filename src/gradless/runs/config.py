@@ -17,6 +17,7 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import Meta
 
 from gradless.errors import BadInput
+from gradless.forward.engines import AUTO, DUAL, STREAM
 from gradless.system import typed
 from gradless.system.typed import Amount, Count, Few, Flag, Names, NotNegative, Positive, Seed
 
@@ -29,12 +30,15 @@ DEFAULTS = {
     "head": (1e-3, 1e-2),
 }
 
+RECORDED: Final = "engine_choice"
+"""Key of ``config.json`` that is no setting: how the engine was chosen where ``auto`` was asked for."""
+
 Model = Annotated[str, Names("model", closed=False)]
 Task = Annotated[str, Names("task", closed=False)]
 MethodName = Annotated[str, Names("method", "methods:METHODS")]
 Scheme = Annotated[str, Names("scheme", "runs.config:DEFAULTS")]
 Objective = Annotated[str, Names("objective", closed=False)]
-Engine = Annotated[str, Names("engine", "forward.evaluator:ENGINES")]
+Engine = Annotated[str, Names("engine", "forward.engines:CHOICES")]
 DType = Annotated[str, Names("dtype", closed=False)]
 Device = Annotated[str, Names("device", closed=False)]
 Rows = Annotated[str, Flag(path="data")]
@@ -151,10 +155,10 @@ class TuneConfig:
     "auto": from eps and the size of the coefficients."""
     eps: Positive | None = None
     """Perturbation scale; by default a first guess for the scheme."""
-    engine: Engine | None = None
-    """stream, dual or in-place; by default what measured fastest (gradless profile).
+    engine: Engine | None = "auto"
+    """auto, stream, dual or in-place.
 
-    It finds the losses at perturbed weights."""
+    It finds the losses at perturbed weights. auto: the faster one of the first two, measured once on this machine."""
     split: Annotated[str, Names("split", "ranks:SPLITS")] = "batch"
     """Under torchrun: batch or directions.
 
@@ -257,7 +261,7 @@ class TuneConfig:
             self,
             lr=self.lr if self.lr is not None else guess,
             eps=eps,
-            engine=self.engine or self._engine(),
+            engine=self.engine or AUTO,
             eval_every=self.eval_every or self.usual_eval_every,
             plugins=used,
         )
@@ -282,19 +286,6 @@ class TuneConfig:
         if self.own and self.data:
             raise BadInput("--data goes with a --task: give your own files with --train, --dev and --test")
 
-    def _engine(self) -> str:
-        """The engine of a run that names none."""
-        from gradless.forward.evaluator import STREAM
-        from gradless.methods import METHODS
-        from gradless.ranks import DIRECTIONS
-
-        # Text is generated token by token, with decisions that several copies cannot take at once.
-        # Several copies cannot share what lies before the first block that one of them perturbs.
-        # The last bits of a loss may depend on how many points are evaluated at once.
-        if self.objective == "f1" or METHODS[self.method].blocks or self.split == DIRECTIONS:
-            return STREAM
-        return fastest_engine(self.device, self.scheme)
-
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary that `from_json` reads back."""
         values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
@@ -304,7 +295,7 @@ class TuneConfig:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> TuneConfig:
-        """Return the configuration that `to_json` wrote.
+        """Return the configuration that `to_json` wrote; what a run recorded beside it (`RECORDED`) is passed over.
 
         Raises:
             BadInput: a field that this release does not know, one that holds what it may not, or a plugin that the run
@@ -313,7 +304,12 @@ class TuneConfig:
         if "model" not in values:
             raise BadInput("the settings name no model: give one")
         require_plugins(values)
-        return TuneConfig(**typed.table(values, TuneConfig))
+        return TuneConfig(**typed.table(without_records(values), TuneConfig))
+
+
+def without_records(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings in a ``config.json``, without what a run recorded beside them."""
+    return {name: value for name, value in values.items() if name != RECORDED}
 
 
 def named_parts(values: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -332,21 +328,36 @@ def require_plugins(values: Mapping[str, Any]) -> None:
     plugins.require(named_parts(values), typed.value("plugins", values.get("plugins", {}), dict[str, str]))
 
 
-def fastest_engine(device: str, scheme: str) -> str:
-    """Return the engine that was fastest where `gradless profile` measured this kind of device and scheme.
+def fixed_engine(config: TuneConfig) -> str:
+    """Return the engine of a run that asks for none, where nothing may be measured: benchmarks and groups of peers.
 
-    ``engines.json`` is made from the committed measurements (benchmarks/choose_engine.py), so that the same command
-    picks the same engine everywhere: the last bits of a loss depend on it. What was never measured gets the plainest.
+    Their results must not depend on the machine's load, since the last bits of a loss depend on the engine.
     """
-    from gradless.forward.evaluator import STREAM
+    from gradless.methods import METHODS
+    from gradless.ranks import DIRECTIONS
 
-    measured = json.loads((Path(__file__).parent / "engines.json").read_text(encoding="utf-8"))
-    engine: str = measured.get(device.split(":")[0], {}).get(scheme, STREAM)
-    return engine
+    if config.engine not in (None, AUTO):
+        return str(config.engine)
+    # Text is generated token by token, with decisions that several copies cannot take at once.
+    # Several copies cannot share what lies before the first block that one of them perturbs.
+    # The last bits of a loss may depend on how many points are evaluated at once.
+    one_by_one = config.objective == "f1" or METHODS[config.method].blocks or config.split == DIRECTIONS
+    return STREAM if one_by_one or not config.device.startswith("cpu") else DUAL
 
 
 def read_config(folder: Path) -> TuneConfig:
     """Return the configuration of a run directory.
+
+    Raises:
+        BadInput: there is no run, or its file cannot be read.
+    """
+    values = read_values(folder)
+    with typed.within(folder / "config.json"):
+        return TuneConfig.from_json(values)
+
+
+def read_values(folder: Path) -> dict[str, Any]:
+    """Return the contents of ``config.json``: the settings, and what the run recorded beside them.
 
     Raises:
         BadInput: there is no run, or its file cannot be read.
@@ -361,8 +372,7 @@ def read_config(folder: Path) -> TuneConfig:
         raise BadInput(f"{path} cannot be read ({reason}): restore it from a copy") from None
     if not isinstance(values, dict):
         raise BadInput(f"{path} holds no settings: restore it from a copy")
-    with typed.within(path):
-        return TuneConfig.from_json(values)
+    return values
 
 
 def difference(old: TuneConfig, new: TuneConfig) -> str | None:

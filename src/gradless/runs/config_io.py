@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gradless.errors import BadInput, unknown
-from gradless.runs.config import OwnFiles, TuneConfig, check_own, require_plugins
+from gradless.runs.config import OwnFiles, TuneConfig, check_own, require_plugins, without_records
 from gradless.system import typed
 from gradless.system.typed import Flag, Setting
 
@@ -47,7 +47,7 @@ def read(path: Path, cell: str | None = None) -> dict[str, Any]:
             plugins.load(_asked(path, settings["plugins"]), folder=path.parent)
             settings = {name: value for name, value in settings.items() if name != "plugins"}
         require_plugins(settings)
-        fields = typed.table(settings, TuneConfig)
+        fields = typed.table(without_records(settings), TuneConfig)
         check_own(fields.get("own", {}))
     return fields
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from gradless.lm import encode, evaluate
+from gradless.lm import encode, evaluate, objectives
 from gradless.lm.encode import Encoded
 from gradless.lm.evaluate import Evaluation
 from gradless.lm.objectives import Objective
-from gradless.ranks import Ranks
+from gradless.ranks import BATCH, Ranks
+from gradless.runs import build
 from gradless.runs.build import Model
 from gradless.runs.config import TuneConfig
 from gradless.runs.record import RunLog
@@ -32,6 +33,23 @@ class RunContext(NamedTuple):
     ranks: Ranks | None = None
     encoded: Mapping[str, Sequence[Encoded]] = {}
     """Rows as the tokens that this model reads, by split; of a split that is missing they are made when needed."""
+
+
+def batches_of(run: RunContext, step: int) -> list[Any]:
+    """Return this rank's share of a step's batch, as its objective takes it, and give the share its weight."""
+    config, encoded = run.config, run.encoded["train"]
+    rows = [encoded[i] for i in build.batch_indices(len(encoded), config.batch_size, config.seed, step)]
+    if config.micro_batch_size:
+        rows.sort(key=lambda row: row.longest)  # like lengths share a micro-batch: less padding
+    batches = objectives.prepare(run.model.lm, run.objective, shard(rows, run.ranks), config.micro_batch_size)
+    if run.ranks is not None:
+        run.ranks.weight = sum(batch.weight for batch in batches)
+    return batches
+
+
+def shard(rows: list[Encoded], ranks: Ranks | None) -> list[Encoded]:
+    """Return this rank's part of a batch."""
+    return rows if ranks is None or ranks.split != BATCH else list(ranks.own(rows))
 
 
 def evaluate_split(run: RunContext, split: str, title: str, *, predict: bool = True) -> Evaluation:

@@ -16,12 +16,13 @@ from typing import Any
 from gradless import ledger
 from gradless.errors import BadInput
 from gradless.estimators import linear_queries
+from gradless.forward.engines import AUTO
 from gradless.ledger import Contents
 from gradless.methods import METHODS
 from gradless.rules import SCHEDULES
 from gradless.runs import build, predictions
 from gradless.runs.build import Say
-from gradless.runs.config import TuneConfig, read_config
+from gradless.runs.config import TuneConfig, read_config, read_values
 from gradless.runs.record import DIVERGED, DONE, read_result
 from gradless.system.atomic import replacing
 
@@ -35,7 +36,7 @@ def settled(config: TuneConfig, folder: Path, resume: bool) -> TuneConfig:
     if not resume or not (folder / "config.json").exists():
         return config.resolved()
     held = read_config(folder)
-    kept = {name: getattr(held, name) for name in ("engine", "eval_every") if getattr(config, name) is None}
+    kept = {name: getattr(held, name) for name in ("engine", "eval_every") if getattr(config, name) in (None, AUTO)}
     return build.pinned(dataclasses.replace(config, **kept).resolved(), held)
 
 
@@ -91,7 +92,7 @@ def begin(config: TuneConfig, folder: Path, taken: int, say: Say) -> None:
     held, result = read_config(folder), read_result(folder)
     if held.steps == config.steps:
         return
-    values = dataclasses.replace(held, steps=config.steps).to_json()
+    values = {**read_values(folder), "steps": config.steps}
     with replacing(folder / "config.json") as temporary:
         temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         with contextlib.suppress(FileNotFoundError):

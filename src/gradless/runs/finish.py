@@ -16,6 +16,7 @@ from gradless.methods import METHODS
 from gradless.optimizer import Update
 from gradless.runs import build, predictions
 from gradless.runs.build import BEST
+from gradless.runs.config import RECORDED
 from gradless.runs.context import RunContext, evaluate_split, selected_step, selection_key
 from gradless.runs.facts import DataFacts, baseline
 from gradless.runs.predictions import Prediction
@@ -143,6 +144,7 @@ def _training(run: RunContext, log: RunLog, moves: list[Update], step: int) -> d
         "peak_memory_bytes": log.peak(),
         "inference_memory_bytes": log.inference or 0,
         "engine": opt.engine,
+        **({RECORDED: choice.to_json()} if (choice := opt.evaluator.choice) else {}),
     }
 
 

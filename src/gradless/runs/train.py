@@ -22,13 +22,13 @@ from gradless import ledger
 from gradless.errors import BadInput, Diverged, NotFinite
 from gradless.forward import model_blocks
 from gradless.lm import objectives
-from gradless.lm.encode import Encoded
 from gradless.methods import METHODS
 from gradless.optimizer import Update
-from gradless.ranks import BATCH, Ranks, agreed
+from gradless.ranks import Ranks, agreed
 from gradless.runs import (
     build,
     describe,
+    engine,
     expected_time,
     extend,
     finish,
@@ -38,8 +38,8 @@ from gradless.runs import (
     trackers,
 )
 from gradless.runs.build import BEST
-from gradless.runs.config import TuneConfig, difference, read_config
-from gradless.runs.context import RunContext, evaluate_split, selected_step
+from gradless.runs.config import RECORDED, TuneConfig, difference, read_config
+from gradless.runs.context import RunContext, batches_of, evaluate_split, selected_step, shard
 from gradless.runs.facts import FILE as FACTS
 from gradless.runs.facts import DataFacts, lines
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, RunLog, read_result
@@ -121,8 +121,10 @@ def _tune(
         contents = _continued(run, header)
         if contents is not None:
             extend.begin(config, folder, len(contents.moves), reporter.say)
+    run, chosen = engine.settled(run)
+    config, header = run.config, engine.in_header(header, run.config, chosen)
     if contents is None:
-        write_json(folder / "config.json", config.to_json())
+        write_json(folder / "config.json", config.to_json() | ({RECORDED: chosen.to_json()} if chosen else {}))
         build.keep_initial(config, folder, model)
     rows = {split: len(getattr(run.splits, split)) for split in ("train", "dev", "test")}
     keep = len(contents.moves) if contents else 0
@@ -208,7 +210,8 @@ def _shown(run: RunContext, log: RunLog, facts: DataFacts, done: int) -> DataFac
     if run.ranks is not None and run.ranks.rank:
         return facts
     facts = msgspec.structs.replace(facts, time=expected_time.of_run(run, log, done))
-    for line in lines(facts):
+    chosen = run.model.optimizer.evaluator.choice
+    for line in (*lines(facts), *([f"engine: {chosen}"] if chosen else [])):
         run.reporter.say(line)
     write_json(run.folder / FACTS, facts.to_json())
     return facts
@@ -277,14 +280,9 @@ def _loop(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> tuple[str
 
 def _step(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> float:
     """Take a step and return its loss; the ledger gets it first: a crash in between replays the same update."""
-    config, opt, lm, encoded = run.config, run.model.optimizer, run.model.lm, run.encoded["train"]
+    config, opt, lm = run.config, run.model.optimizer, run.model.lm
     begun = time.perf_counter()
-    chosen = [encoded[i] for i in build.batch_indices(len(encoded), config.batch_size, config.seed, opt.t)]
-    if config.micro_batch_size:
-        chosen.sort(key=lambda row: row.longest)  # like lengths share a micro-batch: less padding
-    batches = objectives.prepare(lm, run.objective, _shard(chosen, run.ranks), config.micro_batch_size)
-    if run.ranks is not None:
-        run.ranks.weight = sum(batch.weight for batch in batches)
+    batches = batches_of(run, opt.t)
     moves: list[Update] = []
 
     def append(move: Update) -> None:
@@ -317,11 +315,6 @@ def _step(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> float:
     return loss
 
 
-def _shard(rows: list[Encoded], ranks: Ranks | None) -> list[Encoded]:
-    """Return this rank's part of a batch."""
-    return rows if ranks is None or ranks.split != BATCH else list(ranks.own(rows))
-
-
 def _check_equal(run: RunContext) -> None:
     """Check that all ranks hold the same weights. Cost: one hash of the tuned weights."""
     opt = run.model.optimizer
@@ -337,7 +330,7 @@ def _log_inference(run: RunContext, log: RunLog) -> None:
     steps = range(min(config.steps, LOOKED_AT))
     draws = (build.batch_indices(len(encoded), config.batch_size, config.seed, t) for t in steps)
     largest = max(draws, key=lambda rows: max(encoded[i].longest for i in rows))
-    rows = _shard([encoded[i] for i in largest], run.ranks)
+    rows = shard([encoded[i] for i in largest], run.ranks)
     batches = objectives.prepare(lm, run.objective, rows, config.micro_batch_size)
     meter, start = PeakMeter(lm.device), time.perf_counter()
     objectives.loss_over(lm, run.objective, batches)  # allocator and caches warm up outside

@@ -42,13 +42,13 @@ PACKAGES = {
         "collab.build=build collab.course=progress collab.processes=workers collab.simulate=simulate collab.study=study"
     ),
     "cost": (
-        "blueprints=meta_models eager_mezo footprint live=live_memory plan plots=figures profiling=profile "
-        "shares=time_shares workload"
+        "blueprints=meta_models eager_mezo footprint plan plots=figures profiling=profile shares=time_shares workload"
     ),
     "directions": "masks subsets=blocks",
     "forward": (
-        "ahead=read_order copies=batched deferred derivatives=autodiff landscape=evaluator "
-        "layers=model_blocks leaves=parameters points prefix=prefix_cache streaming=perturbed thin=low_rank"
+        "ahead=read_order copies=batched cost.live_memory=live_memory deferred derivatives=autodiff "
+        "landscape=evaluator layers=model_blocks leaves=parameters live=live_memory points prefix=prefix_cache "
+        "streaming=perturbed thin=low_rank"
     ),
     "integrations": "integrations.checks=argument_checks integrations.choice=method_choice",
     "kernels": "kernels.tiles=numba_tiles",

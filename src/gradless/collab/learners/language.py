@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from gradless.forward.evaluator import Closure
 from gradless.lm import encode, evaluate, objectives, schemes
 from gradless.lm.encode import Encoded
 from gradless.runs import build
-from gradless.runs.config import TuneConfig
+from gradless.runs.config import TuneConfig, fixed_engine
 from gradless.system import terminal
 from gradless.tasks.base import Splits, Task
 
@@ -31,7 +32,7 @@ class Text:
     """A task's rows, encoded and divided among peers."""
 
     def __init__(self, config: CollabConfig, peers: int) -> None:
-        self.tune = TuneConfig(
+        settings = TuneConfig(
             model=str(config.model),
             task=config.task,
             own=config.own,
@@ -51,7 +52,8 @@ class Text:
             steps=config.steps,
             weight_decay=config.weight_decay,
             zero_shot=False,
-        ).resolved()
+        )
+        self.tune = dataclasses.replace(settings, engine=fixed_engine(settings)).resolved()
         self.task, self.rows = _loaded(self.tune)
         self.objective = objectives.choose(self.task)
         self.model = self.build()

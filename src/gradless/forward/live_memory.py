@@ -55,9 +55,11 @@ class Live(TorchDispatchMode):
         self.now = self.peak = 0
         # A reference keeps the address of a storage that is freed from being taken for known.
         self._known = {t.untyped_storage()._cdata: t for t in known}
-        self._alive: dict[int, weakref.ref] = {}
+        self._alive: dict[int, weakref.ref[Any]] = {}
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Call ``func`` and note what it returns."""
         if func._schema.name in ASKED and isinstance(args[0], Tensor) and args[0].is_meta:
             if args[0].dtype is torch.bool:
@@ -70,6 +72,12 @@ class Live(TorchDispatchMode):
             if isinstance(value, Tensor) and value.layout == torch.strided:
                 self._note(value)
         return out
+
+    def exclude(self, value: Tensor) -> None:
+        """Do not count this tensor's memory, unless it was made inside the block."""
+        storage = value.untyped_storage()
+        if storage._cdata not in self._alive:
+            self._known.setdefault(storage._cdata, value)
 
     def _note(self, value: Tensor) -> None:
         storage = value.untyped_storage()
@@ -101,7 +109,9 @@ class FusedAttention(TorchFunctionMode):
     the meta device torch takes the path that holds them, so this mode answers instead.
     """
 
-    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         """Answer attention, and call everything else."""
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:

@@ -1,0 +1,45 @@
+"""The engine of a run: chosen before its first step where ``auto`` was asked for, recorded, and kept from then on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from gradless.forward.engines import AUTO, STREAM, EngineChoice
+from gradless.lm import objectives
+from gradless.runs.config import RECORDED, TuneConfig, read_values
+from gradless.runs.context import RunContext, batches_of
+from gradless.runs.replay import shared
+
+
+def settled(run: RunContext) -> tuple[RunContext, EngineChoice | None]:
+    """Return the run with an engine in place of ``auto``, and how it was chosen; None: it was named.
+
+    Collective. Cost: `gradless.ZerothOrder.choose_engine` on the batch of the next step; nothing where the run has
+    chosen before.
+    """
+    evaluator, opt = run.model.optimizer.evaluator, run.model.optimizer
+    if run.config.engine != AUTO:
+        evaluator.choice = _recorded(run)
+        return run, evaluator.choice
+    if run.objective.name == "f1":
+        evaluator.settle(EngineChoice(STREAM, reason="text is generated token by token, for one point at a time"))
+    else:
+        batches = batches_of(run, opt.t)
+        opt.choose_engine(lambda: objectives.loss_over(run.model.lm, run.objective, batches))
+    return run._replace(config=dataclasses.replace(run.config, engine=opt.engine)), evaluator.choice
+
+
+def _recorded(run: RunContext) -> EngineChoice | None:
+    """Return what a run that goes on has recorded of its choice, unless its engine was named since."""
+    if not (run.folder / "config.json").exists():
+        return None
+    choice = EngineChoice.from_json(read_values(run.folder).get(RECORDED))
+    return choice if choice is not None and choice.engine == run.config.engine else None
+
+
+def in_header(header: dict[str, Any], config: TuneConfig, choice: EngineChoice | None) -> dict[str, Any]:
+    """Return the header of a ledger with the engine that was chosen."""
+    if choice is None:
+        return header
+    return {**header, "config": shared(config).to_json(), "engine": choice.to_json()}

@@ -1,0 +1,59 @@
+"""What this machine is, as far as speed and memory depend on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import torch
+
+GROUPS: Final = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+"""Limit and use of memory of a container, in both versions of control groups."""
+
+
+def device_name(device: torch.device) -> str:
+    """Return the name of the processor or GPU."""
+    if device.type == "cuda":
+        from torch import cuda
+
+        return cuda.get_device_name(device)
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Return the bytes that a process may still take on a device, or None where nothing tells."""
+    if device.type == "cuda":
+        from torch import cuda
+
+        return cuda.mem_get_info(device)[0] + cuda.memory_reserved(device) - cuda.memory_allocated(device)
+    known = [number for number in (_available(), *map(_left, *zip(*GROUPS, strict=True))) if number is not None]
+    return min(known, default=None)
+
+
+def _available() -> int | None:
+    """Return what the system can give without swapping; where it does not say, half of all it has."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return None
+
+
+def _left(limit: str, used: str) -> int | None:
+    """Return what a container's limit leaves; None if there is no limit."""
+    with contextlib.suppress(OSError, ValueError):
+        return max(0, int(Path(limit).read_text(encoding="utf-8")) - int(Path(used).read_text(encoding="utf-8")))
+    return None
