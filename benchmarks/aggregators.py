@@ -3,11 +3,14 @@
     pip install --no-deps byzfl==0.0.11
     python benchmarks/aggregators.py --out benchmarks/results/aggregators-cpu.json
 
-Both get the same float32 rows, n = 26 and d = 431,080 (the published MNIST model) unless told otherwise. The error is
-the largest difference from a naive float64 computation, over its largest entry; extra memory is the growth of the peak
-of the process beyond the result, in units of the input (Linux only). Without ByzFL only our side is measured. Times on
-a shared machine mean little by themselves: read the ratios. ``--receivers`` measures `Aggregator.for_all` against one
-call for each honest receiver instead:
+Both get the same float32 rows, n = 26 and d = 431,080 (the published MNIST model) unless told otherwise, through the
+calls of their users. ByzFL's Clipping and ARC write to the rows that they get: they get a copy in memory that is there
+already, and its time counts, but "in place", where both may write. The error is the largest difference from a naive
+float64 computation, over its largest entry; extra memory is the growth of the peak of the process beyond the result, in
+units of the input (Linux only). ByzFL's SMEA and MDA look at all subsets, which takes minutes: ours alone are measured,
+against all subsets in float64. Without ByzFL only our side is measured. Times on a shared machine mean little by
+themselves: read the ratios. ``--receivers`` measures `Aggregator.for_all` against one call for each honest receiver
+instead:
 
     python benchmarks/aggregators.py --receivers --out benchmarks/results/aggregators-for-all-cpu.json
 """
@@ -16,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import platform
 import statistics
@@ -32,8 +36,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradless.collab.aggregation.base import aggregate
-from gradless.collab.aggregation.receivers import seen_by_all
 from gradless.collab.aggregators import arc, clipping, named, nnm
 
 STUBS = {
@@ -50,6 +52,7 @@ class Case(NamedTuple):
     theirs: Callable[[Any, Tensor], Tensor] | None
     truth: Callable[[Tensor, Tensor], Tensor]  # (float64 rows, squared distances)
     in_place: bool = False  # both may write to the rows that they get: copies that are not timed
+    overwrites: bool = False  # theirs writes to its rows, so it gets a copy, which is timed
 
 
 def nearest(x: Tensor, distances: Tensor, f: int) -> Tensor:
@@ -89,12 +92,38 @@ def cut_longest(x: Tensor, f: int) -> Tensor:
     return cut(x, float(x.norm(dim=1).sort().values[n - 2 * f * (n - f) // n - 1]))
 
 
+def best_subset(x: Tensor, keep: int, score: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Mean of the subset with the least score, which is given the inner products [n, n] and subsets [B, k]."""
+    inner = (x - x[0]) @ (x - x[0]).T
+    subsets, least, best = itertools.combinations(range(len(x)), keep), float("inf"), torch.empty(0)
+    while chunk := list(itertools.islice(subsets, 4096)):
+        index = torch.tensor(chunk)
+        scores = score(inner, index)
+        if float(scores.min()) < least:
+            least, best = float(scores.min()), index[int(scores.argmin())]
+    return x[best].mean(0)
+
+
+def top_eigenvalue(inner: Tensor, index: Tensor) -> Tensor:
+    within = inner[index[:, :, None], index[:, None, :]]
+    within = within - within.mean(1, keepdim=True)
+    return torch.linalg.eigvalsh(within - within.mean(2, keepdim=True))[:, -1]
+
+
+def diameter(inner: Tensor, index: Tensor) -> Tensor:
+    lengths = inner.diagonal()
+    squared = lengths[:, None] + lengths - 2 * inner
+    return squared[index[:, :, None], index[:, None, :]].flatten(1).amax(1)
+
+
 def cases(n: int, f: int) -> dict[str, Case]:
     """Rules that both sides have, and some that only we have in a usable form."""
     receivers, norm = range(n - f), 300.0  # of rows of length 657 at the default width
     return {
-        "clipping": Case(clipping(norm=norm), lambda b, x: b.Clipping(c=norm)(x), lambda x, d: cut(x, norm)),
-        "arc": Case(arc(f=f), lambda b, x: b.ARC(f=f)(x), lambda x, d: cut_longest(x, f)),
+        "clipping": Case(
+            clipping(norm=norm), lambda b, x: b.Clipping(c=norm)(x), lambda x, d: cut(x, norm), overwrites=True
+        ),
+        "arc": Case(arc(f=f), lambda b, x: b.ARC(f=f)(x), lambda x, d: cut_longest(x, f), overwrites=True),
         "clipping, in place": Case(
             lambda x: clipping(norm=norm)(x, in_place=True),
             lambda b, x: b.Clipping(c=norm)(x),
@@ -108,15 +137,19 @@ def cases(n: int, f: int) -> dict[str, Case]:
             in_place=True,
         ),
         "arc+mean": Case(
-            named("arc+mean", f=f), lambda b, x: b.Average()(b.ARC(f=f)(x)), lambda x, d: cut_longest(x, f).mean(0)
+            named("arc+mean", f=f),
+            lambda b, x: b.Average()(b.ARC(f=f)(x)),
+            lambda x, d: cut_longest(x, f).mean(0),
+            overwrites=True,
         ),
         "arc+multi-krum": Case(
             named("arc+multi-krum", f=f),
             lambda b, x: b.MultiKrum(f=f)(b.ARC(f=f)(x)),
             lambda x, d: (y := cut_longest(x, f))[krum_row(apart(y), f)[: n - f]].mean(0),
+            overwrites=True,
         ),
         "nna, all honest peers": Case(
-            lambda x: aggregate(named("nna", f=f), seen_by_all(x, receivers)),
+            lambda x: named("nna", f=f).for_all(x, receivers),
             lambda b, x: torch.stack([b.MoNNA(f=f, idx=p)(x) for p in receivers]),
             lambda x, d: torch.stack([nearest(x, d[p], f) for p in receivers]),
         ),
@@ -136,8 +169,15 @@ def cases(n: int, f: int) -> dict[str, Case]:
         "median": Case(
             named("median"), lambda b, x: b.Median()(x), lambda x, d: torch.from_numpy(np.median(x.numpy(), 0))
         ),
+        "median, of a list": Case(
+            lambda x: named("median")(list(x)),
+            lambda b, x: b.Median()(list(x)),
+            lambda x, d: torch.from_numpy(np.median(x.numpy(), 0)),
+        ),
         "meamed": Case(named("meamed", f=f), lambda b, x: b.Meamed(f=f)(x), lambda x, d: around_median(x, f)),
         "mean": Case(named("mean"), lambda b, x: b.Average()(x), lambda x, d: x.mean(0)),
+        "mda": Case(named("mda", f=f), None, lambda x, d: best_subset(x, n - f, diameter)),
+        "smea": Case(named("smea", f=f), None, lambda x, d: best_subset(x, n - f, top_eigenvalue)),
         "nnm+trimmed-mean": Case(
             named("nnm+trimmed-mean", f=f),
             lambda b, x: b.TrMean(f=f)(b.NNM(f=f)(x)),
@@ -190,10 +230,10 @@ def error(found: Tensor, true: Tensor) -> float:
 
 def compare(case: Case, byzfl: Any | None, x: Tensor, true: Tensor, repeats: int) -> dict[str, Any]:
     """Medians of interleaved runs, after one to warm up; error and memory of both."""
-    scratch = x.clone()
+    scratch, other = x.clone(), torch.empty_like(x)
     sides: dict[str, Callable[[], Tensor]] = {"gradless": lambda: case.ours(scratch)}
-    if byzfl is not None and case.theirs is not None:  # some of its classes write to their input
-        sides["byzfl"] = lambda: case.theirs(byzfl, scratch if case.in_place else scratch.clone())
+    if byzfl is not None and case.theirs is not None:
+        sides["byzfl"] = lambda: case.theirs(byzfl, other.copy_(scratch) if case.overwrites else scratch)
     row: dict[str, Any] = {}
     for side, run in sides.items():
         scratch.copy_(x)
@@ -243,7 +283,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=26)
     parser.add_argument("--byzantine", type=int, default=5)
     parser.add_argument("--columns", type=int, default=431_080)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--only", nargs="*", help="names of rules")
     parser.add_argument("--receivers", action="store_true", help="all receivers at once against one by one")

@@ -98,7 +98,7 @@ AGGREGATORS: dict[str, Entry] = {
         "mean of the n-f rows of least top eigenvalue",
         "Allouah et al. 2023",
         "n > 2 f",
-        "G + C(n, f) n^3",
+        "G + at worst C(n, f) n^2",
     ),
     "caf": Entry(caf, "weights filtered along principal directions", "Allouah et al. 2025", "n > 2 f", "G + n^4"),
     "cge": Entry(cge, "mean of the n-f shortest rows", "Gupta et al. 2020", "n > 2 f", "G"),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradless.collab.aggregation import passes
+from gradless.collab.aggregation import passes, threads
 from gradless.collab.aggregation.gram import measure
 
 
@@ -57,7 +57,7 @@ def _in_one_pass(sent: Tensor, mixed: Tensor) -> Mixing | None:
         kernel.spread_blocks(first, last, x, sent_at, y, mixed_at, width, sums.numpy())
         return sums
 
-    total = torch.stack(passes.spread(-(-width // kernel.BLOCK), count * width // 2, run)).sum(0)
+    total = torch.stack(threads.spread(-(-width // kernel.BLOCK), count * width // 2, run)).sum(0)
     if not bool((total < torch.finfo(sent.dtype).max).all()):  # of a NaN too
         return None
     old, new, shift, _ = total.clamp_min(0.0).tolist()

@@ -13,7 +13,7 @@ from gradless.collab.aggregation import coordinate_rules
 
 
 @settings(max_examples=40, deadline=None)
-@given(n=st.integers(1, 40), width=st.integers(1, 300), seed=st.integers(0, 99), wild=st.booleans(), wide=st.booleans())
+@given(n=st.integers(1, 40), width=st.integers(1, 700), seed=st.integers(0, 99), wild=st.booleans(), wide=st.booleans())
 def test_compiled_columns_have_the_bits_of_the_reference(n, width, seed, wild, wide):
     pytest.importorskip("numba", reason="the compiled kernels need numba")
     x = normal(n, width, seed=seed, dtype=torch.float64 if wide else torch.float32)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from collab_helpers import normal
-from gradless.collab.aggregation import passes
+from gradless.collab.aggregation import passes, threads
 from gradless.collab.aggregation.gram import combine, measure
 from gradless.collab.aggregators import nna, nnm
 from gradless.errors import BadInput
@@ -182,11 +182,11 @@ def test_what_cannot_be_measured_is_refused():
 def test_denormal_numbers_are_zero_for_a_while_and_in_new_threads():
     tiny = torch.full((1,), torch.finfo(torch.float32).tiny)
     found = []
-    with passes.without_denormals():
+    with threads.without_denormals():
         other = threading.Thread(target=lambda: found.append(float(tiny / 4)))
         other.start()
         other.join()
-        with passes.without_denormals():
+        with threads.without_denormals():
             pass
         assert float(tiny / 4) == 0.0, "what was set outside stays"
     assert found == [0.0]

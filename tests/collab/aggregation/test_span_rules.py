@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gradless import rng
 from gradless.collab.aggregation import receivers
 from gradless.collab.aggregation.base import aggregate, weights_of
 from gradless.collab.aggregation.gram import measure
 from gradless.collab.aggregation.receivers import Received, seen_by_all
-from gradless.collab.aggregation.span_rules import batch_of
+from gradless.collab.aggregation.span_rules import batch_of, least_eigenvalue
 from gradless.collab.aggregators import (
     Aggregator,
     centred_clipping,
@@ -139,3 +143,38 @@ def test_no_rule_is_asked_about_a_receiver_whose_own_row_is_broken():
     found = weights_of(mine, measure((rows,)), seen_by_all(rows, range(4)))
     assert found[1].tolist() == [0.0, 1.0, 0.0, 0.0]
     assert found[0].tolist() == [0.25] * 4
+
+
+@pytest.mark.parametrize("kernels", ["compiled", "reference"])
+@settings(max_examples=60, deadline=None)
+@given(
+    n=st.integers(3, 9),
+    width=st.integers(1, 12),
+    seed=st.integers(0, 999),
+    kind=st.sampled_from(["ties", "far", "odd"]),
+)
+def test_the_search_finds_what_looking_at_all_subsets_finds(kernels, n, width, seed, kind):
+    f = 1 + seed % max(1, (n - 1) // 2)
+    rows = rng.normal(seed, "rows", (n, width)).double()
+    if kind == "ties":
+        rows = rows.round()
+    elif kind == "far":
+        rows = rows * 1e-3 + 1e3
+        rows[:f] *= 10.0 ** (seed % 60)
+    else:
+        rows[seed % n], rows[(seed + 1) % n, 0] = torch.inf, (torch.nan, 1.0, 1e300)[seed % 3]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADLESS_KERNELS", "reference") if kernels == "reference" else None
+        weights = least_eigenvalue(measure((rows,)), 0, f)
+    chosen = tuple(weights.nonzero().flatten().tolist())
+    finite = measure((rows,)).finite.tolist()
+    values = {
+        subset: float(np.linalg.svd((rows[list(subset)] - rows[list(subset)].mean(0)).numpy())[1][0] ** 2)
+        for subset in itertools.combinations(range(n), n - f)
+        if all(finite[i] for i in subset)
+    }
+    assert len(chosen) == n - f
+    if values:
+        least = min(values.values())
+        best = [subset for subset, value in values.items() if value <= least * (1 + 1e-6) + 1e-18]
+        assert chosen in best

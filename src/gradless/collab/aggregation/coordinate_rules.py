@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradless.collab.aggregation import passes
+from gradless.collab.aggregation import passes, threads
 
 
 def mean(tile: Tensor) -> Tensor:
@@ -26,8 +26,7 @@ def mean(tile: Tensor) -> Tensor:
     if passes.compiled(tile.device):
         from gradless.collab.aggregation import numba_kernels
 
-        none = np.zeros(0, np.int64)
-        return _run(tile, numba_kernels.middle_blocks, none, none, 0, n, nan=np.nan)
+        return _run(tile, numba_kernels.mean_blocks, numba_kernels.BLOCK, n)
     return _mean_of(tile + 0.0, 0, n).to(tile.dtype)
 
 
@@ -41,7 +40,7 @@ def middle(tile: Tensor, begin: int, end: int) -> Tensor:
     from gradless.collab.aggregation import numba_kernels
 
     low, high = network(tile.shape[0], begin, end)
-    return _run(tile, numba_kernels.middle_blocks, low, high, begin, end)
+    return _sort_and(tile, numba_kernels.middle_blocks, low, high, begin, end)
 
 
 def around(tile: Tensor, drop: int) -> Tensor:
@@ -54,7 +53,7 @@ def around(tile: Tensor, drop: int) -> Tensor:
         from gradless.collab.aggregation import numba_kernels
 
         low, high = network(n, 0, n)
-        return _run(tile, numba_kernels.around_blocks, low, high, drop)
+        return _sort_and(tile, numba_kernels.around_blocks, low, high, drop)
     ranks = _sorted(tile).double()
     median = (ranks[(n - 1) // 2] + ranks[n // 2]) / 2
     first, last = torch.zeros_like(median, dtype=torch.int64), torch.full_like(median, n - 1, dtype=torch.int64)
@@ -80,20 +79,24 @@ def _mean_of(rows: Tensor, begin: int, end: int) -> Tensor:
     return total / (end - begin)
 
 
-def _run(
-    tile: Tensor, kernel: Callable[..., None], low: np.ndarray, high: np.ndarray, *numbers: int, nan: float = np.inf
-) -> Tensor:
-    """Run a kernel over all columns of a tile; a NaN counts as ``nan``."""
+def _sort_and(tile: Tensor, kernel: Callable[..., None], low: np.ndarray, high: np.ndarray, *numbers: int) -> Tensor:
+    """Run a kernel that sorts; a NaN counts as plus infinity."""
     from gradless.collab.aggregation import numba_kernels
 
-    (x, starts), (n, width) = passes.flat(tile), tile.shape
+    number = passes.flat(tile)[0].dtype.type
+    rest = (low, high, *numbers, number(np.inf), number(0))
+    return _run(tile, kernel, numba_kernels.LANES, len(low) + len(tile), *rest)
+
+
+def _run(tile: Tensor, kernel: Callable[..., None], block: int, work: int, *rest: Any) -> Tensor:
+    """Run a kernel over all columns of a tile, ``block`` at a time, with about ``work`` vector operations for each."""
+    (x, starts), width = passes.flat(tile), tile.shape[1]
     out = torch.empty(width, dtype=tile.dtype)
-    instead, zero = x.dtype.type(nan), x.dtype.type(0)
-
-    def run(first: int, last: int) -> Any:
-        kernel(first, last, x, starts, width, low, high, *numbers, instead, zero, out.numpy())
-
-    passes.spread(-(-width // numba_kernels.LANES), (len(low) + n) * width // 4, run)
+    threads.spread(
+        -(-width // block),
+        work * width // 4,
+        lambda first, last: kernel(first, last, x, starts, width, *rest, out.numpy()),
+    )
     return out
 
 

@@ -81,6 +81,19 @@ def gram_blocks(
         _pairs(buffer, n + 1, gram, zero)
 
 
+@njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def length_blocks(first: Any, last: Any, x: Any, offsets: Any, width: Any, sums: Any, zero: Any) -> None:
+    """Blocks ``first .. last``: add the squared lengths of rows to ``sums``."""
+    for block in range(first, last):
+        start = block * BLOCK
+        m = min(BLOCK, width - start)
+        for i in range(offsets.size):
+            row, total = x[offsets[i] + start : offsets[i] + start + m], zero
+            for k in range(m):
+                total += row[k] * row[k]
+            sums[i] += np.float64(total)
+
+
 @njit(nogil=True, cache=True)
 def product_blocks(
     first: Any,
@@ -187,6 +200,32 @@ def middle_blocks(
 
 
 @njit(nogil=True, cache=True)
+def mean_blocks(first: Any, last: Any, x: Any, offsets: Any, width: Any, out: Any) -> None:
+    """Blocks ``first .. last`` of the mean of every column, summed row by row."""
+    acc, count = np.zeros(BLOCK, np.float64), np.float64(offsets.size)
+    for block in range(first, last):
+        start = block * BLOCK
+        m = min(BLOCK, width - start)
+        acc[:] = 0.0
+        i = 0
+        while i + 3 < offsets.size:  # four at a time, in their order: sums stay in registers
+            i0, i1, i2, i3 = offsets[i] + start, offsets[i + 1] + start, offsets[i + 2] + start, offsets[i + 3] + start
+            r0, r1, r2, r3 = x[i0 : i0 + m], x[i1 : i1 + m], x[i2 : i2 + m], x[i3 : i3 + m]
+            for k in range(m):
+                total = (acc[k] + np.float64(r0[k])) + np.float64(r1[k])
+                acc[k] = (total + np.float64(r2[k])) + np.float64(r3[k])
+            i += 4
+        while i < offsets.size:
+            row = x[offsets[i] + start : offsets[i] + start + m]
+            for k in range(m):
+                acc[k] += np.float64(row[k])
+            i += 1
+        target = out[start : start + m]
+        for k in range(m):
+            target[k] = acc[k] / count
+
+
+@njit(nogil=True, cache=True)
 def around_blocks(
     first: Any,
     last: Any,
@@ -262,3 +301,90 @@ def spread_blocks(first: Any, last: Any, x: Any, befores: Any, y: Any, afters: A
         for k in range(m):
             total += np.float64(a0[k]) * np.float64(a0[k]) + np.float64(b0[k]) * np.float64(b0[k])
         sums[3] += total
+
+
+@njit(nogil=True, cache=True)
+def next_within(inner: Any, bound: Any, subset: Any, resume: Any) -> bool:
+    """Advance ``subset`` [k] to the next one, in lexicographic order, whose scatter has no eigenvalue of ``bound``.
+
+    Around its first row r, the scatter of a subset is below the bound where b (1 + [i = j]) - <x_i - x_r, x_j - x_r>
+    over its other rows is positive definite. A Cholesky factorisation that grows by a row with every row of the subset
+    tells: a row whose pivot is not positive can join no subset with this beginning.
+
+    Args:
+        inner: inner products [n, n] of the rows around any centre.
+        bound: of the eigenvalues.
+        subset: ascending rows; where to go on, and what comes next.
+        resume: whether to go on behind ``subset``, or to begin with the first one of all.
+
+    Returns:
+        Whether there is one; else ``subset`` holds nothing of use.
+
+    Cost: n k operations for every beginning that the bound allows; memory n k.
+    """
+    n, k = inner.shape[0], subset.size
+    shifted, factor, pivots = np.zeros((n, n)), np.zeros((n, k)), np.zeros((k, n))
+    following = resume  # whether the rows up to here are those of ``subset``
+    rows = subset.copy()
+    depth = 0
+    rows[0] = subset[0] if following else 0
+    while depth >= 0:
+        row = rows[depth]
+        while depth > 0 and row < n and not pivots[depth - 1, row] > 0:
+            row += 1
+        following = following and row == rows[depth]
+        rows[depth] = row
+        left = k - depth - 1  # rows that are still missing behind this one
+        if n - row <= left:
+            depth -= 1
+            rows[depth] += depth >= 0
+            following = False
+            continue
+        if left == 0:
+            if not following:
+                subset[:] = rows
+                return True
+            enough = 0
+        elif depth == 0:
+            enough = _pivots_around(inner, bound, row, shifted, pivots[0])
+        else:
+            enough = _eliminate(shifted, factor, pivots, depth, row)
+        if left == 0 or enough < left:
+            rows[depth] += 1
+            following = False
+            continue
+        depth += 1
+        rows[depth] = subset[depth] if following else row + 1
+    return False
+
+
+@njit(nogil=True, cache=True)
+def _pivots_around(inner: Any, bound: Any, first: Any, shifted: Any, pivots: Any) -> int:
+    """Fill the matrix of rows behind ``first`` around it, and its diagonal; returns how many of them are positive."""
+    enough = 0
+    for i in range(first + 1, inner.shape[0]):
+        for j in range(first + 1, i + 1):
+            apart = inner[i, j] - inner[i, first] - inner[j, first] + inner[first, first]
+            shifted[i, j] = bound - apart
+        shifted[i, i] += bound
+        pivots[i] = shifted[i, i]
+        enough += pivots[i] > 0
+    return enough
+
+
+@njit(nogil=True, cache=True)
+def _eliminate(shifted: Any, factor: Any, pivots: Any, depth: Any, row: Any) -> int:
+    """Add ``row`` to the factorisation; returns how many rows behind it still have a positive pivot."""
+    root, column, enough = np.sqrt(pivots[depth - 1, row]), depth - 1, 0
+    for j in range(row + 1, shifted.shape[0]):
+        if not pivots[depth - 1, j] > 0:
+            pivots[depth, j] = 0.0
+            continue
+        total = shifted[j, row]
+        for t in range(column):
+            total -= factor[j, t] * factor[row, t]
+        total /= root
+        factor[j, column] = total
+        pivots[depth, j] = pivots[depth - 1, j] - total * total
+        enough += pivots[depth, j] > 0
+    return enough

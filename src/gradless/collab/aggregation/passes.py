@@ -7,12 +7,7 @@ float32, or float64 for float64 rows. Shapes: M rows, D columns, P results, t co
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +15,11 @@ import torch
 from torch import Tensor
 
 from gradless import kernels
+from gradless.collab.aggregation import memory
+from gradless.collab.aggregation.threads import spread
 from gradless.errors import BadInput
 
 TILE = 1 << 20  # elements of a scratch tile
-LARGE = 4 << 20  # bytes from which NumPy asks for huge pages: new memory then costs half of what torch's does
-WORTHWHILE, PIECES = 1 << 18, 32  # operations that are worth handing out, and into how many pieces at most
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -141,6 +136,9 @@ def squared_lengths(blocks: Sequence[Tensor]) -> Tensor:
     shape = shape_of(blocks)
     total = torch.zeros(shape.rows, dtype=torch.float64, device=shape.device)
     for _, tile in tiles(blocks):
+        if compiled(shape.device):
+            total += _compiled_lengths(tile)
+            continue
         whole = tile.shape[1] // 512 * 512
         parts = tile[:, :whole].unflatten(1, (-1, 512)) if whole else tile[:, None, :0]
         for piece in (parts, tile[:, None, whole:]):
@@ -185,8 +183,7 @@ def product(
             product(row_weights, blocks, centre, near, finite, out[p : p + 1])
         return out
     multiples = _multiples(weights)
-    for p, (j, weight) in multiples.items():
-        _scale(row(blocks, j), weight, out[p])
+    _scale_all([(row(blocks, j), weight, out[p]) for p, (j, weight) in multiples.items()])
     rest = [p for p in range(len(out)) if p not in multiples]
     if not rest:
         return out
@@ -200,7 +197,7 @@ def product(
 
 
 def space(out: Tensor | None, rows: int, shape: Shape) -> Tensor:
-    """``[rows, D]`` to write to: the first rows of ``out`` where they fit, or new memory."""
+    """``[rows, D]`` to write to: the first rows of ``out`` where they fit, or memory of its own."""
     if (
         out is not None
         and len(out) >= rows
@@ -208,10 +205,7 @@ def space(out: Tensor | None, rows: int, shape: Shape) -> Tensor:
         and out.is_contiguous()
     ):
         return out[:rows]
-    size = rows * shape.width * shape.dtype.itemsize
-    if shape.device.type != "cpu" or size < LARGE:
-        return torch.empty(rows, shape.width, dtype=shape.dtype, device=shape.device)
-    return torch.from_numpy(np.empty(size, np.uint8)).view(shape.dtype).view(rows, shape.width)
+    return memory.tensor((rows, shape.width), shape.dtype, shape.device)
 
 
 def combined(weights: Tensor, tile: Tensor, centre: int, near: Tensor, finite: Tensor | None) -> Tensor:
@@ -226,19 +220,35 @@ def _multiples(weights: Tensor) -> dict[int, tuple[int, float]]:
     """Return which results are one row times a weight."""
     used = weights != 0
     index, single = used.int().argmax(1), (used.sum(1) == 1).nonzero().flatten().tolist()
-    return {p: (int(index[p]), float(weights[p, index[p]])) for p in single}
+    rows, factors = index.tolist(), weights.gather(1, index[:, None])[:, 0].tolist()
+    return {p: (rows[p], factors[p]) for p in single}
+
+
+def _scale_all(rows: Sequence[tuple[Tensor, float, Tensor]]) -> None:
+    """Out = weight * row, for triples of row, weight and out."""
+    if rows and rows[0][0].device.type == "cpu":
+        work = len(rows) * rows[0][0].numel() // 4
+        spread(len(rows), work, lambda first, last: [_scale(*one) for one in rows[first:last]])
+        return
+    for one in rows:
+        _scale(*one)
 
 
 def _scale(row: Tensor, weight: float, out: Tensor) -> None:
     """Out = weight * row; in float64 where the weight is too small for the row's own precision."""
     row = row.detach()
-    if weight == 1:
-        if row.data_ptr() != out.data_ptr():
-            out.copy_(row)
-    elif abs(weight) >= 1e-30:
-        torch.mul(row, weight, out=out)
-    else:
+    if weight == 1 and row.data_ptr() == out.data_ptr():
+        return
+    if abs(weight) < 1e-30:
         out.copy_(row.double() * weight)
+    elif row.device.type != "cpu" or row.dtype not in (torch.float32, torch.float64):
+        torch.mul(row, weight, out=out)
+    elif weight == 1:
+        np.copyto(out.numpy(), row.numpy())  # takes two thirds of PyTorch's time
+    else:
+        numbers = row.numpy()
+        with np.errstate(all="ignore"):
+            np.multiply(numbers, numbers.dtype.type(weight), out=out.numpy())
 
 
 def _fill(
@@ -291,74 +301,6 @@ def flat(tile: Tensor) -> tuple[Any, Any]:
     return tile.detach().as_strided((size,), (1,)).numpy(), starts.numpy()
 
 
-@contextlib.contextmanager
-def without_denormals() -> Iterator[None]:
-    """Numbers below the smallest normal one are zero inside, in this thread and those that start in it.
-
-    Where an attack has driven all models to zero, what is left of their weights makes a step thirty times slower.
-    """
-    smallest = torch.full((1,), torch.finfo(torch.float32).tiny)
-    flushed = not bool(smallest / 4)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(flushed)
-
-
-_workers: int | None = None  # threads of `spread`; None: as many as PyTorch has
-
-
-@contextlib.contextmanager
-def small_operations() -> Iterator[None]:
-    """PyTorch on one core inside, while the pieces of `spread` still have all of them.
-
-    A round has hundreds of products of small matrices. PyTorch's threads wait for each other at the end of each, and on
-    a machine that is not idle that costs up to fifty times the work.
-    """
-    global _workers
-    previous = torch.get_num_threads(), _workers
-    _workers = _workers or previous[0]
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(previous[0])
-        _workers = previous[1]
-
-
-def spread(count: int, work: int, run: Callable[[int, int], Any]) -> list[Any]:
-    """``run(first, last)`` for all of ``count`` blocks, in pieces; the results in order.
-
-    Threads fetch pieces as they go, so one that the machine keeps waiting delays the others by a piece at most. The
-    pieces do not depend on the number of threads, so neither do sums over them.
-    """
-    pieces = max(1, min(PIECES, work // WORTHWHILE, count))
-    edges = [count * piece // pieces for piece in range(pieces + 1)]
-    results: list[Any] = [None] * pieces
-    left = deque(range(pieces))
-
-    def drain() -> None:
-        while True:
-            try:
-                piece = left.popleft()
-            except IndexError:
-                return
-            results[piece] = run(edges[piece], edges[piece + 1])
-
-    others = [_threads().submit(drain) for _ in range(min(_workers or torch.get_num_threads(), pieces) - 1)]
-    drain()
-    for other in others:
-        if not other.cancel():  # it has begun
-            other.result()
-    return results
-
-
-@functools.cache
-def _threads() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max_workers=os.cpu_count() or 1, thread_name_prefix="gradless-collab")
-
-
 def _compiled_gram(tile: Tensor, centre: int, near: Tensor) -> Tensor:
     """Return the upper triangle of the inner products of one tile."""
     from gradless.collab.aggregation import numba_kernels as kernel
@@ -373,6 +315,20 @@ def _compiled_gram(tile: Tensor, centre: int, near: Tensor) -> Tensor:
 
     count = -(-width // kernel.BLOCK)
     return torch.stack(spread(count, n * n * width // 8, run)).sum(0)
+
+
+def _compiled_lengths(tile: Tensor) -> Tensor:
+    """Return the squared length of every row of one tile."""
+    from gradless.collab.aggregation import numba_kernels as kernel
+
+    (x, starts), width = flat(tile), tile.shape[1]
+
+    def run(first: int, last: int) -> Tensor:
+        total = torch.zeros(len(starts), dtype=torch.float64)
+        kernel.length_blocks(first, last, x, starts, width, total.numpy(), x.dtype.type(0))
+        return total
+
+    return torch.stack(spread(-(-width // kernel.BLOCK), len(starts) * width // 4, run)).sum(0)
 
 
 def _compiled_product(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gradless.collab.aggregation import memory
 from gradless.errors import BadInput
 
 Rows = Tensor | np.ndarray | Sequence[Any]
@@ -65,7 +66,10 @@ def _stacked(rows: Sequence[Any]) -> Tensor | np.ndarray:
         kinds = {(tuple(row.shape), row.dtype, row.device) for row in rows}
         if len(kinds) > 1:
             raise BadInput(_unlike([f"{list(shape)} {dtype} on {device}" for shape, dtype, device in kinds]))
-        return torch.stack([row.detach() for row in rows])
+        first, own = rows[0], [row.detach() for row in rows]
+        if first.layout != torch.strided:
+            return torch.stack(own)
+        return torch.stack(own, out=memory.tensor((len(own), *first.shape), first.dtype, first.device))
     arrays = []
     for i, row in enumerate(rows):
         array = row if isinstance(row, np.ndarray) else _numbers(row)
@@ -74,7 +78,9 @@ def _stacked(rows: Sequence[Any]) -> Tensor | np.ndarray:
         arrays.append(array)
     if len({(array.shape, array.dtype) for array in arrays}) > 1:
         raise BadInput(_unlike(sorted({f"{list(array.shape)} {array.dtype}" for array in arrays})))
-    return np.stack(arrays)
+    first = arrays[0]
+    out = memory.lend(len(arrays) * first.nbytes).view(first.dtype).reshape(len(arrays), *first.shape)
+    return np.stack(arrays, out=out)
 
 
 def _numbers(row: Any) -> np.ndarray | None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gradless.collab.aggregation import passes
 from gradless.collab.aggregation.gram import CentredGram, mean_of, smallest
 
 CHUNK = 2048  # subsets whose eigenvalues are computed together
@@ -32,6 +33,7 @@ CHUNK = 2048  # subsets whose eigenvalues are computed together
 Numbers = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
 TINY = 1e-300  # instead of a distance of zero
+EQUAL = 1 - 1e-12  # of two eigenvalues, the larger over the smaller one is not below it
 
 
 class GramBatch(NamedTuple):
@@ -152,33 +154,52 @@ def _coverable(joined: list[int], alive: int, budget: int) -> bool:
 
 
 def least_eigenvalue(gram: CentredGram, pivot: int, f: int) -> Tensor:
-    """Average the first subset of N - f rows with the least top eigenvalue of its covariance.
+    """Average the first subset of N - f rows with the least top eigenvalue of its scatter.
 
-    Subsets that two of their rows, or the mean of the eigenvalues, rule out are not decomposed.
+    Eigenvalues that agree to 12 digits are equal.
     """
     n = gram.rows
     keep = n - f
     sound = gram.finite.nonzero().flatten()
     if len(sound) < keep or keep < 2:
         return mean_of(n, smallest(gram.squared().sum(1), keep))
-    inner, squared = gram.points().inner[:-1, :-1], gram.squared()
-    least, best = math.inf, sound[:keep]
-    subsets = itertools.combinations(sound.tolist(), keep)
-    start = smallest(squared, keep)[int(smallest(krum_scores(squared, f), 1))]
-    bound = float(_top_eigenvalues(inner, start[None])[0]) * (1 + 1e-9)
+    inner, squared = gram.points().inner[:-1, :-1][sound][:, sound], gram.squared()[sound][:, sound]
+    start = smallest(squared, keep)[int(smallest(squared.sort(1).values[:, :keep].sum(1), 1))]
+    bound = [max(float(_top_eigenvalues(inner, start[None])[0]) * (1 + 1e-9), TINY)]
+    least, best = math.inf, torch.arange(keep)
+    subsets = _subsets_below if passes.compiled(inner.device) else _every_subset
+    for index in subsets(inner, squared, keep, bound):
+        top = _top_eigenvalues(inner, index)
+        first = int(smallest(top, 1))
+        if float(top[first]) < least * EQUAL:
+            least, best = float(top[first]), index[first]
+            bound[0] = min(bound[0], least * EQUAL)
+    return mean_of(n, sound[best])
+
+
+def _subsets_below(inner: Tensor, squared: Tensor, keep: int, bound: Sequence[float]) -> Iterator[Tensor]:
+    """Yield subsets [1, k] in lexicographic order whose top eigenvalue is below ``bound[0]``, which may fall meanwhile.
+
+    The scatter of some of a subset's rows is never larger than that of all, so beginnings are ruled out as they grow.
+    """
+    from gradless.collab.aggregation import numba_kernels
+
+    subset, resume, own = np.zeros(keep, np.int64), False, inner.contiguous().numpy()
+    while numba_kernels.next_within(own, bound[0], subset, resume):
+        resume = True
+        yield torch.from_numpy(subset.copy())[None]
+
+
+def _every_subset(inner: Tensor, squared: Tensor, keep: int, bound: Sequence[float]) -> Iterator[Tensor]:
+    """Yield all subsets [B, k] but those that two of their rows, or the mean of the eigenvalues, rule out."""
+    subsets = itertools.combinations(range(len(inner)), keep)
     while chunk := list(itertools.islice(subsets, CHUNK)):
         index = torch.tensor(chunk)
         apart = squared[index[:, :, None], index[:, None, :]].flatten(1)
         floor = torch.maximum(apart.amax(1) / 2, apart.sum(1) / (2 * keep * (keep - 1)))
-        index = index[floor <= bound]
-        if len(index) == 0:
-            continue
-        top = _top_eigenvalues(inner, index)
-        first = int(smallest(top, 1))
-        if float(top[first]) < least:
-            least, best = float(top[first]), index[first]
-            bound = min(bound, least)
-    return mean_of(n, best)
+        index = index[floor <= bound[0]]
+        if len(index):
+            yield index
 
 
 def _top_eigenvalues(inner: Tensor, index: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from gradless import rng
 from gradless.collab.adversary.base import AttackContext, State
 from gradless.collab.adversary.line_search import strongest
-from gradless.collab.aggregation import passes
+from gradless.collab.aggregation import threads
 from gradless.collab.aggregation.base import aggregate
 from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.contraction import mixing
@@ -88,7 +88,7 @@ def simulate_claimed(config: CollabConfig, folder: Path, reporter: Reporter) -> 
     with contextlib.closing(SimulationState(simulation, folder)) as run:
         if run.step:
             reporter.say(f"goes on after step {run.step}")
-        with passes.without_denormals(), run.meter.measured():
+        with threads.without_denormals(), run.meter.measured():
             status = _loop(run, reporter)
             if status == INTERRUPTED:  # nobody who interrupts waits for all rows
                 final = run.evaluated(config.eval_rows)
@@ -151,7 +151,7 @@ def _step(run: SimulationState) -> bool:
     for tag in learner.exchanges(step):
         honest = learner.propose(step, tag)
         flipped = learner.poisoned(step, tag) if simulation.attack.flips else None
-        with passes.small_operations():
+        with threads.small_operations():
             state = run.states[tag] if tag in run.states else simulation.attack.start()
             mixed, strength, run.states[tag] = exchange(
                 simulation, honest, state, step, tag, flipped=flipped, out=run.mixed
