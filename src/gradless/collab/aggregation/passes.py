@@ -226,12 +226,15 @@ def _multiples(weights: Tensor) -> dict[int, tuple[int, float]]:
 
 def _scale_all(rows: Sequence[tuple[Tensor, float, Tensor]]) -> None:
     """Out = weight * row, for triples of row, weight and out."""
+
+    def run(first: int, last: int) -> None:
+        for one in rows[first:last]:
+            _scale(*one)
+
     if rows and rows[0][0].device.type == "cpu":
-        work = len(rows) * rows[0][0].numel() // 4
-        spread(len(rows), work, lambda first, last: [_scale(*one) for one in rows[first:last]])
-        return
-    for one in rows:
-        _scale(*one)
+        spread(len(rows), len(rows) * rows[0][0].numel() // 4, run)
+    else:
+        run(0, len(rows))
 
 
 def _scale(row: Tensor, weight: float, out: Tensor) -> None:
