@@ -143,7 +143,8 @@ INSIDE = {
         *("lm.gguf", "lm.conversion"),
         *("lm.tiny_models", "lm.causality", "lm.chat", "lm.devices", "lm.adapters", "lm.loading", "lm.output_layer"),
         *("lm.lora_targets", "lm.virtual_tokens", "lm.adapter_schemes"),
-        *("lm.schemes", "lm.shapes", "lm.shortening", "lm.encode", "lm.token_trees", "lm.batching", "lm.scoring"),
+        *("lm.schemes", "lm.shapes", "lm.shortening", "lm.encode", "lm.token_trees", "lm.batching", "lm.head_chunks"),
+        "lm.scoring",
         *("lm.objectives", "lm.predict", "lm.evaluate"),
     ),
     "tasks": (

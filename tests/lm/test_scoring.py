@@ -224,7 +224,7 @@ def test_large_logits_are_computed_in_parts(monkeypatch, outputs):
         monkeypatch.setattr(scoring, "LOGITS_BYTES", 2 * 4 * scored * vocabulary)
         shapes = outputs(lm)
         parts = token_log_probs(lm, batch)
-    assert [shape[0] for shape in shapes] == [2, 2, 1]
+    assert [shape[0] for shape in shapes][1:] == [2 * scored, sum(batch.scored.counts) - 2 * scored]
     torch.testing.assert_close(parts * batch.target_mask, whole * batch.target_mask, **CLOSE)
 
 

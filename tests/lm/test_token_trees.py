@@ -178,7 +178,7 @@ def test_what_is_read_falls_as_expected(monkeypatch):
     batch = check(lm, record, monkeypatch)
     assert batch.input_ids.shape == (2, 20 + 4 + 12 * 6)
     assert plainly(lm, record, monkeypatch).input_ids.shape == (21, 30)
-    assert batch.trees.counts == (1 + 4 + 12 * 6, 1 + 4 + 9 * 6)  # and the vocabulary is computed for these only
+    assert batch.scored.counts == (1 + 4 + 12 * 6, 1 + 4 + 9 * 6)  # and the vocabulary is computed for these only
 
 
 def test_the_model_reads_one_tree_per_example():
@@ -284,17 +284,16 @@ def test_large_logits_are_computed_in_parts(limit, monkeypatch):
     hook.remove()
     assert max(sizes) <= limit
     assert len(sizes) > 1
-    assert sum(sizes) == sum(batch.trees.counts)
+    assert sum(sizes) == sum(batch.scored.counts)
     torch.testing.assert_close(parts, whole, **CLOSE)
 
 
 def test_trees_are_cut_only_if_they_must():
-    parts = list(scoring._tree_parts((3, 2, 7, 1, 1), 5))
-    assert parts == [
-        (slice(0, 2), slice(0, 5)),
-        (slice(2, 3), slice(5, 10)),
-        (slice(2, 5), slice(10, 14)),
-    ]
+    lm = shared("qwen")
+    batch = collate_options(lm, RAGGED)._replace(trees=None)
+    batch = batch._replace(scored=batch.scored._replace(counts=(3, 2, 7, 1, 1)))
+    parts = [(start, len(part.scored.nodes)) for start, part in scoring._parts(batch, 5)]
+    assert parts == [(0, 5), (5, 5), (10, 4)]
 
 
 def test_sixteen_bit_weights(monkeypatch):

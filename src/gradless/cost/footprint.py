@@ -1,14 +1,14 @@
 """Memory that forwards and backward passes of a model without weights hold, counted tensor by tensor.
 
 The loss is that of a training batch without padding: as `gradless.lm.scoring` computes it, with hidden states selected
-in front of the output layer, only candidate rows of it for label words, and language-model logits in parts.
+in front of the output layer, only candidate rows of it for label words, and language-model logits in chunks.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from gradless.forward.live_memory import FusedAttention, Live, NeedsValues
 from gradless.forward.perturbed import read_rows
 from gradless.lm import LanguageModel
 from gradless.lm.batching import has_label_head
+from gradless.lm.head_chunks import has_body, over_chunks
 from gradless.lm.output_layer import outer_bias
 from gradless.lm.scoring import LOGITS_BYTES
 
@@ -81,6 +82,7 @@ def backward(lm: LanguageModel, tuned: Sequence[Tensor], batch: Batch, *, checkp
 def reads(lm: LanguageModel, tuned: Sequence[Tensor], batch: Batch) -> list[Read]:
     """Return how one forward reads the tuned weights, in order: whole, or by rows."""
     watch = _Watch(tuned)
+    batch = batch._replace(rows=1, copies=1)  # few logits: for all chunks of them the layer is read once
     with _counted(lm), torch.no_grad(), watch:
         _loss(lm, batch)
     return watch.reads
@@ -118,15 +120,23 @@ def _loss(lm: LanguageModel, batch: Batch) -> Tensor:
     if not batch.every_token:
         logits = _logits(lm, batch).flatten(0, -2)
         return F.cross_entropy(logits, torch.empty(len(logits), dtype=torch.int64, device="meta"))
-    size = max(1, LOGITS_BYTES // (4 * batch.length * lm.head.weight.shape[0]))  # as in `gradless.lm.scoring`
-    parts = []
-    for start in range(0, batch.rows, size):
-        logits = _logits(lm, batch._replace(rows=min(size, batch.rows - start)))
+    states = batch.rows * batch.copies * batch.length
+    size = max(1, LOGITS_BYTES // (4 * lm.head.weight.shape[0]))  # as in `gradless.lm.scoring`
+
+    def picked(logits: Tensor, start: int) -> Tensor:
+        logits = logits.float()
         targets = torch.empty(logits.shape[:-1], dtype=torch.int64, device="meta")
-        picked = logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-        parts.append((picked - logits.logsumexp(-1)).sum())
-        del logits, picked, targets
-    return -torch.stack(parts).sum() / (batch.rows * batch.copies * (batch.length - 1))
+        return (logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - logits.logsumexp(-1)).sum()
+
+    def select(hidden: Tensor) -> Tensor:
+        rows = torch.empty(states, dtype=torch.int64, device="meta")
+        return hidden.flatten(0, 1).index_select(0, rows).unsqueeze(1)
+
+    if states <= size or not has_body(lm):
+        parts = [picked(_logits(lm, batch), 0)]
+    else:
+        parts = over_chunks(lm, lambda: _forward(lm, batch), select, size, picked)
+    return -torch.stack(parts).sum() / (states - batch.rows * batch.copies)
 
 
 def _logits(lm: LanguageModel, batch: Batch) -> Tensor:
@@ -156,10 +166,8 @@ def _logits(lm: LanguageModel, batch: Batch) -> Tensor:
             head._parameters[name] = parameter
 
     hooks = [head.register_forward_pre_hook(select), head.register_forward_hook(restore)]
-    ids = torch.empty(batch.rows * batch.copies, batch.length, dtype=torch.int64, device="meta")
     try:
-        # No mask: a mask that masks nothing is dropped by models, too.
-        logits: Tensor = lm.model(input_ids=ids, **({} if lm.masked else {"use_cache": False})).logits
+        logits: Tensor = _forward(lm, batch).logits
     finally:
         restore()
         for hook in hooks:
@@ -168,6 +176,12 @@ def _logits(lm: LanguageModel, batch: Batch) -> Tensor:
         own: Any = lm.model
         return F.linear(hidden[0].float(), own.label_head.weight.float())
     return logits.float()
+
+
+def _forward(lm: LanguageModel, batch: Batch) -> Any:
+    ids = torch.empty(batch.rows * batch.copies, batch.length, dtype=torch.int64, device="meta")
+    # No mask: a mask that masks nothing is dropped by models, too.
+    return cast(Any, lm.model)(input_ids=ids, **({} if lm.masked else {"use_cache": False}))
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -79,6 +80,7 @@ class PerturbedWeights:
         self.ahead: dict[int, Copies] = {}  # made before the forward reads them
         self.served: set[int] = set()
         self.small: dict[int, Tensor] = {}  # the copies of small leaves
+        self.kept: dict[int, Copies] | None = None  # inside of `copies_kept`
         self.survey: ReadSurvey | None = None
         self.active = contextlib.ExitStack()
 
@@ -96,6 +98,7 @@ class PerturbedWeights:
             self.active.enter_context(Interception((leaf.param for leaf in self.leaves.values()), self.serve))
             if self.batched is not None:
                 self.active.enter_context(attention_through(self.batched.attention))
+            self.active.callback(_active.reset, _active.set(self))
         except BaseException:  # an interrupt between two leaves, too
             self.active.close()
             self._restore()
@@ -259,12 +262,19 @@ class PerturbedWeights:
 
     def _whole(self, leaf: Leaf) -> Tensor:
         """The leaf at every point, ``[C, *shape]``."""
-        known = self.small.get(id(leaf.param))
-        return self._branch(leaf) if known is None else known
+        key = id(leaf.param)
+        if key in self.small or self.kept is None:
+            return self.small[key] if key in self.small else self._branch(leaf)
+        if key not in self.kept:
+            values = self._branch(leaf)
+            self.kept[key] = Copies(values, Buffer(values.view(-1), 1))
+        return self.kept[key].values
 
     def _borrow(self, leaf: Leaf) -> Copies:
         """The leaf at every point in a buffer of the pool, made together with the leaves that follow; see `_return`."""
         key, count = id(leaf.param), len(self.points)
+        if self.kept is not None and key in self.kept:
+            return self.kept[key]
         self.order.read(key)
         if key not in self.ahead:
             row = self.order.row(leaf, self.leaves, self.ahead)
@@ -273,10 +283,15 @@ class PerturbedWeights:
             for one, part in zip(row, buffer.flat[: sum(sizes)].split(sizes), strict=True):
                 values = self._branch(one, into=part.view(count, *one.param.shape))
                 self.ahead[id(one.param)] = Copies(values, buffer)
-        return self.ahead.pop(key)
+        copies = self.ahead.pop(key)
+        if self.kept is not None:
+            self.kept[key] = copies
+        return copies
 
     def _return(self, copies: Copies) -> None:
         """The forward has read these; a buffer goes back to the pool when all in it are read."""
+        if self.kept is not None:  # `copies_kept` returns them
+            return
         copies.buffer.left -= 1
         if not copies.buffer.left:
             self.pool.give((copies.buffer.flat,))
@@ -347,6 +362,28 @@ class ReadSurvey(TorchDispatchMode):
                 if isinstance(value, Tensor) and value.layout == torch.strided and value.numel():
                     self.direct |= self.owners.get(value.untyped_storage().data_ptr(), set())
         return func(*args, **(kwargs or {}))
+
+
+_active: ContextVar[PerturbedWeights | None] = ContextVar("_active", default=None)
+
+
+@contextlib.contextmanager
+def copies_kept() -> Iterator[None]:
+    """Inside, a perturbed forward makes the copies of a weight once, however many functions read it.
+
+    Without one, nothing changes. Memory: all that is read inside, at every point.
+    """
+    weights = _active.get()
+    if weights is None or weights.kept is not None:
+        yield
+        return
+    weights.kept = {}
+    try:
+        yield
+    finally:
+        kept, weights.kept = weights.kept, None
+        for copies in kept.values():
+            weights._return(copies)
 
 
 def read_rows(weight: Tensor, rows: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ Options of several tokens are scored with one sequence each, or, where that is l
 per example (`gradless.lm.token_trees`).
 
 Shapes: ``N`` examples, ``O`` options of an example, ``C`` options of a batch, ``B`` sequences of a batch (N or
-C), ``L`` tokens, ``S`` scored positions of a sequence or option, ``R`` candidate tokens of a batch.
+C), ``L`` tokens, ``S`` scored positions of a sequence or option, ``U`` tokens whose successors are scored, ``R``
+candidate tokens of a batch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from gradless.lm.loading import LanguageModel
 from gradless.lm.token_trees import (
     Extent,
     Tree,
-    TreeLayout,
     build_tree,
     extent,
     longest_path,
@@ -37,6 +37,13 @@ from gradless.lm.token_trees import (
 )
 
 
+class ScoredTokens(NamedTuple):
+    """The tokens of a batch whose successors are scored, padding left out."""
+
+    nodes: Tensor  # [U] indices of the flattened [B * L], ascending
+    counts: tuple[int, ...]  # number of these tokens in each sequence or tree
+
+
 class Batch(NamedTuple):
     """Sequences, the positions to score in them, and how scores map to the options of examples.
 
@@ -44,9 +51,9 @@ class Batch(NamedTuple):
 
     * ``candidates`` is set: every option is one token; option ``(n, o)`` is ``candidates[slots[n, o]]`` in
       sequence n.
-    * ``targets`` is set: option ``(n, o)`` is sequence ``slots[n, o]``, scored on its targets.
-    * ``targets`` and ``trees`` are set: sequence n is the token tree of example n, and option ``(n, o)`` is row
-      ``slots[n, o]`` of ``targets`` ``[C, S]`` and of ``positions`` ``[C, S]``, which are indices of ``trees.nodes``.
+    * ``targets`` and ``scored`` are set: option ``(n, o)`` is row ``slots[n, o]`` of ``targets`` ``[C, S]`` and of
+      ``positions`` ``[C, S]``, which are indices of ``scored.nodes``; it is a sequence of its own.
+    * so is ``trees``: sequence n is the token tree of example n, which all its options share.
     * none is set: a label head scores sequence n; ``slots`` holds nothing but the number of labels.
     """
 
@@ -61,7 +68,8 @@ class Batch(NamedTuple):
     correct: Tensor  # [N, O] bool: option is right
     gold: Tensor  # [N] option to train on
     weight: float  # divisor of the objective's mean
-    trees: TreeLayout | None = None
+    scored: ScoredTokens | None = None
+    trees: Tensor | None = None  # [B, L] ends of the trees as in `Tree`; a padding token ends at itself
 
 
 class Prompts(NamedTuple):
@@ -116,7 +124,7 @@ def collate_options(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:
         size = Extent(len(sequences), max(map(len, sequences)), len(trees), max(len(tree.tokens) for tree in trees))
         if prefers_trees(lm, size):
             return _collate_trees(lm, encoded, trees, targets, slots)
-    return _batch(lm, encoded, sequences, positions, targets, None, slots)
+    return _collate_targets(lm, encoded, sequences, positions, targets, slots)
 
 
 def collate_ends(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:
@@ -241,8 +249,25 @@ def _collate_scored(
     lm: LanguageModel, encoded: Sequence[Encoded], scored: Sequence[tuple[Tokens, list[int], list[int]]]
 ) -> Batch:
     sequences, positions, targets = (list(column) for column in zip(*scored, strict=True))
-    batch = _batch(lm, encoded, sequences, positions, targets, None, [[i] for i in range(len(scored))], gold_only=True)
+    batch = _collate_targets(lm, encoded, sequences, positions, targets, [[i] for i in range(len(scored))], gold=True)
     return batch._replace(weight=float(sum(len(target) for target in targets)))
+
+
+def _collate_targets(
+    lm: LanguageModel,
+    encoded: Sequence[Encoded],
+    sequences: Sequence[Tokens],
+    read: Sequence[list[int]],
+    targets: Sequence[list[int]],
+    slots: Sequence[list[int]],
+    *,
+    gold: bool = False,
+) -> Batch:
+    """Return one sequence per option; ``read`` are the positions that predict its targets."""
+    starts = accumulate(map(len, read), initial=0)
+    positions = [list(range(start, start + len(nodes))) for start, nodes in zip(starts, read, strict=False)]
+    batch = _batch(lm, encoded, sequences, positions, targets, None, slots, gold_only=gold)
+    return batch._replace(scored=_scored_tokens(batch, read))
 
 
 def _collate_trees(
@@ -262,9 +287,14 @@ def _collate_trees(
     batch = _batch(lm, encoded, [tree.tokens for tree in trees], positions, targets, None, slots)
     length = batch.input_ids.shape[1]
     ends = [[*tree.ends, *range(len(tree.ends), length)] for tree in trees]
+    return batch._replace(scored=_scored_tokens(batch, read), trees=torch.tensor(ends, device=lm.device))
+
+
+def _scored_tokens(batch: Batch, read: Sequence[Sequence[int]]) -> ScoredTokens:
+    """Return the tokens to score from their positions in each sequence of the batch."""
+    length = batch.input_ids.shape[1]
     flat = [row * length + node for row, nodes in enumerate(read) for node in nodes]
-    layout = TreeLayout(torch.tensor(ends, device=lm.device), torch.tensor(flat, device=lm.device), counts)
-    return batch._replace(trees=layout)
+    return ScoredTokens(torch.tensor(flat, device=batch.input_ids.device), tuple(map(len, read)))
 
 
 def _collate_head(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:

@@ -5,7 +5,8 @@ logits of every position are the largest part of it (4 GB for OPT-13B on 16 x 2 
 layer reads
 
 * only the hidden states at positions that are scored, selected by a hook in front of it;
-* only the rows of candidate tokens, if every option is one token. One forward then scores all options.
+* only the rows of candidate tokens, if every option is one token. One forward then scores all options;
+* else one chunk of the scored states at a time, if all their logits would be too large (`gradless.lm.head_chunks`).
 
 Options of several tokens are read as one token tree per example, so that their prompt is computed once
 (`gradless.lm.token_trees`).
@@ -23,7 +24,8 @@ from __future__ import annotations
 import warnings
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -33,12 +35,13 @@ from torch.nn import functional
 
 from gradless.errors import BadInput, NotFinite
 from gradless.forward.perturbed import read_rows
-from gradless.lm.batching import Batch, Prompts, pad_id
+from gradless.lm.batching import Batch, Prompts, ScoredTokens, pad_id
+from gradless.lm.head_chunks import has_body, over_chunks
 from gradless.lm.loading import LanguageModel
 from gradless.lm.output_layer import reads_rows
-from gradless.lm.token_trees import TreeLayout, tree_attention
+from gradless.lm.token_trees import tree_attention
 
-LOGITS_BYTES = 2**28  # most bytes of float32 logits of one forward; a larger batch is run in parts
+LOGITS_BYTES = 2**28  # most bytes of float32 logits at a time; the output layer computes more of them in chunks
 
 _stop_tokens: weakref.WeakKeyDictionary[Any, dict[str, tuple[int, ...]]] = weakref.WeakKeyDictionary()
 
@@ -63,7 +66,7 @@ def scores(lm: LanguageModel, batch: Batch, *, normalised: bool = False) -> Scor
         batch: sequences and how they map to options.
         normalised: return true log-probabilities also where logits of the candidates would be enough.
 
-    Cost: one forward (several if the logits would exceed `LOGITS_BYTES`).
+    Cost: one forward.
     """
     if batch.targets is not None and batch.target_mask is not None:
         totals = (token_log_probs(lm, batch) * batch.target_mask).sum(1)  # [B]
@@ -74,7 +77,8 @@ def scores(lm: LanguageModel, batch: Batch, *, normalised: bool = False) -> Scor
             values = _label_logits(lm, batch)
             values = values.log_softmax(-1) if normalised else values
         elif normalised:
-            values = _logits(lm, batch)[:, 0].log_softmax(-1)[:, batch.candidates]
+            candidates = batch.candidates
+            values = torch.cat(_over_logits(lm, batch, lambda logits, _: logits.log_softmax(-1)[:, candidates]))
         else:
             values = _logits(lm, batch, batch.candidates)[:, 0]
         total = mean = values.gather(1, batch.slots)
@@ -84,58 +88,62 @@ def scores(lm: LanguageModel, batch: Batch, *, normalised: bool = False) -> Scor
 
 
 def token_log_probs(lm: LanguageModel, batch: Batch) -> Tensor:
-    """Return the log-probability of each target of a batch: float32 ``[B, S]``, or ``[C, S]`` of token trees.
+    """Return the log-probability of each target of a batch: float32 ``[C, S]``, one row for each option.
 
-    Padding has any finite value.
+    Padding is the log-probability of some token, or zero.
     """
     assert batch.targets is not None
-    if batch.trees is not None:
-        return _tree_log_probs(lm, batch, batch.trees, batch.targets)
-    vocabulary, scored = lm.head.weight.shape[0], batch.positions.shape[1]
-    rows = max(1, LOGITS_BYTES // (4 * scored * vocabulary))
-    parts = []
-    for start in range(0, len(batch.input_ids), rows):
-        part = slice(start, start + rows)
-        logits = _logits(lm, _part(batch, part)._replace(positions=batch.positions[part]))
-        picked = logits.gather(-1, batch.targets[part].unsqueeze(-1)).squeeze(-1)
-        parts.append(picked - logits.logsumexp(-1))
-    return torch.cat(parts)
+    targets = batch.targets
 
-
-def _tree_log_probs(lm: LanguageModel, batch: Batch, trees: TreeLayout, targets: Tensor) -> Tensor:
-    """Return `token_log_probs` of token trees: each part of the logits fills in the options' tokens that it scores."""
-    length = batch.input_ids.shape[1]
-    limit = max(1, LOGITS_BYTES // (4 * lm.head.weight.shape[0]))
-    parts = []
-    for rows, scored in _tree_parts(trees.counts, limit):
-        nodes = trees.nodes[scored] - rows.start * length
-        logits = _logits(lm, _part(batch, rows)._replace(trees=TreeLayout(trees.ends[rows], nodes, ())))[:, 0]
-        index = batch.positions - scored.start
-        inside = (index >= 0) & (index < scored.stop - scored.start)
-        index = index.clamp(0, scored.stop - scored.start - 1)
+    def picked(logits: Tensor, start: int) -> Tensor:
+        index = batch.positions - start
+        inside = (index >= 0) & (index < len(logits))
+        index = index.clamp(0, len(logits) - 1)
         log_probs = logits[index, targets] - logits.logsumexp(-1)[index]
-        parts.append(log_probs.masked_fill(~inside, 0.0))
-    return torch.stack(parts).sum(0)
+        return log_probs.masked_fill(~inside, 0.0)
+
+    return torch.stack(_over_logits(lm, batch, picked)).sum(0)
 
 
-def _tree_parts(counts: Sequence[int], limit: int) -> Iterator[tuple[slice, slice]]:
-    """Yield slices of the trees to run together and of the tokens to score then, at most ``limit``.
+def _over_logits(lm: LanguageModel, batch: Batch, reduce: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
+    """Return what ``reduce`` makes of the scored states' logits, float32 ``[n, V]``, and the index of the first state.
 
-    Trees stay whole, but one with more tokens than that is run several times.
+    At most `LOGITS_BYTES` of logits are in memory at a time.
     """
+    states = len(batch.input_ids) if batch.scored is None else len(batch.scored.nodes)
+    size = max(1, LOGITS_BYTES // (4 * lm.head.weight.shape[0]))
+    if states <= size:
+        return [reduce(_logits(lm, batch)[:, 0], 0)]
+    if has_body(lm):
+        here = batch.positions.device
+        return over_chunks(
+            *(lm, partial(_call, lm, batch), lambda hidden: _select(hidden, batch), size),
+            lambda logits, start: reduce(logits[:, 0].float().to(here), start),
+        )
+    return [reduce(_logits(lm, part)[:, 0], start) for start, part in _parts(batch, size)]
+
+
+def _parts(batch: Batch, size: int) -> Iterator[tuple[int, Batch]]:
+    """Yield batches that read some sequences and score at most ``size`` states, and the index of the first of these.
+
+    Sequences stay whole, but one with more states than that is run several times. Fields about options are unchanged.
+    """
+    length, counts = batch.input_ids.shape[1], (1,) * len(batch.input_ids)
+    counts = counts if batch.scored is None else batch.scored.counts
     edges = list(accumulate(counts, initial=0))
     start = 0
     while start < edges[-1]:
         first = bisect_right(edges, start) - 1
-        last = max(first + 1, bisect_right(edges, start + limit) - 1)
-        stop = min(start + limit, edges[last])
-        yield slice(first, last), slice(start, stop)
+        last = max(first + 1, bisect_right(edges, start + size) - 1)
+        stop = min(start + size, edges[last])
+        rows = slice(first, last)
+        part = batch._replace(input_ids=batch.input_ids[rows], attention_mask=batch.attention_mask[rows])
+        if batch.scored is None:
+            yield start, part._replace(positions=batch.positions[rows])
+        else:
+            scored = ScoredTokens(batch.scored.nodes[start:stop] - first * length, ())
+            yield start, part._replace(scored=scored, trees=None if batch.trees is None else batch.trees[rows])
         start = stop
-
-
-def _part(batch: Batch, rows: slice) -> Batch:
-    """Return a batch that reads only some sequences; the fields about options are unchanged."""
-    return batch._replace(input_ids=batch.input_ids[rows], attention_mask=batch.attention_mask[rows])
 
 
 def features(lm: LanguageModel, batch: Batch) -> Tensor:
@@ -228,18 +236,21 @@ def _call(lm: LanguageModel, batch: Batch) -> Any:
     if lm.masked:
         return lm.model(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     if batch.trees is not None:
-        mask, positions = tree_attention(lm, batch.trees.ends)
+        mask, positions = tree_attention(lm, batch.trees)
         return lm.model(input_ids=batch.input_ids, attention_mask=mask, position_ids=positions, use_cache=False)
     # Right padding needs no mask under causality, and without one attention takes its fastest path.
     return lm.model(input_ids=batch.input_ids, attention_mask=None, use_cache=False)
 
 
 def _select(hidden: Tensor, batch: Batch) -> Tensor:
-    """Return the hidden states ``[B, S, H]`` at a batch's positions, or ``[U, 1, H]`` at the nodes of its trees."""
-    if batch.trees is not None:
-        return hidden.flatten(0, 1).index_select(0, batch.trees.nodes.to(hidden.device)).unsqueeze(1)
-    # Virtual prompt tokens in front shift the positions.
-    shifted = batch.positions.to(hidden.device) + (hidden.shape[1] - batch.input_ids.shape[1])
+    """Return the hidden states ``[B, S, H]`` at a batch's positions, or ``[U, 1, H]`` of its scored tokens."""
+    length = batch.input_ids.shape[1]
+    virtual = hidden.shape[1] - length  # tokens of a prompt in front
+    if batch.scored is not None:
+        nodes = batch.scored.nodes.to(hidden.device)
+        nodes = nodes + (nodes // length + 1) * virtual if virtual else nodes
+        return hidden.flatten(0, 1).index_select(0, nodes).unsqueeze(1)
+    shifted = batch.positions.to(hidden.device) + virtual
     return hidden.gather(1, shifted.unsqueeze(-1).expand(-1, -1, hidden.shape[-1]))
 
 

@@ -41,14 +41,6 @@ class Tree(NamedTuple):
     positions: tuple[tuple[int, ...], ...]  # per option: index of the token that predicts each of its tokens
 
 
-class TreeLayout(NamedTuple):
-    """Trees of a batch on the device."""
-
-    ends: Tensor  # [B, L] as in `Tree`; a padding token ends at itself, so that no other token attends to it
-    nodes: Tensor  # [U] tokens that predict some option's token, as indices of the flattened [B * L], ascending
-    counts: tuple[int, ...]  # number of these tokens in each tree
-
-
 class Extent(NamedTuple):
     """Size of a batch with one sequence per option, and with one tree per example."""
 
