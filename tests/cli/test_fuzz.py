@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import fuzz
+import fuzz_endings
 from gradless.bench.forkserver import SUPPORTED
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="no fork here that a library with threads survives")
@@ -30,8 +31,8 @@ def endings(world: fuzz.World, seeds: range, counted: Counter[str]) -> None:
     faults = []
     for seed in seeds:
         case = fuzz.case(world, seed)
-        ending = fuzz.run(world, case)
-        fault = fuzz.fault(case, ending)
+        ending = fuzz_endings.run(world, case)
+        fault = fuzz_endings.fault(case, ending)
         if fault:
             faults.append(f"seed {seed}, {case.kind}, {case.about}: {fault}")
         counted[f"{case.kind}: exit code {ending.code}"] += 1
@@ -83,6 +84,6 @@ def test_a_thousand_cases(world, record_property, start):
 )
 def test_what_counts_as_a_fault(code, stderr, changed, fault):
     case = fuzz.Case("option", "", [])
-    found = fuzz.fault(case, fuzz.Ending(code, 0.1, stderr, changed))
+    found = fuzz_endings.fault(case, fuzz_endings.Ending(code, 0.1, stderr, changed))
     assert found.startswith(fault)
     assert bool(found) == bool(fault)

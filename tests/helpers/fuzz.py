@@ -2,28 +2,22 @@
 
 A seed makes a case: a command that works, with one thing in it that cannot be. Values out of range come from the type
 of the option or field itself, so that new ones are tried without a line here; a new command needs a working line in
-`commands`. `run` calls the command line in a fork of this process, in which everything is imported already.
+`commands`. `fuzz_endings.run` calls the command line with it.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import signal
-import sys
-import time
-import traceback
-import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import click
-from msgspec import Meta
 
 import run_helpers as h
+from fuzz_values import DIGITS, NUMBERS, fits, odd_values, parsed
 from gradless.cli import main
 from gradless.cli.completion import Named
 from gradless.cli.fields import Value
@@ -34,25 +28,6 @@ from gradless.system import typed
 from gradless.system.progress import Reporter
 from gradless.system.typed import Names
 
-LIMIT: Final = 10.0  # seconds until something is refused
-WORK: Final = 60.0  # seconds for a command that goes on without the damaged file, such as a page with its pictures
-DIGITS = "9" * 400
-NUMBERS = (
-    "-1",
-    "0",
-    "1.5",
-    "nan",
-    "inf",
-    "-inf",
-    "1e400",
-    "1e-400",
-    DIGITS,
-    "9" * 5000,
-    "10" + "0" * 11,
-    "ten",
-    "",
-    "1e",
-)
 WRITTEN = ("out", "save", "json", "json_file", "picture", "tensorboard")
 """Options whose path is made, not read."""
 FREE = ("help", "version", "cell", "only", "push", "tensorboard", "memory", "verify")
@@ -65,17 +40,6 @@ class Case(NamedTuple):
     kind: str
     about: str
     arguments: list[str]
-
-
-class Ending(NamedTuple):
-    """What came of a case."""
-
-    code: int | None
-    """None: it was still at work when its time was over."""
-    seconds: float
-    stderr: str
-    changed: tuple[str, ...]
-    """Files that were made, changed or removed."""
 
 
 class World:
@@ -143,72 +107,6 @@ def walk(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[tupl
             yield from walk(command, (*path, name))
         else:
             yield (*path, name), command
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# what a type does not take
-
-
-def fits(hint: Any, value: Any) -> bool:
-    """Whether a hint takes a value: written apart from `gradless.system.typed`, which is on trial here."""
-    for kind, metadata in typed._parts(hint):
-        plain = typing.get_origin(kind) or kind
-        if plain is typing.Literal:
-            good = any(type(value) is type(one) and value == one for one in typing.get_args(kind))
-        elif plain is float:
-            good = type(value) in (int, float) and abs(value) <= sys.float_info.max and _inside(value, metadata)
-        elif plain is int:
-            good = type(value) is int and _inside(value, metadata)
-        elif plain is tuple:
-            good = isinstance(value, list | tuple) and all(fits(typing.get_args(kind)[0], one) for one in value)
-            good = good and all(len(value) >= (one.min_length or 0) for one in metadata if isinstance(one, Meta))
-        elif plain is dict:
-            value_hint = typing.get_args(kind)[1]
-            good = isinstance(value, dict) and (value_hint is Any or all(fits(value_hint, v) for v in value.values()))
-        elif plain is str:
-            names = [one for one in metadata if isinstance(one, Names) and one.closed]
-            good = isinstance(value, str) and all(value in one.load() for one in names)
-        else:
-            good = value is None if plain is type(None) else isinstance(value, plain)
-        if good:
-            return True
-    return False
-
-
-def _inside(value: float, metadata: tuple[Any, ...]) -> bool:
-    ranges = [one for one in metadata if isinstance(one, Meta)]
-    return all(
-        (one.ge is None or value >= one.ge)
-        and (one.gt is None or value > one.gt)
-        and (one.le is None or value <= one.le)
-        and (one.lt is None or value < one.lt)
-        for one in ranges
-    )
-
-
-def parsed(kinds: list[type], text: str) -> Any:
-    """Return text as the command line reads it: the first type that takes it."""
-    for kind in kinds:
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def odd_values(hint: Any, draw: random.Random) -> Any:
-    """Return a JSON value that a hint does not take."""
-    deep: Any = []
-    for _ in range(500):
-        deep = [deep]
-    values = [None, True, -1, 0, 1.5, -0.5, 10**12, 10**30, 10**400, 1e308, "word", "", "nan", [], [[]], {}, {"a": 1}]
-    values += [deep, "half \ud800", "nul \0", [1], [True], -(10**400)]
-    odd = [value for value in values if not fits(hint, value) or _no_text(value)]
-    return draw.choice(odd)
-
-
-def _no_text(value: Any) -> bool:
-    return isinstance(value, str) and ("\ud800" in value or "\0" in value)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -453,86 +351,3 @@ def damaged(world: World, draw: random.Random) -> Case:
         verify = ["replay", str(folder / "run"), *(["--verify"] if draw.random() < 0.5 else [])]
         jobs = [["report", str(folder / "run")], verify, resume]
     return Case("damaged", f"{name} {how}", draw.choice(jobs))
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# what comes of them
-
-
-def run(world: World, one: Case) -> Ending:
-    """Call the command line in a fork of this process; kills it when its time is over."""
-    limit = WORK if one.kind == "damaged" else LIMIT
-    folder = world.folder / "cases" / str(world.cases)
-    before = _listing(world.folder)
-    errors = world.folder.parent / f"{world.folder.name}-stderr"
-    begun = time.monotonic()
-    pid = os.fork()
-    if pid == 0:
-        _call(one.arguments, folder, errors)
-    code = None
-    while time.monotonic() - begun < limit and code is None:
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        code = os.waitstatus_to_exitcode(status) if ended else None
-        time.sleep(0.003)
-    if code is None:
-        os.killpg(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-    seconds = time.monotonic() - begun
-    after = _listing(world.folder)
-    changed = tuple(sorted(name for name in {*before, *after} if before.get(name) != after.get(name)))
-    return Ending(code, seconds, errors.read_text(errors="replace"), changed)
-
-
-def _call(arguments: list[str], folder: Path, errors: Path) -> None:
-    """In the child: never returns."""
-    code = 70
-    try:
-        os.setsid()
-        os.chdir(folder)
-        null, file = os.open(os.devnull, os.O_RDWR), os.open(errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        for target, source in ((0, null), (1, null), (2, file)):
-            os.dup2(source, target)
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        main(args=arguments, prog_name="gradless")
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of every file and folder; folders, and what was there but is written anew, count by their names."""
-    listed = {}
-    for path in folder.rglob("*"):
-        facts = path.lstat()
-        listed[str(path.relative_to(folder))] = (0, 0) if path.is_dir() else (facts.st_size, facts.st_mtime_ns)
-    return listed
-
-
-def fault(one: Case, ending: Ending) -> str:
-    """Return what is wrong with an ending, or ""."""
-    lines = [line for line in ending.stderr.splitlines() if line.strip()]
-    if ending.code is None:
-        return f"still at work after {ending.seconds:.0f} s"
-    if "Traceback" in ending.stderr:
-        return f"a traceback: {lines[-1]}"
-    if one.kind == "damaged" and ending.code in (0, 1):
-        return ""  # a file that may be lost, or damage in a place that nothing depends on
-    if ending.code != 2:
-        return f"exit code {ending.code}: {' '.join(lines)[-200:]}"
-    if ending.seconds > LIMIT:
-        return f"refused after {ending.seconds:.0f} s"
-    if len(lines) != 1 or not lines[0].startswith("gradless: "):
-        return f"{len(lines)} lines: {' | '.join(lines)[:300]}"
-    if ending.changed:
-        return f"it wrote {', '.join(ending.changed[:5])} and said {lines[0]}"
-    if not lines[0].isprintable():
-        return f"not printable: {lines[0]!r}"
-    return ""

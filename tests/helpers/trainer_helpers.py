@@ -11,6 +11,9 @@ from gradless import ledger
 from gradless.integrations.transformers import ZOTrainer
 from gradless.system.hashing import weights_sha256
 
+CONSTANT = {"lr_scheduler_type": "constant"}
+SHORT = {"max_steps": 2, "save_strategy": "no", "logging_strategy": "no"}
+
 
 def classifier(seed=1, **options):
     transformers.set_seed(seed)

@@ -20,9 +20,7 @@ from gradless.integrations import transformers as integration  # noqa: E402
 from gradless.integrations.replay import rebuild  # noqa: E402
 from gradless.integrations.transformers import ZOTrainer, ZOTrainerMixin  # noqa: E402
 from gradless.system.hashing import weights_sha256  # noqa: E402
-from trainer_helpers import arguments, classifier, digest, language_model, moves, sentences, texts, trainer  # noqa: E402
-
-CONSTANT = {"lr_scheduler_type": "constant"}
+from trainer_helpers import CONSTANT, arguments, classifier, digest, language_model, moves, sentences, texts, trainer  # noqa: E402
 
 
 class Spy:

@@ -1,0 +1,136 @@
+"""The card of a saved model says what the hub reads, what was measured, and how to make the model again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import run_helpers as h
+from gradless import lm
+from gradless.cli import main
+from gradless.runs import card, jobs
+from gradless.runs.classifier import spec_of
+from gradless.runs.usage import usage
+from save_helpers import QUIET, facts_of, tuned
+
+
+def test_the_hub_can_read_the_card(tmp_path):
+    from huggingface_hub import ModelCard
+    from huggingface_hub.repocard_data import model_index_to_eval_results
+
+    place = tuned(tmp_path, model="tiny-opt", scheme="lora")
+    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    result = json.loads((place / "result.json").read_text())
+    found = ModelCard.load(tmp_path / "saved" / "README.md")
+    data = found.data.to_dict()
+    assert data["library_name"] == "peft"
+    assert {"gradless", "mezo", "lora", "zeroth-order"} <= set(data["tags"])
+    assert "base_model" not in data  # the hub refuses what is no id there
+    name, scores = model_index_to_eval_results(data["model-index"])
+    assert name == "saved"
+    assert {score.metric_type: score.metric_value for score in scores} == {
+        key: round(value, 4) for key, value in result["test"].items()
+    }
+    low, high = result["interval"]["test"]
+    assert f"95 % interval {low:.3f} to {high:.3f}" in "".join(score.metric_name for score in scores)
+    assert f"{low:.3f} to {high:.3f}" in found.text
+    assert result["weights_sha256"] in found.text
+    assert f"{result['ledger_bytes']:,} bytes" in found.text
+    assert "on 8 test rows" in found.text
+    for example in result["examples"]:  # rows of the data stay at home
+        assert example["prompt"] not in found.content
+    assert "examples" not in json.loads((tmp_path / "saved" / "gradless" / "result.json").read_text())
+
+
+def test_the_card_tells_of_a_run_that_did_not_end(tmp_path):
+    facts = facts_of(tuned(tmp_path))
+    assert "did not come to its end" not in card.render(facts)
+    assert facts.result is not None
+    diverged = dataclasses.replace(facts, result={**facts.result, "status": "diverged"})
+    assert "The run did not come to its end (diverged)." in card.render(diverged)
+
+
+@pytest.mark.parametrize(
+    ("model", "base", "code"),
+    [
+        ("facebook/opt-1.3b", "facebook/opt-1.3b", 'from_pretrained("facebook/opt-1.3b", dtype="float32")'),
+        ("a/b@v2", "a/b", 'from_pretrained("a/b", revision="v2", dtype="float32")'),
+        ("gemma-3-270m", "google/gemma-3-270m", "lm.load('gemma-3-270m')"),
+        ("./model.gguf", None, "lm.load('./model.gguf')"),
+    ],
+)
+def test_the_card_names_the_base_model(model, base, code):
+    from huggingface_hub import ModelCard
+
+    config = h.TuneConfig(model=model, task="rte", scheme="lora").resolved()
+    header = {"dtype": "bfloat16", "base_sha256": "a", "data_sha256": "b", "gradless": "0.1.0", "tuned_parameters": 3}
+    facts = card.Facts(
+        name="x",
+        location="me/x",
+        config=config,
+        step=3,
+        header=header,
+        result=None,
+        ledger_bytes=9,
+        sha256="c",
+        masked=False,
+        use=usage(lm.tiny("llama"), spec_of(config), location="me/x", adapter=True, base=card.loaded_from(model)),
+    )
+    found = ModelCard(card.render(facts))
+    assert found.data.get("base_model") == base
+    assert found.data.get("base_model_relation") == ("adapter" if base else None)
+    assert found.data.datasets == ["aps/super_glue"]
+    assert code in found.text
+    assert 'from_pretrained(base, "me/x"' in found.text
+    if model == "gemma-3-270m":
+        assert "Gemma Terms of Use" in found.text
+        assert found.data.license == "gemma"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"scheme": "lora", "targets": ("q_proj", "k_proj"), "rank": 2, "alpha": 3.5, "lr": "auto", "weight_decay": 0.1},
+        {"method": "zo-sparse", "options": {"mask": "magnitude", "keep": 0.25}, "freeze": ("embed.*", "a b")},
+        {"zero_shot": False, "select": "metric", "eval_every": 2, "schedule": "cosine", "warmup": 1, "queries": 3},
+        {"task": "rte", "own": {}, "aligned": False, "num_train": 0, "num_test": 7, "k_shot": 4, "device": "cuda:1"},
+        {
+            "own": {
+                "name": "mine",
+                "train": "/a b/t.csv",
+                "template": 'say "{x}"\n',
+                "label_column": "y",
+                "labels": {"0": "so, so", "1": "a=b \\ `c`"},
+            }
+        },
+    ],
+)
+def test_the_command_in_the_card_makes_the_same_configuration(tmp_path, monkeypatch, changes):
+
+    own = {
+        "train": "/x/train.csv",
+        "test": "/x/it's.csv",
+        "template": "{text} so",
+        "label_column": "label",
+        "labels": "0=terrible,1=great",
+    }
+    config = h.TuneConfig(**{"model": "tiny-llama", "own": own, "steps": 7, **changes}).resolved()
+    text = card.task_file(config)
+    if text is not None:
+        (tmp_path / "gradless").mkdir()
+        (tmp_path / "gradless" / "task.toml").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    caught: list[Any] = []
+    monkeypatch.setattr(jobs, "tune", lambda config, *_, **__: caught.append(config) or sys.exit(0))
+    found = CliRunner().invoke(main, shlex.split(card.command(config))[1:])
+    assert found.exit_code == 0, found.output
+    assert caught[0].resolved() == config
+    several = card.command(config, {"size": 4, "split": config.split})
+    assert several == f"torchrun --nproc-per-node 4 -m {card.command(config)}"
