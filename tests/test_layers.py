@@ -35,7 +35,14 @@ LATE |= {"jinja2", "markupsafe", "IPython"}
 # Inside a package too, from the bottom up; a package or module that is not named here has no order of its own to keep
 # beyond having no circle. Names are paths below ``gradless``.
 INSIDE = {
-    "kernels": ("kernels.program", "kernels.reference", "kernels.numba_tiles", "kernels.cpu", "kernels.cuda"),
+    "kernels": (
+        "kernels.program",
+        "kernels.reference",
+        "kernels.numba_arithmetic",
+        "kernels.numba_tiles",
+        "kernels.cpu",
+        "kernels.cuda",
+    ),
     "directions": ("directions.base", "directions.selection", "directions.masks", "directions.blocks"),
     "rules": ("rules.schedules", "rules.base", "rules.normalise", "rules.stored", "rules.muon"),
     "forward": (

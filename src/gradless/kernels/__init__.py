@@ -189,7 +189,7 @@ def _region(p: Tensor, leaf: int, rows: Tensor | None) -> Region | None:
     columns = p.numel() // p.shape[0] if p.ndim else 1
     if rows is None:
         return Region(leaf, _WHOLE, p.numel(), columns)
-    return Region(leaf, rows, columns, columns)
+    return Region(leaf, rows.contiguous(), columns, columns)
 
 
 _WHOLE = torch.zeros(1, dtype=torch.int64)

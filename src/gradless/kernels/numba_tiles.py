@@ -1,366 +1,307 @@
-"""The compiled part of the CPU kernels: tiles of a leaf, vectorised. One file, because Numba's cache follows files.
+"""The compiled part of the CPU kernels: all tiles of a table of leaves.
 
-Same bits as `gradless.kernels.reference`. Two hazards shape the code. Numba promotes ``uint32 * uint32`` to
-uint64 and ``uint32 >> int`` to a signed type, so every Philox word is kept in a uint64 and masked; a sign bit
-that got stuck this way would restore perfectly and learn nothing. And nothing may be contracted into a fused
-multiply-add, so fast-math stays off.
+A call visits all leaves of a table, with any number of threads: each takes the next few tiles until none are left. It
+gets one address, of the numbers of `CALL`; those of `ROW` describe a leaf. So it can run as a plain function of C.
 """
 
 from __future__ import annotations
 
+import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit, types
+from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-from gradless import rng
+from gradless.kernels import numba_arithmetic
+from gradless.kernels.numba_arithmetic import (
+    BLOCKS,
+    FACTOR,
+    FLOAT32,
+    GAUSSIAN,
+    LOW_RANK,
+    RADEMACHER,
+    TILE,
+    TO_SIGN,
+    add_factor,
+    add_gaussian,
+    add_low_rank,
+    add_rademacher,
+    at,
+    halves,
+    narrow,
+    philox,
+    store,
+    widen,
+)
 
-TILE = 4096  # elements a core handles at a time: accumulator, words and signs stay in its first-level cache
-BLOCKS = TILE // 128 + 1
-FLOAT32, BFLOAT16, FLOAT16 = range(3)
-RADEMACHER, GAUSSIAN, LOW_RANK, FACTOR = (rng.KINDS[kind] for kind in ("rademacher", "gaussian", "low_rank", "factor"))
-
-U32 = np.uint64(0xFFFFFFFF)
-M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-W0, W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
-S32 = np.uint64(32)
-TO_SIGN = (np.uint32(1) << np.arange(31, -1, -1, dtype=np.uint32)).astype(np.uint32)  # bit j to bit 31
-
-
-@njit
-def _philox(words: Any, first: Any, count: Any, leaf: Any, key: Any) -> None:
-    """Fill ``words`` (uint32) with ``count`` blocks starting at block ``first``; the loop over blocks vectorises."""
-    for b in range(count):
-        block = np.uint64(first + b)
-        c0, c1 = block & U32, block >> S32
-        c2, c3 = leaf & U32, leaf >> S32
-        k0, k1 = key & U32, key >> S32
-        for _ in range(10):
-            x, y = c0 * M0, c2 * M1
-            c0, c1, c2, c3 = (y >> S32) ^ c1 ^ k0, y & U32, (x >> S32) ^ c3 ^ k1, x & U32
-            k0, k1 = (k0 + W0) & U32, (k1 + W1) & U32
-        words[4 * b] = np.uint32(c0)
-        words[4 * b + 1] = np.uint32(c1)
-        words[4 * b + 2] = np.uint32(c2)
-        words[4 * b + 3] = np.uint32(c3)
-
-
-@njit
-def _add_rademacher(block: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any, words: Any) -> None:
-    """Add coeff * z, a +1/-1 stream, to elements ``start .. start + n``, the first at ``block[start % 128]``.
-
-    Whole blocks are added, so that bits and elements stay aligned; what lies outside the ``n`` elements is scratch. The
-    compiler vectorises this form (multiply bit j up to the sign bit) but not the equal one with shifts, which takes
-    three times as long: see docs/log.md.
-    """
-    first = start >> 7
-    count = (start - (first << 7) + n + 127) >> 7
-    _philox(words, first, count, leaf, key)
-    bits = np.float32(coeff).view(np.uint32)
-    for w in range(4 * count):
-        word = words[w]
-        row = block[32 * w : 32 * w + 32]
-        for j in range(32):
-            sign = np.uint32(np.uint32(word * TO_SIGN[j]) & np.uint32(0x80000000))
-            row[j] += np.uint32(bits ^ sign).view(np.float32)
-
-
-@njit
-def _add_gaussian(acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any, words: Any, table: Any) -> None:
-    """acc[:n] += coeff * z for elements ``start ..`` of a normal stream, a cache-sized piece at a time."""
-    done = 0
-    while done < n:
-        first = (start + done) >> 3
-        offset = start + done - (first << 3)
-        m = min(n - done, 8 * BLOCKS - offset)
-        _philox(words, first, (offset + m + 7) >> 3, leaf, key)
-        for i in range(m):
-            e = offset + i
-            half = (words[e >> 1] >> np.uint32((e & 1) << 4)) & np.uint32(0xFFFF)
-            acc[done + i] += np.float32(coeff * table[half])
-        done += m
+# A call is an int64 vector, and a leaf a row of its table; names of arrays stand for their addresses.
+NEXT_TILE, TILES, TOGETHER, TABLE, LEAVES, DECAYS, FIRST_TERMS, LAST_TERMS, KEYS, COEFFS = range(10)
+ROUNDING, RIGHTS, NORMAL, STEPS, TERMS, CALL_SIZE = range(10, 16)
+P, KEPT, OUTS, MASK, ROWS, ROW_COUNT, WIDTH, COLUMNS, LEAF, DTYPE, STREAM, RANK = range(12)
+UPDATE_FIRST, UPDATE_LAST, PROBE_FIRST, PROBE_LAST, UPDATE_ROUNDS, PROBE_ROUNDS, MIRRORED = range(12, 19)
+END_TILE, ROW_SIZE = 19, 20
 
 
 @intrinsic
-def _popcount(typing: Any, x: Any) -> Any:
-    """Set bits of a uint32, as int32: one instruction, also in vectorised loops."""
-    return types.int32(types.uint32), lambda context, builder, signature, args: builder.ctpop(args[0])
+def _take(typing: Any, address: Any, count: Any) -> Any:
+    """The number at an address, to which ``count`` is added at once: no two threads get the same."""
+
+    def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], context.get_value_type(types.CPointer(types.int64)))
+        return builder.atomic_rmw("add", pointer, args[1], "monotonic")
+
+    return types.int64(types.int64, types.int64), build
 
 
 @njit
-def _add_low_rank(acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any, words: Any, low_rank: Any) -> None:
-    """acc[:n] += coeff * (U V^T) for elements ``start ..``: the two sign words agree in rank - popcount bits."""
-    rank, columns, right = np.int32(low_rank[0]), low_rank[1], low_rank[2]
-    chosen = np.uint32((np.uint64(1) << np.uint64(rank)) - np.uint64(1))
-    done, row = 0, start // columns
-    column = start - row * columns
-    while done < n:
-        m = min(n - done, columns - column)
-        _philox(words, row >> 2, 1, leaf, key)
-        left = words[row & 3]
-        here, signs = acc[done : done + m], right[column : column + m]
-        for i in range(m):
-            odd = _popcount(np.uint32((signs[i] ^ left) & chosen))
-            here[i] += np.float32(coeff * np.float32(np.int32(rank - np.int32(2) * odd)))
-        done, row, column = done + m, row + 1, 0
-
-
-@njit
-def _add_factor(acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any, words: Any, rank: Any) -> None:
-    """acc[:n] += coeff * sign for elements ``start ..`` of a factor: bit k of the word of row i."""
-    bits = np.float32(coeff).view(np.uint32)
-    last, done, row = (start + n - 1) // rank, 0, start // rank
-    column = start - row * rank
-    while done < n:
-        _philox(words, row >> 2, min(BLOCKS, (last >> 2) - (row >> 2) + 1), leaf, key)
-        end = min(last + 1, (row >> 2) * 4 + 4 * BLOCKS)
-        for w in range(row & 3, (row & 3) + end - row):
-            word, here = words[w], acc[done : done + min(n - done, rank - column)]
-            for i in range(here.size):
-                sign = np.uint32(word >> np.uint32(column + i)) << np.uint32(31)
-                here[i] += np.uint32(bits ^ sign).view(np.float32)
-            done, column = done + here.size, 0
-        row = end
-
-
-@njit
-def _add(block: Any, n: Any, start: Any, leaf: Any, program: Any, j: Any, stream: Any, table: Any, words: Any) -> None:
-    """Add term j of a program to elements ``start .. start + n``, the first at ``block[start % 128]``."""
-    keys, coeffs, rights = program[2], program[3], program[5]
+def _add(block: Any, n: Any, start: Any, leaf: Any, programs: Any, j: Any, stream: Any, words: Any) -> None:
+    """Add term j of the programs to elements ``start .. start + n``, the first at ``block[start % 128]``."""
+    key, coeff = programs[3][j], programs[4][j]
     kind, rank, columns = stream
     acc = block[start & 127 :]
     if kind == LOW_RANK:
-        _add_low_rank(acc, n, start, leaf, keys[j], coeffs[j], words, (rank, columns, rights[j]))
+        right = carray(at(programs[6][j], np.uint32(0)), columns)
+        add_low_rank(acc, n, start, leaf, key, coeff, words, (rank, columns, right))
     elif kind == FACTOR:
-        _add_factor(acc, n, start, leaf, keys[j], coeffs[j], words, rank)
+        add_factor(acc, n, start, leaf, key, coeff, words, rank)
     elif kind == GAUSSIAN:
-        _add_gaussian(acc, n, start, leaf, keys[j], coeffs[j], words, table)
+        add_gaussian(acc, n, start, leaf, key, coeff, words, programs[7])
     else:
-        _add_rademacher(block, n, start, leaf, keys[j], coeffs[j], words)
+        add_rademacher(block, n, start, leaf, key, coeff, words)
 
 
 @njit
-def _halves(out: Any, n: Any, start: Any, leaf: Any, key: Any, words: Any) -> None:
-    """out[:n] = uniform 16-bit integers for elements ``start ..``."""
-    done = 0
-    while done < n:
-        first = (start + done) >> 3
-        offset = start + done - (first << 3)
-        m = min(n - done, 8 * BLOCKS - offset)
-        _philox(words, first, (offset + m + 7) >> 3, leaf, key)
-        for i in range(m):
-            e = offset + i
-            out[done + i] = (words[e >> 1] >> np.uint32((e & 1) << 4)) & np.uint32(0xFFFF)
-        done += m
-
-
-@njit
-def _to_float(bits: Any, kind: Any) -> Any:
-    """Bits of a bfloat16 or float16 as float32."""
-    b = np.uint32(bits)
-    if kind == BFLOAT16:
-        return np.uint32(b << np.uint32(16)).view(np.float32)
-    sign = (b & np.uint32(0x8000)) << np.uint32(16)
-    exponent = (b >> np.uint32(10)) & np.uint32(0x1F)
-    fraction = b & np.uint32(0x3FF)
-    if exponent == np.uint32(0x1F):
-        return np.uint32(sign | np.uint32(0x7F800000) | (fraction << np.uint32(13))).view(np.float32)
-    if exponent == np.uint32(0):
-        small = np.float32(fraction) * np.float32(2.0**-24)
-        return -small if sign else small
-    wide = sign | ((exponent + np.uint32(112)) << np.uint32(23)) | (fraction << np.uint32(13))
-    return np.uint32(wide).view(np.float32)
-
-
-@njit
-def _narrow(x: Any, r: Any, kind: Any, stochastic: Any) -> Any:
-    """Bits of ``x`` in bfloat16 or float16: to nearest even, or up with probability given by 16 random bits ``r``."""
-    bits = np.float32(x).view(np.uint32)
-    sign = bits & np.uint32(0x80000000)
-    size = np.uint32(bits ^ sign)
-    if kind == BFLOAT16:
-        if size > np.uint32(0x7F800000):
-            return np.uint16((bits >> np.uint32(16)) | np.uint32(0x40))
-        if size == np.uint32(0x7F800000):
-            return np.uint16(bits >> np.uint32(16))
-        add = np.uint32(r) if stochastic else np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-        return np.uint16(((size + add) | sign) >> np.uint32(16))
-    half_sign = np.uint16(sign >> np.uint32(16))
-    if size > np.uint32(0x7F800000):
-        return half_sign | np.uint16(0x7E00)
-    if size == np.uint32(0x7F800000):
-        return half_sign | np.uint16(0x7C00)
-    if size < np.uint32(0x38800000):  # below 2**-14: a multiple of 2**-24, the spacing of float16 subnormals
-        scaled = np.uint32(size).view(np.float32) * np.float32(2.0**24)
-        whole = np.floor(scaled)
-        part = scaled - whole
-        if stochastic:
-            up = np.float32(r) < part * np.float32(65536.0)
-        else:
-            odd = whole - np.float32(2.0) * np.floor(whole * np.float32(0.5)) > np.float32(0.0)
-            up = part > np.float32(0.5) or (part == np.float32(0.5) and odd)
-        return half_sign | np.uint16(np.uint32(whole) + (np.uint32(1) if up else np.uint32(0)))
-    add = np.uint32(r) >> np.uint32(3) if stochastic else np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
-    rounded = (size + add) >> np.uint32(13)
-    if rounded > np.uint32(0x23BFF):  # beyond 65504, the largest float16
-        return half_sign | (np.uint16(0x7BFF) if stochastic else np.uint16(0x7C00))
-    return half_sign | np.uint16(rounded - np.uint32(0x1C000))
-
-
-@njit
-def _branch_signs(
-    plus: Any, minus: Any, block: Any, n: Any, first: Any, leaf: Any, key: Any, coeff: Any, words: Any
-) -> None:
-    """Plus and minus = bits of block +- coeff * z for ``n`` float32 elements from Philox block ``first`` on.
+def _plus_minus(plus: Any, minus: Any, base: Any, n: Any, words: Any, coeff: Any) -> None:
+    """Plus and minus = base +- coeff * z for ``n`` float32 elements, all as bits; z from sign words.
 
     The commonest fan of all (float32, one sign direction, no mask) in one pass; the general one takes three times as
-    long.
+    long. So it is with `_step_in_place` and `_step_plus_minus`.
     """
-    _philox(words, first, (n + 127) >> 7, leaf, key)
     bits = np.float32(coeff).view(np.uint32)
     for w in range(n >> 5):
         word = words[w]
-        row, up, down = block[32 * w : 32 * w + 32], plus[32 * w : 32 * w + 32], minus[32 * w : 32 * w + 32]
+        row, up, down = base[32 * w : 32 * w + 32], plus[32 * w : 32 * w + 32], minus[32 * w : 32 * w + 32]
         for j in range(32):
             sign = np.uint32(np.uint32(word * TO_SIGN[j]) & np.uint32(0x80000000))
+            change, value = np.uint32(bits ^ sign).view(np.float32), np.uint32(row[j]).view(np.float32)
+            up[j] = np.float32(value + change).view(np.uint32)
+            down[j] = np.float32(value - change).view(np.uint32)
+
+
+@njit
+def _step_in_place(p: Any, n: Any, words: Any, coeff: Any, decay: Any) -> None:
+    """P = decay * p + coeff * z, as `_plus_minus`."""
+    bits = np.float32(coeff).view(np.uint32)
+    for w in range(n >> 5):
+        word = words[w]
+        row = p[32 * w : 32 * w + 32]
+        for j in range(32):
+            sign = np.uint32(np.uint32(word * TO_SIGN[j]) & np.uint32(0x80000000))
+            value = np.float32(np.uint32(row[j]).view(np.float32) * decay)
+            row[j] = np.float32(value + np.uint32(bits ^ sign).view(np.float32)).view(np.uint32)
+
+
+@njit
+def _step_plus_minus(
+    plus: Any, minus: Any, p: Any, n: Any, step_words: Any, step: Any, decay: Any, words: Any, coeff: Any
+) -> None:
+    """`_step_in_place` and then `_plus_minus` from there."""
+    step_bits, bits = np.float32(step).view(np.uint32), np.float32(coeff).view(np.uint32)
+    for w in range(n >> 5):
+        step_word, word = step_words[w], words[w]
+        row, up, down = p[32 * w : 32 * w + 32], plus[32 * w : 32 * w + 32], minus[32 * w : 32 * w + 32]
+        for j in range(32):
+            step_sign = np.uint32(np.uint32(step_word * TO_SIGN[j]) & np.uint32(0x80000000))
+            sign = np.uint32(np.uint32(word * TO_SIGN[j]) & np.uint32(0x80000000))
+            value = np.float32(np.uint32(row[j]).view(np.float32) * decay)
+            value = np.float32(value + np.uint32(step_bits ^ step_sign).view(np.float32))
             change = np.uint32(bits ^ sign).view(np.float32)
-            up[j] = np.float32(row[j] + change).view(np.uint32)
-            down[j] = np.float32(row[j] - change).view(np.uint32)
+            row[j] = value.view(np.uint32)
+            up[j] = np.float32(value + change).view(np.uint32)
+            down[j] = np.float32(value - change).view(np.uint32)
 
 
 @njit
-def _widen(acc: Any, bits: Any, n: Any, kind: Any) -> None:
-    """acc[:n] = the values of ``bits``."""
-    if kind == FLOAT32:
-        for i in range(n):
-            acc[i] = np.uint32(bits[i]).view(np.float32)
-    else:
-        for i in range(n):
-            acc[i] = _to_float(bits[i], kind)
-
-
-@njit
-def _store(out: Any, acc: Any, p: Any, n: Any, kind: Any, dice: Any, stochastic: Any, mask: Any, masked: Any) -> None:
-    """out[:n] = acc rounded to the leaf's dtype where the mask says so, p (which may be out) elsewhere."""
-    if masked:
-        for i in range(n):
-            if not mask[i]:
-                out[i] = p[i]
-            elif kind == FLOAT32:
-                out[i] = np.float32(acc[i]).view(np.uint32)
-            else:
-                out[i] = _narrow(acc[i], dice[i], kind, stochastic)
-    elif kind == FLOAT32:
-        for i in range(n):
-            out[i] = np.float32(acc[i]).view(np.uint32)
-    else:
-        for i in range(n):
-            out[i] = _narrow(acc[i], dice[i], kind, stochastic)
-
-
-@njit
-def _advance(
-    block: Any, bits: Any, n: Any, start: Any, kind: Any, leaf: Any, program: Any, stream: Any, table: Any, words: Any,
-    dice: Any,
-) -> None:  # fmt: skip
-    """Run all steps of a program on the elements in ``block``; between two of them they take the leaf's dtype.
+def _advance(block: Any, bits: Any, n: Any, start: Any, row: Any, programs: Any, words: Any, dice: Any) -> None:
+    """Run a leaf's update on the elements in ``block``; between two of its steps they take the leaf's dtype.
 
     After the last step they are left in float32, with the dice of its rounding in ``dice``.
     """
-    decays, starts, rounding = program[0], program[1], program[4]
+    kind, leaf, stochastic = row[DTYPE], np.uint64(row[LEAF]), row[UPDATE_ROUNDS] != 0
     acc = block[start & 127 :]
-    stochastic = rounding.size > 0
-    for t in range(decays.size):
-        if t > 0 and kind != FLOAT32:
+    for t in range(row[UPDATE_FIRST], row[UPDATE_LAST]):
+        if t > row[UPDATE_FIRST] and kind != FLOAT32:
             for i in range(n):
-                bits[i] = _narrow(acc[i], dice[i], kind, stochastic)
-            _widen(acc, bits, n, kind)
-        if decays[t] != np.float32(1.0):
+                bits[i] = narrow(acc[i], dice[i], kind, stochastic)
+            widen(acc, bits, n, kind)
+        decay = programs[0][t]
+        if decay != np.float32(1.0):
             for i in range(n):
-                acc[i] *= decays[t]
-        for j in range(starts[t], starts[t + 1]):
-            _add(block, n, start, leaf, program, j, stream, table, words)
+                acc[i] *= decay
+        for j in range(programs[1][t], programs[2][t]):
+            _add(block, n, start, leaf, programs, j, (row[STREAM], row[RANK], row[COLUMNS]), words)
         if kind != FLOAT32 and stochastic:
-            _halves(dice, n, start, leaf, rounding[t], words)
+            halves(dice, n, start, leaf, programs[5][t], words)
 
 
-@njit(nogil=True, cache=True)
-def sweep_tiles(
-    first: Any, last: Any, out: Any, p: Any, rows: Any, width: Any, kind: Any, leaf: Any, program: Any, stream: Any,
-    table: Any, mask: Any, masked: Any,
+@njit
+def _is_plain(row: Any, source: Any, n: Any) -> Any:
+    """Whether a tile is of the commonest kind: float32, directions of signs, no mask, whole words."""
+    signs = row[DTYPE] == FLOAT32 and row[STREAM] == RADEMACHER
+    return signs and row[MASK] == 0 and source & 127 == 0 and n & 31 == 0
+
+
+@njit
+def _is_single(first: Any, last: Any, programs: Any) -> Any:
+    """Whether a program has one step with one term."""
+    return last == first + 1 and programs[2][first] == programs[1][first] + 1
+
+
+@njit
+def _draw(words: Any, row: Any, source: Any, n: Any, term: Any, programs: Any) -> Any:
+    """The coefficient of a term; its sign words are left in ``words``."""
+    philox(words, source >> 7, (n + 127) >> 7, np.uint64(row[LEAF]), programs[3][term])
+    return programs[4][term]
+
+
+@njit
+def _plain_update(row: Any, source: Any, n: Any, piece: Any, up: Any, down: Any, programs: Any, words: Any) -> bool:
+    """Visit a plain tile that gets an update of one term in place, and perhaps a pair of branches.
+
+    False, and nothing is done, for others.
+    """
+    step, probe, branched = row[UPDATE_FIRST], row[PROBE_FIRST], row[PROBE_LAST] > row[PROBE_FIRST]
+    if row[KEPT] != row[P] or not _is_single(step, row[UPDATE_LAST], programs) or not _is_plain(row, source, n):
+        return False
+    if branched and not (row[MIRRORED] and _is_single(probe, row[PROBE_LAST], programs)):
+        return False
+    change, decay = _draw(words, row, source, n, programs[1][step], programs), programs[0][step]
+    if branched:
+        others = words[4 * BLOCKS :]
+        eps = _draw(others, row, source, n, programs[1][probe], programs)
+        _step_plus_minus(up, down, piece, n, words, change, decay, others, eps)
+    else:
+        _step_in_place(piece, n, words, change, decay)
+    return True
+
+
+@njit
+def _branch(
+    row: Any, source: Any, target: Any, n: Any, acc: Any, under: Any, mask: Any, scratch: Any, programs: Any,
+    like: Any,
 ) -> None:  # fmt: skip
-    """Tiles ``first .. last`` of rows of ``width`` elements of ``p``, into consecutive rows of ``out``."""
+    """Branch off a tile whose values are ``acc`` and whose bits, where it is masked, are ``under``."""
+    change, branched, words, dice = scratch[1:5]
+    kind, leaf, stochastic, masked = row[DTYPE], np.uint64(row[LEAF]), row[PROBE_ROUNDS] != 0, row[MASK] != 0
+    sums, size = change[source & 127 :], row[ROW_COUNT] * row[WIDTH]
+    address = row[OUTS] + _bytes(kind) * target
+    for b in range(row[PROBE_FIRST], row[PROBE_LAST]):
+        for i in range(n):
+            sums[i] = np.float32(0.0) if row[MIRRORED] else acc[i]
+        for j in range(programs[1][b], programs[2][b]):
+            _add(change, n, source, leaf, programs, j, (row[STREAM], row[RANK], row[COLUMNS]), words)
+        if kind != FLOAT32 and stochastic:
+            halves(dice, n, source, leaf, programs[5][b], words)
+        if row[MIRRORED]:
+            for i in range(n):
+                branched[i] = acc[i] + sums[i]
+            store(carray(at(address, like), n), branched, under, n, kind, dice, stochastic, mask, masked)
+            address += _bytes(kind) * size
+            for i in range(n):
+                sums[i] = acc[i] - sums[i]
+        store(carray(at(address, like), n), sums, under, n, kind, dice, stochastic, mask, masked)
+        address += _bytes(kind) * size
+
+
+@njit
+def _bytes(kind: Any) -> int:
+    return 4 if kind == FLOAT32 else 2
+
+
+@njit
+def _visit(row: Any, tile: Any, scratch: Any, programs: Any, like: Any) -> None:
+    """One tile of a leaf, or of a row of it: updated, written to where it is kept, and branched off."""
+    block, _, _, words, dice, bits, base = scratch
+    width, kind, item = row[WIDTH], row[DTYPE], _bytes(row[DTYPE])
     per_row = (width + TILE - 1) // TILE
-    block = np.zeros(128 * BLOCKS, np.float32)
-    words = np.empty(4 * BLOCKS, np.uint32)
-    dice, bits = np.empty(TILE, np.uint16), np.empty(TILE, p.dtype)
-    for tile in range(first, last):
-        row = tile // per_row
-        begin = (tile - row * per_row) * TILE
-        n = min(TILE, width - begin)
-        source, target = rows[row] * width + begin, row * width + begin
-        piece = p[source : source + n]
-        acc = block[source & 127 :]
-        _widen(acc, piece, n, kind)
-        _advance(block, bits, n, source, kind, leaf, program, stream, table, words, dice)
-        part = mask[source : source + n] if masked else mask
-        _store(out[target : target + n], acc, piece, n, kind, dice, program[4].size > 0, part, masked)
+    number = tile // per_row
+    begin = (tile - number * per_row) * TILE
+    n, target = min(TILE, width - begin), number * width + begin
+    source = carray(at(row[ROWS], np.int64(0)), row[ROW_COUNT])[number] * width + begin
+    piece = carray(at(row[P] + item * source, like), n)
+    size = item * row[ROW_COUNT] * width
+    up, down = carray(at(row[OUTS] + item * target, like), n), carray(at(row[OUTS] + size + item * target, like), n)
+    if _plain_update(row, source, n, piece, up, down, programs, words):
+        return
+    mask, masked = carray(at(row[MASK] + source, np.uint8(0)), n), row[MASK] != 0
+    acc, under = block[source & 127 :], piece  # the second: bits that branches have where they are masked
+    if row[UPDATE_LAST] > row[UPDATE_FIRST]:
+        widen(acc, piece, n, kind)
+        _advance(block, bits, n, source, row, programs, words, dice)
+        under = base[:n]
+        store(under, acc, piece, n, kind, dice, row[UPDATE_ROUNDS] != 0, mask, masked)
+    if row[KEPT] != 0:
+        kept = carray(at(row[KEPT] + item * target, like), n)
+        for i in range(n):
+            kept[i] = under[i]
+    probe = row[PROBE_FIRST]
+    if row[MIRRORED] and _is_single(probe, row[PROBE_LAST], programs) and _is_plain(row, source, n):
+        coeff = _draw(words, row, source, n, programs[1][probe], programs)
+        _plus_minus(up, down, under, n, words, coeff)
+        return
+    widen(acc, under, n, kind)
+    _branch(row, source, target, n, acc, under, mask, scratch, programs, like)
 
 
-@njit(nogil=True, cache=True)
-def fan_tiles(
-    first: Any, last: Any, outs: Any, p: Any, rows: Any, width: Any, kind: Any, leaf: Any, update: Any, probes: Any,
-    mirrored: Any, keep: Any, stream: Any, table: Any, mask: Any, masked: Any,
-) -> None:  # fmt: skip
-    """Tiles ``first .. last`` of rows of ``p``: updated, kept or not, and branched into the rows of ``outs``."""
-    per_row, size = (width + TILE - 1) // TILE, rows.size * width
+@njit
+def _run(address: Any, like: Any) -> None:
+    """Visit tiles of the table of a call until none are left."""
+    call = carray(at(address, np.int64(0)), CALL_SIZE)
+    steps, terms = call[STEPS], call[TERMS]
+    programs = (
+        carray(at(call[DECAYS], np.float32(0)), steps),
+        carray(at(call[FIRST_TERMS], np.int64(0)), steps),
+        carray(at(call[LAST_TERMS], np.int64(0)), steps),
+        carray(at(call[KEYS], np.uint64(0)), terms),
+        carray(at(call[COEFFS], np.float32(0)), terms),
+        carray(at(call[ROUNDING], np.uint64(0)), steps),
+        carray(at(call[RIGHTS], np.int64(0)), terms),
+        carray(at(call[NORMAL], np.float32(0)), 1 << 16),
+    )
+    table = carray(at(call[TABLE], np.int64(0)), (call[LEAVES], ROW_SIZE))
     block, change = np.zeros(128 * BLOCKS, np.float32), np.zeros(128 * BLOCKS, np.float32)
-    words = np.empty(4 * BLOCKS, np.uint32)
-    dice, bits, base = np.empty(TILE, np.uint16), np.empty(TILE, p.dtype), np.empty(TILE, p.dtype)
-    branched = np.empty(TILE, np.float32)
-    for tile in range(first, last):
-        row = tile // per_row
-        begin = (tile - row * per_row) * TILE
-        n = min(TILE, width - begin)
-        source, target = rows[row] * width + begin, row * width + begin
-        piece = p[source : source + n]
-        part = mask[source : source + n] if masked else mask
-        acc, sums = block[source & 127 :], change[source & 127 :]
-        _widen(acc, piece, n, kind)
-        under = piece  # the bits that branches have where they are masked
-        if update[0].size > 0:
-            _advance(block, bits, n, source, kind, leaf, update, stream, table, words, dice)
-            if kind != FLOAT32 or masked:
-                under = base[:n]
-                _store(under, acc, piece, n, kind, dice, update[4].size > 0, part, masked)
-                _widen(acc, under, n, kind)
-                if keep:
-                    for i in range(n):
-                        piece[i] = under[i]
-            elif keep:
-                _store(piece, acc, piece, n, kind, dice, False, part, False)
-        stochastic = probes[4].size > 0
-        plain = kind == FLOAT32 and not masked and mirrored and stream[0] == RADEMACHER
-        single = probes[0].size == 1 and probes[2].size == 1  # one pair of branches, along one direction
-        if plain and single and source & 127 == 0 and n & 31 == 0:
-            up, down = outs[target : target + n], outs[size + target : size + target + n]
-            _branch_signs(up, down, block, n, source >> 7, leaf, probes[2][0], probes[3][0], words)
-            continue
-        for b in range(probes[0].size):
-            for i in range(n):
-                sums[i] = np.float32(0.0) if mirrored else acc[i]
-            for j in range(probes[1][b], probes[1][b + 1]):
-                _add(change, n, source, leaf, probes, j, stream, table, words)
-            if kind != FLOAT32 and stochastic:
-                _halves(dice, n, source, leaf, probes[4][b], words)
-            first_out = 2 * b if mirrored else b
-            for i in range(n):
-                branched[i] = acc[i] + sums[i] if mirrored else sums[i]
-            offset = first_out * size + target
-            _store(outs[offset : offset + n], branched, under, n, kind, dice, stochastic, part, masked)
-            if mirrored:
-                for i in range(n):
-                    branched[i] = acc[i] - sums[i]
-                offset += size
-                _store(outs[offset : offset + n], branched, under, n, kind, dice, stochastic, part, masked)
+    words, bits = np.empty(8 * BLOCKS, np.uint32), carray(at(address, like), 0)
+    bits, base = np.empty(TILE, bits.dtype), np.empty(TILE, bits.dtype)
+    scratch = (block, change, np.empty(TILE, np.float32), words, np.empty(TILE, np.uint16), bits, base)
+    leaf = 0
+    while True:
+        first = _take(address, call[TOGETHER])
+        if first >= call[TILES]:
+            break
+        for tile in range(first, min(first + call[TOGETHER], call[TILES])):
+            while tile >= table[leaf, END_TILE]:
+                leaf += 1
+            begin = table[leaf - 1, END_TILE] if leaf else 0
+            _visit(table[leaf], tile - begin, scratch, programs, like)
+
+
+def visit_32(address: Any) -> None:
+    """A call whose leaves have 32 bits an element."""
+    _run(address, np.uint32(0))
+
+
+def visit_16(address: Any) -> None:
+    """A call whose leaves have 16 bits an element."""
+    _run(address, np.uint16(0))
+
+
+def compiled(visit: Any) -> Any:
+    """One of the two as a function of C; compiled when it is asked for, or taken from Numba's cache.
+
+    The cache knows whether this file has changed, but not whether the arithmetic has: its name has to say that.
+    """
+    source = Path(numba_arithmetic.__file__).read_bytes()
+    visit.__qualname__ = f"{visit.__name__}_{zlib.crc32(source):08x}"
+    return cfunc(types.void(types.int64), nopython=True, cache=True)(visit)
