@@ -4,7 +4,8 @@
 cases in which every value of each occurs, and of a costly test marked ``few(n)`` only ``n`` of these; the other cases
 are the sweep, as is what is marked ``sweep``: a costly test whose promise a cheaper one holds in another way.
 ``make test-all`` runs the sweep as well. What is marked ``long`` repeats a test that is there already, with more kills,
-seeds or schedules, and belongs to ``make test-long``.
+seeds or schedules, and belongs to ``make test-long``; so do all cases of a test marked ``few(n, sweep=m)`` but ``m`` of
+the fewest.
 """
 
 from __future__ import annotations
@@ -71,18 +72,20 @@ def spread(values: Sequence[int], count: int) -> list[int]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Iterable[Any]) -> None:
-    """Mark the cases that only a sweep needs, before pytest looks at marks to choose."""
+    """Mark the cases that only a sweep or a long run needs, before pytest looks at marks to choose."""
     tests: dict[tuple[Any, str], list[Any]] = {}
     for item in items:
         if hasattr(item, "callspec") and not any(item.iter_markers("sweep")) and not any(item.iter_markers("long")):
             tests.setdefault((item.parent, item.originalname), []).append(item)
     for group in tests.values():
         kept = sorted(fewest([case_of(item) for item in group]))
+        swept: Sequence[int] = range(len(group))
         for mark in group[0].iter_markers("few"):
+            swept = spread(kept, mark.kwargs["sweep"]) if mark.kwargs else swept
             kept = spread(kept, *mark.args)
         for number, item in enumerate(group):
             if number not in kept:
-                item.add_marker(pytest.mark.sweep)
+                item.add_marker(pytest.mark.sweep if number in swept else pytest.mark.long)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

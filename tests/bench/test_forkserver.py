@@ -193,8 +193,7 @@ own = { train = "rows.csv", test = "rows.csv", template = "{text} so", label_col
 """
 
 
-@pytest.mark.sweep
-@pytest.mark.parametrize("deaths", [1, 9])
+@pytest.mark.parametrize("deaths", [pytest.param(1, marks=pytest.mark.sweep), pytest.param(9, marks=pytest.mark.long)])
 def test_a_benchmark_outlives_its_server(tmp_path, monkeypatch, deaths):
     """Killed when it is started, while it reads the model, and while runs work."""
     rows(tmp_path)

@@ -184,9 +184,13 @@ trainer({folder!r}, options={options}, ledger_only={bare}).train()
 """
 
 
-@pytest.mark.sweep
-@pytest.mark.few(1)
-@pytest.mark.parametrize("bare", [False, True], ids=["weights", "ledger"])
+@pytest.mark.parametrize(
+    "bare",
+    [
+        pytest.param(False, marks=pytest.mark.sweep, id="weights"),
+        pytest.param(True, marks=pytest.mark.long, id="ledger"),
+    ],
+)
 def test_a_killed_process_resumes_to_the_same_weights(tmp_path, bare):
     cut, options = tmp_path / "cut", {"max_steps": 24, "save_steps": 4}
     code = SCRIPT.format(helpers=str(ROOT / "tests" / "helpers"), folder=str(cut), options=options, bare=bare)

@@ -23,7 +23,7 @@ def outcome(cell: architectures.Cell) -> bool:
     return not cell.refused
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(2, sweep=len(architectures.ROWS))  # every architecture; all cells: benchmarks/architectures.py
 @pytest.mark.parametrize("scheme", architectures.SCHEMES)
 @pytest.mark.parametrize("name", architectures.ROWS)
 def test_a_scheme_is_right_or_refused(name, scheme):
@@ -31,7 +31,7 @@ def test_a_scheme_is_right_or_refused(name, scheme):
     assert right == (not RESULTS["rows"][name]["cells"][scheme]["refused"])
 
 
-@pytest.mark.few(1)
+@pytest.mark.few(1, sweep=len(architectures.ROWS) // 4)
 @pytest.mark.parametrize("name", architectures.ROWS)
 def test_memory_is_planned_or_refused(name, tmp_path):
     outcome(architectures.planned(architectures.ROWS[name], tmp_path / name))

@@ -79,9 +79,7 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-@pytest.mark.parametrize(
-    "kills", [2, pytest.param(10, marks=pytest.mark.sweep), pytest.param(40, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize("kills", [2, pytest.param(40, marks=pytest.mark.long)])
 def test_killed_again_and_again_the_run_ends_at_the_same_weights(whole, tmp_path, kills, record_property):
     record_property("kills", kills)
     draw = random.Random(20)
