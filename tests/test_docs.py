@@ -80,7 +80,7 @@ def _block(language: str, text: str, title: str | None = None) -> Block:
 @pytest.mark.parametrize(
     ("language", "text", "part"),
     [
-        ("sh", "gradless tune --model tiny-opt --tusk sst2 --out x", "no option"),
+        ("sh", "gradless tune --model tiny-opt --tusk sst2 --out x", "No such option"),
         ("sh", "gradless tune --model tiny-opt --task sst2 --method mezzo --out x", "no 'mezzo'"),
         ("sh", "gradless tune --model tiny-opt --task sst3 --out x", "sst3"),
         ("sh", "gradless tune --model tiny-opt --method lezo --set kept=1 --out x", "no 'kept=1'"),
@@ -89,7 +89,7 @@ def _block(language: str, text: str, title: str | None = None) -> Block:
         ("sh", "gradless tone --model tiny-opt", "no command 'tone'"),
         ("sh", "gradless collab simulate --rule nnm+crumb --out x", "no 'nnm+crumb'"),
         ("sh", "gradless list metods", "no 'metods'"),
-        ("sh", "torchrun -m gradless tune --model tiny-opt --splitt batch --out x", "no option"),
+        ("sh", "torchrun -m gradless tune --model tiny-opt --splitt batch --out x", "No such option"),
         ("sh", "pip install 'gradless[hup]'", "no extra 'hup'"),
         ("sh", "pip install '.[hup]'", "no extra 'hup'"),
         ("sh", "make demmo", "no target 'demmo'"),
