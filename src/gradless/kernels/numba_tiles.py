@@ -76,8 +76,8 @@ def _add(block: Any, n: Any, start: Any, leaf: Any, programs: Any, j: Any, strea
 def _plus_minus(plus: Any, minus: Any, base: Any, n: Any, words: Any, coeff: Any) -> None:
     """Plus and minus = base +- coeff * z for ``n`` float32 elements, all as bits; z from sign words.
 
-    The commonest fan of all (float32, one sign direction, no mask) in one pass; the general one takes three times as
-    long. So it is with `_step_in_place` and `_step_plus_minus`.
+    The commonest branches of all in one pass; the general way takes three times as long. So it is with `_plus` and
+    `_step_in_place`.
     """
     bits = np.float32(coeff).view(np.uint32)
     for w in range(n >> 5):
@@ -91,6 +91,19 @@ def _plus_minus(plus: Any, minus: Any, base: Any, n: Any, words: Any, coeff: Any
 
 
 @njit
+def _plus(plus: Any, base: Any, n: Any, words: Any, coeff: Any) -> None:
+    """`_plus_minus` without the second one."""
+    bits = np.float32(coeff).view(np.uint32)
+    for w in range(n >> 5):
+        word = words[w]
+        row, up = base[32 * w : 32 * w + 32], plus[32 * w : 32 * w + 32]
+        for j in range(32):
+            sign = np.uint32(np.uint32(word * TO_SIGN[j]) & np.uint32(0x80000000))
+            value = np.uint32(row[j]).view(np.float32)
+            up[j] = np.float32(value + np.uint32(bits ^ sign).view(np.float32)).view(np.uint32)
+
+
+@njit
 def _step_in_place(p: Any, n: Any, words: Any, coeff: Any, decay: Any) -> None:
     """P = decay * p + coeff * z, as `_plus_minus`."""
     bits = np.float32(coeff).view(np.uint32)
@@ -101,26 +114,6 @@ def _step_in_place(p: Any, n: Any, words: Any, coeff: Any, decay: Any) -> None:
             sign = np.uint32(np.uint32(word * TO_SIGN[j]) & np.uint32(0x80000000))
             value = np.float32(np.uint32(row[j]).view(np.float32) * decay)
             row[j] = np.float32(value + np.uint32(bits ^ sign).view(np.float32)).view(np.uint32)
-
-
-@njit
-def _step_plus_minus(
-    plus: Any, minus: Any, p: Any, n: Any, step_words: Any, step: Any, decay: Any, words: Any, coeff: Any
-) -> None:
-    """`_step_in_place` and then `_plus_minus` from there."""
-    step_bits, bits = np.float32(step).view(np.uint32), np.float32(coeff).view(np.uint32)
-    for w in range(n >> 5):
-        step_word, word = step_words[w], words[w]
-        row, up, down = p[32 * w : 32 * w + 32], plus[32 * w : 32 * w + 32], minus[32 * w : 32 * w + 32]
-        for j in range(32):
-            step_sign = np.uint32(np.uint32(step_word * TO_SIGN[j]) & np.uint32(0x80000000))
-            sign = np.uint32(np.uint32(word * TO_SIGN[j]) & np.uint32(0x80000000))
-            value = np.float32(np.uint32(row[j]).view(np.float32) * decay)
-            value = np.float32(value + np.uint32(step_bits ^ step_sign).view(np.float32))
-            change = np.uint32(bits ^ sign).view(np.float32)
-            row[j] = value.view(np.uint32)
-            up[j] = np.float32(value + change).view(np.uint32)
-            down[j] = np.float32(value - change).view(np.uint32)
 
 
 @njit
@@ -154,105 +147,83 @@ def _is_plain(row: Any, source: Any, n: Any) -> Any:
 
 
 @njit
-def _is_single(first: Any, last: Any, programs: Any) -> Any:
-    """Whether a program has one step with one term."""
-    return last == first + 1 and programs[2][first] == programs[1][first] + 1
-
-
-@njit
-def _draw(words: Any, row: Any, source: Any, n: Any, term: Any, programs: Any) -> Any:
-    """The coefficient of a term; its sign words are left in ``words``."""
+def _draw(words: Any, row: Any, source: Any, n: Any, step: Any, programs: Any) -> Any:
+    """The coefficient of the only term of a step; its sign words are left in ``words``."""
+    term = programs[1][step]
     philox(words, source >> 7, (n + 127) >> 7, np.uint64(row[LEAF]), programs[3][term])
     return programs[4][term]
 
 
 @njit
-def _plain_update(row: Any, source: Any, n: Any, piece: Any, up: Any, down: Any, programs: Any, words: Any) -> bool:
-    """Visit a plain tile that gets an update of one term in place, and perhaps a pair of branches.
-
-    False, and nothing is done, for others.
-    """
-    step, probe, branched = row[UPDATE_FIRST], row[PROBE_FIRST], row[PROBE_LAST] > row[PROBE_FIRST]
-    if row[KEPT] != row[P] or not _is_single(step, row[UPDATE_LAST], programs) or not _is_plain(row, source, n):
-        return False
-    if branched and not (row[MIRRORED] and _is_single(probe, row[PROBE_LAST], programs)):
-        return False
-    change, decay = _draw(words, row, source, n, programs[1][step], programs), programs[0][step]
-    if branched:
-        others = words[4 * BLOCKS :]
-        eps = _draw(others, row, source, n, programs[1][probe], programs)
-        _step_plus_minus(up, down, piece, n, words, change, decay, others, eps)
-    else:
-        _step_in_place(piece, n, words, change, decay)
-    return True
-
-
-@njit
-def _branch(
-    row: Any, source: Any, target: Any, n: Any, acc: Any, under: Any, mask: Any, scratch: Any, programs: Any,
-    like: Any,
-) -> None:  # fmt: skip
-    """Branch off a tile whose values are ``acc`` and whose bits, where it is masked, are ``under``."""
-    change, branched, words, dice = scratch[1:5]
-    kind, leaf, stochastic, masked = row[DTYPE], np.uint64(row[LEAF]), row[PROBE_ROUNDS] != 0, row[MASK] != 0
-    sums, size = change[source & 127 :], row[ROW_COUNT] * row[WIDTH]
-    address = row[OUTS] + _bytes(kind) * target
-    for b in range(row[PROBE_FIRST], row[PROBE_LAST]):
+def _update(row: Any, source: Any, target: Any, n: Any, piece: Any, mask: Any, scratch: Any, programs: Any) -> Any:
+    """The bits of a tile after the update, which are also written to where they are kept."""
+    block, _, words, dice, bits, base = scratch
+    first, last = row[UPDATE_FIRST], row[UPDATE_LAST]
+    single = last == first + 1 and programs[2][first] == programs[1][first] + 1
+    if single and row[KEPT] == row[P] and _is_plain(row, source, n):
+        coeff = _draw(words, row, source, n, first, programs)
+        _step_in_place(piece, n, words, coeff, programs[0][first])
+        return piece
+    under = piece
+    if last > first:
+        acc, under = block[source & 127 :], base[:n]
+        widen(acc, piece, n, row[DTYPE])
+        _advance(block, bits, n, source, row, programs, words, dice)
+        store(under, acc, piece, n, row[DTYPE], dice, row[UPDATE_ROUNDS] != 0, mask, row[MASK] != 0)
+    if row[KEPT] != 0:
+        kept = carray(at(row[KEPT] + base.itemsize * target, base[0]), n)
         for i in range(n):
-            sums[i] = np.float32(0.0) if row[MIRRORED] else acc[i]
+            kept[i] = under[i]
+    return under
+
+
+@njit
+def _branch(row: Any, source: Any, target: Any, n: Any, under: Any, mask: Any, scratch: Any, programs: Any) -> None:
+    """Branch off a tile whose bits are ``under``."""
+    block, change, words, dice, _, base = scratch
+    kind, stochastic, masked, signs = row[DTYPE], row[PROBE_ROUNDS] != 0, row[MASK] != 0, 2 if row[MIRRORED] else 1
+    acc, sums, plain = block[source & 127 :], change[source & 127 :], _is_plain(row, source, n)
+    stride = base.itemsize * row[ROW_COUNT] * row[WIDTH]
+    address = row[OUTS] + base.itemsize * target
+    for b in range(row[PROBE_FIRST], row[PROBE_LAST]):
+        up, down = carray(at(address, base[0]), n), carray(at(address + stride, base[0]), n)
+        address += signs * stride
+        if plain and programs[2][b] == programs[1][b] + 1:
+            coeff = _draw(words, row, source, n, b, programs)
+            if signs == 2:
+                _plus_minus(up, down, under, n, words, coeff)
+            else:
+                _plus(up, under, n, words, coeff)
+            continue
+        widen(acc, under, n, kind)
+        for i in range(n):
+            sums[i] = np.float32(0.0) if signs == 2 else acc[i]
         for j in range(programs[1][b], programs[2][b]):
-            _add(change, n, source, leaf, programs, j, (row[STREAM], row[RANK], row[COLUMNS]), words)
+            _add(change, n, source, np.uint64(row[LEAF]), programs, j, (row[STREAM], row[RANK], row[COLUMNS]), words)
         if kind != FLOAT32 and stochastic:
-            halves(dice, n, source, leaf, programs[5][b], words)
-        if row[MIRRORED]:
+            halves(dice, n, source, np.uint64(row[LEAF]), programs[5][b], words)
+        if signs == 2:
             for i in range(n):
-                branched[i] = acc[i] + sums[i]
-            store(carray(at(address, like), n), branched, under, n, kind, dice, stochastic, mask, masked)
-            address += _bytes(kind) * size
-            for i in range(n):
-                sums[i] = acc[i] - sums[i]
-        store(carray(at(address, like), n), sums, under, n, kind, dice, stochastic, mask, masked)
-        address += _bytes(kind) * size
+                other = acc[i] - sums[i]
+                sums[i] = acc[i] + sums[i]
+                acc[i] = other
+            store(down, acc, under, n, kind, dice, stochastic, mask, masked)
+        store(up, sums, under, n, kind, dice, stochastic, mask, masked)
 
 
 @njit
-def _bytes(kind: Any) -> int:
-    return 4 if kind == FLOAT32 else 2
-
-
-@njit
-def _visit(row: Any, tile: Any, scratch: Any, programs: Any, like: Any) -> None:
+def _visit(row: Any, tile: Any, scratch: Any, programs: Any) -> None:
     """One tile of a leaf, or of a row of it: updated, written to where it is kept, and branched off."""
-    block, _, _, words, dice, bits, base = scratch
-    width, kind, item = row[WIDTH], row[DTYPE], _bytes(row[DTYPE])
+    width, like = row[WIDTH], scratch[5]
     per_row = (width + TILE - 1) // TILE
     number = tile // per_row
     begin = (tile - number * per_row) * TILE
     n, target = min(TILE, width - begin), number * width + begin
     source = carray(at(row[ROWS], np.int64(0)), row[ROW_COUNT])[number] * width + begin
-    piece = carray(at(row[P] + item * source, like), n)
-    size = item * row[ROW_COUNT] * width
-    up, down = carray(at(row[OUTS] + item * target, like), n), carray(at(row[OUTS] + size + item * target, like), n)
-    if _plain_update(row, source, n, piece, up, down, programs, words):
-        return
-    mask, masked = carray(at(row[MASK] + source, np.uint8(0)), n), row[MASK] != 0
-    acc, under = block[source & 127 :], piece  # the second: bits that branches have where they are masked
-    if row[UPDATE_LAST] > row[UPDATE_FIRST]:
-        widen(acc, piece, n, kind)
-        _advance(block, bits, n, source, row, programs, words, dice)
-        under = base[:n]
-        store(under, acc, piece, n, kind, dice, row[UPDATE_ROUNDS] != 0, mask, masked)
-    if row[KEPT] != 0:
-        kept = carray(at(row[KEPT] + item * target, like), n)
-        for i in range(n):
-            kept[i] = under[i]
-    probe = row[PROBE_FIRST]
-    if row[MIRRORED] and _is_single(probe, row[PROBE_LAST], programs) and _is_plain(row, source, n):
-        coeff = _draw(words, row, source, n, programs[1][probe], programs)
-        _plus_minus(up, down, under, n, words, coeff)
-        return
-    widen(acc, under, n, kind)
-    _branch(row, source, target, n, acc, under, mask, scratch, programs, like)
+    piece = carray(at(row[P] + like.itemsize * source, like[0]), n)
+    mask = carray(at(row[MASK] + source, np.uint8(0)), n)
+    under = _update(row, source, target, n, piece, mask, scratch, programs)
+    _branch(row, source, target, n, under, mask, scratch, programs)
 
 
 @njit
@@ -272,9 +243,9 @@ def _run(address: Any, like: Any) -> None:
     )
     table = carray(at(call[TABLE], np.int64(0)), (call[LEAVES], ROW_SIZE))
     block, change = np.zeros(128 * BLOCKS, np.float32), np.zeros(128 * BLOCKS, np.float32)
-    words, bits = np.empty(8 * BLOCKS, np.uint32), carray(at(address, like), 0)
-    bits, base = np.empty(TILE, bits.dtype), np.empty(TILE, bits.dtype)
-    scratch = (block, change, np.empty(TILE, np.float32), words, np.empty(TILE, np.uint16), bits, base)
+    kind = carray(at(address, like), 0).dtype
+    words, dice = np.empty(4 * BLOCKS, np.uint32), np.empty(TILE, np.uint16)
+    scratch = (block, change, words, dice, np.empty(TILE, kind), np.empty(TILE, kind))
     leaf = 0
     while True:
         first = _take(address, call[TOGETHER])
@@ -284,7 +255,7 @@ def _run(address: Any, like: Any) -> None:
             while tile >= table[leaf, END_TILE]:
                 leaf += 1
             begin = table[leaf - 1, END_TILE] if leaf else 0
-            _visit(table[leaf], tile - begin, scratch, programs, like)
+            _visit(table[leaf], tile - begin, scratch, programs)
 
 
 def visit_32(address: Any) -> None:
