@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf as gguf_library
 import numpy as np
 import pytest
 import torch
@@ -178,6 +179,44 @@ def test_a_damaged_offset_is_noticed(tmp_path: Path) -> None:
         pytest.raises(ValueError, match=r"ffn_up.weight is not where the tensor before it"),
     ):
         gguf.convert(path, tmp_path / "out")
+
+
+def _arrays(writer: Any) -> None:
+    writer.add_array("extra.texts", ["", "naïve", "日本", "a\nb"])
+    writer.add_array("extra.whole", [3, -1, 2])
+    writer.add_array("extra.parts", [0.5, -2.25])
+    writer.add_array("extra.flags", [True, False, True])
+    writer.add_array("extra.one", ["alone"])
+
+
+def test_arrays_are_read_at_once_as_the_library_reads_them(tmp_path: Path) -> None:
+    from transformers.modeling_gguf_pytorch_utils import read_field
+
+    path = tmp_path / "arrays.gguf"
+    write_gguf(LLAMA, path, extra=_arrays)
+    slow = gguf_library.GGUFReader(path)
+    with gguf._FastReader(path):
+        fast = gguf_library.GGUFReader(path)
+    assert list(fast.fields) == list(slow.fields)
+    for name, field in slow.fields.items():
+        assert fast.fields[name].contents() == field.contents(), name
+        assert fast.fields[name].types == field.types
+        assert read_field(fast, name) == read_field(slow, name)
+        if len(field.data) > 1:
+            assert fast.fields[name].contents(1) == field.contents(1)
+    assert [tensor.name for tensor in fast.tensors] == [tensor.name for tensor in slow.tensors]
+
+
+@pytest.mark.parametrize("name", ["extra.texts", "extra.whole"])
+def test_an_array_that_ends_early_is_no_model(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "arrays.gguf"
+    write_gguf(LLAMA, path, extra=_arrays)
+    data = bytearray(path.read_bytes())
+    count = data.index(name.encode()) + len(name) + 8
+    struct.pack_into("<Q", data, count, 1 << 40)
+    path.write_bytes(data)
+    with gguf._FastReader(path), pytest.raises((ValueError, struct.error)):
+        gguf_library.GGUFReader(path)
 
 
 def test_impossible_counts_end_at_once(tmp_path: Path) -> None:

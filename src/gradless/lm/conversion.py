@@ -39,7 +39,7 @@ def folder(path: Path, digest: str | None, root: Path, say: Say) -> Path:
         raise BadInput(f"{path} cannot be read: {error.strerror}") from error
 
     def build(target: Path) -> None:
-        seconds = max(10, round(sum(file.stat().st_size for file in files) / 4e6 / 10) * 10)
+        seconds = max(10, round(sum(file.stat().st_size for file in files) / 12e6 / 10) * 10)
         say(f"converting {path.name} once, about {seconds} s")
         command = [*PYTHON, "-m", "gradless.lm.gguf", str(files[0].absolute()), str(target)]
         run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
