@@ -273,7 +273,7 @@ class _FastReader:
                     self.data = self.data.view(np.ndarray)  # still a map of the file; only slicing is cheaper
                 return super()._get(*args, **kwargs)
 
-            def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
+            def _get_field_parts(self, orig_offs: int, raw_type: int) -> Any:
                 kind = gguf.GGUFValueType
                 if raw_type != kind.ARRAY or self.byte_order != "I" or sys.byteorder != "little":
                     return super()._get_field_parts(orig_offs, raw_type)
