@@ -24,7 +24,7 @@ from typing import Any
 
 import pytest
 
-collect_ignore = [] if importlib.util.find_spec("triton") else ["src/gradless/kernels/cuda.py"]
+collect_ignore = [] if importlib.util.find_spec("triton") else ["src/gradless/kernels/cuda"]
 if not (importlib.util.find_spec("transformers") and importlib.util.find_spec("accelerate")):
     wrapping = ("argument_checks", "events", "hooks", "losses", "overrides", "replay", "transformers")
     collect_ignore += [f"src/gradless/integrations/{name}.py" for name in wrapping]

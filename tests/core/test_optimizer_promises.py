@@ -194,10 +194,10 @@ def test_an_interrupt_while_perturbing_in_place_loses_nothing(monkeypatch):
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return streaming_branch(*args, **kwargs)
+        streaming_branch(*args, **kwargs)
 
-    streaming_branch = perturbed.branch
-    monkeypatch.setattr(perturbed, "branch", interrupted)
+    streaming_branch = perturbed.branch_many
+    monkeypatch.setattr(perturbed, "branch_many", interrupted)
     with pytest.raises(KeyboardInterrupt):
         opt.probe(closure_of(model))
     assert equal_bits(bits(model), before)

@@ -8,7 +8,6 @@ no GPU, and the machine code is searched for both. `benchmarks/gpu_check.py` che
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import os
 import re
@@ -23,6 +22,7 @@ from gradless import kernels, rng
 from gradless.kernels import reference
 from gradless.kernels.program import NOTHING, Region, on
 from gradless.rng import GAUSSIAN, RADEMACHER, Stream
+from silent_driver import cuda_kernels
 
 pytest.importorskip("triton", reason="the CUDA kernels need triton, which comes with CUDA builds of torch")
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy warns when a number overflows on purpose
@@ -39,22 +39,11 @@ SHORT = kernels.program([(0.99, [3], [1e-3])], rounding=(5,))
 PROBES = kernels.program([(1.0, [70], [1e-3]), (1.0, [BASIS + 71, 8], [3e-3, 1e-3])], rounding=[8, 9])
 
 
-def load(interpreted: bool):
-    """The kernels' module, a copy of its own: how functions are run is decided when they are defined."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1" if interpreted else "0")
-        spec = importlib.util.spec_from_file_location("triton_kernels", Path(kernels.__file__).with_name("cuda.py"))
-        module = importlib.util.module_from_spec(spec)
-        patch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def triton_kernels():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1" if DEVICE == "cpu" else "0")
-        yield load(interpreted=DEVICE == "cpu")
+        yield cuda_kernels(interpreted=DEVICE == "cpu")
 
 
 def weights(shape, dtype):
@@ -198,7 +187,7 @@ def test_rows_behind_two_to_the_31_elements(triton_kernels, tmp_path, stream):
 @functools.cache
 def compiler():
     """The kernels' module as a compiler sees it."""
-    return load(interpreted=False)
+    return cuda_kernels(interpreted=False)
 
 
 def compiled(kernel: str, dtype, stochastic, stream, **more):
@@ -208,7 +197,7 @@ def compiled(kernel: str, dtype, stochastic, stream, **more):
     from triton.compiler import ASTSource
 
     module = compiler()
-    function, pointer = getattr(module, kernel), "*i32" if dtype == torch.float32 else "*i16"
+    function, pointer = getattr(module.tiles, kernel), "*i32" if dtype == torch.float32 else "*i16"
     table = {"gaussian": "*fp32", "low_rank": "*i32"}.get(stream.kind, "*i64")
     types = dict.fromkeys(("out", "outs", "p"), pointer) | {
         "mask": "*u8",
@@ -216,7 +205,8 @@ def compiled(kernel: str, dtype, stochastic, stream, **more):
         "program": "*i64",
         "table": table,
     }
-    types |= {"leaf": "i64", "size": "i64"} | dict.fromkeys(("steps", "width", "per_row", "branches"), "i32")
+    types |= dict.fromkeys(("leaf", "size", "width", "per_row"), "i64") | dict.fromkeys(("steps", "branches"), "i32")
+    types |= dict.fromkeys(("factor", "update_factor", "probe_factor"), "i64")
     chosen = {"DTYPE": module.KINDS[dtype], "STOCHASTIC": stochastic, "MASKED": False, "WORDS": 64, **more}
     chosen |= {"ROWS": 1 if stream.kind == "low_rank" else 0, "KIND": rng.KINDS[stream.kind], "RANK": stream.rank}
     names = function.arg_names
@@ -240,7 +230,7 @@ def compiled(kernel: str, dtype, stochastic, stream, **more):
 )
 def test_compiled_sweeps_round_every_product_and_keep_subnormals(monkeypatch, tmp_path, stream, dtype):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    check(compiled("_sweep", dtype, dtype != torch.float32, stream), tmp_path)
+    check(compiled("sweep", dtype, dtype != torch.float32, stream), tmp_path)
 
 
 @pytest.mark.few(1)
@@ -250,7 +240,7 @@ def test_compiled_fans_round_every_product_and_keep_subnormals(monkeypatch, tmp_
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     stochastic = dtype != torch.float32
     more = {"MIRRORED": True, "KEEP": True, "UPDATE_STOCHASTIC": stochastic}
-    check(compiled("_fan", dtype, stochastic, GAUSSIAN, **more), tmp_path)
+    check(compiled("fan", dtype, stochastic, GAUSSIAN, **more), tmp_path)
 
 
 def check(code, folder):

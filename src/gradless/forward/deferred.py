@@ -66,12 +66,12 @@ class Deferred:
         return leaf.terms(known)
 
     @contextlib.contextmanager
-    def writing(self, leaf: Leaf) -> Iterator[None]:
-        """Around the kernel that writes all pending steps of a leaf."""
-        self.torn = True
+    def writing(self, *leaves: Leaf) -> Iterator[None]:
+        """Around the kernel that writes all pending steps of some leaves."""
+        self.torn = self.torn or bool(leaves)
         yield
-        self._done[id(leaf.param)] = self._total
-        self.torn = False
+        self._done.update((id(leaf.param), self._total) for leaf in leaves)
+        self.torn = self.torn and not leaves
 
     def flush(self, leaves: Iterable[Leaf] | None = None) -> None:
         """Write what is pending, of all leaves or of some."""

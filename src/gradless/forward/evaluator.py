@@ -27,7 +27,7 @@ from gradless.forward.deferred import Deferred
 from gradless.forward.engines import AUTO, CHOICES, DUAL, IN_PLACE, MOST_COPIES, STREAM, EngineChoice
 from gradless.forward.engines import ENGINES as ENGINES
 from gradless.forward.losses import Closure as Closure
-from gradless.forward.losses import checked, same
+from gradless.forward.losses import checked, numbers, same, unread
 from gradless.forward.low_rank import LowRankLinear
 from gradless.forward.perturbed import PerturbedWeights, Pool, ReadSurvey
 from gradless.forward.points import Point, Points, Scale, probe_point
@@ -191,7 +191,7 @@ class LossEvaluator:
             chunks = [Points(points[i : i + MOST_COPIES]) for i in range(0, len(points), MOST_COPIES)]
             reason = ""
             try:
-                losses = [loss for chunk in chunks for loss in self._side_by_side(closure, chunk)]
+                losses: list[float] = torch.cat([self._side_by_side(closure, chunk) for chunk in chunks]).tolist()
             except Exception as error:
                 full = self.choice is not None and isinstance(error, torch.OutOfMemoryError)
                 if (self._batched and not full) or isinstance(error, BadInput):
@@ -199,14 +199,14 @@ class LossEvaluator:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             if reason:  # outside of the handler, which would keep the activations alive
                 # The plain engine decides whether it was the batching that failed or the closure itself.
-                losses = [self._one(closure, Points((point,))) for point in points]
+                losses = numbers([self._one(closure, Points((point,))) for point in points])
                 self._use_stream(reason)
                 return losses
             if not self._in_place:
                 self._batched = True
                 return losses
             self._use_stream("some weights are read below the level of torch functions")
-        return [self._one(closure, Points((point,))) for point in points]
+        return numbers([self._one(closure, Points((point,))) for point in points])
 
     def value(
         self,
@@ -238,7 +238,7 @@ class LossEvaluator:
         points = Points((Point(mixture, size, rounding, decay),), update=update)
         if points.decayed:
             self._deferred.flush()
-        return self._together([points], lambda own: [self._one(closure, own[0], only)])[0]
+        return self._together([points], lambda own: [float(self._one(closure, own[0], only))])[0]
 
     def slopes(self, closure: Closure, keys: Sequence[int]) -> tuple[float, list[float]]:
         """The loss at theta and its slope along every z(key); see `gradless.forward.autodiff.slopes`."""
@@ -267,17 +267,17 @@ class LossEvaluator:
         wanted = [leaf for leaf in self._leaves.values() if deep(leaf.name)]
         return autodiff.gradients(closure, wanted, [leaf for leaf in self._leaves.values() if not deep(leaf.name)])
 
-    def _one(self, closure: Closure, points: Points, only: Leaf | None = None) -> float:
-        """The loss at the single one of the points."""
+    def _one(self, closure: Closure, points: Points, only: Leaf | None = None) -> Tensor | float:
+        """The loss at the single one of the points, not read yet."""
         only = None if only is None else only._replace(active=None)  # whatever else its directions would reach
         self.forwards += 1
         if not points.points[0].mixture.keys or only is not None:
             self._deferred.flush()
         if not points.points[0].mixture.keys:
-            return float(closure())
+            return unread(closure())
         if self._in_place is None or (only is None and self._looks_again()):
             earlier = self._in_place
-            loss = float(self._surveyed(self._perturbed(points), closure))
+            loss = unread(self._surveyed(self._perturbed(points), closure))
             if (not self._in_place or self._in_place == earlier) and only is None:
                 return loss
             self.forwards += 1
@@ -286,26 +286,26 @@ class LossEvaluator:
         reused = self.prefix.forward(names) if self.prefix else contextlib.nullcontext()
         weights = self._perturbed(points, leaves=leaves)
         with reused, weights:
-            loss = float(closure())
+            loss = unread(closure())
         if leaves is self._leaves and self.prefix is None:
             self._still_read(weights)
         return loss
 
-    def _side_by_side(self, closure: Closure, points: Points) -> list[float]:
-        """The loss at all of the points, side by side."""
+    def _side_by_side(self, closure: Closure, points: Points) -> Tensor:
+        """The loss at all of the points, side by side and not read yet: ``[C]``."""
         self.forwards += len(points)
         batched = BatchedForward(len(points))
         if self._in_place is None or self._looks_again():
             weights = self._perturbed(points, batched=batched)
             losses: Any = self._surveyed(weights, lambda: batched.losses(closure))
-            return list(map(float, losses))
+            return losses
         leaves = self._touched(points)
         weights = self._perturbed(points, batched=batched, leaves=leaves)
         with weights:
             losses = batched.losses(closure)
         if leaves is self._leaves:
             self._still_read(weights)
-        return list(map(float, losses))
+        return losses
 
     def _touched(self, points: Points) -> dict[int, Leaf]:
         """The leaves that some point moves. All others are read as they are, so nothing of them may be pending."""

@@ -67,3 +67,16 @@ def same(losses: Sequence[float], dtypes: Collection[torch.dtype]) -> bool:
             "of its own, or pass check=False to train all the same"
         )
     return True
+
+
+def unread(loss: Tensor | float) -> Tensor | float:
+    """A loss to be read later: reading it waits for the device. A copy, since a closure may return its own buffer."""
+    return loss.detach().reshape(()).clone() if isinstance(loss, Tensor) else loss
+
+
+def numbers(losses: Sequence[Tensor | float]) -> list[float]:
+    """Read losses, all at once where they are scalars of one device."""
+    tensors = [loss for loss in losses if isinstance(loss, Tensor)]
+    if len(tensors) < len(losses) or len({(loss.device, loss.dtype) for loss in tensors}) > 1:
+        return list(map(float, losses))
+    return list(map(float, torch.stack(tensors).tolist()))

@@ -17,7 +17,7 @@ finds such reads during the first forward; those leaves are perturbed in place a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
@@ -27,12 +27,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gradless import kernels
 from gradless.forward.autodiff import METADATA
 from gradless.forward.batched import SMALL, BatchedForward
 from gradless.forward.deferred import Deferred
 from gradless.forward.interception import Interception, attention_through, own_reads
 from gradless.forward.low_rank import LowRankLinear
-from gradless.forward.points import Points, branch, empty_copies
+from gradless.forward.points import Points, Visit, branch, branch_many, empty_copies
 from gradless.forward.read_order import Buffer, Copies, ReadOrder
 from gradless.gradients import Leaf
 
@@ -117,9 +118,9 @@ class PerturbedWeights:
         Between two large matrix products every call starts with cold caches: 0.5 ms for a norm's weight, ten times what
         the same call takes here.
         """
-        for key, leaf in self.leaves.items():
-            if leaf.param.numel() <= SMALL:
-                self.small[key] = self._branch(leaf)
+        small = [(key, leaf) for key, leaf in self.leaves.items() if leaf.param.numel() <= SMALL]
+        self.small = {key: empty_copies(len(self.points), leaf.param) for key, leaf in small}
+        self._branch_many([(leaf, self.small[key]) for key, leaf in small])
         self.low_rank.prefetch(self.leaves.values(), self.points)
 
     def _restore(self) -> None:
@@ -247,18 +248,19 @@ class PerturbedWeights:
         leaf = self.leaves.get(id(weight))
         if leaf is None:
             return None
-        rows, inverse = self._checked(func, *torch.unique(ids, return_inverse=True), size=leaf.param.shape[0])
+        size = leaf.param.shape[0]
+        if func is Tensor.__getitem__:  # indexing may count from the end
+            ids = torch.where(ids < 0, ids + size, ids)
         self.served.add(id(weight))
+        if kernels.on_accelerator(ids.device):  # different rows cannot be counted without waiting for the device
+            rows = ids.reshape(-1).long()
+            rows.new_empty(1).expand(size).index_select(0, rows)  # torch's own check of the range, made on the device
+            copies = self._branch(leaf, rows)
+            return self._present(copies.view(len(copies), *ids.shape, *copies.shape[2:]))
+        rows, inverse = torch.unique(ids, return_inverse=True)
+        if rows.numel() and not 0 <= int(rows[0]) <= int(rows[-1]) < size:
+            raise IndexError(f"row {int(rows[-1])} or {int(rows[0])} is out of range for a weight of {size} rows")
         return self._present(self._branch(leaf, rows)[:, inverse])
-
-    @staticmethod
-    def _checked(func: Callable[..., Any], rows: Tensor, inverse: Tensor, *, size: int) -> tuple[Tensor, Tensor]:
-        """Sorted rows within a leaf of ``size`` rows; the kernels trust them. Indexing may count from the end."""
-        if func is Tensor.__getitem__:
-            rows = torch.where(rows < 0, rows + size, rows)
-        if rows.device.type == "cpu" and rows.numel() and not 0 <= int(rows.min()) <= int(rows.max()) < size:
-            raise IndexError(f"row {int(rows.max())} or {int(rows.min())} is out of range for a weight of {size} rows")
-        return rows, inverse
 
     def _whole(self, leaf: Leaf) -> Tensor:
         """The leaf at every point, ``[C, *shape]``."""
@@ -280,9 +282,10 @@ class PerturbedWeights:
             row = self.order.row(leaf, self.leaves, self.ahead)
             sizes = [count * one.param.numel() for one in row]
             buffer = Buffer(self.pool.take(sum(sizes), leaf.param.dtype, leaf.param.device), len(row))
-            for one, part in zip(row, buffer.flat[: sum(sizes)].split(sizes), strict=True):
-                values = self._branch(one, into=part.view(count, *one.param.shape))
-                self.ahead[id(one.param)] = Copies(values, buffer)
+            parts = buffer.flat[: sum(sizes)].split(sizes)
+            values = [part.view(count, *one.param.shape) for one, part in zip(row, parts, strict=True)]
+            self._branch_many(list(zip(row, values, strict=True)))
+            self.ahead.update((id(one.param), Copies(copies, buffer)) for one, copies in zip(row, values, strict=True))
         copies = self.ahead.pop(key)
         if self.kept is not None:
             self.kept[key] = copies
@@ -296,14 +299,23 @@ class PerturbedWeights:
         if not copies.buffer.left:
             self.pool.give((copies.buffer.flat,))
 
-    def _branch(self, leaf: Leaf, rows: Tensor | None = None, *, into: Tensor | None = None) -> Tensor:
+    def _branch(self, leaf: Leaf, rows: Tensor | None = None) -> Tensor:
         """The leaf (or some of its rows) at every point, ``[C, ...]``; a whole one is brought up to date on the way."""
-        if into is None:
-            into = empty_copies(len(self.points), leaf.param, None if rows is None else len(rows))
-        pending = self.deferred.pending(leaf)
-        keep = rows is None and pending.decays.size > 0
-        with self.deferred.writing(leaf) if keep else contextlib.nullcontext():
-            return branch(into, leaf, self.points, update=pending, keep=keep, rows=rows)
+        into = empty_copies(len(self.points), leaf.param, None if rows is None else len(rows))
+        if rows is None:
+            self._branch_many([(leaf, into)])
+        else:
+            branch(into, leaf, self.points, update=self.deferred.pending(leaf), keep=False, rows=rows)
+        return into
+
+    def _branch_many(self, leaves: Sequence[tuple[Leaf, Tensor]]) -> None:
+        """Leaves at every point, into ``[C, *shape]`` each; they are brought up to date on the way."""
+        visits = []
+        for leaf, into in leaves:
+            pending = self.deferred.pending(leaf)
+            visits.append(Visit(into, leaf, pending, keep=pending.decays.size > 0))
+        with self.deferred.writing(*[visit.leaf for visit in visits if visit.keep]):
+            branch_many(visits, self.points)
 
 
 def _is_index(value: Any) -> bool:

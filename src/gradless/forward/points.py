@@ -127,6 +127,27 @@ def branch(
     return outs
 
 
+class Visit(NamedTuple):
+    """One leaf that is visited whole: where its copies go, and what is pending."""
+
+    outs: Tensor  # [C, *shape], contiguous
+    leaf: Leaf
+    update: Program
+    keep: bool
+
+
+def branch_many(visits: Sequence[Visit], points: Points) -> None:
+    """`branch` for many leaves, as few launches as possible."""
+    fans = []
+    for outs, leaf, update, keep in visits:
+        if leaf.draw is not None or points.decayed:
+            branch(outs, leaf, points, update=update, keep=keep)
+            continue
+        amplitudes, probes = points.amplitudes(leaf), points.program(leaf)
+        fans.append(kernels.Fan(outs, leaf.param, update, probes, leaf.id, keep, leaf.stream, amplitudes, leaf.mask))
+    kernels.fan_many(fans, mirrored=points.mirrored)
+
+
 def empty_copies(count: int, like: Tensor, rows: int | None = None) -> Tensor:
     """Room for ``count`` copies of a leaf, or of so many of its rows."""
     shape = like.shape if rows is None else (rows, *like.shape[1:])

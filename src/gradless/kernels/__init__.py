@@ -13,10 +13,12 @@ this arithmetic; ledgers record it.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import torch
@@ -73,7 +75,7 @@ def sweep(
     # A strided target is computed in a packed buffer and copied; a packed one is written directly.
     packed = out.detach() if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
     kernel = backend(p.device) or reference
-    with torch.profiler.record_function("gradless.sweep"):
+    with _traced():
         kernel.sweep(packed.view(-1), source, region, on(program, stream, amplitude), flat_mask)
         if packed.data_ptr() != out.data_ptr():
             out.detach().copy_(packed)
@@ -120,7 +122,7 @@ def fan(
     target = p.detach()
     source, flat_mask = target.contiguous().view(-1), None if mask is None else mask.contiguous().view(-1)
     kernel = backend(p.device) or reference
-    with torch.profiler.record_function("gradless.sweep"):
+    with _traced():
         kernel.fan(
             outs.view(outs.shape[0], -1),
             source,
@@ -155,7 +157,7 @@ def fan_many(fans: Sequence[Fan], *, mirrored: bool) -> None:
         if region is not None:
             kind = (one.p.device, one.p.dtype, one.stream.kind, one.stream.rank, one.keep, one.mask is None)
             alike.setdefault(kind, []).append((one, _flat(one, region)))
-    with torch.profiler.record_function("gradless.sweep"):
+    with _traced():
         for (device, *_, keep, _), group in alike.items():
             kernel = backend(device) or reference
             if hasattr(kernel, "fan_many"):
@@ -205,6 +207,18 @@ def backend(device: torch.device) -> Any | None:
     if device.type == "cuda" and not _off():
         return _module("triton", "cuda")
     return None
+
+
+def _traced() -> AbstractContextManager[Any]:
+    """Around a visit, for profiles; entering a range costs 10 us, so only while there is one."""
+    if torch.autograd._profiler_enabled():
+        return torch.profiler.record_function("gradless.sweep")
+    return contextlib.nullcontext()
+
+
+def on_accelerator(device: torch.device) -> bool:
+    """Whether reading a value waits for all that was launched before."""
+    return device.type != "cpu"
 
 
 def _off() -> bool:

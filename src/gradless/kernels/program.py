@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,10 @@ from torch import Tensor
 
 from gradless import rng
 from gradless.rng import RADEMACHER, Stream
+
+
+class Identity:
+    """What a program has in common with all that `on` makes of it, and with nothing else; may be referred to weakly."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -26,18 +29,28 @@ class Program:
     coeffs: np.ndarray  # float32 [J] on one leaf, or float64 [J] before `on`
     rounding: np.ndarray  # uint64 [T] keys of stochastic rounding, or empty: round to nearest
     stream: Stream
+    exact: np.ndarray  # float64 [J]; times `factor`, and rounded, these are the coefficients on one leaf
+    factor: float = 1.0
+    identity: Identity = field(default_factory=Identity, init=False)
+    # What `on` and `restrict` made of this program, as long as it is in use: hundreds of leaves share it.
+    derived: dict[Hashable, Program | None] = field(default_factory=dict, init=False)
 
     def to_nearest(self) -> Program:
         """This program without stochastic rounding."""
         return dataclasses.replace(self, rounding=self.rounding[:0]) if self.rounding.size else self
 
 
-@functools.lru_cache(maxsize=64)  # hundreds of leaves share a program, which is compared by identity
 def on(program: Program, stream: Stream, amplitude: float) -> Program:
     """A program for a leaf of that stream and amplitude; its coefficients are rounded to float32 here."""
-    with np.errstate(over="ignore"):  # a rate beyond float32 gives weights that are not finite, which is told later
-        coeffs = (program.coeffs * (amplitude * stream.unit)).astype(np.float32)
-    return dataclasses.replace(program, coeffs=coeffs, stream=stream)
+    known = program.derived.get((stream, amplitude))
+    if known is None:
+        factor = amplitude * stream.unit
+        with np.errstate(over="ignore"):  # a rate beyond float32 gives weights that are not finite, which is told later
+            coeffs = (program.coeffs * factor).astype(np.float32)
+        known = dataclasses.replace(program, coeffs=coeffs, stream=stream, factor=factor)
+        object.__setattr__(known, "identity", program.identity)
+        program.derived[stream, amplitude] = known
+    return known
 
 
 class Region(NamedTuple):
@@ -84,12 +97,14 @@ def program(steps: Sequence[tuple[float, Sequence[int], Sequence[float]]], *, ro
     keys = [key for _, keys, _ in steps for key in keys]
     with np.errstate(over="ignore"):  # as in `on`
         decays = np.array([decay for decay, _, _ in steps], dtype=np.float32)
+    exact = np.array([c for _, _, coeffs in steps for c in coeffs], dtype=np.float64)
     return Program(
         decays=decays,
         starts=np.cumsum([0] + [len(keys) for _, keys, _ in steps]).astype(np.int64),
         keys=np.array([key & rng.MASK64 for key in keys], dtype=np.uint64),
         bases=np.array([key >> 64 for key in keys], dtype=np.uint64),
-        coeffs=np.array([c for _, _, coeffs in steps for c in coeffs], dtype=np.float64),
+        coeffs=exact,
+        exact=exact,
         rounding=np.array(rounding, dtype=np.uint64),
         stream=RADEMACHER,
     )
@@ -98,14 +113,20 @@ def program(steps: Sequence[tuple[float, Sequence[int], Sequence[float]]], *, ro
 NOTHING = program(())
 
 
-@functools.lru_cache(maxsize=1024)
 def restrict(program: Program, active: Callable[[int], bool]) -> Program:
     """A program without the terms whose keys are not active; its steps stay, if need be empty."""
+    if active not in program.derived:
+        program.derived[active] = _without(program, active)
+    return program.derived[active] or program
+
+
+def _without(program: Program, active: Callable[[int], bool]) -> Program | None:
+    """`restrict`, or None where all terms stay."""
     keys = [int(basis) << 64 | int(key) for basis, key in zip(program.bases, program.keys, strict=True)]
     kept = np.array([active(key) for key in keys], dtype=bool)
     if kept.all():
-        return program
-    columns: dict[str, Any] = {name: getattr(program, name)[kept] for name in ("keys", "bases", "coeffs")}
+        return None
+    columns: dict[str, Any] = {name: getattr(program, name)[kept] for name in ("keys", "bases", "coeffs", "exact")}
     return dataclasses.replace(program, starts=np.concatenate(([0], np.cumsum(kept)))[program.starts], **columns)
 
 
@@ -122,6 +143,6 @@ def join(programs: Sequence[Program]) -> Program:
     starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
     columns: dict[str, Any] = {
         name: np.concatenate([getattr(one, name) for one in programs])
-        for name in ("decays", "keys", "bases", "coeffs", "rounding")
+        for name in ("decays", "keys", "bases", "coeffs", "exact", "rounding")
     }
     return dataclasses.replace(programs[0], starts=starts, **columns)

@@ -13,38 +13,34 @@ What shapes the code:
   and at the same time one block of dice, which so stays in one thread.
 - Offsets of elements have 64 bits. Tiles begin at multiples of 128 elements of the leaf, also those of rows.
 
-Programs lie in one int64 vector on the device: ``(decay, rounding key, first term, last term)`` for each step, where
-terms are given by their place in the vector; ``(key, number of the basis, coefficient)`` for each term; then the bases.
-Floats are there as their bits.
+Programs lie in one int64 vector on the device (`gradless.kernels.cuda.vectors`): ``(decay, rounding key, first term,
+last term)`` for each step, where terms are given by their place in the vector; ``(key, number of the basis,
+coefficient)`` for each term; then the bases. Decays are there as the bits of float32, coefficients as those of float64:
+times the factor of a leaf they are rounded to float32, so leaves of all amplitudes share a vector.
+
+`fan_many` visits many leaves in one launch: a table on the device has a row of `RECORD` words for each, in the order of
+`COLUMNS`. A tile finds its leaf by its number, by bisection.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
-import numpy as np
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from gradless import rng
-from gradless.kernels.program import Program, Region
-from gradless.rng import Stream
 
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 FLOAT32, BFLOAT16 = tl.constexpr(0), tl.constexpr(1)
 GAUSSIAN, LOW_RANK, FACTOR = (tl.constexpr(rng.KINDS[kind]) for kind in ("gaussian", "low_rank", "factor"))
 WHOLE, EVERY, LISTED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # rows: a leaf as one, all, some
 M0, M1 = tl.constexpr(rng.MULTIPLIERS[0]), tl.constexpr(rng.MULTIPLIERS[1])
 W0, W1 = tl.constexpr(rng.WEYL[0]), tl.constexpr(rng.WEYL[1])
 STEP, TERM = tl.constexpr(4), tl.constexpr(3)  # words of a step and of a term in the vector of a program
-
-OPTIONS = {"enable_fp_fusion": False, "num_warps": 4}  # of every launch
-UNSPECIALISED = ("leaf", "steps", "branches", "per_row")  # numbers that are not worth a compilation of their own
-SWEEP_WORDS, FAN_WORDS = 128, 64  # the longest tiles: 32 or 16 elements a thread
-BLOCK = 256  # columns a program instance of `_right` handles
+COLUMNS = (
+    *("first_tile", "p", "outs", "mask", "table", "leaf", "width", "per_row", "size"),
+    *("update", "steps", "probes", "update_factor", "probe_factor"),
+)
+RECORD = tl.constexpr(16)  # words of a leaf in the table of `fan_many`
+UNSPECIALISED = ("leaf", "steps", "branches", "per_row", "factor", "update_factor", "probe_factor", "levels", "count")
 
 
 @triton.jit
@@ -105,10 +101,13 @@ def _popcount(x):
 
 
 @triton.jit
-def _term(term, table, leaf, first, start, width, KIND: tl.constexpr, RANK: tl.constexpr, WORDS: tl.constexpr):
+def _term(
+    term, factor, table, leaf, first, start, width, KIND: tl.constexpr, RANK: tl.constexpr, WORDS: tl.constexpr
+):  # fmt: skip
     """A coefficient times z, for the tile that begins at element ``first``, in the row that begins at ``start``."""
-    key, bits = tl.load(term).to(tl.uint64), tl.load(term + 2).to(tl.uint32)
-    coeff = bits.to(tl.float32, bitcast=True)
+    key, exact = tl.load(term).to(tl.uint64), tl.load(term + 2).to(tl.float64, bitcast=True)
+    coeff = (exact * factor.to(tl.int64).to(tl.float64, bitcast=True)).to(tl.float32)
+    bits = coeff.to(tl.uint32, bitcast=True)
     word, byte, bit = _axes(WORDS)
     local = word * 32 + byte * 8 + bit
     if KIND == GAUSSIAN:
@@ -134,11 +133,12 @@ def _term(term, table, leaf, first, start, width, KIND: tl.constexpr, RANK: tl.c
 
 @triton.jit
 def _terms(
-    acc, step, program, table, leaf, first, start, width, KIND: tl.constexpr, RANK: tl.constexpr, WORDS: tl.constexpr
+    acc, step, program, factor, table, leaf, first, start, width, KIND: tl.constexpr, RANK: tl.constexpr,
+    WORDS: tl.constexpr,
 ):  # fmt: skip
     """``acc`` plus all terms of a step, one after the other."""
     for term in range(tl.load(step + 2), tl.load(step + 3), TERM):
-        acc = acc + _term(program + term, table, leaf, first, start, width, KIND, RANK, WORDS)
+        acc = acc + _term(program + term, factor, table, leaf, first, start, width, KIND, RANK, WORDS)
     return acc
 
 
@@ -178,22 +178,21 @@ def _narrow(x, dice, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr):
 
 @triton.jit
 def _run(
-    acc, program, steps, table, leaf, first, start, width, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr,
-    KIND: tl.constexpr, RANK: tl.constexpr, WORDS: tl.constexpr,
+    acc, program, begin, steps, factor, table, leaf, first, start, width, DTYPE: tl.constexpr,
+    STOCHASTIC: tl.constexpr, KIND: tl.constexpr, RANK: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """All steps of a program."""
+    """All steps of the program that begins at word ``begin``."""
     for t in range(steps):
-        step = program + STEP * t
+        step = program + (begin + STEP * t)
         acc = acc * tl.load(step).to(tl.uint32).to(tl.float32, bitcast=True)
-        acc = _terms(acc, step, program, table, leaf, first, start, width, KIND, RANK, WORDS)
+        acc = _terms(acc, step, program, factor, table, leaf, first, start, width, KIND, RANK, WORDS)
         acc = _narrow(acc, _dice(step, leaf, first, STOCHASTIC, WORDS), DTYPE, STOCHASTIC)
     return acc
 
 
 @triton.jit
-def _tile(rows, width, per_row, ROWS: tl.constexpr, WORDS: tl.constexpr):
-    """First element of this tile, first element of its row, and how far the elements' targets are from there."""
-    tile = tl.program_id(0).to(tl.int64)
+def _tile(tile, rows, width, per_row, ROWS: tl.constexpr, WORDS: tl.constexpr):
+    """First element of a tile, first element of its row, and how far the elements' targets are from there."""
     if ROWS == WHOLE:
         return tile * (WORDS * 32), tile * 0, tile * 0
     else:
@@ -239,50 +238,108 @@ def _store(out, value, raw, local, inside, chosen, DTYPE: tl.constexpr, MASKED: 
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
-def _sweep(
-    out, p, mask, rows, program, table, leaf, steps, width, per_row, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr,
-    MASKED: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr, RANK: tl.constexpr, WORDS: tl.constexpr,
+def sweep(
+    out, p, mask, rows, program, table, leaf: tl.int64, steps: tl.int32, width: tl.int64, per_row: tl.int64,
+    factor: tl.int64, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr,
+    KIND: tl.constexpr, RANK: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
     """One tile of a sweep."""
     leaf = leaf.to(tl.uint64)
-    first, start, shift = _tile(rows, width, per_row, ROWS, WORDS)
+    first, start, shift = _tile(tl.program_id(0).to(tl.int64), rows, width, per_row, ROWS, WORDS)
     value, raw, local, inside, chosen = _load(p, mask, first, start, width, DTYPE, MASKED, ROWS, WORDS)
-    value = _run(value, program, steps, table, leaf, first, start, width, DTYPE, STOCHASTIC, KIND, RANK, WORDS)
+    value = _run(
+        value, program, 0, steps, factor, table, leaf, first, start, width, DTYPE, STOCHASTIC, KIND, RANK, WORDS
+    )
     _store(out + (first + shift), value, raw, local, inside, chosen, DTYPE, MASKED)
 
 
-@triton.jit(do_not_specialize=UNSPECIALISED)
-def _fan(
-    outs, p, mask, rows, program, table, leaf, steps, width, per_row, branches, size, UPDATE_STOCHASTIC: tl.constexpr,
-    MIRRORED: tl.constexpr, KEEP: tl.constexpr, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr, MASKED: tl.constexpr,
-    ROWS: tl.constexpr, KIND: tl.constexpr, RANK: tl.constexpr, WORDS: tl.constexpr,
+@triton.jit
+def _branch_off(
+    outs, p, mask, program, table, leaf, update, steps, probes, branches, update_factor, probe_factor, first, start,
+    shift, width, size, UPDATE_STOCHASTIC: tl.constexpr, MIRRORED: tl.constexpr, KEEP: tl.constexpr,
+    DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr,
+    RANK: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """One tile of a fan; the program's first ``steps`` steps are the update, the others are the branches."""
-    leaf = leaf.to(tl.uint64)
-    first, start, shift = _tile(rows, width, per_row, ROWS, WORDS)
+    """One tile of a fan; the update has ``steps`` steps from word ``update`` on, a branch is a step of the probes."""
     base, raw, local, inside, chosen = _load(p, mask, first, start, width, DTYPE, MASKED, ROWS, WORDS)
-    base = _run(base, program, steps, table, leaf, first, start, width, DTYPE, UPDATE_STOCHASTIC, KIND, RANK, WORDS)
+    base = _run(
+        base, program, update, steps, update_factor, table, leaf, first, start, width, DTYPE, UPDATE_STOCHASTIC, KIND,
+        RANK, WORDS,
+    )  # fmt: skip
     if KEEP:
         _store(p + first, base, raw, local, inside, chosen, DTYPE, MASKED)
     # Zeros that the compiler cannot know: it would lay out constants in another way than the leaf, and move the sums.
     nothing = (base.to(tl.int32, bitcast=True) & (steps >> 31)).to(tl.float32, bitcast=True)
     out = outs + (first + shift)
     for b in range(branches):
-        step = program + STEP * (steps + b)
+        step = program + (probes + STEP * b)
         dice = _dice(step, leaf, first, STOCHASTIC, WORDS)
         if MIRRORED:
-            change = _terms(nothing, step, program, table, leaf, first, start, width, KIND, RANK, WORDS)
+            change = _terms(nothing, step, program, probe_factor, table, leaf, first, start, width, KIND, RANK, WORDS)
             _store(out, _narrow(base + change, dice, DTYPE, STOCHASTIC), raw, local, inside, chosen, DTYPE, MASKED)
             out += size
             _store(out, _narrow(base - change, dice, DTYPE, STOCHASTIC), raw, local, inside, chosen, DTYPE, MASKED)
         else:
-            value = _terms(base, step, program, table, leaf, first, start, width, KIND, RANK, WORDS)
+            value = _terms(base, step, program, probe_factor, table, leaf, first, start, width, KIND, RANK, WORDS)
             _store(out, _narrow(value, dice, DTYPE, STOCHASTIC), raw, local, inside, chosen, DTYPE, MASKED)
         out += size
 
 
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def fan(
+    outs, p, mask, rows, program, table, leaf: tl.int64, steps: tl.int32, width: tl.int64, per_row: tl.int64,
+    update_factor: tl.int64, probe_factor: tl.int64, branches: tl.int32, size: tl.int64,
+    UPDATE_STOCHASTIC: tl.constexpr, MIRRORED: tl.constexpr, KEEP: tl.constexpr, DTYPE: tl.constexpr,
+    STOCHASTIC: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr, RANK: tl.constexpr,
+    WORDS: tl.constexpr,
+):  # fmt: skip
+    """One tile of a fan; the program's first ``steps`` steps are the update, the others are the branches."""
+    first, start, shift = _tile(tl.program_id(0).to(tl.int64), rows, width, per_row, ROWS, WORDS)
+    _branch_off(
+        outs, p, mask, program, table, leaf.to(tl.uint64), 0, steps, STEP * steps, branches, update_factor,
+        probe_factor, first, start, shift, width, size, UPDATE_STOCHASTIC, MIRRORED, KEEP, DTYPE, STOCHASTIC, MASKED,
+        ROWS, KIND, RANK, WORDS,
+    )  # fmt: skip
+
+
+@triton.jit
+def _pointer(address, KIND: tl.constexpr, ALIGNED: tl.constexpr):
+    """An address as a pointer, which is a multiple of 16 bytes if all are."""
+    pointer = address.to(tl.pointer_type(KIND))
+    return tl.multiple_of(pointer, 16) if ALIGNED else pointer
+
+
+@triton.jit(do_not_specialize=UNSPECIALISED)
+def fan_many(
+    records, program, normal, count: tl.int32, levels: tl.int32, branches: tl.int32, UPDATE_STOCHASTIC: tl.constexpr,
+    MIRRORED: tl.constexpr, KEEP: tl.constexpr, ALIGNED: tl.constexpr, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr,
+    MASKED: tl.constexpr, ROWS: tl.constexpr, KIND: tl.constexpr, RANK: tl.constexpr, WORDS: tl.constexpr,
+):  # fmt: skip
+    """One tile of the fan of one of ``count`` leaves; 2**levels is at least that."""
+    tile, one = tl.program_id(0).to(tl.int64), count * 0
+    for level in range(levels):
+        later = one + (1 << (levels - 1 - level))
+        begins = tl.load(records + RECORD * later, mask=later < count, other=0x7FFFFFFFFFFFFFFF)
+        one = tl.where(begins <= tile, later, one)
+    record = records + RECORD * one
+    words: tl.constexpr = tl.int32 if DTYPE == FLOAT32 else tl.int16
+    p, outs = _pointer(tl.load(record + 1), words, ALIGNED), _pointer(tl.load(record + 2), words, ALIGNED)
+    mask = _pointer(tl.load(record + 3), tl.uint8, ALIGNED)
+    table = _pointer(tl.load(record + 4), tl.int32, ALIGNED) if KIND == LOW_RANK else normal
+    width, size = tl.load(record + 6), tl.load(record + 8)
+    if ALIGNED:
+        width, size = tl.multiple_of(width, 16), tl.multiple_of(size, 16)
+    first, start, shift = _tile(tile - tl.load(record), records, width, tl.load(record + 7), ROWS, WORDS)
+    _branch_off(
+        outs, p, mask, program, table, tl.load(record + 5).to(tl.uint64), tl.load(record + 9),
+        tl.load(record + 10).to(tl.int32), tl.load(record + 11), branches, tl.load(record + 12), tl.load(record + 13),
+        first, start, shift, width, size, UPDATE_STOCHASTIC, MIRRORED, KEEP, DTYPE, STOCHASTIC, MASKED, ROWS, KIND,
+        RANK, WORDS,
+    )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=("bases", "leaf", "columns"))
-def _right(out, program, bases, leaf, columns, BLOCK: tl.constexpr):
+def right(out, program, bases: tl.int64, leaf: tl.int64, columns: tl.int64, BLOCK: tl.constexpr):
     """Some of the sign words of V for one basis, of those at ``bases`` in the vector: int32 ``[BLOCK]``."""
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     basis = tl.program_id(0).to(tl.int64)
@@ -290,101 +347,3 @@ def _right(out, program, bases, leaf, columns, BLOCK: tl.constexpr):
     w0, w1, w2, w3 = _philox((column >> 2).to(tl.int64), leaf.to(tl.uint64), key)
     words = _pick(column & 3, w0, w1, w2, w3).to(tl.int32, bitcast=True)
     tl.store(out + basis * columns + column, words, mask=column < columns)
-
-
-def sweep(out: Tensor, p: Tensor, region: Region, program: Program, mask: Tensor | None) -> None:
-    """Run a program over flat tensors; see `gradless.kernels.sweep` for the meaning of the arguments."""
-    _launch(_sweep, SWEEP_WORDS, out, p, region, (program,), mask, (), {})
-
-
-def fan(
-    outs: Tensor, p: Tensor, region: Region, update: Program, probes: Program, mirrored: bool, keep: bool,
-    mask: Tensor | None,
-) -> None:  # fmt: skip
-    """Branch off a leaf, outs ``[B, n]``; see `gradless.kernels.fan` for the meaning of the arguments."""
-    more = {
-        "UPDATE_STOCHASTIC": _stochastic(p, update if update.decays.size else probes),
-        "MIRRORED": mirrored,
-        "KEEP": keep and update.decays.size > 0,
-    }
-    _launch(_fan, FAN_WORDS, outs, p, region, (update, probes), mask, (probes.decays.size, outs.shape[1]), more)
-
-
-def _launch(
-    kernel: Any, longest: int, out: Tensor, p: Tensor, region: Region, programs: tuple[Program, ...],
-    mask: Tensor | None, numbers: tuple[int, ...], more: dict[str, bool],
-) -> None:  # fmt: skip
-    """Run a kernel over all tiles of a region."""
-    stream = programs[-1].stream
-    width, count = region.width, region.rows.numel()
-    rows = EVERY if stream.kind == "low_rank" else WHOLE
-    if width != p.numel() or count != 1:
-        rows, listed = LISTED, region.rows.to(p.device)
-    elif rows is EVERY:
-        width, count = region.columns, p.numel() // region.columns
-    slack = 0 if rows is WHOLE or width % 128 == 0 else 127  # a tile may begin before its row
-    words = max(16, min(longest, triton.next_power_of_2(triton.cdiv(width + slack, 32))))
-    per_row = triton.cdiv(width + slack, 32 * words)
-    bits, leaf = _bits(p), region.leaf - ((region.leaf >> 63) << 64)  # as a signed number of 64 bits
-    with torch.cuda.device_of(p):
-        vector, bases = _vector(programs, p.device)
-        kernel[(count * per_row,)](
-            _bits(out), bits, bits if mask is None else mask.view(torch.uint8), listed if rows is LISTED else vector,
-            vector, _table(stream, vector, bases, leaf, region, p.device), leaf, programs[0].decays.size, width,
-            per_row, *numbers, **more, DTYPE=KINDS[p.dtype], STOCHASTIC=_stochastic(p, programs[-1]),
-            MASKED=mask is not None, ROWS=rows, KIND=rng.KINDS[stream.kind], RANK=stream.rank, WORDS=words, **OPTIONS,
-        )  # fmt: skip
-
-
-def _stochastic(p: Tensor, program: Program) -> bool:
-    return p.dtype != torch.float32 and program.rounding.size > 0
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    """A tensor's bits as integers, sharing its memory."""
-    return tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)
-
-
-def _table(stream: Stream, vector: Tensor, bases: int, leaf: int, region: Region, device: torch.device) -> Tensor:
-    """What a stream looks up: quantiles, or the sign words of V for every basis; else anything."""
-    if stream.kind == "gaussian":
-        return _normal(device)
-    if stream.kind != "low_rank" or not bases:
-        return vector
-    words = torch.empty(bases, region.columns, dtype=torch.int32, device=device)
-    grid = (bases, triton.cdiv(region.columns, BLOCK))
-    _right[grid](words, vector, len(vector) - bases, leaf, region.columns, BLOCK=BLOCK, **OPTIONS)
-    return words
-
-
-@functools.cache
-def _normal(device: torch.device) -> Tensor:
-    return rng.normal_table().to(device)
-
-
-def _vector(programs: tuple[Program, ...], device: torch.device) -> tuple[Tensor, int]:
-    """Programs as one vector on the device, and how many bases stand at its end."""
-    queue = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    return _upload(programs, device, queue)
-
-
-@functools.lru_cache(maxsize=32)  # hundreds of leaves share a program, which is compared by identity
-def _upload(programs: tuple[Program, ...], device: torch.device, queue: int) -> tuple[Tensor, int]:
-    """`_vector` for the kernels in one queue of the device: another one could be ahead of the copy."""
-    decays, keys, coeffs = (
-        np.concatenate([getattr(one, name) for one in programs]) for name in ("decays", "keys", "coeffs")
-    )
-    bases, which = np.unique(np.concatenate([one.bases for one in programs]), return_inverse=True)
-    vector = np.empty(STEP.value * len(decays) + TERM.value * len(keys) + len(bases), np.int64)
-    head, body, tail = np.split(vector, (STEP.value * len(decays), len(vector) - len(bases)))
-    edges = np.concatenate([[0], np.cumsum(np.concatenate([np.diff(one.starts) for one in programs]))])
-    offsets = len(head) + TERM.value * edges
-    dice = [one.rounding if one.rounding.size else np.zeros_like(one.decays, np.uint64) for one in programs]
-    columns = (decays.view(np.uint32), np.concatenate(dice).view(np.int64), offsets[:-1], offsets[1:])
-    head.reshape(-1, STEP.value)[:] = np.stack(columns, axis=1)
-    body.reshape(-1, TERM.value)[:] = np.stack((keys.view(np.int64), which, coeffs.view(np.uint32)), axis=1)
-    tail[:] = bases.view(np.int64)
-    host = torch.from_numpy(vector)
-    if device.type == "cuda":
-        host = host.pin_memory()  # a copy of pageable memory would wait for all kernels before it
-    return host.to(device, non_blocking=True), len(bases)
