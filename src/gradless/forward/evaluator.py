@@ -297,8 +297,7 @@ class LossEvaluator:
         batched = BatchedForward(len(points))
         if self._in_place is None or self._looks_again():
             weights = self._perturbed(points, batched=batched)
-            losses: Any = self._surveyed(weights, lambda: batched.losses(closure))
-            return losses
+            return torch.as_tensor(self._surveyed(weights, lambda: batched.losses(closure)))
         leaves = self._touched(points)
         weights = self._perturbed(points, batched=batched, leaves=leaves)
         with weights:

@@ -310,11 +310,8 @@ class PerturbedWeights:
 
     def _branch_many(self, leaves: Sequence[tuple[Leaf, Tensor]]) -> None:
         """Leaves at every point, into ``[C, *shape]`` each; they are brought up to date on the way."""
-        visits = []
-        for leaf, into in leaves:
-            pending = self.deferred.pending(leaf)
-            visits.append(Visit(into, leaf, pending, keep=pending.decays.size > 0))
-        with self.deferred.writing(*[visit.leaf for visit in visits if visit.keep]):
+        visits = [Visit(into, leaf, self.deferred.pending(leaf)) for leaf, into in leaves]
+        with self.deferred.writing(*[visit.leaf for visit in visits if visit.update.decays.size]):
             branch_many(visits, self.points)
 
 

@@ -133,13 +133,13 @@ class Visit(NamedTuple):
     outs: Tensor  # [C, *shape], contiguous
     leaf: Leaf
     update: Program
-    keep: bool
 
 
 def branch_many(visits: Sequence[Visit], points: Points) -> None:
     """`branch` for many leaves, as few launches as possible."""
     fans = []
-    for outs, leaf, update, keep in visits:
+    for outs, leaf, update in visits:
+        keep = update.decays.size > 0
         if leaf.draw is not None or points.decayed:
             branch(outs, leaf, points, update=update, keep=keep)
             continue

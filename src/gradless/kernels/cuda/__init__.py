@@ -70,7 +70,8 @@ def _many(fans: list[FlatFan], mirrored: bool, keep: bool, aligned: bool) -> Non
         numbers = vector(programs, queue)
         rows = EVERY if probes.stream.kind == "low_rank" else WHOLE
         words = _tile_words(max(one.region.columns if rows else one.region.width for one in fans), rows, FAN_WORDS)
-        records, tables, tile = [], [], 0
+        records: list[int] = []
+        tables, tile = [], 0
         for one in fans:
             width = one.region.columns if rows else one.region.width
             per_row = triton.cdiv(width + _slack(rows, width), 32 * words)
@@ -95,7 +96,7 @@ def _many(fans: list[FlatFan], mirrored: bool, keep: bool, aligned: bool) -> Non
 
 def _one(
     kernel: Any, longest: int, out: Tensor, p: Tensor, region: Region, programs: tuple[Program, ...],
-    mask: Tensor | None, numbers: tuple[int, ...], more: dict[str, bool],
+    mask: Tensor | None, numbers: tuple[int, ...], more: dict[str, int | bool],
 ) -> None:  # fmt: skip
     """Run a kernel over all tiles of a region of one leaf."""
     kind, device = programs[-1].stream, p.device
@@ -125,7 +126,7 @@ def _one(
         )  # fmt: skip
 
 
-def _how(p: Tensor, update: Program, probes: Program, mirrored: bool, keep: bool) -> dict[str, bool]:
+def _how(p: Tensor, update: Program, probes: Program, mirrored: bool, keep: bool) -> dict[str, int | bool]:
     """The constants of a fan that say what is rounded and written."""
     stochastic = _stochastic(p, update if update.decays.size else probes)
     return {"UPDATE_STOCHASTIC": stochastic, "MIRRORED": mirrored, "KEEP": keep and update.decays.size > 0}
@@ -145,7 +146,7 @@ def _slack(rows: int, width: int) -> int:
 
 
 def _tile_words(width: int, rows: int, longest: int) -> int:
-    return max(16, min(longest, triton.next_power_of_2(triton.cdiv(width + _slack(rows, width), 32))))
+    return max(16, min(longest, int(triton.next_power_of_2(triton.cdiv(width + _slack(rows, width), 32)))))
 
 
 def _stochastic(p: Tensor, program: Program) -> bool:
