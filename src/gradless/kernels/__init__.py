@@ -211,7 +211,7 @@ def backend(device: torch.device) -> Any | None:
 
 def _traced() -> AbstractContextManager[Any]:
     """Around a visit, for profiles; entering a range costs 10 us, so only while there is one."""
-    if torch.autograd._profiler_enabled():
+    if torch._C._autograd._profiler_enabled():
         return torch.profiler.record_function("gradless.sweep")
     return contextlib.nullcontext()
 
