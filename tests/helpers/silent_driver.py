@@ -17,6 +17,8 @@ from typing import Any
 import pytest
 import torch
 
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from gradless import kernels
 
 LAUNCHES: Counter[str] = Counter()  # by name of the kernel
@@ -75,6 +77,62 @@ class Driver:
     def allocate_default_profile_scratch(self, *size: Any) -> None: ...
 
 
+class Silent:
+    """In place of a compiled kernel."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        COMPILED.append(name)
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        def run(*arguments: Any, stream: int) -> None:
+            LAUNCHES[self.name] += 1
+            ARGUMENTS.append((self.name, grid, *arguments))
+
+        return run
+
+
+class Waits(TorchDispatchMode):
+    """Notes, for every function that returns a value or a number of rows to the host, the launches that preceded it."""
+
+    KINDS = (
+        "_local_scalar_dense",
+        "is_nonzero",
+        "equal",
+        "nonzero",
+        "_unique",
+        "_unique2",
+        "unique_dim",
+        "masked_select",
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[int] = []
+        self.patch = pytest.MonkeyPatch()
+
+    def __enter__(self) -> Any:
+        for name in ("tolist", "numpy", "cpu"):  # which on the CPU are no functions of the dispatcher
+            self.patch.setattr(torch.Tensor, name, self._noted(getattr(torch.Tensor, name)))
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.patch.undo()
+
+    def _noted(self, function: Any) -> Any:
+        def noted(*arguments: Any, **more: Any) -> Any:
+            self.read.append(sum(LAUNCHES.values()))
+            return function(*arguments, **more)
+
+        return noted
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in self.KINDS:
+            self.read.append(sum(LAUNCHES.values()))
+        return func(*args, **(kwargs or {}))
+
+
 def forget() -> None:
     """Forget the launches so far."""
     LAUNCHES.clear()
@@ -97,15 +155,21 @@ def cuda_kernels(interpreted: bool) -> Any:
 
 
 @contextlib.contextmanager
-def kernels_on_the_cpu(*, interpreted: bool) -> Iterator[Any]:
-    """Inside, leaves on the CPU go to the kernels of CUDA: to Triton's interpreter, or to the driver above."""
+def kernels_on_the_cpu(*, interpreted: bool, compiled: bool = True) -> Iterator[Any]:
+    """Inside, leaves on the CPU go to the kernels of CUDA: to Triton's interpreter, or to the driver above.
+
+    What is not compiled is still looked at by Triton, which says when it would compile.
+    """
     import triton
+    from triton.runtime.jit import JITFunction
 
     module = cuda_kernels(interpreted)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1" if interpreted else "0")
         if not interpreted:
             patch.setattr(triton.runtime.driver, "_active", Driver())
+        if not (interpreted or compiled):
+            patch.setattr(JITFunction, "_do_compile", lambda self, *_: Silent(self.fn.__name__))
         # What the real path pays: a look at the environment, and a cached module.
         patch.setattr(kernels, "on_accelerator", lambda device: True)
         patch.setattr(kernels, "backend", lambda device: (os.environ.get("GRADLESS_KERNELS"), module)[1])

@@ -1,0 +1,70 @@
+"""What a step on a GPU asks of the host, counted with a driver that launches nothing.
+
+Models have the layers of large ones and tiny widths, and every weight matrix counts as a large leaf, as in those.
+"""
+
+from __future__ import annotations
+
+import types
+import warnings
+
+import pytest
+import torch
+
+import gradless as gl
+import silent_driver
+from gradless.forward import batched, perturbed, read_order
+from gradless.optimizer import zeroth_order
+
+pytest.importorskip("triton", reason="the CUDA kernels need triton, which comes with CUDA builds of torch")
+transformers = pytest.importorskip("transformers")
+LAYERS = 40
+TINY = 200  # elements of the longest vector among the leaves, here
+
+
+@pytest.fixture
+def silent(monkeypatch):
+    monkeypatch.setattr(perturbed, "SMALL", TINY)
+    monkeypatch.setattr(batched, "SMALL", TINY)
+    monkeypatch.setattr(read_order, "ROW", 0)  # a leaf of a large model is longer than what is visited in a row
+    anything = types.SimpleNamespace(isfinite=lambda number: True)  # losses are those of memory that nothing wrote
+    monkeypatch.setattr(zeroth_order, "math", anything)
+    with silent_driver.kernels_on_the_cpu(interpreted=False, compiled=False), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def stepper(kind: str, engine: str):
+    """A step of a model, and how many leaves it tunes."""
+    wide = {"hidden_size": 32, "num_hidden_layers": LAYERS, "vocab_size": 128, "max_position_embeddings": 32}
+    if kind == "opt":
+        config = transformers.OPTConfig(**wide, ffn_dim=64, num_attention_heads=2, word_embed_proj_dim=32, dropout=0.0)
+    else:
+        config = transformers.LlamaConfig(**wide, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    model.config.use_cache = False
+    if kind == "llama":
+        peft = pytest.importorskip("peft")
+        model = peft.get_peft_model(model, peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    opt, ids = gl.mezo(named, lr=1e-9, engine=engine, defer=True, check=False), torch.arange(8).view(2, 4) + 3
+    return lambda: opt.step(lambda: model(input_ids=ids, labels=ids).loss), len(named)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(
+    ("kind", "engine", "most"),
+    [("opt", "dual", 300), ("opt", "stream", 600), ("llama", "dual", 130), ("llama", "stream", 260)],
+)
+def test_a_step_launches_few_kernels_and_waits_for_none(silent, kind, engine, most):
+    step, leaves = stepper(kind, engine)
+    for _ in range(3):
+        step()
+    silent_driver.forget()
+    with silent_driver.Waits() as waits:
+        step()
+    launches = sum(silent_driver.LAUNCHES.values())
+    assert 0 < launches <= most < (2 if engine == "stream" else 1) * leaves * 1.02
+    assert silent_driver.COMPILED == []
+    # The losses are read once, behind everything else; reading a value earlier would stop the host until then.
+    assert waits.read == [launches]
