@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 import torch
-
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradless import kernels

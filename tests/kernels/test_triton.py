@@ -20,7 +20,7 @@ import torch
 
 from gradless import kernels, rng
 from gradless.kernels import reference
-from gradless.kernels.program import NOTHING, Region, on
+from gradless.kernels.program import NOTHING, FlatFan, Region, on
 from gradless.rng import GAUSSIAN, RADEMACHER, Stream
 from silent_driver import cuda_kernels
 
@@ -130,6 +130,39 @@ def test_fans(triton_kernels, stream, dtype, mirrored, keep, masked, stochastic,
     assert same_bits(p, expected)
     assert same_bits(outs, others)
     assert same_bits(p, base) == (update is NOTHING or not keep)
+
+
+@pytest.mark.few(2)
+@pytest.mark.skipif(DEVICE == "cuda", reason="gpu_check.py compares on a GPU")
+@pytest.mark.parametrize("stream", FEWER)
+@pytest.mark.parametrize("dtype", kernels.DTYPES)
+@pytest.mark.parametrize(("mirrored", "masked"), [(True, False), (False, True)])
+def test_many_leaves_in_one_launch(triton_kernels, stream, dtype, mirrored, masked):
+    """Of all lengths, with updates and amplitudes of their own, written back or not."""
+    for keep in (True, False):
+        results = []
+        for kernel in (triton_kernels, reference):
+            fans = []
+            for i, shape in enumerate([(1,), (2, 48), (3, 7), (1, 600)]):
+                update = (
+                    SHORT
+                    if i % 2
+                    else kernels.program([(0.99, [i], [1e-2]), (1.0, [BASIS + i], [3e-3])], rounding=(i, 5))
+                )
+                probes, p = on(PROBES, stream, 1.0 + i), weights(shape, dtype).view(-1)
+                outs = torch.empty(4 if mirrored else 2, len(p), dtype=dtype)
+                region = place_of(shape)._replace(leaf=LEAF + i)
+                mask = mask_of(shape) if masked else None
+                fans.append(FlatFan(outs, p, region, on(update, stream, 0.5 + i), probes, mask))
+            if kernel is reference:
+                for one in fans:
+                    reference.fan(one.outs, one.p, one.region, one.update, one.probes, mirrored, keep, one.mask)
+            else:
+                kernel.fan_many(fans, mirrored, keep)
+            results.append(fans)
+        for one, other in zip(*results, strict=True):
+            assert same_bits(one.p, other.p)
+            assert same_bits(one.outs, other.outs)
 
 
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
