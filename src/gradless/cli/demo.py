@@ -54,7 +54,7 @@ def demo(folder: Path, *, steps: int, seed: int, resume: bool, report_to: Sequen
         steps=steps,
         batch_size=BATCH_SIZE,
         micro_batch_size=MICRO_BATCH_SIZE,
-        engine="stream",  # that of the committed result: another one gives losses with other last bits, and another run
+        engine="dual",  # +eps and -eps in one forward; named, so that every machine makes the same run
         eval_every=None if resume and (folder / "config.json").exists() else max(1, steps // 2),  # None: as it has
         lr=LR,
         eps=EPS,

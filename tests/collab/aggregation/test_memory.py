@@ -53,7 +53,7 @@ def test_lists_are_stacked_in_memory_that_comes_back(kind):
     expected = median()(rows)
     for _ in range(2):
         assert np.array_equal(np.asarray(median()(kind(rows))), expected.numpy())
-    assert len(memory._free) == 1
+    assert 1 <= len(memory._free) <= 2, "of the rows, and of the result"
 
 
 def test_little_memory_is_kept(monkeypatch):

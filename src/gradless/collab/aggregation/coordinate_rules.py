@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradless.collab.aggregation import passes, threads
+from gradless.collab.aggregation import memory, passes, threads
 
 
 def mean(tile: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def _sort_and(tile: Tensor, kernel: Callable[..., None], low: np.ndarray, high: 
 def _run(tile: Tensor, kernel: Callable[..., None], block: int, work: int, *rest: Any) -> Tensor:
     """Run a kernel over all columns of a tile, ``block`` at a time, with about ``work`` vector operations for each."""
     (x, starts), width = passes.flat(tile), tile.shape[1]
-    out = torch.empty(width, dtype=tile.dtype)
+    out = memory.tensor((width,), tile.dtype, tile.device)
     threads.spread(
         -(-width // block),
         work * width // 4,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-LARGE: Final = 4 << 20  # bytes from which NumPy asks for huge pages: new memory then costs half of what torch's does
+LARGE: Final = 1 << 18  # bytes from which clearing pages takes longer than the bookkeeping here
 KEPT: Final = 256 << 20  # bytes that wait for the next result, at most
 
 _free: deque[np.ndarray] = deque()
