@@ -13,7 +13,11 @@ How a value gets and loses the hidden dimension is the only thing here that torc
 from __future__ import annotations
 
 import contextlib
+import linecache
+import math
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,6 +31,8 @@ with contextlib.suppress(ImportError):
     from torch._C._functorch import _add_batch_dim, get_unwrapped, is_batchedtensor, maybe_get_bdim, maybe_get_level
 
 SMALL = 1 << 16  # elements of a weight that are not worth a product of their own
+
+LONGEST = 60  # characters of a call in a message
 
 
 class CannotBatch(Exception):
@@ -75,7 +81,8 @@ class BatchedForward:
             return value, False
         if maybe_get_level(value) != self.level:
             raise CannotBatch("a vmap inside the closure reads tuned weights")
-        return get_unwrapped(value).movedim(maybe_get_bdim(value), 0), True
+        physical, dim = get_unwrapped(value), maybe_get_bdim(value)
+        return (physical.movedim(dim, 0) if dim else physical), True
 
     def attention(
         self,
@@ -101,7 +108,7 @@ class BatchedForward:
 
         def fold(x: Tensor, has: bool) -> Tensor:
             wide = x if has else x.expand(self.copies, *x.shape)
-            return wide.expand(-1, batch, *wide.shape[2:]).flatten(0, 1)
+            return (wide if wide.shape[1] == batch else wide.expand(-1, batch, *wide.shape[2:])).flatten(0, 1)
 
         if mask is not None and (mask_has or (mask.ndim == q.ndim - q_has and mask.shape[0] > 1)):
             mask = fold(mask, mask_has)
@@ -134,8 +141,27 @@ class BatchedForward:
                 torch.addmm(bias[copy] if bias.ndim == 2 else bias, flat[copy], weights[copy].T, out=out[copy])
         return self.wrap(out.view(self.copies, *shape, out.shape[-1]))
 
-    def rows(self, x: Tensor) -> tuple[Tensor, torch.Size]:
+    def rows(self, x: Tensor) -> tuple[Tensor, list[int]]:
         """The input of a linear layer as rows, ``[copies, rows, in]``, and the logical shape without its last dim."""
         physical, has = self.unwrap(x)
         wide = physical if has else physical.expand(self.copies, *physical.shape)
-        return wide.reshape(self.copies, x.shape[:-1].numel(), x.shape[-1]), x.shape[:-1]
+        _, *shape, columns = wide.shape
+        return wide.reshape(self.copies, math.prod(shape), columns), shape
+
+
+def unbatchable(error: BaseException) -> str:
+    """What a closure called that could not be batched, where, and what torch says of it."""
+    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    outside = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/")  # frames of torch, and of these modules
+    frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith(outside)]
+    if isinstance(error, CannotBatch) or not frames:
+        return reason
+    last = frames[-1]
+    lines = [linecache.getline(last.filename, number) for number in range(last.lineno or 0, (last.end_lineno or 0) + 1)]
+    called = "".join(lines).encode()[last.colno or 0 :]
+    if len(lines) == 1 and last.end_colno is not None:
+        called = called[: last.end_colno - (last.colno or 0)]
+    text = " ".join(called.decode(errors="replace").split()) or last.name
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    where = f"{Path(last.filename).name}, line {last.lineno}"
+    return f"'{text}' in {where}, cannot be batched over copies of the weights: {reason}"

@@ -22,7 +22,7 @@ from gradless import rng
 from gradless.errors import BadInput, pick
 from gradless.estimators import BACKPROP, FORWARD_MODE, Oracle
 from gradless.forward import autodiff, heap
-from gradless.forward.batched import BatchedForward
+from gradless.forward.batched import BatchedForward, unbatchable
 from gradless.forward.deferred import Deferred
 from gradless.forward.engines import AUTO, CHOICES, DUAL, IN_PLACE, MOST_COPIES, STREAM, EngineChoice
 from gradless.forward.engines import ENGINES as ENGINES
@@ -196,7 +196,7 @@ class LossEvaluator:
                 full = self.choice is not None and isinstance(error, torch.OutOfMemoryError)
                 if (self._batched and not full) or isinstance(error, BadInput):
                     raise
-                reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+                reason = unbatchable(error)
             if reason:  # outside of the handler, which would keep the activations alive
                 # The plain engine decides whether it was the batching that failed or the closure itself.
                 losses = numbers([self._one(closure, Points((point,))) for point in points])
@@ -320,7 +320,10 @@ class LossEvaluator:
 
     def _use_stream(self, reason: str) -> None:
         self.engine, self.refusal = STREAM, reason
-        warnings.warn(f"the dual engine cannot be used here ({reason}): using the engine 'stream'", stacklevel=4)
+        warnings.warn(
+            f"the dual engine cannot be used here ({reason}): using the engine 'stream', one forward for each point",
+            stacklevel=4,
+        )
 
     def _perturbed(
         self, points: Points, *, batched: BatchedForward | None = None, leaves: dict[int, Leaf] | None = None

@@ -116,7 +116,7 @@ class PerturbedWeights:
         """Make the copies of small leaves and low-rank factors now, all in a row.
 
         Between two large matrix products every call starts with cold caches: 0.5 ms for a norm's weight, ten times what
-        the same call takes here.
+        a call takes here, and all small leaves share one.
         """
         small = [(key, leaf) for key, leaf in self.leaves.items() if leaf.param.numel() <= SMALL]
         self.small = {key: empty_copies(len(self.points), leaf.param) for key, leaf in small}
@@ -184,8 +184,7 @@ class PerturbedWeights:
     def _linear(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
         """The result of a linear layer whose copies can share work, else None."""
         if func is F.linear:
-            named = {**dict(zip(("input", "weight", "bias"), args, strict=False)), **kwargs}
-            x, weight, bias = named["input"], named["weight"], named.get("bias")
+            x, weight, bias = _linear_arguments(*args, **kwargs)
         elif func is torch.addmm and len(args) == 3 and not kwargs:
             bias, x, weight = args
         else:
@@ -197,7 +196,7 @@ class PerturbedWeights:
         if source is not None:  # a tuned parameter goes into a tuned layer
             self.served.add(id(x))
             x = self._present(self._whole(source))
-        if func is F.linear:
+        if func is F.linear and leaf.stream.kind == "low_rank":
             factors = self.low_rank.factors(leaf, self.points)
             if factors is not None:
                 return self._low_rank_linear(leaf, x, self._offset(bias), *factors)
@@ -313,6 +312,11 @@ class PerturbedWeights:
         visits = [Visit(into, leaf, self.deferred.pending(leaf)) for leaf, into in leaves]
         with self.deferred.writing(*[visit.leaf for visit in visits if visit.update.decays.size]):
             branch_many(visits, self.points)
+
+
+def _linear_arguments(input: Any, weight: Any, bias: Any = None) -> tuple[Any, Any, Any]:
+    """The arguments of `torch.nn.functional.linear`, however they are passed."""
+    return input, weight, bias
 
 
 def _is_index(value: Any) -> bool:
