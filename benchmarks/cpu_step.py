@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from gradless.cost import time_shares, workload
-from gradless.cost.profile import device_name
 from gradless.cost.settings import FLOOR, ProfileSettings
 from gradless.cost.turns import WARMUP, Candidate
 from gradless.runs.record import versions
 from gradless.system.atomic import write_json
+from gradless.system.machine import device_name
 
 AT_ONCE = "-at-once"
 FIGURES = ("seconds", "minor_faults", "voluntary_switches", "involuntary_switches", "system_seconds")
@@ -67,7 +67,7 @@ def measure(subject: workload.Subject, names: list[str], rounds: int) -> dict[st
     for candidate in candidates:
         row = rows[candidate.name]
         row["ratio"] = row["seconds"] / rows[FLOOR]["seconds"] if FLOOR in rows else None
-        shares = time_shares.measure(candidate.step, lambda: None)
+        shares = time_shares.measure(candidate.step, lambda: None).of
         row["shares"] = {name: share * row["seconds"] for name, share in shares.items()}
     return rows
 

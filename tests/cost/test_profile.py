@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import statistics
 import subprocess
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +15,9 @@ from click.testing import CliRunner
 
 from gradless import rng
 from gradless.cli import main
-from gradless.cost import memory, time_shares, workload
+from gradless.cost import memory, time_shares, turns, workload
 from gradless.cost import profile as profiling
+from gradless.cost.turns import Candidate
 from gradless.cost.workload import EAGER, FLOOR, Settings
 from gradless.methods import METHODS
 from gradless.optimizer import ENGINES
@@ -37,6 +40,9 @@ def test_the_contract_is_kept(profile):
     assert profile["device_name"]
     assert profile["threads"] == torch.get_num_threads()
     assert profile["versions"]["torch"] == torch.__version__
+    assert profile["processor"]["name"] == profile["device_name"]
+    assert profile["processor"]["cores"] >= 1
+    assert isinstance(profile["bfloat16_products"], bool)
     assert profile["tuned_parameters"] == profile["parameters"] == 46_880
 
 
@@ -58,6 +64,8 @@ def test_figures_fit_together(profile):
         assert all(value >= 0 for value in parts.values())
         assert parts[time_shares.PRODUCTS] > 0
         assert (parts[time_shares.SWEEPS] > 0) == (name != FLOOR)
+        assert (parts[time_shares.INTERCEPTION] > 0) == (name in profile["engines"])
+        assert profile["share_overhead"][name] > 0
     each = profile["replay_seconds_per_step"]
     assert profile["replay_speedup"] == pytest.approx(profile["engines"][best]["step_seconds"] / each)
 
@@ -100,6 +108,37 @@ def test_a_flush_is_paid_for_by_the_steps_before_it():
     assert row["quartiles"] == [1.5, 2.5]
 
 
+def test_the_floor_is_measured_with_either_heap_and_the_faster_one_counts(monkeypatch):
+    """Inside a turn the heap is that of a process without engines, and a step puts the pages back."""
+    kept, calls = [True], []
+
+    @contextlib.contextmanager
+    def elsewhere():
+        kept[0] = False
+        yield
+        kept[0] = True
+
+    monkeypatch.setattr(profiling.heap, "is_kept", lambda: True)
+    monkeypatch.setattr(profiling.heap, "as_elsewhere", elsewhere)
+    result = measured(eager=False, engines=("stream",), repeats=3)
+    heaps = result["floor_heaps"]
+    assert len(heaps["kept"]) == len(heaps["system"]) == 3
+    assert result["floor"]["samples"] == heaps[result["floor_heap"]]
+    assert result["floor_seconds"] == min(statistics.median(samples) for samples in heaps.values())
+    floor = Candidate(FLOOR, lambda: calls.append(("floor", kept[0])), None)
+    engine = Candidate("stream", lambda: calls.append(("stream", kept[0])), object())
+    system = profiling._SystemHeap([floor, engine], torch.device("cpu"))
+    for number in range(4):
+        system.turn(number)
+    assert calls == [("floor", False), ("floor", False), ("stream", True)] * 2
+
+
+def test_fresh_pages_are_counted():
+    before = turns.counted()[0]
+    torch.ones(1 << 26, dtype=torch.uint8)
+    assert turns.counted()[0] >= before + (100 if turns.resource else 0)
+
+
 def test_plain_lines(profile, capsys):
     profiling.show(profile)
     lines = capsys.readouterr().out.splitlines()
@@ -109,6 +148,8 @@ def test_plain_lines(profile, capsys):
     measured = {"peak_memory_bytes": 11 * 10**8, "kernels_memory_bytes": 10**8}
     row = profile["floor"] | measured
     assert profiling._line("stream", row, 10**9)[-3:] == ("1.100 GB", "1.10", "0.100 GB")
+    assert "interception" in lines[8]
+    assert [line.split("  ")[0] for line in lines[9:14]] == [line.split("  ")[0] for line in lines[2:7]]
     assert lines[-1].startswith(f"fastest: {profile['fastest']}, ")
     assert all(line.isascii() for line in lines[2:])
 

@@ -145,6 +145,7 @@ def event(name: str, seconds: float = 0.0, parent: Any = None, **more: Any) -> A
 def test_operations_count_by_the_outermost_of_a_kind():
     sweep, linear = event("gradless.sweep", 1.0), event("aten::linear", 2.0)
     attention = event("aten::scaled_dot_product_attention", 4.0)
+    watch = event("gradless.interception", 2048.0)
     events = [
         sweep,
         event("aten::normal_", 8.0, sweep),
@@ -154,11 +155,16 @@ def test_operations_count_by_the_outermost_of_a_kind():
         attention,
         event("aten::bmm", 64.0, attention),
         event("aten::add", 128.0),
+        watch,
+        event("aten::layer_norm", 256.0, watch),
+        event("gradless.sweep", 512.0, watch),
+        event("gradless.interception", 1024.0, event("aten::linear")),
     ]
     assert time_shares.of_operations(events) == {
-        time_shares.SWEEPS: 9.0,
-        time_shares.PRODUCTS: 50.0,
+        time_shares.SWEEPS: 521.0,
+        time_shares.PRODUCTS: 50.0 + 1024.0,
         time_shares.ATTENTION: 68.0,
+        time_shares.INTERCEPTION: 2048.0,
     }
 
 
@@ -185,12 +191,15 @@ def test_kernels_count_by_range_and_by_name():
         time_shares.SWEEPS: 10.0,
         time_shares.PRODUCTS: 4.0,
         time_shares.ATTENTION: 8.0,
+        time_shares.INTERCEPTION: 0.0,
     }
 
 
 def test_measured_shares_are_shares():
     matrix = torch.ones(300, 300)
-    found = time_shares.measure(lambda: matrix @ matrix, lambda: None)
+    found, seconds = time_shares.measure(lambda: matrix @ matrix, lambda: None)
+    assert 0 < seconds < 10
+    assert found[time_shares.INTERCEPTION] == 0
     assert sum(found.values()) == pytest.approx(1.0)
     assert found[time_shares.PRODUCTS] > 0
     assert found[time_shares.SWEEPS] == found[time_shares.ATTENTION] == 0

@@ -9,7 +9,10 @@ from typing import Any
 
 LOSS, SCORE, PALE = "#1f4e79", "#c1571b", "#9db8d2"
 # What a forward needs in blues, what zeroth-order training adds in orange; also apart in grey.
-PARTS = {"matrix products": LOSS, "attention": "#5b8db8", "everything else": "#cfd6dd", "sweeps": SCORE}
+PARTS = {
+    **{"matrix products": LOSS, "attention": "#5b8db8", "everything else": "#cfd6dd"},
+    **{"sweeps": SCORE, "interception": "#e9a36a"},
+}
 
 
 def run_picture(folder: Path, *, metric: str = "accuracy", title: str = "") -> Path:
@@ -74,7 +77,7 @@ def profile_picture(result: dict[str, Any], path: Path) -> Path:
     for height, (name, row) in enumerate(rows.items()):
         left = 0.0
         for part, colour in PARTS.items():
-            width = result["share"][name][part] * factor
+            width = result["share"][name].get(part, 0.0) * factor  # older files know no interception
             axes.barh(height, width, left=left, height=0.66, color=colour, label=part if height == 0 else None)
             left += width
         text = f"{row['step_seconds'] * factor:.3g} {unit}   {row['ratio']:.2f} x"

@@ -1,8 +1,10 @@
 """How long a step takes, and how much memory, against the floor: two forwards of the same batch and nothing else.
 
 Everything is measured in one process and one run: floor, engines and an eager MeZO step take turns on one model, so
-that a busy machine slows all of them alike, and what counts are ratios of medians. Learning rates are so small that
-the model stays the same for all. Only peak memory needs processes of their own, where it is read off the process.
+that a busy machine slows all of them alike, and what counts are ratios of medians. The floor is what users would write:
+two calls of the same closure under `torch.no_grad`, and their heap where that is the faster one. Learning rates are so
+small that the model stays the same for all. Only peak memory needs processes of their own, where it is read off the
+process.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import gc
 import os
 import statistics
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +27,11 @@ from gradless.cost.settings import ProfileSettings as Settings
 from gradless.cost.turns import WARMUP, Candidate
 from gradless.cost.workload import LR, Subject
 from gradless.errors import BadInput
+from gradless.forward import heap
 from gradless.optimizer import Update
 from gradless.runs.record import versions
-from gradless.system import tables, terminal
+from gradless.system import machine, tables, terminal
 from gradless.system.atomic import write_json
-from gradless.system.machine import device_name
 from gradless.system.progress import Reporter
 
 CHUNK = 512  # steps that a replay fuses
@@ -56,8 +59,11 @@ def profile(
         What the JSON file holds; all times in seconds, all memory in bytes. ``engines`` maps names to
         ``step_seconds`` (the median step and its part of the flush of deferred updates), ``ratio`` (to
         ``floor_seconds``), ``flush_seconds`` (of ``repeats`` steps), ``samples`` and their spread, ``used`` (the
-        engine that really ran) and ``peak_memory_bytes``, of which ``kernels_memory_bytes`` are the code of
-        just-in-time compiled kernels and their compiler.
+        engine that really ran), ``minor_faults`` and ``context_switches`` (medians a step) and ``peak_memory_bytes``,
+        of which ``kernels_memory_bytes`` are the code of just-in-time compiled kernels and their compiler. ``share``
+        maps candidates to seconds of a step by the kinds of `gradless.cost.time_shares`, read off torch's profiler in
+        two steps that took ``share_overhead`` times as long. ``floor_heaps`` are the floor's samples with the heap
+        that engines keep and with the system's, ``floor_heap`` the faster one, which is the floor.
 
     Raises:
         BadInput: anything wrong with the choices or the model, or files that cannot be written.
@@ -98,11 +104,20 @@ def _timed(subject: Subject, reporter: Reporter) -> dict[str, Any]:
         def done(rounds: int, seconds: dict[str, list[float]]) -> None:
             show(rounds, f"floor {seconds[FLOOR][-1]:.3f} s" if seconds[FLOOR] else "warming up")
 
-        times = turns.take_turns(candidates, settings.repeats, device, done=done)
+        system = _SystemHeap(candidates, device)
+        times = turns.take_turns(candidates, settings.repeats, device, prepare=system.turn, done=done)
     for line in dict.fromkeys(str(warning.message) for warning in raised if issubclass(warning.category, UserWarning)):
         reporter.say(line)
+    kept, other = times.steps[FLOOR], system.samples
+    heap_of_floor = "system" if other and statistics.median(other) < statistics.median(kept) else "kept"
+    if heap_of_floor == "system":
+        times.steps[FLOOR], times.events[FLOOR] = other, system.events
     floor = statistics.median(times.steps[FLOOR])
     rows = {c.name: _row(times.steps[c.name], times.flushes[c.name], floor) for c in candidates}
+    for name, row in rows.items():
+        faults, switches = (statistics.median(column) for column in zip(*times.events[name], strict=True))
+        row |= {"minor_faults": faults, "context_switches": switches}
+    shares = {c.name: _share(c, rows[c.name], device) for c in candidates}
     engines = {c.name: rows[c.name] | {"used": c.optimizer.engine} for c in candidates if c.optimizer is not None}
     return {
         "floor_seconds": floor,
@@ -111,8 +126,40 @@ def _timed(subject: Subject, reporter: Reporter) -> dict[str, Any]:
         "eager_mezo": rows.get(EAGER),
         "engines": engines,
         "fastest": min(engines, key=lambda name: engines[name]["step_seconds"]) if engines else None,
-        "share": {c.name: _share(c, rows[c.name], device) for c in candidates},
+        "share": {name: seconds for name, (seconds, _) in shares.items()},
+        "share_overhead": {name: overhead for name, (_, overhead) in shares.items()},
+        "floor_heap": heap_of_floor if other else None,
+        "floor_heaps": {"kept": kept, "system": other} if other else {},
     }
+
+
+class _SystemHeap:
+    """The floor with the heap that a process without gradless has, once in each round.
+
+    While engines live, freed memory stays with the process (`gradless.forward.heap`), which serves the floor, too. A
+    user's two forwards may be faster or slower without: both are measured, and ratios are to the faster one.
+
+    Cost: two floors and a step of an engine a round, which puts its pages back.
+    """
+
+    def __init__(self, candidates: Sequence[Candidate], device: torch.device) -> None:
+        self.device = device
+        self.floor = next(c for c in candidates if c.name == FLOOR)
+        self.engine = next((c for c in reversed(candidates) if c.optimizer is not None), None)
+        self.samples: list[float] = []
+        self.events: list[tuple[int, int]] = []
+
+    def turn(self, number: int) -> None:
+        """Measure the floor, but in rounds that warm up."""
+        if self.engine is None or number < WARMUP or not heap.is_kept():
+            return
+        with heap.as_elsewhere():
+            self.floor.step()
+            before = turns.counted()
+            self.samples.append(turns.seconds_of(self.floor.step, self.device))
+            after = turns.counted()
+        self.events.append((after[0] - before[0], after[1] - before[1]))
+        self.engine.step()
 
 
 def _row(samples: list[float], flush: float, floor: float) -> dict[str, Any]:
@@ -129,12 +176,16 @@ def _row(samples: list[float], flush: float, floor: float) -> dict[str, Any]:
     }
 
 
-def _share(candidate: Candidate, row: dict[str, Any], device: torch.device) -> dict[str, float]:
-    """Return the seconds of a step by what they were spent on; a flush is all sweeps."""
+def _share(candidate: Candidate, row: dict[str, Any], device: torch.device) -> tuple[dict[str, float], float]:
+    """Return the seconds of a step by what they were spent on, and how many times as long a profiled step takes.
+
+    A flush is all sweeps.
+    """
     flush = row["flush_seconds"] / len(row["samples"])
     shares = time_shares.measure(candidate.step, lambda: turns.synchronise(device), on_cuda=device.type == "cuda")
-    seconds = {name: share * (row["step_seconds"] - flush) for name, share in shares.items()}
-    return seconds | {time_shares.SWEEPS: seconds[time_shares.SWEEPS] + flush}
+    plain = row["step_seconds"] - flush
+    seconds = {name: share * plain for name, share in shares.of.items()}
+    return seconds | {time_shares.SWEEPS: seconds[time_shares.SWEEPS] + flush}, shares.seconds / plain
 
 
 def _replayed(subject: Subject, step_seconds: float, reporter: Reporter) -> dict[str, Any]:
@@ -173,12 +224,25 @@ def show(result: dict[str, Any]) -> None:
         rows.append((name if row["used"] == name else f"{name} (ran as {row['used']})", row))
     lines = [_line(name, row, result["inference_memory_bytes"]) for name, row in rows]
     tables.show(figures.profile_title(result), heads, lines)
+    _show_shares(result, dict(rows))
     if "replay_steps" in result:
         each, speedup = result["replay_seconds_per_step"], result["replay_speedup"]
         terminal.say(
             f"replay of {result['replay_steps']} steps: {each:.3g} s a step, {speedup:.0f} x faster than training"
         )
     terminal.say(f"fastest: {result['fastest']}, {result['engines'][result['fastest']]['ratio']:.2f} x the floor")
+
+
+def _show_shares(result: dict[str, Any], rows: dict[str, dict[str, Any]]) -> None:
+    """Print where the seconds of each candidate's step go, and what the system had to do for it."""
+    kinds = tuple(figures.PARTS)
+    lines = []
+    for (name, row), seconds in zip(rows.items(), result["share"].values(), strict=True):
+        counts = (f"{row['minor_faults']:.0f}", f"{row['context_switches']:.0f}")
+        lines.append((name, *(f"{seconds[kind]:.4f}" for kind in kinds), *counts))
+    longest = max(result["share_overhead"].values())
+    title = f"seconds a step by kind of work (torch's profiler, under which a step takes up to {longest:.2f} x as long)"
+    tables.show(title, ("", *kinds, "fresh pages", "switches"), lines)
 
 
 def _line(name: str, row: dict[str, Any], inference: int | None) -> tuple[str, ...]:
@@ -206,14 +270,22 @@ def _facts(subject: Subject) -> dict[str, Any]:
         "length": settings.length,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": settings.device,
-        "device_name": device_name(model.device),
+        "device_name": machine.device_name(model.device),
         "threads": torch.get_num_threads(),
         "repeats": settings.repeats,
         "seed": settings.seed,
         "parameters": model.num_parameters,
         "tuned_parameters": sum(p.numel() for _, p in subject.named),
         "versions": versions(),
+        "processor": machine.processor(),
+        "bfloat16_products": _bfloat16_products(),
     }
+
+
+def _bfloat16_products() -> bool:
+    """Return whether oneDNN has products of bfloat16 for this processor."""
+    known = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return bool(known and torch.backends.mkldnn.is_available() and known())
 
 
 def _writable(json: Path | None, picture: Path | None) -> None:

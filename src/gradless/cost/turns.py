@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -9,6 +10,10 @@ from typing import Any, NamedTuple
 import torch
 
 from gradless.optimizer import ZerothOrder
+
+resource: Any = None  # Windows does not count
+with contextlib.suppress(ImportError):
+    import resource
 
 WARMUP = 2  # rounds: compilation, allocators and caches
 
@@ -26,6 +31,7 @@ class Times(NamedTuple):
 
     steps: dict[str, list[float]]
     flushes: dict[str, float]  # writing the deferred updates of all timed steps; 0.0 without an optimizer
+    events: dict[str, list[tuple[int, int]]]  # fresh pages (minor faults) and context switches of each timed step
 
 
 def two_forwards(closure: Callable[[], Any]) -> Callable[[], None]:
@@ -57,17 +63,29 @@ def take_turns(
         done: called after each round with the number of rounds and all seconds so far.
     """
     seconds: dict[str, list[float]] = {candidate.name: [] for candidate in candidates}
+    events: dict[str, list[tuple[int, int]]] = {candidate.name: [] for candidate in candidates}
     for turn in range(WARMUP + repeats):
         prepare(turn)
         if turn == WARMUP:
             _flush(candidates, device)
         first = turn % len(candidates)  # nobody always runs behind the same neighbour
         for candidate in (*candidates[first:], *candidates[:first]):
+            before = counted()
             spent = seconds_of(candidate.step, device)
             if turn >= WARMUP:
                 seconds[candidate.name].append(spent)
+                after = counted()
+                events[candidate.name].append((after[0] - before[0], after[1] - before[1]))
         done(turn + 1, seconds)
-    return Times(seconds, dict.fromkeys(seconds, 0.0) | _flush(candidates, device))
+    return Times(seconds, dict.fromkeys(seconds, 0.0) | _flush(candidates, device), events)
+
+
+def counted() -> tuple[int, int]:
+    """Return minor page faults and context switches of this process so far; zeros where the system does not count."""
+    if resource is None:
+        return 0, 0
+    now = resource.getrusage(resource.RUSAGE_SELF)
+    return now.ru_minflt, now.ru_nvcsw + now.ru_nivcsw
 
 
 def _flush(candidates: Sequence[Candidate], device: torch.device) -> dict[str, float]:

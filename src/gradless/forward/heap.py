@@ -18,7 +18,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -40,10 +40,7 @@ def keep(owner: Any) -> None:
     with _lock:
         _owners += 1
         if _owners == 1:
-            most = min(LARGEST, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE)
-            mallopt(M_TRIM_THRESHOLD, most)
-            if not mallopt(M_MMAP_THRESHOLD, most):
-                mallopt(M_MMAP_THRESHOLD, OWN_MOST)
+            _hold(mallopt)
     weakref.finalize(owner, _release).atexit = False
 
 
@@ -54,9 +51,38 @@ def _release() -> None:
     with _lock:
         _owners -= 1
         if not _owners and mallopt is not None:
-            mallopt(M_TRIM_THRESHOLD, 2 * OWN_MOST)  # where glibc's own adaptation ends
-            mallopt(M_MMAP_THRESHOLD, OWN_MOST)
-            ctypes.CDLL(None).malloc_trim(0)
+            _give_back(mallopt)
+
+
+def is_kept() -> bool:
+    """Whether freed memory stays with the process now."""
+    return _owners > 0
+
+
+@contextlib.contextmanager
+def as_elsewhere() -> Iterator[None]:
+    """Inside, the heap is that of a process without evaluators: for measurements of what others would see."""
+    mallopt = _mallopt()
+    if mallopt is not None and is_kept():
+        _give_back(mallopt)
+    try:
+        yield
+    finally:
+        if mallopt is not None and is_kept():
+            _hold(mallopt)
+
+
+def _hold(mallopt: Callable[[int, int], int]) -> None:
+    most = min(LARGEST, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE)
+    mallopt(M_TRIM_THRESHOLD, most)
+    if not mallopt(M_MMAP_THRESHOLD, most):
+        mallopt(M_MMAP_THRESHOLD, OWN_MOST)
+
+
+def _give_back(mallopt: Callable[[int, int], int]) -> None:
+    mallopt(M_TRIM_THRESHOLD, 2 * OWN_MOST)  # where glibc's own adaptation ends
+    mallopt(M_MMAP_THRESHOLD, OWN_MOST)
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 @functools.cache

@@ -17,6 +17,14 @@ GROUPS: Final = (
 )
 """Limit and use of memory of a container, in both versions of control groups."""
 
+INSTRUCTIONS: Final = frozenset(
+    (
+        *("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "avx_vnni", "amx_tile", "amx_bf16", "amx_int8"),
+        *("asimd", "sve", "bf16"),
+    )
+)
+"""Instruction sets that change how fast products and sweeps are."""
+
 
 def device_name(device: torch.device) -> str:
     """Return the name of the processor or GPU."""
@@ -24,11 +32,27 @@ def device_name(device: torch.device) -> str:
         from torch import cuda
 
         return cuda.get_device_name(device)
+    return processor_name()
+
+
+def processor_name() -> str:
+    """Return the name of the processor."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def processor() -> dict[str, object]:
+    """Return name, logical cores and instruction sets of the processor; the latter are empty where nothing tells."""
+    flags: set[str] = set()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(("flags", "Features")):
+                flags = set(line.partition(":")[2].split())
+                break
+    return {"name": processor_name(), "cores": os.cpu_count(), "flags": sorted(flags & INSTRUCTIONS)}
 
 
 def free_memory(device: torch.device) -> int | None:
