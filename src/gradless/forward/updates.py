@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import torch
+
 from gradless import kernels
 from gradless.gradients import Gradient, Leaf, Mixture, combine, finish
-from gradless.kernels.program import Program
+from gradless.kernels.program import NOTHING, Fan, Program, idle
+
+NO_BRANCHES = torch.empty(0)
 
 
 class Step(NamedTuple):
@@ -34,8 +38,22 @@ def run(leaf: Leaf, program: Program) -> None:
     kernels.sweep(p, p, program, leaf=leaf.id, stream=leaf.stream, amplitude=leaf.update, mask=leaf.mask)
 
 
+def run_many(leaves: Sequence[Leaf], programs: Sequence[Program]) -> None:
+    """Run a program over each leaf, in place: one call of the kernels for all."""
+    fans = []
+    for leaf, program in zip(leaves, programs, strict=True):
+        if not idle(program):
+            p, factors = leaf.param.detach(), (leaf.update, 0.0)
+            fans.append(Fan(NO_BRANCHES, p, program, NOTHING, leaf.id, True, leaf.stream, factors, leaf.mask))
+    kernels.fan_many(fans, mirrored=False)
+
+
 def write(leaves: Iterable[Leaf], step: Step) -> None:
     """Take one step. Cost: one sweep over the parameters."""
+    leaves = list(leaves)
+    if isinstance(step.direction, Mixture) and not any(leaf.draw for leaf in leaves):
+        write_all(leaves, [step])
+        return
     for leaf in leaves:
         p, lr, decay = leaf.param.detach(), step.lrs[leaf.group], step.decays[leaf.group]
         if isinstance(step.direction, Mixture):
@@ -46,7 +64,6 @@ def write(leaves: Iterable[Leaf], step: Step) -> None:
 
 def write_all(leaves: Sequence[Leaf], steps: Sequence[Step]) -> None:
     """Take many steps of a linear rule. Cost: one sweep over the parameters, however many there are."""
-    programs = {group: program(steps, group) for group in {leaf.group for leaf in leaves}} if steps else {}
-    for leaf in leaves:
-        if steps:
-            run(leaf, leaf.terms(programs[leaf.group]))
+    if steps:
+        programs = {group: program(steps, group) for group in {leaf.group for leaf in leaves}}
+        run_many(leaves, [leaf.terms(programs[leaf.group]) for leaf in leaves])

@@ -147,6 +147,7 @@ def fan_many(fans: Sequence[Fan], *, mirrored: bool) -> None:
     Args:
         fans: the leaves, in any order and mixture; no two share memory, nor do their ``outs``. The shapes, strides,
             masks and programs are those of `fan`; an update may be `NOTHING` for some leaves and many steps for others.
+            With `NOTHING` as probes, and empty ``outs``, there is just the update.
         mirrored: as for `fan`, of all leaves.
 
     Cost: as `fan`, in one call of the kernels for all leaves that are alike.
@@ -173,7 +174,7 @@ def fan_many(fans: Sequence[Fan], *, mirrored: bool) -> None:
 def _flat(one: Fan, region: Region) -> FlatFan:
     """A leaf as a kernel module takes it."""
     return FlatFan(
-        one.outs.view(one.outs.shape[0], -1),
+        one.outs.view(one.outs.shape[0], one.p.numel()),
         one.p.detach().contiguous().view(-1),
         region,
         on(one.update, one.stream, one.amplitudes[0]),
