@@ -100,3 +100,10 @@ def test_what_does_not_go_with_ranks(found):
         assert "use one process" in stored
         assert engine == "stream"
         assert "'stream'" in walked
+
+
+def test_rank_0_chooses_the_engine_and_directions_are_split_in_stream(found):
+    for size in (2, 4):
+        seen = [value["engine"] for value in found[size]]
+        assert all(each == seen[0] for each in seen)
+        assert [each[:2] for each in seen[0]] == [("dual", True), ("stream", False)]

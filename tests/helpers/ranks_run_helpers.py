@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 import gradless as gl
 import ranks_helpers as r
+from engine_helpers import race
 from gradless import ranks
 from gradless.errors import BadInput, BrokenRanks, ReportedElsewhere
 from gradless.lm import objectives
@@ -162,6 +164,21 @@ def refusals(group: ranks.Ranks) -> list[str]:
     return [str(stored.value), str(warned[0].message), opt.engine]
 
 
+def chosen(group: ranks.Ranks) -> list[Any]:
+    """The engine ``auto``, where every rank would choose another one than the rank before."""
+    model = torch.nn.Linear(4, 1)
+    torch.nn.init.ones_(model.weight)
+    found = []
+    with tempfile.TemporaryDirectory() as folder, race(Path(folder), dual=1.0 if group.rank % 2 == 0 else 9.0) as raced:
+        for split in ranks.SPLITS:
+            group.split = split
+            opt = gl.mezo(model.named_parameters(), lr=1e-3, eps=1e-2, ranks=group)
+            opt.step(lambda: model(torch.eye(4)).square().mean())
+            found.append((opt.engine, len(raced.calls) > 0, hashing.weights_sha256(model.named_parameters())))
+            raced.calls.clear()
+    return found
+
+
 def all_of_it(group: ranks.Ranks | None, rows: list[Any], task: Any) -> dict[str, Any]:
     """One start of the processes for many checks."""
     found = {split: steps(group, split) for split in ranks.SPLITS}
@@ -173,6 +190,7 @@ def all_of_it(group: ranks.Ranks | None, rows: list[Any], task: Any) -> dict[str
     found["tokens"] = tokens(group, rows, task)
     if group is not None:
         found["refusals"] = refusals(group)
+        found["engine"] = chosen(group)
     if group is not None and group.size == 4:
         found["messages"] = messages(group)
     return found

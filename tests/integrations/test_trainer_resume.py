@@ -15,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 import gradless as gl  # noqa: E402
+from engine_helpers import race  # noqa: E402
 from gradless.integrations.replay import rebuild  # noqa: E402
 from gradless.system.hashing import weights_sha256  # noqa: E402
 from repository import ROOT  # noqa: E402
@@ -253,3 +254,30 @@ def test_the_command_line_says_who_can_replay_it(tmp_path):
     trainer(tmp_path, options={"max_steps": 1}).train()
     with pytest.raises(gl.BadInput, match=r"written by ZOTrainer.*replay.rebuild"):
         replay.rebuild(tmp_path)
+
+
+def test_the_engine_is_chosen_in_the_first_step_and_kept_by_checkpoints(tmp_path):
+    def header(name):
+        return gl.ledger.read(tmp_path / name / "ledger").header
+
+    for bare in (False, True):
+        name = f"cut-{bare}"
+        with race(tmp_path / f"cache-{bare}") as found:
+            cut = trainer(tmp_path / name, callbacks=[StopAt(5, "after")], ledger_only=bare)
+            with pytest.raises(KeyboardInterrupt):
+                cut.train()
+            assert found.calls
+            chosen = header(name)["engine"]
+            assert (chosen["engine"], chosen["how"], chosen["step"]) == ("dual", "measured", 0)
+            found.costs["dual"] = 9.0
+            (tmp_path / f"cache-{bare}").rename(tmp_path / f"gone-{bare}")
+            found.restart()
+            again = trainer(tmp_path / name, ledger_only=bare)
+            again.train(resume_from_checkpoint=True)
+            assert not found.calls
+        assert again.window.inner.engine == "dual"
+        assert header(name)["engine"] == chosen
+        named = trainer(tmp_path / f"named-{bare}", zo_options={"engine": "dual"}, ledger_only=bare)
+        named.train()
+        assert digest(named) == digest(again)
+        assert "engine" not in header(f"named-{bare}")

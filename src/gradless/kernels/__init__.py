@@ -17,6 +17,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Final
@@ -33,6 +34,10 @@ from gradless.kernels.program import program as program
 from gradless.rng import RADEMACHER, Stream
 
 ARITHMETIC_VERSION: Final = 1  # of rounding and of how a step becomes a program: other bits need another number
+WITHOUT_TRITON: Final = (
+    "triton is not installed, so perturbing and updating weights on a GPU takes several times as long: pip install "
+    "triton (triton-windows on Windows)"
+)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of the kernels' kinds
 
 
@@ -230,5 +235,7 @@ def _off() -> bool:
 def _module(needs: str, name: str) -> Any | None:
     """A kernel module, when what it is written in is installed."""
     if importlib.util.find_spec(needs) is None:
+        if name == "cuda":  # on a CPU the extra is optional, and the doctor says what it is worth
+            warnings.warn(WITHOUT_TRITON, stacklevel=3)
         return None
     return importlib.import_module(f"gradless.kernels.{name}")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from gradless import plugins
+from gradless.forward.engines import EngineChoice
 from gradless.lm.metrics import SHARES
 from gradless.methods import FIRST, FORWARD, HYBRID
 from gradless.report.common.numbers import counted, show
@@ -18,6 +19,7 @@ from gradless.report.run.figures import Drawing
 from gradless.report.run.record import RunRecord
 from gradless.report.run.tables import classes, data_facts
 from gradless.report.run.verdict import shares, verdict
+from gradless.runs.config import RECORDED
 from gradless.runs.config_io import tune_command
 from gradless.runs.replay import shared, shared_values
 
@@ -145,10 +147,17 @@ def _facts(record: RunRecord) -> dict[str, str]:
         "seed": record.config.get("seed"),
         "device": record.config.get("device"),
         "dtype": header.get("dtype") or record.config.get("dtype"),
-        "engine": result.get("engine") or record.config.get("engine"),
+        "engine": _engine(record),
         **mapping(result.get("versions")),
     }
     return {name: show(value) for name, value in facts.items() if value is not None}
+
+
+def _engine(record: RunRecord) -> Any:
+    """The engine, and how it was chosen where it was."""
+    engine = record.result.get("engine") or record.config.get("engine")
+    choice = EngineChoice.from_json(record.config.get(RECORDED))
+    return engine if choice is None or choice.engine != engine else str(choice)
 
 
 def _json(value: dict[str, Any]) -> str:

@@ -1,0 +1,89 @@
+"""The engine of a run: chosen before its first step, written down, and kept; the same in all front ends."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import run_helpers as h
+from engine_helpers import race
+from gradless import ledger
+from gradless.bench import grid
+from gradless.errors import BadInput
+from gradless.runs.config import TuneConfig, fixed_engine, read_config
+from gradless.runs.config_io import read
+
+
+def test_a_run_records_its_choice_and_keeps_it(tmp_path):
+    settings = h.config(tmp_path, steps=2)
+    with race(tmp_path / "cache") as found:
+        first = h.tune(settings, tmp_path / "a")
+        assert found.calls
+        found.restart()
+        second = h.tune(settings, tmp_path / "b")
+        assert not found.calls  # remembered
+        found.costs["dual"] = 9.0
+        (tmp_path / "cache").rename(tmp_path / "gone")
+        found.restart()
+        longer = h.tune(h.config(tmp_path, steps=4), tmp_path / "a", resume=True)
+        assert not found.calls  # kept
+    named = h.tune(h.config(tmp_path, steps=4, engine="dual"), tmp_path / "c")
+    assert first["engine"] == second["engine"] == longer["engine"] == "dual"
+    assert first["weights_sha256"] == second["weights_sha256"]
+    assert longer["weights_sha256"] == named["weights_sha256"]
+    written = json.loads((tmp_path / "a" / "config.json").read_text())
+    choice = {"asked": "auto", "engine": "dual", "how": "measured", "ratio": 2.0, "reason": "", "step": 0}
+    assert (written["engine"], written["engine_choice"], written["steps"]) == ("dual", choice, 4)
+    assert first["engine_choice"] == longer["engine_choice"] == choice
+    header = ledger.read(tmp_path / "a" / "ledger").header
+    assert (header["engine"], header["config"]["engine"], header["config"]["steps"]) == (choice, "dual", 4)
+    assert second["engine_choice"]["how"] == "remembered"
+    assert "engine_choice" not in named
+    assert "engine" not in ledger.read(tmp_path / "c" / "ledger").header
+    assert read_config(tmp_path / "a").engine == read(tmp_path / "a" / "config.json")["engine"] == "dual"
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"method": "lezo"}, "before the first perturbed block"),
+        ({"split": "directions"}, "how many points a process evaluates"),
+        ({"method": "fo-sgd"}, "no points to evaluate together"),
+    ],
+)
+def test_where_points_are_evaluated_one_by_one_nothing_is_measured(tmp_path, changes, reason):
+    with race(tmp_path / "cache") as found:
+        result = h.tune(h.config(tmp_path, steps=1, num_dev=0, num_test=0, **changes), tmp_path / "run")
+        assert not found.calls
+    assert result["engine"] == "stream"
+    assert reason in result["engine_choice"]["reason"]
+
+
+def test_benchmarks_and_groups_name_their_engine():
+    def fixed(**changes):
+        return fixed_engine(TuneConfig(model="tiny-llama", **changes))
+
+    assert (fixed(), fixed(device="cpu"), fixed(device="cuda:1"), fixed(device="auto")) == (
+        *("dual", "dual", "stream", "stream"),
+    )
+    assert (fixed(method="lezo"), fixed(objective="f1"), fixed(split="directions")) == ("stream",) * 3
+    assert (fixed(engine="in-place"), fixed(engine=None)) == ("in-place", "dual")
+
+
+def test_a_grid_resolves_to_an_engine_by_name(tmp_path):
+    path = tmp_path / "grid.toml"
+    path.write_text(
+        'budget = { steps = 2 }\n[base]\nmodel = "tiny-llama"\ntask = "sst2"\n[axes]\nmethod = ["mezo", "lezo"]'
+    )
+    runs = grid.possible_runs(grid.read(path), lambda config: 2)
+    assert {run.config.method: run.config.engine for run in runs if run.phase != grid.ZERO_SHOT} == {
+        "mezo": "dual",
+        "lezo": "stream",
+    }
+
+
+def test_an_unknown_engine_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="unknown engine 'duel': did you mean 'dual'"):
+        h.config(tmp_path, engine="duel").resolved()
+    assert h.config(tmp_path, engine=None).resolved().engine == "auto"
