@@ -332,6 +332,7 @@ def test_the_command_says_what_it_took(tmp_path):
         (["--model", "/nowhere"], "check the path"),
         (["--model", "tiny-llama", "--method", "mezzo"], "did you mean 'mezo'"),
         (["--model", "tiny-llama", "--engine", "fast"], "unknown engine 'fast'"),
+        (["--model", "tiny-llama", "--device", "cudaa"], "unknown device 'cudaa': use cpu, cuda, cuda:0 or auto"),
         (["--model", "tiny-llama", "--objective", "f1"], "unknown objective 'f1'"),
         (["--model", "tiny-llama", "--attention", "slow"], "unknown attention 'slow'"),
         (["--model", "tiny-llama", "--length", "9999"], "more than the 256 tokens"),

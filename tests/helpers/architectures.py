@@ -266,19 +266,25 @@ def _engines(lm: LanguageModel) -> tuple[str, list[str]]:
 
 
 def _trains(lm: LanguageModel, again: LanguageModel) -> Iterator[str]:
-    """Yield what is wrong after some steps, and after the same steps from their updates on a fresh model."""
+    """Yield what is wrong after some steps of each engine, and after their updates on a fresh model."""
     frozen = [(name, p) for name, p in lm.model.named_parameters() if not p.requires_grad]
-    kept, first = weights_sha256(frozen), weights_sha256(schemes.trainable(lm))
-    opt, updates = optimizer(lm, "stream"), []
-    for _ in range(STEPS):
-        opt.step_with(loss_of(lm), updates.append)
-    if weights_sha256(schemes.trainable(lm)) == first:
-        yield "nothing moves"
-    if weights_sha256(frozen) != kept:
-        yield "frozen weights move"
-    optimizer(again, "stream").replay(updates)
-    if weights_sha256(again.model.named_parameters()) != weights_sha256(lm.model.named_parameters()):
-        yield "a replay ends elsewhere"
+    kept, named = weights_sha256(frozen), schemes.trainable(lm)
+    first, values = weights_sha256(named), [p.detach().clone() for _, p in named]
+    for engine in ENGINES:
+        for model in (lm, again):
+            with torch.no_grad():
+                for (_, p), value in zip(schemes.trainable(model), values, strict=True):
+                    p.copy_(value)
+        opt, updates = optimizer(lm, engine), []
+        for _ in range(STEPS):
+            opt.step_with(loss_of(lm), updates.append)
+        if weights_sha256(named) == first:
+            yield f"nothing moves in the engine {engine}"
+        if weights_sha256(frozen) != kept:
+            yield f"frozen weights move in the engine {engine}"
+        optimizer(again, "stream").replay(updates)
+        if weights_sha256(again.model.named_parameters()) != weights_sha256(lm.model.named_parameters()):
+            yield f"a replay of the engine {engine} ends elsewhere"
 
 
 def start(base: LanguageModel, scheme: str) -> LanguageModel:

@@ -271,3 +271,15 @@ def test_low_rank_directions_have_unit_variance_and_no_correlation():
     assert (z.T @ z / n - torch.eye(12)).abs().max() < 2 * bound
     shared = torch.stack([rng.draw(stream, 7 << 64 | t, LEAF, 0, 12, 4) * stream.unit for t in range(n)])
     assert (shared[1:] * shared[:-1]).mean(0).abs().max() < 2 * bound  # one V, but a new U each time
+
+
+def test_a_missing_triton_is_said_once(monkeypatch):
+    monkeypatch.delenv("GRADLESS_KERNELS", raising=False)
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda name: None)
+    kernels._module.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="triton is not installed.*pip install triton"):
+            assert kernels.backend(torch.device("cuda")) is None
+        assert kernels.backend(torch.device("cuda")) is None  # no second warning, which would be an error
+    finally:
+        kernels._module.cache_clear()

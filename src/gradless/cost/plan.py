@@ -51,6 +51,7 @@ from gradless.forward.engines import DUAL, IN_PLACE, MOST_COPIES
 from gradless.forward.live_memory import Live
 from gradless.forward.read_order import ROW
 from gradless.lm import LanguageModel, quiet_transformers, schemes
+from gradless.lm.devices import parsed
 from gradless.lm.encode import length_limit
 from gradless.methods import FIRST, FORWARD, HYBRID, METHODS, Method
 from gradless.optimizer import ZerothOrder
@@ -135,6 +136,8 @@ def plan(settings: Settings) -> Plan:
         True
     """
     typed.check(settings)
+    if settings.device != "auto":
+        parsed(settings.device)  # it need not be here
     with quiet_transformers():
         return _plan(settings)
 

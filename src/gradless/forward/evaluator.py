@@ -85,6 +85,7 @@ class LossEvaluator:
         self._draws: bool | None = None  # whether some rank's closure draws random numbers; None: not known yet
         self.prefix: PrefixCache | None = None  # for directions that reach some blocks only
         self.tune(leaves, deferred or Deferred(leaves))
+        self.share(ranks)
 
     def tune(self, leaves: Sequence[Leaf], deferred: Deferred) -> None:
         """Perturb these leaves from now on; nothing is known of how a closure reads them."""
@@ -115,7 +116,8 @@ class LossEvaluator:
     def settle(self, choice: EngineChoice) -> None:
         """Take the engine that ``auto`` stands for; none was used so far."""
         self.engine, self.choice = choice.engine, choice
-        self._in_place = frozenset(self._leaves) if self.engine == IN_PLACE else self._in_place
+        if self.engine == IN_PLACE:
+            self._in_place = frozenset(self._leaves)
 
     @contextlib.contextmanager
     def asked(self, closure: Closure, deep: Callable[[str], bool] | None, start: RandomState) -> Iterator[Oracle]:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from gradless.errors import BadInput
+
+KINDS: Final = ("cpu", "cuda", "xpu", "mps")
+
+
+def parsed(name: str) -> torch.device:
+    """Return the device of a name, whether this machine has it or not.
+
+    Raises:
+        BadInput: it is no name of a device, or one of a kind that is not supported.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise BadInput(f"unknown device '{name}': use cpu, cuda, cuda:0 or auto") from None
+    if device.type not in KINDS:
+        raise BadInput(f"device '{name}' is of a kind that is not supported: use cpu, cuda, mps, xpu or auto")
+    return device
 
 
 def device_of(name: str) -> torch.device:
@@ -15,14 +32,8 @@ def device_of(name: str) -> torch.device:
     Raises:
         BadInput: this machine has no such device.
     """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise BadInput(f"unknown device '{name}': use cpu, cuda, cuda:0 or auto") from None
-    backends: dict[str, Any] = {"cuda": torch.cuda, "xpu": torch.xpu, "mps": torch.mps}
-    if device.type not in ("cpu", *backends):
-        raise BadInput(f"device '{name}' is of a kind that is not supported: use cpu, cuda, mps, xpu or auto")
-    there = 1 if device.type == "cpu" else _count(device.type, backends[device.type])
+    device = parsed(name)
+    there = 1 if device.type == "cpu" else _count(device.type, getattr(torch, device.type))
     if (device.index or 0) >= there:
         raise BadInput(f"device '{name}' is not there ({there} found): use --device {'cpu' if not there else 'auto'}")
     if name == "cuda":  # a process of a job on several GPUs has chosen its own
