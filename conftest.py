@@ -18,7 +18,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,14 @@ def pytest_collection_modifyitems(items: Iterable[Any]) -> None:
         for number, item in enumerate(group):
             if number not in kept:
                 item.add_marker(pytest.mark.sweep if number in swept else pytest.mark.long)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(file_path: Path) -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """Look for examples in docstrings of the package alone: test files have none, and looking takes seconds."""
+    collected = yield
+    tests = Path(__file__).parent / "tests"
+    return [one for one in collected if type(one) is pytest.Module or not file_path.is_relative_to(tests)]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -52,6 +52,17 @@ class Evaluation(NamedTuple):
     limit: int = 0  # tokens that were read at most
 
 
+class Shown(NamedTuple):
+    """What precedes each example, and how much of it all is read; fields as the arguments of `evaluate`."""
+
+    mode: str = "zero-shot"
+    demonstrations: Sequence[Mapping[str, Any] | Example] = ()
+    num_demonstrations: int = 32
+    fixed: bool = False
+    seed: int = 0
+    max_length: int | None = None
+
+
 class _Pass(NamedTuple):
     """Result of one pass over all examples."""
 
@@ -113,17 +124,8 @@ def evaluate(
     settings = task_options(lm, task, max_length)
     batch_tokens = batch_tokens or default_batch_tokens(lm)
     if encoded is None:
-        encoded = encode_shown(
-            lm,
-            task,
-            examples,
-            mode=mode,
-            demonstrations=demonstrations,
-            num_demonstrations=num_demonstrations,
-            fixed=fixed,
-            seed=seed,
-            max_length=max_length,
-        )
+        shown = Shown(mode, demonstrations, num_demonstrations, fixed, seed, max_length)
+        encoded = encode_shown(lm, task, examples, shown)
     with quiet(lm) as calls:
         baseline = content_free_scores(lm, task, examples, settings, batch_tokens) if mode == "calibrated" else None
         text = task.kind == "generation"
@@ -141,27 +143,18 @@ def evaluate(
 
 
 def encode_shown(
-    lm: LanguageModel,
-    task: Task,
-    rows: Sequence[Mapping[str, Any] | Example],
-    *,
-    mode: str = "zero-shot",
-    demonstrations: Sequence[Mapping[str, Any] | Example] = (),
-    num_demonstrations: int = 32,
-    fixed: bool = False,
-    seed: int = 0,
-    max_length: int | None = None,
+    lm: LanguageModel, task: Task, rows: Sequence[Mapping[str, Any] | Example], shown: Shown
 ) -> list[Encoded]:
-    """Return rows as tokens, behind their demonstrations in the mode ``icl``; arguments as those of `evaluate`.
+    """Return rows as tokens, behind their demonstrations in the mode ``icl``.
 
     Raises:
         BadInput: the mode does not fit the model, or there are too few demonstrations.
     """
-    examples, settings = render(lm, task, rows), task_options(lm, task, max_length)
-    shown = _drawn(render(lm, task, demonstrations), len(examples), num_demonstrations, seed, fixed, mode)
-    if not any(shown):
-        return encode_all(lm, task, examples, max_length)
-    return [encode(lm, row, **settings, demonstrations=d) for row, d in zip(examples, shown, strict=True)]
+    examples, settings = render(lm, task, rows), task_options(lm, task, shown.max_length)
+    drawn = _drawn(render(lm, task, shown.demonstrations), len(examples), shown)
+    if not any(drawn):
+        return encode_all(lm, task, examples, shown.max_length)
+    return [encode(lm, row, **settings, demonstrations=d) for row, d in zip(examples, drawn, strict=True)]
 
 
 def num_cut(lm: LanguageModel, task: Task, encoded: Sequence[Encoded]) -> int:
@@ -308,20 +301,19 @@ def _gathered(result: _Pass, calls: int, buckets: Sequence[list[int]], ranks: Ra
     return _Pass(predictions, losses, probabilities), sum(theirs["calls"] for theirs in results)
 
 
-def _drawn(
-    pool: Sequence[Example], num: int, shots: int, seed: int, fixed: bool, mode: str
-) -> list[tuple[Example, ...]]:
+def _drawn(pool: Sequence[Example], num: int, shown: Shown) -> list[tuple[Example, ...]]:
     """Return the demonstrations of each example: a set of its own, or one for all."""
-    pick("mode", mode, MODES)
-    if mode != "icl":
+    pick("mode", shown.mode, MODES)
+    if shown.mode != "icl":
         return [()] * num
+    shots = shown.num_demonstrations
     if not 0 < shots <= len(pool):
         raise BadInput(
             f"in-context learning needs {shots} demonstrations but {len(pool)} training rows are given: "
             "raise --num-train or lower --num-demonstrations"
         )
-    streams = ["demonstrations" if fixed else f"demonstrations/{i}" for i in range(num)]
-    return [tuple(pool[int(i)] for i in permutation(len(pool), seed, stream)[:shots]) for stream in streams]
+    streams = ["demonstrations" if shown.fixed else f"demonstrations/{i}" for i in range(num)]
+    return [tuple(pool[int(i)] for i in permutation(len(pool), shown.seed, stream)[:shots]) for stream in streams]
 
 
 # --------------------------------------------------------------------------------------------------------

@@ -169,14 +169,8 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
         raise BadInput("there are no test rows: give --test or --num-test")
     model = build.base_model(config, say=reporter.say)
     splits = splits._replace(train=splits.train if needed else [], dev=[])
-    how: dict[str, Any] = {
-        "mode": mode,
-        "demonstrations": splits.train,
-        "num_demonstrations": num_demonstrations,
-        "seed": config.seed,
-        "max_length": config.max_length,
-    }
-    encoded = evaluation.encode_shown(model, task, splits.test, **how)
+    shown = evaluation.Shown(mode, splits.train, num_demonstrations, seed=config.seed, max_length=config.max_length)
+    encoded = evaluation.encode_shown(model, task, splits.test, shown)
     objective = objectives.default_for(task)
     facts, _ = describe.described(
         model, task, splits, objective, config.own, config.max_length, encoded={"test": encoded}
@@ -187,7 +181,7 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
     named = _named(mode, config.model)
     with reporter.job(named, len(splits.test)) as show:
         scores = evaluation.evaluate(
-            model, task, splits.test, **how, encoded=encoded, progress=lambda done, total: show(done, "")
+            model, task, splits.test, **shown._asdict(), encoded=encoded, progress=lambda done, total: show(done, "")
         )
     result = {
         "status": DONE,
@@ -273,9 +267,7 @@ def replay(
             )
         if measured is not None and measured["weights_sha256"] != sha256:
             raise BadInput(f"the rebuilt weights are not those in {run}/result.json, so they are not saved: verify it")
-        saving.deliver(
-            built, contents, run, save_to=save, result=measured, push=push, public=public, say=reporter.say
-        )  # fmt: skip
+        saving.deliver(built, contents, run, save_to=save, result=measured, push=push, public=public, say=reporter.say)
     return Replayed(step, sha256, agrees)
 
 

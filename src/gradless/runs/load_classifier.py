@@ -213,8 +213,10 @@ def _evaluation(
     with typed.within(f"{source}/result.json"):
         config = TuneConfig.from_json(result.get("config") or {})
     if result["mode"] == "icl":
-        raise BadInput(f"{source} evaluated with solved examples in the prompt, which predict has not: tune, or give "
-                       "the model with --template and --labels")  # fmt: skip
+        raise BadInput(
+            f"{source} evaluated with solved examples in the prompt, which predict has not: tune, or give "
+            "the model with --template and --labels"
+        )
     spec = spec_of(config, calibrated=result["mode"] == "calibrated")
     return spec, lambda: lm.load(
         model or config.model, dtype=dtype or config.dtype, device=device or config.device, say=say

@@ -224,8 +224,9 @@ def _csv(
                     cells = [_cell(record.cells.get(name)) for name in columns]
                 lines.writerow([*cells, *map(_cell, more)])
         except UnicodeEncodeError as error:
-            raise BadInput(f"{error.object[error.start]!r} of a label is no letter of {error.encoding}: "
-                           "write to a .jsonl file") from None  # fmt: skip
+            raise BadInput(
+                f"{error.object[error.start]!r} of a label is no letter of {error.encoding}: write to a .jsonl file"
+            ) from None
 
     yield write
     if not columns:

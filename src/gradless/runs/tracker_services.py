@@ -43,9 +43,15 @@ def _wandb(run: Identity) -> dict[str, Any]:
 
     # Off: what prints, the command line (which holds the template), host, user, git, installed packages, and so on.
     settings = wandb.Settings(
-        console="off", disable_git=True, disable_code=True, save_code=False, x_disable_meta=True,
-        x_disable_machine_info=True, x_disable_stats=True, x_save_requirements=False,
-    )  # fmt: skip
+        console="off",
+        disable_git=True,
+        disable_code=True,
+        save_code=False,
+        x_disable_meta=True,
+        x_disable_machine_info=True,
+        x_disable_stats=True,
+        x_save_requirements=False,
+    )
     return {"id": run.id, "name": run.label, "resume": "allow", "settings": settings}
 
 

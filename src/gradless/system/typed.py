@@ -283,17 +283,22 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-16" if wide else "utf-8-sig")
 
 
-def parse_json(text: str | bytes) -> Any:
+def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
     """Return what JSON text holds; stricter than `json.loads`.
 
     Raises:
-        ValueError: no JSON, nested too deeply, NaN, infinity or a number beyond float64, or a key twice, of which one
-            would be lost.
+        ValueError: no JSON, nested too deeply, a number of thousands of digits, or a key twice, of which one would be
+            lost; with ``finite``, NaN, infinity or a number beyond float64.
     """
+    numbers: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
     try:
-        return json.loads(text, parse_constant=_no_number, parse_float=_finite, object_pairs_hook=_distinct)
+        return json.loads(text, object_pairs_hook=_distinct, **numbers)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    except ValueError as error:  # Python converts no integer of more than 4300 digits
+        if "digits" in str(error):
+            raise ValueError("a number of thousands of digits") from None
+        raise
 
 
 def _no_number(word: str) -> float:
@@ -308,7 +313,8 @@ def _finite(word: str) -> float:
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
-        raise ValueError(f"a key is there twice among {', '.join(sorted(content))}")
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in content if names.count(name) > 1)!r} occurs twice")
     return content
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, TextIO, TypeAlias
 
 from gradless.errors import BadInput
+from gradless.system import typed
 
 Row: TypeAlias = dict[str, Any]
 """One record: field name -> value."""
@@ -91,14 +92,13 @@ def lines(path: Path, encoding: str = "utf-8-sig") -> Iterator[tuple[int, str]]:
 
 
 def parse_json(text: str) -> Any:
-    """Return the value of a JSON text.
+    """Return the value of a JSON text, in which numbers may be NaN.
 
     Raises:
-        ValueError: broken JSON, too deep or with numbers of thousands of digits; a key that occurs twice in an object,
-            of which Python would take the last one; half of a surrogate pair, which no file and no tokenizer can take.
+        ValueError: as `typed.parse_json`; or half of a surrogate pair, which no file and no tokenizer can take.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_object)
+        value = typed.parse_json(text, finite=False)
         if "\\ud" in text or "\\uD" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -106,19 +106,7 @@ def parse_json(text: str) -> Any:
         raise ValueError(f"{error.msg}{where}") from error
     except UnicodeEncodeError:
         raise ValueError("half of a surrogate pair") from None
-    except RecursionError:
-        raise ValueError("too deep") from None
-    except ValueError as error:  # Python converts no integer of more than 4300 digits
-        raise ValueError("a number of thousands of digits" if "digits" in str(error) else str(error)) from None
     return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> Row:
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in row if names.count(name) > 1)!r} occurs twice")
-    return row
 
 
 def jsonl(path: Path) -> Numbered:

@@ -251,8 +251,13 @@ def _table(
     if delimiter != usual and not wanted.delimiter:
         notes.append(f"cells are separated by {DELIMITERS.get(delimiter, repr(delimiter))}")
     lines = _csv(name, texts, delimiter, skipped)
-    rows = TextRows(dialect._replace(delimiter=delimiter, named=bool(named)), tuple(next(lines, (0, []))[1]),
-                    iter(()), "line", notes)  # fmt: skip
+    rows = TextRows(
+        dialect._replace(delimiter=delimiter, named=bool(named)),
+        tuple(next(lines, (0, []))[1]),
+        iter(()),
+        "line",
+        notes,
+    )
     assert rows.header is not None
     assert rows.columns is not None
     spaced = [column for column, plain in zip(rows.header, rows.columns, strict=True) if column != plain]
