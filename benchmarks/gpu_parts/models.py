@@ -58,7 +58,7 @@ def _profiled(context: Context, model: str, scheme: str, method: str, length: in
     words += ["--device", str(context.device)] + ([] if context.dry else ["--dtype", "bfloat16"])
     words += ([] if eager else ["--no-eager"]) + (["--no-memory"] if context.dry else [])
     command = [sys.executable, "-m", "gradless", "profile", *words, "--json", str(target)]
-    left = max(5.0, PATIENCE * (context.deadline - time.monotonic()))
+    left = None if context.dry else max(5.0, PATIENCE * (context.deadline - time.monotonic()))
     try:
         run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=left)
     except subprocess.TimeoutExpired:

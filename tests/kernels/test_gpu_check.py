@@ -70,7 +70,11 @@ def test_results_stay_and_runs_resume(check, monkeypatch, tmp_path, capsys):
     assert result["replay"]["passed"]
     lines = (tmp_path / "gpu-cpu-rehearsal.jsonl").read_text().splitlines()
     assert [json.loads(line)["passed"] for line in lines] == [True, False, True]
-    assert call(check, monkeypatch, "bits", "--total", -1, "--dry-run", "--out", tmp_path / "late") == 1
+
+
+def test_no_part_begins_when_the_time_is_over(check, monkeypatch, tmp_path, capsys):
+    arguments = SimpleNamespace(parts=["bits"], resume=False, total=-1.0, dry_run=False)
+    assert check._all(arguments, torch.device("cpu"), tmp_path / "gpu.json") == 1
     assert "bits: left out, -1 s are over: run again with --resume" in capsys.readouterr().out
 
 
