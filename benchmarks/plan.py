@@ -23,8 +23,9 @@ from typing import Any
 
 import torch
 
-from gradless.cost import plan, profile, workload
+from gradless.cost import memory, plan, workload
 from gradless.runs.record import versions
+from gradless.system.machine import device_name
 from gradless.system.peak_memory import PeakMeter
 
 RESULTS = Path(__file__).parent / "results"
@@ -72,7 +73,7 @@ def child(number: int) -> None:
     del small
     gc.collect()
     device = torch.device("cpu")
-    before = profile._now(device)
+    before = memory._now(device)
     meter = PeakMeter(device)
     with meter.measured():
         run(workload.subject(settings, print), way)
@@ -170,7 +171,7 @@ def main() -> None:
     result = {
         "whole": measured_rows(),
         "beside_inference": profiled_rows(),
-        "device_name": profile._device_name(torch.device("cpu")),
+        "device_name": device_name(torch.device("cpu")),
         "versions": versions(),
     }
     arguments.json.write_text(json.dumps(result, indent=1) + "\n")

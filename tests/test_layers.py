@@ -37,18 +37,14 @@ LATE |= {"jinja2", "markupsafe", "IPython"}
 INSIDE = {
     "kernels": (
         "kernels.program",
-        "kernels.reference",
-        "kernels.numba_arithmetic",
-        "kernels.numba_tiles",
-        "kernels.cpu",
-        "kernels.cuda",
+        *("kernels.reference", "kernels.numba_arithmetic", "kernels.numba_tiles", "kernels.cpu", "kernels.cuda"),
     ),
     "directions": ("directions.base", "directions.selection", "directions.masks", "directions.blocks"),
     "rules": ("rules.schedules", "rules.base", "rules.normalise", "rules.stored", "rules.muon"),
     "forward": (
         *("forward.heap", "forward.parameters", "forward.points", "forward.updates", "forward.deferred"),
-        *("forward.read_order", "forward.random_state", "forward.losses", "forward.autodiff", "forward.batched"),
-        *("forward.low_rank", "forward.interception"),
+        *("forward.scratch", "forward.read_order", "forward.random_state", "forward.losses", "forward.autodiff"),
+        *("forward.batched", "forward.low_rank", "forward.interception"),
         *("forward.perturbed", "forward.model_blocks", "forward.block_order", "forward.prefix_cache"),
         *("forward.engines", "forward.evaluator", "forward.live_memory", "forward.engine_memory"),
         "forward.engine_trial",

@@ -17,7 +17,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 import gradless as gl
-from gradless.forward.evaluator import ENGINES
+from gradless.forward.engines import ENGINES
 from gradless.methods import METHODS
 from gradless.optimizer import Update
 from torch_contract_helpers import Net, X, equal, loss_of, named, refused, weights

@@ -17,7 +17,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 import gradless as gl
 from gradless import ledger
-from gradless.forward.evaluator import ENGINES
+from gradless.forward.engines import ENGINES
 from gradless.integrations.window import Window
 from torch_contract_helpers import Net, X, equal, loss_of, named, refused, weights
 

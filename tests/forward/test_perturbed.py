@@ -10,8 +10,9 @@ import torch
 import scoring_helpers as s
 from gradless import lm, rng
 from gradless.directions import gaussian, rademacher
-from gradless.forward.perturbed import PerturbedWeights, Pool, ReadSurvey
+from gradless.forward.perturbed import PerturbedWeights, ReadSurvey
 from gradless.forward.points import Point, Points
+from gradless.forward.scratch import Pool
 from gradless.gradients import Mixture, combine
 from gradless.lm import objectives, schemes
 from gradless.lm.encode import encode

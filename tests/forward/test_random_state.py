@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import gradless as gl
-from gradless.forward.evaluator import ENGINES
+from gradless.forward.engines import ENGINES
 from gradless.forward.random_state import RandomState
 from gradless.integrations.window import Window
 from net_helpers import bits, equal_bits

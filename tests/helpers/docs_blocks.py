@@ -37,7 +37,7 @@ from gradless.collab import recipes
 from gradless.collab.aggregators import AGGREGATORS, PRE_AGGREGATORS
 from gradless.collab.attacks import ATTACKS
 from gradless.collab.network.delivery import MODES
-from gradless.forward.evaluator import ENGINES
+from gradless.forward.engines import CHOICES, ENGINES
 from gradless.lm import shapes
 from gradless.lm.objectives import OBJECTIVES
 from gradless.lm.schemes import SCHEMES
@@ -293,7 +293,7 @@ def _without_files(words: list[str]) -> list[str]:
 TABLES: dict[str, Any] = {
     "method": METHODS,
     "scheme": SCHEMES,
-    "engine": ENGINES,
+    "engine": CHOICES,
     "engines": ENGINES,
     "objective": (*OBJECTIVES, "lm"),
     "schedule": SCHEDULES,

@@ -224,7 +224,7 @@ def of_method(subject: Subject, name: str, engine: str, label: str) -> Need:
     Args:
         subject: the model under the scheme.
         name: a key of `gradless.methods.METHODS`.
-        engine: one of `gradless.forward.evaluator.ENGINES`.
+        engine: one of `gradless.forward.engines.ENGINES`.
         label: what the way is to be called.
     """
     method = METHODS[name]

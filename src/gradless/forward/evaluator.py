@@ -25,15 +25,15 @@ from gradless.forward import autodiff, heap
 from gradless.forward.batched import BatchedForward, unbatchable
 from gradless.forward.deferred import Deferred
 from gradless.forward.engines import AUTO, CHOICES, DUAL, IN_PLACE, MOST_COPIES, STREAM, EngineChoice
-from gradless.forward.engines import ENGINES as ENGINES
 from gradless.forward.losses import Closure as Closure
 from gradless.forward.losses import checked, numbers, same, unread
 from gradless.forward.low_rank import LowRankLinear
-from gradless.forward.perturbed import PerturbedWeights, Pool, ReadSurvey
+from gradless.forward.perturbed import PerturbedWeights, ReadSurvey
 from gradless.forward.points import Point, Points, Scale, probe_point
 from gradless.forward.prefix_cache import PrefixCache
 from gradless.forward.random_state import RandomState
 from gradless.forward.read_order import ReadOrder
+from gradless.forward.scratch import Pool
 from gradless.gradients import Leaf, Mixture
 from gradless.ranks import BATCH, DIRECTIONS, Ranks
 

@@ -46,7 +46,7 @@ class Interception:
         tensors: parameters, or other strided tensors.
         handler: what is called in place of torch's function.
 
-    Cost: 0.3 us a tensor to enter and leave; 2 us for each function that takes one.
+    Cost: 1.7 us a tensor to enter and leave; 3 us for each function that takes one (one thread of an Intel Xeon).
     """
 
     def __init__(self, tensors: Iterable[Tensor], handler: Handler) -> None:

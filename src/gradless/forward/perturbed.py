@@ -17,7 +17,7 @@ finds such reads during the first forward; those leaves are perturbed in place a
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from typing import Any
@@ -34,7 +34,8 @@ from gradless.forward.deferred import Deferred
 from gradless.forward.interception import Interception, attention_through, own_reads
 from gradless.forward.low_rank import LowRankLinear
 from gradless.forward.points import Points, Visit, branch, branch_many, empty_copies
-from gradless.forward.read_order import Buffer, Copies, ReadOrder
+from gradless.forward.read_order import ReadOrder
+from gradless.forward.scratch import Buffer, Copies, Pool
 from gradless.gradients import Leaf
 
 # Functions that have read their weight completely when they return, and are worth a reused buffer.
@@ -321,30 +322,6 @@ def _linear_arguments(input: Any, weight: Any, bias: Any = None) -> tuple[Any, A
 
 def _is_index(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.int64
-
-
-class Pool:
-    """Scratch buffers that outlive a forward; in use together are at most the parameters of one function call."""
-
-    def __init__(self) -> None:
-        self.free: list[Tensor] = []
-
-    def take(self, size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """A flat buffer of at least ``size`` elements."""
-        same = [b for b in self.free if b.dtype == dtype and b.device == device]
-        fits = [b for b in same if b.numel() >= size]
-        if not fits:
-            # A larger buffer replaces the smaller ones: the pool never holds more than was needed at once.
-            self.free = [b for b in self.free if b.dtype != dtype or b.device != device]
-            del same  # or they would live on while the larger one is made
-            return torch.empty(size, dtype=dtype, device=device)
-        best = min(fits, key=Tensor.numel)
-        self.free = [b for b in self.free if b is not best]
-        return best
-
-    def give(self, buffers: Iterable[Tensor]) -> None:
-        """Return buffers."""
-        self.free.extend(buffers)
 
 
 class ReadSurvey(TorchDispatchMode):

@@ -7,28 +7,10 @@ is that of the last forward.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
-
-from torch import Tensor
 
 from gradless.gradients import Leaf
 
 ROW = 1 << 22  # elements visited in a row: a transformer block of a small model; more gains no more, less costs
-
-
-class Buffer:
-    """A scratch buffer that several leaves share, and how many of them are still to be read."""
-
-    def __init__(self, flat: Tensor, left: int) -> None:
-        self.flat = flat
-        self.left = left
-
-
-class Copies(NamedTuple):
-    """A leaf at every point, and the buffer that it lies in."""
-
-    values: Tensor  # [C, *shape]
-    buffer: Buffer
 
 
 class ReadOrder:

@@ -140,9 +140,9 @@ METHODS: dict[str, Method] = {
 
 def no_option(method: str, option: str) -> str:
     """Return a sentence about an option that a method does not have: a setting of all methods, or of other ones."""
-    setting = ELSEWHERE.get(option, option)
-    if setting in ELSEWHERE.values():
+    setting, options = ELSEWHERE.get(option, option), METHODS[method].options()
+    if setting in ELSEWHERE.values() and (setting != "queries" or setting in options):
         return f"{option} is no option of the method {method}: write --{setting.replace('_', '-')}"
     if others := ", ".join(name for name, other in METHODS.items() if option in other.options()):
         return f"the method {method} has no option {option}: leave it out, or choose a method that has: {others}"
-    return unknown(f"option of the method {method}", option, METHODS[method].options())
+    return unknown(f"option of the method {method}", option, options)
