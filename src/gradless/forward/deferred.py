@@ -37,7 +37,13 @@ class Deferred:
         return twin
 
     def push(self, programs: Sequence[Program]) -> None:
-        """Add one step, a program for each parameter group; leaves that wait for too many are written."""
+        """Add one step, a program for each parameter group; leaves that wait for too many are written.
+
+        On an accelerator with kernels that is one, so that every step launches the same.
+        """
+        late = [leaf for leaf in self._leaves if self._done[id(leaf.param)] < self._total]
+        if late:
+            self.flush(leaf for leaf in late if kernels.launched(leaf.param.device))
         self._steps.append(tuple(programs))
         self._joined.clear()
         self.flush(leaf for leaf in self._leaves if self._total - self._done[id(leaf.param)] >= LIMIT)

@@ -95,7 +95,7 @@ class LossEvaluator:
         self._in_place: frozenset[int] | None = frozenset(self._leaves) if self.engine == IN_PLACE else None
         self._deferred = deferred
         self._low_rank = LowRankLinear(self._deferred)
-        self._pool, self._order = Pool(), ReadOrder()
+        self._pool, self._order = Pool(), ReadOrder(leaves)
         self._batched = False  # whether a batched forward has succeeded
         self._unread: frozenset[int] = frozenset()  # leaves that no forward has read so far
         self._sparse = False  # some forward did not read all leaves

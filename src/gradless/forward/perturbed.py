@@ -82,6 +82,7 @@ class PerturbedWeights:
         self.ahead: dict[int, Copies] = {}  # made before the forward reads them
         self.served: set[int] = set()
         self.small: dict[int, Tensor] = {}  # the copies of small leaves
+        self.lent: list[Tensor] = []  # buffers of the pool that hold these
         self.kept: dict[int, Copies] | None = None  # inside of `copies_kept`
         self.survey: ReadSurvey | None = None
         self.active = contextlib.ExitStack()
@@ -111,6 +112,8 @@ class PerturbedWeights:
         self.active.close()
         self.pool.give({id(copies.buffer): copies.buffer.flat for copies in self.ahead.values()}.values())
         self.ahead.clear()
+        self.pool.give(self.lent)
+        self.lent = []
         self._restore()
 
     def _prefetch(self) -> None:
@@ -120,7 +123,11 @@ class PerturbedWeights:
         a call takes here, and all small leaves share one.
         """
         small = [(key, leaf) for key, leaf in self.leaves.items() if leaf.param.numel() <= SMALL]
-        self.small = {key: empty_copies(len(self.points), leaf.param) for key, leaf in small}
+        params = [leaf.param for _, leaf in small if kernels.launched(leaf.param.device)]
+        self.lent, room = self.pool.take_many(len(self.points), params)  # in every forward at the same place
+        self.small = {
+            key: room[key] if key in room else empty_copies(len(self.points), leaf.param) for key, leaf in small
+        }
         self._branch_many([(leaf, self.small[key]) for key, leaf in small])
         self.low_rank.prefetch(self.leaves.values(), self.points)
 

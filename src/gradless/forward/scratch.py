@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+ALIGNED = 64  # elements between the beginnings of small parameters in a buffer are a multiple of this
+
 
 class Buffer:
     """A scratch buffer that several leaves share, and how many of them are still to be read."""
@@ -42,6 +44,21 @@ class Pool:
         best = min(fits, key=Tensor.numel)
         self.free = [b for b in self.free if b is not best]
         return best
+
+    def take_many(self, count: int, params: Iterable[Tensor]) -> tuple[list[Tensor], dict[int, Tensor]]:
+        """Buffers, one for all parameters that are alike, and ``[count, *shape]`` in them, by the id of a parameter."""
+        buffers, room = [], {}
+        alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+        for param in params:
+            alike.setdefault((param.dtype, param.device), []).append(param)
+        for kind, group in alike.items():
+            sizes = [count * param.numel() for param in group]
+            padded = [-(-size // ALIGNED) * ALIGNED for size in sizes]
+            buffers.append(self.take(sum(padded), *kind))
+            parts = buffers[-1][: sum(padded)].split(padded)
+            for param, size, part in zip(group, sizes, parts, strict=True):
+                room[id(param)] = part[:size].view(count, *param.shape)
+        return buffers, room
 
     def give(self, buffers: Iterable[Tensor]) -> None:
         """Return buffers."""

@@ -227,6 +227,11 @@ def on_accelerator(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
+def launched(device: torch.device) -> bool:
+    """Whether kernels of `backend` are launched and not waited for."""
+    return on_accelerator(device) and backend(device) is not None
+
+
 def _off() -> bool:
     return os.environ.get("GRADLESS_KERNELS") == "reference"
 
