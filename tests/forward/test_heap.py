@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,27 +13,46 @@ from gradless.forward import heap
 
 # Six activations of 16 MB at one point are alive together: more than glibc keeps by itself.
 STEPS = """
-import resource, torch, gradless as gl
+import resource, sys, threading, torch, gradless as gl
+case = sys.argv[1]
 torch.set_num_threads(1)
 layers = torch.nn.ModuleList(torch.nn.Linear(64, 512) for _ in range(6))
-inputs = torch.ones(8192, 64)
-closure = lambda: sum(out.mean() for out in [layer(inputs) for layer in layers])
-for engine in ("stream", "dual"):
+inputs = torch.ones(16384, 64)
+rows = {"growing": range(4096, 16384, 1024), "thread": [2048] * 12}.get(case, [8192] * 12)
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+def steps(engine):
+    batch = None
+    closure = lambda: sum(out.mean() for out in [layer(batch) for layer in layers])
     opt = gl.mezo(layers.named_parameters(), engine=engine, lr=1e-6)
     counts = []
-    for _ in range(9):
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for length in rows:
+        batch = inputs[:length]
+        before = faults()
         opt.step(closure)
-        counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    print(sorted(counts[4:])[2])  # one of the steps may still move a piece of the heap
+        counts.append(faults() - before)
+        if case == "evaluated":
+            with torch.no_grad():
+                closure()
+    print(sorted(counts[5:])[-2])  # one of the steps may still move a piece of the heap
     assert opt.engine == engine
+
+for engine in ("stream", "dual"):
+    work = threading.Thread(target=steps, args=(engine,))
+    work.run() if case != "thread" else (work.start(), work.join())
 """
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 needs_glibc = pytest.mark.skipif(heap._mallopt() is None, reason="a setting of glibc, or malloc is tuned already")
+needs_huge_pages = pytest.mark.skipif(
+    not HUGE.exists() or "[never]" in HUGE.read_text(encoding="ascii"), reason="the kernel offers no huge pages"
+)
 
 
-def faults(**environment):
-    """Minor faults of a warm step of both engines, the median of five."""
-    command = [sys.executable, "-c", STEPS]
+def faults(case="fixed", **environment):
+    """Minor faults of a warm step of both engines, the most but one of seven."""
+    command = [sys.executable, "-c", STEPS, case]
     run = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True, timeout=120)
     return [int(line) for line in run.stdout.split()]
 
@@ -40,6 +60,14 @@ def faults(**environment):
 @needs_glibc
 def test_a_warm_step_takes_no_fresh_pages():
     assert max(faults()) <= 500
+
+
+@pytest.mark.sweep
+@needs_glibc
+@pytest.mark.parametrize("case", ["evaluated", "thread", pytest.param("growing", marks=needs_huge_pages)])
+def test_a_warm_step_takes_no_fresh_pages_elsewhere(case):
+    """Between evaluations, outside of the main thread, whose heap is another one, and with larger batches than ever."""
+    assert max(faults(case)) <= 500
 
 
 @pytest.mark.sweep
@@ -55,13 +83,17 @@ def test_the_heap_is_left_alone_where_that_is_asked_for(environment):
 def test_free_memory_goes_back_when_the_last_owner_is_gone(monkeypatch):
     calls = []
     monkeypatch.setattr(heap, "_mallopt", lambda: lambda *setting: calls.append(setting) or 1)
-    monkeypatch.setattr(heap, "_owners", 0)
+    monkeypatch.setattr(heap, "_owners", set())
     first, second = type("Owner", (), {})(), type("Owner", (), {})()
     heap.keep(first)
     kept = list(calls)
     heap.keep(second)
     del first
     assert calls == kept
-    assert {name for name, _ in kept} == {heap.M_TRIM_THRESHOLD, heap.M_MMAP_THRESHOLD}
+    assert {name for name, _ in kept} == {heap.M_TRIM_THRESHOLD, heap.M_MMAP_THRESHOLD, heap.M_TOP_PAD}
     del second
-    assert dict(calls[len(kept) :]) == {heap.M_TRIM_THRESHOLD: 64 << 20, heap.M_MMAP_THRESHOLD: 32 << 20}
+    assert dict(calls[len(kept) :]) == {
+        heap.M_TRIM_THRESHOLD: 64 << 20,
+        heap.M_MMAP_THRESHOLD: 32 << 20,
+        heap.M_TOP_PAD: 128 << 10,
+    }

@@ -81,7 +81,6 @@ class LossEvaluator:
         self.choice: EngineChoice | None = None
         self.refusal = ""
         self.share(ranks)
-        self._keeps_heap = False
         self._draws: bool | None = None  # whether some rank's closure draws random numbers; None: not known yet
         self.prefix: PrefixCache | None = None  # for directions that reach some blocks only
         self.tune(leaves, deferred or Deferred(leaves))
@@ -92,6 +91,7 @@ class LossEvaluator:
         self.leaves = list(leaves)
         self._leaves = {id(leaf.param): leaf for leaf in leaves}
         self._accelerators = sorted({leaf.param.device for leaf in leaves if leaf.param.device.type != "cpu"}, key=str)
+        self._on_cpu = any(leaf.param.device.type == "cpu" for leaf in leaves)
         self._in_place: frozenset[int] | None = frozenset(self._leaves) if self.engine == IN_PLACE else None
         self._deferred = deferred
         self._low_rank = LowRankLinear(self._deferred)
@@ -126,9 +126,8 @@ class LossEvaluator:
         ``deep`` as in `gradients`.
         """
         closure, self._step_begins = checked(start.pinned(closure)), True
-        if not self._keeps_heap and any(leaf.param.device.type == "cpu" for leaf in self._leaves.values()):
+        if self._on_cpu:
             heap.keep(self)
-            self._keeps_heap = True
         with self.prefix.step() if self.prefix else contextlib.nullcontext():
             yield Oracle(
                 values=lambda points: self.values(closure, [probe_point(key, size) for key, size in points]),
