@@ -89,7 +89,7 @@ def test_two_steps_differ_in_the_numbers_of_their_programs_only(silent, monkeypa
         step()
     new = []
     monkeypatch.setattr(silent.vectors, "Vector", lambda *layout: new.append(layout))
-    tables = silent._records.cache_info().misses
+    tables = silent.vectors.known_table.cache_info().misses
     steps = []
     for _ in range(2):
         silent_driver.forget()
@@ -97,7 +97,7 @@ def test_two_steps_differ_in_the_numbers_of_their_programs_only(silent, monkeypa
         steps.append([places_of_rows_left_out(*launch) for launch in silent_driver.ARGUMENTS])
     assert steps[0] == steps[1] != []
     assert (new, silent_driver.COMPILED) == ([], [])
-    assert silent._records.cache_info().misses == tables
+    assert silent.vectors.known_table.cache_info().misses == tables
 
 
 def places_of_rows_left_out(name, grid, *arguments):

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from gradless.errors import BadInput
 from gradless.gradients import Leaf, Mixture, combine
+from gradless.ranks import BATCH, Ranks
 
 DATA: Any = Tensor.data
 # Answers about a tensor that do not depend on its values.
@@ -173,3 +174,26 @@ class Tangents(TorchFunctionMode):
             z = torch.where(leaf.mask if rows is None else leaf.mask[rows], z, 0.0)
         dual: Tensor = forward_ad.make_dual(p if rows is None else p[rows], z)
         return dual
+
+
+def over_ranks(
+    ranks: Ranks | None, keys: Sequence[int], losses: list[float], slopes: list[float], *, every: bool
+) -> tuple[float, list[float], list[float]]:
+    """The loss at theta, losses there and slopes, of all ranks: means over shards, or each slope from one rank.
+
+    Args:
+        ranks: who computed; None: this process alone.
+        keys: all directions.
+        losses: the loss at theta, as this rank computed it along each of its directions.
+        slopes: along these.
+        every: whether the losses of all directions are wanted, to compare them.
+    """
+    loss = sum(value / len(losses) for value in losses)
+    if ranks is not None and ranks.split == BATCH:
+        loss, *slopes = ranks.mean([loss, *slopes])
+        losses = ranks.mean(losses) if every else losses
+    elif ranks is not None:
+        slopes = ranks.spread(keys, lambda _: slopes)
+        losses = ranks.spread(keys if every else keys[:1], lambda items: losses[: len(items)])
+        loss = losses[0]
+    return loss, losses, slopes

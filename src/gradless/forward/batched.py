@@ -152,10 +152,16 @@ class BatchedForward:
 def unbatchable(error: BaseException) -> str:
     """What a closure called that could not be batched, where, and what torch says of it."""
     reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    outside = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/")  # frames of torch, and of these modules
+    place = "" if isinstance(error, CannotBatch) else called_at(error)
+    return f"{place}, cannot be batched over copies of the weights: {reason}" if place else reason
+
+
+def called_at(error: BaseException) -> str:
+    """The call outside of torch and of these modules in which an error came, and its file and line; else empty."""
+    outside = (f"{Path(torch.__file__).parent}/", f"{Path(__file__).parent}/")
     frames = [one for one in traceback.extract_tb(error.__traceback__) if not one.filename.startswith(outside)]
-    if isinstance(error, CannotBatch) or not frames:
-        return reason
+    if not frames:
+        return ""
     last = frames[-1]
     lines = [linecache.getline(last.filename, number) for number in range(last.lineno or 0, (last.end_lineno or 0) + 1)]
     called = "".join(lines).encode()[last.colno or 0 :]
@@ -163,5 +169,4 @@ def unbatchable(error: BaseException) -> str:
         called = called[: last.end_colno - (last.colno or 0)]
     text = " ".join(called.decode(errors="replace").split()) or last.name
     text = text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
-    where = f"{Path(last.filename).name}, line {last.lineno}"
-    return f"'{text}' in {where}, cannot be batched over copies of the weights: {reason}"
+    return f"'{text}' in {Path(last.filename).name}, line {last.lineno}"

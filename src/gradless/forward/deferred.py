@@ -56,6 +56,11 @@ class Deferred:
         """How many steps the parameter holds, of all that were ever pushed."""
         return self._done[id(leaf.param)]
 
+    def waiting(self) -> tuple[int, ...]:
+        """How many steps every leaf waits for."""
+        total = self._total
+        return tuple([total - done for done in self._done.values()])
+
     def pending(self, leaf: Leaf) -> Program:
         """The steps that the parameter does not hold yet, as one program; empty if they leave the leaf alone."""
         program = self.since(leaf, self._done.get(id(leaf.param), self._total))

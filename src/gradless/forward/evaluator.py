@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from gradless import rng
 from gradless.errors import BadInput, pick
 from gradless.estimators import BACKPROP, FORWARD_MODE, Oracle
-from gradless.forward import autodiff, heap
+from gradless.forward import autodiff, graphs, heap, parameters
 from gradless.forward.batched import BatchedForward, unbatchable
 from gradless.forward.deferred import Deferred
 from gradless.forward.engines import AUTO, CHOICES, DUAL, IN_PLACE, MOST_COPIES, STREAM, EngineChoice
@@ -39,10 +39,6 @@ from gradless.ranks import BATCH, DIRECTIONS, Ranks
 
 T = TypeVar("T")
 
-READS_NONE = (
-    "the closure reads none of the tuned parameters: give the optimizer the parameters of the model that the closure "
-    "calls, after any .to() or wrapping, and call the model in this thread"
-)
 LOOKS = 32  # steps in which unread leaves are looked for
 
 
@@ -96,6 +92,7 @@ class LossEvaluator:
         self._deferred = deferred
         self._low_rank = LowRankLinear(self._deferred)
         self._pool, self._order = Pool(), ReadOrder(leaves)
+        self._graphs = graphs.asked_for(self._leaves, deferred, self._order)
         self._batched = False  # whether a batched forward has succeeded
         self._unread: frozenset[int] = frozenset()  # leaves that no forward has read so far
         self._sparse = False  # some forward did not read all leaves
@@ -125,6 +122,8 @@ class LossEvaluator:
 
         ``deep`` as in `gradients`.
         """
+        if self._graphs:
+            self._graphs.closure = closure
         closure, self._step_begins = checked(start.pinned(closure)), True
         if self._on_cpu:
             heap.keep(self)
@@ -192,7 +191,9 @@ class LossEvaluator:
             chunks = [Points(points[i : i + MOST_COPIES]) for i in range(0, len(points), MOST_COPIES)]
             reason = ""
             try:
-                losses: list[float] = torch.cat([self._side_by_side(closure, chunk) for chunk in chunks]).tolist()
+                losses: list[float] = torch.cat(
+                    [self._replayed(self._side_by_side, closure, c) for c in chunks]
+                ).tolist()
             except Exception as error:
                 full = self.choice is not None and isinstance(error, torch.OutOfMemoryError)
                 if (self._batched and not full) or isinstance(error, BadInput):
@@ -200,14 +201,26 @@ class LossEvaluator:
                 reason = unbatchable(error)
             if reason:  # outside of the handler, which would keep the activations alive
                 # The plain engine decides whether it was the batching that failed or the closure itself.
-                losses = numbers([self._one(closure, Points((point,))) for point in points])
+                losses = self._one_by_one(closure, points)
                 self._use_stream(reason)
                 return losses
             if not self._in_place:
                 self._batched = True
                 return losses
             self._use_stream("some weights are read below the level of torch functions")
-        return numbers([self._one(closure, Points((point,))) for point in points])
+        return self._one_by_one(closure, points)
+
+    def _one_by_one(self, closure: Closure, points: Sequence[Point]) -> list[float]:
+        return numbers([self._replayed(self._one, closure, Points((point,))) for point in points])
+
+    def _replayed(self, evaluate: Callable[[Closure, Points], T], closure: Closure, points: Points) -> T:
+        """What ``evaluate`` returns, from a CUDA graph where there is one."""
+        if not self._graphs or self._in_place != frozenset() or self._unread or self.prefix:
+            return evaluate(closure, points)
+        forwards = self.forwards + len(points)
+        losses: T = self._graphs.evaluate(points, evaluate == self._side_by_side, lambda: evaluate(closure, points))
+        self.forwards = forwards
+        return losses
 
     def value(
         self,
@@ -248,14 +261,7 @@ class LossEvaluator:
         leaves, ranks = list(self._leaves.values()), self.ranks
         own = ranks.own(keys) if ranks is not None and ranks.split == DIRECTIONS else keys
         losses, slopes = autodiff.slopes(closure, leaves, own)
-        loss = sum(value / len(losses) for value in losses)
-        if ranks is not None and ranks.split == BATCH:
-            loss, *slopes = ranks.mean([loss, *slopes])
-            losses = ranks.mean(losses) if self.unchecked else losses
-        elif ranks is not None:
-            slopes = ranks.spread(keys, lambda _: slopes)
-            losses = ranks.spread(keys if self.unchecked else keys[:1], lambda items: losses[: len(items)])
-            loss = losses[0]
+        loss, losses, slopes = autodiff.over_ranks(ranks, keys, losses, slopes, every=self.unchecked)
         if self.unchecked and len(losses) > 1:  # all of them are the loss at theta
             self._check(losses)
         return loss, slopes
@@ -311,8 +317,7 @@ class LossEvaluator:
         """The leaves that some point moves. All others are read as they are, so nothing of them may be pending."""
         if points.decayed:
             return self._leaves
-        keys = [key for point in points.points for key in point.mixture.keys]
-        unperturbed = [leaf for leaf in self._leaves.values() if leaf.active and not any(map(leaf.active, keys))]
+        unperturbed = points.untouched(self._leaves.values())
         if not unperturbed:
             return self._leaves
         self._deferred.flush(unperturbed)
@@ -365,18 +370,16 @@ class LossEvaluator:
         read = below | weights.served | weights.in_place
         unread = (self._leaves.keys() if first else self._unread) - read
         if len(unread) == len(self._leaves):
-            raise BadInput(READS_NONE)
+            raise BadInput(parameters.READS_NONE)
         self._in_place, self._unread = frozenset(below) | weights.in_place, frozenset(unread)
         self._sparse = self._sparse or bool(unread)
         if unread and first:
-            warnings.warn(
-                f"{self._some(unread)} not read by the closure and would only drift: freeze them", stacklevel=2
-            )
+            names = parameters.some(self._leaves, unread)
+            warnings.warn(f"{names} not read by the closure and would only drift: freeze them", stacklevel=2)
         if below:
-            warnings.warn(
-                f"{self._some(below)} read below the level of torch functions, so perturbed in place from a copy",
-                stacklevel=2,
-            )
+            names = parameters.some(self._leaves, below)
+            how = "read below the level of torch functions, so perturbed in place from a copy"
+            warnings.warn(f"{names} {how}", stacklevel=2)
         return loss
 
     def _still_read(self, weights: PerturbedWeights) -> None:
@@ -385,15 +388,10 @@ class LossEvaluator:
             return
         gone = self._leaves.keys() - weights.served - weights.in_place
         if len(gone) == len(self._leaves):
-            raise BadInput(READS_NONE)
+            raise BadInput(parameters.READS_NONE)
         self._sparse = True
         warnings.warn(
-            f"{self._some(gone)} not read by the closure any more: where the model has got new ones (by a load or an "
-            "assignment, say), make the optimizer anew",
+            f"{parameters.some(self._leaves, gone)} not read by the closure any more: where the model has got new ones "
+            "(by a load or an assignment, say), make the optimizer anew",
             stacklevel=2,
         )
-
-    def _some(self, ids: Collection[int]) -> str:
-        """How many leaves, the names of a few, and the verb: the beginning of a warning."""
-        names = [leaf.name for key, leaf in self._leaves.items() if key in ids]
-        return f"{len(names)} parameter(s) ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) are"

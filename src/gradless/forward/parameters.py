@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -18,6 +18,11 @@ from gradless.gradients import Leaf
 Group = dict[str, Any]
 KEYS: Final = ("params", "lr", "lr_scale", "weight_decay", "initial_lr", "name", "param_names")
 """What a parameter group may hold; ``initial_lr`` is of torch's schedulers, ``name`` is for the user's own use."""
+
+READS_NONE = (
+    "the closure reads none of the tuned parameters: give the optimizer the parameters of the model that the closure "
+    "calls, after any .to() or wrapping, and call the model in this thread"
+)
 
 
 def groups(params: Iterable[Any], *, beside: Sequence[Group] = ()) -> list[Group]:
@@ -191,3 +196,9 @@ def _check(params: dict[str, Tensor]) -> None:
 
 def _never(key: int) -> bool:
     return False
+
+
+def some(leaves: Mapping[int, Leaf], ids: Collection[int]) -> str:
+    """How many of the leaves, the names of a few, and the verb: the beginning of a warning."""
+    names = [leaf.name for key, leaf in leaves.items() if key in ids]
+    return f"{len(names)} parameter(s) ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}) are"

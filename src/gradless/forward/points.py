@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -64,6 +64,11 @@ class Points:
                 rounding=[p.rounding for p in drawn],
             )
         return leaf.terms(self._programs[group])
+
+    def untouched(self, leaves: Iterable[Leaf]) -> list[Leaf]:
+        """The leaves that no point moves."""
+        keys = [key for point in self.points for key in point.mixture.keys]
+        return [leaf for leaf in leaves if leaf.active and not any(map(leaf.active, keys))]
 
     def amplitudes(self, leaf: Leaf) -> tuple[float, float]:
         """Factors of a pending update and of these points on one leaf."""

@@ -16,7 +16,8 @@ from gradless import rng
 from gradless.kernels.cuda import tiles
 from gradless.kernels.cuda.launch import OPTIONS as OPTIONS
 from gradless.kernels.cuda.launch import launch, stream
-from gradless.kernels.cuda.vectors import Queue, Vector, vector
+from gradless.kernels.cuda.vectors import Queue, Vector, table, vector
+from gradless.kernels.cuda.vectors import recorded as recorded
 from gradless.kernels.program import FlatFan, Program, Region
 from gradless.rng import Stream
 
@@ -24,7 +25,7 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 WHOLE, EVERY, LISTED = (rows.value for rows in (tiles.WHOLE, tiles.EVERY, tiles.LISTED))
 SWEEP_WORDS, FAN_WORDS = 128, 64  # the longest tiles: 32 or 16 elements a thread
 BLOCK = 256  # columns a program instance of `tiles.right` handles
-KEPT = 1024  # tables of leaves, and sign words of V, that are kept on the device
+KEPT = 1024  # sign words of V that are kept on the device
 FEW = 4  # bases whose sign words are worth keeping
 
 
@@ -88,7 +89,7 @@ def _many(fans: list[FlatFan], mirrored: bool, keep: bool, aligned: bool) -> Non
         constants |= _constants(p, probes, fans[0].mask, rows, words)
         normal = _normal(device) if probes.stream.kind == "gaussian" else numbers.words
         launch(
-            tiles.fan_many, (tile,), (_records(tuple(records), queue), numbers.words, normal),
+            tiles.fan_many, (tile,), (table(tuple(records), queue), numbers.words, normal),
             (len(fans), (len(fans) - 1).bit_length(), probes.decays.size), constants, queue.stream,
         )  # fmt: skip
 
@@ -202,13 +203,6 @@ def _table(kind: Stream, steps: Vector, programs: tuple[Program, ...], region: R
 
 
 _rights: dict[tuple[Any, ...], Tensor] = {}  # sign words of V, those used last at the end
-
-
-@functools.lru_cache(maxsize=KEPT)
-def _records(records: tuple[int, ...], queue: Queue) -> Tensor:
-    """The table of `tiles.fan_many`, which stays the same as long as leaves and copies keep their places."""
-    host = torch.tensor(records, dtype=torch.int64)
-    return host.pin_memory().to(queue.device, non_blocking=True) if queue.device.type == "cuda" else host
 
 
 @functools.cache

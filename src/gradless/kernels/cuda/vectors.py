@@ -7,16 +7,21 @@ written anew for the next ones with as many steps and terms.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import weakref
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from gradless.kernels.program import Identity, Program
 
 STEP, TERM = 4, 3  # words of a step and of a term
+KEPT = 1024  # tables of leaves that are kept on the device
 SPARE = 8  # vectors of a layout that are kept while no program is in them
 
 
@@ -41,11 +46,16 @@ class Vector:
     def __init__(self, number: int, queue: Queue, layout: Layout) -> None:
         words = STEP * sum(layout.steps) + TERM * sum(layout.terms) + layout.bases
         self.number = number
+        self.layout = layout
         self.bases = layout.bases
         self.first_basis = words - layout.bases
         self.begins = [STEP * steps for steps in itertools.accumulate(layout.steps, initial=0)]  # of every program
         self.words = torch.empty(words, dtype=torch.int64, device=queue.device)
         self.owners: tuple[weakref.ref[Identity], ...] = ()
+
+    def fits(self, programs: tuple[Program, ...]) -> bool:
+        """Whether programs have the layout of those that are there."""
+        return layout_of(programs) == self.layout
 
     def write(self, programs: tuple[Program, ...]) -> None:
         """Put programs of the same layout in place of those that are there, behind all kernels launched so far."""
@@ -63,12 +73,75 @@ _spare: dict[tuple[Queue, Layout], list[Vector]] = {}
 def vector(programs: tuple[Program, ...], queue: Queue) -> Vector:
     """The vector that holds these programs, whatever leaf they are on; written where there is none."""
     key = (queue, tuple([id(one.identity) for one in programs]))
+    if _recordings:
+        return _recordings[-1].vector(programs, key)
     return _written.get(key) or _write(programs, queue, key)
 
 
-def _write(programs: tuple[Program, ...], queue: Queue, key: tuple[Queue, tuple[int, ...]]) -> Vector:
+def layout_of(programs: tuple[Program, ...]) -> Layout:
+    """How long the parts of the vector of some programs are."""
     bases = len(np.unique(np.concatenate([one.bases for one in programs])))
-    layout = Layout(tuple(one.decays.size for one in programs), tuple(one.keys.size for one in programs), bases)
+    return Layout(tuple(one.decays.size for one in programs), tuple(one.keys.size for one in programs), bases)
+
+
+class Recording:
+    """Launches that are recorded and not run, with vectors and tables of their own, which are not written yet."""
+
+    def __init__(self) -> None:
+        self._vectors: dict[tuple[Queue, tuple[int, ...]], tuple[Vector, tuple[Program, ...]]] = {}
+        self._tables: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def vectors(self) -> list[tuple[Vector, tuple[Program, ...]]]:
+        """All vectors, and the programs that the launches were recorded with."""
+        return list(self._vectors.values())
+
+    def vector(self, programs: tuple[Program, ...], key: tuple[Queue, tuple[int, ...]]) -> Vector:
+        """A vector of these launches."""
+        if key not in self._vectors:
+            self._vectors[key] = (Vector(next(_numbers), key[0], layout_of(programs)), programs)
+        return self._vectors[key][0]
+
+    def table(self, host: Tensor, device: torch.device) -> Tensor:
+        """Room for a table that `copy_tables` copies to the device."""
+        self._tables.append((torch.empty_like(host, device=device), host))
+        return self._tables[-1][0]
+
+    def copy_tables(self) -> None:
+        """Write all tables, once; nothing is recorded any more."""
+        for table, host in self._tables:
+            table.copy_(host)
+
+
+_recordings: list[Recording] = []
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[Recording]:
+    """Inside, launches are recorded."""
+    _recordings.append(Recording())
+    try:
+        yield _recordings[-1]
+    finally:
+        _recordings.pop()
+
+
+def table(records: tuple[int, ...], queue: Queue) -> Tensor:
+    """A table of `tiles.fan_many` on the device."""
+    if _recordings:
+        return _recordings[-1].table(torch.tensor(records, dtype=torch.int64), queue.device)
+    return known_table(records, queue)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def known_table(records: tuple[int, ...], queue: Queue) -> Tensor:
+    """The same, which stays as long as leaves and copies keep their places."""
+    host = torch.tensor(records, dtype=torch.int64)
+    return host.pin_memory().to(queue.device, non_blocking=True) if queue.device.type == "cuda" else host
+
+
+def _write(programs: tuple[Program, ...], queue: Queue, key: tuple[Queue, tuple[int, ...]]) -> Vector:
+    layout = layout_of(programs)
     spare = _spare.setdefault((queue, layout), [])
     new = min(spare, key=lambda one: one.number) if spare else Vector(next(_numbers), queue, layout)
     if spare:
