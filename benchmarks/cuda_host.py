@@ -30,6 +30,7 @@ from gradless.forward import batched, perturbed, read_order
 from gradless.optimizer import zeroth_order
 from gradless.runs.record import versions
 from gradless.system.atomic import write_json
+from gradless.system.machine import processor
 
 CASES = [("opt", 40, "full"), ("opt", 24, "full"), ("llama", 32, "lora")]
 TINY = 200  # elements of the longest vector among the leaves
@@ -86,6 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--note", default="", help="what else ran on the machine")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -98,7 +100,8 @@ def main() -> None:
             results.append(measure(*case, options.rounds))
             print(results[-1], flush=True)
             if options.out:
-                write_json(options.out, {"versions": versions(), "driver": "launches nothing", "results": results})
+                facts = {"versions": versions(), "driver": "launches nothing", "processor": processor()}
+                write_json(options.out, {**facts, "note": options.note, "results": results})
 
 
 if __name__ == "__main__":

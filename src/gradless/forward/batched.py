@@ -134,11 +134,14 @@ class BatchedForward:
             out = out if bias is None else out.add_(bias.unsqueeze(1) if bias.ndim == 2 else bias)
             return self.wrap(out.view(self.copies, *shape, out.shape[-1]))
         out = flat.new_empty(self.copies, flat.shape[1], weights.shape[1])
-        for copy in range(self.copies):
-            if bias is None:
-                torch.mm(flat[copy], weights[copy].T, out=out[copy])
-            else:
-                torch.addmm(bias[copy] if bias.ndim == 2 else bias, flat[copy], weights[copy].T, out=out[copy])
+        each = zip(flat.unbind(), weights.mT.unbind(), out.unbind(), strict=True)  # one call for all views of a kind
+        if bias is None:
+            for rows, weight, into in each:
+                torch.mm(rows, weight, out=into)
+        else:
+            biases = bias.unbind() if bias.ndim == 2 else [bias] * self.copies
+            for own, (rows, weight, into) in zip(biases, each, strict=True):
+                torch.addmm(own, rows, weight, out=into)
         return self.wrap(out.view(self.copies, *shape, out.shape[-1]))
 
     def rows(self, x: Tensor) -> tuple[Tensor, list[int]]:

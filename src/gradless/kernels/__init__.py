@@ -179,7 +179,7 @@ def fan_many(fans: Sequence[Fan], *, mirrored: bool) -> None:
 def _flat(one: Fan, region: Region) -> FlatFan:
     """A leaf as a kernel module takes it."""
     return FlatFan(
-        one.outs.view(one.outs.shape[0], one.p.numel()),
+        one.outs.view(one.outs.shape[0], region.width),
         one.p.detach().contiguous().view(-1),
         region,
         on(one.update, one.stream, one.amplitudes[0]),
