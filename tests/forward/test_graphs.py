@@ -54,12 +54,14 @@ def recorder(monkeypatch):
         yield counts
 
 
-def trained(engine, loss, steps=5, sizes=(3,), **options):
+def trained(engine, loss, steps=5, sizes=(3,), moved=None):
     """Losses and weights of a short run, whose batches are new tensors in every step."""
     model, generator = Net().bfloat16(), torch.Generator().manual_seed(1)
-    opt = gl.mezo(model.named_parameters(), lr=1e-2, eps=1e-2, engine=engine, defer=True, **options)
+    opt = gl.mezo(model.named_parameters(), lr=1e-2, eps=1e-2, engine=engine, defer=True)
     losses = []
     for number in range(steps):
+        if number == moved:
+            model.norm.weight.data = model.norm.weight.data.clone()
         shape = (sizes[number % len(sizes)],)
         batch = {name: torch.randint(20, shape, generator=generator) for name in ("ids", "labels")}
         losses.append(opt.step(loss(model, batch)))
@@ -92,6 +94,14 @@ def test_every_shape_has_its_graph(recorder, monkeypatch):
     assert recorder["recorded"] == 2
     monkeypatch.delenv("GRADLESS_CUDA_GRAPH")
     assert equal(replayed, trained("dual", plain, steps=8, sizes=(3, 2)))
+
+
+@pytest.mark.long
+def test_weights_that_moved_are_read_where_they_are(recorder, monkeypatch):
+    replayed = trained("dual", plain, steps=7, moved=5)
+    assert recorder["played"] > 0
+    monkeypatch.delenv("GRADLESS_CUDA_GRAPH")
+    assert equal(replayed, trained("dual", plain, steps=7, moved=5))
 
 
 def waiting(model, batch):

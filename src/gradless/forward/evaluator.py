@@ -134,6 +134,8 @@ class LossEvaluator:
                 gradients=lambda: self.gradients(closure, deep),
             )
         self._leave(start)
+        if self._graphs:
+            self._graphs.closure = None  # which holds a batch
 
     def random_state(self) -> RandomState:
         """The state that the evaluations of a step start from; ranks that split the points take that of rank 0."""

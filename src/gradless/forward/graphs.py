@@ -102,7 +102,8 @@ class Graphs:
             return direct()
         try:
             holds = held(self.closure, self._leaves)
-            key = (holds.key, batched, len(points), points.mirrored, self._deferred.waiting())
+            places = tuple([leaf.param.data_ptr() for leaf in self._leaves.values()])
+            key = (holds.key, places, batched, len(points), points.mirrored, self._deferred.waiting())
             graph = self._graphs.get(key) or self._record(key, holds, points, batched)
         except Exception as error:
             self._refuse(_reason(error))
