@@ -225,9 +225,9 @@ def test_the_generators_are_left_where_one_evaluation_leaves_them(tmp_path):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_a_variable_fixes_the_engine(tmp_path, monkeypatch, engine):
-    with race(tmp_path) as found:
-        monkeypatch.setenv("GRADLESS_ENGINE", engine)
+def test_a_variable_fixes_the_engine(tmp_path, engine):
+    with race(tmp_path) as found, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRADLESS_ENGINE", engine)
         opt = stepped()
     assert opt.engine == engine
     assert not found.calls

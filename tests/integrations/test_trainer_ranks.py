@@ -62,16 +62,18 @@ def found(tmp_path_factory):
 @pytest.mark.sweep
 def test_ranks_keep_the_same_bits(found):
     _, (first, second) = found
-    assert first == second
+    assert first | {"sent": 0} == second | {"sent": 0}
     assert first["cut-again"] == first["plain"] != first["cut"]
 
 
 def test_only_scalars_travel_and_no_gradient_buckets_are_made(found):
-    _, (first, _) = found
+    _, (first, second) = found
     assert first["kind"] == "BertForSequenceClassification"  # not DistributedDataParallel
     # A weight and two losses a step, one of them again in the first, hashes of 64 characters and their lengths at the
     # start and at each checkpoint, and the length of what the first rank refuses: nothing.
-    assert first["sent"] == 8 * 24 + 16 + 3 * (64 + 8) + 8
+    # At the start also the engine: nothing is refused, and the first rank's choice, a line of JSON, with its length.
+    assert second["sent"] == 8 * 24 + 16 + 3 * (64 + 8) + 8 + 16
+    assert 0 < first["sent"] - second["sent"] < 300
 
 
 @pytest.mark.sweep

@@ -88,6 +88,7 @@ TABLES: Final[dict[str, Callable[[], Sequence[str]]]] = {
     "list": lambda: keys("runs.jobs:TABLES") + keys("collab.recipes:TABLES"),
     "dtype": lambda: ("float32", "bfloat16", "float16"),
     "device": lambda: ("cpu", "cuda", "mps"),
+    "engine": lambda: ("auto", "stream", "dual", "in-place"),
     "tracker": lambda: (
         *("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"),
     ),
