@@ -55,7 +55,8 @@ def test_training_shows_the_rows_that_batch_indices_names(tmp_path, monkeypatch)
     monkeypatch.setattr(objectives, "prepare", prepare)
     h.tune(settings, tmp_path / "run")
     rows = [row.prompt for row in build.encode_rows(lm.load("tiny-llama"), task, splits.train, None)]
-    assert shown[2:] == [[rows[i] for i in build.batch_indices(16, 5, 0, step)] for step in range(4)]
+    # Before: one row for its size, the first batch for the expected time, and for the choice of the engine.
+    assert shown[3:] == [[rows[i] for i in build.batch_indices(16, 5, 0, step)] for step in range(4)]
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -205,7 +205,7 @@ def _show_rich(table: Table) -> None:
             grid.add_row(*texts, end_section=number == len(rows) - 1)
     Console().print(grid)
     for text in legend(table, star="green"):
-        Console().print(Text(text, "dim"))
+        terminal.say(text)
 
 
 def _style(item: Item) -> str:
