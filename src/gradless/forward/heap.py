@@ -140,8 +140,8 @@ def _mallopt() -> Callable[[int, int], int] | None:
         return None
     if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return None
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # no confstr, no such name, no such library
-        if (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # no such function, name or library
+        if os.sysconf("SC_PHYS_PAGES") > 0 and (os.confstr("CS_GNU_LIBC_VERSION") or "").startswith("glibc"):
             mallopt: Callable[[int, int], int] = _libc().mallopt
             return mallopt
     return None
