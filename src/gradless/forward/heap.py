@@ -83,9 +83,15 @@ def as_elsewhere() -> Iterator[None]:
             _hold(mallopt)
 
 
+@functools.cache
+def _most() -> int:
+    """The largest block that comes from the heap, in bytes."""
+    return min(LARGEST, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE)
+
+
 def _hold(mallopt: Callable[[int, int], int]) -> None:
     global _end
-    most = min(LARGEST, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // SHARE)
+    most = _most()
     mallopt(M_TRIM_THRESHOLD, NEVER)
     if not mallopt(M_MMAP_THRESHOLD, most):
         mallopt(M_MMAP_THRESHOLD, OWN_MOST)
