@@ -113,7 +113,10 @@ def _ask_for_huge_pages() -> None:
 
 def _is_address_space_free() -> bool:
     """Whether no limit of the process counts addresses that it does not use."""
-    import resource  # a system with glibc has it
+    try:
+        import resource
+    except ImportError:
+        return False
 
     limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
     return all(limit == resource.RLIM_INFINITY for limit in limits)
