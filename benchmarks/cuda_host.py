@@ -20,9 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
 
-import peft
 import torch
-import transformers
 
 import gradless as gl
 import silent_driver
@@ -31,22 +29,10 @@ from gradless.optimizer import zeroth_order
 from gradless.runs.record import versions
 from gradless.system.atomic import write_json
 from gradless.system.machine import processor
+from launch_models import model_of
 
 CASES = [("opt", 40, "full"), ("opt", 24, "full"), ("llama", 32, "lora")]
 TINY = 200  # elements of the longest vector among the leaves
-
-
-def model_of(kind: str, layers: int, scheme: str):
-    wide = {"hidden_size": 32, "num_hidden_layers": layers, "vocab_size": 512, "max_position_embeddings": 64}
-    if kind == "opt":
-        config = transformers.OPTConfig(**wide, ffn_dim=128, num_attention_heads=2, word_embed_proj_dim=32, dropout=0.0)
-    else:
-        config = transformers.LlamaConfig(**wide, intermediate_size=112, num_attention_heads=4, num_key_value_heads=2)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    model.config.use_cache = False
-    if scheme == "lora":
-        model = peft.get_peft_model(model, peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
-    return model
 
 
 def milliseconds(function, rounds: int) -> float:

@@ -17,7 +17,10 @@ from gradless.forward import batched, perturbed, read_order
 from gradless.optimizer import zeroth_order
 
 pytest.importorskip("triton", reason="the CUDA kernels need triton, which comes with CUDA builds of torch")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("peft", reason="models of launches are those of transformers, with adapters of PEFT")
+
+from launch_models import model_of
+
 LAYERS = 40
 LISTED = 2  # the value of ROWS of a launch that visits some rows only
 TINY = 200  # elements of the longest vector among the leaves, here
@@ -37,16 +40,7 @@ def silent(monkeypatch):
 
 def stepper(kind: str, engine: str):
     """A step of a model, its closure alone, and how many leaves it tunes."""
-    wide = {"hidden_size": 32, "num_hidden_layers": LAYERS, "vocab_size": 128, "max_position_embeddings": 32}
-    if kind == "opt":
-        config = transformers.OPTConfig(**wide, ffn_dim=64, num_attention_heads=2, word_embed_proj_dim=32, dropout=0.0)
-    else:
-        config = transformers.LlamaConfig(**wide, intermediate_size=64, num_attention_heads=4, num_key_value_heads=2)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    model.config.use_cache = False
-    if kind == "llama":
-        peft = pytest.importorskip("peft")
-        model = peft.get_peft_model(model, peft.LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
+    model = model_of(kind, LAYERS, "lora" if kind == "llama" else "full")
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     opt, ids = gl.mezo(named, lr=1e-9, engine=engine, defer=True, check=False), torch.arange(8).view(2, 4) + 3
 

@@ -154,9 +154,14 @@ class BatchedForward:
 
 def unbatchable(error: BaseException) -> str:
     """What a closure called that could not be batched, where, and what torch says of it."""
-    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    place = "" if isinstance(error, CannotBatch) else called_at(error)
-    return f"{place}, cannot be batched over copies of the weights: {reason}" if place else reason
+    call = "" if isinstance(error, CannotBatch) else called_at(error)
+    reason = first_line(error)
+    return f"{call}, cannot be batched over copies of the weights: {reason}" if call else reason
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; the name of its class if it has none."""
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def called_at(error: BaseException) -> str:

@@ -76,7 +76,6 @@ class LossEvaluator:
         self.engine = pick("engine", engine, {name: name for name in CHOICES})
         self.choice: EngineChoice | None = None
         self.refusal = ""
-        self.share(ranks)
         self._draws: bool | None = None  # whether some rank's closure draws random numbers; None: not known yet
         self.prefix: PrefixCache | None = None  # for directions that reach some blocks only
         self.tune(leaves, deferred or Deferred(leaves))

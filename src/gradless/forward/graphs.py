@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from gradless import kernels
-from gradless.forward.batched import BatchedForward, called_at
+from gradless.forward.batched import BatchedForward, called_at, first_line
 from gradless.forward.deferred import Deferred
 from gradless.forward.held import Held, NotRecordable, held
 from gradless.forward.interception import Interception
@@ -227,13 +227,11 @@ def _reading(closure: Closure | None, tensors: Sequence[Tensor], inputs: Sequenc
 
 def _reason(error: Exception) -> str:
     """What could not be recorded, where it was called, and what torch says of it."""
-    said = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    sentence = first_line(error)
     if isinstance(error, NotRecordable):
-        return said
-    place = called_at(error)
-    return (
-        f"{place + ' ' if place else ''}cannot be recorded, as what waits for the device or depends on values: {said}"
-    )
+        return sentence
+    call = called_at(error)
+    return f"{call}{' ' * bool(call)}cannot be recorded, as what waits for the device or depends on values: {sentence}"
 
 
 def asked_for(leaves: Mapping[int, Leaf], deferred: Deferred, order: ReadOrder) -> Graphs | None:

@@ -143,11 +143,11 @@ def _base(source: str, folder: Path, settings: Mapping[str, Any], say: Say) -> s
         return name
     if not (path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.suffix == ".gguf"):
         return f"{name}@{revision}" if isinstance(revision, str) and revision else name
-    places = (folder.absolute().parent, folder)
-    near = next((place / path.name for place in places if (place / path.name).exists()), None)
+    parents = (folder.absolute().parent, folder)
+    near = next((parent / path.name for parent in parents if (parent / path.name).exists()), None)
     if near is None:
         raise BadInput(
-            f"{source} is an adapter of the model {name}, which is neither there nor at {places[0] / path.name}: move "
+            f"{source} is an adapter of the model {name}, which is neither there nor at {parents[0] / path.name}: move "
             f"or link it to there, or {fix}"
         )
     say(f"the base model of {source} is taken from {near}")

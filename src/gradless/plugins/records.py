@@ -53,12 +53,12 @@ def missing(key: str, record: str) -> str:
     if not key.endswith(".py"):
         facts = f"{package or 'of no package'}, sha256 {sha256[:SHORT]}"
         return f"this run needs the plugin {key} ({facts}): install it, and give it with --plugin {key}"
-    place = f", then at {key}" if Path(key).is_absolute() else ""
+    path = f", then at {key}" if Path(key).is_absolute() else ""
     renamed = next((short_name(name) for name, one in LOADED.items() if one.sha256 == sha256), None)
     if renamed is not None:
         return f"{renamed} is the plugin that this run knows as {short_name(key)}: give it under that name"
     return (
-        f"this run needs the plugin {short_name(key)} (sha256 {sha256[:SHORT]}{place}): give it with --plugin FILE, in "
+        f"this run needs the plugin {short_name(key)} (sha256 {sha256[:SHORT]}{path}): give it with --plugin FILE, in "
         "Python with gradless.plugins.load"
     )
 

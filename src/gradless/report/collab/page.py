@@ -119,8 +119,8 @@ def _origin(study: Collab) -> dict[str, Any]:
     usual = {name: _cut(text) for name, text in _flat(CollabConfig().to_json()).items()}
     chosen = {name: text for name, text in same.items() if usual.get(name) != text}
     rest = {name: text for name, text in same.items() if name not in chosen}
-    made = {"versions": texts, "runs_with_settings": len(configs)}
-    return {**made, "chosen": chosen, "usual": rest, "varied": varied}
+    counted = {"versions": texts, "runs_with_settings": len(configs)}
+    return {**counted, "chosen": chosen, "usual": rest, "varied": varied}
 
 
 def shared_and_varied(configs: Sequence[dict[str, str]]) -> tuple[dict[str, str], dict[str, str]]:
