@@ -13,7 +13,7 @@ from gradless.forward import heap
 
 # Six activations of 16 MB at one point are alive together: more than glibc keeps by itself.
 STEPS = """
-import resource, sys, threading, torch, gradless as gl
+import resource, statistics, sys, threading, torch, gradless as gl
 case = sys.argv[1]
 torch.set_num_threads(1)
 layers = torch.nn.ModuleList(torch.nn.Linear(64, 512) for _ in range(6))
@@ -36,7 +36,7 @@ def steps(engine):
         if case == "evaluated":
             with torch.no_grad():
                 closure()
-    print(sorted(counts[5:])[-2])  # one of the steps may still move a piece of the heap
+    print(statistics.median(counts[5:]))  # a step may still move a block of the heap, a thread's more often
     assert opt.engine == engine
 
 for engine in ("stream", "dual"):
@@ -51,7 +51,7 @@ needs_huge_pages = pytest.mark.skipif(
 
 
 def faults(case="fixed", **environment):
-    """Minor faults of a warm step of both engines, the most but one of seven."""
+    """Minor faults of a warm step of both engines, the median of seven."""
     command = [sys.executable, "-c", STEPS, case]
     run = subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, check=True, timeout=120)
     return [int(line) for line in run.stdout.split()]
