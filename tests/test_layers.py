@@ -26,7 +26,7 @@ CORE = PACKAGES[: PACKAGES.index("methods") + 1]
 ABOUT_MODELS = {"lm", "tasks", "transformers", "peft", "datasets", "tokenizers"}
 WRAPS_MODELS = {"lm", "runs", "cost", "integrations"}  # packages that may import transformers or PEFT
 LATE = {"transformers", "peft", "datasets", "sklearn", "matplotlib", "rich", "tokenizers", "huggingface_hub", "gguf"}
-LATE |= {"jinja2", "markupsafe", "IPython"}
+LATE |= {"jinja2", "markupsafe", "IPython", "zenoh", "cryptography", "networkx"}
 # Aggregation and attacks: functions on tensors, for use outside a run as well.
 PURE = ("collab.option_checks", "collab.aggregation", "collab.adversary", "collab.aggregators", "collab.attacks")
 FORBIDDEN_MODULES = {"random", "pickle", "joblib", "shelve", "marshal"}

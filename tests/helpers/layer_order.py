@@ -6,7 +6,7 @@ from __future__ import annotations
 PACKAGES = (
     *("errors", "plugins", "system", "rng", "kernels", "gradients", "ranks", "accept", "directions", "rules"),
     *("estimators", "forward", "optimizer", "ledger", "methods"),
-    *("tasks", "lm", "runs", "collab", "cost", "bench", "report", "integrations", "testing", "cli"),
+    *("tasks", "lm", "runs", "collab", "peers", "cost", "bench", "report", "integrations", "testing", "cli"),
 )
 # Inside a package too, from the bottom up; a package or module that is not named here has no order of its own to keep
 # beyond having no circle. Names are paths below ``gradless``.
@@ -108,6 +108,32 @@ INSIDE = {
             "collab.learners",
         ),
         *("collab.simulation", "collab.recipes"),
+    ),
+    "peers": (
+        *("peers.schema", "peers.signing", "peers.history", "peers.records", "peers.wire", "peers.log", "peers.votes"),
+        *(
+            "peers.agreement",
+            "peers.link",
+            "peers.mixing",
+            "peers.agreed",
+            "peers.vectors",
+            "peers.latest",
+            "peers.liars",
+        ),
+        *("peers.scores", "peers.claims", "peers.certificates", "peers.keys", "peers.settings", "peers.manifest"),
+        *("peers.node_files", "peers.run_folder", "peers.claim_checks", "peers.audit", "peers.excise"),
+        *("peers.prepare", "peers.own_data", "peers.inbox", "peers.zenoh_config", "peers.zenoh_link"),
+        *(
+            "peers.statements",
+            "peers.status",
+            "peers.part",
+            "peers.agreed_part",
+            "peers.mixed_part",
+            "peers.monitor",
+            "peers.node",
+            "peers.loopback",
+            "peers.demo",
+        ),
     ),
     "cost": (
         *("cost.settings", "cost.meta_models", "cost.footprint", "cost.plan"),

@@ -1,0 +1,96 @@
+"""What agreement costs: python benchmarks/peers_agreement.py [--out FILE].
+
+Groups of n = 4, 7, 10 and 100 peers decide steps of K = 4 coefficients in one process: a simulated network (delays of 1
+to 10 ms one way, nothing lost) and simulated time, real Ed25519 signatures. Counted a peer and step: messages, bytes
+of payload, signature checks, seconds of this processor. Then a late join: 20,000 steps of seven peers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT.parent / "tests" / "helpers"))
+sys.path.insert(0, str(ROOT.parent))
+
+from conftest import processor  # noqa: E402
+
+from agreement_helpers import RUN, long_chain  # noqa: E402
+from agreement_world import World  # noqa: E402
+from gradless.peers.history import Group  # noqa: E402
+from gradless.peers.log import DecidedLog  # noqa: E402
+from gradless.peers.signing import Ed25519Ring  # noqa: E402
+
+WIDTH = 4
+GROUPS = ((4, 1, 50), (7, 2, 30), (10, 3, 20), (100, 33, 2))
+JOINED = 20_000
+
+
+def rings(peers: int) -> list[Ed25519Ring]:
+    """Keys of a group."""
+    keys = [Ed25519PrivateKey.generate() for _ in range(peers)]
+    publics = [key.public_key() for key in keys]
+    return [Ed25519Ring(peer, key, publics) for peer, key in enumerate(keys)]
+
+
+def cost(peers: int, byzantine: int, steps: int) -> dict[str, float]:
+    """A peer and step of a group whose network is well."""
+    world = World(1, peers, byzantine, steps=steps, width=WIDTH, liars=0, well_from=0.0, rings=rings(peers))
+    begun = time.process_time()
+    simulated = world.run()
+    spent = time.process_time() - begun
+    shared = peers * steps
+    checks = sum(core.counts["checks"] for core in world.cores)
+    return {
+        "peers": peers,
+        "byzantine": byzantine,
+        "steps": steps,
+        "messages": round(world.messages / shared, 1),
+        "bytes": round(world.bytes / shared),
+        "signature_checks": round(checks / shared, 1),
+        "cpu_ms": round(1000 * spent / shared, 2),
+        "simulated_ms_a_step": round(1000 * simulated / steps, 1),
+    }
+
+
+def join() -> dict[str, float]:
+    """Late join of a group of seven; certificates of all steps but the last are not made, since nobody checks them."""
+    group, keys = Group(RUN, 7, 2, WIDTH), rings(7)
+    decisions = long_chain(group, JOINED, keys)
+    with tempfile.TemporaryDirectory() as folder:
+        log = DecidedLog(Path(folder) / "peers.log", group)
+        begun, wall = time.process_time(), time.perf_counter()
+        assert log.join(decisions, keys[0]) == JOINED
+        joined = {"cpu_seconds": time.process_time() - begun, "seconds": time.perf_counter() - wall}
+        log.close()
+        begun = time.process_time()
+        DecidedLog(Path(folder) / "peers.log", group).close()
+        reread = time.process_time() - begun
+    numbers = {name: round(number, 2) for name, number in {**joined, "reread_cpu_seconds": reread}.items()}
+    return {"peers": 7, "steps": JOINED, "bytes": sum(len(value) for value, _ in decisions), **numbers}
+
+
+def main() -> None:
+    """Measure, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "peers-agreement.json")
+    asked = parser.parse_args()
+    groups = []
+    for peers, byzantine, steps in GROUPS:
+        groups.append(cost(peers, byzantine, steps))
+        print(groups[-1], flush=True)
+    joined = join()
+    print(joined, flush=True)
+    facts = {"command": "python benchmarks/peers_agreement.py", "processor": processor(), "width": WIDTH}
+    asked.out.write_text(json.dumps({**facts, "groups": groups, "join": joined}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

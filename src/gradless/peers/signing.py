@@ -1,0 +1,82 @@
+"""Signatures of peers: Ed25519 (Bernstein et al. 2011), and keyed hashes for simulations in one process."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from gradless.peers.schema import DOMAIN
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+
+class Verifier(Protocol):
+    """The public keys of all peers."""
+
+    def verify(self, sender: int, body: bytes, signature: bytes) -> bool:
+        """Return whether ``sender`` signed these bytes."""
+
+
+class Ring(Verifier, Protocol):
+    """One peer's private key and the public keys of all."""
+
+    def sign(self, body: bytes) -> bytes:
+        """Return 64 bytes: the signature of this peer."""
+
+
+class Ed25519Ring:
+    """Ed25519; what is signed begins with the protocol's domain string.
+
+    Args:
+        me: index of this peer.
+        private: its key.
+        publics: keys of all peers, by index.
+
+    Cost: 0.05 ms a signature, 0.14 to 0.22 ms a check (2 cores of an Intel Xeon, family 6 model 207).
+    """
+
+    def __init__(self, me: int, private: Ed25519PrivateKey, publics: Sequence[Ed25519PublicKey]) -> None:
+        assert private.public_key() == publics[me], "the private key belongs to another peer"
+        self.private, self.publics = private, tuple(publics)
+
+    def sign(self, body: bytes) -> bytes:
+        """Return 64 bytes: the signature of this peer."""
+        return self.private.sign(DOMAIN + body)
+
+    def verify(self, sender: int, body: bytes, signature: bytes) -> bool:
+        """Return whether ``sender`` signed these bytes."""
+        from cryptography.exceptions import InvalidSignature
+
+        try:
+            self.publics[sender].verify(signature, DOMAIN + body)
+        except InvalidSignature:
+            return False
+        return True
+
+
+class HashRing:
+    """BLAKE2b under secrets that one process shares: as fast as a simulation needs, and no signature between processes.
+
+    Args:
+        me: index of this peer; liars of a simulation sign by their own rings alone.
+        secrets: of all peers, by index; at most 64 bytes each.
+    """
+
+    def __init__(self, me: int, secrets: Sequence[bytes]) -> None:
+        self.me, self.secrets = me, tuple(secrets)
+
+    def sign(self, body: bytes) -> bytes:
+        """Return 64 bytes: the keyed hash of this peer."""
+        return hashlib.blake2b(body, key=self.secrets[self.me]).digest()
+
+    def verify(self, sender: int, body: bytes, signature: bytes) -> bool:
+        """Return whether ``sender`` signed these bytes."""
+        return hashlib.blake2b(body, key=self.secrets[sender]).digest() == signature
+
+
+def hash_rings(peers: int, seed: int = 0) -> list[HashRing]:
+    """Return the rings of a simulated group."""
+    secrets = [hashlib.blake2b(f"{seed}/{peer}".encode(), digest_size=32).digest() for peer in range(peers)]
+    return [HashRing(peer, secrets) for peer in range(peers)]

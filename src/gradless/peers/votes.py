@@ -1,0 +1,96 @@
+"""Write-ahead log of a peer's own signed messages: ``votes.wal``.
+
+A peer that forgets a vote can vote twice, which is a lie even if an accident caused it. So each signed message, and the
+certificate that it rests on, is on the disk before it is sent, and a peer that starts again repeats what it said.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from gradless.peers.records import Format, RecordFile, read
+from gradless.peers.schema import HEAD, NO_NONCE
+
+VOTES_LOG: Final = "votes.wal"
+FORMAT: Final = Format(
+    b"gl-vote\n",
+    "votes",
+    "remove it and run 'gradless peers join', which signs nothing before the group says what this peer may have signed",
+)
+LARGEST: Final = 1 << 20  # bytes after which records of decided steps are dropped
+COMPLETE: Final = {False: b"\0", True: b"\1"}
+"""A record of one byte: whether the log holds all that was signed. The last one counts, and none means that it does."""
+
+
+class Votes:
+    """Records of the steps that are not decided yet, in a file or in memory.
+
+    Args:
+        path: ``votes.wal``, made if it is not there; None for a simulation.
+        run: 16 bytes.
+        complete: whether a new log holds all that this peer ever signed in the run, because it never ran before. An
+            existing file says so itself.
+        nonce: 8 bytes that mark this start of a peer without a complete log, by default from the system.
+
+    Raises:
+        BadInput: the file was changed, is of another run, or another process is writing to it.
+    """
+
+    def __init__(self, path: Path | None, run: bytes, *, complete: bool, nonce: bytes = b"") -> None:
+        self.complete = complete
+        self.nonce = nonce or os.urandom(len(NO_NONCE))
+        self._file: RecordFile | None = None
+        self._records: dict[int, list[bytes]] = {}
+        if path is not None:
+            contents = read(path, FORMAT, run) if path.exists() else None
+            self.complete = complete and contents is None  # until a record says otherwise
+            self._file = RecordFile(path, FORMAT, run, contents, (COMPLETE[complete],))
+            for record in contents.bodies if contents else ():
+                self._keep(record)
+
+    def _keep(self, record: bytes) -> None:
+        if len(record) < HEAD.size:
+            self.complete = record == COMPLETE[True]
+        else:
+            self._records.setdefault(HEAD.unpack_from(record)[4], []).append(record)
+
+    def append(self, record: bytes) -> None:
+        """Write a message of one's own, or HIGH, and wait until it is on the disk.
+
+        Raises:
+            NotWritten: it is not, and must not be sent.
+        """
+        if self._file is not None:
+            self._file.append(record)
+        self._keep(record)
+
+    def declare(self, *, complete: bool) -> None:
+        """Write whether this log holds all signatures of this peer that could hurt.
+
+        Raises:
+            NotWritten: the disk is full.
+        """
+        self.append(COMPLETE[complete])
+
+    def of(self, step: int) -> tuple[bytes, ...]:
+        """Return the records of a step in the order in which they were written."""
+        return tuple(self._records.get(step, ()))
+
+    def forget(self, step: int) -> None:
+        """Drop records of steps before this one, which are decided and on the disk; the file shrinks now and then.
+
+        Raises:
+            NotWritten: the file cannot be written anew.
+        """
+        for old in [old for old in self._records if old < step]:
+            del self._records[old]
+        if self._file is not None and self._file.size > LARGEST:
+            kept = (record for records in self._records.values() for record in records)
+            self._file.replace([COMPLETE[self.complete], *kept])
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
