@@ -80,6 +80,13 @@ FIELDS: Final[Mapping[str, Field]] = {
     "label_token_ids": Field(COUNTS, "tokens whose rows begin a label head", COMMAND),
     "dtype": Field(TEXT, "of the weights", COMMAND),
     "norms_sha256": Field(TEXT, "input norms that masks were made from", COMMAND, required=False),
+    "parent_sha256": Field(
+        TEXT,
+        "last value of the peers' log whose rows were mixed anew (`gradless peers excise`)",
+        COMMAND,
+        required=False,
+    ),
+    "without": Field(TEXT, "peers whose rows were left out of it", COMMAND, required=False),
     TRAINER: Field(TABLE, "the method and its options", TRAINER),
     "seed": Field(INTEGER, "run seed", TRAINER),
     "frozen_sha256": Field(TEXT, "weights that are not tuned", TRAINER),

@@ -66,6 +66,7 @@ def test_naive_twins():
         "strong flip": (named("sign-flip", strength=2.5), -2.5 * mean),
         "scaled flip": (named("sign-flip", scaled=True), -(H + B - B) / B * mean),
         "alie": (named("alie", strength=1.5), mean - 1.5 * sigma),
+        "alie against": (named("alie", strength=1.5, against=True), mean - 1.5 * sigma * np.sign(mean)),
         "foe": (named("foe", strength=0.3), 0.7 * mean),
         "ipm": (named("ipm", strength=0.3), -0.3 * mean),
         "mimic": (named("mimic", target=4), x[4]),

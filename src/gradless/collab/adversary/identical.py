@@ -95,7 +95,7 @@ def foe(*, strength: float | None = None, bounds: Bounds | None = None) -> Attac
     return Attack("foe", no_extras, send, finite_or_none("foe", strength), interval("foe", bounds), signed=True)
 
 
-def alie(*, strength: float | str | None = None, bounds: Bounds | None = None) -> Attack:
+def alie(*, strength: float | str | None = None, bounds: Bounds | None = None, against: bool = False) -> Attack:
     """A little is enough: mean - z sigma, with sigma the standard deviation of the honest rows in each coordinate.
 
     sigma has H - 1 in the denominator. Baruch et al. 2019 (arXiv 1902.06156). Cost: one pass over the rows in tiles of
@@ -105,15 +105,21 @@ def alie(*, strength: float | str | None = None, bounds: Bounds | None = None) -
         strength: z; "paper": the quantile of the paper, see `quantile`; None: the z that does most harm, found in every
             exchange, of either sign.
         bounds: where to search.
+        against: sigma gets the sign of the mean in each coordinate: a positive z then pushes against what honest peers
+            agree on. Signs of coefficients are as random as their directions, so without it the pushes cancel out.
     """
 
     def send(context: AttackContext, z: float, state: State) -> Tensor:
         return to_all(context, mean_of_honest(context, 1) - z * unit(context, -1, 1))
 
     fixed: Strength = quantile if strength == PAPER else finite_or_none("alie", strength, ALIE)
+    signed = flag("alie", against, "against")
 
     def extras(context: AttackContext, state: State) -> tuple[Tensor, State]:
-        return deviation(context.honest, sound(context)), state
+        sigma = deviation(context.honest, sound(context))
+        if signed:
+            sigma *= context.honest[sound(context)].mean(0).nan_to_num().sign()
+        return sigma, state
 
     def check(honest: int, attackers: int) -> None:
         if strength == PAPER:

@@ -1,0 +1,1 @@
+"""Parts of `peers_robustness.py`."""
