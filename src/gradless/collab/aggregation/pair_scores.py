@@ -47,7 +47,7 @@ def pair_scores(rows: np.ndarray) -> list[float | None]:
     peers = rows.shape[1]
     values = np.full((peers, peers), math.nan)
     wide = rows.astype(np.float64)
-    here = np.isfinite(wide).all(2)
+    here = np.logical_and.reduce(np.isfinite(wide), axis=2)
     for i in range(peers):
         for j in range(i):
             both = here[:, i] & here[:, j]
