@@ -59,6 +59,10 @@ class Liar:
             out += [(peer, self.rng.choice(self.world.seen)) for peer in self.some()]
         return out
 
+    def answer(self, source: int, data: bytes) -> list[tuple[int, bytes]]:
+        """What goes out because something came in."""
+        return []
+
     def everybody(self) -> list[int]:
         return list(range(self.world.group.peers))
 
@@ -71,27 +75,27 @@ class Liar:
     def sign(self, body: bytes) -> bytes:
         return body + self.world.rings[self.core.me].sign(body)
 
-    def head(self, kind: Kind, round: int) -> bytes:
-        return pack_head(self.world.group.run, kind, self.core.me, self.core.step, round)
+    def head(self, kind: Kind, step: int, round: int) -> bytes:
+        return pack_head(self.world.group.run, kind, self.core.me, step, round)
 
     def row(self) -> bytes:
         coefficients = pack_coefficients([self.rng.gauss(0, 5) for _ in range(self.core.group.width)])
         row = Row(self.core.me, 0, coefficients, b"")
         return self.sign(row_body(self.core.group.run, row, self.core.step, self.core.log.history.digest))
 
-    def vote(self, kind: Kind, round: int, its_digest: bytes) -> bytes | None:
+    def vote(self, kind: Kind, step: int, round: int, its_digest: bytes) -> bytes | None:
         """A vote; a prevote only where the leader's signature is known, but for a few."""
-        vote = self.sign(self.head(kind, round) + its_digest)
+        vote = self.sign(self.head(kind, step, round) + its_digest)
         if kind is Kind.PRECOMMIT:
             return vote
-        offer = self.world.offers.get((self.core.step, round, its_digest))
+        offer = self.world.offers.get((step, round, its_digest))
         if offer is None and self.rng.random() < 0.98:
             return None
         return vote + (offer or bytes(SIGNATURE))
 
-    def timeout(self, round: int) -> bytes:
+    def timeout(self, step: int, round: int) -> bytes:
         """One that hides every certificate."""
-        return self.sign(self.head(Kind.TIMEOUT, round) + STATED.pack(-1, NO_DIGEST))
+        return self.sign(self.head(Kind.TIMEOUT, step, round) + STATED.pack(-1, NO_DIGEST))
 
     def value(self, left_out: int | None = None) -> bytes:
         """A new value of the round, without one of the rows."""
@@ -103,7 +107,7 @@ class Liar:
         return value
 
     def proposal(self, round: int, value: bytes, justification: bytes) -> bytes:
-        signed = self.sign(self.head(Kind.PROPOSAL, round) + digest(self.core.group.run, value))
+        signed = self.sign(self.head(Kind.PROPOSAL, self.core.step, round) + digest(self.core.group.run, value))
         data = signed + U32.pack(len(value)) + value + justification
         self.world.remember(data)
         return data
@@ -149,14 +153,14 @@ class Liar:
         for its_digest in sorted(digests):
             for round in sorted({head.round, max(0, head.round - 1)}):
                 for kind in (Kind.PREVOTE, Kind.PRECOMMIT):
-                    vote = self.vote(kind, round, its_digest)
+                    vote = self.vote(kind, head.step, round, its_digest)
                     out += [(peer, vote) for peer in self.some() if vote is not None]
         return out
 
     def timeouts(self, data: bytes) -> list[tuple[int, bytes]]:
         """The truth to some, no certificate to others, a later round to a few."""
-        round = parse_head(data, self.core.group.run, self.core.group.peers).round
-        blind, later = self.timeout(round), self.timeout(round + 1)
+        head = parse_head(data, self.core.group.run, self.core.group.peers)
+        blind, later = self.timeout(head.step, head.round), self.timeout(head.step, head.round + 1)
         self.lies["timeouts"] += 1
         out = [(peer, self.rng.choice((data, blind))) for peer in self.some()]
         return out + [(peer, later) for peer in self.some() if self.rng.random() < 0.3]
@@ -182,7 +186,7 @@ class Splitter(Liar):
             elif head.kind in (Kind.PREVOTE, Kind.PRECOMMIT):
                 out += self.sided_votes(data, sides)
             elif head.kind is Kind.TIMEOUT:
-                blind = self.timeout(head.round)
+                blind = self.timeout(head.step, head.round)
                 self.lies["timeouts"] += 1
                 out += [(peer, blind if self.rng.random() < 0.8 else data) for peer in self.everybody()]
             elif head.kind is not Kind.DECIDED:
@@ -200,7 +204,7 @@ class Splitter(Liar):
             for kind in (Kind.PREVOTE, Kind.PRECOMMIT):
                 if kind is Kind.PRECOMMIT and (sides[peer] == quiet or self.rng.random() < 0.2):
                     continue
-                vote = self.vote(kind, head.round, story[sides[peer]])
+                vote = self.vote(kind, head.step, head.round, story[sides[peer]])
                 out += [(peer, vote)] if vote is not None else []
         return out
 
@@ -227,6 +231,28 @@ class Splitter(Liar):
         return data, second
 
 
+class YesMan(Splitter):
+    """Votes for whatever anybody says, to whoever says it, in any step; has never seen a certificate."""
+
+    def act(self, sent: list[Outgoing], now: float) -> list[tuple[int, bytes]]:
+        kinds = (Kind.PREVOTE, Kind.PRECOMMIT, Kind.TIMEOUT)
+        return super().act([each for each in sent if each.data[1] not in kinds], now)
+
+    def answer(self, source: int, data: bytes) -> list[tuple[int, bytes]]:
+        if source in self.world.liars:  # they agree already
+            return []
+        head = parse_head(data, self.core.group.run, self.core.group.peers)
+        if head.kind is Kind.TIMEOUT:
+            self.lies["timeouts"] += 1
+            return [(source, self.timeout(head.step, head.round))]
+        if head.kind not in (Kind.PROPOSAL, Kind.PREVOTE, Kind.PRECOMMIT):
+            return []
+        self.lies["votes"] += 1
+        its_digest = data[HEAD.size : HEAD.size + 32]
+        votes = [self.vote(kind, head.step, head.round, its_digest) for kind in (Kind.PREVOTE, Kind.PRECOMMIT)]
+        return [(source, vote) for vote in votes if vote is not None]
+
+
 class Laggard(Liar):
     """Lies by silence: leaves out receivers, holds messages back for a later step, sends rows late."""
 
@@ -248,4 +274,4 @@ class Laggard(Liar):
         return due
 
 
-STYLES: dict[str, type[Liar]] = {"chaos": Liar, "split": Splitter, "lag": Laggard}
+STYLES: dict[str, type[Liar]] = {"chaos": Liar, "split": Splitter, "yes": YesMan, "lag": Laggard}

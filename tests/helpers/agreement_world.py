@@ -10,7 +10,7 @@ import collections
 import contextlib
 import heapq
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from unittest import mock
 
 from agreement_liars import STYLES, Liar
@@ -25,7 +25,6 @@ from gradless.peers.signing import Ring, hash_rings
 from gradless.peers.votes import Votes
 
 RUN = bytes(range(16))
-TIMING = Timing(grace=0.05, base=0.1)
 TICK = 0.01
 
 
@@ -103,6 +102,8 @@ class World:
         chosen = rng.sample(range(peers), count + forgets)
         self.bad, self.forgetful = sorted(chosen[:count]), sorted(chosen[count:])
         self.honest = [peer for peer in range(peers) if peer not in self.bad]
+        # Short waits against slow probes and slow messages: rounds fail often.
+        self.timing = Timing(rng.choice((0.01, 0.05)), rng.choice((0.03, 0.1)))
         self.rings = rings or hash_rings(peers, seed)
         self.votes = [self._new_votes(complete=True) for _ in range(peers)]
         self.logs = [DecidedLog(None, self.group) for _ in range(peers)]
@@ -139,7 +140,7 @@ class World:
 
     def _core(self, peer: int, now: float) -> Agreement:
         ring, votes, log = self.rings[peer], self.votes[peer], self.logs[peer]
-        return Agreement(peer, self.group, ring=ring, votes=votes, log=log, timing=TIMING, now=now)
+        return Agreement(peer, self.group, ring=ring, votes=votes, log=log, timing=self.timing, now=now)
 
     def _partitions(self) -> list[tuple[float, float, list[int]]]:
         partitions, begin = [], 0.0
@@ -200,7 +201,7 @@ class World:
         rng = self.rng
         if self.bad and rng.random() < 0.02:
             self.seen.append(data)
-        if now < self.well_from and self.style == "split" and source not in self.liars:
+        if now < self.well_from and self.style in ("split", "yes") and source not in self.liars:
             head = parse_head(data, RUN, self.group.peers)
             sides = self.sides(head.step, head.round)
             if sides[source] != sides[peer] and rng.random() < 0.7:
@@ -226,6 +227,9 @@ class World:
             if peer in self.down:
                 return None
             self.cores[peer].handle(data, time)
+            for to, answer in self.liars[peer].answer(source, data) if peer in self.liars else ():
+                if to != peer:
+                    self._transmit(peer, to, answer, time)
             return peer
 
         self.at(now + delay, arrive)
@@ -255,7 +259,12 @@ class World:
         for step, value, _ in core.take_decisions():
             if peer in self.liars:
                 continue
-            if step not in self.agreed and self.style == "split" and now < self.well_from and self.rng.random() < 0.6:
+            if (
+                step not in self.agreed
+                and self.style in ("split", "yes")
+                and now < self.well_from
+                and self.rng.random() < 0.6
+            ):
                 self.alone[peer] = now + self.rng.uniform(0, self.well_from)  # who decides first is cut off
             its_digest = digest(RUN, value)
             if self.agreed.setdefault(step, its_digest) != its_digest:
@@ -312,14 +321,21 @@ class World:
                 self.crash(peer, now, self.rng.uniform(0.01, 1.0), forget=True)
 
 
-def run_many(seeds: range, peers: int, byzantine: int, flaws: tuple[str, ...] = (), **settings: object) -> Counts:
-    """Run a schedule for every seed, and count."""
+def run_many(
+    seeds: Iterable[int],
+    peers: int,
+    byzantine: int,
+    flaws: tuple[str, ...] = (),
+    limit: float = 120.0,
+    **settings: object,
+) -> Counts:
+    """Run a schedule for every seed, and count; `limit` is the second after which a group is stuck."""
     counts = Counts()
     with flawed(*flaws):
         for seed in seeds:
             world = World(seed, peers, byzantine, **settings)  # type: ignore[arg-type]
             try:
-                world.run()
+                world.run(limit)
             except TwoValues:
                 counts.unsafe.append(seed)
             except Stuck:
