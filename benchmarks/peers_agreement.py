@@ -24,6 +24,7 @@ from conftest import processor  # noqa: E402
 
 from agreement_helpers import RUN, long_chain  # noqa: E402
 from agreement_world import World  # noqa: E402
+from gradless.peers.agreement import Timing  # noqa: E402
 from gradless.peers.history import Group  # noqa: E402
 from gradless.peers.log import DecidedLog  # noqa: E402
 from gradless.peers.signing import Ed25519Ring  # noqa: E402
@@ -42,7 +43,9 @@ def rings(peers: int) -> list[Ed25519Ring]:
 
 def cost(peers: int, byzantine: int, steps: int) -> dict[str, float]:
     """A peer and step of a group whose network is well."""
-    world = World(1, peers, byzantine, steps=steps, width=WIDTH, liars=0, well_from=0.0, rings=rings(peers))
+    settings = {"steps": steps, "width": WIDTH, "liars": 0, "well_from": 0.0, "rings": rings(peers), "timing": Timing()}
+    world = World(1, peers, byzantine, **settings)
+    world.probe = [0.05] * peers  # seconds in the mean
     begun = time.process_time()
     simulated = world.run()
     spent = time.process_time() - begun

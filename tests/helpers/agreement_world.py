@@ -78,6 +78,7 @@ class World:
         forgets: peers that crash once and lose all their files; ``careless`` ones do not say so.
         careless: whether they sign again at once.
         rings: keys; fast ones by default.
+        timing: waiting times; drawn by default.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class World:
         forgets: int = 0,
         careless: bool = False,
         rings: Sequence[Ring] | None = None,
+        timing: Timing | None = None,
     ) -> None:
         rng = self.rng = random.Random(seed)
         self.group = Group(RUN, peers, byzantine, width)
@@ -103,7 +105,8 @@ class World:
         self.bad, self.forgetful = sorted(chosen[:count]), sorted(chosen[count:])
         self.honest = [peer for peer in range(peers) if peer not in self.bad]
         # Short waits against slow probes and slow messages: rounds fail often.
-        self.timing = Timing(rng.choice((0.01, 0.05)), rng.choice((0.03, 0.1)))
+        drawn = Timing(rng.choice((0.01, 0.05)), rng.choice((0.03, 0.1)))
+        self.timing = timing or drawn
         self.rings = rings or hash_rings(peers, seed)
         self.votes = [self._new_votes(complete=True) for _ in range(peers)]
         self.logs = [DecidedLog(None, self.group) for _ in range(peers)]

@@ -322,3 +322,21 @@ def test_two_rows_convict_and_ban_from_the_next_step_on():
     for decision in circle.logs[0]:
         if decision.step >= banned_from:
             assert 3 not in {row.sender for row in parse_value(decision.value).rows}
+
+
+def test_a_disk_that_fails_to_keep_what_was_written_keeps_a_peer_from_sending_it(tmp_path, monkeypatch):
+    circle = Circle()
+    circle.restart(0, votes=Votes(tmp_path / "votes.wal", RUN, complete=True))
+    circle.deliver()
+    file, sync = circle.votes[0]._file._file, os.fdatasync
+
+    def fails(descriptor: int) -> None:
+        if descriptor == file:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", fails)
+    with pytest.raises(NotWritten, match="Input/output error"):
+        circle.cores[0].row(0, [1.0, 2.0], circle.now)
+    assert not circle.cores[0].take_outbox()
+    circle.votes[0].close()

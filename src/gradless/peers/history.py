@@ -149,16 +149,16 @@ class History:
     def order(self) -> tuple[int, ...]:
         """Leaders of the rounds of the next step, in turn.
 
-        First the senders of the newest value, rotated by the step, without those who stand back, then the others. A
-        banned peer never leads, since nobody would listen to it.
+        They go round in the order of their numbers, from the number of the step on: first the senders of the newest
+        value who do not stand back, then the others. A liar that leaves out rows cannot make itself the next leader by
+        it, as it could if the step counted the senders alone. A banned peer never leads, since nobody would listen.
         """
         if self._order is None:
-            electable = [peer for peer in range(self.group.peers) if peer not in self.banned]
-            electable = electable or list(range(self.group.peers))
+            turns = [(self.step + turn) % self.group.peers for turn in range(self.group.peers)]
+            electable = [peer for peer in turns if peer not in self.banned] or turns
             trusted = [peer for peer in electable if peer in self.present] or electable
             ready = [peer for peer in trusted if self._stands_back.get(peer, 0) <= self.step] or trusted
-            turn = self.step % len(ready)
-            self._order = (*ready[turn:], *ready[:turn], *(peer for peer in electable if peer not in ready))
+            self._order = (*ready, *(peer for peer in electable if peer not in ready))
         return self._order
 
     def leader(self, round: int) -> int:

@@ -145,6 +145,7 @@ class DecidedLog:
             self._bodies += bodies
         else:
             offsets = self._file.extend(bodies)
+            self._file.sync()
             self._places += zip(offsets, map(len, bodies), strict=True)
 
     def join(self, decisions: Iterable[tuple[bytes, bytes]], ring: Verifier) -> int:

@@ -174,17 +174,11 @@ class RecordFile:
         self._file = _opened(self.path)
         self.size, self._crc = sum(map(len, parts)), crc
 
-    def append(self, body: bytes) -> None:
-        """Write a record and wait until it is on the disk, as `extend` does."""
-        self.extend((body,))
-
     def extend(self, bodies: Sequence[bytes]) -> list[int]:
-        """Write records and wait until they are on the disk; returns where their bodies begin.
+        """Write records, which `sync` puts onto the disk; returns where their bodies begin.
 
         Raises:
             NotWritten: they are not; the file holds what it held.
-
-        Cost: one ``fdatasync``, 0.05 to 10 ms.
         """
         records, offsets = [], []
         size, crc = self.size, self._crc
@@ -195,13 +189,25 @@ class RecordFile:
             size += len(record)
         try:
             self._write_all(b"".join(records))
-            _sync(self._file)
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.ftruncate(self._file, self.size)
             raise self._not_written(error) from None
         self.size, self._crc = size, crc
         return offsets
+
+    def sync(self) -> None:
+        """Wait until what was written is on the disk.
+
+        Raises:
+            NotWritten: it may not be.
+
+        Cost: one ``fdatasync``, 0.05 to 10 ms.
+        """
+        try:
+            _sync(self._file)
+        except OSError as error:
+            raise self._not_written(error) from None
 
     def _write_all(self, data: bytes) -> None:
         """Write everything; a write of nothing at all is a full disk."""

@@ -249,6 +249,7 @@ class Agreement:
                 self.instance.advance()
             if self.instance.books.forgotten and self._inquiry is None:
                 self._fall_silent()
+            self._voice.release()
         except NotWritten as error:
             self._voice.failure = error
             raise
