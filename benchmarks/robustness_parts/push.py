@@ -63,8 +63,9 @@ def worst(
     *,
     mean: np.ndarray | None = None,
     sigma: np.ndarray | None = None,
-) -> np.ndarray:
-    """The largest push found in each trial, [trials].
+    rounds: int = ROUNDS,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The largest push found in each trial, [trials], and the liars' rows, [trials, f, K].
 
     Args:
         rule: of `RULES`.
@@ -74,6 +75,7 @@ def worst(
         random: of the search.
         mean: [trials, K] of all honest rows, if the rule does not get all of them.
         sigma: [trials] likewise.
+        rounds: of the evolution strategy.
     """
     mean = honest.mean(1) if mean is None else mean
     sigma = spread(honest) if sigma is None else sigma
@@ -84,7 +86,7 @@ def worst(
             trial = np.repeat((centre + start * signs * sigma[:, None])[:, None], f, 1)
             best, liars = _better(best, liars, push_of(rule, f, honest, trial, wanted, mean), trial)
     scale = np.full(len(honest), 0.5)
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         step = random.standard_normal((CHILDREN, *liars.shape)) * (scale * sigma)[None, :, None, None]
         children = liars[None] + step
         gains = np.stack([push_of(rule, f, honest, child, wanted, mean) for child in children])
@@ -92,7 +94,7 @@ def worst(
         improved = gains.max(0) > best
         best, liars = _better(best, liars, gains.max(0), children[chosen, np.arange(len(liars))])
         scale = np.where(improved, scale * 1.3, scale * 0.85).clip(1e-3, 4.0)
-    return best
+    return best, liars
 
 
 def spread(rows: np.ndarray) -> np.ndarray:
@@ -111,7 +113,7 @@ def cell(name: str, data: str, n: int, f: int, width: int) -> dict[str, Any]:
     honest = honest_rows(random, data, TRIALS, n - f, width)
     signs = np.where(random.random((TRIALS, width)) < 0.5, -1.0, 1.0)
     rule = RULES[name]
-    push = worst(rule, f, honest, signs, random)
+    push, _ = worst(rule, f, honest, signs, random)
     alone = honest_rows(random, data, 4000, n, width)
     noise = rule(alone, f).std() / math.sqrt(float(np.square(spread(alone)).mean()))
     return {
@@ -130,7 +132,7 @@ def omission(name: str, data: str, n: int, f: int, width: int) -> dict[str, Any]
     signs = np.where(random.random((trials, width)) < 0.5, -1.0, 1.0)
     mean, sigma = honest.mean(1), spread(honest)
     pushes = [
-        worst(RULES[name], f, honest[:, list(kept)], signs, random, mean=mean, sigma=sigma)
+        worst(RULES[name], f, honest[:, list(kept)], signs, random, mean=mean, sigma=sigma)[0]
         for kept in combinations(range(n - f), n - 2 * f)
     ]
     push = np.max(pushes, 0)
@@ -157,15 +159,11 @@ def run(out: Path) -> None:
         ]
     keys = ("rule", "data", "n", "f", "K", "leader")
     done = {tuple(line.get(key) for key in keys) for line in held}
-    cells = [
-        (name, data, n, f, width)
-        for width in WIDTHS
-        for n, f in GROUPS
-        for data in ("like", "unlike")
-        for name in RULES
-    ]
-    left = [(name, data, n, f, 4) for n, f in ((4, 1), (7, 2)) for data in ("like", "unlike") for name in RULES]
-    for make, some, mark in ((cell, cells, None), (omission, left, "leaves out f honest rows")):
+    leader = "leaves out f honest rows"
+    both = [(data, name) for data in ("like", "unlike") for name in RULES]
+    usual, *others = [[(name, data, n, f, width) for n, f in GROUPS for data, name in both] for width in WIDTHS]
+    led = [(name, data, n, f, WIDTHS[0]) for n, f in GROUPS[:2] for data, name in both]
+    for make, some, mark in ((cell, usual, None), (omission, led, leader), *((cell, one, None) for one in others)):
         for one in some:
             if (*one, mark) not in done:
                 held.append(make(*one))

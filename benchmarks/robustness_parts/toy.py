@@ -7,9 +7,11 @@ of a cell are computed at once. What is told: test accuracy after the last step,
 out an honest peer (share of honest rows) or a liar.
 
 Liars know all honest rows of the step. ``flip`` sends -3 times their mean; ``alie`` the mean minus 1.5 standard
-deviations times its sign, which stays inside the honest spread; ``patient`` knows *memory*: it sends what ``alie``
-does while its own score of the steps before is above -2, and the honest mean, which earns a good score, while it is
-not; ``framer`` pushes like ``alie``, along the row of one honest peer, so that this peer's products turn negative.
+deviations times its sign, which stays inside the honest spread; ``worst`` searches in every step what pushes the mixed
+coefficients farthest against the signs of the mean (`robustness_parts.push`), and does not know of *memory*;
+``patient`` knows it: it sends what ``alie`` does while its own score of the steps before is above -2, and the honest
+mean, which earns a good score, while it is not; ``framer`` pushes like ``alie``, along the row of one honest peer, so
+that this peer's products turn negative.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from gradless.collab.data.splits import split
 from gradless.runs.record import versions
 from gradless.system.atomic import write_text
 from gradless.system.machine import processor
+from robustness_parts import push
 from robustness_parts.rules import RULES, compare
 
 SEEDS, STEPS, WIDTH, BATCH = 20, 600, 4, 8
@@ -35,7 +38,9 @@ EPS, RATE = 1e-3, 0.02
 PATIENCE: Final = -2.0
 GROUPS: Final = ((4, 1), (7, 2))
 SPLITS: Final = {"like": "iid", "unlike": "extreme"}
-ATTACKS: Final = ("flip", "alie", "patient", "framer")
+ATTACKS: Final = ("flip", "alie", "worst", "patient", "framer")
+SEARCH: Final = 12
+"""Rounds of the search of ``worst``, in every step."""
 CHOSEN: Final = ("mean", "trimmed-mean", "nnm+trimmed-mean")
 MEMORY: Final = ("", "lower f", "keep f")
 """None; rows below the threshold left out and f lowered by as many; the same with f kept where rows suffice."""
@@ -96,15 +101,17 @@ class Log:
         return np.sort(others, -1)[..., (peers - 1) // 2]
 
 
-def lies(attack: str, honest: np.ndarray, liars: int, scores: np.ndarray | None) -> np.ndarray:
+def lies(attack: str, rule: str, honest: np.ndarray, liars: int, scores: np.ndarray | None) -> np.ndarray:
     """Rows [S, f, K] of the liars. ``scores`` [S, n] are of the steps before; liars are the last peers."""
     mean, sigma = honest.mean(1), honest.std(1, ddof=1)
-    push = mean - 1.5 * np.sign(mean) * sigma
+    if attack == "worst":
+        return push.worst(RULES[rule], liars, honest, -np.sign(mean), np.random.default_rng(0), rounds=SEARCH)[1]
+    row = mean - 1.5 * np.sign(mean) * sigma
     if attack == "flip":
-        push = -3 * mean
+        row = -3 * mean
     elif attack == "framer":
-        push = mean - 1.5 * np.sign(honest[:, 0]) * sigma
-    rows = np.repeat(push[:, None], liars, 1)
+        row = mean - 1.5 * np.sign(honest[:, 0]) * sigma
+    rows = np.repeat(row[:, None], liars, 1)
     if attack == "patient":
         quiet = np.ones((SEEDS, liars), bool) if scores is None else scores[:, -liars:] < PATIENCE
         quiet = np.zeros_like(quiet) if scores is None else quiet
@@ -143,7 +150,7 @@ def cell(data: Data, kind: str, n: int, f: int, liars: int, attack: str, rule: s
         rows = ((both[:, :WIDTH] - both[:, WIDTH:]) / (2 * EPS)).transpose(0, 2, 1)  # [S, P, K]
         scores = log.scores() if memory or attack == "patient" else None
         if liars:
-            rows = np.concatenate([rows, lies(attack, rows, liars, scores)], 1)
+            rows = np.concatenate([rows, lies(attack, rule, rows, liars, scores)], 1)
         coefficients, out = mixed(rule, rows, f if attack != "none" else 0, memory, scores)
         dropped += out.sum(0)
         log.append(rows)
@@ -179,8 +186,9 @@ def run(out: Path) -> None:
     for n, f in GROUPS:
         for kind in SPLITS:
             cells = [("none", "mean", "", 0)]  # the peers that are honest in all cells, alone
-            cells += [("honest", rule, memory, 0) for rule in CHOSEN[1:] for memory in MEMORY]
-            cells += [(attack, rule, memory, f) for attack in ATTACKS for rule in CHOSEN for memory in MEMORY]
+            cells += [("honest", rule, memory, 0) for rule in CHOSEN[1:] for memory in MEMORY[:2]]
+            kept = MEMORY if n == GROUPS[0][0] else MEMORY[:2]  # which of the two is better, the first group tells
+            cells += [(attack, rule, memory, f) for attack in ATTACKS for rule in CHOSEN for memory in kept]
             for attack, rule, memory, liars in cells:
                 if (kind, n, f, attack, rule, memory) in done:
                     continue

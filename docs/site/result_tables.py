@@ -7,6 +7,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import peers_tables
+
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
@@ -148,4 +150,5 @@ TABLES = {
     "auto": auto,
     "methods": methods,
     "tasks": tasks,
+    **peers_tables.TABLES,
 }
