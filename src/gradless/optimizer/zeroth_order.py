@@ -297,13 +297,13 @@ class ZerothOrder(torch.optim.Optimizer):
         self.skipped += 1
         self._skipped_row += 1
 
-    def learning_rates(self) -> tuple[float, ...]:
-        """The learning rate of every group at this step; a schedule given to the rule is written to the groups.
+    def learning_rates(self, step: int | None = None) -> tuple[float, ...]:
+        """The learning rate of every group at a step, None: the next; a rule's schedule is written to the groups.
 
         Raises:
             BadInput: a rate that is negative or not finite, or a scheduler of torch beside the rule's own schedule.
         """
-        return self._rates.at(self.t, self.param_groups)
+        return self._rates.at(self.t if step is None else step, self.param_groups)
 
     def step(self, closure: Closure | None = None) -> float:  # type: ignore[override]
         """One probe and one update; returns the mean of the evaluated losses."""

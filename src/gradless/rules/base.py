@@ -10,8 +10,10 @@ Hugging Face Trainer look for it; `scale` only says what it is.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, NamedTuple
 
 import torch
@@ -113,11 +115,12 @@ def momentum(beta: float = 0.9, *, tail: float = 1e-3) -> Rule:
     """
     _check_decay("beta", beta)
     length = _window(beta, tail)
+    powers = _powers(beta, length)
 
     def update(g: Gradient, window: Window) -> tuple[Gradient, Window]:
         window = window.push(_mixture(g, "momentum"), length)
         terms = [
-            (key, weight * beta ** (len(window.mixtures) - 1 - age))
+            (key, weight * powers[len(window.mixtures) - 1 - age])
             for age, past in enumerate(window.mixtures)
             for key, weight in zip(past.keys, past.weights, strict=True)
         ]
@@ -199,6 +202,19 @@ def _mixture(g: Gradient, rule: str) -> Mixture:
     if not isinstance(g, Mixture):
         raise BadInput(f"{rule} needs the estimate itself: put it before element-wise rules in the chain")
     return g
+
+
+@functools.cache
+def _powers(beta: float, count: int) -> tuple[float, ...]:
+    """Return beta^0 .. beta^(count - 1): exact products, rounded once, so that all machines have the same bits.
+
+    `math.pow` is that of the C library, which differs in its last bit between libraries.
+    """
+    power, factor, powers = Fraction(1), Fraction(float(beta)), []
+    for _ in range(count):
+        powers.append(float(power))
+        power *= factor
+    return tuple(powers)
 
 
 def _window(beta: float, tail: float) -> int:

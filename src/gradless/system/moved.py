@@ -37,7 +37,7 @@ PACKAGES = {
         "collab.language=language collab.nets=nets collab.shares=assignment "
         "collab.stacked=stacked collab.vision=vision collab.zeroth=coefficients"
     ),
-    "collab.network": "collab.transport=simulated",
+    "collab.network": "collab.transport=simulated collab.network.protocol=exchange",
     "collab.simulation": (
         "collab.build=build collab.course=progress collab.processes=workers collab.simulate=simulate collab.study=study"
     ),

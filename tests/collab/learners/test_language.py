@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from gradless.collab.config import CollabConfig
+from gradless.collab.learners.loop import take_steps
 from gradless.collab.network.delivery import Delivery
-from gradless.collab.simulation.build import build
+from gradless.collab.network.exchange import settle
+from gradless.collab.simulation.build import build, network
 from gradless.collab.simulation.simulate import simulate
 from gradless.errors import BadInput
 from gradless.system.hashing import weights_sha256
@@ -71,14 +73,7 @@ def test_coefficients_are_a_few_bytes_and_models_stay_equal_bit_for_bit(config, 
 
 
 def step_all(parts, steps: int) -> list[str]:
-    from gradless.collab.simulation.simulate import exchange
-
-    state = parts.attack.start()
-    for step in range(steps):
-        for tag in parts.learner.exchanges(step):
-            honest = parts.learner.propose(step, tag)
-            mixed, _, state = exchange(parts, honest, state, step, tag)
-            parts.learner.accept(step, tag, mixed)
+    take_steps(parts.learner, network(parts), lambda got, rows, step: settle(parts.rule, got, rows), steps)
     hashes = []
     for member in parts.learner.members:
         member.optimizer.flush()

@@ -10,7 +10,7 @@ import torch
 from gradless.collab.aggregation.base import aggregate
 from gradless.collab.aggregators import krum, nna, trimmed_mean
 from gradless.collab.network.delivery import Delivery
-from gradless.collab.network.protocol import gather, mixed
+from gradless.collab.network.exchange import gather, mixed
 from gradless.collab.network.simulated import meet
 from gradless.errors import BadInput
 

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from collab_helpers import Quadratic
-from gradless.collab.aggregation.base import Aggregator
 from gradless.collab.config import CollabConfig, from_json
+from gradless.collab.learners.loop import take_steps
 from gradless.collab.learners.parameters import Local, ParameterPeers
 from gradless.collab.network.delivery import Delivery
-from gradless.collab.network.protocol import Transport, gather, mixed
+from gradless.collab.network.exchange import Arrivals, gather, settle
 from gradless.collab.recipes import RECIPES, compared
 from gradless.collab.simulation import study, workers
-from gradless.collab.simulation.build import build
-from gradless.collab.simulation.simulate import exchange, simulate
+from gradless.collab.simulation.build import build, network
+from gradless.collab.simulation.simulate import simulate
 from gradless.errors import BadInput
 from gradless.report import tables
 from gradless.system.progress import Reporter
@@ -151,25 +151,19 @@ class Hub:
 class Ear:
     """One peer's transport."""
 
-    def __init__(self, hub: Hub, me: int) -> None:
-        self.hub, self.me = hub, me
+    def __init__(self, hub: Hub, me: int, need: int) -> None:
+        self.hub, self.me, self.need = hub, me, need
 
-    def exchange(self, step: int, tag: str, row: Tensor, *, need: int, deadline: float) -> Mapping[int, Tensor]:
+    def known(self, step: int, tag: str) -> None:
+        """Nothing is over before this peer has spoken."""
+
+    def exchange(self, step: int, tag: str, rows: Tensor) -> Arrivals:
         with self.hub.changed:
             heard = self.hub.said.setdefault((step, tag), dict(self.hub.liars))
-            heard[self.me] = row.clone()
+            heard[self.me] = rows[0].clone()
             self.hub.changed.notify_all()
-            self.hub.changed.wait_for(lambda: len(heard) >= need, deadline)
-            return dict(heard)
-
-
-def take_part(peer: ParameterPeers, transport: Transport, rule: Aggregator, *, steps: int, need: int) -> None:
-    """All that a peer on a network does."""
-    for step in range(steps):
-        for tag in peer.exchanges(step):
-            row = peer.propose(step, tag)[0]
-            messages = transport.exchange(step, tag, row, need=need, deadline=60.0)
-            peer.accept(step, tag, mixed(rule, gather(messages, row, transport.me)))
+            self.hub.changed.wait_for(lambda: len(heard) >= self.need, 60.0)
+            return Arrivals(gather(heard, rows[0], self.me), (0,))
 
 
 @pytest.mark.parametrize("liars", [{}, {9: torch.zeros(3), 10: "a word"}], ids=["nobody lies", "two send rubbish"])
@@ -180,13 +174,17 @@ def test_peers_alone_and_peers_together_make_the_same_models(liars):
     together = ParameterPeers(Quadratic(targets), local)
     parts = parts._replace(learner=together)
     alone = [ParameterPeers(Quadratic(targets[i : i + 1]), local) for i in range(9)]
-    for step in range(10):
-        honest = together.propose(step, "parameters")
-        together.accept(step, "parameters", exchange(parts, honest, None, step, "parameters")[0])
+    take_steps(together, network(parts), lambda got, rows, step: settle(parts.rule, got, rows), 10)
     hub = Hub(liars)
     with ThreadPoolExecutor(len(alone)) as pool:
         lives = [
-            pool.submit(take_part, peer, Ear(hub, i), parts.rule, steps=10, need=len(alone) + len(liars))
+            pool.submit(
+                take_steps,
+                peer,
+                Ear(hub, i, len(alone) + len(liars)),
+                lambda got, rows, step: settle(parts.rule, got, rows),
+                10,
+            )
             for i, peer in enumerate(alone)
         ]
         for life in lives:

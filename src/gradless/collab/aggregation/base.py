@@ -39,6 +39,7 @@ class Aggregator(NamedTuple):
     together: Callable[[GramBatch], Numbers] | None = None  # ``weights`` of all receivers at once, [P, N]
     function: Callable[[Tensor, int], Tensor] | None = None  # (rows [N, D], pivot) -> [D]
     moves: bool = False  # whether it goes from the origin towards the rows, and may start elsewhere
+    exact: bool = False  # whether its bits depend on the rows alone: not on processor, libraries or threads
 
     @classmethod
     def dense(
@@ -187,7 +188,8 @@ def compose(*stages: PreAggregator | Aggregator) -> Aggregator:
         rule.check(rows)
 
     name = "+".join([*(stage.name for stage in pre), rule.name])
-    return rule._replace(name=name, stages=(*pre, *rule.stages), check=check)
+    exact = rule.exact and not pre  # pre-aggregators look at a Gram matrix
+    return rule._replace(name=name, stages=(*pre, *rule.stages), check=check, exact=exact)
 
 
 def aggregate(

@@ -63,7 +63,7 @@ def around(tile: Tensor, drop: int) -> Tensor:
     total = torch.zeros_like(median)
     for rank in range(n - drop):
         total += ranks.gather(0, (first + rank)[None])[0]
-    return (total / (n - drop)).to(tile.dtype)
+    return _over(total, n - drop).to(tile.dtype)
 
 
 def _sorted(tile: Tensor) -> Tensor:
@@ -76,7 +76,12 @@ def _mean_of(rows: Tensor, begin: int, end: int) -> Tensor:
     total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
     for row in rows[begin:end]:
         total += row
-    return total / (end - begin)
+    return _over(total, end - begin)
+
+
+def _over(total: Tensor, count: int) -> Tensor:
+    """Return total / count. By a plain number CUDA does not divide, but multiplies with its rounded reciprocal."""
+    return total / torch.full((), count, dtype=total.dtype, device=total.device)
 
 
 def _sort_and(tile: Tensor, kernel: Callable[..., None], low: np.ndarray, high: np.ndarray, *numbers: int) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from gradless.collab.aggregation import coordinate_rules, passes, pre_aggregators, span_rules
 from gradless.collab.aggregation.base import Aggregator, compose, together
@@ -32,7 +33,7 @@ def mean() -> Aggregator:
 
     Breakdown: f = 0, one liar moves it anywhere. Cost: n D, without a Gram matrix.
     """
-    return Aggregator("mean", span_rules.uniform, coordinate_rules.mean, any_number, blind=True)
+    return Aggregator("mean", span_rules.uniform, coordinate_rules.mean, any_number, blind=True, exact=True)
 
 
 def nna(*, f: int, keep: Literal["received", "all"] | int = "received", n: int | None = None) -> Aggregator:
@@ -81,9 +82,8 @@ def trimmed_mean(*, f: int) -> Aggregator:
     within the honest values of every column. Cost: n log^2 n D / 4 compare-exchanges.
     """
     count("trimmed-mean", f)
-    return Aggregator(
-        "trimmed-mean", None, lambda x: coordinate_rules.middle(x, f, len(x) - f), more_than("trimmed-mean", 2, f)
-    )
+    check = more_than("trimmed-mean", 2, f)
+    return Aggregator("trimmed-mean", None, lambda x: coordinate_rules.middle(x, f, len(x) - f), check, exact=True)
 
 
 def median(*, f: int | None = None) -> Aggregator:
@@ -96,9 +96,11 @@ def median(*, f: int | None = None) -> Aggregator:
 
     Breakdown: n > 2 f. Cost: n log^2 n D / 4 compare-exchanges.
     """
-    return Aggregator(
-        "median", None, lambda x: coordinate_rules.middle(x, (len(x) - 1) // 2, len(x) // 2 + 1), _twice("median", f)
-    )
+
+    def column(tile: Tensor) -> Tensor:
+        return coordinate_rules.middle(tile, (len(tile) - 1) // 2, len(tile) // 2 + 1)
+
+    return Aggregator("median", None, column, _twice("median", f), exact=True)
 
 
 def meamed(*, f: int) -> Aggregator:
@@ -108,7 +110,8 @@ def meamed(*, f: int) -> Aggregator:
     log^2 n D / 2 compare-exchanges.
     """
     count("meamed", f)
-    return Aggregator("meamed", None, lambda x: coordinate_rules.around(x, f), more_than("meamed", 2, f))
+    check = more_than("meamed", 2, f)
+    return Aggregator("meamed", None, lambda x: coordinate_rules.around(x, f), check, exact=True)
 
 
 def krum(*, f: int) -> Aggregator:

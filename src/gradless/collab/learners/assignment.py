@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,7 +22,7 @@ class Shares(NamedTuple):
     """Rows of any peer: attackers who flip labels know them all."""
 
 
-def shares(config: CollabConfig, labels: Tensor, peers: int) -> Shares:
+def shares(config: CollabConfig, labels: Tensor, peers: int, mine: Sequence[int] | None = None) -> Shares:
     """Divide training rows among the honest peers.
 
     The attackers' part of the data does not exist: runs with and without them learn from the same rows.
@@ -30,14 +31,36 @@ def shares(config: CollabConfig, labels: Tensor, peers: int) -> Shares:
         config: names the split, the batch size and the seed.
         labels: int64 [N].
         peers: H, honest peers.
+        mine: the peers of this process, whose batches are wanted; None: all.
     """
     row = SPLITS[config.split]
     parameter = {row.parameter: float(config.split_parameter or 0.0)} if row.parameter else {}
     parts = split(config.split, labels, peers, seed=config.seed, **parameter)
-    growing = ALGORITHMS[config.algorithm].growing
-    size, growth = (1, 1) if growing else (config.batch_size, 0)
-    streams = [batches(part, size, config.seed, peer, growth=growth) for peer, part in enumerate(parts)]
+    size, growth = _batch(config)
+    here = range(peers) if mine is None else mine
+    streams = [batches(parts[peer], size, config.seed, peer, growth=growth) for peer in here]
     together = config.attackers or 1  # the attackers' batches are averaged, so one larger batch stands for them
     everything = torch.cat(parts).unique()
     poison = batches(everything, size * together, config.seed, peers, growth=growth * together)
     return Shares(parts, streams, poison)
+
+
+def own_share(config: CollabConfig, rows: int, me: int) -> Shares:
+    """Return all rows of one peer as its own: batches in the order of seed and peer, as those of `shares`.
+
+    Args:
+        config: names the batch size and the seed.
+        rows: how many training rows the peer has.
+        me: its number.
+
+    Raises:
+        BadInput: no rows.
+    """
+    size, growth = _batch(config)
+    part = torch.arange(rows)
+    return Shares([part], [batches(part, size, config.seed, me, growth=growth)], batches(part, size, config.seed, me))
+
+
+def _batch(config: CollabConfig) -> tuple[int, int]:
+    """Return the rows of the first batch, and how many more each further one has."""
+    return (1, 1) if ALGORITHMS[config.algorithm].growing else (config.batch_size, 0)

@@ -19,7 +19,7 @@ from gradless.collab.adversary.base import TILE
 from gradless.collab.algorithms import COEFFICIENTS, PARAMETERS
 from gradless.errors import BadInput
 from gradless.forward.evaluator import Closure
-from gradless.gradients import Leaf, Sketch
+from gradless.gradients import Leaf, Update
 from gradless.optimizer import ZerothOrder
 
 
@@ -30,6 +30,7 @@ class Member(NamedTuple):
     closure: Callable[[int], Closure]  # step -> loss of its batch
     poisoned: Callable[[int], Closure]  # the same with flipped labels
     accuracy: Callable[[int | None], float]
+    log: Callable[[Update], None] | None = None  # receives every update before it is applied, as a ledger does
 
 
 class CoefficientPeers:
@@ -80,6 +81,7 @@ class CoefficientPeers:
             return torch.stack([self._flat(optimizer) for optimizer in self._optimizers])
         rows = []
         for peer, member in enumerate(self.members):
+            _pass_over(member, step)
             estimate = member.optimizer.probe(member.closure(step))
             self.losses[peer] = estimate.loss
             rows.append(estimate.sketch.coeffs if estimate.finite else (math.nan,) * len(estimate.sketch.keys))
@@ -87,7 +89,10 @@ class CoefficientPeers:
         return torch.tensor(rows, dtype=torch.float32)
 
     def accept(self, step: int, tag: str, mixed: Tensor) -> None:
-        """Step along the mixed coefficients, or take the mixed parameters. What is not finite is passed over."""
+        """Step along the mixed coefficients, or take the mixed parameters. What is not finite is passed over.
+
+        Directions follow from ``step``, so peers that passed over a step, or came late, move along the same ones.
+        """
         if tag == PARAMETERS:
             for optimizer, row in zip(self._optimizers, mixed, strict=True):
                 if bool(row.isfinite().all()):
@@ -95,15 +100,21 @@ class CoefficientPeers:
             return
         moved = set()
         for member, row in zip(self.members, mixed.tolist(), strict=True):
-            opt = member.optimizer
-            if id(opt) in moved:
-                continue
-            moved.add(id(opt))
-            coeffs = tuple(float(np.float32(c)) for c in row)
-            if not all(map(math.isfinite, coeffs)):
-                opt.skip()
-                continue
-            opt.apply(Sketch(tuple(opt.key(opt.t, k) for k in range(len(coeffs))), coeffs))
+            if id(member.optimizer) not in moved:
+                moved.add(id(member.optimizer))
+                _take(member, step, row)
+
+    def replay(self, updates: Sequence[Update]) -> None:
+        """Take the logged updates of the next steps again, in every member's ledger too; see `ZerothOrder.replay`.
+
+        Raises:
+            BadInput: updates that do not follow the last step.
+        """
+        for member in {id(member.optimizer): member for member in self.members}.values():
+            if member.log is not None:
+                for update in updates:
+                    member.log(update)
+            member.optimizer.replay(updates)
 
     def poisoned(self, step: int, tag: str) -> Tensor:
         """Return coefficients of a peer whose labels are flipped, at the first peer's weights, [1, K].
@@ -175,3 +186,29 @@ class CoefficientPeers:
             count = leaf.param.numel()
             leaf.param.detach().copy_(row[start : start + count].view(leaf.param.shape))
             start += count
+
+
+def _take(member: Member, step: int, row: Sequence[float]) -> None:
+    """Log and apply one update of a peer."""
+    _pass_over(member, step)
+    opt = member.optimizer
+    coeffs = tuple(float(np.float32(c)) for c in row)
+    finite = all(map(math.isfinite, coeffs))
+    update = Update(step, coeffs if finite else (), opt.learning_rates(), not finite)
+    if member.log is not None:
+        member.log(update)
+    if finite:
+        opt.apply(opt.sketch(update), lrs=update.lrs)
+    else:
+        opt.skip()
+
+
+def _pass_over(member: Member, step: int) -> None:
+    """Pass over the steps before ``step``, of which nothing came."""
+    opt = member.optimizer
+    if opt.t > step:
+        raise BadInput(f"step {step} was taken already: go on with step {opt.t}")
+    while opt.t < step:
+        if member.log is not None:
+            member.log(Update(opt.t, (), opt.learning_rates(), True))
+        opt.skip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ from torch import Tensor
 from gradless import lm, tasks
 from gradless.collab.config import CollabConfig
 from gradless.collab.data.splits import Batches
-from gradless.collab.learners.assignment import shares
+from gradless.collab.learners.assignment import own_share, shares
 from gradless.collab.learners.coefficients import Member
 from gradless.errors import BadInput, NotFinite
 from gradless.forward.evaluator import Closure
 from gradless.lm import encode, evaluate, objectives, schemes
 from gradless.lm.encode import Encoded
 from gradless.runs import build
+from gradless.runs.build import Model
 from gradless.runs.config import TuneConfig, fixed_engine
 from gradless.system import terminal
 from gradless.tasks.base import Splits, Task
@@ -29,9 +31,21 @@ NOWHERE = Path("/nonexistent")  # these models have no run directory to take ini
 
 
 class Text:
-    """A task's rows, encoded and divided among peers."""
+    """A task's rows, encoded and divided among peers.
 
-    def __init__(self, config: CollabConfig, peers: int) -> None:
+    Args:
+        config: names task, rows, model, method and seed.
+        peers: H, among whom training rows are dealt.
+        mine: the peers of this process; None: all.
+        own: whether the training rows are those of the one peer ``mine`` alone, and are not dealt.
+
+    Raises:
+        BadInput: rows or a model that cannot be used.
+    """
+
+    def __init__(
+        self, config: CollabConfig, peers: int, *, mine: Sequence[int] | None = None, own: bool = False
+    ) -> None:
         settings = TuneConfig(
             model=str(config.model),
             task=config.task,
@@ -54,19 +68,22 @@ class Text:
             zero_shot=False,
         )
         self.tune = dataclasses.replace(settings, engine=fixed_engine(settings)).resolved()
-        self.task, self.rows = _loaded(self.tune)
+        self.task, self.rows = _loaded(self.tune, test=not own)
         self.objective = objectives.choose(self.task)
-        self.model = self.build()
+        self.model, self.label_tokens = self._built()
         self.encoded = build.encode_rows(self.model.lm, self.task, self.rows.train, None)
         if cut := sum(row.cut for row in self.encoded):
             limit = encode.length_limit(self.model.lm)
             _say(encode.cut_sentence(self.model.lm, "training", cut, len(self.encoded), limit))
         labels = torch.tensor([row.gold for row in self.encoded])
-        self.shares = shares(config, labels, peers)
+        self.shares = own_share(config, len(labels), (mine or [0])[0]) if own else shares(config, labels, peers, mine)
 
     def build(self) -> build.Model:
         """Return a model of its own at the base weights."""
-        return build.build_for(self.tune, NOWHERE, self.task, self.rows.train, say=lambda line: None)[0]
+        return self._built()[0]
+
+    def _built(self) -> tuple[Model, tuple[int, ...]]:
+        return build.build_for(self.tune, NOWHERE, self.task, self.rows.train, say=lambda line: None)
 
     def batch(self, stream: Batches, step: int) -> list[Encoded]:
         """Return the rows that a peer reads in a step."""
@@ -82,7 +99,9 @@ class Text:
         return lambda: objectives.loss_over(model, self.objective, batches)
 
     def accuracy(self, model: lm.LanguageModel, rows: int | None) -> float:
-        """Return the task's main metric on test rows."""
+        """Return the task's main metric on test rows; NaN without any."""
+        if not self.rows.test:
+            return math.nan
         try:
             evaluation = evaluate.evaluate(model, self.task, self.rows.test[:rows])
         except NotFinite:  # as of other models, whose rows without finite logits are wrong
@@ -96,12 +115,13 @@ def _say(line: str) -> None:
     terminal.say(line)
 
 
-def _loaded(tune: TuneConfig) -> tuple[Task, Splits]:
+def _loaded(tune: TuneConfig, test: bool) -> tuple[Task, Splits]:
     if tune.task and tasks.get(tune.task).kind == "generation":  # before its data are fetched
         raise BadInput(f"task '{tune.task}' has no options to choose from: take a classification task")
     task, rows = build.load_task(tune, _say)
-    if not rows.train or not rows.test:
-        raise BadInput("a group needs training and test rows: raise num_train and num_test")
+    if not rows.train or (test and not rows.test):
+        both = "a group needs training and test rows: raise num_train and num_test"
+        raise BadInput(both if test else "there are no training rows: give a file that has some")
     return task, rows
 
 

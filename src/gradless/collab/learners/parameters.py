@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
-from gradless.collab.algorithms import GRADIENTS, PARAMETERS
+from gradless.collab.algorithms import ALGORITHMS, GRADIENTS, PARAMETERS
+from gradless.collab.config import CollabConfig
 from gradless.collab.contraction import mixing
 
+LR: Final = 0.5  # as in the published runs (0.75 and 0.5) with momentum 0.99
 Schedule = Callable[[int], float]
 
 
@@ -107,6 +109,20 @@ class Local:
         return step + 1 if self.growing else self.batch_size
 
 
+def local_step(config: CollabConfig) -> Local:
+    """Return the local step of a configuration whose peers send parameters."""
+    algorithm = ALGORITHMS[config.algorithm]
+    return Local(
+        lr=lambda step: config.lr_at(LR if config.lr is None else config.lr, step),
+        momentum=config.momentum if algorithm.momentum is None else algorithm.momentum,
+        weight_decay=config.weight_decay,
+        batch_size=config.batch_size,
+        growing=algorithm.growing,
+        gradients_first=algorithm.gradients_first,
+        rounds=config.rounds,
+    )
+
+
 class ParameterPeers:
     """Peers that send parameters [P, D] (Farhadkhani et al. 2023, arXiv 2209.10931).
 
@@ -151,6 +167,12 @@ class ParameterPeers:
         else:
             # Copied: what was mixed once for all peers is one tensor, and each must have its own.
             self.theta.copy_(mixed)
+
+    def adopt(self, rows: Tensor) -> None:
+        """Go on from other models, [P, D], with no momentum: what a peer does that comes back to its group."""
+        self.theta.copy_(rows)
+        if self._momentum is not None:
+            self._momentum.zero_()
 
     def poisoned(self, step: int, tag: str) -> Tensor:
         """Return a step from the honest peers' mean model with labels flipped and with the same momentum."""

@@ -14,7 +14,7 @@ from gradless.collab.data import datasets
 from gradless.collab.data.datasets import Images
 from gradless.collab.data.image_files import SHOWN
 from gradless.collab.data.splits import gather
-from gradless.collab.learners.assignment import shares
+from gradless.collab.learners.assignment import own_share, shares
 from gradless.collab.learners.nets import NETS, Net, named, sized
 from gradless.collab.learners.stacked import Stack
 from gradless.system.cache import Say
@@ -85,20 +85,26 @@ class Vision:
 
     Args:
         config: names data, split, network, seed and device.
-        peers: H, honest peers.
+        peers: H, honest peers, among whom training rows are dealt.
+        mine: the peers of this process; None: all.
+        own: whether the training rows are those of the one peer ``mine`` alone, and are not dealt.
 
     Raises:
         BadInput: data that cannot be read, or a network that they do not fit.
     """
 
-    def __init__(self, config: CollabConfig, peers: int) -> None:
+    def __init__(
+        self, config: CollabConfig, peers: int, *, mine: Sequence[int] | None = None, own: bool = False
+    ) -> None:
         assert config.dataset is not None
         data = datasets.load(config.dataset, config.data, size=config.image_size)
         net = fitting(config, data)
-        self.seed, self.peers, self.dimension = config.seed, peers, net.parameters
+        self.mine = tuple(range(peers) if mine is None else mine)
+        self.seed, self.peers, self.dimension = config.seed, len(self.mine), net.parameters
         self.data = data.to(config.device)
-        self.shares = shares(config, data.train_labels, peers)
-        self.stack = Stack(net, peers, seed=config.seed, device=config.device)
+        labels = data.train_labels
+        self.shares = own_share(config, len(labels), self.mine[0]) if own else shares(config, labels, peers, mine)
+        self.stack = Stack(net, self.mine, seed=config.seed, device=config.device)
         self._attackers = Stack(net, [peers], seed=config.seed, device=config.device)
         self._test: tuple[Tensor, Tensor] | None = None
         self._gradients: Tensor | None = None  # fresh memory costs a third of the gradients themselves
@@ -110,14 +116,15 @@ class Vision:
     def gradients(self, theta: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """See `gradless.collab.learners.parameters.Workload`."""
         rows = gather(self.shares.streams, step)
-        images, labels = datasets.training_batch(self.data, rows, seed=self.seed, step=step)
+        images, labels = datasets.training_batch(self.data, rows, seed=self.seed, step=step, peers=self.mine)
         self._gradients, losses = self.stack.gradients(theta, images, labels, step=step, out=self._gradients)
         return self._gradients, losses
 
     def poisoned(self, theta: Tensor, step: int) -> Tensor:
         """See `gradless.collab.learners.parameters.Workload`; label l becomes the last class minus l."""
         rows = self.shares.poison.at(step)[None]
-        images, labels = datasets.training_batch(self.data, rows, seed=self.seed, step=step, peers=[self.peers])
+        attackers = self._attackers.peers
+        images, labels = datasets.training_batch(self.data, rows, seed=self.seed, step=step, peers=attackers)
         flipped = len(self.data.classes) - 1 - labels
         return self._attackers.gradients(theta, images, flipped, step=step)[0]
 

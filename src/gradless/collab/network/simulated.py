@@ -1,7 +1,8 @@
-"""Who hears whom in a round: an in-process network with late, lost and chosen messages."""
+"""Who hears whom in a round: an in-process network with late, lost and chosen messages, or one that was recorded."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,8 @@ from gradless import rng
 from gradless.collab.aggregation.gram import CentredGram, measure
 from gradless.collab.aggregation.receivers import Received
 from gradless.collab.network.delivery import ADVERSARIAL, ALL, Delivery
+from gradless.collab.network.exchange import Arrivals
+from gradless.errors import BadInput
 
 
 class Round(NamedTuple):
@@ -23,6 +26,12 @@ class Round(NamedTuple):
     """For each peer of ``reached`` the place of its own row among those it heard."""
     alike: bool
     """Whether all peers heard the same honest ones."""
+
+    def senders(self) -> tuple[tuple[int, ...], ...]:
+        """Return whom each peer of ``reached`` heard."""
+        if self.alike:
+            return (tuple(self.heard[0].tolist()),) * len(self.reached)
+        return tuple(tuple(ears.tolist()) for ears in self.heard)
 
     def received(self, honest: Tensor, extras: Tensor, sent: Tensor) -> Received:
         """Return what the peers of ``reached`` got.
@@ -47,6 +56,82 @@ class Round(NamedTuple):
                 for ears, peer in zip(self.heard, self.reached, strict=True)
             )
         return Received((honest, extras) if len(extras) else (honest,), views, self.pivots)
+
+
+class SimulatedNetwork:
+    """The `gradless.collab.network.exchange.Transport` of a simulation, whose peers all live in this process.
+
+    Args:
+        delivery: what it does with messages.
+        peers: n.
+        byzantine: f, declared.
+        attackers: b, actual; what they send is for `gradless.collab.network.omniscient.Omniscient`.
+        seed: of the run.
+    """
+
+    def __init__(self, delivery: Delivery, *, peers: int, byzantine: int, attackers: int, seed: int) -> None:
+        self.delivery, self.peers, self.byzantine, self.attackers = delivery, peers, byzantine, attackers
+        self.seed = seed
+        self.messages: float = peers - 1
+        """Which an honest peer sends in an exchange."""
+
+    def meet(self, step: int, tag: str, rows: Tensor) -> Round:
+        """Decide who hears whom; ``rows`` [H, D] are what honest peers send."""
+        return meet(
+            self.delivery,
+            peers=self.peers,
+            byzantine=self.byzantine,
+            attackers=self.attackers,
+            key=(self.seed, step, tag),
+            honest=rows,
+        )
+
+    def known(self, step: int, tag: str) -> None:
+        """See `gradless.collab.network.exchange.Transport`: nothing is over before peers have spoken."""
+
+    def exchange(self, step: int, tag: str, rows: Tensor) -> Arrivals:
+        """Deliver the rows [H, D] of honest peers; attackers are silent."""
+        return heard_only(self.meet(step, tag, rows), rows)
+
+
+class ReplayedNetwork:
+    """The transport of a simulation that repeats who heard whom on another network.
+
+    Args:
+        heard: for every exchange, (step, tag), and each of H peers the peers whose rows it mixed, ascending; () for one
+            that mixed nothing.
+    """
+
+    def __init__(self, heard: Mapping[tuple[int, str], Sequence[Sequence[int]]]) -> None:
+        self.heard = heard
+
+    def known(self, step: int, tag: str) -> None:
+        """See `gradless.collab.network.exchange.Transport`: nothing is over before peers have spoken."""
+
+    def exchange(self, step: int, tag: str, rows: Tensor) -> Arrivals:
+        """Deliver the rows [H, D] to those who heard them then.
+
+        Raises:
+            BadInput: an exchange that was not recorded, or rows of peers that do not take part.
+        """
+        ears = self.heard.get((step, tag))
+        if ears is None or len(ears) != len(rows) or any(not 0 <= one < len(rows) for own in ears for one in own):
+            raise BadInput(
+                f"step {step} ({tag}) of {len(rows)} peers was not recorded: give the arrivals of all exchanges"
+            )
+        reached = tuple(peer for peer, own in enumerate(ears) if len(own))
+        heard = tuple(torch.tensor(ears[peer]) for peer in reached)
+        pivots = tuple(ears[peer].index(peer) if peer in ears[peer] else 0 for peer in reached)
+        alike = len({tuple(ears[peer]) for peer in reached}) == 1
+        return heard_only(Round(heard, reached, pivots, alike), rows)
+
+
+def heard_only(delivered: Round, rows: Tensor) -> Arrivals:
+    """Return what came of a round in which nobody but the honest peers spoke, who sent ``rows`` [H, D]."""
+    if not delivered.reached:
+        return Arrivals(None, ())
+    received = delivered.received(rows, rows[:0], torch.zeros(1, 0, len(rows), dtype=torch.float64))
+    return Arrivals(received, delivered.reached, delivered.senders())
 
 
 def meet(

@@ -11,13 +11,13 @@ from gradless.collab.algorithms import ALGORITHMS, COEFFICIENTS, Group
 from gradless.collab.attacks import Attack
 from gradless.collab.config import CollabConfig
 from gradless.collab.data.datasets import needs_files
-from gradless.collab.learners.parameters import Learner, Local, ParameterPeers, Workload
+from gradless.collab.learners.parameters import Learner, ParameterPeers, Workload, local_step
 from gradless.collab.network.delivery import ALL, Delivery
+from gradless.collab.network.omniscient import Omniscient
+from gradless.collab.network.simulated import SimulatedNetwork
 from gradless.errors import BadInput, unknown
 from gradless.runs.config_io import spelling
 from gradless.system import typed
-
-LR = 0.5  # as in the published runs (0.75 and 0.5) with momentum 0.99
 
 
 class Simulation(NamedTuple):
@@ -43,17 +43,21 @@ def build(config: CollabConfig) -> Simulation:
     attack.check(honest, attackers)
     if config.payload == COEFFICIENTS:
         return Simulation(config, _coefficients(config, honest, rule, attack), rule, attack)
-    algorithm = ALGORITHMS[config.algorithm]
-    local = Local(
-        lr=lambda step: config.lr_at(LR if config.lr is None else config.lr, step),
-        momentum=config.momentum if algorithm.momentum is None else algorithm.momentum,
-        weight_decay=config.weight_decay,
-        batch_size=config.batch_size,
-        growing=algorithm.growing,
-        gradients_first=algorithm.gradients_first,
-        rounds=config.rounds,
+    learner = ParameterPeers(_workload(config, honest), local_step(config), poison=attack.flips)
+    return Simulation(config, learner, rule, attack)
+
+
+def network(simulation: Simulation) -> Omniscient:
+    """Return the simulated network of a run, in which attackers have seen everything."""
+    config, attack = simulation.config, simulation.attack
+    messages = SimulatedNetwork(
+        config.delivery,
+        peers=config.peers,
+        byzantine=config.byzantine,
+        attackers=config.attackers or 0,
+        seed=config.seed,
     )
-    return Simulation(config, ParameterPeers(_workload(config, honest), local, poison=attack.flips), rule, attack)
+    return Omniscient(messages, attack, simulation.rule, simulation.learner.poisoned)
 
 
 def mixing_rule(config: CollabConfig) -> Aggregator:

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from gradless import __version__
-from gradless.collab.adversary.base import State
 from gradless.collab.algorithms import PARAMETERS
 from gradless.collab.contraction import Mixing
-from gradless.collab.simulation.build import Simulation
+from gradless.collab.simulation.build import Simulation, network
 from gradless.rules import like, plain
 from gradless.system import tensor_state
 from gradless.system.peak_memory import PeakMeter
@@ -47,8 +46,8 @@ class SimulationState:
         """Sent by each honest peer."""
         self.consensus = math.nan
         """Distance of the models at the last evaluation; the run ends with one."""
-        self.states: dict[str, State] = {}
-        """What the attack remembers of each kind of exchange."""
+        self.network = network(simulation)
+        """Who hears whom, and what attackers remember of each kind of exchange."""
         self.mixed: Tensor | None = None
         """[1 or H, D] the mixed rows, whose memory the next ones may take."""
         self.meter = PeakMeter(torch.device(simulation.config.device))
@@ -123,7 +122,7 @@ class SimulationState:
             "peak": self.meter.peak,
             "written": os.fstat(self._file.fileno()).st_size,
             "learner": self.simulation.learner.state(),
-            "attack": {tag: plain(state) for tag, state in self.states.items()},
+            "attack": {tag: plain(state) for tag, state in self.network.states.items()},
         }
         try:
             tensor_state.write(self.folder / CHECKPOINT, state)
@@ -148,7 +147,8 @@ class SimulationState:
         if len(lines) < state["written"]:  # a crash of the machine took the rest
             return 0
         self.simulation.learner.load(state["learner"])
-        self.states = {tag: like(self.simulation.attack.start(), held) for tag, held in state["attack"].items()}
+        start = self.simulation.attack.start
+        self.network.states = {tag: like(start(), held) for tag, held in state["attack"].items()}
         for name in COUNTED:
             setattr(self, name, state[name])
         self.meter.peak = state["peak"]

@@ -10,19 +10,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-import torch
 from torch import Tensor
 
 from gradless import rng
-from gradless.collab.adversary.base import AttackContext, State
-from gradless.collab.adversary.line_search import strongest
 from gradless.collab.aggregation import threads
-from gradless.collab.aggregation.base import aggregate
 from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.contraction import mixing
+from gradless.collab.learners.loop import take_step
 from gradless.collab.learners.vision import show_own_data
-from gradless.collab.network.simulated import meet
-from gradless.collab.simulation.build import Simulation, build
+from gradless.collab.network.exchange import Arrivals, settle
+from gradless.collab.simulation.build import build
 from gradless.collab.simulation.progress import CHECKPOINT, SimulationState, finite_or_null, forget
 from gradless.errors import BadInput
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, versions
@@ -124,6 +121,7 @@ def finished_result(folder: Path) -> dict[str, Any] | None:
 def _loop(run: SimulationState, reporter: Reporter) -> str:
     """Take the remaining steps; return the status that they ended with."""
     config, learner = run.simulation.config, run.simulation.learner
+    settled, watch = partial(_settle, run), partial(_watch, run)
     with reporter.job(config.title(), config.steps, done=run.step, part="step") as show:
         try:
             for step in range(run.step, config.steps):
@@ -131,7 +129,7 @@ def _loop(run: SimulationState, reporter: Reporter) -> str:
                     accuracy = run.evaluated(config.eval_rows)
                     show(step, f"worst {min(accuracy):.3f}  mean {statistics.fmean(accuracy):.3f}")
                 begun = time.perf_counter()
-                healthy = _step(run)
+                _, healthy = take_step(learner, run.network, settled, step, watch)
                 run.spent += time.perf_counter() - begun
                 run.step += 1
                 if not healthy:
@@ -143,80 +141,25 @@ def _loop(run: SimulationState, reporter: Reporter) -> str:
     return DONE
 
 
-@torch.no_grad()
-def _step(run: SimulationState) -> bool:
-    """Run all exchanges of one step; return whether there is still a peer whose row is finite."""
-    simulation, step = run.simulation, run.step
-    config, learner = simulation.config, simulation.learner
-    for tag in learner.exchanges(step):
-        honest = learner.propose(step, tag)
-        flipped = learner.poisoned(step, tag) if simulation.attack.flips else None
-        with threads.small_operations():
-            state = run.states[tag] if tag in run.states else simulation.attack.start()
-            mixed, strength, run.states[tag] = exchange(
-                simulation, honest, state, step, tag, flipped=flipped, out=run.mixed
-            )
-            run.mixed = mixed[:1] if mixed.stride(0) == 0 else mixed
-            measured = mixing(honest, mixed)
-        run.bytes += honest.shape[1] * honest.element_size() * (config.peers - 1)
-        learner.accept(step, tag, mixed)
-        run.exchanged(tag, measured, strength)
-        if not math.isfinite(measured.consensus):
-            return False
-    return True
+def _settle(run: SimulationState, arrivals: Arrivals, rows: Tensor | None, step: int) -> Tensor:
+    """Return what all honest peers make of an exchange, [H, D], in memory that an earlier result lay in."""
+    assert rows is not None  # in a simulation no exchange is over before the rows are there
+    simulation = run.simulation
+    with threads.small_operations():
+        key = rng.fold(simulation.config.seed, step)  # of rules that shuffle; attackers know it
+        mixed = settle(simulation.rule, arrivals, rows, key=key, out=run.mixed)
+    run.mixed = mixed[:1] if mixed.stride(0) == 0 else mixed
+    return mixed
 
 
-def exchange(
-    simulation: Simulation,
-    honest: Tensor,
-    state: State,
-    step: int,
-    tag: str,
-    *,
-    flipped: Tensor | None = None,
-    out: Tensor | None = None,
-) -> tuple[Tensor, float | None, State]:
-    """Run one exchange: what attackers send, who hears whom, what each honest peer makes of it.
-
-    Args:
-        simulation: of the run.
-        honest: [H, D] what honest peers send.
-        state: what the attack remembers.
-        step: of the run.
-        tag: of the exchange.
-        flipped: [1, D] what flipped labels lead to, for attacks that ask.
-        out: memory that the result may lie in; see `gradless.collab.aggregation.base.aggregate`.
-
-    Returns:
-        Rows [H, D] (a peer that hears too few keeps its own), the attack's strength, and what it remembers now.
-    """
-    config, attack, rule = simulation.config, simulation.attack, simulation.rule
-    attackers = config.attackers or 0
-    delivered = meet(
-        config.delivery,
-        peers=config.peers,
-        byzantine=config.byzantine,
-        attackers=attackers,
-        key=(config.seed, step, tag),
-        honest=honest,
-    )
-    if not delivered.reached:
-        return honest.clone(), None, state
-    context = AttackContext(honest, flipped, attackers, config.byzantine, step, config.seed)
-    key = rng.fold(config.seed, step)  # of rules that shuffle
-    message = strongest(attack, context, rule, partial(delivered.received, honest), state, key=key)
-    received = delivered.received(honest, message.extras, message.coefficients)
-    mixed = aggregate(rule, received, key=key, gram=message.gram, out=out)
-    return _all(mixed, honest, delivered.reached), message.strength, message.state
-
-
-def _all(mixed: Tensor, honest: Tensor, reached: tuple[int, ...]) -> Tensor:
-    """Return the rows of all honest peers: mixed where a peer heard enough, else its own."""
-    if len(reached) == len(honest):
-        return mixed
-    everybody = honest.clone()
-    everybody[list(reached)] = mixed
-    return everybody
+def _watch(run: SimulationState, tag: str, rows: Tensor | None, arrivals: Arrivals, mixed: Tensor) -> bool:
+    """Write what an exchange did; return whether there is still a peer whose row is finite."""
+    assert rows is not None
+    with threads.small_operations():
+        measured = mixing(rows, mixed)
+    run.bytes += rows.shape[1] * rows.element_size() * run.network.network.messages
+    run.exchanged(tag, measured, arrivals.strength)
+    return math.isfinite(measured.consensus)
 
 
 def _result(run: SimulationState, status: str, final: list[float]) -> dict[str, Any]:

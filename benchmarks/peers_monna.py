@@ -1,0 +1,176 @@
+"""Whether peers on a network end where the simulation of the same recipe ends: ``monna-digits``, several seeds.
+
+    python benchmarks/peers_monna.py [--json benchmarks/results/peers-monna.json] [--seeds 1 2 3 4 5] [--steps 300]
+
+Sixteen peers with MoNNA's rule, up to three of them liars. On the network each is a learner of its own in a thread of
+its own; models travel over an in-process link with seeded delays, signed with Ed25519, and count after a quorum's
+echoes. A peer goes on with the first n - f. The simulation delivers by ``first``. Without liars, and with three: in the
+simulation they send minus the honest mean; on the network minus their own honest model, since there nobody knows all
+honest rows. The replay feeds the network's recorded arrivals to the simulated transport: equal bits or not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from gradless.peers.signing import Ed25519Ring
+from torch import Tensor
+
+from gradless.collab.config import CollabConfig
+from gradless.collab.learners.alone import one_peer
+from gradless.collab.learners.loop import take_steps
+from gradless.collab.learners.side_by_side import SideBySide
+from gradless.collab.network.delivery import Delivery
+from gradless.collab.network.exchange import Recorded, settle_alone
+from gradless.collab.network.simulated import ReplayedNetwork
+from gradless.collab.recipes import RECIPES
+from gradless.collab.simulation.build import mixing_rule
+from gradless.collab.simulation.simulate import simulate
+from gradless.peers.latest import Latest, settle_with
+from gradless.peers.link import LocalGroup
+from gradless.system.progress import Reporter
+
+DELAY = 0.002  # mean seconds of a message
+
+
+class Mirror:
+    """A liar: computes what an honest peer does and sends the negative of it."""
+
+    def __init__(self, peer: Any) -> None:
+        self.peer = peer
+
+    def exchanges(self, step: int) -> tuple[str, ...]:
+        """See `gradless.collab.learners.parameters.Peer`."""
+        tags: tuple[str, ...] = self.peer.exchanges(step)
+        return tags
+
+    def propose(self, step: int, tag: str) -> Tensor:
+        """See `gradless.collab.learners.parameters.Peer`."""
+        row: Tensor = -self.peer.propose(step, tag)
+        return row
+
+    def accept(self, step: int, tag: str, mixed: Tensor) -> None:
+        """See `gradless.collab.learners.parameters.Peer`. Its own mirrored model was the pivot, so it takes nothing."""
+
+
+def configured(seed: int, liars: int, steps: int) -> CollabConfig:
+    """Return the recipe with the network's delivery."""
+    base = RECIPES["monna-digits"].base
+    attack = "sign-flip" if liars else "none"
+    return dataclasses.replace(
+        base, seed=seed, steps=steps, attack=attack, attackers=liars, delivery=Delivery(mode="first"), eval_rows=None
+    )
+
+
+def simulated(config: CollabConfig) -> dict[str, Any]:
+    """Run the simulation."""
+    begun = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        result = simulate(config, Path(folder) / "run", reporter=Reporter(quiet=True))
+    return {"accuracy": result["accuracy"], "seconds": time.perf_counter() - begun}
+
+
+def networked(config: CollabConfig, liars: int) -> dict[str, Any]:
+    """Run the peers over a link; the last ``liars`` mirror their models. Data are dealt as in the simulation."""
+    count, rule = config.peers, mixing_rule(config)
+    # A simulation deals the rows to its honest peers; on the network liars have rows like anybody, of their own deal.
+    honest = [
+        one_peer(dataclasses.replace(config, peers=count - liars, byzantine=0), me) for me in range(count - liars)
+    ]
+    false = [one_peer(config, me) for me in range(count - liars, count)]
+    learners = [*(peer.learner for peer in honest), *(Mirror(peer.learner) for peer in false)]
+    keys = [Ed25519PrivateKey.generate() for _ in range(count)]
+    publics = [key.public_key() for key in keys]
+    links = LocalGroup(count, seed=config.seed, delay=DELAY).links()
+    width = honest[0].learner.weights().__next__()[1].numel()
+    run = bytes(16)
+    transports = [
+        Latest(links[me], Ed25519Ring(me, keys[me], publics), run=run, width=width, byzantine=config.byzantine)
+        for me in range(count)
+    ]
+    recorded = [Recorded(transport) for transport in transports]
+    settle = settle_with(rule, config.seed)
+    begun = time.perf_counter()
+    work = [lambda me=me: take_steps(learners[me], recorded[me], settle, config.steps) for me in range(count)]
+    in_threads(work)
+    seconds = time.perf_counter() - begun
+    for transport in transports:
+        transport.close()
+    accuracy = [peer.learner.accuracy()[0] for peer in honest]
+    found = {
+        "accuracy": accuracy,
+        "seconds": seconds,
+        "bytes_per_peer_step": statistics.fmean(link.sent for link in links) / config.steps,
+        "overtaken": sum(transport.counts["overtaken"] for transport in transports),
+    }
+    return found if liars else found | {"replay_has_equal_bits": replayed(config, recorded, learners)}
+
+
+def replayed(config: CollabConfig, recorded: Sequence[Recorded], learners: Sequence[Any]) -> bool | None:
+    """Return whether the recorded arrivals give the simulated transport the same models; None if some were lost."""
+    if any(one.heard.keys() != recorded[0].heard.keys() for one in recorded):
+        return None
+    ears = {key: [one.heard[key] for one in recorded] for key in recorded[0].heard}
+    again = SideBySide([one_peer(dataclasses.replace(config, byzantine=0), me).learner for me in range(config.peers)])
+    rule = mixing_rule(config)
+    take_steps(again, ReplayedNetwork(ears), lambda got, rows, step: settle_alone(rule, got, rows), config.steps)
+    pairs = zip(again.peers, learners, strict=True)
+    return all(torch.equal(left.theta, right.theta) for left, right in pairs)  # type: ignore[attr-defined]
+
+
+def in_threads(work: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Run all at once."""
+    with ThreadPoolExecutor(len(work)) as pool:
+        return [future.result() for future in [pool.submit(one) for one in work]]
+
+
+def summary(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """Return mean and standard deviation over seeds of the mean and the worst honest accuracy."""
+    means, worst = [statistics.fmean(run["accuracy"]) for run in runs], [min(run["accuracy"]) for run in runs]
+    spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for values in (means, worst)]
+    return {
+        **{"mean": statistics.fmean(means), "mean_std": spread[0]},
+        **{"worst": statistics.fmean(worst), "worst_std": spread[1]},
+    }
+
+
+def main() -> None:
+    """Measure and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, default=Path("benchmarks/results/peers-monna.json"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--steps", type=int, default=300)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for liars in (0, 3):
+        for seed in args.seeds:
+            config = configured(seed, liars, args.steps)
+            for name, made in (("simulation", simulated(config)), ("network", networked(config, liars))):
+                runs.setdefault(f"{name}, {liars} liars", []).append({"seed": seed, **made})
+                print(f"{name}, {liars} liars, seed {seed}: {statistics.fmean(made['accuracy']):.4f}", flush=True)
+    page = {
+        "recipe": "monna-digits",
+        "steps": args.steps,
+        "delay": DELAY,
+        "machine": {"processor": platform.processor() or platform.machine(), "torch": torch.__version__},
+        "summary": {name: summary(made) for name, made in runs.items()},
+        "runs": runs,
+    }
+    args.json.write_text(json.dumps(page, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Messages of peers who exchange parameters: a fixed binary schema with exact lengths.
+
+Little-endian. A signature covers `DOMAIN` and everything before it in its message; ``head`` is that of
+`gradless.peers.schema`, whose ``round`` is the number of the exchange in its step::
+
+    MODEL   head | u32 D | 32 SHA-256 of the vector | 64 signature | D f32        126 + 4 D bytes
+    ECHO    head | u16 count | count x (u16 sender | 32 SHA-256) | 64 signature   92 + 34 count
+
+Every reader here takes bytes from strangers: it returns what the schema allows or raises `Malformed`, and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Mapping
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gradless.peers.schema import HEAD, SIGNATURE, VERSION, Malformed
+from gradless.peers.signing import Ring
+
+DOMAIN: Final = b"gradless-peers-vectors-1\0"
+MODEL, ECHO = 32, 33  # kinds, in the byte after the version
+WIDTH, COUNT, ENTRY = struct.Struct("<I32s"), struct.Struct("<H"), struct.Struct("<H32s")
+MODEL_SIGNED: Final = HEAD.size + WIDTH.size
+MODEL_SIZE: Final = MODEL_SIGNED + SIGNATURE
+
+Slot = tuple[int, int]
+"""(step, number of the exchange in it)."""
+
+
+class Model(NamedTuple):
+    """A vector as its sender signed it."""
+
+    sender: int
+    slot: Slot
+    digest: bytes
+    data: bytes
+    """The whole message."""
+
+    def vector(self) -> Tensor:
+        """Return the vector, float32 [D]."""
+        return torch.from_numpy(np.frombuffer(self.data, "<f4", offset=MODEL_SIZE).astype(np.float32))
+
+
+class Echo(NamedTuple):
+    """Digests of vectors that a peer has received."""
+
+    sender: int
+    slot: Slot
+    digests: Mapping[int, bytes]
+    """By the sender of the vector."""
+
+
+class Format(NamedTuple):
+    """What all messages of a run have in common."""
+
+    run: bytes  # 16
+    peers: int
+    width: int  # D
+
+    def largest(self) -> int:
+        """Return the bytes of the largest message."""
+        return max(MODEL_SIZE + 4 * self.width, HEAD.size + COUNT.size + self.peers * ENTRY.size + SIGNATURE)
+
+    def model(self, ring: Ring, me: int, slot: Slot, row: Tensor) -> Model:
+        """Sign a vector, float32 [D]."""
+        vector = row.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False).tobytes()
+        found = hashlib.sha256(vector).digest()
+        body = HEAD.pack(VERSION, MODEL, self.run, me, *slot) + WIDTH.pack(len(vector) // 4, found)
+        return Model(me, slot, found, body + ring.sign(DOMAIN + body) + vector)
+
+    def echo(self, ring: Ring, me: int, slot: Slot, digests: Mapping[int, bytes]) -> bytes:
+        """Sign the digests of received vectors."""
+        entries = b"".join(ENTRY.pack(*entry) for entry in sorted(digests.items()))
+        body = HEAD.pack(VERSION, ECHO, self.run, me, *slot) + COUNT.pack(len(digests)) + entries
+        return body + ring.sign(DOMAIN + body)
+
+    def sender(self, data: bytes) -> int:
+        """Return who a message claims to be from, before anything costly is done with it.
+
+        Raises:
+            Malformed: no message of this run.
+        """
+        if not HEAD.size <= len(data) <= self.largest():
+            raise Malformed("length")
+        version, kind, run, sender, _, _ = HEAD.unpack_from(data)
+        if version != VERSION or run != self.run or sender >= self.peers or kind not in (MODEL, ECHO):
+            raise Malformed("head")
+        return int(sender)
+
+    def parse(self, data: bytes, ring: Ring) -> Model | Echo:
+        """Read one message and check its signature; of a vector, its digest too.
+
+        Raises:
+            Malformed: it does not follow the schema to the byte, or is not what its sender signed.
+
+        Cost: a signature check, and one SHA-256 of a vector.
+        """
+        self.sender(data)
+        _, kind, _, sender, step, number = HEAD.unpack_from(data)
+        if kind == MODEL:
+            return self._model(data, ring, sender, (step, number))
+        return self._echo(data, ring, sender, (step, number))
+
+    def _model(self, data: bytes, ring: Ring, sender: int, slot: Slot) -> Model:
+        if len(data) != MODEL_SIZE + 4 * self.width:
+            raise Malformed("model length")
+        width, found = WIDTH.unpack_from(data, HEAD.size)
+        if width != self.width or hashlib.sha256(memoryview(data)[MODEL_SIZE:]).digest() != found:
+            raise Malformed("model digest")
+        _check(ring, sender, data[:MODEL_SIGNED], data[MODEL_SIGNED:MODEL_SIZE])
+        return Model(sender, slot, found, data)
+
+    def _echo(self, data: bytes, ring: Ring, sender: int, slot: Slot) -> Echo:
+        start = HEAD.size + COUNT.size
+        if len(data) < start:
+            raise Malformed("echo length")
+        end = start + COUNT.unpack_from(data, HEAD.size)[0] * ENTRY.size
+        if len(data) != end + SIGNATURE:
+            raise Malformed("echo length")
+        entries = list(ENTRY.iter_unpack(data[start:end]))
+        senders = [one for one, _ in entries]
+        if sorted(set(senders)) != senders or (senders and senders[-1] >= self.peers):
+            raise Malformed("echo senders")
+        _check(ring, sender, data[:end], data[end:])
+        return Echo(sender, slot, dict(entries))
+
+
+def _check(ring: Ring, sender: int, body: bytes, signature: bytes) -> None:
+    if not ring.verify(sender, DOMAIN + body, signature):
+        raise Malformed("signature")

@@ -1,0 +1,195 @@
+"""Parameters over a network: the first n - f models, echoes of digests, peers that come late or come back."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from functools import partial
+
+import pytest
+import torch
+from gradless.peers.schema import HEAD, Malformed
+from gradless.peers.signing import hash_rings
+
+from gradless.collab.aggregators import named
+from gradless.collab.learners.alone import one_peer
+from gradless.collab.learners.loop import take_steps
+from gradless.collab.learners.parameters import Local, ParameterPeers
+from gradless.collab.learners.side_by_side import SideBySide
+from gradless.collab.network.exchange import Recorded, settle_alone
+from gradless.collab.network.simulated import ReplayedNetwork
+from gradless.collab.recipes import RECIPES
+from gradless.collab.simulation.build import mixing_rule
+from gradless.errors import BadInput
+from gradless.peers.latest import Latest, settle_with
+from gradless.peers.link import LocalGroup
+from gradless.peers.vectors import MODEL_SIZE, Format
+from peer_groups import RUN, in_threads
+
+WIDTH = 6
+LOCAL = Local(lr=lambda step: 0.3, momentum=0.9, weight_decay=0.0, batch_size=1)
+
+
+class Pull:
+    """A workload whose gradient pulls the model towards a target."""
+
+    def __init__(self, peer: int) -> None:
+        self.peers, self.dimension = 1, WIDTH
+        self.target = torch.randn(1, WIDTH, generator=torch.Generator().manual_seed(peer))
+
+    def start(self):
+        return torch.zeros(1, WIDTH)
+
+    def gradients(self, theta, step):
+        return theta - self.target, (theta - self.target).square().sum(1)
+
+
+class Peers:
+    """A group on one link group; each peer's transport is closed at the end."""
+
+    def __init__(self, count: int, byzantine: int, *, width: int = WIDTH, echo: bool = True, **options) -> None:
+        self.group, self.rings = LocalGroup(count, **options), hash_rings(count)
+        self.byzantine, self.width, self.echo = byzantine, width, echo
+        self.open: list[Latest] = []
+
+    def transport(self, me: int) -> Latest:
+        own = Latest(
+            *(self.group.link(me), self.rings[me]),
+            **{"run": RUN, "width": self.width, "byzantine": self.byzantine, "echo": self.echo},
+        )
+        self.open.append(own)
+        return own
+
+    def __enter__(self) -> Peers:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for transport in self.open:
+            transport.close()
+
+
+def test_recorded_arrivals_give_a_simulation_the_weights_of_the_network():
+    config = dataclasses.replace(RECIPES["monna-digits"].base, attack="none", peers=6, byzantine=1, steps=12)
+    rule = mixing_rule(config)
+    learners = [one_peer(config, me).learner for me in range(6)]
+    with Peers(6, 1, width=learners[0].workload.dimension, seed=4, delay=0.003) as peers:
+        recorded = [Recorded(peers.transport(me)) for me in range(6)]
+        settle = settle_with(rule, config.seed)
+        work = [lambda me=me: take_steps(learners[me], recorded[me], settle, 12) for me in range(6)]
+        assert in_threads(work) == [12] * 6
+    ears = {key: [one.heard[key] for one in recorded] for key in recorded[0].heard}
+    assert all(len(own) >= 5 for row in ears.values() for own in row)
+    assert len({tuple(row) for row in ears.values()}) > 1  # who was first differed
+    again = SideBySide([one_peer(config, me).learner for me in range(6)])
+    take_steps(
+        again, ReplayedNetwork(ears), lambda arrivals, rows, step: settle_alone(rule, arrivals, rows), config.steps
+    )
+    for peer, learner in zip(again.peers, learners, strict=True):
+        assert torch.equal(peer.theta, learner.theta)
+
+
+def test_a_group_goes_on_without_a_dead_peer_and_takes_it_back():
+    with Peers(4, 1) as peers:
+        learners = [ParameterPeers(Pull(me), LOCAL) for me in range(4)]
+        settle, transports = settle_with(named("trimmed-mean", f=0), 0), [peers.transport(me) for me in range(4)]
+        assert in_threads([lambda me=me: take_steps(learners[me], transports[me], settle, 3) for me in range(4)])
+        transports[3].close()  # dies with all it knew
+        peers.group.link(3).close()
+        in_threads([lambda me=me: take_steps(learners[me], transports[me], settle, 9, start=3) for me in range(3)])
+        back = peers.transport(3)
+        found = back.rejoin()
+        assert found is not None
+        step, theta = found
+        assert step == 8
+        own = torch.stack([learner.theta[0] for learner in learners[:3]])
+        assert bool((theta >= own.min(0).values - 1).all() and (theta <= own.max(0).values + 1).all())
+        learners[3] = ParameterPeers(Pull(3), LOCAL)
+        learners[3].adopt(theta[None])
+        transports[3] = back
+        in_threads([lambda me=me: take_steps(learners[me], transports[me], settle, 14, start=9) for me in range(4)])
+        spread = torch.cat([learner.theta for learner in learners]).std(0).max()
+        assert float(spread) < 1.0
+
+
+def test_a_peer_that_was_left_behind_goes_on_where_the_group_is(monkeypatch):
+    monkeypatch.setattr("gradless.peers.latest.RESEND", 0.1)
+    with Peers(4, 1) as peers:
+        learners = [ParameterPeers(Pull(me), LOCAL) for me in range(4)]
+        settle, transports = settle_with(named("median"), 0), [peers.transport(me) for me in range(4)]
+        peers.group.part(3)  # its messages and theirs are lost
+        in_threads([lambda me=me: take_steps(learners[me], transports[me], settle, 6) for me in range(3)])
+        peers.group.part()
+
+        def late() -> int:
+            return take_steps(learners[3], transports[3], settle, 12)
+
+        work = [lambda me=me: take_steps(learners[me], transports[me], settle, 12, start=6) for me in range(3)]
+        assert in_threads([late, *work]) == [12] * 4
+        assert transports[3].counts["overtaken"] >= 1
+
+
+def test_an_equivocator_is_not_counted_and_leaves_evidence():
+    """Controls: without echoes both of its vectors are believed."""
+    believed = {}
+    for echo in (True, False):
+        with Peers(4, 1, echo=echo) as peers:
+            form, ring, liar = Format(RUN, 4, WIDTH), peers.rings[3], peers.group.link(3)
+            transports = [peers.transport(me) for me in range(3)]
+            for peer in range(3):
+                lie = form.model(ring, 3, (0, 0), torch.full((WIDTH,), float(peer % 2)))
+                liar.send(lie.data, to=peer)
+            time.sleep(0.2)  # the lies are there before the others' models
+            work = [partial(one.exchange, 0, "parameters", torch.zeros(1, WIDTH)) for one in transports]
+            believed[echo] = [3 in arrivals.heard[0] for arrivals in in_threads(work)]
+            if echo:  # one peer hears both
+                liar.send(form.model(ring, 3, (0, 0), torch.full((WIDTH,), 5.0)).data, to=0)
+                end = time.monotonic() + 10
+                while 3 not in transports[0].evidence and time.monotonic() < end:
+                    time.sleep(0.01)
+                first, second = (form.parse(data, ring) for data in transports[0].evidence[3])
+                assert first.digest != second.digest
+    assert believed == {True: [False] * 3, False: [True] * 3}
+
+
+def test_lost_messages_are_said_again(monkeypatch):
+    monkeypatch.setattr("gradless.peers.latest.RESEND", 0.1)
+    with Peers(4, 1, seed=1, loss=0.3) as peers:
+        learners = [ParameterPeers(Pull(me), LOCAL) for me in range(4)]
+        settle, transports = settle_with(named("median"), 0), [peers.transport(me) for me in range(4)]
+        work = [lambda me=me: take_steps(learners[me], transports[me], settle, 8) for me in range(3)]
+        assert in_threads(work) == [8] * 3  # with one dead peer all three others are needed in each step
+
+
+def test_rubbish_is_counted_and_changes_nothing():
+    with Peers(4, 1) as peers:
+        transport, others = peers.transport(0), [peers.group.link(me) for me in (1, 2, 3)]
+        form = Format(RUN, 4, WIDTH)
+        good = form.model(peers.rings[1], 1, (0, 0), torch.ones(WIDTH)).data
+        echo = form.echo(peers.rings[1], 1, (0, 0), {0: bytes(32), 2: bytes(32)})
+        wrong = [b"", good[:-1], good + b"\0", good[: MODEL_SIZE - 1] + b"\0" + good[MODEL_SIZE:], good[:-4] + b"abcd"]
+        wrong += [bytes([2]) + good[1:], good[:2] + bytes(16) + good[18:], echo[:-1], echo[: HEAD.size] + echo[-64:]]
+        for data in wrong:
+            with pytest.raises(Malformed):
+                form.parse(data, peers.rings[0])
+            others[0].send(data, to=0)
+        others[1].send(good, to=0)  # signed by another one
+        far = form.model(peers.rings[1], 1, (7, 0), torch.ones(WIDTH)).data
+        other_tag = form.model(peers.rings[1], 1, (0, 9), torch.ones(WIDTH)).data
+        others[0].send(far, to=0)
+        others[0].send(other_tag, to=0)
+        end = time.monotonic() + 10
+        while transport.counts.total() < len(wrong) + 3 and time.monotonic() < end:
+            time.sleep(0.01)
+        assert transport.counts == {"malformed": len(wrong) + 1, "early": 2}
+        assert not transport._gatherings
+
+
+def test_echoes_among_too_many_liars_and_a_closed_transport_say_so():
+    with Peers(6, 2) as peers, pytest.raises(BadInput, match="n > 3 f"):
+        peers.transport(0)
+    with Peers(4, 1) as peers:
+        transport = peers.transport(0)
+        assert transport.rejoin() is None
+        transport.close()
+        with pytest.raises(BadInput, match="was closed"):
+            transport.exchange(0, "parameters", torch.zeros(1, WIDTH))
