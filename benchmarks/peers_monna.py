@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from gradless.peers.signing import Ed25519Ring
 from torch import Tensor
 
 from gradless.collab.config import CollabConfig
@@ -40,6 +39,7 @@ from gradless.collab.simulation.build import mixing_rule
 from gradless.collab.simulation.simulate import simulate
 from gradless.peers.latest import Latest, settle_with
 from gradless.peers.link import LocalGroup
+from gradless.peers.signing import Ed25519Ring
 from gradless.system.progress import Reporter
 
 DELAY = 0.002  # mean seconds of a message

@@ -6,11 +6,6 @@ import time
 
 import pytest
 import torch
-from gradless.peers.agreement import Agreement, Timing
-from gradless.peers.history import Group
-from gradless.peers.log import DecidedLog
-from gradless.peers.signing import hash_rings
-from gradless.peers.votes import Votes
 
 from gradless import ledger
 from gradless.collab.learners.coefficients import CoefficientPeers
@@ -22,9 +17,14 @@ from gradless.errors import BadInput
 from gradless.gradients import Update
 from gradless.ledger import Ledger
 from gradless.peers.agreed import Agreed, catch_up
+from gradless.peers.agreement import Agreement, Timing
+from gradless.peers.history import Group
 from gradless.peers.liars import LIARS, liar
 from gradless.peers.link import LocalGroup
+from gradless.peers.log import DecidedLog
 from gradless.peers.mixing import AgreedRule
+from gradless.peers.signing import hash_rings
+from gradless.peers.votes import Votes
 from gradless.system.hashing import weights_sha256
 from peer_groups import RUN, in_threads, one
 
@@ -45,7 +45,12 @@ class Peers:
         log, ring = DecidedLog(None, self.group), self.rings[me]
         agreement = Agreement(
             *(me, self.group),
-            **{"ring": ring, "votes": Votes(None, RUN), "log": log, "timing": Timing(grace=self.grace, base=2.0)},
+            **{
+                "ring": ring,
+                "votes": Votes(None, RUN, complete=True),
+                "log": log,
+                "timing": Timing(grace=self.grace, base=2.0),
+            },
             now=time.monotonic(),
         )
         lie = liar(self.lies[me], me, self.group, ring) if me in self.lies else None
