@@ -171,11 +171,22 @@ def test_rubbish_is_counted_and_changes_nothing():
         form = Format(RUN, 4, WIDTH)
         good = form.model(peers.rings[1], 1, (0, 0), torch.ones(WIDTH)).data
         echo = form.echo(peers.rings[1], 1, (0, 0), {0: bytes(32), 2: bytes(32)})
-        wrong = [b"", good[:-1], good + b"\0", good[: MODEL_SIZE - 1] + b"\0" + good[MODEL_SIZE:], good[:-4] + b"abcd"]
-        wrong += [bytes([2]) + good[1:], good[:2] + bytes(16) + good[18:], echo[:-1], echo[: HEAD.size] + echo[-64:]]
-        for data in wrong:
+        flipped = bytes([good[MODEL_SIZE - 1] ^ 1])
+        wrong = {
+            "nothing": b"",
+            "short": good[:-1],
+            "long": good + b"\0",
+            "signature": good[: MODEL_SIZE - 1] + flipped + good[MODEL_SIZE:],
+            "vector": good[:-4] + b"abcd",
+            "version": bytes([2]) + good[1:],
+            "run": good[:2] + bytes(16) + good[18:],
+            "short echo": echo[:-1],
+            "echo of nothing": echo[: HEAD.size] + echo[-64:],
+            "long ask": form.ask(1, (0, 0)) + b"\0",
+        }
+        for what, data in wrong.items():
             with pytest.raises(Malformed):
-                form.parse(data, peers.rings[0])
+                pytest.fail(f"{what}: {form.parse(data, peers.rings[0])}")
             others[0].send(data, to=0)
         others[1].send(good, to=0)  # signed by another one
         far = form.model(peers.rings[1], 1, (7, 0), torch.ones(WIDTH)).data

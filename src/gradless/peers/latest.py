@@ -27,7 +27,7 @@ from gradless.errors import BadInput
 from gradless.peers.link import Link
 from gradless.peers.schema import Malformed
 from gradless.peers.signing import Ring
-from gradless.peers.vectors import Echo, Format, Model, Slot
+from gradless.peers.vectors import Ask, Echo, Format, Model, Slot
 
 AHEAD: Final = 1  # steps before this peer takes them of which vectors are kept
 BEHIND: Final = 1  # steps after this peer has taken them of which it still helps others
@@ -129,6 +129,7 @@ class Latest:
         self._gatherings: dict[Slot, Gathering] = {}
         self._newest: dict[int, Model] = {}
         self._tags = {tag: number for number, tag in enumerate(tags)}
+        self._helped: dict[int, float] = {}  # when a peer was told something again
         self._stopped = False
         self._outboxes = {peer: _Outbox(self, peer) for peer in range(peers) if peer != self.me}
         link.serve(self._answer)
@@ -210,6 +211,7 @@ class Latest:
                 again = time.monotonic() + RESEND
                 self._post(own.data)
                 self._echo(slot, again=True)
+                self.link.send(self.format.ask(self.me, slot))
 
     def _later(self, models: Sequence[Model], step: int) -> int | None:
         others = [model for model in models if model.sender != self.me]
@@ -251,19 +253,21 @@ class Latest:
                 self.counts["late" if message.slot < self._slot else "early"] += 1
                 return
             gathering = self._gathering(message.slot)
-            if isinstance(message, Echo):
+            if isinstance(message, Ask):
+                self._help(gathering, sender)
+            elif isinstance(message, Echo):
                 gathering.add_echo(message)
-            else:
-                self._note(gathering, message)
+            elif (first := gathering.add_model(message)) is not None:
+                self.evidence.setdefault(sender, (first.data, message.data))
             self._changed.notify_all()
 
-    def _note(self, gathering: Gathering, model: Model) -> None:
-        """Note a vector; say the own one again to a peer that repeats itself in an exchange that is over here."""
-        again = model.sender in gathering.models
-        if (first := gathering.add_model(model)) is not None:
-            self.evidence.setdefault(model.sender, (first.data, model.data))
-        elif again and model.slot < self._slot and self.me in gathering.models:
-            self._outboxes[model.sender].put(gathering.models[self.me].data)
+    def _help(self, gathering: Gathering, peer: int) -> None:
+        """Say again what was said in an exchange, to a peer that lacks some of it; not too often."""
+        now = time.monotonic()
+        if self.me in gathering.models and now > self._helped.get(peer, -RESEND) + RESEND / 2:
+            self._helped[peer] = now
+            self._outboxes[peer].put(gathering.models[self.me].data)
+            gathering.unsaid |= gathering.models.keys() - {self.me}
 
     def _wanted(self, slot: Slot) -> bool:
         step = self._slot[0]

@@ -5,6 +5,7 @@ Little-endian. A signature covers `DOMAIN` and everything before it in its messa
 
     MODEL   head | u32 D | 32 SHA-256 of the vector | 64 signature | D f32        126 + 4 D bytes
     ECHO    head | u16 count | count x (u16 sender | 32 SHA-256) | 64 signature   92 + 34 count
+    ASK     head                                                                  26, unsigned
 
 Every reader here takes bytes from strangers: it returns what the schema allows or raises `Malformed`, and nothing else.
 """
@@ -24,7 +25,7 @@ from gradless.peers.schema import HEAD, SIGNATURE, VERSION, Malformed
 from gradless.peers.signing import Ring
 
 DOMAIN: Final = b"gradless-peers-vectors-1\0"
-MODEL, ECHO = 32, 33  # kinds, in the byte after the version
+MODEL, ECHO, ASK = 32, 33, 34  # kinds, in the byte after the version
 WIDTH, COUNT, ENTRY = struct.Struct("<I32s"), struct.Struct("<H"), struct.Struct("<H32s")
 MODEL_SIGNED: Final = HEAD.size + WIDTH.size
 MODEL_SIZE: Final = MODEL_SIGNED + SIGNATURE
@@ -56,6 +57,13 @@ class Echo(NamedTuple):
     """By the sender of the vector."""
 
 
+class Ask(NamedTuple):
+    """Somebody wants to hear again what was said in an exchange."""
+
+    sender: int
+    slot: Slot
+
+
 class Format(NamedTuple):
     """What all messages of a run have in common."""
 
@@ -80,6 +88,10 @@ class Format(NamedTuple):
         body = HEAD.pack(VERSION, ECHO, self.run, me, *slot) + COUNT.pack(len(digests)) + entries
         return body + ring.sign(DOMAIN + body)
 
+    def ask(self, me: int, slot: Slot) -> bytes:
+        """Ask all to say again what they said in an exchange."""
+        return HEAD.pack(VERSION, ASK, self.run, me, *slot)
+
     def sender(self, data: bytes) -> int:
         """Return who a message claims to be from, before anything costly is done with it.
 
@@ -89,11 +101,11 @@ class Format(NamedTuple):
         if not HEAD.size <= len(data) <= self.largest():
             raise Malformed("length")
         version, kind, run, sender, _, _ = HEAD.unpack_from(data)
-        if version != VERSION or run != self.run or sender >= self.peers or kind not in (MODEL, ECHO):
+        if version != VERSION or run != self.run or sender >= self.peers or kind not in (MODEL, ECHO, ASK):
             raise Malformed("head")
         return int(sender)
 
-    def parse(self, data: bytes, ring: Ring) -> Model | Echo:
+    def parse(self, data: bytes, ring: Ring) -> Model | Echo | Ask:
         """Read one message and check its signature; of a vector, its digest too.
 
         Raises:
@@ -105,6 +117,10 @@ class Format(NamedTuple):
         _, kind, _, sender, step, number = HEAD.unpack_from(data)
         if kind == MODEL:
             return self._model(data, ring, sender, (step, number))
+        if kind == ASK:
+            if len(data) != HEAD.size:
+                raise Malformed("ask length")
+            return Ask(sender, (step, number))
         return self._echo(data, ring, sender, (step, number))
 
     def _model(self, data: bytes, ring: Ring, sender: int, slot: Slot) -> Model:
