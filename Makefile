@@ -52,7 +52,7 @@ reference: $(STAMP)
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,trainer,tensorboard]" \
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,peers,trainer,tensorboard]" \
 		pytest pytest-xdist hypothesis ruff mypy nbclient ipykernel
 	$(BIN)/python -c "import triton" 2> /dev/null || [ "$$(uname)" != Linux ] || \
 		$(BIN)/pip install --quiet --disable-pip-version-check triton==3.9.0

@@ -22,6 +22,7 @@ SOURCE = Path(gradless.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = {"torch", "numpy", "click", "rich", "safetensors", "msgspec", "jinja2", "filelock", "packaging"}
 MODULES = {"scikit-learn": "sklearn", "pillow": "PIL", "protobuf": "google", "mkdocs-material": "mkdocs"}
+MODULES |= {"eclipse-zenoh": "zenoh"}
 BROUGHT = {
     "huggingface_hub": "transformers",
     "tokenizers": "transformers",

@@ -206,7 +206,7 @@ def test_text_files_name_their_encoding():
             mode = next((one.value for one in node.args if isinstance(one, ast.Constant)), "r")
             text = node.func.attr in ("read_text", "write_text")
             text |= node.func.attr == "open" and mode in ("r", "w", "a", "x", "r+", "w+")
-            module = ast.unparse(node.func.value) in ("os", "tarfile", "Image", "archive", "zipfile", "typed")
+            module = ast.unparse(node.func.value) in ("os", "tarfile", "Image", "archive", "zipfile", "typed", "zenoh")
             if text and not module and all(keyword.arg != "encoding" for keyword in node.keywords):
                 bare.append(f"{name}:{node.lineno}")
     assert not bare, f'{bare}: add encoding="utf-8"'

@@ -54,7 +54,7 @@ def test_the_module_runs_and_answers_at_once():
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines() == [
         "gradless: unknown command 'tunne': did you mean 'tune'? (known: bench, collab, completion, demo, doctor, "
-        "eval, ledger, list, plan, predict, profile, replay, report, tune)"
+        "eval, ledger, list, peers, plan, predict, profile, replay, report, tune)"
     ]
 
 

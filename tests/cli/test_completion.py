@@ -197,6 +197,9 @@ HELPS = [
     ["collab"],
     ["collab", "simulate"],
     ["collab", "split"],
+    ["peers"],
+    ["peers", "init"],
+    ["peers", "run"],
     ["list", "methods"],
 ]
 

@@ -32,6 +32,7 @@ from gradless.cli.options import (
     options,
     plugin_option,
 )
+from gradless.cli.peers import peers
 from gradless.cli.plan import plan
 from gradless.cli.predict import predict
 from gradless.cost.settings import ProfileSettings
@@ -47,7 +48,7 @@ def main() -> None:
     """Fine-tune language models with forward passes only."""
 
 
-for command in (predict, collab, plan, ledger, doctor, completion, list_):
+for command in (predict, collab, peers, plan, ledger, doctor, completion, list_):
     main.add_command(command)
 
 file_options = options(

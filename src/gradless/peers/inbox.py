@@ -1,0 +1,101 @@
+"""Messages that wait for a peer: bounded for each sender, taken in turn, and refused from senders that are muted.
+
+A peer that floods fills its own share and nobody else's, and costs the others one turn in n.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from typing import Final
+
+MESSAGES: Final = 512
+"""Waiting messages of one sender."""
+BYTES: Final = 4 << 20
+"""Waiting bytes of one sender, beside one message of any size."""
+FAULTS: Final = 20
+"""Messages that no honest peer sends, within `WINDOW` seconds, after which a sender is muted."""
+WINDOW: Final = 60.0
+MUTED: Final = 600.0
+"""Seconds for which nothing of a muted sender is taken."""
+
+
+class Inbox:
+    """A queue of messages with a share for each sender.
+
+    Args:
+        peers: n.
+        limit: most bytes of a message.
+        messages: that may wait of one sender.
+        size: bytes that may wait of one sender.
+    """
+
+    def __init__(self, peers: int, *, limit: int, messages: int = MESSAGES, size: int = BYTES) -> None:
+        self.limit, self.messages, self.size = limit, messages, max(size, limit)
+        self.dropped = [0] * peers
+        """Messages that were not taken, by sender."""
+        self._waiting: list[deque[bytes]] = [deque() for _ in range(peers)]
+        self._bytes = [0] * peers
+        self._turn = 0
+        self._until = [0.0] * peers
+        self._faults: list[deque[float]] = [deque(maxlen=FAULTS) for _ in range(peers)]
+        self._changed = threading.Condition()
+        self._closed = False
+
+    def put(self, sender: int, message: bytes, now: float | None = None) -> bool:
+        """Take a message; returns whether there was room for it, and its sender is not muted."""
+        now = time.monotonic() if now is None else now
+        with self._changed:
+            full = len(self._waiting[sender]) >= self.messages or self._bytes[sender] + len(message) > self.size
+            if self._closed or len(message) > self.limit or full or now < self._until[sender]:
+                self.dropped[sender] += 1
+                return False
+            self._waiting[sender].append(message)
+            self._bytes[sender] += len(message)
+            self._changed.notify()
+            return True
+
+    def get(self, timeout: float) -> tuple[int, bytes] | None:
+        """Return the next message and its sender, senders in turn; None after ``timeout`` seconds without one."""
+        end = time.monotonic() + timeout
+        with self._changed:
+            while not self._closed:
+                for offset in range(len(self._waiting)):
+                    sender = (self._turn + offset) % len(self._waiting)
+                    if self._waiting[sender]:
+                        self._turn = sender + 1
+                        message = self._waiting[sender].popleft()
+                        self._bytes[sender] -= len(message)
+                        return sender, message
+                left = end - time.monotonic()
+                if left <= 0:
+                    break
+                self._changed.wait(left)
+        return None
+
+    def fault(self, sender: int, now: float | None = None) -> bool:
+        """Note a message that no honest peer sends; returns whether its sender is muted from now on."""
+        now = time.monotonic() if now is None else now
+        with self._changed:
+            faults = self._faults[sender]
+            faults.append(now)
+            if len(faults) < FAULTS or now - faults[0] > WINDOW:
+                return False
+            faults.clear()
+            self._until[sender] = now + MUTED
+            self._waiting[sender].clear()
+            self._bytes[sender] = 0
+            return True
+
+    def muted(self, sender: int, now: float | None = None) -> bool:
+        """Return whether a sender is muted."""
+        return (time.monotonic() if now is None else now) < self._until[sender]
+
+    def close(self) -> None:
+        """Forget all messages and let `get` return at once."""
+        with self._changed:
+            self._closed = True
+            for waiting in self._waiting:
+                waiting.clear()
+            self._changed.notify_all()

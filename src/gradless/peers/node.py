@@ -1,0 +1,307 @@
+"""One peer of a run: it opens its folder, connects, catches up, trains, states its weights, and serves its log.
+
+Whatever ends it, the same command goes on: decided steps are in ``peers.log``, its own votes in ``votes.wal``, its
+updates in ``ledger``. A peer without ``votes.wal`` signs nothing before the group has told it what it may have signed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from gradless.collab.config import CollabConfig
+from gradless.collab.learners.alone import OnePeer, one_peer
+from gradless.errors import BadInput
+from gradless.peers import keys, own_data, prepare
+from gradless.peers import manifest as manifests
+from gradless.peers.agreed_part import AgreedPart
+from gradless.peers.keys import Identity
+from gradless.peers.manifest import Manifest
+from gradless.peers.mixed_part import MixedPart
+from gradless.peers.monitor import Monitor
+from gradless.peers.node_files import LEDGER, LOSABLE, METRICS, RESULT, Metrics, Result
+from gradless.peers.part import Part
+from gradless.peers.zenoh_link import ZenohLink
+from gradless.runs.record import versions
+from gradless.system import locks
+from gradless.system.atomic import write_json
+from gradless.system.progress import Reporter
+from gradless.system.side_files import make_room
+
+FIRST_SECONDS: Final = 5.0
+"""That a peer waits at its start for a quorum, before it asks those who are there."""
+LINGER: Final = 2.5
+"""Seconds that a peer stays when all are done, so that all hear of it."""
+POLL: Final = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """What a peer chooses for itself."""
+
+    manifest: Path
+    identity: Path
+    out: Path
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """Its own rows: fields of `gradless.runs.config.OwnFiles`."""
+    data: Path | None = None
+    """Files of the manifest's task or data set."""
+    model: str | None = None
+    """Where the base model is, if not where the manifest says."""
+    device: str = "cpu"
+    listen: str | None = None
+    serve: float | None = None
+    """Seconds to serve the log when done; None: until all are done."""
+    liar: str | None = None
+    pace: float = 0.0
+    """Least seconds of a step."""
+    join: bool = False
+    """Refuse to begin a run that has not begun."""
+
+
+def run(settings: Settings, *, confirm: Callable[[Manifest], None], reporter: Reporter | None = None) -> Result:
+    """Take part in a run until its last step; return the contents of ``result.json``.
+
+    Args:
+        settings: of this peer.
+        confirm: has somebody compare the fingerprint; called before the first start in a folder.
+        reporter: where progress goes.
+
+    Raises:
+        BadInput: keys, manifest, certificates, data, model or folder that cannot be used, a port that is taken, another
+            process with this identity, or a disk that is full: nothing is sent that is not written.
+    """
+    reporter = reporter or Reporter()
+    identity, data = keys.load(settings.identity), manifests.read_bytes(settings.manifest)
+    manifest = manifests.parse(data, settings.manifest)
+    manifest.number(identity)
+    with (
+        locks.claimed(settings.identity, option="--identity", say=reporter.warn),
+        locks.claimed(settings.out, say=reporter.warn),
+    ):
+        copy = settings.out / manifests.FILE
+        if not copy.exists():
+            confirm(manifest)
+        manifests.write(copy, data)
+        make_room(settings.out, LOSABLE, reporter.say)
+        with contextlib.ExitStack() as stack:
+            return Node(settings, manifest, identity, reporter, stack).run()
+
+
+class Node:
+    """A peer in its folder.
+
+    Args:
+        settings: of this peer.
+        manifest: of the run.
+        identity: of this peer.
+        reporter: where progress goes.
+        stack: closes what is opened.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        manifest: Manifest,
+        identity: Identity,
+        reporter: Reporter,
+        stack: contextlib.ExitStack,
+    ) -> None:
+        self.settings, self.manifest, self.reporter, self.stack = settings, manifest, reporter, stack
+        self.me, self.steps = manifest.number(identity), manifest.config.steps
+        self.step, self.begun = 0, time.monotonic()
+        self.agree_seconds: list[float] = []
+        self.zero_shot: float | None = None
+        part: type[Part] = AgreedPart if manifest.agreed else MixedPart
+        self.part = part(manifest, identity, settings.out)
+        self.link = ZenohLink(manifest, identity, listen=settings.listen, limit=part.message_limit(manifest))
+        stack.callback(self.link.close)
+        self.metrics = Metrics(settings.out / METRICS)
+        stack.callback(self.metrics.close)
+        self.monitor = Monitor(manifest, self.me, settings.out, self.link, self.part.ring, reporter.warn)
+        stack.callback(self.monitor.close)
+
+    def run(self) -> Result:
+        """Train and serve; see `run`."""
+        self.one = self._built()
+        self.stack.callback(self._close_ledger)
+        self.reporter.say(
+            f"{self.manifest.names[self.me]} is peer {self.me} of {len(self.manifest.peers)}, with {self.one.rows} "
+            f"training rows; listening at {self.settings.listen or self.manifest.peers[self.me].endpoint}"
+        )
+        self._wait_for(self.manifest.quorum, FIRST_SECONDS)
+        self.step = self.part.begin(self.one, self.link, liar=self.settings.liar, say=self.reporter.say)
+        self.stack.callback(self.part.close)
+        if self.settings.join and not self.step:
+            raise BadInput(
+                "nobody has decided a step yet, so there is nothing to join: begin with 'gradless peers run'"
+            )
+        self.monitor.begin(self.part, self.step)
+        status = "done"
+        try:
+            self._train()
+        except KeyboardInterrupt:
+            status = "interrupted"
+        result = self._result(status)
+        write_json(self.settings.out / RESULT, dict(result))
+        if status == "done":
+            with contextlib.suppress(KeyboardInterrupt):
+                self._serve()
+        return result
+
+    # -- start --------------------------------------------------------------------------------------------------------
+
+    def _built(self) -> OnePeer:
+        """Load model and rows, and take the steps in the ledger."""
+        own = own_data.merged(self.manifest.config.own, self.settings.own)
+        config = self._config()
+        if own is None and config.model is not None and config.task is None:
+            raise BadInput("the run has no task of its own: give your rows with --train")
+        one = one_peer(config, self.me, own=own, folder=self.settings.out)
+        expected = self.manifest.contents.base_sha256
+        if expected and one.base_sha256 != expected:
+            one.close()
+            if one.start == 0:
+                (self.settings.out / LEDGER).unlink(missing_ok=True)  # it names these weights
+            raise BadInput(
+                f"the base model {config.model} has other weights here ({str(one.base_sha256)[:12]}) than in the "
+                f"manifest ({expected[:12]}): load the same files, and give their place with --model"
+            )
+        return one
+
+    def _config(self) -> CollabConfig:
+        config, settings = self.manifest.config, self.settings
+        folder = settings.manifest if settings.manifest.is_dir() else settings.manifest.parent
+        model = settings.model or (prepare.located(config.model, folder) if config.model else None)
+        data = str(settings.data.resolve()) if settings.data is not None else config.data
+        return dataclasses.replace(config, model=model, data=data, device=settings.device)
+
+    def _wait_for(self, count: int, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while len(self.link.alive()) < count and time.monotonic() < end:
+            time.sleep(POLL)
+
+    # -- training -----------------------------------------------------------------------------------------------------
+
+    def _train(self) -> None:
+        if self.step == 0:
+            self._evaluate(0)
+        with self.reporter.job("train", self.steps, done=self.step, part="step") as show:
+            while self.step < self.steps:
+                first, begun, sent = self.step, time.monotonic(), self.link.sent
+                self.step, loss = self.part.step(self.step)
+                time.sleep(max(0.0, self.settings.pace - (time.monotonic() - begun)))
+                self._note(first, loss, time.monotonic() - begun, self.link.sent - sent)
+                show(self.step, "" if loss is None else f"loss {loss:.4f}")
+                every = self.manifest.contents.check_every
+                if first // every < self.step // every or self.step == self.steps:
+                    self._state()
+                if first // self.manifest.config.eval_every < self.step // self.manifest.config.eval_every:
+                    self._evaluate(self.step)
+        if not self.monitor.has_stated(self.step):
+            self._state()
+
+    def _note(self, step: int, loss: float | None, seconds: float, sent: int) -> None:
+        """Write the line of a step, and of those whom it convicts."""
+        facts = self.part.facts(step)
+        self.monitor.decided(step, self.step, facts)
+        agree = facts.pop("agree_seconds", None)
+        if agree is not None:
+            self.agree_seconds.append(agree)
+        self.metrics.write(
+            event="step", step=step, loss=loss, **facts, agree_seconds=agree,
+            probe_seconds=None if agree is None else round(max(0.0, seconds - agree), 6), seconds=round(seconds, 6),
+            bytes=sent,
+        )  # fmt: skip
+        for ban in self.part.new_bans():
+            self.metrics.write(event="banned", **ban)
+            self.reporter.say(
+                f"{self.manifest.names[ban['peer']]} {ban['what']}: evidence/{ban['evidence']}, banned from step "
+                f"{ban['step']}"
+            )
+
+    def _state(self) -> None:
+        """Say which weights this peer holds, and look what the others said."""
+        sha256 = self.part.weights_sha256()
+        others = self.monitor.state(self.step, sha256)
+        self.metrics.write(event="hash", step=self.step, weights_sha256=sha256, others=others)
+        if self.manifest.agreed and (theirs := self.monitor.board.outvoted(self.step)) is not None:
+            self._rebuild(sha256, theirs.hex())
+
+    def _rebuild(self, mine: str, theirs: str) -> None:
+        """Take all steps again from the log, since f + 1 others hold other weights.
+
+        Raises:
+            BadInput: the weights still differ.
+        """
+        self.reporter.warn(
+            f"step {self.step}: the weights are {mine[:12]}, and {theirs[:12]} at f + 1 others: rebuilding them from "
+            "the log"
+        )
+        self._close_ledger()
+        self.part.put_ledger_aside()
+        self.one = self._built()
+        if self.part.rebuild(self.one, self.step) != theirs:
+            raise BadInput(
+                f"the weights at step {self.step} differ from those of f + 1 others even when taken anew from the log: "
+                "check this machine's memory, and that torch and numba are intact"
+            )
+
+    def _evaluate(self, step: int) -> None:
+        accuracy = self.part.accuracy(self.manifest.config.eval_rows if step < self.steps else None)
+        if step == 0:
+            self.zero_shot = accuracy
+        if accuracy is not None:
+            self.metrics.write(event="eval", step=step, accuracy=accuracy)
+
+    # -- end ----------------------------------------------------------------------------------------------------------
+
+    def _result(self, status: Any) -> Result:
+        taken = self.step - self.part.started
+        seconds = time.monotonic() - self.begun
+        accuracy = self.part.accuracy(None) if status == "done" else None
+        ledger = self.settings.out / LEDGER
+        return Result(
+            status=status,
+            steps=self.step,
+            weights_sha256=self.part.weights_sha256(),
+            digest=self.part.digest(),
+            seconds=round(seconds, 3),
+            bytes_per_step=round(self.link.sent / taken, 1) if taken else 0.0,
+            agree_seconds=round(statistics.median(self.agree_seconds), 6) if self.agree_seconds else None,
+            accuracy=accuracy,
+            banned={self.manifest.names[peer]: step for peer, step in self.part.banned().items()},
+            selected_step=self.step,
+            data_sha256="",
+            zero_shot=_scores(self.zero_shot),
+            test=_scores(accuracy),
+            interval={},
+            seconds_per_step=round(seconds / taken, 6) if taken else 0.0,
+            ledger_bytes=ledger.stat().st_size if ledger.exists() else 0,
+            versions=versions(),
+        )
+
+    def _serve(self) -> None:
+        """Serve the log until all peers that are not banned have all steps, or the time is over."""
+        end = None if self.settings.serve is None else time.monotonic() + self.settings.serve
+        waited = [self.manifest.names[peer] for peer in self.monitor.behind(self.steps)]
+        if waited:
+            self.reporter.say(f"done; serving the log to {', '.join(waited)} (stop with Ctrl-C)")
+        self.monitor.phase = "serving"
+        while self.monitor.behind(self.steps) and (end is None or time.monotonic() < end):
+            time.sleep(POLL)
+        time.sleep(LINGER if end is None else max(0.0, min(LINGER, end - time.monotonic())))
+
+    def _close_ledger(self) -> None:
+        with contextlib.suppress(OSError):
+            self.one.close()
+
+
+def _scores(accuracy: float | None) -> dict[str, float]:
+    return {} if accuracy is None else {"accuracy": accuracy}

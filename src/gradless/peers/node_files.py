@@ -1,0 +1,96 @@
+"""Files in the folder of a peer's run, and what others read in them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Final, Literal, TypedDict
+
+from gradless.system.atomic import replacing
+
+LOG: Final = "peers.log"
+VOTES: Final = "votes.wal"
+LEDGER: Final = "ledger"
+METRICS: Final = "metrics.jsonl"
+STATUS: Final = "status.json"
+RESULT: Final = "result.json"
+EVIDENCE: Final = "evidence"
+LOSABLE: Final = (METRICS, STATUS, RESULT)
+"""Files that may be lost, or hold anything, without harm."""
+
+
+class Result(TypedDict):
+    """What others read of a ``result.json``."""
+
+    status: Literal["done", "interrupted"]
+    steps: int
+    weights_sha256: str
+    digest: str
+    """Of the last value; empty where nothing was agreed on."""
+    seconds: float
+    bytes_per_step: float
+    """Sent, counted once for each receiver."""
+    agree_seconds: float | None
+    """Median of a step: from the own row to the decision."""
+    accuracy: float | None
+    banned: dict[str, int]
+    """First step in which messages of a convicted peer count for nothing, by name."""
+    # What `gradless replay --verify` and others read of any tuning run (`gradless.runs.record.Result`):
+    selected_step: int
+    data_sha256: str
+    zero_shot: dict[str, float]
+    test: dict[str, float]
+    interval: dict[str, tuple[float, float]]
+    seconds_per_step: float
+    ledger_bytes: int
+    versions: dict[str, Any]
+
+
+class Metrics:
+    """``metrics.jsonl``, a line an event; a line that a crash tore is cut.
+
+    Args:
+        path: the file; it is continued.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        whole = path.read_bytes() if path.exists() else b""
+        kept = whole.rfind(b"\n") + 1
+        if kept < len(whole):
+            os.truncate(path, kept)
+        self._file = path.open("ab", buffering=0)
+
+    def write(self, **values: Any) -> None:
+        """Append a line with one write."""
+        self._file.write(json.dumps(values, separators=(",", ":")).encode() + b"\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def write_evidence(folder: Path, name: str, step: int, pair: tuple[bytes, bytes]) -> str:
+    """Write two messages that convict a peer; returns the name of the file.
+
+    The file holds each message behind its length (u32, little-endian). With the manifest anybody can check it: two
+    messages of one kind, step and round with different contents, both signed by one peer.
+    """
+    file = f"{name}-{step}.bin"
+    path = folder / EVIDENCE / file
+    if not path.exists():
+        path.parent.mkdir(exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"".join(len(part).to_bytes(4, "little") + part for part in pair))
+    return file
+
+
+def read_evidence(path: Path) -> tuple[bytes, bytes] | None:
+    """Return the two messages in a file; None if it holds something else."""
+    data, parts = path.read_bytes(), []
+    while len(data) >= 4:
+        end = 4 + int.from_bytes(data[:4], "little")
+        parts.append(data[4:end])
+        data = data[end:]
+    return (parts[0], parts[1]) if len(parts) == 2 and not data else None

@@ -1,0 +1,153 @@
+"""What `gradless peers init` puts into a manifest: settings of the command line, of a recipe or of an earlier run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypedDict
+
+from gradless.collab.algorithms import COEFFICIENTS
+from gradless.collab.config import CollabConfig
+from gradless.errors import BadInput
+from gradless.peers import manifest as manifests
+from gradless.peers import settings
+from gradless.peers.keys import Card
+from gradless.peers.manifest import Manifest, Parent, Timing
+from gradless.peers.node_files import RESULT
+from gradless.system.side_files import read_table
+
+BASE: Final = "base"
+"""Folder beside a manifest with the weights that its run begins with, if it continues another one."""
+EXCISED: Final = "excised.json"
+"""What `gradless.peers.excise` writes beside the ledger without some peers."""
+OWN: Final = ("template", "label_column", "labels", "delimiter", "encoding")
+
+
+class Ending(TypedDict):
+    """What is read of the end of a run."""
+
+    steps: int
+    digest: str
+    weights_sha256: str
+
+
+def manifest(
+    cards: Sequence[Card],
+    values: Mapping[str, Any],
+    *,
+    f: int,
+    mode: str,
+    recipe: str | None,
+    out: Path,
+    check_every: int,
+    timing: Timing,
+    days: int,
+    parent: Path | None,
+    say: Callable[[str], None],
+) -> Manifest:
+    """Make and write a manifest; return it.
+
+    Args:
+        cards: of the peers.
+        values: settings that were given, fields of `CollabConfig` and of own files.
+        f: peers that may lie.
+        mode: a key of `gradless.peers.settings.MODES`.
+        recipe: whose settings to start from.
+        out: folder of the manifest.
+        check_every: steps between statements of the weights' hash.
+        timing: of the agreement.
+        days: that certificates are valid.
+        parent: folder of the run that this one continues.
+        say: receives lines of progress.
+
+    Raises:
+        BadInput: cards or settings that cannot be used, or another manifest in ``out``.
+    """
+    start, ancestry = _start(mode, recipe, parent, values, out, say)
+    config = settings.shared(_merged(start, values, mode), peers=len(cards), f=f)
+    data = manifests.make(
+        cards,
+        config,
+        f=f,
+        base_sha256=_base_sha256(config, out, say) if config.model else "",
+        check_every=check_every,
+        timing=timing,
+        days=days,
+        parent=ancestry,
+    )
+    made = manifests.parse(data)
+    manifests.write(out / manifests.FILE, data)
+    return made
+
+
+def _start(
+    mode: str, recipe: str | None, parent: Path | None, values: Mapping[str, Any], out: Path, say: Callable[[str], None]
+) -> tuple[dict[str, Any], Parent | None]:
+    """Return the settings to start from, and what is said of an earlier run."""
+    if parent is not None:
+        if recipe or mode != COEFFICIENTS:
+            raise BadInput("--continue takes the settings of the run: leave out --recipe and --mode")
+        return _continued(parent, values.get("model"), out, say)
+    if recipe is not None:
+        from gradless.collab import recipes
+
+        return settings.table(recipes.recipe(recipe).base), None
+    defaults = CollabConfig(dataset=None if mode == COEFFICIENTS or "model" in values else "digits", payload=mode)  # type: ignore[arg-type]
+    usual = settings.table(defaults)
+    for name in ("num_train", "num_test"):  # own files are used whole
+        if "task" not in values and "dataset" not in usual:
+            usual.pop(name)
+    return usual, None
+
+
+def _continued(folder: Path, model: str | None, out: Path, say: Callable[[str], None]) -> tuple[dict[str, Any], Parent]:
+    """Return the settings of a finished run, or of an excision; its weights are saved beside the manifest."""
+    from gradless.runs import jobs
+
+    earlier = manifests.read(folder)
+    ends = [read_table(folder / file, Ending) for file in (RESULT, EXCISED)]
+    end = next((one for one in ends if one is not None and one.get("status", "done") == "done"), None)
+    if not earlier.agreed or end is None:
+        raise BadInput(
+            f"{folder} holds no finished run of agreed peers: continue one that is done, or what 'excise' wrote"
+        )
+    jobs.replay(folder, until=end["steps"], save=out / BASE, model=model)
+    say(f"{out / BASE}: weights {end['weights_sha256'][:12]} after {end['steps']} steps of {folder}")
+    parent = Parent(run=earlier.sha256, digest=end["digest"], weights_sha256=end["weights_sha256"], steps=end["steps"])
+    return settings.table(dataclasses.replace(earlier.config, model=BASE)), parent
+
+
+def _merged(start: Mapping[str, Any], values: Mapping[str, Any], mode: str) -> dict[str, Any]:
+    """Return settings of a manifest: those that were given over those to start from."""
+    from gradless.runs.config_io import parse_options
+
+    given = {name: value for name, value in values.items() if not (name == "model" and start.get("model") == BASE)}
+    own = {**start.get("own", {}), **{name: given.pop(name) for name in OWN if name in given}}
+    if "rule_options" in given:
+        given["rule_options"] = parse_options(given["rule_options"])
+    merged: dict[str, Any] = {**start, **given, "payload": mode}
+    if own:
+        merged["own"] = own
+        merged.pop("task", None)
+    if isinstance(merged.get("model"), str) and (path := Path(merged["model"])).exists():
+        merged["model"] = str(path.resolve())
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in merged.items()}
+
+
+def _base_sha256(config: CollabConfig, out: Path, say: Callable[[str], None]) -> str:
+    """Return the hash of the base model's weights. Cost: the model is loaded."""
+    from gradless import lm
+    from gradless.lm import adapters
+    from gradless.system.hashing import weights_sha256
+
+    model = located(str(config.model), out)
+    say(f"hashing the weights of {model}")
+    base = lm.load(model, dtype="float32", device="cpu", say=say)
+    return weights_sha256([*base.model.named_parameters(), *adapters.scalings(base.model)])
+
+
+def located(model: str, folder: Path) -> str:
+    """Return where a model is that a manifest names: beside the manifest if it is there."""
+    beside = folder / model
+    return str(beside) if model == BASE and beside.is_dir() else model

@@ -1,0 +1,193 @@
+"""Groups of real processes over mutual TLS. Each starts several Pythons with torch, so they are in the sweep."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from gradless.collab.learners.alone import one_peer
+from gradless.peers import demo, keys, own_data
+from gradless.peers.agreed_part import AgreedPart
+from gradless.peers.history import Group
+from gradless.peers.link import LocalGroup
+from gradless.peers.loopback import LoopbackGroup
+from gradless.peers.manifest import Manifest
+from gradless.peers.node_files import EVIDENCE, METRICS, VOTES, read_evidence
+from gradless.peers.schema import parse_evidence
+from gradless.system.side_files import read_jsonl
+
+pytest.importorskip("zenoh")
+pytestmark = pytest.mark.sweep
+SECONDS = 240.0  # a loaded machine
+NAMES = [f"peer-{peer}" for peer in range(4)]
+EVERYBODY = range(4)
+
+
+@pytest.fixture
+def groups(tmp_path):
+    """Groups of four, whose processes are ended whatever happens."""
+    opened: list[LoopbackGroup] = []
+
+    def make(steps: int) -> LoopbackGroup:
+        opened.append(demo.group_of(tmp_path / f"group-{len(opened)}", NAMES, 1, steps, "tiny-llama", 0))
+        return opened[-1]
+
+    yield make
+    for group in opened:
+        group.end()
+
+
+def ended(group: LoopbackGroup, peers=EVERYBODY) -> list[dict]:
+    assert group.wait(lambda: all(group.result(peer) for peer in peers), SECONDS, running=peers), [
+        (group.step(peer), group.output(peer)[-300:]) for peer in peers
+    ]
+    return [group.result(peer) for peer in peers]
+
+
+def passed(group: LoopbackGroup, peer: int, step: int) -> bool:
+    return group.wait(lambda: group.step(peer) >= step, SECONDS)
+
+
+def in_process(group: LoopbackGroup, folder: Path) -> list[str]:
+    """The weights of the same run through the link of one process."""
+    manifest, links = group.manifest, LocalGroup(4)
+    hashes = [""] * 4
+
+    def peer(me: int) -> None:
+        own = own_data.merged(manifest.config.own, {"train": group.own[me][1], "test": group.own[me][3]})
+        one = one_peer(manifest.config, me, own=own, folder=folder / NAMES[me])
+        identity = keys.load(group.folder / NAMES[me] / "me")
+        part = AgreedPart(manifest, identity._replace(folder=folder / NAMES[me]), folder / NAMES[me])
+        step = part.begin(one, links.link(me), liar=None, say=print)
+        while step < manifest.config.steps:
+            step, _ = part.step(step)
+        hashes[me] = part.weights_sha256()
+        barrier.wait(SECONDS)
+        part.close()
+        one.close()
+
+    barrier = threading.Barrier(4)
+    threads = [threading.Thread(target=peer, args=(me,)) for me in EVERYBODY]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    return hashes
+
+
+def test_the_network_gives_the_weights_of_the_link_in_one_process(groups, tmp_path):
+    group = groups(200)
+    for peer in EVERYBODY:
+        group.start(peer)
+    results = ended(group)
+    assert {result["status"] for result in results} == {"done"}
+    hashes = {result["weights_sha256"] for result in results}
+    assert len(hashes) == 1
+    assert len({result["digest"] for result in results}) == 1
+    lines = read_jsonl(group.run_folder(0) / METRICS)[0]
+    steps = [line for line in lines if line["event"] == "step"]
+    assert [line["step"] for line in steps] == list(range(200))
+    if all(line["heard"] == [0, 1, 2, 3] for line in steps):  # a loaded machine may leave a row out
+        assert set(in_process(group, tmp_path / "local")) == hashes
+    else:
+        pytest.skip("a row was late: the parity is of runs in which every value has all rows")
+
+
+def test_kills_stops_and_a_lost_vote_log(groups):
+    """One run through all of it: nobody is convicted, and all end with equal weights."""
+    group = groups(260)
+    for peer in EVERYBODY:
+        group.start(peer, "--pace", "0.05")
+    assert passed(group, 0, 5)
+
+    group.kill(3)  # -9
+    killed = group.step(0)
+    assert passed(group, 0, killed + 10)
+    group.start(3, "--pace", "0.05")
+
+    group.signal(2, signal.SIGSTOP)
+    stopped = group.step(0)
+    if group.step(3) < stopped:  # three are needed, and peer 3 may still be on its way
+        assert passed(group, 3, stopped)
+    assert passed(group, 0, stopped + 10)
+    group.signal(2, signal.SIGCONT)
+    assert passed(group, 2, stopped + 10)
+
+    for peer in (0, 1):
+        group.signal(peer, signal.SIGSTOP)
+    time.sleep(3.0)
+    still = group.step(2)
+    time.sleep(4.0)
+    assert group.step(2) == group.step(3) == still  # two of four decide nothing
+    for peer in (0, 1):
+        group.signal(peer, signal.SIGCONT)
+    assert passed(group, 2, still + 5)
+
+    group.kill(1)
+    (group.run_folder(1) / VOTES).unlink()
+    group.start(1, "--pace", "0.05")
+    results = ended(group)
+    assert "is missing, and peer-1 has taken part in this run" in group.output(1)
+    assert len({result["weights_sha256"] for result in results}) == 1
+    assert [result["banned"] for result in results] == [{}] * 4
+    assert not any((group.run_folder(peer) / EVIDENCE).exists() for peer in EVERYBODY)
+
+
+def convicts(manifest: Manifest, path: Path) -> str:
+    """The peer that a file convicts, as somebody finds who has the manifest and nothing else."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    from gradless.peers.schema import DOMAIN
+
+    pair = read_evidence(path)
+    group = Group(manifest.run, len(manifest.peers), manifest.f, manifest.config.queries)
+    (head, first, one), (other, second, two) = (
+        parse_evidence(part, group.run, group.peers, group.width) for part in pair
+    )
+    key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(manifest.peers[head.sender].key))
+    for body, signature in ((first, one), (second, two)):
+        key.verify(signature, DOMAIN + body)  # raises InvalidSignature
+    assert head == other
+    assert first != second
+    return manifest.names[head.sender]
+
+
+@pytest.mark.parametrize("liar", ["equivocate", "propose"])
+def test_a_liar_is_banned_by_all_and_the_evidence_convinces_a_third_party(groups, liar):
+    group = groups(40)
+    for peer in range(3):
+        group.start(peer)
+    group.start(3, "--liar", liar)
+    results = ended(group, range(3))
+    assert len({result["weights_sha256"] for result in results}) == 1
+    (bans,) = {tuple(result["banned"].items()) for result in results}
+    ((name, step),) = bans
+    assert name == "peer-3"
+    assert step < 40
+    for peer in range(3):
+        (file,) = (group.run_folder(peer) / EVIDENCE).iterdir()
+        assert convicts(group.manifest, file) == "peer-3"
+        (line,) = [one for one in read_jsonl(group.run_folder(peer) / METRICS)[0] if one["event"] == "banned"]
+        assert (line["step"], line["peer"], line["evidence"]) == (step, 3, file.name)
+    after = [
+        one for one in read_jsonl(group.run_folder(0) / METRICS)[0] if one["event"] == "step" and one["step"] > step
+    ]
+    assert after
+    assert all(3 not in line["heard"] for line in after)
+
+
+@pytest.mark.long
+def test_ten_processes(tmp_path):
+    names = [f"peer-{peer}" for peer in range(10)]
+    group = demo.group_of(tmp_path / "ten", names, 3, 60, "tiny-llama", 0)
+    try:
+        for peer in range(10):
+            group.start(peer)
+        assert group.wait(lambda: all(group.result(peer) for peer in range(10)), 900.0, running=range(10))
+        assert len({group.result(peer)["weights_sha256"] for peer in range(10)}) == 1
+    finally:
+        group.end()

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from gradless.peers import statements
+from gradless.peers.signing import hash_rings
+from gradless.peers.statements import Board, Statement
+
+RUN = b"r" * 16
+
+
+def test_a_statement_is_signed_and_of_one_run():
+    rings = hash_rings(3)
+    said = Statement(1, 50, b"h" * 32)
+    data = statements.pack(RUN, said, rings[1])
+    assert statements.parse(RUN, data, rings[0], sender=1) == said
+    assert statements.parse(b"s" * 16, data, rings[0], sender=1) is None
+    assert statements.parse(RUN, data, rings[0], sender=2) is None  # another one passes it on as its own
+    assert statements.parse(RUN, statements.pack(RUN, said, rings[2]), rings[0], sender=1) is None
+    for place in range(len(data)):
+        changed = bytearray(data)
+        changed[place] ^= 1
+        assert statements.parse(RUN, bytes(changed), rings[0], sender=1) is None
+    for size in range(len(data)):
+        assert statements.parse(RUN, data[:size], rings[0], sender=1) is None
+
+
+def test_f_liars_outvote_nobody():
+    board = Board(0, byzantine=1)
+    board.hear(Statement(0, 50, b"a" * 32))
+    board.hear(Statement(1, 50, b"b" * 32))
+    assert board.outvoted(50) is None
+    board.hear(Statement(2, 50, b"c" * 32))
+    assert board.outvoted(50) is None  # two others, who do not agree
+    board.hear(Statement(1, 50, b"c" * 32))  # a second word of one peer does not count
+    assert board.outvoted(50) is None
+    board.hear(Statement(3, 50, b"c" * 32))
+    assert board.outvoted(50) == b"c" * 32
+    assert board.outvoted(60) is None
+
+
+def test_equal_weights_are_never_outvoted():
+    board = Board(0, byzantine=1)
+    for peer, letter in enumerate(b"aabb"):
+        board.hear(Statement(peer, 50, bytes([letter]) * 32))
+    assert board.outvoted(50) == b"b" * 32  # two others agree on another hash
+    board = Board(0, byzantine=2)
+    for peer, letter in enumerate(b"aaabb"):
+        board.hear(Statement(peer, 50, bytes([letter]) * 32))
+    assert board.outvoted(50) is None
+
+
+def test_memory_is_bounded():
+    board = Board(0, byzantine=1)
+    for step in range(10_000):
+        board.hear(Statement(1, step, b"a" * 32))
+    assert len(board._by_step) <= 2 * statements.KEPT
+    assert board.latest[1].step == 9999
