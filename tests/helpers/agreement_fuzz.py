@@ -18,13 +18,16 @@ from gradless.peers.schema import (
     STATED,
     U16,
     U32,
+    Justification,
     Kind,
     Malformed,
     Row,
+    Statement,
     Value,
     digest,
     pack_coefficients,
     pack_head,
+    pack_justification,
     pack_value,
     parse_value,
     row_body,
@@ -135,13 +138,17 @@ class Fuzzer:
     def signed(self) -> bytes:
         """What a liar says under its own key: every field as wrong as it likes, and the signature right."""
         rng = self.rng
-        kind = rng.choice([kind for kind in Kind if kind is not Kind.HIGH])
+        kind = rng.choice(
+            [*(kind for kind in Kind if kind is not Kind.HIGH), *[Kind.PROPOSAL] * 6, *[Kind.TIMEOUT] * 2]
+        )
         step, round = (
             rng.choice((*[self.step] * 6, self.step + 1, 0, 2**32 - 1)),
             rng.choice((0, 0, 0, 1, 2, 3, 64, 65, 65535)),
         )
+        if kind is Kind.PROPOSAL and rng.random() < 0.8:
+            round = (LIAR - step) % 4  # which it leads, as long as all are there
         head = pack_head(RUN, kind, LIAR, step, round)
-        value = self.value(step)
+        value = self.value(step, round)
         its_digest = digest(RUN, value) if rng.random() < 0.8 else rng.randbytes(32)
         tail = self.tail(value)
         match kind:
@@ -157,6 +164,8 @@ class Fuzzer:
                 stated = STATED.pack(high, NO_DIGEST if high < 0 else its_digest)
                 return self.sign(head + stated) + (b"" if high < 0 else U16.pack(len(tail)) + tail + value)
             case Kind.PROPOSAL:
+                if round and rng.random() < 0.8:
+                    tail = self.justification(step, round)
                 return self.sign(head + its_digest) + U32.pack(len(value)) + value + (tail if round else b"")
             case Kind.DECIDED:
                 return head + U32.pack(len(value)) + value + tail
@@ -179,10 +188,43 @@ class Fuzzer:
         numbers = [self.rng.choice((0.0, 1.0, -3e38, float("nan"), float("inf"))) for _ in range(WIDTH)]
         return Row(LIAR, self.rng.choice((0, 0, 1, 2, 255)), pack_coefficients(numbers), b"")
 
-    def value(self, step: int) -> bytes:
+    def evidence(self) -> tuple[bytes, bytes]:
+        """Two messages that convict the liar, or nobody."""
+        rng = self.rng
+        head = pack_head(RUN, Kind.PRECOMMIT, LIAR, self.step, rng.randrange(2))
+        first, second = self.sign(head + rng.randbytes(32)), self.sign(head + rng.randbytes(32))
+        other = self.pick()[: rng.choice((90, 117, 122, 126))]
+        return rng.choice(
+            ((first, second), (first, second), (first, first), (first, other), (other, self.pick()[:122]))
+        )
+
+    def justification(self, step: int, round: int) -> bytes:
+        """TIMEOUTs of the run and of the liar, often enough and sometimes the right ones; a certificate of some."""
+        rng = self.rng
+        own = self.sign(pack_head(RUN, Kind.TIMEOUT, LIAR, step, round) + STATED.pack(-1, NO_DIGEST))
+        statements = {LIAR: Statement(LIAR, -1, NO_DIGEST, own[-SIGNATURE:])}
+        certificate = b""
+        for data in self.by_step.get(step, ()):
+            message = parse(data, RUN, 4, WIDTH)
+            if isinstance(message, Timeout) and message.head.round == round and rng.random() < 0.9:
+                stated = Statement(message.head.sender, message.high_round, message.digest, message.signature)
+                statements[message.head.sender] = stated
+                if rng.random() < 0.9:
+                    certificate = message.certificate or certificate
+        chosen = [each for each in statements.values() if rng.random() < 0.95]
+        if rng.random() < 0.05:
+            chosen = [each._replace(high_round=rng.choice((-5, 0, round, 99))) for each in chosen]
+        order = rng.random() < 0.95
+        return pack_justification(Justification(tuple(sorted(chosen) if order else chosen), certificate))
+
+    def value(self, step: int, round: int = 0) -> bytes:
         """A value with a few wrong fields."""
         rng = self.rng
         value = parse_value(rng.choice(self.values.get(step, self.values[0])))
+        if rng.random() < 0.6:
+            value = value._replace(round=round, proposer=LIAR)
+        if rng.random() < 0.3:
+            value = value._replace(evidence=(self.evidence(),))
         rows = list(value.rows)
         for _ in range(rng.randrange(3)):
             way = rng.randrange(6)
@@ -201,8 +243,7 @@ class Fuzzer:
                     step=rng.choice((step, value.step)), round=rng.randrange(3), proposer=rng.randrange(5)
                 )
             else:
-                pair = (rng.choice(self.corpus)[: rng.choice((90, 122, 126))], rng.choice(self.corpus)[:122])
-                value = value._replace(evidence=(pair,) * rng.randrange(4))
+                value = value._replace(evidence=(self.evidence(),) * rng.randrange(4))
         packed = pack_value(Value(*value._replace(rows=tuple(rows))))
         return packed if rng.random() < 0.9 else packed[: rng.randrange(len(packed) + 1)]
 
@@ -217,13 +258,14 @@ class Fuzzer:
         return U16.pack(self.rng.randrange(5)) + self.rng.randbytes(self.rng.choice((0, 2, 66, 102, 300)))
 
 
-def attack(seed: int, count: int, *, each: int = 2000) -> collections.Counter[str]:
+def attack(seed: int, count: int) -> collections.Counter[str]:
     """Let peers hear so many messages, and count; every exception but `Malformed` inside goes through.
+
+    Some peers hear a few and some hear hundreds: what a liar says first in a slot is looked at most closely.
 
     Args:
         seed: what is drawn.
         count: number of messages.
-        each: messages after which a new peer takes over, since one at the end of the run has heard everything.
     """
     fuzzer = Fuzzer(seed)
     counts: collections.Counter[str] = collections.Counter()
@@ -233,7 +275,8 @@ def attack(seed: int, count: int, *, each: int = 2000) -> collections.Counter[st
         fuzzer.step = peer.step
         if fuzzer.rng.random() < 0.5:
             peer.row(peer.step, [1.0, 2.0], fuzzer.now)
-        for data in fuzzer.messages(min(each, count - done)):
+        few = fuzzer.rng.choice((3, 10, 30, 300))
+        for data in fuzzer.messages(min(few, count - done)):
             fuzzer.now += 0.01 if fuzzer.rng.random() < 0.98 else 700.0  # past every mute
             try:
                 parse(data, RUN, 4, WIDTH)
