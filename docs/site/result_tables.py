@@ -141,7 +141,44 @@ def tasks() -> str:
     return table(["task", "", "kind", "classes", "metrics"], rows, left=5)
 
 
+def committee() -> str:
+    """Chances that a drawn committee holds more liars than it stands, in one of 20 draws."""
+    chances = read("committee.json")["chances"]
+    sizes = sorted({one["committee"] for one in chances})
+    rows = []
+    for peers, liars in dict.fromkeys((one["peers"], one["liars"]) for one in chances):
+        here = {
+            one["committee"]: one["chance_in_20_draws"]
+            for one in chances
+            if (one["peers"], one["liars"]) == (peers, liars)
+        }
+        rows.append([f"{liars} of {peers:,}", *(_chance(here.get(size)) for size in sizes)])
+    return table(["liars", *(f"of {size}" for size in sizes)], rows)
+
+
+def _chance(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return "0" if value == 0 else f"{value:.1%}" if value >= 0.001 else f"{value:.0e}"
+
+
+def agreement_sizes() -> str:
+    """Payload of a step of the agreement by the number of peers."""
+    found = read("committee.json")
+    rows = [
+        [
+            f"{one['peers']:,}",
+            f"{one['bytes_a_peer_and_step'] / 1000:,.1f} kB",
+            f"{one['decided_bytes'] / 1000:,.1f} kB",
+        ]
+        for one in found["sizes"]
+    ]
+    return table(["peers", "a peer sends in a step", "a decided step with its certificate"], rows)
+
+
 TABLES = {
+    "committee": committee,
+    "agreement_sizes": agreement_sizes,
     "sst2": sst2,
     "profile": profile,
     "plan": plan,

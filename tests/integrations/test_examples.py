@@ -58,6 +58,10 @@ def test_two_lines_of_the_trainer_example_differ(folder, monkeypatch):
         ("non_differentiable", r"accuracy 0\.\d{3} at the start, (1\.000|0\.9\d\d) after 200 steps"),
         ("robust_group", r"nearest neighbours 0\.0\d\d, plain mean \d\.\d+e\+"),
         ("own_group_parts", r"all checks hold; largest value \d\.\d with two liars of 1e6"),
+        (
+            "two_offices",
+            r"(\d bridges: connectivity \d\.\d\d, worst accuracy 0\.[89]\d\d, distance .*\n){3}",
+        ),
         ("own_method", r"all checks hold; loss \d\.\d{3} at the start, 0\.0\d\d after 200 steps"),
     ],
 )

@@ -23,7 +23,7 @@ from gradless.runs.config import OwnFiles
 from gradless.system import terminal
 from gradless.system.typed import Amount, Processes
 
-SEVERAL = ("algorithm", "attack", "byzantine", "split_parameter", "seed")  # a grid, if given more than once
+SEVERAL = ("algorithm", "attack", "byzantine", "topology", "degree", "split_parameter", "seed")  # a grid, if repeated
 NETWORK = "mode wait_for drop slow slowness deadline"
 OWN_FILES = "train test template label_column labels delimiter encoding"
 
@@ -51,7 +51,7 @@ data_options = _options("dataset data image_size split split_parameter seed")
 @data_options
 @_options("peers byzantine attackers algorithm rule rule_options attack attack_options")
 @of_fields(Delivery, NETWORK, defaults=False, told=True)
-@_options("radius net model task")
+@_options("topology degree radius net model task")
 @of_fields(OwnFiles, OWN_FILES, defaults=False)
 @_options("num_train num_test scheme freeze payload method queries eps sync steps batch_size lr decay refresh momentum")
 @_options("weight_decay rounds eval_every eval_rows device")
@@ -81,6 +81,7 @@ def simulate(
     gradless collab simulate --recipe monna-mnist --data mnist/ --attack alie --attack foe --out runs/mnist
     gradless collab simulate --recipe monna-mnist --data mnist/ --comparison --out runs/mnist-all
     gradless collab simulate --dataset digits --peers 12 --byzantine 2 --rule nnm+krum --attack ipm --out runs/krum
+    gradless collab simulate --topology torus --peers 16 --algorithm bridge --attack alie --out runs/torus
     gradless collab simulate --dataset folder --data scans/ --image-size 32 --attack alie --out runs/scans
     gradless collab simulate --dataset npz --data scans.npz --net mlp --attack alie --out runs/arrays
     """
@@ -97,6 +98,9 @@ def simulate(
     axes = {name: list(options.pop(name)) for name in SEVERAL if name in options}
     if "split" in options:
         axes.setdefault("split_parameter", [None])  # that of a recipe belongs to its own split
+    if "topology" in axes:
+        axes["topology"] = [_graph_file(one) for one in axes["topology"]]
+        axes.setdefault("degree", [None])  # likewise
     options = _own_data(options, start.base.dataset)
     given = [*axes, *delivery, *("own" if name in OWN_FILES.split() else name for name in options)]
     fields = _fields(options)
@@ -141,6 +145,13 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
     if "model" in fields:
         fields.setdefault("dataset", None)
     return fields
+
+
+def _graph_file(topology: str) -> str:
+    """Return the absolute path of a graph's file, so that a run can be continued from anywhere; a name as it is."""
+    from gradless.collab.network.topology import TOPOLOGIES
+
+    return topology if topology in TOPOLOGIES or not Path(topology).is_file() else str(Path(topology).resolve())
 
 
 def _own_data(options: dict[str, Any], known: str | None) -> dict[str, Any]:

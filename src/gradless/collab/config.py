@@ -15,12 +15,15 @@ from typing import Annotated, Any, Literal
 from msgspec import Meta
 
 from gradless.collab.network.delivery import Delivery
+from gradless.collab.network.topology import COMPLETE, DEGREE, OF_DEGREE, TOPOLOGIES, fingerprint, named
+from gradless.collab.network.topology import title as topology_title
 from gradless.errors import BadInput, pick
 from gradless.runs.config import Device, Folder, MethodName, Model, Task, check_own
 from gradless.system import typed
 from gradless.system.typed import Amount, Count, Few, Flag, Names, NotNegative, Positive, Seed
 
 USUAL = {"alpha": 5.0, "gamma": 0.5}  # parameters of splits
+GRAPH_FIELDS = ("topology", "degree", "graph")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +51,18 @@ class CollabConfig:
     """Option of the attack, e.g. --set strength=1.5."""
     delivery: Delivery = field(default_factory=Delivery)
     """What the network does with messages."""
+    topology: Annotated[str, Names("topology", "collab.network.topology:TOPOLOGIES", closed=False)] = "complete"
+    """Who can hear whom: complete, ring, k-ring, torus, random, or a graph's file.
+
+    A file holds an edge list (.txt, .edges, .edgelist), GraphML (.graphml) or JSON as networkx writes it (.json); its
+    last peers, in natural order, are the attackers. Other graphs than the complete one are for algorithms that are
+    defined on neighbourhoods, and f counts attackers among a peer's neighbours."""
+    degree: Annotated[int, Meta(ge=1, le=10**4)] | None = None
+    """Neighbours of a peer on a k-ring or a random graph; by default 4."""
+    graph: str | None = None
+    """SHA-256 of the edges of a topology's file.
+
+    A record: filled in when the run begins."""
     radius: Positive = 1.0
     """Of clipping rules with a fixed radius."""
     # the data
@@ -149,12 +164,13 @@ class CollabConfig:
         if self.freeze and self.model is None:
             raise BadInput("parameters of a language --model can be frozen: leave freeze out")
         self.delivery.check(self.peers, self.byzantine, attackers)
+        on_graph = self._graph_fields(attackers)
         parameter = SPLITS[self.split].parameter
         if parameter is None and self.split_parameter is not None:
             raise BadInput(f"the split {self.split} has no parameter: leave out --split-parameter")
         value = self.split_parameter if self.split_parameter is not None or parameter is None else USUAL[parameter]
         used = plugins.used_again(parts, self.plugins)
-        return dataclasses.replace(self, attackers=attackers, split_parameter=value, plugins=used)
+        return dataclasses.replace(self, attackers=attackers, split_parameter=value, plugins=used, **on_graph)
 
     def parts(self) -> dict[str, list[str]]:
         """Return the parts that the run names, by table (`gradless.plugins.TABLES`)."""
@@ -168,7 +184,8 @@ class CollabConfig:
 
     def title(self) -> str:
         """Return what lines of progress call it, e.g. ``monna under alie``; a rule of its own is in parentheses."""
-        return f"{self.algorithm}{f' ({self.rule})' if self.rule else ''} under {self.attack}"
+        where = "" if self.topology == COMPLETE else f" on {topology_title(self.topology, self.degree)}"
+        return f"{self.algorithm}{f' ({self.rule})' if self.rule else ''}{where} under {self.attack}"
 
     def _attackers(self) -> int:
         """Return b, by default f, or 0 without an attack."""
@@ -184,6 +201,36 @@ class CollabConfig:
         if self.attack != "none" and not attackers:
             raise BadInput(f"the attack {self.attack} needs attackers: raise --byzantine or --attackers")
         return attackers
+
+    def _graph_fields(self, attackers: int) -> dict[str, Any]:
+        """Check what a graph can be combined with; return the fields that follow from it."""
+        from gradless.collab.algorithms import ALGORITHMS
+
+        if self.topology not in OF_DEGREE and self.degree is not None:
+            raise BadInput(f"the topology {self.topology} has no degree to choose: leave out --degree")
+        if self.topology == COMPLETE:
+            return {"graph": None}
+        if self.delivery.mode != "all" or self.delivery.drop or self.delivery.deadline is not None:
+            raise BadInput(
+                f"the topology {self.topology} is simulated with all messages in time: leave out --delivery, --drop "
+                "and --deadline, or leave --topology at complete"
+            )
+        if self.payload != "parameters":
+            raise BadInput(
+                "coefficients are of use to peers whose weights are the same, which only a complete group's are: leave "
+                "--topology at complete, or --payload at parameters"
+            )
+        if ALGORITHMS[self.algorithm].gradients_first:
+            raise BadInput(
+                f"{self.algorithm} exchanges gradients with all peers: leave --topology at complete, or choose another "
+                "algorithm"
+            )
+        degree = (self.degree or DEGREE) if self.topology in OF_DEGREE else None
+        graph = named(
+            self.topology, peers=self.peers, attackers=attackers, degree=degree, seed=self.seed, sha256=self.graph
+        )
+        known = self.topology in TOPOLOGIES
+        return {"degree": degree, "graph": None if known else fingerprint(graph.peers, graph.edges)}
 
     def _check_payload(self) -> None:
         from gradless.collab.algorithms import ALGORITHMS
@@ -220,6 +267,9 @@ class CollabConfig:
         values = {**dataclasses.asdict(self), "freeze": list(self.freeze)}
         if not self.plugins:  # as before there were any
             del values["plugins"]
+        if self.topology == COMPLETE:  # as before there were others
+            for name in GRAPH_FIELDS:
+                del values[name]
         return values
 
     def id(self) -> str:
@@ -228,6 +278,8 @@ class CollabConfig:
 
         own = self.dataset in ("folder", "npz")
         known = {name: value for name, value in self.to_json().items() if name != "data" or own}
+        if self.graph is not None:  # wherever its file lies
+            known["topology"] = "file"
         if self.image_size is None:  # results of releases without it keep their names
             del known["image_size"]
         if self.plugins:

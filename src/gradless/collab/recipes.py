@@ -12,6 +12,7 @@ from gradless.collab.algorithms import ALGORITHMS, PARAMETERS
 from gradless.collab.config import CollabConfig
 from gradless.collab.data.splits import SPLITS
 from gradless.collab.network.delivery import Delivery
+from gradless.collab.network.topology import COMPLETE
 from gradless.errors import pick
 
 COMPARED = ("monna", "nna", "mocwtm", "bridge", "mogm", "gm", "scc", "clipped-gossip", "d-sgd", "learn")
@@ -80,6 +81,17 @@ RECIPES: dict[str, Recipe] = {
         },
         "worst attack over the number of attackers and the similarity of the peers' data", "ByzFL's benchmark",
     ),
+    "graphs-digits": Recipe(
+        dataclasses.replace(
+            _BASES["digits"], peers=24, byzantine=2, split="gamma-similarity", split_parameter=0.33, steps=60,
+            eval_every=20, topology="k-ring", degree=6,
+        ),
+        {
+            "seed": (1, 2), "topology": ("k-ring", "random"), "degree": (6, 8, 12, 22),
+            "attack": ("none", "alie", "dissensus"), "algorithm": ("nna", "bridge", "clipped-gossip", "d-sgd"),
+        },
+        "accuracy over the connectivity of the graph on which peers hear each other", "ours",
+    ),
     "coefficients-sst2": Recipe(
         _BASES["coefficients"], {"attack": ("none", "sign-flip", "alie"), "seed": (1, 2, 3)},
         "a language model whose peers exchange 4 numbers a step", "ours", "SST-2",
@@ -99,7 +111,7 @@ def recipe(name: str) -> Recipe:
 def compared(of: Recipe, others: Mapping[str, Sequence[Any]] | None = None) -> list[CollabConfig]:
     """All runs of a recipe's comparison, D-SGD without attackers in front as what they are measured against.
 
-    D-SGD has as many peers as the attacked runs have honest ones, with the same rows.
+    D-SGD has as many peers as the attacked runs have honest ones, with the same rows, and all of them hear each other.
 
     Args:
         of: the recipe.
@@ -119,6 +131,9 @@ def compared(of: Recipe, others: Mapping[str, Sequence[Any]] | None = None) -> l
             byzantine=0,
             peers=run.peers - (run.resolved().attackers or 0),
             delivery=Delivery(),
+            topology=COMPLETE,
+            degree=None,
+            graph=None,
         )
         for run in runs
         if run.payload == PARAMETERS
@@ -158,7 +173,7 @@ def _recipes() -> dict[str, str]:
     rows = {}
     for name, about in _rows(RECIPES).items():
         base = RECIPES[name].base.to_json()
-        changed = {**{key: value for key, value in base.items() if value != usual[key]}, **_network(base, usual)}
+        changed = {**{key: value for key, value in base.items() if value != usual.get(key)}, **_network(base, usual)}
         rows[name] = f"{about}: {', '.join(f'{key} {value}' for key, value in changed.items() if value is not None)}"
     return rows
 

@@ -14,6 +14,7 @@ from gradless.report.bench import tables as bench_tables
 from gradless.report.bench.figures import figures as bench_figures
 from gradless.report.bench.selection import best_toml
 from gradless.report.bench.study import Study, load
+from gradless.report.collab import connectivity
 from gradless.report.collab import page as collab_page
 from gradless.report.collab import study as collab_study
 from gradless.report.collab import tables as collab_tables
@@ -34,7 +35,7 @@ def tables(folder: Path) -> list[Table]:
         BadInput: there is no result in the directory.
     """
     if collab_study.is_collab(folder):
-        return collab_tables.all_tables(collab_study.load(folder))
+        return _collab_tables(collab_study.load(folder))
     if record.is_run(folder):
         return run_report.brief(record.load(folder))
     return bench_tables.all_tables(load(folder))
@@ -74,11 +75,15 @@ def report(folder: Path, *, say: Callable[[str], object] = terminal.say) -> list
 def _report_collab(folder: Path, say: Callable[[str], object]) -> list[Path]:
     study = collab_study.load(folder)
     _announce((run.status for run in study.runs), collab_page.shortfall(study), collab_page.note(study), say)
-    results = collab_tables.all_tables(study)
+    results = _collab_tables(study)
     written = _write_tables(folder, results)
     pictures = _draw(folder, lambda into: collab_page.figures(study, into), say)
     write_text(folder / "report.html", collab_page.page(study, results, pictures))
     return [*written, *_files(pictures), folder / "report.html"]
+
+
+def _collab_tables(study: collab_study.Collab) -> list[Table]:
+    return [*collab_tables.all_tables(study), *connectivity.table(study)]
 
 
 def _announce(statuses: Iterable[str], shortfall: str, note: str, say: Callable[[str], object]) -> None:

@@ -52,6 +52,9 @@ class AttackContext(NamedTuple):
     """Where the honest rows lie (the first H rows of it), if somebody has measured it already."""
     finite: Tensor | None = None
     """bool [H] on the CPU: which honest rows are finite, if somebody has looked already."""
+    leverage: Tensor | None = None
+    """float64 [H, H]: on a sparse graph the weight that each honest peer gives its honest neighbours, over that of the
+    attackers it hears; 0 where it hears none. None: everybody hears everybody."""
 
     @property
     def peers(self) -> int:

@@ -36,8 +36,10 @@ SIDES: Final = {
 def dissensus(*, strength: float | None = None, bounds: Bounds | None = None) -> Attack:
     """Push receiver r along its own deviation from the honest mean: x_r + s (x_r - mean).
 
-    On a complete graph the attack of He et al. 2022 (arXiv 2202.01545); the search also tries to pull receivers through
-    the mean, s < 0. A receiver whose own row is not finite gets the mean. Cost: none, or the search's.
+    The attack of He et al. 2022 (arXiv 2202.01545) on a complete graph; on a sparse one it is theirs as well,
+    x_r + s sum_j W_rj (x_r - x_j) over the honest neighbours, divided by the weight of the attackers that r hears. The
+    search also tries to pull receivers through the mean, s < 0. A receiver whose own row is not finite gets the mean.
+    Cost: none, or the search's.
 
     Args:
         strength: s; None: the one that holds peers farthest apart, found in every exchange.
@@ -46,7 +48,11 @@ def dissensus(*, strength: float | None = None, bounds: Bounds | None = None) ->
 
     def send(context: AttackContext, s: float, state: State) -> Tensor:
         own = rows_of_honest(context)
-        return to_each(context, own + s * (own - mean_of_honest(context)))
+        if context.leverage is None:
+            away = own - mean_of_honest(context)
+        else:
+            away = context.leverage.sum(1, keepdim=True) * own - context.leverage @ own
+        return to_each(context, own + s * away)
 
     fixed, where = finite_or_none("dissensus", strength), interval("dissensus", bounds)
     return Attack("dissensus", no_extras, send, fixed, where, signed=True, equivocates=True, goal=SPREAD)

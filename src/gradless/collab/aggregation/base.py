@@ -308,7 +308,8 @@ def weights_of(rule: Aggregator, gram: CentredGram, received: Received, key: int
             if rule.uses_pivot and not behind_gram.finite[pivot]:  # a broken row of one's own matters: it stays
                 out[share] = mixed[pivot]
             else:
-                cases.append(_Case(share, pivot, mixed, behind_gram))
+                mixing = received.mixing[share[0]] if received.mixing else None
+                cases.append(_Case(share, pivot, mixed, behind_gram, mixing))
     for size in {case.gram.rows for case in cases}:
         some = [case for case in cases if case.gram.rows == size]
         alike = all(case.mixed is some[0].mixed for case in some)
@@ -325,6 +326,8 @@ class _Case(NamedTuple):
     pivot: int
     mixed: Tensor
     gram: CentredGram
+    mixing: Tensor | None
+    """What a graph makes the rows weigh, float64 [N']; None without one."""
 
 
 def _weights(rule: Aggregator, cases: Sequence[_Case]) -> Tensor:
@@ -332,7 +335,8 @@ def _weights(rule: Aggregator, cases: Sequence[_Case]) -> Tensor:
     assert rule.weights is not None
     if rule.together is None:
         return torch.stack([rule.weights(case.gram, case.pivot) for case in cases])
-    return torch.from_numpy(rule.together(batch_of([case.gram for case in cases], [case.pivot for case in cases])))
+    batch = batch_of([case.gram for case in cases], [case.pivot for case in cases], [case.mixing for case in cases])
+    return torch.from_numpy(rule.together(batch))
 
 
 def _times(weights: Tensor, coefficients: Tensor) -> Tensor:

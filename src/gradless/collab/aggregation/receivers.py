@@ -28,6 +28,7 @@ class Received(NamedTuple):
     basis: tuple[Tensor, ...]  # row blocks [m_i, D], together M rows, never copied
     views: tuple[Tensor, ...]  # float64 [N_r, M] for each of P receivers, or one when all see the same rows
     pivots: tuple[int, ...]  # for each receiver the row of its view that is its own
+    mixing: tuple[Tensor, ...] = ()  # for each receiver what a sparse graph makes its rows weigh, float64 [N_r], sum 1
 
     def view(self, receiver: int) -> Tensor:
         """Return what one receiver got: float64 ``[N, M]`` over the basis."""
@@ -36,7 +37,8 @@ class Received(NamedTuple):
     def some(self, receivers: Sequence[int]) -> Received:
         """Return the same for some of the receivers."""
         views = tuple(self.view(p) for p in receivers)
-        return self._replace(views=views, pivots=tuple(self.pivots[p] for p in receivers))
+        mixing = tuple(self.mixing[p] for p in receivers) if self.mixing else ()
+        return self._replace(views=views, pivots=tuple(self.pivots[p] for p in receivers), mixing=mixing)
 
     def plain(self) -> bool:
         """Whether every receiver got the basis as it is."""

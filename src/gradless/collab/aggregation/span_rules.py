@@ -42,6 +42,7 @@ class GramBatch(NamedTuple):
     inner: Numbers  # [P, N+1, N+1] inner products around each one's centre; the last row is the origin
     finite: Flags  # [P, N]
     pivots: npt.NDArray[np.int64]  # [P] the row that is the receiver's own
+    mixing: Numbers | None = None  # [P, N] what a sparse graph makes the rows weigh, sum 1; None: no graph
 
     @property
     def rows(self) -> int:
@@ -50,7 +51,8 @@ class GramBatch(NamedTuple):
 
     def some(self, chosen: Flags) -> GramBatch:
         """Return those of the chosen receivers, bool ``[P]``."""
-        return GramBatch(self.inner[chosen], self.finite[chosen], self.pivots[chosen])
+        mixing = None if self.mixing is None else self.mixing[chosen]
+        return GramBatch(self.inner[chosen], self.finite[chosen], self.pivots[chosen], mixing)
 
     def distances_from(self, points: Numbers) -> Numbers:
         """Return distances ``[P, N]`` of the rows from a combination of them and the origin, ``[P, N+1]``."""
@@ -61,8 +63,17 @@ class GramBatch(NamedTuple):
         return np.sqrt(squared[:, :-1])
 
 
-def batch_of(grams: Sequence[CentredGram], pivots: Sequence[int]) -> GramBatch:
-    """Return the Gram matrices of receivers with equally many rows; one that all share is not copied."""
+def batch_of(grams: Sequence[CentredGram], pivots: Sequence[int], mixing: Sequence[Tensor | None] = ()) -> GramBatch:
+    """Return the Gram matrices of receivers with equally many rows; one that all share is not copied.
+
+    Args:
+        grams: one for each of P receivers.
+        pivots: the row of each that is its own.
+        mixing: what a graph makes the rows of each weigh, ``[N]``; empty or None without a graph.
+    """
+    weights = [one.numpy() for one in mixing if one is not None]
+    if weights:
+        return batch_of(grams, pivots)._replace(mixing=np.stack(weights))
     own = np.array(pivots, np.int64)
     first = grams[0]
     if all(gram is first for gram in grams):
@@ -254,6 +265,12 @@ def near_pivot(grams: GramBatch, keep: int) -> Numbers:
     return weights
 
 
+def by_graph(grams: GramBatch) -> Numbers:
+    """Weigh rows as the graph does."""
+    assert grams.mixing is not None, "only a graph gives weights"
+    return grams.mixing.copy()
+
+
 def weiszfeld(grams: GramBatch, iterations: int, nu: float | None, tolerance: float, from_origin: bool) -> Numbers:
     """Reweight by inverse distances, until the point moves less than ``tolerance`` of the typical distance."""
     finite, n = grams.finite, grams.rows
@@ -306,19 +323,22 @@ def _typical(grams: GramBatch) -> Numbers:
 def clipped(grams: GramBatch, from_pivot: bool, f: int | None, radius: float | None, iterations: int) -> Numbers:
     """Step by the mean of differences cut to a radius, from the pivot, or else from the origin.
 
-    Without a radius it is found anew at every step, from the N - f rows nearest to where the step starts.
+    Without a radius it is found anew at every step, from the N - f rows nearest to where the step starts. On a graph
+    rows weigh what it gives them instead of 1 / N.
     """
     finite, n = grams.finite, grams.rows
+    share = finite / n if grams.mixing is None else finite * grams.mixing
     points = np.zeros((len(finite), n + 1))
     points[np.arange(len(finite)), grams.pivots if from_pivot else -1] = 1.0
     for _ in range(iterations):
         distances = grams.distances_from(points)
         reach = np.full((len(finite), 1), radius if radius is not None else np.inf)
         if radius is None and f:
-            reach = _adaptive_radius(np.where(finite, distances, np.inf), f)
+            measured = np.where(finite, distances, np.inf)
+            reach = _adaptive_radius(measured, f) if grams.mixing is None else _radius_on_graph(measured, f, grams)
         cut = np.isfinite(reach)
         bound = np.where(cut, reach, 0.0)
-        step = finite / n * np.where(cut, bound / np.maximum(distances, np.maximum(bound, TINY)), 1.0)
+        step = share * np.where(cut, bound / np.maximum(distances, np.maximum(bound, TINY)), 1.0)
         points *= 1 - step.sum(1, keepdims=True)
         points[:, :-1] += step
     return points[:, :-1]
@@ -328,4 +348,22 @@ def _adaptive_radius(distances: Numbers, f: int) -> Numbers:
     """Return the square root ``[P, 1]`` of the sum of the N - f smallest squared distances over f."""
     kept = np.sort(distances, 1)[:, : distances.shape[1] - f]
     radius: Numbers = np.sqrt((kept * kept).sum(1, keepdims=True) / f)
+    return radius
+
+
+def _radius_on_graph(distances: Numbers, f: int, grams: GramBatch) -> Numbers:
+    """Return the radius ``[P, 1]`` of receivers who take the weight w of their f heaviest neighbours for Byzantine.
+
+    The square root of the weighted squared distances over w, of the nearest rows that weigh at most 1 - w together.
+    With equal weights it is `_adaptive_radius`.
+    """
+    assert grams.mixing is not None
+    others = grams.mixing.copy()
+    np.put_along_axis(others, grams.pivots[:, None], 0.0, 1)
+    byzantine = np.sort(others, 1)[:, -f:].sum(1, keepdims=True)
+    order = distances.argsort(1, kind="stable")
+    weights = np.take_along_axis(grams.mixing, order, 1)
+    kept = weights.cumsum(1) <= 1 - byzantine + 1e-12
+    nearest = np.where(kept, np.take_along_axis(distances, order, 1), 0.0)
+    radius: Numbers = np.sqrt((weights * nearest * nearest).sum(1, keepdims=True) / byzantine)
     return radius

@@ -13,6 +13,7 @@ from gradless.collab.adversary.line_search import strongest
 from gradless.collab.aggregation import threads
 from gradless.collab.aggregation.base import Aggregator
 from gradless.collab.network.exchange import Arrivals
+from gradless.collab.network.neighbours import GraphNetwork, GraphRound
 from gradless.collab.network.simulated import Round, SimulatedNetwork
 
 
@@ -30,7 +31,7 @@ class Omniscient:
 
     def __init__(
         self,
-        network: SimulatedNetwork,
+        network: SimulatedNetwork | GraphNetwork,
         attack: Attack,
         rule: Aggregator,
         poisoned: Callable[[int, str], Tensor] | None = None,
@@ -49,11 +50,15 @@ class Omniscient:
     def known(self, step: int, tag: str) -> None:
         """See `gradless.collab.network.exchange.Transport`."""
 
-    def _answered(self, delivered: Round, step: int, tag: str, rows: Tensor, flipped: Tensor | None) -> Arrivals:
+    def _answered(
+        self, delivered: Round | GraphRound, step: int, tag: str, rows: Tensor, flipped: Tensor | None
+    ) -> Arrivals:
         if not delivered.reached:
             return Arrivals(None, ())
         network = self.network
         context = AttackContext(rows, flipped, network.attackers, network.byzantine, step, network.seed)
+        if isinstance(network, GraphNetwork):
+            context = context._replace(leverage=network.leverage)
         key = rng.fold(network.seed, step)  # of rules that shuffle
         state = self.states[tag] if tag in self.states else self.attack.start()
         message = strongest(self.attack, context, self.rule, partial(delivered.received, rows), state, key=key)

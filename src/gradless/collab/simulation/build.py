@@ -7,14 +7,18 @@ from typing import NamedTuple
 
 from gradless.collab import aggregators, attacks
 from gradless.collab.aggregation.base import Aggregator
+from gradless.collab.aggregation.neighbourhood_rules import least_neighbours, on_neighbourhoods
 from gradless.collab.algorithms import ALGORITHMS, COEFFICIENTS, Group
 from gradless.collab.attacks import Attack
 from gradless.collab.config import CollabConfig
 from gradless.collab.data.datasets import needs_files
 from gradless.collab.learners.parameters import Learner, ParameterPeers, Workload, local_step
+from gradless.collab.network import topology
 from gradless.collab.network.delivery import ALL, Delivery
+from gradless.collab.network.neighbours import GraphNetwork
 from gradless.collab.network.omniscient import Omniscient
 from gradless.collab.network.simulated import SimulatedNetwork
+from gradless.collab.network.topology import COMPLETE, OF_DEGREE, Topology
 from gradless.errors import BadInput, unknown
 from gradless.runs.config_io import spelling
 from gradless.system import typed
@@ -49,15 +53,18 @@ def build(config: CollabConfig) -> Simulation:
 
 def network(simulation: Simulation) -> Omniscient:
     """Return the simulated network of a run, in which attackers have seen everything."""
-    config, attack = simulation.config, simulation.attack
-    messages = SimulatedNetwork(
-        config.delivery,
-        peers=config.peers,
-        byzantine=config.byzantine,
-        attackers=config.attackers or 0,
-        seed=config.seed,
-    )
-    return Omniscient(messages, attack, simulation.rule, simulation.learner.poisoned)
+    config, graph = simulation.config, topology_of(simulation.config)
+    if graph is not None:
+        messages: SimulatedNetwork | GraphNetwork = GraphNetwork(graph, byzantine=config.byzantine, seed=config.seed)
+    else:
+        messages = SimulatedNetwork(
+            config.delivery,
+            peers=config.peers,
+            byzantine=config.byzantine,
+            attackers=config.attackers or 0,
+            seed=config.seed,
+        )
+    return Omniscient(messages, simulation.attack, simulation.rule, simulation.learner.poisoned)
 
 
 def mixing_rule(config: CollabConfig) -> Aggregator:
@@ -76,10 +83,39 @@ def mixing_rule(config: CollabConfig) -> Aggregator:
             if name not in known:
                 raise BadInput(unknown(f"option of the rule {config.rule}", name, known))
         rule = aggregators.named(config.rule, f=config.byzantine, n=config.peers, **{**usual, **config.rule_options})
+    if (graph := topology_of(config)) is not None:
+        return _on_graph(rule, graph, config.byzantine)
     delivery = config.delivery
     rule.check(config.peers if _everything_arrives(config) else config.peers - config.byzantine)
     if delivery.mode != ALL and delivery.wait_for is not None:
         rule.check(delivery.wait_for)
+    return rule
+
+
+def topology_of(config: CollabConfig) -> Topology | None:
+    """Return who hears whom in a resolved configuration; None where everybody hears everybody.
+
+    Raises:
+        BadInput: a graph that a group cannot have.
+    """
+    if config.topology == COMPLETE:
+        return None
+    return topology.named(
+        config.topology,
+        peers=config.peers,
+        attackers=config.attackers or 0,
+        degree=config.degree,
+        seed=config.seed,
+        sha256=config.graph,
+    )
+
+
+def _on_graph(rule: Aggregator, graph: Topology, byzantine: int) -> Aggregator:
+    """Return what a rule is on a graph, checked against the neighbours of every honest peer."""
+    rule = on_neighbourhoods(rule, byzantine)
+    graph.require(least_neighbours(rule, byzantine), rule.name, byzantine)
+    for rows in sorted({len(heard) + 1 for heard in graph.neighbours()[: graph.honest]}):
+        rule.check(rows)
     return rule
 
 
@@ -127,6 +163,7 @@ def _uses(config: CollabConfig) -> dict[str, tuple[bool, str]]:
         "momentum": (own_momentum in (None, config.momentum), "an algorithm that has no momentum of its own"),
         "wait_for": (config.delivery.mode != ALL, "--delivery first or adversarial"),
         "slowness": (config.delivery.slow > 0, "peers that are late (--slow)"),
+        "degree": (config.topology in OF_DEGREE, "--topology k-ring or random"),
     }
 
 

@@ -19,7 +19,7 @@ from gradless.collab.contraction import mixing
 from gradless.collab.learners.loop import take_step
 from gradless.collab.learners.vision import show_own_data
 from gradless.collab.network.exchange import Arrivals, settle
-from gradless.collab.simulation.build import build
+from gradless.collab.simulation.build import build, topology_of
 from gradless.collab.simulation.progress import CHECKPOINT, SimulationState, finite_or_null, forget
 from gradless.errors import BadInput
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, versions
@@ -165,6 +165,7 @@ def _watch(run: SimulationState, tag: str, rows: Tensor | None, arrivals: Arriva
 def _result(run: SimulationState, status: str, final: list[float]) -> dict[str, Any]:
     config, learner, steps = run.simulation.config, run.simulation.learner, max(1, run.step)
     alphas, lams = run.mixings("alpha"), run.mixings("lam")
+    graph = topology_of(config)
     return {
         "status": status,
         "worst_accuracy": min(final),
@@ -178,6 +179,7 @@ def _result(run: SimulationState, status: str, final: list[float]) -> dict[str, 
         "gradients_per_peer": learner.samples,
         "gradient_overhead": learner.samples / (steps * config.batch_size),
         "bytes_per_peer_step": run.bytes / steps,
+        **({} if graph is None else {"graph": graph.facts()}),
         "weights_sha256": weights_sha256(learner.weights()),
         "steps": run.step,
         "train_seconds": run.spent,

@@ -12,11 +12,12 @@ from typing import Any
 from gradless import lm, plugins
 from gradless.collab import attacks
 from gradless.collab.algorithms import PARAMETERS
-from gradless.collab.config import CollabConfig, from_json
+from gradless.collab.config import GRAPH_FIELDS, CollabConfig, from_json
 from gradless.collab.learners import nets
 from gradless.collab.learners.vision import show_own_data
+from gradless.collab.network import topology
 from gradless.collab.simulation import workers as worker_processes
-from gradless.collab.simulation.build import check_used, mixing_rule
+from gradless.collab.simulation.build import check_used, mixing_rule, topology_of
 from gradless.collab.simulation.simulate import finished_result
 from gradless.errors import BadInput
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED
@@ -177,11 +178,21 @@ def remarks(configs: Sequence[CollabConfig]) -> list[str]:
     if told and all(config.attack == "none" for config in configs):
         peers = "all peers" if len({config.peers for config in configs}) > 1 else f"all {configs[0].peers} peers"
         notes.append(f"no attack: {peers} are honest; f = {told} is only what the rule is told (--attack names one)")
-    for attackers, byzantine in dict.fromkeys((config.attackers or 0, config.byzantine) for config in configs):
-        if attackers > byzantine:
-            attack = f"{attackers} peers attack" if attackers > 1 else "1 peer attacks"
+    for attack, byzantine in dict.fromkeys(_more_attackers(config) for config in configs):
+        if attack:
             notes.append(f"{attack}, more than the {byzantine} that the rule is told to withstand (--byzantine)")
     return notes
+
+
+def _more_attackers(config: CollabConfig) -> tuple[str, int]:
+    """Return how many attackers a peer may hear, in words where they are more than f, and f."""
+    graph = topology_of(config)
+    attackers = (config.attackers or 0) if graph is None else graph.exposed()
+    if attackers <= config.byzantine:
+        return "", config.byzantine
+    if graph is not None:
+        return f"an honest peer on the topology {graph.name} hears {attackers} attackers", config.byzantine
+    return f"{attackers} peers attack" if attackers > 1 else "1 peer attacks", config.byzantine
 
 
 def _check_folder(configs: Sequence[CollabConfig], out: Path) -> None:
@@ -255,13 +266,16 @@ def line(folder: Path, recipes: Mapping[str, str]) -> dict[str, Any] | None:
         "alpha_mixing": result["alpha"],
         "lambda_mixing": result["lambda"],
         "versions": result["versions"],
+        **({"graph": result["graph"]} if "graph" in result else {}),
         "curve": curve,
     }
 
 
 def _asked(config: CollabConfig) -> dict[str, Any]:
     values = config.to_json()
-    return {name: values[name] for name in ASKED}
+    if config.graph is not None:  # a file, which may lie anywhere
+        values["topology"] = topology.title(config.topology)
+    return {name: values[name] for name in (*ASKED, *GRAPH_FIELDS) if name in values}
 
 
 def outcome(result: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from gradless.bench.results import FAILED
 from gradless.collab.config import CollabConfig
+from gradless.report.collab import connectivity
 from gradless.report.collab.curves import all_curves
 from gradless.report.collab.heatmaps import heatmaps
 from gradless.report.collab.names import REFERENCE, algorithm_name, attack_name
@@ -25,6 +26,7 @@ from gradless.runs.record import DIVERGED
 MOST_VALUES, LONGEST = 12, 160
 SECTIONS = {
     "results": ("Accuracy under attack", ("accuracy", "mean-accuracy", "curves-accuracy")),
+    "graphs": ("Graphs", ("connectivity",)),
     "worst": ("The worst attack", ("heatmap", "worst-attack")),
     "consensus": ("Consensus distance", ("curves-consensus",)),
     "mixing": ("What a mixing does", ("alpha", "lambda")),
@@ -35,6 +37,9 @@ SECTIONS = {
 
 def figures(study: Collab, folder: Path) -> list[Picture]:
     """Draw everything the results have something for, as SVG and PNG. Within `pictures.settings`."""
+    over_graphs = connectivity.picture(study, folder)
+    if over_graphs:  # every graph would have curves and cells of its own, too many to tell apart
+        return over_graphs
     return [*all_curves(study, folder), *heatmaps(study, folder)]
 
 

@@ -342,6 +342,8 @@ def _run(record: Any) -> Run | None:
     algorithm, attack = record["algorithm"], str(record["attack"] or NO_ATTACK)
     algorithm = REFERENCE if algorithm.lower().replace("-", "").replace("_", "") == "dsgd" else algorithm
     algorithm += f" ({record['rule']})" if isinstance(record.get("rule"), str) and record["rule"] else ""
+    graph = mapping(record.get("graph")).get("topology")
+    algorithm += f" ({graph})" if isinstance(graph, str) else ""
     n, f, attackers = (
         _count(record.get(name), record.get(more))
         for name, more in (("n", "peers"), ("f", "byzantine"), ("b", "attackers"))
