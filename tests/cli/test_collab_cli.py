@@ -312,29 +312,36 @@ def test_an_option_that_takes_one_value_says_which_counts(tmp_path):
     assert "--attack" not in shown.stderr
 
 
+NINE = "--peers 9 --byzantine 1 --attack sign-flip --steps 2 --eval-every 2 --batch-size 4"
+
+
+@pytest.mark.sweep
 def test_graphs_are_an_axis_and_files_count_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / "ring.txt").write_text("".join(f"p{k} p{(k + 1) % 9}\n" for k in range(9)))
-    small = "--peers 9 --byzantine 1 --attack sign-flip --steps 2 --eval-every 2 --batch-size 4"
     monkeypatch.chdir(tmp_path)
-    found = call(f"simulate {small} --topology k-ring --degree 4 --degree 6 --out study")
+    found = call(f"simulate {NINE} --topology k-ring --degree 4 --degree 6 --out study")
     assert found.exit_code == 0, found.output
     lines = [json.loads(line) for line in (tmp_path / "study" / "results.jsonl").read_text().splitlines()]
     assert {(line["topology"], line["degree"], line["graph"]["topology"]) for line in lines} == {
         ("k-ring", 4, "k-ring of degree 4"),
         ("k-ring", 6, "k-ring of degree 6"),
     }
-    assert call(f"simulate {small} --topology ring.txt --out own").exit_code == 0
+    assert call(f"simulate {NINE} --topology ring.txt --out own").exit_code == 0
     monkeypatch.chdir(tmp_path.parent)
-    again = call(f"simulate {small} --topology {tmp_path / 'ring.txt'} --out {tmp_path / 'own'}")
+    again = call(f"simulate {NINE} --topology {tmp_path / 'ring.txt'} --out {tmp_path / 'own'}")
     assert "nothing to do" in again.output
+
+
+def test_graphs_that_cannot_be_are_refused(tmp_path):
     for options, part in (
         ("--topology ring --degree 4", "has no degree to choose"),
         ("--topology k-ring --degree 5", "give an even number"),
         ("--topology ring --algorithm bridge", "needs 3 neighbours"),
         ("--topology ring --rule krum", "needs the rows of all peers"),
-        ("--topology torus --peers 10", "a torus of 10 peers is none"),
         ("--degree 4", "has no degree to choose"),
         ("--topology nowhere.graphml", "there is no nowhere.graphml"),
     ):
-        refused(call(f"simulate {small} {options} --out {tmp_path / 'x'}"), part)
+        refused(call(f"simulate {NINE} {options} --out {tmp_path / 'x'}"), part)
+    ten = NINE.replace("--peers 9", "--peers 10")
+    refused(call(f"simulate {ten} --topology torus --out {tmp_path / 'x'}"), "a torus of 10 peers is none")
     assert not (tmp_path / "x").exists()

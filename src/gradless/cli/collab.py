@@ -96,13 +96,14 @@ def simulate(
     options = {name: value for name, value in options.items() if value is not None and value != ()}
     delivery = {name: options.pop(name) for name in NETWORK.split() if name in options}
     axes = {name: list(options.pop(name)) for name in SEVERAL if name in options}
+    repeated = [*axes]
     if "split" in options:
         axes.setdefault("split_parameter", [None])  # that of a recipe belongs to its own split
     if "topology" in axes:
         axes["topology"] = [_graph_file(one) for one in axes["topology"]]
         axes.setdefault("degree", [None])  # likewise
     options = _own_data(options, start.base.dataset)
-    given = [*axes, *delivery, *("own" if name in OWN_FILES.split() else name for name in options)]
+    given = [*repeated, *delivery, *("own" if name in OWN_FILES.split() else name for name in options)]
     fields = _fields(options)
     if "eval_every" not in fields and fields.get("steps", 10**9) <= start.base.eval_every:
         fields["eval_every"] = max(1, fields["steps"] // 5)  # one evaluation shows no course
