@@ -151,14 +151,15 @@ def draw(study: Collab, runs: Sequence[Run]) -> Any:
     _legend(figure, [key_line(algorithm_name(name), looks[name, kinds[0]], 1.5, 4) for name in names], HEAD)
     lines = [key_line(kind, Look(INK, LINES[k % len(LINES)], "", "full"), 1.3, 0) for k, kind in enumerate(kinds)]
     _legend(figure, lines, HEAD + LEGEND_LINE)
+    spots = {attack: _lines([run for run in runs if run.attack == attack], looks) for attack in attacks}
+    places = [math.log10(spot.connectivity) for lines in spots.values() for line in lines.values() for spot in line]
+    limits = (min(places, default=0.0) - 0.06, max(places, default=1.0) + 0.06)
     for place, attack in enumerate(attacks):
         row, column = divmod(place, across)
         left = LEFT + column * (WIDTH + ACROSS)
         bottom = height - head - (row + 1) * (PANEL_TITLE + HEIGHT) - row * AXIS
         axes = plain_axes(figure, (left / width, bottom / height, WIDTH / width, HEIGHT / height))
-        under = [run for run in runs if run.attack == attack]
-        spots = {key: _spots(under, *key) for key in looks}
-        _panel(axes, attack, {looks[key]: some for key, some in spots.items() if some}, edge=column == 0)
+        _panel(axes, attack, spots[attack], limits, edge=column == 0)
     draw_title(figure, TITLE)
     return figure
 
@@ -174,16 +175,17 @@ def _legend(figure: Any, keys: list[Any], below: float) -> None:
     )
 
 
-def _panel(axes: Any, attack: str, lines: dict[Look, list[Spot]], *, edge: bool) -> None:
+def _lines(runs: Sequence[Run], looks: dict[tuple[str, str], Look]) -> dict[Look, list[Spot]]:
+    found = {look: _spots(runs, *key) for key, look in looks.items()}
+    return {look: spots for look, spots in found.items() if spots}
+
+
+def _panel(axes: Any, attack: str, lines: dict[Look, list[Spot]], limits: tuple[float, float], *, edge: bool) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
     axes.tick_params(labelsize=8, length=2.5, labelleft=edge)
     axes.set_title(attack_name(attack), loc="left", fontsize=9, color=INK, pad=4, **LITERAL)
-    every = [spot for spots in lines.values() for spot in spots]
-    if not every:
-        return
-    x = [math.log10(spot.connectivity) for spot in every]
-    axes.set_xlim(min(x) - 0.06, max(x) + 0.06)
+    axes.set_xlim(*limits)
     axes.set_ylim(0, 100)
     axes.xaxis.set_major_locator(FixedLocator(log_ticks(*axes.get_xlim())))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _digits(10**value)))
