@@ -186,14 +186,12 @@ def self_answers(core: Agreement, nonce: bytes, now: float):
 def test_a_first_start_that_was_none_is_noticed():
     """Somebody removed the folder of a peer and ran it anew: its own signature comes back, and it falls silent."""
     circle = Circle()
-    circle.steps(2)
-    circle.rows()
-    circle.up = {0, 2, 3}
     for peer in (0, 1, 2, 3):
         circle.cores[peer].row(circle.cores[peer].step, [5.0, 5.0], circle.now)
     own = [data for _, data in circle.cores[1].take_outbox() if parse_head(data, RUN, 4).kind is Kind.ROW]
     assert own
-    circle.restart(1, votes=Votes(None, RUN, complete=True), log=circle.logs[1])
+    circle.restart(1, votes=Votes(None, RUN, complete=True))
+    assert not circle.cores[1].silent
     other = circle.cores[0]
     other.handle(own[0], circle.now)
     head = pack_head(RUN, Kind.ROWS, 0, other.step)
@@ -340,3 +338,35 @@ def test_a_disk_that_fails_to_keep_what_was_written_keeps_a_peer_from_sending_it
         circle.cores[0].row(0, [1.0, 2.0], circle.now)
     assert not circle.cores[0].take_outbox()
     circle.votes[0].close()
+
+
+def test_a_vote_log_from_before_is_noticed(tmp_path):
+    """A folder that was restored from a copy: the group's log has later rows of this peer than its votes."""
+    circle = Circle()
+    path = tmp_path / "votes.wal"
+    circle.restart(1, votes=Votes(path, RUN, complete=True))
+    circle.steps(2)
+    copied = path.read_bytes()
+    circle.steps(2)
+    circle.votes[1].close()
+    path.write_bytes(copied)
+    circle.restart(1, votes=Votes(path, RUN, complete=True))
+    assert circle.cores[1].silent
+    circle.steps(6)
+    assert not circle.cores[1].silent
+    circle.votes[1].close()
+    circle.restart(1, votes=Votes(path, RUN, complete=True))
+    assert not circle.cores[1].silent  # what is gone can hurt no more
+
+
+def test_an_intact_vote_log_is_never_taken_for_an_old_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("gradless.peers.votes.LARGEST", 4000)  # it is written anew every few steps
+    circle = Circle()
+    path = tmp_path / "votes.wal"
+    circle.restart(1, votes=Votes(path, RUN, complete=True))
+    for _ in range(12):
+        circle.steps(1)
+        circle.votes[1].close()
+        circle.restart(1, votes=Votes(path, RUN, complete=True))
+        assert not circle.cores[1].silent
+    assert path.stat().st_size < 8000

@@ -86,7 +86,7 @@ def test_a_vote_log_goes_on_behind_a_cut_at_every_byte(votes_file, tmp_path):
     for size in range(HEADER.size + 4, len(data)):
         copy.write_bytes(data[:size])
         votes = Votes(copy, RUN, complete=True)
-        assert votes.complete == (size >= HEADER.size + 4 + 13)  # the first record says so
+        assert votes.complete == (size >= HEADER.size + 4 + 17)  # the first record says so
         votes.append(record)
         votes.close()
         again = Votes(copy, RUN, complete=True)
@@ -192,6 +192,7 @@ def test_votes_of_decided_steps_are_dropped(tmp_path):
     votes.close()
     again = Votes(path, RUN, complete=True)
     assert (again.of(7), again.of(8), again.complete) == ((), (newer, newer), False)
+    assert again.newest == 8
     again.close()
 
 

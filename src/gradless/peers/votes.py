@@ -7,6 +7,7 @@ certificate that it rests on, is on the disk before it is sent, and a peer that 
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +21,8 @@ FORMAT: Final = Format(
     "remove it and run 'gradless peers join', which signs nothing before the group says what this peer may have signed",
 )
 LARGEST: Final = 1 << 20  # bytes after which records of decided steps are dropped
-COMPLETE: Final = {False: b"\0", True: b"\1"}
-"""A record of one byte: whether the log holds all that was signed. The last one counts, and none means that it does."""
+DECLARED: Final = struct.Struct("<BI")
+"""A record of five bytes: whether this log holds all that was signed from a step on, or may lack something (then 0)."""
 
 
 class Votes:
@@ -34,12 +35,17 @@ class Votes:
             existing file says so itself.
         nonce: 8 bytes that mark this start of a peer without a complete log, by default from the system.
 
+    Attributes:
+        newest: the newest step that a record is of, or before which nothing that was signed matters. A decided value
+            with a row of this peer for a later step shows that records were lost.
+
     Raises:
         BadInput: the file was changed, is of another run, or another process is writing to it.
     """
 
     def __init__(self, path: Path | None, run: bytes, *, complete: bool, nonce: bytes = b"") -> None:
         self.complete = complete
+        self.newest = -1
         self.nonce = nonce or os.urandom(len(NO_NONCE))
         self._file: RecordFile | None = None
         self._synced = True
@@ -47,15 +53,18 @@ class Votes:
         if path is not None:
             contents = read(path, FORMAT, run) if path.exists() else None
             self.complete = complete and contents is None  # until a record says otherwise
-            self._file = RecordFile(path, FORMAT, run, contents, (COMPLETE[complete],))
+            self._file = RecordFile(path, FORMAT, run, contents, (DECLARED.pack(complete, 0),))
             for record in contents.bodies if contents else ():
                 self._keep(record)
 
     def _keep(self, record: bytes) -> None:
         if len(record) < HEAD.size:
-            self.complete = record == COMPLETE[True]
+            self.complete, since = bool(record[0]), DECLARED.unpack(record)[1]
+            self.newest = max(self.newest, since - 1)
         else:
-            self._records.setdefault(HEAD.unpack_from(record)[4], []).append(record)
+            step = HEAD.unpack_from(record)[4]
+            self.newest = max(self.newest, step)
+            self._records.setdefault(step, []).append(record)
 
     def append(self, record: bytes) -> None:
         """Write a message of one's own, or HIGH. It must not be sent before `sync` has returned.
@@ -80,13 +89,13 @@ class Votes:
             self._file.sync()
             self._synced = True
 
-    def declare(self, *, complete: bool) -> None:
-        """Write whether this log holds all signatures of this peer that could hurt.
+    def declare(self, *, complete: bool, since: int = 0) -> None:
+        """Write whether this log holds all signatures of this peer that could hurt; none before step ``since`` can.
 
         Raises:
             NotWritten: the disk is full.
         """
-        self.append(COMPLETE[complete])
+        self.append(DECLARED.pack(complete, since))
         self.sync()
 
     def of(self, step: int) -> tuple[bytes, ...]:
@@ -103,7 +112,7 @@ class Votes:
             del self._records[old]
         if self._file is not None and self._file.size > LARGEST:
             kept = (record for records in self._records.values() for record in records)
-            self._file.replace([COMPLETE[self.complete], *kept])
+            self._file.replace([DECLARED.pack(self.complete, self.newest + 1), *kept])
             self._synced = True
 
     def close(self) -> None:

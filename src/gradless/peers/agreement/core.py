@@ -70,6 +70,8 @@ class Agreement:
         self.evidence: Evidence = {}
         self._checks = Checks(group, ring)
         self._voice = Voice(me, group, ring, votes)
+        if votes.complete and log.history.last_present.get(me, -1) > votes.newest:
+            votes.declare(complete=False)  # a copy from before, or none: this peer signed what is not in it
         self._inquiry = None if votes.complete else Inquiry(group, votes.nonce)
         self._decisions: list[Decision] = []
         self._next: dict[tuple[int, Kind, int], bytes] = {}  # messages of the next step, one a sender, kind and round
@@ -209,7 +211,7 @@ class Agreement:
         """Begin the step behind the log: by own votes, if there are any, and by what came for it already."""
         history = self.log.history
         if self._inquiry is not None and self.step >= self._inquiry.signs_from:
-            self.votes.declare(complete=True)
+            self.votes.declare(complete=True, since=self.step)
             self._inquiry = None
         self._checks.next_step()
         self.instance = Instance(
