@@ -30,22 +30,24 @@ def test_twenty_schedules():
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize("first", range(1000, 1140, 20))
+@pytest.mark.parametrize("first", range(1000, 1120, 20))
 def test_more_schedules(first):
     check(run_many(range(first, first + 20), 4, 1), 20)
 
 
 @pytest.mark.sweep
-def test_more_schedules_of_seven_and_ten():
+def test_more_schedules_of_other_groups():
     check(run_many(range(2000, 2010), 7, 2, ("no-ban",)), 10)
     check(run_many(range(2100, 2108), 7, 2), 8)
     check(run_many(range(2200, 2202), 10, 3), 2)
+    check(run_many(range(2300, 2304), 5, 1), 4)  # more peers than the bound asks for
+    check(run_many(range(2400, 2404), 6, 1), 4)
 
 
 @pytest.mark.sweep
 def test_schedules_with_peers_that_lose_their_logs():
     """They are honest, do not count among the f for safety, and sign again once they may."""
-    check(run_many(range(3000, 3014), 4, 1, forgets=1), 14)
+    check(run_many(range(3000, 3016), 4, 1, forgets=1), 16)
     check(run_many(range(3100, 3106), 7, 2, forgets=1), 6)
 
 
