@@ -2,8 +2,8 @@
 
 Groups of n = 4, 7, 10 and 100 peers decide steps of K = 4 coefficients in one process: a simulated network (delays of 1
 to 10 ms one way, nothing lost; probes of 50 ms in the mean) and simulated time, real Ed25519 signatures. Counted a peer
-and step: messages, bytes of payload, signature checks, milliseconds of this processor. Then a late join: 20,000 steps of
-seven peers.
+and step: messages, bytes of payload, signature checks, milliseconds of this processor. Then a late join: 20,000 steps
+of seven peers.
 """
 
 from __future__ import annotations
