@@ -76,7 +76,8 @@ class Circle:
         return Agreement(peer, self.group, ring=ring, votes=votes, log=log, timing=TIMING, now=self.now)
 
     def restart(self, peer: int, *, votes: Votes | None = None, log: DecidedLog | None = None) -> None:
-        self.votes[peer], self.logs[peer] = votes or self.votes[peer], log or self.logs[peer]
+        self.votes[peer] = self.votes[peer] if votes is None else votes
+        self.logs[peer] = self.logs[peer] if log is None else log  # an empty one is false
         self.cores[peer] = self.core(peer)
         self.up.add(peer)
 

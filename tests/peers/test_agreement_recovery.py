@@ -340,6 +340,19 @@ def test_a_disk_that_fails_to_keep_what_was_written_keeps_a_peer_from_sending_it
     circle.votes[0].close()
 
 
+def test_a_first_start_that_fetches_rows_of_its_own_is_none():
+    circle = Circle()
+    circle.steps(3)
+    circle.up.remove(1)
+    lost = Votes(None, RUN, complete=True)
+    circle.restart(1, votes=lost, log=DecidedLog(None, circle.group))
+    assert not circle.cores[1].silent
+    circle.deliver()  # the others send what was decided
+    assert circle.cores[1].step == 3
+    assert circle.cores[1].silent
+    assert not lost.of(3)
+
+
 def test_a_vote_log_from_before_is_noticed(tmp_path):
     """A folder that was restored from a copy: the group's log has later rows of this peer than its votes."""
     circle = Circle()

@@ -70,8 +70,8 @@ class Agreement:
         self.evidence: Evidence = {}
         self._checks = Checks(group, ring)
         self._voice = Voice(me, group, ring, votes)
-        if votes.complete and log.history.last_present.get(me, -1) > votes.newest:
-            votes.declare(complete=False)  # a copy from before, or none: this peer signed what is not in it
+        if self._log_is_ahead():
+            votes.declare(complete=False)
         self._inquiry = None if votes.complete else Inquiry(group, votes.nonce)
         self._decisions: list[Decision] = []
         self._next: dict[tuple[int, Kind, int], bytes] = {}  # messages of the next step, one a sender, kind and round
@@ -161,6 +161,7 @@ class Agreement:
         """
         self._enter(now)
         self.counts["handled"] += 1
+        data = bytes(data)  # parts of it are keys of dictionaries; no copy if it is that already
         try:
             head = parse_head(data, self.group.run, self.group.peers)
             if sent_by not in (None, head.sender):
@@ -246,21 +247,26 @@ class Agreement:
                 decision = self.instance.decision
                 self.log.append(decision.value, decision.certificate)
                 self._decisions.append(decision)
+                self._fall_silent_if_votes_are_lost()
                 self.votes.forget(self.step)
                 self._begin()
                 self.instance.advance()
-            if self.instance.books.forgotten and self._inquiry is None:
-                self._fall_silent()
+            self._fall_silent_if_votes_are_lost()
             self._voice.release()
         except NotWritten as error:
             self._voice.failure = error
             raise
 
-    def _fall_silent(self) -> None:
-        """This peer signed what it does not remember: it lost its log of votes without saying so."""
-        self.votes.declare(complete=False)
-        self._inquiry = Inquiry(self.group, self.votes.nonce)
-        self.instance.silent = True
+    def _log_is_ahead(self) -> bool:
+        """Whether a decided row of this peer is newer than its votes: they are none, or a copy from before."""
+        return self.votes.complete and self.log.history.last_present.get(self.me, -1) > self.votes.newest
+
+    def _fall_silent_if_votes_are_lost(self) -> None:
+        """Sign nothing any more, until the group answers, if this peer signed what it does not remember."""
+        if self._inquiry is None and (self.instance.books.forgotten or self._log_is_ahead()):
+            self.votes.declare(complete=False)
+            self._inquiry = Inquiry(self.group, self.votes.nonce)
+            self.instance.silent = True
 
     # -- messages -----------------------------------------------------------------------------------------------------
 
