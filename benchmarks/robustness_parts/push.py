@@ -50,7 +50,7 @@ def push_of(
     rule: Rule, f: int, honest: np.ndarray, liars: np.ndarray, wanted: np.ndarray, away: np.ndarray
 ) -> np.ndarray:
     """Push [B] of groups: wanted [B, K] = s / sigma, away [B, K] = what to compare with."""
-    mixed = rule(np.concatenate([honest, liars], 1), f)
+    mixed = rule(np.concatenate([liars, honest], 1), f)  # of equal rows krum takes the first: a liar may be that
     return ((mixed - away) * wanted).mean(1)
 
 

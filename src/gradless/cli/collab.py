@@ -49,7 +49,7 @@ data_options = _options("dataset data image_size split split_parameter seed")
     "--comparison", is_flag=True, help="All algorithms, attacks and seeds of the recipe, or those given here."
 )
 @data_options
-@_options("peers byzantine attackers algorithm rule rule_options attack attack_options")
+@_options("peers byzantine attackers algorithm rule rule_options memory attack attack_options")
 @of_fields(Delivery, NETWORK, defaults=False, told=True)
 @_options("topology degree radius net model task")
 @of_fields(OwnFiles, OWN_FILES, defaults=False)

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from gradless.collab.network.delivery import Delivery
+from gradless.collab.network.delivery import ALL, Delivery
 from gradless.collab.network.topology import COMPLETE, DEGREE, OF_DEGREE, TOPOLOGIES, fingerprint, named
 from gradless.collab.network.topology import title as topology_title
 from gradless.errors import BadInput, pick
@@ -45,6 +45,10 @@ class CollabConfig:
     """Mixing rule in place of the algorithm's, e.g. nnm+trimmed-mean."""
     rule_options: Annotated[dict[str, Any], Flag("--rule-set")] = field(default_factory=dict)
     """Option of that rule, e.g. --rule-set radius=2."""
+    memory: Annotated[int, Meta(ge=30, le=10**4)] | None = None
+    """Steps to look back for peers that disagree with the others, whose rows are left out.
+
+    They are at most f, of --payload coefficients; None: off. 100 was studied."""
     attack: Annotated[str, Names("attack", "collab.attacks:ATTACKS", closed=False)] = "none"
     """gradless list attacks."""
     attack_options: Annotated[dict[str, Any], Flag("--set")] = field(default_factory=dict)
@@ -236,6 +240,8 @@ class CollabConfig:
         from gradless.collab.algorithms import ALGORITHMS
         from gradless.methods import METHODS
 
+        if self.memory is not None:
+            self._check_memory()
         if self.payload == "parameters":
             if self.method != "mezo":
                 raise BadInput(
@@ -256,6 +262,16 @@ class CollabConfig:
             able = ", ".join(name for name, row in METHODS.items() if row.replays)
             raise BadInput(f"method {self.method} has no coefficients to send: forward-only methods do ({able})")
 
+    def _check_memory(self) -> None:
+        if self.payload == "parameters":
+            raise BadInput("memory is of coefficients: add --payload coefficients, or leave it out")
+        delivery = self.delivery
+        partial = delivery.mode != ALL or delivery.drop or delivery.deadline is not None or self.topology != COMPLETE
+        if partial or self.sync is not None:
+            raise BadInput(
+                "memory needs rows that all peers see: leave out --delivery, --drop, --deadline, --topology and --sync"
+            )
+
     def lr_at(self, base: float, step: int) -> float:
         """Return the learning rate of a step."""
         if self.decay is None:
@@ -270,6 +286,8 @@ class CollabConfig:
         if self.topology == COMPLETE:  # as before there were others
             for name in GRAPH_FIELDS:
                 del values[name]
+        if self.memory is None:  # likewise
+            del values["memory"]
         return values
 
     def id(self) -> str:

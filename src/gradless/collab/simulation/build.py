@@ -151,7 +151,7 @@ def _uses(config: CollabConfig) -> dict[str, tuple[bool, str]]:
     coefficients = config.payload == COEFFICIENTS, "--payload coefficients"
     return {
         **dict.fromkeys(("task", "scheme", "num_train", "num_test", "own"), (language, "a language --model")),
-        **dict.fromkeys(("queries", "eps", "sync"), coefficients),
+        **dict.fromkeys(("queries", "eps", "sync", "memory"), coefficients),
         "image_size": (config.dataset == "folder", "a folder of images"),
         "net": (not language, "images (--dataset)"),
         "data": (
@@ -181,6 +181,11 @@ def _coefficients(config: CollabConfig, honest: int, rule: Aggregator, attack: A
     from gradless.collab.learners.coefficients import CoefficientPeers
     from gradless.collab.learners.language import Text, members
 
+    if config.memory is not None and (rule.uses_pivot or attack.equivocates):
+        what = f"the rule {rule.name}" if rule.uses_pivot else f"the attack {attack.name}"
+        raise BadInput(
+            f"memory needs rows that are the same for all peers, and {what} has others: leave one of them out"
+        )
     if config.model is None:
         raise BadInput("coefficients are exchanged for a language model: give --model and --task instead of --dataset")
     # With all messages at all peers and a rule that has no favourite row, the weights of honest peers never differ.

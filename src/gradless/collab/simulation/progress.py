@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gradless import __version__
+from gradless.collab.aggregation.pair_scores import Memory
 from gradless.collab.algorithms import PARAMETERS
 from gradless.collab.contraction import Mixing
 from gradless.collab.simulation.build import Simulation, network
@@ -48,6 +49,8 @@ class SimulationState:
         """Distance of the models at the last evaluation; the run ends with one."""
         self.network = network(simulation)
         """Who hears whom, and what attackers remember of each kind of exchange."""
+        self.memory = None if simulation.config.memory is None else Memory(simulation.config.memory)
+        """Rows of the last steps, where the rule looks back at them."""
         self.mixed: Tensor | None = None
         """[1 or H, D] the mixed rows, whose memory the next ones may take."""
         self.meter = PeakMeter(torch.device(simulation.config.device))
@@ -122,6 +125,7 @@ class SimulationState:
             "peak": self.meter.peak,
             "written": os.fstat(self._file.fileno()).st_size,
             "learner": self.simulation.learner.state(),
+            **({"memory": [torch.from_numpy(rows) for rows in self.memory.rows]} if self.memory is not None else {}),
             "attack": {tag: plain(state) for tag, state in self.network.states.items()},
         }
         try:
@@ -149,6 +153,8 @@ class SimulationState:
         self.simulation.learner.load(state["learner"])
         start = self.simulation.attack.start
         self.network.states = {tag: like(start(), held) for tag, held in state["attack"].items()}
+        if self.memory is not None:
+            self.memory.rows = [rows.numpy() for rows in state["memory"]]
         for name in COUNTED:
             setattr(self, name, state[name])
         self.meter.peak = state["peak"]

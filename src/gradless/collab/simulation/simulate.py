@@ -20,6 +20,7 @@ from gradless.collab.learners.loop import take_step
 from gradless.collab.learners.vision import show_own_data
 from gradless.collab.network.exchange import Arrivals, settle
 from gradless.collab.simulation.build import build, topology_of
+from gradless.collab.simulation.memory_rule import remembering
 from gradless.collab.simulation.progress import CHECKPOINT, SimulationState, finite_or_null, forget
 from gradless.errors import BadInput
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, versions
@@ -145,6 +146,8 @@ def _settle(run: SimulationState, arrivals: Arrivals, rows: Tensor | None, step:
     """Return what all honest peers make of an exchange, [H, D], in memory that an earlier result lay in."""
     assert rows is not None  # in a simulation no exchange is over before the rows are there
     simulation = run.simulation
+    if run.memory is not None:
+        return remembering(simulation, run.memory, arrivals, rows)
     with threads.small_operations():
         key = rng.fold(simulation.config.seed, step)  # of rules that shuffle; attackers know it
         mixed = settle(simulation.rule, arrivals, rows, key=key, out=run.mixed)

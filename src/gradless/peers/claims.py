@@ -1,0 +1,310 @@
+"""Claims of a peer about its data: a commitment to its rows, which steps are checked, and what a check tells.
+
+A peer that commits puts the root of a Merkle tree over its training rows into the manifest, salted, so that nobody
+guesses rows from it. Batches are a function of seed, peer and step, so it cannot choose them later. Which steps are
+checked follows from the log *ten steps after* each of them: when a peer sends its coefficients, nobody knows whether
+they will be checked. The owner, or an auditor to whom it opens rows, then computes these coefficients again.
+
+This proves that a peer sent what its committed rows give. It does not prove that these rows are good, true, its own or
+anybody's, and says nothing about steps that were not drawn.
+
+Rows are committed as `gradless.tasks.own_rows` reads them: canonical JSON of the columns and the label, in the order of
+the file. The tokenizer is no part of it: the manifest names the model, which fixes what tokens these rows become.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from gradless.errors import BadInput
+from gradless.system import typed
+from gradless.system.atomic import write_text
+
+DELAY: Final = 10
+"""Steps after which the log draws a step."""
+DRAWN: Final = 32
+"""Steps of a peer that are checked."""
+ALLOWED: Final = 2
+"""Misses among them that do not convict: a rare input may take another kernel on another machine."""
+SLACK: Final = 256
+"""Roundings of a loss in float32 that a coefficient may be away; 256 are 8 times the most that was measured."""
+FEWEST_VALUES: Final = 64
+"""Coefficients below which a variance ratio tells nothing."""
+ROW, NODE, ROOT = b"\0", b"\1", b"gradless-peers-rows-1\0"
+DRAW: Final = b"gradless-peers-draw-1\0"
+SALT: Final = b"gradless-peers-salt-1\0"
+LONGEST: Final = 1 << 20
+"""Bytes of an opened row."""
+
+
+def row_bytes(row: Mapping[str, Any]) -> bytes:
+    """Return a row as it is committed: JSON with sorted keys, without spaces, in UTF-8.
+
+    Example:
+        >>> row_bytes({"label": 1, "columns": {"text": "fine"}})
+        b'{"columns":{"text":"fine"},"label":1}'
+    """
+    return json.dumps(row, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def salt_of(salt: bytes, index: int) -> bytes:
+    """Return the salt of one row, 32 bytes, from which those of other rows do not follow."""
+    return hashlib.sha256(SALT + salt + struct.pack("<I", index)).digest()
+
+
+def commit(rows: Sequence[bytes], salt: bytes) -> bytes:
+    """Return the commitment to rows, 32 bytes.
+
+    Args:
+        rows: as `row_bytes` gives them, in the order of the file.
+        salt: 32 random bytes, which the owner keeps.
+
+    Raises:
+        BadInput: no rows, or a salt of another length.
+
+    Cost: two hashes a row.
+    """
+    if not rows:
+        raise BadInput("there are no rows to commit to: give a file with training rows")
+    _check_salt(salt)
+    level = [_leaf(row, salt_of(salt, index)) for index, row in enumerate(rows)]
+    return _root(len(rows), _levels(level)[-1][0])
+
+
+class Opening(NamedTuple):
+    """One committed row, and what shows that it was committed to."""
+
+    place: int
+    """In the file, from 0."""
+    row: bytes
+    salt: bytes
+    path: tuple[bytes, ...]
+    """Hashes beside the way from the row to the root, from below; a node without a neighbour needs none."""
+
+
+def open_rows(rows: Sequence[bytes], salt: bytes, indices: Sequence[int]) -> list[Opening]:
+    """Return openings of some rows, which tell nothing about the others.
+
+    Args:
+        rows: all that were committed to.
+        salt: of the commitment.
+        indices: of the rows to open.
+
+    Raises:
+        BadInput: a salt of another length, or an index out of range.
+    """
+    _check_salt(salt)
+    if any(not 0 <= index < len(rows) for index in indices):
+        raise BadInput(f"a row to open is not among the {len(rows)} rows: give the file that was committed to")
+    levels = _levels([_leaf(row, salt_of(salt, index)) for index, row in enumerate(rows)])
+    openings = []
+    for index in indices:
+        path, at = [], index
+        for level in levels[:-1]:
+            if (beside := at ^ 1) < len(level):
+                path.append(level[beside])
+            at //= 2
+        openings.append(Opening(index, rows[index], salt_of(salt, index), tuple(path)))
+    return openings
+
+
+def is_committed(opening: Opening, count: int, commitment: bytes) -> bool:
+    """Return whether a row is the one at its place in a commitment to ``count`` rows."""
+    if not 0 <= opening.place < count or len(opening.salt) != 32:
+        return False
+    at, width, node = opening.place, count, _leaf(opening.row, opening.salt)
+    path = list(opening.path)
+    while width > 1:
+        if at ^ 1 < width:
+            if not path:
+                return False
+            beside = path.pop(0)
+            node = _node(beside, node) if at & 1 else _node(node, beside)
+        at, width = at // 2, (width + 1) // 2
+    return not path and _root(count, node) == commitment
+
+
+def drawn(digests: Sequence[bytes], run: bytes, peer: int, present: Sequence[int], most: int = DRAWN) -> list[int]:
+    """Return the steps of a peer that are checked, ascending.
+
+    Of the steps in which it sent a row and that ten others follow, those whose hash with the digest ten steps later is
+    lowest: which those are, a peer cannot know when it sends its row.
+
+    Args:
+        digests: of the values, by step.
+        run: 16 bytes that name the run.
+        peer: its number.
+        present: steps in which its row was decided.
+        most: how many.
+    """
+    able = [step for step in present if step + DELAY < len(digests)]
+    lot = {
+        step: hashlib.sha256(DRAW + run + struct.pack("<HI", peer, step) + digests[step + DELAY]).digest()
+        for step in able
+    }
+    return sorted(sorted(able, key=lambda step: lot[step])[:most])
+
+
+def tolerance(loss: float, eps: float) -> float:
+    """Return how far a coefficient in float32 may be from the claimed one: 256 x 2^-24 |loss| / eps.
+
+    A coefficient is a difference of two losses over 2 eps, so roundings of the losses are divided by eps. Other
+    instruction sets and thread counts moved coefficients of SmolLM2 by an eighth of this at most.
+    """
+    return SLACK * 2.0**-24 * abs(loss) / eps
+
+
+class Checked(NamedTuple):
+    """A step that was computed again."""
+
+    step: int
+    claimed: tuple[float, ...]
+    found: tuple[float, ...]
+    loss: float
+
+    def misses(self, eps: float) -> bool:
+        """Return whether a coefficient is farther away than `tolerance`, or not finite."""
+        allowed = tolerance(self.loss, eps)
+        return not all(abs(a - b) <= allowed for a, b in zip(self.claimed, self.found, strict=True))
+
+
+class Verdict(NamedTuple):
+    """What checks of a peer come to."""
+
+    convicted: bool
+    text: str
+
+
+def judge(checks: Sequence[Checked], *, eps: float, exact: bool) -> Verdict:
+    """Return what the steps that were computed again tell.
+
+    Args:
+        checks: of one peer.
+        eps: perturbation scale of the run.
+        exact: whether losses are float32. Those of 16-bit weights differ between processors by as much as a few tenths
+            of a coefficient's spread, so that single ones tell nothing: only the variance of the differences does,
+            over at least `FEWEST_VALUES` coefficients, and it convicts from the variance of the claims on.
+    """
+    if not checks:
+        return Verdict(False, "no step could be checked: a step needs ten others after it")
+    values = sum(len(check.claimed) for check in checks)
+    if exact:
+        misses = [check.step for check in checks if check.misses(eps)]
+        where = f" (steps {', '.join(map(str, misses[:8]))}{', ...' if len(misses) > 8 else ''})" if misses else ""
+        text = f"{len(misses)} of {len(checks)} drawn steps miss{where}, at most {ALLOWED} are allowed"
+        return Verdict(len(misses) > ALLOWED, text)
+    if values < FEWEST_VALUES:
+        return Verdict(False, f"{values} coefficients of 16-bit weights tell nothing: at least {FEWEST_VALUES} would")
+    apart = math.fsum((a - b) ** 2 for check in checks for a, b in zip(check.claimed, check.found, strict=True))
+    claims = math.fsum(a * a for check in checks for a in check.claimed)
+    ratio = apart / claims if claims > 0 else math.inf if apart > 0 else 0.0
+    convicted = not ratio < 1.0
+    return Verdict(
+        convicted, f"differences have {ratio:.2f} of the claims' variance over {values} coefficients (16 bits)"
+    )
+
+
+class _OpenedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    place: int
+    row: str
+    salt: str
+    path: list[str]
+
+
+class _Opened(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    run: str
+    peer: str
+    rows: list[_OpenedRow]
+
+
+def write_opened(path: Path, run: str, peer: str, openings: Sequence[Opening]) -> None:
+    """Write openings for an auditor, as JSON."""
+    rows = [
+        _OpenedRow(one.place, one.row.decode(), one.salt.hex(), [part.hex() for part in one.path]) for one in openings
+    ]
+    write_text(path, msgspec.json.encode(_Opened(run, peer, rows)).decode() + "\n")
+
+
+def read_opened(path: Path, run: str, peer: str) -> list[Opening]:
+    """Return the openings in a file.
+
+    Raises:
+        BadInput: no such file, or of another run or peer.
+    """
+    try:
+        held = msgspec.json.decode(path.read_bytes(), type=_Opened)
+        rows = [
+            Opening(one.place, one.row.encode(), bytes.fromhex(one.salt), tuple(map(bytes.fromhex, one.path)))
+            for one in held.rows
+            if len(one.row) <= LONGEST
+        ]
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read ({error.strerror}): give the file that --open wrote") from None
+    except (ValueError, msgspec.DecodeError) as error:
+        raise BadInput(f"{path} holds no opened rows ({error}): give the file that --open wrote") from None
+    if (held.run, held.peer) != (run, peer):
+        theirs = f"{typed.shown(held.peer)} in run {typed.shown(held.run[:12])}"
+        raise BadInput(f"{path} opens rows of {theirs}, not of {peer} in run {run[:12]}: give its own")
+    return rows
+
+
+def _check_salt(salt: bytes) -> None:
+    if len(salt) != 32:
+        raise BadInput(
+            f"the salt has {len(salt)} bytes instead of 32: give the file that 'gradless peers keygen' wrote"
+        )
+
+
+def _leaf(row: bytes, salt: bytes) -> bytes:
+    return hashlib.sha256(ROW + salt + row).digest()
+
+
+def _node(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(NODE + left + right).digest()
+
+
+def _root(count: int, top: bytes) -> bytes:
+    return hashlib.sha256(ROOT + struct.pack("<I", count) + top).digest()
+
+
+def _levels(level: list[bytes]) -> list[list[bytes]]:
+    """Return the levels of the tree from the leaves to the top; a node without a neighbour moves up as it is."""
+    levels = [level]
+    while len(level) > 1:
+        pairs = [level[at : at + 2] for at in range(0, len(level), 2)]
+        level = [_node(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+        levels.append(level)
+    return levels
+
+
+def file_rows(path: Path | str, own: Mapping[str, Any]) -> list[bytes]:
+    """Return the rows of a training file as they are committed to, in the order of the file.
+
+    Args:
+        path: as for ``--train``.
+        own: template, label_column and labels of the task, and how the file is written
+            (`gradless.runs.config.OwnFiles`).
+
+    Raises:
+        BadInput: the file, the template or the labels cannot be used.
+    """
+    from gradless.tasks import own as own_tasks
+    from gradless.tasks import own_rows
+    from gradless.tasks.sources import resolve
+    from gradless.tasks.text_rows import Wanted
+
+    for name in ("template", "label_column", "labels"):
+        if not own.get(name):
+            raise BadInput(f"rows are committed to as a task reads them: give --{name.replace('_', '-')} too")
+    columns = own_tasks.parse_template(own["template"]).columns
+    labels = tuple(own_tasks.checked_labels(own["labels"]))
+    wanted = Wanted(columns, own["label_column"], labels, own.get("delimiter"), own.get("encoding"))
+    return [row_bytes(row) for row in own_rows.read(resolve(path, "train"), wanted, lambda line: None)]

@@ -1,0 +1,81 @@
+"""The option memory of a simulated group: liars who push against the others for long are left out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from gradless.collab import attacks
+from gradless.collab.aggregation.pair_scores import FEWEST, Memory
+from gradless.collab.aggregation.receivers import seen_by_all
+from gradless.collab.config import CollabConfig
+from gradless.collab.network.exchange import Arrivals
+from gradless.collab.simulation.build import Simulation, mixing_rule
+from gradless.collab.simulation.memory_rule import remembering
+from gradless.errors import BadInput
+
+CONFIG = CollabConfig(
+    dataset=None,
+    model="tiny-llama",
+    task="sst2",
+    payload="coefficients",
+    algorithm="bridge",
+    rule="trimmed-mean",
+    momentum=0.0,
+    peers=4,
+    byzantine=1,
+    attack="sign-flip",
+    split="iid",
+    memory=100,
+)
+
+
+def exchanges(config, steps, factor):
+    """Mixed rows of every step, and the honest ones; the liar sends ``factor`` times their mean."""
+    config = config.resolved()
+    simulation = Simulation(config, None, mixing_rule(config), attacks.named("none"))
+    memory, random = Memory(config.memory), np.random.default_rng(0)
+    for _ in range(steps):
+        honest = torch.from_numpy((0.8 * random.standard_normal(4) + random.standard_normal((3, 4))).astype(np.float32))
+        sent = torch.cat([honest, factor * honest.mean(0, keepdim=True)])
+        arrivals = Arrivals(seen_by_all(sent, (0,)), (0,))
+        yield remembering(simulation, memory, arrivals, honest), honest, sent
+
+
+def test_a_liar_is_left_out_once_the_log_shows_it_and_the_rule_expects_one_fewer():
+    rule = mixing_rule(CONFIG.resolved())
+    for step, (mixed, honest, sent) in enumerate(exchanges(CONFIG, 80, -3.0)):
+        assert mixed.shape == (3, 4)
+        if step < FEWEST:
+            torch.testing.assert_close(mixed[0], rule(sent))
+        if step >= 50:
+            torch.testing.assert_close(mixed[0], honest.mean(0))
+
+
+def test_without_liars_nothing_changes():
+    rule = mixing_rule(CONFIG.resolved())
+    for mixed, _, sent in exchanges(CONFIG, 80, 1.0):
+        assert torch.equal(mixed[0], rule(sent))
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"payload": "parameters"}, "memory is of coefficients"),
+        ({"memory": 29}, "memory"),
+        ({"sync": 5}, "memory needs rows that all peers see"),
+        ({"delivery": dataclasses.replace(CONFIG.delivery, drop=0.1)}, "memory needs rows that all peers see"),
+    ],
+)
+def test_where_memory_cannot_work_it_is_refused(changed, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        dataclasses.replace(CONFIG, **changed).resolved()
+
+
+def test_runs_without_memory_keep_their_names():
+    plain = dataclasses.replace(CONFIG, memory=None)
+    assert "memory" not in plain.to_json()
+    assert plain.id() != CONFIG.id()

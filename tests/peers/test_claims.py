@@ -1,0 +1,125 @@
+"""Commitments to rows, the steps that the log draws, and what computing them again tells."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from gradless.errors import BadInput
+from gradless.peers.claims import (
+    DELAY,
+    Checked,
+    commit,
+    drawn,
+    is_committed,
+    judge,
+    open_rows,
+    read_opened,
+    row_bytes,
+    tolerance,
+    write_opened,
+)
+
+SALT = bytes(range(32))
+
+
+def rows_of(count: int) -> list[bytes]:
+    return [row_bytes({"columns": {"text": f"row {i}"}, "label": i % 2}) for i in range(count)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 13])
+def test_every_row_opens_and_no_other_row_place_or_count_does(count: int) -> None:
+    rows = rows_of(count)
+    root = commit(rows, SALT)
+    for index, opening in enumerate(open_rows(rows, SALT, range(count))):
+        assert is_committed(opening, count, root)
+        assert not is_committed(opening._replace(row=b"other"), count, root)
+        assert not is_committed(opening._replace(salt=bytes(32)), count, root)
+        assert not is_committed(opening._replace(place=(index + 1) % count), count, root) or count == 1
+        assert not is_committed(opening._replace(place=count), count, root)
+        assert not is_committed(opening, count + 1, root)
+        assert not is_committed(opening._replace(path=(*opening.path, bytes(32))), count, root)
+        assert not is_committed(opening._replace(path=opening.path[:-1]), count, root) or not opening.path
+
+
+def test_a_commitment_depends_on_rows_their_order_and_the_salt() -> None:
+    rows = rows_of(6)
+    roots = {commit(rows, SALT), commit(rows[::-1], SALT), commit(rows[:5], SALT), commit(rows, bytes(32))}
+    assert len(roots) == 4
+    first, second = open_rows(rows, SALT, [0, 1])
+    assert first.salt != second.salt  # one row that is opened must not help to guess others
+    assert SALT not in (first.salt, second.salt)
+
+
+def test_bad_rows_and_salts_are_refused() -> None:
+    with pytest.raises(BadInput, match="no rows to commit to"):
+        commit([], SALT)
+    with pytest.raises(BadInput, match="31 bytes instead of 32"):
+        commit(rows_of(2), SALT[:31])
+    with pytest.raises(BadInput, match="not among the 2 rows"):
+        open_rows(rows_of(2), SALT, [2])
+
+
+def test_openings_survive_their_file_and_belong_to_one_peer_of_one_run(tmp_path: Path) -> None:
+    path, rows = tmp_path / "anna.json", rows_of(5)
+    openings = open_rows(rows, SALT, [1, 4])
+    write_opened(path, "ab" * 32, "anna", openings)
+    assert read_opened(path, "ab" * 32, "anna") == openings
+    for run, name in (("cd" * 32, "anna"), ("ab" * 32, "bert")):
+        with pytest.raises(BadInput, match="opens rows of 'anna' in run"):
+            read_opened(path, run, name)
+    path.write_text('{"run": "x", "peer": "anna", "rows": [{"place": 0}]}', encoding="utf-8")
+    with pytest.raises(BadInput, match="holds no opened rows"):
+        read_opened(path, "x", "anna")
+    with pytest.raises(BadInput, match="cannot be read"):
+        read_opened(tmp_path / "none.json", "x", "anna")
+
+
+def digests_of(steps: int, seed: int = 0) -> list[bytes]:
+    return [hashlib.sha256(f"{seed}/{step}".encode()).digest() for step in range(steps)]
+
+
+def test_steps_are_drawn_from_later_digests_and_only_where_the_peer_sent_a_row() -> None:
+    digests, run = digests_of(200), bytes(16)
+    present = [step for step in range(200) if step % 3]
+    steps = drawn(digests, run, 2, present)
+    assert len(steps) == 32
+    assert steps == sorted(steps)
+    assert set(steps) <= set(present)
+    assert max(steps) < 200 - DELAY
+    assert drawn(digests, run, 1, present) != steps
+    assert drawn(digests, bytes(15) + b"\1", 2, present) != steps
+    later = [*digests[:-40], *digests_of(40, seed=1)]  # the same log up to step 160, then another one
+    other = drawn(later, run, 2, present)
+    assert other != steps  # so nobody knew all of them by then
+    assert drawn(digests[:11], run, 2, list(range(11))) == [0]
+    assert drawn(digests[:10], run, 2, list(range(10))) == []
+
+
+def check(claimed: float, found: float, loss: float = 0.7, step: int = 0) -> Checked:
+    return Checked(step, (claimed, 1.0), (found, 1.0), loss)
+
+
+def test_two_misses_of_32_are_let_pass_and_a_third_convicts() -> None:
+    eps = 1e-3
+    allowed = tolerance(0.7, eps)
+    assert allowed == pytest.approx(0.0107, rel=0.01)
+    near = [check(1.0, 1.0 + 0.9 * allowed) for _ in range(29)]
+    far = [check(1.0, 1.0 + 1.1 * allowed, step=number) for number in range(3)]
+    assert not judge([*near, *far[:2]], eps=eps, exact=True).convicted
+    verdict = judge([*near, *far], eps=eps, exact=True)
+    assert verdict.convicted
+    assert verdict.text == "3 of 32 drawn steps miss (steps 0, 1, 2), at most 2 are allowed"
+    assert judge([check(1.0, float("nan"))] * 3, eps=eps, exact=True).convicted
+    assert not judge([], eps=eps, exact=True).convicted
+
+
+def test_of_16_bit_weights_only_the_variance_of_many_differences_tells() -> None:
+    honest = [check(10.0 * (-1) ** i, 10.0 * (-1) ** i + 3.0, step=i) for i in range(32)]
+    liar = [check(10.0 * (-1) ** i, -10.0 * (-1) ** i, step=i) for i in range(32)]
+    assert judge(honest, eps=1e-3, exact=True).convicted  # which is why it is not asked of them
+    assert not judge(honest, eps=1e-3, exact=False).convicted
+    assert judge(liar, eps=1e-3, exact=False).convicted
+    assert not judge(liar[:31], eps=1e-3, exact=False).convicted  # 62 coefficients tell nothing
