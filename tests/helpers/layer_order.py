@@ -121,8 +121,8 @@ INSIDE = {
             "peers.liars",
         ),
         *("peers.scores", "peers.claims", "peers.certificates", "peers.keys", "peers.settings", "peers.manifest"),
-        *("peers.node_files", "peers.run_folder", "peers.claim_checks", "peers.audit", "peers.excise"),
-        *("peers.prepare", "peers.own_data", "peers.inbox", "peers.zenoh_config", "peers.zenoh_link"),
+        *("peers.node_files", "peers.memory", "peers.prepare", "peers.run_folder", "peers.claim_checks"),
+        *("peers.audit", "peers.excise", "peers.own_data", "peers.inbox", "peers.zenoh_config", "peers.zenoh_link"),
         *(
             "peers.statements",
             "peers.status",
@@ -165,5 +165,5 @@ INSIDE = {
         *("tasks.text_rows", "tasks.arrow_rows", "tasks.written_before"),
         *("tasks.sources", "tasks.own_rows", "tasks.unlabelled", "tasks.own"),
     ),
-    "report": ("report.common", "report.run", "report.bench", "report.collab", "report.__init__"),
+    "report": ("report.common", "report.run", "report.peers", "report.bench", "report.collab", "report.__init__"),
 }

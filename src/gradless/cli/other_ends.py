@@ -57,10 +57,13 @@ def replayed(run: Path, rebuilt: Replayed, save: Path | None) -> End:
 
 def reported(folder: Path, page: Path) -> End:
     """Return the end of `gradless report`, whose tables say what was reached."""
+    from gradless.report.peers.record import is_peers
     from gradless.report.run.record import is_run
 
     commands = []
-    if is_run(folder):
+    if is_peers(folder):
+        commands = [command("peers", "audit", folder)]
+    elif is_run(folder):
         following = run_ends.run(folder, again=run_ends.again(folder)).commands
         commands = [line for line in following if not line.startswith("gradless report ")]
     elif (folder / "best.toml").exists() and "cell" in (folder / "best.toml").read_text(encoding="utf-8"):

@@ -18,13 +18,14 @@ from torch import Tensor
 from gradless.collab.aggregation.receivers import Received
 from gradless.collab.algorithms import COEFFICIENTS
 from gradless.collab.learners.coefficients import CoefficientPeers
+from gradless.collab.learners.loop import Settle
 from gradless.collab.network.exchange import Arrivals
 from gradless.errors import BadInput
 from gradless.peers.agreement import Agreement, Outgoing
 from gradless.peers.history import rows as rows_of
 from gradless.peers.link import Link
 from gradless.peers.log import DecidedLog
-from gradless.peers.mixing import AgreedRule, updates_of
+from gradless.peers.mixing import updates_of
 from gradless.peers.schema import parse_value
 from gradless.peers.wire import pack_decided
 
@@ -199,7 +200,7 @@ def arrivals_of(log: DecidedLog, step: int) -> Arrivals:
     return Arrivals(received, (0,), (senders,), banned=log.history.banned_at(step))
 
 
-def catch_up(log: DecidedLog, rule: AgreedRule, learner: CoefficientPeers, *, start: int) -> int:
+def catch_up(log: DecidedLog, rule: Settle, learner: CoefficientPeers, *, start: int) -> int:
     """Take all decided steps from ``start`` on at once, in the learner's weights and its ledger.
 
     Args:

@@ -13,7 +13,7 @@ import numpy as np
 from gradless.collab.aggregation.pair_scores import WINDOW, pair_scores
 from gradless.collab.learners.alone import OnePeer
 from gradless.collab.learners.coefficients import CoefficientPeers
-from gradless.collab.learners.loop import take_step
+from gradless.collab.learners.loop import Settle, take_step
 from gradless.errors import BadInput
 from gradless.peers import liars
 from gradless.peers.agreed import Agreed, arrivals_of, catch_up
@@ -24,6 +24,7 @@ from gradless.peers.keys import Identity
 from gradless.peers.link import Link
 from gradless.peers.log import DecidedLog
 from gradless.peers.manifest import Manifest
+from gradless.peers.memory import MemoryRule
 from gradless.peers.mixing import AgreedRule, updates_of
 from gradless.peers.node_files import LEDGER, LOG, VOTES, write_evidence
 from gradless.peers.part import ring_of
@@ -62,8 +63,9 @@ class AgreedPart:
         self.manifest, self.identity, self.folder, self.me = manifest, identity, folder, manifest.number(identity)
         self.ring = ring_of(manifest, identity)
         self.group = Group(manifest.run, len(manifest.peers), manifest.f, config.queries)
-        self.rule = AgreedRule(config.rule, peers=len(manifest.peers), byzantine=manifest.f)
         self.log = DecidedLog(folder / LOG, self.group)
+        rule = AgreedRule(config.rule, peers=len(manifest.peers), byzantine=manifest.f)
+        self.rule: Settle = rule if config.memory is None else MemoryRule(rule, self.log, config.memory)
         self.started = 0
         self._told = len(self.log.history.bans)
         self._past = History(self.group)

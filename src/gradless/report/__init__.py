@@ -1,4 +1,4 @@
-"""``gradless report``: tables, pictures and one page of a run, a benchmark, or a folder of collaborative runs.
+"""``gradless report``: tables, pictures and one page of a run, a peer's run, a benchmark, or collaborative runs.
 
 `report` writes everything; `tables` gives the tables as data, which `show_tables` prints.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from gradless.report import peers as peers_report
 from gradless.report import run as run_report
 from gradless.report.bench import page as bench_page
 from gradless.report.bench import tables as bench_tables
@@ -21,6 +22,7 @@ from gradless.report.collab import tables as collab_tables
 from gradless.report.common.numbers import count_endings
 from gradless.report.common.pictures import Picture, drawn
 from gradless.report.common.table import Table, as_csv, latex, markdown, show_tables
+from gradless.report.peers import record as peers_record
 from gradless.report.run import record
 from gradless.system import terminal
 from gradless.system.atomic import write_text
@@ -34,6 +36,8 @@ def tables(folder: Path) -> list[Table]:
     Raises:
         BadInput: there is no result in the directory.
     """
+    if peers_record.is_peers(folder):
+        return peers_report.brief(peers_record.load(folder))
     if collab_study.is_collab(folder):
         return _collab_tables(collab_study.load(folder))
     if record.is_run(folder):
@@ -44,12 +48,12 @@ def tables(folder: Path) -> list[Table]:
 def report(folder: Path, *, say: Callable[[str], object] = terminal.say) -> list[Path]:
     """Write ``tables/`` (md, csv, tex), ``figures/`` (svg, png) and ``report.html``; of a benchmark ``best.toml`` too.
 
-    Of a single run only ``report.html``. What is there is reported, complete or not. Without matplotlib (extra
-    ``plots``) there are no figures.
+    Of a single run, or of the folder of a peer, only ``report.html``. What is there is reported, complete or not.
+    Without matplotlib (extra ``plots``) there are no figures.
 
     Args:
-        folder: run directory of `gradless tune`, or directory with ``results.jsonl``, of `gradless bench` or of
-            `gradless collab simulate`.
+        folder: run directory of `gradless tune` or `gradless peers run`, or directory with ``results.jsonl``, of
+            `gradless bench` or `gradless collab simulate`.
         say: takes a line at a time: how many runs there are, what is missing.
 
     Returns:
@@ -58,6 +62,8 @@ def report(folder: Path, *, say: Callable[[str], object] = terminal.say) -> list
     Raises:
         BadInput: there is no result in the directory, or its grid cannot be read.
     """
+    if peers_record.is_peers(folder):
+        return peers_report.write(folder, say)
     if collab_study.is_collab(folder):
         return _report_collab(folder, say)
     if record.is_run(folder):

@@ -1,0 +1,181 @@
+"""Claims computed again: a peer's coefficients at the drawn steps, from its rows and the weights of these steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from gradless import ledger, rng
+from gradless.collab.data.splits import batches
+from gradless.collab.learners.alone import one_peer
+from gradless.collab.learners.coefficients import CoefficientPeers
+from gradless.errors import BadInput
+from gradless.peers import claims
+from gradless.peers.claims import Checked, Opening, Verdict
+from gradless.peers.run_folder import RunFolder
+from gradless.tasks import own as own_tasks
+
+Say = Callable[[str], object]
+
+
+class ClaimCheck(NamedTuple):
+    """What a check of one peer's claims came to."""
+
+    name: str
+    drawn: tuple[int, ...]
+    committed: bool
+    """Whether the rows are those of the manifest's commitment."""
+    checks: list[Checked]
+    verdict: Verdict
+    exact: bool
+    """Whether losses are float32, so that single coefficients tell."""
+
+
+def steps_of(run: RunFolder, name: str) -> list[int]:
+    """Return the steps of a peer that the log draws; none of a log that has not ten more steps."""
+    peer, log = run.number(name), run.records
+    present = [step for step in range(log.steps) if np.isfinite(log.rows[step, peer]).all()]
+    return claims.drawn(log.digests, run.manifest.run, peer, present)
+
+
+def check_file(
+    run: RunFolder, name: str, data: str, salt: Path | None, *, model: str | None = None, say: Say = lambda line: None
+) -> ClaimCheck:
+    """Compute a peer's drawn coefficients again from its whole training file.
+
+    Args:
+        run: folder of any peer of the run.
+        name: of the peer whose claims are checked.
+        data: its training file.
+        salt: file with the salt of its commitment, in the identity's folder; None: the rows are not compared with it.
+        model: where the base model is now, if not where the manifest says.
+        say: takes a line of progress at a time.
+
+    Raises:
+        BadInput: rows that are not those that the peer committed to, or a run without rows of its peers' own.
+
+    Cost: the forward passes of the drawn steps, and a replay.
+    """
+    if salt is not None:
+        _require(run, name, _committed(run, data), _read_salt(salt))
+    return _check(run, name, data, salt is not None, model, say)
+
+
+def open_steps(run: RunFolder, name: str, data: str, salt: Path, out: Path) -> int:
+    """Write the rows of a peer's drawn steps for an auditor, with proofs that they were committed to.
+
+    Returns:
+        How many rows.
+
+    Raises:
+        BadInput: as `check_file`.
+    """
+    rows, secret = _committed(run, data), _read_salt(salt)
+    _require(run, name, rows, secret)
+    indices = sorted({index for step in steps_of(run, name) for index in _batch(run, name, step, len(rows))})
+    claims.write_opened(out, run.manifest.sha256, name, claims.open_rows(rows, secret, indices))
+    return len(indices)
+
+
+def check_opened(
+    run: RunFolder, name: str, opened: Path, *, model: str | None = None, say: Say = lambda line: None
+) -> ClaimCheck:
+    """Compute a peer's drawn coefficients again from the rows that it opened.
+
+    Raises:
+        BadInput: rows that it was not committed to, or some of a drawn step are missing.
+    """
+    member = run.manifest.peers[run.number(name)]
+    if not member.commitment:
+        raise BadInput(
+            f"{name} committed to no rows, so that opened ones prove nothing: check a --data file of its own"
+        )
+    openings = claims.read_opened(opened, run.manifest.sha256, name)
+    commitment = bytes.fromhex(member.commitment)
+    for one in openings:
+        if not claims.is_committed(one, member.rows, commitment):
+            raise BadInput(f"row {one.place} in {opened} is not what {name} committed to: nothing in it can be trusted")
+    known = {one.place for one in openings}
+    for step in steps_of(run, name):
+        if missing := [index for index in _batch(run, name, step, member.rows) if index not in known]:
+            raise BadInput(f"{opened} lacks row {missing[0]} of step {step}: let {name} open the steps that were drawn")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "opened.jsonl"
+        path.write_text(_file_of(openings, member.rows, run.manifest.config.own), encoding="utf-8")
+        return _check(run, name, str(path), True, model, say)
+
+
+def _check(run: RunFolder, name: str, data: str, committed: bool, model: str | None, say: Say) -> ClaimCheck:
+    drawn = steps_of(run, name)
+    config = run.manifest.config
+    if not drawn:
+        return ClaimCheck(name, (), committed, [], claims.judge([], eps=1.0, exact=True), True)
+    config = dataclasses.replace(config, model=run.base_model(model))
+    peer = one_peer(config, run.number(name), own={**config.own, "train": data})
+    learner = peer.learner
+    assert isinstance(learner, CoefficientPeers)
+    say(f"computing {len(drawn)} steps of {name} again")
+    checks = list(_again(run, name, learner, drawn))
+    contents = ledger.read(run.folder / "ledger")
+    exact = contents.header.get("dtype") == "float32"
+    assert config.eps is not None, "settings of agreed peers name eps"
+    return ClaimCheck(name, tuple(drawn), committed, checks, claims.judge(checks, eps=config.eps, exact=exact), exact)
+
+
+def _again(run: RunFolder, name: str, learner: CoefficientPeers, drawn: Sequence[int]) -> list[Checked]:
+    peer, moves = run.number(name), ledger.read(run.folder / "ledger").moves
+    member = learner.members[0]
+    checks = []
+    for step in drawn:
+        member.optimizer.replay(moves[member.optimizer.t : step])
+        estimate = member.optimizer.probe(member.closure(step))
+        claimed = tuple(map(float, run.records.rows[step, peer]))
+        checks.append(Checked(step, claimed, estimate.sketch.coeffs, estimate.loss))
+    return checks
+
+
+def _batch(run: RunFolder, name: str, step: int, rows: int) -> list[int]:
+    """Places in the file of the rows that a peer reads in a step."""
+    config = run.manifest.config
+    stream = batches(torch.arange(rows), config.batch_size, config.seed, run.number(name))
+    order = rng.permutation(rows, seed=config.seed, stream="split/train")  # as `gradless.tasks.split` deals own files
+    return [int(order[place]) for place in stream.at(step).tolist()]
+
+
+def _committed(run: RunFolder, data: str) -> list[bytes]:
+    return claims.file_rows(data, run.manifest.config.own)
+
+
+def _require(run: RunFolder, name: str, rows: Sequence[bytes], salt: bytes) -> None:
+    member = run.manifest.peers[run.number(name)]
+    if not member.commitment:
+        raise BadInput(f"{name} committed to no rows in the manifest: leave out --salt")
+    if len(rows) != member.rows or claims.commit(rows, salt).hex() != member.commitment:
+        raise BadInput(f"these are not the rows that {name} committed to: give the file and the salt of its commitment")
+
+
+def _read_salt(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadInput(
+            f"{path} cannot be read ({error.strerror}): give the file 'salt' that 'gradless peers keygen' wrote"
+        ) from None
+
+
+def _file_of(openings: Sequence[Opening], count: int, own: Mapping[str, Any]) -> str:
+    """A training file in which the opened rows are at their places, and all others are the first of them."""
+    values = list(own_tasks.checked_labels(own["labels"]))
+    opened: dict[int, str] = {}
+    for one in openings:
+        row = json.loads(one.row)
+        opened[one.place] = json.dumps({**row["columns"], own["label_column"]: values[row["label"]]})
+    filler = next(iter(opened.values()))
+    return "".join(opened.get(index, filler) + "\n" for index in range(count))

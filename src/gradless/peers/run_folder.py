@@ -1,0 +1,142 @@
+"""The folder of one peer's run, opened by somebody who may have nothing but it: manifest, log and rule; no keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from gradless.errors import BadInput
+from gradless.peers import manifest as manifests
+from gradless.peers import memory, prepare
+from gradless.peers.history import Group
+from gradless.peers.log import PEERS_LOG, DecidedLog
+from gradless.peers.mixing import AgreedRule
+from gradless.peers.scores import Records, records
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+
+class PublicRing:
+    """The public keys of a manifest: checks signatures and makes none (a `gradless.peers.signing.Ring`).
+
+    Args:
+        keys: Ed25519 keys by number, 64 hexadecimal digits each.
+    """
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+        self._keys: list[Ed25519PublicKey] = [Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)) for key in keys]
+
+    def sign(self, body: bytes) -> bytes:
+        """Nobody signs with public keys."""
+        raise AssertionError("public keys sign nothing")
+
+    def verify(self, sender: int, body: bytes, signature: bytes) -> bool:
+        """Return whether ``sender`` signed these bytes."""
+        from cryptography.exceptions import InvalidSignature
+
+        from gradless.peers.schema import DOMAIN
+
+        try:
+            self._keys[sender].verify(signature, DOMAIN + body)
+        except InvalidSignature:
+            return False
+        return True
+
+
+class RunFolder:
+    """A peer's folder: what is there is read when it is asked for.
+
+    Args:
+        folder: of the run.
+
+    Raises:
+        BadInput: no manifest.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.manifest = manifests.read(folder)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the peers, by number."""
+        return self.manifest.names
+
+    @cached_property
+    def group(self) -> Group:
+        """Constants of the agreement.
+
+        Raises:
+            BadInput: peers that exchange models.
+        """
+        if not self.manifest.agreed:
+            raise BadInput(
+                f"the peers of {self.folder} exchange models, and keep no log of what they sent: only runs with "
+                "--payload coefficients can be audited"
+            )
+        config = self.manifest.config
+        return Group(self.manifest.run, len(self.names), self.manifest.f, config.queries)
+
+    @cached_property
+    def log(self) -> DecidedLog:
+        """The decided values; their hash chain is checked.
+
+        Raises:
+            BadInput: no log, or one that was changed.
+        """
+        return DecidedLog(self.folder / PEERS_LOG, self.group, writable=False)
+
+    @cached_property
+    def records(self) -> Records:
+        """The log as arrays."""
+        return records((decision.value for decision in self.log), self.group)
+
+    @cached_property
+    def ring(self) -> PublicRing:
+        """Keys that check signatures. Needs the extra ``peers``."""
+        return PublicRing([member.key for member in self.manifest.peers])
+
+    @cached_property
+    def rule(self) -> AgreedRule:
+        """What all peers make of a value."""
+        name = self.manifest.config.rule
+        assert name is not None, "settings of agreed peers name their rule"
+        return AgreedRule(name, peers=self.group.peers, byzantine=self.group.byzantine)
+
+    def number(self, name: str) -> int:
+        """Return the number of a peer.
+
+        Raises:
+            BadInput: there is none of that name.
+        """
+        if name not in self.names:
+            raise BadInput(f"the run has no peer {name}: it has {', '.join(self.names)}")
+        return self.names.index(name)
+
+    def mixed(self, step: int, *, without: frozenset[int] = frozenset()) -> np.ndarray:
+        """Return the mixed coefficients of a step, float32 [K]; NaN if the rows are too few for the rule.
+
+        Args:
+            step: of the log.
+            without: peers whose rows are left out; the rule then expects so many liars fewer, as for those that are
+                banned.
+        """
+        log, window, hidden = self.records, self.manifest.config.memory, list(without)
+        banned = log.banned_at(step) | without
+        first = max(0, step - window) if window else step
+        rows = log.rows[first : step + 1].copy()
+        rows[:, hidden] = np.nan
+        mixed, _ = memory.mix(self.rule, rows[-1], rows[:-1], banned)
+        result: np.ndarray = mixed.numpy()
+        return result
+
+    def base_model(self, given: str | None) -> str:
+        """Return where the base model is: as given, beside the manifest, or what the manifest names."""
+        return given or prepare.located(str(self.manifest.config.model), self.folder)

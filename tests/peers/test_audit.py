@@ -1,0 +1,223 @@
+"""Audits of a run that was made by hand: what holds, what was changed, and whose claims are wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("cryptography")
+
+from cli_helpers import call, refused
+from gradless import ledger
+from gradless.errors import BadInput
+from gradless.peers import schema
+from gradless.peers.audit import audit
+from gradless.peers.claim_checks import check_file, check_opened, open_steps, steps_of
+from gradless.peers.log import DecidedLog
+from gradless.peers.run_folder import RunFolder
+from peers_audit_helpers import NAMES, Made, certificate, made, random_rows
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return made(tmp_path_factory.mktemp("run"), random_rows(flips=(3,)), steps=60, evidence=(55, 2))
+
+
+def copied(run: Made, folder: Path) -> Path:
+    shutil.copytree(run.folder, folder / "copy")
+    return folder / "copy"
+
+
+def test_an_audit_of_an_honest_log_holds_and_says_whose_rows_to_look_at(run: Made) -> None:
+    result = audit(run.folder)
+    assert result.holds
+    assert [(one.part, one.holds) for one in result.findings] == [
+        ("log", True), ("weights", True), ("weights", True), ("statistics", None),
+    ]  # fmt: skip
+    assert "60 steps, 60 certificates of 3 signatures" in result.findings[0].text
+    by_name = dict(zip(NAMES, result.peers, strict=True))
+    assert by_name["dora"].score is not None
+    assert by_name["dora"].score < -3 < min(by_name[name].score or 0 for name in NAMES[:3])
+    assert by_name["carl"].banned == 56
+    assert by_name["carl"].heard == 56
+    assert sum(one.led for one in result.peers) == 60
+    assert any(line.startswith("dora disagrees with most others") for line in result.remarks)
+    assert any(line.startswith("carl is banned from step 56") for line in result.remarks)
+    assert not any(line.startswith(("anna", "bert")) for line in result.remarks)
+
+
+def test_a_ledger_that_is_not_what_the_rule_makes_of_the_rows_is_found(run: Made, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    contents = ledger.read(folder / "ledger")
+    (folder / "ledger").unlink()
+    written = ledger.Ledger(folder / "ledger", contents.header)
+    for move in contents.moves:
+        changed = tuple(np.nextafter(np.float32(move.coeffs[0]), np.float32(9)) for _ in "1") + move.coeffs[1:]
+        written.append(move._replace(coeffs=changed) if move.step == 31 else move)
+    written.close()
+    result = audit(folder)
+    assert not result.holds
+    assert "step 31 of the ledger is not what the rule makes of the decided rows" in [
+        one.text for one in result.findings
+    ]
+
+
+def test_other_weights_in_the_result_are_found(run: Made, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    (folder / "result.json").write_text('{"steps": 60, "weights_sha256": "' + "0" * 64 + '"}', encoding="utf-8")
+    result = audit(folder)
+    assert not result.holds
+    assert "result.json says 000000000000" in result.findings[-2].text
+
+
+@pytest.mark.parametrize("voters", [(0, 1), (0, 1, 1)])
+def test_a_value_without_a_quorum_is_found(run: Made, tmp_path: Path, voters: tuple[int, ...]) -> None:
+    folder = copied(run, tmp_path)
+    log = DecidedLog(run.folder / "peers.log", run.group, writable=False)
+    decisions = list(log)
+    (folder / "peers.log").unlink()
+    forged = DecidedLog(folder / "peers.log", run.group)
+    for decision in decisions:
+        cert = certificate(run, decision.step, decision.value, voters) if decision.step == 7 else decision.certificate
+        forged.append(decision.value, cert)
+    forged.close()
+    result = audit(folder)
+    assert not result.holds
+    assert result.findings[0].part == "log"
+    assert "step 7" in result.findings[0].text
+
+
+def test_every_changed_byte_of_a_stretch_of_the_log_is_found(run: Made, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    data = (run.folder / "peers.log").read_bytes()
+    for offset in range(len(data) // 2, len(data) // 2 + 400, 13):
+        (folder / "peers.log").write_bytes(data[:offset] + bytes([data[offset] ^ 4]) + data[offset + 1 :])
+        assert not audit(folder).holds
+
+
+def test_a_peer_whose_rows_another_leader_leaves_out_is_told_by_leader(tmp_path: Path) -> None:
+    rows = random_rows()
+
+    def omitting(step: int, peer: int, history: object) -> object:
+        leader = history.leader(0)  # type: ignore[attr-defined]
+        return None if peer == 1 and leader == 3 else rows(step, peer, history)  # type: ignore[arg-type]
+
+    made_run = made(tmp_path, omitting, steps=60)  # type: ignore[arg-type]
+    result = audit(made_run.folder)
+    omitted = result.peers[1].omitted
+    assert set(omitted) == {3}
+    assert [line for line in result.remarks if "left bert out of" in line and line.startswith("dora ")]
+    assert not [line for line in result.remarks if line.startswith(("anna", "bert", "carl"))]
+
+
+@pytest.fixture(scope="module")
+def claimed(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """Anna sends what her rows give, dora 2 % more; all are committed to their rows."""
+    factors = {0: [1.0] * 4, 3: [1.02] * 4}
+    noise = random_rows(5)
+    return made(
+        tmp_path_factory.mktemp("claimed"),
+        lambda step, peer, history: factors.get(peer) or noise(step, peer, history),
+        steps=16,
+        commit=True,
+        truthful=(0, 3),
+    )
+
+
+def test_claims_are_computed_again_from_the_owners_file(claimed: Made) -> None:
+    run = RunFolder(claimed.folder)
+    own = check_file(run, "anna", str(claimed.files[0]), claimed.identities[0] / "salt")
+    assert own.committed
+    assert own.exact
+    assert not own.verdict.convicted
+    assert own.drawn == (0, 1, 2, 3, 4, 5)  # the steps that ten others follow
+    assert all(check.claimed == pytest.approx(check.found, abs=1e-4) for check in own.checks)
+    theirs = check_file(run, "dora", str(claimed.files[3]), claimed.identities[3] / "salt")
+    assert theirs.verdict.convicted
+
+
+def test_rows_that_were_not_committed_to_are_refused_or_not_called_committed(claimed: Made, tmp_path: Path) -> None:
+    run = RunFolder(claimed.folder)
+    with pytest.raises(BadInput, match="not the rows that anna committed to"):
+        check_file(run, "anna", str(claimed.files[1]), claimed.identities[0] / "salt")
+    with pytest.raises(BadInput, match="not the rows that anna committed to"):
+        check_file(run, "anna", str(claimed.files[0]), claimed.identities[1] / "salt")
+    other = check_file(run, "anna", str(claimed.files[1]), None)
+    assert not other.committed
+    assert other.verdict.convicted
+    with pytest.raises(BadInput, match="the run has no peer emil"):
+        check_file(run, "emil", str(claimed.files[0]), None)
+
+
+def test_an_auditor_checks_rows_that_were_opened_and_learns_no_others(claimed: Made, tmp_path: Path) -> None:
+    run, opened = RunFolder(claimed.folder), tmp_path / "dora.json"
+    count = open_steps(run, "dora", str(claimed.files[3]), claimed.identities[3] / "salt", opened)
+    assert 2 <= count <= 12
+    check = check_opened(run, "dora", opened)
+    assert check.committed
+    assert check.verdict.convicted
+    anna = tmp_path / "anna.json"
+    open_steps(run, "anna", str(claimed.files[0]), claimed.identities[0] / "salt", anna)
+    assert not check_opened(run, "anna", anna).verdict.convicted
+    text = anna.read_text(encoding="utf-8")
+    anna.write_text(text.replace("film", "filn", 1), encoding="utf-8")
+    with pytest.raises(BadInput, match="is not what anna committed to"):
+        check_opened(run, "anna", anna)
+
+
+def test_the_log_draws_the_steps_of_each_peer_apart(run: Made) -> None:
+    folder = RunFolder(run.folder)
+    drawn = {name: steps_of(folder, name) for name in NAMES}
+    assert all(len(steps) == 32 for steps in drawn.values())
+    assert len({tuple(steps) for steps in drawn.values()}) == 4
+    assert all(step < 56 for step in drawn["carl"])
+
+
+def test_evidence_of_the_run_convicts_the_peer_that_signed_twice(run: Made) -> None:
+    value = schema.parse_value(DecidedLog(run.folder / "peers.log", run.group, writable=False)[55].value)
+    ((first, second),) = value.evidence
+    assert first != second
+    assert RunFolder(run.folder).records.banned == {2: 56}
+
+
+def test_the_command_says_what_holds_and_what_each_part_proves(run: Made, tmp_path: Path) -> None:
+    found = call("peers", "audit", run.folder)
+    assert found.exit_code == 0
+    text = found.output
+    assert "log         holds  60 steps, 60 certificates of 3 signatures" in text
+    assert "look at: dora disagrees with most others" in text
+    assert "statistics: proves nothing: they are reasons to look." in text
+    assert "not that the rows are good, true or its own" in text
+    folder = copied(run, tmp_path)
+    (folder / "result.json").write_text('{"steps": 60, "weights_sha256": "x"}', encoding="utf-8")
+    found = call("peers", "audit", folder, "--json")
+    assert found.exit_code == 1
+    assert json.loads(found.output)["holds"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--data", "a.csv"], "--data is for the claims of one peer: name it with --peer"),
+        (["--peer", "anna"], "claims are checked against rows"),
+        (["--peer", "anna", "--data", "a.csv", "--opened", "pyproject.toml"], "claims are checked against rows"),
+        (["--peer", "emil", "--data", "a.csv"], "the run has no peer emil"),
+        (["--peer", "anna", "--opened", "pyproject.toml"], "anna committed to no rows"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(run: Made, arguments: list[str], sentence: str) -> None:
+    refused(call("peers", "audit", run.folder, *arguments), sentence)
+
+
+def test_a_run_without_a_log_and_one_of_models_are_refused(run: Made, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    (folder / "peers.log").unlink()
+    result = audit(folder)
+    assert not result.holds
+    assert "peers.log cannot be read" in result.findings[0].text
+    with pytest.raises(BadInput, match="give the manifest"):
+        audit(tmp_path / "nothing")

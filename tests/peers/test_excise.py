@@ -1,0 +1,100 @@
+"""Excision: an ordinary ledger that is the log without some rows, and says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("cryptography")
+
+from gradless import ledger
+from gradless.errors import BadInput
+from gradless.peers.excise import excise
+from gradless.peers.mixing import AgreedRule
+from gradless.peers.run_folder import RunFolder
+from gradless.runs import jobs
+from gradless.system.progress import Reporter
+from peers_audit_helpers import Made, made, moves, random_rows
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return made(tmp_path_factory.mktemp("run"), random_rows(flips=(3,)), steps=30, evidence=(20, 2))
+
+
+def test_every_step_is_mixed_anew_for_one_liar_less(run: Made, tmp_path: Path) -> None:
+    out = tmp_path / "without"
+    done = excise(run.folder, ["dora"], out)
+    assert (done.steps, done.skipped) == (30, 0)
+    old, new = moves(run.folder), moves(out)
+    assert done.changed == sum(a != b for a, b in zip(old, new, strict=True)) > 0
+    records = RunFolder(run.folder).records
+    rule = AgreedRule(str(run.manifest.config.rule), peers=4, byzantine=1)
+    for move in new:
+        kept = records.rows[move.step, :3]
+        kept = kept[np.isfinite(kept).all(1)]
+        assert move.coeffs == tuple(rule.mix(torch.from_numpy(kept), 1).tolist())
+        assert move.coeffs == pytest.approx(kept.mean(0), rel=1e-5)  # f = 0: the mean
+    header = ledger.read(out / "ledger").header
+    assert header["parent_sha256"] == records.digests[-1].hex() == done.parent
+    assert header["without"] == "dora"
+    assert done.weights_before != done.weights_sha256
+
+
+def test_replay_rebuilds_the_excised_weights(run: Made, tmp_path: Path) -> None:
+    out = tmp_path / "without"
+    done = excise(run.folder, ["dora"], out)
+    replayed = jobs.replay(out, reporter=Reporter(quiet=True))
+    assert replayed.sha256 == done.weights_sha256
+    said = json.loads((out / "excised.json").read_text(encoding="utf-8"))
+    assert said["weights_sha256"] == done.weights_sha256
+    assert "not those of a training without it" in said["what"]
+
+
+def test_a_peer_that_never_mattered_leaves_the_coefficients_of_its_ban_alone(run: Made, tmp_path: Path) -> None:
+    done = excise(run.folder, ["carl"], tmp_path / "without")
+    old, new = moves(run.folder), moves(tmp_path / "without")
+    assert old[21:] == new[21:]  # banned there: nothing of it is left to take out
+    assert done.changed <= 21
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["emil"], "the run has no peer emil: it has anna, bert, carl, dora"),
+        (["anna", "bert", "carl", "dora"], "all peers would be left out"),
+    ],
+)
+def test_names_that_cannot_be_left_out_are_refused_and_nothing_is_written(
+    run: Made, tmp_path: Path, names: list[str], sentence: str
+) -> None:
+    with pytest.raises(BadInput, match=sentence):
+        excise(run.folder, names, tmp_path / "without")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_exists_is_left_alone_and_a_failure_leaves_none(
+    run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(BadInput, match="exists already"):
+        excise(run.folder, ["dora"], tmp_path / "taken")
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "no space left on device")
+
+    monkeypatch.setattr("gradless.peers.excise._weights", full)
+    with pytest.raises(OSError, match="no space"):
+        excise(run.folder, ["dora"], tmp_path / "without")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_with_too_few_rows_left_a_step_is_passed_over(run: Made, tmp_path: Path) -> None:
+    done = excise(run.folder, ["anna", "bert", "dora"], tmp_path / "without")
+    left = moves(tmp_path / "without")
+    assert [move.skipped for move in left] == [False] * 21 + [True] * 9  # carl alone, until it is banned
+    assert done.skipped == 9
