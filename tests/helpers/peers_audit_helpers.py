@@ -71,8 +71,9 @@ def made(
     files = [csv_of(root, peer) for peer in range(4)]
     identities, cards = [], []
     for peer, name in enumerate(NAMES):
-        committed = claims.file_rows(files[peer], OWN) if commit else ()
-        cards.append(keys.make(name, f"tls/127.0.0.1:{7500 + peer}", root / f"id-{name}", rows=committed))
+        own_rows, salt = claims.file_rows(files[peer], OWN), bytes([peer]) * 32
+        commitment = keys.Commitment(claims.commit(own_rows, salt), len(rows_), salt) if commit else None
+        cards.append(keys.make(name, f"tls/127.0.0.1:{7500 + peer}", root / f"id-{name}", commitment=commitment))
         identities.append(root / f"id-{name}")
     fields = {
         "model": "tiny-llama",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import click
 from msgspec import Meta
@@ -12,9 +13,13 @@ from gradless.cli.completion import Named
 from gradless.cli.fields import of_fields, of_hint
 from gradless.cli.options import FOLDER, PATH, need
 from gradless.collab.config import CollabConfig
+from gradless.errors import BadInput
 from gradless.runs.config import OwnFiles
 from gradless.system import terminal
 from gradless.system.typed import Amount, Count, Seconds
+
+if TYPE_CHECKING:
+    from gradless.peers.keys import Commitment
 
 SHARED_OWN = "template label_column labels delimiter encoding"
 NEEDS = ("zenoh", "cryptography")
@@ -23,23 +28,47 @@ NEEDS = ("zenoh", "cryptography")
 @click.command()
 @click.option("--name", required=True, help="Of this peer: small letters, digits and hyphens.")
 @click.option("--endpoint", required=True, help="Where the others will reach it: tls/HOST:PORT.")
+@click.option("--commit", type=PATH, help="Training rows to commit to, so that they can be audited later.")
+@of_fields(OwnFiles, SHARED_OWN, defaults=False)
 @click.option("--out", type=FOLDER, required=True, help="New folder for the identity; its keys stay there.")
-def keygen(name: str, endpoint: str, out: Path) -> None:
+def keygen(name: str, endpoint: str, commit: Path | None, out: Path, **own: Any) -> None:
     """Make a peer's identity: a key that signs, a TLS key, and a card for the others.
 
-    Hand card.toml to the person who runs 'gradless peers init'. The other files are secret.
+    Hand card.toml to the person who runs 'gradless peers init'. The other files are secret. With --commit the card
+    holds a salted Merkle root of the rows, which tells nothing about them until the peer opens some in an audit.
 
     \b
     gradless peers keygen --name anna --endpoint tls/anna.example.org:7447 --out me/
+    gradless peers keygen --name ben --endpoint tls/10.0.0.2:7447 --commit own.csv --template "{text} It was" \\
+        --label-column label --labels "0=terrible,1=great" --out me/
     """
     need("peers", *NEEDS)
     from gradless.peers import keys
 
-    card = keys.make(name, endpoint, out)
+    card = keys.make(name, endpoint, out, commitment=_commitment(commit, own))
+    if commit is not None:
+        terminal.say(
+            f"committed to {card.rows} rows with the secret {out / keys.SALT}: keep it and {commit} for audits"
+        )
     terminal.say(
         f"{out / keys.CARD}: the card of {card.name}, key {card.key[:16]}; hand it to who runs 'gradless peers init'"
     )
     terminal.say(f"{out / keys.SIGNING}, {out / keys.TLS}: secret; they never leave this machine")
+
+
+def _commitment(path: Path | None, own: Mapping[str, Any]) -> Commitment | None:
+    """Return the commitment to the rows of a file, with a new salt."""
+    given = {name: value for name, value in own.items() if value is not None}
+    if path is None:
+        if given:
+            raise BadInput("the template, the labels and their column say how rows are read: give them with --commit")
+        return None
+    import secrets
+
+    from gradless.peers import claims, keys
+
+    rows, salt = claims.file_rows(path, given), secrets.token_bytes(32)
+    return keys.Commitment(claims.commit(rows, salt), len(rows), salt)
 
 
 @click.command()
