@@ -72,7 +72,7 @@ def made(
     identities, cards = [], []
     for peer, name in enumerate(NAMES):
         own_rows, salt = claims.file_rows(files[peer], OWN), bytes([peer]) * 32
-        commitment = keys.Commitment(claims.commit(own_rows, salt), len(rows_), salt) if commit else None
+        commitment = keys.Commitment(claims.commit(own_rows, salt), len(own_rows), salt) if commit else None
         cards.append(keys.make(name, f"tls/127.0.0.1:{7500 + peer}", root / f"id-{name}", commitment=commitment))
         identities.append(root / f"id-{name}")
     fields = {
