@@ -101,7 +101,7 @@ def soak(folder: Path, minutes: float, seed: int, pace: float, between: float) -
     try:
         for peer in range(PEERS):
             faults.start(peer)
-        group.wait(lambda: all(group.step(peer) > 2 for peer in range(PEERS)), 300.0)
+        group.wait(lambda: all(group.step(peer) > 2 for peer in range(PEERS)), 1800.0)
         end = time.monotonic() + 60 * minutes
         following = time.monotonic() + between
         while time.monotonic() < end and not all(group.result(peer) for peer in range(PEERS)):

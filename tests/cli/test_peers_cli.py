@@ -10,6 +10,7 @@ from gradless.peers import manifest
 from gradless.peers.loopback import free_ports
 from gradless.peers.status import Peer, Status
 from gradless.peers.status import write as write_status
+from gradless.system import locks
 
 pytest.importorskip("zenoh")
 NAMES = ("anna", "ben", "cleo", "dora")
@@ -124,6 +125,15 @@ def test_run_refuses_what_is_not_of_the_run(cards, run, tmp_path):
     assert "the manifest of another run" in refused(
         "peers", "run", "--manifest", run, "--identity", cards / "anna", *yes
     )
+
+
+def test_an_identity_runs_once(cards, run, tmp_path):
+    with locks.claimed(cards / "anna"):
+        said = refused(
+            "peers", "run", "--manifest", run, "--identity", cards / "anna", "--yes", "--out", tmp_path / "RUN"
+        )
+    assert "is working on" in said
+    assert "--identity" in said
 
 
 def test_run_refuses_other_base_weights(cards, run, tmp_path):

@@ -18,6 +18,7 @@ from gradless.peers.loopback import LoopbackGroup
 from gradless.peers.manifest import Manifest
 from gradless.peers.node_files import EVIDENCE, METRICS, VOTES, read_evidence
 from gradless.peers.schema import parse_evidence
+from gradless.system import children
 from gradless.system.side_files import read_jsonl
 
 pytest.importorskip("zenoh")
@@ -97,9 +98,9 @@ def test_the_network_gives_the_weights_of_the_link_in_one_process(groups, tmp_pa
         pytest.skip("a row was late: the parity is of runs in which every value has all rows")
 
 
-def test_kills_stops_and_a_lost_vote_log(groups):
+def test_kills_stops_a_full_disk_and_a_lost_vote_log(groups, monkeypatch):
     """One run through all of it: nobody is convicted, and all end with equal weights."""
-    group = groups(260)
+    group = groups(320)
     for peer in EVERYBODY:
         group.start(peer, "--pace", "0.05")
     assert passed(group, 0, 5)
@@ -126,6 +127,15 @@ def test_kills_stops_and_a_lost_vote_log(groups):
     for peer in (0, 1):
         group.signal(peer, signal.SIGCONT)
     assert passed(group, 2, still + 5)
+
+    group.kill(2)
+    size = (group.run_folder(2) / VOTES).stat().st_size // 1024 + 1  # no file may become larger
+    with monkeypatch.context() as patch:
+        patch.setattr(children, "PYTHON", ("bash", "-c", f'ulimit -f {size}; exec "$@"', "sh", *children.PYTHON))
+        full = group.start(2, "--pace", "0.05")
+    assert full.wait(SECONDS) in (1, 2)
+    assert "free space" in group.output(2).splitlines()[-1]
+    group.start(2, "--pace", "0.05")
 
     group.kill(1)
     (group.run_folder(1) / VOTES).unlink()
