@@ -302,7 +302,7 @@ TABLES: dict[str, Any] = {
     "recipe": recipes.TABLES["recipes"](),
     "algorithm": recipes.TABLES["algorithms"](),
     "what": {**jobs.TABLES, **recipes.TABLES},
-    "mode": ("zero-shot", "icl", "calibrated", *MODES),
+    "mode": ("zero-shot", "icl", "calibrated", *MODES, "coefficients", "parameters"),  # of eval, --delivery, peers init
     "payload": ("parameters", "coefficients"),
     "select": ("loss", "metric"),
 }
