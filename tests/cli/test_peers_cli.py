@@ -178,3 +178,5 @@ def test_the_demo_ends_with_equal_weights(tmp_path):
     assert result["steps"] == 30
     assert list(result["banned"]) == ["peer-3"]
     assert "peer-3 signed two proposals: evidence/peer-3-" in wrong
+    assert result["excised"]["weights_sha256"] != result["weights_sha256"]
+    assert result["excised"]["changed_steps"] == min(result["banned"].values())  # later values have no row of it

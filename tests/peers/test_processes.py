@@ -166,7 +166,7 @@ def convicts(manifest: Manifest, path: Path) -> str:
     return manifest.names[head.sender]
 
 
-@pytest.mark.parametrize("liar", ["equivocate", "propose"])
+@pytest.mark.parametrize("liar", ["equivocate", pytest.param("propose", marks=pytest.mark.long)])
 def test_a_liar_is_banned_by_all_and_the_evidence_convinces_a_third_party(groups, liar):
     group = groups(40)
     for peer in range(3):
@@ -188,6 +188,23 @@ def test_a_liar_is_banned_by_all_and_the_evidence_convinces_a_third_party(groups
     ]
     assert after
     assert all(3 not in line["heard"] for line in after)
+
+
+@pytest.mark.long
+def test_models_are_mixed_by_processes_one_of_which_is_killed(tmp_path):
+    settings = {"steps": 60, "eval_every": 60}
+    group = LoopbackGroup(tmp_path / "g", NAMES, f=1, settings=settings, mode="parameters", recipe="monna-digits")
+    try:
+        for peer in EVERYBODY:
+            group.start(peer)
+        assert passed(group, 0, 10)
+        group.kill(3)
+        group.start(3)
+        results = ended(group)
+        assert min(result["accuracy"] for result in results) > 0.8
+        assert "going on there with the trimmed mean of n - f models" in group.output(3)
+    finally:
+        group.end()
 
 
 @pytest.mark.long

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from gradless import rng
+from gradless.collab.learners.alone import one_peer
 from gradless.errors import BadInput
+from gradless.peers import excise, own_data
 from gradless.peers.loopback import LoopbackGroup
 from gradless.peers.manifest import Timing
 from gradless.peers.node_files import EVIDENCE, METRICS
@@ -73,6 +75,8 @@ def demo(
     finally:
         group.end()
     result = _compared(group, honest, steps, say)
+    if liar != "none":
+        result["excised"] = _excised(group, names[-1], say)
     result["seconds"] = round(time.monotonic() - begun, 1)
     say(f"{result['seconds']:.0f} s; the runs are in {out}")
     return result
@@ -149,4 +153,25 @@ def _compared(group: LoopbackGroup, honest: list[int], steps: int, say: Callable
         "bytes_per_step": round(sent),
         "agree_seconds": first["agree_seconds"],
         "accuracy": first["accuracy"],
+    }
+
+
+def _excised(group: LoopbackGroup, name: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Leave a peer's rows out of the log, and say which weights that gives."""
+    out, config = group.folder / f"without-{name}", group.manifest.config
+    found = excise.excise(group.run_folder(0), [name], out, say=lambda line: None)
+    own = own_data.merged(config.own, {"train": group.own[0][1], "test": group.own[0][3]})
+    one = one_peer(config, 0, own=own, folder=out)
+    after = float(one.learner.accuracy(None)[0])
+    one.close()
+    before = float((group.result(0) or {})["accuracy"])
+    say(
+        f"without {name} (excised): weights {found.weights_sha256[:12]}, {found.changed} of {found.steps} steps "
+        f"changed; accuracy {before:.3f} -> {after:.3f}"
+    )
+    return {
+        "weights_sha256": found.weights_sha256,
+        "changed_steps": found.changed,
+        "accuracy": after,
+        "folder": str(out),
     }
