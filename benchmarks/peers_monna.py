@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import itertools
 import platform
 import statistics
 import tempfile
@@ -40,6 +40,7 @@ from gradless.collab.simulation.simulate import simulate
 from gradless.peers.latest import Latest, settle_with
 from gradless.peers.link import LocalGroup
 from gradless.peers.signing import Ed25519Ring
+from gradless.system.atomic import write_json
 from gradless.system.progress import Reporter
 
 DELAY = 0.002  # mean seconds of a message
@@ -82,9 +83,9 @@ def simulated(config: CollabConfig) -> dict[str, Any]:
     return {"accuracy": result["accuracy"], "seconds": time.perf_counter() - begun}
 
 
-def networked(config: CollabConfig, liars: int) -> dict[str, Any]:
-    """Run the peers over a link; the last ``liars`` mirror their models. Data are dealt as in the simulation."""
-    count, rule = config.peers, mixing_rule(config)
+def networked(config: CollabConfig) -> dict[str, Any]:
+    """Run the peers over a link; the attackers mirror their models. Data are dealt as in the simulation."""
+    count, liars, rule = config.peers, config.attackers or 0, mixing_rule(config)
     # A simulation deals the rows to its honest peers; on the network liars have rows like anybody, of their own deal.
     honest = [
         one_peer(dataclasses.replace(config, peers=count - liars, byzantine=0), me) for me in range(count - liars)
@@ -94,7 +95,7 @@ def networked(config: CollabConfig, liars: int) -> dict[str, Any]:
     keys = [Ed25519PrivateKey.generate() for _ in range(count)]
     publics = [key.public_key() for key in keys]
     links = LocalGroup(count, seed=config.seed, delay=DELAY).links()
-    width = honest[0].learner.weights().__next__()[1].numel()
+    width = next(iter(honest[0].learner.weights()))[1].numel()
     run = bytes(16)
     transports = [
         Latest(links[me], Ed25519Ring(me, keys[me], publics), run=run, width=width, byzantine=config.byzantine)
@@ -155,21 +156,21 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     runs: dict[str, list[dict[str, Any]]] = {}
-    for liars in (0, 3):
-        for seed in args.seeds:
-            config = configured(seed, liars, args.steps)
-            for name, made in (("simulation", simulated(config)), ("network", networked(config, liars))):
-                runs.setdefault(f"{name}, {liars} liars", []).append({"seed": seed, **made})
-                print(f"{name}, {liars} liars, seed {seed}: {statistics.fmean(made['accuracy']):.4f}", flush=True)
-    page = {
-        "recipe": "monna-digits",
-        "steps": args.steps,
-        "delay": DELAY,
-        "machine": {"processor": platform.processor() or platform.machine(), "torch": torch.__version__},
-        "summary": {name: summary(made) for name, made in runs.items()},
-        "runs": runs,
-    }
-    args.json.write_text(json.dumps(page, indent=1) + "\n")
+    for liars, seed in itertools.product((0, 3), args.seeds):
+        config = configured(seed, liars, args.steps)
+        for name, run in (("simulation", simulated), ("network", networked)):
+            made = run(config)
+            runs.setdefault(f"{name}, {liars} liars", []).append({"seed": seed, **made})
+            print(f"{name}, {liars} liars, seed {seed}: {statistics.fmean(made['accuracy']):.4f}", flush=True)
+        page = {
+            "recipe": "monna-digits",
+            "steps": args.steps,
+            "delay": DELAY,
+            "machine": {"processor": platform.processor() or platform.machine(), "torch": torch.__version__},
+            "summary": {name: summary(made) for name, made in runs.items()},
+            "runs": runs,
+        }
+        write_json(args.json, page)
 
 
 if __name__ == "__main__":
