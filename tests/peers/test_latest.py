@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from functools import partial
 
@@ -79,7 +80,12 @@ def check_replay(links: list[Link], rings: list[Ring], steps: int) -> None:
     try:
         recorded = [Recorded(transport) for transport in transports]
         settle = settle_with(rule, config.seed)
-        work = [partial(take_steps, learners[me], recorded[me], settle, steps) for me in range(count)]
+        together = threading.Barrier(count)  # else a slow one may be left two steps behind
+
+        def watch(*seen: object) -> bool:
+            return together.wait(120.0) >= 0
+
+        work = [partial(take_steps, learners[me], recorded[me], settle, steps, watch=watch) for me in range(count)]
         assert in_threads(work) == [steps] * count
     finally:
         for transport in transports:
