@@ -27,7 +27,7 @@ LONGEST = 160  # characters of another library's message in a sentence
 EXTRAS = {
     **dict.fromkeys(("transformers", "peft", "accelerate", "tokenizers", "sklearn", "gguf", "huggingface_hub"), "lm"),
     **{"matplotlib": "plots", "datasets": "data", "pyarrow": "data", "PIL": "collab", "tensorboard": "tensorboard"},
-    **{"zenoh": "peers", "cryptography": "peers"},
+    **{"zenoh": "peers", "cryptography": "peers", "networkx": "collab"},
 }
 """What installs a module that is missing."""
 
