@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from gradless.collab.network.topology_files import load_networkx, ordered, read
 from gradless.errors import BadInput
 
 if TYPE_CHECKING:
@@ -228,11 +229,6 @@ def honest_parts(topology: Topology) -> list[list[int]]:
     return parts(count, ((first, second) for first, second in topology.edges if second < count))
 
 
-def ordered(edges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
-    """Return edges as `Topology` holds them."""
-    return tuple(sorted({(min(edge), max(edge)) for edge in edges}))
-
-
 def fingerprint(peers: int, edges: Iterable[tuple[int, int]]) -> str:
     """Return the SHA-256 of a graph, whatever file or release of networkx it came from."""
     import hashlib  # late: help needs none
@@ -242,9 +238,7 @@ def fingerprint(peers: int, edges: Iterable[tuple[int, int]]) -> str:
 
 
 def _from_file(name: str, peers: int, attackers: int, sha256: str | None) -> Topology:
-    from gradless.collab.network import topology_files
-
-    edges = topology_files.read(name, peers)
+    edges = read(name, peers, known=TOPOLOGIES)
     if sha256 is not None and fingerprint(peers, edges) != sha256:
         raise BadInput(f"{name} holds another graph than when the run began: restore it, or choose another --out")
     return connected(Topology(title(name), peers, attackers, edges))
@@ -292,19 +286,6 @@ def _graph(name: str, peers: int, degree: int, seed: int, attempt: int) -> Graph
     from gradless import rng
 
     return networkx.random_regular_graph(degree, peers, seed=rng.fold(seed, rng.leaf_id("topology"), attempt) % 2**32)
-
-
-def load_networkx() -> Any:
-    """Return the module networkx.
-
-    Raises:
-        BadInput: it is not installed.
-    """
-    try:
-        import networkx
-    except ImportError as error:
-        raise BadInput("graphs of a group need networkx: pip install 'gradless[collab]'") from error
-    return networkx
 
 
 def _some(groups: list[list[int]]) -> str:

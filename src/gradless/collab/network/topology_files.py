@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from gradless.collab.network.topology import TOPOLOGIES, load_networkx, ordered
 from gradless.errors import BadInput, unknown
 from gradless.system import typed
 
@@ -18,13 +17,32 @@ LARGEST: Final = 64 * 2**20
 """Bytes of a file: 2,000 peers who all hear each other are 20 MB of edges."""
 
 
-def read(name: str, peers: int) -> tuple[tuple[int, int], ...]:
+def ordered(edges: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Return edges as a `gradless.collab.network.topology.Topology` holds them."""
+    return tuple(sorted({(min(edge), max(edge)) for edge in edges}))
+
+
+def load_networkx() -> Any:
+    """Return the module networkx.
+
+    Raises:
+        BadInput: it is not installed.
+    """
+    try:
+        import networkx
+    except ImportError as error:
+        raise BadInput("graphs of a group need networkx: pip install 'gradless[collab]'") from error
+    return networkx
+
+
+def read(name: str, peers: int, *, known: Iterable[str] = ()) -> tuple[tuple[int, int], ...]:
     """Return the edges of the graph in a file; its nodes are numbered in natural order ("p2" before "p10").
 
     Args:
         name: path of the file. ``.graphml`` is GraphML, ``.json`` the adjacency or node-link data of networkx, and
             ``.txt``, ``.edges`` and ``.edgelist`` hold two peers a line, with comments after ``#``.
         peers: n, which the graph must have.
+        known: names of topologies, of which one that is no file may be meant.
 
     Raises:
         BadInput: no such file, or a graph that a group cannot have: directed, with edges from a peer to itself, several
@@ -34,7 +52,7 @@ def read(name: str, peers: int) -> tuple[tuple[int, int], ...]:
     kind = FORMATS.get(path.suffix.lower())
     if not path.is_file():
         if kind is None and path.parent == Path():  # rather a name than a path
-            raise BadInput(f"{unknown('topology', name, TOPOLOGIES)}; or give a file ({', '.join(FORMATS)})")
+            raise BadInput(f"{unknown('topology', name, known)}; or give a file ({', '.join(FORMATS)})")
         raise BadInput(f"there is no {name}: give --topology a name or the file of a graph")
     if kind is None:
         raise BadInput(f"{name} is no kind of file that is read: give one that ends in {', '.join(FORMATS)}")
