@@ -133,7 +133,9 @@ def test_broken_rows_reach_no_robust_result_and_ruin_the_mean():
     assert broken.nonzero().flatten().tolist() == hears
 
 
-@pytest.mark.parametrize("rule", [krum(f=1), geometric_median(f=1), compose(nnm(f=1), trimmed_mean(f=1))], ids=str)
+@pytest.mark.parametrize(
+    "rule", [krum(f=1), geometric_median(f=1), compose(nnm(f=1), trimmed_mean(f=1))], ids=lambda rule: rule.name
+)
 def test_rules_of_all_rows_are_refused(rule):
     with pytest.raises(BadInput, match="needs the rows of all peers: leave --topology at complete"):
         on_neighbourhoods(rule, 1)
