@@ -180,3 +180,10 @@ def test_the_demo_ends_with_equal_weights(tmp_path):
     assert "peer-3 signed two proposals: evidence/peer-3-" in wrong
     assert result["excised"]["weights_sha256"] != result["weights_sha256"]
     assert result["excised"]["changed_steps"] == min(result["banned"].values())  # later values have no row of it
+    for run, name in (
+        (tmp_path / "demo" / "peer-0" / "run", "model"),
+        (tmp_path / "demo" / "without-peer-3", "without"),
+    ):
+        code, said, wrong = call("replay", run, "--save", tmp_path / name)
+        assert code == 0, wrong
+        assert "gradless" in (tmp_path / name / "README.md").read_text(encoding="utf-8")
