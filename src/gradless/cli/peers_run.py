@@ -13,6 +13,7 @@ from typing import Any, Literal
 import click
 
 from gradless.cli import ends
+from gradless.cli.completion import Named
 from gradless.cli.fields import of_fields, of_hint
 from gradless.cli.options import FILE, FOLDER, PATH, need, options
 from gradless.collab.config import CollabConfig
@@ -32,7 +33,9 @@ run_options = options(
     of_fields(OwnFiles, OWN_FILES, defaults=False),
     click.option("--task-file", type=FILE, help="TOML file with the same keys."),
     of_fields(CollabConfig, "data", data="Files of the manifest's task or data set, of which a peer takes its share."),
-    click.option("--model", "model", help="Where the base model is on this machine, if not where the manifest says."),
+    click.option(
+        "--model", type=Named("model"), help="Where the base model is on this machine, if not where the manifest says."
+    ),
     of_fields(TuneConfig, "device"),
     click.option("--listen", help="Where to listen, if not at the card's endpoint: tls/HOST:PORT."),
     click.option("--fingerprint", help="The run's fingerprint as the others read it; then nothing is asked."),
@@ -188,7 +191,13 @@ def _show(table: Callable[[], Any], watch: bool) -> None:
     "propose",
 )
 @of_hint("steps", Count, "Steps.", 200)
-@click.option("--model", default="tiny-llama", show_default=True, help="Known name, folder, GGUF file or hub id.")
+@click.option(
+    "--model",
+    type=Named("model"),
+    default="tiny-llama",
+    show_default=True,
+    help="Known name, folder, GGUF file or hub id.",
+)
 @of_hint("seed", Seed, "Of rows and directions.", 0)
 @click.option("--out", type=FOLDER, default=Path("runs/peers"), show_default=True, help="Folder for all peers' runs.")
 @ends.json_option

@@ -331,4 +331,4 @@ def test_groups_that_an_attack_cannot_work_in_are_refused_before_it_begins():
 def test_the_table_tells_what_one_must_know():
     for entry in ATTACKS.values():
         assert all((entry.summary, entry.paper, entry.needs, entry.cost))
-    assert ATTACKS["alie"].options() == {"strength": None, "bounds": None}
+    assert ATTACKS["alie"].options() == {"strength": None, "bounds": None, "against": False}

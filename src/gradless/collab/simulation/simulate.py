@@ -122,7 +122,6 @@ def finished_result(folder: Path) -> dict[str, Any] | None:
 def _loop(run: SimulationState, reporter: Reporter) -> str:
     """Take the remaining steps; return the status that they ended with."""
     config, learner = run.simulation.config, run.simulation.learner
-    settled, watch = partial(_settle, run), partial(_watch, run)
     with reporter.job(config.title(), config.steps, done=run.step, part="step") as show:
         try:
             for step in range(run.step, config.steps):
@@ -130,7 +129,7 @@ def _loop(run: SimulationState, reporter: Reporter) -> str:
                     accuracy = run.evaluated(config.eval_rows)
                     show(step, f"worst {min(accuracy):.3f}  mean {statistics.fmean(accuracy):.3f}")
                 begun = time.perf_counter()
-                _, healthy = take_step(learner, run.network, settled, step, watch)
+                healthy = _step(run)
                 run.spent += time.perf_counter() - begun
                 run.step += 1
                 if not healthy:
@@ -140,6 +139,13 @@ def _loop(run: SimulationState, reporter: Reporter) -> str:
         except KeyboardInterrupt:
             return INTERRUPTED
     return DONE
+
+
+def _step(run: SimulationState) -> bool:
+    """Run all exchanges of one step; return whether there is still a peer whose row is finite."""
+    learner = run.simulation.learner
+    _, healthy = take_step(learner, run.network, partial(_settle, run), run.step, partial(_watch, run))
+    return healthy
 
 
 def _settle(run: SimulationState, arrivals: Arrivals, rows: Tensor | None, step: int) -> Tensor:
