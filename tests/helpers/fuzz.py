@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import click
 
+import peers_audit_helpers as peer_runs
 import run_helpers as h
 from fuzz_values import DIGITS, NUMBERS, fits, odd_values, parsed
 from gradless.cli import main
@@ -23,6 +24,7 @@ from gradless.cli.completion import Named
 from gradless.cli.fields import Value
 from gradless.collab.config import CollabConfig
 from gradless.collab.simulation import study
+from gradless.peers import status
 from gradless.runs.config import OwnFiles, TuneConfig
 from gradless.system import typed
 from gradless.system.progress import Reporter
@@ -32,6 +34,8 @@ WRITTEN = ("out", "save", "json", "json_file", "picture", "tensorboard")
 """Options whose path is made, not read."""
 FREE = ("help", "version", "cell", "only", "push", "tensorboard", "memory", "verify")
 """Text that only the command can judge, and what is no option of a job."""
+WAITING = (("peers", "run"), ("peers", "join"), ("peers", "demo"))
+"""Commands that wait for other processes once nothing is wrong: tests/cli/test_peers_cli.py has their cases."""
 
 
 class Case(NamedTuple):
@@ -57,6 +61,11 @@ class World:
         self.group = folder / "group"
         group = CollabConfig(peers=4, byzantine=1, steps=2, batch_size=4, eval_rows=8, rule="krum", attack="foe")
         study.run_all([group], self.group, reporter=Reporter(quiet=True))
+        (folder / "peers").mkdir()
+        self.peer = peer_runs.made(folder / "peers", peer_runs.random_rows(), steps=3)
+        there = [status.Peer(name=name, alive=False) for name in peer_runs.NAMES]
+        now = status.Status(run="ab", me="anna", step=3, steps=3, updated=0.0, phase="ended", peers=there)
+        status.write(self.peer.folder, now)
         self.grid = {
             "seeds": [1],
             "budget": {"steps": 2},
@@ -79,6 +88,7 @@ class World:
         out = ["--out", str(folder / "out")]
         grid = folder / "grid.json"
         grid.write_text(json.dumps(self.grid))
+        cards = [str(identity / "card.toml") for identity in self.peer.identities]
         group = ["--peers", "4", "--byzantine", "1", "--steps", "1", "--rule", "krum", "--attack", "foe"]
         return {
             ("tune",): [*job, "--steps", "1", "--batch-size", "2", "--lr", "1e-3", *out],
@@ -96,6 +106,11 @@ class World:
             ("doctor",): [],
             ("completion",): ["bash"],
             ("collab", "simulate"): [*group, *out],
+            ("peers", "keygen"): ["--name", "eve", "--endpoint", "tls/127.0.0.1:7000", *out],
+            ("peers", "init"): [*cards, "--f", "1", "--model", "tiny-llama", *own[4:], "--steps", "1", *out],
+            ("peers", "status"): [str(self.peer.folder)],
+            ("peers", "audit"): [str(self.peer.folder)],
+            ("peers", "excise"): [str(self.peer.folder), "bert", *out],
             ("collab", "split"): ["--dataset", "digits", "--picture", str(folder / "out.png")],
         }
 
@@ -105,7 +120,7 @@ def walk(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[tupl
     for name, command in sorted(group.commands.items()):
         if isinstance(command, click.Group):
             yield from walk(command, (*path, name))
-        else:
+        elif (*path, name) not in WAITING:
             yield (*path, name), command
 
 
