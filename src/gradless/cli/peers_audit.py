@@ -89,11 +89,11 @@ def lines(result: Audit) -> list[str]:
     from gradless.peers.audit import CLAIMS, PROVES
 
     width = max(len(finding.part) for finding in result.findings)
-    found = [f"{one.part:{width}}  {MARKS[one.holds]:5}  {one.text}" for one in result.findings]
+    findings = [f"{one.part:{width}}  {MARKS[one.holds]:5}  {one.text}" for one in result.findings]
     table = _table(result)
     proofs = {one.part: f"{one.part}: proves {PROVES[one.part]}" for one in result.findings}
     hint = f"claims about data are checked with --peer NAME; that proves {PROVES[CLAIMS]}"
-    return [*found, *table, *(f"look at: {remark}" for remark in result.remarks), *proofs.values(), hint]
+    return [*findings, *table, *(f"look at: {remark}" for remark in result.remarks), *proofs.values(), hint]
 
 
 def _table(result: Audit) -> list[str]:

@@ -128,7 +128,7 @@ def init(
 
     values = {name: value for name, value in options.items() if value is not None and value != ()}
     read = [keys.read_card(path) for path in cards]
-    made = prepare.manifest(
+    parsed = prepare.manifest(
         read,
         values,
         f=f,
@@ -142,8 +142,8 @@ def init(
         say=terminal.say,
     )
     terminal.say(
-        f"{out / manifest.FILE}: {len(made.peers)} peers ({', '.join(made.names)}), f = {made.f}, "
-        f"rule {made.config.rule}"
+        f"{out / manifest.FILE}: {len(parsed.peers)} peers ({', '.join(parsed.names)}), f = {parsed.f}, "
+        f"rule {parsed.config.rule}"
     )
-    terminal.say(f"fingerprint {made.fingerprint}")
+    terminal.say(f"fingerprint {parsed.fingerprint}")
     terminal.say("hand the file to all peers, and let them compare the fingerprint by voice")

@@ -27,13 +27,12 @@ import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import filelock
-
 from gradless.errors import BadInput
 from gradless.gradients import Update
 from gradless.ledger.header import COMMAND, Header, check
 from gradless.ledger.header import header as complete
 from gradless.ledger.records import FIXED, HEAD, LRS, SKIPPED, WORD, checksum, damage, record_end
+from gradless.system.locks import opened_for_appending
 
 MAGIC = b"gradless"
 VERSION = 2  # of new ledgers; version 1 is read as well
@@ -84,13 +83,13 @@ class Ledger:
             self.crc = zlib.crc32(head)
             self.lrs: tuple[float, ...] = ()
             with contextlib.suppress(FileNotFoundError):
-                os.close(opened(path))  # nobody else writes to what is replaced
+                os.close(opened_for_appending(path))  # nobody else writes to what is replaced
             _write_whole(path, head + WORD.pack(self.crc))
         else:
             self.crc = contents.crc
             self.lrs = contents.moves[-1].lrs if contents.moves else ()
         self.groups = int((header if contents is None else contents.header)["groups"])
-        self.file = opened(path)
+        self.file = opened_for_appending(path)
         if contents is not None:
             cut(path, contents)
         self.synced = time.monotonic()
@@ -129,7 +128,7 @@ class Ledger:
             contents = read(self.path)
             self.crc = relabel(self.path, contents, {**contents.header, **fields}).crc
         finally:
-            self.file = opened(self.path)
+            self.file = opened_for_appending(self.path)
 
     def close(self) -> None:
         """Flush to disk and close."""
@@ -171,7 +170,7 @@ def relabel(path: Path, contents: Contents, header: Header) -> Contents:
 
     Cost: one pass over the file.
     """
-    os.close(opened(path))  # nobody else writes to what is replaced
+    os.close(opened_for_appending(path))  # nobody else writes to what is replaced
     cut(path, contents)
     data = path.read_bytes()
     _, version, offset, _ = _read_header(path, data)
@@ -204,19 +203,6 @@ def _write_whole(path: Path, data: bytes) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-
-
-def opened(path: Path) -> int:
-    """Open a ledger for one process at a time: two would interleave their records and spoil the chain."""
-    file = os.open(path, os.O_WRONLY | os.O_APPEND)
-    try:
-        locked = filelock.lock_descriptor(file, blocking=False)
-    except OSError:  # a file system without locks
-        locked = True
-    if not locked:
-        os.close(file)
-        raise BadInput(f"another process is working on {path.parent}: wait for it, or stop it")
-    return file
 
 
 def pack(move: Update, *, with_lrs: bool) -> bytes:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gradless.errors import BadInput
-from gradless.ledger.file import Examined, cut, examine, opened
+from gradless.ledger.file import Examined, cut, examine
 from gradless.ledger.header import COMMAND, TRAINER, Header, check_release
+from gradless.system.locks import opened_for_appending
 
 
 def report(path: Path) -> tuple[bool, list[str]]:
@@ -72,7 +73,7 @@ def repair(path: Path) -> Repaired:
         OSError: the copy cannot be written; the ledger is then as it was.
     """
     examine(path)  # refuses what is no ledger before anything is opened for writing
-    file = opened(path)
+    file = opened_for_appending(path)
     try:
         contents = examine(path).contents
         return Repaired(len(contents.moves), contents.torn_bytes, cut(path, contents))

@@ -133,8 +133,8 @@ class Agreed:
     def _offer(self, step: int, row: Sequence[float]) -> list[Outgoing]:
         now = self.clock()
         abstain = not all(map(math.isfinite, row))
-        said = row if self.liar is None or abstain else self.liar.row(row)
-        self.agreement.row(step, [0.0] * len(row) if abstain else said, now, abstain=abstain)
+        claimed = row if self.liar is None or abstain else self.liar.row(row)
+        self.agreement.row(step, [0.0] * len(row) if abstain else claimed, now, abstain=abstain)
         self._signed.setdefault(step, now)
         return self._collected()
 

@@ -145,9 +145,9 @@ class AgreedPart:
         """See `Part`."""
         steps = range(max(0, len(self.log) - WINDOW), len(self.log))
         rows = np.full((len(steps), self.group.peers, self.group.width), np.nan, np.float32)
-        for place, step in enumerate(steps):
+        for index, step in enumerate(steps):
             matrix, senders = rows_of(parse_value(self.log[step].value))
-            rows[place, list(senders)] = matrix
+            rows[index, list(senders)] = matrix
         return [score if score is None or math.isfinite(score) else None for score in pair_scores(rows)]
 
     def new_bans(self) -> list[dict[str, Any]]:
@@ -189,8 +189,8 @@ class AgreedPart:
 
     def accuracy(self, rows: int | None) -> float | None:
         """See `Part`."""
-        found = self.learner.accuracy(rows)[0]
-        return float(found) if found is not None and math.isfinite(found) else None
+        share = self.learner.accuracy(rows)[0]
+        return float(share) if share is not None and math.isfinite(share) else None
 
     def put_ledger_aside(self) -> None:
         """See `Part`."""

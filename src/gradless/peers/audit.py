@@ -164,19 +164,19 @@ def check_weights(run: RunFolder, *, model: str | None, device: str | None, say:
     steps, own = len(contents.moves), build.tuned_sha256(built)
     if run.manifest.contents.base_sha256 not in ("", built.base_sha256):
         return Finding(WEIGHTS, False, f"the base model is not the manifest's ({built.base_sha256[:12]} here)")
-    said = stated.get(steps, {})
-    result = said.pop(RESULT, own)
+    hashes = stated.get(steps, {})
+    result = hashes.pop(RESULT, own)
     if result != own:
         return Finding(
             WEIGHTS, False, f"replay gives {own[:12]} after {steps} steps, and result.json says {result[:12]}"
         )
-    others = {name: sha256 for name, sha256 in said.items() if sha256 != own}
+    others = {name: sha256 for name, sha256 in hashes.items() if sha256 != own}
     if others:  # f of them may lie; more than f that agree cannot all
         most = max(list(others.values()).count(sha256) for sha256 in others.values())
         told = ", ".join(f"{name} {sha256[:12]}" for name, sha256 in others.items())
         text = f"replay gives {own[:12]} after {steps} steps; others stated: {told}"
         return Finding(WEIGHTS, most <= run.group.byzantine, text)
-    agree = f", as {len(said)} others stated" if said else ""
+    agree = f", as {len(hashes)} others stated" if hashes else ""
     return Finding(WEIGHTS, True, f"replay gives {own} after {steps} steps{agree}")
 
 

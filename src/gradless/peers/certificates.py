@@ -40,9 +40,9 @@ def requested_key(pem: str) -> bytes:
     from cryptography.hazmat.primitives.asymmetric import ec
 
     try:
-        found = x509.load_pem_x509_csr(pem.encode())
-        if found.is_signature_valid and isinstance(found.public_key(), ec.EllipticCurvePublicKey):
-            return public_der(found.public_key())
+        csr = x509.load_pem_x509_csr(pem.encode())
+        if csr.is_signature_valid and isinstance(csr.public_key(), ec.EllipticCurvePublicKey):
+            return public_der(csr.public_key())
     except (ValueError, InvalidSignature, UnsupportedAlgorithm):
         pass
     raise BadInput("the request for a TLS certificate is damaged: ask the card's owner for it again")

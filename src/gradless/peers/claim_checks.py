@@ -146,7 +146,7 @@ def _batch(run: RunFolder, name: str, step: int, rows: int) -> list[int]:
     config = run.manifest.config
     stream = batches(torch.arange(rows), config.batch_size, config.seed, run.number(name))
     order = rng.permutation(rows, seed=config.seed, stream="split/train")  # as `gradless.tasks.split` deals own files
-    return [int(order[place]) for place in stream.at(step).tolist()]
+    return [int(order[index]) for index in stream.at(step).tolist()]
 
 
 def _committed(run: RunFolder, data: str) -> list[bytes]:

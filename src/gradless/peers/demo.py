@@ -159,19 +159,19 @@ def _compared(group: LoopbackGroup, honest: list[int], steps: int, say: Callable
 def _excised(group: LoopbackGroup, name: str, say: Callable[[str], None]) -> dict[str, Any]:
     """Leave a peer's rows out of the log, and say which weights that gives."""
     out, config = group.folder / f"without-{name}", group.manifest.config
-    found = excise.excise(group.run_folder(0), [name], out, say=lambda line: None)
+    excised = excise.excise(group.run_folder(0), [name], out, say=lambda line: None)
     own = own_data.merged(config.own, {"train": group.own[0][1], "test": group.own[0][3]})
     one = one_peer(config, 0, own=own, folder=out)
     after = float(one.learner.accuracy(None)[0])
     one.close()
     before = float((group.result(0) or {})["accuracy"])
     say(
-        f"without {name} (excised): weights {found.weights_sha256[:12]}, {found.changed} of {found.steps} steps "
+        f"without {name} (excised): weights {excised.weights_sha256[:12]}, {excised.changed} of {excised.steps} steps "
         f"changed; accuracy {before:.3f} -> {after:.3f}"
     )
     return {
-        "weights_sha256": found.weights_sha256,
-        "changed_steps": found.changed,
+        "weights_sha256": excised.weights_sha256,
+        "changed_steps": excised.changed,
         "accuracy": after,
         "folder": str(out),
     }

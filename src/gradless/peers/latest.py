@@ -60,8 +60,8 @@ class Gathering:
 
     def add_echo(self, echo: Echo) -> None:
         """Note what a peer says that it received; of two digests for one vector the first counts."""
-        for sender, found in echo.digests.items():
-            self.echoes.setdefault(sender, {}).setdefault(echo.sender, found)
+        for sender, digest in echo.digests.items():
+            self.echoes.setdefault(sender, {}).setdefault(echo.sender, digest)
 
     def digests(self) -> dict[int, bytes]:
         """Return what there is to echo: the digest of every vector that came, by its sender."""
@@ -74,9 +74,11 @@ class Gathering:
     def _counts(self, model: Model) -> bool:
         if model.sender == self.me or not self.quorum:
             return True
-        said = self.echoes.get(model.sender, {})
+        votes = self.echoes.get(model.sender, {})
         # Its sender has signed the digest, and this peer has received it.
-        return len({peer for peer, one in said.items() if one == model.digest} | {self.me, model.sender}) >= self.quorum
+        return (
+            len({peer for peer, one in votes.items() if one == model.digest} | {self.me, model.sender}) >= self.quorum
+        )
 
 
 class Latest:

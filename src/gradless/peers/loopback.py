@@ -105,8 +105,8 @@ class LoopbackGroup:
 
     def status(self, peer: int) -> dict[str, Any]:
         """Return ``status.json`` of a peer; empty before there is one."""
-        found = read_json(self.run_folder(peer) / STATUS)
-        return found if isinstance(found, dict) else {}
+        contents = read_json(self.run_folder(peer) / STATUS)
+        return contents if isinstance(contents, dict) else {}
 
     def step(self, peer: int) -> int:
         """Return how many steps a peer has taken, as its status tells."""
@@ -114,8 +114,8 @@ class LoopbackGroup:
 
     def result(self, peer: int) -> dict[str, Any] | None:
         """Return ``result.json`` of a peer; None before it is done."""
-        found = read_json(self.run_folder(peer) / RESULT)
-        return found if isinstance(found, dict) else None
+        contents = read_json(self.run_folder(peer) / RESULT)
+        return contents if isinstance(contents, dict) else None
 
     def output(self, peer: int) -> str:
         """Return what a peer printed."""

@@ -103,7 +103,7 @@ class Monitor:
         """Return the peers that are not banned and have not said that they have all steps."""
         banned = self._part.banned() if self._part is not None else {}
         with self._lock:
-            done = {peer for peer, said in self.board.latest.items() if said.step >= steps}
+            done = {peer for peer, statement in self.board.latest.items() if statement.step >= steps}
         return [peer for peer in range(len(self.manifest.peers)) if peer not in done and peer not in banned]
 
     def close(self) -> None:
@@ -133,12 +133,12 @@ class Monitor:
         for sender, data in self.link.stated():
             if self.link.inbox.muted(sender):
                 continue
-            said = statements.parse(self.manifest.run, data, self.ring, sender=sender)
-            if said is None:
+            statement = statements.parse(self.manifest.run, data, self.ring, sender=sender)
+            if statement is None:
                 self.link.inbox.fault(sender)
                 continue
             with self._lock:
-                self.board.hear(said)
+                self.board.hear(statement)
 
     def _mute(self) -> None:
         """Stop listening to peers that send what no honest one does."""
@@ -190,7 +190,7 @@ class Monitor:
         )
 
     def _peer(self, number: int, alive: bool, banned: int | None, muted: bool) -> Peer:
-        said = self.board.latest.get(number)
+        statement = self.board.latest.get(number)
         name = self.manifest.names[number]
         return Peer(
             name=name,
@@ -200,8 +200,8 @@ class Monitor:
             led=self._led[number],
             failed=self._failed[number],
             score=self._scores[number],
-            weights_sha256=said.sha256.hex() if said is not None else None,
-            stated_step=said.step if said is not None else None,
+            weights_sha256=statement.sha256.hex() if statement is not None else None,
+            stated_step=statement.step if statement is not None else None,
             banned=banned,
             muted=muted or self.link.inbox.muted(number),
             other_run=self.link.strangers.get(name),

@@ -76,9 +76,9 @@ def manifest(
         days=days,
         parent=ancestry,
     )
-    made = manifests.parse(data)
+    parsed = manifests.parse(data)
     manifests.write(out / manifests.FILE, data)
-    return made
+    return parsed
 
 
 def _start(

@@ -21,10 +21,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import filelock
-
 from gradless.errors import BadInput
 from gradless.system.atomic import replacing
+from gradless.system.locks import opened_for_appending
 
 VERSION: Final = 1
 HEADER: Final = struct.Struct("<8sH16s")
@@ -148,7 +147,7 @@ class RecordFile:
         if contents is None:
             self._make(first)
         else:
-            self._file = _opened(path)
+            self._file = opened_for_appending(path)
             self.size, self._crc = contents.size, contents.crc
             if os.fstat(self._file).st_size != contents.size + contents.torn_bytes:
                 os.close(self._file)
@@ -171,7 +170,7 @@ class RecordFile:
             _sync_folder(self.path.parent)
         except OSError as error:
             raise self._not_written(error) from None
-        self._file = _opened(self.path)
+        self._file = opened_for_appending(self.path)
         self.size, self._crc = sum(map(len, parts)), crc
 
     def extend(self, bodies: Sequence[bytes]) -> list[int]:
@@ -236,19 +235,6 @@ class RecordFile:
     def close(self) -> None:
         """Close the file, which gives up its lock."""
         os.close(self._file)
-
-
-def _opened(path: Path) -> int:
-    """Open a file for appending, locked as long as it is open."""
-    file = os.open(path, os.O_WRONLY | os.O_APPEND)
-    try:
-        locked = filelock.lock_descriptor(file, blocking=False)
-    except OSError:  # a file system without locks
-        locked = True
-    if not locked:
-        os.close(file)
-        raise BadInput(f"another process is working on {path.parent}: wait for it, or stop it")
-    return file
 
 
 def _sync(file: int) -> None:

@@ -229,7 +229,7 @@ def omitting(some: Sequence[PeerFacts]) -> list[tuple[int, int, int]]:
     A slow peer is missing under every leader; one that is missing under one alone was in time for the others.
     """
     led = {one.peer: one.led for one in some}
-    found = []
+    omissions = []
     for one in some:
         for leader, count in one.omitted.items():
             elsewhere, others = sum(one.omitted.values()) - count, sum(led.values()) - led[leader]
@@ -238,8 +238,8 @@ def omitting(some: Sequence[PeerFacts]) -> list[tuple[int, int, int]]:
                 and others >= FEWEST_LED
                 and count / led[leader] > 0.2 + 3 * elsewhere / others
             ):
-                found.append((leader, one.peer, count))
-    return found
+                omissions.append((leader, one.peer, count))
+    return omissions
 
 
 def remarks(some: Sequence[PeerFacts], names: Sequence[str]) -> list[str]:

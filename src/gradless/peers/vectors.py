@@ -78,9 +78,9 @@ class Format(NamedTuple):
     def model(self, ring: Ring, me: int, slot: Slot, row: Tensor) -> Model:
         """Sign a vector, float32 [D]."""
         vector = row.detach().to("cpu", torch.float32).contiguous().numpy().astype("<f4", copy=False).tobytes()
-        found = hashlib.sha256(vector).digest()
-        body = HEAD.pack(VERSION, MODEL, self.run, me, *slot) + WIDTH.pack(len(vector) // 4, found)
-        return Model(me, slot, found, body + ring.sign(DOMAIN + body) + vector)
+        sha256 = hashlib.sha256(vector).digest()
+        body = HEAD.pack(VERSION, MODEL, self.run, me, *slot) + WIDTH.pack(len(vector) // 4, sha256)
+        return Model(me, slot, sha256, body + ring.sign(DOMAIN + body) + vector)
 
     def echo(self, ring: Ring, me: int, slot: Slot, digests: Mapping[int, bytes]) -> bytes:
         """Sign the digests of received vectors."""
@@ -126,11 +126,11 @@ class Format(NamedTuple):
     def _model(self, data: bytes, ring: Ring, sender: int, slot: Slot) -> Model:
         if len(data) != MODEL_SIZE + 4 * self.width:
             raise Malformed("model length")
-        width, found = WIDTH.unpack_from(data, HEAD.size)
-        if width != self.width or hashlib.sha256(memoryview(data)[MODEL_SIZE:]).digest() != found:
+        width, sha256 = WIDTH.unpack_from(data, HEAD.size)
+        if width != self.width or hashlib.sha256(memoryview(data)[MODEL_SIZE:]).digest() != sha256:
             raise Malformed("model digest")
         _check(ring, sender, data[:MODEL_SIGNED], data[MODEL_SIGNED:MODEL_SIZE])
-        return Model(sender, slot, found, data)
+        return Model(sender, slot, sha256, data)
 
     def _echo(self, data: bytes, ring: Ring, sender: int, slot: Slot) -> Echo:
         start = HEAD.size + COUNT.size

@@ -149,3 +149,23 @@ def _make(folder: Path, option: str) -> list[Path]:
         raise BadInput(f"{above} is a file, not a folder: choose another {option}")
     folder.mkdir(parents=True, exist_ok=True)
     return new
+
+
+def opened_for_appending(path: Path) -> int:
+    """Open a file that one process at a time appends to; the lock lasts as long as the file is open.
+
+    Returns:
+        A file descriptor.
+
+    Raises:
+        BadInput: another process has it open; two would interleave their records.
+    """
+    file = os.open(path, os.O_WRONLY | os.O_APPEND)
+    try:
+        locked = filelock.lock_descriptor(file, blocking=False)
+    except OSError:  # a file system without locks
+        locked = True
+    if not locked:
+        os.close(file)
+        raise BadInput(f"another process is working on {path.parent}: wait for it, or stop it")
+    return file

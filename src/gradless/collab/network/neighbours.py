@@ -96,15 +96,15 @@ def neighbourhoods(topology: Topology) -> tuple[Neighbourhood, ...]:
     """Return the neighbourhood of every honest peer."""
     count = topology.honest
     weights = {edge: weight for edge, weight in zip(topology.edges, metropolis(topology), strict=True)}
-    found = []
+    result = []
     for peer, ears in enumerate(topology.neighbours()[:count]):
         heard = [weights[min(peer, ear), max(peer, ear)] for ear in ears]
         honest = [ear for ear in ears if ear < count]
-        found.append(
+        result.append(
             Neighbourhood(
                 torch.tensor([peer, *honest]),
                 torch.tensor([ear - count for ear in ears if ear >= count], dtype=torch.int64),
                 torch.tensor([1.0 - sum(heard), *heard], dtype=torch.float64),
             )
         )
-    return tuple(found)
+    return tuple(result)

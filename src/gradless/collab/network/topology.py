@@ -249,7 +249,7 @@ def _places(peers: int, attackers: int) -> dict[int, int]:
     bad = {(k + 1) * peers // attackers - 1 for k in range(attackers)}
     honest = itertools.count()
     last = itertools.count(peers - attackers)
-    return {place: next(last if place in bad else honest) for place in range(peers)}
+    return {index: next(last if index in bad else honest) for index in range(peers)}
 
 
 def _graph(name: str, peers: int, degree: int, seed: int, attempt: int) -> Graph:

@@ -65,7 +65,7 @@ def read(name: str, peers: int, *, known: Iterable[str] = ()) -> tuple[tuple[int
     except UnicodeError:
         raise BadInput(f"{name} is no text in UTF-8: write the graph as text") from None
     _check(graph, name, peers)
-    number = {node: place for place, node in enumerate(sorted(graph, key=_natural))}
+    number = {node: index for index, node in enumerate(sorted(graph, key=_natural))}
     return ordered((number[first], number[second]) for first, second in graph.edges())
 
 

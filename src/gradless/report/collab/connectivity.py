@@ -154,8 +154,8 @@ def draw(study: Collab, runs: Sequence[Run]) -> Any:
     spots = {attack: _lines([run for run in runs if run.attack == attack], looks) for attack in attacks}
     places = [math.log10(spot.connectivity) for lines in spots.values() for line in lines.values() for spot in line]
     limits = (min(places, default=0.0) - 0.06, max(places, default=1.0) + 0.06)
-    for place, attack in enumerate(attacks):
-        row, column = divmod(place, across)
+    for index, attack in enumerate(attacks):
+        row, column = divmod(index, across)
         left = LEFT + column * (WIDTH + ACROSS)
         bottom = height - head - (row + 1) * (PANEL_TITLE + HEIGHT) - row * AXIS
         axes = plain_axes(figure, (left / width, bottom / height, WIDTH / width, HEIGHT / height))
@@ -176,8 +176,8 @@ def _legend(figure: Any, keys: list[Any], below: float) -> None:
 
 
 def _lines(runs: Sequence[Run], looks: dict[tuple[str, str], Look]) -> dict[Look, list[Spot]]:
-    found = {look: _spots(runs, *key) for key, look in looks.items()}
-    return {look: spots for look, spots in found.items() if spots}
+    by_look = {look: _spots(runs, *key) for key, look in looks.items()}
+    return {look: spots for look, spots in by_look.items() if spots}
 
 
 def _panel(axes: Any, attack: str, lines: dict[Look, list[Spot]], limits: tuple[float, float], *, edge: bool) -> None:

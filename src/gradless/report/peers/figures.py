@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,11 +100,7 @@ def _latency(record: PeerRecord) -> Drawing | None:
     if not points:
         return None
     figure, axes = _canvas()
-    x, y = [step for step, _ in points], [value for _, value in points]
-    width = max(1, len(y) // 20)
-    axes.plot(x, y, color=BLUE, alpha=0.45, linewidth=0.8, label="agreement")
-    if width > 1:
-        axes.plot(x, running_mean(y, width), color=BLUE, linewidth=1.8, label=f"mean of {width} steps")
+    _smoothed(axes, points, "agreement")
     later = [(step.step + 1, 1000 * step.agree_seconds) for step in record.steps if step.round and step.agree_seconds]
     if later:
         axes.plot(*zip(*later, strict=True), "x", color=RED, markersize=5, label="in a later round")
@@ -114,16 +110,21 @@ def _latency(record: PeerRecord) -> Drawing | None:
     return _drawing(figure, axes, "time-agreement", "Agreement", caption)
 
 
+def _smoothed(axes: Any, points: Sequence[tuple[int, float]], label: str) -> None:
+    """Draw values over steps thin, and their running mean over a twentieth of them thick."""
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    width = max(1, len(values) // 20)
+    axes.plot(steps, values, color=BLUE, alpha=0.45, linewidth=0.8, label=label)
+    if width > 1:
+        axes.plot(steps, running_mean(values, width), color=BLUE, linewidth=1.8, label=f"mean of {width} steps")
+
+
 def _loss(record: PeerRecord) -> Drawing | None:
     points = [(step.step + 1, step.loss) for step in record.steps if step.loss is not None]
     if not points:
         return None
     figure, axes = _canvas()
-    x, y = [step for step, _ in points], [loss for _, loss in points]
-    width = max(1, len(y) // 20)
-    axes.plot(x, y, color=BLUE, alpha=0.4, linewidth=0.8, label="own batch")
-    if width > 1:
-        axes.plot(x, running_mean(y, width), color=BLUE, linewidth=1.8, label=f"mean of {width} steps")
+    _smoothed(axes, points, "own batch")
     axes.set(xlabel="step", ylabel="loss")
     return _drawing(figure, axes, "training-loss", "Loss", "On this peer's own rows, at the weights that all share.")
 
