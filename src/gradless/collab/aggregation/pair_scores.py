@@ -42,7 +42,7 @@ def pair_scores(rows: np.ndarray) -> list[float | None]:
         >>> agree = np.ones((40, 3, 1), np.float32) * np.linspace(1, 2, 40, dtype=np.float32)[:, None, None]
         >>> agree[:, 2] *= -1
         >>> [round(score) for score in pair_scores(agree)]
-        [-32, -32, -32]
+        [16, 16, -16]
     """
     peers = rows.shape[1]
     values = np.full((peers, peers), math.nan)
