@@ -4,7 +4,7 @@ from __future__ import annotations
 
 # From the bottom up: a package, or a module at the top, imports only from those before it.
 PACKAGES = (
-    *("errors", "plugins", "system", "rng", "kernels", "gradients", "ranks", "accept", "directions", "rules"),
+    *("errors", "plugins", "system", "rng", "kernels", "storage", "gradients", "ranks", "accept", "directions", "rules"),
     *("estimators", "forward", "optimizer", "ledger", "methods"),
     *("tasks", "lm", "runs", "collab", "peers", "cost", "bench", "report", "integrations", "testing", "cli"),
 )

@@ -1,0 +1,245 @@
+"""A frozen weight that is bytes and a decoder: torch functions get its values, nobody keeps them.
+
+`StoredWeight` stands in a module where a float parameter would. A linear layer that takes it decodes it into a scratch
+buffer which the next layer uses again; an embedding lookup and indexing by a vector of rows decode these rows only;
+every other function gets a decoded copy of its own. So the memory of a model is that of its bytes, which may be pages
+of a mapped file, and of its largest weight once.
+
+Modules stay those of transformers, so adapters, batched forwards (`torch.func.vmap`) and hooks work as on float
+weights, and a batched forward for several points decodes each weight once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Final, Protocol, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SCRATCH_BYTES: Final = 1 << 28
+"""Weights whose values take more are multiplied a part at a time."""
+
+
+class Store(Protocol):
+    """The bytes of a weight and how to read them. Rows are along the first dimension; values have ``dtype``."""
+
+    shape: torch.Size
+    dtype: torch.dtype
+    device: torch.device
+    nbytes: int
+    """What is stored, in bytes."""
+
+    def decode(self, out: Tensor, start: int = 0) -> None:
+        """Write the rows from ``start`` on into ``out``, ``[rows, *shape[1:]]``, contiguous, of ``dtype``."""
+
+    def decode_rows(self, out: Tensor, rows: Tensor) -> None:
+        """Write some rows, by their numbers (int64, ``[rows]``, in any order, each at least 0), into ``out``."""
+
+    def stored(self) -> Iterator[memoryview]:
+        """Yield the bytes in their order, for a hash."""
+
+
+class StoredWeight(Tensor):
+    """A parameter whose values are decoded wherever a torch function takes it. It cannot be tuned or written.
+
+    Args:
+        store: its bytes.
+
+    Cost: one decoding for each function that takes it; twice where a gradient flows through a linear layer.
+
+    Memory: `SCRATCH_BYTES` a thread for all linear layers together; other functions get a copy of their own.
+    """
+
+    store: Store
+
+    @staticmethod
+    def __new__(cls, store: Store) -> StoredWeight:
+        """Return the stand-in for a weight that is stored so."""
+        make: Any = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
+        weight: StoredWeight = make(cls, store.shape, dtype=store.dtype, device=store.device, requires_grad=False)
+        weight.store = store
+        return weight
+
+    def __init__(self, store: Store) -> None:
+        pass
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        """Say what is stored; values are not read."""
+        store = self.store
+        return f"StoredWeight({type(store).__name__}, shape={tuple(store.shape)}, dtype={store.dtype})"
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Answer a torch function that takes such a weight."""
+        kwargs = kwargs or {}
+        if func in _ITSELF:
+            return _again(args[0], func, args, kwargs)
+        if func.__name__ in _FACTS or (func.__name__ == "__get__" and func.__self__ not in _VALUES):
+            with torch._C.DisableTorchFunctionSubclass():
+                return func(*args, **kwargs)
+        if func.__name__ == "__get__":  # .data and the like
+            return args[0] if func.__self__ is _DATA else func(decoded(args[0]))
+        if func is F.linear:
+            return _linear(*args, **kwargs)
+        if func in (F.embedding, torch.embedding) and not kwargs.get("max_norm"):
+            ids, weight = [*args, kwargs.get("input"), kwargs.get("weight")][:2]
+            ids, weight = (ids, weight) if func is F.embedding else (weight, ids)
+            if isinstance(weight, StoredWeight):
+                return _rows(weight, ids)
+        if func is Tensor.__getitem__ and isinstance(args[0], StoredWeight):
+            if isinstance(args[1], Tensor) and args[1].dtype == torch.int64:
+                return _rows(args[0], args[1], from_end=True)
+            if isinstance(args[1], list) and all(isinstance(one, int) for one in args[1]):
+                return _rows(args[0], torch.tensor(args[1], dtype=torch.int64), from_end=True)
+        return func(*_with_values(args), **_with_values(kwargs))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        """Answer what reaches the weight below the level of torch functions."""
+        if func is torch.ops.aten.detach.default:
+            return StoredWeight(args[0].store)
+        return func(*_with_values(args), **_with_values(kwargs or {}))
+
+
+_DATA: Final = cast(Any, Tensor).data
+_VALUES: Final = (_DATA, *(cast(Any, getattr(Tensor, name)) for name in ("T", "mT", "H", "mH", "real")))
+_ITSELF: Final = frozenset(
+    (Tensor.detach, Tensor.requires_grad_, Tensor.__deepcopy__, Tensor.contiguous, Tensor.to, Tensor.cpu)
+)
+"""Functions that return the same weight, where they change neither its type nor its device."""
+_FACTS: Final = frozenset(
+    (
+        *("size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_contiguous"),
+        *("element_size", "is_floating_point", "is_complex", "is_signed", "get_device", "has_names", "is_inference"),
+        *("__len__", "__hash__", "__repr__", "__format__", "__set__", "register_hook", "untyped_storage", "data_ptr"),
+    )
+)
+
+
+def decoded(weight: Tensor) -> Tensor:
+    """Return the values of a weight in a tensor of their own; a float tensor itself, if it is one.
+
+    Memory: the values.
+    """
+    if not isinstance(weight, StoredWeight):
+        return weight
+    out = torch.empty(weight.store.shape, dtype=weight.store.dtype, device=weight.store.device)
+    weight.store.decode(out)
+    return out
+
+
+def _again(weight: StoredWeight, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The weight itself, or what a function of `_ITSELF` makes of its values."""
+    if func is Tensor.requires_grad_:
+        if (args[1:] or (kwargs.get("requires_grad", True),))[0]:
+            raise RuntimeError("a stored weight cannot be tuned: it has codes, not values")
+        return weight
+    if func is Tensor.to:
+        target = torch.empty(0, dtype=weight.dtype, device=weight.device).to(*args[1:], **kwargs)
+        same = target.dtype == weight.dtype and target.device == weight.device
+        return weight if same else decoded(weight).to(*args[1:], **kwargs)
+    if func is Tensor.cpu and weight.device.type != "cpu":
+        return decoded(weight).cpu()
+    return StoredWeight(weight.store) if func in (Tensor.detach, Tensor.__deepcopy__) else weight
+
+
+def _with_values(value: Any) -> Any:
+    """Arguments with values in place of stored weights."""
+    if isinstance(value, StoredWeight):
+        return decoded(value)
+    if isinstance(value, dict):
+        return {key: _with_values(one) for key, one in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_with_values(one) for one in value)
+    return value
+
+
+def _rows(weight: StoredWeight, ids: Tensor, from_end: bool = False) -> Tensor:
+    """``weight[ids]``, each row decoded once."""
+    size, width = weight.shape[0], weight.shape[1:]
+    if from_end:
+        ids = torch.where(ids < 0, ids + size, ids)
+    rows, inverse = torch.unique(ids, return_inverse=True)
+    if rows.numel() and not 0 <= int(rows[0]) <= int(rows[-1]) < size:
+        raise IndexError(f"row {int(rows[-1])} or {int(rows[0])} is out of range for a weight of {size} rows")
+    out = torch.empty((len(rows), *width), dtype=weight.dtype, device=weight.device)
+    weight.store.decode_rows(out, rows)
+    return out[inverse]
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# linear layers
+
+
+class _Scratch(threading.local):
+    """The buffer of a thread that weights are decoded into."""
+
+    buffers: dict[tuple[torch.dtype, torch.device], Tensor]
+
+    def __init__(self) -> None:
+        self.buffers = {}
+
+    def take(self, store: Store, rows: int) -> Tensor:
+        """Return room for some rows; what it held is lost."""
+        width = store.shape[1:].numel()
+        key = (store.dtype, store.device)
+        if key not in self.buffers or self.buffers[key].numel() < rows * width:
+            self.buffers.pop(key, None)  # before the larger one is made
+            self.buffers[key] = torch.empty(rows * width, dtype=store.dtype, device=store.device)
+        return self.buffers[key][: rows * width].view(rows, *store.shape[1:])
+
+
+_scratch = _Scratch()
+
+
+def _linear(input: Tensor, weight: Any, bias: Any = None) -> Tensor:
+    """`torch.nn.functional.linear` with a stored weight."""
+    if not isinstance(weight, StoredWeight):  # the input or the bias is one
+        return F.linear(_with_values(input), weight, _with_values(bias))
+    input, bias = _with_values(input), _with_values(bias)
+    if torch.is_grad_enabled() and input.requires_grad:
+        out: Tensor = _LinearOfStored.apply(input, weight.store)  # type: ignore[no-untyped-call]
+        return out if bias is None else out + bias
+    return _product(input, weight.store, bias)
+
+
+def _product(input: Tensor, store: Store, bias: Tensor | None) -> Tensor:
+    """``input @ values.T + bias``, a part of the rows at a time if their values take too much."""
+    outs = []
+    for start, values in _parts(store):
+        part = bias if bias is None or len(values) == store.shape[0] else bias[start : start + len(values)]
+        outs.append(F.linear(input, values, part))
+    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
+
+
+def _parts(store: Store) -> Iterator[tuple[int, Tensor]]:
+    """The values of consecutive rows, each part until the next one is asked for, and where they begin."""
+    total = store.shape[0]
+    row = max(1, store.shape[1:].numel() * store.dtype.itemsize)
+    count = max(1, min(total, SCRATCH_BYTES // row))
+    for start in range(0, total, count):
+        values = _scratch.take(store, min(count, total - start))
+        store.decode(values, start)
+        yield start, values
+
+
+class _LinearOfStored(torch.autograd.Function):
+    """The product without a bias, whose backward pass decodes the weight again instead of keeping its values."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, store: Store) -> Tensor:  # noqa: D102
+        ctx.store = store
+        return _product(input, store, None)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: D102
+        total = None
+        for start, values in _parts(ctx.store):
+            share = gradient[..., start : start + len(values)] @ values
+            total = share if total is None else total + share
+        return total, None
