@@ -4,8 +4,8 @@ from __future__ import annotations
 
 # From the bottom up: a package, or a module at the top, imports only from those before it.
 PACKAGES = (
-    *("errors", "plugins", "system", "rng", "kernels", "storage", "gradients", "ranks", "accept", "directions", "rules"),
-    *("estimators", "forward", "optimizer", "ledger", "methods"),
+    *("errors", "plugins", "system", "rng", "kernels", "storage", "gradients", "ranks", "accept"),
+    *("directions", "rules", "estimators", "forward", "optimizer", "ledger", "methods"),
     *("tasks", "lm", "runs", "collab", "peers", "cost", "bench", "report", "integrations", "testing", "cli"),
 )
 # Inside a package too, from the bottom up; a package or module that is not named here has no order of its own to keep

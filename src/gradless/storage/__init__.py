@@ -1,4 +1,4 @@
-"""Weights that are stored in another form than they are computed with: bytes and a decoder instead of a float tensor."""
+"""Weights that are stored in another form than they are computed with: bytes and a decoder."""
 
 from gradless.storage.stored import Store as Store
 from gradless.storage.stored import StoredWeight as StoredWeight

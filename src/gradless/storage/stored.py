@@ -58,7 +58,7 @@ class StoredWeight(Tensor):
     @staticmethod
     def __new__(cls, store: Store) -> StoredWeight:
         """Return the stand-in for a weight that is stored so."""
-        make: Any = Tensor._make_wrapper_subclass  # type: ignore[attr-defined]
+        make: Any = Tensor._make_wrapper_subclass
         weight: StoredWeight = make(cls, store.shape, dtype=store.dtype, device=store.device, requires_grad=False)
         weight.store = store
         return weight
@@ -66,7 +66,7 @@ class StoredWeight(Tensor):
     def __init__(self, store: Store) -> None:
         pass
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Say what is stored; values are not read."""
         store = self.store
         return f"StoredWeight({type(store).__name__}, shape={tuple(store.shape)}, dtype={store.dtype})"
@@ -79,11 +79,12 @@ class StoredWeight(Tensor):
         kwargs = kwargs or {}
         if func in _ITSELF:
             return _again(args[0], func, args, kwargs)
-        if func.__name__ in _FACTS or (func.__name__ == "__get__" and func.__self__ not in _VALUES):
+        attribute = getattr(func, "__self__", None) if func.__name__ == "__get__" else None
+        if func.__name__ in _FACTS or (attribute is not None and attribute not in _VALUES):
             with torch._C.DisableTorchFunctionSubclass():
                 return func(*args, **kwargs)
-        if func.__name__ == "__get__":  # .data and the like
-            return args[0] if func.__self__ is _DATA else func(decoded(args[0]))
+        if attribute is not None:
+            return args[0] if attribute is _DATA else func(decoded(args[0]))
         if func is F.linear:
             return _linear(*args, **kwargs)
         if func in (F.embedding, torch.embedding) and not kwargs.get("max_norm"):
@@ -99,7 +100,9 @@ class StoredWeight(Tensor):
         return func(*_with_values(args), **_with_values(kwargs))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares it as the mode's
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
         """Answer what reaches the weight below the level of torch functions."""
         if func is torch.ops.aten.detach.default:
             return StoredWeight(args[0].store)
@@ -232,12 +235,12 @@ class _LinearOfStored(torch.autograd.Function):
     """The product without a bias, whose backward pass decodes the weight again instead of keeping its values."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, store: Store) -> Tensor:  # noqa: D102
+    def forward(ctx: Any, input: Tensor, store: Store) -> Tensor:
         ctx.store = store
         return _product(input, store, None)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:  # noqa: D102
+    def backward(ctx: Any, gradient: Tensor) -> Any:
         total = None
         for start, values in _parts(ctx.store):
             share = gradient[..., start : start + len(values)] @ values
