@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
@@ -97,8 +98,16 @@ def pytest_collect_file(file_path: Path) -> Generator[None, list[pytest.Collecto
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--counts``."""
+    """Add ``--counts`` and ``--missing``."""
     parser.addoption("--counts", metavar="FILE", help="write what tests counted with record_property to a JSON file")
+    parser.addoption("--missing", action="store_true", help="skip the tests that passed in the file of --counts")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Count, if it is asked for."""
+    if (path := config.getoption("--counts")) is not None:
+        known = counted(Path(path)) if config.getoption("--missing") else {}
+        config.pluginmanager.register(Counts(Path(path), known, writes=not hasattr(config, "workerinput")))
 
 
 def processor() -> str:
@@ -110,16 +119,52 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Write the counts of a long run: what was repeated how often, on which processor, by which command."""
-    path = config.getoption("--counts")
-    if path is None:
-        return
-    reports = [report for key in ("passed", "failed") for report in terminalreporter.stats.get(key, ())]
-    tests = {
-        report.nodeid: {**dict(report.user_properties), "outcome": report.outcome, "seconds": round(report.duration, 1)}
-        for report in sorted(reports, key=lambda report: report.nodeid)
-        if report.when == "call"
-    }
-    facts = {"command": shlex.join(["pytest", *sys.argv[1:]]), "processor": processor(), "tests": tests}
-    Path(path).write_text(json.dumps(facts, indent=1) + "\n")
+def counted(path: Path) -> dict[str, Any]:
+    """What the tests in a file of counts counted; none if there is no file yet."""
+    return dict(json.loads(path.read_text())["tests"]) if path.exists() else {}
+
+
+def release() -> str:
+    """The commit that is tested; empty outside a repository."""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent, check=True, capture_output=True, text=True,
+        )  # fmt: skip
+        return described.stdout.strip()
+    return ""
+
+
+class Counts:
+    """Writes the counts of a long run: what was repeated how often, of which commit, and on which processor.
+
+    The file is written after each test, so that a run that was stopped goes on with ``--missing``.
+
+    Args:
+        path: of the JSON file.
+        known: what it holds already.
+        writes: False in a process of pytest-xdist that runs tests for another one.
+    """
+
+    def __init__(self, path: Path, known: dict[str, Any], *, writes: bool) -> None:
+        self.path, self.tests, self.writes, self.release = path, known, writes, release() if writes else ""
+        self.passed = frozenset(name for name, test in known.items() if test["outcome"] == "passed")
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: Iterable[Any]) -> None:
+        """Skip what has passed; what is collected stays the same in all processes."""
+        for item in items:
+            if item.nodeid in self.passed:
+                item.add_marker(pytest.mark.skip(reason=f"passed in {self.path}"))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note a test that has ended."""
+        if not self.writes or report.when != "call" or report.outcome == "skipped":
+            return
+        facts = {"outcome": report.outcome, "seconds": round(report.duration, 1), "commit": self.release}
+        self.tests[report.nodeid] = {**dict(report.user_properties), **facts}
+        command = shlex.join(["pytest", *sys.argv[1:]])
+        tests = dict(sorted(self.tests.items()))
+        whole = self.path.with_name(f"{self.path.name}.new")
+        whole.write_text(json.dumps({"command": command, "processor": processor(), "tests": tests}, indent=1) + "\n")
+        whole.replace(self.path)

@@ -177,3 +177,11 @@ def test_what_ends_the_agreement_is_told_to_who_waits(monkeypatch):
         other.close()
         with pytest.raises(BadInput, match="was closed"):
             other.exchange(0, "coefficients", torch.zeros(1, WIDTH))
+
+
+def test_a_step_without_a_round_left_is_told_to_who_waits(monkeypatch):
+    with Peers() as peers:
+        transport = peers.transport(0)
+        monkeypatch.setattr(transport.agreement.instance, "exhausted", True)
+        with pytest.raises(BadInput, match=r"step 0 was not decided in 65,536 rounds.*begin a new run"):
+            transport.exchange(0, "coefficients", torch.zeros(1, WIDTH))

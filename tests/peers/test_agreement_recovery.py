@@ -13,6 +13,8 @@ from gradless.peers.history import rows
 from gradless.peers.log import DecidedLog
 from gradless.peers.records import NotWritten
 from gradless.peers.schema import (
+    LAST_ROUND,
+    NO_DIGEST,
     U16,
     Kind,
     Row,
@@ -127,6 +129,33 @@ def test_a_leader_that_starts_again_learns_its_own_proposal_back():
     circle.restart(1)
     circle.wait(1.0)
     assert min(circle.lengths()) >= 2
+
+
+def test_no_round_follows_the_last_one_that_a_message_can_name():
+    """Three peers are where three months of failed rounds would bring them, and the leader is down."""
+    circle = Circle()
+    circle.rows()
+    assert circle.lengths() == [1] * 4
+    for peer in range(4):
+        body = circle.cores[peer].instance.validity.timeout_body(peer, LAST_ROUND, -1, NO_DIGEST)
+        circle.votes[peer].append(body + circle.rings[peer].sign(body))
+    leader = circle.logs[0].history.leader(LAST_ROUND)
+    circle.up.remove(leader)
+    for peer in sorted(circle.up):
+        circle.restart(peer)
+    circle.rows()
+    circle.wait(40.0)
+    stood = [circle.cores[peer] for peer in sorted(circle.up)]
+    assert all(core.exhausted and core.instance.round == core.instance.promised == LAST_ROUND for core in stood)
+    signed = [votes.of(1) for votes in circle.votes]
+    circle.wait(40.0)
+    assert [votes.of(1) for votes in circle.votes] == signed  # nothing new
+    circle.restart(leader)
+    circle.rows()
+    circle.wait(1.0)
+    assert circle.lengths() == [2] * 4  # the round itself still decides
+    assert parse_value(circle.logs[0][1].value).round == LAST_ROUND
+    assert not any(core.exhausted or core.evidence for core in circle.cores.values())
 
 
 def test_a_peer_without_its_logs_is_silent_until_nothing_can_hurt():

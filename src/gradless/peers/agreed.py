@@ -26,7 +26,7 @@ from gradless.peers.history import rows as rows_of
 from gradless.peers.link import Link
 from gradless.peers.log import DecidedLog
 from gradless.peers.mixing import updates_of
-from gradless.peers.schema import parse_value
+from gradless.peers.schema import LAST_ROUND, parse_value
 from gradless.peers.wire import pack_decided
 
 TICK: Final = 0.01  # seconds between two looks at the timers
@@ -141,6 +141,12 @@ class Agreed:
     def _check(self) -> None:
         if self.failure is not None:
             raise self.failure
+        if self.agreement.exhausted:
+            raise BadInput(
+                f"step {self.agreement.step} was not decided in {LAST_ROUND + 1:,} rounds, and messages can name no "
+                "later one: run again in case another peer has decided it, or begin a new run with the weights of "
+                "'gradless replay RUN --save DIR'"
+            )
         if self._stopped:
             raise BadInput("the connection to the group was closed: run again to go on")
 

@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 VERSION: Final = 1
 DOMAIN: Final = b"gradless-peers-1\0"
 LARGEST: Final = 1 << 16  # bytes of a message
+LAST_ROUND: Final = (1 << 16) - 1  # of a step: messages name it in two bytes
 SIGNATURE: Final = 64
 NO_DIGEST: Final = bytes(32)  # before step 0; of a peer without a certificate
 NO_NONCE: Final = bytes(8)

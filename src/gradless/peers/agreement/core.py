@@ -112,6 +112,11 @@ class Agreement:
         return self.instance.silent
 
     @property
+    def exhausted(self) -> bool:
+        """Whether the step can be decided by messages of others alone: this peer has no round left for it."""
+        return self.instance.exhausted
+
+    @property
     def missing_answers(self) -> int:
         """How many peers have to answer before a peer without its log of votes knows when it may sign again."""
         return self._inquiry.missing if self._inquiry else 0

@@ -31,6 +31,7 @@ from gradless.peers.history import Group
 from gradless.peers.log import Decision
 from gradless.peers.schema import (
     ABSTAINS,
+    LAST_ROUND,
     NO_DIGEST,
     U16,
     U32,
@@ -81,6 +82,8 @@ class Instance:
         promised: it votes in no round below.
         high: the highest certificate that it holds.
         decision: set once, when the step is decided.
+        exhausted: whether the time of the last round that a message can name is over. Nothing more is signed then, but
+            the step may still be decided by others.
     """
 
     def __init__(
@@ -107,6 +110,7 @@ class Instance:
         self.precommitted: dict[int, bytes] = {}
         self.proposed: set[int] = set()
         self.decision: Decision | None = None
+        self.exhausted = False
         self.said: dict[Hashable, bytes] = {}  # what is repeated
         self.now = self.began = now
         self.own_row_at: float | None = None
@@ -184,7 +188,7 @@ class Instance:
     def tick(self) -> None:
         """Leave a round whose time is over, and repeat what was said last every ``timing.base``."""
         if self.deadline is not None and self.now >= self.deadline and self.promised <= self.round and not self.silent:
-            self._leave(self.round + 1)
+            self._leave_for_next()
         if self.now >= self.repeats:
             self.repeats = self.now + self.timing.base
             for data in self.said.values():
@@ -277,6 +281,13 @@ class Instance:
     def _abandon(self) -> bool:
         """Nobody waits for a leader that signed two proposals."""
         if self.silent or self.round not in self.books.two_faced or self.promised > self.round:
+            return False
+        return self._leave_for_next()
+
+    def _leave_for_next(self) -> bool:
+        """Leave for the next round; False if no message can name one."""
+        if self.round >= LAST_ROUND:
+            self.exhausted = True
             return False
         self._leave(self.round + 1)
         return True
