@@ -67,6 +67,8 @@ INSIDE = {
             "system.hub_requests",
             "system.progress",
             "system.cache",
+            "system.remembered",
+            "system.file_hashes",
             "system.machine",
             "system.tensor_state",
             "system.finished_runs",
@@ -153,7 +155,8 @@ INSIDE = {
     "lm": (
         *("lm.metrics", "lm.checkpoint_config", "lm.checkpoint_files", "lm.hub_ids", "lm.assets"),
         *("lm.gguf", "lm.conversion"),
-        *("lm.tiny_models", "lm.causality", "lm.chat", "lm.devices", "lm.adapters", "lm.loading", "lm.output_layer"),
+        *("lm.tiny_models", "lm.causality", "lm.chat", "lm.devices", "lm.adapters", "lm.loading", "lm.base_hash"),
+        "lm.output_layer",
         *("lm.lora_targets", "lm.virtual_tokens", "lm.adapter_schemes"),
         *("lm.schemes", "lm.shapes", "lm.shortening", "lm.encode", "lm.token_trees", "lm.batching", "lm.head_chunks"),
         "lm.scoring",

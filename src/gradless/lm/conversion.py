@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import subprocess
 from pathlib import Path
@@ -13,7 +12,7 @@ from gradless.lm import gguf
 from gradless.system import cache
 from gradless.system.cache import Say
 from gradless.system.children import PYTHON, environment
-from gradless.system.hashing import file_sha256
+from gradless.system.file_hashes import files_sha256
 
 
 def folder(path: Path, digest: str | None, root: Path, say: Say) -> Path:
@@ -32,7 +31,7 @@ def folder(path: Path, digest: str | None, root: Path, say: Say) -> Path:
         files = gguf.parts(path)
         for file in files:
             gguf.check(file)
-        digest = digest or _joint_sha256(files)
+        digest = digest or files_sha256(files)
     except ValueError as error:
         raise BadInput(f"{path} {error}") from None
     except OSError as error:
@@ -49,12 +48,6 @@ def folder(path: Path, digest: str | None, root: Path, say: Say) -> Path:
             raise BadInput(_conversion_failure(path, run.stderr))
 
     return cache.ensure(root / "gguf" / digest, build)
-
-
-def _joint_sha256(files: list[Path]) -> str:
-    """Return the hash of a file, or of the hashes of several."""
-    digests = [file_sha256(file) for file in files]
-    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _conversion_failure(path: Path, stderr: str) -> str:

@@ -53,6 +53,8 @@ class LanguageModel:
         name: a short name for tables.
         chat: the text of the tokenizer's chat template, if prompts are messages of a chat.
         origin: the adapter that the model was loaded with, and its base; None for a model without one.
+        files: the files, in their order, whose bytes its stored weights are (a GGUF in place); else none. The base
+            hash is theirs, see `gradless.lm.base_hash`.
     """
 
     model: nn.Module
@@ -62,6 +64,7 @@ class LanguageModel:
     name: str
     chat: Chat | None = None
     origin: Adapter | None = None
+    files: tuple[Path, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -186,7 +189,8 @@ def _load_adapter(source: str, folder: Path, tokenizer: Any, options: dict[str, 
         model = adapters.attach(source, adapter, base.model)
     name = _short_name(source if not Path(source).expanduser().exists() else str(folder.absolute()))
     tokenizer = tokenizer or base.tokenizer
-    return _finish(LanguageModel(model, tokenizer, base.masked, source=source, name=name, origin=adapter))
+    tuned = LanguageModel(model, tokenizer, base.masked, source=source, name=name, origin=adapter, files=base.files)
+    return _finish(tuned)
 
 
 def _tokenizer(source: str, folder: Path) -> Any:

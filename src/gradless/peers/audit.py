@@ -158,7 +158,9 @@ def check_weights(run: RunFolder, *, model: str | None, device: str | None, say:
     stated = _stated(run)
     say("replaying the ledger")
     try:
-        built, contents = replay.rebuild(run.folder, model=run.base_model(model), device=device, say=lambda line: None)
+        built, contents = replay.rebuild(
+            run.folder, model=run.base_model(model), device=device, anew=True, say=lambda line: None
+        )
     except BadInput as error:
         return Finding(WEIGHTS, None, f"the weights were not rebuilt ({error})")
     steps, own = len(contents.moves), build.tuned_sha256(built)

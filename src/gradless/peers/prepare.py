@@ -138,13 +138,11 @@ def _merged(start: Mapping[str, Any], values: Mapping[str, Any], mode: str) -> d
 def _base_sha256(config: CollabConfig, out: Path, say: Callable[[str], None]) -> str:
     """Return the hash of the base model's weights. Cost: the model is loaded."""
     from gradless import lm
-    from gradless.lm import adapters
-    from gradless.system.hashing import weights_sha256
+    from gradless.lm import base_hash
 
     model = located(str(config.model), out)
     say(f"hashing the weights of {model}")
-    base = lm.load(model, dtype="float32", device="cpu", say=say)
-    return weights_sha256([*base.model.named_parameters(), *adapters.scalings(base.model)])
+    return base_hash.base_sha256(lm.load(model, dtype="float32", device="cpu", say=say))
 
 
 def located(model: str, folder: Path) -> str:

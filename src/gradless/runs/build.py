@@ -22,7 +22,7 @@ from gradless.directions import masks
 from gradless.errors import BadInput
 from gradless.estimators import linear_queries
 from gradless.forward.engines import AUTO, STREAM
-from gradless.lm import LanguageModel, adapter_schemes, adapters, encode, evaluate, objectives, schemes
+from gradless.lm import LanguageModel, adapter_schemes, base_hash, encode, evaluate, objectives, schemes
 from gradless.lm.encode import Encoded
 from gradless.methods import METHODS
 from gradless.methods.layer_scales import parameter_norm_scales
@@ -94,6 +94,7 @@ def build(
     *,
     label_token_ids: tuple[int, ...] = (),
     twin: Model | None = None,
+    anew: bool = False,
     say: Say = print,
 ) -> Model:
     """Load the base model, apply the scheme, and make the optimizer; no data is needed.
@@ -103,11 +104,12 @@ def build(
         folder: of the run; initial values that it keeps (`keep_initial`) replace the computed ones.
         label_token_ids: what the scheme ``head`` needs, see `label_tokens`.
         twin: a model made from the same base, whose tokenizer and base hash are used again.
+        anew: hash the base model's files again, whatever is remembered of them.
         say: receives lines about slow steps.
     """
     tokenizer, base_sha256 = (twin.lm.tokenizer, twin.base_sha256) if twin else (None, None)
     base = base_model(config, tokenizer=tokenizer, say=say)
-    return _tuned(config, base, folder, label_token_ids, base_sha256=base_sha256)
+    return _tuned(config, base, folder, label_token_ids, base_sha256=base_sha256, anew=anew)
 
 
 def build_for(
@@ -148,8 +150,9 @@ def _tuned(
     label_token_ids: tuple[int, ...],
     measure: Callable[[LanguageModel], dict[str, Tensor] | None] | None = None,
     base_sha256: str | None = None,
+    anew: bool = False,
 ) -> Model:
-    base_sha256 = base_sha256 or weights_sha256([*base.model.named_parameters(), *adapters.scalings(base.model)])
+    base_sha256 = base_sha256 or base_hash.base_sha256(base, anew=anew)
     tuned = schemes.apply(
         base,
         config.scheme,

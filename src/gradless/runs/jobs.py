@@ -251,7 +251,7 @@ def replay(
         until = recorded["selected_step"]
     if not rebuilding.replays(run):
         _check_kept(run, recorded, until)
-    built, contents = rebuilding.rebuild(run, until=until, model=model, device=device, say=reporter.say)
+    built, contents = rebuilding.rebuild(run, until=until, model=model, device=device, anew=verify, say=reporter.say)
     if contents.torn_bytes:
         reporter.say(f"the ledger ends in {contents.torn_bytes} bytes that are no record of a step: they are left out")
     step, sha256 = built.optimizer.t, build.tuned_sha256(built)

@@ -152,6 +152,7 @@ def rebuild(
     until: int | None = None,
     model: str | None = None,
     device: str | None = None,
+    anew: bool = False,
     say: build.Say = print,
 ) -> tuple[Model, ledger.Contents]:
     """Return the weights of a run after ``until`` steps (default: all of them), from its ledger, and the ledger.
@@ -161,6 +162,7 @@ def rebuild(
         until: number of steps.
         model: where the base model is now, if not where the run found it.
         device: where to compute, if not where the run was; the bits are the same.
+        anew: hash the base model's files again, whatever is remembered of them.
         say: receives lines about slow steps.
 
     Raises:
@@ -184,7 +186,8 @@ def rebuild(
     config = dataclasses.replace(
         config, model=model or config.model, device=device or config.device, dtype=contents.header["dtype"]
     )
-    built = build.build(config, folder, label_token_ids=tuple(contents.header["label_token_ids"]), say=say)
+    tokens = tuple(contents.header["label_token_ids"])
+    built = build.build(config, folder, label_token_ids=tokens, anew=anew, say=say)
     check_header(contents.header, built)
     if METHODS[config.method].replays:
         built.optimizer.replay(contents.moves[:steps])

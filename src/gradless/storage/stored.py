@@ -31,6 +31,9 @@ class Store(Protocol):
     device: torch.device
     nbytes: int
     """What is stored, in bytes."""
+    format: str
+    """Name of the stored form, such as bfloat16 or Q4_K, for a hash: of a float type that of torch, so that a weight
+    has one hash however it is kept."""
 
     def decode(self, out: Tensor, start: int = 0) -> None:
         """Write the rows from ``start`` on into ``out``, ``[rows, *shape[1:]]``, contiguous, of ``dtype``."""
