@@ -37,6 +37,7 @@ class Leaf(NamedTuple):
     update: float  # amplitude of z in the update
     mask: Tensor | None  # bool, like param; None: every element
     active: Callable[[int], bool] | None = None  # whether z(key) reaches this leaf; None: always
+    highest: int = 0  # of `gradless.storage.codes.Codes`; 0: floats
 
     def terms(self, program: Program) -> Program:
         """What a program does to this leaf."""
@@ -102,7 +103,7 @@ class Mixture(NamedTuple):
     def leaf(self, leaf: Leaf) -> Tensor:
         """This gradient's share of ``leaf``: float32, the parameter's shape."""
         zero = torch.zeros(leaf.param.shape, dtype=torch.float32, device=leaf.param.device)
-        return combine(zero, leaf._replace(param=zero), self, amplitude=leaf.update)
+        return combine(zero, leaf._replace(param=zero, highest=0), self, amplitude=leaf.update)
 
 
 class Dense(NamedTuple):
@@ -162,6 +163,7 @@ def combine(
             amplitude=amplitude,
             mask=leaf.mask,
             rows=rows,
+            highest=leaf.highest,
         )
     source = leaf.param.detach()
     change = torch.zeros(source.shape, dtype=torch.float32, device=source.device)
@@ -179,7 +181,7 @@ def finish(out: Tensor, leaf: Leaf, change: Tensor, *, decay: float, rounding: i
     value = leaf.param.detach().float() * decay + change
     if leaf.mask is not None:
         value = torch.where(leaf.mask, value, leaf.param.detach().float())
-    return out.copy_(reference.round_to(value, leaf.param.dtype, rounding, leaf.id))
+    return out.copy_(reference.round_to(value, leaf.param.dtype, rounding, leaf.id, leaf.highest))
 
 
 class Probe(NamedTuple):

@@ -12,6 +12,7 @@ Layout of a stream under one 64-bit key::
     counter (4 x 32 bits) = (block low, block high, leaf low, leaf high)
     Rademacher: 128 elements a block, bit ``i % 128``;   Gaussian: 8 elements a block, 16-bit table indices
     low rank: one 32-bit word for each row and, under a second key, for each column: their first r bits are signs
+    ternary: 8 elements a block, 16 bits each: the last one is the sign, the others decide whether there is one
 
 `STREAM_VERSION` names this layout; ledgers record it. This module holds the torch and pure-Python reference;
 the kernels must give the same bits.
@@ -131,20 +132,23 @@ class Stream(NamedTuple):
     """How the bits under a key become the elements of z.
 
     A low-rank stream has two keys, packed into one integer: ``basis << 64 | key``. Its elements are sums of ``rank``
-    signs, and ``unit`` brings them to unit variance; the other streams have it already. A factor stream is one of its
-    two factors: the leaf is ``[n, rank]``, its signs those of row words.
+    signs; those of a ternary stream are -1, 0 or 1. ``unit`` brings both to unit variance; the other streams have it
+    already. A factor stream is one of the two factors: the leaf is ``[n, rank]``, its signs those of row words.
     """
 
     kind: str  # a key of `KINDS`
-    rank: int = 0
+    rank: int = 0  # of a low-rank stream; of a ternary one, how many elements of 2**15 are not zero
 
     @property
     def unit(self) -> float:
         """Factor that gives the drawn elements variance 1."""
+        if self.kind == "ternary":
+            return float((TERNARY / self.rank) ** 0.5)
         return self.rank**-0.5 if self.kind == "low_rank" else 1.0
 
 
-KINDS: Final = {"rademacher": 0, "gaussian": 1, "low_rank": 2, "factor": 3}  # the numbers are the kernels'
+KINDS: Final = {"rademacher": 0, "gaussian": 1, "low_rank": 2, "factor": 3, "ternary": 4}  # the kernels' numbers
+TERNARY: Final = 1 << 15
 RADEMACHER, GAUSSIAN = Stream("rademacher"), Stream("gaussian")
 MAX_RANK: Final = 32  # signs in a word
 
@@ -168,6 +172,8 @@ def draw(
     if stream.kind == "factor":
         first, rows, offset = _window(start, count, stream.rank)
         return signs(stream.rank, key & MASK64, leaf, first, rows, device).view(-1)[offset : offset + count]
+    if stream.kind == "ternary":
+        return ternary(stream.rank, key & MASK64, leaf, start, count, device)
     return (gaussian if stream.kind == "gaussian" else rademacher)(key & MASK64, leaf, start, count, device)
 
 
@@ -215,6 +221,12 @@ def halves(key: int, leaf: int, start: int, count: int, device: torch.device | s
 def gaussian(key: int, leaf: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
     """Elements ``start .. start + count`` of a standard normal stream: float32 ``[count]``, 16-bit resolution."""
     return normal_table().to(device)[halves(key, leaf, start, count, device)]
+
+
+def ternary(density: int, key: int, leaf: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Elements ``start .. start + count``, of which ``density`` in 2**15 are +1 or -1, others 0: float32 ``[count]``."""
+    bits = halves(key, leaf, start, count, device)
+    return torch.where((bits >> 1) < density, 1.0 - 2.0 * (bits & 1).float(), 0.0)
 
 
 @functools.cache

@@ -25,6 +25,7 @@ DIRECTION_CASES = {
     "scaled": lambda: gl.scaled(gl.rademacher(), dict.fromkeys(SHAPES, 0.5)),
     "masked": lambda: gl.masked(gl.gaussian(), HALF),
     "sparse": lambda: gl.sparse(gl.rademacher(), "magnitude", 0.5, group="global"),
+    "ternary": lambda: gl.ternary(0.25),
     "random_blocks": lambda: gl.random_blocks(gl.rademacher(), keep=1),
     "one_by_one": lambda: gl.one_by_one(gl.rademacher(), list(SHAPES))[0],
 }

@@ -5,7 +5,7 @@ from typing import Any, Final
 from gradless.directions import base, blocks, masks
 from gradless.directions.base import Directions as Directions
 from gradless.directions.base import Frozen as Frozen
-from gradless.directions.base import gaussian, low_rank, rademacher, scaled
+from gradless.directions.base import gaussian, low_rank, rademacher, scaled, ternary
 from gradless.directions.base import no_freeze as no_freeze
 from gradless.directions.base import stream_for as stream_for
 from gradless.directions.blocks import one_by_one, random_blocks
@@ -22,6 +22,7 @@ __all__ = [
     "random_blocks",
     "scaled",
     "sparse",
+    "ternary",
 ]
 
 DIRECTIONS: Final[dict[str, Part[Any]]] = {
@@ -37,6 +38,12 @@ DIRECTIONS: Final[dict[str, Part[Any]]] = {
         "U V^T / sqrt(rank) for every matrix, V kept for some steps",
         "Chen et al. 2024, arXiv 2410.07698",
         "one random word a row and a column; thin products beside each product with weights",
+    ),
+    "ternary": Part(
+        base.ternary,
+        "+1, -1 or, for most elements, 0: for codes of quantised weights",
+        "2026, arXiv 2602.03120",
+        "16 random bits a weight",
     ),
     "scaled": Part(
         base.scaled,

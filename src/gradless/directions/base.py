@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from gradless.errors import BadInput
-from gradless.rng import GAUSSIAN, MAX_RANK, RADEMACHER, Stream, basis_key, direction_key
+from gradless.rng import GAUSSIAN, MAX_RANK, RADEMACHER, TERNARY, Stream, basis_key, direction_key
 
 
 class Frozen(NamedTuple):
@@ -49,7 +49,9 @@ class Directions(NamedTuple):
 def stream_for(directions: Directions, p: Tensor) -> Stream:
     """How z is drawn on one parameter: a factorisation that would not be smaller than z gives way to full signs."""
     stream = directions.stream
-    full = not stream.rank or (p.ndim > 1 and p.numel() > 0 and min(p.shape[0], p.numel() // p.shape[0]) > stream.rank)
+    full = stream.kind != "low_rank" or (
+        p.ndim > 1 and p.numel() > 0 and min(p.shape[0], p.numel() // p.shape[0]) > stream.rank
+    )
     return stream if full else RADEMACHER
 
 
@@ -67,6 +69,29 @@ def gaussian() -> Directions:
     The direction of MeZO (Malladi et al. 2023, arXiv 2305.17333).
     """
     return Directions("gaussian", GAUSSIAN)
+
+
+def ternary(density: float = 0.02) -> Directions:
+    """+1, -1 or, for most elements, 0: what moves whole codes of quantised weights by one.
+
+    A dense direction would have to be rounded to codes, and the noise of that drowns its signal. Amplitudes are such
+    that the elements are whole: eps and learning rates count codes, and the estimate is ``density`` times the gradient.
+    Integer moves of quantised weights: QES 2026 (arXiv 2602.03120).
+
+    Args:
+        density: share of elements that are not 0, at least 2**-15; rounded to a multiple of that.
+
+    Raises:
+        BadInput: a share that is not above 0 and at most 1.
+    """
+    if not 0 < density <= 1:
+        raise BadInput(f"density is {density}: the share of elements that move is above 0 and at most 1")
+    stream = Stream("ternary", max(1, round(density * TERNARY)))
+
+    def freeze(params: Mapping[str, Tensor]) -> Mapping[str, Frozen]:
+        return {name: Frozen(1 / stream.unit, 1 / stream.unit) for name in params}
+
+    return Directions(f"ternary-{stream.rank}", stream, freeze=freeze)
 
 
 def low_rank(rank: int = 8, *, refresh: int = 50) -> Directions:

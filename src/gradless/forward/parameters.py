@@ -14,6 +14,7 @@ from gradless import kernels, rng
 from gradless.directions import Directions, stream_for
 from gradless.errors import BadInput, real, unknown
 from gradless.gradients import Leaf
+from gradless.storage.codes import Codes
 
 Group = dict[str, Any]
 KEYS: Final = ("params", "lr", "lr_scale", "weight_decay", "initial_lr", "name", "param_names")
@@ -139,7 +140,7 @@ def freeze(
         name: (p, index)
         for index, group in enumerate(param_groups)
         for name, p in zip(group["param_names"], group["params"], strict=True)
-        if p.requires_grad
+        if p.requires_grad or isinstance(p, Codes)
     }
     if not named:
         raise BadInput("no parameter requires grad: there is nothing to tune")
@@ -157,6 +158,7 @@ def freeze(
             stream_for(directions, named[name][0]),
             *frozen,
             active=active.get(name),
+            highest=_highest(named[name][0]),
         )
         for name, frozen in directions.freeze({name: p for name, (p, _) in named.items()}).items()
     ]
@@ -173,7 +175,7 @@ def _check(params: dict[str, Tensor]) -> None:
         if p.layout != torch.strided or wraps:
             kind = type(p).__name__ if wraps else str(p.layout)
             raise BadInput(f"parameter '{name}' is no plain tensor ({kind}): convert it to a dense one, or freeze it")
-        if p.dtype not in kernels.DTYPES:
+        if p.dtype not in kernels.DTYPES and not isinstance(p, Codes):
             raise BadInput(f"parameter '{name}' is {p.dtype}: convert it to float32, bfloat16 or float16, or freeze it")
         if p.numel() == 0:
             continue
@@ -192,6 +194,11 @@ def _check(params: dict[str, Tensor]) -> None:
     for (_, end, one), (start, _, other) in itertools.pairwise(spans):
         if start < end:
             raise BadInput(f"'{one}' and '{other}' share memory: tie them as one Parameter, or freeze one")
+
+
+def _highest(p: Tensor) -> int:
+    """The largest code of a leaf of codes, 0 for floats."""
+    return p.highest if isinstance(p, Codes) else 0
 
 
 def _never(key: int) -> bool:

@@ -116,6 +116,7 @@ def branch(
             amplitudes=points.amplitudes(leaf),
             mask=leaf.mask,
             rows=rows,
+            highest=leaf.highest,
         )
     # Nothing is pending here: custom directions are not deferred, and a decayed point is asked for after a flush.
     for out, point in zip(outs, points.points, strict=True):
@@ -149,7 +150,8 @@ def branch_many(visits: Sequence[Visit], points: Points) -> None:
             branch(outs, leaf, points, update=update, keep=keep)
             continue
         amplitudes, probes = points.amplitudes(leaf), points.program(leaf)
-        fans.append(kernels.Fan(outs, leaf.param, update, probes, leaf.id, keep, leaf.stream, amplitudes, leaf.mask))
+        more = (amplitudes, leaf.mask, leaf.highest)
+        fans.append(kernels.Fan(outs, leaf.param, update, probes, leaf.id, keep, leaf.stream, *more))
     kernels.fan_many(fans, mirrored=points.mirrored)
 
 

@@ -35,7 +35,16 @@ def program(steps: Sequence[Step], group: int) -> Program:
 def run(leaf: Leaf, program: Program) -> None:
     """Run a program over a leaf, in place."""
     p = leaf.param.detach()
-    kernels.sweep(p, p, program, leaf=leaf.id, stream=leaf.stream, amplitude=leaf.update, mask=leaf.mask)
+    kernels.sweep(
+        p,
+        p,
+        program,
+        leaf=leaf.id,
+        stream=leaf.stream,
+        amplitude=leaf.update,
+        mask=leaf.mask,
+        highest=leaf.highest,
+    )
 
 
 def run_many(leaves: Sequence[Leaf], programs: Sequence[Program]) -> None:
@@ -43,8 +52,8 @@ def run_many(leaves: Sequence[Leaf], programs: Sequence[Program]) -> None:
     fans = []
     for leaf, program in zip(leaves, programs, strict=True):
         if not idle(program):
-            p, factors = leaf.param.detach(), (leaf.update, 0.0)
-            fans.append(Fan(NO_BRANCHES, p, program, NOTHING, leaf.id, True, leaf.stream, factors, leaf.mask))
+            p, more = leaf.param.detach(), ((leaf.update, 0.0), leaf.mask, leaf.highest)
+            fans.append(Fan(NO_BRANCHES, p, program, NOTHING, leaf.id, True, leaf.stream, *more))
     kernels.fan_many(fans, mirrored=False)
 
 

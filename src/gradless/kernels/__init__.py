@@ -7,8 +7,9 @@ and, in the same visit, makes several perturbed copies: one draw of z serves +ep
 
 Arithmetic, the same on every backend, bit for bit: the leaf is widened to float32, each product and each sum is
 rounded once in the order of the program (no fused multiply-add), and after every step the value is rounded to the
-leaf's dtype: to nearest even, or stochastically from the counter stream for 16-bit weights. `ARITHMETIC_VERSION` names
-this arithmetic; ledgers record it.
+leaf's dtype: to nearest even, or stochastically from the counter stream for 16-bit weights and codes. A leaf of codes
+is uint8: whole numbers from 0 to ``highest``, where values outside end. `ARITHMETIC_VERSION` names this arithmetic;
+ledgers record it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ WITHOUT_TRITON: Final = (
     "triton (triton-windows on Windows)"
 )
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # in the order of the kernels' kinds
+CODES: Final = torch.uint8
 
 
 def sweep(
@@ -51,18 +53,20 @@ def sweep(
     amplitude: float = 1.0,
     mask: Tensor | None = None,
     rows: Tensor | None = None,
+    highest: int = 0,
 ) -> Tensor:
     """Run ``program`` over ``p`` into ``out``, which may be ``p``, and return ``out``.
 
     Args:
         out: where to write; the shape of ``p``, or ``[len(rows), ...]`` when ``rows`` is given.
-        p: the leaf, float32, bfloat16 or float16, any strides. Elements count in row-major order.
+        p: the leaf, float32, bfloat16, float16, or uint8 for codes, any strides. Elements count in row-major order.
         program: the steps to run.
         leaf: 64-bit id of the leaf (`gradless.rng.leaf_id` of its name).
         stream: how z is drawn on this leaf.
         amplitude: factor of every coefficient on this leaf (layer-scaled directions).
         mask: bool, the shape of ``p``; elements outside keep their bits.
         rows: int64 indices along the first dimension; only these rows are computed.
+        highest: the largest code of a leaf of codes, 1 to 255.
 
     Cost: one read and one write of the leaf; no memory beyond cache-sized tiles on CPU (a strided leaf is copied).
 
@@ -73,7 +77,7 @@ def sweep(
         >>> sweep(p, p, nudge, leaf=rng.leaf_id("w")).abs().tolist() == [p.abs().max().item()] * 3
         True
     """
-    region = _region(p, leaf, rows)
+    region = _region(p, leaf, rows, highest)
     if region is None:
         return out
     source, flat_mask = p.detach().contiguous().view(-1), None if mask is None else mask.contiguous().view(-1)
@@ -100,6 +104,7 @@ def fan(
     amplitudes: tuple[float, float] = (1.0, 1.0),
     mask: Tensor | None = None,
     rows: Tensor | None = None,
+    highest: int = 0,
 ) -> Tensor:
     """Run ``update`` over ``p`` and branch off the result: ``outs[b] = round(p + sum_j coeffs_j z(keys_j))``.
 
@@ -116,10 +121,11 @@ def fan(
         amplitudes: factors of the coefficients of the update and of the probes on this leaf.
         mask: bool, the shape of ``p``; elements outside keep their bits.
         rows: int64 indices along the first dimension; only these rows are visited, so ``keep`` must not be set.
+        highest: the largest code of a leaf of codes.
 
     Cost: one read of the leaf, one write of each branch, and one of the leaf if it is kept.
     """
-    region = _region(p, leaf, rows)
+    region = _region(p, leaf, rows, highest)
     if region is None:
         return outs
     if keep and rows is not None:
@@ -147,7 +153,8 @@ def fan_many(fans: Sequence[Fan], *, mirrored: bool) -> None:
     """`fan` for many leaves, which are visited whole; the bits are those of one call for each.
 
     A leaf of a thousand elements takes less than a call and a launch do: a kernel module that has a `fan_many` gets all
-    leaves that are alike in device, dtype, stream (kind and rank), ``keep`` and whether there is a mask, in one call.
+    leaves that are alike in device, dtype and range, stream (kind and rank), ``keep`` and whether there is a mask, in
+    one call.
 
     Args:
         fans: the leaves, in any order and mixture; no two share memory, nor do their ``outs``. The shapes, strides,
@@ -159,12 +166,13 @@ def fan_many(fans: Sequence[Fan], *, mirrored: bool) -> None:
     """
     alike: dict[tuple[Any, ...], list[tuple[Fan, FlatFan]]] = {}
     for one in fans:
-        region = _region(one.p, one.leaf, None)
+        region = _region(one.p, one.leaf, None, one.highest)
         if region is not None:
-            kind = (one.p.device, one.p.dtype, one.stream.kind, one.stream.rank, one.keep, one.mask is None)
+            stream = (one.stream.kind, one.stream.rank)
+            kind = (one.p.device, one.p.dtype, one.keep, *stream, one.mask is None, one.highest)
             alike.setdefault(kind, []).append((one, _flat(one, region)))
     with _traced():
-        for (device, *_, keep, _), group in alike.items():
+        for (device, _, keep, *_), group in alike.items():
             kernel = backend(device) or reference
             if hasattr(kernel, "fan_many"):
                 kernel.fan_many([flat for _, flat in group], mirrored, keep)
@@ -188,16 +196,19 @@ def _flat(one: Fan, region: Region) -> FlatFan:
     )
 
 
-def _region(p: Tensor, leaf: int, rows: Tensor | None) -> Region | None:
+def _region(p: Tensor, leaf: int, rows: Tensor | None, highest: int) -> Region | None:
     """The region of a leaf that a kernel visits, or None if it has no elements."""
-    if p.dtype not in DTYPES:
-        raise ValueError(f"a leaf must be float32, bfloat16 or float16, not {p.dtype}: convert the model first")
+    if (p.dtype not in DTYPES) if not highest else (p.dtype != CODES or highest > 255):
+        raise ValueError(
+            f"a leaf must be float32, bfloat16 or float16, or uint8 codes with a highest one, not {p.dtype} and "
+            f"{highest}: convert the model first"
+        )
     if p.numel() == 0 or (rows is not None and rows.numel() == 0):
         return None
     columns = p.numel() // p.shape[0] if p.ndim else 1
     if rows is None:
-        return Region(leaf, _WHOLE, p.numel(), columns)
-    return Region(leaf, rows.contiguous(), columns, columns)
+        return Region(leaf, _WHOLE, p.numel(), columns, highest)
+    return Region(leaf, rows.contiguous(), columns, columns, highest)
 
 
 _WHOLE = torch.zeros(1, dtype=torch.int64)

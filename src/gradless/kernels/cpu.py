@@ -31,7 +31,9 @@ KINDS = {
     torch.float32: numba_arithmetic.FLOAT32,
     torch.bfloat16: numba_arithmetic.BFLOAT16,
     torch.float16: numba_arithmetic.FLOAT16,
+    torch.uint8: numba_arithmetic.CODES,
 }
+VISITS = {4: numba_tiles.visit_32, 2: numba_tiles.visit_16, 1: numba_tiles.visit_8}  # by bytes an element
 
 
 def sweep(out: Tensor, p: Tensor, region: Region, program: Program, mask: Tensor | None) -> None:
@@ -70,7 +72,7 @@ def _visit(fans: Sequence[FlatFan], mirrored: bool, kept: Sequence[int]) -> None
             (
                 *(one.p.data_ptr(), address, one.outs.data_ptr(), 0 if one.mask is None else one.mask.data_ptr()),
                 *(region.rows.data_ptr(), count, region.width, region.columns, _signed(region.leaf)),
-                *(KINDS[one.p.dtype], rng.KINDS[stream.kind], stream.rank),
+                *(KINDS[one.p.dtype] + region.highest, rng.KINDS[stream.kind], stream.rank),
                 *(*packed.spans[2 * i], *packed.spans[2 * i + 1]),
                 *(one.update.rounding.size > 0, one.probes.rounding.size > 0, mirrored, tiles),
             )
@@ -134,7 +136,7 @@ def _signed(number: int) -> int:
 @functools.cache
 def _compiled(itemsize: int) -> Any:
     """The kernel for leaves of so many bytes an element."""
-    return numba_tiles.compiled(numba_tiles.visit_32 if itemsize == 4 else numba_tiles.visit_16)
+    return numba_tiles.compiled(VISITS[itemsize])
 
 
 Team = Callable[[Any, int, int], None]  # runs a compiled function, of an address, in so many threads at once

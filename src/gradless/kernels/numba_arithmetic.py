@@ -18,8 +18,10 @@ from gradless import rng
 
 TILE = 4096  # elements a core handles at a time: accumulator, words and signs stay in its first-level cache
 BLOCKS = TILE // 128 + 1
-FLOAT32, BFLOAT16, FLOAT16 = range(3)
-RADEMACHER, GAUSSIAN, LOW_RANK, FACTOR = (rng.KINDS[kind] for kind in ("rademacher", "gaussian", "low_rank", "factor"))
+FLOAT32, BFLOAT16, FLOAT16, CODES = range(4)  # kinds of leaves; that of a leaf of codes is CODES + its highest code
+RADEMACHER, GAUSSIAN, LOW_RANK, FACTOR, TERNARY = (
+    rng.KINDS[kind] for kind in ("rademacher", "gaussian", "low_rank", "factor", "ternary")
+)
 
 U32 = np.uint64(0xFFFFFFFF)
 M0, M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -134,6 +136,23 @@ def add_factor(acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any, wo
 
 
 @njit
+def add_ternary(acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any, words: Any, density: Any) -> None:
+    """acc[:n] += coeff * z for elements ``start ..`` of a stream of which ``density`` of 2**15 are +1 or -1."""
+    done = 0
+    while done < n:
+        first = (start + done) >> 3
+        offset = start + done - (first << 3)
+        m = min(n - done, 8 * BLOCKS - offset)
+        philox(words, first, (offset + m + 7) >> 3, leaf, key)
+        for i in range(m):
+            e = offset + i
+            half = np.int32((words[e >> 1] >> np.uint32((e & 1) << 4)) & np.uint32(0xFFFF))
+            sign = np.float32(np.int32(1) - np.int32(2) * (half & np.int32(1)))
+            acc[done + i] += np.float32(coeff * (sign if (half >> np.int32(1)) < density else np.float32(0.0)))
+        done += m
+
+
+@njit
 def halves(out: Any, n: Any, start: Any, leaf: Any, key: Any, words: Any) -> None:
     """out[:n] = uniform 16-bit integers for elements ``start ..``."""
     done = 0
@@ -202,14 +221,44 @@ def narrow(x: Any, r: Any, kind: Any, stochastic: Any) -> Any:
 
 
 @njit
+def to_code(x: Any, r: Any, highest: Any, stochastic: Any) -> Any:
+    """The code that ``x`` is rounded to: to nearest even, or up with probability given by 16 random bits ``r``."""
+    value = x if x > np.float32(0.0) else np.float32(0.0)
+    value = min(value, highest)
+    below = np.floor(value)
+    part = np.float32(value - below)
+    if stochastic:
+        up = np.float32(r) < part * np.float32(65536.0)
+    else:
+        odd = (np.int32(below) & np.int32(1)) != 0
+        up = part > np.float32(0.5) or (part == np.float32(0.5) and odd)
+    return np.int32(below) + (np.int32(1) if up else np.int32(0))
+
+
+@njit
 def widen(acc: Any, bits: Any, n: Any, kind: Any) -> None:
     """acc[:n] = the values of ``bits``."""
-    if kind == FLOAT32:
+    if kind > CODES:
+        for i in range(n):
+            acc[i] = np.float32(bits[i])
+    elif kind == FLOAT32:
         for i in range(n):
             acc[i] = np.uint32(bits[i]).view(np.float32)
     else:
         for i in range(n):
             acc[i] = to_float(bits[i], kind)
+
+
+@njit
+def round_all(out: Any, acc: Any, n: Any, kind: Any, dice: Any, stochastic: Any) -> None:
+    """out[:n] = acc rounded to the dtype of a leaf that is not float32."""
+    if kind > CODES:
+        highest = np.float32(kind - CODES)
+        for i in range(n):
+            out[i] = to_code(acc[i], dice[i], highest, stochastic)
+    else:
+        for i in range(n):
+            out[i] = narrow(acc[i], dice[i], kind, stochastic)
 
 
 @njit
@@ -221,11 +270,12 @@ def store(out: Any, acc: Any, p: Any, n: Any, kind: Any, dice: Any, stochastic: 
                 out[i] = p[i]
             elif kind == FLOAT32:
                 out[i] = np.float32(acc[i]).view(np.uint32)
+            elif kind > CODES:
+                out[i] = to_code(acc[i], dice[i], np.float32(kind - CODES), stochastic)
             else:
                 out[i] = narrow(acc[i], dice[i], kind, stochastic)
     elif kind == FLOAT32:
         for i in range(n):
             out[i] = np.float32(acc[i]).view(np.uint32)
     else:
-        for i in range(n):
-            out[i] = narrow(acc[i], dice[i], kind, stochastic)
+        round_all(out, acc, n, kind, dice, stochastic)

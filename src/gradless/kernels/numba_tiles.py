@@ -22,16 +22,18 @@ from gradless.kernels.numba_arithmetic import (
     GAUSSIAN,
     LOW_RANK,
     RADEMACHER,
+    TERNARY,
     TILE,
     TO_SIGN,
     add_factor,
     add_gaussian,
     add_low_rank,
     add_rademacher,
+    add_ternary,
     at,
     halves,
-    narrow,
     philox,
+    round_all,
     store,
     widen,
 )
@@ -68,6 +70,8 @@ def _add(block: Any, n: Any, start: Any, leaf: Any, programs: Any, j: Any, strea
         add_factor(acc, n, start, leaf, key, coeff, words, rank)
     elif kind == GAUSSIAN:
         add_gaussian(acc, n, start, leaf, key, coeff, words, programs[7])
+    elif kind == TERNARY:
+        add_ternary(acc, n, start, leaf, key, coeff, words, rank)
     else:
         add_rademacher(block, n, start, leaf, key, coeff, words)
 
@@ -126,8 +130,7 @@ def _advance(block: Any, bits: Any, n: Any, start: Any, row: Any, programs: Any,
     acc = block[start & 127 :]
     for t in range(row[UPDATE_FIRST], row[UPDATE_LAST]):
         if t > row[UPDATE_FIRST] and kind != FLOAT32:
-            for i in range(n):
-                bits[i] = narrow(acc[i], dice[i], kind, stochastic)
+            round_all(bits, acc, n, kind, dice, stochastic)
             widen(acc, bits, n, kind)
         decay = programs[0][t]
         if decay != np.float32(1.0):
@@ -268,8 +271,13 @@ def visit_16(address: Any) -> None:
     _run(address, np.uint16(0))
 
 
+def visit_8(address: Any) -> None:
+    """A call whose leaves are codes."""
+    _run(address, np.uint8(0))
+
+
 def compiled(visit: Any) -> Any:
-    """One of the two as a function of C; compiled when it is asked for, or taken from Numba's cache.
+    """One of the three as a function of C; compiled when it is asked for, or taken from Numba's cache.
 
     The cache knows whether this file has changed, but not whether the arithmetic has: its name has to say that.
     """

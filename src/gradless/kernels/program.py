@@ -60,6 +60,7 @@ class Region(NamedTuple):
     rows: Tensor  # int64 indices; [0] when the whole leaf is one row
     width: int  # elements of such a row
     columns: int  # elements along all dimensions of the leaf but the first
+    highest: int = 0  # of the codes of an integer leaf, whose values are 0 .. highest
 
 
 class Fan(NamedTuple):
@@ -74,6 +75,7 @@ class Fan(NamedTuple):
     stream: Stream = RADEMACHER
     amplitudes: tuple[float, float] = (1.0, 1.0)
     mask: Tensor | None = None
+    highest: int = 0
 
 
 class FlatFan(NamedTuple):

@@ -31,12 +31,29 @@ def narrow(x: Tensor, dtype: torch.dtype, dice: Tensor | None) -> Tensor:
     return torch.where(x.isfinite(), rounded, x).to(dtype)
 
 
-def round_to(x: Tensor, dtype: torch.dtype, rounding: int | None, leaf: int) -> Tensor:
+def to_codes(x: Tensor, highest: int, dice: Tensor | None) -> Tensor:
+    """Round float32 ``[n]`` to whole codes, uint8: to nearest even, or stochastically with 16 random bits an element.
+
+    What lies outside of 0 to ``highest`` ends there; NaN is 0.
+    """
+    x = torch.where(x > 0, x, 0.0).clamp(max=float(highest))
+    below = x.floor()
+    if dice is None:
+        return x.round().to(torch.uint8)
+    return (below + (dice.float() < (x - below) * 65536.0)).to(torch.uint8)
+
+
+def round_to(x: Tensor, dtype: torch.dtype, rounding: int | None, leaf: int, highest: int = 0) -> Tensor:
     """Round a whole float32 leaf to ``dtype``, stochastically under the key ``rounding`` if one is given."""
-    if dtype == torch.float32 or rounding is None:
+    if dtype == torch.float32 or (rounding is None and not highest):
         return x.to(dtype)
-    dice = rng.halves(rounding, leaf, 0, x.numel(), x.device)
-    return narrow(x.reshape(-1), dtype, dice).view(x.shape)
+    dice = None if rounding is None else rng.halves(rounding, leaf, 0, x.numel(), x.device)
+    return _rounded(x.reshape(-1), dtype, highest, dice).view(x.shape)
+
+
+def _rounded(x: Tensor, dtype: torch.dtype, highest: int, dice: Tensor | None) -> Tensor:
+    """Float32 ``[n]`` in the dtype of a leaf."""
+    return to_codes(x, highest, dice) if highest else narrow(x, dtype, dice)
 
 
 def _truncate(x: Tensor, add: Tensor, bits: int) -> Tensor:
@@ -83,7 +100,7 @@ def fan(
             for i, value in enumerate(values):
                 out = outs[len(values) * b + i, target : target + n]
                 out.copy_(piece)
-                out[chosen] = narrow(value, piece.dtype, dice)[chosen]
+                out[chosen] = _rounded(value, piece.dtype, region.highest, dice)[chosen]
 
 
 def _chunks(region: Region) -> list[tuple[int, int, int]]:
@@ -101,7 +118,8 @@ def _run(piece: Tensor, source: int, region: Region, program: Program) -> Tensor
         acc = piece.float() * float(decay)
         for j in range(program.starts[t], program.starts[t + 1]):
             acc = acc + _term(j, source, len(piece), region, program, piece.device)
-        piece = narrow(acc, piece.dtype, _dice(t, source, len(piece), region, program, piece.device))
+        dice = _dice(t, source, len(piece), region, program, piece.device)
+        piece = _rounded(acc, piece.dtype, region.highest, dice)
     return piece
 
 

@@ -21,7 +21,7 @@ from gradless.kernels.cuda.vectors import recorded as recorded
 from gradless.kernels.program import FlatFan, Program, Region
 from gradless.rng import Stream
 
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.uint8: 3}
 WHOLE, EVERY, LISTED = (rows.value for rows in (tiles.WHOLE, tiles.EVERY, tiles.LISTED))
 SWEEP_WORDS, FAN_WORDS = 128, 64  # the longest tiles: 32 or 16 elements a thread
 BLOCK = 256  # columns a program instance of `tiles.right` handles
@@ -86,7 +86,7 @@ def _many(fans: list[FlatFan], mirrored: bool, keep: bool, aligned: bool) -> Non
             tile += per_row * (one.region.width // width)
         constants = _how(p, fans[0].update, probes, mirrored, keep)
         constants |= {"ALIGNED": aligned and not any(width & 15 for width in records[6 :: tiles.RECORD.value])}
-        constants |= _constants(p, probes, fans[0].mask, rows, words)
+        constants |= _constants(p, probes, fans[0].mask, rows, words, fans[0].region.highest)
         normal = _normal(device) if probes.stream.kind == "gaussian" else numbers.words
         launch(
             tiles.fan_many, (tile,), (table(tuple(records), queue), numbers.words, normal),
@@ -121,7 +121,7 @@ def _one(
                 _table(kind, steps, programs, region, queue),
             ),
             (_signed(region.leaf), programs[0].decays.size, width, per_row, *numbers),
-            {**more, **_constants(p, programs[-1], mask, rows, words)},
+            {**more, **_constants(p, programs[-1], mask, rows, words, region.highest)},
             queue.stream,
         )  # fmt: skip
 
@@ -132,11 +132,11 @@ def _how(p: Tensor, update: Program, probes: Program, mirrored: bool, keep: bool
     return {"UPDATE_STOCHASTIC": stochastic, "MIRRORED": mirrored, "KEEP": keep and update.decays.size > 0}
 
 
-def _constants(p: Tensor, program: Program, mask: Tensor | None, rows: int, words: int) -> dict[str, Any]:
+def _constants(p: Tensor, program: Program, mask: Tensor | None, rows: int, words: int, highest: int) -> dict[str, Any]:
     """The constants that all kernels have."""
     return {
-        "DTYPE": KINDS[p.dtype], "STOCHASTIC": _stochastic(p, program), "MASKED": mask is not None, "ROWS": rows,
-        "KIND": rng.KINDS[program.stream.kind], "RANK": program.stream.rank, "WORDS": words,
+        "DTYPE": KINDS[p.dtype] + highest, "STOCHASTIC": _stochastic(p, program), "MASKED": mask is not None,
+        "ROWS": rows, "KIND": rng.KINDS[program.stream.kind], "RANK": program.stream.rank, "WORDS": words,
     }  # fmt: skip
 
 
@@ -159,7 +159,8 @@ def _stochastic(p: Tensor, program: Program) -> bool:
 
 def _bits(tensor: Tensor) -> Tensor:
     """A tensor's bits as integers, sharing its memory."""
-    return tensor.view(torch.int32 if tensor.dtype == torch.float32 else torch.int16)
+    kind = {4: torch.int32, 2: torch.int16, 1: torch.uint8}[tensor.dtype.itemsize]
+    return tensor.view(kind)
 
 
 @functools.lru_cache(maxsize=KEPT)

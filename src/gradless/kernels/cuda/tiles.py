@@ -29,8 +29,10 @@ import triton.language as tl
 
 from gradless import rng
 
-FLOAT32, BFLOAT16 = tl.constexpr(0), tl.constexpr(1)
-GAUSSIAN, LOW_RANK, FACTOR = (tl.constexpr(rng.KINDS[kind]) for kind in ("gaussian", "low_rank", "factor"))
+FLOAT32, BFLOAT16, CODES = tl.constexpr(0), tl.constexpr(1), tl.constexpr(3)  # of codes: CODES + the highest
+GAUSSIAN, LOW_RANK, FACTOR, TERNARY = (
+    tl.constexpr(rng.KINDS[kind]) for kind in ("gaussian", "low_rank", "factor", "ternary")
+)
 WHOLE, EVERY, LISTED = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # rows: a leaf as one, all, some
 M0, M1 = tl.constexpr(rng.MULTIPLIERS[0]), tl.constexpr(rng.MULTIPLIERS[1])
 W0, W1 = tl.constexpr(rng.WEYL[0]), tl.constexpr(rng.WEYL[1])
@@ -112,6 +114,9 @@ def _term(
     local = word * 32 + byte * 8 + bit
     if KIND == GAUSSIAN:
         return tl.load(table + _halves(first, leaf, key, WORDS).to(tl.int32)) * coeff
+    elif KIND == TERNARY:
+        half = _halves(first, leaf, key, WORDS).to(tl.int32)
+        return tl.where((half >> 1) < RANK, 1.0 - 2.0 * (half & 1).to(tl.float32), 0.0) * coeff
     elif KIND == LOW_RANK:
         # The sign words of a row and of a column agree in rank - popcount bits. A tile lies in one row.
         row, column = start // width, first - start + local
@@ -157,6 +162,13 @@ def _narrow(x, dice, DTYPE: tl.constexpr, STOCHASTIC: tl.constexpr):
     bits = x.to(tl.uint32, bitcast=True)
     if DTYPE == FLOAT32:
         return x
+    elif DTYPE > CODES:
+        value = tl.minimum(tl.where(x > 0.0, x, 0.0), (DTYPE - CODES) * 1.0)
+        below = value.to(tl.int32)
+        part = value - below.to(tl.float32)
+        nearest = (part > 0.5) | ((part == 0.5) & ((below & 1) != 0))
+        up = dice.to(tl.float32) < part * 65536.0 if STOCHASTIC else nearest
+        return (below + up.to(tl.int32)).to(tl.float32)
     elif DTYPE == BFLOAT16:
         add = dice if STOCHASTIC else 0x7FFF + ((bits >> 16) & 1)
         # Infinity has no bits below the sixteenth and stays what it is; only NaN needs care.
@@ -215,6 +227,8 @@ def _load(
     raw = tl.load(p + first + local, mask=inside, other=0)
     if DTYPE == FLOAT32:
         value = raw.to(tl.float32, bitcast=True)
+    elif DTYPE > CODES:
+        value = raw.to(tl.float32)
     elif DTYPE == BFLOAT16:
         value = (raw.to(tl.uint16, bitcast=True).to(tl.uint32) << 16).to(tl.float32, bitcast=True)
     else:
@@ -228,6 +242,8 @@ def _store(out, value, raw, local, inside, chosen, DTYPE: tl.constexpr, MASKED: 
     """Write values that the dtype can hold where they may change, and the old bits elsewhere."""
     if DTYPE == FLOAT32:
         bits = value.to(tl.int32, bitcast=True)
+    elif DTYPE > CODES:
+        bits = value.to(tl.int32).to(tl.uint8)
     elif DTYPE == BFLOAT16:
         bits = (value.to(tl.uint32, bitcast=True) >> 16).to(tl.uint16).to(tl.int16, bitcast=True)
     else:
@@ -322,7 +338,7 @@ def fan_many(
         begins = tl.load(records + RECORD * later, mask=later < count, other=0x7FFFFFFFFFFFFFFF)
         one = tl.where(begins <= tile, later, one)
     record = records + RECORD * one
-    words: tl.constexpr = tl.int32 if DTYPE == FLOAT32 else tl.int16
+    words: tl.constexpr = tl.int32 if DTYPE == FLOAT32 else (tl.uint8 if DTYPE > CODES else tl.int16)
     p, outs = _pointer(tl.load(record + 1), words, ALIGNED), _pointer(tl.load(record + 2), words, ALIGNED)
     mask = _pointer(tl.load(record + 3), tl.uint8, ALIGNED)
     table = _pointer(tl.load(record + 4), tl.int32, ALIGNED) if KIND == LOW_RANK else normal
