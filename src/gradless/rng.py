@@ -224,7 +224,7 @@ def gaussian(key: int, leaf: int, start: int, count: int, device: torch.device |
 
 
 def ternary(density: int, key: int, leaf: int, start: int, count: int, device: torch.device | str = "cpu") -> Tensor:
-    """Elements ``start .. start + count``, of which ``density`` in 2**15 are +1 or -1, others 0: float32 ``[count]``."""
+    """Elements ``start .. start + count``: ``density`` in 2**15 are +1 or -1, others 0, float32 ``[count]``."""
     bits = halves(key, leaf, start, count, device)
     return torch.where((bits >> 1) < density, 1.0 - 2.0 * (bits & 1).float(), 0.0)
 
