@@ -15,6 +15,10 @@ INSIDE = {
         "kernels.program",
         *("kernels.reference", "kernels.numba_arithmetic", "kernels.numba_tiles", "kernels.cpu", "kernels.cuda"),
     ),
+    "storage": (
+        *("storage.stored", "storage.codes"),
+        *("storage.gguf_blocks", "storage.gguf_numba", "storage.gguf_triton", "storage.mapped"),
+    ),
     "directions": ("directions.base", "directions.selection", "directions.masks", "directions.blocks"),
     "rules": ("rules.schedules", "rules.base", "rules.normalise", "rules.stored", "rules.muon"),
     "forward": (

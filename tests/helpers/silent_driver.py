@@ -141,15 +141,23 @@ def forget() -> None:
 
 def cuda_kernels(interpreted: bool) -> Any:
     """The package of CUDA kernels, imported anew: how functions are run is decided when they are defined."""
-    names = [name for name in sys.modules if name.split(".")[:3] == ["gradless", "kernels", "cuda"]]
-    kept = {name: sys.modules.pop(name) for name in names}
+    return interpreted_module("gradless.kernels.cuda", interpreted=interpreted)
+
+
+def interpreted_module(name: str, *, interpreted: bool) -> Any:
+    """A module with functions of Triton, imported anew with the package of CUDA kernels."""
+
+    def among(loaded: str) -> bool:
+        return loaded.split(".")[:3] == ["gradless", "kernels", "cuda"] or loaded == name
+
+    kept = {loaded: sys.modules.pop(loaded) for loaded in [*sys.modules] if among(loaded)}
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("TRITON_INTERPRET", "1" if interpreted else "0")
-            return importlib.import_module("gradless.kernels.cuda")
+            return importlib.import_module(name)
     finally:
-        for name in [name for name in sys.modules if name.split(".")[:3] == ["gradless", "kernels", "cuda"]]:
-            del sys.modules[name]
+        for loaded in [*filter(among, sys.modules)]:
+            del sys.modules[loaded]
         sys.modules.update(kept)
 
 

@@ -84,7 +84,7 @@ def _visit(fans: Sequence[FlatFan], mirrored: bool, kept: Sequence[int]) -> None
     if threads == 1 or tiles == 1 or work < WORTHWHILE:
         visit.ctypes(call.ctypes.data)
     else:
-        _team()(visit, call.ctypes.data, threads)
+        team()(visit, call.ctypes.data, threads)
 
 
 class Packed(NamedTuple):
@@ -143,7 +143,7 @@ Team = Callable[[Any, int, int], None]  # runs a compiled function, of an addres
 
 
 @functools.cache
-def _team() -> Team:
+def team() -> Team:
     """The threads of torch's OpenMP team, entered as code compiled by GCC enters it; else Python's."""
     library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
     try:

@@ -47,7 +47,7 @@ END_TILE, ROW_SIZE = 19, 20
 
 
 @intrinsic
-def _take(typing: Any, address: Any, count: Any) -> Any:
+def take(typing: Any, address: Any, count: Any) -> Any:
     """The number at an address, to which ``count`` is added at once: no two threads get the same."""
 
     def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -251,7 +251,7 @@ def _run(address: Any, like: Any) -> None:
     scratch = (block, change, words, dice, np.empty(TILE, kind), np.empty(TILE, kind))
     leaf = 0
     while True:
-        first = _take(address, call[TOGETHER])
+        first = take(address, call[TOGETHER])
         if first >= call[TILES]:
             break
         for tile in range(first, min(first + call[TOGETHER], call[TILES])):
