@@ -2,19 +2,23 @@
 
 Groups of n = 4, 7, 10 and 100 peers decide steps of K = 4 coefficients in one process: a simulated network (delays of 1
 to 10 ms one way, nothing lost; probes of 50 ms in the mean) and simulated time, real Ed25519 signatures. Counted a peer
-and step: messages, bytes of payload, signature checks, milliseconds of this processor. Then a late join: 20,000 steps
-of seven peers.
+and step: messages, bytes of payload, signature checks, milliseconds of this processor. Then a late join of 20,000 steps
+of seven peers: fetching the log, and mixing its rows by two rules, one step after the other as they are trained, and
+many at once as they are joined (equal bits; medians of three). ``--only join`` measures that alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 ROOT = Path(__file__).parent
@@ -25,14 +29,17 @@ from conftest import processor  # noqa: E402
 
 from agreement_helpers import RUN, long_chain  # noqa: E402
 from agreement_world import World  # noqa: E402
+from gradless.peers.agreed import arrivals_of, mixed_steps  # noqa: E402
 from gradless.peers.agreement import Timing  # noqa: E402
 from gradless.peers.history import Group  # noqa: E402
 from gradless.peers.log import DecidedLog  # noqa: E402
+from gradless.peers.mixing import AgreedRule  # noqa: E402
 from gradless.peers.signing import Ed25519Ring  # noqa: E402
 
 WIDTH = 4
 GROUPS = ((4, 1, 50), (7, 2, 30), (10, 3, 20), (100, 33, 2))
 JOINED = 20_000
+RULES = ("trimmed-mean", "nnm+trimmed-mean")
 
 
 def rings(peers: int) -> list[Ed25519Ring]:
@@ -64,30 +71,52 @@ def cost(peers: int, byzantine: int, steps: int) -> dict[str, float]:
     }
 
 
-def join() -> dict[str, float]:
+def join() -> dict[str, Any]:
     """Late join of a group of seven; certificates of all steps but the last are not made, since nobody checks them."""
     group, keys = Group(RUN, 7, 2, WIDTH), rings(7)
-    decisions = long_chain(group, JOINED, keys)
+    decisions = long_chain(group, JOINED, keys, draw=np.random.default_rng(1))
     with tempfile.TemporaryDirectory() as folder:
         log = DecidedLog(Path(folder) / "peers.log", group)
         begun, wall = time.process_time(), time.perf_counter()
         assert log.join(decisions, keys[0]) == JOINED
         joined = {"cpu_seconds": time.process_time() - begun, "seconds": time.perf_counter() - wall}
+        mixing = {name: mix(log, AgreedRule(name, peers=7, byzantine=2)) for name in RULES}
         log.close()
         begun = time.process_time()
         DecidedLog(Path(folder) / "peers.log", group).close()
         reread = time.process_time() - begun
     numbers = {name: round(number, 2) for name, number in {**joined, "reread_cpu_seconds": reread}.items()}
-    return {"peers": 7, "steps": JOINED, "bytes": sum(len(value) for value, _ in decisions), **numbers}
+    size = sum(len(value) for value, _ in decisions)
+    return {"peers": 7, "steps": JOINED, "bytes": size, **numbers, "mixing_cpu_seconds": mixing}
+
+
+def mix(log: DecidedLog, rule: AgreedRule) -> dict[str, float]:
+    """Processor seconds of mixing all steps of a log, in two ways that must give the same bits."""
+
+    def one_by_one() -> list[Any]:
+        return [rule(arrivals_of(log, step), None, step)[0].tolist() for step in range(len(log))]
+
+    def at_once() -> list[Any]:
+        return list(mixed_steps(log, rule, 0, len(log)))
+
+    assert one_by_one() == at_once()
+    spent: dict[str, list[float]] = {}
+    for _ in range(3):
+        for way in (one_by_one, at_once):
+            begun = time.process_time()
+            way()
+            spent.setdefault(way.__name__, []).append(time.process_time() - begun)
+    return {name: round(statistics.median(seconds), 3) for name, seconds in spent.items()}
 
 
 def main() -> None:
     """Measure, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "peers-agreement.json")
+    parser.add_argument("--only", choices=["join"], help="measure this alone; the other figures of the file stay")
     asked = parser.parse_args()
-    groups = []
-    for peers, byzantine, steps in GROUPS:
+    groups = json.loads(asked.out.read_text())["groups"] if asked.only else []
+    for peers, byzantine, steps in () if asked.only else GROUPS:
         groups.append(cost(peers, byzantine, steps))
         print(groups[-1], flush=True)
     joined = join()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from gradless.peers.agreement import Agreement, Timing
 from gradless.peers.history import Group
 from gradless.peers.log import DecidedLog
@@ -47,11 +49,19 @@ def certificate(group: Group, rings: Sequence[Ring], step: int, its_digest: byte
     return pack_certificate(0, {peer: rings[peer].sign(body) for peer, body in enumerate(bodies)})
 
 
-def long_chain(group: Group, steps: int, rings: Sequence[Ring]) -> list[tuple[bytes, bytes]]:
-    """Many values, the last with a certificate; nobody looks at the signatures of rows in decided values."""
+def long_chain(
+    group: Group, steps: int, rings: Sequence[Ring], *, draw: np.random.Generator | None = None
+) -> list[tuple[bytes, bytes]]:
+    """Many values, the last with a certificate; nobody looks at the signatures of rows in decided values.
+
+    Coefficients are zeros, or drawn.
+    """
     before, values = bytes(32), []
     for step in range(steps):
-        rows = tuple(Row(peer, 0, bytes(4 * group.width), bytes(64)) for peer in range(group.peers))
+        sent = (
+            np.zeros((group.peers, group.width)) if draw is None else draw.standard_normal((group.peers, group.width))
+        )
+        rows = tuple(Row(peer, 0, row.astype("<f4").tobytes(), bytes(64)) for peer, row in enumerate(sent))
         values.append(pack_value(Value(step, before, 0, step % group.peers, group.width, rows, ())))
         before = digest(group.run, values[-1])
     newest = certificate(group, rings, steps - 1, before)

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from agreement_helpers import decided
 from gradless import ledger
 from gradless.collab.learners.coefficients import CoefficientPeers
 from gradless.collab.learners.loop import take_steps
@@ -16,7 +17,7 @@ from gradless.collab.network.simulated import ReplayedNetwork
 from gradless.errors import BadInput
 from gradless.gradients import Update
 from gradless.ledger import Ledger
-from gradless.peers.agreed import Agreed, catch_up
+from gradless.peers.agreed import Agreed, arrivals_of, catch_up, mixed_steps
 from gradless.peers.agreement import Agreement, Timing
 from gradless.peers.history import Group
 from gradless.peers.liars import LIARS, liar
@@ -125,6 +126,18 @@ def test_a_latecomer_takes_everything_at_once_and_then_takes_part(tmp_path):
         assert hash_of(learners[3]) == hash_of(learners[0])
         file.close()
         assert len(ledger.read(tmp_path / "ledger").moves) == 8
+
+
+def test_decided_steps_are_mixed_at_once_as_one_by_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("gradless.peers.agreed.AT_ONCE", 8)
+    group, rings = Group(RUN, 4, 1, 2), hash_rings(4)
+    chain = [*decided(group, 20, rings)]
+    for log in (DecidedLog(None, group), DecidedLog(tmp_path / "peers.log", group)):
+        log.join(chain, rings[0])
+        one_by_one = [RULE(arrivals_of(log, step), None, step)[0].tolist() for step in range(3, 20)]
+        assert list(mixed_steps(log, RULE, 3, 20)) == one_by_one
+        assert list(log.values(17)) == [value for value, _ in chain[17:]]
+        log.close()
 
 
 def test_a_restarted_transport_gives_decided_steps_without_asking_for_a_row():

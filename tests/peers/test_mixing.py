@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
 import torch
 
@@ -25,6 +28,21 @@ def test_a_rule_expects_one_liar_less_for_each_that_is_banned():
     assert float(rule.mix(rows[:4], 1)) == 1.5
 
 
+@pytest.mark.parametrize("name", ["trimmed-mean", "nnm+median", "krum"])
+def test_many_steps_are_mixed_as_one_after_the_other(name):
+    rule, draw = AgreedRule(name, peers=7, byzantine=2), np.random.default_rng(1)
+    rows = draw.standard_normal((80, 7, 3)).astype(np.float32)
+    rows[draw.random((80, 7)) < 0.2] = np.nan  # not in the value: too few of them in some steps
+    banned = draw.integers(0, 4, 80).tolist()
+    one_by_one = [
+        rule.mix(torch.from_numpy(step[np.isfinite(step).all(1)]), gone).numpy()
+        for step, gone in zip(rows, banned, strict=True)
+    ]
+    mixed = rule.mix_steps(rows, banned)
+    assert np.array_equal(mixed.view(np.int32), np.stack(one_by_one).view(np.int32))
+    assert 0 < np.isnan(mixed).all(1).sum() < 80
+
+
 def test_all_peers_of_a_process_get_the_same_and_none_gets_its_own_back():
     rule = AgreedRule("median", peers=4, byzantine=1)
     rows = torch.arange(8.0).view(4, 2)
@@ -36,7 +54,7 @@ def test_all_peers_of_a_process_get_the_same_and_none_gets_its_own_back():
 
 def test_updates_carry_the_rate_of_their_step_and_pass_over_what_is_not_finite():
     optimizer = member(0).optimizer
-    mixed = [torch.ones(4), torch.full((4,), torch.nan), torch.full((4,), 0.5)]
+    mixed = [[1.0] * 4, [math.nan] * 4, [0.5] * 4]
     updates = list(updates_of(mixed, optimizer, start=5))
     assert [update.step for update in updates] == [5, 6, 7]
     assert [update.skipped for update in updates] == [False, True, False]

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 
 from agreement_fuzz import WIDTH, corpus
 from agreement_helpers import RUN
+from gradless.peers import history
 from gradless.peers.schema import (
     LARGEST,
     Kind,
@@ -22,6 +24,7 @@ from gradless.peers.schema import (
     parse_certificate,
     parse_justification,
     parse_value,
+    value_rows,
 )
 from gradless.peers.signing import Ed25519Ring, hash_rings
 from gradless.peers.wire import Decided, Proposal, Timeout, Vote, parse
@@ -43,6 +46,21 @@ def test_sizes_are_those_of_the_protocol(said):
     assert {len(data) for data in said[Kind.HELLO]} == {34}
     values = [parse(data, RUN, 4, WIDTH).value for data in said[Kind.PROPOSAL]]
     assert {(len(value) - 45) % (67 + 4 * WIDTH) for value in values} == {0}
+
+
+def test_rows_are_read_at_once_as_one_by_one(said):
+    values = [parse(data, RUN, 4, WIDTH).value for data in said[Kind.PROPOSAL]]
+    value = parse_value(values[0])
+    silent = value.rows[1]._replace(flags=1, coefficients=bytes(4 * WIDTH))
+    pair = ((b"some", b"evidence"),)
+    values.append(pack_value(value._replace(rows=(value.rows[0], silent, *value.rows[2:]), evidence=pair)))
+    values.append(pack_value(value._replace(rows=())))
+    for data in values:
+        coefficients, senders = history.rows(parse_value(data))
+        read, by = value_rows(data)
+        assert np.array_equal(read, coefficients)
+        assert tuple(by) == senders
+    assert 1 not in value_rows(values[-2])[1]
 
 
 def test_every_cut_and_every_longer_message_is_refused_or_read_otherwise(said):

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,13 +26,14 @@ from gradless.peers.agreement import Agreement, Outgoing
 from gradless.peers.history import rows as rows_of
 from gradless.peers.link import Link
 from gradless.peers.log import DecidedLog
-from gradless.peers.mixing import updates_of
-from gradless.peers.schema import LAST_ROUND, parse_value
+from gradless.peers.mixing import AgreedRule, updates_of
+from gradless.peers.schema import LAST_ROUND, parse_value, value_rows
 from gradless.peers.wire import pack_decided
 
 TICK: Final = 0.01  # seconds between two looks at the timers
 AGAIN: Final = 0.5  # seconds after which a row is offered again
 KEPT: Final = 1024  # newest steps of which `Agreed.facts` are kept
+AT_ONCE: Final = 4096  # decided steps that are mixed at once
 
 
 class Facts(NamedTuple):
@@ -218,8 +220,32 @@ def catch_up(log: DecidedLog, rule: Settle, learner: CoefficientPeers, *, start:
     Returns:
         The number of decided steps.
 
-    Cost: one mix a step and one replay (`gradless.ZerothOrder.replay`); no forward pass.
+    Cost: that of `mixed_steps` and one replay (`gradless.ZerothOrder.replay`); no forward pass.
     """
-    mixed = (rule(arrivals_of(log, step), None, step)[0] for step in range(start, len(log)))
-    learner.replay(list(updates_of(mixed, learner.members[0].optimizer, start=start)))
+    replay(log, rule, learner, start=start, stop=len(log))
     return len(log)
+
+
+def replay(log: DecidedLog, rule: Settle, learner: CoefficientPeers, *, start: int, stop: int) -> None:
+    """Take decided steps ``start`` to ``stop``, exclusive, as `catch_up` does."""
+    mixed = mixed_steps(log, rule, start, stop)
+    learner.replay(list(updates_of(mixed, learner.members[0].optimizer, start=start)))
+
+
+def mixed_steps(log: DecidedLog, rule: Settle, start: int, stop: int) -> Iterator[Sequence[float]]:
+    """Yield the mixed coefficients of decided steps, K numbers each.
+
+    Cost: per step about 0.02 ms at n = 7 and K = 4 for a rule that looks at one step alone; one with memory goes step
+    by step, for the cost of its scores.
+    """
+    if not isinstance(rule, AgreedRule):
+        for step in range(start, stop):
+            yield rule(arrivals_of(log, step), None, step)[0].tolist()
+        return
+    for first in range(start, stop, AT_ONCE):
+        steps = range(first, min(first + AT_ONCE, stop))
+        rows = np.full((len(steps), log.group.peers, log.group.width), np.nan, np.float32)
+        for row, value in zip(rows, log.values(steps.start, steps.stop), strict=True):
+            coefficients, senders = value_rows(value)
+            row[senders] = coefficients
+        yield from rule.mix_steps(rows, [len(log.history.banned_at(step)) for step in steps]).tolist()

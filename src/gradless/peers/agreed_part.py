@@ -16,7 +16,7 @@ from gradless.collab.learners.coefficients import CoefficientPeers
 from gradless.collab.learners.loop import Settle, take_step
 from gradless.errors import BadInput
 from gradless.peers import liars
-from gradless.peers.agreed import Agreed, arrivals_of, catch_up
+from gradless.peers.agreed import Agreed, catch_up, replay
 from gradless.peers.agreement import Agreement, Timing
 from gradless.peers.history import Group, History
 from gradless.peers.history import rows as rows_of
@@ -25,7 +25,7 @@ from gradless.peers.link import Link
 from gradless.peers.log import DecidedLog
 from gradless.peers.manifest import Manifest
 from gradless.peers.memory import MemoryRule
-from gradless.peers.mixing import AgreedRule, updates_of
+from gradless.peers.mixing import AgreedRule
 from gradless.peers.node_files import LEDGER, LOG, VOTES, write_evidence
 from gradless.peers.part import ring_of
 from gradless.peers.schema import Kind, Malformed, parse_evidence, parse_value
@@ -200,8 +200,7 @@ class AgreedPart:
     def rebuild(self, one: OnePeer, step: int) -> str:
         """See `Part`."""
         self.learner = _coefficients(one)
-        mixed = (self.rule(arrivals_of(self.log, number), None, number)[0] for number in range(one.start, step))
-        self.learner.replay(list(updates_of(mixed, self.learner.members[0].optimizer, start=one.start)))
+        replay(self.log, self.rule, self.learner, start=one.start, stop=step)
         return self.weights_sha256()
 
     def close(self) -> None:

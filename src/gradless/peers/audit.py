@@ -137,8 +137,9 @@ def check_coefficients(run: RunFolder) -> Finding:
     if len(moves) > run.records.steps:
         text = f"the ledger holds {len(moves)} steps, more than the {run.records.steps} that are decided"
         return Finding(WEIGHTS, False, text)
+    mixed = run.mixed(len(moves))
     for move in moves:
-        if not _same(move, run.mixed(move.step)):
+        if not _same(move, mixed[move.step]):
             return Finding(
                 WEIGHTS, False, f"step {move.step} of the ledger is not what the rule makes of the decided rows"
             )

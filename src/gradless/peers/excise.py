@@ -88,7 +88,8 @@ def excise(
     steps = min(log.steps, len(contents.moves))
     if steps < log.steps:
         say(f"the ledger ends at step {steps} of {log.steps} in the log: the steps after it are left out")
-    updates = [_update(contents.moves[step], peers.mixed(step, without=chosen)) for step in range(steps)]
+    mixed = peers.mixed(steps, without=chosen)
+    updates = [_update(contents.moves[step], mixed[step]) for step in range(steps)]
     changed = sum(new != old for new, old in zip(updates, contents.moves, strict=False))
     parent = log.digests[steps - 1].hex() if steps else ""
     folder = out.with_name(out.name + NEW)

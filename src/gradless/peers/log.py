@@ -122,6 +122,18 @@ class DecidedLog:
     def __iter__(self) -> Iterator[Decision]:
         return (self[step] for step in range(len(self)))
 
+    def values(self, first: int = 0, last: int | None = None) -> Iterator[bytes]:
+        """Yield the packed values of steps ``first`` to ``last``, exclusive, as long as the log was when called."""
+        steps = range(first, len(self) if last is None else last)
+        if self.path is None:
+            yield from (split(self._bodies[step], U32)[0] for step in steps)
+            return
+        with self.path.open("rb") as file:
+            for step in steps:
+                offset, _ = self._places[step]
+                file.seek(offset)
+                yield file.read(U32.unpack(file.read(U32.size))[0])
+
     def append(self, value: bytes, certificate: bytes) -> None:
         """Write the next step and wait until it is on the disk.
 

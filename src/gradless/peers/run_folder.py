@@ -120,22 +120,25 @@ class RunFolder:
             raise BadInput(f"the run has no peer {name}: it has {', '.join(self.names)}")
         return self.names.index(name)
 
-    def mixed(self, step: int, *, without: frozenset[int] = frozenset()) -> np.ndarray:
-        """Return the mixed coefficients of a step, float32 [K]; NaN if the rows are too few for the rule.
+    def mixed(self, steps: int, *, without: frozenset[int] = frozenset()) -> np.ndarray:
+        """Return the mixed coefficients of the first T steps, float32 [T, K]; NaN where rows are too few for the rule.
 
         Args:
-            step: of the log.
+            steps: T.
             without: peers whose rows are left out; the rule then expects so many liars fewer, as for those that are
                 banned.
+
+        Cost: see `gradless.peers.agreed.mixed_steps`.
         """
-        log, window, hidden = self.records, self.manifest.config.memory, list(without)
-        banned = log.banned_at(step) | without
-        first = max(0, step - window) if window else step
-        rows = log.rows[first : step + 1].copy()
-        rows[:, hidden] = np.nan
-        mixed, _ = memory.mix(self.rule, rows[-1], rows[:-1], banned)
-        result: np.ndarray = mixed.numpy()
-        return result
+        log, window = self.records, self.manifest.config.memory
+        rows, gone = log.rows[:steps].copy(), [log.banned_at(step) | without for step in range(steps)]
+        rows[:, list(without)] = np.nan
+        if window is None:
+            return self.rule.mix_steps(rows, list(map(len, gone)))
+        mixed = np.empty((steps, rows.shape[2]), np.float32)
+        for step, banned in enumerate(gone):
+            mixed[step] = memory.mix(self.rule, rows[step], rows[max(0, step - window) : step], banned)[0].numpy()
+        return mixed
 
     def base_model(self, given: str | None) -> str:
         """Return where the base model is: as given, beside the manifest, or what the manifest names."""

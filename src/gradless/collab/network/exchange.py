@@ -160,7 +160,7 @@ def mixed(
 
     Cost: that of `gradless.collab.aggregation.base.aggregate`.
     """
-    able = [p for p in range(len(received.pivots)) if _enough(rule, len(received.view(p)))]
+    able = [p for p in range(len(received.pivots)) if enough(rule, len(received.view(p)))]
     if len(able) == len(received.pivots):
         return aggregate(rule, received, key=key, gram=gram, out=out)
     own = [int(received.view(p)[pivot].argmax()) for p, pivot in enumerate(received.pivots)]
@@ -184,12 +184,13 @@ def agreed(rule: Aggregator, rows: Tensor) -> Tensor:
     """
     assert rule.exact, f"{rule.name} may differ in its last bits between processors, or between receivers"
     rows = rows.detach().to("cpu", torch.float32)
-    if not _enough(rule, len(rows)):
+    if not enough(rule, len(rows)):
         return torch.full(rows.shape[1:], torch.nan)
     return exact.apply(rule, rows)
 
 
-def _enough(rule: Aggregator, rows: int) -> bool:
+def enough(rule: Aggregator, rows: int) -> bool:
+    """Return whether a rule can take so many rows."""
     try:
         rule.check(rows)
     except BadInput:
