@@ -11,6 +11,8 @@ weights, and a batched forward for several points decodes each weight once.
 
 from __future__ import annotations
 
+import abc
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol, cast
@@ -43,6 +45,18 @@ class Store(Protocol):
 
     def stored(self) -> Iterator[memoryview]:
         """Yield the bytes in their order, for a hash."""
+
+
+class ChangingStore(abc.ABC):
+    """A store some of whose numbers are tuned parameters (`gradless.storage.tuned`); it has what `Store` has, too."""
+
+    @abc.abstractmethod
+    def now(self, rows: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Return the parameters (rows of them) as functions see them: perhaps perturbed, with a dimension of vmap."""
+
+    @abc.abstractmethod
+    def at(self, fields: tuple[Tensor, ...], rows: Tensor | None = None) -> Store:
+        """Return the store of the weight (of some rows of it) where the parameters have these values."""
 
 
 class StoredWeight(Tensor):
@@ -134,8 +148,16 @@ def decoded(weight: Tensor) -> Tensor:
     """
     if not isinstance(weight, StoredWeight):
         return weight
-    out = torch.empty(weight.store.shape, dtype=weight.store.dtype, device=weight.store.device)
-    weight.store.decode(out)
+    store = weight.store
+    if isinstance(store, ChangingStore):
+        return _at_present(lambda then, _: _values(then), store, None)
+    return _values(store)
+
+
+def _values(store: Store) -> Tensor:
+    """All rows of a store, in a tensor of their own."""
+    out = torch.empty(store.shape, dtype=store.dtype, device=store.device)
+    store.decode(out)
     return out
 
 
@@ -151,6 +173,8 @@ def _again(weight: StoredWeight, func: Callable[..., Any], args: tuple[Any, ...]
         return weight if same else decoded(weight).to(*args[1:], **kwargs)
     if func is Tensor.cpu and weight.device.type != "cpu":
         return decoded(weight).cpu()
+    if func is Tensor.__deepcopy__ and isinstance(weight.store, ChangingStore):
+        return StoredWeight(copy.deepcopy(weight.store, args[1]))
     return StoredWeight(weight.store) if func in (Tensor.detach, Tensor.__deepcopy__) else weight
 
 
@@ -173,6 +197,8 @@ def _rows(weight: StoredWeight, ids: Tensor, from_end: bool = False) -> Tensor:
     rows, inverse = torch.unique(ids, return_inverse=True)
     if rows.numel() and not 0 <= int(rows[0]) <= int(rows[-1]) < size:
         raise IndexError(f"row {int(rows[-1])} or {int(rows[0])} is out of range for a weight of {size} rows")
+    if isinstance(weight.store, ChangingStore):
+        return _at_present(lambda then, _: _values(then), weight.store, None, rows)[inverse]
     out = torch.empty((len(rows), *width), dtype=weight.dtype, device=weight.device)
     weight.store.decode_rows(out, rows)
     return out[inverse]
@@ -208,6 +234,9 @@ def _linear(input: Tensor, weight: Any, bias: Any = None) -> Tensor:
     if not isinstance(weight, StoredWeight):  # the input or the bias is one
         return F.linear(_with_values(input), weight, _with_values(bias))
     input, bias = _with_values(input), _with_values(bias)
+    if isinstance(weight.store, ChangingStore):
+        product = _at_present(lambda then, x: _product(x, then, None), weight.store, input)
+        return product if bias is None else product + bias
     if torch.is_grad_enabled() and input.requires_grad:
         out: Tensor = _LinearOfStored.apply(input, weight.store)  # type: ignore[no-untyped-call]
         return out if bias is None else out + bias
@@ -249,3 +278,52 @@ class _LinearOfStored(torch.autograd.Function):
             share = gradient[..., start : start + len(values)] @ values
             total = share if total is None else total + share
         return total, None
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# weights whose parameters change
+
+
+Compute = Callable[[Store, Tensor | None], Tensor]
+
+
+def _at_present(compute: Compute, store: ChangingStore, other: Tensor | None, rows: Tensor | None = None) -> Tensor:
+    """What is computed from a store, and from another tensor, where its parameters are as functions see them.
+
+    In a batched forward that is done for one copy after the other, so that decoded values are in memory once.
+    """
+    outcome: Tensor = _AtPresent.apply(compute, store, rows, other, *store.now(rows))  # type: ignore[no-untyped-call]
+    return outcome
+
+
+class _AtPresent(torch.autograd.Function):
+    """Not a function to differentiate, but one with a rule for `torch.func.vmap`."""
+
+    @staticmethod
+    def forward(
+        compute: Compute, store: ChangingStore, rows: Tensor | None, other: Tensor | None, *fields: Tensor
+    ) -> Tensor:
+        return compute(store.at(fields, rows), other)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        compute: Compute,
+        store: ChangingStore,
+        rows: Tensor | None,
+        other: Tensor | None,
+        *fields: Tensor,
+    ) -> tuple[Tensor, int]:
+        def of(copy: int, values: Tensor | None, dim: int | None) -> Any:
+            return values if dim is None or values is None else values.select(dim, copy)
+
+        outs = []
+        for number in range(info.batch_size):
+            own = tuple(of(number, values, dim) for values, dim in zip(fields, in_dims[4:], strict=True))
+            outs.append(compute(store.at(own, of(number, rows, in_dims[2])), of(number, other, in_dims[3])))
+        return torch.stack(outs), 0
