@@ -18,6 +18,7 @@ INSIDE = {
     "storage": (
         *("storage.stored", "storage.codes"),
         *("storage.gguf_blocks", "storage.gguf_numba", "storage.gguf_triton", "storage.mapped"),
+        *("storage.gguf_codes", "storage.tuned"),
     ),
     "directions": ("directions.base", "directions.selection", "directions.masks", "directions.blocks"),
     "rules": ("rules.schedules", "rules.base", "rules.normalise", "rules.stored", "rules.muon"),
@@ -79,7 +80,16 @@ INSIDE = {
         ),
     ),
     "runs": (
-        *("runs.config", "runs.config_io", "runs.record", "runs.predictions", "runs.facts", "runs.hub", "runs.build"),
+        "runs.scheme_settings",
+        *(
+            "runs.config",
+            "runs.config_io",
+            "runs.record",
+            "runs.predictions",
+            "runs.facts",
+            "runs.hub",
+            "runs.build",
+        ),
         *(
             "runs.extend",
             "runs.replay",
@@ -161,7 +171,7 @@ INSIDE = {
         *("lm.gguf", "lm.conversion"),
         *("lm.tiny_models", "lm.causality", "lm.chat", "lm.devices", "lm.adapters", "lm.loading", "lm.base_hash"),
         "lm.output_layer",
-        *("lm.lora_targets", "lm.virtual_tokens", "lm.adapter_schemes"),
+        *("lm.lora_targets", "lm.virtual_tokens", "lm.adapter_schemes", "lm.gguf_schemes"),
         *("lm.schemes", "lm.shapes", "lm.shortening", "lm.encode", "lm.token_trees", "lm.batching", "lm.head_chunks"),
         "lm.scoring",
         *("lm.objectives", "lm.predict", "lm.evaluate"),

@@ -118,9 +118,7 @@ def train(net, steps, **options):
     codes = hasattr(net.out, "weight_codes")
     rule = gl.chain(gl.rms_normalised(), gl.scale(0.3 if codes else 1e-3))
     directions, eps = (gl.ternary(0.1), 1.0) if codes else (gl.rademacher(), 1e-3)
-    opt = gl.ZerothOrder(
-        tuned_named(net), directions=directions, estimator=gl.spsa(eps=eps), rule=rule, **options
-    )
+    opt = gl.ZerothOrder(tuned_named(net), directions=directions, estimator=gl.spsa(eps=eps), rule=rule, **options)
     losses = [opt.step(lambda: (net(IDS) - 0.1).square().mean()) for _ in range(steps)]
     opt.flush()
     return losses

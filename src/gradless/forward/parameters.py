@@ -14,7 +14,7 @@ from gradless import kernels, rng
 from gradless.directions import Directions, stream_for
 from gradless.errors import BadInput, real, unknown
 from gradless.gradients import Leaf
-from gradless.storage.codes import Codes
+from gradless.storage.codes import Codes, is_tuned
 
 Group = dict[str, Any]
 KEYS: Final = ("params", "lr", "lr_scale", "weight_decay", "initial_lr", "name", "param_names")
@@ -117,7 +117,7 @@ def signature(param_groups: Sequence[Group]) -> tuple[Any, ...]:
     if any(len(group["param_names"]) != len(group["params"]) for group in param_groups):
         raise BadInput("the parameters of a group were changed by hand, without names: use add_param_group")
     return tuple(
-        (index, name, id(p), p.requires_grad, p.dtype, p.device, p.numel())
+        (index, name, id(p), is_tuned(p), p.dtype, p.device, p.numel())
         for index, group in enumerate(param_groups)
         for name, p in zip(group["param_names"], group["params"], strict=True)
     )
@@ -140,7 +140,7 @@ def freeze(
         name: (p, index)
         for index, group in enumerate(param_groups)
         for name, p in zip(group["param_names"], group["params"], strict=True)
-        if p.requires_grad or isinstance(p, Codes)
+        if is_tuned(p)
     }
     if not named:
         raise BadInput("no parameter requires grad: there is nothing to tune")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from gradless.errors import BadInput
 from gradless.lm import assets, checkpoint_files, tiny_models
+from gradless.storage.codes import is_tuned
 from gradless.system.cache import Say
 
 CONFIG: Final = checkpoint_files.ADAPTER
@@ -302,7 +303,7 @@ def _check_forward(source: str, adapter: Adapter, wrapped: Any) -> None:
 
 def tuned(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield what would be tuned of a model."""
-    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return ((name, p) for name, p in model.named_parameters() if is_tuned(p))
 
 
 def scalings(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -6,6 +6,7 @@ ledger. LoRA and head tuning start with exactly the base model's output.
 
 * LoRA: Hu et al. 2021, arXiv 2106.09685.   * Prefix: Li and Liang 2021, arXiv 2101.00190.
 * Prompt: Lester et al. 2021, arXiv 2104.08691.   Defaults are those of MeZO (arXiv 2305.17333).
+* Scales: QZO 2025, arXiv 2505.13430.            * Codes: QES 2026, arXiv 2602.03120.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from torch import Tensor, nn
 
 from gradless import rng
 from gradless.errors import BadInput, pick
-from gradless.lm import adapter_schemes, adapters, lora_targets, output_layer, virtual_tokens
+from gradless.lm import adapter_schemes, adapters, gguf_schemes, lora_targets, output_layer, virtual_tokens
 from gradless.lm.checkpoint_files import first_line
 from gradless.lm.loading import LanguageModel, quiet_transformers
+from gradless.storage.codes import freeze as freeze_parameter
 
 PROBE_GRID: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
 """Inverse regularisation strengths that the linear probe chooses from."""
@@ -134,11 +136,11 @@ def _freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         # Duplicates kept: the weight of a tied output layer has two names.
         matching = [p for name, p in model.named_parameters(remove_duplicate=False) if matcher.search(name)]
         if not matching:
-            some = ", ".join(name for name, p in model.named_parameters() if p.requires_grad)[:300]
+            some = ", ".join(name for name, p in adapters.tuned(model))[:300]
             raise BadInput(f"no parameter matches the pattern '{pattern}' to freeze: names are like {some}")
         for parameter in matching:
-            parameter.requires_grad_(False)
-    if not any(p.requires_grad for p in model.parameters()):
+            freeze_parameter(parameter)
+    if not any(True for _ in adapters.tuned(model)):
         raise BadInput("all parameters are frozen, so there is nothing to tune: freeze fewer")
 
 
@@ -263,12 +265,22 @@ def _head(lm: LanguageModel, options: Options) -> nn.Module:
     return lm.model
 
 
+def _scales(lm: LanguageModel, options: Options) -> nn.Module:
+    return gguf_schemes.prepare(lm, "scales")
+
+
+def _codes(lm: LanguageModel, options: Options) -> nn.Module:
+    return gguf_schemes.prepare(lm, "codes")
+
+
 SCHEMES: Final[dict[str, Scheme]] = {
     "full": Scheme("all weights", _full),
     "lora": Scheme("low-rank adapters on the query and value projections", _lora),
     "prefix": Scheme("keys and values of a few virtual tokens in every layer", _prefix),
     "prompt": Scheme("embeddings of a few virtual tokens in front of the input", _prompt),
     "head": Scheme("one output row per label word on a frozen body (linear probing)", _head),
+    "scales": Scheme("the factors of the blocks of a GGUF file; the result is such a file", _scales),
+    "codes": Scheme("the 4- to 8-bit codes of a GGUF file, by whole codes; the result is such a file", _codes),
 }
 
 

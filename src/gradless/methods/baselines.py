@@ -15,6 +15,7 @@ from gradless.methods.common import Common, Params, Queries, Rate, build, preset
 from gradless.optimizer import ZerothOrder
 from gradless.rules import chain, on_stored, scale
 from gradless.rules.stored import clip, heavy_ball, stored_adam
+from gradless.storage.codes import is_tuned
 
 __all__ = ["fo_adam", "fo_sgd", "forward_gradient", "hybrid_zo_fo"]
 
@@ -105,7 +106,7 @@ def hybrid_zo_fo(
             ratio that is not positive.
     """
     groups = parameters.groups(params)
-    names = [name for group in groups for name, p in group["params"] if p.requires_grad]
+    names = [name for group in groups for name, p in group["params"] if is_tuned(p)]
     if not isinstance(deep, str):
         raise BadInput(f"deep is {deep!r}: give a regular expression")
     if not 0 < deep_lr_ratio < float("inf"):

@@ -21,6 +21,7 @@ from gradless.optimizer import ZerothOrder
 from gradless.rules import chain, scale
 from gradless.rules.normalise import scalar_sign, sign
 from gradless.rules.stored import heavy_ball, stored_adam
+from gradless.storage.codes import is_tuned
 
 __all__ = ["zo_adam", "zo_block", "zo_blockwise", "zo_cons", "zo_momentum", "zo_scalar_sign", "zo_sign", "zo_sparse"]
 
@@ -136,6 +137,6 @@ def zo_block(
 def zo_blockwise(params: Params, *, lr: Rate = 1e-6, eps: float = 1e-3, **common: Unpack[Common]) -> ZerothOrder:
     """Every block of the model in turn, each with its own z, all at the same weights. Cost: 2 forwards a block."""
     groups = parameters.groups(params)
-    names = [name for group in groups for name, p in group["params"] if p.requires_grad]
+    names = [name for group in groups for name, p in group["params"] if is_tuned(p)]
     directions, count = one_by_one(rademacher(), names)
     return build(groups, directions, spsa(eps=eps, queries=count), scale(lr), **common)

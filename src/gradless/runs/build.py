@@ -258,6 +258,8 @@ def optimizer(
     if config.queries is not None:
         linear = config.query_schedule == "linear"
         extra["queries"] = linear_queries(config.queries, config.steps) if linear else config.queries
+    if config.scheme == "codes":
+        extra["transform"] = functools.partial(_on_codes, config)
     if config.layer_scale != "none":
         scales = parameter_norm_scales(dict(named))
         extra["transform"] = lambda base: directions.scaled(base, scales, mode=config.layer_scale)
@@ -279,6 +281,17 @@ def optimizer(
         **extra,
     )
     return opt
+
+
+def _on_codes(config: TuneConfig, base: directions.Directions) -> directions.Directions:
+    """Directions of whole codes in place of dense ones.
+
+    Raises:
+        BadInput: the method has directions of another kind, which is what it is about.
+    """
+    if base.name not in ("rademacher", "gaussian"):
+        raise BadInput(f"the method {config.method} has directions of its own, and codes need others: use mezo")
+    return directions.ternary(config.density)
 
 
 @functools.cache

@@ -18,17 +18,10 @@ from msgspec import Meta
 
 from gradless.errors import BadInput
 from gradless.forward.engines import AUTO, DUAL, STREAM
+from gradless.runs import scheme_settings
+from gradless.runs.scheme_settings import DEFAULTS as DEFAULTS
 from gradless.system import typed
 from gradless.system.typed import Amount, Count, Few, Flag, Names, NotNegative, Positive, Seed
-
-# First guesses by scheme, from the MeZO authors (princeton-nlp/MeZO#7) where they give one: (lr, eps).
-DEFAULTS = {
-    "full": (1e-6, 1e-3),
-    "lora": (1e-4, 1e-2),
-    "prefix": (1e-2, 1e-1),
-    "prompt": (1e-3, 1e-2),
-    "head": (1e-3, 1e-2),
-}
 
 RECORDED: Final = "engine_choice"
 """Key of ``config.json`` that is no setting: how the engine was chosen where ``auto`` was asked for."""
@@ -136,7 +129,7 @@ class TuneConfig:
 
     Only this method has them."""
     scheme: Scheme = "full"
-    """full, lora, prefix, prompt or head."""
+    """full, lora, prefix, prompt or head; of a GGUF file also scales or codes."""
     objective: Objective | None = None
     """option_ce, gold, lm, accuracy or f1; by default what the task needs.
 
@@ -218,6 +211,8 @@ class TuneConfig:
     """Virtual tokens of prefix tuning."""
     num_prompt: Few = 10
     """Virtual tokens of prompt tuning."""
+    density: Annotated[float, Meta(gt=0, le=1)] = 0.02
+    """Share of the codes that a direction moves, with --scheme codes."""
     targets: Annotated[tuple[str, ...], Flag("--target")] = ()
     """Module that LoRA adapts."""
     freeze: tuple[str, ...] = ()
@@ -244,6 +239,7 @@ class TuneConfig:
         used = plugins.used_again(self.parts(), self.plugins)
         method = METHODS[self.method]
         self._check_data()
+        scheme_settings.check(self, method)
         if self.lr == "auto" and method.auto is None:
             suited = ", ".join(name for name, one in METHODS.items() if one.auto)
             raise BadInput(f"--lr auto is not known to suit {self.method}: give a number, or use one of {suited}")
@@ -289,8 +285,8 @@ class TuneConfig:
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary that `from_json` reads back."""
         values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        if not self.plugins:  # as before there were any
-            del values["plugins"]
+        for name in [*([] if self.scheme == "codes" else ["density"]), *([] if self.plugins else ["plugins"])]:
+            del values[name]  # as before there was such a setting
         return values
 
     @staticmethod

@@ -284,7 +284,7 @@ class _LinearOfStored(torch.autograd.Function):
 # weights whose parameters change
 
 
-Compute = Callable[[Store, Tensor | None], Tensor]
+Compute = Callable[[Store, Any], Tensor]
 
 
 def _at_present(compute: Compute, store: ChangingStore, other: Tensor | None, rows: Tensor | None = None) -> Tensor:

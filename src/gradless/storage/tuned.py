@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gradless.storage import gguf_codes
 from gradless.storage.codes import Codes
 from gradless.storage.gguf_blocks import BlockFormat
-from gradless.storage.mapped import CHUNK_ROWS_BYTES, GgufStore
+from gradless.storage.mapped import CHUNK_BYTES, GgufStore
 from gradless.storage.stored import ChangingStore
 
 CODES: Final = "codes"
@@ -77,7 +77,7 @@ class TunedStore(ChangingStore):
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """Yield the bytes of the weight as its file will hold them, uint8 ``[rows, bytes]``, and their first row."""
-        step, order = max(1, CHUNK_ROWS_BYTES // max(1, self.base.raw.shape[1])), self.base.order
+        step, order = max(1, CHUNK_BYTES // max(1, self.base.raw.shape[1])), self.base.order
         inverse = None if order is None else torch.argsort(order)
         for start in range(0, self.shape[0], step):
             rows = torch.arange(start, min(start + step, self.shape[0]), device=self.device)
@@ -88,7 +88,7 @@ class TunedStore(ChangingStore):
     def stored(self) -> Iterator[memoryview]:
         """Yield the bytes in the file's order."""
         for _, rows in self.blocks():
-            yield memoryview(rows.cpu().contiguous().numpy()).cast("B")
+            yield rows.cpu().contiguous().numpy().data.cast("B")
 
 
 class FilledStore:
@@ -97,11 +97,11 @@ class FilledStore:
     def __init__(self, base: GgufStore, fields: dict[str, Tensor], rows: Tensor | None) -> None:
         self.base, self.fields, self.rows = base, fields, rows
         self.shape = base.shape if rows is None else torch.Size((len(rows), *base.shape[1:]))
-        self.dtype, self.device, self.nbytes = base.dtype, base.device, base.nbytes
+        self.dtype, self.device, self.nbytes, self.format = base.dtype, base.device, base.nbytes, base.format
 
     def decode(self, out: Tensor, start: int = 0) -> None:
         """Write rows; see `Store.decode`."""
-        step = max(1, CHUNK_ROWS_BYTES // max(1, self.base.raw.shape[1]))  # so that blocks stay in a cache
+        step = max(1, CHUNK_BYTES // max(1, self.base.raw.shape[1]))  # so that blocks stay in a cache
         for begin in range(0, len(out), step):
             part = out[begin : begin + step]
             GgufStore(self.filled(start + begin, len(part)), self.base.form).decode(part)
@@ -113,7 +113,7 @@ class FilledStore:
 
     def stored(self) -> Iterator[memoryview]:
         """Yield the bytes, in the order of the rows here."""
-        yield memoryview(self.filled(0, self.shape[0]).cpu().numpy()).cast("B")
+        yield self.filled(0, self.shape[0]).cpu().numpy().data.cast("B")
 
     def filled(self, start: int, count: int) -> Tensor:
         """Return the bytes of consecutive rows, uint8 ``[count, bytes]``."""
@@ -144,7 +144,7 @@ def _read(base: GgufStore, name: str) -> nn.Parameter:
     form, rows = base.form, base.shape[0]
     raw = base.raw if base.order is None else base.raw[base.order]
     if name == CODES:
-        step, codes = max(1, CHUNK_ROWS_BYTES // max(1, raw.shape[1])), []
+        step, codes = max(1, CHUNK_BYTES // max(1, raw.shape[1])), []
         for start in range(0, rows, step):
             part = raw[start : start + step]
             codes.append(gguf_codes.unsigned(form, part.reshape(-1, form.nbytes)).view(len(part), -1))
