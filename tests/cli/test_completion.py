@@ -220,4 +220,14 @@ except SystemExit as end:
     assert run.stdout.startswith("Usage: gradless")
     heavy, own = run.stderr.split("\n")[:2]
     assert heavy == ""
-    assert int(own) <= 36, "help needs modules of the package that it could do without"
+    assert int(own) <= 30, "help needs modules of the package that it could do without"
+
+
+@pytest.mark.parametrize("group", [main, main.commands["peers"]], ids=lambda group: group.name)
+def test_a_list_of_commands_says_what_their_help_says(group):
+    assert group.commands.later
+    for name, later in group.commands.later.items():
+        command = group.commands[name]
+        assert command.name == name
+        assert command.help.startswith(f"{later.summary}\n") or command.help == later.summary
+    assert set(group.commands) == set(group.list_commands(None)) >= set(group.commands.later)

@@ -13,18 +13,14 @@ import click
 from click.core import ParameterSource
 
 from gradless.cli import ends
-from gradless.cli.collab import collab
 from gradless.cli.completion import Named
-from gradless.cli.doctor import completion, doctor
 from gradless.cli.fields import of_fields, of_hint
-from gradless.cli.ledger import ledger
-from gradless.cli.listing import list_
+from gradless.cli.later import OTHERS, LaterCommands
 from gradless.cli.options import (
     FILE,
     FOLDER,
     HELP,
     PATH,
-    Commands,
     FromFile,
     example,
     need,
@@ -32,9 +28,6 @@ from gradless.cli.options import (
     options,
     plugin_option,
 )
-from gradless.cli.peers import peers
-from gradless.cli.plan import plan
-from gradless.cli.predict import predict
 from gradless.cost.settings import ProfileSettings
 from gradless.errors import BadInput
 from gradless.runs.config import OwnFiles, TuneConfig
@@ -42,14 +35,11 @@ from gradless.system import terminal
 from gradless.system.typed import Amount, Count, Few, Processes, Seconds, Seed
 
 
-@click.group(cls=Commands, context_settings=HELP)
+@click.group(cls=LaterCommands, context_settings=HELP, later=OTHERS)
 @click.version_option(package_name="gradless")
 def main() -> None:
     """Fine-tune language models with forward passes only."""
 
-
-for command in (predict, collab, peers, plan, ledger, doctor, completion, list_):
-    main.add_command(command)
 
 file_options = options(
     click.option("--config", type=FILE, help="TOML or JSON file of settings; options given here win."),
