@@ -27,6 +27,8 @@ ELSEWHERE: Final = {
     **dict.fromkeys(("output_dir", "output", "output_folder"), "out"),
     **dict.fromkeys(("model_name_or_path", "model_name", "base_model"), "model"),
     **dict.fromkeys(("gradient_accumulation_steps", "accumulation_steps"), "micro_batch_size"),
+    **dict.fromkeys(("quantize", "quantization", "load_in_4bit", "load_in_8bit", "quant_type"), "quantise"),
+    **dict.fromkeys(("offload_folder", "cpu_offload", "device_map"), "offload"),
     **{"optimizer": "method", "algorithm": "method", "num_queries": "queries", "eval_steps": "eval_every"},
     **{"train_file": "train", "validation_file": "dev", "validation": "dev", "test_file": "test", "prompt": "template"},
 }

@@ -83,6 +83,7 @@ INSIDE = {
         "runs.scheme_settings",
         *(
             "runs.config",
+            "runs.fixed_engine",
             "runs.config_io",
             "runs.record",
             "runs.predictions",
@@ -167,10 +168,11 @@ INSIDE = {
         *("integrations.transformers", "integrations.trl", "integrations.tuned_run"),
     ),
     "lm": (
-        *("lm.metrics", "lm.checkpoint_config", "lm.checkpoint_files", "lm.hub_ids", "lm.assets"),
+        *("lm.quiet", "lm.metrics", "lm.checkpoint_files", "lm.quantisation", "lm.checkpoint_config"),
+        *("lm.hub_ids", "lm.assets"),
         *("lm.gguf", "lm.conversion"),
-        *("lm.tiny_models", "lm.causality", "lm.chat", "lm.devices", "lm.adapters", "lm.loading", "lm.base_hash"),
-        "lm.output_layer",
+        *("lm.tiny_models", "lm.causality", "lm.chat", "lm.devices", "lm.weight_storage", "lm.adapters"),
+        *("lm.loading", "lm.base_hash", "lm.output_layer"),
         *("lm.lora_targets", "lm.virtual_tokens", "lm.adapter_schemes", "lm.gguf_schemes"),
         *("lm.schemes", "lm.shapes", "lm.shortening", "lm.encode", "lm.token_trees", "lm.batching", "lm.head_chunks"),
         "lm.scoring",

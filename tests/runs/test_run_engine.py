@@ -11,8 +11,9 @@ from engine_helpers import race
 from gradless import ledger
 from gradless.bench import grid
 from gradless.errors import BadInput
-from gradless.runs.config import TuneConfig, fixed_engine, read_config
+from gradless.runs.config import TuneConfig, read_config
 from gradless.runs.config_io import read
+from gradless.runs.fixed_engine import fixed_engine
 
 
 def test_a_run_records_its_choice_and_keeps_it(tmp_path):

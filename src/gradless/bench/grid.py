@@ -26,8 +26,9 @@ from gradless.bench.grid_file import EVALUATIONS, NAMED, OPTION, OWN, Axes, Grid
 from gradless.errors import BadInput
 from gradless.lm import objectives
 from gradless.methods import HYBRID, METHODS
-from gradless.runs.config import TuneConfig, fixed_engine
+from gradless.runs.config import TuneConfig
 from gradless.runs.config_io import SIZES
+from gradless.runs.fixed_engine import fixed_engine
 from gradless.runs.record import DONE as DONE
 from gradless.system import typed
 from gradless.system.typed import within

@@ -47,7 +47,7 @@ file_options = options(
 )
 OWN_FILES = "train dev test template label_column labels delimiter encoding"
 SIZES = "num_train num_dev num_test"
-model_options = of_fields(TuneConfig, "model dtype device")
+model_options = of_fields(TuneConfig, "model dtype device quantise offload")
 data_options = options(
     of_fields(TuneConfig, "task data"),
     of_fields(OwnFiles, OWN_FILES, defaults=False),

@@ -55,7 +55,8 @@ from gradless.lm.devices import parsed
 from gradless.lm.encode import length_limit
 from gradless.methods import FIRST, FORWARD, HYBRID, METHODS, Method
 from gradless.optimizer import ZerothOrder
-from gradless.runs.config import TuneConfig, fixed_engine
+from gradless.runs.config import TuneConfig
+from gradless.runs.fixed_engine import fixed_engine
 from gradless.system import typed
 
 BUDGETS: Final = ("8GB", "16GB", "24GB", "40GB", "80GB")

@@ -14,6 +14,7 @@ from gradless import kernels, rng
 from gradless.directions import Directions, stream_for
 from gradless.errors import BadInput, real, unknown
 from gradless.gradients import Leaf
+from gradless.storage import quantised
 from gradless.storage.codes import Codes, is_tuned
 
 Group = dict[str, Any]
@@ -35,7 +36,7 @@ def groups(params: Iterable[Any], *, beside: Sequence[Group] = ()) -> list[Group
 
     Raises:
         BadInput: no parameters, parameters without names, names that are no texts or occur twice, an unknown option of
-            a group or an impossible value.
+            a group or an impossible value, or all parameters of a quantised model.
 
     Example:
         >>> layer = nn.Linear(1, 1)
@@ -54,6 +55,7 @@ def groups(params: Iterable[Any], *, beside: Sequence[Group] = ()) -> list[Group
         if not isinstance(item, dict):
             raise BadInput("parameter groups and parameters are mixed: put all parameters into groups")
         checked.append(_group(item))
+    quantised.check_choice(entry for group in checked for entry in group["params"])
     check_names([name for group in (*beside, *checked) for name in group["param_names"]])
     return checked
 

@@ -14,6 +14,7 @@ from gradless.errors import BadInput, pick, unknown
 from gradless.methods import METHODS
 from gradless.methods.common import Common
 from gradless.optimizer import ZerothOrder
+from gradless.storage import quantised
 
 Choice = str | Callable[..., ZerothOrder]
 FIXED = {
@@ -68,6 +69,7 @@ def describe(zo: Choice | ZerothOrder, options: Mapping[str, Any]) -> dict[str, 
 
 def groups(model: nn.Module, decayed: list[str], weight_decay: float) -> list[Any]:
     """Return named parameters that require grad; those to decay in a group of their own, if there are any."""
+    quantised.check_model(model)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not weight_decay:
         return named

@@ -6,6 +6,7 @@ import re
 from typing import Any, Final
 
 from gradless.errors import BadInput
+from gradless.lm import quantisation
 
 OWN_CODE: Final[dict[str, Any]] = {"trust_remote_code": False}
 """Option of every ``from_pretrained``: a model's own code is not run, and nobody is asked on the terminal."""
@@ -23,8 +24,8 @@ def read(source: str, options: dict[str, Any]) -> tuple[Any, bool]:
         options: keyword arguments of ``from_pretrained``.
 
     Raises:
-        BadInput: code of its own, quantised weights, no language-model head, an encoder with a decoder, or sizes that
-            no machine has memory for.
+        BadInput: code of its own, quantised weights that cannot be used, no language-model head, an encoder with a
+            decoder, or sizes that no machine has memory for.
         Exception: what transformers and the hub raise if there is no configuration, or an unknown one.
     """
     from transformers import AutoConfig, PretrainedConfig
@@ -38,13 +39,7 @@ def read(source: str, options: dict[str, Any]) -> tuple[Any, bool]:
         raise BadInput(
             "it brings its own code, which is not run: choose a model that transformers itself implements"
         ) from None
-    quantised = getattr(config, "quantization_config", None)
-    if quantised:
-        how = quantised.get("quant_method") if isinstance(quantised, dict) else getattr(quantised, "quant_method", None)
-        method = f" ({getattr(how, 'value', how)})" if how else ""
-        raise BadInput(
-            f"its weights are quantised{method}, and only float weights are tuned: choose the original model"
-        )
+    quantisation.check(getattr(config, "quantization_config", None))
     masked = is_masked(config)
     _check_class(config, masked)
     return config, masked

@@ -7,10 +7,6 @@ name that is not in the cache yet.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -19,12 +15,24 @@ import torch
 from torch import nn
 
 from gradless.errors import BadInput, pick
-from gradless.lm import adapters, assets, checkpoint_config, checkpoint_files, conversion, hub_ids, tiny_models
+from gradless.lm import (
+    adapters,
+    assets,
+    checkpoint_config,
+    checkpoint_files,
+    conversion,
+    hub_ids,
+    quantisation,
+    tiny_models,
+    weight_storage,
+)
 from gradless.lm import chat as chat_templates
 from gradless.lm.adapters import Adapter
 from gradless.lm.causality import looks_ahead
 from gradless.lm.chat import Chat
 from gradless.lm.devices import device_of
+from gradless.lm.quiet import quiet_transformers
+from gradless.lm.weight_storage import Storage
 from gradless.system import cache as store
 from gradless.system.cache import Say
 from gradless.system.cache import quiet as silent
@@ -124,6 +132,8 @@ def load(
     cache: Path | None = None,
     tokenizer: Any = None,
     chat: bool = False,
+    quantise: str | None = None,
+    offload: str | None = None,
     say: Say = silent,
 ) -> LanguageModel:
     """Return a model and its tokenizer.
@@ -139,15 +149,22 @@ def load(
         cache: cache folder (default: `gradless.system.cache.cache_root`).
         tokenizer: that of this model, if it has been read before; large ones take seconds.
         chat: let prompts be messages of a chat, by the tokenizer's own template (`gradless.lm.chat`).
+        quantise: ``nf4``, ``fp4`` or ``int8``: what linear layers are quantised to, one after the other; weights that
+            are quantised already stay as they are stored (`gradless.lm.quantisation`).
+        offload: where weights stay until their layer runs: ``disk`` maps them from their files, ``cpu`` keeps them in
+            the host's memory while a graphics card computes. Values and losses have the same bits as without.
         say: receives lines about slow steps.
 
     Memory: about the weights; they are mapped from the file and copied one tensor at a time.
 
     Raises:
         BadInput: no such model, a broken file, no language-model head, unknown dtype or device, too large for ``auto``,
-            an adapter that does not fit its base; ``chat`` with a masked model, or without a template.
+            an adapter that does not fit its base; ``chat`` with a masked model, or without a template; ``quantise`` or
+            ``offload`` of what cannot be.
     """
-    lm = _preloaded.pop((source, dtype, device), None) or _loaded(source, dtype, device, cache, tokenizer, say)
+    storage = Storage(quantise, offload)
+    lm = _preloaded.pop((source, dtype, device), None) if storage == Storage() else None
+    lm = lm or _loaded(source, dtype, device, cache, tokenizer, storage, say)
     set_chat(lm, chat)
     return lm
 
@@ -163,9 +180,11 @@ def set_chat(lm: LanguageModel, chat: bool) -> None:
     lm.chat = chat_templates.read(lm.tokenizer, lm.source) if chat else None
 
 
-def _loaded(source: str, dtype: str | None, device: str, cache: Path | None, tokenizer: Any, say: Say) -> LanguageModel:
+def _loaded(
+    source: str, dtype: str | None, device: str, cache: Path | None, tokenizer: Any, storage: Storage, say: Say
+) -> LanguageModel:
     """Return a model, or an adapter around its base."""
-    options: dict[str, Any] = {"dtype": dtype, "device": device, "cache": cache, "say": say}
+    options: dict[str, Any] = {"dtype": dtype, "device": device, "cache": cache, "storage": storage, "say": say}
     folder = adapters.folder_of(source)
     if folder is None:
         try:
@@ -207,7 +226,7 @@ def _tokenizer(source: str, folder: Path) -> Any:
 
 
 def _load_model(
-    source: str, *, dtype: str | None, device: str, cache: Path | None, tokenizer: Any, say: Say
+    source: str, *, dtype: str | None, device: str, cache: Path | None, tokenizer: Any, storage: Storage, say: Say
 ) -> LanguageModel:
     """`load` without adapters."""
     weights_dtype = None if dtype is None else pick("dtype", dtype, DTYPES)
@@ -215,16 +234,20 @@ def _load_model(
     target = device_of(("cuda" if torch.cuda.is_available() else "cpu") if device == AUTO else device)
     if weights_dtype is None and target.type == "cpu":
         weights_dtype = torch.float32
+    storage.check(source, target, several=several)
     if tiny_models.is_name(source):
         architecture, tied = tiny_models.parse(source)
         lm = tiny(architecture, tied=tied)
         lm.model.to(target)
         for parameter in lm.model.parameters():  # rotary frequencies stay float32, as in models from files
             parameter.data = parameter.data.to(weights_dtype or parameter.dtype)
+        storage.settle(lm.model, None, weights_dtype, target)
         return lm
     folder, revision = _resolve(source, cache or store.cache_root(), say)
     with quiet_transformers():
-        return _from_folder(source, folder, revision, weights_dtype, AUTO if several else target, tokenizer)
+        return _from_folder(
+            source, folder, revision, weights_dtype, AUTO if several else target, tokenizer, storage, say
+        )
 
 
 _preloaded: dict[tuple[str, str | None, str], LanguageModel] = {}
@@ -293,6 +316,8 @@ def _from_folder(
     dtype: torch.dtype | None,
     device: torch.device | str,
     tokenizer: Any,
+    storage: Storage,
+    say: Say,
 ) -> LanguageModel:
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
@@ -300,15 +325,17 @@ def _from_folder(
     options: dict[str, Any] = {"revision": revision or "main"} | ({"local_files_only": True} if local else {})
     try:
         config, masked = checkpoint_config.read(folder, options)
+        method = quantisation.method_of(getattr(config, "quantization_config", None))
+        where = None if (device == CPU and method is None) or not storage.plain else device
         head = AutoModelForMaskedLM if masked else AutoModelForCausalLM
         model, report = head.from_pretrained(
             folder,
             config=config,
-            dtype=dtype or "auto",
+            dtype=dtype if dtype and storage.plain else "auto",
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are in the report
-            **({} if device == CPU else {"device_map": device if device == AUTO else {"": device}}),
+            **({} if where is None else {"device_map": AUTO if where == AUTO else {"": where}}),
             **options,
             **checkpoint_config.OWN_CODE,
         )
@@ -319,28 +346,17 @@ def _from_folder(
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             raise
         if device == AUTO and "offload" in str(error):  # to a disk, which was not asked for
-            raise BadInput(_too_large(source)) from error
+            raise BadInput(weight_storage.too_large(source)) from error
         raise BadInput(checkpoint_files.load_failure(source, local, error, sorted(sources()))) from error
-    _refuse_offloaded(source, model)
+    weight_storage.refuse_offloaded(source, model)
     checkpoint_files.check_report(source, model, report)
+    try:
+        line = storage.settle(model, method, dtype, device)
+    except BadInput as error:
+        raise BadInput(f"{source}: {error}") from None
+    if line:
+        say(f"{source}: {line}")
     return _finish(LanguageModel(model, tokenizer, masked, source=source, name=_short_name(source)))
-
-
-def _refuse_offloaded(source: str, model: nn.Module) -> None:
-    """Refuse a model with offloaded weights: they are on a device for moments of a forward only.
-
-    Raises:
-        BadInput: some weights are offloaded.
-    """
-    if any(parameter.is_meta for parameter in model.parameters()):
-        raise BadInput(_too_large(source))
-
-
-def _too_large(source: str) -> str:
-    return (
-        f"{source} does not fit on the devices here, and weights that are offloaded to host memory or disk cannot be "
-        "tuned: use --dtype bfloat16, more GPUs, or --device cpu"
-    )
 
 
 def _finish(lm: LanguageModel) -> LanguageModel:
@@ -368,25 +384,3 @@ def _set_padding(lm: LanguageModel) -> None:
     if token != tokenizer.pad_token_id:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(token)
     tokenizer.padding_side = "right"
-
-
-@contextlib.contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Suppress warnings, log lines and progress bars of transformers; afterwards its settings are as before."""
-    from transformers.utils import logging as hf
-
-    verbosity, bars = hf.get_verbosity(), hf.is_progress_bar_enabled()
-    hub = logging.getLogger("huggingface_hub")
-    hub_level = hub.level
-    hf.set_verbosity_error()
-    hf.disable_progress_bar()
-    hub.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hf.set_verbosity(verbosity)
-        hub.setLevel(hub_level)
-        if bars:
-            hf.enable_progress_bar()

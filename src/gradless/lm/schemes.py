@@ -24,7 +24,15 @@ from torch import Tensor, nn
 
 from gradless import rng
 from gradless.errors import BadInput, pick
-from gradless.lm import adapter_schemes, adapters, gguf_schemes, lora_targets, output_layer, virtual_tokens
+from gradless.lm import (
+    adapter_schemes,
+    adapters,
+    gguf_schemes,
+    lora_targets,
+    output_layer,
+    virtual_tokens,
+    weight_storage,
+)
 from gradless.lm.checkpoint_files import first_line
 from gradless.lm.loading import LanguageModel, quiet_transformers
 from gradless.storage.codes import freeze as freeze_parameter
@@ -149,6 +157,8 @@ def _freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def _full(lm: LanguageModel, options: Options) -> nn.Module:
+    if (reason := weight_storage.untunable(lm.model, lm.source)) is not None:
+        raise BadInput(reason)
     return lm.model.requires_grad_(True)
 
 

@@ -83,9 +83,8 @@ def load_task(config: TuneConfig, say: Say = silent) -> tuple[Task, Splits]:
 
 def base_model(config: TuneConfig, *, tokenizer: Any = None, say: Say = silent) -> LanguageModel:
     """Return the model of a configuration before any scheme is applied; see `gradless.lm.load`."""
-    return lm.load(
-        config.model, dtype=config.dtype, device=config.device, tokenizer=tokenizer, chat=config.chat, say=say
-    )
+    names = ("dtype", "device", "chat", "quantise", "offload")
+    return lm.load(config.model, **{name: getattr(config, name) for name in names}, tokenizer=tokenizer, say=say)
 
 
 def build(

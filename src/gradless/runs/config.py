@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Literal
 from msgspec import Meta
 
 from gradless.errors import BadInput
-from gradless.forward.engines import AUTO, DUAL, STREAM
+from gradless.forward.engines import AUTO
 from gradless.runs import scheme_settings
 from gradless.runs.scheme_settings import DEFAULTS as DEFAULTS
 from gradless.system import typed
@@ -25,6 +25,9 @@ from gradless.system.typed import Amount, Count, Few, Flag, Names, NotNegative, 
 
 RECORDED: Final = "engine_choice"
 """Key of ``config.json`` that is no setting: how the engine was chosen where ``auto`` was asked for."""
+
+ADDED: Final = ("plugins", "quantise", "offload")
+"""Settings that ``config.json`` holds only where they say something."""
 
 Model = Annotated[str, Names("model", closed=False)]
 Task = Annotated[str, Names("task", closed=False)]
@@ -34,6 +37,8 @@ Objective = Annotated[str, Names("objective", closed=False)]
 Engine = Annotated[str, Names("engine", "forward.engines:CHOICES")]
 DType = Annotated[str, Names("dtype", closed=False)]
 Device = Annotated[str, Names("device", closed=False)]
+Quantise = Literal["nf4", "fp4", "int8"] | None
+Offload = Literal["cpu", "disk"] | None
 Rows = Annotated[str, Flag(path="data")]
 Folder = Annotated[str, Flag(path="folder")]
 
@@ -174,6 +179,13 @@ class TuneConfig:
     """float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's."""
     device: Device = "cpu"
     """cpu, cuda, cuda:1, mps; auto: all GPUs."""
+    quantise: Quantise = None
+    """nf4, fp4 (bitsandbytes) or int8 (torchao): quantise frozen weights as they are loaded."""
+    offload: Offload = None
+    """disk or cpu: where frozen weights stay until their layer runs.
+
+    disk: in their files, mapped. cpu: in the host's memory, while a graphics card computes. Results have the same
+    bits."""
     seed: Seed = 0
     """Of the data split and every random number."""
     num_train: Amount = 1000
@@ -285,7 +297,8 @@ class TuneConfig:
     def to_json(self) -> dict[str, Any]:
         """Return a plain dictionary that `from_json` reads back."""
         values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        for name in [*([] if self.scheme == "codes" else ["density"]), *([] if self.plugins else ["plugins"])]:
+        unused = {"density": self.scheme != "codes", **{name: not getattr(self, name) for name in ADDED}}
+        for name in (name for name, left_out in unused.items() if left_out):
             del values[name]  # as before there was such a setting
         return values
 
@@ -324,23 +337,6 @@ def require_plugins(values: Mapping[str, Any]) -> None:
     plugins.require(named_parts(values), typed.value("plugins", values.get("plugins", {}), dict[str, str]))
 
 
-def fixed_engine(config: TuneConfig) -> str:
-    """Return the engine of a run that asks for none, where nothing may be measured: benchmarks and groups of peers.
-
-    Their results must not depend on the machine's load, since the last bits of a loss depend on the engine.
-    """
-    from gradless.methods import METHODS
-    from gradless.ranks import DIRECTIONS
-
-    if config.engine not in (None, AUTO):
-        return str(config.engine)
-    # Text is generated token by token, with decisions that several copies cannot take at once.
-    # Several copies cannot share what lies before the first block that one of them perturbs.
-    # The last bits of a loss may depend on how many points are evaluated at once.
-    one_by_one = config.objective == "f1" or METHODS[config.method].blocks or config.split == DIRECTIONS
-    return STREAM if one_by_one or not config.device.startswith("cpu") else DUAL
-
-
 def read_config(folder: Path) -> TuneConfig:
     """Return the configuration of a run directory.
 
@@ -374,13 +370,13 @@ def read_values(folder: Path) -> dict[str, Any]:
 def difference(old: TuneConfig, new: TuneConfig) -> str | None:
     """Return the first field in which two configurations differ, as a sentence, or None.
 
-    The device, the folder of the data and what processes split are left out: a run may continue elsewhere, and the
+    Device, offload, the folder of the data and what processes split are left out: a run may continue elsewhere, and the
     ledger knows its data.
     """
     from gradless import plugins
 
     for f in dataclasses.fields(TuneConfig):
-        if f.name in ("device", "data", "split"):
+        if f.name in ("device", "offload", "data", "split"):
             continue
         a, b = getattr(old, f.name), getattr(new, f.name)
         if f.name == "plugins":

@@ -23,7 +23,8 @@ from gradless.lm import encode, evaluate, objectives, schemes
 from gradless.lm.encode import Encoded
 from gradless.runs import build
 from gradless.runs.build import Model
-from gradless.runs.config import TuneConfig, fixed_engine
+from gradless.runs.config import TuneConfig
+from gradless.runs.fixed_engine import fixed_engine
 from gradless.system import terminal
 from gradless.tasks.base import Splits, Task
 

@@ -1,0 +1,23 @@
+"""The engine of a run where nothing may be measured: in plans, benchmarks and groups of peers."""
+
+from __future__ import annotations
+
+from gradless.forward.engines import AUTO, DUAL, STREAM
+from gradless.runs.config import TuneConfig
+
+
+def fixed_engine(config: TuneConfig) -> str:
+    """Return the engine of a run that asks for none, where nothing may be measured: benchmarks and groups of peers.
+
+    Their results must not depend on the machine's load, since the last bits of a loss depend on the engine.
+    """
+    from gradless.methods import METHODS
+    from gradless.ranks import DIRECTIONS
+
+    if config.engine not in (None, AUTO):
+        return str(config.engine)
+    # Text is generated token by token, with decisions that several copies cannot take at once.
+    # Several copies cannot share what lies before the first block that one of them perturbs.
+    # The last bits of a loss may depend on how many points are evaluated at once.
+    one_by_one = config.objective == "f1" or METHODS[config.method].blocks or config.split == DIRECTIONS
+    return STREAM if one_by_one or not config.device.startswith("cpu") else DUAL
