@@ -16,7 +16,7 @@ INSIDE = {
         *("kernels.reference", "kernels.numba_arithmetic", "kernels.numba_tiles", "kernels.cpu", "kernels.cuda"),
     ),
     "storage": (
-        *("storage.stored", "storage.codes"),
+        *("storage.stored", "storage.codes", "storage.quantised", "storage.libraries", "storage.floats"),
         *("storage.gguf_blocks", "storage.gguf_numba", "storage.gguf_triton", "storage.mapped"),
         *("storage.gguf_codes", "storage.tuned"),
     ),
