@@ -136,7 +136,7 @@ def test_generation_is_served(scheme):
     answers = [example._replace(options=(), correct=(), answers=("good",)) for example in s.single(model)]
     chosen = objectives.OBJECTIVES["f1"]
     prompts = chosen.prepare(model, [encode(model, example) for example in answers])._replace(new_tokens=5)
-    from gradless.lm.scoring import generate
+    from gradless.lm.generation import generate
 
     leaves = {id(leaf.param): leaf for leaf in opt.leaves}
     mixture = Mixture((rng.direction_key(1, 0, 0),), (1.0,))

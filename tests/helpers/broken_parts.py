@@ -108,6 +108,10 @@ def blind(loss: float, coeffs: list[float]) -> tuple[float, list[float]]:
 ESTIMATORS: list[tuple[str, Any]] = [
     ("unbiased", estimating(told(lambda loss, c: (loss, [x * 1.5 for x in c])))),
     ("unbiased", estimating(told(lambda loss, c: (loss, [-x for x in c])))),
+    (
+        "prefers_lower_losses",
+        estimating(told(lambda loss, c: (loss, [math.copysign(1.0, -x) for x in c])), shaped=True),
+    ),
     ("forwards_are_counted", estimating(told(as_it_is), forwards=lambda k: k)),
     ("one_coefficient_a_key", estimating(told(lambda loss, c: (loss, c[:1])))),
     ("one_coefficient_a_key", estimating(told(as_it_is), deep=lambda name: name.startswith("norm"))),

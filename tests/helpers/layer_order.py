@@ -34,9 +34,16 @@ INSIDE = {
             "forward.block_order",
             "forward.prefix_cache",
         ),
-        *("forward.engines", "forward.evaluator", "forward.live_memory", "forward.engine_memory"),
+        *(
+            "forward.engines",
+            "forward.populations",
+            "forward.evaluator",
+            "forward.live_memory",
+            "forward.engine_memory",
+        ),
         "forward.engine_trial",
     ),
+    "estimators": ("estimators.shaping", "estimators"),
     "optimizer": (
         "optimizer.contract",
         "optimizer.rates",
@@ -175,7 +182,7 @@ INSIDE = {
         *("lm.loading", "lm.base_hash", "lm.output_layer"),
         *("lm.lora_targets", "lm.virtual_tokens", "lm.adapter_schemes", "lm.gguf_schemes"),
         *("lm.schemes", "lm.shapes", "lm.shortening", "lm.encode", "lm.token_trees", "lm.batching", "lm.head_chunks"),
-        "lm.scoring",
+        *("lm.generation", "lm.scoring"),
         *("lm.objectives", "lm.predict", "lm.evaluate"),
     ),
     "tasks": (

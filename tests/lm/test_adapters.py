@@ -16,7 +16,7 @@ from gradless.errors import BadInput
 from gradless.lm import adapters, schemes
 from gradless.lm.batching import collate_prompts
 from gradless.lm.encode import encode
-from gradless.lm.scoring import generate
+from gradless.lm.generation import generate
 from gradless.system import hub_requests
 from gradless.system.hashing import weights_sha256
 from gradless.tasks.base import Example

@@ -12,8 +12,8 @@ from gradless.lm import chat
 from gradless.lm.batching import collate_prompts
 from gradless.lm.encode import encode, encode_all, prompt_text
 from gradless.lm.evaluate import evaluate
+from gradless.lm.generation import generate
 from gradless.lm.loading import LanguageModel
-from gradless.lm.scoring import generate
 from gradless.tasks import get
 from gradless.tasks.base import Example
 

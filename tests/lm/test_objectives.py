@@ -5,9 +5,9 @@ import torch
 
 from gradless.errors import BadInput
 from gradless.lm.encode import encode, encode_all
+from gradless.lm.generation import generate
 from gradless.lm.metrics import token_f1
 from gradless.lm.objectives import OBJECTIVES, choose, default_for, loss_of, loss_over, prepare
-from gradless.lm.scoring import generate
 from scoring_helpers import (
     ARCHITECTURES,
     CAUSAL,

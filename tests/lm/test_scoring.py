@@ -11,7 +11,8 @@ from gradless.errors import BadInput
 from gradless.lm import scoring
 from gradless.lm.batching import collate_ends, collate_gold, collate_options, collate_prompts, collate_text
 from gradless.lm.encode import encode
-from gradless.lm.scoring import features, generate, scores, stop_tokens, token_log_probs
+from gradless.lm.generation import generate, stop_tokens
+from gradless.lm.scoring import features, scores, token_log_probs
 from gradless.tasks.base import MASK, Example
 from scoring_helpers import (
     ARCHITECTURES,

@@ -47,24 +47,48 @@ class BatchedForward:
         self.level = 0
 
     def losses(self, closure: Callable[[], Any]) -> Tensor:
-        """The closure's value for every copy: ``[copies]``.
+        """The closure's value for every copy: ``[copies]``, or ``[copies, B]`` if it has a loss for each row.
+
+        A closure with a method ``side_by_side(call)`` is asked for the losses of all copies itself, ``[copies, B]``; it
+        has `call` for its forwards. One that looks at what a forward gives (that generates text, say) needs this.
 
         Raises:
             CannotBatch: the closure returns no tensor, or torch is too old or too new.
             RuntimeError: from torch, for what cannot be batched.
         """
-        if _add_batch_dim is None:
-            raise CannotBatch("this release of torch does not offer what batching needs")
+        together = getattr(closure, "side_by_side", None)
+        if together is not None:
+            losses: Tensor = together(self.call)
+            return losses
 
-        def one(index: Tensor) -> Tensor:
-            self.level = maybe_get_level(index)
+        def one() -> Tensor:
             loss = closure()
             if not isinstance(loss, Tensor):
                 raise CannotBatch(f"the closure returns a {type(loss).__name__}, not a tensor")
-            return loss.reshape(())
+            return loss
 
-        # What the closure draws is the same for all copies, as it is in forwards one after the other.
-        return torch.func.vmap(one, randomness="same")(torch.arange(self.copies))
+        return torch.as_tensor(self.call(one))
+
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function returns for every copy of the weights, copies along the first dimension.
+
+        Args:
+            function: takes and returns tensors, or lists, tuples and dictionaries of tensors.
+            arguments: with a first dimension ``[copies, ...]``, of which the function sees one slice.
+
+        Raises:
+            CannotBatch: torch is too old or too new.
+            RuntimeError: from torch, for what cannot be batched.
+        """
+        if _add_batch_dim is None:
+            raise CannotBatch("this release of torch does not offer what batching needs")
+
+        def one(index: Tensor, *own: Any) -> Any:
+            self.level = maybe_get_level(index)
+            return function(*own)
+
+        # What is drawn is the same for all copies, as it is in forwards one after the other.
+        return torch.func.vmap(one, randomness="same")(torch.arange(self.copies), *arguments)
 
     def wrap(self, physical: Tensor) -> Tensor:
         """``[copies, ...]`` as a value with a hidden dimension."""

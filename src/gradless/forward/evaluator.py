@@ -15,13 +15,14 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gradless import rng
 from gradless.errors import BadInput, pick
 from gradless.estimators import BACKPROP, FORWARD_MODE, Oracle
-from gradless.forward import autodiff, graphs, heap, parameters
+from gradless.forward import autodiff, graphs, heap, parameters, populations
 from gradless.forward.batched import BatchedForward, unbatchable
 from gradless.forward.deferred import Deferred
 from gradless.forward.engines import AUTO, CHOICES, DUAL, IN_PLACE, MOST_COPIES, STREAM, EngineChoice
@@ -31,7 +32,7 @@ from gradless.forward.low_rank import LowRankLinear
 from gradless.forward.perturbed import PerturbedWeights, ReadSurvey
 from gradless.forward.points import Point, Points, Scale, probe_point
 from gradless.forward.prefix_cache import PrefixCache
-from gradless.forward.random_state import RandomState
+from gradless.forward.random_state import RandomState, SharedRandom
 from gradless.forward.read_order import ReadOrder
 from gradless.forward.scratch import Pool
 from gradless.gradients import Leaf, Mixture
@@ -56,8 +57,7 @@ class LossEvaluator:
 
     Attributes:
         forwards: evaluations so far; a loss that ranks evaluate together counts once.
-        check_forwards: evaluations for the check, which are not among them.
-        trial_forwards: those that chose the engine, which are not among them either.
+        check_forwards, trial_forwards: those for the check and for choosing the engine, which are not among them.
         choice: what ``auto`` became; None: not yet, or the engine was named.
         refusal: why ``dual`` became ``stream``.
     """
@@ -76,7 +76,6 @@ class LossEvaluator:
         self.engine = pick("engine", engine, {name: name for name in CHOICES})
         self.choice: EngineChoice | None = None
         self.refusal = ""
-        self._draws: bool | None = None  # whether some rank's closure draws random numbers; None: not known yet
         self.prefix: PrefixCache | None = None  # for directions that reach some blocks only
         self.tune(leaves, deferred or Deferred(leaves))
         self.share(ranks)
@@ -85,7 +84,7 @@ class LossEvaluator:
         """Perturb these leaves from now on; nothing is known of how a closure reads them."""
         self.leaves = list(leaves)
         self._leaves = {id(leaf.param): leaf for leaf in leaves}
-        self._accelerators = sorted({leaf.param.device for leaf in leaves if leaf.param.device.type != "cpu"}, key=str)
+        self._random = SharedRandom({leaf.param.device for leaf in leaves})
         self._on_cpu = any(leaf.param.device.type == "cpu" for leaf in leaves)
         self._in_place: frozenset[int] | None = frozenset(self._leaves) if self.engine == IN_PLACE else None
         self._deferred = deferred
@@ -95,8 +94,7 @@ class LossEvaluator:
         self._batched = False  # whether a batched forward has succeeded
         self._unread: frozenset[int] = frozenset()  # leaves that no forward has read so far
         self._sparse = False  # some forward did not read all leaves
-        self._looks = 0  # steps that looked for these
-        self._step_begins = False  # no forward of this step has run yet
+        self._looks, self._step_begins = 0, False  # steps that looked for these; no forward of this step has run yet
 
     def share(self, ranks: Ranks | None) -> None:
         """Share the evaluations with other processes from now on."""
@@ -123,35 +121,24 @@ class LossEvaluator:
         """
         if self._graphs:
             self._graphs.closure = closure
+        rows = populations.Rows(closure, start)
         closure, self._step_begins = checked(start.pinned(closure)), True
         if self._on_cpu:
             heap.keep(self)
         with self.prefix.step() if self.prefix else contextlib.nullcontext():
             yield Oracle(
-                values=lambda points: self.values(closure, [probe_point(key, size) for key, size in points]),
+                values=lambda points: self.values(closure, [probe_point(*point) for point in points]),
                 slopes=lambda keys: self.slopes(closure, keys),
                 gradients=lambda: self.gradients(closure, deep),
+                rows=lambda points: self.rows(rows, [probe_point(*point) for point in points]),
             )
-        self._leave(start)
+        self._random.end(self.ranks, start)
         if self._graphs:
             self._graphs.closure = None  # which holds a batch
 
     def random_state(self) -> RandomState:
         """The state that the evaluations of a step start from; ranks that split the points take that of rank 0."""
-        start = RandomState.capture(self._accelerators)
-        if self.ranks is not None and self.ranks.split == DIRECTIONS and self._draws is not False:
-            start = start.replaced(self.ranks.broadcast(start.to_bytes()))
-        return start
-
-    def _leave(self, start: RandomState) -> None:
-        """After the evaluations of a step: ranks that split the points continue with the random state of rank 0."""
-        if self.ranks is None or self.ranks.split != DIRECTIONS or self._draws is False:
-            return
-        end = RandomState.capture(self._accelerators)
-        if self._draws is None:
-            self._draws = any(drew for (drew,) in self.ranks.gather((float(not end.same(start)),)))
-        if self._draws:
-            end.replaced(self.ranks.broadcast(end.to_bytes())).restore()
+        return self._random.begin(self.ranks)
 
     def values(self, closure: Closure, points: Sequence[Point]) -> list[float]:
         """The loss at every point.
@@ -163,13 +150,28 @@ class LossEvaluator:
             BadInput: the closure reads none of the parameters, or gives another loss when a point is evaluated again.
         """
         losses = self._together(points, lambda own: self._values(closure, own))
+        self._evaluate_again(losses[0], lambda: self._together(points[:1], lambda own: self._values(closure, own))[0])
+        return losses
+
+    def rows(self, closure: Closure, points: Sequence[Point]) -> np.ndarray:
+        """The loss of every row of the batch at every point, float64 ``[points, B]``; see `populations.over_ranks`.
+
+        Cost and errors are those of `values`.
+        """
+        losses = populations.over_ranks(self.ranks, points, lambda own: self._values(closure, own))
+        self.forwards += populations.elsewhere(self.ranks, points)
+        if not hasattr(closure, "side_by_side"):  # such a closure draws from counters only
+            own = populations.own(self.ranks, points)[:1]
+            self._evaluate_again(populations.mean(losses[0]), lambda: populations.mean(self._values(closure, own)))
+        return losses
+
+    def _evaluate_again(self, loss: float, again: Callable[[], float]) -> None:
+        """Compare the loss at one point with what it is when evaluated again, until that was done once."""
         if self.unchecked:
             earlier = self.forwards
-            (again,) = self._together(points[:1], lambda own: self._values(closure, own))
+            self._check((loss, again()))
             self.check_forwards += self.forwards - earlier
             self.forwards = earlier
-            self._check((losses[0], again))
-        return losses
 
     def _check(self, losses: Sequence[float]) -> None:
         """Compare losses at one point; where some are not finite, the next step is checked instead."""
@@ -216,7 +218,8 @@ class LossEvaluator:
 
     def _replayed(self, evaluate: Callable[[Closure, Points], T], closure: Closure, points: Points) -> T:
         """What ``evaluate`` returns, from a CUDA graph where there is one."""
-        if not self._graphs or self._in_place != frozenset() or self._unread or self.prefix:
+        varies = self._in_place != frozenset() or self._unread or self.prefix or isinstance(closure, populations.Rows)
+        if not self._graphs or varies:
             return evaluate(closure, points)
         forwards = self.forwards + len(points)
         losses: T = self._graphs.evaluate(points, evaluate == self._side_by_side, lambda: evaluate(closure, points))
@@ -316,9 +319,7 @@ class LossEvaluator:
 
     def _touched(self, points: Points) -> dict[int, Leaf]:
         """The leaves that some point moves. All others are read as they are, so nothing of them may be pending."""
-        if points.decayed:
-            return self._leaves
-        unperturbed = points.untouched(self._leaves.values())
+        unperturbed = [] if points.decayed else points.untouched(self._leaves.values())
         if not unperturbed:
             return self._leaves
         self._deferred.flush(unperturbed)

@@ -26,19 +26,12 @@ def checked(closure: Callable[[], Any]) -> Closure:
     """
 
     def scalar() -> Tensor | float:
-        try:
-            loss = closure()
-        except RuntimeError as error:
-            if "does not require grad" not in str(error):
-                raise
-            raise BadInput(
-                "the closure calls .backward(), but gradients are not recorded here: leave it out and return the loss"
-            ) from None
+        loss = _called(closure)
         if isinstance(loss, Tensor):
             if loss.numel() != 1 or loss.is_complex():
                 kind = "complex numbers" if loss.is_complex() else f"a tensor of shape {list(loss.shape)}"
                 raise BadInput(f"the closure returns {kind}: return one real number, such as the mean of the losses")
-            return loss
+            return loss.reshape(())
         if isinstance(loss, (int, float, np.generic, np.ndarray)) and np.size(loss) == 1 and np.isrealobj(loss):
             return float(loss)
         if loss is None:
@@ -47,6 +40,38 @@ def checked(closure: Callable[[], Any]) -> Closure:
         raise BadInput(f"the closure returns a {type(loss).__name__}: {attribute}")
 
     return scalar
+
+
+def checked_rows(closure: Callable[[], Any]) -> Closure:
+    """The closure, whose result is a tensor ``[B]`` of real numbers, a loss for every row; one number is one row.
+
+    Raises:
+        BadInput: (when it is called) it returns something else, or calls ``backward``.
+    """
+
+    def rows() -> Tensor:
+        losses = _called(closure)
+        if losses is None:
+            raise BadInput("the closure returns nothing: end it with 'return losses', one for each row of the batch")
+        losses = losses if isinstance(losses, Tensor) else torch.as_tensor(np.asarray(losses, dtype=np.float64))
+        if losses.ndim > 1 or not losses.numel() or losses.is_complex():
+            kind = "complex numbers" if losses.is_complex() else f"a tensor of shape {list(losses.shape)}"
+            raise BadInput(f"the closure returns {kind}: return one real number for each row of the batch, [B]")
+        return losses.reshape(-1)
+
+    return rows
+
+
+def _called(closure: Callable[[], Any]) -> Any:
+    """What the closure returns."""
+    try:
+        return closure()
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        raise BadInput(
+            "the closure calls .backward(), but gradients are not recorded here: leave it out and return the loss"
+        ) from None
 
 
 def same(losses: Sequence[float], dtypes: Collection[torch.dtype]) -> bool:
@@ -71,12 +96,12 @@ def same(losses: Sequence[float], dtypes: Collection[torch.dtype]) -> bool:
 
 def unread(loss: Tensor | float) -> Tensor | float:
     """A loss to be read later: reading it waits for the device. A copy, since a closure may return its own buffer."""
-    return loss.detach().reshape(()).clone() if isinstance(loss, Tensor) else loss
+    return loss.detach().clone() if isinstance(loss, Tensor) else loss
 
 
-def numbers(losses: Sequence[Tensor | float]) -> list[float]:
-    """Read losses, all at once where they are scalars of one device."""
+def numbers(losses: Sequence[Tensor | float]) -> list[Any]:
+    """Read losses, or lists of losses, all at once where they are of one device."""
     tensors = [loss for loss in losses if isinstance(loss, Tensor)]
-    if len(tensors) < len(losses) or len({(loss.device, loss.dtype) for loss in tensors}) > 1:
-        return list(map(float, losses))
-    return list(map(float, torch.stack(tensors).tolist()))
+    if len(tensors) == len(losses) and len({(loss.device, loss.dtype, loss.shape) for loss in tensors}) == 1:
+        return list(torch.stack(tensors).tolist())
+    return [loss.tolist() if isinstance(loss, Tensor) else float(loss) for loss in losses]

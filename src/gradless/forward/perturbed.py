@@ -259,15 +259,20 @@ class PerturbedWeights:
         if func is Tensor.__getitem__:  # indexing may count from the end
             ids = torch.where(ids < 0, ids + size, ids)
         self.served.add(id(weight))
+        ids, each = (ids, False) if self.batched is None else self.batched.unwrap(ids)  # each copy has rows of its own
         if kernels.on_accelerator(ids.device):  # different rows cannot be counted without waiting for the device
             rows = ids.reshape(-1).long()
             rows.new_empty(1).expand(size).index_select(0, rows)  # torch's own check of the range, made on the device
             copies = self._branch(leaf, rows)
-            return self._present(copies.view(len(copies), *ids.shape, *copies.shape[2:]))
+            copies = copies.view(len(copies), *ids.shape, *copies.shape[2:])
+            return self._present(copies[range(len(copies)), range(len(copies))] if each else copies)
         rows, inverse = torch.unique(ids, return_inverse=True)
         if rows.numel() and not 0 <= int(rows[0]) <= int(rows[-1]) < size:
             raise IndexError(f"row {int(rows[-1])} or {int(rows[0])} is out of range for a weight of {size} rows")
-        return self._present(self._branch(leaf, rows)[:, inverse])
+        copies = self._branch(leaf, rows)
+        if not each:
+            return self._present(copies[:, inverse])
+        return self._present(torch.stack([copy[own] for copy, own in zip(copies, inverse, strict=True)]))
 
     def _whole(self, leaf: Leaf) -> Tensor:
         """The leaf at every point, ``[C, *shape]``."""

@@ -15,11 +15,13 @@ import ctypes
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeGuard, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from gradless.ranks import DIRECTIONS, Ranks
 
 T = TypeVar("T")
 TWISTER: Final = 4 * 625  # bytes of a Mersenne twister in memory: 624 words and a position
@@ -88,6 +90,38 @@ class RandomState(NamedTuple):
         return RandomState(
             torch.tensor(cpu, dtype=torch.uint8), states, NumPy(None, words), (version, tuple(internal), gauss)
         )
+
+
+class SharedRandom:
+    """The random state of steps whose points ranks split: all of them take that of rank 0, while closures draw.
+
+    Args:
+        devices: of the tuned weights.
+    """
+
+    def __init__(self, devices: Iterable[torch.device]) -> None:
+        self.accelerators = sorted((device for device in devices if device.type != "cpu"), key=str)
+        self.draws: bool | None = None  # whether some rank's closure draws random numbers; None: not known yet
+
+    def begin(self, ranks: Ranks | None) -> RandomState:
+        """The state that the evaluations of a step start from."""
+        start = RandomState.capture(self.accelerators)
+        if self._shared(ranks):
+            start = start.replaced(ranks.broadcast(start.to_bytes()))
+        return start
+
+    def end(self, ranks: Ranks | None, start: RandomState) -> None:
+        """After the evaluations of a step that began with ``start``."""
+        if not self._shared(ranks):
+            return
+        end = RandomState.capture(self.accelerators)
+        if self.draws is None:
+            self.draws = any(drew for (drew,) in ranks.gather((float(not end.same(start)),)))
+        if self.draws:
+            end.replaced(ranks.broadcast(end.to_bytes())).restore()
+
+    def _shared(self, ranks: Ranks | None) -> TypeGuard[Ranks]:
+        return ranks is not None and ranks.split == DIRECTIONS and self.draws is not False
 
 
 class NumPy(NamedTuple):

@@ -20,11 +20,11 @@ import torch
 from gradless.errors import BadInput, NotFinite, pick
 from gradless.lm.batching import collate_options, collate_prompts, groups
 from gradless.lm.encode import Encoded, encode, encode_all, length_limit, task_options
+from gradless.lm.generation import generate
 from gradless.lm.loading import LanguageModel
 from gradless.lm.metrics import SCORES, compute
 from gradless.lm.objectives import Objective, default_for, negative_f1
 from gradless.lm.predict import compared, content_free_scores, default_batch_tokens, not_finite, quiet
-from gradless.lm.scoring import generate
 from gradless.ranks import Ranks
 from gradless.rng import permutation
 from gradless.tasks.base import Example, Task

@@ -21,9 +21,10 @@ from gradless import plugins
 from gradless.errors import BadInput, NotFinite, pick
 from gradless.lm.batching import Batch, Prompts, collate_gold, collate_options, collate_prompts, collate_text
 from gradless.lm.encode import Encoded
+from gradless.lm.generation import generate
 from gradless.lm.loading import LanguageModel
 from gradless.lm.metrics import token_f1
-from gradless.lm.scoring import Scores, generate, scores
+from gradless.lm.scoring import Scores, scores
 from gradless.tasks.base import Task
 
 

@@ -14,8 +14,9 @@ import torch
 from gradless.errors import BadInput, NotFinite
 from gradless.lm.batching import Batch, collate_options, collate_prompts, groups, has_label_head
 from gradless.lm.encode import Encoded, content_free, encode, encode_all, length_limit, task_options
+from gradless.lm.generation import generate
 from gradless.lm.loading import LanguageModel
-from gradless.lm.scoring import Scores, generate, scores
+from gradless.lm.scoring import Scores, scores
 from gradless.tasks.base import Example, Task
 
 

@@ -21,8 +21,6 @@ Shapes as in `gradless.lm.batching`; ``V`` vocabulary, ``H`` hidden size.
 
 from __future__ import annotations
 
-import warnings
-import weakref
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -33,17 +31,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gradless.errors import BadInput, NotFinite
+from gradless.errors import BadInput
 from gradless.forward.perturbed import read_rows
-from gradless.lm.batching import Batch, Prompts, ScoredTokens, pad_id
+from gradless.lm.batching import Batch, ScoredTokens
 from gradless.lm.head_chunks import has_body, over_chunks
 from gradless.lm.loading import LanguageModel
 from gradless.lm.output_layer import reads_rows
 from gradless.lm.token_trees import tree_attention
 
 LOGITS_BYTES = 2**28  # most bytes of float32 logits at a time; the output layer computes more of them in chunks
-
-_stop_tokens: weakref.WeakKeyDictionary[Any, dict[str, tuple[int, ...]]] = weakref.WeakKeyDictionary()
 
 
 class Scores(NamedTuple):
@@ -154,78 +150,6 @@ def features(lm: LanguageModel, batch: Batch) -> Tensor:
     Cost: one forward without logits.
     """
     return _hidden(lm, batch)[:, 0].float()
-
-
-def generate(lm: LanguageModel, prompts: Prompts) -> list[str]:
-    """Return greedy continuations of left-padded prompts, without outer white space.
-
-    Each ends before its first stop text, before EOS, or at the limit of new tokens.
-
-    Raises:
-        NotFinite: a token would be the best of logits that are NaN or infinite.
-
-    Cost: one forward per new token, with a key-value cache.
-    """
-    from transformers import GenerationConfig
-
-    model: Any = lm.model
-    tokenizer, own = lm.tokenizer, getattr(model.generation_config, "eos_token_id", None)
-    chat = lm.chat
-    ends = {*stop_tokens(tokenizer, prompts.stop), *(own if isinstance(own, list) else [own]), tokenizer.eos_token_id}
-    ends.add(chat.end if chat else None)
-    config = GenerationConfig(
-        max_new_tokens=prompts.new_tokens,
-        do_sample=False,
-        num_beams=1,
-        use_cache=True,
-        pad_token_id=pad_id(lm),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=sorted(end for end in ends if end is not None) or None,
-    )
-    new: list[list[int]] = []
-    finite: list[Tensor] = []
-
-    def watch(_: Tensor, logits: Tensor) -> Tensor:
-        finite.append(logits.max(-1).values.isfinite().all())  # of the best token; others may be ruled out with -inf
-        return logits
-
-    for ids, mask in _generation_batches(lm, prompts):
-        with warnings.catch_warnings():
-            # PEFT drops the positions that generate() makes, and says so; without padding none are needed.
-            warnings.filterwarnings("ignore", message="Position ids are not supported")
-            tokens = model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[watch]
-            )
-        new += tokens[:, ids.shape[1] :].tolist()
-    if not all(map(bool, finite)):
-        raise NotFinite("the model's logits are not finite: use another model, a lower learning rate, or float32")
-    if chat is not None and chat.end is not None:  # which the tokenizer need not call special
-        new = [row[: row.index(chat.end)] if chat.end in row else row for row in new]
-    return [tokenizer.decode(row, skip_special_tokens=True).split(prompts.stop)[0].strip() for row in new]
-
-
-def _generation_batches(lm: LanguageModel, prompts: Prompts) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield ids and mask of all prompts at once, or of each without its padding where virtual tokens are embeddings.
-
-    PEFT puts these in front of the padding and drops position ids: the distance between them and the text would depend
-    on the batch.
-    """
-    if not any(adapter.is_prompt_learning and adapter.peft_type != "PREFIX_TUNING" for adapter in lm.adapters):
-        yield prompts.input_ids, prompts.attention_mask
-        return
-    for ids, mask in zip(prompts.input_ids, prompts.attention_mask, strict=True):
-        yield ids[mask.bool()][None], mask[mask.bool()][None]
-
-
-def stop_tokens(tokenizer: Any, stop: str) -> tuple[int, ...]:
-    """Return all tokens whose text contains the stop text, a full stop with a line break for instance."""
-    known = _stop_tokens.setdefault(tokenizer, {})
-    if stop not in known:
-        # As such, and for a line break also in byte-level alphabets and as a SentencePiece byte.
-        marks = ("\n", "Ċ", "<0x0A>") if stop == "\n" else (stop,)
-        near = [token for text, token in tokenizer.get_vocab().items() if any(mark in text for mark in marks)]
-        known[stop] = tuple(sorted(token for token in near if stop in tokenizer.decode([token])))
-    return known[stop]
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -102,6 +102,12 @@ METHODS: dict[str, Method] = {
     "fzoo": Method(
         recent.fzoo, "one-sided batch of signs, normalised by its spread; K+1 forwards", "FZOO 2025", lr_in_eps=1.0
     ),
+    "es": Method(
+        recent.es,
+        "evolution strategies: shaped losses of a population; 2K forwards",
+        "Salimans et al. 2017",
+        lr_in_eps=1.0,
+    ),
     "zo-muon": Method(recent.zo_muon, "orthogonalised low-rank estimates", "ZO-Muon 2026", lr_factor=100.0),
     "sparse-mezo": Method(recent.sparse_mezo, "only the smallest weights of each layer", "Liu et al. 2024"),
     "lezo": Method(recent.lezo, "a random share of the layers a query", "LeZO 2024", blocks=True),

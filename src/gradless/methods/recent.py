@@ -8,14 +8,41 @@ from gradless.directions import low_rank, rademacher
 from gradless.directions.blocks import random_blocks
 from gradless.directions.masks import sparse
 from gradless.errors import BadInput, pick
-from gradless.estimators import one_sided, spsa
+from gradless.estimators import one_sided, population, spsa
 from gradless.methods.common import Common, Params, Queries, Rate, build, preset
 from gradless.optimizer import ZerothOrder
 from gradless.rules import chain, momentum, scale
 from gradless.rules.muon import SCALES, orthogonalise
 from gradless.rules.normalise import rms_normalised, std_normalised
 
-__all__ = ["fzoo", "lezo", "mezo_rms", "sparse_mezo", "zo_muon"]
+__all__ = ["es", "fzoo", "lezo", "mezo_rms", "sparse_mezo", "zo_muon"]
+
+
+@preset
+def es(
+    params: Params,
+    *,
+    lr: Rate = 1e-3,
+    eps: float = 1e-3,
+    queries: Queries = 4,
+    shaping: str = "centred_ranks",
+    rank: int | None = None,
+    refresh: int = 10,
+    **common: Unpack[Common],
+) -> ZerothOrder:
+    """Evolution strategies: antithetic members compared by their shaped losses. Cost: 2K forwards, or generations.
+
+    The closure may return a loss for each row of its batch, such as minus the reward of each prompt. The step does not
+    depend on the size of the loss, so rates are of the size of eps. ``rank``: None for signs of every weight; a number
+    for low-rank directions, whose V is new every ``refresh`` steps and with which all members decode in one batch over
+    shared weights. Salimans et al. 2017 (arXiv 1703.03864), Qiu et al. 2025 (arXiv 2509.24372), low rank: Sarkar et al.
+    2025 (arXiv 2511.16652).
+
+    Raises:
+        BadInput: an unknown shaping, or a rank that low-rank directions cannot have.
+    """
+    directions = rademacher() if rank is None else low_rank(rank, refresh=refresh)
+    return build(params, directions, population(eps=eps, queries=queries, shaping=shaping), scale(lr), **common)
 
 
 @preset

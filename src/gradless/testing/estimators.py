@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -74,6 +75,10 @@ class Asked:
         self.forwards += len(points)
         return [math.nan if self.sick else self.bowl.loss(self._at(key, size)) for key, size in points]
 
+    def rows(self, points: Sequence[tuple[int | None, float]]) -> np.ndarray:
+        """Losses at points, of a batch of one row."""
+        return np.array(self.values(points))[:, None]
+
     def _at(self, key: int | None, size: float) -> Mapping[str, Tensor]:
         if key is None:
             return self.bowl.start
@@ -96,7 +101,7 @@ class Asked:
 
     def oracle(self) -> Oracle:
         """What the estimator sees."""
-        return Oracle(self.values, self.slopes, self.gradients)
+        return Oracle(self.values, self.slopes, self.gradients, self.rows)
 
 
 @functools.cache
@@ -117,7 +122,9 @@ def _estimate(
 
 
 def unbiased(estimator: Estimator, setting: Setting) -> None:
-    """On a quadratic the mean estimate is the gradient, element by element."""
+    """On a quadratic the mean estimate is the gradient, element by element, unless losses are shaped."""
+    if estimator.shaped:
+        return
     for queries in setting.queries:
         exact = _flat(_bowl().gradient())
         rows = []
@@ -213,8 +220,32 @@ def no_global_generator(estimator: Estimator, setting: Setting) -> None:
         _estimate(estimator, 0, setting.queries[0])
 
 
+def prefers_lower_losses(estimator: Estimator, setting: Setting) -> None:
+    """Against the mean estimate the loss of a quadratic falls, also where losses are shaped."""
+    gradient = _flat(_bowl().gradient())
+    for queries in setting.queries:
+        slope = 0.0
+        for seed in range(SAMPLES if estimator.queries(0) else 0):
+            estimate, asked, keys = _estimate(estimator, seed, queries)
+            slope += sum(
+                c * float(gradient @ _flat(asked.z(key))) for c, key in zip(estimate.coeffs, keys, strict=True)
+            )
+        demand(
+            slope > 0 or not estimator.queries(0),
+            f"with {queries} queries the mean of {SAMPLES} estimates points to higher losses (seeds from 0)",
+        )
+
+
 CHECKS = (
-    *(unbiased, forwards_are_counted, one_coefficient_a_key, schedule_of_queries, deterministic, reports_the_loss),
+    *(
+        unbiased,
+        prefers_lower_losses,
+        forwards_are_counted,
+        one_coefficient_a_key,
+        schedule_of_queries,
+        deterministic,
+        reports_the_loss,
+    ),
     *(shows_what_is_not_finite, no_global_generator),
 )
 

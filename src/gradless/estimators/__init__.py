@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
-from gradless.errors import BadInput, real, whole
+from gradless.errors import BadInput, pick, real, whole
+from gradless.estimators.shaping import SHAPINGS
 from gradless.gradients import Part
 
-__all__ = ["backprop", "forward_grad", "hybrid", "linear_queries", "one_sided", "spsa"]
+__all__ = ["backprop", "forward_grad", "hybrid", "linear_queries", "one_sided", "population", "spsa"]
 
 Values = Callable[[Sequence[tuple[int | None, float]]], Sequence[float]]
+Rows = Callable[[Sequence[tuple[int | None, float]]], np.ndarray]
 Slopes = Callable[[Sequence[int]], tuple[float, Sequence[float]]]
 Gradients = Callable[[], tuple[float, Mapping[str, Tensor]]]
 BACKPROP = 3  # forwards that a loss with its gradient counts as: a backward costs two
@@ -33,6 +36,7 @@ class Oracle(NamedTuple):
     values: Values  # losses at theta + scale * z(key) for pairs (key, scale); (None, 0): at theta
     slopes: Slopes  # the loss, and its derivative along z(key) for every key, by forward-mode differentiation
     gradients: Gradients  # the loss, and its gradient for every leaf that takes part, by backpropagation
+    rows: Rows  # as values, where a closure returns a loss for every row of its batch: float64 [points, B]
 
 
 class Estimate(NamedTuple):
@@ -52,6 +56,8 @@ class Estimator(NamedTuple):
     estimate: Callable[[Oracle, Sequence[int]], Estimate]
     forwards: Callable[[int], int]
     deep: Callable[[str], bool] | None = None  # leaves, by name, that gradients are stored for instead of coefficients
+    rows: bool = False  # it asks for the loss of every row
+    shaped: bool = False  # coefficients tell which members are better, not how steep the loss is
 
 
 def constant_queries(queries: int) -> Callable[[int], int]:
@@ -107,6 +113,45 @@ def one_sided(*, eps: float = 1e-3, queries: int | Callable[[int], int] = 1) -> 
     return Estimator("one_sided", eps, _queries(queries), estimate, lambda k: k + 1)
 
 
+def population(
+    *, eps: float = 1e-3, queries: int | Callable[[int], int] = 4, shaping: str = "centred_ranks"
+) -> Estimator:
+    """Evolution strategies: 2K members at theta +- eps z_k, whose losses are shaped before they are compared.
+
+    c_k = (u(+eps z_k) - u(-eps z_k)) / 2, where u are the members' losses after `gradless.estimators.shaping`. Shaped
+    losses have no unit, so the size of a step is that of the learning rate, however large rewards are; with the shaping
+    "none" they are the mean losses over eps, which makes this `spsa`.
+
+    The closure may return a loss for each row of its batch, ``[B]``: minus the reward of a prompt, for instance. Rows
+    in which some member's loss is NaN (a reward that does not apply) are left out for all members. Where all members
+    have one value, all coefficients are 0.
+
+    Cost: 2K forwards, or generations. Salimans et al. 2017 (arXiv 1703.03864); for language models Qiu et al. 2025
+    (arXiv 2509.24372).
+
+    Args:
+        eps: how far members are from theta.
+        queries: K, half of the population.
+        shaping: a key of `gradless.estimators.shaping.SHAPINGS`.
+    """
+    eps = real("eps", eps, above=0.0)
+    shape = pick("shaping", shaping, SHAPINGS).shape
+    scale = eps if shaping == "none" else 1.0
+
+    def estimate(oracle: Oracle, keys: Sequence[int]) -> Estimate:
+        losses = oracle.rows([(key, size) for key in keys for size in (eps, -eps)])
+        rows = losses[:, ~np.isnan(losses).any(axis=0)]
+        if not rows.size:
+            return Estimate(float("nan"), (float("nan"),) * len(keys))
+        utilities = shape(rows)
+        coefficients = (utilities[::2] - utilities[1::2]) / (2 * scale)
+        return Estimate(float(rows.mean()), tuple(coefficients.tolist()))
+
+    return Estimator(
+        "population", eps, _queries(queries), estimate, lambda k: 2 * k, rows=True, shaped=shaping != "none"
+    )
+
+
 def forward_grad(*, queries: int | Callable[[int], int] = 1) -> Estimator:
     """Exact slopes along random directions: c_k = <grad L(theta), z_k> by forward-mode differentiation.
 
@@ -156,6 +201,12 @@ def hybrid(shallow: Estimator, deep: Callable[[str], bool]) -> Estimator:
 ESTIMATORS: Final[dict[str, Part[Estimator]]] = {
     "spsa": Part(spsa, "two-sided differences", "Spall 1992; Malladi et al. 2023, arXiv 2305.17333", "2K forwards"),
     "one_sided": Part(one_sided, "forward differences", "Spall 1992", "K + 1 forwards"),
+    "population": Part(
+        population,
+        "evolution strategies: shaped losses of antithetic members, a loss for each row of the batch",
+        "Salimans et al. 2017, arXiv 1703.03864; Qiu et al. 2025, arXiv 2509.24372",
+        "2K forwards or generations",
+    ),
     "forward_grad": Part(
         forward_grad,
         "exact slopes along directions, by forward-mode differentiation",

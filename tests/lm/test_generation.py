@@ -1,0 +1,137 @@
+"""Sampling from a counter, and populations that decode in one batch."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.utils._pytree import tree_map
+
+from gradless import lm
+from gradless.directions import low_rank, rademacher
+from gradless.errors import NotFinite
+from gradless.estimators import population
+from gradless.forward.perturbed import copies_kept
+from gradless.lm import generation, schemes
+from gradless.lm.batching import Prompts
+from gradless.optimizer import ZerothOrder
+
+NEW = 8
+
+
+def prompts_of(*rows: list[int], stop: str = "") -> Prompts:
+    width = max(map(len, rows))
+    ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return Prompts(ids, mask, ((),) * len(rows), stop, NEW, float(len(rows)))
+
+
+PROMPTS = prompts_of([5, 6, 7, 8], [9, 10], [11, 12, 13])
+
+
+class Writes:
+    """A closure whose losses are of the texts that the model writes."""
+
+    def __init__(self, model, temperature: float) -> None:
+        self.model, self.texts = model, []
+        self.choose = generation.sampler(temperature, 0, "step/0", len(PROMPTS.answers), NEW)
+
+    def losses(self, texts):
+        self.texts.append(texts)
+        return -torch.tensor([len(text) + 0.1 * text.count("e") for text in texts], dtype=torch.float64)
+
+    def __call__(self):
+        with copies_kept():
+            return self.losses(generation.generate(self.model, PROMPTS, self.choose))
+
+    def side_by_side(self, call):
+        return torch.stack(
+            [self.losses(texts) for texts in generation.generate_members(self.model, PROMPTS, self.choose, call)]
+        )
+
+
+def probed(name: str, scheme: str, directions, engine: str, temperature: float):
+    model = schemes.apply(lm.load(name), scheme, seed=1)
+    for key, parameter in schemes.trainable(model):
+        if "lora_B" in key:
+            parameter.data.normal_(generator=torch.Generator().manual_seed(0), std=0.2)
+    closure = Writes(model, temperature)
+    opt = ZerothOrder(
+        schemes.trainable(model), directions=directions, estimator=population(eps=0.02, queries=3), engine=engine
+    )
+    probe = opt.probe(closure)
+    assert opt.engine == engine
+    return closure.texts[:6], probe
+
+
+CELLS = [
+    ("tiny-llama", "lora", rademacher(), 1.0),
+    ("tiny-llama", "full", low_rank(1), 0.0),
+    ("tiny-llama", "full", low_rank(1), 1.0),
+    *[
+        pytest.param(name, *rest, marks=pytest.mark.sweep)
+        for name in ("tiny-gemma", "tiny-opt", "tiny-qwen", "tiny-mistral")
+        for rest in (("lora", rademacher(), 1.0), ("full", low_rank(1), 1.0), ("full", rademacher(), 0.0))
+    ],
+]
+
+
+@pytest.mark.parametrize(("name", "scheme", "directions", "temperature"), CELLS)
+def test_members_in_one_batch_write_what_each_writes_alone(name, scheme, directions, temperature):
+    alone, one = probed(name, scheme, directions, "stream", temperature)
+    together, other = probed(name, scheme, directions, "dual", temperature)
+    assert together == alone
+    assert other.sketch == one.sketch
+    assert len({tuple(texts) for texts in together}) > 1  # members do differ
+
+
+def test_a_prompt_is_continued_as_without_the_others():
+    model = lm.load("tiny-llama")
+    whole = generation.generate(model, PROMPTS)
+    assert [generation.generate(model, prompts_of(row))[0] for row in ([5, 6, 7, 8], [9, 10], [11, 12, 13])] == whole
+    together = generation.generate_members(model, PROMPTS, generation.greedy, of_one_copy)
+    assert together == [whole]
+
+
+def test_samples_follow_the_distribution():
+    weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    count = 20_000
+    choose = generation.sampler(1.0, 5, "many", count, 1)
+    tokens = choose(weights.log().expand(count, 4), 0)
+    shares = torch.bincount(tokens, minlength=4) / count
+    assert float((shares - weights).abs().max()) < 5 * math.sqrt(0.25 / count)
+    cold = generation.sampler(0.5, 5, "many", count, 1)(weights.log().expand(count, 4), 0)
+    squared = weights.square() / weights.square().sum()
+    assert float((torch.bincount(cold, minlength=4) / count - squared).abs().max()) < 5 * math.sqrt(0.25 / count)
+
+
+def test_members_share_their_random_numbers_and_steps_do_not():
+    logits = torch.zeros(2, 50, 100)
+    choose = generation.sampler(1.0, 0, "step/0", 50, 2)
+    first, second = choose(logits, 0)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, choose(logits, 1)[0])
+    assert not torch.equal(first, generation.sampler(1.0, 0, "step/1", 50, 2)(logits, 0)[0])
+    assert not torch.equal(first, generation.sampler(1.0, 1, "step/0", 50, 2)(logits, 0)[0])
+
+
+def test_a_token_without_probability_is_never_drawn():
+    logits = torch.full((4000, 5), -torch.inf)
+    logits[:, 2] = 0.0
+    assert (generation.sampler(1.0, 0, "only", 4000, 1)(logits, 0) == 2).all()
+
+
+def test_logits_that_are_nan_are_said():
+    model = lm.load("tiny-llama")
+    model.head.weight.data[:] = torch.nan
+    with pytest.raises(NotFinite, match="not finite"):
+        generation.generate(model, PROMPTS)
+    with pytest.raises(NotFinite, match="not finite"):
+        generation.generate_members(model, PROMPTS, generation.greedy, of_one_copy)
+
+
+def of_one_copy(function, *arguments):
+    """What `BatchedForward.call` returns where there is one copy of the weights."""
+    own = tree_map(lambda tensor: tensor[0], arguments)
+    return tree_map(lambda tensor: tensor.unsqueeze(0), function(*own))
