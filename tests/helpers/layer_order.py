@@ -177,7 +177,7 @@ INSIDE = {
     "lm": (
         *("lm.quiet", "lm.metrics", "lm.checkpoint_files", "lm.quantisation", "lm.checkpoint_config"),
         *("lm.hub_ids", "lm.assets"),
-        *("lm.gguf", "lm.conversion"),
+        *("lm.gguf_file", "lm.gguf_config", "lm.gguf_tokenizer", "lm.gguf_model", "lm.gguf", "lm.conversion"),
         *("lm.tiny_models", "lm.causality", "lm.chat", "lm.devices", "lm.weight_storage", "lm.adapters"),
         *("lm.loading", "lm.base_hash", "lm.output_layer"),
         *("lm.lora_targets", "lm.virtual_tokens", "lm.adapter_schemes", "lm.gguf_schemes"),

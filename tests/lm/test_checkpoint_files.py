@@ -157,7 +157,7 @@ def test_kinds_of_models(tmp_path: Path, name: str, words: str | None) -> None:
     architecture = name.removesuffix("Config") + kinds.get(name, "ForConditionalGeneration")
     config = getattr(transformers, name)(architectures=[architecture])
     if words is None:
-        assert checkpoint_config._check_class(config, name == "BertConfig") is None
+        assert checkpoint_config.check_class(config, name == "BertConfig") is None
         return
     config.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").touch()

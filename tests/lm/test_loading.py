@@ -285,48 +285,67 @@ def test_a_hub_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> No
 # GGUF
 
 
-def test_gguf_is_converted_once_and_exactly(tmp_path: Path) -> None:
+def test_gguf_is_used_in_place_and_exactly(tmp_path: Path) -> None:
     lm = models.tiny("llama")
     path, cache, said = tmp_path / "tiny.gguf", tmp_path / "cache", []
     write_gguf(lm, path)
     first = models.load(str(path), cache=cache, say=said.append)
-    assert len(said) == 1
-    assert "converting tiny.gguf once" in said[0]
-    assert weights_sha256(first.model.named_parameters()) == weights_sha256(lm.model.named_parameters())
+    assert said == []
+    assert first.files == (path,)
     assert torch.equal(logits(first), logits(lm))
     assert first.name == "tiny"
     assert first.tokenizer(" great", add_special_tokens=False).input_ids == [
         lm.tokenizer.convert_tokens_to_ids("Ġgreat")
     ]
-    (entry,) = (cache / "gguf").iterdir()
-    assert entry.name == file_sha256(path)
-    marker = entry / "config.json"
-    stamp = marker.stat().st_mtime_ns
+    assert [entry.name for entry in cache.iterdir()] == ["gguf-tokenizers"]
+    (entry,) = (cache / "gguf-tokenizers").iterdir()
+    assert not [*entry.glob("*.safetensors")]
+    stamp = (entry / "tokenizer.json").stat().st_mtime_ns
     moved = path.rename(tmp_path / "another-name.gguf")  # the content is the key
-    second = models.load(str(moved), cache=cache, say=said.append)
-    assert len(said) == 1
-    assert marker.stat().st_mtime_ns == stamp
+    second = models.load(str(moved), dtype="float32", cache=cache, say=said.append)
+    assert said == ["decoding the weights of another-name.gguf into float32"]
+    assert second.files == ()
+    assert (entry / "tokenizer.json").stat().st_mtime_ns == stamp
+    assert weights_sha256(second.model.named_parameters()) == weights_sha256(lm.model.named_parameters())
     assert torch.equal(logits(second), logits(lm))
 
 
-@pytest.mark.sweep
-def test_truncated_gguf_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_a_gguf_of_another_architecture_is_converted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradless.lm import gguf_model
+
+    lm = models.tiny("llama")
+    path, cache, said = tmp_path / "tiny.gguf", tmp_path / "cache", []
+    write_gguf(lm, path)
+    monkeypatch.setattr(gguf_model, "ARCHITECTURES", {})
+    for _ in range(2):
+        loaded = models.load(str(path), cache=cache, say=said.append)
+        assert weights_sha256(loaded.model.named_parameters()) == weights_sha256(lm.model.named_parameters())
+        assert len(said) == 1
+    assert "converting tiny.gguf once" in said[0]
+    (entry,) = (cache / "gguf").iterdir()
+    assert entry.name == file_sha256(path)
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_truncated_gguf_leaves_nothing_behind(tmp_path: Path, dtype: str | None) -> None:
     whole, path, cache = tmp_path / "whole.gguf", tmp_path / "cut.gguf", tmp_path / "cache"
     write_gguf(models.tiny("llama"), whole)
     path.write_bytes(whole.read_bytes()[:-5000])
     with pytest.raises(BadInput, match="broken or truncated") as caught:
-        models.load(str(path), cache=cache)
+        models.load(str(path), dtype=dtype, cache=cache)
     assert "\n" not in str(caught.value)
-    assert list((cache / "gguf").iterdir()) == []
+    assert not cache.exists()
 
 
 def test_disk_full_during_conversion(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import subprocess
 
     from gradless.lm import gguf as gguf_convert
+    from gradless.lm import gguf_model
 
     path = tmp_path / "m.gguf"
     path.write_bytes(b"GGUF\3\0\0\0" + bytes(40))
+    monkeypatch.setattr(gguf_model, "open_file", lambda path: None)
 
     def full(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         (Path(command[-1]) / "model.safetensors").write_bytes(b"half")

@@ -104,14 +104,14 @@ def tune(
     """Fine-tune a model.
 
     \b
-    gradless tune --model gemma-3-270m --task sst2 --data sst2/ --lr 3e-6 --steps 100 --out runs/sst2
+    gradless tune --model gemma-3-270m --dtype float32 --task sst2 --data sst2/ --lr 3e-6 --steps 100 --out runs/sst2
     gradless tune --model facebook/opt-1.3b --task rte --scheme lora --out runs/rte
-    gradless tune --model smollm2-135m --train a.csv --test b.csv --template "{text} It was" \\
+    gradless tune --model smollm2-135m --scheme lora --train a.csv --test b.csv --template "{text} It was" \\
         --label-column label --labels "0=terrible,1=great" --out runs/mine
-    gradless tune --model gemma-3-270m --task sst2 --out runs/sst2 --tensorboard --save models/sst2
-    gradless tune --model gemma-3-270m --task sst2 --out runs/sst2 --report-to wandb
+    gradless tune --model gemma-3-270m --dtype float32 --task sst2 --out runs/sst2 --tensorboard --save models/sst2
+    gradless tune --model gemma-3-270m --dtype float32 --task sst2 --out runs/sst2 --report-to wandb
     gradless tune --resume --out runs/sst2 --steps 2000
-    torchrun --nproc-per-node 4 -m gradless tune --model gemma-3-270m --task sst2 --device cuda --out runs/four
+    torchrun --nproc-per-node 4 -m gradless tune --model facebook/opt-1.3b --task sst2 --device cuda --out runs/four
     gradless tune --example > run.toml
     """
     from gradless.cli import run_ends
@@ -218,7 +218,7 @@ def profile(no_memory: bool, no_eager: bool, only: str | None, **settings: Any) 
     shape:opt-6.7b, shape:opt-13b, shape:llama-3.2-1b, shape:llama-3.1-8b, shape:qwen3-0.6b, shape:roberta-large.
 
     \b
-    gradless profile --model gemma-3-270m --json profile.json --picture profile.png
+    gradless profile --model gemma-3-270m --dtype float32 --json profile.json --picture profile.png
     gradless profile --model shape:opt-1.3b --dtype bfloat16 --device cuda --length 128
     gradless profile --model smollm2-135m --scheme lora --engine dual --repeats 15
     """

@@ -51,6 +51,7 @@ def demo(folder: Path, *, steps: int, seed: int, resume: bool, report_to: Sequen
         },
         method="mezo",
         scheme="full",
+        dtype="float32",  # all weights are tuned, and those of the file have codes of four to eight bits
         steps=steps,
         batch_size=BATCH_SIZE,
         micro_batch_size=MICRO_BATCH_SIZE,

@@ -30,7 +30,7 @@ def read(source: str, options: dict[str, Any]) -> tuple[Any, bool]:
     """
     from transformers import AutoConfig, PretrainedConfig
 
-    _check_sizes(PretrainedConfig.get_config_dict(source, **options)[0])
+    check_sizes(PretrainedConfig.get_config_dict(source, **options)[0])
     try:
         config = AutoConfig.from_pretrained(source, **options, **OWN_CODE)
     except ValueError as error:
@@ -41,11 +41,11 @@ def read(source: str, options: dict[str, Any]) -> tuple[Any, bool]:
         ) from None
     quantisation.check(getattr(config, "quantization_config", None))
     masked = is_masked(config)
-    _check_class(config, masked)
+    check_class(config, masked)
     return config, masked
 
 
-def _check_class(config: Any, masked: bool) -> None:
+def check_class(config: Any, masked: bool) -> None:
     """Refuse what transformers builds neither as a causal nor as a masked language model."""
     from transformers.models.auto import modeling_auto as auto
 
@@ -65,10 +65,15 @@ def _check_class(config: Any, masked: bool) -> None:
         )
 
 
-def _check_sizes(values: dict[str, Any]) -> None:
+def check_sizes(values: dict[str, Any]) -> None:
+    """Refuse a configuration of sizes that no machine has memory for.
+
+    Raises:
+        BadInput: with the first such number.
+    """
     for name, value in values.items():
         if isinstance(value, dict):
-            _check_sizes(value)
+            check_sizes(value)
         limit = next((limit for pattern, limit in LIMITS.items() if re.search(pattern, name)), None)
         if isinstance(value, int) and limit is not None and value > limit:
             raise BadInput(f"its config.json asks for {name} beyond {limit}: restore that file from a copy")

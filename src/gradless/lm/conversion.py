@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 from gradless.errors import BadInput
-from gradless.lm import gguf
+from gradless.lm import gguf, gguf_file
 from gradless.system import cache
 from gradless.system.cache import Say
 from gradless.system.children import PYTHON, environment
@@ -28,9 +28,9 @@ def folder(path: Path, digest: str | None, root: Path, say: Say) -> Path:
         BadInput: it cannot be read or converted.
     """
     try:
-        files = gguf.parts(path)
+        files = gguf_file.parts(path)
         for file in files:
-            gguf.check(file)
+            gguf_file.check(file)
         digest = digest or files_sha256(files)
     except ValueError as error:
         raise BadInput(f"{path} {error}") from None

@@ -21,6 +21,7 @@ from gradless.lm import (
     checkpoint_config,
     checkpoint_files,
     conversion,
+    gguf_model,
     hub_ids,
     quantisation,
     tiny_models,
@@ -37,7 +38,18 @@ from gradless.system import cache as store
 from gradless.system.cache import Say
 from gradless.system.cache import quiet as silent
 
-__all__ = ["DTYPES", "LanguageModel", "device_of", "load", "preload", "quiet_transformers", "sources", "tiny"]
+__all__ = [
+    "DTYPES",
+    "IN_PLACE",
+    "LanguageModel",
+    "device_of",
+    "is_gguf",
+    "load",
+    "preload",
+    "quiet_transformers",
+    "sources",
+    "tiny",
+]
 
 DTYPES: Final[dict[str, torch.dtype]] = {
     "float32": torch.float32,
@@ -46,6 +58,8 @@ DTYPES: Final[dict[str, torch.dtype]] = {
 }
 
 AUTO: Final = "auto"
+IN_PLACE: Final = "gguf"
+"""What a ledger's header has for the type of weights that stay in GGUF files."""
 CPU: Final = torch.device("cpu")
 
 
@@ -83,6 +97,11 @@ class LanguageModel:
     def dtype(self) -> torch.dtype:
         """Type of the model's weights."""
         return self.head.weight.dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """Name of the type of the weights for a ledger's header; `IN_PLACE` if they are in their files."""
+        return IN_PLACE if self.files else str(self.dtype).removeprefix("torch.")
 
     @property
     def spread(self) -> bool:
@@ -124,6 +143,12 @@ def sources() -> dict[str, str]:
     return known | {f"tiny-{name}": "random weights, two layers, for tests" for name in tiny_models.FAMILIES}
 
 
+def is_gguf(source: str) -> bool:
+    """Return whether a source of `load` is a GGUF file, by its name; without ``dtype`` its weights stay in the file."""
+    asset = assets.ASSETS.get(source)
+    return (source if asset is None else asset.entry).lower().endswith(".gguf")
+
+
 def load(
     source: str,
     *,
@@ -140,10 +165,11 @@ def load(
 
     Args:
         source: a name from `sources`, a folder with ``config.json`` and safetensors, a ``.gguf`` file
-            (converted to float32 once, then read from the cache), or a hub id, ``owner/name`` or
+            (whose weights stay in the file and are decoded as they are used), or a hub id, ``owner/name`` or
             ``owner/name@revision``; or a folder or hub id of an adapter of PEFT, which is put around the base model
             that it names (`gradless.lm.adapters`).
-        dtype: a key of `DTYPES`; default float32 on the CPU, elsewhere the checkpoint's own.
+        dtype: a key of `DTYPES`; default float32 on the CPU, elsewhere the checkpoint's own. Of a ``.gguf`` file, the
+            type of its weights decoded into memory.
         device: device of the weights, ``cpu``, ``cuda`` or ``cuda:1`` for instance; ``auto`` spreads them over all
             GPUs (accelerate's device map).
         cache: cache folder (default: `gradless.system.cache.cache_root`).
@@ -243,7 +269,11 @@ def _load_model(
             parameter.data = parameter.data.to(weights_dtype or parameter.dtype)
         storage.settle(lm.model, None, weights_dtype, target)
         return lm
-    folder, revision = _resolve(source, cache or store.cache_root(), say)
+    root = cache or store.cache_root()
+    file = _gguf_file(source, root, say)
+    if file is not None and (opened := gguf_model.open_file(file)) is not None:
+        return _from_gguf(source, file, opened, None if dtype is None else weights_dtype, target, tokenizer, root, say)
+    folder, revision = _resolve(source, file, root, say)
     with quiet_transformers():
         return _from_folder(
             source, folder, revision, weights_dtype, AUTO if several else target, tokenizer, storage, say
@@ -284,20 +314,28 @@ def tiny(architecture: str, *, seed: int = 0, tied: bool | None = None) -> Langu
 # from a source to a folder or a hub id
 
 
-def _resolve(source: str, root: Path, say: Say) -> tuple[str, str | None]:
-    """Return the folder or hub id of a source, and the hub revision."""
+def _gguf_file(source: str, root: Path, say: Say) -> Path | None:
+    """Return the GGUF file that a source names, or None; a known one is fetched."""
     asset = assets.ASSETS.get(source)
+    path = Path(source).expanduser()
     if asset is not None and asset.kind == "model":
         path = assets.fetch(source, say, cache=root)
-        digest = next((file.sha256 for file in asset.files if file.name == asset.entry), None)
-        return str(conversion.folder(path, digest, root, say) if path.is_file() else path), None
+    return path if path.is_file() and path.suffix.lower() == ".gguf" else None
+
+
+def _resolve(source: str, file: Path | None, root: Path, say: Say) -> tuple[str, str | None]:
+    """Return the folder or hub id of a source, and the hub revision; a GGUF file is converted."""
+    asset = assets.ASSETS.get(source)
+    if file is not None:
+        digest = None if asset is None else next((one.sha256 for one in asset.files if one.name == asset.entry), None)
+        return str(conversion.folder(file, digest, root, say)), None
+    if asset is not None and asset.kind == "model":
+        return str(assets.fetch(source, say, cache=root)), None
     path = Path(source).expanduser()
     if path.is_dir():
         return str(checkpoint_files.checked_folder(path)), None
     if path.is_file():
-        if path.suffix.lower() != ".gguf":
-            raise BadInput(f"{source} is neither a folder nor a .gguf file: give the folder with its config.json")
-        return str(conversion.folder(path, None, root, say)), None
+        raise BadInput(f"{source} is neither a folder nor a .gguf file: give the folder with its config.json")
     return hub_ids.checked(source, sources())
 
 
@@ -306,7 +344,21 @@ def _short_name(source: str) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------
-# from a folder or hub id to a model
+# from a folder, hub id or GGUF file to a model
+
+
+def _from_gguf(
+    source: str, file: Path, opened: gguf_model.Opened, dtype: torch.dtype | None, device: torch.device,
+    tokenizer: Any, root: Path, say: Say,
+) -> LanguageModel:  # fmt: skip
+    """Return the model of a GGUF file: in place, or with decoded weights if their type is asked for."""
+    if dtype is not None:
+        say(f"decoding the weights of {file.name} into {str(dtype).removeprefix('torch.')}")
+    with quiet_transformers():
+        model = gguf_model.load(file, opened, dtype, device)
+        tokenizer = tokenizer or gguf_model.tokenizer(file, opened, root)
+    files = opened.files if dtype is None else ()
+    return _finish(LanguageModel(model, tokenizer, False, source=source, name=_short_name(source), files=files))
 
 
 def _from_folder(

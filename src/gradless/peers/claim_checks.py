@@ -17,6 +17,7 @@ from gradless.collab.data.splits import batches
 from gradless.collab.learners.alone import one_peer
 from gradless.collab.learners.coefficients import CoefficientPeers
 from gradless.errors import BadInput
+from gradless.lm.loading import IN_PLACE
 from gradless.peers import claims
 from gradless.peers.claims import Checked, Opening, Verdict
 from gradless.peers.run_folder import RunFolder
@@ -124,7 +125,7 @@ def _check(run: RunFolder, name: str, data: str, committed: bool, model: str | N
     say(f"computing {len(drawn)} steps of {name} again")
     checks = list(_again(run, name, learner, drawn))
     contents = ledger.read(run.folder / "ledger")
-    exact = contents.header.get("dtype") == "float32"
+    exact = contents.header.get("dtype") in ("float32", IN_PLACE)
     assert config.eps is not None, "settings of agreed peers name eps"
     return ClaimCheck(name, tuple(drawn), committed, checks, claims.judge(checks, eps=config.eps, exact=exact), exact)
 

@@ -138,11 +138,13 @@ def _merged(start: Mapping[str, Any], values: Mapping[str, Any], mode: str) -> d
 def _base_sha256(config: CollabConfig, out: Path, say: Callable[[str], None]) -> str:
     """Return the hash of the base model's weights. Cost: the model is loaded."""
     from gradless import lm
+    from gradless.collab.learners.language import weights_dtype
     from gradless.lm import base_hash
 
     model = located(str(config.model), out)
     say(f"hashing the weights of {model}")
-    return base_hash.base_sha256(lm.load(model, dtype="float32", device="cpu", say=say))
+    dtype = weights_dtype(config) if lm.is_gguf(model) else "float32"
+    return base_hash.base_sha256(lm.load(model, dtype=dtype, device="cpu", say=say))
 
 
 def located(model: str, folder: Path) -> str:

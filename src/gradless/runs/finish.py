@@ -12,6 +12,7 @@ from gradless import ledger
 from gradless.errors import BadInput, NotFinite
 from gradless.lm import encode, evaluate, metrics, schemes, scoring
 from gradless.lm.batching import collate_ends
+from gradless.lm.loading import IN_PLACE
 from gradless.methods import METHODS
 from gradless.optimizer import Update
 from gradless.runs import build, predictions
@@ -177,8 +178,8 @@ def _back_to(run: RunContext, moves: list[Update], label_tokens: tuple[int, ...]
             build.load_tuned(run.folder / BEST, {leaf.name: leaf.param for leaf in leaves})
         return
     # On the CPU, where the file's pages are mapped and not copied: a second model may not fit on the device.
-    dtype = str(run.model.lm.dtype).removeprefix("torch.")
-    config = dataclasses.replace(run.config, device="cpu", dtype=dtype)
+    dtype = run.model.lm.dtype_name
+    config = dataclasses.replace(run.config, device="cpu", dtype=None if dtype == IN_PLACE else dtype)
     fresh = build.build(config, run.folder, label_token_ids=label_tokens, twin=run.model, say=run.reporter.say)
     with torch.no_grad():
         for here, there in zip(leaves, fresh.optimizer.leaves, strict=True):

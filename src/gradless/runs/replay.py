@@ -10,6 +10,7 @@ from typing import Any
 from gradless import ledger, plugins
 from gradless.errors import BadInput
 from gradless.lm import assets
+from gradless.lm.loading import IN_PLACE
 from gradless.methods import METHODS
 from gradless.runs import build, extend
 from gradless.runs.build import OWN_PATHS, Model
@@ -68,7 +69,7 @@ def header(config: TuneConfig, model: Model, splits: Splits, label_token_ids: tu
         base_sha256=model.base_sha256,
         data_sha256=splits.fingerprint,
         label_token_ids=list(label_token_ids),
-        dtype=str(model.lm.dtype).removeprefix("torch."),
+        dtype=model.lm.dtype_name,
         initial_sha256=None if config.scheme == "full" and not model.lm.origin else build.tuned_sha256(model),
         **({"norms_sha256": weights_sha256(model.norms.items())} if model.norms else {}),
         groups=len(model.optimizer.param_groups),
@@ -183,8 +184,12 @@ def rebuild(
     steps = len(contents.moves) if until is None else until
     if not 0 <= steps <= len(contents.moves):
         raise BadInput(f"the ledger holds {len(contents.moves)} steps: --until {until} is out of reach")
+    dtype = contents.header["dtype"]
     config = dataclasses.replace(
-        config, model=model or config.model, device=device or config.device, dtype=contents.header["dtype"]
+        config,
+        model=model or config.model,
+        device=device or config.device,
+        dtype=None if dtype == IN_PLACE else dtype,
     )
     tokens = tuple(contents.header["label_token_ids"])
     built = build.build(config, folder, label_token_ids=tokens, anew=anew, say=say)

@@ -64,6 +64,7 @@ class Text:
             num_test=config.num_test or 0,
             freeze=config.freeze,
             device=config.device,
+            dtype=weights_dtype(config),
             steps=config.steps,
             weight_decay=config.weight_decay,
             zero_shot=False,
@@ -108,6 +109,11 @@ class Text:
         except NotFinite:  # as of other models, whose rows without finite logits are wrong
             return 0.0
         return evaluation.metrics[self.task.metrics[0]]
+
+
+def weights_dtype(config: CollabConfig) -> str | None:
+    """Return the type that weights are loaded in: all weights of a GGUF are tuned as float32 ones."""
+    return "float32" if config.scheme == "full" and lm.is_gguf(str(config.model)) else None
 
 
 @functools.cache
