@@ -30,7 +30,7 @@ from torch.utils._pytree import tree_leaves
 from gradless import __version__
 from gradless.errors import pick
 from gradless.estimators import BACKPROP, Estimator
-from gradless.forward import engine_memory
+from gradless.forward import engine_memory, populations
 from gradless.forward.engines import (
     DUAL,
     ENGINES,
@@ -89,14 +89,18 @@ def settle(
     Cost: where nothing is remembered one plain evaluation, one step's with either engine to prepare them, and two to
     seven that are timed; else the plain one alone, which tells the size of a step.
     """
+    if estimator.rows:
+        choice = populations.choice(evaluator.leaves, closure, estimator.forwards(len(keys)))
+        evaluator.settle(choice._replace(step=step))
+        return
     points, ranks, start = _points(estimator, keys), evaluator.ranks, evaluator.random_state()
     closure = checked(start.pinned(closure))
     with start.revisited():
         settled = Settled(_only(points, check), {}) if _only(points, check) else _recalled(evaluator, closure, points)
-        choice = _of_rank_0(ranks, lambda: settled.choice)
-        choice = choice or _of_rank_0(ranks, lambda: _timed(evaluator, closure, points, settled.key))
-    assert choice is not None
-    evaluator.settle(choice._replace(step=step))
+        chosen = _of_rank_0(ranks, lambda: settled.choice)
+        chosen = chosen or _of_rank_0(ranks, lambda: _timed(evaluator, closure, points, settled.key))
+    assert chosen is not None
+    evaluator.settle(chosen._replace(step=step))
 
 
 def _of_rank_0(ranks: Ranks | None, decide: Callable[[], EngineChoice | None]) -> EngineChoice | None:

@@ -21,7 +21,7 @@ from gradless.accept import FORWARDS, Accept, always
 from gradless.directions import Directions, rademacher
 from gradless.errors import BadInput, Diverged, real, whole
 from gradless.estimators import Estimator, check_stored, spsa
-from gradless.forward import engine_trial, parameters, populations
+from gradless.forward import engine_trial, parameters
 from gradless.forward.autodiff import all_finite
 from gradless.forward.deferred import Deferred
 from gradless.forward.engines import AUTO, STREAM, EngineChoice
@@ -200,10 +200,6 @@ class ZerothOrder(torch.optim.Optimizer):
         self.follow()
         if self.evaluator.engine == AUTO:
             self.flush()
-            if self.estimator.rows:
-                members = self.estimator.forwards(self.estimator.queries(self.t))
-                self.evaluator.settle(populations.choice(self.leaves, closure, members)._replace(step=self.t))
-                return
             engine_trial.settle(self.evaluator, closure, self.estimator, self._keys(), self.t, self.check)
 
     @torch.no_grad()
