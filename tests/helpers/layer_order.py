@@ -180,7 +180,7 @@ INSIDE = {
         *("lm.gguf_file", "lm.gguf_config", "lm.gguf_tokenizer", "lm.gguf_model", "lm.gguf", "lm.conversion"),
         *("lm.tiny_models", "lm.causality", "lm.chat", "lm.devices", "lm.weight_storage", "lm.adapters"),
         *("lm.loading", "lm.base_hash", "lm.output_layer"),
-        *("lm.lora_targets", "lm.virtual_tokens", "lm.adapter_schemes", "lm.gguf_schemes"),
+        *("lm.lora_targets", "lm.virtual_tokens", "lm.adapter_schemes", "lm.gguf_schemes", "lm.gguf_writing"),
         *("lm.schemes", "lm.shapes", "lm.shortening", "lm.encode", "lm.token_trees", "lm.batching", "lm.head_chunks"),
         *("lm.generation", "lm.scoring"),
         *("lm.objectives", "lm.predict", "lm.evaluate"),

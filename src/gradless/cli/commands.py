@@ -57,7 +57,7 @@ data_options = options(
 )
 save_options = options(
     click.option(
-        "--save", type=FOLDER, help="Write the tuned model (or adapter), tokenizer and model card to this folder."
+        "--save", type=FOLDER, help="Write the tuned model (or adapter), tokenizer and card to this folder, or the weights to x.gguf."
     ),
     click.option("--push", metavar="OWNER/NAME", help="Upload that folder to the Hugging Face hub."),
     click.option(
@@ -79,7 +79,7 @@ tracker_option = click.option(
 @data_options
 @of_fields(TuneConfig, "method scheme objective steps batch_size micro_batch_size lr eps engine options queries")
 @of_fields(TuneConfig, "query_schedule schedule warmup weight_decay layer_scale eval_every zero_shot select")
-@of_fields(TuneConfig, "rank alpha targets num_prefix num_prompt freeze split")
+@of_fields(TuneConfig, "rank alpha targets num_prefix num_prompt density freeze split")
 @plugin_option
 @of_hint("timeout", Seconds, "Seconds that ranks of torchrun wait for each other.", 600.0)
 @click.option("--resume", is_flag=True, help="Continue the run in --out after any stop, or to more --steps.")

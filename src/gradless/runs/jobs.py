@@ -78,6 +78,7 @@ def tune(
             if resume and save is not None and train.is_run(config, out) and _is_saved(save, out):
                 reporter.say(f"{save} holds the model of {out} already")  # a scheduler that tries again
                 save = None
+            saving.check_scheme(save, push, config.scheme)
             saving.check(save, push, public=public, beside=beside)
             if tensorboard is not None:
                 watching.append(stack.enter_context(tensorboard_events.tensorboard(out, tensorboard, say=reporter.say)))
@@ -228,7 +229,7 @@ def replay(
     Args:
         run: its directory, or a ledger without one.
         until: step to go to; by default the selected one, and of a ledger alone the last one.
-        save: folder for the model or adapter (`gradless.runs.save`).
+        save: folder for the model or adapter, or a .gguf file (`gradless.runs.save`).
         push: name on the Hugging Face hub to upload it to.
         public: make that repository public.
         verify: compare with ``result.json``.
@@ -249,6 +250,7 @@ def replay(
         raise BadInput(f"result.json holds the weights of step {recorded['selected_step']}: verify without --until")
     if until is None and recorded is not None:
         until = recorded["selected_step"]
+    saving.check_scheme(save, push, str(rebuilding.recorded_scheme(run)))
     if not rebuilding.replays(run):
         _check_kept(run, recorded, until)
     built, contents = rebuilding.rebuild(run, until=until, model=model, device=device, anew=verify, say=reporter.say)

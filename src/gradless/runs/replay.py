@@ -132,6 +132,15 @@ def ledger_path(source: Path) -> Path:
     return source if source.is_file() else source / "ledger"
 
 
+def recorded_scheme(source: Path) -> str:
+    """Return the scheme of a run.
+
+    Raises:
+        BadInput: no ledger, or a damaged one.
+    """
+    return str(ledger.read(ledger_path(source)).config["scheme"])
+
+
 def replays(source: Path) -> bool:
     """Return whether a run's steps can be rebuilt from its ledger.
 

@@ -28,6 +28,7 @@ from torch import nn
 from gradless import ledger, lm
 from gradless.errors import BadInput
 from gradless.ledger import Contents
+from gradless.lm import gguf_writing
 from gradless.lm.batching import has_label_head
 from gradless.runs import card, hub
 from gradless.runs.build import INITIAL, NORMS, OWN_PATHS, Model, Say, tuned_sha256
@@ -36,6 +37,7 @@ from gradless.runs.classifier import spec_of, write_spec
 from gradless.runs.config import TuneConfig
 from gradless.runs.record import read_result
 from gradless.runs.replay import ledger_path, shared, shared_model
+from gradless.runs.scheme_settings import STORED
 from gradless.runs.usage import usage
 from gradless.system import locks
 from gradless.system.atomic import write_json
@@ -47,11 +49,33 @@ PUSHED = ".push"  # folder beside the ledger for what is pushed and not saved
 MADE = "model"  # what is made there
 
 
+def is_gguf(save: Path | None) -> bool:
+    """Return whether a model is saved as a GGUF file rather than a folder."""
+    return save is not None and save.suffix.lower() == gguf_writing.SUFFIX
+
+
+def check_scheme(save: Path | None, push: str | None, scheme: str) -> None:
+    """Refuse a form that a scheme's result does not have.
+
+    Raises:
+        BadInput: with the form that it has.
+    """
+    if is_gguf(save) and scheme not in (*STORED, "lora"):
+        others = f"{', '.join(STORED)} and lora"
+        raise BadInput(f"a run of the scheme {scheme} is saved as a folder (of {others} as a .gguf): give --save DIR")
+    if scheme in STORED and push is not None:
+        raise BadInput(
+            f"a run of the scheme {scheme} ends in a GGUF file: write it with --save x.gguf"
+        )
+    if scheme in STORED and save is not None and not is_gguf(save):
+        raise BadInput(f"a run of the scheme {scheme} is saved as a GGUF file: give --save a name that ends in .gguf")
+
+
 def check(save: Path | None, push: str | None, *, public: bool = False, beside: Iterable[Path] = ()) -> None:
     """Refuse, before any work is done, what cannot be saved or pushed.
 
     Args:
-        save: the folder.
+        save: the folder, or the GGUF file.
         push: the name on the hub.
         public: whether everybody may see it there.
         beside: folders that will hold something by the time the model is saved.
@@ -61,7 +85,12 @@ def check(save: Path | None, push: str | None, *, public: bool = False, beside: 
     """
     if public and push is None:
         raise BadInput("--public says how a model is pushed: add --push OWNER/NAME, or leave it out")
-    if save is not None:
+    if save is not None and is_gguf(save):
+        if save.exists():
+            raise BadInput(f"{save} exists already: choose a new file for --save, or remove it")
+        if not save.absolute().parent.is_dir():
+            raise BadInput(f"{save.absolute().parent} is no folder: make it, or choose another file for --save")
+    elif save is not None:
         if any("\ud800" <= letter <= "\udfff" for letter in str(save.resolve())):
             raise BadInput(f"{save} is no UTF-8, which tokenizers cannot write to: choose another folder for --save")
         if save.exists() and not save.is_dir():
@@ -275,6 +304,12 @@ def deliver(
     Raises:
         BadInput: as `save` and `gradless.runs.hub.push`.
     """
+    if save_to is not None and is_gguf(save_to):
+        gguf_writing.write(built.lm, save_to)
+        say(f"saved to {save_to}")
+        if push is None:
+            return
+        save_to = None
     with contextlib.ExitStack() as stack:
         target = save_to
         if target is None:
