@@ -19,6 +19,7 @@ def write_gguf(
     keep: Callable[[str], bool] = lambda name: True,
     extra: Callable[[Any], None] = lambda writer: None,
     tokenizer: bool = True,
+    form: str = "F32",
 ) -> None:
     """A tiny Llama as llama.cpp's converter writes it: its own names, rotary halves interleaved.
 
@@ -28,6 +29,7 @@ def write_gguf(
         keep: which tensors are written, by llama.cpp's names.
         extra: adds fields and tensors to the writer.
         tokenizer: whether to write it.
+        form: of matrices, by ggml's name; one that `gguf` can quantise to, and that fits in rows of 32.
     """
     import gguf
 
@@ -52,7 +54,10 @@ def write_gguf(
         if heads:
             rows, columns = value.shape
             value = value.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-        if keep(theirs):
+        if keep(theirs) and form != "F32" and value.ndim == 2:
+            kind = gguf.GGMLQuantizationType[form]
+            writer.add_tensor(theirs, gguf.quants.quantize(np.ascontiguousarray(value), kind), raw_dtype=kind)
+        elif keep(theirs):
             writer.add_tensor(theirs, np.ascontiguousarray(value))
 
     add("token_embd.weight", "model.embed_tokens.weight")

@@ -57,7 +57,7 @@ data_options = options(
 )
 save_options = options(
     click.option(
-        "--save", type=FOLDER, help="Write the tuned model (or adapter), tokenizer and card to this folder, or the weights to x.gguf."
+        "--save", type=FOLDER, help="Write the tuned model (or adapter) and tokenizer to this folder, or to x.gguf."
     ),
     click.option("--push", metavar="OWNER/NAME", help="Upload that folder to the Hugging Face hub."),
     click.option(

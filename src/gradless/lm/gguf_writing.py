@@ -49,9 +49,7 @@ def write(lm: LanguageModel, target: Path) -> None:
     elif lm.adapters:
         _write_adapter(lm, target)
     else:
-        raise BadInput(
-            "neither blocks nor an adapter are tuned here: give --save a folder"
-        )
+        raise BadInput("neither blocks nor an adapter are tuned here: give --save a folder")
 
 
 def _write_model(lm: LanguageModel, target: Path) -> None:

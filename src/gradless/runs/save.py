@@ -64,9 +64,7 @@ def check_scheme(save: Path | None, push: str | None, scheme: str) -> None:
         others = f"{', '.join(STORED)} and lora"
         raise BadInput(f"a run of the scheme {scheme} is saved as a folder (of {others} as a .gguf): give --save DIR")
     if scheme in STORED and push is not None:
-        raise BadInput(
-            f"a run of the scheme {scheme} ends in a GGUF file: write it with --save x.gguf"
-        )
+        raise BadInput(f"a run of the scheme {scheme} ends in a GGUF file: write it with --save x.gguf")
     if scheme in STORED and save is not None and not is_gguf(save):
         raise BadInput(f"a run of the scheme {scheme} is saved as a GGUF file: give --save a name that ends in .gguf")
 
