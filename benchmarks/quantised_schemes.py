@@ -100,7 +100,7 @@ def one(task: str, scheme: str, value: float, seed: int, args: argparse.Namespac
         engine="dual" if scheme == "lora" else "stream",
         seed=seed,
         num_train=500,
-        num_dev=100,
+        num_dev=64,
         num_test=args.num_test,
         max_length=64,
         eval_every=max(1, args.steps // 2),

@@ -29,7 +29,7 @@ def write_gguf(
         keep: which tensors are written, by llama.cpp's names.
         extra: adds fields and tensors to the writer.
         tokenizer: whether to write it.
-        form: of matrices, by ggml's name; one that `gguf` can quantise to, and that fits in rows of 32.
+        form: of matrices, by ggml's name: blocks of 32 that `gguf` can quantise to; other widths stay F32.
     """
     import gguf
 
@@ -54,7 +54,7 @@ def write_gguf(
         if heads:
             rows, columns = value.shape
             value = value.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
-        if keep(theirs) and form != "F32" and value.ndim == 2:
+        if keep(theirs) and form != "F32" and value.ndim == 2 and value.shape[1] % 32 == 0:
             kind = gguf.GGMLQuantizationType[form]
             writer.add_tensor(theirs, gguf.quants.quantize(np.ascontiguousarray(value), kind), raw_dtype=kind)
         elif keep(theirs):
