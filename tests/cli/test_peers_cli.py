@@ -187,3 +187,22 @@ def test_the_demo_ends_with_equal_weights(tmp_path):
         code, said, wrong = call("replay", run, "--save", tmp_path / name)
         assert code == 0, wrong
         assert "gradless" in (tmp_path / name / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_liar_or_mode_that_there_is_not_is_refused(tmp_path):
+    assert "unknown liar 'x' (known: equivocate" in refused("peers", "demo", "--liar", "x", "--out", tmp_path / "out")
+    assert "unknown mode 'x' (known: coeff" in refused("peers", "init", "a", "--mode", "x", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["run", "join"])
+def test_what_is_refused_at_the_first_start_leaves_nothing(run, cards, tmp_path, command):
+    (tmp_path / "own.csv").write_text("text,label\ngood,1\n")
+    usual = ("peers", command, "--manifest", run, "--identity", cards / "anna", "--yes", "--out", tmp_path / "out")
+    _, _, said = call(*usual, "--train", tmp_path / "own.csv", "--model", "./no/such/model")
+    assert "there is no model at ./no/such/model" in said
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes").write_text("mine")
+    call(*usual, "--train", tmp_path / "own.csv", "--model", "./no/such/model")
+    assert (tmp_path / "out" / "notes").read_text() == "mine"  # what was there stays

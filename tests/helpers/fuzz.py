@@ -34,8 +34,6 @@ WRITTEN = ("out", "save", "json", "json_file", "picture", "tensorboard")
 """Options whose path is made, not read."""
 FREE = ("help", "version", "cell", "only", "push", "tensorboard", "memory", "verify")
 """Text that only the command can judge, and what is no option of a job."""
-WAITING = (("peers", "run"), ("peers", "join"), ("peers", "demo"))
-"""Commands that wait for other processes once nothing is wrong: tests/cli/test_peers_cli.py has their cases."""
 
 
 class Case(NamedTuple):
@@ -89,6 +87,9 @@ class World:
         grid = folder / "grid.json"
         grid.write_text(json.dumps(self.grid))
         cards = [str(identity / "card.toml") for identity in self.peer.identities]
+        identity, rows = str(self.peer.identities[0]), str(self.peer.files[0])
+        part = ["--manifest", str(self.peer.folder / "manifest.toml"), "--identity", identity, "--train", rows]
+        part += ["--fingerprint", self.peer.manifest.fingerprint]
         group = ["--peers", "4", "--byzantine", "1", "--steps", "1", "--rule", "krum", "--attack", "foe"]
         return {
             ("tune",): [*job, "--steps", "1", "--batch-size", "2", "--lr", "1e-3", *out],
@@ -108,6 +109,9 @@ class World:
             ("collab", "simulate"): [*group, *out],
             ("peers", "keygen"): ["--name", "eve", "--endpoint", "tls/127.0.0.1:7000", *out],
             ("peers", "init"): [*cards, "--f", "1", "--model", "tiny-llama", *own[4:], "--steps", "1", *out],
+            ("peers", "run"): [*part, *out],  # waits for others once nothing is wrong, like the next two
+            ("peers", "join"): [*part, *out],
+            ("peers", "demo"): [*("--model", "tiny-llama", "--steps", "1"), *out],
             ("peers", "status"): [str(self.peer.folder)],
             ("peers", "audit"): [str(self.peer.folder)],
             ("peers", "excise"): [str(self.peer.folder), "bert", *out],
@@ -120,7 +124,7 @@ def walk(group: click.Group = main, path: tuple[str, ...] = ()) -> Iterator[tupl
     for name, command in sorted(group.commands.items()):
         if isinstance(command, click.Group):
             yield from walk(command, (*path, name))
-        elif (*path, name) not in WAITING:
+        else:
             yield (*path, name), command
 
 

@@ -55,16 +55,16 @@ def _default(setting: Setting) -> str:
 
 def of_hint(name: str, hint: Any, text: str, default: Any = None) -> Callable:
     """Return the option of a value that is no field of a configuration, checked like one."""
-    return _option(Setting(name, hint, default, text), True, False, "")
+    return _option(Setting(name, hint, default, text), True, False, "", alone=True)
 
 
-def _option(setting: Setting, defaults: bool, several: bool, text: str) -> Callable:
+def _option(setting: Setting, defaults: bool, several: bool, text: str, *, alone: bool = False) -> Callable:
     several = several or (bool({tuple, dict} & set(setting.types)) and str not in setting.types)
     about: dict[str, Any] = {"help": text or _help(setting, several) or None}
     if bool in setting.types:
         about |= {"default": setting.default}
     else:
-        about |= {"type": Value(setting), "multiple": several}
+        about |= {"type": Value(setting, alone=alone), "multiple": several}
         if defaults and not several:
             required = setting.default is dataclasses.MISSING
             about |= {"required": True} if required else {"default": setting.default, "show_default": True}
@@ -82,10 +82,14 @@ class Value(click.ParamType):
     """What a setting takes: a number, checked as in a file (`gradless.system.typed.value`), a path, or text.
 
     Text that is a name of a table is looked up when the configuration is resolved, which imports the table.
+
+    Args:
+        setting: its name and type.
+        alone: whether it belongs to no configuration, which would refuse words that are none of the known ones.
     """
 
-    def __init__(self, setting: Setting) -> None:
-        self.setting = setting
+    def __init__(self, setting: Setting, *, alone: bool = False) -> None:
+        self.setting, self.alone = setting, alone
         self.numbers = [kind for kind in setting.types if kind in (int, float)]
         words = typed.choices(setting.hint)
         self.name = {int: "integer", float: "float"}[self.numbers[0]] if self.numbers else "text"
@@ -104,7 +108,7 @@ class Value(click.ParamType):
             with contextlib.suppress(ValueError):
                 value = kind(value)
         try:
-            if self.numbers:
+            if self.numbers or self.alone:
                 return typed.value(self.setting.name, value, self.setting.hint)
             typed.refuse_odd(self.setting.name, value)
         except BadInput as error:

@@ -15,7 +15,7 @@ from gradless.errors import BadInput
 from gradless.peers import excise, own_data
 from gradless.peers.loopback import LoopbackGroup
 from gradless.peers.manifest import Timing
-from gradless.peers.node_files import EVIDENCE, METRICS
+from gradless.peers.node_files import EVIDENCE, METRICS, new_folder
 from gradless.system.side_files import read_jsonl
 
 WORDS: Final = {
@@ -61,7 +61,8 @@ def demo(
         raise BadInput(f"{out} is not empty: choose another --out, or delete it")
     f, names = (peers - 1) // 3, [f"peer-{peer}" for peer in range(peers)]
     begun = time.monotonic()
-    group = group_of(out, names, f, steps, model, seed)
+    with new_folder(out):
+        group = group_of(out, names, f, steps, model, seed)
     lies = f"{names[-1]} lies ({liar})" if liar != "none" else "nobody lies"
     say(f"{peers} peers on 127.0.0.1, f = {f}, {lies}; fingerprint {group.manifest.fingerprint}")
     honest = list(range(peers if liar == "none" else peers - 1))

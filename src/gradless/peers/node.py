@@ -25,7 +25,7 @@ from gradless.peers.keys import Identity
 from gradless.peers.manifest import Manifest
 from gradless.peers.mixed_part import MixedPart
 from gradless.peers.monitor import Monitor
-from gradless.peers.node_files import LEDGER, LOSABLE, METRICS, RESULT, Metrics, Result
+from gradless.peers.node_files import LEDGER, LOSABLE, METRICS, RESULT, Metrics, Result, new_folder
 from gradless.peers.part import Part
 from gradless.peers.zenoh_link import ZenohLink
 from gradless.runs.record import versions
@@ -84,6 +84,7 @@ def run(settings: Settings, *, confirm: Callable[[Manifest], None], reporter: Re
     with (
         locks.claimed(settings.identity, option="--identity", say=reporter.warn),
         locks.claimed(settings.out, say=reporter.warn),
+        new_folder(settings.out),
     ):
         copy = settings.out / manifests.FILE
         if not copy.exists():

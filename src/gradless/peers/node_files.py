@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, Literal, TypedDict
 
 from gradless.system.atomic import replacing
+from gradless.system.locks import LOCK
 
 LOG: Final = "peers.log"
 VOTES: Final = "votes.wal"
@@ -69,6 +73,29 @@ class Metrics:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Leave nothing in a folder that was empty before, if what begins in it is refused before anything is signed."""
+    existed, was_empty = folder.exists(), not _entries(folder)
+    try:
+        yield
+    except BaseException:
+        if was_empty and not any(folder.rglob(VOTES)):
+            for path in _entries(folder):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                else:
+                    path.unlink(missing_ok=True)
+            if not existed:
+                folder.rmdir()
+        raise
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, beside the file that locks it."""
+    return [path for path in folder.iterdir() if path.name != LOCK] if folder.exists() else []
 
 
 def write_evidence(folder: Path, name: str, step: int, pair: tuple[bytes, bytes]) -> str:
