@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_batchedtensor
 
 SCRATCH_BYTES: Final = 1 << 28
 """Weights whose values take more are multiplied a part at a time."""
@@ -129,7 +130,7 @@ class StoredWeight(Tensor):
 _DATA: Final = cast(Any, Tensor).data
 _VALUES: Final = (_DATA, *(cast(Any, getattr(Tensor, name)) for name in ("T", "mT", "H", "mH", "real")))
 _ITSELF: Final = frozenset(
-    (Tensor.detach, Tensor.requires_grad_, Tensor.__deepcopy__, Tensor.contiguous, Tensor.to, Tensor.cpu)
+    (Tensor.detach, Tensor.requires_grad_, Tensor.__deepcopy__, Tensor.contiguous, Tensor.to, Tensor.cpu, Tensor.float)
 )
 """Functions that return the same weight, where they change neither its type nor its device."""
 _FACTS: Final = frozenset(
@@ -137,6 +138,7 @@ _FACTS: Final = frozenset(
         *("size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset", "is_contiguous"),
         *("element_size", "is_floating_point", "is_complex", "is_signed", "get_device", "has_names", "is_inference"),
         *("__len__", "__hash__", "__repr__", "__format__", "__set__", "register_hook", "untyped_storage", "data_ptr"),
+        "_has_compatible_shallow_copy_type",  # of modules that are moved or converted
     )
 )
 
@@ -167,6 +169,8 @@ def _again(weight: StoredWeight, func: Callable[..., Any], args: tuple[Any, ...]
         if (args[1:] or (kwargs.get("requires_grad", True),))[0]:
             raise RuntimeError("a stored weight cannot be tuned: it has codes, not values")
         return weight
+    if func is Tensor.float and weight.dtype != torch.float32:
+        return decoded(weight).float()
     if func is Tensor.to:
         target = torch.empty(0, dtype=weight.dtype, device=weight.device).to(*args[1:], **kwargs)
         same = target.dtype == weight.dtype and target.device == weight.device
@@ -194,14 +198,22 @@ def _rows(weight: StoredWeight, ids: Tensor, from_end: bool = False) -> Tensor:
     size, width = weight.shape[0], weight.shape[1:]
     if from_end:
         ids = torch.where(ids < 0, ids + size, ids)
-    rows, inverse = torch.unique(ids, return_inverse=True)
+    rows = torch.unique(_of_all_copies(ids))
     if rows.numel() and not 0 <= int(rows[0]) <= int(rows[-1]) < size:
         raise IndexError(f"row {int(rows[-1])} or {int(rows[0])} is out of range for a weight of {size} rows")
+    positions = torch.searchsorted(rows, ids)
     if isinstance(weight.store, ChangingStore):
-        return _at_present(lambda then, _: _values(then), weight.store, None, rows)[inverse]
+        return _at_present(lambda then, _: _values(then), weight.store, None, rows)[positions]
     out = torch.empty((len(rows), *width), dtype=weight.dtype, device=weight.device)
     weight.store.decode_rows(out, rows)
-    return out[inverse]
+    return out[positions]
+
+
+def _of_all_copies(ids: Tensor) -> Tensor:
+    """The tensor behind one with hidden dimensions of `torch.func.vmap`: a population reads tokens of its own."""
+    while is_batchedtensor(ids):
+        ids = get_unwrapped(ids)
+    return ids
 
 
 # ---------------------------------------------------------------------------------------------------------------
