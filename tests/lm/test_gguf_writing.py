@@ -162,3 +162,22 @@ def test_settings_that_codes_cannot_have(tmp_path, changes, words):
 def test_other_runs_say_nothing_of_density(tmp_path):
     assert "density" not in h.config(tmp_path).to_json()
     assert json.loads(json.dumps(h.config(tmp_path, scheme="codes").to_json()))["density"] == 0.02
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("scheme", ["scales", "codes"])
+def test_profile_takes_such_models(files, scheme):
+    profile = pytest.importorskip("gradless.cost.profile").profile
+    result = profile(
+        str(files / "Q4_1.gguf"), scheme=scheme, batch_size=2, length=8, repeats=1, memory=False, reporter=QUIET
+    )
+    assert all(row["step_seconds"] > 0 for row in result["engines"].values())
+    assert (result["eager_mezo"] is None) == (scheme == "codes")
+
+
+def test_groups_of_peers_do_not_take_them(files):
+    from gradless.collab.config import CollabConfig
+    from gradless.collab.learners.language import Text
+
+    with pytest.raises(BadInput, match="use --scheme lora"):
+        Text(CollabConfig(model=str(files / "Q4_1.gguf"), scheme="codes"), 3)

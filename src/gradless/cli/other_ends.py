@@ -48,9 +48,10 @@ def replayed(run: Path, rebuilt: Replayed, save: Path | None) -> End:
         return End(where, "", [] if save else [f"{same_command()} --save DIR"])
     commands, until = [], () if measured else ("--until", rebuilt.step)
     if not save:
-        commands.append(f"{run_ends.command_of(record, 'replay', run, *until)} --save DIR")
+        replay = run_ends.command_of(record, "replay", run, *until)
+        commands.append(f"{replay} --save {run_ends.form_of(record)}")
     elif run_ends.predicts(record.config):
-        commands.append(f"{run_ends.command_of(record, 'predict', save)} --input FILE")
+        commands.append(f"{run_ends.command_of(record, 'predict', run_ends.model_of(run, save))} --input FILE")
     commands.append(run_ends.command_of(record, "report", run))
     return End(where, run_ends.reached(record) if measured else "", commands)
 

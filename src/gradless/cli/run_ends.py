@@ -141,13 +141,25 @@ def _dev(record: RunRecord) -> str | None:
 
 def _after(record: RunRecord, saved: Path | None) -> list[str]:
     """Return what to do with a finished run."""
-    model = saved if saved is not None and saved.exists() else record.folder
+    model = model_of(record.folder, saved)
     commands = [command_of(record, "report", record.folder)]
     if predicts(record.config):
         commands.append(f"{command_of(record, 'predict', model)} --input FILE")
-    if model == record.folder:
-        commands.append(f"{command_of(record, 'replay', record.folder)} --save DIR")
+    if saved is None or not saved.exists():
+        commands.append(f"{command_of(record, 'replay', record.folder)} --save {form_of(record)}")
     return commands
+
+
+def model_of(folder: Path, saved: Path | None) -> Path:
+    """Return what `gradless predict` takes: a saved folder, or the run. A GGUF file knows no prompt and no labels."""
+    return saved if saved is not None and saved.is_dir() else folder
+
+
+def form_of(record: RunRecord) -> str:
+    """Return what stands for the name of a saved model: a folder, or a file for schemes that end in one."""
+    from gradless.runs.scheme_settings import STORED
+
+    return "NAME.gguf" if record.config.get("scheme") in STORED else "DIR"
 
 
 def predicts(config: Mapping[str, Any]) -> bool:

@@ -68,6 +68,8 @@ def profile(
     Raises:
         BadInput: anything wrong with the choices or the model, or files that cannot be written.
     """
+    if choices.get("scheme") == "codes":  # whole numbers, which eager MeZO cannot perturb
+        choices["eager"] = False
     settings, reporter = Settings(model=model, **choices), reporter or Reporter()
     settings.check()
     _writable(json, picture)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gradless import lm, methods, rng
+from gradless import directions, lm, methods, rng
 from gradless.cost import eager_mezo
 from gradless.cost.settings import EAGER, FLOOR
 from gradless.cost.settings import ProfileSettings as Settings
@@ -108,6 +108,8 @@ def optimizer(subject: Subject, **how: Any) -> ZerothOrder:
     """Return the method over the tuned parameters, with the scheme's usual eps."""
     settings = subject.settings
     make: Any = methods.METHODS[settings.method].make
+    if settings.scheme == "codes":
+        how["transform"] = lambda base: directions.ternary()
     optimizer: ZerothOrder = make(subject.named, lr=LR, eps=DEFAULTS[settings.scheme][1], seed=settings.seed, **how)
     return optimizer
 

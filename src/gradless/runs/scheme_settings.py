@@ -16,7 +16,7 @@ DEFAULTS: Final = {
     "prefix": (1e-2, 1e-1),
     "prompt": (1e-3, 1e-2),
     "head": (1e-3, 1e-2),
-    "scales": (1e-6, 1e-3),
+    "scales": (1e-8, 1e-4),
     "codes": (1.0, 1.0),  # eps is a number of codes
 }
 STORED: Final = ("scales", "codes")

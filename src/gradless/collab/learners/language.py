@@ -25,6 +25,7 @@ from gradless.runs import build
 from gradless.runs.build import Model
 from gradless.runs.config import TuneConfig
 from gradless.runs.fixed_engine import fixed_engine
+from gradless.runs.scheme_settings import STORED
 from gradless.system import terminal
 from gradless.tasks.base import Splits, Task
 
@@ -47,6 +48,10 @@ class Text:
     def __init__(
         self, config: CollabConfig, peers: int, *, mine: Sequence[int] | None = None, own: bool = False
     ) -> None:
+        if config.scheme in STORED:
+            raise BadInput(
+                f"a group tunes adapters or float weights, not the {config.scheme} of a GGUF file: use --scheme lora"
+            )
         settings = TuneConfig(
             model=str(config.model),
             task=config.task,
