@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,86 @@ def _add_tokenizer(lm: LanguageModel, writer: Any) -> None:
     writer.add_bos_token_id(lm.tokenizer.bos_token_id)
     writer.add_eos_token_id(lm.tokenizer.eos_token_id)
     writer.add_add_bos_token(True)
+
+
+SIZES: dict[str, Any] = {
+    **{"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4},
+    **{"num_key_value_heads": 2, "max_position_embeddings": 64, "vocab_size": 96, "rms_norm_eps": 1e-5},
+}
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen2": {},
+    "qwen3": {"num_attention_heads": 2, "num_key_value_heads": 1},  # transformers takes heads of 128 whatever files say
+    "phi3": {},
+    "gemma2": {"head_dim": 64, "sliding_window": 4},
+    "gemma3": {"head_dim": 64, "sliding_window": 4},
+}
+"""Settings of a small model of each architecture, by the names of transformers."""
+
+
+def write_random_gguf(path: Path, architecture: str, *, tied: bool, formats: Sequence[str]) -> None:
+    """A GGUF of an architecture whose matrices are random blocks, of one format after the other.
+
+    Metadata are those that transformers reads, by its own table; names of tensors those of `gguf`.
+    """
+    import gguf
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.integrations import GGUF_CONFIG_MAPPING
+
+    kind = "gemma3_text" if architecture == "gemma3" else architecture
+    special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    sizes = SIZES | ARCHITECTURES[architecture] | special
+    config = AutoConfig.for_model(kind, **sizes, tie_word_embeddings=tied)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name("random")
+    for theirs, ours in GGUF_CONFIG_MAPPING[architecture].items():
+        value = config.rope_parameters if ours == "rope_theta" else getattr(config, ours, None) if ours else None
+        if ours == "rope_theta":
+            value = float(value.get("rope_theta") or value["full_attention"]["rope_theta"])
+        if isinstance(value, int):
+            writer.add_uint32(f"{architecture}.{theirs}", value)
+        elif isinstance(value, float):
+            writer.add_float32(f"{architecture}.{theirs}", value)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{i}" for i in range(config.vocab_size)])
+    for name, number in zip(("pad", "bos", "eos"), special.values(), strict=True):
+        getattr(writer, f"add_{name}_token_id")(number)
+    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(numbers[architecture], config.num_hidden_layers)
+    rng, turn = np.random.default_rng(7), itertools.cycle(formats)
+    for key, parameter in model.named_parameters():
+        stem, _, suffix = key.rpartition(".")
+        name, shape = f"{names.get_name(stem)}.{suffix}", tuple(parameter.shape)
+        if parameter.ndim == 1:
+            writer.add_tensor(name, rng.uniform(0.5, 1.5, shape).astype(np.float32))
+        else:
+            add_random_blocks(writer, name, shape, next(turn), rng)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add_random_blocks(writer: Any, name: str, shape: tuple[int, ...], kind: str, rng: np.random.Generator) -> None:
+    """Add a matrix of random blocks whose factors are small, so that a model of it computes numbers."""
+    import gguf
+
+    number = gguf.GGMLQuantizationType[kind]
+    if kind in ("F32", "F16"):
+        writer.add_tensor(name, (rng.standard_normal(shape) * 0.05).astype(np.float32 if kind == "F32" else np.float16))
+        return
+    weights, nbytes = gguf.GGML_QUANT_SIZES[number]
+    if kind == "BF16":
+        blocks = (rng.standard_normal(shape) * 0.05).astype(np.float32).view(np.uint32) >> 16
+        blocks = blocks.astype(np.uint16).view(np.uint8)
+    else:
+        blocks = rng.integers(0, 256, (shape[0], shape[1] // weights, nbytes), np.uint8)
+        halves = {"Q6_K": (208,), "Q3_K": (108,), "Q2_K": (80, 82)}.get(kind, (0, 2) if kind[3] in "1K" else (0,))
+        for first, size in zip(halves, (0.01, -0.05), strict=False):
+            factor = (rng.uniform(0.5, 1.0, blocks.shape[:2]) * size / (16 if "K" in kind else 1)).astype(np.float16)
+            blocks[..., first : first + 2] = factor[..., None].view(np.uint8)
+        blocks = blocks.reshape(shape[0], -1)
+    writer.add_tensor(name, np.ascontiguousarray(blocks), raw_dtype=number)
