@@ -1,4 +1,4 @@
-"""GGUF models in place: of every architecture and format the values and logits are those of transformers' conversion."""
+"""GGUF models in place: values and logits are those of transformers' conversion, for every architecture and format."""
 
 from __future__ import annotations
 

@@ -61,8 +61,8 @@ def test_the_card_tells_of_a_run_that_did_not_end(tmp_path):
     [
         ("facebook/opt-1.3b", "facebook/opt-1.3b", 'from_pretrained("facebook/opt-1.3b", dtype="float32")'),
         ("a/b@v2", "a/b", 'from_pretrained("a/b", revision="v2", dtype="float32")'),
-        ("gemma-3-270m", "google/gemma-3-270m", "lm.load('gemma-3-270m')"),
-        ("./model.gguf", None, "lm.load('./model.gguf')"),
+        ("gemma-3-270m", "google/gemma-3-270m", "lm.load('gemma-3-270m', dtype='float32')"),
+        ("./model.gguf", None, "lm.load('./model.gguf', dtype='float32')"),
     ],
 )
 def test_the_card_names_the_base_model(model, base, code):

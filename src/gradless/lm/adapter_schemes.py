@@ -19,6 +19,7 @@ from gradless.lm import virtual_tokens
 from gradless.lm.adapters import LORA, VIRTUAL
 from gradless.lm.checkpoint_files import first_line
 from gradless.lm.loading import LanguageModel
+from gradless.storage.stored import decode_parameters
 
 MERGING: Final = ("full", "head")
 CONTINUED: Final = {LORA: "lora", **VIRTUAL}
@@ -106,6 +107,7 @@ def _merged(lm: LanguageModel, scheme: str) -> LanguageModel:
     ways = f"use the scheme {own} to tune it" if own else f"tune its base, --model {lm.origin.base}"
     if lm.adapters[0].is_prompt_learning:
         raise BadInput(f"{lm.source} has virtual tokens, which the scheme {scheme} has no place for: {ways}")
+    decode_parameters(lm.model)  # what an adapter is added to is written
     expected = _logits(lm)
     try:
         model: Any = cast(Any, lm.model).merge_and_unload()

@@ -17,12 +17,11 @@ from torch import nn
 from gradless.errors import BadInput, pick
 from gradless.lm import (
     adapters,
-    assets,
     checkpoint_config,
     checkpoint_files,
-    conversion,
     gguf_model,
     hub_ids,
+    model_names,
     quantisation,
     tiny_models,
     weight_storage,
@@ -32,6 +31,7 @@ from gradless.lm.adapters import Adapter
 from gradless.lm.causality import looks_ahead
 from gradless.lm.chat import Chat
 from gradless.lm.devices import device_of
+from gradless.lm.model_names import is_gguf, sources
 from gradless.lm.quiet import quiet_transformers
 from gradless.lm.weight_storage import Storage
 from gradless.system import cache as store
@@ -137,18 +137,6 @@ class LanguageModel:
         return sum(p.numel() for p in self.model.parameters())
 
 
-def sources() -> dict[str, str]:
-    """Return the names that `load` knows without a model hub, each with one line about it."""
-    known = {name: asset.about for name, asset in assets.ASSETS.items() if asset.kind == "model"}
-    return known | {f"tiny-{name}": "random weights, two layers, for tests" for name in tiny_models.FAMILIES}
-
-
-def is_gguf(source: str) -> bool:
-    """Return whether a source of `load` is a GGUF file, by its name; without ``dtype`` its weights stay in the file."""
-    asset = assets.ASSETS.get(source)
-    return (source if asset is None else asset.entry).lower().endswith(".gguf")
-
-
 def load(
     source: str,
     *,
@@ -232,7 +220,7 @@ def _load_adapter(source: str, folder: Path, tokenizer: Any, options: dict[str, 
         except BadInput as error:
             raise BadInput(f"{source} is an adapter of {adapter.base}: {error}") from error
         model = adapters.attach(source, adapter, base.model)
-    name = _short_name(source if not Path(source).expanduser().exists() else str(folder.absolute()))
+    name = model_names.short_name(source if not Path(source).expanduser().exists() else str(folder.absolute()))
     tokenizer = tokenizer or base.tokenizer
     tuned = LanguageModel(model, tokenizer, base.masked, source=source, name=name, origin=adapter, files=base.files)
     return _finish(tuned)
@@ -270,10 +258,10 @@ def _load_model(
         storage.settle(lm.model, None, weights_dtype, target)
         return lm
     root = cache or store.cache_root()
-    file = _gguf_file(source, root, say)
+    file = model_names.gguf_file(source, root, say)
     if file is not None and (opened := gguf_model.open_file(file)) is not None:
         return _from_gguf(source, file, opened, None if dtype is None else weights_dtype, target, tokenizer, root, say)
-    folder, revision = _resolve(source, file, root, say)
+    folder, revision = model_names.resolve(source, file, root, say)
     with quiet_transformers():
         return _from_folder(
             source, folder, revision, weights_dtype, AUTO if several else target, tokenizer, storage, say
@@ -311,39 +299,6 @@ def tiny(architecture: str, *, seed: int = 0, tied: bool | None = None) -> Langu
 
 
 # ------------------------------------------------------------------------------------------------------------
-# from a source to a folder or a hub id
-
-
-def _gguf_file(source: str, root: Path, say: Say) -> Path | None:
-    """Return the GGUF file that a source names, or None; a known one is fetched."""
-    asset = assets.ASSETS.get(source)
-    path = Path(source).expanduser()
-    if asset is not None and asset.kind == "model":
-        path = assets.fetch(source, say, cache=root)
-    return path if path.is_file() and path.suffix.lower() == ".gguf" else None
-
-
-def _resolve(source: str, file: Path | None, root: Path, say: Say) -> tuple[str, str | None]:
-    """Return the folder or hub id of a source, and the hub revision; a GGUF file is converted."""
-    asset = assets.ASSETS.get(source)
-    if file is not None:
-        digest = None if asset is None else next((one.sha256 for one in asset.files if one.name == asset.entry), None)
-        return str(conversion.folder(file, digest, root, say)), None
-    if asset is not None and asset.kind == "model":
-        return str(assets.fetch(source, say, cache=root)), None
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return str(checkpoint_files.checked_folder(path)), None
-    if path.is_file():
-        raise BadInput(f"{source} is neither a folder nor a .gguf file: give the folder with its config.json")
-    return hub_ids.checked(source, sources())
-
-
-def _short_name(source: str) -> str:
-    return source if source in assets.ASSETS else Path(source.partition("@")[0]).name.removesuffix(".gguf")
-
-
-# ------------------------------------------------------------------------------------------------------------
 # from a folder, hub id or GGUF file to a model
 
 
@@ -358,7 +313,9 @@ def _from_gguf(
         model = gguf_model.load(file, opened, dtype, device)
         tokenizer = tokenizer or gguf_model.tokenizer(file, opened, root)
     files = opened.files if dtype is None else ()
-    return _finish(LanguageModel(model, tokenizer, False, source=source, name=_short_name(source), files=files))
+    return _finish(
+        LanguageModel(model, tokenizer, False, source=source, name=model_names.short_name(source), files=files)
+    )
 
 
 def _from_folder(
@@ -408,7 +365,7 @@ def _from_folder(
         raise BadInput(f"{source}: {error}") from None
     if line:
         say(f"{source}: {line}")
-    return _finish(LanguageModel(model, tokenizer, masked, source=source, name=_short_name(source)))
+    return _finish(LanguageModel(model, tokenizer, masked, source=source, name=model_names.short_name(source)))
 
 
 def _finish(lm: LanguageModel) -> LanguageModel:

@@ -39,6 +39,7 @@ from gradless.runs.record import read_result
 from gradless.runs.replay import ledger_path, shared, shared_model
 from gradless.runs.scheme_settings import STORED
 from gradless.runs.usage import usage
+from gradless.storage.stored import decode_parameters
 from gradless.system import locks
 from gradless.system.atomic import write_json
 from gradless.system.signals import ENDING, interrupting
@@ -243,6 +244,8 @@ def _weights(model: lm.LanguageModel, facts: Facts, folder: Path) -> None:
     extra: dict[str, Any] = {}
     if has_label_head(model):
         _place_label_rows(model, facts.header["label_token_ids"])
+    if not model.adapters:
+        decode_parameters(inner)
     if model.adapters:
         name, revision = card.base_id(facts.base_model) or (facts.base_model, None)
         for adapter in model.adapters:

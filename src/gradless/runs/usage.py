@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from gradless.lm.encode import completions_of
-from gradless.lm.loading import LanguageModel
+from gradless.lm.loading import LanguageModel, is_gguf
 from gradless.lm.predict import reading_limit
 from gradless.runs.classifier import Spec
 from gradless.tasks import MASK, Example, Task
@@ -98,7 +98,8 @@ def usage(model: LanguageModel, spec: Spec, *, location: str, adapter: bool, bas
 
 def _saving(base: str) -> str:
     """Return the command that makes a folder of a base model which transformers cannot load by its name."""
-    load = f"from gradless import lm; base = lm.load({base!r})"
+    kind = ", dtype='float32'" if is_gguf(base) else ""
+    load = f"from gradless import lm; base = lm.load({base!r}{kind})"
     return f'python -c "{load}; base.model.save_pretrained({FOLDER!r}); base.tokenizer.save_pretrained({FOLDER!r})"'
 
 

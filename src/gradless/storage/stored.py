@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._functorch import get_unwrapped, is_batchedtensor
 
 SCRATCH_BYTES: Final = 1 << 28
@@ -154,6 +154,21 @@ def decoded(weight: Tensor) -> Tensor:
     if isinstance(store, ChangingStore):
         return _at_present(lambda then, _: _values(then), store, None)
     return _values(store)
+
+
+def decode_parameters(model: nn.Module) -> int:
+    """Put float parameters, which can be written and saved, where a model has stored weights; return how many.
+
+    Shared parameters stay shared. Memory: the values.
+    """
+    values: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, weight in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if isinstance(weight, StoredWeight):
+                if id(weight) not in values:
+                    values[id(weight)] = nn.Parameter(decoded(weight), requires_grad=False)
+                setattr(module, name, values[id(weight)])
+    return len(values)
 
 
 def _values(store: Store) -> Tensor:
