@@ -137,3 +137,15 @@ def test_a_leaf_of_codes_needs_its_range():
         kernels.sweep(p, p, UPDATE, leaf=LEAF)
     with pytest.raises(ValueError, match="highest"):
         kernels.sweep(torch.zeros(4), torch.zeros(4), UPDATE, leaf=LEAF, highest=15)
+
+
+def test_whole_steps_need_no_dice_and_give_the_same_codes():
+    p = codes((40, 40), 15)
+    whole = kernels.program([(1.0, [70], [1 / TERNARY.unit])], rounding=[8])
+    assert not on(whole, TERNARY, 1.0, 15).rounding.size
+    for other in (on(whole, TERNARY, 0.5, 15), on(whole, TERNARY, 1.0), on(whole, GAUSSIAN, TERNARY.unit, 15)):
+        assert other.rounding.size
+    diced, plain = torch.empty(p.numel(), dtype=torch.uint8), torch.empty(p.numel(), dtype=torch.uint8)
+    reference.sweep(diced, p.view(-1), region(p, 15), on(whole, TERNARY, 1.0), None)
+    reference.sweep(plain, p.view(-1), region(p, 15), on(whole, TERNARY, 1.0, 15), None)
+    assert torch.equal(diced, plain)

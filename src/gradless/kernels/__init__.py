@@ -85,7 +85,7 @@ def sweep(
     packed = out.detach() if out.is_contiguous() else torch.empty(out.shape, dtype=out.dtype, device=out.device)
     kernel = backend(p.device) or reference
     with _traced():
-        kernel.sweep(packed.view(-1), source, region, on(program, stream, amplitude), flat_mask)
+        kernel.sweep(packed.view(-1), source, region, on(program, stream, amplitude, highest), flat_mask)
         if packed.data_ptr() != out.data_ptr():
             out.detach().copy_(packed)
     return out
@@ -138,8 +138,8 @@ def fan(
             outs.view(outs.shape[0], -1),
             source,
             region,
-            on(update, stream, amplitudes[0]),
-            on(probes, stream, amplitudes[1]),
+            on(update, stream, amplitudes[0], highest),
+            on(probes, stream, amplitudes[1], highest),
             mirrored,
             keep,
             flat_mask,
@@ -190,8 +190,8 @@ def _flat(one: Fan, region: Region) -> FlatFan:
         one.outs.view(one.outs.shape[0], region.width),
         one.p.detach().contiguous().view(-1),
         region,
-        on(one.update, one.stream, one.amplitudes[0]),
-        on(one.probes, one.stream, one.amplitudes[1]),
+        on(one.update, one.stream, one.amplitudes[0], one.highest),
+        on(one.probes, one.stream, one.amplitudes[1], one.highest),
         None if one.mask is None else one.mask.contiguous().view(-1),
     )
 

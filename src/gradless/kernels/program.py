@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -40,17 +40,27 @@ class Program:
         return dataclasses.replace(self, rounding=self.rounding[:0]) if self.rounding.size else self
 
 
-def on(program: Program, stream: Stream, amplitude: float) -> Program:
-    """A program for a leaf of that stream and amplitude; its coefficients are rounded to float32 here."""
-    known = program.derived.get((stream, amplitude))
+def on(program: Program, stream: Stream, amplitude: float, highest: int = 0) -> Program:
+    """A program for a leaf of that stream and amplitude; its coefficients are rounded to float32 here.
+
+    On a leaf of codes (``highest`` is not 0) steps of whole codes need no dice: they end in whole codes as they are.
+    """
+    known = program.derived.get((stream, amplitude, highest > 0))
     if known is None:
         factor = amplitude * stream.unit
         with np.errstate(over="ignore"):  # a rate beyond float32 gives weights that are not finite, which is told later
             coeffs = (program.coeffs * factor).astype(np.float32)
-        known = dataclasses.replace(program, coeffs=coeffs, stream=stream, factor=factor)
-        object.__setattr__(known, "identity", program.identity)
-        program.derived[stream, amplitude] = known
+        whole = highest > 0 and stream.kind in WHOLE and (coeffs % 1 == 0).all() and (program.decays == 1).all()
+        rounding = program.rounding[:0] if whole else program.rounding
+        known = dataclasses.replace(program, coeffs=coeffs, stream=stream, factor=factor, rounding=rounding)
+        if not whole:  # which kernels with dice must not share
+            object.__setattr__(known, "identity", program.identity)
+        program.derived[stream, amplitude, highest > 0] = known
     return known
+
+
+WHOLE: Final = ("rademacher", "ternary")
+"""Streams of whole numbers, before `Stream.unit`."""
 
 
 class Region(NamedTuple):
