@@ -160,7 +160,8 @@ INSIDE = {
         ),
     ),
     "cost": (
-        *("cost.settings", "cost.meta_models", "cost.footprint", "cost.plan"),
+        *("cost.settings", "cost.meta_models", "cost.footprint", "cost.stored_bytes", "cost.plan"),
+        "cost.memory_guard",
         *("cost.eager_mezo", "cost.time_shares", "cost.turns", "cost.workload", "cost.memory", "cost.figures"),
         "cost.profile",
     ),

@@ -23,6 +23,8 @@ from gradless.cli.options import (
     PATH,
     FromFile,
     example,
+    fitting,
+    force_option,
     need,
     note_unused,
     options,
@@ -83,6 +85,7 @@ tracker_option = click.option(
 @plugin_option
 @of_hint("timeout", Seconds, "Seconds that ranks of torchrun wait for each other.", 600.0)
 @click.option("--resume", is_flag=True, help="Continue the run in --out after any stop, or to more --steps.")
+@force_option
 @save_options
 @tracker_option
 @click.option("--tensorboard", is_flag=False, flag_value="", metavar="[DIR]", help="Write events (OUT/tensorboard).")
@@ -95,6 +98,7 @@ def tune(
     tensorboard: str | None,
     report_to: tuple[str, ...],
     resume: bool,
+    force: bool,
     save: Path | None,
     push: str | None,
     public: bool,
@@ -125,7 +129,7 @@ def tune(
     ends.remember(ctx, run_ends.stopped(out, again))
     with interrupting(signal.SIGTERM), torchrun.joined(settings["device"], settings["split"], timeout) as ranks:
         with torchrun.agreed(ranks):
-            config = _config(settings)
+            config = fitting(_config(settings), force)
         result = jobs.tune(
             config, out, resume=resume, save=save, push=push, public=public, tensorboard=events,
             report_to=report_to, ranks=ranks,
@@ -144,9 +148,10 @@ def tune(
 )
 @of_hint("num_demonstrations", Few, "Solved examples in front (icl).", 32)
 @plugin_option
+@force_option
 @click.option("--out", type=PATH, help="Directory for result.json.")
 @ends.json_option
-def evaluate(mode: str, num_demonstrations: int, out: Path | None, as_json: bool, **settings: Any) -> None:
+def evaluate(mode: str, num_demonstrations: int, force: bool, out: Path | None, as_json: bool, **settings: Any) -> None:
     """Evaluate a model without tuning it; a folder of --save has its prompt and labels.
 
     \b
@@ -158,7 +163,8 @@ def evaluate(mode: str, num_demonstrations: int, out: Path | None, as_json: bool
     from gradless.lm.metrics import share_name
     from gradless.runs import jobs
 
-    result = jobs.evaluate(_config(settings, tuned=True), mode=mode, num_demonstrations=num_demonstrations, out=out)
+    config = fitting(_config(settings, tuned=True), force, tunes=False)
+    result = jobs.evaluate(config, mode=mode, num_demonstrations=num_demonstrations, out=out)
     low, high = result["interval"]["test"]
     plain = [f"{name} {value:.4f}" for name, value in result["test"].items()]
     plain.append(f"{share_name(result['test'])} {low:.3f} to {high:.3f} (95 %)")
@@ -202,7 +208,7 @@ def replay(run_dir: Path, verify: bool, as_json: bool, **how: Any) -> None:
 
 
 @main.command()
-@of_fields(ProfileSettings, "model dtype device method scheme batch_size length")
+@of_fields(ProfileSettings, "model dtype device quantise offload method scheme batch_size length")
 @of_fields(ProfileSettings, "engines", engines="stream, dual or in-place; may be repeated (all).")
 @of_fields(ProfileSettings, "repeats seed threads replay_steps")
 @plugin_option

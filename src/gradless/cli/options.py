@@ -10,13 +10,16 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from gradless.cli import ends
 from gradless.errors import ELSEWHERE, BadInput, BrokenRanks, ReportedElsewhere, nearest, unknown
 from gradless.system import terminal
+
+if TYPE_CHECKING:
+    from gradless.runs.config import TuneConfig
 
 HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 UNWRITABLE = (
@@ -262,6 +265,22 @@ plugin_option = click.option(
     help="Methods, tasks and other parts of your own; may be repeated.",
 )
 """``--plugin``, which is loaded before the command begins; the command itself gets no argument."""
+
+
+force_option = click.option("--force", is_flag=True, help="Go on where the memory here is too small for the model.")
+
+
+def fitting(config: TuneConfig, force: bool, *, tunes: bool = True) -> TuneConfig:
+    """Return a configuration whose model fits in memory, or whose user does not want to know.
+
+    Raises:
+        BadInput: as `gradless.cost.memory_guard.check`.
+    """
+    if not force:
+        from gradless.cost import memory_guard
+
+        memory_guard.check(config, tunes=tunes)
+    return config
 
 
 def note_unused(parts: Mapping[str, Iterable[str]]) -> None:

@@ -197,9 +197,13 @@ def _empty(config: Any, masked: bool, dtype: torch.dtype, source: str) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
     head: Any = AutoModelForMaskedLM if masked else AutoModelForCausalLM
+    quantised = config.__dict__.pop("quantization_config", None)  # which building would ask the library about
     try:
         with torch.device("meta"), shapes._NoDraws():
-            return head.from_config(config, dtype=dtype)
+            model = head.from_config(config, dtype=dtype)
+        if quantised is not None:
+            model.config.quantization_config = quantised
+        return model
     except (ValueError, NotImplementedError, ImportError, RuntimeError) as error:
         first = str(error).strip().split("\n")[0][:200].rstrip(".:")
         raise BadInput(

@@ -41,9 +41,10 @@ from typing import Any, Final, NamedTuple
 
 from torch import Tensor, nn
 
-from gradless.cost import footprint, meta_models
+from gradless.cost import footprint, meta_models, stored_bytes
 from gradless.cost.footprint import Batch
 from gradless.cost.settings import PlanSettings as Settings
+from gradless.cost.stored_bytes import Stored
 from gradless.errors import BadInput
 from gradless.forward.batched import SMALL
 from gradless.forward.block_order import last_units
@@ -108,11 +109,12 @@ class Subject(NamedTuple):
     lm: LanguageModel
     tuned: list[tuple[str, nn.Parameter]]
     batch: Batch
+    stored: Stored
 
     @property
     def weights(self) -> int:
-        """Return the bytes of all parameters, adapters included."""
-        return sum(map(_bytes, self.lm.model.parameters()))
+        """Return the bytes of all parameters as they are kept, adapters included."""
+        return self.stored.weights
 
     @property
     def elements(self) -> int:
@@ -175,7 +177,10 @@ def subject(settings: Settings, scheme: str) -> Subject:
     if settings.length > limit:
         raise BadInput(f"--length {settings.length} is more than the {limit} tokens that {base.name} takes: lower it")
     batch = Batch(settings.batch_size, settings.length, settings.objective == "lm")
-    return Subject(model, schemes.trainable(model), batch)
+    stored = stored_bytes.of_model(model, settings.quantise, settings.offload)
+    if scheme == "full" and stored.buffer:
+        raise BadInput(f"{base.name} is quantised, so the scheme full has nothing to tune: use --scheme lora")
+    return Subject(model, schemes.trainable(model), batch, stored)
 
 
 def size(text: str) -> int:
@@ -203,7 +208,7 @@ def size(text: str) -> int:
 
 def inference(subject: Subject) -> Need:
     """Return what one forward without gradients needs."""
-    peak = footprint.forward_peak(subject.lm, subject.batch)
+    peak = footprint.forward_peak(subject.lm, subject.batch) + subject.stored.buffer
     return Need("inference", subject.weights, 0, 0, peak, 0, subject.weights + peak, 0)
 
 
@@ -245,6 +250,7 @@ def of_method(subject: Subject, name: str, engine: str, label: str) -> Need:
     batch = subject.batch._replace(copies=2 if tangents else points)
     activations = footprint.forward_peak(subject.lm, batch, fused=not tangents)
     scratch, kept = _scratch(subject, toy, engine, points)
+    scratch += subject.stored.buffer
     largest = max(p.numel() for _, p in subject.tuned)
     if tangents:
         scratch = max(scratch, FLOAT * largest)

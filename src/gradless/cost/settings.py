@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from gradless.errors import BadInput
-from gradless.runs.config import Device, DType, Engine, MethodName, Model, Scheme
+from gradless.runs.config import Device, DType, Engine, MethodName, Model, Offload, Quantise, Scheme
 from gradless.system import typed
 from gradless.system.typed import Amount, Count, Few, Flag, Names, Processes, Seed
 
@@ -43,6 +43,10 @@ class PlanSettings:
     auto, which a run measures, is planned as dual on a CPU and as stream on other devices."""
     device: Device = "cpu"
     """Decides the engine, and nothing else."""
+    quantise: Quantise = None
+    """nf4, fp4 or int8: quantise the frozen weights of linear layers."""
+    offload: Offload = None
+    """disk or cpu: frozen matrices are not on the device, but for a buffer of the largest."""
     rank: Few = 8
     """LoRA rank."""
     num_prefix: Few = 5
@@ -77,6 +81,10 @@ class ProfileSettings:
     """float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's."""
     device: Device = "cpu"
     """cpu, cuda, cuda:1, mps; auto: all GPUs."""
+    quantise: Quantise = None
+    """nf4, fp4 (bitsandbytes) or int8 (torchao): quantise frozen weights as they are loaded."""
+    offload: Offload = None
+    """disk or cpu: where frozen weights stay until their layer runs."""
     engines: Annotated[tuple[str, ...], Names("engine", "forward.engines:ENGINES"), Flag("--engine")] = field(
         default_factory=_engines
     )
@@ -115,7 +123,19 @@ class ProfileSettings:
         """Return the command line that gives another process the same settings, as far as memory is concerned."""
         from gradless import plugins
 
-        names = ("model", "scheme", "method", "dtype", "device", "threads", "batch_size", "length", "seed")
+        names = [
+            "model",
+            "scheme",
+            "method",
+            "dtype",
+            "device",
+            "quantise",
+            "offload",
+            "threads",
+            "batch_size",
+            "length",
+            "seed",
+        ]
         values = {f"--{name.replace('_', '-')}": getattr(self, name) for name in names}
         options = [part for flag, value in values.items() if value is not None for part in (flag, str(value))]
         return options + plugins.arguments(plugins.used({"methods": [self.method]}))

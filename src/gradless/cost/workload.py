@@ -44,7 +44,8 @@ def subject(settings: Settings, say: Callable[[str], None]) -> Subject:
     if settings.model.startswith(shapes.PREFIX):
         base = shapes.load(settings.model, dtype=settings.dtype, device=settings.device)
     else:
-        base = lm.load(settings.model, dtype=settings.dtype, device=settings.device, say=say)
+        names = ("dtype", "device", "quantise", "offload")
+        base = lm.load(settings.model, **{name: getattr(settings, name) for name in names}, say=say)
     size = min(base.head.weight.shape[0], _embeddings(base))
     if size < 2:
         raise BadInput(f"{base.name} has a vocabulary of {size}: two candidate tokens are needed")
