@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 from gradless.cost import memory
-from gradless.cost.profile import device_name
 from gradless.cost.settings import FLOOR, ProfileSettings
 from gradless.runs.record import versions
 from gradless.system.atomic import write_json
+from gradless.system.machine import device_name
 from gradless.system.progress import Reporter
 
 ENGINES = ("stream", "dual")

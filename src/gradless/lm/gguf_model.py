@@ -256,4 +256,4 @@ def _value(name: str, form: BlockFormat, raw: Tensor, shape: torch.Size, archite
         return values + how.norm if how.norm and name.endswith("norm.weight") else values
     if form.dtype == torch.float32 and order is None:
         return raw.view(torch.float32)
-    return StoredWeight(GgufStore(raw.reshape(-1, raw.shape[-1]), form, order))
+    return StoredWeight(GgufStore(raw.reshape(-1, raw.shape[-1]), form, order, name))

@@ -23,17 +23,18 @@ class GgufStore:
         raw: its blocks, uint8 ``[rows, bytes]``, contiguous; often pages of a file.
         form: their format.
         order: the row of the file for each row of the weight, int64 ``[rows]``; default all in the file's order.
+        tensor: the name that the file has for it.
 
     Cost: at most about a nanosecond a weight and thread.
     """
 
     dtype = torch.float32
 
-    def __init__(self, raw: Tensor, form: BlockFormat, order: Tensor | None = None) -> None:
+    def __init__(self, raw: Tensor, form: BlockFormat, order: Tensor | None = None, tensor: str = "") -> None:
         self.raw, self.form, self.order = raw, form, None if order is None else order.to(raw.device)
         self.shape = torch.Size((len(raw), raw.shape[1] // form.nbytes * form.weights))
         self.device, self.nbytes = raw.device, raw.nbytes
-        self.format = form.name
+        self.format, self.tensor = form.name, tensor
         self.quantised: str | None = None if form.dtype is not None else f"GGUF {form.name}"
 
     def decode(self, out: Tensor, start: int = 0) -> None:
@@ -57,7 +58,7 @@ class GgufStore:
 
     def to(self, device: torch.device) -> GgufStore:
         """Return the store with its blocks on a device."""
-        return GgufStore(self.raw.to(device), self.form, self.order)
+        return GgufStore(self.raw.to(device), self.form, self.order, self.tensor)
 
     def _decode(self, out: Tensor, raw: Tensor, rows: Tensor | None) -> None:
         """Write rows of blocks, all of them or some by their numbers."""
