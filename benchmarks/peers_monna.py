@@ -1,24 +1,29 @@
 """Whether peers on a network end where the simulation of the same recipe ends: ``monna-digits``, several seeds.
 
     python benchmarks/peers_monna.py [--json benchmarks/results/peers-monna.json] [--seeds 1 2 3 4 5] [--steps 300]
+        [--links local zenoh] [--liars 0 3]
 
 Sixteen peers with MoNNA's rule, up to three of them liars. On the network each is a learner of its own in a thread of
-its own; models travel over an in-process link with seeded delays, signed with Ed25519, and count after a quorum's
-echoes. A peer goes on with the first n - f. The simulation delivers by ``first``. Without liars, and with three: in the
-simulation they send minus the honest mean; on the network minus their own honest model, since there nobody knows all
-honest rows. The replay feeds the network's recorded arrivals to the simulated transport: equal bits or not.
+its own; models travel over an in-process link with seeded delays, or over Zenoh with mutual TLS on the loopback
+interface, signed with Ed25519, and count after a quorum's echoes. A peer goes on with the first n - f. The simulation
+delivers by ``first``. Without liars, and with three: in the simulation they send minus the honest mean; on the network
+minus their own honest model, since there nobody knows all honest rows. The replay feeds the network's recorded arrivals
+to the simulated transport: equal bits or not. Runs that the file holds already are not repeated.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import itertools
-import platform
+import json
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,13 +42,26 @@ from gradless.collab.network.simulated import ReplayedNetwork
 from gradless.collab.recipes import RECIPES
 from gradless.collab.simulation.build import mixing_rule
 from gradless.collab.simulation.simulate import simulate
+from gradless.peers import keys
 from gradless.peers.latest import Latest, settle_with
 from gradless.peers.link import LocalGroup
+from gradless.peers.loopback import LoopbackGroup
+from gradless.peers.mixed_part import MixedPart
+from gradless.peers.part import ring_of
 from gradless.peers.signing import Ed25519Ring
+from gradless.peers.zenoh_link import ZenohLink
 from gradless.system.atomic import write_json
 from gradless.system.progress import Reporter
 
-DELAY = 0.002  # mean seconds of a message
+ROOT = Path(__file__).parent
+sys.path.insert(0, str(ROOT.parent))
+
+from conftest import processor  # noqa: E402
+
+DELAY = 0.002  # mean seconds of a message on the in-process link
+CONNECTED = 120.0  # seconds that connections may take
+Connections = tuple[list[Any], list[Ed25519Ring], bytes]
+"""Links and keys of all peers, and the name of the run."""
 
 
 class Mirror:
@@ -83,8 +101,51 @@ def simulated(config: CollabConfig) -> dict[str, Any]:
     return {"accuracy": result["accuracy"], "seconds": time.perf_counter() - begun}
 
 
-def networked(config: CollabConfig) -> dict[str, Any]:
+@contextlib.contextmanager
+def local(config: CollabConfig) -> Iterator[Connections]:
+    """Connect all peers in this process."""
+    signing = [Ed25519PrivateKey.generate() for _ in range(config.peers)]
+    publics = [key.public_key() for key in signing]
+    rings = [Ed25519Ring(me, key, publics) for me, key in enumerate(signing)]
+    yield LocalGroup(config.peers, seed=config.seed, delay=DELAY).links(), rings, bytes(16)
+
+
+@contextlib.contextmanager
+def zenoh(config: CollabConfig) -> Iterator[Connections]:
+    """Connect all peers over mutual TLS on the loopback interface."""
+    names = [f"peer-{peer}" for peer in range(config.peers)]
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        settings = {"seed": config.seed, "steps": config.steps}
+        group = LoopbackGroup(
+            folder, names, f=config.byzantine, settings=settings, mode="parameters", recipe="monna-digits"
+        )
+        identities = [keys.load(folder / name / "me") for name in names]
+        limit = MixedPart.message_limit(group.manifest)
+        links = []
+        for identity in identities:
+            links.append(ZenohLink(group.manifest, identity, limit=limit))
+            stack.callback(links[-1].close)
+        end = time.monotonic() + CONNECTED
+        while any(len(link.alive()) < len(names) for link in links):
+            assert time.monotonic() < end, "the peers do not find each other"
+            time.sleep(0.1)
+        yield links, [ring_of(group.manifest, identity) for identity in identities], group.manifest.run
+
+
+LINKS: dict[str, Callable[[CollabConfig], contextlib.AbstractContextManager[Connections]]] = {
+    "local": local,
+    "zenoh": zenoh,
+}
+
+
+def networked(config: CollabConfig, link: str) -> dict[str, Any]:
     """Run the peers over a link; the attackers mirror their models. Data are dealt as in the simulation."""
+    with LINKS[link](config) as connections:
+        return _networked(config, *connections)
+
+
+def _networked(config: CollabConfig, links: list[Any], rings: list[Ed25519Ring], run: bytes) -> dict[str, Any]:
     count, liars, rule = config.peers, config.attackers or 0, mixing_rule(config)
     # A simulation deals the rows to its honest peers; on the network liars have rows like anybody, of their own deal.
     honest = [
@@ -92,15 +153,8 @@ def networked(config: CollabConfig) -> dict[str, Any]:
     ]
     false = [one_peer(config, me) for me in range(count - liars, count)]
     learners = [*(peer.learner for peer in honest), *(Mirror(peer.learner) for peer in false)]
-    keys = [Ed25519PrivateKey.generate() for _ in range(count)]
-    publics = [key.public_key() for key in keys]
-    links = LocalGroup(count, seed=config.seed, delay=DELAY).links()
     width = next(iter(honest[0].learner.weights()))[1].numel()
-    run = bytes(16)
-    transports = [
-        Latest(links[me], Ed25519Ring(me, keys[me], publics), run=run, width=width, byzantine=config.byzantine)
-        for me in range(count)
-    ]
+    transports = [Latest(links[me], rings[me], run=run, width=width, byzantine=config.byzantine) for me in range(count)]
     recorded = [Recorded(transport) for transport in transports]
     settle = settle_with(rule, config.seed)
     begun = time.perf_counter()
@@ -153,22 +207,26 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("benchmarks/results/peers-monna.json"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--links", nargs="+", choices=LINKS, default=list(LINKS))
+    parser.add_argument("--liars", type=int, nargs="+", default=[0, 3])
     args = parser.parse_args()
     torch.set_num_threads(1)
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for liars, seed in itertools.product((0, 3), args.seeds):
-        config = configured(seed, liars, args.steps)
-        for name, run in (("simulation", simulated), ("network", networked)):
-            made = run(config)
-            runs.setdefault(f"{name}, {liars} liars", []).append({"seed": seed, **made})
-            print(f"{name}, {liars} liars, seed {seed}: {statistics.fmean(made['accuracy']):.4f}", flush=True)
+    runs: dict[str, list[dict[str, Any]]] = json.loads(args.json.read_text())["runs"] if args.json.exists() else {}
+    ways: dict[str, Callable[[CollabConfig], dict[str, Any]]] = {"simulation": simulated}
+    ways |= {f"network ({link})": functools.partial(networked, link=link) for link in args.links}
+    for seed, liars, (way, run) in itertools.product(args.seeds, args.liars, ways.items()):
+        name = f"{way}, {liars} liars, {args.steps} steps"
+        if any(made["seed"] == seed for made in runs.get(name, ())):
+            continue
+        made = run(configured(seed, liars, args.steps))
+        runs.setdefault(name, []).append({"seed": seed, **made})
+        print(f"{name}, seed {seed}: {statistics.fmean(made['accuracy']):.4f}", flush=True)
         page = {
             "recipe": "monna-digits",
-            "steps": args.steps,
             "delay": DELAY,
-            "machine": {"processor": platform.processor() or platform.machine(), "torch": torch.__version__},
-            "summary": {name: summary(made) for name, made in runs.items()},
-            "runs": runs,
+            "machine": {"processor": processor(), "torch": torch.__version__},
+            "summary": {name: summary(made) for name, made in sorted(runs.items())},
+            "runs": dict(sorted(runs.items())),
         }
         write_json(args.json, page)
 
