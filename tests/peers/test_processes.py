@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ from gradless.collab.learners.alone import one_peer
 from gradless.collab.learners.loop import take_steps
 from gradless.collab.learners.side_by_side import SideBySide
 from gradless.collab.network.simulated import ReplayedNetwork
-from gradless.peers import demo, keys, own_data
+from gradless.peers import audit, demo, keys, own_data
 from gradless.peers.agreed_part import AgreedPart
 from gradless.peers.history import Group
 from gradless.peers.link import LocalGroup
@@ -22,6 +23,7 @@ from gradless.peers.loopback import LoopbackGroup
 from gradless.peers.manifest import Manifest
 from gradless.peers.mixing import AgreedRule
 from gradless.peers.node_files import EVIDENCE, METRICS, VOTES, read_evidence
+from gradless.peers.run_folder import RunFolder
 from gradless.peers.schema import parse_evidence
 from gradless.system import children
 from gradless.system.hashing import weights_sha256
@@ -29,7 +31,7 @@ from gradless.system.side_files import read_jsonl
 
 pytest.importorskip("zenoh")
 pytestmark = pytest.mark.sweep
-SECONDS = 240.0  # a loaded machine
+SECONDS = 600.0  # a loaded machine, whose processes may have to compile the kernels first
 NAMES = [f"peer-{peer}" for peer in range(4)]
 EVERYBODY = range(4)
 
@@ -39,8 +41,9 @@ def groups(tmp_path):
     """Groups of four, whose processes are ended whatever happens."""
     opened: list[LoopbackGroup] = []
 
-    def make(steps: int) -> LoopbackGroup:
-        opened.append(demo.group_of(tmp_path / f"group-{len(opened)}", NAMES, 1, steps, "tiny-llama", 0))
+    def make(steps: int, **settings: Any) -> LoopbackGroup:
+        folder = tmp_path / f"group-{len(opened)}"
+        opened.append(demo.group_of(folder, NAMES, 1, steps, "tiny-llama", 0, **settings))
         return opened[-1]
 
     yield make
@@ -165,6 +168,45 @@ def test_kills_stops_a_full_disk_and_a_lost_vote_log(groups, monkeypatch):
     assert len({result["weights_sha256"] for result in results}) == 1
     assert [result["banned"] for result in results] == [{}] * 4
     assert not any((group.run_folder(peer) / EVIDENCE).exists() for peer in EVERYBODY)
+
+
+def test_memory_a_kill_a_join_and_a_run_that_continues(groups, tmp_path):
+    """A rule with memory ends alike at a peer that was killed and at one that joins; another run goes on from there."""
+    group = groups(90, memory=30)
+    for peer in range(3):
+        group.start(peer, "--pace", "0.05")
+    assert passed(group, 0, 35)  # from step 30 on the log says whose rows count
+    group.kill(2)
+    group.start(2, "--pace", "0.05")
+    group.start(3, command="join")
+    results = ended(group)
+    assert group.manifest.config.memory == 30
+    assert "fetched steps 0 to" in group.output(3)
+    assert len({result["weights_sha256"] for result in results}) == 1
+    finding = audit.check_coefficients(RunFolder(group.run_folder(3)))
+    assert finding.holds, finding.text
+
+    following = LoopbackGroup(
+        tmp_path / "next", NAMES, f=1, settings={"steps": 6}, own=group.own, parent=group.run_folder(0)
+    )
+    parent = following.manifest.contents.parent
+    assert (parent.weights_sha256, parent.steps) == (results[0]["weights_sha256"], 90)
+    assert (following.manifest.config.memory, following.manifest.config.steps) == (30, 6)
+    try:
+        for peer in EVERYBODY:
+            following.start(peer)
+        ends = ended(following)
+        assert len({result["weights_sha256"] for result in ends}) == 1
+        assert ends[0]["weights_sha256"] != parent.weights_sha256
+    finally:
+        following.end()
+
+
+def test_nobody_joins_what_has_not_begun(groups):
+    group = groups(5)
+    process = group.start(0, command="join")
+    assert process.wait(SECONDS) == 2
+    assert "nobody has decided a step yet" in group.output(0).splitlines()[-1]
 
 
 def convicts(manifest: Manifest, path: Path) -> str:

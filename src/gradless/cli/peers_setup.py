@@ -82,7 +82,7 @@ def _commitment(path: Path | None, own: Mapping[str, Any]) -> Commitment | None:
 @of_fields(OwnFiles, SHARED_OWN, defaults=False)
 @of_fields(
     CollabConfig,
-    "scheme freeze method queries eps rule rule_options steps batch_size lr seed",
+    "scheme freeze method queries eps rule rule_options memory steps batch_size lr seed",
     defaults=False,
     told=True,
 )

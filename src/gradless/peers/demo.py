@@ -83,8 +83,11 @@ def demo(
     return result
 
 
-def group_of(out: Path, names: list[str], f: int, steps: int, model: str, seed: int) -> LoopbackGroup:
-    """Return a group whose peers have rows of their own, keys and a manifest; nothing is started."""
+def group_of(out: Path, names: list[str], f: int, steps: int, model: str, seed: int, **others: Any) -> LoopbackGroup:
+    """Return a group whose peers have rows of their own, keys and a manifest; nothing is started.
+
+    ``others`` are more settings of the run.
+    """
     test = out / "test.csv"
     out.mkdir(parents=True, exist_ok=True)
     _write_rows(test, TEST_ROWS, seed, len(names))
@@ -95,7 +98,7 @@ def group_of(out: Path, names: list[str], f: int, steps: int, model: str, seed: 
     settings: dict[str, Any] = {
         "model": model, "scheme": "full" if model.startswith("tiny") else "lora", "queries": 4, "steps": steps,
         "batch_size": 8, "lr": 1e-3, "seed": seed, "template": "{text} It was", "label_column": "label",
-        "labels": "0=bad,1=good",
+        "labels": "0=bad,1=good", **others,
     }  # fmt: skip
     timing = Timing(grace=1.0, base=4.0)  # several models share each core of this machine
     return LoopbackGroup(out, names, f=f, settings=settings, own=own, timing=timing, check_every=max(1, steps // 4))

@@ -68,6 +68,7 @@ class LoopbackGroup:
         own: Sequence[Sequence[str]] | None = None,
         timing: Timing = USUAL,
         check_every: int = 50,
+        parent: Path | None = None,
     ) -> None:
         self.folder, self.names = folder, tuple(names)
         self.own = [list(one) for one in own] if own is not None else [[] for _ in names]
@@ -79,26 +80,26 @@ class LoopbackGroup:
         ]
         self.manifest: Manifest = prepare.manifest(
             cards, settings, f=f, mode=mode, recipe=recipe, out=folder / "run", check_every=check_every, timing=timing,
-            days=30, parent=None, say=lambda line: None,
+            days=30, parent=parent, say=lambda line: None,
         )  # fmt: skip
 
     def run_folder(self, peer: int) -> Path:
         """Return the folder of a peer's run."""
         return self.folder / self.names[peer] / "run"
 
-    def start(self, peer: int, *options: str, nice: int = 0) -> subprocess.Popen[bytes]:
-        """Start the process of a peer; its output goes to ``NAME/log``."""
+    def start(self, peer: int, *options: str, command: str = "run", nice: int = 0) -> subprocess.Popen[bytes]:
+        """Start the process of a peer with ``gradless peers run`` or ``join``; its output goes to ``NAME/log``."""
         home = self.folder / self.names[peer]
-        command = [
-            *children.PYTHON, "-m", "gradless", "peers", "run", "--manifest", str(self.folder / "run"),
+        line = [
+            *children.PYTHON, "-m", "gradless", "peers", command, "--manifest", str(self.folder / "run"),
             "--identity", str(home / "me"), "--out", str(home / "run"), "--fingerprint", self.manifest.sha256,
             *self.own[peer], *options,
         ]  # fmt: skip
         if nice and os.name == "posix":
-            command = ["nice", "-n", str(nice), *command]
+            line = ["nice", "-n", str(nice), *line]
         with (home / "log").open("ab") as log:
             process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=children.environment(**THREADS)
+                line, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=children.environment(**THREADS)
             )
         self.processes[peer] = process
         return process

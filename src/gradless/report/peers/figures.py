@@ -40,6 +40,7 @@ def _presence(record: PeerRecord) -> Drawing | None:
     figure, _ = canvas(WIDTH, height)
     axes = plain_axes(figure, (0.2, 0.42 / height, 0.77, 1 - 0.75 / height), "x")
     width = -(-log.steps // COLUMNS)
+    shown: set[str] = set()
     late = np.zeros(log.present.shape, bool)
     for step in record.steps:
         if step.step < log.steps:
@@ -50,10 +51,12 @@ def _presence(record: PeerRecord) -> Drawing | None:
             part = slice(start, start + width)
             kind = _kind(log.present[part, peer], late[part, peer], log.banned.get(peer, log.steps) <= start)
             kinds.setdefault(kind, []).append((start, width))
+        shown |= kinds.keys()
         for kind, spans in kinds.items():
             axes.broken_barh(spans, (peer - 0.36, 0.72), facecolors=STATES[kind])
     for label, colour in STATES.items():
-        axes.plot([], [], "s", color=colour, label=label, markersize=6)
+        if label in shown:
+            axes.plot([], [], "s", color=colour, label=label, markersize=6)
     axes.set_yticks(range(len(record.names)), record.names, **LITERAL)
     axes.invert_yaxis()
     axes.set(xlabel="step", xlim=(0, log.steps))
