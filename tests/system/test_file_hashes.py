@@ -17,7 +17,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def settled(path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write a file, and let the clock be a minute later."""
     path.write_bytes(content)
-    monkeypatch.setattr(time, "time", lambda: path.stat().st_ctime + 60)
+    later = path.stat().st_ctime + 60
+    monkeypatch.setattr(time, "time", lambda: later)
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[Path]:

@@ -49,7 +49,7 @@ file_options = options(
 )
 OWN_FILES = "train dev test template label_column labels delimiter encoding"
 SIZES = "num_train num_dev num_test"
-model_options = of_fields(TuneConfig, "model dtype device quantise offload")
+model_options = of_fields(TuneConfig, "model dtype compute_dtype device quantise offload")
 data_options = options(
     of_fields(TuneConfig, "task data"),
     of_fields(OwnFiles, OWN_FILES, defaults=False),
@@ -208,7 +208,7 @@ def replay(run_dir: Path, verify: bool, as_json: bool, **how: Any) -> None:
 
 
 @main.command()
-@of_fields(ProfileSettings, "model dtype device quantise offload method scheme batch_size length")
+@of_fields(ProfileSettings, "model dtype compute_dtype device quantise offload method scheme batch_size length")
 @of_fields(ProfileSettings, "engines", engines="stream, dual or in-place; may be repeated (all).")
 @of_fields(ProfileSettings, "repeats seed threads replay_steps")
 @plugin_option

@@ -87,6 +87,7 @@ TABLES: Final[dict[str, Callable[[], Sequence[str]]]] = {
     "recipe": lambda: keys("collab.recipes:RECIPES"),
     "list": lambda: keys("runs.jobs:TABLES") + keys("collab.recipes:TABLES"),
     "dtype": lambda: ("float32", "bfloat16", "float16"),
+    "compute_dtype": lambda: ("auto", "float32", "bfloat16", "float16"),
     "device": lambda: ("cpu", "cuda", "mps"),
     "engine": lambda: ("auto", "stream", "dual", "in-place"),
     "tracker": lambda: (

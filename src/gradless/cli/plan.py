@@ -21,7 +21,7 @@ HEADS = ("", "weights", "gradients", "optimizer state", "activations", "scratch"
 
 
 @click.command("plan")
-@of_fields(PlanSettings, "model method scheme batch_size length dtype attention objective engine device")
+@of_fields(PlanSettings, "model method scheme batch_size length dtype compute_dtype attention objective engine device")
 @of_fields(PlanSettings, "quantise offload rank num_prefix num_prompt")
 @click.option(
     "--memory", multiple=True, help="Memory to compare with, e.g. 24GiB; a number alone is GB; may be repeated."

@@ -51,7 +51,7 @@ from gradless.forward.block_order import last_units
 from gradless.forward.engines import DUAL, IN_PLACE, MOST_COPIES
 from gradless.forward.live_memory import Live
 from gradless.forward.read_order import ROW
-from gradless.lm import LanguageModel, quiet_transformers, schemes
+from gradless.lm import LanguageModel, compute_types, quiet_transformers, schemes
 from gradless.lm.devices import parsed
 from gradless.lm.encode import length_limit
 from gradless.methods import FIRST, FORWARD, HYBRID, METHODS, Method
@@ -168,6 +168,7 @@ def subject(settings: Settings, scheme: str) -> Subject:
         BadInput: no such model, or a length that it does not take.
     """
     base = meta_models.load(settings.model, dtype=settings.dtype, attention=settings.attention)
+    compute_types.apply(base, settings.compute_dtype)
     if settings.objective == "lm" and base.masked:
         raise BadInput(f"{base.name} is a masked model, which has no objective lm: use option_ce")
     with Live():  # answers what transformers asks about masks

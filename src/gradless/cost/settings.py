@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from gradless.errors import BadInput
-from gradless.runs.config import Device, DType, Engine, MethodName, Model, Offload, Quantise, Scheme
+from gradless.runs.config import ComputeDType, Device, DType, Engine, MethodName, Model, Offload, Quantise, Scheme
 from gradless.system import typed
 from gradless.system.typed import Amount, Count, Few, Flag, Names, Processes, Seed
 
@@ -31,6 +31,8 @@ class PlanSettings:
     """Tokens of each sequence."""
     dtype: DType | None = None
     """float32, bfloat16 or float16; by default the checkpoint's own."""
+    compute_dtype: ComputeDType | None = None
+    """float32 where weights of 16 bits are computed with in float32; by default the type of the weights."""
     attention: str = "flash"
     """flash (fused, where the model can) or eager.
 
@@ -79,6 +81,8 @@ class ProfileSettings:
     """Tokens of each sequence."""
     dtype: DType | None = None
     """float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's."""
+    compute_dtype: ComputeDType | None = None
+    """auto, float32, or the type of the weights: of activations and products."""
     device: Device = "cpu"
     """cpu, cuda, cuda:1, mps; auto: all GPUs."""
     quantise: Quantise = None

@@ -44,7 +44,7 @@ def subject(settings: Settings, say: Callable[[str], None]) -> Subject:
     if settings.model.startswith(shapes.PREFIX):
         base = shapes.load(settings.model, dtype=settings.dtype, device=settings.device)
     else:
-        names = ("dtype", "device", "quantise", "offload")
+        names = ("dtype", "compute_dtype", "device", "quantise", "offload")
         base = lm.load(settings.model, **{name: getattr(settings, name) for name in names}, say=say)
     size = min(base.head.weight.shape[0], _embeddings(base))
     if size < 2:

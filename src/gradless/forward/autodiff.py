@@ -22,6 +22,9 @@ from torch.overrides import TorchFunctionMode
 from gradless.errors import BadInput
 from gradless.gradients import Leaf, Mixture, combine
 from gradless.ranks import BATCH, Ranks
+from gradless.storage.upcast import upcast
+
+own_reads: Any = torch._C.DisableTorchFunctionSubclass
 
 DATA: Any = Tensor.data
 # Answers about a tensor that do not depend on its values.
@@ -167,9 +170,10 @@ class Tangents(TorchFunctionMode):
 
     def _dual(self, leaf: Leaf, rows: Tensor | None = None) -> Tensor:
         """A leaf, or some rows of it, with its tangent."""
-        p = leaf.param.detach()
-        z = torch.empty_like(p if rows is None else p[rows], memory_format=torch.contiguous_format)
-        combine(z, leaf._replace(mask=None), self.mixture, amplitude=leaf.probe, decay=0.0, rows=rows)
+        with own_reads():
+            p = upcast(leaf.param).detach()
+            z = torch.empty_like(p if rows is None else p[rows], memory_format=torch.contiguous_format)
+            combine(z, leaf._replace(param=p, mask=None), self.mixture, amplitude=leaf.probe, decay=0.0, rows=rows)
         if leaf.mask is not None:
             z = torch.where(leaf.mask if rows is None else leaf.mask[rows], z, 0.0)
         dual: Tensor = forward_ad.make_dual(p if rows is None else p[rows], z)

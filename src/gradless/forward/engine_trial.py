@@ -48,6 +48,7 @@ from gradless.forward.live_memory import Live
 from gradless.forward.losses import Closure, checked
 from gradless.forward.points import Point, probe_point
 from gradless.ranks import Ranks
+from gradless.storage.upcast import values_dtype
 from gradless.system.machine import device_name, free_memory
 
 ROUNDS: Final = 7
@@ -138,7 +139,7 @@ def _recalled(evaluator: LossEvaluator, closure: Closure, points: Sequence[Point
     device = evaluator.leaves[0].param.device
     activations = _activations(closure)
     evaluator.trial_forwards += 1
-    largest = max(leaf.param.numel() * leaf.param.itemsize for leaf in evaluator.leaves)
+    largest = max(leaf.param.numel() * values_dtype(leaf.param).itemsize for leaf in evaluator.leaves)
     needed, free = len(points) * (activations + largest), free_memory(device)
     if free is not None and needed > FREE * free:
         sizes = f"about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
@@ -160,11 +161,16 @@ def _recalled(evaluator: LossEvaluator, closure: Closure, points: Sequence[Point
 def _shape(evaluator: LossEvaluator) -> str:
     """What is tuned, and along which kind of directions, as a hash."""
     leaves = [
-        [list(p.shape), str(p.dtype), leaf.stream.kind, leaf.stream.rank, leaf.mask is None, leaf.active is None]
+        [list(p.shape), *_types(p), leaf.stream.kind, leaf.stream.rank, leaf.mask is None, leaf.active is None]
         for leaf in evaluator.leaves
         for p in [leaf.param]
     ]
     return hashlib.sha256(json.dumps(sorted(leaves)).encode()).hexdigest()[:24]
+
+
+def _types(p: Tensor) -> list[str]:
+    """How a leaf is stored, and how a forward reads it where that is another type."""
+    return [str(one) for one in dict.fromkeys((p.dtype, values_dtype(p)))]
 
 
 class _Made(Live):

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.nn import Parameter, functional
 
 # Called with a function that takes an intercepted tensor, its arguments and its keyword arguments.
 Handler = Callable[[Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
@@ -112,6 +112,9 @@ def _dispatch(
     """The ``__torch_function__`` of intercepted tensors."""
     innermost = _thread.innermost
     if innermost is None:
+        plain: Any = getattr(cls, "_intercepted_from", Parameter)
+        if plain not in (Tensor, Parameter):  # a class with answers of its own
+            return plain.__torch_function__(func, types, args, kwargs)
         with own_reads():
             return func(*args, **(kwargs or {}))
     _thread.innermost = innermost.outer

@@ -37,6 +37,7 @@ from gradless.forward.points import Points, Visit, branch, branch_many, empty_co
 from gradless.forward.read_order import ReadOrder
 from gradless.forward.scratch import Buffer, Copies, Pool
 from gradless.gradients import Leaf
+from gradless.storage.upcast import UpcastParameter, upcast, values_dtype, wide_parts
 
 # Functions that have read their weight completely when they return, and are worth a reused buffer.
 CONSUMING = frozenset((F.linear, F.conv1d, F.layer_norm, F.rms_norm, torch.addmm, torch.mul, torch.Tensor.mul))
@@ -96,7 +97,9 @@ class PerturbedWeights:
             with self._unwatched():
                 self._prefetch()
             for leaf in self.exposed:
-                leaf.param.detach().copy_(self._branch(leaf)[0])
+                copy = torch.empty_like(leaf.param.detach(), memory_format=torch.contiguous_format)
+                self._branch_many([(leaf, copy.unsqueeze(0))])
+                leaf.param.detach().copy_(copy)
             self._drop_casts()
             self.active.enter_context(Interception((leaf.param for leaf in self.leaves.values()), self.serve))
             if self.batched is not None:
@@ -151,7 +154,7 @@ class PerturbedWeights:
             with self._unwatched():
                 plain = func(*args, **kwargs)
             if not isinstance(plain, Tensor):
-                return plain
+                return values_dtype(args[0]) if isinstance(plain, torch.dtype) else plain
         with self._unwatched():
             result = self._rows(func, args, kwargs)
             result = self._linear(func, args, kwargs) if result is None else result
@@ -225,7 +228,7 @@ class PerturbedWeights:
         """A bias for every copy ``[C, out]``, or for all ``[out]``."""
         leaf = self.leaves.get(id(bias))
         if leaf is None:
-            return bias
+            return bias if bias is None else upcast(bias)
         self.served.add(id(bias))
         return self._whole(leaf)
 
@@ -235,13 +238,17 @@ class PerturbedWeights:
         rows, shape = (
             self.batched.rows(x) if self.batched else (x.reshape(1, x.shape[:-1].numel(), x.shape[-1]), x.shape[:-1])
         )
-        weight = leaf.param.detach()
         out = torch.matmul(rows @ right.to(rows.dtype), left.mT.to(rows.dtype))  # [C, rows, out]
         if offset is not None:
             out += offset.unsqueeze(1) if offset.ndim == 2 else offset
         flat = out.view(-1, out.shape[-1])
         kind = out.dtype  # under autocast not that of the weights
-        torch.addmm(flat, rows.reshape(-1, rows.shape[-1]).to(kind), weight.T.to(kind), out=flat)
+        x = rows.reshape(-1, rows.shape[-1]).to(kind)
+        if isinstance(leaf.param, UpcastParameter):
+            for start, values in wide_parts(leaf.param.detach()):
+                flat[:, start : start + len(values)].addmm_(x, values.T)
+        else:
+            torch.addmm(flat, x, leaf.param.detach().T.to(kind), out=flat)
         return self._present(out.view(len(out), *shape, out.shape[-1]))
 
     def _rows(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -293,7 +300,8 @@ class PerturbedWeights:
         if key not in self.ahead:
             row = self.order.row(leaf, self.leaves, self.ahead)
             sizes = [count * one.param.numel() for one in row]
-            buffer = Buffer(self.pool.take(sum(sizes), leaf.param.dtype, leaf.param.device), len(row))
+            kind = values_dtype(leaf.param)
+            buffer = Buffer(self.pool.take(sum(sizes), kind, leaf.param.device), len(row))
             parts = buffer.flat[: sum(sizes)].split(sizes)
             values = [part.view(count, *one.param.shape) for one, part in zip(row, parts, strict=True)]
             self._branch_many(list(zip(row, values, strict=True)))

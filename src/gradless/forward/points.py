@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gradless import kernels, rng
 from gradless.gradients import Leaf, Mixture, combine
-from gradless.kernels.program import NOTHING, Program
+from gradless.kernels.program import NOTHING, Program, is_wide
+from gradless.storage.upcast import values_dtype
 
 Scale = float | tuple[float, ...]  # one factor, or one for every parameter group
 
@@ -95,14 +96,20 @@ def branch(
 ) -> Tensor:
     """Write the leaf's values at every point to ``outs`` ``[C, *shape]`` in one visit.
 
+    Float32 copies of a 16-bit leaf are not rounded, but where they stand for weights that will be: an update that is
+    tried out, decayed points and custom directions.
+
     Args:
-        outs: contiguous; ``[C, len(rows), ...]`` when ``rows`` is given.
+        outs: contiguous, of the leaf's dtype or float32; ``[C, len(rows), ...]`` when ``rows`` is given.
         leaf: source and direction.
         points: where.
         update: pending steps to run first.
         keep: write the leaf with these steps done back to the parameter.
         rows: only these rows of the leaf.
     """
+    if is_wide(outs, leaf.param) and points.update | points.decayed | (leaf.draw is not None):
+        rounded = torch.empty_like(outs, dtype=leaf.param.dtype)
+        return outs.copy_(branch(rounded, leaf, points, update=update, keep=keep, rows=rows))
     if leaf.draw is None and not points.decayed:
         return kernels.fan(
             outs,
@@ -146,7 +153,7 @@ def branch_many(visits: Sequence[Visit], points: Points) -> None:
     fans = []
     for outs, leaf, update in visits:
         keep = update.decays.size > 0
-        if leaf.draw is not None or points.decayed:
+        if leaf.draw is not None or points.decayed or (points.update and is_wide(outs, leaf.param)):
             branch(outs, leaf, points, update=update, keep=keep)
             continue
         amplitudes, probes = points.amplitudes(leaf), points.program(leaf)
@@ -156,6 +163,6 @@ def branch_many(visits: Sequence[Visit], points: Points) -> None:
 
 
 def empty_copies(count: int, like: Tensor, rows: int | None = None) -> Tensor:
-    """Room for ``count`` copies of a leaf, or of so many of its rows."""
+    """Room for ``count`` copies of a leaf, or of so many of its rows, in the type in which a forward reads it."""
     shape = like.shape if rows is None else (rows, *like.shape[1:])
-    return torch.empty((count, *shape), dtype=like.dtype, device=like.device)
+    return torch.empty((count, *shape), dtype=values_dtype(like), device=like.device)

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import torch
+from torch import Tensor
 
 from gradless import kernels
 from gradless.gradients import Leaf
+from gradless.storage.upcast import values_dtype
 
 ROW = 1 << 22  # elements visited in a row: a transformer block of a small model; more gains no more, less costs
 
@@ -52,8 +54,12 @@ class ReadOrder:
             if follower is None:  # not perturbed this time
                 break
             size += follower.param.numel()
-            alike = (follower.param.dtype, follower.param.device) == (leaf.param.dtype, leaf.param.device)
+            alike = _kind(follower.param) == _kind(leaf.param)
             if size > most or not alike or key in ready or any(follower is other for other in row):
                 break
             row.append(follower)
         return row
+
+
+def _kind(param: Tensor) -> tuple[torch.dtype, torch.device]:
+    return values_dtype(param), param.device

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gradless.storage.upcast import values_dtype
+
 ALIGNED = 64  # elements between the beginnings of small parameters in a buffer are a multiple of this
 
 
@@ -50,7 +52,7 @@ class Pool:
         buffers, room = [], {}
         alike: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
         for param in params:
-            alike.setdefault((param.dtype, param.device), []).append(param)
+            alike.setdefault((values_dtype(param), param.device), []).append(param)
         for kind, group in alike.items():
             sizes = [count * param.numel() for param in group]
             padded = [-(-size // ALIGNED) * ALIGNED for size in sizes]

@@ -29,7 +29,7 @@ from torch import Tensor
 from gradless.kernels import reference
 from gradless.kernels.program import NOTHING as NOTHING
 from gradless.kernels.program import Fan as Fan
-from gradless.kernels.program import FlatFan, Program, Region, on
+from gradless.kernels.program import FlatFan, Program, Region, is_wide, on
 from gradless.kernels.program import join as join
 from gradless.kernels.program import program as program
 from gradless.rng import RADEMACHER, Stream
@@ -109,7 +109,8 @@ def fan(
     """Run ``update`` over ``p`` and branch off the result: ``outs[b] = round(p + sum_j coeffs_j z(keys_j))``.
 
     Args:
-        outs: where the branches go, ``[B, *shape]`` contiguous, or ``[B, len(rows), ...]`` when ``rows`` is given.
+        outs: where the branches go, ``[B, *shape]`` contiguous, or ``[B, len(rows), ...]`` when ``rows`` is given; of
+            the leaf's dtype, or float32: then they are not rounded.
         p: the leaf, as in `sweep`.
         update: a program to run first, perhaps `NOTHING`.
         probes: its steps are the branches; their decays are not used.
@@ -133,17 +134,10 @@ def fan(
     target = p.detach()
     source, flat_mask = target.contiguous().view(-1), None if mask is None else mask.contiguous().view(-1)
     kernel = backend(p.device) or reference
+    runs = on(update, stream, amplitudes[0], highest), on(probes, stream, amplitudes[1], highest)
+    flat = FlatFan(outs.view(outs.shape[0], -1), source, region, *runs, flat_mask)
     with _traced():
-        kernel.fan(
-            outs.view(outs.shape[0], -1),
-            source,
-            region,
-            on(update, stream, amplitudes[0], highest),
-            on(probes, stream, amplitudes[1], highest),
-            mirrored,
-            keep,
-            flat_mask,
-        )
+        _fan(kernel, flat, mirrored, keep)
         if keep and not target.is_contiguous():
             target.copy_(source.view(target.shape))
     return outs
@@ -168,20 +162,36 @@ def fan_many(fans: Sequence[Fan], *, mirrored: bool) -> None:
     for one in fans:
         region = _region(one.p, one.leaf, None, one.highest)
         if region is not None:
-            stream = (one.stream.kind, one.stream.rank)
-            kind = (one.p.device, one.p.dtype, one.keep, *stream, one.mask is None, one.highest)
+            stream, wide = (one.stream.kind, one.stream.rank), is_wide(one.outs, one.p)
+            kind = (one.p.device, one.p.dtype, one.keep, wide, *stream, one.mask is None, one.highest)
             alike.setdefault(kind, []).append((one, _flat(one, region)))
     with _traced():
-        for (device, _, keep, *_), group in alike.items():
+        for (device, _, keep, wide, *_), group in alike.items():
             kernel = backend(device) or reference
-            if hasattr(kernel, "fan_many"):
+            if hasattr(kernel, "fan_many") and (not wide or _branches_wide(kernel)):
                 kernel.fan_many([flat for _, flat in group], mirrored, keep)
             else:
                 for _, flat in group:
-                    kernel.fan(flat.outs, flat.p, flat.region, flat.update, flat.probes, mirrored, keep, flat.mask)
+                    _fan(kernel, flat, mirrored, keep)
             for one, flat in group:
                 if keep and flat.p.data_ptr() != one.p.data_ptr():
                     one.p.detach().copy_(flat.p.view(one.p.shape))
+
+
+def _fan(kernel: Any, flat: FlatFan, mirrored: bool, keep: bool) -> None:
+    """One leaf; a kernel without float32 branches of 16-bit leaves gets the updated leaf in float32."""
+    outs, p, region, update, probes, mask = flat
+    if is_wide(outs, p) and not _branches_wide(kernel):
+        whole = region._replace(rows=_WHOLE, width=p.numel())  # an update counts elements, not rows
+        p = p if keep or not update.decays.size else p.clone()
+        if update.decays.size:
+            kernel.sweep(p, p, whole, update, mask)
+        p, update, keep = p.float(), on(NOTHING, update.stream, 1.0), False
+    kernel.fan(outs, p, region, update, probes, mirrored, keep, mask)
+
+
+def _branches_wide(kernel: Any) -> bool:
+    return bool(getattr(kernel, "BRANCHES_WIDE", False))
 
 
 def _flat(one: Fan, region: Region) -> FlatFan:

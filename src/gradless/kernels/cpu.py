@@ -23,10 +23,11 @@ from torch import Tensor
 from gradless import rng
 from gradless.kernels import numba_arithmetic, numba_tiles
 from gradless.kernels.numba_arithmetic import TILE
-from gradless.kernels.program import NOTHING, FlatFan, Program, Region
+from gradless.kernels.program import NOTHING, FlatFan, Program, Region, is_wide
 
 WORTHWHILE = 1 << 17  # elements and terms that are worth waking a thread for
 TOGETHER = 16  # tiles that a thread takes at a time
+BRANCHES_WIDE = True  # float32 branches of 16-bit leaves need no copy
 KINDS = {
     torch.float32: numba_arithmetic.FLOAT32,
     torch.bfloat16: numba_arithmetic.BFLOAT16,
@@ -56,7 +57,7 @@ def fan(
 
 
 def fan_many(fans: Sequence[FlatFan], mirrored: bool, keep: bool) -> None:
-    """`fan` for leaves of one dtype."""
+    """`fan` for leaves of one dtype, and branches of one."""
     _visit(fans, mirrored, [one.p.data_ptr() if keep else 0 for one in fans])
 
 
@@ -80,7 +81,7 @@ def _visit(fans: Sequence[FlatFan], mirrored: bool, kept: Sequence[int]) -> None
     table, threads = np.array(rows, np.int64), torch.get_num_threads()
     together = max(1, min(TOGETHER, tiles // (2 * threads)))
     call = np.array((0, tiles, together, table.ctypes.data, len(rows), *packed.addresses), np.int64)
-    visit = _compiled(fans[0].p.dtype.itemsize)
+    visit = _compiled(fans[0].p.dtype.itemsize, is_wide(fans[0].outs, fans[0].p))
     if threads == 1 or tiles == 1 or work < WORTHWHILE:
         visit.ctypes(call.ctypes.data)
     else:
@@ -134,9 +135,9 @@ def _signed(number: int) -> int:
 
 
 @functools.cache
-def _compiled(itemsize: int) -> Any:
-    """The kernel for leaves of so many bytes an element."""
-    return numba_tiles.compiled(VISITS[itemsize])
+def _compiled(itemsize: int, wide: bool) -> Any:
+    """The kernel for leaves of so many bytes an element, and branches of these or of float32."""
+    return numba_tiles.compiled(numba_tiles.visit_16_wide if wide else VISITS[itemsize])
 
 
 Team = Callable[[Any, int, int], None]  # runs a compiled function, of an address, in so many threads at once

@@ -143,9 +143,9 @@ def _advance(block: Any, bits: Any, n: Any, start: Any, row: Any, programs: Any,
 
 
 @njit
-def _is_plain(row: Any, source: Any, n: Any) -> Any:
+def _is_plain(row: Any, kind: Any, source: Any, n: Any) -> Any:
     """Whether a tile is of the commonest kind: float32, directions of signs, no mask, whole words."""
-    signs = row[DTYPE] == FLOAT32 and row[STREAM] == RADEMACHER
+    signs = kind == FLOAT32 and row[STREAM] == RADEMACHER
     return signs and row[MASK] == 0 and source & 127 == 0 and n & 31 == 0
 
 
@@ -163,7 +163,7 @@ def _update(row: Any, source: Any, target: Any, n: Any, piece: Any, mask: Any, s
     block, _, words, dice, bits, base = scratch
     first, last = row[UPDATE_FIRST], row[UPDATE_LAST]
     single = last == first + 1 and programs[2][first] == programs[1][first] + 1
-    if single and row[KEPT] == row[P] and _is_plain(row, source, n):
+    if single and row[KEPT] == row[P] and _is_plain(row, row[DTYPE], source, n):
         coeff = _draw(words, row, source, n, first, programs)
         _step_in_place(piece, n, words, coeff, programs[0][first])
         return piece
@@ -181,11 +181,13 @@ def _update(row: Any, source: Any, target: Any, n: Any, piece: Any, mask: Any, s
 
 
 @njit
-def _branch(row: Any, source: Any, target: Any, n: Any, under: Any, mask: Any, scratch: Any, programs: Any) -> None:
-    """Branch off a tile whose bits are ``under``."""
+def _branch(
+    row: Any, kind: Any, source: Any, target: Any, n: Any, under: Any, mask: Any, scratch: Any, programs: Any
+) -> None:
+    """Branch off a tile whose bits, of a dtype, are ``under``."""
     block, change, words, dice, _, base = scratch
-    kind, stochastic, masked, signs = row[DTYPE], row[PROBE_ROUNDS] != 0, row[MASK] != 0, 2 if row[MIRRORED] else 1
-    acc, sums, plain = block[source & 127 :], change[source & 127 :], _is_plain(row, source, n)
+    stochastic, masked, signs = row[PROBE_ROUNDS] != 0, row[MASK] != 0, 2 if row[MIRRORED] else 1
+    acc, sums, plain = block[source & 127 :], change[source & 127 :], _is_plain(row, kind, source, n)
     stride = base.itemsize * row[ROW_COUNT] * row[WIDTH]
     address = row[OUTS] + base.itemsize * target
     for b in range(row[PROBE_FIRST], row[PROBE_LAST]):
@@ -215,8 +217,11 @@ def _branch(row: Any, source: Any, target: Any, n: Any, under: Any, mask: Any, s
 
 
 @njit
-def _visit(row: Any, tile: Any, scratch: Any, programs: Any) -> None:
-    """One tile of a leaf, or of a row of it: updated, written to where it is kept, and branched off."""
+def _visit(row: Any, tile: Any, scratch: Any, wide: Any, programs: Any) -> None:
+    """One tile of a leaf, or of a row of it: updated, written to where it is kept, and branched off.
+
+    Branches have the leaf's dtype, or float32 where there is a ``wide`` tile to branch off.
+    """
     width, like = row[WIDTH], scratch[5]
     per_row = (width + TILE - 1) // TILE
     number = tile // per_row
@@ -226,11 +231,17 @@ def _visit(row: Any, tile: Any, scratch: Any, programs: Any) -> None:
     piece = carray(at(row[P] + like.itemsize * source, like[0]), n)
     mask = carray(at(row[MASK] + source, np.uint8(0)), n)
     under = _update(row, source, target, n, piece, mask, scratch, programs)
-    _branch(row, source, target, n, under, mask, scratch, programs)
+    if wide is None:
+        _branch(row, row[DTYPE], source, target, n, under, mask, scratch, programs)
+    else:
+        widen(wide, under, n, row[DTYPE])
+        block, change, words, dice, _, _ = scratch
+        base = wide.view(np.uint32)
+        _branch(row, FLOAT32, source, target, n, base[:n], mask, (block, change, words, dice, base, base), programs)
 
 
 @njit
-def _run(address: Any, like: Any) -> None:
+def _run(address: Any, like: Any, wide: Any) -> None:
     """Visit tiles of the table of a call until none are left."""
     call = carray(at(address, np.int64(0)), CALL_SIZE)
     steps, terms = call[STEPS], call[TERMS]
@@ -258,26 +269,31 @@ def _run(address: Any, like: Any) -> None:
             while tile >= table[leaf, END_TILE]:
                 leaf += 1
             begin = table[leaf - 1, END_TILE] if leaf else 0
-            _visit(table[leaf], tile - begin, scratch, programs)
+            _visit(table[leaf], tile - begin, scratch, wide, programs)
 
 
 def visit_32(address: Any) -> None:
     """A call whose leaves have 32 bits an element."""
-    _run(address, np.uint32(0))
+    _run(address, np.uint32(0), None)
 
 
 def visit_16(address: Any) -> None:
     """A call whose leaves have 16 bits an element."""
-    _run(address, np.uint16(0))
+    _run(address, np.uint16(0), None)
+
+
+def visit_16_wide(address: Any) -> None:
+    """A call whose leaves have 16 bits an element, and whose branches are float32."""
+    _run(address, np.uint16(0), np.empty(TILE, np.float32))
 
 
 def visit_8(address: Any) -> None:
     """A call whose leaves are codes."""
-    _run(address, np.uint8(0))
+    _run(address, np.uint8(0), None)
 
 
 def compiled(visit: Any) -> Any:
-    """One of the three as a function of C; compiled when it is asked for, or taken from Numba's cache.
+    """One of the four as a function of C; compiled when it is asked for, or taken from Numba's cache.
 
     The cache knows whether this file has changed, but not whether the arithmetic has: its name has to say that.
     """

@@ -99,6 +99,11 @@ class FlatFan(NamedTuple):
     mask: Tensor | None  # bool [n], contiguous
 
 
+def is_wide(outs: Tensor, p: Tensor) -> bool:
+    """Whether branches of a 16-bit leaf are float32, and so not rounded."""
+    return outs.numel() > 0 and p.dtype.itemsize == 2 and outs.dtype != p.dtype
+
+
 def program(steps: Sequence[tuple[float, Sequence[int], Sequence[float]]], *, rounding: Sequence[int] = ()) -> Program:
     """Build a program from steps ``(decay, keys, coeffs)``; its coefficients stay float64 until `on`.
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from gradless import rng
 from gradless.kernels.program import Program, Region
 
+BRANCHES_WIDE = True  # float32 branches of 16-bit leaves need no copy
 CHUNK = 1 << 18  # elements at a time, so that a sweep needs megabytes and not copies of the leaf
 
 
@@ -100,7 +101,7 @@ def fan(
             for i, value in enumerate(values):
                 out = outs[len(values) * b + i, target : target + n]
                 out.copy_(piece)
-                out[chosen] = _rounded(value, piece.dtype, region.highest, dice)[chosen]
+                out[chosen] = _rounded(value, out.dtype, region.highest, dice)[chosen]
 
 
 def _chunks(region: Region) -> list[tuple[int, int, int]]:

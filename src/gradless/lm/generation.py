@@ -20,6 +20,7 @@ from gradless.errors import NotFinite, real
 from gradless.forward.perturbed import copies_kept
 from gradless.lm.batching import Prompts, pad_id
 from gradless.lm.loading import LanguageModel
+from gradless.storage import upcast
 
 Choose = Callable[[Tensor, int], Tensor]
 """``choose(logits, position)``: tokens ``[..., N]`` of float32 logits ``[..., N, V]``."""
@@ -100,9 +101,10 @@ def generate(lm: LanguageModel, prompts: Prompts, choose: Choose = greedy) -> li
         with warnings.catch_warnings():
             # PEFT drops the positions that generate() makes, and says so; without padding none are needed.
             warnings.filterwarnings("ignore", message="Position ids are not supported")
-            tokens = model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[chosen]
-            )
+            with upcast.reading():  # what is made of virtual tokens between the forwards, too
+                tokens = model.generate(
+                    input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[chosen]
+                )
         new += tokens[:, ids.shape[1] :].tolist()
     if not all(map(bool, finite)):
         raise NotFinite("the model's logits are not finite: use another model, a lower learning rate, or float32")

@@ -19,6 +19,7 @@ from gradless.lm import (
     adapters,
     checkpoint_config,
     checkpoint_files,
+    compute_types,
     gguf_model,
     hub_ids,
     model_names,
@@ -75,6 +76,7 @@ class LanguageModel:
         name: a short name for tables.
         chat: the text of the tokenizer's chat template, if prompts are messages of a chat.
         origin: the adapter that the model was loaded with, and its base; None for a model without one.
+        upcast: whether its forward reads 16-bit weights in float32 (`gradless.storage.upcast`).
         files: the files, in their order, whose bytes its stored weights are (a GGUF in place); else none. The base
             hash is theirs, see `gradless.lm.base_hash`.
     """
@@ -87,6 +89,7 @@ class LanguageModel:
     chat: Chat | None = None
     origin: Adapter | None = None
     files: tuple[Path, ...] = ()
+    upcast: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -95,13 +98,18 @@ class LanguageModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the model's weights."""
+        """Type in which the model's weights are kept."""
         return self.head.weight.dtype
 
     @property
     def dtype_name(self) -> str:
         """Name of the type of the weights for a ledger's header; `IN_PLACE` if they are in their files."""
         return IN_PLACE if self.files else str(self.dtype).removeprefix("torch.")
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Type of the model's activations and products."""
+        return torch.float32 if self.upcast else self.dtype
 
     @property
     def spread(self) -> bool:
@@ -141,6 +149,7 @@ def load(
     source: str,
     *,
     dtype: str | None = None,
+    compute_dtype: str | None = None,
     device: str = "cpu",
     cache: Path | None = None,
     tokenizer: Any = None,
@@ -156,8 +165,10 @@ def load(
             (whose weights stay in the file and are decoded as they are used), or a hub id, ``owner/name`` or
             ``owner/name@revision``; or a folder or hub id of an adapter of PEFT, which is put around the base model
             that it names (`gradless.lm.adapters`).
-        dtype: a key of `DTYPES`; default float32 on the CPU, elsewhere the checkpoint's own. Of a ``.gguf`` file, the
-            type of its weights decoded into memory.
+        dtype: type in which weights are kept, a key of `DTYPES`; default float32 on the CPU, elsewhere the
+            checkpoint's own. Of a ``.gguf`` file, the type of its weights decoded into memory.
+        compute_dtype: type of activations and products, float32 or that of the weights; default: that of the weights,
+            but float32 on a processor that multiplies 16-bit matrices more slowly (`gradless.lm.compute_types`).
         device: device of the weights, ``cpu``, ``cuda`` or ``cuda:1`` for instance; ``auto`` spreads them over all
             GPUs (accelerate's device map).
         cache: cache folder (default: `gradless.system.cache.cache_root`).
@@ -179,6 +190,7 @@ def load(
     storage = Storage(quantise, offload)
     lm = _preloaded.pop((source, dtype, device), None) if storage == Storage() else None
     lm = lm or _loaded(source, dtype, device, cache, tokenizer, storage, say)
+    compute_types.apply(lm, compute_dtype)
     set_chat(lm, chat)
     return lm
 

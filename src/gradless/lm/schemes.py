@@ -35,6 +35,7 @@ from gradless.lm import (
 )
 from gradless.lm.checkpoint_files import first_line
 from gradless.lm.loading import LanguageModel, quiet_transformers
+from gradless.storage import upcast
 from gradless.storage.codes import freeze as freeze_parameter
 
 PROBE_GRID: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
@@ -119,6 +120,8 @@ def apply(
         model = lm.model if lm.adapters else entry.prepare(lm, options)
     model.eval()
     tuned = dataclasses.replace(lm, model=model)
+    if tuned.upcast:
+        upcast.prepare(tuned.model)  # with what the scheme has put around it and into it
     _freeze(tuned.model, freeze)
     return tuned
 
@@ -356,6 +359,8 @@ def _wrap(lm: LanguageModel, config: Any, what: str, instead: str) -> nn.Module:
     for _, parameter in adapters.tuned(model):
         # PEFT has put them beside the weights that they go with.
         parameter.data = parameter.data.to(parameter.device if lm.spread else lm.device, lm.dtype)
+    if lm.upcast:
+        upcast.prepare(model)
     return model
 
 

@@ -152,6 +152,7 @@ def tree_attention(lm: LanguageModel, ends: Tensor) -> tuple[Tensor, Tensor]:
     positions = attends.sum(-1) - 1
     mask = attends.unsqueeze(1)
     if lm.config._attn_implementation == "eager":
-        hidden = torch.full((), torch.finfo(lm.dtype).min, dtype=lm.dtype, device=ends.device)
+        kind = lm.compute_dtype
+        hidden = torch.full((), torch.finfo(kind).min, dtype=kind, device=ends.device)
         mask = torch.where(mask, torch.zeros_like(hidden), hidden)
     return mask, positions

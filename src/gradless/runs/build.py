@@ -22,13 +22,13 @@ from gradless.directions import masks
 from gradless.errors import BadInput
 from gradless.estimators import linear_queries
 from gradless.forward.engines import AUTO, STREAM
-from gradless.lm import LanguageModel, adapter_schemes, base_hash, encode, evaluate, objectives, schemes
+from gradless.lm import LanguageModel, adapter_schemes, base_hash, compute_types, encode, evaluate, objectives, schemes
 from gradless.lm.encode import Encoded
 from gradless.methods import METHODS
 from gradless.methods.layer_scales import parameter_norm_scales
 from gradless.optimizer import ZerothOrder
 from gradless.rules import SCHEDULES
-from gradless.runs.config import TuneConfig
+from gradless.runs.config import TuneConfig, as_recorded
 from gradless.system.cache import quiet as silent
 from gradless.system.hashing import weights_sha256
 from gradless.system.tensor_state import write_tensors
@@ -54,9 +54,11 @@ class Model(NamedTuple):
 def pinned(config: TuneConfig, recorded: TuneConfig | None = None) -> TuneConfig:
     """Return a configuration in which data sets of the hub have their commit, so that the run can be made again.
 
+    What depends on the machine is settled as well: the type in which 16-bit weights are computed with.
+
     Args:
         config: of the run.
-        recorded: of the same run, which goes on; it keeps its commits.
+        recorded: of the same run, which goes on; it keeps its commits and its compute type.
 
     Raises:
         BadInput: a data set cannot be fetched.
@@ -65,7 +67,17 @@ def pinned(config: TuneConfig, recorded: TuneConfig | None = None) -> TuneConfig
         name: hub.pinned(value, recorded.own.get(name, "") if recorded else "") if name in OWN_PATHS else value
         for name, value in config.own.items()
     }
-    return dataclasses.replace(config, own=own)
+    held = config.compute_dtype or (as_recorded(recorded).compute_dtype if recorded else None)
+    return dataclasses.replace(config, own=own, compute_dtype=held or _compute_dtype(config))
+
+
+def _compute_dtype(config: TuneConfig) -> Any:
+    """Return the compute type of 16-bit weights on this machine's processor; None where there is no choice."""
+    on_cpu = config.device.startswith("cpu") or (config.device == "auto" and not torch.cuda.is_available())
+    if not on_cpu or config.dtype not in ("bfloat16", "float16") or config.quantise or config.offload:
+        return None
+    chosen = compute_types.choose(None, getattr(torch, config.dtype), torch.device("cpu"))
+    return str(chosen).removeprefix("torch.")
 
 
 def load_task(config: TuneConfig, say: Say = silent) -> tuple[Task, Splits]:
@@ -83,7 +95,7 @@ def load_task(config: TuneConfig, say: Say = silent) -> tuple[Task, Splits]:
 
 def base_model(config: TuneConfig, *, tokenizer: Any = None, say: Say = silent) -> LanguageModel:
     """Return the model of a configuration before any scheme is applied; see `gradless.lm.load`."""
-    names = ("dtype", "device", "chat", "quantise", "offload")
+    names = ("dtype", "compute_dtype", "device", "chat", "quantise", "offload")
     return lm.load(config.model, **{name: getattr(config, name) for name in names}, tokenizer=tokenizer, say=say)
 
 

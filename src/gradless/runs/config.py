@@ -25,8 +25,7 @@ from gradless.system.typed import Amount, Count, Few, Flag, Names, NotNegative, 
 
 RECORDED: Final = "engine_choice"
 """Key of ``config.json`` that is no setting: how the engine was chosen where ``auto`` was asked for."""
-
-ADDED: Final = ("plugins", "quantise", "offload")
+ADDED: Final = ("plugins", "compute_dtype", "quantise", "offload")
 """Settings that ``config.json`` holds only where they say something."""
 
 Model = Annotated[str, Names("model", closed=False)]
@@ -36,6 +35,7 @@ Scheme = Annotated[str, Names("scheme", "runs.config:DEFAULTS")]
 Objective = Annotated[str, Names("objective", closed=False)]
 Engine = Annotated[str, Names("engine", "forward.engines:CHOICES")]
 DType = Annotated[str, Names("dtype", closed=False)]
+ComputeDType = Annotated[str, Names("compute_dtype", closed=False)]
 Device = Annotated[str, Names("device", closed=False)]
 Quantise = Literal["nf4", "fp4", "int8"] | None
 Offload = Literal["cpu", "disk"] | None
@@ -177,6 +177,8 @@ class TuneConfig:
     Scales the perturbation of each layer by a norm of its parameters."""
     dtype: DType | None = None
     """float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's."""
+    compute_dtype: ComputeDType | None = None
+    """auto, float32 or the type of 16-bit weights: of products. auto: on a processor the faster one."""
     device: Device = "cpu"
     """cpu, cuda, cuda:1, mps; auto: all GPUs."""
     quantise: Quantise = None
@@ -269,6 +271,7 @@ class TuneConfig:
             self,
             lr=self.lr if self.lr is not None else guess,
             eps=eps,
+            compute_dtype=None if self.compute_dtype == "auto" else self.compute_dtype,
             engine=self.engine or AUTO,
             eval_every=self.eval_every or self.usual_eval_every,
             plugins=used,
@@ -367,14 +370,20 @@ def read_values(folder: Path) -> dict[str, Any]:
     return values
 
 
+def as_recorded(config: TuneConfig) -> TuneConfig:
+    """Return a run's configuration with its compute type; before it was recorded, it was that of 16-bit weights."""
+    narrow = config.dtype if config.dtype in ("bfloat16", "float16") else None
+    return dataclasses.replace(config, compute_dtype=config.compute_dtype or narrow)
+
+
 def difference(old: TuneConfig, new: TuneConfig) -> str | None:
     """Return the first field in which two configurations differ, as a sentence, or None.
 
-    Device, offload, the folder of the data and what processes split are left out: a run may continue elsewhere, and the
-    ledger knows its data.
+    Device, offload, folder of the data and what processes split may differ: a run may continue elsewhere.
     """
     from gradless import plugins
 
+    old, new = as_recorded(old), as_recorded(new)
     for f in dataclasses.fields(TuneConfig):
         if f.name in ("device", "offload", "data", "split"):
             continue

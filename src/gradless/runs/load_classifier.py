@@ -17,7 +17,7 @@ from gradless.runs import build
 from gradless.runs import replay as rebuilding
 from gradless.runs.card import RECORD
 from gradless.runs.classifier import FILE, Classifier, Spec, read_spec, spec_of
-from gradless.runs.config import TuneConfig, read_config
+from gradless.runs.config import TuneConfig, as_recorded, read_config
 from gradless.runs.record import INTERRUPTED, read_result
 from gradless.system import typed
 from gradless.system.cache import Say
@@ -211,7 +211,7 @@ def _evaluation(
 ) -> tuple[Spec, Callable[[], LanguageModel]]:
     """Return what `gradless eval` measured: an untuned model with a prompt, calibrated or not."""
     with typed.within(f"{source}/result.json"):
-        config = TuneConfig.from_json(result.get("config") or {})
+        config = as_recorded(TuneConfig.from_json(result.get("config") or {}))
     if result["mode"] == "icl":
         raise BadInput(
             f"{source} evaluated with solved examples in the prompt, which predict has not: tune, or give "

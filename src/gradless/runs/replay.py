@@ -14,7 +14,7 @@ from gradless.lm.loading import IN_PLACE
 from gradless.methods import METHODS
 from gradless.runs import build, extend
 from gradless.runs.build import OWN_PATHS, Model
-from gradless.runs.config import TuneConfig, difference, read_config
+from gradless.runs.config import TuneConfig, as_recorded, difference, read_config
 from gradless.system.hashing import weights_sha256
 from gradless.tasks import Splits, hub
 
@@ -180,7 +180,7 @@ def rebuild(
     """
     path = ledger_path(source)
     contents, folder = ledger.read(path), path.parent
-    config = TuneConfig.from_json(contents.config)
+    config = as_recorded(TuneConfig.from_json(contents.config))
     plugins.check(config.parts(), config.plugins)
     if path.name == "ledger" and (folder / "config.json").exists():
         own = read_config(folder)

@@ -3,3 +3,4 @@
 from gradless.storage.stored import Store as Store
 from gradless.storage.stored import StoredWeight as StoredWeight
 from gradless.storage.stored import decoded as decoded
+from gradless.storage.upcast import UpcastParameter as UpcastParameter

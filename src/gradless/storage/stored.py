@@ -236,24 +236,24 @@ def _of_all_copies(ids: Tensor) -> Tensor:
 
 
 class _Scratch(threading.local):
-    """The buffer of a thread that weights are decoded into."""
+    """The buffers of a thread that weights are decoded into."""
 
     buffers: dict[tuple[torch.dtype, torch.device], Tensor]
 
     def __init__(self) -> None:
         self.buffers = {}
 
-    def take(self, store: Store, rows: int) -> Tensor:
-        """Return room for some rows; what it held is lost."""
-        width = store.shape[1:].numel()
-        key = (store.dtype, store.device)
-        if key not in self.buffers or self.buffers[key].numel() < rows * width:
-            self.buffers.pop(key, None)  # before the larger one is made
-            self.buffers[key] = torch.empty(rows * width, dtype=store.dtype, device=store.device)
-        return self.buffers[key][: rows * width].view(rows, *store.shape[1:])
-
 
 _scratch = _Scratch()
+
+
+def take_scratch(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return room for values that are read before this thread takes the next ones; what it held is lost."""
+    size, key, buffers = shape.numel(), (dtype, device), _scratch.buffers
+    if key not in buffers or buffers[key].numel() < size:
+        buffers.pop(key, None)  # before the larger one is made
+        buffers[key] = torch.empty(size, dtype=dtype, device=device)
+    return buffers[key][:size].view(shape)
 
 
 def _linear(input: Tensor, weight: Any, bias: Any = None) -> Tensor:
@@ -285,7 +285,8 @@ def _parts(store: Store) -> Iterator[tuple[int, Tensor]]:
     row = max(1, store.shape[1:].numel() * store.dtype.itemsize)
     count = max(1, min(total, SCRATCH_BYTES // row))
     for start in range(0, total, count):
-        values = _scratch.take(store, min(count, total - start))
+        rows = torch.Size((min(count, total - start), *store.shape[1:]))
+        values = take_scratch(rows, store.dtype, store.device)
         store.decode(values, start)
         yield start, values
 

@@ -1,0 +1,86 @@
+"""In which type a model computes, where its weights are kept in 16 bits.
+
+On a GPU that is the type of the weights. A processor may have instructions for 16-bit products (AVX512-BF16, AMX, their
+counterparts of ARM) and be several times as fast with them, or not have them and be several times as slow. Flags tell
+what it has, and not whether this build of torch uses it, a virtual machine passes it on or a variable of oneDNN turns
+it off: so one small product is timed both ways.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from typing import Any, Final
+
+import torch
+from torch.nn import functional
+
+from gradless.errors import BadInput, pick
+from gradless.storage import StoredWeight, upcast
+
+AUTO: Final = "auto"
+NAMES: Final = ("float32", "bfloat16", "float16")
+ROWS, WIDTH, ROUNDS, FEWEST = 128, 512, 20, 3  # a fifth of a millisecond each: some escape whatever else runs
+SLOW: Final = 4.0
+"""Times of float32's best after which no other round can make 16-bit products fast."""
+CLEAR: Final = 0.8
+"""Of float32's time, the most that 16-bit products may take to be worth their rounding."""
+
+
+def choose(asked: str | None, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """Return the type in which a model computes.
+
+    Args:
+        asked: ``auto`` (or None), or a type by name.
+        dtype: of its weights, as forwards see them.
+        device: of its weights.
+
+    Cost: for ``auto`` with 16-bit weights on a CPU 10 ms, once in a process (0.2 s where 16-bit products are slow).
+
+    Raises:
+        BadInput: an unknown name, or neither float32 nor the type of the weights.
+    """
+    if asked in (None, AUTO):
+        slow = device.type == "cpu" and dtype in upcast.HALVES and not is_fast(dtype)
+        return torch.float32 if slow else dtype
+    pick("compute type", asked, dict.fromkeys((AUTO, *NAMES)))
+    kind: torch.dtype = getattr(torch, asked)
+    if kind not in (dtype, torch.float32):
+        stored = str(dtype).removeprefix("torch.")
+        raise BadInput(
+            f"--compute-dtype {asked} does not go with {stored} weights: use float32, or --dtype {asked} as well"
+        )
+    return kind
+
+
+def apply(lm: Any, asked: str | None) -> None:
+    """Let a language model compute in the type that `choose` gives; the model is changed in place."""
+    if not any(isinstance(parameter, StoredWeight) for parameter in lm.model.parameters()):
+        lm.upcast = choose(asked, lm.dtype, lm.device) != lm.dtype
+    elif asked not in (None, AUTO) and asked != str(lm.dtype).removeprefix("torch."):
+        raise BadInput(
+            f"--compute-dtype {asked} goes with weights that are floats in memory: quantised and offloaded ones are "
+            "computed with in the type that --dtype names"
+        )
+    if lm.upcast:
+        upcast.prepare(lm.model)
+
+
+@functools.cache
+def is_fast(dtype: torch.dtype) -> bool:
+    """Return whether this processor multiplies matrices of a 16-bit type clearly faster than float32 ones, measured.
+
+    The fastest of some short products of either kind counts, taken in turns, so that a busy machine decides alike.
+    """
+    best = {dtype: math.inf, torch.float32: math.inf}
+    kinds = {kind: (torch.ones(ROWS, WIDTH, dtype=kind), torch.ones(WIDTH, WIDTH, dtype=kind)) for kind in best}
+    for done in range(ROUNDS + 1):
+        for kind, (x, weight) in kinds.items():
+            start = time.perf_counter()
+            functional.linear(x, weight)
+            if done:  # the first product chooses its code
+                best[kind] = min(best[kind], time.perf_counter() - start)
+        if done >= FEWEST and best[dtype] > SLOW * best[torch.float32]:
+            break
+    return best[dtype] < CLEAR * best[torch.float32]
