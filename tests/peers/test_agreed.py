@@ -176,6 +176,7 @@ def test_a_row_that_is_not_finite_abstains():
         arrivals = in_threads(work)
         assert {one.heard for one in arrivals} == {((1, 2, 3),)}
         assert transports[1].facts[0].heard == (0, 1, 2, 3)
+        assert transports[1].facts[0].left_out == transports[1].facts[0].late == ()
 
 
 def test_what_ends_the_agreement_is_told_to_who_waits(monkeypatch):

@@ -80,6 +80,18 @@ def test_a_dead_peer_costs_one_grace_and_the_others_wait_no_more():
     assert circle.lengths()[0] == 8
 
 
+def test_a_row_that_was_here_and_one_that_came_late_are_told_apart():
+    circle = Circle()
+    assert circle.cores[3].row(0, [1.0, 2.0], circle.now)
+    for _, data in circle.cores[3].take_outbox():
+        circle.cores[1].handle(data, circle.now, sent_by=3)  # the leader, peer 0, and peer 2 do not get it
+    circle.up = {0, 1, 2}
+    circle.steps(1)
+    assert [row.sender for row in parse_value(circle.logs[1][0].value).rows] == [0, 1, 2]
+    assert circle.cores[1].in_time == {0: frozenset({0, 1, 2, 3})}
+    assert circle.cores[2].in_time == {0: frozenset({0, 1, 2})}
+
+
 def test_a_peer_that_was_late_once_is_waited_for_again():
     circle = Circle()
     circle.steps(1)

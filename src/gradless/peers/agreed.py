@@ -41,8 +41,10 @@ class Facts(NamedTuple):
 
     heard: tuple[int, ...]
     """Senders of the rows of the value, abstaining ones too."""
-    late: tuple[int, ...]
+    left_out: tuple[int, ...]
     """Peers of which no row was in it and which are not banned."""
+    late: tuple[int, ...]
+    """Of these, those whose row had not come here when the step was decided."""
     leader: int
     """Who proposed it."""
     round: int
@@ -188,7 +190,10 @@ class Agreed:
         heard = tuple(row.sender for row in value.rows)
         missing = set(range(self.link.peers)) - set(heard) - self.log.history.banned_at(step)
         signed = self._signed.pop(step, math.nan)
-        return Facts(heard, tuple(sorted(missing)), value.proposer, value.round, self.clock() - signed)
+        late = missing - self.agreement.in_time.get(step, frozenset())
+        return Facts(
+            heard, tuple(sorted(missing)), tuple(sorted(late)), value.proposer, value.round, self.clock() - signed
+        )
 
     def _arrivals(self, step: int) -> Arrivals:
         return arrivals_of(self.log, step)

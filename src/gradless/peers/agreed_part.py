@@ -128,11 +128,15 @@ class AgreedPart:
         if facts is None:  # fetched
             value = parse_value(self.log[step].value)
             heard = [row.sender for row in value.rows]
-            return {"heard": heard, "late": [], "leader": value.proposer, "round": value.round, "failed": failed}
+            left_out = sorted(set(range(self.group.peers)) - {*heard, *self.log.history.banned_at(step)})
+            return {
+                "heard": heard, "left_out": left_out, "late": [], "leader": value.proposer, "round": value.round,
+                "failed": failed,
+            }  # fmt: skip
         seconds = round(facts.seconds, 6) if math.isfinite(facts.seconds) else None
         return {
-            "heard": list(facts.heard), "late": list(facts.late), "leader": facts.leader, "round": facts.round,
-            "failed": failed, "agree_seconds": seconds,
+            "heard": list(facts.heard), "left_out": list(facts.left_out), "late": list(facts.late),
+            "leader": facts.leader, "round": facts.round, "failed": failed, "agree_seconds": seconds,
         }  # fmt: skip
 
     def _failed(self, step: int) -> list[int]:

@@ -79,8 +79,10 @@ class MixedPart:
 
     def facts(self, step: int) -> dict[str, Any]:
         """See `Part`."""
-        missing = set(range(len(self.manifest.peers))) - set(self._heard)
-        return {"heard": list(self._heard), "late": sorted(missing), "leader": None, "round": 0, "failed": []}
+        missing = sorted(set(range(len(self.manifest.peers))) - set(self._heard))
+        return {
+            "heard": list(self._heard), "left_out": missing, "late": missing, "leader": None, "round": 0, "failed": [],
+        }  # fmt: skip
 
     def scores(self) -> list[float | None]:
         """See `Part`: models have no scores."""

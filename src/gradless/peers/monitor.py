@@ -49,7 +49,7 @@ class Monitor:
         self.board = Board(me, manifest.f)
         self.phase = "waiting"
         self.step = 0
-        self._heard, self._late = ([0] * len(manifest.peers) for _ in range(2))
+        self._heard, self._left_out, self._late = ([0] * len(manifest.peers) for _ in range(3))
         self._led, self._failed = ([0] * len(manifest.peers) for _ in range(2))
         self._seconds: deque[float] = deque(maxlen=RECENT)
         self._own = b""
@@ -74,6 +74,8 @@ class Monitor:
             self.step, self._moved = following, time.monotonic()
             for peer in facts["heard"]:
                 self._heard[peer] += 1
+            for peer in facts["left_out"]:
+                self._left_out[peer] += 1
             for peer in facts["late"]:
                 self._late[peer] += 1
             for peer in facts["failed"]:
@@ -196,6 +198,7 @@ class Monitor:
             name=name,
             alive=alive,
             heard=self._heard[number],
+            left_out=self._left_out[number],
             late=self._late[number],
             led=self._led[number],
             failed=self._failed[number],

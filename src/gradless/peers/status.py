@@ -30,8 +30,10 @@ class Peer(msgspec.Struct, kw_only=True):
     """Whether it seems to be connected."""
     heard: Whole = 0
     """Steps whose value holds its row."""
+    left_out: Whole = 0
+    """Steps whose value does not, before a ban."""
     late: Whole = 0
-    """Of the others those without it before a ban: its row came late, never, or was left out."""
+    """Of these, those whose row had not come here when the step was decided: it came late, or never."""
     led: Whole = 0
     """Values that it proposed."""
     failed: Whole = 0
@@ -102,6 +104,7 @@ def rows(status: Status) -> list[tuple[str, ...]]:
             peer.name + (" (this one)" if peer.name == status.me else ""),
             _state(peer),
             f"{peer.heard}",
+            f"{peer.left_out}",
             f"{peer.late}",
             f"{peer.led}/{peer.failed}",
             "-" if peer.score is None else f"{peer.score:.1f}",
@@ -111,7 +114,7 @@ def rows(status: Status) -> list[tuple[str, ...]]:
     ]
 
 
-HEADS: Final = ("peer", "state", "rows in", "late", "led/failed", "score", "weights")
+HEADS: Final = ("peer", "state", "rows in", "left out", "late", "led/failed", "score", "weights")
 
 
 def _state(peer: Peer) -> str:

@@ -33,6 +33,7 @@ from gradless.peers.wire import Answer, Decided, Hello, Message, Proposal, Signe
 ROUNDS_AHEAD: Final = 64  # of one's own; a message of a later round is refused
 ROUNDS_OF_NEXT_STEP: Final = 8  # whose messages are kept
 STEPS_AT_ONCE: Final = 32  # decided steps for a peer that lacks them
+REMEMBERED: Final = 64  # newest steps of which it is known whose rows were in time
 USUAL: Final = Timing()
 PATIENCE: Final = 3  # steps in a row that a late peer may miss before a leader waits for it less often
 
@@ -74,6 +75,8 @@ class Agreement:
             votes.declare(complete=False)
         self._inquiry = None if votes.complete else Inquiry(group, votes.nonce)
         self._decisions: list[Decision] = []
+        self.in_time: dict[int, frozenset[int]] = {}
+        """By newest step: peers whose row this one had when the step was decided, in the value or not."""
         self._next: dict[tuple[int, Kind, int], bytes] = {}  # messages of the next step, one a sender, kind and round
         self._helped: dict[int, float] = {}  # when a peer was sent decided steps
         self._asked: dict[int, float] = {}  # when a peer was asked for them
@@ -252,6 +255,8 @@ class Agreement:
                 decision = self.instance.decision
                 self.log.append(decision.value, decision.certificate)
                 self._decisions.append(decision)
+                self.in_time[decision.step] = frozenset(self.instance.books.rows)
+                self.in_time.pop(decision.step - REMEMBERED, None)
                 self._fall_silent_if_votes_are_lost()
                 self.votes.forget(self.step)
                 self._begin()

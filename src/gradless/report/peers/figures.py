@@ -22,7 +22,7 @@ POINTS = 60
 COLUMNS = 400
 """Most columns of the picture of presence; of more steps several share one."""
 COLOURS = (BLUE, ORANGE, "#3d9a50", "#8a63c9", "#b0548f", "#6b7f2a", "#2a8f8f", "#a0522d")
-STATES = {"in the value": BLUE, "in some of them": "#9cc3ea", "late here": ORANGE, "not there": PALE, "banned": RED}
+STATES = {"in the value": BLUE, "in some of them": "#9cc3ea", "late here": ORANGE, "left out": PALE, "banned": RED}
 
 
 def drawings(record: PeerRecord) -> list[Drawing]:
@@ -60,7 +60,10 @@ def _presence(record: PeerRecord) -> Drawing | None:
     axes.set_yticks(range(len(record.names)), record.names, **LITERAL)
     axes.invert_yaxis()
     axes.set(xlabel="step", xlim=(0, log.steps))
-    caption = "Whose row each decided value holds. Late here: it came to this peer after the decision, or never."
+    caption = (
+        "Whose row each decided value holds. Late here: it is left out, and had not come to this peer when the step "
+        "was decided."
+    )
     return _drawing(figure, axes, "who-presence", "Rows in the values", caption, columns=5)
 
 
@@ -71,7 +74,7 @@ def _kind(present: np.ndarray, late: np.ndarray, banned: bool) -> str:
         return "in the value"
     if present.any():
         return "in some of them"
-    return "late here" if late.any() else "not there"
+    return "late here" if late.any() else "left out"
 
 
 def _scores(record: PeerRecord) -> Drawing | None:

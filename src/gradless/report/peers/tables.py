@@ -75,8 +75,9 @@ def peers(record: PeerRecord) -> Table:
         "Rows in: steps whose value holds the peer's row. Left out: the other steps, up to its ban. Led/failed: values "
         "that it proposed, and rounds that it lost. Among extremes: share of its coefficients among the f lowest or "
         "highest of their column, with the usual share. Score: median t-value of its products with the others' "
-        "coefficients; honest peers with like data have -1 to 2. Late: rows that came after the decision, or never, as "
-        "this peer saw it. Weights: the hash that it last stated. Scores and shares are reasons to look, no proofs."
+        "coefficients; honest peers with like data have -1 to 2. Late here: of those left out the rows that had not "
+        "come to this peer when the step was decided. Weights: the hash that it last stated. Scores and shares are "
+        "reasons to look, no proofs."
     )
     columns = tuple(map(Column, (*HEADS, "late here", "weights")))
     return Table("peers", "Peers", caption, 1, columns, tuple(rows), tuple(records))
