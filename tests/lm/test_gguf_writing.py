@@ -12,7 +12,7 @@ import torch
 import run_helpers as h
 from gguf_helpers import write_gguf
 from gradless import BadInput, lm
-from gradless.lm import gguf_file, gguf_schemes, gguf_writing, schemes
+from gradless.lm import gguf_file, gguf_schemes, schemes
 from gradless.runs import jobs
 from gradless.runs.replay import rebuild
 from gradless.storage.stored import StoredWeight, decoded
@@ -68,10 +68,8 @@ def test_the_file_is_the_base_with_tuned_blocks_and_loads_again(tmp_path, files,
 
 
 def _weights(model):
-    reader = gguf_file.read(model.files[0])
-    named = dict(gguf_writing._named(model, reader))
     by_store = {id(w.store): w for _, _, w in gguf_schemes._stored(model.model)}
-    return [((name, store), by_store[id(store)]) for name, store in named.items()]
+    return [((store.base.tensor, store), by_store[id(store)]) for store in gguf_schemes.stores(model)]
 
 
 def test_a_run_goes_on_and_replays(tmp_path, files):

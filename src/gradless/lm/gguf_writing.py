@@ -8,9 +8,8 @@ is a file of its own (``general.type`` adapter) with two matrices for every adap
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +19,6 @@ from gradless.lm import gguf_file, gguf_schemes
 from gradless.lm.loading import LanguageModel
 from gradless.storage.mapped import GgufStore
 from gradless.storage.stored import StoredWeight
-from gradless.storage.tuned import TunedStore
 from gradless.system.atomic import replacing
 
 SUFFIX: Final = ".gguf"
@@ -61,24 +59,13 @@ def _write_model(lm: LanguageModel, target: Path) -> None:
         )
     reader = gguf_file.read(lm.files[0])
     places = {str(tensor.name): int(tensor.data_offset) for tensor in reader.tensors}
-    stores = {name: store for name, store in _named(lm, reader) if isinstance(store, TunedStore)}
     with replacing(target) as temporary:
         shutil.copyfile(lm.files[0], temporary)
         with temporary.open("r+b") as file:
-            for name, store in stores.items():
-                file.seek(places[name])
+            for store in gguf_schemes.stores(lm):
+                file.seek(places[store.base.tensor])
                 for part in store.stored():
                     file.write(part)
-
-
-def _named(lm: LanguageModel, reader: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the stores of weights with the names of their tensors, tied ones once."""
-    names, seen = _names(lm, reader), set()
-    for path, module in _inner(lm).named_modules():
-        for leaf, weight in cast(Any, module)._parameters.items():
-            if isinstance(weight, StoredWeight) and id(weight.store) not in seen:
-                seen.add(id(weight.store))
-                yield f"{names.get_name(path)}.{leaf}", weight.store
 
 
 def _names(lm: LanguageModel, reader: Any) -> Any:
