@@ -98,3 +98,22 @@ def test_shapes_that_metadata_do_not_say_are_refused(tmp_path: Path) -> None:
     path.write_bytes(data[:at] + (768).to_bytes(4, "little") + data[at + 4 :])
     with pytest.raises(BadInput, match=r"has blk.0.ffn_\w+.weight of shape \[\d+, \d+\], and its metadata say"):
         in_place(path)
+
+
+def test_a_plan_reads_the_header_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gradless.cost import plan
+    from gradless.storage.mapped import GgufStore
+
+    path = tmp_path / "m.gguf"
+    write_random_gguf(path, "llama", tied=True, formats=["Q4_K"])
+    monkeypatch.setattr(GgufStore, "decode", None)
+    whole = {}
+    for dtype in (None, "float32"):
+        settings = plan.Settings(model=str(path), batch_size=2, length=8, dtype=dtype)
+        whole[dtype] = plan.subject(settings, "lora").stored
+    assert whole[None].buffer == 512 * 256 * 4
+    assert whole["float32"].buffer == 0
+    assert path.stat().st_size * 0.9 < whole[None].weights < path.stat().st_size * 1.2
+    assert whole["float32"].weights > 5 * whole[None].weights
+    with pytest.raises(BadInput, match="--scheme lora"):
+        plan.subject(plan.Settings(model=str(path), batch_size=2, length=8), "full")

@@ -19,6 +19,7 @@ from gradless.lm import (
     adapters,
     checkpoint_config,
     checkpoint_files,
+    gguf_model,
     hub_ids,
     quiet_transformers,
     shapes,
@@ -104,7 +105,7 @@ def _load_model(source: str, wanted: torch.dtype | None, kind: str | None) -> La
         config, masked = _configuration(source)
         if kind is not None:
             config._attn_implementation = kind
-        wanted = wanted or _own_dtype(config)
+        asked, wanted = wanted, wanted or _own_dtype(config)
         model = _empty(config, masked, wanted, source)
     model.eval()
     model.config.use_cache = False
@@ -114,10 +115,18 @@ def _load_model(source: str, wanted: torch.dtype | None, kind: str | None) -> La
         model_max_length=getattr(text, "max_position_embeddings", None) or NO_LIMIT,
         pad_token_id=getattr(text, "pad_token_id", None),
     )
-    built = LanguageModel(model, tokens, masked, source=source, name=_short(source))
+    files = () if asked is not None else _in_place(source)
+    built = LanguageModel(model, tokens, masked, source=source, name=_short(source), files=files)
     if not isinstance(built.head, torch.nn.Linear):
         raise BadInput(f"{source} has no linear output layer: choose a causal or masked language model")
     return built
+
+
+def _in_place(source: str) -> tuple[Path, ...]:
+    """The files whose blocks are used where they lie; none for a known name, which is planned without its file."""
+    path = Path(source).expanduser()
+    opened = gguf_model.open_file(path) if path.is_file() and path.suffix.lower() == ".gguf" else None
+    return () if opened is None else opened.files
 
 
 def _own_dtype(config: Any) -> torch.dtype:
@@ -145,6 +154,9 @@ def _configuration(source: str) -> tuple[Any, bool]:
         return model.config, masked
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() == ".gguf":
+        opened = gguf_model.open_file(path)
+        if opened is not None:
+            return gguf_model.configuration(path, opened), False
         return _read(source, str(path.parent), {"local_files_only": True, "gguf_file": path.name})
     if path.exists() and not path.is_dir():
         raise BadInput(f"{source} is neither a folder nor a .gguf file: give the folder with its config.json")

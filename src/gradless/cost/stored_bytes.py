@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from torch import nn
 
-from gradless.lm import LanguageModel, quantisation
+from gradless.lm import LanguageModel, gguf_file, quantisation
 from gradless.storage.stored import SCRATCH_BYTES
 
 BITS: Final = {"nf4": (4.0, 64), "fp4": (4.0, 64), "int8": (8.0, 0)}
@@ -31,6 +31,8 @@ def of_model(lm: LanguageModel, quantise: str | None, offload: str | None) -> St
     """
     parameters = list(lm.model.parameters())
     whole = sum(p.numel() * p.itemsize for p in parameters)
+    if lm.files:
+        return _of_files(lm)
     kind = _kind(lm, quantise)
     frozen = [p for p in parameters if not p.requires_grad and p.ndim > 1]
     if offload is not None:
@@ -44,6 +46,14 @@ def of_model(lm: LanguageModel, quantise: str | None, offload: str | None) -> St
     out = sum(p.numel() * p.itemsize for p in elsewhere)
     buffer = min(SCRATCH_BYTES, max((p.numel() * p.itemsize for p in elsewhere), default=0))
     return Stored(whole - out + held, buffer)
+
+
+def _of_files(lm: LanguageModel) -> Stored:
+    """Return what blocks of GGUF files take, and what is tuned beside them."""
+    tensors = gguf_file.read(lm.files[0]).tensors
+    tuned = sum(p.numel() * p.itemsize for p in lm.model.parameters() if p.requires_grad)
+    largest = max((int(one.n_elements) for one in tensors if len(one.shape) > 1), default=0)
+    return Stored(sum(int(one.n_bytes) for one in tensors) + tuned, min(SCRATCH_BYTES, FLOAT * largest))
 
 
 def _linear(lm: LanguageModel) -> list[nn.Parameter]:

@@ -121,6 +121,24 @@ def load(path: Path, opened: Opened, dtype: torch.dtype | None, device: torch.de
         raise _refusal(path, error) from error
 
 
+def configuration(path: Path, opened: Opened) -> Any:
+    """Return the configuration of a file's model.
+
+    Args:
+        path: what errors name.
+        opened: the file.
+
+    Raises:
+        BadInput: transformers builds no such model.
+    """
+    try:
+        config = gguf_config.read(opened.reader)
+        checkpoint_config.check_class(config, masked=False)
+        return config
+    except Exception as error:
+        raise _refusal(path, error) from error
+
+
 def tokenizer(path: Path, opened: Opened, root: Path) -> Any:
     """Return the tokenizer of a file, with its chat template.
 
