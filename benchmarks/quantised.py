@@ -172,7 +172,7 @@ def memory() -> dict[str, Any]:
     return {"rows": ROWS, "length": LENGTH, "steps": 2, "engine": "dual", "models": found}
 
 
-def seconds(samples: int = 5) -> dict[str, Any]:
+def seconds(samples: int = 4) -> dict[str, Any]:
     """Seconds of a dual step, in place and decoded in turn."""
     found = []
     for model in MODELS:
