@@ -58,6 +58,15 @@ def ended(group: LoopbackGroup, peers=EVERYBODY) -> list[dict]:
     return [group.result(peer) for peer in peers]
 
 
+def compile_kernels(group: LoopbackGroup) -> None:
+    """Take a step of the group's model here, so that its processes do not all compile the same kernels at once."""
+    own = own_data.merged(group.manifest.config.own, {"train": group.own[0][1], "test": group.own[0][3]})
+    learner = one_peer(group.manifest.config, 0, own=own).learner
+    network = ReplayedNetwork({(0, COEFFICIENTS): [[0]]})
+    take_steps(SideBySide([learner]), network, AgreedRule("mean", peers=1, byzantine=0), 1)
+    learner.members[0].optimizer.flush()
+
+
 def passed(group: LoopbackGroup, peer: int, step: int) -> bool:
     return group.wait(lambda: group.step(peer) >= step, SECONDS)
 
@@ -173,6 +182,7 @@ def test_kills_stops_a_full_disk_and_a_lost_vote_log(groups, monkeypatch):
 def test_memory_a_kill_a_join_and_a_run_that_continues(groups, tmp_path):
     """A rule with memory ends alike at a peer that was killed and at one that joins; another run goes on from there."""
     group = groups(90, memory=30)
+    compile_kernels(group)
     for peer in range(3):
         group.start(peer, "--pace", "0.05")
     assert passed(group, 0, 35)  # from step 30 on the log says whose rows count
@@ -274,6 +284,7 @@ def test_ten_processes(tmp_path, record_property):
     """On two cores: each process computes for a fifth of the time."""
     names = [f"peer-{peer}" for peer in range(10)]
     group = demo.group_of(tmp_path / "ten", names, 3, 60, "tiny-llama", 0)
+    compile_kernels(group)
     try:
         for peer in range(10):
             group.start(peer)
