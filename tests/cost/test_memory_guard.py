@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import gguf_helpers
 from gradless.cli import main
 from gradless.cost import memory_guard
 from gradless.errors import BadInput
@@ -106,6 +107,15 @@ def test_forwards_count_where_weights_come_close(tmp_path: Path, pretend: Any) -
         check(checkpoint(tmp_path / "model"))
     pretend(60 * GB, working=100 * GB)
     check(tmp_path / "model")
+
+
+def test_a_gguf_counts_where_it_is_decoded_into_memory(tmp_path: Path, pretend: Any) -> None:
+    file = tmp_path / "mine.gguf"
+    gguf_helpers.write_random_gguf(file, "llama", tied=True, formats=["Q8_0"])
+    pretend(100)
+    check(file, scheme="lora")
+    with pytest.raises(BadInput, match=r"--scheme lora without --dtype .the rest stays in its files. would fit"):
+        check(file, dtype="float32")
 
 
 def test_models_without_headers_are_left_to_loading(tmp_path: Path, pretend: Any) -> None:

@@ -22,8 +22,9 @@ from gradless.cost import stored_bytes
 from gradless.cost.settings import PlanSettings
 from gradless.errors import BadInput
 from gradless.forward.engines import AUTO, STREAM
-from gradless.lm import assets, checkpoint_files, hub_ids, tiny_models
+from gradless.lm import assets, checkpoint_files, gguf_file, hub_ids, tiny_models
 from gradless.lm.devices import device_of
+from gradless.lm.model_names import is_gguf
 from gradless.methods import METHODS
 from gradless.runs.config import TuneConfig
 from gradless.storage.stored import SCRATCH_BYTES
@@ -37,8 +38,10 @@ GB: Final = 1e9
 FLOAT: Final = 4
 HEADER_BYTES: Final = 100_000_000
 """The format's own limit."""
+DECODED: Final = "decoded"
+"""Type of a weight in a GGUF file: in memory it has the one that is asked for."""
 TYPES: Final = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-ITEMSIZE: Final = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+ITEMSIZE: Final = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, DECODED: 0}
 EMBEDDINGS: Final = re.compile(r"(embed\w*|wte|wpe|lm_head|output)\.weight$")
 """Matrices that are not quantised as they are loaded."""
 
@@ -99,7 +102,7 @@ def check_job(job: Job) -> None:
     if tiny_models.is_name(model) or (free := _free(job.settings.device)) is None:
         return
     try:
-        tensors = _tensors(model)
+        tensors = [] if is_gguf(model) and job.settings.dtype is None else _tensors(model)
         need = _need(job, tensors)
     except (BadInput, OSError, ValueError, KeyError, TypeError, AttributeError):  # the job itself says what is wrong
         return
@@ -142,7 +145,9 @@ def _need(job: Job, tensors: list[Tensor]) -> int:
     for tensor in tensors:
         kind = wanted or tensor.dtype
         size = tensor.size * ITEMSIZE.get(kind, FLOAT)
-        if tensor.matrix and settings.offload:
+        if tensor.dtype == DECODED and settings.dtype is None:  # in place
+            size = 0
+        elif tensor.matrix and settings.offload:
             largest, size = max(largest, size), 0
         elif tensor.matrix and settings.quantise and not EMBEDDINGS.search(tensor.name):
             largest, size = max(largest, size), stored_bytes.of_codes(tensor.size, settings.quantise)
@@ -185,13 +190,15 @@ def _on_device(settings: PlanSettings) -> PlanSettings:
 
 
 def _tensors(model: str) -> list[Tensor]:
-    """Return the weights of a model by the headers of its files; none of one that is not here, or is mapped in place.
+    """Return the weights of a model by the headers of its files; none of one that is not here or known by name.
 
     Of a hub id whose weights are not here its configuration tells their shapes.
     """
     path = Path(model).expanduser()
-    if model in assets.ASSETS or path.is_file():
+    if model in assets.ASSETS:
         return []
+    if path.is_file():
+        return _of_gguf(path) if is_gguf(model) else []
     if (path / checkpoint_files.ADAPTER).is_file():
         base = checkpoint_files.read_json(path / checkpoint_files.ADAPTER)
         name = base.get("base_model_name_or_path") if isinstance(base, dict) else None
@@ -201,6 +208,13 @@ def _tensors(model: str) -> list[Tensor]:
     if path.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         return []
     return _of_hub(model)
+
+
+def _of_gguf(path: Path) -> list[Tensor]:
+    return [
+        Tensor(tensor.name, int(tensor.n_elements), DECODED, len(tensor.shape) > 1, int(tensor.n_bytes))
+        for tensor in gguf_file.read(path).tensors
+    ]
 
 
 def _of_hub(model: str) -> list[Tensor]:
@@ -252,7 +266,9 @@ def _ways(job: Job) -> list[tuple[str, Job]]:
     if lora:
         changes.append(("--scheme lora", lora))
         changes.append(("--scheme lora --dtype bfloat16", {**lora, "dtype": "bfloat16"}))
-    if not settings.quantise and not settings.offload:
+    if is_gguf(settings.model):
+        changes.append((f"{flags}without --dtype", {**lora, "dtype": None}))
+    elif not settings.quantise and not settings.offload:
         changes.append((f"{flags}--quantise nf4", {**lora, "quantise": "nf4"}))
         changes.append((f"{flags}--offload disk", {**lora, "offload": "disk"}))
     return [(name, job._replace(settings=dataclasses.replace(settings, **change))) for name, change in changes]
