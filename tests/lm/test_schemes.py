@@ -4,12 +4,14 @@ import torch
 
 from gradless import lm as models
 from gradless.errors import BadInput
-from gradless.lm import LanguageModel, schemes, virtual_tokens
+from gradless.lm import LanguageModel, gguf_schemes, schemes, virtual_tokens
+from gradless.runs.scheme_settings import DEFAULTS, STORED
 from gradless.system.hashing import weights_sha256
 
 ARCHITECTURES = ["opt", "llama", "mistral", "qwen", "gemma", "roberta"]
 CAUSAL = ARCHITECTURES[:-1]
 LABELS = (40, 50)
+GENERAL = [name for name in schemes.SCHEMES if name not in STORED]  # of models of any kind
 
 
 def logits(lm: LanguageModel, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
@@ -27,7 +29,12 @@ def apply(lm: LanguageModel, scheme: str, **options) -> LanguageModel:
     return schemes.apply(lm, scheme, **({"label_token_ids": LABELS} if scheme == "head" else {}), **options)
 
 
-@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+def test_schemes_of_gguf_files_are_named_alike() -> None:
+    assert tuple(gguf_schemes.FIELDS) == STORED
+    assert schemes.SCHEMES.keys() == DEFAULTS.keys()
+
+
+@pytest.mark.parametrize("scheme", GENERAL)
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_scheme_on_every_architecture(architecture: str, scheme: str) -> None:
     base = models.tiny(architecture)
@@ -119,7 +126,7 @@ def test_tuned_parameters_move_the_output(architecture: str, scheme: str) -> Non
     assert not torch.allclose(output(), before, atol=1e-3)
 
 
-@pytest.mark.parametrize("scheme", schemes.SCHEMES)
+@pytest.mark.parametrize("scheme", GENERAL)
 @pytest.mark.parametrize("architecture", ["gemma", "roberta"])
 def test_bfloat16_models_get_bfloat16_parameters(architecture: str, scheme: str) -> None:
     lm = models.tiny(architecture)
