@@ -218,9 +218,8 @@ def _evaluation(
             "the model with --template and --labels"
         )
     spec = spec_of(config, calibrated=result["mode"] == "calibrated")
-    return spec, lambda: lm.load(
-        model or config.model, dtype=dtype or config.dtype, device=device or config.device, say=say
-    )
+    kinds: dict[str, Any] = {"dtype": dtype or config.dtype, "compute_dtype": None if dtype else config.compute_dtype}
+    return spec, lambda: lm.load(model or config.model, **kinds, device=device or config.device, say=say)
 
 
 def _run(
