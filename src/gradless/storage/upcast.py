@@ -106,11 +106,6 @@ def prepare(model: nn.Module) -> None:
         model.forward = _Forward(model)
 
 
-def is_prepared(model: nn.Module) -> bool:
-    """Return whether a model's forward reads 16-bit parameters in float32."""
-    return any(isinstance(parameter, UpcastParameter) for parameter in model.parameters())
-
-
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
     """Inside, torch functions of this thread read every `UpcastParameter` in float32."""
