@@ -179,3 +179,15 @@ def test_groups_of_peers_do_not_take_them(files):
 
     with pytest.raises(BadInput, match="use --scheme lora"):
         Text(CollabConfig(model=str(files / "Q4_1.gguf"), scheme="codes"), 3)
+
+
+def test_a_plan_counts_what_is_tuned(files):
+    plan = pytest.importorskip("gradless.cost.plan")
+    settings = plan.Settings(model=str(files / "Q4_1.gguf"), scheme="codes", batch_size=2, length=8)
+    codes = plan.plan(settings).need("mezo, codes")
+    loaded = schemes.apply(lm.load(str(files / "Q4_1.gguf")), "codes")
+    assert codes.tuned == sum(p.numel() for _, p in schemes.trainable(loaded))
+    scales = plan.plan(plan.Settings(model=str(files / "Q4_1.gguf"), scheme="scales", batch_size=2, length=8))
+    assert scales.need("inference").total < scales.need("mezo, scales").total < codes.total
+    with pytest.raises(BadInput, match="reads the GGUF file"):
+        plan.plan(plan.Settings(model="smollm2-135m", scheme="codes"))

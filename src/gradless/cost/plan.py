@@ -58,6 +58,7 @@ from gradless.methods import FIRST, FORWARD, HYBRID, METHODS, Method
 from gradless.optimizer import ZerothOrder
 from gradless.runs.config import TuneConfig
 from gradless.runs.fixed_engine import fixed_engine
+from gradless.runs.scheme_settings import STORED
 from gradless.system import typed
 
 BUDGETS: Final = ("8GB", "16GB", "24GB", "40GB", "80GB")
@@ -171,6 +172,8 @@ def subject(settings: Settings, scheme: str) -> Subject:
     compute_types.apply(base, settings.compute_dtype)
     if settings.objective == "lm" and base.masked:
         raise BadInput(f"{base.name} is a masked model, which has no objective lm: use option_ce")
+    if scheme in STORED and not base.files:
+        raise BadInput(f"a plan of the scheme {scheme} reads the GGUF file: give its path as --model, without --dtype")
     with Live():  # answers what transformers asks about masks
         sizes = {name: getattr(settings, name) for name in ("rank", "num_prefix", "num_prompt")}
         model = schemes.apply(base, scheme, label_token_ids=LABELS, **sizes)
@@ -179,6 +182,9 @@ def subject(settings: Settings, scheme: str) -> Subject:
         raise BadInput(f"--length {settings.length} is more than the {limit} tokens that {base.name} takes: lower it")
     batch = Batch(settings.batch_size, settings.length, settings.objective == "lm")
     stored = stored_bytes.of_model(model, settings.quantise, settings.offload)
+    if scheme in STORED:  # perturbed numbers of the largest weight, which no function of the model here reads
+        copies = 2 * max(p.numel() * p.itemsize for _, p in schemes.trainable(model))
+        stored = stored._replace(buffer=stored.buffer + copies)
     if scheme == "full" and stored.buffer:
         raise BadInput(f"{base.name} is quantised, so the scheme full has nothing to tune: use --scheme lora")
     return Subject(model, schemes.trainable(model), batch, stored)

@@ -7,6 +7,7 @@ from typing import Any, Final, NamedTuple
 from torch import nn
 
 from gradless.lm import LanguageModel, gguf_file, quantisation
+from gradless.storage.codes import is_tuned
 from gradless.storage.stored import SCRATCH_BYTES
 
 BITS: Final = {"nf4": (4.0, 64), "fp4": (4.0, 64), "int8": (8.0, 0)}
@@ -51,7 +52,7 @@ def of_model(lm: LanguageModel, quantise: str | None, offload: str | None) -> St
 def _of_files(lm: LanguageModel) -> Stored:
     """Return what blocks of GGUF files take, and what is tuned beside them."""
     tensors = gguf_file.read(lm.files[0]).tensors
-    tuned = sum(p.numel() * p.itemsize for p in lm.model.parameters() if p.requires_grad)
+    tuned = sum(p.numel() * p.itemsize for p in lm.model.parameters() if is_tuned(p))
     largest = max((int(one.n_elements) for one in tensors if len(one.shape) > 1), default=0)
     return Stored(sum(int(one.n_bytes) for one in tensors) + tuned, min(SCRATCH_BYTES, FLOAT * largest))
 

@@ -11,10 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final, cast
 
+import torch
 from torch import nn
 
 from gradless.errors import BadInput
+from gradless.lm import gguf_file
 from gradless.lm.loading import LanguageModel
+from gradless.storage.codes import Codes
+from gradless.storage.gguf_blocks import FORMATS
 from gradless.storage.stored import StoredWeight
 from gradless.storage.tuned import TunedStore, tunable
 
@@ -32,6 +36,8 @@ def prepare(lm: LanguageModel, scheme: str) -> nn.Module:
     """
     model, seen = lm.model, set()
     model.requires_grad_(False)
+    if lm.files and lm.head.weight.is_meta:
+        return _planned(lm, scheme)
     for module, name, weight in list(_stored(model)):
         if id(weight) in seen or not tunable(weight.store):
             continue
@@ -46,6 +52,36 @@ def prepare(lm: LanguageModel, scheme: str) -> nn.Module:
             ".gguf as --model, without --dtype, or use --scheme lora"
         )
     return model
+
+
+def _planned(lm: LanguageModel, scheme: str) -> nn.Module:
+    """`prepare` for a model without data: parameters of the same shapes, by the header of its file."""
+    reader = gguf_file.read(lm.files[0])
+    names, seen = tensor_names(lm, reader), set()
+    forms = {str(tensor.name): int(tensor.tensor_type) for tensor in reader.tensors}
+    for path, module in list(lm.model.named_modules()):
+        weight, number = cast(Any, module)._parameters.get("weight"), forms.get(f"{names.get_name(path)}.weight")
+        form = next((one for one in FORMATS.values() if one.number == number and one.split is not None), None)
+        if weight is None or form is None or id(weight) in seen:
+            continue
+        seen.add(id(weight))
+        if scheme == "codes":
+            codes = torch.empty(weight.shape, dtype=torch.uint8, device="meta")
+            module.register_parameter("weight_codes", Codes(codes, highest=form.codes[1] - form.codes[0]))
+        else:
+            blocks = (weight.shape[0], weight.shape[1] // form.weights)
+            scales = torch.empty(blocks, dtype=torch.float16, device="meta")
+            module.register_parameter("weight_scales", nn.Parameter(scales))
+    return lm.model
+
+
+def tensor_names(lm: LanguageModel, reader: Any) -> Any:
+    """Return the names of tensors by those of modules (``get_name``), as the package `gguf` has them."""
+    import gguf
+
+    architecture = gguf_file.field(reader, "general.architecture")
+    number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    return gguf.get_tensor_name_map(number, lm.config.num_hidden_layers)
 
 
 def stores(lm: LanguageModel) -> list[TunedStore]:

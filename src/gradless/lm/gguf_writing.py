@@ -68,15 +68,6 @@ def _write_model(lm: LanguageModel, target: Path) -> None:
                     file.write(part)
 
 
-def _names(lm: LanguageModel, reader: Any) -> Any:
-    """The names of tensors by those of modules, as the package `gguf` has them."""
-    import gguf
-
-    architecture = gguf_file.field(reader, "general.architecture")
-    number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    return gguf.get_tensor_name_map(number, lm.config.num_hidden_layers)
-
-
 def _inner(lm: LanguageModel) -> nn.Module:
     """The model of transformers inside of PEFT's."""
     model: Any = lm.model
@@ -96,7 +87,7 @@ def _write_adapter(lm: LanguageModel, target: Path) -> None:
     if config.peft_type != "LORA" or getattr(config, "use_dora", False):
         raise BadInput("llama.cpp reads adapters of the kind LoRA alone: give --save a folder for this one")
     reader = gguf_file.read(lm.files[0])
-    pairs = _pairs(lm, _names(lm, reader))
+    pairs = _pairs(lm, gguf_schemes.tensor_names(lm, reader))
     with replacing(target) as temporary:
         writer = gguf.GGUFWriter(temporary, gguf_file.field(reader, "general.architecture"))
         writer.add_type(gguf.GGUFType.ADAPTER)
