@@ -10,6 +10,7 @@ timed in turns in one process. SmolLM2 is decoded from its GGUF file to a folder
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import time
@@ -92,12 +93,11 @@ def main() -> None:
                 source = str(Path(folder) / name)
                 floats.model.save_pretrained(source)
                 floats.tokenizer.save_pretrained(source)
-            result["models"][name] = [
-                compared(source, codes, engine, given.rows, given.length, given.steps)
-                for codes in CODES
-                for engine in ("stream", "dual")
-            ]
-            write_json(given.out, result)
+            result["models"][name] = []
+            for codes, engine in itertools.product(CODES, ("stream", "dual")):
+                row = compared(source, codes, engine, given.rows, given.length, given.steps)
+                result["models"][name].append(row)
+                write_json(given.out, result)
 
 
 if __name__ == "__main__":

@@ -143,6 +143,7 @@ def tune(
     resume: bool = False,
     save: str | os.PathLike[str] | None = None,
     report_to: str | Sequence[str] = (),
+    force: bool = False,
     quiet: bool = False,
     **settings: Any,
 ) -> TunedRun:
@@ -164,6 +165,7 @@ def tune(
         resume: continue the run in ``out``, or begin it if there is none.
         save: folder for the tuned model or adapter.
         report_to: trackers that get the metrics (`gradless.runs.trackers`).
+        force: go on where the memory here is too small for the model (`gradless.cost.memory_guard`).
         quiet: print warnings only.
         settings: any other field of `gradless.runs.config.TuneConfig` or `gradless.runs.config.OwnFiles`, such as
             ``task``, ``lr`` or ``steps``.
@@ -177,6 +179,7 @@ def tune(
         ...
         gradless.errors.BadInput: unknown setting 'step': did you mean 'steps'? ...
     """
+    from gradless.cost import memory_guard
     from gradless.runs import jobs
 
     folder = Path(out)
@@ -185,6 +188,8 @@ def tune(
     own = {name: value for name, value in words.items() if value is not None}
     with _kept(rows, folder) as sources:
         config = _config(model, own | sources, settings)
+        if not force:
+            memory_guard.check(config)
         reporter = _InPython(quiet=quiet)
         try:
             jobs.tune(
