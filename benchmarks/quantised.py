@@ -1,9 +1,10 @@
 """GGUF models in place against the same weights decoded to float32: numbers, memory, time; and a file of 1B weights.
 
-    python benchmarks/quantised.py decoders | agreement | memory | time | large | start [--model NAME ...] [--out FILE]
+    python benchmarks/quantised.py PART [--model NAME ...] [--out FILE]
 
-Every figure is taken within one run, measurements of two kinds alternate, and medians stand beside minima: other work
-on the machine only adds time. Memory is that of processes of their own.
+Parts: decoders, agreement, memory, time, large, start. Every figure is taken within one run, measurements of two kinds
+alternate, and medians stand beside minima. Times are those of the processor (OMP_NUM_THREADS=1), which other work on
+the machine disturbs least. Memory is that of processes of their own.
 """
 
 from __future__ import annotations
@@ -43,9 +44,10 @@ def spread(seconds: list[float], scale: float = 1.0) -> dict[str, float]:
 
 
 def timed(call: Callable[..., Any], *arguments: Any, **options: Any) -> float:
-    begun = time.perf_counter()
+    """Seconds of the processor."""
+    begun = time.process_time()
     call(*arguments, **options)
-    return time.perf_counter() - begun
+    return time.process_time() - begun
 
 
 def decoders() -> dict[str, Any]:
@@ -108,11 +110,11 @@ def agreement() -> dict[str, Any]:
             row: dict[str, Any] = {"model": model, "engine": engine}
             for dtype in (None, "float32"):
                 closure, optimizer, named = tuned(model, dtype, engine)
-                updates = [optimizer.step(closure) for _ in range(STEPS)]
+                steps = [optimizer.step_with(closure) for _ in range(STEPS)]
                 optimizer.flush()
                 row[dtype or "in place"] = {
-                    "losses": [update.loss for update in updates],
-                    "moves": [repr(update.move) for update in updates],
+                    "losses": [probe.loss for probe, _ in steps],
+                    "coefficients": [list(probe.sketch.coeffs) for probe, _ in steps],
                     "sha256": weights_sha256(named),
                 }
             row["equal"] = row["in place"] == row["float32"]
