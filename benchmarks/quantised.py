@@ -91,9 +91,11 @@ def tuned(model: str, dtype: str | None, engine: str) -> tuple[Any, Any, list[tu
     named = schemes.trainable(loaded)
     ids = torch.randint(5, 30000, (ROWS, LENGTH), generator=torch.Generator().manual_seed(0))
 
-    def closure() -> torch.Tensor:
-        loss: torch.Tensor = loaded.model(input_ids=ids, labels=ids).loss
-        return loss
+    body, labels = loaded.model.get_base_model().model, torch.arange(ROWS) % 2
+
+    def closure() -> torch.Tensor:  # of two label words behind the text, as of a task
+        last = body(input_ids=ids).last_hidden_state[:, -1]
+        return torch.nn.functional.cross_entropy(last @ loaded.head.weight[torch.tensor([300, 500])].T, labels)
 
     return closure, gl.mezo(named, lr=1e-3, eps=1e-2, engine=engine, defer=True, seed=0), named
 
