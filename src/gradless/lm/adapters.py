@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gradless.errors import BadInput
-from gradless.lm import assets, checkpoint_files, tiny_models
+from gradless.lm import assets, checkpoint_config, checkpoint_files, tiny_models
 from gradless.storage.codes import is_tuned
 from gradless.system.cache import Say
 
@@ -317,3 +317,21 @@ def scalings(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             for adapter, factor in factors.items():
                 if isinstance(factor, int | float):
                     yield f"{name}.scaling.{adapter}", torch.tensor([factor], dtype=torch.float64)
+
+
+def tokenizer(source: str, folder: Path) -> Any:
+    """Return the tokenizer beside an adapter.
+
+    Raises:
+        BadInput: it cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **checkpoint_config.OWN_CODE)
+    except Exception as error:  # tokenizers and transformers each raise their own
+        reason = checkpoint_files.first_line(error)
+        raise BadInput(
+            f"the tokenizer beside the adapter {source} cannot be read ({reason}): save it again, or remove its files "
+            "to take the base model's"
+        ) from error

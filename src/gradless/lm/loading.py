@@ -226,7 +226,7 @@ def _load_adapter(source: str, folder: Path, tokenizer: Any, options: dict[str, 
     """Return the base model of an adapter with the adapter around it."""
     adapter = adapters.read(source, folder, options["say"])
     with quiet_transformers():
-        tokenizer = tokenizer or (_tokenizer(source, folder) if adapter.has_tokenizer else None)
+        tokenizer = tokenizer or (adapters.tokenizer(source, folder) if adapter.has_tokenizer else None)
         try:
             base = _load_model(adapter.base, tokenizer=tokenizer, **options)
         except BadInput as error:
@@ -236,19 +236,6 @@ def _load_adapter(source: str, folder: Path, tokenizer: Any, options: dict[str, 
     tokenizer = tokenizer or base.tokenizer
     tuned = LanguageModel(model, tokenizer, base.masked, source=source, name=name, origin=adapter, files=base.files)
     return _finish(tuned)
-
-
-def _tokenizer(source: str, folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True, **checkpoint_config.OWN_CODE)
-    except Exception as error:  # tokenizers and transformers each raise their own
-        reason = checkpoint_files.first_line(error)
-        raise BadInput(
-            f"the tokenizer beside the adapter {source} cannot be read ({reason}): save it again, or remove its files "
-            "to take the base model's"
-        ) from error
 
 
 def _load_model(
