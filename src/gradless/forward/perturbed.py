@@ -277,9 +277,8 @@ class PerturbedWeights:
         if rows.numel() and not 0 <= int(rows[0]) <= int(rows[-1]) < size:
             raise IndexError(f"row {int(rows[-1])} or {int(rows[0])} is out of range for a weight of {size} rows")
         copies = self._branch(leaf, rows)
-        if not each:
-            return self._present(copies[:, inverse])
-        return self._present(torch.stack([copy[own] for copy, own in zip(copies, inverse, strict=True)]))
+        own = torch.stack([copy[i] for copy, i in zip(copies, inverse, strict=True)]) if each else copies[:, inverse]
+        return self._present(own)
 
     def _whole(self, leaf: Leaf) -> Tensor:
         """The leaf at every point, ``[C, *shape]``."""

@@ -7,10 +7,11 @@ from typing import Unpack
 from gradless.directions import low_rank, rademacher
 from gradless.directions.blocks import random_blocks
 from gradless.directions.masks import sparse
-from gradless.errors import BadInput, pick
+from gradless.errors import BadInput, pick, whole
 from gradless.estimators import one_sided, population, spsa
 from gradless.methods.common import Common, Params, Queries, Rate, build, preset
 from gradless.optimizer import ZerothOrder
+from gradless.rng import MAX_RANK
 from gradless.rules import chain, momentum, scale
 from gradless.rules.muon import SCALES, orthogonalise
 from gradless.rules.normalise import rms_normalised, std_normalised
@@ -41,7 +42,9 @@ def es(
     Raises:
         BadInput: an unknown shaping, or a rank that low-rank directions cannot have.
     """
-    directions = rademacher() if rank is None else low_rank(rank, refresh=refresh)
+    directions = (
+        rademacher() if rank is None else low_rank(whole("rank", rank, least=1, most=MAX_RANK), refresh=refresh)
+    )
     return build(params, directions, population(eps=eps, queries=queries, shaping=shaping), scale(lr), **common)
 
 
