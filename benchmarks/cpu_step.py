@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--candidates", nargs="+", default=[FLOOR, "dual", "dual" + AT_ONCE, "stream"])
     args = parser.parse_args()
-    settings = ProfileSettings(model=args.model, scheme=args.scheme, method=args.method)
+    settings = ProfileSettings(model=args.model, dtype="float32", scheme=args.scheme, method=args.method)
     with workload.threads(None):
         rows = measure(workload.subject(settings, print), args.candidates, args.rounds)
         result = {

@@ -33,7 +33,9 @@ MEASURED = [
 
 def measure(model: str, scheme: str, batch_size: int) -> dict[str, Any]:
     """Peak bytes of inference and of each engine."""
-    settings = ProfileSettings(model=model, scheme=scheme, batch_size=batch_size, engines=ENGINES, eager=False)
+    settings = ProfileSettings(
+        model=model, dtype="float32", scheme=scheme, batch_size=batch_size, engines=ENGINES, eager=False
+    )
     peaks = memory.in_processes(settings, Reporter(quiet=True))
     return {
         "model": model,

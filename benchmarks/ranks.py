@@ -189,7 +189,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=2, help="directions a step; 2 give four ranks a point each")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--length", type=int, default=40)
-    parser.add_argument("--dtype")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1, help="of each process")
     parser.add_argument("--repeats", type=int, default=9)

@@ -9,11 +9,11 @@ out=${2:-runs/sst2}
 for seed in 0 1 2; do
   for setting in "full 3e-6 1e-3" "lora 6e-4 1e-2"; do
     read -r scheme lr eps <<<"$setting"
-    gradless tune --model gemma-3-270m --task sst2 --data "$data" --method mezo --scheme "$scheme" \
+    gradless tune --model gemma-3-270m --dtype float32 --task sst2 --data "$data" --method mezo --scheme "$scheme" \
       --steps 100 --batch-size 16 --lr "$lr" --eps "$eps" --seed "$seed" \
       --engine stream --num-train 1000 --num-dev 256 --num-test 872 --out "$out/$scheme$seed" --resume
   done
 done
 for mode in zero-shot calibrated; do
-  gradless eval --model gemma-3-270m --task sst2 --data "$data" --num-test 872 --mode "$mode" --out "$out/eval-$mode"
+  gradless eval --model gemma-3-270m --dtype float32 --task sst2 --data "$data" --num-test 872 --mode "$mode" --out "$out/eval-$mode"
 done

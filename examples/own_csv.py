@@ -16,6 +16,7 @@ tiny = model.startswith("tiny-")
 here = Path(__file__).parent
 config = TuneConfig(
     model=model,
+    dtype="float32",  # of a quantised file too, all of whose weights are tuned here
     own={
         "train": str(here / "reviews.csv"),
         "test": str(here / "reviews_test.csv"),
