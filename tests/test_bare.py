@@ -28,6 +28,7 @@ BROUGHT = {
     "tokenizers": "transformers",
     "psutil": "accelerate",
     "pyarrow": "datasets",
+    "llvmlite": "numba",
 }  # by what is asked for
 ELSEWHERE = {
     "markupsafe": "comes with jinja2",
@@ -107,7 +108,9 @@ def test_extras_bring_nothing_that_is_not_used():
 def test_a_module_is_said_to_be_in_an_extra_that_brings_it():
     for module, extra in EXTRAS.items():
         assert BROUGHT.get(module, module) in BROUGHT_BY[extra], (module, extra)
-    silent = set(imported()) - CORE - set(ELSEWHERE) - set(EXTRAS) - {"numba", "psutil"}  # all works without them
+    silent = (
+        set(imported()) - CORE - set(ELSEWHERE) - set(EXTRAS) - {"numba", "llvmlite", "psutil"}
+    )  # all works without them
     assert not silent, f"{silent} would end a command with a traceback"
 
 

@@ -31,6 +31,7 @@ TABLES = {
     "list": {**jobs.TABLES, **recipes.TABLES},
     "tracker": LOGGER_TYPE_TO_CLASS,
     "dtype": lm.DTYPES,
+    "compute_dtype": ("auto", *lm.DTYPES),
     "device": ("cpu", "cuda", "mps"),
     "engine": CHOICES,
     "mode": evaluate.MODES,

@@ -131,7 +131,7 @@ def test_what_a_gguf_file_became_is_saved_as_an_ordinary_folder(tmp_path, monkey
 
     monkeypatch.setenv("GRADLESS_CACHE", str(tmp_path / "cache"))
     write_gguf(lm.tiny("llama", tied=False), tmp_path / "tiny.gguf")
-    place = tuned(tmp_path, model=str(tmp_path / "tiny.gguf"))
+    place = tuned(tmp_path, model=str(tmp_path / "tiny.gguf"), dtype="float32")
     jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
     rebuilt, _ = replay.rebuild(place, until=selected(place))
     shutil.rmtree(tmp_path / "cache")

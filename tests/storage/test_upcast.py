@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from gradless.forward import model_blocks
 from gradless.lm import tiny
 from gradless.storage import UpcastParameter, stored, upcast
 from gradless.system.hashing import weights_sha256
@@ -126,3 +127,15 @@ def test_linear_layers_share_one_buffer() -> None:
     buffer.zero_()
     assert torch.equal(module(x), first)
     assert torch.equal(first, functional.linear(x, weight.float()))
+
+
+def test_checkpointed_blocks_have_the_gradients_of_others():
+    def gradients(checkpoint: bool) -> list[torch.Tensor]:
+        half, _ = pair()
+        blocks = [block for _, block in model_blocks.blocks(half)] if checkpoint else []
+        with model_blocks.checkpointing(blocks):
+            loss = half(input_ids=IDS, labels=IDS).loss
+        return list(torch.autograd.grad(loss, list(half.parameters())))
+
+    for one, other in zip(gradients(True), gradients(False), strict=True):
+        assert torch.equal(one, other)

@@ -31,6 +31,7 @@ EXTRAS = {
     **dict.fromkeys(("transformers", "peft", "accelerate", "tokenizers", "sklearn", "gguf", "huggingface_hub"), "lm"),
     **{"matplotlib": "plots", "datasets": "data", "pyarrow": "data", "PIL": "collab", "tensorboard": "tensorboard"},
     **{"zenoh": "peers", "cryptography": "peers", "networkx": "collab"},
+    **dict.fromkeys(("bitsandbytes", "torchao"), "quantised"),
 }
 """What installs a module that is missing."""
 

@@ -96,7 +96,7 @@ class CollabConfig:
     """Its task."""
     own: dict[str, Any] = field(default_factory=dict)
     """Own files instead of a task, as in `gradless.runs.config.TuneConfig`."""
-    scheme: Annotated[str, Names("scheme", "runs.config:DEFAULTS", closed=False)] = "lora"
+    scheme: Annotated[str, Names("scheme", "runs.scheme_settings:DEFAULTS", closed=False)] = "lora"
     """What of the language model is tuned."""
     num_train: Count | None = 1000
     """Training rows; own files: all."""

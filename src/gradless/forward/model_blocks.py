@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
 from gradless.errors import BadInput
+from gradless.storage import upcast
 
 __all__ = ["blocks", "checkpointing"]
 
@@ -272,8 +273,12 @@ def checkpointing(block_modules: Iterable[nn.Module]) -> Iterator[None]:
         # Taken before the first run: what other blocks or callers do to the cache later must not reach the second.
         snapshot = {key: _forked(value) for key, value in kwargs.items()}
 
+        # The second run, in the backward pass, is outside of the model's forward.
+        wide = upcast.reading if upcast.is_reading() else contextlib.nullcontext
+
         def run(*args: Any) -> Any:
-            return original(*args, **{key: _forked(value) for key, value in snapshot.items()})
+            with wide():
+                return original(*args, **{key: _forked(value) for key, value in snapshot.items()})
 
         # Without dropout there are no random numbers to be drawn again.
         return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=modules[index].training)

@@ -31,7 +31,7 @@ ADDED: Final = ("plugins", "compute_dtype", "quantise", "offload")
 Model = Annotated[str, Names("model", closed=False)]
 Task = Annotated[str, Names("task", closed=False)]
 MethodName = Annotated[str, Names("method", "methods:METHODS")]
-Scheme = Annotated[str, Names("scheme", "runs.config:DEFAULTS")]
+Scheme = Annotated[str, Names("scheme", "runs.scheme_settings:DEFAULTS")]
 Objective = Annotated[str, Names("objective", closed=False)]
 Engine = Annotated[str, Names("engine", "forward.engines:CHOICES")]
 DType = Annotated[str, Names("dtype", closed=False)]

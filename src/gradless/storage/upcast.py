@@ -111,9 +111,16 @@ def reading() -> Iterator[None]:
     """Inside, torch functions of this thread read every `UpcastParameter` in float32."""
     _thread.forwards += 1
     try:
-        yield
+        # `torch.autograd.grad` takes parameters: a block that it runs again is inside of a torch function.
+        with torch._C._EnableTorchFunction():
+            yield
     finally:
         _thread.forwards -= 1
+
+
+def is_reading() -> bool:
+    """Return whether torch functions of this thread read 16-bit parameters in float32."""
+    return _thread.forwards > 0
 
 
 class _Forward:
@@ -200,8 +207,8 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
+        input, weight = ctx.saved_tensors  # which runs a checkpointed block again, whose functions read in float32
         with torch._C.DisableTorchFunctionSubclass():
-            input, weight = ctx.saved_tensors
             total, own = None, None
             if ctx.needs_input_grad[0]:
                 for start, values in wide_parts(weight.detach()):
