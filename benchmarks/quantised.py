@@ -180,18 +180,18 @@ def seconds(samples: int = 4) -> dict[str, Any]:
     """Seconds of a dual step, in place and decoded in turn."""
     found = []
     for model in MODELS:
-        for engine in ("dual",):
-            ways = {dtype or "in place": tuned(model, dtype, engine) for dtype in (None, "float32")}
-            times: dict[str, list[float]] = {name: [] for name in ways}
-            for sample in range(samples + 1):
-                for name, (closure, optimizer, _) in ways.items():
-                    taken = timed(optimizer.step, closure)
-                    if sample:
-                        times[name].append(taken)
-            both = {name: spread(each) for name, each in times.items()}
-            ratios = {how: both["in place"][how] / both["float32"][how] for how in ("min", "median")}
-            found.append({"model": model, "engine": engine, "seconds": times, **both, "ratio": ratios})
-            print(model, engine, {name: round(ratio, 3) for name, ratio in ratios.items()}, flush=True)
+        engine = "dual"
+        ways = {dtype or "in place": tuned(model, dtype, engine) for dtype in (None, "float32")}
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for sample in range(samples + 1):
+            for name, (closure, optimizer, _) in ways.items():
+                taken = timed(optimizer.step, closure)
+                if sample:
+                    times[name].append(taken)
+        both = {name: spread(each) for name, each in times.items()}
+        ratios = {how: both["in place"][how] / both["float32"][how] for how in ("min", "median")}
+        found.append({"model": model, "engine": engine, "seconds": times, **both, "ratio": ratios})
+        print(model, engine, {name: round(ratio, 3) for name, ratio in ratios.items()}, flush=True)
     return {"rows": ROWS, "length": LENGTH, "threads": torch.get_num_threads(), "models": found}
 
 

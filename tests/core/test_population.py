@@ -12,13 +12,11 @@ import torch
 from torch import Tensor
 
 from gradless import es, lm, rng
-from gradless.directions import low_rank
 from gradless.errors import BadInput
 from gradless.estimators import Oracle, population, spsa
 from gradless.estimators.shaping import SHAPINGS
 from gradless.forward import populations
 from gradless.forward.points import probe_point
-from gradless.lm import schemes
 from gradless.optimizer import Update, ZerothOrder
 from gradless.rules import scale
 
@@ -118,7 +116,7 @@ def test_losses_of_another_shape_are_refused():
     with pytest.raises(BadInput, match=r"a tensor of shape \[2, 3\]: return one real number for each row"):
         es([("w", weight)], engine="stream").step(lambda: weight.new_zeros(2, 3) + weight.sum())
     with pytest.raises(BadInput, match="a tensor of shape"):
-        es([("w", weight)], engine="stream").step(lambda: None if weight.sum() is None else weight[:, :2])
+        es([("w", weight)], engine="stream").step(lambda: weight[:, :2])
     with pytest.raises(BadInput, match="unknown shaping"):
         es([("w", weight)], shaping="ranks")
 
@@ -193,9 +191,3 @@ def test_layers_of_one_shape_get_noise_of_their_own():
 
 def opt_noise(leaf, key: int) -> Tensor:
     return rng.rademacher(key, leaf.id, 0, leaf.param.numel()).reshape(leaf.param.shape)
-
-
-def test_low_rank_members_differ_in_every_layer_too():
-    model = schemes.apply(lm.load("tiny-llama"), "full")
-    opt = ZerothOrder(schemes.trainable(model), directions=low_rank(1), estimator=population(), engine="stream")
-    assert len({leaf.id for leaf in opt.leaves}) == len(opt.leaves)

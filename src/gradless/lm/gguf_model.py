@@ -244,12 +244,12 @@ def _names(model: Any, architecture: str) -> dict[str, str]:
 
     numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
     names = gguf.get_tensor_name_map(numbers[architecture], model.config.num_hidden_layers)
-    found: dict[str, str] = {}
+    by_key: dict[str, str] = {}
     for key, _ in model.named_parameters():
         stem, _, suffix = key.rpartition(".")
         name = names.get_name(stem)
-        found[key] = key if name is None else f"{name}.{suffix}"
-    return found
+        by_key[key] = key if name is None else f"{name}.{suffix}"
+    return by_key
 
 
 def _check_names(model: Any, names: dict[str, str], tensors: dict[str, Any]) -> None:

@@ -47,8 +47,8 @@ def _build(reader: Any, target: Path) -> None:
     try:
         with gguf_file.given_to_transformers(reader):
             first = reader.files[0]
-            made = AutoTokenizer.from_pretrained(first.parent, gguf_file=first.name, **checkpoint_config.OWN_CODE)
-        made.save_pretrained(target)
+            tokenizer = AutoTokenizer.from_pretrained(first.parent, gguf_file=first.name, **checkpoint_config.OWN_CODE)
+        tokenizer.save_pretrained(target)
     finally:
         if collected:
             gc.enable()
