@@ -312,7 +312,9 @@ TASKS: list[tuple[str, Any, dict[str, Any]]] = [
     ("rows_are_plain", SST2, {"rows": [{**row, "label": 7} for row in ROWS]}),
     ("reads_its_files", task(read=Reader(FILES, {**FILES, "train": rows("other")})), {"data": True}),
     ("reads_its_files", task(read=Reader({**FILES, "test": [{"sentence": "x", "label": 3}]})), {"data": True}),
+    ("reads_its_files", task(generate=lambda: {"train": rows(f"{next(SIZES)}")}), {}),
     ("splits_are_disjoint", task(read=Reader({**FILES, "test": rows("train", 3)})), {"data": True}),
+    ("splits_are_disjoint", task(generate=lambda: {"train": rows("train"), "test": rows("train", 3)}), {}),
     ("splits_are_disjoint", task(read=Reader({**FILES, "train": rows("train", 5) * 3})), {"data": True}),
     ("refuses_missing_files", task(read=Reader(FILES, strict=False)), {}),
 ]

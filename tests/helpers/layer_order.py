@@ -203,6 +203,7 @@ INSIDE = {
     ),
     "tasks": (
         *("tasks.files", "tasks.base", "tasks.sentences", "tasks.pairs", "tasks.superglue", "tasks.choices"),
+        *("tasks.answer_tags", "tasks.expressions", "tasks.arithmetic", "tasks.countdown"),
         *("tasks.questions", "tasks.hub", "tasks.split", "tasks.column_names", "tasks.encodings"),
         *("tasks.text_rows", "tasks.arrow_rows", "tasks.written_before"),
         *("tasks.sources", "tasks.own_rows", "tasks.unlabelled", "tasks.own"),

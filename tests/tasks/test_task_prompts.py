@@ -35,9 +35,26 @@ SQUAD = {
     "answers": ["308", "it"],
 }
 
+TAGGED = {"arithmetic": ("<answer>85</answer>",), "countdown": ("<answer>(7 + 3) * 4</answer>",)}
+
 # name -> row, prompt, options, correct, answers, content-free prompt
 CAUSAL = {
     "sst2": (JOY, "a joy to watch . It was", (" terrible", " great"), (1,), "It was"),
+    "arithmetic": (
+        {"a": 27, "b": 58, "answer": 85},
+        "Question: What is 27 + 58? Write the number as <answer>n</answer>.\nAnswer:",
+        (),
+        (),
+        "",
+    ),
+    "countdown": (
+        {"nums": [4, 7, 3], "target": 40, "solution": "(7 + 3) * 4"},
+        "Question: Make 40 from 4, 7 and 3, each used once, with + - * / and brackets. "
+        "Write it as <answer>(1 + 2) / 3</answer>.\nAnswer:",
+        (),
+        (),
+        "",
+    ),
     "sst2-bare": (JOY, "a joy to watch .", (" terrible", " great"), (1,), ""),
     "sst5": (
         {"sentence": "fine .", "label": 3},
@@ -261,7 +278,7 @@ def test_causal_prompt(name: str) -> None:
     task = tasks.get(name)
     row, prompt, options, correct, blank = CAUSAL[name]
     assert task.render is not None
-    answers = tuple(row.get("answers", ())) if task.kind == "generation" else ()
+    answers = tuple(row.get("answers", TAGGED.get(name, ()))) if task.kind == "generation" else ()
     assert task.render(row) == Example(prompt, options, correct, answers, blank)
     assert task.label_words in (None, options)
 

@@ -22,7 +22,7 @@ from gradless.lm.batching import collate_options, collate_prompts, groups
 from gradless.lm.encode import Encoded, encode, encode_all, length_limit, task_options
 from gradless.lm.generation import generate
 from gradless.lm.loading import LanguageModel
-from gradless.lm.metrics import SCORES, compute
+from gradless.lm.metrics import SCORES, SHARES, compute
 from gradless.lm.objectives import Objective, default_for, negative_f1
 from gradless.lm.predict import compared, content_free_scores, default_batch_tokens, not_finite, quiet
 from gradless.ranks import Ranks
@@ -172,7 +172,7 @@ def _scored(task: Task, examples: Sequence[Example], result: _Pass) -> Evaluatio
     """Return the evaluation of predictions, without its costs."""
     text = task.kind == "generation"
     golds = [row.answers if text else row.correct for row in examples] if result.predictions else []
-    score = SCORES["exact_match" if text else "accuracy"]
+    score = SCORES[next((name for name in task.metrics if name in SHARES), "exact_match" if text else "accuracy")]
     return Evaluation(
         metrics=compute(task.metrics, result.predictions, golds) if golds else {},
         loss=result.losses.value(),

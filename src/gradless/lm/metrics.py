@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradless.errors import pick
+from gradless.tasks.expressions import same_answer
 
 Metric: TypeAlias = Callable[[Sequence[Any], Sequence[Any]], float]
 ARTICLES: Final = re.compile(r"\b(a|an|the)\b")
@@ -118,6 +119,20 @@ def _overlap(guess: str, answer: str) -> float:
     return 2 * shared / (len(mine) + len(theirs)) if shared else 0.0
 
 
+def solved(predictions: Sequence[str], golds: Sequence[Any]) -> float:
+    """Return the share of texts whose ``<answer>`` has the numbers and the value of an accepted one (arithmetic)."""
+    return _mean(solutions(predictions, golds))
+
+
+def solutions(predictions: Sequence[str], golds: Sequence[Any]) -> NDArray[np.float64]:
+    """Return 1.0 or 0.0 per prediction: float64 ``[n]``."""
+
+    def one(guess: str, gold: Any) -> float:
+        return float(any(same_answer(guess, answer) for answer in _accepted(gold)))
+
+    return _each(one, predictions, golds)
+
+
 METRICS: Final[dict[str, Metric]] = {
     "accuracy": accuracy,
     "f1": f1,
@@ -125,6 +140,7 @@ METRICS: Final[dict[str, Metric]] = {
     "mcc": mcc,
     "exact_match": exact_match,
     "token_f1": token_f1,
+    "solved": solved,
 }
 """Every metric by name; higher is better in all of them."""
 
@@ -132,10 +148,11 @@ SCORES: Final[dict[str, Callable[[Sequence[Any], Sequence[Any]], NDArray[np.floa
     "accuracy": hits,
     "exact_match": exact_matches,
     "token_f1": token_f1s,
+    "solved": solutions,
 }
 """Metrics that are means of a score per example, which `difference_interval` compares."""
 
-SHARES: Final = ("accuracy", "exact_match")
+SHARES: Final = ("accuracy", "exact_match", "solved")
 """Metrics that are the share of right answers, for which `wilson` is an interval."""
 
 

@@ -21,6 +21,7 @@ SAMPLE: Final[dict[str, Any]] = {
     "label": 0,
     "entities": ["one", "another"],
     "answers": ["an answer"],
+    "nums": [2, 3, 4],
     "query": "the query about @placeholder",
 }
 """Fields of built-in tasks that are no plain text."""
@@ -136,13 +137,14 @@ def _filling(prompt: Prompt) -> list[str]:
 
 def _generating(model: LanguageModel, task: Task) -> list[str]:
     """Return lines that generate an answer greedily."""
+    cut = f".split({_text(task.stop)})[0]" if task.stop else ""
     special = ", add_special_tokens=False" if model.chat is not None else ""
     return [
         f'ids = tokenizer(prompt{special}, return_tensors="pt").input_ids',
         "with torch.no_grad():",
         "    tokens = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,",
         f"                            max_new_tokens={task.max_new_tokens})[0, ids.shape[1] :]",
-        f"print(tokenizer.decode(tokens, skip_special_tokens=True).split({_text(task.stop)})[0].strip())",
+        f"print(tokenizer.decode(tokens, skip_special_tokens=True){cut}.strip())",
     ]
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 from gradless import plugins
 from gradless.errors import BadInput, pick
-from gradless.tasks import choices, pairs, questions, sentences, superglue
+from gradless.tasks import arithmetic, choices, countdown, pairs, questions, sentences, superglue
 from gradless.tasks.base import MASK, Example, Splits, Task, target, without_alignment
 from gradless.tasks.files import Row
 from gradless.tasks.own import custom, read_task_file
@@ -34,7 +34,9 @@ __all__ = [
 ]
 
 TASKS: Final[dict[str, Task]] = {
-    task.name: task for module in (sentences, pairs, superglue, choices, questions) for task in module.TASKS
+    task.name: task
+    for module in (sentences, pairs, superglue, choices, questions, arithmetic, countdown)
+    for task in module.TASKS
 }
 """Every built-in task by name."""
 

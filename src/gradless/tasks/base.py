@@ -76,6 +76,8 @@ class Task:
     ``generation``: teacher forcing on the gold answer, scored by generating."""
     metrics: tuple[str, ...] = ("accuracy",)
     """Names in `gradless.lm.metrics.METRICS`; the first one is the main one."""
+    rewards: tuple[str, ...] = ()
+    """Names of the built-in rewards that verify the task's answers."""
     render: Render | None
     """Prompt for causal language models."""
     render_unaligned: Render | None = None
@@ -85,6 +87,8 @@ class Task:
     """Prompt for masked language models."""
     read: Folder | None
     """``read(folder)`` gives the rows of local files by split; None for a task made from a user's files."""
+    generate: Callable[[], dict[str, list[Row]]] | None = None
+    """Returns the rows by split without any file, the same everywhere; they are used where no folder is named."""
     hub: tuple[str, str | None] | None = None
     """Id and configuration for `datasets.load_dataset`."""
     hub_splits: tuple[str, str] = ("train", "validation")

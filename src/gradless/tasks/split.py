@@ -31,7 +31,8 @@ def load(
 
     Args:
         task: The task.
-        data: Folder of local files; None reads from the hub through `datasets` (network).
+        data: Folder of local files; None generates the rows if the task can, else reads them from the hub through
+            `datasets` (network).
         num_train: Training rows; 0 is allowed (zero-shot).
         num_dev: Rows for model selection: from the data's own dev split if `Task.read` returns one, else the
             training rows that follow the first ``num_train``.
@@ -43,7 +44,9 @@ def load(
     Raises:
         BadInput: Missing files, damaged rows, or a split with fewer rows than asked for.
     """
-    if data is None:
+    if data is None and task.generate is not None:
+        pools, where = task.generate(), "its generator"
+    elif data is None:
         pools, where = hub_rows(task), f"{task.hub[0] if task.hub else ''} on the hub"
     elif task.read is None:
         raise BadInput(f"task '{task.name}' reads its own files: do not pass --data")

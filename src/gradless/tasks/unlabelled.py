@@ -14,7 +14,7 @@ from gradless.tasks.own_rows import Labels, row_texts
 STAND_INS: Final[dict[str, Callable[[Row], Row]]] = {
     "classification": lambda row: {"label": 0},
     "choice": lambda row: {"label": 0, "answer": "1", "answers": list(row.get("entities") or ())[:1]},
-    "generation": lambda row: {"answers": ["?"], "answer": {"number": "0"}},
+    "generation": lambda row: {"answers": ["?"], "answer": {"number": "0"}, "solution": "?"},
 }
 """What stands in for the answer that a row to predict has not, by kind of task: readers of data sets need one."""
 

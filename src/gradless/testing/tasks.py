@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, get_args
+from typing import Final, NamedTuple, TypeAlias, get_args
 
 from gradless.errors import BadInput
 from gradless.lm.metrics import METRICS
@@ -15,6 +16,7 @@ from gradless.tasks import MASK, Example, Row, Task, load, target
 from gradless.tasks.base import Kind, Render
 from gradless.testing.checks import Check, demand, refused, run, suite
 
+Pools: TypeAlias = dict[str, list[Row]]
 MOST: Final = 2000  # rows of files that are looked at
 
 
@@ -156,35 +158,27 @@ def rows_are_plain(task: Task, setting: Setting) -> None:
 
 
 def reads_its_files(task: Task, setting: Setting) -> None:
-    """Files give the same rows every time, each of which keeps what is promised here of rows."""
-    if setting.data is None or task.read is None:
-        return
-    pools = task.read(setting.data)
-    demand(pools == task.read(setting.data), f"{setting.data} gives other rows the second time")
-    whole = tuple(row for rows in pools.values() for row in rows)[:MOST]
-    for body in (renders, has_options, gold_in_range, words_are_the_options, one_mask, rows_are_plain):
-        body(task, setting._replace(originals=whole))
+    """Files and a generator give the same rows every time, each of which keeps what is promised here of rows."""
+    for source, _, pools in _sources(task, setting):
+        splits = pools()
+        demand(splits == pools(), f"{source} gives other rows the second time")
+        whole = tuple(row for rows in splits.values() for row in rows)[:MOST]
+        for body in (renders, has_options, gold_in_range, words_are_the_options, one_mask, rows_are_plain):
+            body(task, setting._replace(originals=whole))
 
 
 def splits_are_disjoint(task: Task, setting: Setting) -> None:
     """No row is drawn for two of train, dev and test, and the seed decides which ones are."""
-    if setting.data is None or task.read is None:
-        return
-    pools = task.read(setting.data)
-    held = 0 if "dev" in pools else len(pools.get("train", [])) // 4
-    sizes = {
-        "num_train": len(pools.get("train", [])) - held,
-        "num_dev": len(pools["dev"]) if "dev" in pools else held,
-        "num_test": len(pools.get("test", [])),
-    }
-    splits, again = (load(task, data=setting.data, seed=3, **sizes) for _ in range(2))
-    demand(splits == again, f"seed 3 draws other rows of {setting.data} the second time")
-    drawn = {split: [_line(row) for row in getattr(splits, split)] for split in ("train", "dev", "test")}
-    for one, other in itertools.combinations(drawn, 2):
-        seen = set(drawn[one])
-        shared = sum(line in seen for line in drawn[other])
-        few = shared <= setting.overlap * len(drawn[other])
-        demand(few, f"{shared} of {len(drawn[other])} {other} rows of {setting.data} are {one} rows too (seed 3)")
+    for source, data, pools in _sources(task, setting):
+        sizes = _all_of(pools())
+        splits, again = (load(task, data=data, seed=3, **sizes) for _ in range(2))
+        demand(splits == again, f"seed 3 draws other rows of {source} the second time")
+        drawn = {split: [_line(row) for row in getattr(splits, split)] for split in ("train", "dev", "test")}
+        for one, other in itertools.combinations(drawn, 2):
+            seen = set(drawn[one])
+            shared = sum(line in seen for line in drawn[other])
+            few = shared <= setting.overlap * len(drawn[other])
+            demand(few, f"{shared} of {len(drawn[other])} {other} rows of {source} are {one} rows too (seed 3)")
 
 
 def refuses_missing_files(task: Task, setting: Setting) -> None:
@@ -198,6 +192,24 @@ CHECKS = (
     *(record, renders, has_options, gold_in_range, words_are_the_options, deterministic, one_mask, has_a_target),
     *(rows_are_plain, reads_its_files, splits_are_disjoint, refuses_missing_files),
 )
+
+
+def _sources(task: Task, setting: Setting) -> Iterator[tuple[str, Path | None, Callable[[], Pools]]]:
+    """Yield where a task's rows come from: how a sentence calls it, the folder, and what returns them by split."""
+    if task.generate is not None:
+        yield "its generator", None, task.generate
+    if setting.data is not None and task.read is not None:
+        yield str(setting.data), setting.data, functools.partial(task.read, setting.data)
+
+
+def _all_of(pools: Pools) -> dict[str, int]:
+    """Return the sizes that take all rows; dev rows are a quarter of the training rows if there is no dev split."""
+    train, held = len(pools.get("train", [])), 0 if "dev" in pools else len(pools.get("train", [])) // 4
+    return {
+        "num_train": train - held,
+        "num_dev": len(pools.get("dev", [])) or held,
+        "num_test": len(pools.get("test", [])),
+    }
 
 
 def _line(row: Row) -> str:
