@@ -22,12 +22,13 @@ SOURCE = Path(gradless.__file__).parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CORE = {"torch", "numpy", "click", "rich", "safetensors", "msgspec", "jinja2", "filelock", "packaging"}
 MODULES = {"scikit-learn": "sklearn", "pillow": "PIL", "protobuf": "google", "mkdocs-material": "mkdocs"}
-MODULES |= {"eclipse-zenoh": "zenoh"}
+MODULES |= {"eclipse-zenoh": "zenoh", "math-verify": "math_verify"}
 BROUGHT = {
     "huggingface_hub": "transformers",
     "tokenizers": "transformers",
     "psutil": "accelerate",
     "pyarrow": "datasets",
+    "referencing": "jsonschema",
     "llvmlite": "numba",
 }  # by what is asked for
 ELSEWHERE = {

@@ -119,7 +119,7 @@ def real(
         >>> real("eps", 1, above=0)
         1.0
     """
-    plain = _plain(value)
+    plain = scalar(value)
     try:
         number = float(plain) if isinstance(plain, (int, float)) and not isinstance(plain, bool) else math.nan
     except OverflowError:
@@ -141,7 +141,7 @@ def whole(name: str, value: Any, *, least: int, most: int) -> int:
         >>> whole("rank", 8.0, least=1, most=32), whole("seed", 3, least=0, most=9)
         (8, 3)
     """
-    plain = _plain(value)
+    plain = scalar(value)
     if isinstance(plain, float) and plain.is_integer():
         plain = int(plain)
     if isinstance(plain, int) and not isinstance(plain, bool) and least <= plain <= most:
@@ -149,8 +149,8 @@ def whole(name: str, value: Any, *, least: int, most: int) -> int:
     raise BadInput(f"{name} is {_shown(plain)}: give a whole number from {least} to {most}")
 
 
-def _plain(value: Any) -> Any:
-    """Python's number in a scalar of NumPy or torch, which are not imported for it."""
+def scalar(value: Any) -> Any:
+    """Return Python's number in a scalar of NumPy or torch, which are not imported for it; other values as they are."""
     if not hasattr(value, "item") or str(getattr(value, "device", "")) == "meta":
         return value
     count = value.numel() if hasattr(value, "numel") else getattr(value, "size", 1)

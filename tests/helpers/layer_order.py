@@ -6,7 +6,7 @@ from __future__ import annotations
 PACKAGES = (
     *("errors", "plugins", "system", "rng", "kernels", "storage", "gradients", "ranks", "accept"),
     *("directions", "rules", "estimators", "forward", "optimizer", "ledger", "methods"),
-    *("tasks", "lm", "runs", "collab", "peers", "cost", "bench", "report", "integrations", "testing", "cli"),
+    *("tasks", "rewards", "lm", "runs", "collab", "peers", "cost", "bench", "report", "integrations", "testing", "cli"),
 )
 # Inside a package too, from the bottom up; a package or module that is not named here has no order of its own to keep
 # beyond having no circle. Names are paths below ``gradless``.
@@ -63,7 +63,7 @@ INSIDE = {
         *("methods.common", "methods.mezo", "methods.zobench", "methods.recent", "methods.baselines"),
         *("methods.presets", "methods.layer_scales"),
     ),
-    "plugins": ("plugins.tables", "plugins.loading", "plugins.records"),
+    "plugins": ("plugins.tables", "plugins.imports", "plugins.loading", "plugins.records"),
     "system": (
         *(
             "system.moved",
@@ -202,11 +202,16 @@ INSIDE = {
         *("lm.objectives", "lm.predict", "lm.evaluate"),
     ),
     "tasks": (
+        "tasks.answers",
         *("tasks.files", "tasks.base", "tasks.sentences", "tasks.pairs", "tasks.superglue", "tasks.choices"),
         *("tasks.answer_tags", "tasks.expressions", "tasks.arithmetic", "tasks.countdown"),
         *("tasks.questions", "tasks.hub", "tasks.split", "tasks.column_names", "tasks.encodings"),
         *("tasks.text_rows", "tasks.arrow_rows", "tasks.written_before"),
         *("tasks.sources", "tasks.own_rows", "tasks.unlabelled", "tasks.own"),
+    ),
+    "rewards": (
+        *("rewards.functions", "rewards.builtin", "rewards.own_code", "rewards.process"),
+        *("rewards.weighted", "rewards.loading", "rewards.child"),
     ),
     "report": ("report.common", "report.run", "report.peers", "report.bench", "report.collab", "report.__init__"),
 }

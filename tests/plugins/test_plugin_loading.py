@@ -12,7 +12,7 @@ from gradless.cli import main
 from gradless.errors import BadInput
 from gradless.lm import objectives
 from gradless.methods import METHODS
-from gradless.plugins import loading
+from gradless.plugins import imports, loading
 from gradless.runs.config import TuneConfig
 from plugin_helpers import METHOD, TASK
 
@@ -194,7 +194,7 @@ def test_the_hash_of_a_module_covers_its_package(written, monkeypatch):
     plugins.find("methods", "half")
     (plugin,) = loading.LOADED.values()
     (site / "theirs_parts" / "helper.py").write_text("x = 1")
-    assert loading._package_sha256(sys.modules["theirs_parts.methods"]) != plugin.sha256
+    assert imports.package_sha256(sys.modules["theirs_parts.methods"]) != plugin.sha256
 
 
 @pytest.mark.parametrize(

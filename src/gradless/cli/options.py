@@ -32,6 +32,7 @@ EXTRAS = {
     **{"matplotlib": "plots", "datasets": "data", "pyarrow": "data", "PIL": "collab", "tensorboard": "tensorboard"},
     **{"zenoh": "peers", "cryptography": "peers", "networkx": "collab"},
     **dict.fromkeys(("bitsandbytes", "torchao"), "quantised"),
+    **dict.fromkeys(("math_verify", "jsonschema", "referencing"), "rewards"),
 }
 """What installs a module that is missing."""
 

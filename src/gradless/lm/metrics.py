@@ -9,9 +9,6 @@ counts.
 from __future__ import annotations
 
 import math
-import re
-import string
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -19,12 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gradless.errors import pick
+from gradless.tasks.answers import normalize as normalize
+from gradless.tasks.answers import word_f1
 from gradless.tasks.expressions import same_answer
 
 Metric: TypeAlias = Callable[[Sequence[Any], Sequence[Any]], float]
-ARTICLES: Final = re.compile(r"\b(a|an|the)\b")
-"""Also beside dashes and curly quotes, which are not in `NO_PUNCTUATION`."""
-NO_PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
 
 
 def compute(names: Sequence[str], predictions: Sequence[Any], golds: Sequence[Any]) -> dict[str, float]:
@@ -78,16 +74,6 @@ def mcc(predictions: Sequence[Any], golds: Sequence[Any]) -> float:
     return (n * right - float(g @ t)) / scale if scale else 0.0
 
 
-def normalize(text: str) -> str:
-    """Return SQuAD's normal form: lower case, no punctuation, no a / an / the, single spaces.
-
-    Example:
-        >>> normalize("The  Beat-les, (a band)")
-        'beatles band'
-    """
-    return " ".join(ARTICLES.sub(" ", text.lower().translate(NO_PUNCTUATION)).split())
-
-
 def exact_match(predictions: Sequence[str], golds: Sequence[Any]) -> float:
     """Return the share of predictions whose normal form equals that of an accepted answer."""
     return _mean(exact_matches(predictions, golds))
@@ -109,14 +95,7 @@ def token_f1(predictions: Sequence[str], golds: Sequence[Any]) -> float:
 
 def token_f1s(predictions: Sequence[str], golds: Sequence[Any]) -> NDArray[np.float64]:
     """Return the best word-overlap F1 per prediction: float64 ``[n]`` in [0, 1]."""
-    return _each(lambda guess, gold: max(_overlap(guess, answer) for answer in _accepted(gold)), predictions, golds)
-
-
-def _overlap(guess: str, answer: str) -> float:
-    mine, theirs = normalize(guess).split(), normalize(answer).split()
-    shared = (Counter(mine) & Counter(theirs)).total()
-    # Where both are articles and punctuation only, SQuAD 1.1 and MeZO count 0 (SQuAD 2.0 would count 1).
-    return 2 * shared / (len(mine) + len(theirs)) if shared else 0.0
+    return _each(lambda guess, gold: max(word_f1(guess, answer) for answer in _accepted(gold)), predictions, golds)
 
 
 def solved(predictions: Sequence[str], golds: Sequence[Any]) -> float:

@@ -6,11 +6,11 @@ of a part that an installed package declares as an entry point of ``gradless.met
 run records the plugins that define what it names, with hashes of their sources; a record never imports anything.
 """
 
+from gradless.plugins.imports import short_name as short_name
 from gradless.plugins.loading import Plugin as Plugin
 from gradless.plugins.loading import find as find
 from gradless.plugins.loading import installed as installed
 from gradless.plugins.loading import load as load
-from gradless.plugins.loading import short_name as short_name
 from gradless.plugins.records import Names as Names
 from gradless.plugins.records import absent as absent
 from gradless.plugins.records import arguments as arguments

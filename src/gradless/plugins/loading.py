@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib
-import re
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
 from gradless.errors import BadInput
+from gradless.plugins.imports import explained, package_sha256, run_file, short_name
 from gradless.plugins.tables import REPLACES, TABLES, Rows, added, folded, made_by, rows_of, title
 
 if TYPE_CHECKING:
@@ -47,11 +46,6 @@ class Plugin:
 
 LOADED: Final[dict[str, Plugin]] = {}
 """Loaded plugins by `Plugin.key`."""
-
-
-def short_name(key: str) -> str:
-    """Return the name of a file, or of a module."""
-    return re.split(r"[/\\]", key)[-1] if key.endswith(".py") else key
 
 
 def load(specs: str | Path | Iterable[str | Path], *, folder: Path | None = None) -> list[Plugin]:
@@ -130,18 +124,10 @@ def _load_file(path: Path) -> Plugin:
     for other in LOADED:
         if short_name(other) == path.name and other != key:
             raise BadInput(f"two plugins are called {path.name}, {other} and {key}: rename one")
-    module = ModuleType(f"gradless_plugin_{re.sub(r'[^A-Za-z0-9_]', '_', path.stem)}")
-    module.__file__ = key
-
-    def run() -> ModuleType:
-        sys.modules[module.__name__] = module  # where dataclasses and typing look for it
-        exec(compile(source, key, "exec", dont_inherit=True), module.__dict__)
-        return module
-
     with _undone_if_it_fails():
         if key in LOADED:
             _unload(LOADED.pop(key))
-        return _entered(Plugin(key=key, sha256=sha256), run)
+        return _entered(Plugin(key=key, sha256=sha256), lambda: run_file("gradless_plugin", key, source))
 
 
 def _load_module(name: str, package: str = "", point: metadata.EntryPoint | None = None) -> Plugin:
@@ -185,7 +171,7 @@ def _entered(plugin: Plugin, run: Callable[[], ModuleType], known: Plugin | None
         claim: whether rows that functions of the module make are its own, for it was imported before.
     """
     before = {table: dict(rows_of(table)) for table in TABLES}
-    with _explained(plugin.key):
+    with explained(f"the plugin {short_name(plugin.key)}", plugin.key):
         module = run()
     rows = {table: dict(some) for table, some in known.rows.items()} if known else {}
     for table, old in before.items():
@@ -199,7 +185,7 @@ def _entered(plugin: Plugin, run: Callable[[], ModuleType], known: Plugin | None
             f"the plugin {short_name(plugin.key)} defines nothing: let it add a row to a table, as in "
             'gradless.methods.METHODS["mine"] = Method(...)'
         )
-    sha256 = plugin.sha256 or _package_sha256(module)
+    sha256 = plugin.sha256 or package_sha256(module)
     package = plugin.package or ("" if plugin.sha256 else _package_of(plugin.key))
     LOADED[plugin.key] = Plugin(key=plugin.key, sha256=sha256, package=package, rows=rows)
     return LOADED[plugin.key]
@@ -220,39 +206,6 @@ def _unload(plugin: Plugin) -> None:
                 rows_of(table)[name] = previous
 
 
-@contextlib.contextmanager
-def _explained(key: str) -> Iterator[None]:
-    """Turn whatever ends an import into one sentence with the line; what is printed goes to stderr."""
-    name = short_name(key)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):
-            yield
-    except SystemExit as error:
-        advice = "put what only a script does below if __name__ == '__main__'"
-        raise BadInput(f"the plugin {name} ends the program{_line(error, key)} when it is imported: {advice}") from None
-    except ModuleNotFoundError as error:
-        if error.name == key or (error.name and key.startswith(f"{error.name}.")):
-            raise BadInput(f"there is no module {key} to import: install it, or give a file that ends in .py") from None
-        raise BadInput(f"the plugin {name} needs '{error.name}'{_line(error, key)}: install it") from None
-    except Exception as error:
-        text = error.msg if isinstance(error, SyntaxError) else " ".join(str(error).split())
-        what = type(error).__name__ + (f" ({text})" if text else "")
-        raise BadInput(f"the plugin {name} fails with {what}{_line(error, key)}: correct it") from None
-
-
-def _line(error: BaseException, key: str) -> str:
-    """Return where an error came from: the last line of the plugin's own file, or of any file."""
-    if isinstance(error, SyntaxError) and error.lineno:
-        own = error.filename == key
-        return f" in line {error.lineno}" + ("" if own else f" of {error.filename}")
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    for frame in reversed(frames):
-        if frame.filename == key:
-            return f" in line {frame.lineno}"
-    outside = [frame for frame in frames if not frame.filename.startswith("<")]
-    return f" in line {outside[-1].lineno} of {outside[-1].filename}" if outside and not key.endswith(".py") else ""
-
-
 def _package(dist: metadata.Distribution | None) -> str:
     return f"{dist.name}=={dist.version}" if dist is not None else "a package without a name"
 
@@ -263,22 +216,3 @@ def _package_of(module: str) -> str:
 
     names = metadata.packages_distributions().get(module.partition(".")[0], [])
     return _package(metadata.distribution(names[0])) if names else ""
-
-
-def _package_sha256(module: ModuleType) -> str:
-    """Return a hash of the names and contents of all Python files of the package that a module belongs to.
-
-    A namespace package, which several distributions share, does not count: the hash is of what lies next below it.
-    """
-    parts = module.__name__.split(".")
-    parents = (sys.modules[".".join(parts[: count + 1])] for count in range(len(parts)))
-    top = next((one for one in parents if getattr(one, "__file__", None)), module)
-    digest = hashlib.sha256()
-    if (file := getattr(top, "__file__", None)) is not None:
-        root = Path(file).parent
-        files = sorted(root.rglob("*.py")) if hasattr(top, "__path__") else [Path(file)]
-        for path in files:
-            content = path.read_bytes()
-            digest.update(f"{path.relative_to(root).as_posix()}\0{len(content)}\0".encode())
-            digest.update(content)
-    return digest.hexdigest()

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Final
 
 from gradless.errors import BadInput
-from gradless.plugins.loading import LOADED, Plugin, find, installed, short_name
+from gradless.plugins.imports import short_name
+from gradless.plugins.loading import LOADED, Plugin, find, installed
 from gradless.plugins.tables import TABLES, folded
 
 SHORT: Final = 12  # digits of a hash in a sentence

@@ -16,6 +16,7 @@ TABLES: Final[dict[str, str]] = {
     "rules": "rules:RULES",
     "schedules": "rules.schedules:SCHEDULES",
     "tasks": "tasks:TASKS",
+    "rewards": "rewards.builtin:BUILTIN",
     "objectives": "lm.objectives:OBJECTIVES",
     "aggregators": "collab.aggregators:AGGREGATORS",
     "pre_aggregators": "collab.aggregators:PRE_AGGREGATORS",
