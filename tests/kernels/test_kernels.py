@@ -55,6 +55,21 @@ def test_numba_equals_reference(monkeypatch, stream, dtype, rounding, n):
     assert not same_bits(results[0], p)
 
 
+@pytest.mark.parametrize("stochastic", [True, False])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_all_values_of_16_bits_in_place(monkeypatch, dtype, stochastic):
+    """Zeros, subnormals, the largest numbers, infinities: whole tiles in place, which may take a path of their own."""
+    values = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(dtype)
+    for n, coeff in ((2**16, 0.0), (2**16, 1e-3), (2**16 - 37, 3e-7), (2**16, -6e4), (2**16, 2.0**120)):
+        program = kernels.program([(0.999, [3], [coeff])], rounding=[5] if stochastic else ())
+        own, expected = values[:n].clone(), values[:n].clone()
+        for p, backend in ((own, "numba"), (expected, "reference")):
+            run(monkeypatch, backend, p, p, program)
+        defined = ~expected.isnan()
+        assert torch.equal(own.isnan(), ~defined)
+        assert same_bits(own[defined], expected[defined])
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     shape=st.sampled_from([(5,), (3, 7), (2, 3, 65), (130, 33), (1, 1)]),

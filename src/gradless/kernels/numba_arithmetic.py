@@ -153,18 +153,14 @@ def add_ternary(acc: Any, n: Any, start: Any, leaf: Any, key: Any, coeff: Any, w
 
 
 @njit
-def halves(out: Any, n: Any, start: Any, leaf: Any, key: Any, words: Any) -> None:
-    """out[:n] = uniform 16-bit integers for elements ``start ..``."""
-    done = 0
-    while done < n:
-        first = (start + done) >> 3
-        offset = start + done - (first << 3)
-        m = min(n - done, 8 * BLOCKS - offset)
-        philox(words, first, (offset + m + 7) >> 3, leaf, key)
-        for i in range(m):
-            e = offset + i
-            out[done + i] = (words[e >> 1] >> np.uint32((e & 1) << 4)) & np.uint32(0xFFFF)
-        done += m
+def halves(dice: Any, n: Any, start: Any, leaf: Any, key: Any) -> None:
+    """dice[start % 8 :][:n] = uniform 16-bit integers for elements ``start ..``.
+
+    A block is eight of them, the lower half of each word first: so they lie in memory on a little-endian processor,
+    the only kind that Numba compiles for, and need no unpacking.
+    """
+    first = start >> 3
+    philox(dice.view(np.uint32), first, ((start + n + 7) >> 3) - first, leaf, key)
 
 
 @njit
@@ -244,38 +240,46 @@ def widen(acc: Any, bits: Any, n: Any, kind: Any) -> None:
     elif kind == FLOAT32:
         for i in range(n):
             acc[i] = np.uint32(bits[i]).view(np.float32)
+    elif kind == BFLOAT16:
+        for i in range(n):
+            acc[i] = to_float(bits[i], BFLOAT16)
     else:
         for i in range(n):
-            acc[i] = to_float(bits[i], kind)
+            acc[i] = to_float(bits[i], FLOAT16)
+
+
+@njit(forceinline=True)
+def _narrow_all(out: Any, acc: Any, n: Any, kind: Any, dice: Any, stochastic: Any) -> None:
+    """`round_all` for 16 bits. The compiler vectorises the loop where kind and ``stochastic`` are constants alone."""
+    for i in range(n):
+        out[i] = narrow(acc[i], dice[i], kind, stochastic)
 
 
 @njit
 def round_all(out: Any, acc: Any, n: Any, kind: Any, dice: Any, stochastic: Any) -> None:
-    """out[:n] = acc rounded to the dtype of a leaf that is not float32."""
+    """out[:n] = acc rounded to the dtype of a leaf."""
     if kind > CODES:
         highest = np.float32(kind - CODES)
         for i in range(n):
             out[i] = to_code(acc[i], dice[i], highest, stochastic)
-    else:
+    elif kind == FLOAT32:
         for i in range(n):
-            out[i] = narrow(acc[i], dice[i], kind, stochastic)
+            out[i] = np.float32(acc[i]).view(np.uint32)
+    elif kind == BFLOAT16 and stochastic:
+        _narrow_all(out, acc, n, BFLOAT16, dice, True)
+    elif kind == BFLOAT16:
+        _narrow_all(out, acc, n, BFLOAT16, dice, False)
+    elif stochastic:
+        _narrow_all(out, acc, n, FLOAT16, dice, True)
+    else:
+        _narrow_all(out, acc, n, FLOAT16, dice, False)
 
 
 @njit
 def store(out: Any, acc: Any, p: Any, n: Any, kind: Any, dice: Any, stochastic: Any, mask: Any, masked: Any) -> None:
-    """out[:n] = acc rounded to the leaf's dtype where the mask says so, p (which may be out) elsewhere."""
+    """out[:n] = acc rounded to the leaf's dtype where the mask says so, the bits of ``p`` elsewhere."""
+    round_all(out, acc, n, kind, dice, stochastic)
     if masked:
         for i in range(n):
             if not mask[i]:
                 out[i] = p[i]
-            elif kind == FLOAT32:
-                out[i] = np.float32(acc[i]).view(np.uint32)
-            elif kind > CODES:
-                out[i] = to_code(acc[i], dice[i], np.float32(kind - CODES), stochastic)
-            else:
-                out[i] = narrow(acc[i], dice[i], kind, stochastic)
-    elif kind == FLOAT32:
-        for i in range(n):
-            out[i] = np.float32(acc[i]).view(np.uint32)
-    else:
-        round_all(out, acc, n, kind, dice, stochastic)

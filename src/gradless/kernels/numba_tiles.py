@@ -16,6 +16,7 @@ from numba.extending import intrinsic
 
 from gradless.kernels import numba_arithmetic
 from gradless.kernels.numba_arithmetic import (
+    BFLOAT16,
     BLOCKS,
     FACTOR,
     FLOAT32,
@@ -32,9 +33,11 @@ from gradless.kernels.numba_arithmetic import (
     add_ternary,
     at,
     halves,
+    narrow,
     philox,
     round_all,
     store,
+    to_float,
     widen,
 )
 
@@ -80,8 +83,8 @@ def _add(block: Any, n: Any, start: Any, leaf: Any, programs: Any, j: Any, strea
 def _plus_minus(plus: Any, minus: Any, base: Any, n: Any, words: Any, coeff: Any) -> None:
     """Plus and minus = base +- coeff * z for ``n`` float32 elements, all as bits; z from sign words.
 
-    The commonest branches of all in one pass; the general way takes three times as long. So it is with `_plus` and
-    `_step_in_place`.
+    The commonest branches of all in one pass; the general way takes three times as long. So it is with `_plus`,
+    `_step_in_place` and `_step_in_bfloat16`.
     """
     bits = np.float32(coeff).view(np.uint32)
     for w in range(n >> 5):
@@ -121,16 +124,30 @@ def _step_in_place(p: Any, n: Any, words: Any, coeff: Any, decay: Any) -> None:
 
 
 @njit
+def _step_in_bfloat16(p: Any, n: Any, words: Any, coeff: Any, decay: Any, dice: Any) -> None:
+    """`_step_in_place` for bfloat16, rounded with dice."""
+    bits = np.float32(coeff).view(np.uint32)
+    for w in range(n >> 5):
+        word = words[w]
+        row, rounding = p[32 * w : 32 * w + 32], dice[32 * w : 32 * w + 32]
+        for j in range(32):
+            sign = np.uint32(np.uint32(word * TO_SIGN[j]) & np.uint32(0x80000000))
+            value = np.float32(to_float(row[j], BFLOAT16) * decay)
+            value = np.float32(value + np.uint32(bits ^ sign).view(np.float32))
+            row[j] = narrow(value, rounding[j], BFLOAT16, True)
+
+
+@njit
 def _advance(block: Any, bits: Any, n: Any, start: Any, row: Any, programs: Any, words: Any, dice: Any) -> None:
     """Run a leaf's update on the elements in ``block``; between two of its steps they take the leaf's dtype.
 
-    After the last step they are left in float32, with the dice of its rounding in ``dice``.
+    After the last step they are left in float32, with the dice of its rounding in ``dice[start % 8 :]``.
     """
     kind, leaf, stochastic = row[DTYPE], np.uint64(row[LEAF]), row[UPDATE_ROUNDS] != 0
     acc = block[start & 127 :]
     for t in range(row[UPDATE_FIRST], row[UPDATE_LAST]):
         if t > row[UPDATE_FIRST] and kind != FLOAT32:
-            round_all(bits, acc, n, kind, dice, stochastic)
+            round_all(bits, acc, n, kind, dice[start & 7 :], stochastic)
             widen(acc, bits, n, kind)
         decay = programs[0][t]
         if decay != np.float32(1.0):
@@ -139,14 +156,13 @@ def _advance(block: Any, bits: Any, n: Any, start: Any, row: Any, programs: Any,
         for j in range(programs[1][t], programs[2][t]):
             _add(block, n, start, leaf, programs, j, (row[STREAM], row[RANK], row[COLUMNS]), words)
         if kind != FLOAT32 and stochastic:
-            halves(dice, n, start, leaf, programs[5][t], words)
+            halves(dice, n, start, leaf, programs[5][t])
 
 
 @njit
-def _is_plain(row: Any, kind: Any, source: Any, n: Any) -> Any:
-    """Whether a tile is of the commonest kind: float32, directions of signs, no mask, whole words."""
-    signs = kind == FLOAT32 and row[STREAM] == RADEMACHER
-    return signs and row[MASK] == 0 and source & 127 == 0 and n & 31 == 0
+def _is_plain(row: Any, source: Any, n: Any) -> Any:
+    """Whether a tile is of the commonest kind: directions of signs, no mask, whole words."""
+    return row[STREAM] == RADEMACHER and row[MASK] == 0 and source & 127 == 0 and n & 31 == 0
 
 
 @njit
@@ -162,17 +178,23 @@ def _update(row: Any, source: Any, target: Any, n: Any, piece: Any, mask: Any, s
     """The bits of a tile after the update, which are also written to where they are kept."""
     block, _, words, dice, bits, base = scratch
     first, last = row[UPDATE_FIRST], row[UPDATE_LAST]
+    kind, stochastic = row[DTYPE], row[UPDATE_ROUNDS] != 0
     single = last == first + 1 and programs[2][first] == programs[1][first] + 1
-    if single and row[KEPT] == row[P] and _is_plain(row, row[DTYPE], source, n):
-        coeff = _draw(words, row, source, n, first, programs)
-        _step_in_place(piece, n, words, coeff, programs[0][first])
+    fused = kind == FLOAT32 or (kind == BFLOAT16 and stochastic)
+    if fused and single and row[KEPT] == row[P] and _is_plain(row, source, n):
+        coeff, decay = _draw(words, row, source, n, first, programs), programs[0][first]
+        if kind == FLOAT32:
+            _step_in_place(piece, n, words, coeff, decay)
+        else:
+            halves(dice, n, source, np.uint64(row[LEAF]), programs[5][first])
+            _step_in_bfloat16(piece, n, words, coeff, decay, dice)
         return piece
     under = piece
     if last > first:
         acc, under = block[source & 127 :], base[:n]
-        widen(acc, piece, n, row[DTYPE])
+        widen(acc, piece, n, kind)
         _advance(block, bits, n, source, row, programs, words, dice)
-        store(under, acc, piece, n, row[DTYPE], dice, row[UPDATE_ROUNDS] != 0, mask, row[MASK] != 0)
+        store(under, acc, piece, n, kind, dice[source & 7 :], stochastic, mask, row[MASK] != 0)
     if row[KEPT] != 0:
         kept = carray(at(row[KEPT] + base.itemsize * target, base[0]), n)
         for i in range(n):
@@ -187,7 +209,7 @@ def _branch(
     """Branch off a tile whose bits, of a dtype, are ``under``."""
     block, change, words, dice, _, base = scratch
     stochastic, masked, signs = row[PROBE_ROUNDS] != 0, row[MASK] != 0, 2 if row[MIRRORED] else 1
-    acc, sums, plain = block[source & 127 :], change[source & 127 :], _is_plain(row, kind, source, n)
+    acc, sums, plain = block[source & 127 :], change[source & 127 :], kind == FLOAT32 and _is_plain(row, source, n)
     stride = base.itemsize * row[ROW_COUNT] * row[WIDTH]
     address = row[OUTS] + base.itemsize * target
     for b in range(row[PROBE_FIRST], row[PROBE_LAST]):
@@ -206,14 +228,14 @@ def _branch(
         for j in range(programs[1][b], programs[2][b]):
             _add(change, n, source, np.uint64(row[LEAF]), programs, j, (row[STREAM], row[RANK], row[COLUMNS]), words)
         if kind != FLOAT32 and stochastic:
-            halves(dice, n, source, np.uint64(row[LEAF]), programs[5][b], words)
+            halves(dice, n, source, np.uint64(row[LEAF]), programs[5][b])
         if signs == 2:
             for i in range(n):
                 other = acc[i] - sums[i]
                 sums[i] = acc[i] + sums[i]
                 acc[i] = other
-            store(down, acc, under, n, kind, dice, stochastic, mask, masked)
-        store(up, sums, under, n, kind, dice, stochastic, mask, masked)
+            store(down, acc, under, n, kind, dice[source & 7 :], stochastic, mask, masked)
+        store(up, sums, under, n, kind, dice[source & 7 :], stochastic, mask, masked)
 
 
 @njit
@@ -258,7 +280,7 @@ def _run(address: Any, like: Any, wide: Any) -> None:
     table = carray(at(call[TABLE], np.int64(0)), (call[LEAVES], ROW_SIZE))
     block, change = np.zeros(128 * BLOCKS, np.float32), np.zeros(128 * BLOCKS, np.float32)
     kind = carray(at(address, like), 0).dtype
-    words, dice = np.empty(4 * BLOCKS, np.uint32), np.empty(TILE, np.uint16)
+    words, dice = np.empty(4 * BLOCKS, np.uint32), np.empty(TILE + 8, np.uint16)
     scratch = (block, change, words, dice, np.empty(TILE, kind), np.empty(TILE, kind))
     leaf = 0
     while True:
