@@ -17,7 +17,7 @@ from fractions import Fraction
 from typing import Any, Final, NamedTuple
 
 from gradless.errors import BadInput, whole
-from gradless.rewards.functions import Answers, RewardFunction
+from gradless.rewards.functions import Answers, RewardFunction, parameters
 from gradless.tasks.answer_tags import answer_tag, completion_text
 from gradless.tasks.answers import normalize, word_f1
 from gradless.tasks.arithmetic import arithmetic
@@ -47,6 +47,19 @@ class BuiltIn(NamedTuple):
     """Columns of which the data needs one."""
     unbounded: bool = False
     """Whether a call may take for ever, so that it needs a process of its own; rows of gradless alone."""
+    prepare: Callable[[], object] | None = None
+    """Imports what the reward needs, when it is loaded and not within the time of its first call."""
+
+    def problem(self) -> str:
+        """Return what is wrong with a plugin's row, as the end of a sentence; empty if nothing is."""
+        if self.unbounded:
+            return "as unbounded, but a plugin's functions run in this process: leave that out"
+        try:
+            if not self.argument:
+                parameters("the function", self.reward)
+        except BadInput as error:
+            return f"with a function that cannot be used ({error})"
+        return "" if callable(self.reward) else "without a function: give one"
 
 
 def references(columns: Mapping[str, Sequence[Any]]) -> list[tuple[str, ...]]:
@@ -244,7 +257,8 @@ def near_length(characters: str) -> RewardFunction:
         >>> near_length("4")(completions=["four", "ab", "12345678", ""])
         [1.0, 0.5, 0.5, 0.0]
     """
-    target = whole("the length", int(characters) if characters.isdecimal() else characters, least=1, most=10**6)
+    number = int(characters) if re.fullmatch("[0-9]{1,9}", characters) else characters
+    target = whole("the length", number, least=1, most=10**6)
 
     def reward(completions: Sequence[Any], **_: Any) -> Answers:
         lengths = [len(completion_text(one)) for one in completions]
@@ -257,7 +271,11 @@ BUILTIN: Final[dict[str, BuiltIn]] = {
     "exact_match": BuiltIn(exact_match, "the text of an accepted answer, in SQuAD's normal form", one_of=REFERENCES),
     "token_f1": BuiltIn(token_f1, "words shared with an accepted answer (F1)", one_of=REFERENCES),
     "number_equal": BuiltIn(
-        number_equal, "its last number is the answer's; formulas with math-verify", one_of=REFERENCES, unbounded=True
+        number_equal,
+        "its last number is the answer's; formulas with math-verify",
+        one_of=REFERENCES,
+        unbounded=True,
+        prepare=_verifier,
     ),
     "format": BuiltIn(matches, "matches a regular expression as a whole", "REGEX", unbounded=True),
     "json_schema": BuiltIn(valid_json, "is JSON that the schema in a file allows", "FILE", unbounded=True),

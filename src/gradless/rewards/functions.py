@@ -8,7 +8,6 @@ functions.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import math
 import threading
@@ -136,6 +135,8 @@ def parameters(title: str, function: Any) -> Parameters:
 
 
 def _no_column(title: str, name: str, columns: Collection[str]) -> str:
+    if name in OF_THE_RUN:
+        return f"{title} needs '{name}', which this run does not have: give it a default"
     names = sorted(map(str, columns))
     near = nearest(name, names)
     hint = f" (did you mean '{near}'?)" if near else ""
@@ -159,6 +160,7 @@ def called(title: str, function: RewardFunction, arguments: Mapping[str, Any], *
         Raised: it raised, or ended the program.
         BadInput: it returned something else than a number or None for each completion.
     """
+    count = len(arguments["completions"])  # before the call, which may change the list
     try:
         returned = function(**arguments)
         if inspect.isawaitable(returned):
@@ -167,7 +169,7 @@ def called(title: str, function: RewardFunction, arguments: Mapping[str, Any], *
         raise
     except (Exception, SystemExit) as error:
         raise Raised(type(error).__name__, f"raised {described(error)}{line_of(error, file)}") from error
-    return answers(title, returned, len(arguments["completions"]))
+    return answers(title, returned, count)
 
 
 def described(error: BaseException) -> str:
@@ -182,6 +184,8 @@ def described(error: BaseException) -> str:
 
 def _awaited(returned: Any) -> Any:
     """Return the result of a coroutine, in a thread of its own: this one may be inside a loop, as in a notebook."""
+    import asyncio  # late: few functions need it
+
     outcome: list[Any] = []
 
     async def result() -> Any:
@@ -193,7 +197,7 @@ def _awaited(returned: Any) -> Any:
         except BaseException as error:
             outcome.extend((False, error))
 
-    thread = threading.Thread(target=run, name="reward")
+    thread = threading.Thread(target=run, name="reward", daemon=True)
     thread.start()
     thread.join()
     if not outcome[0]:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import importlib.util
 import inspect
+import stat
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from gradless.rewards.weighted import Rewards
 from gradless.system import terminal
 
 OWN: Final = "your own function is FILE.py:NAME or MODULE:NAME"
+LONGEST: Final = 1e9  # seconds that a timer takes
 MOST_BYTES: Final = 10**7
 """Of a file of the user's."""
 
@@ -54,7 +56,7 @@ def load(
     if len(weights) not in (0, len(chosen)):
         raise BadInput(f"{len(weights)} weights for {len(chosen)} rewards: give one weight for each, in the same order")
     factors = [real("the weight of a reward", one) for one in weights] or [1.0] * len(chosen)
-    limit = None if timeout is None else real("the timeout of a reward", timeout, above=0)
+    limit = None if timeout is None else min(real("the timeout of a reward", timeout, above=0), LONGEST)
     sources = {one: source_of(one) for one in chosen if isinstance(one, str)}
     apart = [one for one in sources.values() if one.kind != "built-in" or BUILTIN[one.key].unbounded]
     process = RewardProcess(apart, limit) if apart else None
@@ -86,18 +88,20 @@ def source_of(name: str) -> Source:
     path, colon, function = name.rpartition(":")
     if name.endswith(".py"):
         raise BadInput(f"{titled(name)} is a file alone: name a function in it, as {name}:reward")
+    is_file = path.endswith(".py")
     if not colon or not function.isidentifier():
+        if is_file:
+            raise BadInput(f"{titled(name)} names no function: give one of the file, as {path}:reward")
         raise BadInput(f"{unknown('reward', head, BUILTIN)}; {OWN}")
-    if path.endswith(".py"):
-        file = Path(path).expanduser().resolve()
-        content = _read(titled(name), file)
+    if is_file:
+        file, content = _read(titled(name), path)
         try:
             text = importlib.util.decode_source(content)
         except (SyntaxError, UnicodeDecodeError) as error:
             raise BadInput(f"{titled(name)} cannot be read ({error}): save {path} as UTF-8") from None
         return Source(name, "file", str(file), function, text, hashlib.sha256(content).hexdigest())
     if not all(part.isidentifier() for part in path.split(".")):
-        raise BadInput(f"{titled(name)} is in no Python file: {OWN}")
+        raise BadInput(f"{titled(name)} names no Python file: {OWN}")
     return Source(name, "module", path, function)
 
 
@@ -109,26 +113,27 @@ def _built_in(name: str, key: str, argument: str | None) -> Source:
         raise BadInput(f"{titled(name)} takes nothing after the name: give {key}")
     if kind != "FILE":
         return Source(name, "built-in", key, text=argument or "")
-    content = _read(titled(name), Path(argument or "").expanduser())
+    _, content = _read(titled(name), argument or "")
     try:
         return Source(name, "built-in", key, "", content.decode(), hashlib.sha256(content).hexdigest())
     except UnicodeDecodeError:
         raise BadInput(f"{titled(name)} is not UTF-8: save {argument} in that encoding") from None
 
 
-def _read(title: str, path: Path) -> bytes:
-    """Return the bytes of a file of the user's."""
+def _read(title: str, name: str) -> tuple[Path, bytes]:
+    """Return the absolute path of a file of the user's, and its bytes."""
     try:
-        if path.exists() and not path.is_file():
-            raise BadInput(f"{title} is in {path}, which is no file: give a file")
-        if path.stat().st_size > MOST_BYTES:
-            raise BadInput(f"{title} is in {path}, which is larger than {MOST_BYTES // 10**6} MB: give a smaller file")
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        if isinstance(error, BadInput):
-            raise
-        reason = getattr(error, "strerror", None) or error
-        raise BadInput(f"{title} is in {path}, which cannot be read ({reason}): give a file that exists") from None
+        path = Path(name).expanduser().resolve()
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            problem = "is no file"
+        elif status.st_size > MOST_BYTES:
+            problem = f"is larger than {MOST_BYTES // 10**6} MB"
+        else:
+            return path, path.read_bytes()
+    except (OSError, ValueError, RuntimeError) as error:  # also names with NUL, and homes of nobody
+        problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
+    raise BadInput(f"{title} is in {name}, which {problem}: give another file")
 
 
 def _of_python(function: Any) -> Function:

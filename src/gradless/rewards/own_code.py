@@ -80,6 +80,8 @@ def function_of(name: str, function: Any, file: str = "", sha256: str = "") -> F
 
 def _built_in(source: Source) -> RewardFunction:
     row = BUILTIN[source.key]
+    if row.prepare is not None:
+        row.prepare()
     if not row.argument:
         return row.reward
     try:

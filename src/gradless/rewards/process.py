@@ -70,6 +70,9 @@ class RewardProcess:
         except (Raised, TimedOut) as error:
             names = ", ".join(source.reward for source in self._sources)
             raise BadInput(f"the import of the rewards {names} {error}: correct what it does") from None
+        except BadInput:
+            self.close()
+            raise
         loaded: list[Any] = reply["functions"]
         return loaded
 

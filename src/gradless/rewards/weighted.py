@@ -76,14 +76,17 @@ class Rewards:
         count = len(completions)
         for name, rows in {"prompts": prompts, **columns}.items():
             if isinstance(rows, Sequence) and len(rows) != count:
-                raise BadInput(f"{name} has {len(rows)} entries for {count} completions: give one for each")
+                raise BadInput(f"{name} has length {len(rows)}, and there are {count} completions: give one for each")
+        if not count:
+            return np.zeros(0)
         self.counts.calls += 1
         self.counts.completions += count
         rewards = np.full((len(self._weighted), count), np.nan)
         for row, (function, weight) in zip(rewards, self._weighted, strict=True):
             answers = self._ask(function, function.parameters.arguments(function.title, prompts, completions, columns))
             row[:] = [np.nan if one is None else weight * one for one in answers or [None] * count]
-        total: NDArray[np.float64] = np.where(np.isnan(rewards), 0.0, rewards).sum(axis=0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            total: NDArray[np.float64] = np.where(np.isnan(rewards), 0.0, rewards).sum(axis=0)
         total[np.isnan(rewards).all(axis=0) | ~np.isfinite(total)] = np.nan
         return total
 
