@@ -67,6 +67,7 @@ INSIDE = {
     "system": (
         *(
             "system.moved",
+            "system.strict_json",
             "system.typed",
             "system.keywords",
             "system.terminal",
@@ -95,6 +96,8 @@ INSIDE = {
     ),
     "runs": (
         "runs.scheme_settings",
+        "runs.reward_settings",
+        "runs.own_files",
         *(
             "runs.config",
             "runs.fixed_engine",
@@ -109,6 +112,7 @@ INSIDE = {
             "runs.extend",
             "runs.replay",
             "runs.context",
+            "runs.reward_runs",
             "runs.engine",
             "runs.describe",
             "runs.expected_time",
@@ -197,9 +201,18 @@ INSIDE = {
         ),
         *("lm.compute_types", "lm.loading", "lm.base_hash", "lm.output_layer"),
         *("lm.lora_targets", "lm.virtual_tokens", "lm.adapter_schemes", "lm.gguf_schemes", "lm.gguf_writing"),
-        *("lm.schemes", "lm.shapes", "lm.shortening", "lm.encode", "lm.token_trees", "lm.batching", "lm.head_chunks"),
+        *(
+            "lm.schemes",
+            "lm.shapes",
+            "lm.shortening",
+            "lm.encoded",
+            "lm.encode",
+            "lm.token_trees",
+            "lm.batching",
+            "lm.head_chunks",
+        ),
         *("lm.generation", "lm.scoring"),
-        *("lm.objectives", "lm.predict", "lm.evaluate"),
+        *("lm.objectives", "lm.rewarded", "lm.predict", "lm.evaluate"),
     ),
     "tasks": (
         "tasks.answers",
@@ -207,7 +220,7 @@ INSIDE = {
         *("tasks.answer_tags", "tasks.expressions", "tasks.arithmetic", "tasks.countdown"),
         *("tasks.questions", "tasks.hub", "tasks.split", "tasks.column_names", "tasks.encodings"),
         *("tasks.text_rows", "tasks.arrow_rows", "tasks.written_before"),
-        *("tasks.sources", "tasks.own_rows", "tasks.unlabelled", "tasks.own"),
+        *("tasks.sources", "tasks.own_rows", "tasks.unlabelled", "tasks.own", "tasks.own_prompts"),
     ),
     "rewards": (
         *("rewards.functions", "rewards.builtin", "rewards.own_code", "rewards.process"),

@@ -146,7 +146,7 @@ def test_a_long_question_leaves_room_for_its_answer() -> None:
     task = get("squad")
     row = Example(f"{LONG}What?", (), (), answers=("x",), contents=((0, len(LONG)),))
     (encoded,) = encode_all(lm, task, [row])
-    prompts = collate_prompts(lm, [encoded], task.stop, task.max_new_tokens)
+    prompts = collate_prompts(lm, [encoded], task.stops, task.max_new_tokens)
     assert lm.tokenizer.decode(prompts.input_ids[0]).startswith("<|im_start|>user\n")
     assert prompts.input_ids.shape[1] + task.max_new_tokens <= 256
 

@@ -15,16 +15,22 @@ from gradless.estimators import population
 from gradless.forward.perturbed import copies_kept
 from gradless.lm import generation, schemes
 from gradless.lm.batching import Prompts
+from gradless.lm.encode import Encoded
 from gradless.optimizer import ZerothOrder
 
 NEW = 8
 
 
-def prompts_of(*rows: list[int], stop: str = "") -> Prompts:
+def prompts_of(*rows: list[int], stops: tuple[str, ...] = ()) -> Prompts:
     width = max(map(len, rows))
     ids = torch.tensor([[0] * (width - len(row)) + row for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    return Prompts(ids, mask, ((),) * len(rows), stop, NEW, float(len(rows)))
+    encoded = tuple(Encoded(tuple(row), (), (), None, (), draw=f"step/0/{i}") for i, row in enumerate(rows))
+    return Prompts(ids, mask, encoded, stops, NEW)
+
+
+def draws(count: int, name: str = "many") -> list[str]:
+    return [f"{name}/{i}" for i in range(count)]
 
 
 PROMPTS = prompts_of([5, 6, 7, 8], [9, 10], [11, 12, 13])
@@ -35,7 +41,7 @@ class Writes:
 
     def __init__(self, model, temperature: float) -> None:
         self.model, self.texts = model, []
-        self.choose = generation.sampler(temperature, 0, "step/0", len(PROMPTS.answers), NEW)
+        self.choose = generation.sampler(temperature, 0, [row.draw for row in PROMPTS.rows], NEW)
 
     def losses(self, texts):
         self.texts.append(texts)
@@ -47,7 +53,10 @@ class Writes:
 
     def side_by_side(self, call):
         return torch.stack(
-            [self.losses(texts) for texts in generation.generate_members(self.model, PROMPTS, self.choose, call)]
+            [
+                self.losses([one.text for one in member])
+                for member in generation.write_members(self.model, PROMPTS, self.choose, call)
+            ]
         )
 
 
@@ -90,36 +99,62 @@ def test_a_prompt_is_continued_as_without_the_others():
     model = lm.load("tiny-llama")
     whole = generation.generate(model, PROMPTS)
     assert [generation.generate(model, prompts_of(row))[0] for row in ([5, 6, 7, 8], [9, 10], [11, 12, 13])] == whole
-    together = generation.generate_members(model, PROMPTS, generation.greedy, of_one_copy)
-    assert together == [whole]
+    together = generation.write_members(model, PROMPTS, generation.greedy, of_one_copy)
+    assert [[one.text for one in member] for member in together] == [whole]
 
 
 def test_samples_follow_the_distribution():
     weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
     count = 20_000
-    choose = generation.sampler(1.0, 5, "many", count, 1)
+    choose = generation.sampler(1.0, 5, draws(count, "many"), 1)
     tokens = choose(weights.log().expand(count, 4), 0)
     shares = torch.bincount(tokens, minlength=4) / count
     assert float((shares - weights).abs().max()) < 5 * math.sqrt(0.25 / count)
-    cold = generation.sampler(0.5, 5, "many", count, 1)(weights.log().expand(count, 4), 0)
+    cold = generation.sampler(0.5, 5, draws(count, "many"), 1)(weights.log().expand(count, 4), 0)
     squared = weights.square() / weights.square().sum()
     assert float((torch.bincount(cold, minlength=4) / count - squared).abs().max()) < 5 * math.sqrt(0.25 / count)
 
 
 def test_members_share_their_random_numbers_and_steps_do_not():
     logits = torch.zeros(2, 50, 100)
-    choose = generation.sampler(1.0, 0, "step/0", 50, 2)
+    choose = generation.sampler(1.0, 0, draws(50, "step/0"), 2)
     first, second = choose(logits, 0)
     assert torch.equal(first, second)
     assert not torch.equal(first, choose(logits, 1)[0])
-    assert not torch.equal(first, generation.sampler(1.0, 0, "step/1", 50, 2)(logits, 0)[0])
-    assert not torch.equal(first, generation.sampler(1.0, 1, "step/0", 50, 2)(logits, 0)[0])
+    assert not torch.equal(first, generation.sampler(1.0, 0, draws(50, "step/1"), 2)(logits, 0)[0])
+    assert not torch.equal(first, generation.sampler(1.0, 1, draws(50, "step/0"), 2)(logits, 0)[0])
 
 
 def test_a_token_without_probability_is_never_drawn():
     logits = torch.full((4000, 5), -torch.inf)
     logits[:, 2] = 0.0
-    assert (generation.sampler(1.0, 0, "only", 4000, 1)(logits, 0) == 2).all()
+    assert (generation.sampler(1.0, 0, draws(4000, "only"), 1)(logits, 0) == 2).all()
+
+
+def test_a_stop_text_of_several_tokens_ends_a_text_alone_and_in_a_population():
+    model = lm.load("tiny-llama")
+    (whole,) = generation.generate(model, prompts_of([5, 6, 7, 8]))
+    stop = whole[2:6]
+    assert not generation.stop_tokens(model.tokenizer, stop)  # no single token holds it
+    prompts = prompts_of([5, 6, 7, 8], stops=(stop, "not in it"))
+    (alone,) = generation.write(model, prompts)
+    assert alone.text == whole[: whole.index(stop)].strip()
+    assert alone.tokens < NEW
+    (unstopped,) = generation.write(model, prompts_of([5, 6, 7, 8]))
+    assert unstopped.tokens == NEW
+    assert generation.write_members(model, prompts, generation.greedy, of_one_copy) == [[alone]]
+
+
+def test_decoding_ends_where_all_texts_have_ended():
+    model = lm.load("tiny-llama")
+    (whole,) = generation.generate(model, prompts_of([5, 6, 7, 8]))
+    calls = []
+    model.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    (one,) = generation.write(model, prompts_of([5, 6, 7, 8], stops=(whole[2:6],)))
+    assert len(calls) == one.tokens
+    calls.clear()
+    generation.write_members(model, prompts_of([5, 6, 7, 8], stops=(whole[2:6],)), generation.greedy, of_one_copy)
+    assert len(calls) == one.tokens
 
 
 def test_logits_that_are_nan_are_said():
@@ -128,7 +163,7 @@ def test_logits_that_are_nan_are_said():
     with pytest.raises(NotFinite, match="not finite"):
         generation.generate(model, PROMPTS)
     with pytest.raises(NotFinite, match="not finite"):
-        generation.generate_members(model, PROMPTS, generation.greedy, of_one_copy)
+        generation.write_members(model, PROMPTS, generation.greedy, of_one_copy)
 
 
 def of_one_copy(function, *arguments):

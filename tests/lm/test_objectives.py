@@ -39,7 +39,7 @@ def naive_means(lm, example) -> torch.Tensor:
 
 
 def test_the_table_is_complete():
-    assert list(OBJECTIVES) == ["option_ce", "gold", "lm", "accuracy", "f1"]
+    assert list(OBJECTIVES) == ["option_ce", "gold", "lm", "accuracy", "f1", "reward"]
     assert all(objective.doc for objective in OBJECTIVES.values())
     assert [name for name, o in OBJECTIVES.items() if o.differentiable] == ["option_ce", "gold", "lm"]
 

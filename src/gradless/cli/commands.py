@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 import signal
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from click.core import ParameterSource
 
 from gradless.cli import ends
 from gradless.cli.completion import Named
+from gradless.cli.configuration import OWN_FILES, REWARDS, SIZES, config_of
 from gradless.cli.fields import of_fields, of_hint
 from gradless.cli.later import OTHERS, LaterCommands
 from gradless.cli.options import (
@@ -26,12 +26,10 @@ from gradless.cli.options import (
     fitting,
     force_option,
     need,
-    note_unused,
     options,
     plugin_option,
 )
 from gradless.cost.settings import ProfileSettings
-from gradless.errors import BadInput
 from gradless.runs.config import OwnFiles, TuneConfig
 from gradless.system import terminal
 from gradless.system.typed import Amount, Count, Few, Processes, Seconds, Seed
@@ -47,8 +45,6 @@ file_options = options(
     click.option("--config", type=FILE, help="TOML or JSON file of settings; options given here win."),
     click.option("--cell", help="Which settings of a file that holds several, such as a benchmark's best.toml."),
 )
-OWN_FILES = "train dev test template label_column labels delimiter encoding"
-SIZES = "num_train num_dev num_test"
 model_options = of_fields(TuneConfig, "model dtype compute_dtype device quantise offload")
 data_options = options(
     of_fields(TuneConfig, "task data"),
@@ -80,6 +76,7 @@ tracker_option = click.option(
 @model_options
 @data_options
 @of_fields(TuneConfig, "method scheme objective steps batch_size micro_batch_size lr eps engine options queries")
+@of_fields(TuneConfig, REWARDS)
 @of_fields(TuneConfig, "query_schedule schedule warmup weight_decay layer_scale eval_every zero_shot select")
 @of_fields(TuneConfig, "rank alpha targets num_prefix num_prompt density freeze split")
 @plugin_option
@@ -129,7 +126,7 @@ def tune(
     ends.remember(ctx, run_ends.stopped(out, again))
     with interrupting(signal.SIGTERM), torchrun.joined(settings["device"], settings["split"], timeout) as ranks:
         with torchrun.agreed(ranks):
-            config = fitting(_config(settings), force)
+            config = fitting(config_of(settings), force)
         result = jobs.tune(
             config, out, resume=resume, save=save, push=push, public=public, tensorboard=events,
             report_to=report_to, ranks=ranks,
@@ -147,6 +144,7 @@ def tune(
     "--mode", type=Named("mode"), default="zero-shot", show_default=True, help="zero-shot, icl or calibrated."
 )
 @of_hint("num_demonstrations", Few, "Solved examples in front (icl).", 32)
+@of_fields(TuneConfig, REWARDS)
 @plugin_option
 @force_option
 @click.option("--out", type=PATH, help="Directory for result.json.")
@@ -163,7 +161,7 @@ def evaluate(mode: str, num_demonstrations: int, force: bool, out: Path | None, 
     from gradless.lm.metrics import share_name
     from gradless.runs import jobs
 
-    config = fitting(_config(settings, tuned=True), force, tunes=False)
+    config = fitting(config_of(settings, tuned=True), force, tunes=False)
     result = jobs.evaluate(config, mode=mode, num_demonstrations=num_demonstrations, out=out)
     low, high = result["interval"]["test"]
     plain = [f"{name} {value:.4f}" for name, value in result["test"].items()]
@@ -334,59 +332,6 @@ def demo(out: Path, steps: int, seed: int, resume: bool, as_json: bool, report_t
     if as_json or terminal.live():
         run_ends.tell(result, lambda: run_ends.run(out, again=again), as_json)
     _exit(result)
-
-
-def _config(settings: dict[str, Any], *, tuned: bool = False) -> TuneConfig:
-    """Return the configuration of a command, with absolute paths; ``tuned`` takes what is open from a saved model."""
-    from gradless.runs.config_io import parse_options
-
-    del settings["config"], settings["cell"]
-    options = parse_options(settings.pop("options", ()))
-    meta = click.get_current_context().meta
-    options, recorded = meta.get("gradless.options", options), meta.get("gradless.recorded", {})  # of a file as well
-    own = _own_files(settings, tuned=tuned)
-    for name in SIZES.split():
-        if settings[name] is None:
-            settings.pop(name)
-            settings |= {name: 0} if own else {}
-    if settings["data"] is not None:
-        settings["data"] = str(settings["data"].resolve())
-    if os.path.exists(settings["model"]):
-        settings["model"] = str(Path(settings["model"]).resolve())
-    config = TuneConfig(own=own, options=options, plugins=recorded, **settings)
-    note_unused(config.parts())
-    return config
-
-
-def _own_files(settings: dict[str, Any], *, tuned: bool) -> dict[str, Any]:
-    """Take the options of own files out of ``settings``; the task file fills those that are not given.
-
-    Raises:
-        BadInput: one of those that every task needs is missing.
-    """
-    from gradless.tasks.sources import absolute
-
-    own = {name: settings.pop(name) for name in OWN_FILES.split()}
-    task_file = settings.pop("task_file")
-    if task_file is not None:
-        from gradless.tasks import read_task_file
-
-        own = {**read_task_file(task_file), **{name: value for name, value in own.items() if value is not None}}
-    own = {name: value for name, value in own.items() if value is not None}
-    own |= {name: absolute(own[name]) for name in ("train", "dev", "test") if name in own}
-    ctx = click.get_current_context()
-    if own and (name := ctx.meta.get("gradless.task_name")) is not None:
-        own.setdefault("name", name)
-    if tuned:
-        from gradless.runs import tuned_words
-
-        chosen = [name for name in settings if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
-        own = tuned_words.completed(own, settings["model"], terminal.say)
-        settings |= tuned_words.limits(settings["model"], bool(own), chosen, settings, terminal.say)
-    for name in ("template", "label_column", "labels") if own else ():
-        if name not in own:
-            raise BadInput(f"own files need --{name.replace('_', '-')} as well")
-    return own
 
 
 def _exit(result: dict[str, Any]) -> None:

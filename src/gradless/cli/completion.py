@@ -82,7 +82,8 @@ def _tasks() -> Sequence[str]:
 TABLES: Final[dict[str, Callable[[], Sequence[str]]]] = {
     "model": _models,
     "task": _tasks,
-    "objective": lambda: ("accuracy", "f1", "gold", "lm", "option_ce"),  # whose table is not written out
+    "objective": lambda: ("accuracy", "f1", "gold", "lm", "option_ce", "reward"),  # whose table is not written out
+    "reward": lambda: keys("rewards.builtin:BUILTIN"),
     "rule": lambda: keys("collab.aggregators:AGGREGATORS") + keys("collab.aggregators:PRE_AGGREGATORS"),
     "recipe": lambda: keys("collab.recipes:RECIPES"),
     "list": lambda: keys("runs.jobs:TABLES") + keys("collab.recipes:TABLES"),
@@ -99,6 +100,7 @@ TABLES: Final[dict[str, Callable[[], Sequence[str]]]] = {
 PLUGIN_TABLES: Final = {
     "task": ("tasks",),
     "objective": ("objectives",),
+    "reward": ("rewards",),
     "rule": ("aggregators", "pre_aggregators"),
 }
 """Tables of `gradless.plugins` by kind of name, where the field does not say which."""

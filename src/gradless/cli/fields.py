@@ -90,7 +90,8 @@ class Value(click.ParamType):
 
     def __init__(self, setting: Setting, *, alone: bool = False) -> None:
         self.setting, self.alone = setting, alone
-        self.numbers = [kind for kind in setting.types if kind in (int, float)]
+        self.hint = typed.item_hint(setting.hint)
+        self.numbers = [kind for kind in typed.plain_types(self.hint) if kind in (int, float)]
         words = typed.choices(setting.hint)
         self.name = {int: "integer", float: "float"}[self.numbers[0]] if self.numbers else "text"
         if self.numbers and words:
@@ -109,7 +110,7 @@ class Value(click.ParamType):
                 value = kind(value)
         try:
             if self.numbers or self.alone:
-                return typed.value(self.setting.name, value, self.setting.hint)
+                return typed.value(self.setting.name, value, self.hint)
             typed.refuse_odd(self.setting.name, value)
         except BadInput as error:
             raise click.UsageError(str(error), ctx) from None  # which one process of a torchrun job reports

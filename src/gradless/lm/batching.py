@@ -73,14 +73,24 @@ class Batch(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Left-padded prompts for generation, and the accepted answers."""
+    """Left-padded prompts for generation, and the rows that they are of."""
 
     input_ids: Tensor  # [N, L]
     attention_mask: Tensor  # [N, L]
-    answers: tuple[tuple[str, ...], ...]
-    stop: str
+    rows: tuple[Encoded, ...]
+    stops: tuple[str, ...]
     new_tokens: int
-    weight: float
+    chat: bool = False  # whether a row's text is what the user of a chat says
+
+    @property
+    def weight(self) -> float:
+        """Number of rows."""
+        return float(len(self.rows))
+
+    @property
+    def answers(self) -> list[tuple[str, ...]]:
+        """Accepted answers of each row."""
+        return [row.answers for row in self.rows]
 
 
 def has_label_head(lm: LanguageModel) -> bool:
@@ -160,13 +170,15 @@ def collate_text(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:
     return _collate_scored(lm, encoded, scored)
 
 
-def collate_prompts(lm: LanguageModel, encoded: Sequence[Encoded], stop: str = "\n", new_tokens: int = 50) -> Prompts:
+def collate_prompts(
+    lm: LanguageModel, encoded: Sequence[Encoded], stops: Sequence[str] = ("\n",), new_tokens: int = 50
+) -> Prompts:
     """Return left-padded prompts for generation; weight = examples.
 
     Args:
         lm: the model.
         encoded: examples; a prompt loses its beginning if the new tokens would not fit behind it.
-        stop: text that ends an answer.
+        stops: texts that end an answer.
         new_tokens: most tokens of an answer (50 as in MeZO).
 
     Raises:
@@ -184,10 +196,10 @@ def collate_prompts(lm: LanguageModel, encoded: Sequence[Encoded], stop: str = "
     return Prompts(
         input_ids=torch.tensor(ids, device=lm.device),
         attention_mask=torch.tensor(mask, device=lm.device),
-        answers=tuple(row.answers for row in encoded),
-        stop=stop,
+        rows=tuple(encoded),
+        stops=tuple(stops),
         new_tokens=new_tokens,
-        weight=float(len(encoded)),
+        chat=lm.chat is not None,
     )
 
 

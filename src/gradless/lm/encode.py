@@ -11,63 +11,19 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 from gradless.errors import BadInput
 from gradless.lm.chat import Chat
+from gradless.lm.encoded import Encoded as Encoded
+from gradless.lm.encoded import Tokens as Tokens
 from gradless.lm.loading import LanguageModel
 from gradless.lm.shortening import fit_around, fitted, shorten_first, template_tokens
 from gradless.tasks.base import MASK, Example, Task
 
-Tokens: TypeAlias = tuple[int, ...]
-
 DEFAULT_MAX_LENGTH = 2048
 SEPARATOR = "\n\n"  # between demonstrations, as in MeZO
 TOKENIZED = 1024  # examples whose texts go to the tokenizer in one call
-
-
-class Encoded(NamedTuple):
-    """The tokens of one example.
-
-    ``contexts`` holds the tokens in front of an option: one entry if all options share them, else one for
-    each option (truncation and merges at the boundary may differ). ``mask`` is the index of the mask in
-    ``contexts[0]``, None for causal models. A generation example has its first answer as the only option.
-    """
-
-    prompt: Tokens
-    contexts: tuple[Tokens, ...]
-    options: tuple[Tokens, ...]
-    mask: int | None
-    correct: tuple[int, ...]
-    answers: tuple[str, ...] = ()
-    cut: bool = False
-    """Whether some of the text is missing, because all of it is longer than the limit."""
-
-    @property
-    def single(self) -> bool:
-        """Whether one sequence scores every option: single tokens after the same context."""
-        return len(self.contexts) == 1 and all(len(option) == 1 for option in self.options)
-
-    @property
-    def gold(self) -> int:
-        """Index of the option that training aims at."""
-        return self.correct[0]
-
-    @property
-    def longest(self) -> int:
-        """Number of tokens of the longest sequence to score; the last token of an option is never read."""
-        if self.mask is not None or not self.options:
-            return len(self.prompt)
-        return max(len(self.context(i)) + len(option) for i, option in enumerate(self.options)) - 1
-
-    @property
-    def sequences(self) -> int:
-        """Number of sequences that score all options."""
-        return 1 if self.single else max(1, len(self.options))
-
-    def context(self, option: int) -> Tokens:
-        """Return the tokens in front of an option."""
-        return self.contexts[option if len(self.contexts) > 1 else 0]
 
 
 # ------------------------------------------------------------------------------------------------------------
@@ -158,7 +114,17 @@ def _encode_causal(
     shared = tuple(contexts[:1]) if len(set(contexts)) == 1 else tuple(contexts)
     correct = (0,) if example.answers and not example.options else example.correct
     prompt_tokens = shorten(prompt, limit, lm.tokenizer)
-    return Encoded(prompt_tokens, shared, options, None, correct, tuple(example.answers), cut)
+    return Encoded(
+        prompt_tokens,
+        shared,
+        options,
+        None,
+        correct,
+        tuple(example.answers),
+        cut,
+        example.prompt,
+        example.columns,
+    )
 
 
 def _causal_texts(

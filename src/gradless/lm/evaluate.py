@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
+import numpy as np
 import torch
 
 from gradless.errors import BadInput, NotFinite, pick
 from gradless.lm.batching import collate_options, collate_prompts, groups
 from gradless.lm.encode import Encoded, encode, encode_all, length_limit, task_options
-from gradless.lm.generation import generate
+from gradless.lm.generation import write
 from gradless.lm.loading import LanguageModel
-from gradless.lm.metrics import SCORES, SHARES, compute
-from gradless.lm.objectives import Objective, default_for, negative_f1
+from gradless.lm.metrics import SCORES, SHARES, compute, reward_metrics
+from gradless.lm.objectives import Objective, default_for
 from gradless.lm.predict import compared, content_free_scores, default_batch_tokens, not_finite, quiet
 from gradless.ranks import Ranks
 from gradless.rng import permutation
@@ -50,6 +52,8 @@ class Evaluation(NamedTuple):
     probabilities: Sequence[float] = ()  # of the predicted options: softmax of what options are compared by
     cut: int = 0  # rows of which some text was left out
     limit: int = 0  # tokens that were read at most
+    rewards: Sequence[float] = ()  # of each row, if the objective is a reward; NaN where it has none
+    tokens: float | None = None  # new tokens of a text, on the mean
 
 
 class Shown(NamedTuple):
@@ -63,12 +67,18 @@ class Shown(NamedTuple):
     max_length: int | None = None
 
 
+PER_ROW: Final = ("predictions", "probabilities", "rewards", "lengths")
+"""Fields of a pass that hold a value for each row, or nothing."""
+
+
 class _Pass(NamedTuple):
     """Result of one pass over all examples."""
 
     predictions: list[int | str]
     losses: _Mean
     probabilities: Sequence[float] = ()
+    rewards: Sequence[float] = ()
+    lengths: Sequence[int] = ()
 
 
 def evaluate(
@@ -137,7 +147,7 @@ def evaluate(
     result, forwards = _gathered(result, calls[0], buckets, ranks)
     _check_finite(result, lm)
     seconds = time.perf_counter() - started
-    evaluation = _scored(task, examples, result)
+    evaluation = _scored(task, examples, result, (objective or default_for(task)).passes)
     cut, limit = num_cut(lm, task, encoded), min(limit, _room(lm, task))
     return evaluation._replace(forwards=forwards, seconds=seconds, cut=cut, limit=limit)
 
@@ -168,19 +178,31 @@ def _room(lm: LanguageModel, task: Task) -> int:
     return length_limit(lm) - (task.max_new_tokens if task.kind == "generation" else 0)
 
 
-def _scored(task: Task, examples: Sequence[Example], result: _Pass) -> Evaluation:
-    """Return the evaluation of predictions, without its costs."""
+def _scored(task: Task, examples: Sequence[Example], result: _Pass, passes: float | None) -> Evaluation:
+    """Return the evaluation of predictions, without its costs.
+
+    Texts are right that have a reward of ``passes``; if that is None, those that are an accepted answer.
+    """
     text = task.kind == "generation"
-    golds = [row.answers if text else row.correct for row in examples] if result.predictions else []
-    score = SCORES[next((name for name in task.metrics if name in SHARES), "exact_match" if text else "accuracy")]
+    known = bool(result.predictions) and (not text or all(row.answers for row in examples))
+    golds = [row.answers if text else row.correct for row in examples] if known else []
+    measured = compute(task.metrics, result.predictions, golds) if golds else {}
+    if passes is not None and result.predictions:
+        right = [reward >= passes for reward in result.rewards]
+        measured = reward_metrics(result.rewards, right) | measured
+    else:
+        score = SCORES[next((name for name in task.metrics if name in SHARES), "exact_match" if text else "accuracy")]
+        right = (score(result.predictions, golds) == 1.0).tolist() if golds else [False] * len(result.predictions)
     return Evaluation(
-        metrics=compute(task.metrics, result.predictions, golds) if golds else {},
+        metrics=measured,
         loss=result.losses.value(),
         predictions=result.predictions,
-        correct=(score(result.predictions, golds) == 1.0).tolist(),
+        correct=right,
         forwards=0,
         seconds=0.0,
         probabilities=result.probabilities,
+        rewards=result.rewards if passes is not None else (),
+        tokens=statistics.fmean(result.lengths) if result.lengths else None,
     )
 
 
@@ -208,7 +230,9 @@ def render(lm: LanguageModel, task: Task, rows: Sequence[Mapping[str, Any] | Exa
             if function is None:
                 kind, other = ("masked", "causal") if lm.masked else ("causal", "masked")
                 raise BadInput(f"task '{task.name}' has no prompt for {kind} models: choose a {other} one")
-            row = function(dict(row))
+            example = function(dict(row))
+            columns = row.get("columns", row)
+            row = example._replace(columns=columns if isinstance(columns, Mapping) else row)
         examples.append(row)
     return examples
 
@@ -256,23 +280,29 @@ def _generation(
 ) -> _Pass:
     """Generate answers; a differentiable loss takes a forward of its own over the first accepted answer."""
     texts: list[int | str] = [""] * len(encoded)
+    lengths, rewards = [0] * len(encoded), [math.nan] * len(encoded)
     losses = _Mean()
     for group in buckets:
         rows = [encoded[i] for i in group]
         if objective.differentiable:
             losses.add(objective.loss(lm, objective.prepare(lm, rows)), objective.weigh(rows))
         if predict or not objective.differentiable:
+            prompts = collate_prompts(lm, rows, task.stops, task.max_new_tokens)
             try:
-                answers = generate(lm, collate_prompts(lm, rows, task.stop, task.max_new_tokens))
+                written = write(lm, prompts)
             except NotFinite:  # which all ranks must come to know
                 losses.add(torch.tensor(math.nan), objective.weigh(rows))
                 continue
-            for i, text in zip(group, answers, strict=True):
-                texts[i] = text
-            if not objective.differentiable:
-                value = torch.tensor(negative_f1(answers, [row.answers for row in rows]))
-                losses.add(value, objective.weigh(rows))
-    return _Pass(texts if predict else [], losses)
+            for i, one in zip(group, written, strict=True):
+                texts[i], lengths[i] = one.text, one.tokens
+            if objective.of_texts is not None:
+                values = objective.of_texts(prompts, [one.text for one in written])
+                for i, value in zip(group, values.tolist(), strict=True):
+                    rewards[i] = -value
+                known = values[~np.isnan(values)]
+                losses.add(torch.tensor(known.mean() if known.size else 0.0), float(known.size))
+    done = predict or not objective.differentiable
+    return _Pass(texts if predict else [], losses, (), rewards if objective.of_texts else (), lengths if done else ())
 
 
 def _gathered(result: _Pass, calls: int, buckets: Sequence[list[int]], ranks: Ranks | None) -> tuple[_Pass, int]:
@@ -281,24 +311,23 @@ def _gathered(result: _Pass, calls: int, buckets: Sequence[list[int]], ranks: Ra
         return result, calls
     indices = [i for bucket in ranks.own(buckets) for i in bucket]
     mine = {
-        "predictions": [result.predictions[i] for i in indices] if result.predictions else [],
-        "probabilities": [result.probabilities[i] for i in indices] if result.probabilities else [],
+        **{name: [values[i] for i in indices] if (values := getattr(result, name)) else [] for name in PER_ROW},
         "losses": [float(part.double()) for part in result.losses.parts],
         "weight": result.losses.weight,
         "calls": calls,
     }
     results = [json.loads(text) for text in ranks.exchange(json.dumps(mine).encode())]
-    predictions, probabilities = list(result.predictions), list(result.probabilities)
+    whole_of: dict[str, list[Any]] = {name: list(getattr(result, name)) for name in PER_ROW}
     losses = _Mean()
     for number, bucket in enumerate(buckets):
         theirs, turn = results[number % ranks.size], number // ranks.size
         losses.parts.append(torch.tensor(theirs["losses"][turn], dtype=torch.float64))
-        for name, whole in (("predictions", predictions), ("probabilities", probabilities)):
+        for name, whole in whole_of.items():
             part, theirs[name] = theirs[name][: len(bucket)], theirs[name][len(bucket) :]
             for i, value in zip(bucket, part, strict=bool(whole)):
                 whole[i] = value
     losses.weight = sum(theirs["weight"] for theirs in results)
-    return _Pass(predictions, losses, probabilities), sum(theirs["calls"] for theirs in results)
+    return _Pass(losses=losses, **whole_of), sum(theirs["calls"] for theirs in results)
 
 
 def _drawn(pool: Sequence[Example], num: int, shown: Shown) -> list[tuple[Example, ...]]:
@@ -332,7 +361,7 @@ class _Mean:
         self.weight += weight
 
     def value(self) -> float | None:
-        return float(torch.stack(self.parts).double().cpu().sum()) / self.weight if self.parts else None
+        return float(torch.stack(self.parts).double().cpu().sum()) / self.weight if self.weight else None
 
 
 def _ticked(buckets: Sequence[list[int]], progress: Progress | None) -> Iterator[list[int]]:

@@ -7,10 +7,11 @@ that is made again writes the same texts.
 
 from __future__ import annotations
 
+import bisect
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def greedy(logits: Tensor, position: int) -> Tensor:
     return logits.argmax(-1)
 
 
-def sampler(temperature: float, seed: int, name: str, prompts: int, new_tokens: int) -> Choose:
+def sampler(temperature: float, seed: int, draws: Sequence[str], new_tokens: int) -> Choose:
     """Return what chooses tokens by their probability at a temperature; 0 is `greedy`.
 
     One uniform number for each prompt and position goes through the inverse of the distribution function, with tokens
@@ -44,13 +45,12 @@ def sampler(temperature: float, seed: int, name: str, prompts: int, new_tokens: 
     Args:
         temperature: logits are divided by it.
         seed: of the run.
-        name: what is sampled, such as ``step/7``: each name has numbers of its own.
-        prompts: N.
+        draws: what is sampled behind each prompt, such as ``step/7/0``: each name has numbers of its own.
         new_tokens: positions.
     """
     if not real("temperature", temperature, least=0.0):
         return greedy
-    numbers = rng.uniform(seed, name, (prompts, new_tokens)).double()
+    numbers = torch.stack([rng.uniform(seed, name, (new_tokens,)) for name in draws])
 
     def choose(logits: Tensor, position: int) -> Tensor:
         cumulated = (logits.double() / temperature).softmax(-1).cumsum(-1)
@@ -60,8 +60,22 @@ def sampler(temperature: float, seed: int, name: str, prompts: int, new_tokens: 
     return choose
 
 
+class Written(NamedTuple):
+    """A continuation of a prompt."""
+
+    text: str
+    """Without outer white space, up to the first stop text."""
+    tokens: int
+    """That were generated, the one that ends the text included."""
+
+
 def generate(lm: LanguageModel, prompts: Prompts, choose: Choose = greedy) -> list[str]:
-    """Return continuations of left-padded prompts, without outer white space.
+    """Return the texts of `write`."""
+    return [one.text for one in write(lm, prompts, choose)]
+
+
+def write(lm: LanguageModel, prompts: Prompts, choose: Choose = greedy) -> list[Written]:
+    """Return continuations of left-padded prompts.
 
     Each ends before its first stop text, before EOS, or at the limit of new tokens.
 
@@ -73,6 +87,7 @@ def generate(lm: LanguageModel, prompts: Prompts, choose: Choose = greedy) -> li
     from transformers import GenerationConfig
 
     model: Any = lm.model
+    ends = end_tokens(lm, prompts.stops)
     config = GenerationConfig(
         max_new_tokens=prompts.new_tokens,
         do_sample=False,
@@ -80,7 +95,7 @@ def generate(lm: LanguageModel, prompts: Prompts, choose: Choose = greedy) -> li
         use_cache=True,
         pad_token_id=pad_id(lm),
         bos_token_id=lm.tokenizer.bos_token_id,
-        eos_token_id=end_tokens(lm, prompts.stop) or None,
+        eos_token_id=ends or None,
     )
     new: list[list[int]] = []
     finite: list[Tensor] = []
@@ -88,8 +103,9 @@ def generate(lm: LanguageModel, prompts: Prompts, choose: Choose = greedy) -> li
     for ids, mask in _generation_batches(lm, prompts):
         rows = slice(first, first + len(ids))
         first += len(ids)
+        width = ids.shape[1]
 
-        def chosen(written: Tensor, logits: Tensor, *, rows: slice = rows, width: int = ids.shape[1]) -> Tensor:
+        def chosen(written: Tensor, logits: Tensor, *, rows: slice = rows, width: int = width) -> Tensor:
             finite.append(logits.max(-1).values.isfinite().all())  # of the best token; others may be ruled out
             if choose is greedy:
                 return logits
@@ -98,21 +114,28 @@ def generate(lm: LanguageModel, prompts: Prompts, choose: Choose = greedy) -> li
             tokens = choose(whole.float(), written.shape[1] - width)[rows]
             return torch.full_like(logits, -torch.inf).scatter_(1, tokens.unsqueeze(1), 0.0)
 
+        def stopped(written: Tensor, scores: Any, width: int = width, **_: Any) -> Tensor:
+            return stopped_by(lm, written[:, width:], prompts.stops)
+
         with warnings.catch_warnings():
             # PEFT drops the positions that generate() makes, and says so; without padding none are needed.
             warnings.filterwarnings("ignore", message="Position ids are not supported")
             with upcast.reading():  # what is made of virtual tokens between the forwards, too
                 tokens = model.generate(
-                    input_ids=ids, attention_mask=mask, generation_config=config, logits_processor=[chosen]
+                    input_ids=ids,
+                    attention_mask=mask,
+                    generation_config=config,
+                    logits_processor=[chosen],
+                    stopping_criteria=[stopped] if _may_span(prompts.stops) else None,
                 )
-        new += tokens[:, ids.shape[1] :].tolist()
+        new += tokens[:, width:].tolist()
     if not all(map(bool, finite)):
         raise NotFinite("the model's logits are not finite: use another model, a lower learning rate, or float32")
-    return texts(lm, new, prompts.stop)
+    return read_back(lm, new, prompts.stops)
 
 
-def generate_members(lm: LanguageModel, prompts: Prompts, choose: Choose, call: Call) -> list[list[str]]:
-    """Return what every copy of the weights writes behind the same prompts: ``[C][N]`` texts, as `generate` does.
+def write_members(lm: LanguageModel, prompts: Prompts, choose: Choose, call: Call) -> list[list[Written]]:
+    """Return what every copy of the weights writes behind the same prompts: ``[C][N]``, as `write` does.
 
     All copies decode in one batch of C N sequences; perturbed weights are made once. A sequence that has ended is
     carried along until all have.
@@ -128,7 +151,8 @@ def generate_members(lm: LanguageModel, prompts: Prompts, choose: Choose, call: 
 
     Cost: one forward of C N sequences per new token. Memory: their keys and values, and the perturbed weights.
     """
-    ends = torch.tensor(end_tokens(lm, prompts.stop), dtype=torch.int64, device=lm.device)
+    ends = torch.tensor(end_tokens(lm, prompts.stops), dtype=torch.int64, device=lm.device)
+    looks = _may_span(prompts.stops)
     ids, mask = prompts.input_ids, prompts.attention_mask
     positions = (mask.cumsum(1) - 1).clamp_(min=0)
     written: list[Tensor] = []
@@ -141,6 +165,8 @@ def generate_members(lm: LanguageModel, prompts: Prompts, choose: Choose, call: 
             tokens = torch.where(done, pad_id(lm), choose(logits, position))
             written.append(tokens)
             done = done | torch.isin(tokens, ends)
+            if looks:
+                done |= stopped_by(lm, torch.stack(written, -1).flatten(0, 1), prompts.stops).view_as(done)
             if position + 1 == prompts.new_tokens or bool(done.all()):
                 break
             mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
@@ -152,7 +178,7 @@ def generate_members(lm: LanguageModel, prompts: Prompts, choose: Choose, call: 
             logits, cached = call(following, tokens, cached)
     if not all(map(bool, finite)):
         raise NotFinite("the model's logits are not finite: use another model, a lower learning rate, or float32")
-    return [texts(lm, rows, prompts.stop) for rows in torch.stack(written, -1).tolist()]
+    return [read_back(lm, rows, prompts.stops) for rows in torch.stack(written, -1).tolist()]
 
 
 def decodes_together(lm: LanguageModel) -> bool:
@@ -184,20 +210,53 @@ class _last_position:
         self.hook.remove()
 
 
-def end_tokens(lm: LanguageModel, stop: str) -> list[int]:
-    """Return the tokens that end a text: those of the tokenizer and the model, of a chat, and with the stop text."""
+def end_tokens(lm: LanguageModel, stops: Sequence[str]) -> list[int]:
+    """Return the tokens that end a text: those of the tokenizer and the model, of a chat, and with a stop text."""
     own = getattr(lm.model.generation_config, "eos_token_id", None)
-    ends = {*stop_tokens(lm.tokenizer, stop), *(own if isinstance(own, list) else [own]), lm.tokenizer.eos_token_id}
+    ends = {*(own if isinstance(own, list) else [own]), lm.tokenizer.eos_token_id}
+    ends |= {token for stop in stops for token in stop_tokens(lm.tokenizer, stop)}
     ends.add(lm.chat.end if lm.chat else None)
     return sorted(end for end in ends if end is not None)
 
 
-def texts(lm: LanguageModel, rows: Sequence[Sequence[int]], stop: str) -> list[str]:
-    """Return the texts of new tokens, up to the stop text."""
-    if lm.chat is not None and lm.chat.end is not None:  # which the tokenizer need not call special
-        rows = [row[: list(row).index(lm.chat.end)] if lm.chat.end in row else row for row in rows]
-    whole = [lm.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
-    return [(text.split(stop)[0] if stop else text).strip() for text in whole]
+def _may_span(stops: Sequence[str]) -> bool:
+    """Return whether a stop text may be written in several tokens, so that texts must be read to find it."""
+    return any(len(stop) > 1 for stop in stops)
+
+
+def stopped_by(lm: LanguageModel, rows: Tensor, stops: Sequence[str]) -> Tensor:
+    """Return which rows of new tokens ``[N, T]`` have a stop text near their end: bool ``[N]``.
+
+    Cost: decoding the last tokens of every row, as many as the longest stop text has characters.
+    """
+    near = rows[:, -max(map(len, stops)) :].tolist()
+    read = lm.tokenizer.batch_decode(near, skip_special_tokens=False)
+    return torch.tensor([any(stop in text for stop in stops) for text in read], device=rows.device)
+
+
+def read_back(lm: LanguageModel, rows: Sequence[Sequence[int]], stops: Sequence[str]) -> list[Written]:
+    """Return the texts of new tokens, up to the first stop text."""
+    ends = frozenset(end_tokens(lm, stops))
+    return [_read_back(lm, row, stops, ends) for row in rows]
+
+
+def _read_back(lm: LanguageModel, row: Sequence[int], stops: Sequence[str], ends: frozenset[int]) -> Written:
+    end = lm.chat.end if lm.chat is not None else None
+
+    def text(count: int) -> str:
+        spoken = row[:count]
+        if end is not None and end in spoken:  # which the tokenizer need not call special
+            spoken = spoken[: list(spoken).index(end)]
+        return str(lm.tokenizer.decode(spoken, skip_special_tokens=True))
+
+    count = next((i for i, token in enumerate(row, 1) if token in ends), len(row))
+    whole = text(count)
+    if any(stop in whole for stop in stops):
+        least = bisect.bisect_left(range(count), True, key=lambda i: any(stop in text(i) for stop in stops))
+        count, whole = least, text(least)
+    for stop in stops:
+        whole = whole.split(stop)[0]
+    return Written(whole.strip(), count)
 
 
 def _generation_batches(lm: LanguageModel, prompts: Prompts) -> Iterator[tuple[Tensor, Tensor]]:

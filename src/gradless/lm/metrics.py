@@ -123,6 +123,18 @@ METRICS: Final[dict[str, Metric]] = {
 }
 """Every metric by name; higher is better in all of them."""
 
+REWARDS: Final = ("reward", "passed", "valid")
+"""What `reward_metrics` computes, of which the first is the main one."""
+
+
+def reward_metrics(rewards: Sequence[float], right: Sequence[bool]) -> dict[str, float]:
+    """Return the mean reward of the rows that have one (NaN: none), and the shares of right ones and of valid ones."""
+    values = np.asarray(rewards, dtype=np.float64)
+    known = values[~np.isnan(values)]
+    mean = {"reward": float(known.mean())} if len(known) else {}
+    return mean | {"passed": sum(right) / max(1, len(right)), "valid": len(known) / max(1, len(values))}
+
+
 SCORES: Final[dict[str, Callable[[Sequence[Any], Sequence[Any]], NDArray[np.float64]]]] = {
     "accuracy": hits,
     "exact_match": exact_matches,

@@ -11,21 +11,29 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from gradless import plugins
 from gradless.errors import BadInput, NotFinite, pick
+from gradless.forward.populations import mean
 from gradless.lm.batching import Batch, Prompts, collate_gold, collate_options, collate_prompts, collate_text
 from gradless.lm.encode import Encoded
 from gradless.lm.generation import generate
 from gradless.lm.loading import LanguageModel
-from gradless.lm.metrics import token_f1
+from gradless.lm.metrics import token_f1s
 from gradless.lm.scoring import Scores, scores
+from gradless.rewards import Rewards
 from gradless.tasks.base import Task
+
+REWARD: Final = "reward"
+OfTexts = Callable[[Prompts, Sequence[str]], NDArray[np.float64]]
+"""Prompts and the text behind each -> the loss of each, float64 ``[N]``; NaN where there is none."""
 
 
 class Objective(NamedTuple):
@@ -40,6 +48,8 @@ class Objective(NamedTuple):
     weigh: Callable[[Sequence[Encoded]], float]  # the weight of these examples
     from_scores: Callable[[Scores, Batch], Tensor] | None = None  # the same value from scores of all options
     normalised: bool = False  # whether from_scores needs true log-probabilities
+    of_texts: OfTexts | None = None  # of what the model writes; such an objective generates
+    passes: float | None = None  # least reward of a text that counts as right; None: by the task's answers
 
 
 def option_ce(options: Scores, batch: Batch) -> Tensor:
@@ -63,9 +73,9 @@ def negative_accuracy(options: Scores, batch: Batch) -> Tensor:
     return -(batch.correct.gather(1, best).float() + 0.0 * usable).mean()
 
 
-def negative_f1(texts: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-    """Return minus the mean token F1 of texts against their accepted answers (the best one counts)."""
-    return -token_f1(texts, answers)
+def negative_f1(prompts: Prompts, texts: Sequence[str]) -> NDArray[np.float64]:
+    """Return minus the token F1 of texts against their accepted answers (the best one counts)."""
+    return -token_f1s(texts, prompts.answers)
 
 
 def _scored(value: Callable[[Scores, Batch], Tensor]) -> Callable[[LanguageModel, Batch], Tensor]:
@@ -75,12 +85,21 @@ def _scored(value: Callable[[Scores, Batch], Tensor]) -> Callable[[LanguageModel
     return loss
 
 
-def _generated(lm: LanguageModel, prompts: Prompts) -> Tensor:
-    try:
-        value = negative_f1(generate(lm, prompts), prompts.answers)
-    except NotFinite:
-        value = math.nan
-    return torch.tensor(value, device=prompts.input_ids.device)
+def _written(of_texts: OfTexts) -> Callable[[LanguageModel, Prompts], Tensor]:
+    """Return the mean loss of what the model writes greedily, over the rows that have one; NaN without any."""
+
+    def loss(lm: LanguageModel, prompts: Prompts) -> Tensor:
+        try:
+            value = mean(of_texts(prompts, generate(lm, prompts)))
+        except NotFinite:
+            value = math.nan
+        return torch.tensor(value, device=prompts.input_ids.device)
+
+    return loss
+
+
+def _unrewarded(lm: LanguageModel, prompts: Prompts) -> Tensor:
+    raise BadInput("the objective 'reward' needs a reward function: name one with --reward")
 
 
 def _examples(encoded: Sequence[Encoded]) -> float:
@@ -147,11 +166,46 @@ OBJECTIVES: dict[str, Objective] = {
             ("generation",),
             differentiable=False,
             prepare=collate_prompts,
-            loss=_generated,
+            loss=_written(negative_f1),
+            weigh=_examples,
+            of_texts=negative_f1,
+        ),
+        Objective(
+            REWARD,
+            "minus the reward of generated texts, by functions of your own (--reward); forward-only methods alone",
+            ("generation",),
+            differentiable=False,
+            prepare=collate_prompts,
+            loss=_unrewarded,
             weigh=_examples,
         ),
     )
 }
+
+
+def rewarded(rewards: Rewards, passes: float) -> Objective:
+    """Return the objective of reward functions: minus what they give for generated texts.
+
+    Args:
+        rewards: the functions; they are told the prompt, the text and the columns of each row, as messages of a chat
+            where the model has one.
+        passes: least reward of a text that counts as right.
+    """
+
+    def of_texts(prompts: Prompts, texts: Sequence[str]) -> NDArray[np.float64]:
+        rows = prompts.rows
+        names = dict.fromkeys(name for row in rows for name in row.columns)
+        columns = {name: [row.columns.get(name) for row in rows] for name in names}
+        if any(row.answers for row in rows):
+            columns["answers"] = [list(row.answers) for row in rows]
+        asked: list[Any] = [row.text for row in rows]
+        answered: list[Any] = list(texts)
+        if prompts.chat:
+            asked = [[{"role": "user", "content": text}] for text in asked]
+            answered = [[{"role": "assistant", "content": text}] for text in answered]
+        return -rewards(asked, answered, columns)
+
+    return OBJECTIVES[REWARD]._replace(loss=_written(of_texts), of_texts=of_texts, passes=passes)
 
 
 def default_for(task: Task) -> Objective:
@@ -159,13 +213,16 @@ def default_for(task: Task) -> Objective:
     return OBJECTIVES["option_ce" if task.kind == "classification" else "gold"]
 
 
-def choose(task: Task, name: str | None = None, *, backprop: bool = False) -> Objective:
+def choose(
+    task: Task, name: str | None = None, *, backprop: bool = False, rewards: Objective | None = None
+) -> Objective:
     """Return the objective of a name, checked against the task.
 
     Args:
         task: the task to train on.
         name: a key of `OBJECTIVES` (default: `default_for`).
         backprop: whether the method needs a gradient.
+        rewards: what `rewarded` made of reward functions, which the objective ``reward`` stands for.
 
     Raises:
         BadInput: the name is unknown, or the objective and the task or method do not go together.
@@ -179,9 +236,10 @@ def choose(task: Task, name: str | None = None, *, backprop: bool = False) -> Ob
         raise BadInput(f"objective '{name}' does not fit the {task.kind} task '{task.name}': use one of {fits}")
     if backprop and not objective.differentiable:
         raise BadInput(f"objective '{name}' has no gradient: use a zeroth-order method or another objective")
-    if name == "f1":
-        prompts = partial(collate_prompts, stop=task.stop, new_tokens=task.max_new_tokens)
-        return objective._replace(prepare=prompts)
+    if name == REWARD and rewards is not None:
+        objective = rewards
+    if objective.prepare is collate_prompts:
+        return objective._replace(prepare=partial(collate_prompts, stops=task.stops, new_tokens=task.max_new_tokens))
     return objective
 
 

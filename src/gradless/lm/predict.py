@@ -99,7 +99,7 @@ def _generated(lm: LanguageModel, task: Task, encoded: Sequence[Encoded], bucket
     answers = [Answer(-1, (), "", (), False)] * len(encoded)
     for group in buckets:
         rows = [encoded[i] for i in group]
-        texts = generate(lm, collate_prompts(lm, rows, task.stop, task.max_new_tokens))
+        texts = generate(lm, collate_prompts(lm, rows, task.stops, task.max_new_tokens))
         for i, text in zip(group, texts, strict=True):
             answers[i] = Answer(-1, (), text, (), encoded[i].cut or len(encoded[i].prompt) > room)
     return answers

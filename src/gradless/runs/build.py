@@ -28,7 +28,9 @@ from gradless.methods import METHODS
 from gradless.methods.layer_scales import parameter_norm_scales
 from gradless.optimizer import ZerothOrder
 from gradless.rules import SCHEDULES
+from gradless.runs import reward_settings
 from gradless.runs.config import TuneConfig, as_recorded
+from gradless.runs.reward_settings import GENERATED
 from gradless.system.cache import quiet as silent
 from gradless.system.hashing import weights_sha256
 from gradless.system.tensor_state import write_tensors
@@ -86,11 +88,14 @@ def load_task(config: TuneConfig, say: Say = silent) -> tuple[Task, Splits]:
     if config.own:
         # Own files are used whole unless a size was asked for; dev rows are held out only without a dev file.
         asked: dict[str, Any] = {name: size or None for name, size in sizes.items()}
-        return tasks.custom(**config.own, seed=config.seed, k_shot=config.k_shot, say=say, **asked)
+        make: Any = tasks.custom if config.own.get("labels") is not None else tasks.prompts
+        task, splits = make(**config.own, seed=config.seed, k_shot=config.k_shot, say=say, **asked)
+        return reward_settings.for_run(task, config), splits
     assert config.task is not None
     task = tasks.get(config.task) if config.aligned else tasks.unaligned(tasks.get(config.task))
     data = Path(config.data) if config.data else None
-    return task, tasks.load(task, data=data, seed=config.seed, k_shot=config.k_shot, **sizes)
+    splits = tasks.load(task, data=data, seed=config.seed, k_shot=config.k_shot, **sizes)
+    return reward_settings.for_run(task, config), splits
 
 
 def base_model(config: TuneConfig, *, tokenizer: Any = None, say: Say = silent) -> LanguageModel:
@@ -185,7 +190,7 @@ def _tuned(
             raise BadInput(f"{folder / NORMS} is missing, and this run's masks depend on it: put it beside the ledger")
         norms = measure(tuned)
     opt = optimizer(config, named, norms, tuned.model)
-    if METHODS[config.method].blocks and opt.engine in (AUTO, STREAM) and config.objective != "f1":  # f1 generates text
+    if METHODS[config.method].blocks and opt.engine in (AUTO, STREAM) and config.objective not in GENERATED:
         opt.reuse_prefixes(tuned.model)
     return Model(tuned, opt, base_sha256, norms)
 

@@ -261,7 +261,7 @@ def _answers(facts: Facts) -> list[str]:
     """The label words, as code; none of a task whose answers are free."""
     config = facts.config
     if config.own:
-        labels = config.own["labels"]
+        labels = config.own.get("labels") or {}
         return [_code(text) for text in (parse_labels(labels) if isinstance(labels, str) else labels).values()]
     task = tasks.get(str(config.task))
     return [_code(text.strip()) for text in (task.masked_words if facts.masked else task.label_words) or ()]

@@ -19,6 +19,7 @@ from gradless.lm import evaluate, objectives
 from gradless.lm import predict as predicting
 from gradless.lm.loading import LanguageModel, set_chat
 from gradless.lm.predict import Answer
+from gradless.runs import reward_settings
 from gradless.runs.config import TuneConfig
 from gradless.system import typed
 from gradless.system.atomic import write_json
@@ -26,6 +27,7 @@ from gradless.system.typed import Count
 from gradless.tasks import Row, Task
 from gradless.tasks.files import Unusable, listed
 from gradless.tasks.own import checked_labels, own_task, parse_template
+from gradless.tasks.own_prompts import prompt_task
 from gradless.tasks.unlabelled import Reader, Unlabelled, own_reader, task_reader
 
 __all__ = ["Classifier", "Prediction"]
@@ -69,6 +71,10 @@ class Spec:
     """Of the files of the tuning, where it had to be given."""
     objective: str | None = None
     """The loss of training, if not the task's own: whether it normalises decides on the last bit of probabilities."""
+    max_new_tokens: Count | None = None
+    """Of a generated text, if not the task's."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a generated one, if not the task's."""
 
     def make_task(self) -> Task:
         """Return the task.
@@ -78,8 +84,10 @@ class Spec:
         """
         if self.task is not None:
             task = tasks.get(self.task)
-            return task if self.aligned else tasks.unaligned(task)
+            return reward_settings.for_run(task if self.aligned else tasks.unaligned(task), self)
         assert self.template is not None
+        if not self.labels:
+            return reward_settings.for_run(prompt_task(self.template), self)
         return own_task(self.template, self.labels)
 
     @property
@@ -105,7 +113,7 @@ def spec_of(config: TuneConfig, *, masked: bool | None = None, calibrated: bool 
         chat=config.chat,
         template=own.get("template"),
         label_column=own.get("label_column"),
-        labels=checked_labels(own["labels"]) if own else {},
+        labels=checked_labels(own["labels"]) if own.get("labels") is not None else {},
         masked=masked,
         max_length=config.max_length,
         cut_side="end" if masked else "beginning",
@@ -113,6 +121,8 @@ def spec_of(config: TuneConfig, *, masked: bool | None = None, calibrated: bool 
         encoding=own.get("encoding"),
         delimiter=own.get("delimiter"),
         objective=config.objective,
+        max_new_tokens=config.max_new_tokens,
+        stop=config.stop,
     )
     task = spec.make_task()
     words = (task.masked_words if masked else task.label_words) or ()
@@ -122,7 +132,11 @@ def spec_of(config: TuneConfig, *, masked: bool | None = None, calibrated: bool 
 
 def write_spec(folder: Path, spec: Spec) -> None:
     """Write ``classifier.json`` into a folder."""
-    write_json(folder / FILE, dataclasses.asdict(spec))
+    values = dataclasses.asdict(spec)
+    for name in ("max_new_tokens", "stop"):
+        if not values[name]:
+            del values[name]  # as before there was such a field
+    write_json(folder / FILE, values)
 
 
 def read_spec(path: Path) -> Spec:
@@ -139,8 +153,8 @@ def read_spec(path: Path) -> Spec:
         spec = Spec(**typed.table(values, Spec))
     except BadInput as error:
         raise BadInput(f"{path}: {error}; {fix}") from None
-    if spec.task is None and (spec.template is None or not spec.labels):
-        raise BadInput(f"{path} names neither a task nor a template with labels: {fix}")
+    if spec.task is None and spec.template is None:
+        raise BadInput(f"{path} names neither a task nor a template: {fix}")
     return spec
 
 

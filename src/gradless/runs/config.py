@@ -18,13 +18,18 @@ from msgspec import Meta
 
 from gradless.errors import BadInput
 from gradless.forward.engines import AUTO
-from gradless.runs import scheme_settings
+from gradless.runs import reward_settings, scheme_settings
+from gradless.runs.own_files import OwnFiles as OwnFiles
+from gradless.runs.own_files import check_own as check_own
+from gradless.runs.reward_settings import RewardSettings
 from gradless.runs.scheme_settings import DEFAULTS as DEFAULTS
 from gradless.system import typed
 from gradless.system.typed import Amount, Count, Few, Flag, Names, NotNegative, Positive, Seed
 
 RECORDED: Final = "engine_choice"
 """Key of ``config.json`` that is no setting: how the engine was chosen where ``auto`` was asked for."""
+RECORDS: Final = (RECORDED, reward_settings.SOURCES)
+"""All keys of ``config.json`` that are no settings."""
 ADDED: Final = ("plugins", "compute_dtype", "quantise", "offload")
 """Settings that ``config.json`` holds only where they say something."""
 
@@ -39,36 +44,7 @@ ComputeDType = Annotated[str, Names("compute_dtype", closed=False)]
 Device = Annotated[str, Names("device", closed=False)]
 Quantise = Literal["nf4", "fp4", "int8"] | None
 Offload = Literal["cpu", "disk"] | None
-Rows = Annotated[str, Flag(path="data")]
 Folder = Annotated[str, Flag(path="folder")]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OwnFiles:
-    """A task made of own files, as `TuneConfig.own` holds it."""
-
-    train: Rows | None = None
-    """Own training rows instead of --task: a CSV, JSONL, Parquet or Arrow file, a folder or hub:OWNER/NAME[:SPLIT].
-
-    The folder is one that `datasets` saved, or one of data files (FOLDER:SPLIT); a pattern names several files."""
-    dev: Rows | None = None
-    """Own dev rows, which choose the best step; without them --num-dev holds training rows out.
-
-    With neither there are no dev rows, and the last step is kept."""
-    test: Rows | None = None
-    """Own test rows."""
-    template: str
-    """Prompt with column names, e.g. "{text} It was"; {mask} for masked models.
-
-    On the command line a backslash and n are a newline, a backslash and t a tab."""
-    label_column: str
-    """Column that holds the label."""
-    labels: str | dict[str, str]
-    """Words for the labels, e.g. "0=terrible,1=great" or a JSON object."""
-    delimiter: str | None = None
-    """What separates cells: comma, semicolon, tab, pipe; else recognised."""
-    encoding: str | None = None
-    """Of the files, e.g. cp1252; by default UTF-8."""
 
 
 OPTIONS: Final[dict[type, Any]] = {bool: bool, int: Few, float: float, str: str}
@@ -98,23 +74,8 @@ def check_options(method: str, options: dict[str, Any]) -> None:
         typed.value(f"option {option} of the method {method}", raw, hint)
 
 
-def check_own(own: dict[str, Any]) -> None:
-    """Check the table ``own`` of a configuration: fields of `OwnFiles`, and the name that a task file may give.
-
-    Raises:
-        BadInput: another key, or a value of another type.
-    """
-    with typed.within("own"):
-        for name in ("train", "dev", "test"):
-            if (rows := own.get(name)) is not None and not isinstance(rows, str | int | float):
-                fix = "write it to a file, such as dataset.to_parquet('train.parquet'), or call gradless.tune"
-                raise BadInput(f"{name} is a {type(rows).__name__}, and a configuration holds names of files: {fix}")
-        typed.value("name", own.get("name", ""), str)
-        typed.table({name: one for name, one in own.items() if name != "name"}, OwnFiles, kind="key")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TuneConfig:
+class TuneConfig(RewardSettings):
     """One fine-tuning run. Two runs with equal configurations give equal weights on one machine."""
 
     model: Model
@@ -136,9 +97,10 @@ class TuneConfig:
     scheme: Scheme = "full"
     """full, lora, prefix, prompt or head; of a GGUF file also scales or codes."""
     objective: Objective | None = None
-    """option_ce, gold, lm, accuracy or f1; by default what the task needs.
+    """option_ce, gold, lm, accuracy, f1 or reward; by default what the task needs.
 
-    That is cross-entropy over options for classification, and teacher forcing elsewhere."""
+    That is cross-entropy over options for classification, teacher forcing elsewhere, and the reward where there is
+    one."""
     steps: Count = 1000
     """Updates of the weights."""
     batch_size: Few = 16
@@ -254,6 +216,7 @@ class TuneConfig:
         method = METHODS[self.method]
         self._check_data()
         scheme_settings.check(self, method)
+        rewards = reward_settings.resolved(self, method)
         if self.lr == "auto" and method.auto is None:
             suited = ", ".join(name for name, one in METHODS.items() if one.auto)
             raise BadInput(f"--lr auto is not known to suit {self.method}: give a number, or use one of {suited}")
@@ -275,6 +238,7 @@ class TuneConfig:
             engine=self.engine or AUTO,
             eval_every=self.eval_every or self.usual_eval_every,
             plugins=used,
+            **rewards,
         )
 
     @property
@@ -301,7 +265,7 @@ class TuneConfig:
         """Return a plain dictionary that `from_json` reads back."""
         values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         unused = {"density": self.scheme != "codes", **{name: not getattr(self, name) for name in ADDED}}
-        for name in (name for name, left_out in unused.items() if left_out):
+        for name in (*(name for name, left_out in unused.items() if left_out), *reward_settings.unset(self)):
             del values[name]  # as before there was such a setting
         return values
 
@@ -321,7 +285,7 @@ class TuneConfig:
 
 def without_records(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings in a ``config.json``, without what a run recorded beside them."""
-    return {name: value for name, value in values.items() if name != RECORDED}
+    return {name: value for name, value in values.items() if name not in RECORDS}
 
 
 def named_parts(values: Mapping[str, Any]) -> dict[str, list[str]]:

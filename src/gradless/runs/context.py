@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from gradless.lm import encode, evaluate, objectives
 from gradless.lm.encode import Encoded
 from gradless.lm.evaluate import Evaluation
+from gradless.lm.metrics import REWARDS
 from gradless.lm.objectives import Objective
+from gradless.lm.rewarded import RewardClosure, Sampling, drawn
 from gradless.ranks import BATCH, Ranks
+from gradless.rewards import Rewards
 from gradless.runs import build
 from gradless.runs.build import Model
 from gradless.runs.config import TuneConfig
@@ -33,12 +38,25 @@ class RunContext(NamedTuple):
     ranks: Ranks | None = None
     encoded: Mapping[str, Sequence[Encoded]] = {}
     """Rows as the tokens that this model reads, by split; of a split that is missing they are made when needed."""
+    rewards: Rewards | None = None
+    """Functions that the run is trained on."""
+
+
+def closure_of(run: RunContext, step: int) -> Callable[[], Tensor]:
+    """Return what measures the loss of this rank's share of a step's batch."""
+    lm, objective, batches = run.model.lm, run.objective, batches_of(run, step)
+    if objective.of_texts is None:
+        return lambda: objectives.loss_over(lm, objective, batches)
+    sampling = Sampling(run.config.temperature, run.config.seed)
+    return RewardClosure(lm, objective, batches, sampling, rows=run.model.optimizer.estimator.rows)
 
 
 def batches_of(run: RunContext, step: int) -> list[Any]:
     """Return this rank's share of a step's batch, as its objective takes it, and give the share its weight."""
     config, encoded = run.config, run.encoded["train"]
     rows = [encoded[i] for i in build.batch_indices(len(encoded), config.batch_size, config.seed, step)]
+    if run.objective.of_texts is not None:
+        rows = drawn(rows, f"step/{step}")
     if config.micro_batch_size:
         rows.sort(key=lambda row: row.longest)  # like lengths share a micro-batch: less padding
     batches = objectives.prepare(run.model.lm, run.objective, shard(rows, run.ranks), config.micro_batch_size)
@@ -77,7 +95,8 @@ def evaluate_split(run: RunContext, split: str, title: str, *, predict: bool = T
 
 def selection_key(run: RunContext) -> tuple[str, int]:
     """Return the name of the number that ``select`` compares on dev, and 1 if lower is better, else -1."""
-    key = "loss" if run.config.select == "loss" else run.task.metrics[0]
+    measured = REWARDS if run.objective.passes is not None else run.task.metrics
+    key = "loss" if run.config.select == "loss" else measured[0]
     return key, 1 if key == "loss" else -1
 
 

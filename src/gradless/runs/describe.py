@@ -265,7 +265,8 @@ def _odd_texts(splits: Splits, examples: Examples) -> Iterator[str]:
 def _columns(row: Row) -> dict[str, str]:
     """Return the texts of a row of the user's own files; none of another row."""
     columns = row.get("columns")
-    return columns if isinstance(columns, dict) else {}
+    texts = columns.items() if isinstance(columns, dict) else ()
+    return {name: text for name, text in texts if isinstance(text, str)}
 
 
 def _prefixes(words: Sequence[str], tokens: Sequence[Sequence[int]] | None = None) -> list[str]:

@@ -6,10 +6,9 @@ import dataclasses
 from typing import Any
 
 from gradless.forward.engines import AUTO, STREAM, EngineChoice
-from gradless.lm import objectives
 from gradless.ranks import DIRECTIONS
 from gradless.runs.config import RECORDED, TuneConfig, read_values
-from gradless.runs.context import RunContext, batches_of
+from gradless.runs.context import RunContext, closure_of
 from gradless.runs.replay import shared
 
 
@@ -26,14 +25,13 @@ def settled(run: RunContext) -> tuple[RunContext, EngineChoice | None]:
     if reason := _one_by_one(run):
         evaluator.settle(EngineChoice(STREAM, reason=reason))
     else:
-        batches = batches_of(run, opt.t)
-        opt.choose_engine(lambda: objectives.loss_over(run.model.lm, run.objective, batches))
+        opt.choose_engine(closure_of(run, opt.t))
     return run._replace(config=dataclasses.replace(run.config, engine=opt.engine)), evaluator.choice
 
 
 def _one_by_one(run: RunContext) -> str:
     """Return why a run must evaluate one point at a time; empty if it may do otherwise."""
-    if run.objective.name == "f1":
+    if run.objective.of_texts is not None and not run.model.optimizer.estimator.rows:
         return "text is generated token by token, for one point at a time"
     if run.config.split == DIRECTIONS:
         return "the last bits of a loss must not depend on how many points a process evaluates"

@@ -154,11 +154,15 @@ def lines(facts: DataFacts) -> list[str]:
         *filter(None, [no_dev_line(facts)]),
         *_class_lines(facts.classes),
         *(filter(None, [majority_line(facts), facts.answers and f"answers: {facts.answers}"])),
-        *([f"prompt, {MARKS[0]}scored{MARKS[1]}: {marked(facts.prompt)}"] if facts.prompt is not None else []),
+        *([_prompt_line(facts.prompt)] if facts.prompt is not None else []),
         *([cut_line(facts)] if facts.cut is not None else []),
         *(f"warning: {warning}" for warning in facts.warnings),
         *([f"expected time: {duration(facts.time.seconds)} ({facts.time.how})"] if facts.time is not None else []),
     ]
+
+
+def _prompt_line(prompt: Prompt) -> str:
+    return f"prompt, {MARKS[0]}scored{MARKS[1]}: {marked(prompt)}" if prompt.scored else f"prompt: {prompt.before}"
 
 
 def no_dev_line(facts: DataFacts) -> str:

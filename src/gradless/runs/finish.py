@@ -15,13 +15,13 @@ from gradless.lm.batching import collate_ends
 from gradless.lm.loading import IN_PLACE
 from gradless.methods import METHODS
 from gradless.optimizer import Update
-from gradless.runs import build, predictions
+from gradless.runs import build, predictions, reward_runs
 from gradless.runs.build import BEST
 from gradless.runs.config import RECORDED
 from gradless.runs.context import RunContext, evaluate_split, selected_step, selection_key
 from gradless.runs.facts import DataFacts, baseline
 from gradless.runs.predictions import Prediction
-from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, RunLog, versions
+from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, NUMBERS, RunLog, versions
 from gradless.system.atomic import write_json
 from gradless.system.tensor_state import write_tensors
 from gradless.tasks import Row
@@ -59,6 +59,7 @@ def finish(
         "interval": _intervals(zero_shot, test),
         "share_right": _shares(zero_shot, test),
         **facts.of_result(),
+        **reward_runs.of_result(run, log, step),
         **_training(run, log, moves, step),
         "weights_sha256": _sha256(run, status),
         "base_sha256": run.model.base_sha256,
@@ -127,6 +128,7 @@ def _tested(run: RunContext, log: RunLog, step: int) -> Line:
         return {}
     if log.evaluation("test", step) is None:  # a crash may have come between this and the result
         log.evaluated("test", step, evaluate_split(run, "test", "tuned test"))
+    reward_runs.sample(run, log, step)
     return log.evaluation("test", step) or {}
 
 
@@ -210,6 +212,8 @@ def _intervals(zero_shot: Line, test: Line) -> dict[str, list[float]]:
     intervals = {name: list(metrics.wilson(sum(right), len(right))) for name, right in correct.items()}
     if len(correct) == 2:
         intervals["difference"] = list(metrics.difference_interval(correct["zero_shot"], correct["test"]))
+    if test.get("rewards"):
+        intervals |= reward_runs.intervals(zero_shot.get("rewards") or (), test["rewards"])
     return intervals
 
 
@@ -238,7 +242,7 @@ def _linear_probe(run: RunContext) -> dict[str, float] | None:
 
 def _numbers(line: Line) -> dict[str, float]:
     """Return the loss and the metrics of an evaluation."""
-    return {name: line[name] for name in ("loss", *metrics.METRICS) if line.get(name) is not None}
+    return {name: line[name] for name in ("loss", *NUMBERS) if line.get(name) is not None}
 
 
 def _median(values: list[float]) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gradless.forward.engines import AUTO, DUAL, STREAM
 from gradless.runs.config import TuneConfig
+from gradless.runs.reward_settings import GENERATED
 
 
 def fixed_engine(config: TuneConfig) -> str:
@@ -19,5 +20,6 @@ def fixed_engine(config: TuneConfig) -> str:
     # Text is generated token by token, with decisions that several copies cannot take at once.
     # Several copies cannot share what lies before the first block that one of them perturbs.
     # The last bits of a loss may depend on how many points are evaluated at once.
-    one_by_one = config.objective == "f1" or METHODS[config.method].blocks or config.split == DIRECTIONS
+    generated = config.reward or config.objective in GENERATED
+    one_by_one = generated or METHODS[config.method].blocks or config.split == DIRECTIONS
     return STREAM if one_by_one or not config.device.startswith("cpu") else DUAL

@@ -16,9 +16,10 @@ from gradless.errors import BadInput, pick
 from gradless.estimators import ESTIMATORS
 from gradless.lm import encode, metrics, objectives, schemes
 from gradless.lm import evaluate as evaluation
+from gradless.lm.rewarded import Sampling
 from gradless.ranks import Ranks, agreed
 from gradless.rules import RULES
-from gradless.runs import build, describe, expected_time, trackers, train
+from gradless.runs import build, describe, expected_time, reward_runs, trackers, train
 from gradless.runs import replay as rebuilding
 from gradless.runs import save as saving
 from gradless.runs import tensorboard as tensorboard_events
@@ -163,16 +164,26 @@ def _eval_config(config: TuneConfig, num_demonstrations: int) -> TuneConfig:
 
 
 def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter: Reporter) -> dict[str, Any]:
+    with contextlib.ExitStack() as closing:
+        return _measured(config, mode, num_demonstrations, reporter, closing)
+
+
+def _measured(
+    config: TuneConfig, mode: str, num_demonstrations: int, reporter: Reporter, closing: contextlib.ExitStack
+) -> dict[str, Any]:
     needed = num_demonstrations if mode == "icl" else 0
     config = _eval_config(config, needed)
     task, splits = build.load_task(config, reporter.say)
     if not splits.test:
         raise BadInput("there are no test rows: give --test or --num-test")
+    functions = reward_runs.load(config, task, splits, reporter.say)
+    if functions is not None:
+        closing.enter_context(functions)
     model = build.base_model(config, say=reporter.say)
     splits = splits._replace(train=splits.train if needed else [], dev=[])
     shown = evaluation.Shown(mode, splits.train, num_demonstrations, seed=config.seed, max_length=config.max_length)
     encoded = evaluation.encode_shown(model, task, splits.test, shown)
-    objective = objectives.default_for(task)
+    objective = objectives.default_for(task) if functions is None else reward_runs.objective(config, task, functions)
     facts, _ = describe.described(
         model, task, splits, objective, config.own, config.max_length, encoded={"test": encoded}
     )
@@ -182,7 +193,13 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
     named = _named(mode, config.model)
     with reporter.job(named, len(splits.test)) as show:
         scores = evaluation.evaluate(
-            model, task, splits.test, **shown._asdict(), encoded=encoded, progress=lambda done, total: show(done, "")
+            model,
+            task,
+            splits.test,
+            **shown._asdict(),
+            objective=None if functions is None else objective,
+            encoded=encoded,
+            progress=lambda done, total: show(done, ""),
         )
     result = {
         "status": DONE,
@@ -190,9 +207,17 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
         "num_demonstrations": needed,
         "config": config.to_json(),
         "test": scores.metrics,
-        "interval": {"test": list(metrics.wilson(sum(scores.correct), len(scores.correct)))},
+        "interval": {
+            "test": list(metrics.wilson(sum(scores.correct), len(scores.correct))),
+            **reward_runs.intervals((), scores.rewards),
+        },
         "share_right": {"test": sum(scores.correct) / len(scores.correct)},
         **facts.of_result(),
+        **(
+            {"rewards": dataclasses.asdict(functions.counts), **_samples(model, objective, encoded, config)}
+            if functions is not None
+            else {}
+        ),
         "forwards": scores.forwards,
         "seconds": scores.seconds,
         "data_sha256": splits.fingerprint,
@@ -202,6 +227,17 @@ def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter:
     if (compared := baseline(result)) is not None and not compared.beaten:
         reporter.say(compared.sentence)
     return result
+
+
+def _samples(
+    model: lm.LanguageModel, objective: objectives.Objective, encoded: Sequence[encode.Encoded], config: TuneConfig
+) -> dict[str, Any]:
+    """Return pass@k of a model, if the configuration asks for samples."""
+    if not config.samples:
+        return {}
+    sampling = Sampling(config.temperature, config.seed)
+    values = reward_runs.sampled(model, objective, encoded, config.samples, sampling)
+    return {"pass_at": {"test": reward_runs.pass_at(values, config.pass_reward)}}
 
 
 class Replayed(NamedTuple):

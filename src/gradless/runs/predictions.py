@@ -29,6 +29,8 @@ class Guess(NamedTuple):
     right: bool
     probability: float | None
     """Of this option among the row's options; None for generated text, and where it is unknown."""
+    reward: float | None = None
+    """Of the text, in a run on a reward; None where it has none."""
 
 
 class Prediction(NamedTuple):
@@ -90,7 +92,13 @@ def _guess(example: Example, line: Mapping[str, Any], row: int) -> Guess:
     prediction, probabilities = line["predictions"][row], line.get("probabilities") or ()
     known = isinstance(prediction, int) and 0 <= prediction < len(example.options)
     text = example.options[prediction] if known else str(prediction)
-    return Guess(_answer(text), bool(line["correct"][row]), probabilities[row] if row < len(probabilities) else None)
+    rewards = line.get("rewards") or ()
+    return Guess(
+        _answer(text),
+        bool(line["correct"][row]),
+        probabilities[row] if row < len(probabilities) else None,
+        rewards[row] if row < len(rewards) else None,
+    )
 
 
 def write(path: Path, predictions: Sequence[Prediction]) -> None:
@@ -114,13 +122,16 @@ def read(path: Path) -> list[Prediction]:
 
 def _prediction(line: dict[str, Any]) -> Prediction:
     def guess(value: dict[str, Any]) -> Guess:
-        number = value["probability"]
-        fine = isinstance(number, int | float) and math.isfinite(number)
-        return Guess(str(value["text"]), bool(value["right"]), float(number) if fine else None)
+        probability, reward = (_finite(value.get(name)) for name in ("probability", "reward"))
+        return Guess(str(value["text"]), bool(value["right"]), probability, reward)
 
     untouched = guess(line["before"]) if line["before"] is not None else None
     options, gold = (tuple(str(one) for one in line[name]) for name in ("options", "gold"))
     return Prediction(int(line["row"]), str(line["text"]), options, gold, untouched, guess(line["after"]))
+
+
+def _finite(number: Any) -> float | None:
+    return float(number) if isinstance(number, int | float) and math.isfinite(number) else None
 
 
 def named(predictions: Sequence[Prediction], names: Mapping[str, str]) -> list[Prediction]:
@@ -156,7 +167,7 @@ def examples(predictions: Sequence[Prediction], count: int = 3) -> list[dict[str
     return [
         {
             "prompt": one.text,
-            "gold": one.gold[0],
+            "gold": one.gold[0] if one.gold else "",
             "before": one.before.text if one.before else None,
             "after": one.after.text,
         }

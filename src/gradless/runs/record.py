@@ -10,14 +10,14 @@ import platform
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import torch
 
 from gradless import __version__, plugins
 from gradless.lm.evaluate import Evaluation
-from gradless.lm.metrics import METRICS
+from gradless.lm.metrics import METRICS, REWARDS
 from gradless.system.atomic import write_text
 from gradless.system.peak_memory import PeakMeter
 from gradless.system.side_files import read_jsonl, read_table
@@ -26,6 +26,8 @@ from gradless.system.typed import NotNegative
 Whole = Annotated[int, msgspec.Meta(ge=0, le=2**62)]  # counted, not asked for: memory is more than `Amount` allows
 DONE, DIVERGED, INTERRUPTED = "done", "diverged", "interrupted"
 """How a run ended: ``status`` in its ``result.json``."""
+NUMBERS: Final = (*METRICS, *REWARDS)
+"""Names of the metrics that a line about an evaluation may have."""
 
 
 class StepLine(msgspec.Struct, tag_field="event", tag="step"):
@@ -47,6 +49,14 @@ class StepLine(msgspec.Struct, tag_field="event", tag="step"):
     """Highest memory of the process (on CUDA: of the allocator) up to this step."""
     bytes: Whole = 0
     """Bytes that a process sent to the others, under torchrun."""
+    reward: float | None = None
+    """Mean reward of the members' texts; null where none has one."""
+    reward_members: list[float | None] = []
+    """Mean reward of each member that this process evaluated."""
+    valid: float = 0.0
+    """Share of the texts that have a reward."""
+    completion_tokens: float | None = None
+    """Mean number of new tokens of a text."""
 
 
 class EvaluationLine(msgspec.Struct, tag_field="event", tag="eval"):
@@ -68,6 +78,19 @@ class EvaluationLine(msgspec.Struct, tag_field="event", tag="eval"):
     """Whether each is right."""
     probabilities: list[float | None] = []
     """Probability of each predicted label."""
+    rewards: list[float | None] = []
+    """Reward of each text; null where it has none."""
+    completion_tokens: float | None = None
+    """Mean number of new tokens of a text."""
+
+
+class SamplesLine(msgspec.Struct, tag_field="event", tag="samples"):
+    """A line of ``metrics.jsonl`` about texts that were sampled behind the test rows, for pass@k."""
+
+    step: Whole
+    """Steps that were taken before; 0: the untouched model."""
+    rewards: list[list[float | None]]
+    """Reward of each text, by row."""
 
 
 class InferenceLine(msgspec.Struct, tag_field="event", tag="inference"):
@@ -140,7 +163,7 @@ class RunLog:
         damaged += len(tables) - len(whole)
         if damaged:
             say(f"{path} has {damaged} lines that cannot be read: they are left out")
-        taken = [line for line in whole if line["step"] < keep + (line["event"] == "eval")]
+        taken = [line for line in whole if line["step"] < keep + (line["event"] in ("eval", "samples"))]
         self.lines = [line for line in taken if line.get("split") != "dev" or not line["step"] or due(line["step"])]
         self._meter: PeakMeter | None = None
         write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
@@ -172,6 +195,8 @@ class RunLog:
             correct=[int(right) for right in evaluation.correct],
             probabilities=[round(p, 4) if math.isfinite(p) else None for p in evaluation.probabilities],
             **({"truncated": evaluation.cut} if evaluation.cut else {}),
+            **({"rewards": [_number(reward) for reward in evaluation.rewards]} if evaluation.rewards else {}),
+            **({"completion_tokens": evaluation.tokens} if evaluation.tokens is not None else {}),
         )
 
     def evaluation(self, split: str, step: int) -> dict[str, Any] | None:
@@ -203,6 +228,10 @@ class RunLog:
         return max((line["peak_memory_bytes"] for line in self.of("step")), default=0)
 
 
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Return all lines of a ``metrics.jsonl`` that a run wrote."""
     return [table for table in read_events(path) if _is_line(table, {})]
@@ -217,8 +246,9 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 def _is_line(table: dict[str, Any], rows: Mapping[str, int]) -> bool:
     """Return whether a run wrote this line."""
     try:
-        line = msgspec.convert(table, StepLine | EvaluationLine | InferenceLine)
-        msgspec.convert({name: table[name] for name in METRICS if name in table}, dict[str, float])
+        line = msgspec.convert(table, StepLine | EvaluationLine | InferenceLine | SamplesLine)
+        evaluated = isinstance(line, EvaluationLine)
+        msgspec.convert({name: table[name] for name in NUMBERS if evaluated and name in table}, dict[str, float])
     except (msgspec.ValidationError, OverflowError):
         return False
     return not isinstance(line, EvaluationLine) or all(

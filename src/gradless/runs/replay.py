@@ -25,13 +25,13 @@ def shared(config: TuneConfig) -> TuneConfig:
     Own files, data and plugins keep their names; a model that is a folder or file becomes ``./NAME``, see
     `shared_model`.
     """
-    names = ("model", "data", "own", "plugins")
+    names = ("model", "data", "own", "plugins", "reward")
     return dataclasses.replace(config, **shared_values({name: getattr(config, name) for name in names}))
 
 
 def shared_values(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings by name as `shared` does, also those of another release."""
-    own, plugged, model, data = (values.get(name) for name in ("own", "plugins", "model", "data"))
+    own, plugged, model, data, rewards = (values.get(name) for name in ("own", "plugins", "model", "data", "reward"))
     known: dict[str, Any] = {}
     if isinstance(own, Mapping):
         known["own"] = {key: _name(str(value)) if key in OWN_PATHS else value for key, value in own.items()}
@@ -41,6 +41,8 @@ def shared_values(values: Mapping[str, Any]) -> dict[str, Any]:
         known["model"] = shared_model(model)
     if isinstance(data, str):
         known["data"] = _name(data)
+    if isinstance(rewards, list | tuple):
+        known["reward"] = type(rewards)(shared_reward(str(one)) for one in rewards)
     return {**values, **known}
 
 
@@ -56,6 +58,19 @@ def shared_model(model: str) -> str:
     path = Path(model).expanduser()
     local = path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1 or path.exists()
     return f"./{_name(model)}" if local or path.suffix == ".gguf" else model
+
+
+def shared_reward(name: str) -> str:
+    """Return a reward function without the folder of its file.
+
+    Example:
+        >>> shared_reward("/home/me/score.py:length"), shared_reward("exact_match"), shared_reward("package:name")
+        ('score.py:length', 'exact_match', 'package:name')
+    """
+    path, colon, function = name.rpartition(":")
+    if path == "json_schema":
+        return f"{path}{colon}{Path(function).name}"
+    return f"{Path(path).name}{colon}{function}" if path.endswith(".py") else name
 
 
 def _name(path: str) -> str:

@@ -34,12 +34,13 @@ from gradless.runs import (
     finish,
     predictions,
     replay,
+    reward_runs,
     torchrun,
     trackers,
 )
 from gradless.runs.build import BEST
 from gradless.runs.config import RECORDED, TuneConfig, difference, read_config
-from gradless.runs.context import RunContext, batches_of, evaluate_split, selected_step, shard
+from gradless.runs.context import RunContext, closure_of, evaluate_split, selected_step, shard
 from gradless.runs.facts import FILE as FACTS
 from gradless.runs.facts import DataFacts, lines
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, RunLog, read_result
@@ -85,7 +86,7 @@ def tune(
     with torchrun.mirrored(folder, ranks) as own_folder, contextlib.ExitStack() as stack:
         with agreed(ranks):
             stack.enter_context(locks.claimed(own_folder, say=reporter.warn))
-        return _tune(config, own_folder, resume, reporter, watch, ranks)
+        return _tune(config, own_folder, resume, reporter, watch, ranks, stack)
 
 
 def _tune(
@@ -95,8 +96,9 @@ def _tune(
     reporter: Reporter,
     watch: Callable[[RunLog], None] | None,
     ranks: Ranks | None,
+    closing: contextlib.ExitStack,
 ) -> dict[str, Any]:
-    """`tune` in a folder that is this rank's own, and claimed."""
+    """`tune` in a folder that is this rank's own, and claimed; ``closing`` ends what the run opens."""
     with agreed(ranks):
         if resume:
             side_files.make_room(folder, LOSABLE, reporter.say)
@@ -108,7 +110,7 @@ def _tune(
         return finished
     with agreed(ranks):
         config = build.pinned(config)
-        run, label_tokens = _assembled(config, folder, reporter, ranks)
+        run, label_tokens = _assembled(config, folder, reporter, ranks, closing)
     model = torchrun.adopt_initial(config, run.model, ranks)
     model.optimizer.evaluator.share(ranks)
     if warning := torchrun.idle(config, model, ranks):
@@ -124,7 +126,8 @@ def _tune(
     run, chosen = engine.settled(run)
     config, header = run.config, engine.in_header(header, run.config, chosen)
     if contents is None:
-        write_json(folder / "config.json", config.to_json() | ({RECORDED: chosen.to_json()} if chosen else {}))
+        records = {RECORDED: chosen.to_json()} if chosen else {}
+        write_json(folder / "config.json", config.to_json() | records | reward_runs.sources(run.rewards))
         build.keep_initial(config, folder, model)
     rows = {split: len(getattr(run.splits, split)) for split in ("train", "dev", "test")}
     keep = len(contents.moves) if contents else 0
@@ -184,7 +187,7 @@ def _finished(config: TuneConfig, folder: Path, resume: bool, reporter: Reporter
 
 
 def _assembled(
-    config: TuneConfig, folder: Path, reporter: Reporter, ranks: Ranks | None
+    config: TuneConfig, folder: Path, reporter: Reporter, ranks: Ranks | None, closing: contextlib.ExitStack
 ) -> tuple[RunContext, tuple[int, ...]]:
     """Load data and model and make the optimizer; returns the tokens of the labels, too, if the scheme needs them."""
     task, splits = build.load_task(config, reporter.say)
@@ -192,9 +195,14 @@ def _assembled(
         raise BadInput("there are no training rows: raise --num-train, or use 'gradless eval' for zero-shot")
     if config.batch_size > max(len(splits.train), FEW_ROWS):
         raise BadInput(f"batch_size is {config.batch_size}, and there are {len(splits.train)} training rows: lower it")
-    objective = objectives.choose(task, config.objective, backprop=METHODS[config.method].differentiates)
+    rewards = reward_runs.load(config, task, splits, reporter.say)
+    if rewards is not None:
+        closing.enter_context(rewards)
+        reward_runs.note_changes(rewards, folder, reporter.warn)
+    objective = reward_runs.objective(config, task, rewards)
     model, label_tokens = build.build_for(config, folder, task, splits.train, say=reporter.say)
-    return RunContext(config, folder, task, splits, objective, model, reporter, ranks), label_tokens
+    run = RunContext(config, folder, task, splits, objective, model, reporter, ranks, rewards=rewards)
+    return run, label_tokens
 
 
 def _described(run: RunContext) -> tuple[RunContext, DataFacts]:
@@ -269,7 +277,7 @@ def _loop(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> tuple[str
             while opt.t < config.steps:
                 _dev_if_due(run, log)
                 loss = _step(run, ledger_file, log)
-                show(opt.t, f"loss {loss:.4f}")
+                show(opt.t, f"loss {loss:.4f}" if run.rewards is None else f"reward {-loss:.4f}")
             _dev_if_due(run, log)
         except (Diverged, NotFinite) as error:
             return DIVERGED, str(error)
@@ -282,7 +290,7 @@ def _step(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> float:
     """Take a step and return its loss; the ledger gets it first: a crash in between replays the same update."""
     config, opt, lm = run.config, run.model.optimizer, run.model.lm
     begun = time.perf_counter()
-    batches = batches_of(run, opt.t)
+    closure = closure_of(run, opt.t)
     moves: list[Update] = []
 
     def append(move: Update) -> None:
@@ -294,9 +302,10 @@ def _step(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> float:
     blocks = [block for _, block in model_blocks.blocks(lm.model)] if METHODS[config.method].checkpoint else []
     with meter.measured(), model_blocks.checkpointing(blocks):
         try:
-            loss = opt.step_with(lambda: objectives.loss_over(lm, run.objective, batches), append)[0].loss
+            loss = opt.step_with(closure, append)[0].loss
         except Diverged as error:  # the step that ends a run is noted like all others
             diverged = error
+    observed = reward_runs.of_step(closure, opt.estimator, moves[0].step) if moves else {}
     for move in moves:  # none if the run had diverged before a crash already
         log.write(
             event="step",
@@ -309,7 +318,9 @@ def _step(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> float:
             seconds=time.perf_counter() - begun,
             peak_memory_bytes=meter.peak,
             **({"bytes": run.ranks.sent - sent} if run.ranks else {}),
+            **observed,
         )
+    reward_runs.check_step(run, log, opt.t - 1)
     if diverged is not None:
         raise diverged
     return loss
@@ -333,7 +344,8 @@ def _log_inference(run: RunContext, log: RunLog) -> None:
     rows = shard([encoded[i] for i in largest], run.ranks)
     batches = objectives.prepare(lm, run.objective, rows, config.micro_batch_size)
     meter, start = PeakMeter(lm.device), time.perf_counter()
-    objectives.loss_over(lm, run.objective, batches)  # allocator and caches warm up outside
+    if run.objective.of_texts is None:  # a generation is many forwards, and warm after the first one
+        objectives.loss_over(lm, run.objective, batches)  # allocator and caches warm up outside
     with meter.measured():
         objectives.loss_over(lm, run.objective, batches)
     seconds = time.perf_counter() - start
@@ -348,7 +360,9 @@ def _dev_if_due(run: RunContext, log: RunLog) -> None:
         _check_equal(run)
     if due and run.splits.dev and log.evaluation("dev", step) is None:
         run.model.optimizer.flush()
-        evaluation = evaluate_split(run, "dev", f"dev at {step}", predict=run.config.select == "metric")
+        evaluation = evaluate_split(
+            run, "dev", f"dev at {step}", predict=run.config.select == "metric" or run.objective.of_texts is not None
+        )
         log.evaluated("dev", step, evaluation)
         if not METHODS[run.config.method].replays and selected_step(run, log, step) == step:
             write_tensors(run.folder / BEST, build.tuned_tensors(run.model))
@@ -373,4 +387,5 @@ def _zero_shot(run: RunContext, log: RunLog) -> dict[str, Any]:
     for split in ("test", "dev"):
         if getattr(run.splits, split) and log.evaluation(split, 0) is None:
             log.evaluated(split, 0, evaluate_split(run, split, f"zero-shot {split}"))
+    reward_runs.sample(run, log, 0)
     return log.evaluation("test", 0) or {}

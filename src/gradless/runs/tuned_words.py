@@ -38,13 +38,13 @@ def completed(own: Mapping[str, Any], model: str, say: Say) -> dict[str, Any]:
     spec = saved_spec(model) if own else None
     if spec is None or spec.template is None:
         return dict(own)
-    tuned = {"template": spec.template, "label_column": spec.label_column, "labels": spec.labels}
+    tuned = {"template": spec.template, "label_column": spec.label_column, "labels": spec.labels or None}
     taken = [name for name in WORDS if name not in own and tuned[name] is not None]
     if taken:
         shown = ", ".join(f"{name.replace('_', ' ')} {_shown(tuned[name])}" for name in taken)
         say(f"{model} was tuned with these, which are taken: {shown}")
     own = {**own, **{name: tuned[name] for name in taken}}
-    other = [name for name in ("template", "labels") if _differs(name, own[name], tuned[name])]
+    other = [name for name in ("template", "labels") if name in own and _differs(name, own[name], tuned[name])]
     if other:
         shown = " and ".join(f"{name} {_shown(tuned[name])}" for name in other)
         say(f"{model} was tuned with other words than these, so its figures may be low: {shown}")
@@ -100,7 +100,7 @@ def _written(own: dict[str, Any], spec: Spec, say: Say) -> dict[str, Any]:
     except BadInput:  # which the task tells
         return own
     for split in ("train", "dev", "test"):
-        wanted = Wanted(columns, own.get("label_column", ""), (), own.get("delimiter"), own.get("encoding"))
+        wanted = Wanted(columns, own.get("label_column") or "", (), own.get("delimiter"), own.get("encoding"))
         wanted = as_before(Path(own.get(split, "")), wanted, spec.encoding, spec.delimiter, say)
         more = {"encoding": wanted.encoding, "delimiter": wanted.delimiter}
         own = {**own, **{name: value for name, value in more.items() if value is not None}}

@@ -16,7 +16,6 @@ import functools
 import importlib
 import inspect
 import itertools
-import json
 import math
 import re
 import reprlib
@@ -31,6 +30,7 @@ import msgspec
 from msgspec import Meta
 
 from gradless.errors import BadInput, unknown
+from gradless.system.strict_json import parse_json as parse_json
 
 T = TypeVar("T")
 LARGEST: Final = 2**63 - 1
@@ -58,7 +58,7 @@ WORDS: Final = {
     dict: "a table",
 }
 """A type in a sentence."""
-PLURALS: Final = {str: "texts", int: "whole numbers"}
+PLURALS: Final = {str: "texts", int: "whole numbers", float: "finite numbers"}
 SHORT: Final = reprlib.Repr()
 SHORT.maxlong = SHORT.maxstring = SHORT.maxother = 60
 
@@ -125,7 +125,7 @@ class Setting(NamedTuple):
     @property
     def types(self) -> tuple[Any, ...]:
         """Its plain types without None, such as ``(float, Literal)``."""
-        return tuple(typing.get_origin(kind) or kind for kind, _ in _parts(self.hint) if kind is not types.NoneType)
+        return plain_types(self.hint)
 
     def metadata(self, kind: type[T]) -> T | None:
         """Return the first metadata of a kind, if there is any."""
@@ -283,41 +283,6 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-16" if wide else "utf-8-sig")
 
 
-def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
-    """Return what JSON text holds; stricter than `json.loads`.
-
-    Raises:
-        ValueError: no JSON, nested too deeply, a number of thousands of digits, or a key twice, of which one would be
-            lost; with ``finite``, NaN, infinity or a number beyond float64.
-    """
-    numbers: dict[str, Any] = {"parse_constant": _no_number, "parse_float": _finite} if finite else {}
-    try:
-        return json.loads(text, object_pairs_hook=_distinct, **numbers)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    except ValueError as error:  # Python converts no integer of more than 4300 digits
-        if "digits" in str(error):
-            raise ValueError("a number of thousands of digits") from None
-        raise
-
-
-def _no_number(word: str) -> float:
-    raise ValueError(f"{word} is no number")
-
-
-def _finite(word: str) -> float:
-    number = float(word)
-    return number if math.isfinite(number) else _no_number(word)
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in content if names.count(name) > 1)!r} occurs twice")
-    return content
-
-
 @contextlib.contextmanager
 def within(where: object) -> Iterator[None]:
     """Put a file, table or cell in front of what is wrong in it."""
@@ -348,6 +313,22 @@ def expected(hint: Any) -> str:
         elif plain is not types.NoneType:
             words.append(f"{WORDS[plain]} {bounds}".strip())
     return " or ".join(words)
+
+
+def plain_types(hint: Any) -> tuple[Any, ...]:
+    """Return the plain types of a hint without None, such as ``(float, Literal)``."""
+    return tuple(typing.get_origin(kind) or kind for kind, _ in _parts(hint) if kind is not types.NoneType)
+
+
+def item_hint(hint: Any) -> Any:
+    """Return the hint of what a list holds, and any other hint as it is.
+
+    Example:
+        >>> item_hint(tuple[float, ...]), item_hint(int)
+        (<class 'float'>, <class 'int'>)
+    """
+    ((kind, _), *others) = _parts(hint)
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is tuple and not others else hint
 
 
 def _bounds(meta: Meta) -> list[str]:

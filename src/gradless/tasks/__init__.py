@@ -15,6 +15,7 @@ from gradless.tasks import arithmetic, choices, countdown, pairs, questions, sen
 from gradless.tasks.base import MASK, Example, Splits, Task, target, without_alignment
 from gradless.tasks.files import Row
 from gradless.tasks.own import custom, read_task_file
+from gradless.tasks.own_prompts import prompts
 from gradless.tasks.split import load
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "get",
     "load",
     "names",
+    "prompts",
     "read_task_file",
     "target",
     "unaligned",

@@ -11,9 +11,10 @@ want the space on the word.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Literal, NamedTuple, TypeAlias
+from types import MappingProxyType
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from gradless.tasks.files import Folder, Row
 
@@ -46,6 +47,8 @@ class Example(NamedTuple):
     contents: tuple[tuple[int, int], ...] = ()
     """Where the row's own text stands in the prompt, as pairs like ``first``. If the prompt is too long, the longest of
     these is shortened; without any, the prompt loses its beginning, as MeZO's prompts do."""
+    columns: Mapping[str, Any] = MappingProxyType({})
+    """The row that the text is of, which reward functions are told."""
 
 
 Render: TypeAlias = Callable[[Row], Example]
@@ -77,7 +80,7 @@ class Task:
     metrics: tuple[str, ...] = ("accuracy",)
     """Names in `gradless.lm.metrics.METRICS`; the first one is the main one."""
     rewards: tuple[str, ...] = ()
-    """Names of the built-in rewards that verify the task's answers."""
+    """Generation: built-in rewards that verify its answers; it is trained on them unless others are named."""
     render: Render | None
     """Prompt for causal language models."""
     render_unaligned: Render | None = None
@@ -108,7 +111,14 @@ class Task:
     max_new_tokens: int = 50
     """Generation: most new tokens, decoded greedily..."""
     stop: str = "\n"
-    """...until this text (or the end-of-sequence token) appears."""
+    """...until this text (or the end-of-sequence token) appears; empty: only that token ends it."""
+    more_stops: tuple[str, ...] = ()
+    """Other texts that end it."""
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        """All texts that end an answer."""
+        return tuple(stop for stop in (self.stop, *self.more_stops) if stop)
 
 
 def by_label(prompt: str, words: tuple[str, ...], content_free: str = "") -> Render:

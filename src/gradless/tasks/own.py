@@ -24,6 +24,7 @@ from gradless.tasks.text_rows import Wanted
 
 PATHS: Final = ("train", "dev", "test")
 TEXTS: Final = ("name", "template", "label_column", "delimiter", "encoding")
+LABELLED: Final = ("label_column", "labels")
 
 
 class Template(NamedTuple):
@@ -94,7 +95,7 @@ def custom(
     sources = {split: resolve(source, split) for split, source in paths.items() if source is not None}
     task = _task(name, parsed, words)
     wanted = Wanted(parsed.columns, label_column, tuple(words), delimiter, encoding)
-    read = _all_read({source.name: source for source in sources.values()}, wanted, say)
+    read = read_all({source.name: source for source in sources.values()}, wanted, say)
     where = ", ".join(source.name for source in sources.values())
     sizes = {"num_train": num_train, "num_dev": num_dev, "num_test": num_test}
     pools = {split: read[source.name] for split, source in sources.items()}
@@ -102,7 +103,7 @@ def custom(
     return task, splits
 
 
-def _all_read(sources: Mapping[str, Source], wanted: Wanted, say: Callable[[str], None]) -> dict[str, list[Row]]:
+def read_all(sources: Mapping[str, Source], wanted: Wanted, say: Callable[[str], None]) -> dict[str, list[Row]]:
     """Return the rows of each source by its name; what is wrong with any of them is told at once."""
     rows: dict[str, list[Row]] = {}
     refused: list[str] = []
@@ -195,7 +196,8 @@ def read_task_file(path: Path) -> dict[str, Any]:
     """Return the keyword arguments of `custom` that a TOML file holds.
 
     ``template``, ``label_column``, a table ``labels`` (or ``"0=terrible,1=great"``), and ``train``, ``dev``,
-    ``test``, ``name``, ``delimiter``, ``encoding``. Paths are relative to the folder of the TOML file.
+    ``test``, ``name``, ``delimiter``, ``encoding``; without the labels those of `prompts`. Paths are relative to the
+    folder of the TOML file.
 
     Raises:
         BadInput: Missing file, broken TOML, unknown, missing or mistyped keys.
@@ -207,7 +209,7 @@ def read_task_file(path: Path) -> dict[str, Any]:
             if key not in hints:
                 raise BadInput(unknown("key", key, hints))
         values = {key: typed.value(key, value, hints[key]) for key, value in entries.items()}
-        for key in ("template", "label_column", "labels"):
+        for key in ("template", *(LABELLED if any(key in values for key in LABELLED) else ())):
             if key not in values:
                 raise BadInput(f"{key} is missing: add it")
     return {key: beside(value, path.parent) if key in PATHS else value for key, value in values.items()}
@@ -256,13 +258,11 @@ def _task(name: str, template: Template, labels: dict[str, str]) -> Task:
 
 def _render(template: Template, words: tuple[str, ...], row: Row) -> Example:
     blank = dict.fromkeys(template.columns, "")
-    prompt, contents = _fill(template, row["columns"])
-    return Example(
-        prompt, words, (row["label"],), content_free=_fill(template, blank)[0].lstrip(" "), contents=contents
-    )
+    prompt, contents = fill(template, row["columns"])
+    return Example(prompt, words, (row["label"],), content_free=fill(template, blank)[0].lstrip(" "), contents=contents)
 
 
-def _fill(template: Template, columns: Mapping[str, str]) -> tuple[str, tuple[tuple[int, int], ...]]:
+def fill(template: Template, columns: Mapping[str, str]) -> tuple[str, tuple[tuple[int, int], ...]]:
     """Return the prompt, and where the columns stand in it."""
     text, contents = "", []
     for piece, column in template.pieces:

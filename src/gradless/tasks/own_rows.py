@@ -6,12 +6,13 @@ Everything that is wrong in a file is told in one sentence, with the lines.
 from __future__ import annotations
 
 import datetime
+import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from gradless.errors import BadInput, unknown
 from gradless.system.typed import SHORT
@@ -29,7 +30,7 @@ TYPED: Final = (Decimal, datetime.date, datetime.time, datetime.timedelta)
 
 
 def read(source: Source, wanted: Wanted, say: Callable[[str], None]) -> list[Row]:
-    """Return rows as ``{"columns": {...}, "label": index}``.
+    """Return rows as ``{"columns": {...}, "label": index}``; without the label where `Wanted.whole` is set.
 
     Args:
         source: files, data sets or rows in memory (`gradless.tasks.sources.resolve`).
@@ -92,12 +93,12 @@ def _arrow(table: ArrowRows, wanted: Wanted) -> Content:
     notes: list[str] = []
     written = {name: name for name in wanted.names if name in table.columns}
     written |= {name: column for column, name in column_names.spaced(table.columns, wanted.names).items()}
-    needed = [*dict.fromkeys(written.values())]
+    needed = [*dict.fromkeys(table.columns if wanted.whole else written.values())]
     label_column = written.get(wanted.label_column)
     for name in needed:
         if table.columns.count(name) > 1:
             raise BadInput(f"{table.name}: several columns are named {name!r}: rename or remove all but one")
-        if kind := table.unreadable(name):
+        if name in written.values() and (kind := table.unreadable(name)):
             raise BadInput(f"{table.name}: column {name!r} holds {kind}: give a column of text or numbers")
     classes = () if label_column is None else table.class_names(label_column)
     by_name = _names_classes(table.name, classes, wanted.labels) if classes else False
@@ -106,7 +107,7 @@ def _arrow(table: ArrowRows, wanted: Wanted) -> Content:
 
     def records() -> Iterator[Record]:
         number = 0
-        for batch in table.rows(needed) if len(needed) == len({*wanted.names}) else ():
+        for batch in table.rows(needed) if len(written) == len({*wanted.names}) else ():
             for cells in batch:
                 number += 1
                 if by_name and label_column is not None:
@@ -195,6 +196,9 @@ def _checked(name: str, content: Content, wanted: Wanted) -> tuple[list[Row], li
 
 
 def _row(cells: Row, wanted: Wanted, labels: Labels) -> Row:
+    if wanted.whole:
+        row_texts(cells, wanted.columns)
+        return {"columns": {name: _plain(value, name) for name, value in cells.items()}}
     label = _cell(cells, wanted.label_column, "the label")
     if not label:
         raise Unusable("the label is empty: fill it in, or remove the row")
@@ -216,6 +220,23 @@ def row_texts(cells: Row, columns: Sequence[str]) -> dict[str, str]:
         named = " and ".join(map(repr, columns))
         raise Unusable(f"nothing is in {named}: fill it in, or remove the row")
     return texts
+
+
+def _plain(value: Any, column: str) -> Any:
+    """Return a cell as JSON holds it: dates and the like as text; lists and objects stay.
+
+    Raises:
+        Unusable: JSON cannot hold it.
+    """
+    if isinstance(value, TYPED):
+        return str(value)
+    if hasattr(value, "tolist"):  # of NumPy
+        value = value.tolist()
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        raise Unusable(f"column {column!r} holds what JSON cannot: remove it, or give text, numbers or lists") from None
+    return value
 
 
 def _cell(cells: Row, column: str, what: str) -> str:

@@ -45,6 +45,8 @@ class Wanted(NamedTuple):
     labels: tuple[str, ...]
     delimiter: str | None = None
     encoding: str | None = None
+    whole: bool = False
+    """Whether rows keep all their columns, as they are, and not only those that are wanted, as text."""
 
     @property
     def names(self) -> tuple[str, ...]:
