@@ -22,6 +22,7 @@ from gradless.rewards.builtin import (
     valid_json,
 )
 from gradless.rewards.functions import called, parameters
+from repository import ROOT
 
 SCHEMA = '{"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}}'
 # Of each built-in reward: its argument, a completion with the best reward, one with the worst, and their row.
@@ -164,7 +165,7 @@ def test_a_pattern_that_is_none(pattern):
         matches(pattern)
 
 
-@pytest.mark.parametrize("schema", ["", "{", '{"type": "objct"}', "[]", "[" * 10**5, '"text"'])
+@pytest.mark.parametrize("schema", ["", "{", '{"type": "objct"}', "[]", "[" * 10**5, '"text"', '{"pattern": "("}'])
 def test_a_schema_that_is_none(schema):
     pytest.importorskip("jsonschema")
     with pytest.raises(BadInput, match=r"the file is no JSON schema \(.+\): correct it"):
@@ -214,4 +215,7 @@ def test_a_plugin_may_add_a_reward(tmp_path):
 
 
 def test_rows_are_complete():
+    page = (ROOT / "docs" / "how-to" / "rewards.md").read_text(encoding="utf-8")
+    for name, row in BUILTIN.items():
+        assert f"| `{name}{row.argument and ':' + row.argument}` |" in page, name
     assert all(isinstance(row, BuiltIn) and row.about and not row.about.endswith(".") for row in BUILTIN.values())

@@ -145,7 +145,7 @@ def test_none_nan_and_infinity_are_no_reward():
             np.testing.assert_array_equal(reward(*TEXTS, {}), [np.nan, np.nan, 2.0])
     assert (reward.counts.missing, reward.counts.completions, reward.counts.calls) == (4, 6, 2)
     assert told == [
-        "the reward <lambda> has none (None, NaN or infinity) for 2 of 3 rows (counted, said once)",
+        "the reward <lambda> returned None, NaN or infinity for 2 of 3 completions (counted, said once)",
     ]
 
 

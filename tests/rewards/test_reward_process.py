@@ -92,14 +92,14 @@ def test_every_failure_is_counted_and_the_next_call_works(own):
     assert (reward.counts.raised, reward.counts.missing, reward.counts.timed_out) == (8, 4, 0)
     assert reward.counts.last_error == "the reward own.py:dies ended its process with exit code 7"
     assert [line.partition(" (")[0] for line in told] == [
-        "the reward own.py:none has none",
+        "the reward own.py:none returned None, NaN or infinity for 2 of 2 completions",
         "the reward own.py:reads raised EOFError",
         "the reward own.py:fails raised ValueError",
         "the reward own.py:leaves raised SystemExit",
-        "the reward own.py:dies ended its process with exit code 7: this batch has none of it",
+        "the reward own.py:dies ended its process with exit code 7: it gives this batch no rewards",
     ]
     assert all("\n" not in line and len(line) < 400 for line in told)
-    assert "in line 22: this batch has none of it (counted, said once)" in told[2]
+    assert "in line 22: it gives this batch no rewards (counted, said once)" in told[2]
     assert set(reward.sources) == set(names)
     assert len(set(reward.sources.values())) == 1
 
@@ -117,7 +117,7 @@ def test_a_call_that_hangs_is_ended(own):
         assert reward(*TEXTS, {}).tolist() == [1.0, 2.0]
     assert (reward.counts.timed_out, reward.counts.raised) == (1, 0)
     assert told == [
-        "the reward own.py:hangs took more than 1 s and was ended: this batch has none of it (counted, said once)"
+        "the reward own.py:hangs took more than 1 s and was ended: it gives this batch no rewards (counted, said once)"
     ]
 
 

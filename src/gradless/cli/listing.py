@@ -16,7 +16,7 @@ from gradless.system import terminal
 def list_(what: str) -> None:
     """List methods, tasks, models, directions, aggregators and other tables by name.
 
-    Tables: methods, schemes, tasks, models, objectives; directions, estimators, rules; aggregators, attacks,
+    Tables: methods, schemes, tasks, rewards, models, objectives; directions, estimators, rules; aggregators, attacks,
     algorithms, splits, recipes.
 
     \b

@@ -31,7 +31,7 @@ NUMBER: Final = re.compile(
     r"(?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9]))?"
     r"(?:/(?P<denominator>[0-9]+))?"
 )
-LONGEST: Final = 1000  # characters of a number; more are none
+LONGEST_NUMBER: Final = 1000  # characters; what is longer is not read
 
 
 class BuiltIn(NamedTuple):
@@ -176,7 +176,7 @@ def last_number(words: str) -> Fraction | None:
         (Fraction(2501, 2), Fraction(3, 4), None)
     """
     last = next(iter(collections.deque(NUMBER.finditer(words.replace("\u2212", "-")), maxlen=1)), None)
-    if last is None or len(last[0]) > LONGEST or (last["denominator"] and not int(last["denominator"])):
+    if last is None or len(last[0]) > LONGEST_NUMBER or (last["denominator"] and not int(last["denominator"])):
         return None
     number = Fraction((last["decimal"].replace(",", "")) + (last["exponent"] or "")) / int(last["denominator"] or 1)
     return -number if last["sign"] else number
@@ -222,7 +222,7 @@ def valid_json(schema: str) -> RewardFunction:
     try:
         parsed = json.loads(schema)
         kind = jsonschema.validators.validator_for(parsed, default=jsonschema.Draft202012Validator)
-        kind.check_schema(parsed)
+        kind.check_schema(parsed, format_checker=kind.FORMAT_CHECKER)  # regular expressions in it are checked too
     except (ValueError, RecursionError, jsonschema.SchemaError) as error:
         reason = getattr(error, "message", error)
         raise BadInput(f"the file is no JSON schema ({reason}): correct it") from None

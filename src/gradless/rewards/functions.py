@@ -168,7 +168,8 @@ def called(title: str, function: RewardFunction, arguments: Mapping[str, Any], *
     except BadInput:
         raise
     except (Exception, SystemExit) as error:
-        raise Raised(type(error).__name__, f"raised {described(error)}{line_of(error, file)}") from error
+        where = line_of(error, file) if file else ""
+        raise Raised(type(error).__name__, f"raised {described(error)}{where}") from error
     return answers(title, returned, count)
 
 

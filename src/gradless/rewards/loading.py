@@ -21,7 +21,7 @@ from gradless.rewards.weighted import Rewards
 from gradless.system import terminal
 
 OWN: Final = "your own function is FILE.py:NAME or MODULE:NAME"
-LONGEST: Final = 1e9  # seconds that a timer takes
+MOST_SECONDS: Final = 1e9  # that a timer takes
 MOST_BYTES: Final = 10**7
 """Of a file of the user's."""
 
@@ -56,7 +56,7 @@ def load(
     if len(weights) not in (0, len(chosen)):
         raise BadInput(f"{len(weights)} weights for {len(chosen)} rewards: give one weight for each, in the same order")
     factors = [real("the weight of a reward", one) for one in weights] or [1.0] * len(chosen)
-    limit = None if timeout is None else min(real("the timeout of a reward", timeout, above=0), LONGEST)
+    limit = None if timeout is None else min(real("the timeout of a reward", timeout, above=0), MOST_SECONDS)
     sources = {one: source_of(one) for one in chosen if isinstance(one, str)}
     apart = [one for one in sources.values() if one.kind != "built-in" or BUILTIN[one.key].unbounded]
     process = RewardProcess(apart, limit) if apart else None

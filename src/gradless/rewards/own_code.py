@@ -7,6 +7,7 @@ import importlib
 import site
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 from gradless.errors import BadInput, nearest
@@ -43,15 +44,13 @@ def load_source(source: Source) -> Function:
         BadInput: the import fails, there is no function of that name, or it takes other arguments.
     """
     if source.kind == "built-in":
-        return function_of(source.reward, _built_in(source), sha256=source.sha256)
+        return function_of(source.reward, _built_in_function(source), sha256=source.sha256)
     with explained(source.title, source.key):
         if source.kind == "module":
             module = importlib.import_module(source.key)
             file, sha256 = getattr(module, "__file__", None) or "", package_sha256(module)
         else:
-            _make_importable(Path(source.key).parent)
-            known = (one for one in list(sys.modules.values()) if getattr(one, "__file__", None) == source.key)
-            module = next(known, None) or run_file("gradless_reward", source.key, source.text)
+            module = _run_once(source.key, source.text)
             file, sha256 = source.key, source.sha256
     if hasattr(module, source.name):
         return function_of(source.reward, getattr(module, source.name), file, sha256)
@@ -78,7 +77,7 @@ def function_of(name: str, function: Any, file: str = "", sha256: str = "") -> F
     return Function(name, parameters(titled(name), function), run, sha256)
 
 
-def _built_in(source: Source) -> RewardFunction:
+def _built_in_function(source: Source) -> RewardFunction:
     row = BUILTIN[source.key]
     if row.prepare is not None:
         row.prepare()
@@ -93,8 +92,15 @@ def _built_in(source: Source) -> RewardFunction:
     return made
 
 
+@functools.cache
+def _run_once(file: str, text: str) -> ModuleType:
+    """Return the module of a file, which may import its neighbours."""
+    _make_importable(Path(file).parent)
+    return run_file("gradless_reward", file, text)
+
+
 def _make_importable(folder: Path) -> None:
-    """Let a file import its neighbours: after Python's own library, before what is installed."""
+    """Add a folder to where Python looks for modules: after its own library, before what is installed."""
     if str(folder) in sys.path:
         return
     installed = {*site.getsitepackages(), site.getusersitepackages()}

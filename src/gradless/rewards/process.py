@@ -154,7 +154,7 @@ def _talk(process: subprocess.Popen[bytes], command: bytes) -> bytes:
         process.stdin.write(command)
         process.stdin.flush()
         return process.stdout.readline()
-    except BrokenPipeError:
+    except OSError:  # a broken pipe
         return b""
 
 
@@ -208,7 +208,7 @@ def _plain(value: Any) -> Any:
 
 def _state(state: Any) -> dict[str, Any]:
     """Return the plain values of a trainer's state, such as its ``global_step``."""
-    values = {**vars(state)} if hasattr(state, "__dict__") else {}
+    values = state if isinstance(state, Mapping) else getattr(state, "__dict__", {})
     return {name: value for name, value in values.items() if isinstance(value, str | int) or _finite(value)}
 
 

@@ -104,12 +104,14 @@ class Rewards:
             return None
         if missing := answers.count(None):
             self.counts.missing += missing
-            self._tell(function, "missing", f"has none (None, NaN or infinity) for {missing} of {len(answers)} rows")
+            self._tell(
+                function, "missing", f"returned None, NaN or infinity for {missing} of {len(answers)} completions"
+            )
         return answers
 
     def _failed(self, function: Function, kind: str, reason: str) -> None:
         self.counts.last_error = f"{function.title} {reason}"
-        self._tell(function, kind, f"{reason}: this batch has none of it")
+        self._tell(function, kind, f"{reason}: it gives this batch no rewards")
 
     def _tell(self, function: Function, kind: str, what: str) -> None:
         if (function.name, kind) not in self._said:

@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from gradless import ledger, lm, methods, tasks
+from gradless import ledger, lm, methods, rewards, tasks
 from gradless.directions import DIRECTIONS
 from gradless.errors import BadInput, pick
 from gradless.estimators import ESTIMATORS
@@ -343,5 +343,6 @@ TABLES: dict[str, Callable[[], dict[str, str]]] = {
     "schemes": lambda: {name: scheme.about for name, scheme in schemes.SCHEMES.items()},
     "tasks": lambda: {name: f"{tasks.get(name).title}: {tasks.get(name).kind}" for name in tasks.names()},
     "models": lm.sources,
+    "rewards": lambda: {name: row.about for name, row in rewards.BUILTIN.items()},
     "objectives": lambda: {name: objective.doc for name, objective in objectives.OBJECTIVES.items()},
 }

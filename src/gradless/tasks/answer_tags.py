@@ -36,7 +36,7 @@ def completion_text(completion: Completion) -> str:
         >>> completion_text([{"role": "assistant", "content": "Yes."}]), completion_text("Yes.")
         ('Yes.', 'Yes.')
     """
-    return completion if isinstance(completion, str) else str(completion[-1]["content"])
+    return completion if isinstance(completion, str) else str(completion[-1]["content"] or "")
 
 
 def parse_answer(text: str) -> Answer:
