@@ -12,10 +12,13 @@ import torch
 from click.testing import CliRunner
 
 import gguf_helpers
+from gradless import lm
 from gradless.cli import main
 from gradless.cost import memory_guard
 from gradless.errors import BadInput
+from gradless.lm import assets, schemes
 from gradless.runs.config import TuneConfig
+from gradless.storage.stored import StoredWeight
 from gradless.system import machine
 
 GB = 10**9
@@ -152,3 +155,34 @@ def test_limits_of_the_machine_are_read(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (tmp_path / "now").write_text("1000000")
     monkeypatch.setattr(machine, "GROUPS", ((str(tmp_path / "max"), str(tmp_path / "now")),))
     assert machine.free_memory(torch.device("cpu")) == 4_000_000
+
+
+@pytest.mark.parametrize(("scheme", "size"), [("codes", 1), ("scales", 2 / 32)])
+def test_tuned_numbers_of_a_gguf_are_counted_beside_the_file(
+    tmp_path: Path, pretend: Any, scheme: str, size: float
+) -> None:
+    file = tmp_path / "mine.gguf"
+    gguf_helpers.write_gguf(lm.tiny("llama"), file, form="Q8_0")
+    model = schemes.apply(lm.load(str(file)), scheme)
+    need = sum(p.numel() * p.itemsize for _, p in schemes.trainable(model))
+    assert need == sum(p.numel() for p in model.model.parameters() if isinstance(p, StoredWeight)) * size
+    pretend(need)
+    check(file, scheme=scheme)
+    pretend(need - 1)
+    with pytest.raises(BadInput, match=r"--scheme lora \(the rest stays in its files\) would fit"):
+        check(file, scheme=scheme)
+    check(file, scheme=scheme, tunes=False)
+
+
+def test_known_names_are_counted_by_the_file_in_the_cache(tmp_path: Path, pretend: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr(memory_guard, "cache_root", lambda: tmp_path)
+    asset = assets.ASSETS["smollm2-135m"]
+    pretend(1000)
+    check("smollm2-135m", scheme="codes")  # not here yet
+    file = assets.cached_folder(asset, "smollm2-135m", tmp_path) / asset.entry
+    file.parent.mkdir(parents=True)
+    gguf_helpers.write_random_gguf(file, "llama", tied=True, formats=["Q8_0"])
+    check("smollm2-135m", scheme="lora")
+    for settings in ({"scheme": "codes"}, {"scheme": "lora", "dtype": "float32"}):
+        with pytest.raises(BadInput, match="needs at least"):
+            check("smollm2-135m", **settings)

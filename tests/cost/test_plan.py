@@ -20,7 +20,7 @@ from gradless.cost.footprint import Batch
 from gradless.cost.plan import Settings
 from gradless.errors import BadInput
 from gradless.forward.live_memory import FusedAttention, Live
-from gradless.lm import shapes
+from gradless.lm import assets, gguf_file, gguf_layout, shapes
 from gradless.system import cache
 
 ROWS, LENGTH = 8, 64
@@ -216,6 +216,38 @@ def test_known_configurations_are_those_of_the_files():
     counts = {"gemma-3-270m": 268_098_176, "smollm2-135m": 134_515_008}  # as lm.load counts them
     assert all(meta_models.load(name).num_parameters == count for name, count in counts.items())
     assert set(meta_models.KNOWN) == {name for name in lm.sources() if not name.startswith("tiny-")}
+
+
+@pytest.mark.parametrize("name", sorted(gguf_layout.KNOWN))
+def test_known_names_are_planned_as_their_files(name):
+    asset = assets.ASSETS[name]
+    file = assets.cached_folder(asset, name, cache.cache_root()) / asset.entry
+    if not file.is_file():
+        pytest.skip(f"{name} is not in the cache")
+    layout = gguf_layout.of_file(gguf_file.read(file))
+    matrices = {tensor: form for tensor, form in layout.formats.items() if form.name != "F32"}
+    assert gguf_layout.KNOWN[name] == (layout.architecture, matrices)
+
+
+@pytest.mark.parametrize("scheme", ["lora", "scales", "codes"])
+def test_known_names_need_no_file(scheme, monkeypatch):
+    monkeypatch.setattr(cache, "cache_root", lambda: Path("/nonexistent"))
+    found = plan.plan(Settings(model="smollm2-135m", scheme=scheme, batch_size=2, length=8))
+    assert found.dtype == "gguf"
+    row, read = found.need(f"mezo, {scheme}"), found.need("inference")
+    table, others, norms = 28_311_552, 106_168_320, 35_136  # in Q8_0, Q4_1 and F32
+    matrices, blocks, file = table + others, (table + others) // 32, table // 32 * 34 + others // 32 * 20 + 4 * norms
+    own = {"lora": row.tuned * 4, "scales": 2 * blocks, "codes": matrices}[scheme]
+    assert row.tuned == {"lora": 460_800, "scales": blocks, "codes": matrices}[scheme]
+    assert row.weights == file + own
+    assert read.weights == file + 4 * 460_800
+    assert plan.plan(Settings(model="smollm2-135m", batch_size=2, length=8)).dtype == "float32"
+
+
+@pytest.mark.parametrize("settings", [{"quantise": "nf4"}, {"offload": "disk"}], ids=str)
+def test_a_gguf_is_neither_quantised_again_nor_offloaded(settings):
+    with pytest.raises(BadInput, match=f"smollm2-135m is a GGUF file.*--{next(iter(settings))}"):
+        plan.plan(Settings(model="smollm2-135m", scheme="lora", **settings))
 
 
 def _is(path: Path, name: str) -> bool:

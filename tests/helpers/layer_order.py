@@ -189,7 +189,15 @@ INSIDE = {
     "lm": (
         *("lm.quiet", "lm.metrics", "lm.checkpoint_files", "lm.quantisation", "lm.checkpoint_config"),
         *("lm.hub_ids", "lm.assets"),
-        *("lm.gguf_file", "lm.gguf_config", "lm.gguf_tokenizer", "lm.gguf_model", "lm.gguf", "lm.conversion"),
+        *(
+            "lm.gguf_file",
+            "lm.gguf_layout",
+            "lm.gguf_config",
+            "lm.gguf_tokenizer",
+            "lm.gguf_model",
+            "lm.gguf",
+            "lm.conversion",
+        ),
         *(
             "lm.tiny_models",
             "lm.model_names",

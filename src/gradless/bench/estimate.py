@@ -194,7 +194,7 @@ def from_sizes(cost: Cost, say: Callable[[str], None]) -> Guesser:
         (model, speed, reading), rows = model_of(config), rows_of(config)
         scored = rows.test if one.phase in (FINAL, ZERO_SHOT) else 0
         tokens = spent(one, cost) * config.batch_size * rows.batch
-        memory = float(model.num_parameters * model.dtype.itemsize) + (libraries if model.device.type == "cpu" else 0)
+        memory = float(_stored(model)) + (libraries if model.device.type == "cpu" else 0)
         if one.phase != ZERO_SHOT:
             scored += -(-config.steps // (config.eval_every or config.steps)) * rows.dev
             if copies := METHODS[config.method].copies:
@@ -225,6 +225,12 @@ def _multiplied(model: LanguageModel) -> int:
     inner: Any = model.model
     tables = {id(module.weight): module.weight.numel() for module in (inner.get_input_embeddings(), model.head)}
     return max(1, model.num_parameters - sum(tables.values()))
+
+
+def _stored(model: LanguageModel) -> int:
+    """Return the bytes of all weights as they are kept: values, or the codes of quantised ones."""
+    kept = (getattr(p, "store", p) for p in model.model.parameters())
+    return sum(int(one.nbytes) for one in kept)
 
 
 def _rows(config: TuneConfig, model: LanguageModel) -> Rows:

@@ -73,9 +73,12 @@ def as_json(planned: Plan, budgets: dict[str, int]) -> dict[str, Any]:
 
 def show(planned: Plan, budgets: dict[str, int]) -> None:
     """Print a table on a terminal, plain lines elsewhere."""
+    from gradless.lm.loading import IN_PLACE
+
     settings = planned.settings
+    where = "their GGUF file" if planned.dtype == IN_PLACE else planned.dtype
     title = (
-        f"{settings.model}: {planned.parameters / 1e6:,.0f}M weights in {planned.dtype}, "
+        f"{settings.model}: {planned.parameters / 1e6:,.0f}M weights in {where}, "
         f"{settings.batch_size} x {settings.length} tokens, {settings.attention} attention, "
         f"objective {settings.objective}, engine {planned.engine}"
     )

@@ -22,13 +22,16 @@ from gradless.cost import stored_bytes
 from gradless.cost.settings import PlanSettings
 from gradless.errors import BadInput
 from gradless.forward.engines import AUTO, STREAM
-from gradless.lm import assets, checkpoint_files, gguf_file, hub_ids, tiny_models
+from gradless.lm import assets, checkpoint_files, gguf_file, gguf_layout, hub_ids, tiny_models
 from gradless.lm.devices import device_of
 from gradless.lm.model_names import is_gguf
 from gradless.methods import METHODS
 from gradless.runs.config import TuneConfig
+from gradless.runs.scheme_settings import STORED
+from gradless.storage.gguf_blocks import FORMATS
 from gradless.storage.stored import SCRATCH_BYTES
 from gradless.system import machine
+from gradless.system.cache import cache_root
 
 LENGTH: Final = 32
 """Tokens of a sequence where nothing says how many there are."""
@@ -36,6 +39,7 @@ NEAR: Final = 0.75
 """The share of the free memory from which on weights that fit are not enough to tell."""
 GB: Final = 1e9
 FLOAT: Final = 4
+HALF: Final = 2
 HEADER_BYTES: Final = 100_000_000
 """The format's own limit."""
 DECODED: Final = "decoded"
@@ -55,6 +59,8 @@ class Tensor(NamedTuple):
     """torch's name, or that of the file for codes."""
     matrix: bool
     nbytes: int
+    form: str = ""
+    """ggml's name of its format, in a GGUF file."""
 
 
 class Job(NamedTuple):
@@ -102,7 +108,8 @@ def check_job(job: Job) -> None:
     if tiny_models.is_name(model) or (free := _free(job.settings.device)) is None:
         return
     try:
-        tensors = [] if is_gguf(model) and job.settings.dtype is None else _tensors(model)
+        stays = is_gguf(model) and job.settings.dtype is None and not _fields(job)
+        tensors = [] if stays else _tensors(model)
         need = _need(job, tensors)
     except (BadInput, OSError, ValueError, KeyError, TypeError, AttributeError):  # the job itself says what is wrong
         return
@@ -146,7 +153,7 @@ def _need(job: Job, tensors: list[Tensor]) -> int:
         kind = wanted or tensor.dtype
         size = tensor.size * ITEMSIZE.get(kind, FLOAT)
         if tensor.dtype == DECODED and settings.dtype is None:  # in place
-            size = 0
+            size = _field_bytes(tensor, settings.scheme) if _fields(job) else 0
         elif tensor.matrix and settings.offload:
             largest, size = max(largest, size), 0
         elif tensor.matrix and settings.quantise and not EMBEDDINGS.search(tensor.name):
@@ -159,6 +166,19 @@ def _need(job: Job, tensors: list[Tensor]) -> int:
         if tuned:
             bytes_ += round(METHODS[settings.method].copies * FLOAT) * tensor.size
     return (bytes_ + min(largest, SCRATCH_BYTES)) * job.processes
+
+
+def _fields(job: Job) -> bool:
+    """Return whether numbers of the blocks of a GGUF file are tuned, which are in memory beside the file."""
+    return job.tunes and job.settings.scheme in STORED
+
+
+def _field_bytes(tensor: Tensor, scheme: str) -> int:
+    """Return what is tuned of a weight: a byte for each code, or two for the factor of each block."""
+    form = FORMATS.get(tensor.form)
+    if form is None or form.split is None or not tensor.matrix:
+        return 0
+    return tensor.size if scheme == "codes" else HALF * (tensor.size // form.weights)
 
 
 def _working(job: Job) -> int:
@@ -190,13 +210,14 @@ def _on_device(settings: PlanSettings) -> PlanSettings:
 
 
 def _tensors(model: str) -> list[Tensor]:
-    """Return the weights of a model by the headers of its files; none of one that is not here or known by name.
+    """Return the weights of a model by the headers of its files; none of one that is not here.
 
     Of a hub id whose weights are not here its configuration tells their shapes.
     """
     path = Path(model).expanduser()
     if model in assets.ASSETS:
-        return []
+        asset = assets.ASSETS[model]
+        path = assets.cached_folder(asset, model, cache_root()) / asset.entry
     if path.is_file():
         return _of_gguf(path) if is_gguf(model) else []
     if (path / checkpoint_files.ADAPTER).is_file():
@@ -212,8 +233,8 @@ def _tensors(model: str) -> list[Tensor]:
 
 def _of_gguf(path: Path) -> list[Tensor]:
     return [
-        Tensor(tensor.name, int(tensor.n_elements), DECODED, len(tensor.shape) > 1, int(tensor.n_bytes))
-        for tensor in gguf_file.read(path).tensors
+        Tensor(tensor.name, int(tensor.n_elements), DECODED, len(tensor.shape) > 1, int(tensor.n_bytes), form.name)
+        for tensor, form in ((one, gguf_layout.format_of(one)) for one in gguf_file.read(path).tensors)
     ]
 
 
@@ -261,14 +282,17 @@ def _ways(job: Job) -> list[tuple[str, Job]]:
     changes: list[tuple[str, dict[str, Any]]] = []
     if settings.batch_size > 1:
         changes.append(("--micro-batch-size 1" if job.tunes else "--batch-size 1", {"batch_size": 1}))
-    if settings.dtype is None or settings.dtype == "float32":
+    if _fields(job):
+        less = [scheme for scheme in ("scales", "lora") if scheme != settings.scheme]
+        changes += [(f"--scheme {scheme}", {"scheme": scheme}) for scheme in less]
+    elif settings.dtype is None or settings.dtype == "float32":
         changes.append(("--dtype bfloat16", {"dtype": "bfloat16"}))
     if lora:
         changes.append(("--scheme lora", lora))
         changes.append(("--scheme lora --dtype bfloat16", {**lora, "dtype": "bfloat16"}))
-    if is_gguf(settings.model):
+    if is_gguf(settings.model) and settings.dtype is not None:
         changes.append((f"{flags}without --dtype", {**lora, "dtype": None}))
-    elif not settings.quantise and not settings.offload:
+    elif not is_gguf(settings.model) and not settings.quantise and not settings.offload:
         changes.append((f"{flags}--quantise nf4", {**lora, "quantise": "nf4"}))
         changes.append((f"{flags}--offload disk", {**lora, "offload": "disk"}))
     return [(name, job._replace(settings=dataclasses.replace(settings, **change))) for name, change in changes]

@@ -19,6 +19,7 @@ from gradless.lm import (
     adapters,
     checkpoint_config,
     checkpoint_files,
+    gguf_layout,
     gguf_model,
     hub_ids,
     quiet_transformers,
@@ -26,6 +27,7 @@ from gradless.lm import (
     sources,
     tiny_models,
 )
+from gradless.lm.gguf_layout import Layout
 from gradless.lm.shapes import Shape, Vocabulary
 from gradless.system.cache import quiet as silent
 
@@ -102,7 +104,7 @@ def load(source: str, *, dtype: str | None = None, attention: str = "flash") -> 
 def _load_model(source: str, wanted: torch.dtype | None, kind: str | None) -> LanguageModel:
     """`load` without adapters."""
     with quiet_transformers():
-        config, masked = _configuration(source)
+        config, masked, layout, files = _described(source)
         if kind is not None:
             config._attn_implementation = kind
         asked, wanted = wanted, wanted or _own_dtype(config)
@@ -115,18 +117,12 @@ def _load_model(source: str, wanted: torch.dtype | None, kind: str | None) -> La
         model_max_length=getattr(text, "max_position_embeddings", None) or NO_LIMIT,
         pad_token_id=getattr(text, "pad_token_id", None),
     )
-    files = () if asked is not None else _in_place(source)
-    built = LanguageModel(model, tokens, masked, source=source, name=_short(source), files=files)
+    built = LanguageModel(model, tokens, masked, source=source, name=_short(source))
+    if asked is None:
+        built.files, built.layout = files, layout
     if not isinstance(built.head, torch.nn.Linear):
         raise BadInput(f"{source} has no linear output layer: choose a causal or masked language model")
     return built
-
-
-def _in_place(source: str) -> tuple[Path, ...]:
-    """The files whose blocks are used where they lie; none for a known name, which is planned without its file."""
-    path = Path(source).expanduser()
-    opened = gguf_model.open_file(path) if path.is_file() and path.suffix.lower() == ".gguf" else None
-    return () if opened is None else opened.files
 
 
 def _own_dtype(config: Any) -> torch.dtype:
@@ -140,8 +136,20 @@ def _short(source: str) -> str:
     return Path(source.partition("@")[0]).name.removesuffix(".gguf")
 
 
+def _described(source: str) -> tuple[Any, bool, Layout | None, tuple[Path, ...]]:
+    """Return the configuration, whether the model is masked, and the layout and the files of a GGUF in place.
+
+    A known name has no files here: it is planned without them.
+    """
+    path = Path(source).expanduser()
+    if path.is_file() and path.suffix.lower() == ".gguf" and (opened := gguf_model.open_file(path)) is not None:
+        config, layout = gguf_model.described(path, opened)
+        return config, False, layout, opened.files
+    return *_configuration(source), gguf_layout.KNOWN.get(source), ()
+
+
 def _configuration(source: str) -> tuple[Any, bool]:
-    """Return the configuration, and whether it is that of a masked model."""
+    """Return the configuration, and whether it is that of a masked model; not of a GGUF in place."""
     if source.startswith(shapes.PREFIX):
         return _built(pick("shape", source.removeprefix(shapes.PREFIX), shapes.SHAPES))
     if Path(source).is_dir():
@@ -154,9 +162,6 @@ def _configuration(source: str) -> tuple[Any, bool]:
         return model.config, masked
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() == ".gguf":
-        opened = gguf_model.open_file(path)
-        if opened is not None:
-            return gguf_model.configuration(path, opened), False
         return _read(source, str(path.parent), {"local_files_only": True, "gguf_file": path.name})
     if path.exists() and not path.is_dir():
         raise BadInput(f"{source} is neither a folder nor a .gguf file: give the folder with its config.json")

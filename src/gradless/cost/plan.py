@@ -54,6 +54,7 @@ from gradless.forward.read_order import ROW
 from gradless.lm import LanguageModel, compute_types, quiet_transformers, schemes
 from gradless.lm.devices import parsed
 from gradless.lm.encode import length_limit
+from gradless.lm.weight_storage import Storage
 from gradless.methods import FIRST, FORWARD, HYBRID, METHODS, Method
 from gradless.optimizer import ZerothOrder
 from gradless.runs.config import TuneConfig
@@ -150,16 +151,16 @@ def _plan(settings: Settings) -> Plan:
     # An in-place adapter changes the model, so each scheme has a model of its own.
     own = subject(settings, settings.scheme)
     full, lora = (own if settings.scheme == scheme else _if_it_fits(settings, scheme) for scheme in ("full", "lora"))
+    read = (lora or own) if own.lm.layout is not None else (full or own)  # what codes are tuned by is not read
     asked = {name: getattr(settings, name) for name in ("model", "method", "device", "engine")}
     engine = fixed_engine(TuneConfig(**asked))
     needs = [
-        inference(full or own),
+        inference(read),
         of_method(own, settings.method, engine, f"{settings.method}, {settings.scheme}"),
         *_adams(lora, "lora"),
         *_adams(full, "all weights"),
     ]
-    dtype = str(own.lm.dtype).removeprefix("torch.")
-    return Plan(settings, (full or own).lm.num_parameters, dtype, engine, tuple(needs))
+    return Plan(settings, (full or read).lm.num_parameters, own.lm.dtype_name, engine, tuple(needs))
 
 
 def subject(settings: Settings, scheme: str) -> Subject:
@@ -172,8 +173,14 @@ def subject(settings: Settings, scheme: str) -> Subject:
     compute_types.apply(base, settings.compute_dtype)
     if settings.objective == "lm" and base.masked:
         raise BadInput(f"{base.name} is a masked model, which has no objective lm: use option_ce")
-    if scheme in STORED and not base.files:
-        raise BadInput(f"a plan of the scheme {scheme} reads the GGUF file: give its path as --model, without --dtype")
+    Storage(settings.quantise, settings.offload).check_source(settings.model)
+    if scheme == "full" and base.files:
+        raise BadInput(
+            f"the weights of {base.name} stay in their GGUF file, where the scheme full has nothing to tune: use "
+            f"--scheme lora, {' or '.join(STORED)}, or --dtype float32 for weights in floats"
+        )
+    if scheme == "full":  # of a known name, which is decoded for it
+        base.layout = None
     with Live():  # answers what transformers asks about masks
         sizes = {name: getattr(settings, name) for name in ("rank", "num_prefix", "num_prompt")}
         model = schemes.apply(base, scheme, label_token_ids=LABELS, **sizes)

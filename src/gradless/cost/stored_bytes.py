@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
+import torch
 from torch import nn
 
-from gradless.lm import LanguageModel, gguf_file, quantisation
+from gradless.lm import LanguageModel, quantisation
+from gradless.lm.gguf_layout import Layout, tensor_names
 from gradless.storage.codes import is_tuned
 from gradless.storage.stored import SCRATCH_BYTES
 
@@ -32,8 +34,8 @@ def of_model(lm: LanguageModel, quantise: str | None, offload: str | None) -> St
     """
     parameters = list(lm.model.parameters())
     whole = sum(p.numel() * p.itemsize for p in parameters)
-    if lm.files:
-        return _of_files(lm)
+    if lm.layout is not None:
+        return _of_blocks(lm, lm.layout)
     kind = _kind(lm, quantise)
     frozen = [p for p in parameters if not p.requires_grad and p.ndim > 1]
     if offload is not None:
@@ -49,12 +51,20 @@ def of_model(lm: LanguageModel, quantise: str | None, offload: str | None) -> St
     return Stored(whole - out + held, buffer)
 
 
-def _of_files(lm: LanguageModel) -> Stored:
+def _of_blocks(lm: LanguageModel, layout: Layout) -> Stored:
     """Return what blocks of GGUF files take, and what is tuned beside them."""
-    tensors = gguf_file.read(lm.files[0]).tensors
-    tuned = sum(p.numel() * p.itemsize for p in lm.model.parameters() if is_tuned(p))
-    largest = max((int(one.n_elements) for one in tensors if len(one.shape) > 1), default=0)
-    return Stored(sum(int(one.n_bytes) for one in tensors) + tuned, min(SCRATCH_BYTES, FLOAT * largest))
+    model: Any = lm.model
+    names = tensor_names(layout.architecture, lm.config.num_hidden_layers)
+    total = sum(p.numel() * p.itemsize for p in model.parameters() if is_tuned(p))
+    largest = 0
+    for name, p in (model.get_base_model() if lm.adapters else model).named_parameters():
+        if is_tuned(p):
+            continue
+        form = layout.of(names, name.removesuffix(".weight").removesuffix(".base_layer"))
+        total += p.numel() // form.weights * form.nbytes
+        if p.ndim > 1 and form.dtype != torch.float32:
+            largest = max(largest, p.numel())
+    return Stored(total, min(SCRATCH_BYTES, FLOAT * largest))
 
 
 def _linear(lm: LanguageModel) -> list[nn.Parameter]:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from gradless.errors import BadInput
 from gradless.lm import checkpoint_config, checkpoint_files, gguf_config, gguf_file, gguf_tokenizer
 from gradless.lm.gguf_file import Unusable
-from gradless.storage.gguf_blocks import BlockFormat, of_number
+from gradless.lm.gguf_layout import Layout, format_of, of_file, tensor_names
+from gradless.storage.gguf_blocks import BlockFormat
 from gradless.storage.mapped import GgufStore
 from gradless.storage.stored import StoredWeight, decoded
 
@@ -121,20 +122,20 @@ def load(path: Path, opened: Opened, dtype: torch.dtype | None, device: torch.de
         raise _refusal(path, error) from error
 
 
-def configuration(path: Path, opened: Opened) -> Any:
-    """Return the configuration of a file's model.
+def described(path: Path, opened: Opened) -> tuple[Any, Layout]:
+    """Return the configuration of a file's model, and the formats of its weights.
 
     Args:
         path: what errors name.
         opened: the file.
 
     Raises:
-        BadInput: transformers builds no such model.
+        BadInput: transformers builds no such model, or nothing decodes its weights.
     """
     try:
         config = gguf_config.read(opened.reader)
         checkpoint_config.check_class(config, masked=False)
-        return config
+        return config, of_file(opened.reader)
     except Exception as error:
         raise _refusal(path, error) from error
 
@@ -222,13 +223,7 @@ def _tensors(opened: Opened) -> dict[str, tuple[BlockFormat, Tensor]]:
     maps = [np.memmap(file, np.uint8, mode="c").view(np.ndarray) for file in reader.files]
     tensors: dict[str, tuple[BlockFormat, Tensor]] = {}
     for tensor, owner in zip(reader.tensors, reader.owners, strict=True):
-        try:
-            form = of_number(int(tensor.tensor_type))
-        except KeyError as error:
-            kind = error.args[0] if isinstance(error.args[0], str) else tensor.tensor_type
-            raise Unusable(
-                f"stores {tensor.name} as {kind}, which is not decoded here: {gguf_file.OTHER_FORMAT}"
-            ) from None
+        form = format_of(tensor)
         *rows, width = (int(size) for size in reversed(tensor.shape))
         start, size = int(tensor.data_offset), int(tensor.n_bytes)
         data = maps[owner][start : start + size]
@@ -240,10 +235,7 @@ def _tensors(opened: Opened) -> dict[str, tuple[BlockFormat, Tensor]]:
 
 def _names(model: Any, architecture: str) -> dict[str, str]:
     """The names of tensors in files by those of parameters; of one without a name, its own."""
-    import gguf
-
-    numbers = {name: number for number, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(numbers[architecture], model.config.num_hidden_layers)
+    names = tensor_names(architecture, model.config.num_hidden_layers)
     by_key: dict[str, str] = {}
     for key, _ in model.named_parameters():
         stem, _, suffix = key.rpartition(".")

@@ -15,10 +15,9 @@ import torch
 from torch import nn
 
 from gradless.errors import BadInput
-from gradless.lm import gguf_file
+from gradless.lm.gguf_layout import Layout, tensor_names
 from gradless.lm.loading import LanguageModel
 from gradless.storage.codes import Codes
-from gradless.storage.gguf_blocks import FORMATS
 from gradless.storage.stored import StoredWeight
 from gradless.storage.tuned import TunedStore, tunable
 
@@ -36,8 +35,8 @@ def prepare(lm: LanguageModel, scheme: str) -> nn.Module:
     """
     model, seen = lm.model, set()
     model.requires_grad_(False)
-    if lm.files and lm.head.weight.is_meta:
-        return _planned(lm, scheme)
+    if lm.layout is not None:
+        return _planned(lm, lm.layout, scheme)
     for module, name, weight in list(_stored(model)):
         if id(weight) in seen or not tunable(weight.store):
             continue
@@ -54,15 +53,12 @@ def prepare(lm: LanguageModel, scheme: str) -> nn.Module:
     return model
 
 
-def _planned(lm: LanguageModel, scheme: str) -> nn.Module:
-    """`prepare` for a model without data: parameters of the same shapes, by the header of its file."""
-    reader = gguf_file.read(lm.files[0])
-    names, seen = tensor_names(lm, reader), set()
-    forms = {str(tensor.name): int(tensor.tensor_type) for tensor in reader.tensors}
+def _planned(lm: LanguageModel, layout: Layout, scheme: str) -> nn.Module:
+    """`prepare` for a model without data: parameters of the same shapes, by the formats of its file."""
+    names, seen = tensor_names(layout.architecture, lm.config.num_hidden_layers), set()
     for path, module in list(lm.model.named_modules()):
-        weight, number = cast(Any, module)._parameters.get("weight"), forms.get(f"{names.get_name(path)}.weight")
-        form = next((one for one in FORMATS.values() if one.number == number and one.split is not None), None)
-        if weight is None or form is None or id(weight) in seen:
+        weight, form = cast(Any, module)._parameters.get("weight"), layout.of(names, path)
+        if weight is None or form.split is None or id(weight) in seen:
             continue
         seen.add(id(weight))
         if scheme == "codes":
@@ -73,15 +69,6 @@ def _planned(lm: LanguageModel, scheme: str) -> nn.Module:
             scales = torch.empty(blocks, dtype=torch.float16, device="meta")
             module.register_parameter("weight_scales", nn.Parameter(scales))
     return lm.model
-
-
-def tensor_names(lm: LanguageModel, reader: Any) -> Any:
-    """Return the names of tensors by those of modules (``get_name``), as the package `gguf` has them."""
-    import gguf
-
-    architecture = gguf_file.field(reader, "general.architecture")
-    number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
-    return gguf.get_tensor_name_map(number, lm.config.num_hidden_layers)
 
 
 def stores(lm: LanguageModel) -> list[TunedStore]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradless.errors import BadInput
 from gradless.lm import gguf_file, gguf_schemes
+from gradless.lm.gguf_layout import tensor_names
 from gradless.lm.loading import LanguageModel
 from gradless.storage.mapped import GgufStore
 from gradless.storage.stored import StoredWeight
@@ -87,9 +88,10 @@ def _write_adapter(lm: LanguageModel, target: Path) -> None:
     if config.peft_type != "LORA" or getattr(config, "use_dora", False):
         raise BadInput("llama.cpp reads adapters of the kind LoRA alone: give --save a folder for this one")
     reader = gguf_file.read(lm.files[0])
-    pairs = _pairs(lm, gguf_schemes.tensor_names(lm, reader))
+    architecture = gguf_file.field(reader, "general.architecture")
+    pairs = _pairs(lm, tensor_names(architecture, lm.config.num_hidden_layers))
     with replacing(target) as temporary:
-        writer = gguf.GGUFWriter(temporary, gguf_file.field(reader, "general.architecture"))
+        writer = gguf.GGUFWriter(temporary, architecture)
         writer.add_type(gguf.GGUFType.ADAPTER)
         writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
         writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(config.lora_alpha))

@@ -32,6 +32,7 @@ from gradless.lm.adapters import Adapter
 from gradless.lm.causality import looks_ahead
 from gradless.lm.chat import Chat
 from gradless.lm.devices import device_of
+from gradless.lm.gguf_layout import Layout
 from gradless.lm.model_names import is_gguf, sources
 from gradless.lm.quiet import quiet_transformers
 from gradless.lm.weight_storage import Storage
@@ -79,6 +80,7 @@ class LanguageModel:
         upcast: whether its forward reads 16-bit weights in float32 (`gradless.storage.upcast`).
         files: the files, in their order, whose bytes its stored weights are (a GGUF in place); else none. The base
             hash is theirs, see `gradless.lm.base_hash`.
+        layout: of a model without data that is planned as if its weights stayed in a GGUF file, their formats there.
     """
 
     model: nn.Module
@@ -89,6 +91,7 @@ class LanguageModel:
     chat: Chat | None = None
     origin: Adapter | None = None
     files: tuple[Path, ...] = ()
+    layout: Layout | None = None
     upcast: bool = False
 
     @property
@@ -104,7 +107,7 @@ class LanguageModel:
     @property
     def dtype_name(self) -> str:
         """Name of the type of the weights for a ledger's header; `IN_PLACE` if they are in their files."""
-        return IN_PLACE if self.files else str(self.dtype).removeprefix("torch.")
+        return IN_PLACE if self.files or self.layout else str(self.dtype).removeprefix("torch.")
 
     @property
     def compute_dtype(self) -> torch.dtype:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from gradless.errors import BadInput, pick
-from gradless.lm import assets, quantisation, tiny_models
+from gradless.lm import quantisation, tiny_models
+from gradless.lm.model_names import is_gguf
 from gradless.storage import floats, quantised
 from gradless.storage.stored import StoredWeight
 
@@ -51,12 +52,7 @@ class Storage(NamedTuple):
             raise BadInput("quantised weights are in memory, and offloaded ones are not: leave out one of the two")
         if several:
             raise BadInput("quantised or offloaded weights go with one device: name it, --device cuda:0 for instance")
-        asset = assets.ASSETS.get(source)
-        name = source if asset is None else asset.entry
-        if name.lower().endswith(".gguf"):
-            if self.quantise is not None:
-                raise BadInput(f"{source} is a GGUF file, which is quantised already: leave out --quantise")
-            raise BadInput(f"{source} is a GGUF file, which stays on disk by itself: leave out --offload")
+        self.check_source(source)
         if self.offload == "cpu" and device.type == "cpu":
             raise BadInput(
                 "--offload cpu keeps weights in the host's memory for a graphics card, and the device is the cpu: use "
@@ -64,6 +60,18 @@ class Storage(NamedTuple):
             )
         if self.offload is not None and tiny_models.is_name(source):
             raise BadInput(f"{source} has random weights and no file that they could stay in: leave out --offload")
+
+    def check_source(self, source: str) -> None:
+        """Refuse what goes with no GGUF file, if the model is one.
+
+        Raises:
+            BadInput: with what to leave out.
+        """
+        if self.plain or not is_gguf(source):
+            return
+        if self.quantise is not None:
+            raise BadInput(f"{source} is a GGUF file, which is quantised already: leave out --quantise")
+        raise BadInput(f"{source} is a GGUF file, which stays on disk by itself: leave out --offload")
 
     def settle(
         self, model: nn.Module, method: str | None, dtype: torch.dtype | None, device: torch.device | str
