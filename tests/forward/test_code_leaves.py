@@ -10,6 +10,7 @@ from torch import nn
 
 import gradless as gl
 from gradless.gradients import Update
+from gradless.methods import METHODS
 from gradless.storage.codes import Codes
 
 
@@ -101,6 +102,31 @@ def test_other_rules_round_to_codes_too():
         for _ in range(3):
             opt.step(lambda model=model: (model(IDS) - TARGET).square().mean())
         assert not same(model, start)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda named: METHODS["mezo-gaussian"].make(named), "gaussian directions .*gl.ternary"),
+        (lambda named: gl.ZerothOrder(named), "rademacher directions .*gl.ternary"),
+        (lambda named: gl.lozo(named, rank=1), "low_rank directions .*gl.ternary"),
+        (lambda named: gl.es(named, lr=1.0), "rademacher directions .*gl.ternary"),
+        (lambda named: gl.ZerothOrder(named, directions=gl.ternary()), r"eps is a number of them, not 0\.001"),
+        (
+            lambda named: gl.ZerothOrder(named, directions=gl.ternary(), estimator=gl.spsa(eps=1.0), weight_decay=0.1),
+            "weight_decay",
+        ),
+        (lambda named: gl.fo_adam(named), "no derivatives"),
+        (lambda named: gl.forward_gradient(named), "no derivatives"),
+    ],
+)
+def test_steps_that_codes_cannot_take_are_refused(make, words):
+    model = Coded()
+    with pytest.raises(gl.BadInput, match=f"_codes' holds whole codes, .*{words}"):
+        make(list(model.named_parameters()))
+    model.weight_codes.tuned = model.table_codes.tuned = False
+    model.scale = nn.Parameter(torch.ones(2))
+    make(list(model.named_parameters()))
 
 
 def test_wrong_codes_are_refused():

@@ -92,6 +92,33 @@ def _add_tokenizer(lm: LanguageModel, writer: Any) -> None:
     writer.add_add_bos_token(True)
 
 
+def part(number: int, count: int, total: int = 21) -> Callable[[Any], None]:
+    """Adds the fields of one part of a split file."""
+
+    def add(writer: Any) -> None:
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", total)
+
+    return add
+
+
+IN_ORDER = (("token_embd.",), ("blk.0.", "output"), ("blk.1.",))
+"""Names of tensors in three parts, by how they begin."""
+
+
+def split(
+    lm: LanguageModel, folder: Path, *, begin: Sequence[tuple[str, ...]] = IN_ORDER, form: str = "F32"
+) -> list[Path]:
+    """A tiny Llama in several files."""
+    paths = [folder / f"m-{number:05d}-of-{len(begin):05d}.gguf" for number in range(1, len(begin) + 1)]
+    for number, (path, names) in enumerate(zip(paths, begin, strict=True)):
+        write_gguf(
+            lm, path, keep=lambda name, own=names: name.startswith(own), extra=part(number, len(begin)), form=form
+        )
+    return paths
+
+
 SIZES: dict[str, Any] = {
     **{"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3, "num_attention_heads": 4},
     **{"num_key_value_heads": 2, "max_position_embeddings": 64, "vocab_size": 96, "rms_norm_eps": 1e-5},

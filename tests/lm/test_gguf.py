@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from gguf_helpers import write_gguf
+from gguf_helpers import part, split, write_gguf
 from gradless import lm as models
 from gradless.errors import BadInput
 from gradless.lm import gguf_file
@@ -32,32 +32,14 @@ def weights(lm: models.LanguageModel) -> str:
     return weights_sha256((name, decoded(weight.data)) for name, weight in lm.model.named_parameters())
 
 
-def part(number: int, count: int, total: int = 21) -> Callable[[Any], None]:
-    def add(writer: Any) -> None:
-        writer.add_uint16("split.no", number)
-        writer.add_uint16("split.count", count)
-        writer.add_int32("split.tensors.count", total)
-
-    return add
-
-
-def split(folder: Path) -> list[Path]:
-    """The tiny Llama in three files, the second block in the last one."""
-    paths = [folder / f"m-{number:05d}-of-00003.gguf" for number in (1, 2, 3)]
-    owns = (lambda name: name == "token_embd.weight", lambda name: not name.startswith(("blk.1.", "token")))
-    for number, (path, keep) in enumerate(zip(paths, (*owns, lambda name: name.startswith("blk.1.")), strict=True)):
-        write_gguf(LLAMA, path, keep=keep, extra=part(number, 3))
-    return paths
-
-
 def test_all_parts_of_a_split_file_are_read(tmp_path: Path) -> None:
-    paths = split(tmp_path)
+    paths = split(LLAMA, tmp_path)
     assert gguf_file.parts(paths[2]) == paths
     assert weights(opened(paths[0])) == weights(LLAMA)
 
 
 def test_a_missing_or_foreign_part_is_named(tmp_path: Path) -> None:
-    paths = split(tmp_path)
+    paths = split(LLAMA, tmp_path)
     write_gguf(LLAMA, paths[1], keep=lambda name: False, extra=part(2, 3))
     with pytest.raises(BadInput, match=r"part of another file beside it \(m-00002-of-00003.gguf\)"):
         opened(paths[0])

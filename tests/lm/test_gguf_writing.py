@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import run_helpers as h
-from gguf_helpers import write_gguf
+from gguf_helpers import IN_ORDER, split, write_gguf
 from gradless import BadInput, lm
-from gradless.lm import gguf_file, gguf_schemes, schemes
+from gradless.lm import gguf_file, gguf_schemes, gguf_writing, schemes
 from gradless.runs import jobs
 from gradless.runs.replay import rebuild
 from gradless.storage.stored import StoredWeight, decoded
@@ -126,6 +126,51 @@ def test_what_has_no_such_form_is_refused_in_one_sentence(tmp_path, files):
     (tmp_path / "taken.gguf").write_bytes(b"")
     with pytest.raises(BadInput, match="exists already"):
         jobs.replay(tmp_path / "float", save=tmp_path / "taken.gguf", reporter=QUIET)
+
+
+def test_a_resumed_run_knows_the_file_that_it_wrote(tmp_path, files, capsys):
+    settings = h.config(tmp_path, model=str(files / "Q4_1.gguf"), scheme="codes", lr="auto", density=0.2)
+    out, target, reporter = tmp_path / "run", tmp_path / "x.gguf", Reporter()
+    for resume in (False, True):
+        result = jobs.tune(settings, out, resume=resume, save=target, reporter=reporter)
+    assert [line for line in capsys.readouterr().out.splitlines() if "x.gguf" in line] == [
+        f"saved to {target}",
+        f"{target} holds the weights of step {result['selected_step']} already",
+    ]
+    data = target.read_bytes()
+    for other in (data + b"\0", data[:-1], data[:-1] + bytes([data[-1] ^ 1]), b"GGUF"):
+        target.write_bytes(other)
+        with pytest.raises(BadInput, match=r"x\.gguf exists already"):
+            jobs.tune(settings, out, resume=True, save=target, reporter=reporter)
+        assert target.read_bytes() == other
+    with pytest.raises(BadInput, match=r"x\.gguf exists already"):
+        jobs.tune(settings, tmp_path / "new", resume=True, save=target, reporter=reporter)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("scheme", "begin"),
+    [("codes", IN_ORDER), ("scales", ((), ("token_embd.", *IN_ORDER[1]), IN_ORDER[2])), ("lora", IN_ORDER)],
+)
+def test_a_split_base_is_saved_as_one_file(tmp_path, scheme, begin):
+    base = split(lm.tiny("llama"), tmp_path, begin=begin, form="Q4_1")
+    run(tmp_path, base[1], scheme)
+    jobs.replay(tmp_path / "run", save=tmp_path / "x.gguf", until=3, reporter=QUIET)
+    built, _ = rebuild(tmp_path / "run", until=3, say=lambda line: None)
+    assert gguf_writing.holds(built.lm, tmp_path / "x.gguf")
+    if scheme == "lora":
+        return
+    after, parts = tensors(tmp_path / "x.gguf"), {name: one for file in base for name, one in tensors(file).items()}
+    assert {*after} == {*parts}
+    assert all(after[name].tensor_type == one.tensor_type for name, one in parts.items())
+    assert any((after[name].data != one.data).any() for name, one in parts.items())
+    assert all((after[name].data == one.data).all() for name, one in parts.items() if one.tensor_type.name == "F32")
+    reader = gguf.GGUFReader(tmp_path / "x.gguf")
+    assert not [name for name in reader.fields if name.startswith("split.")]
+    again, ids = lm.load(str(tmp_path / "x.gguf")), torch.arange(3, 19).view(2, 8)
+    with torch.no_grad():
+        assert torch.equal(again.model(input_ids=ids).logits, built.lm.model(input_ids=ids).logits)
+    assert again.tokenizer("good film").input_ids == built.lm.tokenizer("good film").input_ids
 
 
 @pytest.mark.parametrize("scheme", ["scales", "codes"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -125,15 +125,28 @@ def signature(param_groups: Sequence[Group]) -> tuple[Any, ...]:
     )
 
 
+class Probes(Protocol):
+    """What leaves have to know of an estimator (`gradless.estimators.Estimator`)."""
+
+    @property
+    def eps(self) -> float:
+        """How far points are from the weights; 0 for derivatives."""
+
+    @property
+    def deep(self) -> Callable[[str], bool] | None:
+        """Which leaves, by name, have stored gradients."""
+
+
 def freeze(
     param_groups: Sequence[Group],
     directions: Directions,
-    deep: Callable[[str], bool] | None = None,
+    estimator: Probes,
     earlier: Sequence[Leaf] = (),
 ) -> list[Leaf]:
     """The leaves of torch's parameter groups, with the amplitudes and masks that the directions fix.
 
-    Leaves that ``deep`` names have stored gradients: no direction reaches them. ``earlier`` ones keep their masks.
+    Leaves that are ``deep`` to the estimator have stored gradients: no direction reaches them. ``earlier`` ones keep
+    their masks.
 
     Raises:
         BadInput: nothing requires grad, or a parameter cannot be tuned.
@@ -148,7 +161,8 @@ def freeze(
         raise BadInput("no parameter requires grad: there is nothing to tune")
     _check({name: p for name, (p, _) in named.items()})
     active = dict(directions.active(list(named))) if directions.active else {}
-    active |= {name: _never for name in named if deep is not None and deep(name)}
+    deep = {name for name in named if estimator.deep is not None and estimator.deep(name)}
+    active |= dict.fromkeys(deep, _never)
     masks = {leaf.name: leaf.mask for leaf in earlier if leaf.mask is not None}
     leaves = [
         Leaf(
@@ -164,6 +178,9 @@ def freeze(
         )
         for name, frozen in directions.freeze({name: p for name, (p, _) in named.items()}).items()
     ]
+    for leaf in leaves:
+        if leaf.highest:
+            _check_codes(leaf, 0.0 if leaf.name in deep else estimator.eps, param_groups[leaf.group]["weight_decay"])
     return [
         leaf._replace(mask=masks[leaf.name].to(leaf.param.device)) if leaf.name in masks else leaf for leaf in leaves
     ]
@@ -196,6 +213,25 @@ def _check(params: dict[str, Tensor]) -> None:
     for (_, end, one), (start, _, other) in itertools.pairwise(spans):
         if start < end:
             raise BadInput(f"'{one}' and '{other}' share memory: tie them as one Parameter, or freeze one")
+
+
+def _check_codes(leaf: Leaf, eps: float, weight_decay: float) -> None:
+    """Refuse steps of codes that would have to be rounded to codes, or derivatives by them.
+
+    A dense step of a small ``eps`` has a noise of rounding of about the number of codes over eps times its signal.
+    """
+    about = f"'{leaf.name}' holds whole codes"
+    if not eps:
+        raise BadInput(f"{about}, and there are no derivatives by them: use an estimator of losses alone, such as spsa")
+    if leaf.draw is None and leaf.stream.kind != "ternary":
+        raise BadInput(
+            f"{about}, and rounding a step of {leaf.stream.kind} directions to codes would drown it in noise: use "
+            "gl.ZerothOrder with directions=gl.ternary(0.02), estimator=gl.spsa(eps=1.0) and a rule"
+        )
+    if eps % 1:
+        raise BadInput(f"{about}, and eps is a number of them, not {eps:g}: choose a whole one, such as 1")
+    if weight_decay:
+        raise BadInput(f"{about}, which do not decay towards 0: leave out weight_decay")
 
 
 def _highest(p: Tensor) -> int:

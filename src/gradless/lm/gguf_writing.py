@@ -1,16 +1,20 @@
 """Writing GGUF files: a base file with tuned numbers in its blocks, or a LoRA adapter as llama.cpp reads it.
 
-A tuned model is the base file with other bytes in some blocks; header, metadata and all other tensors stay. An adapter
-is a file of its own (``general.type`` adapter) with two matrices for every adapted one, ``NAME.lora_a`` and
-``NAME.lora_b``, in the order of rows that the base file has.
+A tuned model is the base file with other bytes in some blocks; header, metadata and all other tensors stay. Of a split
+base the parts become one file. An adapter is a file of its own (``general.type`` adapter) with two matrices for every
+adapted one, ``NAME.lora_a`` and ``NAME.lora_b``, in the order of rows that the base file has.
 """
 
 from __future__ import annotations
 
-import shutil
+import filecmp
+import struct
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +22,7 @@ from gradless.errors import BadInput
 from gradless.lm import gguf_file, gguf_schemes
 from gradless.lm.gguf_layout import tensor_names
 from gradless.lm.loading import LanguageModel
-from gradless.storage.mapped import GgufStore
+from gradless.storage.mapped import CHUNK_BYTES, GgufStore
 from gradless.storage.stored import StoredWeight
 from gradless.system.atomic import replacing
 
@@ -35,7 +39,7 @@ def write(lm: LanguageModel, target: Path) -> None:
     Disk: a copy of the base file for a tuned model; the adapter in float32.
 
     Raises:
-        BadInput: another model or scheme, a split base file, an adapter of a kind that llama.cpp has none of.
+        BadInput: another model or scheme, an adapter of a kind that llama.cpp has none of.
         OSError: it cannot be written.
     """
     if not lm.files:
@@ -44,29 +48,81 @@ def write(lm: LanguageModel, target: Path) -> None:
             "folder, or begin with a .gguf without --dtype"
         )
     if gguf_schemes.stores(lm):
-        _write_model(lm, target)
+        with replacing(target) as temporary, temporary.open("wb") as file:
+            for part in _contents(lm):
+                file.write(part)
     elif lm.adapters:
         _write_adapter(lm, target)
     else:
         raise BadInput("neither blocks nor an adapter are tuned here: give --save a folder")
 
 
-def _write_model(lm: LanguageModel, target: Path) -> None:
-    """Copy the base file and put tuned blocks where they belong."""
-    if len(lm.files) > 1:
-        raise BadInput(
-            f"{lm.files[0].name} is one of {len(lm.files)} parts, and --save writes one file: join them first "
-            "(llama-gguf-split --merge), and tune the joined file"
-        )
+def holds(lm: LanguageModel, target: Path) -> bool:
+    """Return whether a file has the bytes that `write` would write.
+
+    Args:
+        lm: as `write` takes it.
+        target: the file.
+
+    Cost: one pass over the file and the weights. Disk: an adapter is written to the system's folder for a while.
+    """
+    if gguf_schemes.stores(lm):
+        with target.open("rb") as file:
+            same = all(file.read(len(part)) == bytes(part) for part in _contents(lm))
+            return same and not file.read(1)
+    with tempfile.TemporaryDirectory() as folder:
+        write(lm, Path(folder) / target.name)
+        return filecmp.cmp(Path(folder) / target.name, target, shallow=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# tuned models
+
+
+def _contents(lm: LanguageModel) -> Iterator[memoryview]:
+    """Yield the bytes of the base file, all parts of a split one as one file, with tuned blocks where they belong."""
     reader = gguf_file.read(lm.files[0])
-    places = {str(tensor.name): int(tensor.data_offset) for tensor in reader.tensors}
-    with replacing(target) as temporary:
-        shutil.copyfile(lm.files[0], temporary)
-        with temporary.open("r+b") as file:
-            for store in gguf_schemes.stores(lm):
-                file.seek(places[store.base.tensor])
-                for part in store.stored():
-                    file.write(part)
+    maps = [np.memmap(file, np.uint8, mode="r").view(np.ndarray) for file in lm.files]
+    whole, tensors = len(maps) == 1, list(zip(reader.tensors, reader.owners, strict=True))
+    tuned = {store.base.tensor: store for store in gguf_schemes.stores(lm)}
+    yield maps[0][: int(reader.tensors[0].data_offset)].data if whole else memoryview(_joined_header(reader, maps[0]))
+    for number, (tensor, owner) in enumerate(tensors):
+        start, size = int(tensor.data_offset), int(tensor.n_bytes)
+        if str(tensor.name) in tuned:
+            yield from tuned[str(tensor.name)].stored()
+        else:
+            for begin in range(start, start + size, CHUNK_BYTES):
+                yield maps[owner][begin : min(begin + CHUNK_BYTES, start + size)].data
+        if not whole:
+            yield memoryview(bytes(-size % reader.alignment))
+        elif number + 1 < len(tensors):
+            yield maps[0][start + size : int(tensors[number + 1][0].data_offset)].data
+        else:
+            yield maps[0][start + size :].data
+
+
+def _joined_header(reader: Any, first: Any) -> bytes:
+    """The header of one file that holds the tensors of all parts: the fields of the first part, but for its split."""
+    fields = []
+    for name, field in reader.fields.items():
+        if name.startswith(("GGUF.", "split.")):
+            continue
+        value = int(field.offset) + 8 + len(name.encode()) + 4  # behind its name, with its length, and its type
+        size, *_ = reader._get_field_parts(value, int(field.types[0]))
+        fields.append(first[int(field.offset) : value + int(size)].tobytes())
+    infos, end = [], 0
+    for tensor in reader.tensors:
+        name, shape = str(tensor.name).encode(), [int(size) for size in tensor.shape]
+        numbers = (len(shape), *shape, int(tensor.tensor_type), end)
+        infos.append(struct.pack("<Q", len(name)) + name + struct.pack(f"<I{len(shape)}QIQ", *numbers))
+        end += -(-int(tensor.n_bytes) // reader.alignment) * reader.alignment
+    counts = struct.pack("<QQ", len(infos), len(fields))
+    header: bytes = first[:8].tobytes() + counts + b"".join(fields) + b"".join(infos)
+    return header + bytes(-len(header) % reader.alignment)
+
+
+# ---------------------------------------------------------------------------------------------------------------
+# adapters
 
 
 def _inner(lm: LanguageModel) -> nn.Module:
@@ -74,10 +130,6 @@ def _inner(lm: LanguageModel) -> nn.Module:
     model: Any = lm.model
     inner: nn.Module = model.get_base_model() if lm.adapters else model
     return inner
-
-
-# ---------------------------------------------------------------------------------------------------------------
-# adapters
 
 
 def _write_adapter(lm: LanguageModel, target: Path) -> None:

@@ -115,7 +115,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self._skipped_row = 0  # non-finite losses in a row
         self._zero_row = 0  # estimates of exactly zero in a row
         self._rule_state = self.rule.init()
-        self.leaves = parameters.freeze(self.param_groups, self.directions, self.estimator.deep)
+        self.leaves = parameters.freeze(self.param_groups, self.directions, self.estimator)
         self._signature = parameters.signature(self.param_groups)
         self.defer = defer
         self._deferred = Deferred(self.leaves)
@@ -148,7 +148,7 @@ class ZerothOrder(torch.optim.Optimizer):
         if signature == self._signature:
             return
         kept = self.leaves if self.t else ()
-        leaves = parameters.freeze(self.param_groups, self.directions, self.estimator.deep, kept)
+        leaves = parameters.freeze(self.param_groups, self.directions, self.estimator, kept)
         self.flush()
         self.leaves, self._deferred, self._signature = leaves, Deferred(leaves), signature
         self.evaluator.tune(leaves, self._deferred)

@@ -80,7 +80,8 @@ def tune(
                 reporter.say(f"{save} holds the model of {out} already")  # a scheduler that tries again
                 save = None
             saving.check_scheme(save, push, config.scheme)
-            saving.check(save, push, public=public, beside=beside)
+            kept = resume and _is_written(save, out)  # perhaps by this run: looked at when it has been rebuilt
+            saving.check(None if kept else save, push, public=public, beside=beside)
             if tensorboard is not None:
                 watching.append(stack.enter_context(tensorboard_events.tensorboard(out, tensorboard, say=reporter.say)))
             followers = stack.enter_context(trackers.following(names, out, reporter.warn))
@@ -100,12 +101,20 @@ def tune(
     return result
 
 
+def _is_written(save: Path | None, run: Path) -> bool:
+    """Return whether a finished run is to be saved as a GGUF file that is there."""
+    if save is None or not saving.is_gguf(save) or not saving.is_saved(save):
+        return False
+    result = read_result(run)
+    return result is not None and result["weights_sha256"] is not None
+
+
 def _is_saved(folder: Path, run: Path) -> bool:
     """Return whether a folder holds the model of a finished run."""
     result = read_result(run)
     if result is None or result["weights_sha256"] is None or not saving.is_saved(folder):
         return False
-    return saving.holds(folder, ledger.read(run / "ledger"), result["weights_sha256"])
+    return not saving.is_gguf(folder) and saving.holds(folder, ledger.read(run / "ledger"), result["weights_sha256"])
 
 
 def evaluate(
@@ -295,7 +304,7 @@ def replay(
     step, sha256 = built.optimizer.t, build.tuned_sha256(built)
     agrees = recorded["weights_sha256"] == sha256 if verify and recorded is not None else None
     measured = recorded if recorded is not None and recorded["selected_step"] == step else None
-    if save is not None and compared and saving.holds(save, contents, sha256):
+    if save is not None and compared and _holds(save, built, contents, sha256):
         reporter.say(f"{save} holds the weights of step {step} already")
         save = None
     if save is not None or push is not None:
@@ -307,6 +316,11 @@ def replay(
             raise BadInput(f"the rebuilt weights are not those in {run}/result.json, so they are not saved: verify it")
         saving.deliver(built, contents, run, save_to=save, result=measured, push=push, public=public, say=reporter.say)
     return Replayed(step, sha256, agrees)
+
+
+def _holds(save: Path, built: build.Model, contents: ledger.Contents, sha256: str) -> bool:
+    """Return whether what is there already is this model."""
+    return saving.holds_gguf(save, built) if saving.is_gguf(save) else saving.holds(save, contents, sha256)
 
 
 def _check_kept(run: Path, recorded: dict[str, Any] | None, until: int | None) -> None:

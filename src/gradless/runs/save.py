@@ -103,9 +103,21 @@ def check(save: Path | None, push: str | None, *, public: bool = False, beside: 
         hub.check(push)
 
 
-def is_saved(folder: Path) -> bool:
-    """Return whether a folder holds a saved model, whole or not."""
-    return (folder / RECORD / "ledger").is_file()
+def is_saved(save: Path) -> bool:
+    """Return whether a folder holds a saved model, whole or not; or whether a GGUF file is there."""
+    if is_gguf(save):
+        with contextlib.suppress(OSError), save.open("rb") as file:
+            return file.read(4) == b"GGUF"
+        return False
+    return (save / RECORD / "ledger").is_file()
+
+
+def holds_gguf(save: Path, built: Model) -> bool:
+    """Return whether a file is the GGUF file of a rebuilt model.
+
+    Cost: one pass over the file and the weights.
+    """
+    return bool(built.lm.files) and gguf_writing.holds(built.lm, save)
 
 
 def holds(folder: Path, contents: Contents, sha256: str) -> bool:
@@ -306,6 +318,7 @@ def deliver(
         BadInput: as `save` and `gradless.runs.hub.push`.
     """
     if save_to is not None and is_gguf(save_to):
+        check(save_to, None)
         gguf_writing.write(built.lm, save_to)
         say(f"saved to {save_to}")
         if push is None:

@@ -40,6 +40,8 @@ def check(config: Any, method: Method) -> None:
             f"the scheme {config.scheme} has no derivatives, which the method {config.method} needs: use a method of "
             "losses alone, such as mezo"
         )
+    if config.scheme == "codes" and config.eps is not None and config.eps % 1:
+        raise BadInput(f"--eps is a number of codes, not {config.eps:g}: give a whole one, such as 1")
     if config.scheme == "codes" and (config.weight_decay or config.layer_scale != "none"):
         what = "--weight-decay" if config.weight_decay else "--layer-scale"
         raise BadInput(f"{what} is for weights of any value, and codes are whole numbers: leave it out")
