@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 import gradless as gl
 from gradless import lm
+from gradless.cost import workload
+from gradless.cost.settings import ProfileSettings
 from gradless.errors import BadInput
 from gradless.lm import compute_types, schemes
 from gradless.runs import build
@@ -90,7 +93,6 @@ def test_a_run_records_what_was_chosen_and_keeps_it(monkeypatch: pytest.MonkeyPa
     slow = build.pinned(config(dtype="bfloat16"))
     assert slow.compute_dtype == slow.to_json()["compute_dtype"] == "float32"
     fast(monkeypatch, True)
-    assert build.pinned(config(dtype="bfloat16")).compute_dtype == "bfloat16"
     assert build.pinned(config(dtype="bfloat16"), slow).compute_dtype == "float32"  # resumed on another machine
     for none in (config(), config(dtype="float32"), config(dtype="bfloat16", device="cuda")):
         assert build.pinned(none).compute_dtype is None
@@ -100,6 +102,25 @@ def test_a_run_records_what_was_chosen_and_keeps_it(monkeypatch: pytest.MonkeyPa
     assert build.pinned(config(dtype="bfloat16"), before).compute_dtype == "bfloat16"
     assert difference(before, build.pinned(config(dtype="bfloat16", compute_dtype="bfloat16"))) is None
     assert difference(before, slow) == "compute_dtype was 'bfloat16' and is now 'float32'"
+
+
+@pytest.mark.parametrize(("method", "chosen"), [("mezo", WHOLE), ("hybrid", WHOLE), ("fo-adam", HALF)])
+def test_differences_of_losses_are_never_left_to_fast_16_bit_products(
+    monkeypatch: pytest.MonkeyPatch, method: str, chosen: torch.dtype
+) -> None:
+    """Their error does not become smaller with eps; a gradient, or an evaluation, has no such difference."""
+    fast(monkeypatch, True)
+    config = TuneConfig(model="tiny-llama", task="sst2", dtype="bfloat16", method=method).resolved()
+    name = str(chosen).removeprefix("torch.")
+    assert build.pinned(config).compute_dtype == name
+    assert build.base_model(config).compute_dtype == chosen
+    profiled = ProfileSettings(model="tiny-llama", dtype="bfloat16", method=method, batch_size=1, length=4)
+    assert workload.subject(profiled, print).lm.compute_dtype == chosen
+    evaluated = build.pinned(config, tunes=False)
+    assert evaluated.compute_dtype == "bfloat16"
+    assert build.base_model(evaluated).compute_dtype == HALF
+    asked = dataclasses.replace(config, compute_dtype="bfloat16")
+    assert build.pinned(asked).compute_dtype == "bfloat16"
 
 
 CASES = [

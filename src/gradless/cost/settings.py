@@ -82,7 +82,7 @@ class ProfileSettings:
     dtype: DType | None = None
     """float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's."""
     compute_dtype: ComputeDType | None = None
-    """auto, float32, or the type of the weights: of activations and products."""
+    """auto, float32, or the type of the weights: of activations and products. auto: as in a run of the method."""
     device: Device = "cpu"
     """cpu, cuda, cuda:1, mps; auto: all GPUs."""
     quantise: Quantise = None

@@ -16,7 +16,7 @@ from gradless.cost.settings import EAGER, FLOOR
 from gradless.cost.settings import ProfileSettings as Settings
 from gradless.cost.turns import Candidate, two_forwards
 from gradless.errors import BadInput
-from gradless.lm import LanguageModel, objectives, schemes, shapes
+from gradless.lm import LanguageModel, compute_types, objectives, schemes, shapes
 from gradless.lm.batching import pad_id
 from gradless.lm.encode import Encoded, length_limit
 from gradless.optimizer import ZerothOrder
@@ -45,7 +45,11 @@ def subject(settings: Settings, say: Callable[[str], None]) -> Subject:
         base = shapes.load(settings.model, dtype=settings.dtype, device=settings.device)
     else:
         names = ("dtype", "compute_dtype", "device", "quantise", "offload")
-        base = lm.load(settings.model, **{name: getattr(settings, name) for name in names}, say=say)
+        kinds = {name: getattr(settings, name) for name in names}
+        if settings.compute_dtype in (None, compute_types.AUTO):  # as in a run of the method
+            differences = methods.METHODS[settings.method].estimates
+            kinds["compute_dtype"] = compute_types.for_settings(settings, differences=differences)
+        base = lm.load(settings.model, **kinds, say=say)
     size = min(base.head.weight.shape[0], _embeddings(base))
     if size < 2:
         raise BadInput(f"{base.name} has a vocabulary of {size}: two candidate tokens are needed")

@@ -41,6 +41,11 @@ class Method(NamedTuple):
         """Whether the objective must have derivatives."""
         return self.family != ZEROTH
 
+    @property
+    def estimates(self) -> bool:
+        """Whether its steps subtract losses at perturbed weights from one another, alone or beside derivatives."""
+        return self.family not in (FIRST, FORWARD)
+
     def options(self) -> dict[str, Any]:
         """Its own hyper-parameters and their defaults."""
         own = (p for p in inspect.signature(self.make).parameters.values() if p.name not in SHARED)

@@ -53,7 +53,7 @@ class Model(NamedTuple):
     norms: dict[str, Tensor] | None = None  # of the inputs of linear layers, if masks are made from them
 
 
-def pinned(config: TuneConfig, recorded: TuneConfig | None = None) -> TuneConfig:
+def pinned(config: TuneConfig, recorded: TuneConfig | None = None, *, tunes: bool = True) -> TuneConfig:
     """Return a configuration in which data sets of the hub have their commit, so that the run can be made again.
 
     What depends on the machine is settled as well: the type in which 16-bit weights are computed with.
@@ -61,6 +61,7 @@ def pinned(config: TuneConfig, recorded: TuneConfig | None = None) -> TuneConfig
     Args:
         config: of the run.
         recorded: of the same run, which goes on; it keeps its commits and its compute type.
+        tunes: whether steps are taken, and not an evaluation alone.
 
     Raises:
         BadInput: a data set cannot be fetched.
@@ -70,16 +71,12 @@ def pinned(config: TuneConfig, recorded: TuneConfig | None = None) -> TuneConfig
         for name, value in config.own.items()
     }
     held = config.compute_dtype or (as_recorded(recorded).compute_dtype if recorded else None)
-    return dataclasses.replace(config, own=own, compute_dtype=held or _compute_dtype(config))
+    return dataclasses.replace(config, own=own, compute_dtype=held or _compute_dtype(config, tunes=tunes))
 
 
-def _compute_dtype(config: TuneConfig) -> Any:
-    """Return the compute type of 16-bit weights on this machine's processor; None where there is no choice."""
-    on_cpu = config.device.startswith("cpu") or (config.device == "auto" and not torch.cuda.is_available())
-    if not on_cpu or config.dtype not in ("bfloat16", "float16") or config.quantise or config.offload:
-        return None
-    chosen = compute_types.choose(None, getattr(torch, config.dtype), torch.device("cpu"))
-    return str(chosen).removeprefix("torch.")
+def _compute_dtype(config: TuneConfig, *, tunes: bool = True) -> str | None:
+    """Return what a run without a compute type takes; None where there is no choice."""
+    return compute_types.for_settings(config, differences=tunes and METHODS[config.method].estimates)
 
 
 def load_task(config: TuneConfig, say: Say = silent) -> tuple[Task, Splits]:
@@ -100,8 +97,10 @@ def load_task(config: TuneConfig, say: Say = silent) -> tuple[Task, Splits]:
 
 def base_model(config: TuneConfig, *, tokenizer: Any = None, say: Say = silent) -> LanguageModel:
     """Return the model of a configuration before any scheme is applied; see `gradless.lm.load`."""
-    names = ("dtype", "compute_dtype", "device", "chat", "quantise", "offload")
-    return lm.load(config.model, **{name: getattr(config, name) for name in names}, tokenizer=tokenizer, say=say)
+    names = ("dtype", "device", "chat", "quantise", "offload")
+    kinds = {name: getattr(config, name) for name in names}
+    kinds["compute_dtype"] = config.compute_dtype or _compute_dtype(config)
+    return lm.load(config.model, **kinds, tokenizer=tokenizer, say=say)
 
 
 def build(

@@ -140,7 +140,7 @@ class TuneConfig(RewardSettings):
     dtype: DType | None = None
     """float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's."""
     compute_dtype: ComputeDType | None = None
-    """auto, float32 or the type of 16-bit weights: of products. auto: on a processor the faster one."""
+    """auto, float32 or the type of 16-bit weights: of products. auto on CPUs: float32 to tune, else the faster."""
     device: Device = "cpu"
     """cpu, cuda, cuda:1, mps; auto: all GPUs."""
     quantise: Quantise = None

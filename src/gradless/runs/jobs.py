@@ -169,7 +169,7 @@ def _eval_config(config: TuneConfig, num_demonstrations: int) -> TuneConfig:
     """Return the configuration with nothing left open, and without rows that no evaluation reads."""
     if not config.own:
         config = dataclasses.replace(config, num_train=config.num_train if num_demonstrations else 0, num_dev=0)
-    return build.pinned(config.resolved())
+    return build.pinned(config.resolved(), tunes=False)
 
 
 def _evaluated(config: TuneConfig, mode: str, num_demonstrations: int, reporter: Reporter) -> dict[str, Any]:
