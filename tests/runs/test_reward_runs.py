@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 
 import pytest
+import torch
 
+import ranks_helpers
 from cli_helpers import call as gradless
 from gradless import ledger
 from gradless.runs import reward_runs
@@ -40,12 +43,16 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-def tune(out, *more, reward="score.py:count", steps=3):
+def line(out, *more, reward="score.py:count", steps=3):
     data = ("--train", "rows.jsonl", "--test", "rows.jsonl", "--template", "{question} :", "--num-dev", 4)
     size = ("--num-test", 6, "--steps", steps, "--batch-size", 4, "--queries", 2, "--max-new-tokens", 6)
     how = ("--model", "tiny-llama", "--scheme", "lora", "--method", "es", "--eps", 0.05, "--lr", 0.05)
     chosen = ("--reward", reward) if reward else ()
-    return gradless("tune", *how, *data, *size, *chosen, *more, "--out", out)
+    return list(map(str, ["tune", *how, *data, *size, *chosen, *more, "--out", out]))
+
+
+def tune(out, *more, **settings):
+    return gradless(*line(out, *more, **settings))
 
 
 def result_of(out):
@@ -115,6 +122,18 @@ def test_the_untouched_model_is_evaluated_by_a_reward(folder):
     assert set(measured["test"]) == {"reward", "passed", "valid"}
     assert "reward_test" in measured["interval"]
     assert measured["pass_at"]["test"]["samples"] == 2
+
+
+@pytest.mark.sweep
+@pytest.mark.skipif(not torch.distributed.is_available() or sys.platform != "linux", reason="needs gloo and forks")
+@pytest.mark.parametrize("split", ["directions", "batch"])
+def test_two_ranks_take_the_steps_of_one_process(folder, split):
+    ended = ranks_helpers.together(2, folder, ranks_helpers.command, line("two", "--split", split))
+    assert [end.code for end in ended] == [0, 0], ended
+    assert tune("one", "--engine", "stream").exit_code == 0
+    moves = [ledger.read(folder / run / "ledger").moves for run in ("two", "one")]
+    assert [move.coeffs for move in moves[0]] == [move.coeffs for move in moves[1]]
+    assert result_of(folder / "two")["weights_sha256"] == result_of(folder / "one")["weights_sha256"]
 
 
 def test_members_that_cannot_be_compared_are_said_and_counted(folder):

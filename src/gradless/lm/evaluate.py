@@ -298,7 +298,7 @@ def _generation(
             if objective.of_texts is not None:
                 values = objective.of_texts(prompts, [one.text for one in written])
                 for i, value in zip(group, values.tolist(), strict=True):
-                    rewards[i] = -value
+                    rewards[i] = 0.0 - value
                 known = values[~np.isnan(values)]
                 losses.add(torch.tensor(known.mean() if known.size else 0.0), float(known.size))
     done = predict or not objective.differentiable

@@ -115,5 +115,5 @@ class RewardClosure:
         whole = np.concatenate(parts, axis=1)
         for member, losses in enumerate(whole):
             tokens = [one.tokens for written in texts for one in written[member]]
-            self.members.append(Member(-mean(losses), 1 - float(np.isnan(losses).mean()), float(np.mean(tokens))))
+            self.members.append(Member(0.0 - mean(losses), 1 - float(np.isnan(losses).mean()), float(np.mean(tokens))))
         return whole

@@ -306,6 +306,8 @@ def _read_prompt(lm: LanguageModel, row: Encoded, objective: Objective) -> Promp
     decode = partial(lm.tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     option = list(row.options[row.gold]) if row.options else []
     context = list(row.context(row.gold)) if row.contexts else list(row.prompt)
+    if objective.passes is not None:  # what is scored is written first
+        return _shortened(decode(list(row.prompt)), "", "")
     if row.mask is not None:
         return _shortened(decode(context[: row.mask]), decode(option), decode(context[row.mask + 1 :]))
     before, whole = decode(context), decode(context + option)

@@ -67,19 +67,20 @@ def sources(functions: Rewards | None) -> dict[str, Any]:
     return {SOURCES: functions.sources} if functions is not None and functions.sources else {}
 
 
-def of_step(closure: Any, estimator: Estimator, step: int) -> dict[str, Any]:
+def of_step(closure: Any, estimator: Estimator, step: int, loss: float) -> dict[str, Any]:
     """Return what the log of a step says of its texts; nothing if none were written.
 
     Args:
         closure: that measured it.
         estimator: that compared the losses; what was evaluated after its points was a check.
         step: of the run.
+        loss: of the step, of all ranks.
     """
     if not isinstance(closure, RewardClosure) or not closure.members:
         return {}
     members = closure.members[: estimator.forwards(estimator.queries(step))]
     return {
-        "reward": _number(_mean([one.reward for one in members])),
+        "reward": 0.0 - loss if math.isfinite(loss) else None,
         "reward_members": [_number(one.reward) for one in members],
         "valid": _mean([one.valid for one in members]),
         "completion_tokens": _mean([one.tokens for one in members]),
@@ -152,7 +153,7 @@ def sampled(
             prompts: Prompts = chosen.prepare(lm, rows)
             with torch.no_grad():
                 texts = [one.text for one in write(lm, prompts, sampling.of(prompts))]
-            for i, value in zip(group, (-chosen.of_texts(prompts, texts)).tolist(), strict=True):
+            for i, value in zip(group, (0.0 - chosen.of_texts(prompts, texts)).tolist(), strict=True):
                 values[i][sample] = value
     return values
 

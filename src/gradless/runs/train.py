@@ -201,6 +201,8 @@ def _assembled(
         reward_runs.note_changes(rewards, folder, reporter.warn)
     objective = reward_runs.objective(config, task, rewards)
     model, label_tokens = build.build_for(config, folder, task, splits.train, say=reporter.say)
+    if rewards is not None and not model.optimizer.estimator.rows:
+        reporter.say(f"{config.method} compares few texts a step; --method es compares a population, row by row")
     run = RunContext(config, folder, task, splits, objective, model, reporter, ranks, rewards=rewards)
     return run, label_tokens
 
@@ -277,7 +279,7 @@ def _loop(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> tuple[str
             while opt.t < config.steps:
                 _dev_if_due(run, log)
                 loss = _step(run, ledger_file, log)
-                show(opt.t, f"loss {loss:.4f}" if run.rewards is None else f"reward {-loss:.4f}")
+                show(opt.t, f"loss {loss:.4f}" if run.rewards is None else f"reward {0.0 - loss:.4f}")
             _dev_if_due(run, log)
         except (Diverged, NotFinite) as error:
             return DIVERGED, str(error)
@@ -305,7 +307,7 @@ def _step(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> float:
             loss = opt.step_with(closure, append)[0].loss
         except Diverged as error:  # the step that ends a run is noted like all others
             diverged = error
-    observed = reward_runs.of_step(closure, opt.estimator, moves[0].step) if moves else {}
+    observed = reward_runs.of_step(closure, opt.estimator, moves[0].step, loss) if moves else {}
     for move in moves:  # none if the run had diverged before a crash already
         log.write(
             event="step",
