@@ -20,6 +20,10 @@ ROWS = [
     for number, letter in enumerate("abcdefgh" * 3)
 ]
 FUNCTION = """
+import os, signal
+
+calls = 0
+
 def count(prompts, completions, letter, more, **rest):
     assert all(isinstance(one[0], int) for one in more)
     return [min(1.0, text.count(one) / 4) for text, one in zip(completions, letter)]
@@ -32,6 +36,15 @@ def same(prompts, completions, **rest):
 
 def broken(prompts, completions, **rest):
     raise ValueError("out of luck")
+
+def deadly(prompts, completions, letter, more, **rest):
+    # kills the run once, while it waits for the rewards of a step
+    global calls
+    calls += 1
+    if len(completions) == 16 and calls > 5 and not os.path.exists("killed"):
+        open("killed", "w").close()
+        os.kill(os.getppid(), signal.SIGKILL)
+    return count(prompts, completions, letter, more)
 """
 
 
@@ -98,6 +111,20 @@ def test_a_run_that_was_killed_goes_on_to_the_same_weights(folder):
     assert "runs only if it is named: add --reward" in refused.output
     assert gradless("tune", "--resume", "--reward", "score.py:count", "--out", "parts").exit_code == 0
     assert result_of(folder / "parts")["weights_sha256"] == result_of(folder / "whole")["weights_sha256"]
+
+
+@pytest.mark.sweep
+@pytest.mark.skipif(sys.platform != "linux", reason="needs processes that fork")
+def test_a_run_killed_in_the_middle_of_a_step_goes_on_to_the_same_weights(folder):
+    arguments = line("run", reward="score.py:deadly")
+    (end,) = ranks_helpers.together(1, folder, ranks_helpers.command, arguments)
+    assert end.code == -9, end
+    taken = len(ledger.read(folder / "run" / "ledger").moves)
+    assert 0 < taken < 3
+    (end,) = ranks_helpers.together(1, folder, ranks_helpers.command, [*arguments, "--resume"])
+    assert end.code == 0, end.err
+    assert tune("whole").exit_code == 0
+    assert result_of(folder / "run")["weights_sha256"] == result_of(folder / "whole")["weights_sha256"]
 
 
 def test_a_run_is_rebuilt_and_predicts_without_its_reward_function(folder):
