@@ -16,6 +16,7 @@ from gradless import lm
 from gradless.cli import main
 from gradless.runs import card, jobs
 from gradless.runs.classifier import spec_of
+from gradless.runs.replay import shared
 from gradless.runs.usage import usage
 from save_helpers import QUIET, facts_of, tuned
 
@@ -93,6 +94,42 @@ def test_the_card_names_the_base_model(model, base, code):
         assert found.data.license == "gemma"
 
 
+def test_the_card_tells_of_rewards():
+    from huggingface_hub import ModelCard
+
+    own = {"train": "/x/train.jsonl", "test": "/x/test.jsonl", "template": "Where is {city}?"}
+    rewards = {"reward": ("/home/me/mine.py:concise", "length:20"), "reward_weight": (1.0, 0.5)}
+    config = h.TuneConfig(model="tiny-llama", own=own, method="es", **rewards).resolved()
+    config = shared(config)
+    result = {
+        **{"status": "done", "steps": 3, "train_seconds": 9.0, "versions": {"machine": "x"}, "dev": {}},
+        "zero_shot": {"loss": -0.25, "reward": 0.25, "passed": 0.0, "valid": 1.0},
+        "test": {"loss": -0.5, "reward": 0.5, "passed": 0.25, "valid": 1.0},
+        "interval": {"test": [0.1, 0.4], "reward_test": [0.3, 0.7], "reward_difference": [0.1, 0.4]},
+        "pass_at": {part: {"samples": 4, "1": [0.1, 0.0, 0.2], "4": [0.2, 0.1, 0.3]} for part in ("zero_shot", "test")},
+    }
+    base = card.loaded_from("tiny-llama")
+    facts = card.Facts(
+        **{"name": "x", "location": "me/x", "config": config, "step": 3, "ledger_bytes": 9, "sha256": "c"},
+        header={"base_sha256": "a", "data_sha256": "b", "gradless": "0.1.0", "tuned_parameters": 3},
+        result=result,
+        masked=False,
+        use=usage(lm.tiny("llama"), spec_of(config), location="me/x", adapter=False, base=base),
+    )
+    shown = ModelCard(card.render(facts))
+    assert "to raise the reward 1 x `mine.py:concise` + 0.5 x `length:20` of generated text" in shown.text
+    assert "/home/me" not in shown.text
+    assert "| reward | 0.2500 | 0.5000 |" in shown.text
+    assert "| loss" not in shown.text
+    assert "Mean reward, 95 % intervals: tuned 0.300 to 0.700, their paired difference (+0.250) +0.100" in shown.text
+    assert "Passed, 95 % intervals: tuned 0.100 to 0.400." in shown.text
+    assert "pass@4 of sampled texts, 95 % intervals: before 0.200 (0.100 to 0.300), tuned 0.200" in shown.text
+    evaluated = {one.metric_type: one for one in shown.data.eval_results}
+    assert evaluated["reward"].task_type == "text-generation"
+    assert evaluated["reward"].metric_name == "test reward (95 % interval 0.300 to 0.700)"
+    assert evaluated["valid"].metric_name == "test valid"
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -101,6 +138,11 @@ def test_the_card_names_the_base_model(model, base, code):
         {"method": "zo-sparse", "options": {"mask": "magnitude", "keep": 0.25}, "freeze": ("embed.*", "a b")},
         {"zero_shot": False, "select": "metric", "eval_every": 2, "schedule": "cosine", "warmup": 1, "queries": 3},
         {"task": "rte", "own": {}, "aligned": False, "num_train": 0, "num_test": 7, "k_shot": 4, "device": "cuda:1"},
+        {
+            "own": {"name": "mine", "train": "/a b/t.jsonl", "test": "/u.jsonl", "template": "Where is {x}?\\n"},
+            **{"method": "es", "reward": ("exact_match", "format:[a-z ]+"), "reward_weight": (1.0, 0.5)},
+            **{"stop": ("\n", "END"), "max_new_tokens": 9, "temperature": 0.5, "samples": 4, "pass_reward": 0.5},
+        },
         {
             "own": {
                 "name": "mine",

@@ -95,14 +95,13 @@ def _extent(record: RunRecord) -> str:
 
 def reached(record: RunRecord) -> str:
     """Return the main metric on test beside the untouched model and the most frequent answer; of dev without test."""
-    from gradless.lm.metrics import SHARES
     from gradless.runs import facts
 
     name, tuned, untouched = record.metric, record.numbers("test"), record.numbers("zero_shot")
     known = next((one for one in (name, *tuned) if one in tuned), None)
     parts = []
     if known is not None:
-        ends = record.interval("test") if known in SHARES else None
+        ends = record.interval_of(known, "test")
         parts.append(f"test {known} {tuned[known]:.3f}" + (f" ({ends[0]:.3f} to {ends[1]:.3f})" if ends else ""))
     elif (dev := _dev(record)) is not None:
         parts.append(dev)
@@ -112,7 +111,7 @@ def reached(record: RunRecord) -> str:
     if shown in before:
         parts.append(f"untouched {before[shown]:.3f}" if known else f"untouched test {shown} {before[shown]:.3f}")
     described = facts.of_run(record.folder, record.result)
-    if described is not None and shown in SHARES:
+    if described is not None and shown == record.share:
         parts.append(majority(described.to_json()))
     return "; ".join(filter(None, parts))
 
@@ -131,12 +130,24 @@ def majority(data: Any) -> str:
 
 def _dev(record: RunRecord) -> str | None:
     """Return how the loss on dev went."""
+    if record.rewarded:
+        return _dev_reward(record)
     points = [one for one in record.evaluations if one.split == "dev" and one.loss is not None]
     if not points:
         return None
     first, last = points[0], record.evaluation("dev", record.selected) or points[-1]
     start = f"{first.loss:.4f} -> " if first.step == 0 and last.step else ""
     return f"dev loss {start}{last.loss:.4f} at step {last.step}"
+
+
+def _dev_reward(record: RunRecord) -> str | None:
+    name = record.metric
+    points = [(one.step, one.metrics[name]) for one in record.evaluations if one.split == "dev" and name in one.metrics]
+    if not points:
+        return None
+    step, value = next((one for one in reversed(points) if one[0] == record.selected), points[-1])
+    start = f"{points[0][1]:.4f} -> " if points[0][0] == 0 and step else ""
+    return f"dev {name} {start}{value:.4f} at step {step}"
 
 
 def _after(record: RunRecord, saved: Path | None) -> list[str]:
@@ -220,6 +231,8 @@ def _summary(result: dict[str, Any]) -> Iterator[str]:
     from gradless.runs.facts import difference_line
 
     for name, value in result["test"].items():
+        if name == "loss" and "reward" in result["test"]:
+            continue  # it is the reward, negative
         untuned = result["zero_shot"].get(name)
         yield f"test {name}: " + (f"{untuned:.4f} -> " if untuned is not None else "") + f"{value:.4f}"
     if line := difference_line(result):

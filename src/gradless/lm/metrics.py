@@ -151,9 +151,12 @@ def share_name(scores: Iterable[str]) -> str:
     """Return the name of the share of right answers among the names of metrics, else these words.
 
     Example:
-        >>> share_name(["loss", "accuracy"]), share_name({"token_f1": 0.5})
-        ('accuracy', 'share of right answers')
+        >>> share_name(["loss", "accuracy"]), share_name({"token_f1": 0.5}), share_name(["solved", "reward", "passed"])
+        ('accuracy', 'share of right answers', 'passed')
     """
+    scores = list(scores)
+    if "passed" in scores:  # in a run on a reward that is what makes a text right
+        return "passed"
     return next((name for name in scores if name in SHARES), "share of right answers")
 
 

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gradless import __version__, plugins, tasks
 from gradless.lm import assets
-from gradless.lm.metrics import SHARES, share_name
+from gradless.lm.metrics import REWARDS, share_name
 from gradless.methods import METHODS
 from gradless.runs.config import TuneConfig
 from gradless.runs.config_io import tune_command
-from gradless.runs.facts import ENDS, RANDOM, Baseline, baseline, share_gain
+from gradless.runs.facts import ENDS, RANDOM, Baseline, baseline, reward_gain, share_gain
 from gradless.runs.usage import Base, Usage
-from gradless.tasks import hub
+from gradless.tasks import Task, hub
 from gradless.tasks.own import parse_labels
 
 if TYPE_CHECKING:
@@ -121,6 +121,9 @@ def render(facts: Facts) -> str:
         compared=compared,
         majority=_majority(compared),
         intervals=_intervals(result),
+        scores=_scores(result),
+        rewards=_rewards(config),
+        passes=_passes(result),
         prompt=_prompt(facts),
         answers=_answers(facts),
         original=ORIGINS.get(facts.base_model, (None,))[0],
@@ -154,9 +157,16 @@ def task_file(config: TuneConfig) -> str | None:
     own = config.own
     if "name" not in own and not isinstance(own.get("labels"), dict):
         return None
-    labels = own["labels"] if isinstance(own["labels"], dict) else parse_labels(own["labels"])
+    labels = _labels(own)
     lines = [f"{key} = {_toml(value)}" for key, value in own.items() if key != "labels"]
-    return "\n".join([*lines, "", "[labels]", *(f"{_toml(key)} = {_toml(text)}" for key, text in labels.items()), ""])
+    words = [f"{_toml(key)} = {_toml(text)}" for key, text in labels.items()]
+    return "\n".join([*lines, *(["", "[labels]", *words] if words else []), ""])
+
+
+def _labels(own: dict[str, Any]) -> dict[str, str]:
+    """Return the words of the labels of own files; none of those whose texts a reward scores."""
+    labels = own.get("labels") or {}
+    return labels if isinstance(labels, dict) else parse_labels(labels)
 
 
 def loaded_from(model: str) -> Base:
@@ -181,12 +191,12 @@ def _metadata(facts: Facts) -> ModelCardData:
     config, result = facts.config, facts.result
     origin, licence = ORIGINS.get(facts.base_model, (None, None))
     base = origin or (base_id(facts.base_model) or (None,))[0]
-    scores = result["test"] if result else {}
+    scores = _scores(result)
     task = tasks.get(config.task) if config.task else None
     dataset, dataset_config = (task.hub if task else _hub_data(config)) or (None, None)
     results = [
         EvalResult(
-            task_type=HUB_TASKS[task.kind] if task else "text-classification",
+            task_type=_hub_task(task, config),
             dataset_type=dataset or "own-files",
             dataset_config=dataset_config,
             dataset_name=facts.task_title,
@@ -202,12 +212,40 @@ def _metadata(facts: Facts) -> ModelCardData:
         datasets=[dataset] if dataset else None,
         library_name="peft" if facts.adapter else "transformers",
         license=licence,
-        metrics=[name for name in scores if name != "loss"] or None,
+        metrics=[name for name in scores if name not in ("loss", *REWARDS)] or None,
         model_name=facts.name,
         pipeline_tag="fill-mask" if facts.masked else "text-generation",
         tags=["gradless", METHODS[config.method].family + "-order", config.method, config.scheme],
         eval_results=results or None,
     )
+
+
+def _hub_task(task: Task | None, config: TuneConfig) -> str:
+    if config.reward:
+        return "text-generation"
+    return HUB_TASKS[task.kind] if task else "text-classification"
+
+
+def _scores(result: dict[str, Any] | None) -> dict[str, float]:
+    """Return the figures on test; of a run on a reward without the loss, which is the reward, negative."""
+    scores = result["test"] if result else {}
+    return {name: value for name, value in scores.items() if name != "loss" or "reward" not in scores}
+
+
+def _rewards(config: TuneConfig) -> list[str]:
+    """Return the reward functions as code, with their weights."""
+    names = [_code(name) for name in config.reward]
+    weights = config.reward_weight
+    return [f"{weight:g} x {name}" for weight, name in zip(weights, names, strict=True)] if weights else names
+
+
+def _passes(result: dict[str, Any] | None) -> str:
+    """Say pass@k at the largest k, before and tuned."""
+    parts = (result or {}).get("pass_at", {})
+    k = max((int(k) for shares in parts.values() for k in shares if k.isdecimal()), default=0)
+    shares = {name: parts[part][str(k)] for part, name in (("zero_shot", "before"), ("test", "tuned")) if part in parts}
+    texts = [f"{name} {share:.3f} ({low:.3f} to {high:.3f})" for name, (share, low, high) in shares.items()]
+    return f"pass@{k} of sampled texts, 95 % intervals: {', '.join(texts)}." if texts else ""
 
 
 def _hub_data(config: TuneConfig) -> tuple[str, str | None] | None:
@@ -218,24 +256,33 @@ def _hub_data(config: TuneConfig) -> tuple[str, str | None] | None:
 
 
 def _interval_of(name: str, result: dict[str, Any] | None) -> str:
-    """A share of right answers has an interval."""
-    if name not in SHARES or result is None or "test" not in result["interval"]:
+    """A share of right answers has an interval, and a mean reward."""
+    intervals = result["interval"] if result else {}
+    part = "reward_test" if name == "reward" else "test"
+    if part not in intervals or (part == "test" and name != share_name(result["test"] if result else ())):
         return ""
-    low, high = result["interval"]["test"]
+    low, high = intervals[part]
     return f" (95 % interval {low:.3f} to {high:.3f})"
 
 
-def _intervals(result: dict[str, Any] | None) -> list[str]:
-    """The 95 % intervals of the share of right answers: before, tuned, and of the difference."""
-    intervals = (result or {}).get("interval", {})
-    gain = share_gain(result or {})
-    names = {
-        "zero_shot": ("before", ".3f"),
-        "test": ("tuned", ".3f"),
-        "difference": ("their paired difference" + ("" if gain is None else f" ({gain:+.3f})"), "+.3f"),
-    }
-    shown = [(name, form, intervals[part]) for part, (name, form) in names.items() if part in intervals]
-    return [f"{name} {low:{form}} to {high:{form}}" for name, form, (low, high) in shown]
+def _intervals(result: dict[str, Any] | None) -> dict[str, list[str]]:
+    """The 95 % intervals of the mean reward and of the share of right answers: before, tuned, and of the difference."""
+    if result is None:
+        return {}
+    intervals = result["interval"]
+    groups = {"mean reward": ("reward_", reward_gain(result)), share_name(result["test"]): ("", share_gain(result))}
+    shown = {}
+    for title, (prefix, gain) in groups.items():
+        names = {
+            "zero_shot": ("before", ".3f"),
+            "test": ("tuned", ".3f"),
+            "difference": ("their paired difference" + ("" if gain is None else f" ({gain:+.3f})"), "+.3f"),
+        }
+        known = [
+            (name, form, intervals[prefix + part]) for part, (name, form) in names.items() if prefix + part in intervals
+        ]
+        shown[title] = [f"{name} {low:{form}} to {high:{form}}" for name, form, (low, high) in known]
+    return {title: texts for title, texts in shown.items() if texts}
 
 
 def _majority(compared: Baseline | None) -> str:
@@ -261,8 +308,7 @@ def _answers(facts: Facts) -> list[str]:
     """The label words, as code; none of a task whose answers are free."""
     config = facts.config
     if config.own:
-        labels = config.own.get("labels") or {}
-        return [_code(text) for text in (parse_labels(labels) if isinstance(labels, str) else labels).values()]
+        return [_code(text) for text in _labels(config.own).values()]
     task = tasks.get(str(config.task))
     return [_code(text.strip()) for text in (task.masked_words if facts.masked else task.label_words) or ()]
 

@@ -284,14 +284,26 @@ def share_gain(result: Mapping[str, Any]) -> float | None:
     return None if before is None or after is None else after - before
 
 
+def reward_gain(result: Mapping[str, Any]) -> float | None:
+    """Return what tuning added to the mean reward on test; None where either is not known."""
+    parts = (result.get(part) for part in ("zero_shot", "test"))
+    before, after = (part.get("reward") if isinstance(part, Mapping) else None for part in parts)
+    return None if before is None or after is None else float(after - before)
+
+
 def difference_line(result: Mapping[str, Any]) -> str:
-    """Return that difference and its 95 % interval, under the name of the metric; "" where there is none."""
-    intervals, gain = result.get("interval"), share_gain(result)
-    ends = intervals.get("difference") if isinstance(intervals, Mapping) else None
+    """Return that difference or, if there is one, that of the mean reward, with its 95 % interval; "" without one."""
+    intervals = result.get("interval")
+    if not isinstance(intervals, Mapping):
+        return ""
+    if "reward_difference" in intervals:
+        name, gain, ends = "reward", reward_gain(result), intervals["reward_difference"]
+    else:
+        name, gain, ends = share_name(result.get("test") or {}), share_gain(result), intervals.get("difference")
     if not ends:
         return ""
     low, high = ends
-    name, point = share_name(result.get("test") or {}), "" if gain is None else f"{gain:+.3f}, "
+    point = "" if gain is None else f"{gain:+.3f}, "
     return f"difference in {name}: {point}{low:+.3f} to {high:+.3f} (95 %, paired)"
 
 

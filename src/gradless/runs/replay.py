@@ -15,6 +15,7 @@ from gradless.methods import METHODS
 from gradless.runs import build, extend
 from gradless.runs.build import OWN_PATHS, Model
 from gradless.runs.config import TuneConfig, as_recorded, difference, read_config
+from gradless.runs.reward_settings import SOURCES
 from gradless.system.hashing import weights_sha256
 from gradless.tasks import Splits, hub
 
@@ -43,6 +44,8 @@ def shared_values(values: Mapping[str, Any]) -> dict[str, Any]:
         known["data"] = _name(data)
     if isinstance(rewards, list | tuple):
         known["reward"] = type(rewards)(shared_reward(str(one)) for one in rewards)
+    if isinstance(hashes := values.get(SOURCES), Mapping):
+        known[SOURCES] = {shared_reward(str(name)): sha256 for name, sha256 in hashes.items()}
     return {**values, **known}
 
 

@@ -23,6 +23,7 @@ from gradless.runs.record import RunLog, read_lines
 Say = Callable[[str], None]
 Watch = Callable[[RunLog], None]
 HISTOGRAMS = 20  # so many in a run
+OF_TEXTS = ("reward", "valid", "completion_tokens")  # of a run on a reward, in training and in evaluations
 FLUSH_SECONDS = 10  # what a killed process loses is written again on --resume
 
 
@@ -58,6 +59,7 @@ class Reader:
                 values = {
                     "train/loss": line["loss"],
                     "train/lr": line["lr"],
+                    **{f"train/{name}": line.get(name) for name in OF_TEXTS},
                     "train/forwards_per_second": line["forwards"] / line["seconds"] if line["seconds"] else None,
                     "memory/peak_bytes": line["peak_memory_bytes"],
                 }
@@ -65,7 +67,10 @@ class Reader:
                 self._coeffs += line["coeffs"] or ()
                 histogram = self.rest() if (self._step + 1) % self.every == 0 else []
             case "eval":
-                values = {f"{line['split']}/{name}": line.get(name) for name in ("loss", *metrics.METRICS)}
+                values = {
+                    f"{line['split']}/{name}": line.get(name)
+                    for name in ("loss", *OF_TEXTS, "passed", *metrics.METRICS)
+                }
             case "inference":
                 values = {"memory/inference_bytes": line["bytes"]}
         scalars = [Event(tag, line["step"], self.seconds, value) for tag, value in values.items() if value is not None]

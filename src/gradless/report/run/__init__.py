@@ -17,8 +17,13 @@ from gradless.system.atomic import write_text
 
 def brief(record: RunRecord) -> list[Table]:
     """The tables for a terminal: outcome, cost, and a few rows before and after with short texts."""
-    shown = [run_tables.outcome(record), run_tables.cost(record), *run_tables.examples(record, brief=True)]
+    shown = [*_numbers(record), *run_tables.examples(record, brief=True)]
     return [table for table in shown if table.rows]
+
+
+def _numbers(record: RunRecord) -> list[Table]:
+    tables = (run_tables.outcome(record), run_tables.pass_at(record), run_tables.cost(record))
+    return [table for table in tables if table is not None]
 
 
 def write(folder: Path, say: Callable[[str], object]) -> list[Path]:
@@ -35,7 +40,7 @@ def write(folder: Path, say: Callable[[str], object]) -> list[Path]:
     for remark in record.remarks:
         say(f"note: {remark}")
     pictures = drawn(lambda: drawings(record), say)
-    tables = [run_tables.outcome(record), run_tables.cost(record), *run_tables.examples(record)]
+    tables = [*_numbers(record), *run_tables.examples(record)]
     path = folder / "report.html"
     write_text(path, page(record, tables, pictures or (), drawn=pictures is not None))
     return [path]

@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from gradless.cost.figures import running_mean
-from gradless.lm.metrics import SHARES
-from gradless.report.common.numbers import counted, median
+from gradless.report.common.numbers import counted, median, show
 from gradless.report.common.pictures import INK, PALE, canvas, plain_axes
 from gradless.report.run.record import RunRecord
 from gradless.report.run.tables import memory_rows, size_text
@@ -36,8 +35,8 @@ class Drawing(NamedTuple):
 
 def drawings(record: RunRecord) -> list[Drawing]:
     """Draw everything that the run has something for. Within `pictures.settings`."""
-    makers: list[Callable[[RunRecord], Drawing | None]] = [_loss, _metric, _speed, _memory]
-    makers += [_histogram, _coefficients, _rate]
+    makers: list[Callable[[RunRecord], Drawing | None]] = [_reward if record.rewarded else _loss, _metric]
+    makers += [_valid, _length, _speed, _memory, _histogram, _coefficients, _rate]
     return [drawing for make in makers if (drawing := make(record)) is not None]
 
 
@@ -70,11 +69,76 @@ def _loss(record: RunRecord) -> Drawing | None:
     return _drawing(figure, axes, "training-loss", "Loss", "The loss that training minimises." + notes)
 
 
+def _reward(record: RunRecord) -> Drawing | None:
+    points = [(step.step + 1, step.reward) for step in record.steps if step.reward is not None]
+    if not points:
+        return None
+    figure, axes = _canvas()
+    members = [(step.step + 1, min(step.members), max(step.members)) for step in record.steps if step.members]
+    x, y = [step for step, _ in points], [reward for _, reward in points]
+    width = max(1, len(y) // WINDOW)
+    if any(low < high for _, low, high in members):
+        axes.fill_between(*zip(*members, strict=True), color=BLUE, alpha=0.22, linewidth=0, label="members")
+    axes.plot(x, y, color=BLUE, label="mean", **({"alpha": 0.5, "linewidth": 0.8} if width > 1 else {"marker": "."}))
+    if width > 1:
+        axes.plot(x, running_mean(y, width), color=BLUE, linewidth=1.8, label=f"mean of {width} steps")
+    most = max(len(step.members) for step in record.steps)
+    caption = "Reward of the texts of each training batch."
+    caption += f" Band: from the lowest to the highest mean of {most} perturbed models." if members else ""
+    caption += f" Texts are {_chosen(record)}." + _mark_skipped(axes, record) + _mark_selected(axes, record)
+    _steps_axis(axes, record, "reward")
+    return _drawing(figure, axes, "training-reward", "Reward in training", caption)
+
+
+def _chosen(record: RunRecord) -> str:
+    temperature = record.config.get("temperature", 1.0)
+    return "written greedily" if temperature == 0 else f"sampled at temperature {show(temperature)}"
+
+
+def _valid(record: RunRecord) -> Drawing | None:
+    training = [(step.step + 1, step.valid) for step in record.steps if step.valid is not None]
+    passed = [
+        (one.step, one.metrics["passed"])
+        for one in record.evaluations
+        if one.split == "dev" and "passed" in one.metrics
+    ]
+    if not training:
+        return None
+    figure, axes = _canvas()
+    axes.plot(*zip(*training, strict=True), color=BLUE, linewidth=1.4, label="valid, training")
+    caption = "Valid: the share of texts that have a reward, since no function refused, failed or timed out."
+    if passed:
+        axes.plot(*zip(*passed, strict=True), "o-", **{**DEV, "label": "passed, dev"})
+        caption += (
+            f" Passed: the share of dev rows with a reward of {show(record.config.get('pass_reward', 1.0))} or more."
+        )
+    axes.set_ylim(-0.03, 1.05)
+    _steps_axis(axes, record, "share of texts")
+    return _drawing(figure, axes, "training-valid", "Valid and passed", caption)
+
+
+def _length(record: RunRecord) -> Drawing | None:
+    training = [(step.step + 1, step.tokens) for step in record.steps if step.tokens is not None]
+    dev = [(one.step, one.tokens) for one in record.evaluations if one.split == "dev" and one.tokens is not None]
+    if not training:
+        return None
+    figure, axes = _canvas()
+    axes.plot(*zip(*training, strict=True), color=BLUE, linewidth=1.4, label="training batch")
+    if dev:
+        axes.plot(*zip(*dev, strict=True), "o-", **DEV)
+    axes.set_ylim(0, None)
+    _steps_axis(axes, record, "new tokens")
+    caption = (
+        "Mean number of new tokens of a text. One that grows or shrinks without need may be how a reward is gamed."
+    )
+    return _drawing(figure, axes, "training-length", "Length of the texts", caption)
+
+
 def _metric(record: RunRecord) -> Drawing | None:
     name = record.metric
     dev = [(one.step, one.metrics[name]) for one in record.evaluations if one.split == "dev" and name in one.metrics]
     test = [
-        (step, record.numbers(part)[name], record.interval(part))
+        (step, record.numbers(part)[name], record.interval_of(name, part))
         for step, part in ((0, "zero_shot"), (record.selected, "test"))
         if step is not None and name in record.numbers(part)
     ]
@@ -89,10 +153,10 @@ def _metric(record: RunRecord) -> Drawing | None:
     squares: dict[str, Any] = {"fmt": "s", "color": BLUE, "markersize": 5.5, "linewidth": 1.4, "capsize": 4}
     for number, (step, value, ends) in enumerate(test):
         label = "test" if number == 0 else None
-        bars = [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]] if ends and name in SHARES else None
+        bars = [[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]] if ends else None
         axes.errorbar([step], [value], bars, label=label, zorder=3, **squares)
     if test:
-        intervals = ", with 95 % intervals" if name in SHARES else ""
+        intervals = ", with 95 % intervals" if any(ends for *_, ends in test) else ""
         caption += f" Squares: test, before and after{intervals}."
         caption += "" if record.earlier_ends else " Test was not looked at in between."
     if earlier:

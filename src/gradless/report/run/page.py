@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from gradless import plugins
 from gradless.forward.engines import EngineChoice
-from gradless.lm.metrics import SHARES
 from gradless.methods import FIRST, FORWARD, HYBRID
 from gradless.report.common.numbers import counted, show
 from gradless.report.common.page import inlined, render
@@ -17,7 +16,7 @@ from gradless.report.common.read import mapping
 from gradless.report.common.table import NOTHING, Table
 from gradless.report.run.figures import Drawing
 from gradless.report.run.record import RunRecord
-from gradless.report.run.tables import classes, data_facts
+from gradless.report.run.tables import classes, data_facts, reward_facts
 from gradless.report.run.verdict import shares, verdict
 from gradless.runs.config import RECORDED
 from gradless.runs.config_io import tune_command
@@ -32,6 +31,11 @@ USUAL = (
     "A coefficient (projected gradient) is the slope of the batch's loss along one random direction, from losses at "
     "perturbed weights. These numbers are all that training keeps: with the base model they give the tuned weights "
     "again, bit for bit. Their sign is as random as the direction; their size tells how steep the loss is."
+)
+OF_REWARDS = (
+    "A coefficient says how the texts of a model that is perturbed along one random direction were rewarded, compared "
+    "with those of the other members of the step; it is negative where they were better. These numbers are all that "
+    "training keeps: with the base model they give the tuned weights again, bit for bit, without a text or a reward."
 )
 SECTIONS = {"training": ("training-",), "cost": ("speed", "memory"), "gradients": ("gradients-",)}
 """First letters of the names of the pictures in a section."""
@@ -61,13 +65,15 @@ def page(record: RunRecord, tables: Sequence[Table], drawings: Sequence[Drawing]
         cost=by_name["cost"],
         data=data_facts(record),
         classes=classes(record),
+        rewards=reward_facts(record),
+        pass_at=by_name.get("pass-at"),
         prompt=record.data.prompt if record.data is not None else None,
         warnings=record.data.warnings if record.data is not None else [],
         examples=[table for name, table in by_name.items() if name.startswith("examples-")],
         drawings=inlined((drawing.name, drawing.title, drawing.svg) for drawing in drawings),
         by_section={id_: [one for one in drawings if one.name.startswith(start)] for id_, start in SECTIONS.items()},
         drawn=drawn,
-        coefficients=ABOUT_COEFFICIENTS.get(record.preset.family if record.preset else "", USUAL),
+        coefficients=_about_coefficients(record),
         command=tune_command(shared(record.settings), folder) if record.settings is not None else "",
         replay=_replay(record, folder),
         remarks=[remark.replace(str(record.folder), folder) for remark in record.remarks],
@@ -76,6 +82,11 @@ def page(record: RunRecord, tables: Sequence[Table], drawings: Sequence[Drawing]
         header=_json(header) if header else "",
         same_config="config" not in header,
     )
+
+
+def _about_coefficients(record: RunRecord) -> str:
+    family = record.preset.family if record.preset else ""
+    return ABOUT_COEFFICIENTS.get(family, OF_REWARDS if record.rewarded else USUAL)
 
 
 def _folder(record: RunRecord) -> str:
@@ -114,7 +125,7 @@ def _tiles(record: RunRecord) -> Iterator[Tile]:
         ("test", f"tuned {name}", tuned, ".3f", ""),
         ("difference", "difference", difference, "+.3f", changed),
     ):
-        ends = record.interval(part) if name in SHARES else None
+        ends = record.interval_of(name, part)
         interval = f"95 %: {ends[0]:{form}} to {ends[1]:{form}}" if ends else ""
         yield Tile(
             title, NOTHING if value is None else f"{value:{form}}", [text for text in (interval, remark) if text]

@@ -35,6 +35,14 @@ class Step(NamedTuple):
     seconds: float | None = None
     peak: float | None = None
     """Bytes; the highest so far."""
+    reward: float | None = None
+    """Mean over the members and the rows of the batch, in a run on a reward."""
+    members: tuple[float, ...] = ()
+    """Mean reward of each member that has one."""
+    valid: float | None = None
+    """Share of the texts that have a reward."""
+    tokens: float | None = None
+    """New tokens of a text, on the mean."""
 
     @property
     def speed(self) -> float | None:
@@ -52,6 +60,8 @@ class Evaluated(NamedTuple):
     right: tuple[bool, ...]
     taken: int = 0
     """Steps that the run had taken by then; more than ``step`` where dev chose earlier weights."""
+    tokens: float | None = None
+    """New tokens of a generated text, on the mean."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -114,8 +124,15 @@ class RunRecord:
         return METHODS.get(self.method)
 
     @property
+    def rewarded(self) -> bool:
+        """Whether it was trained on a reward."""
+        return bool(self.config.get("reward")) or any(step.reward is not None for step in self.steps)
+
+    @property
     def metric(self) -> str:
-        """The task's main metric."""
+        """The main metric: of a run on a reward its mean, else the task's."""
+        if self.rewarded:
+            return metrics.REWARDS[0]
         if self.config.get("task"):
             return metric_of(str(self.config["task"]))
         seen = (name for evaluation in self.evaluations for name in evaluation.metrics)
@@ -130,10 +147,24 @@ class RunRecord:
         return number(self.result.get(name))
 
     def interval(self, part: str) -> tuple[float, float] | None:
-        """A 95 % interval of the result: of ``zero_shot``, ``test`` or ``difference``."""
+        """A 95 % interval of the result: of ``zero_shot``, ``test`` or ``difference``.
+
+        It is of the share of right answers; with ``reward_`` in front of the part, of the mean reward.
+        """
         interval = mapping(self.result.get("interval")).get(part)
         low, high = map(number, interval) if isinstance(interval, list) and len(interval) == 2 else (None, None)
         return None if low is None or high is None else (low, high)
+
+    def interval_of(self, metric: str, part: str) -> tuple[float, float] | None:
+        """The 95 % interval of a metric, if it is one that has an interval; see `interval`."""
+        if metric == metrics.REWARDS[0]:
+            return self.interval(f"{metric}_{part}")
+        return self.interval(part) if metric == self.share else None
+
+    @property
+    def share(self) -> str:
+        """The name of the share of right answers: of a run on a reward, of texts whose reward passes."""
+        return metrics.share_name([self.metric, *self.numbers("test"), *self.numbers("zero_shot")])
 
     def evaluation(self, split: str, step: int | None) -> Evaluated | None:
         """The last evaluation of a split at a step."""
@@ -281,7 +312,21 @@ def _step(recorded: Step | None, line: dict[str, Any], index: int) -> Step:
         recorded = Step(index, finite_coeffs, number(line.get("lr")), bool(line.get("skipped")))
     names = ("loss", "forwards", "seconds", "peak_memory_bytes")
     loss, forwards, seconds, peak = (number(line.get(name)) for name in names)
-    return recorded._replace(loss=loss, forwards=forwards, seconds=seconds, peak=peak)
+    members = line.get("reward_members")
+    return recorded._replace(
+        loss=loss,
+        forwards=forwards,
+        seconds=seconds,
+        peak=peak,
+        reward=number(line.get("reward")),
+        members=_numbers(members) if isinstance(members, list) else (),
+        valid=number(line.get("valid")),
+        tokens=number(line.get("completion_tokens")),
+    )
+
+
+def _numbers(values: list[Any]) -> tuple[float, ...]:
+    return tuple(value for one in values if (value := number(one)) is not None)
 
 
 def _evaluations(lines: list[dict[str, Any]]) -> tuple[Evaluated, ...]:
@@ -301,8 +346,9 @@ def _evaluated(line: dict[str, Any]) -> Evaluated:
         split=str(line.get("split")),
         step=int(line["step"]),
         loss=number(line.get("loss")),
-        metrics=finite({name: value for name, value in line.items() if name in metrics.METRICS}),
+        metrics=finite({name: line.get(name) for name in (*metrics.REWARDS, *metrics.METRICS)}),
         right=tuple(map(bool, right)) if isinstance(right, list) else (),
+        tokens=number(line.get("completion_tokens")),
     )
 
 

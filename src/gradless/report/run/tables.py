@@ -7,40 +7,47 @@ from typing import Any
 
 import torch
 
-from gradless.lm.metrics import share_name
-from gradless.report.common.numbers import counted, number, show, unique
+from gradless.report.common.numbers import counted, finite, number, show, unique
+from gradless.report.common.read import mapping
 from gradless.report.common.table import NOTHING, Column, Item, Table
 from gradless.report.run.record import RunRecord
 from gradless.report.run.verdict import shares
 from gradless.runs.facts import SPLITS, DataFacts, cut_line, duration, majority_line
 from gradless.runs.predictions import Guess, Prediction, changed_first, named, shorten
 from gradless.runs.record import DIVERGED, DONE
+from gradless.runs.replay import shared_reward
 
 UNITS = (("GB", 1e9), ("MB", 1e6), ("kB", 1e3))
 FIXED, BROKEN, OTHERS = 12, 12, 8  # rows of each kind on the page
 BRIEF = 3  # rows of each kind on a terminal
 MOST_CLASSES = 50  # on the page
+NUMBERS = {"probability": "p", "reward": "reward"}
+"""What is shown beside an answer, and its heading."""
 TERMINAL = 60  # characters of a text there
 
 
 def outcome(record: RunRecord) -> Table:
-    """Test metrics before and after, their difference, and the intervals of the share of right answers."""
+    """Test metrics before and after, their difference, and the intervals of those that have some."""
     zero_shot, tuned = record.numbers("zero_shot"), record.numbers("test")
     rows: list[tuple[Item, ...]] = []
     records: list[dict[str, Any]] = []
-    for name in unique(name for name in (record.metric, *tuned, *zero_shot) if name in tuned or name in zero_shot):
+    names = [name for name in (record.metric, *tuned, *zero_shot) if name in tuned or name in zero_shot]
+    for name in unique(names):
+        if record.rewarded and name == "loss":  # which is the reward, negative
+            continue
         a, b = zero_shot.get(name), tuned.get(name)
         gain = None if a is None or b is None else b - a
         rows.append((Item(name), Item(_value(a)), Item(_value(b)), Item(_value(gain, "+.4f"))))
         records.append({"what": name, "zero_shot": a, "test": b, "difference": gain})
-    intervals = {part: record.interval(part) for part in ("zero_shot", "test", "difference")}
-    if any(intervals.values()):
+    for name in unique((record.metric, record.share)):
+        intervals = {part: record.interval_of(name, part) for part in ("zero_shot", "test", "difference")}
+        if not any(intervals.values()):
+            continue
         texts = (_interval(ends, "+.3f" if part == "difference" else ".3f") for part, ends in intervals.items())
-        share = share_name([record.metric, *tuned, *zero_shot])
-        rows.append((Item(f"{share}, 95 % interval"), *map(Item, texts)))
+        rows.append((Item(f"{name}, 95 % interval"), *map(Item, texts)))
         for index, end in enumerate(("low", "high")):
             values = {part: ends and ends[index] for part, ends in intervals.items()}
-            records.append({"what": f"{share}, {end} end", **values})
+            records.append({"what": f"{name}, {end} end", **values})
     count = shares(record).rows
     return Table(
         name="outcome",
@@ -52,6 +59,69 @@ def outcome(record: RunRecord) -> Table:
         rows=tuple(rows),
         records=tuple(records),
     )
+
+
+def pass_at(record: RunRecord) -> Table | None:
+    """Return pass@k before and after, the share of test rows of which one of k sampled texts passes, if it is known."""
+    parts = {part: mapping(mapping(record.result.get("pass_at")).get(part)) for part in ("zero_shot", "test")}
+    sizes = unique(k for shares in parts.values() for k in shares if k.isdecimal())
+    if not sizes:
+        return None
+    rows, records = [], []
+    for k in sorted(sizes, key=int):
+        cells = {part: shares.get(k) for part, shares in parts.items()}
+        values = {part: [*map(number, cell)] if isinstance(cell, list) else [] for part, cell in cells.items()}
+        rows.append((Item(f"pass@{k}"), *(_share(value) for value in values.values())))
+        records.append({"what": f"pass@{k}", **{part: value[0] if value else None for part, value in values.items()}})
+    samples = next((shares["samples"] for shares in parts.values() if "samples" in shares), None)
+    return Table(
+        name="pass-at",
+        title="One of k texts passes",
+        caption="Share of test rows of which at least one of k sampled texts passes, estimated from "
+        f"{show(samples)} a row (Chen et al. 2021), with 95 % intervals.",
+        labels=1,
+        columns=(Column("k"), Column("zero-shot"), Column("tuned")),
+        rows=tuple(rows),
+        records=tuple(records),
+    )
+
+
+def _share(value: list[float | None]) -> Item:
+    """Return a share and its interval."""
+    if len(value) != 3 or None in value:
+        return Item()
+    share, low, high = value
+    return Item(f"{share:.3f} ({low:.3f} to {high:.3f})")
+
+
+def reward_facts(record: RunRecord) -> dict[str, str]:
+    """Return the reward functions of a run, and what they could not answer, by name."""
+    if not record.rewarded:
+        return {}
+    names, weights = record.config.get("reward"), record.config.get("reward_weight") or []
+    names = [str(name) for name in names] if isinstance(names, list | tuple) else []
+    answers = mapping(record.result.get("rewards"))
+    counts, error = finite(answers), str(answers.get("last_error") or "")
+    for name in names:
+        error = error.replace(name, shared_reward(name))
+    functions = [shared_reward(name) for name in names]
+    if len(weights) == len(functions):
+        functions = [f"{show(weight)} \u00d7 {name}" for weight, name in zip(weights, functions, strict=True)]
+    problems = {
+        "without a reward": counts.get("missing"),
+        "calls that raised": counts.get("raised"),
+        "calls that took too long": counts.get("timed_out"),
+        "steps whose members were all equal": counts.get("equal_steps"),
+    }
+    answered = f"{counts.get('completions', 0):,.0f} texts in {counts['calls']:,.0f} calls" if "calls" in counts else ""
+    facts = {
+        "reward": " + ".join(functions),
+        "passes from": show(record.config.get("pass_reward", 1.0)),
+        "scored": answered,
+        **{name: f"{count:,.0f}" for name, count in problems.items() if count},
+        "last error": error,
+    }
+    return {name: text for name, text in facts.items() if text}
 
 
 def cost(record: RunRecord) -> Table:
@@ -182,12 +252,17 @@ def examples(record: RunRecord, *, brief: bool = False) -> list[Table]:
     """
     labels = {one.word: one.label for one in record.data.classes if one.word} if record.data is not None else {}
     predictions = changed_first(named(record.predictions, labels))
-    fixed = [row for row in predictions if row.fixed]
-    broken = [row for row in predictions if row.broken]
-    rest = [row for row in predictions if not (row.fixed or row.broken)]
+    if record.rewarded:
+        titles = ("Raised: a higher reward after tuning", "Lowered: a lower reward after tuning")
+        predictions = sorted(predictions, key=lambda row: -abs(_gain(row)))
+        fixed, broken = [row for row in predictions if _gain(row) > 0], [row for row in predictions if _gain(row) < 0]
+    else:
+        titles = ("Fixed: wrong before, right after", "Broken: right before, wrong after")
+        fixed, broken = [row for row in predictions if row.fixed], [row for row in predictions if row.broken]
+    rest = [row for row in predictions if row not in fixed and row not in broken]
     kinds = (
-        ("fixed", fixed, FIXED, "Fixed: wrong before, right after"),
-        ("broken", broken, BROKEN, "Broken: right before, wrong after"),
+        ("fixed", fixed, FIXED, titles[0]),
+        ("broken", broken, BROKEN, titles[1]),
         ("others", rest, OTHERS, "Others" if fixed or broken else "Test rows"),
     )
     return [
@@ -197,14 +272,24 @@ def examples(record: RunRecord, *, brief: bool = False) -> list[Table]:
     ]
 
 
+def _gain(row: Prediction) -> float:
+    """Return how much higher the reward is after tuning; 0 where one is not known."""
+    if row.before is None or row.before.reward is None or row.after.reward is None:
+        return 0.0
+    return row.after.reward - row.before.reward
+
+
 def _examples(name: str, title: str, shown: list[Prediction], total: int, *, brief: bool) -> Table:
     compared = any(row.before for row in shown)
-    sure = any(guess.probability is not None for row in shown for guess in (row.before, row.after) if guess)
-    heads = ("says", "p") if sure else ("says",)
+    guesses = [guess for row in shown for guess in (row.before, row.after) if guess]
+    beside = "reward" if any(guess.reward is not None for guess in guesses) else "probability"
+    heads = ("says", NUMBERS[beside]) if any(getattr(guess, beside) is not None for guess in guesses) else ("says",)
+    gold = any(row.gold for row in shown)
     rows, records = [], []
     for row in shown:
-        texts = [Item(row.text), Item(" / ".join(unique(row.gold[:3])))]
-        items = [*texts, *(_guess(row.before, sure=sure) if compared else ()), *_guess(row.after, sure=sure)]
+        texts = [Item(row.text), *([Item(" / ".join(unique(row.gold[:3])))] if gold else [])]
+        answers = [row.before, row.after] if compared else [row.after]
+        items = [*texts, *(item for guess in answers for item in _guess(guess, beside)[: len(heads)])]
         rows.append(tuple(item._replace(text=_line(item.text)) if brief else item for item in items))
         records.append(_record(row))
     return Table(
@@ -214,7 +299,7 @@ def _examples(name: str, title: str, shown: list[Prediction], total: int, *, bri
         labels=1,
         columns=(
             Column("text"),
-            Column("gold"),
+            *([Column("gold")] if gold else []),
             *(Column(head, group) for group in (("zero-shot",) if compared else ()) for head in heads),
             *(Column(head, "tuned") for head in heads),
         ),
@@ -223,11 +308,12 @@ def _examples(name: str, title: str, shown: list[Prediction], total: int, *, bri
     )
 
 
-def _guess(guess: Guess | None, *, sure: bool) -> Iterator[Item]:
-    """What a model answered, and how sure it was."""
-    yield Item(guess.text or "(nothing)", warn=not guess.right) if guess else Item()
-    if sure:
-        yield Item(f"{guess.probability:.2f}" if guess and guess.probability is not None else NOTHING)
+def _guess(guess: Guess | None, beside: str) -> tuple[Item, Item]:
+    """What a model answered, and its probability or reward."""
+    if guess is None:
+        return Item(), Item()
+    value = getattr(guess, beside)
+    return Item(guess.text or "(nothing)", warn=not guess.right), Item(_value(value, ".2f"))
 
 
 def _record(row: Prediction) -> dict[str, Any]:

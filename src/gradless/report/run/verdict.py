@@ -59,7 +59,8 @@ def shares(record: RunRecord) -> Shares:
 
 def _share(record: RunRecord, part: str, right: Sequence[bool]) -> float | None:
     numbers = record.numbers(part)
-    known = next((numbers[name] for name in SHARES if name in numbers), None)
+    names = ("passed",) if record.rewarded else SHARES
+    known = next((numbers[name] for name in names if name in numbers), None)
     return sum(right) / len(right) if known is None and numbers and right else known
 
 
@@ -101,23 +102,54 @@ def _unfinished(record: RunRecord) -> str:
 
 
 def _compared(record: RunRecord) -> Verdict:
-    right, ends = shares(record), record.interval("difference")
+    right = shares(record)
     rows = counted(right.rows, "test row") if right.rows else "test"
     if not record.numbers("test"):
         return Verdict(UNKNOWN, "There were no test rows, so nothing is known of unseen data." + _dev_losses(record))
-    if right.gain is None or ends is None:
-        about = f"{right.after:.1%} of {rows} are right" if right.after is not None else "Test was scored"
+    if record.rewarded:
+        ends, size, interval, about = _rewards(record, rows)
+    else:
+        ends, size, interval, about = _points(record, right, rows)
+    if ends is None:
         return Verdict(UNKNOWN, f"{about}; the untouched model was not evaluated, so there is nothing to compare with.")
     low, high = ends
-    size = f"{100 * right.gain:+.1f} points on {rows}"
     changed = "" if right.fixed is None else f" It fixed {counted(right.fixed, 'row')} and broke {right.broken:,}."
-    interval = f"95 % interval {100 * low:+.1f} to {100 * high:+.1f}"
     if low > 0:
         return Verdict(BETTER, f"Tuning helped: {size} ({interval}).{changed}")
     if high < 0:
         return Verdict(WORSE, f"Tuning made the model worse: {size} ({interval}).{changed}")
     text = f"No clear change: {size}, but the {interval} includes zero.{changed}"
     return Verdict(UNCLEAR, text + " More test rows would narrow it.")
+
+
+class Difference(NamedTuple):
+    """What tuning changed: the 95 % interval if it is known, and how sentences say the size, the interval, the rest."""
+
+    ends: tuple[float, float] | None
+    size: str
+    interval: str
+    about: str
+    """What is known where nothing can be compared."""
+
+
+def _points(record: RunRecord, right: Shares, rows: str) -> Difference:
+    ends = record.interval("difference") if right.gain is not None else None
+    about = f"{right.after:.1%} of {rows} are right" if right.after is not None else "Test was scored"
+    if ends is None or right.gain is None:
+        return Difference(None, "", "", about)
+    interval = f"95 % interval {100 * ends[0]:+.1f} to {100 * ends[1]:+.1f}"
+    return Difference(ends, f"{100 * right.gain:+.1f} points on {rows}", interval, about)
+
+
+def _rewards(record: RunRecord, rows: str) -> Difference:
+    name = record.metric
+    first, last = record.numbers("zero_shot").get(name), record.numbers("test").get(name)
+    ends = record.interval_of(name, "difference")
+    about = f"The mean reward of {rows} is {last:.3f}" if last is not None else "Test was scored, without any reward"
+    if ends is None or first is None or last is None:
+        return Difference(None, "", "", about)
+    size = f"the mean reward of {rows} went from {first:.3f} to {last:.3f}"
+    return Difference(ends, size, f"95 % interval of the difference {ends[0]:+.3f} to {ends[1]:+.3f}", about)
 
 
 def _dev_losses(record: RunRecord) -> str:
