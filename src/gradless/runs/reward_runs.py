@@ -93,19 +93,22 @@ def check_step(run: RunContext, log: RunLog, step: int) -> None:
     Raises:
         Diverged: in so many steps in a row no text had a reward.
     """
-    lines = [line for line in log.of("step")[-UNREWARDED:] if "reward_members" in line]
-    if not lines or lines[-1]["step"] != step:
+    lines = [line for line in log.of("step") if "reward_members" in line]
+    if not lines or lines[-1]["step"] != step or not _incomparable(lines[-1]):
         return
-    members = lines[-1]["reward_members"]
-    if len(lines) == UNREWARDED and all(line["reward"] is None for line in lines):
+    reward = lines[-1]["reward"]
+    if len(lines) >= UNREWARDED and all(line["reward"] is None for line in lines[-UNREWARDED:]):
         raise Diverged(f"in {UNREWARDED} steps in a row no text had a reward: {_reason(run.rewards)}")
-    if len(set(members)) > 1:
-        return
-    count = sum(len(set(line.get("reward_members", (0, 1)))) == 1 for line in log.of("step"))
+    count = sum(map(_incomparable, lines))
     if count & (count - 1) == 0:
-        why = f"all have the reward {members[0]:.4g}" if members[0] is not None else "no text has a reward"
-        fix = "raise --eps or --batch-size, or grade the reward" if members[0] is not None else _reason(run.rewards)
+        why = f"all have the reward {reward:.4g}" if reward is not None else "no text has a reward"
+        fix = "raise --eps or --batch-size, or grade the reward" if reward is not None else _reason(run.rewards)
         run.reporter.warn(f"step {step}: the members cannot be compared, {why} ({count} such steps so far): {fix}")
+
+
+def _incomparable(line: dict[str, Any]) -> bool:
+    """Return whether the members of a step were all as good, or could not be told: nothing moves."""
+    return not any(line["coeffs"] or ())
 
 
 def _reason(functions: Rewards | None) -> str:
@@ -203,7 +206,7 @@ def of_result(run: RunContext, log: RunLog, step: int) -> dict[str, Any]:
     """Return what ``result.json`` says of reward functions, of steps that could not compare members, and pass@k."""
     if run.rewards is None:
         return {}
-    equal = sum(len(set(line.get("reward_members", (0, 1)))) == 1 for line in log.of("step"))
+    equal = sum(_incomparable(line) for line in log.of("step"))
     held = {"zero_shot": samples_at(log, 0), "test": samples_at(log, step)}
     shares = {name: pass_at(values, run.config.pass_reward) for name, values in held.items() if values}
     return {
