@@ -6,8 +6,9 @@ Of each model a checkpoint in bfloat16 is written. Then steps of three kinds tak
 bfloat16 weights under --compute-dtype float32, and bfloat16 products. Seconds are those of the processor (one thread),
 so that others at work on the machine weigh on all alike. A process of its own for each kind of weights tells the memory
 of a run of two steps: what is anonymous, what are pages of the checkpoint, and the peak. One linear layer is timed in
-each type, with all instructions that the processor has and with those of AVX2 alone. Last, the hash of a file: read,
-and remembered. Every part is written as soon as it is known.
+each type, with all instructions that the processor has and with those of AVX2 alone; steps of the first two kinds are
+timed with AVX2 alone as well. The kernels are timed on four million weights of each type. Last, the hash of a file:
+read, and remembered. Every part is written as soon as it is known.
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ def main() -> None:
             options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
     keep("linear_layer", {isa or "all": run(["linear"], ONEDNN_MAX_CPU_ISA=isa) for isa in ("", "AVX2")})
+    keep("kernels", run(["kernels"]))
     with tempfile.TemporaryDirectory() as folder:
         for model in options.models:
             checkpoint = str(Path(folder) / model)
@@ -93,6 +95,7 @@ def child(options: argparse.Namespace) -> None:
     jobs: dict[str, Callable[..., Any]] = {
         "save": save,
         "linear": linear,
+        "kernels": kernels,
         "hash": hashing,
         "memory": lambda *own: memory(*own, options),
         "step": lambda *own: step(*own, options),
@@ -188,6 +191,47 @@ def linear() -> dict[str, float]:
             name = str(dtype).removeprefix("torch.")
             best[name] = min(best.get(name, taken), taken)
     return {name: round(value, 2) for name, value in best.items()}
+
+
+def kernels() -> dict[str, dict[str, float]]:
+    """Return nanoseconds a weight of updates and branches, medians of turns, by type.
+
+    Wide branches are float32, own ones of the type of the leaf; both: an update and two wide branches in one visit.
+    """
+    import torch
+
+    from gradless import rng
+    from gradless.kernels import DTYPES, NOTHING, fan, program, sweep
+
+    size, leaf = 1 << 22, rng.leaf_id("weights")
+    step, near = program([(1.0, [11], [1e-5])], rounding=[3]), program([(1.0, [11], [1e-5])])
+    probes, mask = program([(1.0, [17], [1e-3])], rounding=[5]), torch.arange(size) % 3 > 0
+    wide, jobs = torch.empty(2, size), {}
+    branches: Any = {"leaf": leaf, "mirrored": True}
+    for dtype in DTYPES:
+        p, own = (rng.normal(0, "weights", (size,)) * 0.02).to(dtype), torch.empty(2, size, dtype=dtype)
+        jobs[dtype] = {
+            "update": lambda p=p: sweep(p, p, step, leaf=leaf),
+            "update to nearest": lambda p=p: sweep(p, p, near, leaf=leaf),
+            "update with a mask": lambda p=p: sweep(p, p, step, leaf=leaf, mask=mask),
+            "wide branches": lambda p=p: fan(wide, p, NOTHING, probes, keep=False, **branches),
+            "own branches": lambda p=p, own=own: fan(own, p, NOTHING, probes, keep=False, **branches),
+            "both": lambda p=p: fan(wide, p, step, probes, keep=True, **branches),
+        }
+    seconds: dict[tuple[Any, str], list[float]] = {}
+    for turn in range(10):
+        for dtype, own_jobs in jobs.items():
+            for name, job in own_jobs.items():
+                start = time.process_time()
+                job()
+                if turn:  # the first one compiles
+                    seconds.setdefault((dtype, name), []).append((time.process_time() - start) / size * 1e9)
+    return {
+        str(dtype).removeprefix("torch."): {
+            name: round(statistics.median(seconds[dtype, name]), 2) for name in own_jobs
+        }
+        for dtype, own_jobs in jobs.items()
+    }
 
 
 def hashing(path: str) -> dict[str, float]:

@@ -171,7 +171,8 @@ def load(
         dtype: type in which weights are kept, a key of `DTYPES`; default float32 on the CPU, elsewhere the
             checkpoint's own. Of a ``.gguf`` file, the type of its weights decoded into memory.
         compute_dtype: type of activations and products, float32 or that of the weights; default: that of the weights,
-            but float32 on a processor that multiplies 16-bit matrices more slowly (`gradless.lm.compute_types`).
+            but float32 on a processor that multiplies 16-bit matrices more slowly. To tune without derivatives on a
+            CPU, give ``float32``: 16-bit products drown small differences of losses (`gradless.lm.compute_types`).
         device: device of the weights, ``cpu``, ``cuda`` or ``cuda:1`` for instance; ``auto`` spreads them over all
             GPUs (accelerate's device map).
         cache: cache folder (default: `gradless.system.cache.cache_root`).
