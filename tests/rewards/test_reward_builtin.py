@@ -8,7 +8,7 @@ from fractions import Fraction
 
 import pytest
 
-from gradless import rewards
+from gradless import plugins, rewards
 from gradless.errors import BadInput
 from gradless.rewards.builtin import (
     BUILTIN,
@@ -22,6 +22,8 @@ from gradless.rewards.builtin import (
     valid_json,
 )
 from gradless.rewards.functions import called, parameters
+from gradless.runs.config import TuneConfig
+from plugin_helpers import tables_as_before
 from repository import ROOT
 
 SCHEMA = '{"type": "object", "required": ["a"], "properties": {"a": {"type": "integer"}}}'
@@ -190,9 +192,6 @@ def test_a_schema_fetches_nothing(monkeypatch):
 
 
 def test_a_plugin_may_add_a_reward(tmp_path):
-    from gradless import plugins
-    from gradless.plugins.loading import LOADED
-
     def write(name, row):
         path = tmp_path / name
         path.write_text(
@@ -201,17 +200,29 @@ def test_a_plugin_may_add_a_reward(tmp_path):
         )
         return path
 
-    try:
-        plugins.load(write("own_reward.py", "BUILTIN['vowels'] = BuiltIn(vowels, 'vowels')"))
+    with tables_as_before():
+        (plugin,) = plugins.load(write("own_reward.py", "BUILTIN['vowels'] = BuiltIn(vowels, 'vowels')"))
         with rewards.load("vowels") as reward:
             assert reward([""], ["banana"], {}).tolist() == [3.0]
+        parts = TuneConfig(model="tiny-llama", task="arithmetic", method="es", reward=("vowels", "length:3")).parts()
+        assert parts["rewards"] == ["vowels", "length"]
+        assert plugins.used(parts) == {plugin.key: plugin.record}
         for index, row in enumerate(("BuiltIn(vowels, '', unbounded=True)", "BuiltIn(len, '')", "BuiltIn(3, '')")):
             with pytest.raises(BadInput, match=rf"other{index}.py defines 'other' of the rewards (as|with)"):
                 plugins.load(write(f"other{index}.py", f"BUILTIN['other'] = {row}"))
         assert "other" not in BUILTIN
-    finally:
-        BUILTIN.pop("vowels", None)
-        LOADED.clear()
+
+
+@pytest.mark.sweep
+def test_functions_of_trl_and_functions_for_trl():
+    pytest.importorskip("trl", reason="needs TRL")
+    from trl.rewards import think_format_reward
+
+    talks = [[{"role": "assistant", "content": text}] for text in ("<think>a</think>b", "b")]
+    with rewards.load([think_format_reward, "trl.rewards:think_format_reward"], timeout=None) as reward:
+        assert reward([[{"role": "user", "content": "?"}]] * 2, talks, {"answer": ["b", "c"]}).tolist() == [2.0, 0.0]
+    extra = {"completion_ids": [[1], [2]], "trainer_state": None, "log_extra": None, "log_metric": None}
+    assert number_equal(prompts=["", ""], completions=["4", "5"], answer=["4", "4"], **extra) == [1.0, 0.0]
 
 
 def test_rows_are_complete():

@@ -290,7 +290,11 @@ def without_records(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def named_parts(values: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the parts that settings name, by table."""
-    return {table: [values[name]] for name, table in TABLES.items() if isinstance(values.get(name), str)}
+    parts = {table: [values[name]] for name, table in TABLES.items() if isinstance(values.get(name), str)}
+    rewards = values.get("reward")
+    if isinstance(rewards, list | tuple) and rewards:
+        parts["rewards"] = [str(one).partition(":")[0] for one in rewards]
+    return parts
 
 
 def require_plugins(values: Mapping[str, Any]) -> None:
