@@ -91,6 +91,7 @@ def test_conversations_arrive_as_they_are():
         (lambda prompts: [], r"takes \(prompts\) and no completions"),
         (lambda *all_of_it: [], r"takes \(\) and no completions"),
         (Judge, "is a class, not a function"),
+        (torch.nn.Linear(1, 1), "is a model: write a function that asks it, and define it as"),
         (max, "does not say which arguments it takes"),
         (3, "is 3, not a function"),
     ],

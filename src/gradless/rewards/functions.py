@@ -102,8 +102,8 @@ class Function(NamedTuple):
 
 
 def titled(name: str) -> str:
-    """Return a reward function in a sentence."""
-    return f"the reward {name}"
+    """Return a reward function in a sentence, in one line."""
+    return f"the reward {terminal.escaped(name)}"
 
 
 def parameters(title: str, function: Any) -> Parameters:
@@ -116,9 +116,11 @@ def parameters(title: str, function: Any) -> Parameters:
     Raises:
         BadInput: it is no function, or does not take completions.
     """
-    if not callable(function) or inspect.isclass(function):
-        what = "a class, not a function" if inspect.isclass(function) else f"{_shown(function)}, not a function"
-        raise BadInput(f"{title} is {what}: {FORM}")
+    if inspect.isclass(function) or not callable(function):
+        what = "a class" if inspect.isclass(function) else _shown(function)
+        raise BadInput(f"{title} is {what}, not a function: {FORM}")
+    if hasattr(function, "state_dict"):
+        raise BadInput(f"{title} is a model: write a function that asks it, and {FORM}")
     try:
         signature = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

@@ -87,18 +87,20 @@ def source_of(name: str) -> Source:
         return _built_in(name, head, argument if colon else None)
     path, colon, function = name.rpartition(":")
     if name.endswith(".py"):
-        raise BadInput(f"{titled(name)} is a file alone: name a function in it, as {name}:reward")
+        raise BadInput(f"{titled(name)} is a file alone: name a function in it, as {terminal.escaped(name)}:reward")
     is_file = path.endswith(".py")
     if not colon or not function.isidentifier():
         if is_file:
-            raise BadInput(f"{titled(name)} names no function: give one of the file, as {path}:reward")
-        raise BadInput(f"{unknown('reward', head, BUILTIN)}; {OWN}")
+            raise BadInput(
+                f"{titled(name)} names no function: give one of the file, as {terminal.escaped(path)}:reward"
+            )
+        raise BadInput(f"{unknown('reward', terminal.escaped(head), BUILTIN)}; {OWN}")
     if is_file:
         file, content = _read(titled(name), path)
         try:
             text = importlib.util.decode_source(content)
         except (SyntaxError, UnicodeDecodeError) as error:
-            raise BadInput(f"{titled(name)} cannot be read ({error}): save {path} as UTF-8") from None
+            raise BadInput(f"{titled(name)} cannot be read ({terminal.sentence(error)}): save it as UTF-8") from None
         return Source(name, "file", str(file), function, text, hashlib.sha256(content).hexdigest())
     if not all(part.isidentifier() for part in path.split(".")):
         raise BadInput(f"{titled(name)} names no Python file: {OWN}")
@@ -115,9 +117,9 @@ def _built_in(name: str, key: str, argument: str | None) -> Source:
         return Source(name, "built-in", key, text=argument or "")
     _, content = _read(titled(name), argument or "")
     try:
-        return Source(name, "built-in", key, "", content.decode(), hashlib.sha256(content).hexdigest())
+        return Source(name, "built-in", key, "", content.decode("utf-8-sig"), hashlib.sha256(content).hexdigest())
     except UnicodeDecodeError:
-        raise BadInput(f"{titled(name)} is not UTF-8: save {argument} in that encoding") from None
+        raise BadInput(f"{titled(name)} is not UTF-8: save the file in that encoding") from None
 
 
 def _read(title: str, name: str) -> tuple[Path, bytes]:
@@ -133,7 +135,7 @@ def _read(title: str, name: str) -> tuple[Path, bytes]:
             return path, path.read_bytes()
     except (OSError, ValueError, RuntimeError) as error:  # also names with NUL, and homes of nobody
         problem = f"cannot be read ({getattr(error, 'strerror', None) or error})"
-    raise BadInput(f"{title} is in {name}, which {problem}: give another file")
+    raise BadInput(f"{title} is in {terminal.escaped(name)}, which {problem}: give another file")
 
 
 def _of_python(function: Any) -> Function:
