@@ -184,7 +184,8 @@ INSIDE = {
         *("integrations.batches", "integrations.instance", "integrations.method_choice", "integrations.overrides"),
         *("integrations.argument_checks", "integrations.checkpoints", "integrations.window", "integrations.losses"),
         *("integrations.run_folder", "integrations.events", "integrations.hooks", "integrations.replay"),
-        *("integrations.transformers", "integrations.trl", "integrations.tuned_run"),
+        *("integrations.transformers", "integrations.reward_settings", "integrations.prompts"),
+        *("integrations.rewards", "integrations.trl", "integrations.tuned_run"),
     ),
     "lm": (
         *("lm.quiet", "lm.metrics", "lm.checkpoint_files", "lm.quantisation", "lm.checkpoint_config"),

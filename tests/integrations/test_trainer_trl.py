@@ -59,7 +59,7 @@ REFUSED = {
         PROMPTS,
         {"num_generations": 2},
         lambda: {"reward_funcs": lengths},
-        "compares the model with itself.*RLOOTrainer",
+        "compares the model with itself.*ZORewardTrainer",
     ),
     "SFTTrainer": ("", TEXTS, {"loss_type": "dft"}, dict, "loss_type='dft' of SFTTrainer.*set loss_type='nll'"),
     "DPOTrainer": ("", PAIRS, {"use_weighting": True}, dict, "use_weighting=True of DPOTrainer"),

@@ -60,7 +60,7 @@ def optimizer_hook(trainer: Any) -> Callable[..., Any]:
         if opt.t:
             raise BadInput(f"the optimizer has taken {opt.t} steps already, which no ledger holds: make a new one")
         method = trainer.zo if own and trainer.given is None else opt
-        choice = method_choice.describe(method, trainer.zo_options)
+        choice = {**method_choice.describe(method, trainer.zo_options), **trainer.described}
         trainer.ledger = checkpoints.begin(
             Path(trainer.args.output_dir),
             opt,

@@ -27,7 +27,7 @@ ITSELF: Final = (
 )
 # Losses of TRL whose value along a direction is not what their gradient trains, by class.
 SURROGATES: Final = {
-    "GRPOTrainer": f"{ITSELF}: use RLOOTrainer, which keeps the old log-probabilities",
+    "GRPOTrainer": f"{ITSELF}: use gradless.integrations.rewards.ZORewardTrainer, which takes the same reward_funcs",
     "SDPOTrainer": f"{ITSELF}: use RLOOTrainer or DistillationTrainer",
     "SDFTTrainer": f"{ITSELF}: use DistillationTrainer",
     "IWOPDTrainer": f"{ITSELF}: use DistillationTrainer",

@@ -59,6 +59,7 @@ class ZOTrainerMixin(Hooks):
         self.zo, self.zo_options, self.ledger_only = zo, dict(zo_options or {}), ledger_only
         self.make_zo = method_choice.check(zo, self.zo_options)
         overrides.check(type(self), ZOTrainerMixin)
+        self.described: dict[str, Any] = {}  # what else the ledger's header says of a run that it belongs to
         self.window: Window | None = None  # of the run that is going on, or of the last one
         self.own_window: Window | None = None  # the last one that `create_optimizer` of this class made
         self.ledger: ledger.Ledger | None = None  # its ledger, if this process writes it

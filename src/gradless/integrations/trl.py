@@ -1,9 +1,10 @@
-"""`ZOSFTTrainer`: supervised fine-tuning of TRL with forward passes only."""
+"""`ZOSFTTrainer`: supervised fine-tuning of TRL with forward passes only; and `ZORewardTrainer`."""
 
 from __future__ import annotations
 
 from trl import SFTTrainer
 
+from gradless.integrations.rewards import ZORewardTrainer as ZORewardTrainer
 from gradless.integrations.transformers import ZOTrainerMixin
 
 

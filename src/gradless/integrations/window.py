@@ -8,7 +8,7 @@ every micro-batch meets the same directions, and what is logged is the estimate 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -46,18 +46,13 @@ class Window(torch.optim.Optimizer):
         self.param_groups, self.state, self.defaults = self.inner.param_groups, self.inner.state, self.inner.defaults
 
     def gather(self, loss: Callable[[], Tensor]) -> None:
-        """Add a micro-batch: a closure that returns its share of the window's loss, a scalar."""
+        """Add a micro-batch: a closure that returns its share of the window's loss, or the loss of each of its rows."""
         self._losses.append(loss)
 
     def probe(self) -> Probe:
-        """Estimate the gradient of the sum of the gathered losses; the weights stay as they are until ``step()``."""
-        losses, self._losses = tuple(self._losses), []
-
-        def total() -> Tensor:
-            first, *rest = (loss() for loss in losses)
-            wide = first.dtype if first.device.type == "mps" else torch.float64  # which Apple's GPUs do not have
-            return sum((loss.to(wide) for loss in rest), first.to(wide)) if rest else first
-
+        """Estimate the gradient of the gathered losses, summed up or row by row; ``step()`` writes the weights."""
+        losses, self._losses = self._losses, []
+        total = losses[0] if len(losses) == 1 else _Total(losses)
         probe = self.inner.probe(total)
         self._probed = probe, total
         self._squares += [c * c for c in probe.sketch.coeffs] if probe.finite else []
@@ -107,3 +102,27 @@ class Window(torch.optim.Optimizer):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise BadInput("a Window belongs to one training loop: copy its .inner, or save its state_dict()")
+
+
+class _Total:
+    """The losses of a window's micro-batches as one closure: their sum, or those of all rows in a row.
+
+    It evaluates all copies of the weights itself if every micro-batch does, see
+    `gradless.forward.batched.BatchedForward.losses`.
+    """
+
+    def __init__(self, losses: Sequence[Callable[[], Tensor]]) -> None:
+        self._closures = losses
+        if all(hasattr(loss, "side_by_side") for loss in losses):
+            self.side_by_side = self._side_by_side
+
+    def __call__(self) -> Tensor:
+        first, *rest = (loss() for loss in self._closures)
+        if first.ndim:
+            return torch.cat([first, *rest])
+        wide = first.dtype if first.device.type == "mps" else torch.float64  # which Apple's GPUs do not have
+        return sum((loss.to(wide) for loss in rest), first.to(wide))
+
+    def _side_by_side(self, call: Callable[..., Any]) -> Tensor:
+        together: Any = self._closures
+        return torch.cat([loss.side_by_side(call) for loss in together], dim=1)

@@ -171,7 +171,11 @@ def collate_text(lm: LanguageModel, encoded: Sequence[Encoded]) -> Batch:
 
 
 def collate_prompts(
-    lm: LanguageModel, encoded: Sequence[Encoded], stops: Sequence[str] = ("\n",), new_tokens: int = 50
+    lm: LanguageModel,
+    encoded: Sequence[Encoded],
+    stops: Sequence[str] = ("\n",),
+    new_tokens: int = 50,
+    max_length: int | None = None,
 ) -> Prompts:
     """Return left-padded prompts for generation; weight = examples.
 
@@ -180,13 +184,14 @@ def collate_prompts(
         encoded: examples; a prompt loses its beginning if the new tokens would not fit behind it.
         stops: texts that end an answer.
         new_tokens: most tokens of an answer (50 as in MeZO).
+        max_length: most tokens of a prompt and its answer, as `length_limit` takes it.
 
     Raises:
         BadInput: a masked model, or one that takes too few tokens.
     """
     if lm.masked:
         raise BadInput("masked models do not generate text: use a causal model for this task")
-    limit = length_limit(lm) - new_tokens
+    limit = length_limit(lm, max_length) - new_tokens
     if limit < 1:
         raise BadInput(f"the model takes too few tokens to generate {new_tokens}: lower max_new_tokens")
     prompts = [shorten(row.prompt, limit, lm.tokenizer) for row in encoded]
