@@ -35,6 +35,19 @@ def of_own(tmp_path: Path, *, max_length: int | None = None, kind: str = "llama"
     return describe.described(tiny(kind), task, splits, objective, own, max_length)[0]
 
 
+def test_the_most_frequent_tagged_answer_is_text_and_of_no_use_with_a_reward() -> None:
+    from gradless import rewards
+
+    task = tasks.get("arithmetic")
+    rows = [{"a": 10 + i % 2, "b": 20, "answer": 30 + i % 2} for i in range(5)]
+    splits = Splits([], [], rows, "")
+    described = describe.described(tiny("llama"), task, splits, objectives.default_for(task), {}, None)[0]
+    assert described.majority == {"test": Majority(answer="<answer>30</answer>", share=0.6)}
+    with rewards.load(["arithmetic"]) as functions:
+        rewarded = objectives.rewarded(functions, 1.0)
+        assert describe.described(tiny("llama"), task, splits, rewarded, {}, None)[0].majority == {}
+
+
 def test_own_rows_are_described(tmp_path: Path) -> None:
     described = of_own(tmp_path)
     assert described.rows == {"train": 6, "dev": 0, "test": 3}

@@ -127,6 +127,7 @@ def with_model(
         facts,
         classes=classes,
         warnings=warnings,
+        majority={} if objective.passes is not None else facts.majority,  # a text is right by its reward then
         prompt=_read_prompt(lm, first, objective),
         cut=Cut(rows=cut, side=encode.cut_side(lm), limit=limit, reason=reason),
     )
@@ -138,6 +139,8 @@ def with_model(
 
 def _answers(task: Task, example: Example) -> tuple[str, ...]:
     """Return the answers that are right for a row: names of classes, positions of options, or texts."""
+    if "solved" in task.metrics:
+        return example.answers
     if task.kind == "generation":
         return tuple(dict.fromkeys(metrics.normalize(answer) for answer in example.answers))
     if task.kind == "choice":

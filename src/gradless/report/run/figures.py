@@ -126,7 +126,7 @@ def _length(record: RunRecord) -> Drawing | None:
     axes.plot(*zip(*training, strict=True), color=BLUE, linewidth=1.4, label="training batch")
     if dev:
         axes.plot(*zip(*dev, strict=True), "o-", **DEV)
-    axes.set_ylim(0, None)
+    axes.set_ylim(0, 1.12 * max(1.0, *(tokens for _, tokens in (*training, *dev))))
     _steps_axis(axes, record, "new tokens")
     caption = (
         "Mean number of new tokens of a text. One that grows or shrinks without need may be how a reward is gamed."
