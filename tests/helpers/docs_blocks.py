@@ -8,7 +8,8 @@ pycon      run as a doctest in the same namespace
 bash       commands of gradless are run, all others are read
 sh         read, not run: commands, options, values, extras, targets and files that are named must exist
 csv, toml  written to the file in ``title="..."``; toml must also be well-formed
-text       after a bash block: what its last command prints; numbers may differ by `NEAR`, ``...`` stands for anything
+text       after a bash block: what its last command prints; numbers may differ by `NEAR`, ``...`` stands for anything;
+           with a title: written to that file, such as JSONL
 =========  ====================================================================================================
 
 A block whose first line is ``# not run: REASON`` is compiled or read only. Any other language is an error. Commands
