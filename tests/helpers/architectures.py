@@ -22,7 +22,8 @@ from gradless.cost import plan
 from gradless.errors import BadInput
 from gradless.lm import LanguageModel, objectives, schemes, tiny, tiny_models
 from gradless.lm.encode import encode
-from gradless.lm.loading import _finish, quiet_transformers
+from gradless.lm.loading import _finish
+from gradless.lm.quiet import quiet_transformers
 from gradless.runs.scheme_settings import STORED
 from gradless.system.hashing import weights_sha256
 from gradless.tasks.base import MASK, Example

@@ -126,7 +126,7 @@ SIZES: dict[str, Any] = {
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen2": {},
-    "qwen3": {"num_attention_heads": 2, "num_key_value_heads": 1},  # transformers takes heads of 128 whatever files say
+    "qwen3": {"num_attention_heads": 2, "num_key_value_heads": 1},  # whose own reader knows heads of 128 alone
     "phi3": {},
     "gemma2": {"head_dim": 64, "sliding_window": 4},
     "gemma3": {"head_dim": 64, "sliding_window": 4},
@@ -134,7 +134,9 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 """Settings of a small model of each architecture, by the names of transformers."""
 
 
-def write_random_gguf(path: Path, architecture: str, *, tied: bool, formats: Sequence[str]) -> None:
+def write_random_gguf(
+    path: Path, architecture: str, *, tied: bool, formats: Sequence[str], settings: dict[str, Any] | None = None
+) -> None:
     """A GGUF of an architecture whose matrices are random blocks, of one format after the other.
 
     Metadata are those that transformers reads, by its own table; names of tensors those of `gguf`.
@@ -146,7 +148,7 @@ def write_random_gguf(path: Path, architecture: str, *, tied: bool, formats: Seq
 
     kind = "gemma3_text" if architecture == "gemma3" else architecture
     special = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-    sizes = SIZES | ARCHITECTURES[architecture] | special
+    sizes = SIZES | ARCHITECTURES[architecture] | special | (settings or {})
     config = AutoConfig.for_model(kind, **sizes, tie_word_embeddings=tied)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
@@ -160,6 +162,8 @@ def write_random_gguf(path: Path, architecture: str, *, tied: bool, formats: Seq
             writer.add_uint32(f"{architecture}.{theirs}", value)
         elif isinstance(value, float):
             writer.add_float32(f"{architecture}.{theirs}", value)
+    if architecture == "qwen3":  # as llama.cpp's converter writes it, and transformers does not read it
+        writer.add_key_length(config.head_dim)
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list([f"t{i}" for i in range(config.vocab_size)])
     for name, number in zip(("pad", "bos", "eos"), special.values(), strict=True):

@@ -150,6 +150,27 @@ def test_scaling_that_cannot_be_said_is_refused(tmp_path: Path, kind: str) -> No
         opened(path)
 
 
+@pytest.mark.parametrize("number", [4, 31, 99])
+def test_a_format_without_a_name_is_refused(tmp_path: Path, number: int) -> None:
+    path = tmp_path / "m.gguf"
+    write_gguf(LLAMA, path)
+    data = bytearray(path.read_bytes())
+    name = b"blk.1.ffn_up.weight"
+    struct.pack_into("<I", data, data.index(name) + len(name) + 4 + 2 * 8, number)
+    path.write_bytes(data)
+    with pytest.raises(BadInput, match=rf"format that is not known here \({number}\): choose a file of another"):
+        opened(path)
+
+
+def test_big_endian_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = gguf_library.GGUFWriter
+    big = gguf_library.GGUFEndian.BIG
+    monkeypatch.setattr(gguf_library, "GGUFWriter", lambda path, arch: writer(path, arch, endianess=big))
+    write_gguf(LLAMA, tmp_path / "m.gguf")
+    with pytest.raises(BadInput, match="is a big-endian GGUF file"):
+        opened(tmp_path / "m.gguf")
+
+
 def test_a_damaged_offset_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "m.gguf"
     write_gguf(LLAMA, path)

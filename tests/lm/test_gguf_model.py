@@ -117,3 +117,22 @@ def test_a_plan_reads_the_header_alone(tmp_path: Path, monkeypatch: pytest.Monke
     assert whole["float32"].weights > 5 * whole[None].weights
     with pytest.raises(BadInput, match="--scheme lora"):
         plan.subject(plan.Settings(model=str(path), batch_size=2, length=8), "full")
+
+
+def test_heads_of_another_width_than_transformers_takes(tmp_path: Path) -> None:
+    import gguf
+    from transformers import AutoModelForCausalLM
+
+    path = tmp_path / "m.gguf"
+    write_random_gguf(path, "qwen3", tied=False, formats=["Q8_0"], settings={"head_dim": 64, "num_attention_heads": 4})
+    ours = in_place(path)
+    assert ours.config.head_dim == 64
+    reference = AutoModelForCausalLM.from_config(ours.config).eval()
+    assert reference.model.layers[0].self_attn.q_proj.weight.shape == (4 * 64, 256)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, ours.config.num_hidden_layers)
+    tensors = {one.name: gguf.quants.dequantize(one.data, one.tensor_type) for one in gguf.GGUFReader(path).tensors}
+    with torch.no_grad():
+        for key, parameter in reference.named_parameters():
+            stem, _, suffix = key.rpartition(".")
+            parameter.copy_(torch.tensor(tensors[f"{names.get_name(stem)}.{suffix}"]))
+    assert torch.equal(logits(ours), logits(reference))

@@ -3,17 +3,10 @@
 This page offers the names that other packages use as ``lm.NAME``; all others live in their modules.
 """
 
-from gradless.lm.loading import (
-    DTYPES,
-    LanguageModel,
-    device_of,
-    is_gguf,
-    load,
-    preload,
-    quiet_transformers,
-    sources,
-    tiny,
-)
+from gradless.lm.devices import device_of
+from gradless.lm.loading import DTYPES, LanguageModel, load, preload, tiny
+from gradless.lm.model_names import is_gguf, sources
+from gradless.lm.quiet import quiet_transformers
 
 __all__ = [
     "DTYPES",

@@ -40,6 +40,8 @@ def read(reader: Any) -> Any:
             raise Unusable(f"cannot be used ({str(error).rstrip('.')}): choose a model in safetensors") from None
     if "vocab_size" not in values:
         values["vocab_size"] = len(reader.fields[_TOKENS].data)
+    if values["model_type"] == "qwen3" and (width := field(reader, "qwen3.attention.key_length")):
+        values["head_dim"] = int(width)  # which transformers does not read
     checkpoint_config.check_sizes(values)
     config = AutoConfig.for_model(values.pop("model_type"), **values)
     scale_rope(config, reader)

@@ -145,7 +145,7 @@ def read(source: Path) -> Any:
     try:
         readers = [_reader_class()(file) for file in files]
     except ValueError as error:
-        if unknown := re.search(r"(\d+) is not a valid GGMLQuantizationType", str(error)):
+        if unknown := re.search(r"(\d+)\)? is not a valid GGMLQuantizationType", str(error)):
             raise Unusable(
                 f"stores weights in a format that is not known here ({unknown[1]}): {OTHER_FORMAT}"
             ) from None

@@ -33,25 +33,12 @@ from gradless.lm.causality import looks_ahead
 from gradless.lm.chat import Chat
 from gradless.lm.devices import device_of
 from gradless.lm.gguf_layout import Layout
-from gradless.lm.model_names import is_gguf, sources
+from gradless.lm.model_names import sources
 from gradless.lm.quiet import quiet_transformers
 from gradless.lm.weight_storage import Storage
 from gradless.system import cache as store
 from gradless.system.cache import Say
 from gradless.system.cache import quiet as silent
-
-__all__ = [
-    "DTYPES",
-    "IN_PLACE",
-    "LanguageModel",
-    "device_of",
-    "is_gguf",
-    "load",
-    "preload",
-    "quiet_transformers",
-    "sources",
-    "tiny",
-]
 
 DTYPES: Final[dict[str, torch.dtype]] = {
     "float32": torch.float32,
@@ -333,7 +320,7 @@ def _from_folder(
 ) -> LanguageModel:
     from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-    local = Path(folder).is_dir()
+    local, method = Path(folder).is_dir(), None
     options: dict[str, Any] = {"revision": revision or "main"} | ({"local_files_only": True} if local else {})
     try:
         config, masked = checkpoint_config.read(folder, options)
@@ -359,6 +346,8 @@ def _from_folder(
             raise
         if device == AUTO and "offload" in str(error):  # to a disk, which was not asked for
             raise BadInput(weight_storage.too_large(source)) from error
+        if method is not None and local and "okenizer" not in str(error):
+            raise BadInput(f"{source}: {quantisation.failure(method, error)}") from error
         raise BadInput(checkpoint_files.load_failure(source, local, error, sorted(sources()))) from error
     weight_storage.refuse_offloaded(source, model)
     checkpoint_files.check_report(source, model, report)

@@ -131,7 +131,10 @@ def check_choice(codes: str) -> str:
 
 def failure(method: str, error: Exception) -> str:
     """Return a sentence about what a library raised while transformers loaded its layers."""
-    return f"its weights are quantised ({method}), and its library does not load them here ({first_line(error)})"
+    return (
+        f"its weights are quantised ({method}), and its library does not load them here "
+        f"({first_line(error)}): choose a release of it that does, or the original model with --quantise nf4"
+    )
 
 
 def plain(model: nn.Module, method: str, dtype: torch.dtype) -> str:

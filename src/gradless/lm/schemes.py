@@ -34,7 +34,8 @@ from gradless.lm import (
     weight_storage,
 )
 from gradless.lm.checkpoint_files import first_line
-from gradless.lm.loading import LanguageModel, quiet_transformers
+from gradless.lm.loading import LanguageModel
+from gradless.lm.quiet import quiet_transformers
 from gradless.storage import upcast
 from gradless.storage.codes import freeze as freeze_parameter
 

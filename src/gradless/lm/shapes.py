@@ -17,7 +17,9 @@ from torch.overrides import TorchFunctionMode
 
 from gradless import rng
 from gradless.errors import pick
-from gradless.lm.loading import DTYPES, LanguageModel, device_of, quiet_transformers
+from gradless.lm.devices import device_of
+from gradless.lm.loading import DTYPES, LanguageModel
+from gradless.lm.quiet import quiet_transformers
 
 PREFIX: Final = "shape:"
 SCALE: Final = 0.02  # standard deviation of matrices, that of GPT-2's initialisation

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from gradless.lm.encode import completions_of
-from gradless.lm.loading import LanguageModel, is_gguf
+from gradless.lm.loading import LanguageModel
+from gradless.lm.model_names import is_gguf
 from gradless.lm.predict import reading_limit
 from gradless.runs.classifier import Spec
 from gradless.tasks import MASK, Example, Task
