@@ -62,6 +62,7 @@ def test_two_lines_of_the_trainer_example_differ(folder, monkeypatch):
             "two_offices",
             r"(\d bridges: connectivity \d\.\d\d, worst accuracy 0\.[89]\d\d, distance .*\n){3}",
         ),
+        ("reward", r"letters of a greedy completion: \d\.\d -> [12]\d\.\d"),
         ("own_method", r"all checks hold; loss \d\.\d{3} at the start, 0\.0\d\d after 200 steps"),
     ],
 )
