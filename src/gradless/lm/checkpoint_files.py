@@ -98,6 +98,24 @@ def _check_index(folder: Path) -> None:
         raise BadInput(f"{folder} lacks {missing[0]}{more} of {len(shards)} files of weights: download it again")
 
 
+def weight_files(folder: str, revision: str | None) -> tuple[Path, ...]:
+    """Return the files that decide the weights of a checkpoint: safetensors and configuration.
+
+    Args:
+        folder: or a hub id, whose files lie in the hub's cache.
+        revision: on the hub.
+    """
+    inside = Path(folder)
+    if not inside.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        kept = try_to_load_from_cache(folder, "config.json", revision=revision)
+        if not isinstance(kept, str):
+            return ()
+        inside = Path(kept).parent
+    return tuple(sorted((*inside.glob("*.safetensors"), *inside.glob("*.json"))))
+
+
 def check_report(source: str, model: nn.Module, report: dict[str, Any]) -> None:
     """Refuse a model that is not made of exactly the weights of its checkpoint.
 

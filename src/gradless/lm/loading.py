@@ -67,6 +67,7 @@ class LanguageModel:
         upcast: whether its forward reads 16-bit weights in float32 (`gradless.storage.upcast`).
         files: the files, in their order, whose bytes its stored weights are (a GGUF in place); else none. The base
             hash is theirs, see `gradless.lm.base_hash`.
+        weight_files: the files that its float weights were read from, whole; none where they do not decide them.
         layout: of a model without data that is planned as if its weights stayed in a GGUF file, their formats there.
     """
 
@@ -78,6 +79,7 @@ class LanguageModel:
     chat: Chat | None = None
     origin: Adapter | None = None
     files: tuple[Path, ...] = ()
+    weight_files: tuple[Path, ...] = ()
     layout: Layout | None = None
     upcast: bool = False
 
@@ -357,7 +359,9 @@ def _from_folder(
         raise BadInput(f"{source}: {error}") from None
     if line:
         say(f"{source}: {line}")
-    return _finish(LanguageModel(model, tokenizer, masked, source=source, name=model_names.short_name(source)))
+    files = checkpoint_files.weight_files(folder, revision) if method is None and storage.quantise is None else ()
+    name = model_names.short_name(source)
+    return _finish(LanguageModel(model, tokenizer, masked, source=source, name=name, weight_files=files))
 
 
 def _finish(lm: LanguageModel) -> LanguageModel:

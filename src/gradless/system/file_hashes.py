@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -34,15 +34,7 @@ def sha256(path: Path, *, anew: bool = False) -> str:
 
     Cost: one pass over the file, or a look at its times where it has been hashed before.
     """
-    key = _key(path)
-    known = None if anew else remembered.read(FOLDER, key)
-    if known is not None and isinstance(known.get("sha256"), str):
-        return str(known["sha256"])
-    digest = file_sha256(path)
-    changed = max(key["mtime_ns"], key["ctime_ns"]) / 1e9
-    if _key(path) == key and changed < time.time() - RECENT:
-        remembered.write(FOLDER, key, {"sha256": digest}, most=MOST)
-    return digest
+    return derived([path], {}, lambda: file_sha256(path), anew=anew)
 
 
 def files_sha256(paths: Iterable[Path], *, anew: bool = False) -> str:
@@ -58,6 +50,26 @@ def files_sha256(paths: Iterable[Path], *, anew: bool = False) -> str:
     with ThreadPoolExecutor(max(1, min(len(files), os.cpu_count() or 1))) as pool:  # hashlib releases the lock
         digests = list(pool.map(lambda path: sha256(path, anew=anew), files))
     return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def derived(paths: Sequence[Path], facts: Mapping[str, Any], compute: Callable[[], str], *, anew: bool = False) -> str:
+    """Return a hash that the contents of files decide, remembered as `sha256` is.
+
+    Args:
+        paths: the files.
+        facts: what else decides it, as JSON.
+        compute: the hash.
+        anew: compute it whatever is remembered.
+    """
+    key = {"files": [_key(path) for path in paths], **facts}
+    known = None if anew else remembered.read(FOLDER, key)
+    if known is not None and isinstance(known.get("sha256"), str):
+        return str(known["sha256"])
+    digest = compute()
+    changed = max((max(one["mtime_ns"], one["ctime_ns"]) for one in key["files"]), default=0) / 1e9
+    if key["files"] and [_key(path) for path in paths] == key["files"] and changed < time.time() - RECENT:
+        remembered.write(FOLDER, key, {"sha256": digest}, most=MOST)
+    return digest
 
 
 def _key(path: Path) -> dict[str, Any]:
