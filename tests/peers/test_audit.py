@@ -135,7 +135,7 @@ def test_claims_are_computed_again_from_the_owners_file(claimed: Made) -> None:
     assert own.exact
     assert not own.verdict.convicted
     assert own.drawn == (0, 1, 2, 3, 4, 5)  # the steps that ten others follow
-    assert all(check.claimed == pytest.approx(check.found, abs=1e-4) for check in own.checks)
+    assert all(check.claimed == pytest.approx(check.measured, abs=1e-4) for check in own.checks)
     theirs = check_file(run, "dora", str(claimed.files[3]), claimed.identities[3] / "salt")
     assert theirs.verdict.convicted
 

@@ -167,13 +167,13 @@ class Checked(NamedTuple):
 
     step: int
     claimed: tuple[float, ...]
-    found: tuple[float, ...]
+    measured: tuple[float, ...]
     loss: float
 
     def misses(self, eps: float) -> bool:
         """Return whether a coefficient is farther away than `tolerance`, or not finite."""
         allowed = tolerance(self.loss, eps)
-        return not all(abs(a - b) <= allowed for a, b in zip(self.claimed, self.found, strict=True))
+        return not all(abs(a - b) <= allowed for a, b in zip(self.claimed, self.measured, strict=True))
 
 
 class Verdict(NamedTuple):
@@ -203,7 +203,7 @@ def judge(checks: Sequence[Checked], *, eps: float, exact: bool) -> Verdict:
         return Verdict(len(misses) > ALLOWED, text)
     if values < FEWEST_VALUES:
         return Verdict(False, f"{values} coefficients of 16-bit weights tell nothing: at least {FEWEST_VALUES} would")
-    apart = math.fsum((a - b) ** 2 for check in checks for a, b in zip(check.claimed, check.found, strict=True))
+    apart = math.fsum((a - b) ** 2 for check in checks for a, b in zip(check.claimed, check.measured, strict=True))
     claims = math.fsum(a * a for check in checks for a in check.claimed)
     ratio = apart / claims if claims > 0 else math.inf if apart > 0 else 0.0
     convicted = not ratio < 1.0

@@ -14,7 +14,7 @@ from __future__ import annotations
 import abc
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, Protocol, cast
 
 import torch
@@ -271,11 +271,14 @@ def _linear(input: Tensor, weight: Any, bias: Any = None) -> Tensor:
 
 
 def _product(input: Tensor, store: Store, bias: Tensor | None) -> Tensor:
-    """``input @ values.T + bias``, a part of the rows at a time if their values take too much."""
-    outs = []
-    for start, values in _parts(store):
-        part = bias if bias is None or len(values) == store.shape[0] else bias[start : start + len(values)]
-        outs.append(F.linear(input, values, part))
+    return product_of_parts(input, _parts(store), bias)
+
+
+def product_of_parts(input: Tensor, parts: Iterable[tuple[int, Tensor]], bias: Tensor | None) -> Tensor:
+    """``input @ weight.T + bias`` for a weight that comes as consecutive rows, each part with the row it begins at."""
+    outs = [
+        F.linear(input, values, None if bias is None else bias[start : start + len(values)]) for start, values in parts
+    ]
     return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
 
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradless.storage.stored import SCRATCH_BYTES, take_scratch
+from gradless.storage.stored import SCRATCH_BYTES, product_of_parts, take_scratch
 
 HALVES: Final = (torch.bfloat16, torch.float16)
 WIDE: Final = torch.float32
@@ -172,16 +172,7 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad):
             out: Tensor = _Linear.apply(input, weight)  # type: ignore[no-untyped-call]
             return out if bias is None else out + bias
-    return _product(input, own, bias)
-
-
-def _product(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``input @ weight.T + bias`` in float32, a part of the rows at a time if they take too much."""
-    outs = []
-    for start, values in wide_parts(weight):
-        part = bias if bias is None or len(values) == len(weight) else bias[start : start + len(values)]
-        outs.append(F.linear(input, values, part))
-    return outs[0] if len(outs) == 1 else torch.cat(outs, dim=-1)
+    return product_of_parts(input, wide_parts(own), bias)
 
 
 def wide_parts(weight: Tensor) -> Iterator[tuple[int, Tensor]]:
@@ -203,7 +194,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(input if weight.requires_grad else None, weight)
-        return _product(input, weight.detach(), None)
+        return product_of_parts(input, wide_parts(weight.detach()), None)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
