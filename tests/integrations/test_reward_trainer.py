@@ -152,7 +152,7 @@ def test_reward_functions_are_told_columns_conversations_and_the_state(tmp_path)
         return [None] * len(completions)
 
     trainer = made(tmp_path, [told, silent], rows, tokenizer=tokenizer, reward_weights=[2.0, 1.0])
-    with pytest.warns(UserWarning, match="the reward silent has none"):
+    with pytest.warns(UserWarning, match="the reward silent returned None"):
         trainer.train()
     prompts, completions, many, step = calls[0]
     assert len(prompts) == len(completions) == 8  # two prompts of four members
