@@ -3,8 +3,9 @@
     python benchmarks/quantised_schemes.py --data FOLDER --work DIR [--steps 200] [--out FILE]
 
 Every run is `gradless tune` of MeZO on SmolLM2-135M (Q4_1) with ``--lr auto``; one setting of each scheme is searched
-over three values, on the first seed, by the loss on dev rows: eps, or for codes the share of codes that move. Then come
-two more seeds with the best value. Test rows are looked at by none of this: a line has the metrics of the step that dev
+over three values, on the first seed, by the loss on dev rows: eps, or for codes the share of codes that move. Where the
+best is the least or the largest, the search goes on beyond it, twice at most. Then come two more seeds with the best
+value. Test rows are looked at by none of this: a line has the metrics of the step that dev
 rows chose. Lines are written as runs end, runs that have a line are passed over, and one that was stopped goes on.
 """
 
@@ -30,6 +31,8 @@ SEARCH: Final[dict[str, tuple[str, tuple[float, ...]]]] = {
 }
 """What is searched, and where: the first value is the default."""
 SEEDS: Final = (1, 2, 3)
+FIRST, BEYOND, FURTHER = 3, 2, 10**0.5
+"""Values of a search, how many more at an end of it, and their ratio."""
 
 
 def main() -> None:
@@ -69,13 +72,32 @@ def runs(tasks: list[str], steps: int, lines: list[dict[str, Any]]) -> Iterator[
     for task, scheme, value in asked:
         if line_of(lines, task, scheme, steps, value, first) is None:
             yield task, scheme, value, first
+    for task in tasks:
+        for scheme in SEARCH:
+            while (value := beyond(searched(lines, task, scheme, steps))) is not None:
+                yield task, scheme, value, first
     for seed in SEEDS[1:]:
         for task in tasks:
-            for scheme, (_, values) in SEARCH.items():
-                searched = [(line_of(lines, task, scheme, steps, value, first), value) for value in values]
-                best = min((line["dev"]["loss"], value) for line, value in searched if line is not None)[1]
+            for scheme in SEARCH:
+                losses = searched(lines, task, scheme, steps)
+                best = min(losses, key=losses.__getitem__)
                 if line_of(lines, task, scheme, steps, best, seed) is None:
                     yield task, scheme, best, seed
+
+
+def searched(lines: list[dict[str, Any]], task: str, scheme: str, steps: int) -> dict[float, float]:
+    """Return the dev losses of the first seed by the values that were searched."""
+    wanted = {"task": task, "scheme": scheme, "steps": steps, "seed": SEEDS[0]}
+    return {line[SEARCH[scheme][0]]: line["dev"]["loss"] for line in lines if wanted.items() <= line.items()}
+
+
+def beyond(losses: dict[float, float]) -> float | None:
+    """Return the next value of a search whose best one is at an end; None where it is inside, or after `BEYOND`."""
+    least, *_, largest = sorted(losses)
+    best = min(losses, key=losses.__getitem__)
+    if best not in (least, largest) or len(losses) >= FIRST + BEYOND:
+        return None
+    return float(f"{best / FURTHER if best == least else best * FURTHER:.1g}")
 
 
 def line_of(
