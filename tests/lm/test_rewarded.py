@@ -93,6 +93,7 @@ def test_functions_are_told_prompts_texts_columns_and_answers():
     assert told["prompts"] == [f"{text} :" for text in TEXTS]
     assert told["letter"] == ["t", "e", "e"]
     assert all(isinstance(text, str) for text in told["completions"])
+    assert [model.tokenizer.decode(ids).strip() for ids in told["completion_ids"]] == told["completions"]
     assert "answers" not in told
 
 

@@ -25,7 +25,7 @@ from gradless.integrations.method_choice import Choice
 from gradless.integrations.transformers import ZOTrainer
 from gradless.lm.batching import Prompts, collate_prompts
 from gradless.lm.encoded import Encoded
-from gradless.lm.generation import Call, write
+from gradless.lm.generation import Call, Written, write
 from gradless.lm.objectives import OBJECTIVES, REWARD
 from gradless.lm.rewarded import RewardClosure, Sampling
 
@@ -53,8 +53,8 @@ class _Closure(RewardClosure):
         with self._trainer.compute_loss_context_manager():
             return super()._side_by_side(call)
 
-    def _negative(self, several: Prompts, texts: Sequence[str]) -> np.ndarray:
-        rewarded = self._trainer.rewards_of(several.rows, texts)
+    def _negative(self, several: Prompts, written: Sequence[Written]) -> np.ndarray:
+        rewarded = self._trainer.rewards_of(several.rows, written)
         self._rewarded.append(rewarded.reshape(-1, self._size))
         return -rewarded
 
@@ -214,10 +214,11 @@ class ZORewardTrainer(ZOTrainer):
         settings = self.reward_settings
         return collate_prompts(self.lm, rows, settings.stops, settings.new_tokens, prompts.positions(self.lm))
 
-    def rewards_of(self, rows: Sequence[Encoded], texts: Sequence[str]) -> np.ndarray:
+    def rewards_of(self, rows: Sequence[Encoded], written: Sequence[Written]) -> np.ndarray:
         """Return the reward of the text behind each row, float64 ``[N]``; NaN where there is none."""
-        asked, written, columns = prompts.told(rows, texts)
-        return self.rewards(asked, written, {**columns, "trainer_state": self.state})
+        asked, answered, columns = prompts.told(rows, [one.text for one in written])
+        ids = [list(one.ids) for one in written]
+        return self.rewards(asked, answered, {**columns, "completion_ids": ids, "trainer_state": self.state})
 
     def _note(self, closures: Sequence[_Closure], probe: Any) -> None:
         """Keep the figures of a step for the next line of the log, and say if its members are all equal."""
@@ -265,7 +266,7 @@ class ZORewardTrainer(ZOTrainer):
             rows = self._encoded(self._prepare_inputs(inputs))
             with torch.no_grad(), self.compute_loss_context_manager():
                 written = write(self.lm, self._prompts(rows))
-            rewarded = self.rewards_of(rows, [one.text for one in written])
+            rewarded = self.rewards_of(rows, written)
             mine = [(one.text, float(reward), one.tokens) for one, reward in zip(written, rewarded, strict=True)]
             results += self.accelerator.gather_for_metrics(mine, use_gather_object=True)
             self.control: Any = self.callback_handler.on_prediction_step(self.args, self.state, self.control)

@@ -296,7 +296,7 @@ def _generation(
             for i, one in zip(group, written, strict=True):
                 texts[i], lengths[i] = one.text, one.tokens
             if objective.of_texts is not None:
-                values = objective.of_texts(prompts, [one.text for one in written])
+                values = objective.of_texts(prompts, written)
                 for i, value in zip(group, values.tolist(), strict=True):
                     rewards[i] = 0.0 - value
                 known = values[~np.isnan(values)]

@@ -65,8 +65,13 @@ class Written(NamedTuple):
 
     text: str
     """Without outer white space, up to the first stop text."""
-    tokens: int
-    """That were generated, the one that ends the text included."""
+    ids: tuple[int, ...]
+    """Tokens that were generated, the one that ends the text included."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of these tokens."""
+        return len(self.ids)
 
 
 def generate(lm: LanguageModel, prompts: Prompts, choose: Choose = greedy) -> list[str]:
@@ -256,7 +261,7 @@ def _read_back(lm: LanguageModel, row: Sequence[int], stops: Sequence[str], ends
         count, whole = least, text(least)
     for stop in stops:
         whole = whole.split(stop)[0]
-    return Written(whole.strip(), count)
+    return Written(whole.strip(), tuple(row[:count]))
 
 
 def _generation_batches(lm: LanguageModel, prompts: Prompts) -> Iterator[tuple[Tensor, Tensor]]:

@@ -24,7 +24,7 @@ from gradless.errors import BadInput, NotFinite, pick
 from gradless.forward.populations import mean
 from gradless.lm.batching import Batch, Prompts, collate_gold, collate_options, collate_prompts, collate_text
 from gradless.lm.encode import Encoded
-from gradless.lm.generation import generate
+from gradless.lm.generation import Written, write
 from gradless.lm.loading import LanguageModel
 from gradless.lm.metrics import token_f1s
 from gradless.lm.scoring import Scores, scores
@@ -32,8 +32,8 @@ from gradless.rewards import Rewards
 from gradless.tasks.base import Task
 
 REWARD: Final = "reward"
-OfTexts = Callable[[Prompts, Sequence[str]], NDArray[np.float64]]
-"""Prompts and the text behind each -> the loss of each, float64 ``[N]``; NaN where there is none."""
+OfTexts = Callable[[Prompts, Sequence[Written]], NDArray[np.float64]]
+"""Prompts and what is written behind each -> the loss of each, float64 ``[N]``; NaN where there is none."""
 
 
 class Objective(NamedTuple):
@@ -73,9 +73,9 @@ def negative_accuracy(options: Scores, batch: Batch) -> Tensor:
     return -(batch.correct.gather(1, best).float() + 0.0 * usable).mean()
 
 
-def negative_f1(prompts: Prompts, texts: Sequence[str]) -> NDArray[np.float64]:
+def negative_f1(prompts: Prompts, written: Sequence[Written]) -> NDArray[np.float64]:
     """Return minus the token F1 of texts against their accepted answers (the best one counts)."""
-    return -token_f1s(texts, prompts.answers)
+    return -token_f1s([one.text for one in written], prompts.answers)
 
 
 def _scored(value: Callable[[Scores, Batch], Tensor]) -> Callable[[LanguageModel, Batch], Tensor]:
@@ -90,7 +90,7 @@ def _written(of_texts: OfTexts) -> Callable[[LanguageModel, Prompts], Tensor]:
 
     def loss(lm: LanguageModel, prompts: Prompts) -> Tensor:
         try:
-            value = mean(of_texts(prompts, generate(lm, prompts)))
+            value = mean(of_texts(prompts, write(lm, prompts)))
         except NotFinite:
             value = math.nan
         return torch.tensor(value, device=prompts.input_ids.device)
@@ -192,18 +192,18 @@ def rewarded(rewards: Rewards, passes: float) -> Objective:
         passes: least reward of a text that counts as right.
     """
 
-    def of_texts(prompts: Prompts, texts: Sequence[str]) -> NDArray[np.float64]:
+    def of_texts(prompts: Prompts, written: Sequence[Written]) -> NDArray[np.float64]:
         rows = prompts.rows
         names = dict.fromkeys(name for row in rows for name in row.columns)
         columns = {name: [row.columns.get(name) for row in rows] for name in names}
         if any(row.answers for row in rows):
             columns["answers"] = [list(row.answers) for row in rows]
         asked: list[Any] = [row.text for row in rows]
-        answered: list[Any] = list(texts)
+        answered: list[Any] = [one.text for one in written]
         if prompts.chat:
             asked = [[{"role": "user", "content": text}] for text in asked]
             answered = [[{"role": "assistant", "content": text}] for text in answered]
-        return -rewards(asked, answered, columns)
+        return -rewards(asked, answered, {**columns, "completion_ids": [list(one.ids) for one in written]})
 
     return OBJECTIVES[REWARD]._replace(loss=_written(of_texts), of_texts=of_texts, passes=passes)
 

@@ -110,7 +110,7 @@ class RewardClosure:
         parts = []
         for (prompts, _), written in zip(self._batches, texts, strict=True):
             several = prompts._replace(rows=prompts.rows * members)
-            losses = self._of_texts(several, [one.text for member in written for one in member])
+            losses = self._of_texts(several, [one for member in written for one in member])
             parts.append(losses.reshape(members, -1))
         whole = np.concatenate(parts, axis=1)
         for member, losses in enumerate(whole):

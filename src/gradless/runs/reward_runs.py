@@ -155,8 +155,8 @@ def sampled(
             rows = [encoded[i]._replace(draw=f"sample/{i}/{sample}") for i in group]
             prompts: Prompts = chosen.prepare(lm, rows)
             with torch.no_grad():
-                texts = [one.text for one in write(lm, prompts, sampling.of(prompts))]
-            for i, value in zip(group, (0.0 - chosen.of_texts(prompts, texts)).tolist(), strict=True):
+                written = write(lm, prompts, sampling.of(prompts))
+            for i, value in zip(group, (0.0 - chosen.of_texts(prompts, written)).tolist(), strict=True):
                 values[i][sample] = value
     return values
 
