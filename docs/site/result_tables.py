@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 import peers_tables
+import study_tables
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
@@ -187,5 +189,7 @@ TABLES = {
     "auto": auto,
     "methods": methods,
     "tasks": tasks,
+    "quantised_schemes": functools.partial(study_tables.quantised_schemes, table),
+    "reward_study": functools.partial(study_tables.reward_study, table),
     **peers_tables.TABLES,
 }

@@ -1,0 +1,79 @@
+"""Tables of studies whose result files have a line a run."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gradless.lm.metrics import wilson
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
+NAMES = {"codes": "`codes`", "scales": "`scales`", "lora": "LoRA", "full": "all weights, float32"}
+SETTINGS = {"codes": "density", "scales": "eps", "lora": "eps", "full": "eps"}
+Line = dict[str, Any]
+Table = Callable[..., str]
+
+
+def lines(name: str) -> list[Line]:
+    """The runs in a result file."""
+    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
+
+
+def quantised_schemes(table: Table) -> str:
+    """Ways to tune a 4-bit model: the best searched setting of each, and all seeds with it."""
+    runs, rows = lines("quantised-schemes.jsonl"), []
+    for task in dict.fromkeys(run["task"] for run in runs):
+        untouched = next(run["zero_shot"] for run in runs if run["task"] == task and run["zero_shot"])
+        rows.append([task, "untouched model", "", "", f"{untouched['accuracy']:.3f}", f"{untouched['loss']:.3f}", ""])
+        for scheme, setting in SETTINGS.items():
+            own = [run for run in runs if (run["task"], run["scheme"]) == (task, scheme)]
+            best = min((run for run in own if run["seed"] == 1), key=lambda run: run["dev"]["loss"])[setting]
+            chosen = [run for run in own if run[setting] == best]
+            values = sorted({run[setting] for run in own})
+            seconds = statistics.median(run["seconds_per_step"] for run in chosen)
+            rows.append(
+                [
+                    task,
+                    NAMES[scheme],
+                    f"{setting} {best:g} of {', '.join(f'{value:g}' for value in values)}",
+                    str(len(chosen)),
+                    *(spread([run["test"][name] for run in chosen]) for name in ("accuracy", "loss")),
+                    f"{seconds:.1f} s",
+                ]
+            )
+    heads = ["", "", "setting, by dev loss of one seed", "seeds", "test accuracy", "test loss", "a step"]
+    return table(heads, rows, left=3)
+
+
+def reward_study(table: Table) -> str:
+    """Evolution strategies and GRPO on rewards: the best searched rate of each, and all seeds with it."""
+    runs, rows = lines("reward-study.jsonl"), []
+    for task in dict.fromkeys(run["task"] for run in runs):
+        for method in dict.fromkeys(run["method"] for run in runs if run["task"] == task):
+            own = [run for run in runs if (run["task"], run["method"]) == (task, method)]
+            first = [run for run in own if run["seed"] == 1]
+            best = max(first, key=lambda run: run["after"]["dev"]["reward"][0])["value"]
+            values = sorted({run["value"] for run in own})
+            for run in (run for run in own if run["value"] == best):
+                cells = [reward(run[when]["test"]["rewards"]) for when in ("before", "after")]
+                right = f"{run['after']['test']['right'][0]:.2f}"
+                rate = f"{best:g} of {', '.join(f'{value:g}' for value in values)}"
+                numbers = [str(run["steps"]), f"{run['completions']:,}", f"{run['cpu_seconds']:,.0f}"]
+                rows.append([task, method, rate, str(run["seed"]), *cells, right, *numbers])
+    heads = ["", "", "rate", "seed", "reward before", "after", "right after", "steps", "completions", "CPU s"]
+    return table(heads, rows, left=3)
+
+
+def reward(values: list[float]) -> str:
+    """The mean of rewards in [0, 1] with its 95 % interval."""
+    low, high = wilson(sum(values), len(values))
+    return f"{statistics.mean(values):.3f} ({low:.3f} to {high:.3f})"
+
+
+def spread(values: list[float]) -> str:
+    """A mean, with its standard deviation if there are several."""
+    mean = f"{statistics.mean(values):.3f}"
+    return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
