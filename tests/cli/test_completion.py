@@ -20,7 +20,7 @@ from gradless.forward.engines import CHOICES
 from gradless.lm import assets, evaluate, objectives
 from gradless.rewards import BUILTIN
 from gradless.runs import jobs
-from gradless.runs.config import TuneConfig
+from gradless.runs.config import OwnFiles, TuneConfig
 from gradless.system import typed
 
 TABLES = {
@@ -234,3 +234,8 @@ def test_a_list_of_commands_says_what_their_help_says(group):
         assert command.name == name
         assert command.help.startswith(f"{later.summary}\n") or command.help == later.summary
     assert set(group.commands) == set(group.list_commands(None)) >= set(group.commands.later)
+
+
+@pytest.mark.parametrize("record", [TuneConfig, OwnFiles, CollabConfig, Delivery])
+def test_every_setting_has_a_help(record):
+    assert not [one.name for one in typed.settings(record).values() if not one.help]

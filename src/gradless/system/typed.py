@@ -134,12 +134,12 @@ class Setting(NamedTuple):
 
 @functools.cache
 def settings(record: type[Record]) -> Mapping[str, Setting]:
-    """Return the fields of a record by name."""
+    """Return the fields of a record by name, its own before those of the records that it extends."""
     hints = typing.get_type_hints(record, include_extras=True)
-    helps = docstrings(record)
+    helps, own = docstrings(record), vars(record)["__annotations__"]
     return {
         field.name: Setting(field.name, hints[field.name], field.default, *helps.get(field.name, ("",)))
-        for field in dataclasses.fields(record)
+        for field in sorted(dataclasses.fields(record), key=lambda field: field.name not in own)
     }
 
 
@@ -363,6 +363,13 @@ def shown(raw: Any) -> str:
 
 def docstrings(record: type) -> dict[str, tuple[str, str]]:
     """Return the first paragraph below each field of a class and what follows it, each in one line."""
+    helps: dict[str, tuple[str, str]] = {}
+    for one in reversed(record.__mro__):
+        helps |= _own_docstrings(one) if one is record or dataclasses.is_dataclass(one) else {}
+    return helps
+
+
+def _own_docstrings(record: type) -> dict[str, tuple[str, str]]:
     try:
         source = inspect.getsource(sys.modules[record.__module__])
     except OSError:  # a program that is shipped without sources has no help, but works
