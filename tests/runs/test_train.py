@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 import run_helpers as h
 from gradless import ledger, lm
 from gradless.errors import BadInput
-from gradless.lm import evaluate, schemes
+from gradless.lm import evaluate, rewarded, schemes
+from gradless.lm.generation import greedy
 from gradless.methods import METHODS
 from gradless.runs import build, jobs, replay
 from gradless.runs.config import TuneConfig
@@ -177,6 +178,15 @@ def test_generation_tasks_train_on_loss_and_on_f1(tmp_path, objective):
     assert result["status"] == "done"
     assert {"token_f1", "exact_match"} <= set(result["test"])
     assert (result["dev"]["loss"] <= 0) == (objective == "f1")
+
+
+@pytest.mark.parametrize("method", ["mezo", "es"])
+def test_f1_is_of_greedy_answers(tmp_path, monkeypatch, method):
+    temperatures = []
+    monkeypatch.setattr(rewarded, "sampler", lambda temperature, *_: temperatures.append(temperature) or greedy)
+    data = {"task": "squad", "data": str(h.squad(tmp_path / "squad")), "num_train": 6, "num_dev": 2, "num_test": 2}
+    h.tune(h.config(tmp_path, **data, objective="f1", method=method, steps=1, max_new_tokens=4), tmp_path / "run")
+    assert set(temperatures) == {0.0}
 
 
 def test_an_objective_of_another_kind_of_task_is_refused(tmp_path):

@@ -201,8 +201,8 @@ class ZORewardTrainer(ZOTrainer):
         size = self.args.per_device_train_batch_size
         first = (len(self._window_closures) * self.args.world_size + self.args.process_index) * size
         named = [
-            row._replace(draw=f"step/{self.window.inner.t}/{place}")
-            for place, row in enumerate(self._encoded(rows), first)
+            row._replace(draw=f"step/{self.window.inner.t}/{index}")
+            for index, row in enumerate(self._encoded(rows), first)
         ]
         return _Closure(self, self._prompts(named))
 

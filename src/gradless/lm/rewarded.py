@@ -37,7 +37,7 @@ def drawn(rows: Sequence[Encoded], name: str) -> list[Encoded]:
 
     So the numbers do not depend on how the batch is split into micro-batches, or over ranks.
     """
-    return [row._replace(draw=f"{name}/{place}") for place, row in enumerate(rows)]
+    return [row._replace(draw=f"{name}/{index}") for index, row in enumerate(rows)]
 
 
 class Member(NamedTuple):

@@ -47,7 +47,8 @@ def closure_of(run: RunContext, step: int) -> Callable[[], Tensor]:
     lm, objective, batches = run.model.lm, run.objective, batches_of(run, step)
     if objective.of_texts is None:
         return lambda: objectives.loss_over(lm, objective, batches)
-    sampling = Sampling(run.config.temperature, run.config.seed)
+    # F1 is that of greedy answers, as published (MeZO, section 3.3); members of a reward's population are sampled.
+    sampling = Sampling(run.config.temperature if objective.passes is not None else 0.0, run.config.seed)
     return RewardClosure(lm, objective, batches, sampling, rows=run.model.optimizer.estimator.rows)
 
 

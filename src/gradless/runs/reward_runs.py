@@ -58,8 +58,8 @@ def objective(config: TuneConfig, task: Task, functions: Rewards | None) -> Obje
     Raises:
         BadInput: it does not fit the task or the method.
     """
-    made = None if functions is None else objectives.rewarded(functions, config.pass_reward)
-    return objectives.choose(task, config.objective, backprop=METHODS[config.method].differentiates, rewards=made)
+    scored = None if functions is None else objectives.rewarded(functions, config.pass_reward)
+    return objectives.choose(task, config.objective, backprop=METHODS[config.method].differentiates, rewards=scored)
 
 
 def sources(functions: Rewards | None) -> dict[str, Any]:

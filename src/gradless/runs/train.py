@@ -307,7 +307,7 @@ def _step(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> float:
             loss = opt.step_with(closure, append)[0].loss
         except Diverged as error:  # the step that ends a run is noted like all others
             diverged = error
-    observed = reward_runs.of_step(closure, opt.estimator, moves[0].step, loss) if moves else {}
+    observed = reward_runs.of_step(closure, opt.estimator, moves[0].step, loss) if moves and run.rewards else {}
     for move in moves:  # none if the run had diverged before a crash already
         log.write(
             event="step",
