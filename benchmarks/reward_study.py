@@ -2,11 +2,11 @@
 
     python benchmarks/reward_study.py --work DIR [--out FILE] [--tasks sums squad countdown] [--data FOLDER]
 
-Every run is a process of its own with one thread. The learning rate of each method is searched on the first seed, by
-the mean reward of greedy completions of dev rows; where the best value is the least or the largest, the search goes on
-beyond it, twice at most. Then come two more seeds with the best value. GRPO has the CPU seconds (``time.process_time``
-of the training process) that the first run of ours took, and as many completions a step. Lines are written as runs end,
-and runs that have a line are passed over.
+Every run is a process of its own with one thread. The learning rate of GRPO is searched on the first seed, by the mean
+reward of greedy completions of dev rows; where the best value is the least or the largest, the search goes on beyond
+it, twice at most. Evolution strategies have one rate, which is not searched. Then come two more seeds with the best
+value. GRPO has the CPU seconds (``time.process_time`` of the training process) that the first run of ours took, and as
+many completions a step. Lines are written as runs end, and runs that have a line are passed over.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-METHODS: Final[dict[str, tuple[float, ...]]] = {"es": (0.024, 0.012, 0.048), "grpo": (1e-3, 3e-4, 1e-4)}
-"""Methods, and the learning rates that are searched; the first is the default."""
-FACTORS: Final = {"es": 2.0, "grpo": 10**0.5}
+METHODS: Final[dict[str, tuple[float, ...]]] = {"es": (0.024,), "grpo": (1e-3, 3e-4, 1e-4)}
+"""Methods, and the learning rates that are searched; one alone is not."""
+FACTOR: Final = 10**0.5
 """How far a search goes on beyond its best value."""
 SEEDS: Final = (1, 2, 3)
 BEYOND: Final = 2  # values at most that a search goes on with
@@ -54,9 +54,11 @@ def main() -> None:
 
 def missing(task: str, methods: list[str], lines: list[Line]) -> Iterator[tuple[str, int, float]]:
     """Yield the runs of a task that have no line yet, in an order in which every prefix is of use."""
-    for place in range(max(len(values) for values in METHODS.values())):
+    for number in range(max(len(METHODS[method]) for method in methods)):
         for method in methods:
-            value = METHODS[method][place]
+            if number >= len(METHODS[method]):
+                continue
+            value = METHODS[method][number]
             if line_of(lines, task, method, SEEDS[0], value) is None:
                 yield method, SEEDS[0], value
     for method in methods:
@@ -86,10 +88,10 @@ def best(values: dict[float, float]) -> float:
 
 def beyond(values: dict[float, float], method: str) -> float | None:
     """The next value where the best one is at an end of those that were tried."""
-    top, factor = best(values), FACTORS[method]
-    if len(values) >= len(METHODS[method]) + BEYOND or top not in (min(values), max(values)):
+    top = best(values)
+    if len(values) == 1 or len(values) >= len(METHODS[method]) + BEYOND or top not in (min(values), max(values)):
         return None
-    return float(f"{top * factor if top == max(values) else top / factor:.2g}")
+    return float(f"{top * FACTOR if top == max(values) else top / FACTOR:.2g}")
 
 
 def budget(lines: list[Line], task: str, method: str) -> float | None:
