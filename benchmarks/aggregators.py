@@ -1,16 +1,18 @@
-"""Time, memory and error of the aggregation rules against ByzFL's classes, interleaved in one run.
+"""Time, memory and error of the aggregation rules against ByzFL's and ByzPy's classes, interleaved in one run.
 
-    pip install --no-deps byzfl==0.0.11
+    pip install --no-deps byzfl==0.0.11 byzpy==0.1.4
     python benchmarks/aggregators.py --out benchmarks/results/aggregators-cpu.json
 
-Both get the same float32 rows, n = 26 and d = 431,080 (the published MNIST model) unless told otherwise, through the
+All get the same float32 rows, n = 26 and d = 431,080 (the published MNIST model) unless told otherwise, through the
 calls of their users. ByzFL's Clipping and ARC write to the rows that they get: they get a copy in memory that is there
-already, and its time counts, but "in place", where both may write. The error is the largest difference from a naive
+already, and its time counts, but "in place", where all may write. The error is the largest difference from a naive
 float64 computation, over its largest entry; extra memory is the growth of the peak of the process beyond the result, in
 units of the input (Linux only). ByzFL's SMEA and MDA look at all subsets, which takes minutes: ours alone are measured,
-against all subsets in float64. Without ByzFL only our side is measured. Times on a shared machine mean little by
-themselves: read the ratios. ``--receivers`` measures `Aggregator.for_all` against one call for each honest receiver
-instead:
+against all subsets in float64. ByzPy takes a list of rows and, called as here, computes in this process, in chunks of
+its default size; of an even number of values it takes the lower median, which counts as its error; its geometric median
+iterates until it converges, which is another computation. Without the others only our side is measured. Times on a
+shared machine mean little by themselves: read the ratios. ``--receivers`` measures `Aggregator.for_all` against
+one call for each honest receiver instead:
 
     python benchmarks/aggregators.py --receivers --out benchmarks/results/aggregators-for-all-cpu.json
 """
@@ -18,6 +20,7 @@ instead:
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import itertools
 import json
@@ -28,6 +31,7 @@ import time
 import types
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import MagicMock
@@ -43,16 +47,27 @@ STUBS = {
     "matplotlib": ("matplotlib.pyplot",),
     "seaborn": (),
 }
+BYZPY = {
+    "aggregators.coordinate_wise.median": ("CoordinateWiseMedian",),
+    "aggregators.coordinate_wise.trimmed_mean": ("CoordinateWiseTrimmedMean",),
+    "aggregators.coordinate_wise.mean_of_medians": ("MeanOfMedians",),
+    "aggregators.geometric_wise.krum": ("Krum", "MultiKrum"),
+    "aggregators.geometric_wise.monna": ("MoNNA",),
+    "pre_aggregators.arc": ("ARC",),
+    "pre_aggregators.clipping": ("Clipping",),
+    "pre_aggregators.nnm": ("NearestNeighborMixing",),
+}
 
 
 class Case(NamedTuple):
-    """One rule, as we and they compute it."""
+    """One rule, as each side computes it."""
 
     ours: Callable[[Tensor], Tensor]
     theirs: Callable[[Any, Tensor], Tensor] | None
     truth: Callable[[Tensor, Tensor], Tensor]  # (float64 rows, squared distances)
-    in_place: bool = False  # both may write to the rows that they get: copies that are not timed
+    in_place: bool = False  # all may write to the rows that they get: copies that are not timed
     overwrites: bool = False  # theirs writes to its rows, so it gets a copy, which is timed
+    byzpy: Callable[[Any, list[Tensor]], Any] | None = None  # of a list of rows
 
 
 def nearest(x: Tensor, distances: Tensor, f: int) -> Tensor:
@@ -121,9 +136,19 @@ def cases(n: int, f: int) -> dict[str, Case]:
     receivers, norm = range(n - f), 300.0  # of rows of length 657 at the default width
     return {
         "clipping": Case(
-            clipping(norm=norm), lambda b, x: b.Clipping(c=norm)(x), lambda x, d: cut(x, norm), overwrites=True
+            clipping(norm=norm),
+            lambda b, x: b.Clipping(c=norm)(x),
+            lambda x, d: cut(x, norm),
+            overwrites=True,
+            byzpy=lambda b, rows: b.Clipping(norm).pre_aggregate(rows),
         ),
-        "arc": Case(arc(f=f), lambda b, x: b.ARC(f=f)(x), lambda x, d: cut_longest(x, f), overwrites=True),
+        "arc": Case(
+            arc(f=f),
+            lambda b, x: b.ARC(f=f)(x),
+            lambda x, d: cut_longest(x, f),
+            overwrites=True,
+            byzpy=lambda b, rows: b.ARC(f).pre_aggregate(rows),
+        ),
         "clipping, in place": Case(
             lambda x: clipping(norm=norm)(x, in_place=True),
             lambda b, x: b.Clipping(c=norm)(x),
@@ -152,11 +177,25 @@ def cases(n: int, f: int) -> dict[str, Case]:
             lambda x: named("nna", f=f).for_all(x, receivers),
             lambda b, x: torch.stack([b.MoNNA(f=f, idx=p)(x) for p in receivers]),
             lambda x, d: torch.stack([nearest(x, d[p], f) for p in receivers]),
+            byzpy=lambda b, rows: [b.MoNNA(f, reference_index=p).aggregate(rows) for p in receivers],
         ),
-        "nnm": Case(nnm(f=f), lambda b, x: b.NNM(f=f)(x), lambda x, d: torch.stack([nearest(x, row, f) for row in d])),
-        "krum": Case(named("krum", f=f), lambda b, x: b.Krum(f=f)(x), lambda x, d: x[krum_row(d, f)[0]]),
+        "nnm": Case(
+            nnm(f=f),
+            lambda b, x: b.NNM(f=f)(x),
+            lambda x, d: torch.stack([nearest(x, row, f) for row in d]),
+            byzpy=lambda b, rows: b.NearestNeighborMixing(f).pre_aggregate(rows),
+        ),
+        "krum": Case(
+            named("krum", f=f),
+            lambda b, x: b.Krum(f=f)(x),
+            lambda x, d: x[krum_row(d, f)[0]],
+            byzpy=lambda b, rows: b.Krum(f).aggregate(rows),
+        ),
         "multi-krum": Case(
-            named("multi-krum", f=f), lambda b, x: b.MultiKrum(f=f)(x), lambda x, d: x[krum_row(d, f)[: n - f]].mean(0)
+            named("multi-krum", f=f),
+            lambda b, x: b.MultiKrum(f=f)(x),
+            lambda x, d: x[krum_row(d, f)[: n - f]].mean(0),
+            byzpy=lambda b, rows: b.MultiKrum(f, n - f).aggregate(rows),
         ),
         "geometric-median": Case(
             named("geometric-median", f=f, nu=0.1, iterations=3, tolerance=0.0, start="origin"),
@@ -164,7 +203,10 @@ def cases(n: int, f: int) -> dict[str, Case]:
             lambda x, d: published_median(x),
         ),
         "trimmed-mean": Case(
-            named("trimmed-mean", f=f), lambda b, x: b.TrMean(f=f)(x), lambda x, d: x.sort(0).values[f : n - f].mean(0)
+            named("trimmed-mean", f=f),
+            lambda b, x: b.TrMean(f=f)(x),
+            lambda x, d: x.sort(0).values[f : n - f].mean(0),
+            byzpy=lambda b, rows: b.CoordinateWiseTrimmedMean(f).aggregate(rows),
         ),
         "median": Case(
             named("median"), lambda b, x: b.Median()(x), lambda x, d: torch.from_numpy(np.median(x.numpy(), 0))
@@ -173,8 +215,14 @@ def cases(n: int, f: int) -> dict[str, Case]:
             lambda x: named("median")(list(x)),
             lambda b, x: b.Median()(list(x)),
             lambda x, d: torch.from_numpy(np.median(x.numpy(), 0)),
+            byzpy=lambda b, rows: b.CoordinateWiseMedian().aggregate(rows),
         ),
-        "meamed": Case(named("meamed", f=f), lambda b, x: b.Meamed(f=f)(x), lambda x, d: around_median(x, f)),
+        "meamed": Case(
+            named("meamed", f=f),
+            lambda b, x: b.Meamed(f=f)(x),
+            lambda x, d: around_median(x, f),
+            byzpy=lambda b, rows: b.MeanOfMedians(f).aggregate(rows),
+        ),
         "mean": Case(named("mean"), lambda b, x: b.Average()(x), lambda x, d: x.mean(0)),
         "mda": Case(named("mda", f=f), None, lambda x, d: best_subset(x, n - f, diameter)),
         "smea": Case(named("smea", f=f), None, lambda x, d: best_subset(x, n - f, top_eigenvalue)),
@@ -182,6 +230,9 @@ def cases(n: int, f: int) -> dict[str, Case]:
             named("nnm+trimmed-mean", f=f),
             lambda b, x: b.TrMean(f=f)(b.NNM(f=f)(x)),
             lambda x, d: torch.stack([nearest(x, row, f) for row in d]).sort(0).values[f : n - f].mean(0),
+            byzpy=lambda b, rows: b.CoordinateWiseTrimmedMean(f).aggregate(
+                b.NearestNeighborMixing(f).pre_aggregate(rows)
+            ),
         ),
     }
 
@@ -202,13 +253,24 @@ def byzfl_or_none() -> Any | None:
     return byzfl
 
 
+def byzpy_or_none() -> Any | None:
+    """ByzPy's classes, which it keeps in modules of their own."""
+    if importlib.util.find_spec("byzpy") is None:
+        return None
+    classes = {}
+    for module, names in BYZPY.items():
+        for name in names:
+            classes[name] = getattr(importlib.import_module(f"byzpy.{module}"), name)
+    return types.SimpleNamespace(**classes)
+
+
 def seconds(run: Callable[[], Any]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
-def extra(run: Callable[[], Tensor], size: int) -> float | None:
+def extra(run: Callable[[], Any], size: int) -> float | None:
     """Growth of the peak of this process beyond the result, in units of ``size`` bytes."""
 
     def high() -> int:
@@ -219,21 +281,25 @@ def extra(run: Callable[[], Tensor], size: int) -> float | None:
         Path("/proc/self/clear_refs").write_text("5")
         before = high()
         result = run()
-        return round((high() - before - result.nbytes) / size, 3)
+        size_of_result = sum(row.nbytes for row in result) if isinstance(result, list) else result.nbytes
+        return round((high() - before - size_of_result) / size, 3)
     except OSError:
         return None
 
 
-def error(found: Tensor, true: Tensor) -> float:
-    return float((found.double() - true).abs().max() / true.abs().max())
+def error(result: Any, true: Tensor) -> float:
+    whole = torch.stack(result) if isinstance(result, list) else result
+    return float((whole.double() - true).abs().max() / true.abs().max())
 
 
-def compare(case: Case, byzfl: Any | None, x: Tensor, true: Tensor, repeats: int) -> dict[str, Any]:
-    """Medians of interleaved runs, after one to warm up; error and memory of both."""
+def compare(case: Case, byzfl: Any | None, byzpy: Any | None, x: Tensor, true: Tensor, repeats: int) -> dict[str, Any]:
+    """Medians of interleaved runs, after one to warm up; error and memory of each side."""
     scratch, other = x.clone(), torch.empty_like(x)
-    sides: dict[str, Callable[[], Tensor]] = {"gradless": lambda: case.ours(scratch)}
+    sides: dict[str, Callable[[], Any]] = {"gradless": lambda: case.ours(scratch)}
     if byzfl is not None and case.theirs is not None:
         sides["byzfl"] = lambda: case.theirs(byzfl, other.copy_(scratch) if case.overwrites else scratch)
+    if byzpy is not None and case.byzpy is not None:
+        sides["byzpy"] = lambda: case.byzpy(byzpy, list(scratch))
     row: dict[str, Any] = {}
     for side, run in sides.items():
         scratch.copy_(x)
@@ -248,6 +314,8 @@ def compare(case: Case, byzfl: Any | None, x: Tensor, true: Tensor, repeats: int
     row |= {f"{side}_seconds": round(statistics.median(found), 5) for side, found in times.items()}
     if "byzfl" in sides:
         row["speedup"] = round(row["byzfl_seconds"] / row["gradless_seconds"], 2)
+    if "byzpy" in sides:
+        row["speedup_over_byzpy"] = round(row["byzpy_seconds"] / row["gradless_seconds"], 2)
     return row
 
 
@@ -301,11 +369,11 @@ def main() -> None:
         return
     wide = x.double()
     distances = apart(wide)
-    byzfl, rows = byzfl_or_none(), {}
+    byzfl, byzpy, rows = byzfl_or_none(), byzpy_or_none(), {}
     for name, case in cases(given.rows, given.byzantine).items():
         if given.only and name not in given.only:
             continue
-        rows[name] = compare(case, byzfl, x, case.truth(wide, distances), given.repeats)
+        rows[name] = compare(case, byzfl, byzpy, x, case.truth(wide, distances), given.repeats)
         print(name, json.dumps(rows[name]), flush=True)
     found = {
         "rows": given.rows,
@@ -315,7 +383,8 @@ def main() -> None:
         "threads": torch.get_num_threads(),
         "machine": processor(),
         "torch": torch.__version__,
-        "byzfl": None if byzfl is None else "0.0.11",
+        "byzfl": None if byzfl is None else metadata.version("byzfl"),
+        "byzpy": None if byzpy is None else metadata.version("byzpy"),
         "rules": rows,
     }
     if given.out:

@@ -13,6 +13,8 @@ import study_tables
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 
+SIDES = ("gradless", "byzfl", "byzpy")
+
 
 def table(heads: list[str], rows: list[list[str]], *, left: int = 1) -> str:
     """A Markdown table, its first columns to the left and all others to the right."""
@@ -86,17 +88,19 @@ def plan_profiles() -> str:
 
 
 def aggregators() -> str:
-    """Robust rules against ByzFL's."""
+    """Robust rules against ByzFL's and ByzPy's."""
     rows = []
     for name, row in read("aggregators-cpu.json")["rules"].items():
-        ours, error = f"{row['gradless_seconds']:.3f} s", f"{row['gradless_error']:.0e}"
-        if "speedup" not in row:
-            rows.append([name, ours, "", "", error, ""])
-            continue
-        ratio = row["speedup"]
-        cells = [ours, f"{row['byzfl_seconds']:.3f} s", f"{ratio:.0f} x" if ratio >= 3 else f"{ratio:.1f} x"]
-        rows.append([name, *cells, error, f"{row['byzfl_error']:.0e}"])
-    return table(["rule", "gradless", "ByzFL", "faster", "error", "ByzFL's error"], rows)
+        cells = [f"{row['gradless_seconds']:.3f} s"]
+        for side, ratio in (("byzfl", "speedup"), ("byzpy", "speedup_over_byzpy")):
+            cells += [f"{row[f'{side}_seconds']:.3f} s", _times(row[ratio])] if ratio in row else ["", ""]
+        errors = [f"{row[f'{side}_error']:.0e}" if f"{side}_error" in row else "" for side in SIDES]
+        rows.append([name, *cells, *errors])
+    return table(["rule", "gradless", "ByzFL", "faster", "ByzPy", "faster", "error", "ByzFL's", "ByzPy's"], rows)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f} x" if ratio >= 3 else f"{ratio:.1f} x"
 
 
 def auto() -> str:
