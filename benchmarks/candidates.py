@@ -1,0 +1,291 @@
+"""Ideas that may learn more from a forward than MeZO, as prototypes, before any of them becomes a method.
+
+    python benchmarks/candidates.py --data FOLDER --out benchmarks/results/candidates.jsonl [--only NAME ...]
+
+On the small masked model of the long study, at equal forwards of 16 rows, every candidate has its rates tried with
+one seed and the best of these on two more. `per-example` gives every row of a batch its own direction in one forward
+(in the manner of Flipout: Wen et al. 2018, arXiv 1803.04386; for ZO: GRZO, arXiv 2606.02857): rank-1 signs beside each
+linear layer, which is all that it tunes. `linear` is MeZO over the same weights. `svrg` takes the noise of batches away
+by differences from an anchor whose gradient is estimated on more rows (MeZO-SVRG, arXiv 2404.08080). `lozo-momentum` is
+LOZO with a momentum that lasts as long as its basis (arXiv 2410.07698). Lines are written as runs end, and runs that
+have a line are passed over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+import gradless as gl
+from gradless.lm import evaluate, load, objectives
+from gradless.lm.scoring import scores
+from gradless.runs import build
+from gradless.runs.config import TuneConfig
+from gradless.system.machine import processor
+
+EPS: Final = 1e-3
+BATCH: Final = 16
+SEEDS: Final = (1, 2, 3)
+EVALUATIONS: Final = 5
+ANCHOR_ROWS: Final = 256
+ANCHOR_STEPS: Final = 20
+
+
+class Setting(NamedTuple):
+    """What every candidate works with."""
+
+    lm: Any
+    batch: Callable[[int], Any]  # step -> the rows of its batch, ready to score
+    rows: Callable[[int, int], Any]  # number of rows, step -> so many rows
+    seed: int
+
+    def losses(self, batch: Any) -> Tensor:
+        """The loss of every row, ``[B]``."""
+        return functional.cross_entropy(scores(self.lm, batch).mean, batch.gold, reduction="none")
+
+
+Step = Callable[[int], int]  # step -> forwards that it took, in batches of `BATCH` rows
+
+
+def tuned_linears(model: nn.Module) -> list[nn.Linear]:
+    """Linear layers whose weight is not an embedding's."""
+    tied = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    return [module for module in model.modules() if isinstance(module, nn.Linear) and id(module.weight) not in tied]
+
+
+def per_example(setting: Setting, lr: float) -> Step:
+    """Each row has a direction u v^T of signs in every linear layer; two forwards measure a slope for each row."""
+    linears = tuned_linears(setting.lm.model)
+
+    def step(number: int) -> int:
+        batch, draw = setting.batch(number), torch.Generator().manual_seed(setting.seed * 10**6 + number)
+        size = len(batch.input_ids)
+        factors = [(_signs(draw, size, one.out_features), _signs(draw, size, one.in_features)) for one in linears]
+        sides = []
+        for sign in (EPS, -EPS):
+            with beside(linears, factors, sign):
+                sides.append(setting.losses(batch))
+        slopes = (sides[0] - sides[1]) / (2 * EPS) / size
+        for one, (left, right) in zip(linears, factors, strict=True):
+            one.weight.data.addmm_((slopes[:, None] * left).T, right, alpha=-lr)
+        return 2
+
+    return step
+
+
+@contextmanager
+def beside(linears: Sequence[nn.Linear], factors: Sequence[tuple[Tensor, Tensor]], size: float) -> Iterator[None]:
+    """Add size (x v_i) u_i to what each linear layer makes of row i, inputs ``[B, tokens, in]`` or ``[B, in]``."""
+
+    def hook(left: Tensor, right: Tensor) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def add(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            (x,) = inputs
+            assert len(x) == len(right), "rows come first"
+            thin = torch.einsum("b...i,bi->b...", x, right)
+            return output + size * thin[..., None] * left.view(len(left), *[1] * (x.ndim - 2), -1)
+
+        return add
+
+    handles = [one.register_forward_hook(hook(*pair)) for one, pair in zip(linears, factors, strict=True)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _signs(draw: torch.Generator, *shape: int) -> Tensor:
+    return torch.randint(0, 2, shape, generator=draw).float().mul_(2).sub_(1)
+
+
+def with_optimizer(make: Callable[[Any, float, int], gl.ZerothOrder], weights: Callable[[nn.Module], Any]) -> Any:
+    """A candidate that is a combination of parts that there are."""
+
+    def candidate(setting: Setting, lr: float) -> Step:
+        optimizer = make(weights(setting.lm.model), lr, setting.seed)
+
+        def step(number: int) -> int:
+            batch = setting.batch(number)
+            earlier = optimizer.forwards
+            optimizer.step(lambda: setting.losses(batch).mean())
+            return int(optimizer.forwards - earlier)
+
+        return step
+
+    return candidate
+
+
+def svrg(setting: Setting, lr: float) -> Step:
+    """The difference of slopes at the weights and at the anchor along one z, and the anchor's own estimate."""
+    weights = [p.data for _, p in every(setting.lm.model)]
+    anchor: list[Tensor] = []
+    wide: tuple[int, float] = (0, 0.0)
+
+    def slope(batch: Any, seed: int) -> float:
+        sides = []
+        for sign in (1.0, -2.0):
+            _move(weights, seed, sign * EPS)
+            sides.append(float(setting.losses(batch).mean()))
+        _move(weights, seed, EPS)
+        return (sides[0] - sides[1]) / (2 * EPS)
+
+    def step(number: int) -> int:
+        nonlocal wide
+        seed, spent = setting.seed * 10**6 + number, 4
+        if number % ANCHOR_STEPS == 0:
+            anchor[:] = [one.clone() for one in weights]
+            wide = (seed + 5 * 10**5, slope(setting.rows(ANCHOR_ROWS, number), seed + 5 * 10**5))
+            spent += 2 * ANCHOR_ROWS // BATCH
+        batch = setting.batch(number)
+        here = slope(batch, seed)
+        kept = [one.clone() for one in weights]
+        for one, old in zip(weights, anchor, strict=True):
+            one.copy_(old)
+        there = slope(batch, seed)
+        for one, old in zip(weights, kept, strict=True):
+            one.copy_(old)
+        _move(weights, seed, -lr * (here - there))
+        _move(weights, wide[0], -lr * wide[1])
+        return spent
+
+    return step
+
+
+def _move(weights: Sequence[Tensor], seed: int, size: float) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    for one in weights:
+        one.add_(_signs(draw, *one.shape), alpha=size)
+
+
+def every(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return list(model.named_parameters())
+
+
+def linear_weights(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    wanted = {id(one.weight) for one in tuned_linears(model)}
+    return [(name, p) for name, p in model.named_parameters() if id(p) in wanted]
+
+
+def mezo(params: Any, lr: float, seed: int) -> gl.ZerothOrder:
+    return gl.mezo(params, lr=lr, eps=EPS, seed=seed)
+
+
+def lozo(params: Any, lr: float, seed: int) -> gl.ZerothOrder:
+    return gl.lozo(params, lr=lr, eps=EPS, seed=seed, rank=2, refresh=50)
+
+
+def lozo_momentum(params: Any, lr: float, seed: int) -> gl.ZerothOrder:
+    rule = gl.chain(gl.momentum(0.9), gl.scale(lr))
+    return gl.ZerothOrder(
+        params, directions=gl.low_rank(2, refresh=50), estimator=gl.spsa(eps=EPS), rule=rule, seed=seed
+    )
+
+
+CANDIDATES: Final[dict[str, tuple[Callable[[Setting, float], Step], tuple[float, ...]]]] = {
+    "mezo": (with_optimizer(mezo, every), (1e-5, 3e-5, 6e-5)),
+    "linear": (with_optimizer(mezo, linear_weights), (3e-5, 1e-4, 3e-4)),
+    "per-example": (per_example, (3e-5, 1e-4, 3e-4)),
+    "lozo": (with_optimizer(lozo, every), (1e-5, 3e-5, 6e-5)),
+    "lozo-momentum": (with_optimizer(lozo_momentum, every), (1e-6, 3e-6, 1e-5)),
+    "svrg": (svrg, (1e-5, 3e-5, 6e-5)),
+}
+
+
+def run(args: argparse.Namespace, name: str, task_name: str, lr: float, seed: int) -> dict[str, Any]:
+    """Train once; dev evaluations at equal shares of the forwards."""
+    data = str(args.data / task_name)
+    config = TuneConfig(
+        model="splade-tiny", task=task_name, data=data, k_shot=args.k_shot, seed=seed, batch_size=BATCH, num_test=0
+    ).resolved()
+    task, splits = build.load_task(config)
+    lm = load(config.model, dtype="float32")
+    objective = objectives.choose(task, config.objective)
+    encoded = build.encode_rows(lm, task, splits.train, config.max_length)
+
+    def rows(count: int, step: int) -> Any:
+        chosen = [encoded[i] for i in build.batch_indices(len(encoded), count, seed, step)]
+        return objective.prepare(lm, chosen)
+
+    setting = Setting(lm, lambda step: rows(BATCH, step), rows, seed)
+    candidate, _ = CANDIDATES[name]
+    spent, step, curve, begin = 0, 0, [], time.process_time()
+    with torch.no_grad():
+        advance = candidate(setting, lr)
+        while spent < args.forwards:
+            spent += advance(step)
+            step += 1
+            if spent * EVALUATIONS >= args.forwards * (len(curve) + 1):
+                curve.append({"forwards": spent, **_dev(lm, task, splits.dev, objective)})
+                if curve[-1].get("loss") is None:
+                    break
+    return {
+        "candidate": name,
+        "task": task_name,
+        "lr": lr,
+        "seed": seed,
+        "steps": step,
+        "forwards": spent,
+        "cpu_seconds": round(time.process_time() - begin, 1),
+        "curve": curve,
+        "processor": processor(),
+    }
+
+
+def _dev(lm: Any, task: Any, rows: Any, objective: Any) -> dict[str, float | None]:
+    try:
+        result = evaluate.evaluate(lm, task, rows, objective=objective)
+    except gl.errors.NotFinite:
+        return {"loss": None, "accuracy": None}
+    return {"loss": round(float(result.loss), 5), "accuracy": round(float(result.metrics["accuracy"]), 5)}
+
+
+def judged(line: dict[str, Any]) -> float:
+    """Mean dev loss of the last two evaluations; infinite where the run diverged."""
+    losses = [point["loss"] for point in line["curve"]]
+    return float("inf") if None in losses else sum(losses[-2:]) / len(losses[-2:])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="Folder of sst2, agnews, ...")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/candidates.jsonl"))
+    parser.add_argument("--tasks", nargs="+", default=["sst2", "agnews"])
+    parser.add_argument("--only", nargs="+", default=list(CANDIDATES))
+    parser.add_argument("--forwards", type=int, default=4000)
+    parser.add_argument("--k-shot", type=int, default=512)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+
+    def once(*wanted: Any) -> dict[str, Any]:
+        keys = ("candidate", "task", "lr", "seed")
+        for line in lines:
+            if tuple(line[key] for key in keys) == wanted:
+                return line
+        lines.append(run(args, *wanted))
+        with args.out.open("a") as file:
+            file.write(json.dumps(lines[-1]) + "\n")
+        print(wanted, lines[-1]["curve"][-1:], lines[-1]["cpu_seconds"], flush=True)
+        return lines[-1]
+
+    for task in args.tasks:
+        best = {}
+        for name in args.only:
+            tried = [once(name, task, lr, SEEDS[0]) for lr in CANDIDATES[name][1]]
+            best[name] = min(tried, key=judged)["lr"]
+        for seed in SEEDS[1:]:
+            for name in args.only:
+                once(name, task, best[name], seed)
+
+
+if __name__ == "__main__":
+    main()
