@@ -3,10 +3,11 @@
     python benchmarks/reward_study.py --work DIR [--out FILE] [--tasks sums squad countdown] [--data FOLDER]
 
 Every run is a process of its own with one thread. The learning rate of GRPO is searched on the first seed, by the mean
-reward of greedy completions of dev rows; where the best value is the least or the largest, the search goes on beyond
-it, twice at most. Evolution strategies have one rate, which is not searched. Then come two more seeds with the best
-value. GRPO has the CPU seconds (``time.process_time`` of the training process) that the first run of ours took, and as
-many completions a step. Lines are written as runs end, and runs that have a line are passed over.
+reward of greedy completions of dev rows, and ends with a value that earns all there is; where the best value is the
+least or the largest, the search goes on beyond it, twice at most. Evolution strategies have one rate, which is not
+searched. Then come two more seeds with the best value. GRPO has the CPU seconds (``time.process_time`` of the training
+process) that the first run of ours took, and as many completions a step. Lines are written as runs end, and runs that
+have a line are passed over.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def missing(task: str, methods: list[str], lines: list[Line]) -> Iterator[tuple[
     """Yield the runs of a task that have no line yet, in an order in which every prefix is of use."""
     for number in range(max(len(METHODS[method]) for method in methods)):
         for method in methods:
-            if number >= len(METHODS[method]):
+            if number >= len(METHODS[method]) or perfect(searched(lines, task, method)):
                 continue
             value = METHODS[method][number]
             if line_of(lines, task, method, SEEDS[0], value) is None:
@@ -86,10 +87,20 @@ def best(values: dict[float, float]) -> float:
     return min(values, key=lambda value: (-values[value], value))
 
 
+def perfect(values: dict[float, float]) -> bool:
+    """Whether some value earned all that can be earned."""
+    return max(values.values(), default=0.0) >= 1.0
+
+
 def beyond(values: dict[float, float], method: str) -> float | None:
     """The next value where the best one is at an end of those that were tried."""
     top = best(values)
-    if len(values) == 1 or len(values) >= len(METHODS[method]) + BEYOND or top not in (min(values), max(values)):
+    if (
+        perfect(values)
+        or len(values) == 1
+        or len(values) >= len(METHODS[method]) + BEYOND
+        or top not in (min(values), max(values))
+    ):
         return None
     return float(f"{top * FACTOR if top == max(values) else top / FACTOR:.2g}")
 
