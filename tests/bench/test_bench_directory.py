@@ -21,6 +21,7 @@ from gradless.report.bench.study import load
 from gradless.runs.config import TuneConfig
 from gradless.runs.facts import duration
 from gradless.system.progress import Reporter
+from grid_helpers import search_runs
 
 # ---------------------------------------------------------------------------------------------------------------
 # bad input
@@ -185,7 +186,7 @@ def test_more_tokens_are_expected_to_take_longer(tmp_path, monkeypatch):
 
     place = Place(tmp_path, own_grid(tmp_path / "data"))
     monkeypatch.setattr(bench_estimate, "matmul_speed", lambda *_: 1e9)
-    one = grid.search_runs(grid.read(place.grid), cost)[0]
+    one = search_runs(grid.read(place.grid))[0]
     guess = bench_estimate.from_sizes(cost, lambda line: None)
     longer = one._replace(config=dataclasses.replace(one.config, steps=2 * one.config.steps))
     short, long = guess(one), guess(longer)

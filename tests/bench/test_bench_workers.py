@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from bench_helpers import RUNS, Place, cost
+from bench_helpers import RUNS, Place
 from gradless.bench import grid, results
 from gradless.bench import process as processes
 from gradless.bench.runner import Outcome
 from gradless.system import locks
+from grid_helpers import search_runs
 
 
 def test_workers_of_one_call_share_the_runs(place):
@@ -128,7 +129,7 @@ def test_a_continued_run_adds_its_seconds(tmp_path):
 
 
 def test_the_command_line_of_a_run(place):
-    one, *_ = grid.search_runs(grid.read(place.grid), cost)
+    one, *_ = search_runs(grid.read(place.grid))
     untouched, *_ = grid.zero_shot_runs(grid.read(place.grid))
     assert processes.command(one, Path("/o"))[1:] == [
         *("-P", "-m", "gradless", "tune", "--resume"),

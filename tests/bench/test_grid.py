@@ -13,8 +13,9 @@ import pytest
 import gradless
 from gradless import rng
 from gradless.bench import grid
+from gradless.bench.search import Search
 from gradless.runs.config import TuneConfig
-from grid_helpers import OWN, SMALL, cost, read
+from grid_helpers import OWN, SMALL, choose, cost, read, search_runs
 
 
 def line(one: grid.Request, accuracy: float | None, loss: float = 1.0, **changes: Any) -> dict[str, Any]:
@@ -105,7 +106,7 @@ def test_unaligned_cells_are_named(tmp_path):
 
 def test_search_touches_no_test_row_and_final_runs_take_every_seed(tmp_path):
     found = read(tmp_path)
-    search = grid.search_runs(found, cost)
+    search = search_runs(found)
     assert len(search) == 4 * 3
     assert {(one.phase, one.seed, one.config.seed, one.config.num_test) for one in search} == {("search", 0, 0, 0)}
     chosen = {grid.cells(found)[0].name: {"lr": 3e-6}, grid.cells(found)[1].name: None}
@@ -118,7 +119,7 @@ def test_search_touches_no_test_row_and_final_runs_take_every_seed(tmp_path):
 
 
 def test_a_budget_in_forwards_buys_steps_by_their_cost(tmp_path):
-    search = grid.search_runs(read(tmp_path), cost)
+    search = search_runs(read(tmp_path))
     assert {(one.cell["method"], one.config.steps, one.config.eval_every) for one in search} == {
         ("mezo", 100, 20),
         ("fo-adam", 66, 14),
@@ -127,7 +128,7 @@ def test_a_budget_in_forwards_buys_steps_by_their_cost(tmp_path):
 
 def test_runs_that_only_search_may_be_shorter(tmp_path):
     found = read(tmp_path, SMALL.replace("{ forwards = 200 }", "{ forwards = 200, search = 100 }"))
-    search = grid.search_runs(found, cost)
+    search = search_runs(found)
     assert {(one.cell["method"], one.config.steps) for one in search} == {("mezo", 50), ("fo-adam", 33)}
     chosen = {grid.cell_name(one.cell): one.point for one in search}
     assert {one.config.steps for one in grid.final_runs(found, chosen, cost)} == {100, 66}
@@ -137,15 +138,15 @@ def test_runs_that_only_search_may_be_shorter(tmp_path):
 def test_the_last_evaluation_is_at_the_last_step(tmp_path, steps, evaluations, every):
     text = SMALL.replace("{ forwards = 200 }", f"{{ steps = {steps} }}")
     text = text.replace("num_dev = 8", f"num_dev = 8\nevaluations = {evaluations}")
-    config = grid.search_runs(read(tmp_path, text), cost)[0].config
+    config = search_runs(read(tmp_path, text))[0].config
     assert (config.steps, config.eval_every) == (steps, every)
     assert len({*range(every, steps + 1, every), steps}) <= evaluations
 
 
 def test_a_cell_with_one_point_has_nothing_to_search(tmp_path):
     found = read(tmp_path, SMALL.replace("[1e-6, 3e-6, 1e-5]", "[1e-6]"))
-    assert grid.search_runs(found, cost) == []
-    chosen = grid.choose(found, [])
+    assert search_runs(found) == []
+    chosen = choose(found, [])
     assert len(grid.final_runs(found, chosen, cost)) == 4 * 3
 
 
@@ -168,7 +169,7 @@ def test_an_axis_of_chat_evaluates_the_untouched_model_both_ways(tmp_path):
 def test_paths_are_relative_to_the_grid_and_filled_in(tmp_path):
     (tmp_path / "tiny-model").mkdir()
     text = SMALL.replace('model = "tiny-llama"', 'model = "tiny-model"\ndata = "rows/{task}-{scheme}"')
-    config = grid.search_runs(read(tmp_path, text), cost)[0].config
+    config = search_runs(read(tmp_path, text))[0].config
     assert config.data == str(tmp_path / "rows" / "sst2-full")
     assert config.model == str(tmp_path / "tiny-model")
 
@@ -178,7 +179,7 @@ def test_own_files_are_a_task_and_search_runs_do_not_see_the_test_file(tmp_path)
     found = read(tmp_path, text)
     cell = grid.cells(found)[0]
     assert cell.name == "mezo/full/own/tiny-llama"
-    search = grid.search_runs(found, cost)[0].config
+    search = search_runs(found)[0].config
     assert search.task is None
     assert "test" not in search.own
     assert search.own["train"] == str(tmp_path / "a.csv")
@@ -191,17 +192,17 @@ def test_own_files_are_a_task_and_search_runs_do_not_see_the_test_file(tmp_path)
 
 
 def test_an_id_is_the_hash_of_what_determines_the_run(tmp_path):
-    one = grid.search_runs(read(tmp_path), cost)[0]
+    one = search_runs(read(tmp_path))[0]
     config = {k: v for k, v in one.config.resolved().to_json().items() if k not in ("device", "data", "chat")}
     whole = {"config": config, "gradless": gradless.__version__, "stream": rng.STREAM_VERSION}
     text = json.dumps(whole, sort_keys=True, separators=(",", ":"))
     assert one.id == hashlib.sha256(text.encode()).hexdigest()[:12]
-    assert one.id == grid.search_runs(read(tmp_path), cost)[0].id
+    assert one.id == search_runs(read(tmp_path))[0].id
     assert TuneConfig.from_json(one.to_json()["config"]) == one.config
 
 
 def test_ids_follow_every_setting_but_the_device(tmp_path):
-    config = grid.search_runs(read(tmp_path), cost)[0].config
+    config = search_runs(read(tmp_path))[0].config
     known = grid.run_id(config)
     for change in ({"lr": 2e-6}, {"seed": 5}, {"steps": 7}, {"options": {"x": 1}}, {"num_test": 1}, {"aligned": False}):
         assert grid.run_id(dataclasses.replace(config, **change)) != known
@@ -209,15 +210,12 @@ def test_ids_follow_every_setting_but_the_device(tmp_path):
 
 
 def test_all_possible_runs_have_ids_of_their_own(tmp_path):
-    runs = grid.possible_runs(read(tmp_path), cost)
+    runs = Search(read(tmp_path), cost).possible
     assert len({one.id for one in runs}) == len(runs) == 3 + 4 * 3 + 4 * 3 * 3
 
 
 def test_a_whole_number_is_the_same_rate(tmp_path):
-    ids = [
-        [one.id for one in grid.search_runs(read(tmp_path, SMALL.replace("1e-5]", f"{rate}]")), cost)]
-        for rate in ("1", "1.0")
-    ]
+    ids = [[one.id for one in search_runs(read(tmp_path, SMALL.replace("1e-5]", f"{rate}]")))] for rate in ("1", "1.0")]
     assert ids[0] == ids[1]
 
 
@@ -228,9 +226,9 @@ def test_a_whole_number_is_the_same_rate(tmp_path):
 def searched(folder: Path, scores: list[tuple[float | None, float]], **changes: Any) -> Any:
     """What is chosen in the first cell, whose three points have these dev metrics and losses."""
     found = read(folder)
-    runs = grid.search_runs(found, cost)[:3]
+    runs = search_runs(found)[:3]
     lines = [line(one, *score, **changes) for one, score in zip(runs, scores, strict=True)]
-    return grid.choose(found, lines).get(grid.cells(found)[0].name, "absent")
+    return choose(found, lines).get(grid.cells(found)[0].name, "absent")
 
 
 def test_the_best_point_on_dev_is_chosen(tmp_path):
@@ -244,26 +242,26 @@ def test_loss_decides_between_equals_and_then_the_order(tmp_path):
 
 def test_the_test_set_has_no_say(tmp_path):
     found = read(tmp_path)
-    runs = grid.search_runs(found, cost)[:3]
+    runs = search_runs(found)[:3]
     lines = [line(one, 0.5 + 0.1 * i, test={"accuracy": 1.0 - i}) for i, one in enumerate(runs)]
     finals = [line(one, 1.0) for one in grid.final_runs(found, {grid.cells(found)[0].name: {"lr": 1e-6}}, cost)]
-    assert grid.choose(found, lines + finals)[grid.cells(found)[0].name] == {"lr": 1e-5}
+    assert choose(found, lines + finals)[grid.cells(found)[0].name] == {"lr": 1e-5}
 
 
 def test_what_diverged_or_failed_is_not_chosen(tmp_path):
     found = read(tmp_path)
     cell = grid.cells(found)[0].name
-    runs = grid.search_runs(found, cost)[:3]
+    runs = search_runs(found)[:3]
     bad = [line(one, 0.9, status=status) for one, status in zip(runs, ("diverged", "failed", "done"), strict=True)]
-    assert grid.choose(found, [bad[0], bad[1], line(runs[2], 0.1)])[cell] == {"lr": 1e-5}
-    assert grid.choose(found, [*bad[:2], line(runs[2], 0.9, status="diverged")])[cell] is None
-    assert grid.choose(found, [*bad[:2], line(runs[2], None)])[cell] is None
-    assert cell not in grid.choose(found, bad[:2])
+    assert choose(found, [bad[0], bad[1], line(runs[2], 0.1)])[cell] == {"lr": 1e-5}
+    assert choose(found, [*bad[:2], line(runs[2], 0.9, status="diverged")])[cell] is None
+    assert choose(found, [*bad[:2], line(runs[2], None)])[cell] is None
+    assert cell not in choose(found, bad[:2])
 
 
 def test_selection_by_loss(tmp_path):
     found = read(tmp_path, SMALL.replace('"accuracy"', '"loss"'))
-    runs = grid.search_runs(found, cost)[:3]
+    runs = search_runs(found)[:3]
     lines = [line(one, score, loss) for one, score, loss in zip(runs, (0.9, 0.1, 0.5), (2.0, 1.0, 3.0), strict=True)]
-    assert grid.choose(found, lines)[grid.cells(found)[0].name] == {"lr": 3e-6}
+    assert choose(found, lines)[grid.cells(found)[0].name] == {"lr": 3e-6}
     assert runs[0].config.select == "loss"

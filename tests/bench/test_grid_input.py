@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gradless.bench import grid, grid_file
+from gradless.bench.search import Search
 from gradless.errors import BadInput
-from grid_helpers import OWN, SMALL, cost, read
+from grid_helpers import OWN, SMALL, choose, cost, read
 
 
 def replaced(old: str, new: str) -> str:
@@ -18,7 +19,7 @@ REFUSED = {
     "method": (replaced('"fo-adam"', '"fo-adm"'), "unknown method 'fo-adm': did you mean 'fo-adam'"),
     "scheme": (replaced('"lora"', '"lorra"'), "unknown scheme 'lorra': did you mean 'lora'"),
     "task": (replaced('"sst2"', '"winogrand"'), "unknown task 'winogrand': did you mean 'winogrande'"),
-    "top key": (replaced("seeds =", "seedz ="), "unknown key 'seedz': did you mean 'seeds'"),
+    "top key": (replaced("\nseeds =", "\nseedz ="), "unknown key 'seedz': did you mean 'seeds'"),
     "setting": (replaced("num_dev", "num_dve"), r"\[base\]: unknown key 'num_dve': did you mean 'num_dev'"),
     "searched setting": (replaced("lr =", "lrr ="), r"\[grid\]: unknown key 'lrr': did you mean 'lr'"),
     "decided setting": (replaced("num_dev", "seed = 1\nnum_dev"), "seed is not set for single runs: set seeds"),
@@ -105,7 +106,7 @@ def test_bad_grids_are_refused(tmp_path, case):
 )
 def test_budgets_that_buy_nothing_are_refused(tmp_path, text, sentence):
     with pytest.raises(BadInput, match=sentence):
-        grid.possible_runs(read(tmp_path, text), cost)
+        Search(read(tmp_path, text), cost)
 
 
 def test_two_requests_for_one_run_are_refused(tmp_path):
@@ -114,9 +115,9 @@ def test_two_requests_for_one_run_are_refused(tmp_path):
         'method = ["mezo", "fo-adam"]', 'method = ["mezo"]\n"options.queries" = [1, 1.0]'
     )
     found = read(tmp_path, replaced("lr = [1e-6, 3e-6, 1e-5]", "lr = [1e-6]"))
-    twin = grid.final_runs(found, grid.choose(found, []), cost)[0]
+    twin = grid.final_runs(found, choose(found, []), cost)[0]
     with pytest.raises(BadInput, match=r"cell mezo/full/sst2/tiny-llama .*these are the same run"):
-        grid._distinct(found, [twin, twin._replace(seed=1)])
+        grid.distinct(found, [twin, twin._replace(seed=1)])
     with pytest.raises(BadInput, match="twice"):
         read(tmp_path, text)
 

@@ -12,6 +12,7 @@ from gradless.runs.config import TuneConfig
 from gradless.system.progress import Reporter
 
 GRID = """
+search_seeds = [0]
 seeds = [1, 2]
 budget = { forwards = 20 }
 select = "accuracy"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from gradless.bench import grid, grid_file
+from gradless.bench.search import Search
 from gradless.methods import FIRST, METHODS
 from gradless.runs.config import TuneConfig
 
 SMALL = """
 name = "small"
+search_seeds = [0]
 seeds = [1, 2, 3]
 budget = { forwards = 200 }
 select = "accuracy"
@@ -47,3 +50,12 @@ def write(folder: Path, text: str = SMALL) -> Path:
 
 def read(folder: Path, text: str = SMALL) -> grid_file.Grid:
     return grid.read(write(folder, text))
+
+
+def search_runs(asked: grid_file.Grid) -> list[grid.Request]:
+    """Every run that the search may ask for."""
+    return [one for one in Search(asked, cost).possible if one.phase == grid.SEARCH]
+
+
+def choose(asked: grid_file.Grid, lines: list[dict[str, Any]]) -> dict[str, grid.Point | None]:
+    return Search(asked, cost).choose(lines)

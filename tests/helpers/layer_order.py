@@ -177,7 +177,15 @@ INSIDE = {
         "cost.profile",
     ),
     "bench": (
-        *("bench.grid_file", "bench.grid", "bench.results", "bench.forkserver", "bench.process", "bench.directory"),
+        *(
+            "bench.grid_file",
+            "bench.grid",
+            "bench.search",
+            "bench.results",
+            "bench.forkserver",
+            "bench.process",
+            "bench.directory",
+        ),
         *("bench.data", "bench.estimate", "bench.runner", "bench.timing"),
     ),
     "integrations": (

@@ -12,7 +12,7 @@ MODEL = "gemma-3-270m"
 
 
 GRID = """name = "small & <b>bold</b>"
-search_seed = 0
+search_seeds = [0]
 seeds = [1, 2, 3]
 budget = { forwards = 200 }
 select = "accuracy"

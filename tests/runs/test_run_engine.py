@@ -10,6 +10,7 @@ import run_helpers as h
 from engine_helpers import race
 from gradless import ledger
 from gradless.bench import grid
+from gradless.bench.search import Search
 from gradless.errors import BadInput
 from gradless.runs.config import TuneConfig, read_config
 from gradless.runs.config_io import read
@@ -77,7 +78,7 @@ def test_a_grid_resolves_to_an_engine_by_name(tmp_path):
     path.write_text(
         'budget = { steps = 2 }\n[base]\nmodel = "tiny-llama"\ntask = "sst2"\n[axes]\nmethod = ["mezo", "lezo"]'
     )
-    runs = grid.possible_runs(grid.read(path), lambda config: 2)
+    runs = Search(grid.read(path), lambda config: 2).possible
     assert {run.config.method: run.config.engine for run in runs if run.phase != grid.ZERO_SHOT} == {
         "mezo": "dual",
         "lezo": "stream",

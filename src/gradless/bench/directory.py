@@ -16,8 +16,9 @@ from gradless.bench.grid import Request
 from gradless.bench.grid_file import Grid
 from gradless.errors import BadInput
 from gradless.runs.config import TuneConfig, difference
-from gradless.system import locks
+from gradless.system import locks, typed
 from gradless.system.atomic import write_json, write_text
+from gradless.system.side_files import read_json
 from gradless.system.typed import parse_json, read_text
 
 GRID = "grid.toml"
@@ -42,6 +43,7 @@ def check_runs(asked: Grid, possible: Sequence[Request], out: Path) -> None:
     """
     known = {one.id for one in possible}
     strange = [path for path in sorted((out / "requests").glob("*.json")) if path.stem not in known]
+    strange = [path for path in strange if not _extended(path)]
     if not strange:
         return
     changed = _difference(asked, out)
@@ -87,10 +89,16 @@ def alone(out: Path) -> Iterator[None]:
         yield
 
 
+def _extended(path: Path) -> bool:
+    """Return whether a request has a value that a search added: of a grid that has grown, others may follow."""
+    request = read_json(path)
+    return isinstance(request, dict) and request.get("extended") is True
+
+
 def _difference(asked: Grid, out: Path) -> str | None:
     """Return the first key in which the directory's grid differs, as a sentence, or None."""
     copy = out / GRID
-    return grid_file.difference(grid_file.parse(copy).values, asked.values) if copy.exists() else None
+    return grid_file.difference(typed.load(copy), asked.values) if copy.exists() else None
 
 
 def _reason(path: Path, possible: Sequence[Request]) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 import torch
 
-from gradless.bench.grid import DONE, FINAL, PHASES, ZERO_SHOT, Cost, Request
+from gradless.bench.grid import DONE, FINAL, PHASES, SEARCH, ZERO_SHOT, Cost, Request
 from gradless.lm import LanguageModel, objectives
 from gradless.methods import METHODS
 from gradless.runs import build
@@ -99,11 +99,21 @@ def show(
         forwards = sum(spent(one, cost) for one in some)
         size = f"{memory / GIB:.2f} GiB" if memory else "-"
         say(f"{name:<28} {len(some):>6} {forwards:>10} {duration(seconds):>10} {size:>10}")
+    say(_search_share(runs, cost))
     say(MEASURED if lines else MODELLED)
     done = sum(one.id in lines for one in runs)
     if done:
         rest = sum(guess(one).seconds for one in runs if one.id not in lines)
         say(f"finished: {done} of {len(runs)} runs; {duration(rest)} of work left")
+
+
+def _search_share(runs: Sequence[Request], cost: Cost) -> str:
+    """Return what the search costs beside the final runs, and what to do if that is more."""
+    search, final = (sum(spent(one, cost) for one in runs if one.phase == phase) for phase in (SEARCH, FINAL))
+    advice = ""
+    if search > final:
+        advice = ": the search costs more than the final runs, so give it fewer points or less of the budget, as rungs"
+    return f"forwards of the search: {search}, of the final runs: {final}{advice}"
 
 
 def spent(one: Request, cost: Cost) -> int:

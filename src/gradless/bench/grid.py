@@ -1,8 +1,8 @@
 """A grid of runs: cells, searched points and seeds, unrolled into requests with everything that decides a run.
 
-The product of ``[axes]`` is the cells of a table. In every cell each point of ``[grid]`` is run once with the search
-seed and without test rows; the point that is best on dev rows is run with every seed, and test rows are scored then,
-once. A cell with one point has nothing to search and goes to its final runs at once.
+The product of ``[axes]`` is the cells of a table. In every cell each point of ``[grid]`` is run with the search seeds
+and without test rows; the point that is best on dev rows (`gradless.bench.search`) is run with every seed, and test
+rows are scored then, once. A cell with one point has nothing to search and goes to its final runs at once.
 
 Every step of a method costs a number of forwards (a backward counts as two), so a budget in forwards gives methods
 different numbers of steps. The caller passes a function ``cost(config) -> int`` that returns the forwards of a step.
@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from fnmatch import fnmatchcase
@@ -69,6 +68,10 @@ class Request(NamedTuple):
     point: Point
     seed: int
     config: TuneConfig
+    rung: int = 0
+    """Of a run of the search: which of the amounts of ``budget.search`` it spends."""
+    extended: bool = False
+    """Whether the point has a value that the search added to its axis."""
 
     def to_json(self) -> dict[str, Any]:
         """A plain dictionary, as the request's file holds it."""
@@ -79,7 +82,7 @@ def read(path: Path) -> Grid:
     """Load the plugins of a grid, and return it after a check of every cell and point of it.
 
     Raises:
-        BadInput: anything unknown or impossible, with the cell named; see also `search_runs`, which knows the costs.
+        BadInput: anything unknown or impossible, with the cell named; see also `request`, which knows the costs.
     """
     load_plugins(path)
     grid = parse(path)
@@ -95,7 +98,7 @@ def read(path: Path) -> Grid:
             if grid.select not in ("loss", "metric", metric):
                 raise BadInput(f'its metric is {metric}, not {grid.select}: write select = "metric" (or "loss")')
             for point in cell.points:
-                _check(configure(grid, cell, point, seed=grid.search_seed, test=True), several=len(cell.points) > 1)
+                check(configure(grid, cell, point, seed=grid.search_seeds[0], test=True), several=len(cell.points) > 1)
     return grid
 
 
@@ -122,25 +125,8 @@ def cell_name(values: Mapping[str, Any]) -> str:
     parts = [str(values[name]) for name in NAMED[:-1] if name in values]
     parts += [] if values.get("aligned", True) else ["unaligned"]
     more = {name.removeprefix(OPTION): value for name, value in values.items() if name not in NAMED}
-    parts += [f"{name}={value if isinstance(value, str) else _canonical(value)}" for name, value in more.items()]
+    parts += [f"{name}={value if isinstance(value, str) else canonical(value)}" for name, value in more.items()]
     return "/".join(parts)
-
-
-def search_runs(grid: Grid, cost: Cost) -> list[Request]:
-    """Return a run for each point of each cell that has several: the search seed, no test rows.
-
-    Args:
-        grid: what `read` returned.
-        cost: forwards of one step of a configuration.
-
-    Raises:
-        BadInput: the budget is too small for one step, or two cells ask for the same run; with the cell named.
-    """
-    searches = [cell for cell in cells(grid) if len(cell.points) > 1]
-    return _distinct(
-        grid,
-        [request(grid, cell, point, SEARCH, grid.search_seed, cost) for cell in searches for point in cell.points],
-    )
 
 
 def final_runs(grid: Grid, chosen: Mapping[str, Point | None], cost: Cost) -> list[Request]:
@@ -148,11 +134,20 @@ def final_runs(grid: Grid, chosen: Mapping[str, Point | None], cost: Cost) -> li
 
     Args:
         grid: what `read` returned.
-        chosen: point by the name of its cell (`choose`); None and cells that are absent have no final runs.
-        cost: as in `search_runs`.
+        chosen: point by the name of its cell; None and absent cells have no final runs.
+        cost: forwards of one step of a configuration.
+
+    Raises:
+        BadInput: the budget is too small for one step, or two cells ask for the same run; with the cell named.
     """
     points = [(cell, chosen.get(cell.name)) for cell in cells(grid)]
-    return _finals(grid, [(cell, point) for cell, point in points if point is not None], cost)
+    return finals(grid, [(cell, point) for cell, point in points if point is not None], cost)
+
+
+def finals(grid: Grid, points: Iterable[tuple[Cell, Point]], cost: Cost) -> list[Request]:
+    """Return the final runs of points of cells, as `final_runs`."""
+    runs = [request(grid, cell, point, FINAL, seed, cost) for cell, point in points for seed in grid.seeds]
+    return distinct(grid, runs)
 
 
 def zero_shot_runs(grid: Grid) -> list[Request]:
@@ -169,50 +164,6 @@ def zero_shot_runs(grid: Grid) -> list[Request]:
             one = Request(run_id(config), ZERO_SHOT, values, {}, seed, config)
             requests.setdefault(one.id, one)
     return list(requests.values())
-
-
-def possible_runs(grid: Grid, cost: Cost) -> list[Request]:
-    """Return every run that the grid may ask for, whichever points are chosen.
-
-    Raises:
-        BadInput: as `search_runs`.
-    """
-    finals = _finals(grid, [(cell, point) for cell in cells(grid) for point in cell.points], cost)
-    return _distinct(grid, [*zero_shot_runs(grid), *search_runs(grid, cost), *finals])
-
-
-def _finals(grid: Grid, points: Iterable[tuple[Cell, Point]], cost: Cost) -> list[Request]:
-    runs = [request(grid, cell, point, FINAL, seed, cost) for cell, point in points for seed in grid.seeds]
-    return _distinct(grid, runs)
-
-
-def choose(grid: Grid, results: Iterable[Mapping[str, Any]]) -> dict[str, Point | None]:
-    """Return the best point of each cell whose search is finished, from dev rows alone.
-
-    The selected metric decides, equal ones by loss, equal ones again by the order of the grid. A run that diverged
-    or failed is worse than all others.
-
-    Args:
-        grid: what `read` returned.
-        results: lines of ``results.jsonl``; those of other phases are passed over.
-
-    Returns:
-        By the name of the cell: its point, or None where every run diverged or failed. Cells that still wait for a
-        run are absent.
-    """
-    searched = {(cell_name(r["cell"]), _canonical(r["point"])): r for r in results if r["phase"] == SEARCH}
-    chosen: dict[str, Point | None] = {}
-    for cell in cells(grid):
-        points = cell.points
-        if len(points) == 1:
-            chosen[cell.name] = points[0]
-            continue
-        runs = [searched.get((cell.name, _canonical(point))) for point in points]
-        ranked = [(_rank(run, main_metric(cell), grid.select), i) for i, run in enumerate(runs) if run is not None]
-        if len(ranked) == len(points):
-            (worst, *_), best = min(ranked)
-            chosen[cell.name] = None if worst else points[best]
-    return chosen
 
 
 def main_metric(cell: Cell) -> str:
@@ -232,10 +183,15 @@ def run_id(config: TuneConfig) -> str:
     if config.plugins:
         values["plugins"] = plugins.named(config.plugins)
     whole = {"config": values, "gradless": __version__, "stream": rng.STREAM_VERSION}
-    return hashlib.sha256(_canonical(whole).encode()).hexdigest()[:12]
+    return hashlib.sha256(canonical(whole).encode()).hexdigest()[:12]
 
 
-def request(grid: Grid, cell: Cell, point: Point, phase: str, seed: int, cost: Cost) -> Request:
+def canonical(value: Any) -> str:
+    """Return a value as JSON, the same text for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def request(grid: Grid, cell: Cell, point: Point, phase: str, seed: int, cost: Cost, rung: int = 0) -> Request:
     """Return one run of a cell, with its steps counted from the budget.
 
     Raises:
@@ -243,7 +199,7 @@ def request(grid: Grid, cell: Cell, point: Point, phase: str, seed: int, cost: C
     """
     with _named(grid, cell):
         config = configure(grid, cell, point, seed=seed, test=phase == FINAL)
-        steps = amount = grid.budget.search if phase == SEARCH else grid.budget.amount
+        steps = amount = grid.budget.search[rung] if phase == SEARCH else grid.budget.amount
         if grid.budget.unit == "forwards":
             if config.query_schedule != "constant":
                 raise BadInput(UNEVEN)
@@ -254,7 +210,23 @@ def request(grid: Grid, cell: Cell, point: Point, phase: str, seed: int, cost: C
         # Rounded up, so that the last of them falls on the last step.
         every = -(-steps // cell.base.get(EVALUATIONS, 5))
         config = dataclasses.replace(config, steps=steps, eval_every=every).resolved()
-    return Request(run_id(config), phase, cell.values, point, seed, config)
+    extended = any(value not in cell.searched[name] for name, value in point.items())
+    return Request(run_id(config), phase, cell.values, point, seed, config, rung, extended)
+
+
+def distinct(grid: Grid, requests: Iterable[Request]) -> list[Request]:
+    """Return requests as they are; two for the same run are refused, whose results could not be told apart.
+
+    Raises:
+        BadInput: with the cells and points of both.
+    """
+    distinct: dict[str, Request] = {}
+    for one in requests:
+        other = distinct.setdefault(one.id, one)
+        if other is not one:
+            names = " and ".join(f"{cell_name(r.cell)} {r.point or ''}".strip() for r in (other, one))
+            raise BadInput(f"{grid.path}: cell {names}: these are the same run: leave one")
+    return list(distinct.values())
 
 
 def configure(grid: Grid, cell: Cell, point: Point, *, seed: int, test: bool) -> TuneConfig:
@@ -276,6 +248,26 @@ def configure(grid: Grid, cell: Cell, point: Point, *, seed: int, test: bool) ->
     options = {name.removeprefix(OPTION): settings.pop(name) for name in list(settings) if name.startswith(OPTION)}
     select: Literal["loss", "metric"] = "loss" if grid.select == "loss" else "metric"
     return _fixed(TuneConfig(**settings, options=options, seed=seed, select=select, zero_shot=False))
+
+
+def check(config: TuneConfig, *, several: bool) -> None:
+    """Refuse what cannot run, as far as that shows without data and model.
+
+    Raises:
+        BadInput: with the fix.
+    """
+    config.resolved()
+    method, scheme = METHODS[config.method], config.scheme
+    if scheme in (NO_BLOCKS if method.blocks else NO_CUT if method.family == HYBRID else ()):
+        raise BadInput(f"{config.method} goes by layers of the model, which scheme {scheme} does not tune: skip it")
+    task = tasks.get(config.task) if config.task else dataclasses.replace(tasks.get("sst2"), name=OWN)
+    objectives.choose(task, config.objective, backprop=method.differentiates)
+    if not config.aligned:
+        tasks.unaligned(task)
+    if several and config.k_shot is None and not (config.num_dev or config.own.get("dev")):
+        raise BadInput("its points are chosen on dev rows: raise num_dev, or leave one point")
+    if not (config.num_test or config.own):
+        raise BadInput("there are no test rows: raise num_test")
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -316,47 +308,6 @@ def _data(grid: Grid, cell: Cell, folder: str) -> str:
     return str(grid.folder / folder)
 
 
-def _check(config: TuneConfig, *, several: bool) -> None:
-    """Refuse what cannot run, as far as that shows without data and model."""
-    config.resolved()
-    method, scheme = METHODS[config.method], config.scheme
-    if scheme in (NO_BLOCKS if method.blocks else NO_CUT if method.family == HYBRID else ()):
-        raise BadInput(f"{config.method} goes by layers of the model, which scheme {scheme} does not tune: skip it")
-    task = tasks.get(config.task) if config.task else dataclasses.replace(tasks.get("sst2"), name=OWN)
-    objectives.choose(task, config.objective, backprop=method.differentiates)
-    if not config.aligned:
-        tasks.unaligned(task)
-    if several and config.k_shot is None and not (config.num_dev or config.own.get("dev")):
-        raise BadInput("its points are chosen on dev rows: raise num_dev, or leave one point")
-    if not (config.num_test or config.own):
-        raise BadInput("there are no test rows: raise num_test")
-
-
 def _named(grid: Grid, cell: Cell) -> AbstractContextManager[None]:
     """Put the file and the cell in front of what is wrong."""
     return within(f"{grid.path}: cell {cell.name}")
-
-
-def _distinct(grid: Grid, requests: Iterable[Request]) -> list[Request]:
-    """Refuse two requests for the same run: their results could not be told apart."""
-    distinct: dict[str, Request] = {}
-    for one in requests:
-        other = distinct.setdefault(one.id, one)
-        if other is not one:
-            names = " and ".join(f"{cell_name(r.cell)} {r.point or ''}".strip() for r in (other, one))
-            raise BadInput(f"{grid.path}: cell {names}: these are the same run: leave one")
-    return list(distinct.values())
-
-
-def _rank(run: Mapping[str, Any], metric: str, select: str) -> tuple[bool, float, float]:
-    """Smaller is better; the first is True for runs that may not be chosen."""
-    dev = run.get("dev") or {}
-    loss = dev.get("loss")
-    loss = math.inf if loss is None else loss
-    value = loss if select == "loss" else -(dev[metric] if dev.get(metric) is not None else -math.inf)
-    bad = run["status"] != DONE or not math.isfinite(value)
-    return bad, value, loss
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -8,9 +8,10 @@ together is `gradless.bench.grid`'s part.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from msgspec import Meta
 
@@ -28,10 +29,12 @@ OWN: Final = "own"
 """The task of cells whose rows come from the user's files."""
 OPTION: Final = "options."
 EVALUATIONS: Final = "evaluations"
+EXTENDED: Final = 2
+"""What ``extend = true`` allows."""
 OWN_FILES: Final = ("train", "dev", "test")
 # Settings of every run that the grid itself decides, and where it does.
 DECIDED: Final = {
-    "seed": "set seeds and search_seed at the top of the file",
+    "seed": "set seeds and search_seeds at the top of the file",
     "steps": "set budget at the top of the file",
     "eval_every": "set evaluations, the number of them in a run",
     "select": "set select at the top of the file",
@@ -51,14 +54,18 @@ class Keys:
 
     name: str | None = None
     """Title of tables and figures; by default the name of the file."""
-    search_seed: Seed = 0
-    """Seed of the runs that choose among the points of [grid]."""
+    search_seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)] = (0, 100)
+    """Seeds of the runs that choose among the points of [grid]: a point is judged by the mean over all of them."""
     seeds: Annotated[tuple[Seed, ...], Meta(min_length=1)] = (1, 2, 3)
     """Seeds of the final runs of each cell; tables have their mean and standard deviation."""
     budget: dict[str, Any] = field(default_factory=dict)
     """What a run may spend: the table below. It must be given."""
     select: str = "metric"
     """What chooses on dev rows: loss, metric (the first of each task) or the name of that metric."""
+    judge: Literal["last", "best"] = "last"
+    """Evaluations of a search run that count: the mean of its last two, or its best one, which favours noise."""
+    extend: bool | Annotated[int, Meta(ge=1, le=8)] = False
+    """Values that a numeric axis of [grid] may add by itself at each end while the best point lies there; true is 2."""
     zero_shot: bool = True
     """Evaluate the untouched model too, once for each model, task and seed."""
     plugins: tuple[str, ...] = ()
@@ -81,8 +88,9 @@ class BudgetKeys:
     """Forward passes of a final run, a backward pass counted as two: methods get different numbers of steps."""
     steps: Count | None = None
     """Steps of a final run, in place of forwards: methods may differ in cost."""
-    search: Count | None = None
-    """The same for a run that only chooses a point; by default as much as a final run."""
+    search: Count | tuple[Count, ...] | None = None
+    """The same for a run that only chooses a point; by default as much as a final run. A list of rising amounts is
+    successive halving: each is a rung, on which fewer points are judged than on the one before."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +110,7 @@ class Budget(NamedTuple):
 
     unit: str  # forwards or steps; a backward counts as two forwards
     amount: int
-    search: int  # the same for a run that only compares hyper-parameters
+    search: tuple[int, ...]  # the same for runs that only compare hyper-parameters, rung by rung
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,11 +131,14 @@ class Grid:
 
     path: Path
     name: str
-    search_seed: int
+    search_seeds: tuple[int, ...]
     seeds: tuple[int, ...]
     budget: Budget
     select: str
     """``loss``, ``metric`` (every task's main one), or the name of that metric."""
+    judge: str
+    extend: int
+    """Values that an axis may add at each end."""
     zero_shot: bool
     base: Settings
     axes: Axes
@@ -178,9 +189,12 @@ def difference(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> st
 
 
 def _grid(path: Path, values: dict[str, Any]) -> Grid:
+    if "search_seed" in values:
+        raise BadInput(f"search_seed is now a list: write search_seeds = [{values['search_seed']}, 100] in its place")
     keys = Keys(**typed.table(values, Keys, kind="key"))
-    if len(set(keys.seeds)) < len(keys.seeds):
-        raise BadInput(f"seeds is {list(keys.seeds)}: one seed is there twice, which would be the same run again")
+    for name, seeds in (("seeds", keys.seeds), ("search_seeds", keys.search_seeds)):
+        if len(set(seeds)) < len(seeds):
+            raise BadInput(f"{name} is {list(seeds)}: one seed is there twice, which would be the same run again")
     if keys.select not in SELECTIONS:
         raise BadInput(unknown("selection", keys.select, SELECTIONS))
     base = _settings(keys.base, "[base]", path)
@@ -196,10 +210,12 @@ def _grid(path: Path, values: dict[str, Any]) -> Grid:
     return Grid(
         path=path,
         name=path.stem if keys.name is None else keys.name,
-        search_seed=keys.search_seed,
+        search_seeds=keys.search_seeds,
         seeds=keys.seeds,
         budget=_budget(keys.budget),
         select=keys.select,
+        judge=keys.judge,
+        extend=EXTENDED if keys.extend is True else int(keys.extend),
         zero_shot=keys.zero_shot,
         base=base,
         axes=axes,
@@ -216,7 +232,11 @@ def _budget(table: dict[str, Any]) -> Budget:
     if len(units) != 1:
         raise BadInput("budget must name one of forwards and steps, as in budget = { forwards = 200 }")
     (unit,) = units
-    return Budget(unit, limits[unit], limits.get("search", limits[unit]))
+    search = limits.get("search", limits[unit])
+    rungs = search if isinstance(search, tuple) else (search,)
+    if not rungs or any(one >= following for one, following in itertools.pairwise(rungs)):
+        raise BadInput(f"budget: search is {list(rungs)}: give amounts that rise, as in search = [250, 1000]")
+    return Budget(unit, limits[unit], rungs)
 
 
 def _when(table: dict[str, Any], where: str, axes: Axes, path: Path) -> When:
@@ -250,7 +270,7 @@ def _when(table: dict[str, Any], where: str, axes: Axes, path: Path) -> When:
 def _pattern(name: str, pattern: Any) -> Any:
     """A pattern for an axis; one without a wildcard must be a known name, or a slip would go unnoticed."""
     wild = not isinstance(pattern, str) or any(letter in pattern for letter in "*?[")
-    return pattern if wild or (name, pattern) == ("task", OWN) or name not in SETTINGS else _setting(name, pattern)
+    return pattern if wild or (name, pattern) == ("task", OWN) or name not in SETTINGS else setting(name, pattern)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -269,7 +289,7 @@ def _flat(table: dict[str, Any]) -> dict[str, Any]:
 def _settings(table: dict[str, Any], where: str, path: Path) -> Settings:
     with within(where):
         return {
-            name: _own(value, path) if name == OWN else _setting(name, value) for name, value in _flat(table).items()
+            name: _own(value, path) if name == OWN else setting(name, value) for name, value in _flat(table).items()
         }
 
 
@@ -285,14 +305,18 @@ def _axes(table: dict[str, Any], where: str) -> Axes:
                 raise BadInput(f"{name} is {values!r}: give a list, as in {name} = [{values!r}]")
             if not values:
                 raise BadInput(f"{name} is an empty axis: give it a value, or leave it out")
-            axes[name] = tuple(_setting(name, value) for value in values)
+            axes[name] = tuple(setting(name, value) for value in values)
             if any(axes[name].count(value) > 1 for value in axes[name]):
                 raise BadInput(f"{name} holds a value twice, which would be the same run again")
     return axes
 
 
-def _setting(name: str, value: Any) -> Any:
-    """Return a value in the type of the setting, and names as their tables spell them; 1 and 1.0 are one rate."""
+def setting(name: str, value: Any) -> Any:
+    """Return a value in the type of the setting, and names as their tables spell them; 1 and 1.0 are one rate.
+
+    Raises:
+        BadInput: no such setting, one that the grid decides, or a value out of its range.
+    """
     if name == EVALUATIONS:
         return typed.value(name, value, Count)
     if name.startswith(OPTION):

@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 from gradless.bench import data, directory, estimate, grid, results
 from gradless.bench import process as processes
 from gradless.bench.forkserver import ForkServer
-from gradless.bench.grid import FINAL, SEARCH, Cost, Request, cell_name
+from gradless.bench.grid import SEARCH, Cost, Request, cell_name
 from gradless.bench.grid_file import Grid
 from gradless.bench.process import Child, Command
 from gradless.bench.results import overhead
+from gradless.bench.search import Search
 from gradless.runs import build
 from gradless.runs.config import TuneConfig
 from gradless.runs.record import DIVERGED, DONE
@@ -61,13 +62,21 @@ class Board:
 
     grid: Grid
     out: Path
-    possible: list[Request]
-    """In the order in which runs are started."""
+    search: Search
     lines: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Of finished runs, by id."""
     settled: set[str] = field(default_factory=set)
     wanted: list[Request] = field(default_factory=list)
+    """In the order in which runs are started."""
+    expected: list[Request] = field(default_factory=list)
+    """Stand-ins for runs whose point is not known yet."""
     hopeless: list[str] = field(default_factory=list)
+    edges: list[str] = field(default_factory=list)
+
+    @property
+    def possible(self) -> list[Request]:
+        """Every run that the grid may come to ask for."""
+        return self.search.possible
 
 
 def bench(
@@ -108,7 +117,7 @@ def bench(
     asked, price = grid.read(grid_path), estimate.remembered(cost or build.step_cost, _relevant)
     out = out.resolve()
     directory.check_folder(out)
-    board = Board(grid=asked, out=out, possible=_in_order(asked, price))
+    board = Board(grid=asked, out=out, search=Search(asked, price))
     directory.check_runs(asked, board.possible, out)
     data.check(board.possible, asked.path, reporter.say, describe_all=dry_run)
     lines = _known(board, known)
@@ -116,7 +125,9 @@ def bench(
         board.lines.update(lines)
         board.settled.update(lines)
         _refresh(board)
-        estimate.show(board.wanted, _expected(board), board.lines, price, reporter.say)
+        estimate.show(board.wanted, board.expected, board.lines, price, reporter.say)
+        for sentence in board.edges:
+            reporter.say(sentence)
         return _outcome(board)
     directory.join(asked, board.possible, out)
     with directory.alone(out):
@@ -128,13 +139,6 @@ def bench(
 
 # ---------------------------------------------------------------------------------------------------------------
 # before anything runs
-
-
-def _in_order(asked: Grid, cost: Cost) -> list[Request]:
-    """Return every possible run: untouched models, then cell by cell, each cell's search before its final runs."""
-    order = {cell.name: index for index, cell in enumerate(grid.cells(asked))}
-    runs = grid.possible_runs(asked, cost)
-    return sorted(runs, key=lambda one: (order.get(cell_name(one.cell), -1), one.phase == FINAL))
 
 
 def _relevant(config: TuneConfig) -> dict[str, Any]:
@@ -149,15 +153,6 @@ def _known(board: Board, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
     for path in files:
         lines |= finished_runs.finished(path, ids, (DONE, DIVERGED))
     return lines
-
-
-def _expected(board: Board) -> list[Request]:
-    """Return final runs of cells whose point is not chosen yet, at their first point instead."""
-    open_cells = {cell_name(one.cell) for one in board.wanted if one.phase == SEARCH}
-    open_cells -= {cell_name(one.cell) for one in board.wanted if one.phase == FINAL} | set(board.hopeless)
-    first = {cell.name: cell.points[0] for cell in grid.cells(board.grid)}
-    finals = [one for one in board.possible if one.phase == FINAL and cell_name(one.cell) in open_cells]
-    return [one for one in finals if one.point == first[cell_name(one.cell)]]
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -200,6 +195,8 @@ def _work(
         reporter.say(f"stopped: {stopped}; the same command then continues")
     else:
         _record(board, reporter)
+        for sentence in board.edges:
+            reporter.say(sentence)
         reporter.say(_summary(board))
     return _outcome(board)._replace(stopped=stopped)
 
@@ -275,14 +272,10 @@ def _record(board: Board, reporter: Reporter, ended: Sequence[Request] = ()) -> 
 def _refresh(board: Board) -> None:
     """Read what is finished; a finished search adds final runs, which may be finished too."""
     while True:
-        chosen = grid.choose(board.grid, board.lines.values())
-        board.hopeless = [name for name, point in chosen.items() if point is None]
-        board.wanted = [
-            one for one in board.possible if one.phase != FINAL or one.point == chosen.get(cell_name(one.cell))
-        ]
-        finished = len(board.lines)
+        board.wanted, board.expected, board.hopeless, board.edges = board.search.standing(board.lines.values())
+        finished, begun = len(board.lines), _begun(board.out)
         for one in board.wanted:
-            if one.id in board.settled:
+            if one.id in board.settled or one.id not in begun:
                 continue
             settled = results.settled(board.out, one.id)  # first: what is read after it is complete
             line = results.line(board.out, one)
@@ -293,13 +286,21 @@ def _refresh(board: Board) -> None:
             return
 
 
+def _begun(out: Path) -> set[str]:
+    """Return the runs that have a directory: to look into thousands that do not takes longer than some runs."""
+    try:
+        return set(os.listdir(out / "runs"))
+    except FileNotFoundError:
+        return set()
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # what is printed
 
 
 def _progress(board: Board, one: Request) -> str:
     """Return a sentence about a finished run, with the time that is left to one worker."""
-    line, expected = board.lines[one.id], _expected(board)
+    line, expected = board.lines[one.id], board.expected
     left = [other for other in [*board.wanted, *expected] if other.id not in board.lines]
     seconds = estimate.left(left, board.lines.values())
     if line["status"] == DONE:
@@ -308,10 +309,18 @@ def _progress(board: Board, one: Request) -> str:
     else:
         outcome = f"{line['status']}{':' if line['status'] == results.FAILED else ','} {line['reason']}"
     point = " ".join(f"{name}={value}" for name, value in one.point.items())
-    name = "  ".join(part for part in (cell_name(one.cell), point, f"{one.phase}, seed {one.seed}") if part)
+    name = "  ".join(part for part in (cell_name(one.cell), point, f"{_phase(board, one)}, seed {one.seed}") if part)
     count = f"{len(board.lines)}/{len(board.wanted) + len(expected)}"
     wall = f"{line['wall_seconds'] or 0:.0f} s"
     return f"{count}  {name}: {outcome}  ({wall}; {estimate.duration(seconds)} of work left)"
+
+
+def _phase(board: Board, one: Request) -> str:
+    """Return the phase of a run, with its rung if there are several."""
+    rungs = board.grid.budget.search
+    return (
+        f"{one.phase} ({rungs[one.rung]} {board.grid.budget.unit})" if one.phase == SEARCH and rungs[1:] else one.phase
+    )
 
 
 def _summary(board: Board) -> str:

@@ -12,26 +12,31 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
+from gradless.bench.search import HIGHEST, LOWEST, score, together
 from gradless.report.bench.study import Cell, Results, Run, Study, axis_name, tested
 from gradless.report.common.numbers import metric_of, number, show
 from gradless.report.common.read import read_json
 from gradless.report.common.table import score_text
 from gradless.runs.config import TuneConfig
-from gradless.runs.record import DONE
-
-LOWEST, HIGHEST = "lowest tried", "highest tried"
 
 
 class Choice(NamedTuple):
     """The point that the final runs of a cell use."""
 
     point: dict[str, Any]
-    run: Run | None
-    """The search run of that point."""
+    runs: tuple[Run, ...]
+    """The search runs of that point on the last rung, one a search seed."""
     edges: dict[str, str]
     """Axes on whose edge it lies: "lowest tried" or "highest tried"."""
+
+    def dev(self, name: str) -> float | None:
+        """Return the mean of a dev metric over its search runs, or None if one lacks it."""
+        values = [run.metric("dev", name) for run in self.runs]
+        known = [value for value in values if value is not None]
+        return fmean(known) if known and len(known) == len(values) else None
 
 
 def choose(study: Study, cell: Cell) -> Choice | None:
@@ -39,32 +44,35 @@ def choose(study: Study, cell: Cell) -> Choice | None:
     results = study.cells[cell]
     if results.final:
         point = results.final[0].point
-        run = next((run for run in results.search if run.point == point), None)
+        runs = _judged(results, point)
     else:
-        run = _best(study, cell, results)
-        if run is None:
+        runs = _best(study, cell, results)
+        if not runs:
             return None
-        point = run.point
-    return Choice(point, run, _edges(point, results.tried))
+        point = runs[0].point
+    return Choice(point, runs, _edges(point, results.tried))
 
 
-def _best(study: Study, cell: Cell, results: Results) -> Run | None:
-    """The finished search run with the best dev value, as the grid selects: a metric, or the loss."""
-    select = study.grid.get("select", "metric")
+def rung(run: Run) -> int:
+    """Return the rung of a search run."""
+    return int(run.record.get("rung") or 0)
 
-    def goodness(run: Run) -> tuple[float, float] | None:
-        """Higher is better; equal metrics are told apart by the loss."""
-        loss = run.metric("dev", "loss")
-        low = -loss if loss is not None else -math.inf
-        if select == "loss":
-            return None if loss is None else (low, 0.0)
-        value = run.metric("dev", str(select))
-        value = value if value is not None else run.metric("dev", metric_of(cell.task))
-        return None if value is None else (value, low)
 
-    scored = [(goodness(run), run) for run in results.search if run.status == DONE]
-    known = [(value, run) for value, run in scored if value is not None]
-    return max(known, key=lambda pair: pair[0])[1] if known else None
+def _judged(results: Results, point: dict[str, Any]) -> tuple[Run, ...]:
+    """The search runs of a point on the last rung that it reached."""
+    runs = [run for run in results.search if run.point == point]
+    return tuple(run for run in runs if rung(run) == max(map(rung, runs)))
+
+
+def _best(study: Study, cell: Cell, results: Results) -> tuple[Run, ...]:
+    """The runs of the point that is best so far, of those that reached the last rung: as the bench judges them."""
+    select, judge = study.grid.get("select", "metric"), str(study.grid.get("judge", "last"))
+    quantity = "loss" if select == "loss" else metric_of(cell.task)
+    last = max(map(rung, results.search), default=0)
+    by_point = [_judged(results, run.point) for run in results.search if rung(run) == last]
+    scored = [(together([score(run.record, quantity, judge) for run in runs]), runs) for runs in by_point]
+    good = [(worth, runs) for worth, runs in scored if not worth.bad]
+    return min(good, key=lambda pair: pair[0])[1] if good else ()
 
 
 def _edges(point: dict[str, Any], tried: list[dict[str, Any]]) -> dict[str, str]:
@@ -124,7 +132,7 @@ def best_settings(study: Study, cell: Cell) -> dict[str, Any] | None:
     if choice is None:
         return None
     results = study.cells[cell]
-    run = next(iter([*results.done, *results.final]), choice.run)
+    run = next(iter([*results.done, *results.final, *choice.runs]), None)
     config = _config(study, run) if run is not None else {}
     if not config:  # the request is gone: what the result itself tells
         config = {"model": cell.model, "task": cell.task, "scheme": cell.scheme, "method": cell.method}
@@ -161,7 +169,7 @@ def _defaults() -> dict[str, Any]:
 def _summary(study: Study, cell: Cell) -> str:
     """The cell's results on dev and test, for a comment."""
     choice, name = choose(study, cell), metric_of(cell.task)
-    dev = choice.run.metric("dev", name) if choice and choice.run else None
+    dev = choice.dev(name) if choice else None
     test = tested(cell, study.cells[cell])
     parts = [] if dev is None else [f"dev {dev:.3f}"]
     parts += [] if test is None else [f"test {score_text(test)}"]

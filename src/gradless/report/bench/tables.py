@@ -224,9 +224,9 @@ def chosen(study: Study) -> Table:
     rows, records = [], []
     for cell, results in study.cells.items():
         choice = choices[cell]
-        point, run, edges = choice or ({}, None, {})
+        point, _, edges = choice or ({}, (), {})
         counts, tried = Counter(run.status for run in results.search), len(results.search)
-        dev, loss = (run.metric("dev", name) if run else None for name in (metric_of(cell.task), "loss"))
+        dev, loss = (choice.dev(name) if choice else None for name in (metric_of(cell.task), "loss"))
         items = [_setting(point[axis], edges.get(axis)) if axis in point else Item() for axis in axes]
         texts = (_figure(dev, "{:.3f}"), _figure(loss, "{:.3f}"), f"{tried}", f"{counts[DIVERGED]}")
         rows.append((*frame.items(cell), *items, *map(Item, texts)))
@@ -237,7 +237,7 @@ def chosen(study: Study) -> Table:
     return frame.table(
         name="hyper-parameters",
         title=f"Chosen hyper-parameters{frame.tail}",
-        caption="Chosen on dev alone, with the search seed. Lowest or highest tried: the best point lies on the edge "
+        caption="Chosen on dev alone, with the search seeds. Lowest or highest tried: the best point lies on the edge "
         "of what was searched, so a better one may lie beyond it. best.toml holds them for `gradless tune --config`.",
         columns=map(Column, (*map(axis_name, axes), "dev", "dev loss", "tried", "diverged")),
         rows=rows,
