@@ -52,7 +52,7 @@ def test_the_first_grid_runs_as_it_is():
     Path("grid.toml").write_text(printed("bench", "--example"))
     dry = CliRunner().invoke(main, ["bench", "grid.toml", "--out", "runs/bench", "--dry-run"])
     assert dry.exit_code == 0, dry.output
-    assert "10 runs: 4 search, 4 final, 2 zero-shot" in dry.output
+    assert "14 runs: 8 search, 4 final, 2 zero-shot" in dry.output
 
 
 def test_the_run_has_every_setting_and_runs_as_it_is():
