@@ -250,7 +250,8 @@ def profile(no_memory: bool, no_eager: bool, only: str | None, **settings: Any) 
 )
 @plugin_option
 @example(
-    "Print a grid and stop: reviews (runs as it is), auto, checkpointed, frontier, lora-rate or study.", named=True
+    "Print a grid and stop: reviews (runs as it is), auto, checkpointed, frontier, long-a, long-b, lora-rate or study.",
+    named=True,
 )
 @ends.json_option
 def bench(grid: Path, out: Path, timings: bool, as_json: bool, **how: Any) -> None:
