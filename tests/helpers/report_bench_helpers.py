@@ -21,6 +21,11 @@ method = ["lozo", "mezo", "fo-adam"]
 """
 
 
+def grid(*seeds: int) -> str:
+    """The grid with other final seeds."""
+    return GRID.replace("[1, 2, 3]", str([*seeds]))
+
+
 class Bench:
     """Writes results as a bench does."""
 

@@ -11,7 +11,7 @@ from gradless.report import load, tables
 from gradless.report.bench.selection import choose
 from gradless.report.bench.study import Cell
 from gradless.report.common.table import NOTHING, markdown
-from report_bench_helpers import MODEL, Bench, cell, costs, curve, named, row
+from report_bench_helpers import MODEL, Bench, cell, costs, curve, grid, named, row
 
 # --- accuracy ---
 
@@ -40,7 +40,7 @@ def test_accuracy_says_fewer_seeds_and_diverged_finals(tmp_path):
             bench.run("final", cell(method), {}, seed, test=test, status="diverged" if lost else "done")
     table = named(bench.folder, "accuracy")
     assert row(table, "mezo") == ["0.700 ± 0.000"]
-    assert row(table, "lozo") == ["0.700 ± 0.000 (2 of 3)"]
+    assert row(table, "lozo") == ["0.700 ± 0.000 (2 of 3 seeds, 1 diverged)"]
     assert row(table, "zero-shot") == [NOTHING]
 
 
@@ -63,7 +63,7 @@ def test_accuracy_says_why_there_is_none(tmp_path, phase, ends, text):
 
 
 def test_the_first_metric_of_the_task_counts(tmp_path):
-    bench = Bench(tmp_path / "b")
+    bench = Bench(tmp_path / "b", grid=grid(1))
     for task, metric in (("squad", "token_f1"), ("own", "accuracy"), ("no-such-task", "accuracy")):
         test = {"accuracy": 0.1, "token_f1": 0.2, "exact_match": 0.3, metric: 0.6}
         bench.run("final", cell(task=task), {}, 1, test=test)
@@ -73,7 +73,7 @@ def test_the_first_metric_of_the_task_counts(tmp_path):
 
 
 def test_zero_shot_falls_back_on_the_final_runs(tmp_path):
-    bench = Bench(tmp_path / "b")
+    bench = Bench(tmp_path / "b", grid=grid(1, 2))
     for seed, value in ((1, 0.5), (2, 0.6)):
         bench.run("final", cell(), {}, seed, zero_shot={"accuracy": value}, test={"accuracy": 0.7})
         bench.run("final", cell("lozo"), {}, seed, zero_shot={"accuracy": value}, test={"accuracy": 0.7})
@@ -81,7 +81,7 @@ def test_zero_shot_falls_back_on_the_final_runs(tmp_path):
 
 
 def test_zero_shot_has_a_row_for_each_way_of_asking(tmp_path):
-    bench = Bench(tmp_path / "b")
+    bench = Bench(tmp_path / "b", grid=grid(1))
     for chat, value in ((True, 0.6), (False, 0.5)):
         bench.run("zero-shot", cell("zero-shot", "none", chat=chat), {}, 1, test={"accuracy": value})
         bench.run("final", cell(chat=chat), {}, 1, test={"accuracy": value + 0.1})
@@ -92,7 +92,7 @@ def test_zero_shot_has_a_row_for_each_way_of_asking(tmp_path):
 
 
 def test_models_get_tables_of_their_own(tmp_path):
-    bench = Bench(tmp_path / "b")
+    bench = Bench(tmp_path / "b", grid=grid(1))
     for model, value in (("org/a", 0.6), ("b", 0.7)):
         bench.run("final", cell() | {"model": model}, {}, 1, test={"accuracy": value})
     assert row(named(bench.folder, "accuracy-org-a"), "mezo") == ["0.600"]
@@ -168,7 +168,7 @@ def test_without_finals_the_grid_says_what_selects(tmp_path):
 
 
 def test_an_axis_of_the_grid_gets_its_table(tmp_path):
-    bench = Bench(tmp_path / "b")
+    bench = Bench(tmp_path / "b", grid=grid(1, 2))
     for keep, value in ((0.5, 0.7), (0.1, 0.8)):
         for seed in (1, 2):
             bench.run("final", cell("zo-sparse", **{"options.keep": keep}), {}, seed, test={"accuracy": value})
@@ -199,7 +199,7 @@ def test_without_unaligned_cells_there_is_no_alignment_table(small):
 
 
 def test_views_take_the_last_evaluation_within_the_smallest_total(tmp_path):
-    bench = Bench(tmp_path / "b")
+    bench = Bench(tmp_path / "b", grid=grid(1, 2))
     for seed in (1, 2):
         bench.run("final", cell(), {}, seed, curve=curve(0.5, 0.6, 0.7, 0.8 + 0.02 * seed, forwards=20, seconds=5))
         bench.run("final", cell("fo-adam"), {}, seed, curve=curve(0.6, 0.9, forwards=60, seconds=20))

@@ -29,7 +29,14 @@ UNWRITABLE = (
 LONGEST = 160  # characters of another library's message in a sentence
 EXTRAS = {
     **dict.fromkeys(("transformers", "peft", "accelerate", "tokenizers", "sklearn", "gguf", "huggingface_hub"), "lm"),
-    **{"matplotlib": "plots", "datasets": "data", "pyarrow": "data", "PIL": "collab", "tensorboard": "tensorboard"},
+    **{
+        "matplotlib": "plots",
+        "datasets": "data",
+        "pyarrow": "data",
+        "PIL": "collab",
+        "scipy": "bench",
+        "tensorboard": "tensorboard",
+    },
     **{"zenoh": "peers", "cryptography": "peers", "networkx": "collab"},
     **dict.fromkeys(("bitsandbytes", "torchao"), "quantised"),
     **dict.fromkeys(("math_verify", "jsonschema", "referencing"), "rewards"),

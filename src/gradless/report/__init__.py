@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gradless.report import peers as peers_report
 from gradless.report import run as run_report
+from gradless.report.bench import intervals
 from gradless.report.bench import page as bench_page
 from gradless.report.bench import tables as bench_tables
 from gradless.report.bench.figures import figures as bench_figures
@@ -70,6 +71,8 @@ def report(folder: Path, *, say: Callable[[str], object] = terminal.say) -> list
         return run_report.write(folder, say)
     study = load(folder)
     _announce((run.status for run in study.runs), bench_page.shortfall(study), bench_page.note(study), say)
+    if not intervals.available():
+        say("no intervals and no ranks, since scipy is not installed: pip install 'gradless[bench]'")
     results = bench_tables.all_tables(study)
     written = _write_tables(folder, results)
     pictures = _draw(folder, lambda into: bench_figures(study, into), say)

@@ -77,7 +77,7 @@ def _view_table(study: Study, section: Section, view: str) -> Table:
         group = {cell: runs for cell, runs in curved.items() if (cell.task, cell.scheme) == (task, scheme)}
         total = budget([run for runs in group.values() for run in runs], view)
         assert total is not None
-        items, more = _group(group, view, total)
+        items, more = _group(group, view, total, len(study.seeds))
         label = Item(f"{task} · {scheme}, {amount(total, view)}")
         rows += [(label, Item(cell.label), *row) for cell, row in zip(group, items, strict=True)]
         records += more
@@ -86,8 +86,8 @@ def _view_table(study: Study, section: Section, view: str) -> Table:
         title=f"Dev results at equal {view}{study.title(section)}",
         caption="Dev numbers, not test (test is scored once a seed, at the selected step): the last evaluation within "
         "the share of the budget, which is the smallest total of the methods in the group, mean ± sample standard "
-        f"deviation over the final seeds. {NOTHING}: no evaluation that early. Diverged runs are left out. Bold: best "
-        "of the group's column; †: best zeroth-order method.",
+        f"deviation over the final seeds; (n=2): of two, and no best. {NOTHING}: no evaluation that early. "
+        "Diverged runs are left out. Bold: best of the group's column; †: best zeroth-order method.",
         labels=2,
         columns=(Column("Budget"), Column("Method"), *(Column(text, "share of it") for _, text in SHARES)),
         rows=tuple(rows),
@@ -96,15 +96,16 @@ def _view_table(study: Study, section: Section, view: str) -> Table:
 
 
 def _group(
-    cells: dict[Cell, list[Run]], view: str, total: float
+    cells: dict[Cell, list[Run]], view: str, total: float, seeds: int
 ) -> tuple[list[tuple[Item, ...]], list[dict[str, Any]]]:
     """Entries (a row for each cell) and records of the cells of one task and scheme."""
     columns, records = [], []
-    usual = max(map(len, cells.values()))
+    whole = [len(runs) == seeds for runs in cells.values()]
     for share, _ in SHARES:
         scores = [score(value_within(run, view, share * total) for run in runs) for runs in cells.values()]
-        texts = [score_text(mean, usual=usual) for mean in scores]
-        columns.append(marked(texts, scores, [cell.kind == "zo" for cell in cells]))
+        texts = [score_text(mean, usual=seeds) for mean in scores]
+        ranked = [mean if all_seeds else None for mean, all_seeds in zip(scores, whole, strict=True)]
+        columns.append(marked(texts, ranked, [cell.kind == "zo" for cell in cells]))
         for cell, mean in zip(cells, scores, strict=True):
             named = {name: getattr(cell, name) for name in ("model", "task", "aligned", "scheme", "method")}
             named |= {name.removeprefix("options."): value for name, value in cell.extras}

@@ -8,9 +8,10 @@ from itertools import count, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gradless.report.bench import intervals, rank_figures
 from gradless.report.bench.budgets import MeanPoint, mean_curve
-from gradless.report.bench.study import KINDS, Cell, Section, Study, tested
-from gradless.report.bench.tables import memory_ratio
+from gradless.report.bench.comparisons import VIEWS
+from gradless.report.bench.study import KINDS, Cell, Section, Study, memory_ratio, tested
 from gradless.report.common.label_layout import Box, place, spread
 from gradless.report.common.numbers import Score, median, metric_of, slug, unique
 from gradless.report.common.pictures import (
@@ -74,11 +75,12 @@ class Spot(NamedTuple):
 def figures(study: Study, folder: Path) -> list[Picture]:
     """Draw everything the results have something for, as SVG and PNG. Within `pictures.settings`."""
     looks = _looks(study)
-    return [
+    pictures = [
         picture
         for section in study.sections
         for picture in (*_fronts(study, section, looks, folder), *_all_curves(study, section, looks, folder))
     ]
+    return [*pictures, *(rank_figures.figures(study, looks, VIEWS, folder) if intervals.available() else ())]
 
 
 def _looks(study: Study) -> dict[str, Look]:

@@ -18,6 +18,9 @@ from gradless.report.common.table import Table
 SECTIONS = (
     ("results", "Results", ("accuracy", "effect-", "alignment")),
     ("front", "Memory and accuracy", ("front-",)),
+    ("compared", "Told apart or not", ("compare-",)),
+    ("ranks", "Ranks over tasks", ("ranks-",)),
+    ("reach", "Half of MeZO's forwards", ("reach-",)),
     ("curves", "During training", ("curves-",)),
     ("views", "At equal budgets", ("views-",)),
     ("cost", "Cost", ("cost",)),

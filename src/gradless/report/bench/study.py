@@ -122,6 +122,26 @@ class Study:
         return str(self.grid.get("name") or self.folder.resolve().name)
 
     @property
+    def seeds(self) -> list[Any]:
+        """Seeds that every cell is to have: the grid's, or without one all that any final run has."""
+        asked = self.grid.get("seeds")
+        return unique(asked) if isinstance(asked, list) else unique(run.seed for run in self.runs if run.phase == FINAL)
+
+    def complete(self, results: Results) -> bool:
+        """Whether each of the seeds has a final run that came to its end: only such cells are ranked."""
+        return bool(self.seeds) and {repr(seed) for seed in self.seeds} <= {repr(run.seed) for run in results.done}
+
+    def lacking(self, results: Results) -> str:
+        """What a cell lacks to be ranked: ``2 of 3 seeds``, and what came of the others; "" if nothing."""
+        if self.complete(results):
+            return ""
+        if not results.final and results.hopeless:
+            return "diverged in the search"
+        statuses = [run.status for run in results.final if run.status != DONE]
+        text = f"{len(results.done)} of {len(self.seeds)} seeds"
+        return text + "".join(f", {statuses.count(status)} {status}" for status in unique(statuses))
+
+    @property
     def sections(self) -> list[Section]:
         """Models and ways of prompting, in the order of the cells."""
         return unique(Section(cell.model, cell.aligned) for cell in self.cells)
@@ -304,6 +324,12 @@ def kind(method: str) -> str:
 def tested(cell: Cell, results: Results) -> Score | None:
     """Test metric over the final seeds that came to their end."""
     return score(run.metric("test", metric_of(cell.task)) for run in results.done)
+
+
+def memory_ratio(run: Run) -> float | None:
+    """Peak memory of training over that of inference; None where either was not measured."""
+    peak, floor = run.number("peak_memory_bytes"), run.number("inference_memory_bytes")
+    return peak / floor if peak and floor else None
 
 
 def axis_name(name: str) -> str:

@@ -8,9 +8,13 @@ from typing import Any, NamedTuple
 
 from gradless.bench.results import FAILED
 from gradless.bench.timing import TIMED
+from gradless.report.bench import intervals
 from gradless.report.bench.budgets import view_tables
+from gradless.report.bench.comparisons import VIEWS, comparison_tables
+from gradless.report.bench.ranks import rank_tables
+from gradless.report.bench.reach import reach_table
 from gradless.report.bench.selection import choose
-from gradless.report.bench.study import Cell, Results, Run, Section, Study, axis_name, tested
+from gradless.report.bench.study import Cell, Results, Run, Section, Study, axis_name, memory_ratio, tested
 from gradless.report.common.numbers import (
     Score,
     median,
@@ -20,7 +24,6 @@ from gradless.report.common.numbers import (
     slug,
     sortable,
     unique,
-    usual_count,
 )
 from gradless.report.common.table import NOTHING, Column, Item, Table, marked, score_record, score_text
 from gradless.runs.record import DIVERGED, DONE
@@ -38,6 +41,11 @@ def all_tables(study: Study) -> list[Table]:
     tables += [chosen(study), *effects(study)]
     tables += [alignment(study)] if len({section.aligned for section in study.sections}) > 1 else []
     tables += [table for section in study.sections for table in view_tables(study, section)]
+    for section in study.sections:
+        if intervals.available():
+            tables += comparison_tables(study, section)
+            tables += [table for view in VIEWS for table in rank_tables(study, section, view)]
+        tables.append(reach_table(study, section))
     return [table for table in tables if table.rows]
 
 
@@ -71,12 +79,10 @@ def cell_record(cell: Cell) -> dict[str, Any]:
     return {**named, "kind": cell.kind, **{axis_name(name): value for name, value in cell.extras}}
 
 
-def seeds_sentence(usual: int | None) -> str:
-    """What ± means, where most scores are of ``usual`` seeds."""
-    if usual is None:
-        return ""
-    over = f"over {usual} seeds" if usual > 1 else "of one seed"
-    return f"Mean ± sample standard deviation {over}; (n=...) where the number differs. "
+def seeds_sentence(seeds: int) -> str:
+    """What ± means, where cells are to have so many seeds."""
+    over = f"over {seeds} seeds" if seeds > 1 else "of one seed"
+    return f"Mean ± sample standard deviation {over}; (n=...) or (n of {seeds}) where there are others. "
 
 
 def metrics_sentence(tasks: Iterable[str]) -> str:
@@ -93,7 +99,6 @@ def accuracy(study: Study, section: Section) -> Table:
     groups = unique((cell.task, cell.scheme) for cell in cells)
     methods = unique((cell.method, cell.extras) for cell in cells)
     scores = {cell: tested(cell, results) for cell, results in cells.items()}
-    usual = usual_count(scores.values())
     columns, records, chats = [], [], study.chats(section)
     for task, scheme in groups:
         metric, untouched = metric_of(task), [study.zero_shot(section, task, chat=chat) for chat in chats]
@@ -101,12 +106,16 @@ def accuracy(study: Study, section: Section) -> Table:
         for chat, mean in zip(chats, untouched, strict=True):
             asked = {} if chat is None else {"chat": chat}
             records.append({**named, "method": "zero-shot", **asked, "metric": metric, **score_record(mean)})
-        texts, means, zo = [score_text(mean, usual=usual) for mean in untouched], [*untouched], [False] * len(chats)
+        texts, means, zo = (
+            [score_text(mean, usual=len(study.seeds)) for mean in untouched],
+            [*untouched],
+            [False] * len(chats),
+        )
         for method, extras in methods:
             cell = Cell(section.model, task, scheme, method, section.aligned, extras)
             results, mean = cells.get(cell), scores.get(cell)
-            texts.append(_outcome(results, mean, usual))
-            means.append(mean)
+            texts.append(_outcome(study, results, mean))
+            means.append(_ranked(study, results, mean))
             zo.append(cell.kind == "zo")
             if results is not None:
                 ends = Counter(run.status for run in results.final)
@@ -121,8 +130,9 @@ def accuracy(study: Study, section: Section) -> Table:
         name="accuracy" + study.suffix(section),
         title="Test results" + study.title(section),
         caption=f"Test {metrics_sentence(task for task, _ in groups)}, scored once a seed, at the step that dev chose, "
-        f"with the hyper-parameters that dev chose. {seeds_sentence(usual)}{MARKS} Diverged: every searched point, or "
-        "every final run, did; (2 of 3): the other final run did.",
+        f"with the hyper-parameters that dev chose. {seeds_sentence(len(study.seeds))}{MARKS} Diverged: every "
+        "searched point, or every final run, did; (2 of 3 seeds): the others have not ended, or as it says, and the "
+        "cell is no best of any.",
         labels=1,
         columns=(Column("Method"), *(Column(scheme, task) for task, scheme in groups)),
         rows=rows,
@@ -130,16 +140,21 @@ def accuracy(study: Study, section: Section) -> Table:
     )
 
 
-def _outcome(results: Results | None, mean: Score | None, usual: int | None) -> str:
-    """A score, or why there is none."""
+def _outcome(study: Study, results: Results | None, mean: Score | None) -> str:
+    """A score, with what it lacks of the seeds, or why there is none."""
     if results is None:
         return NOTHING
-    lost = sum(run.status == DIVERGED for run in results.final)
     if mean is not None:
-        return score_text(mean, usual=mean.n if lost else usual) + (f" ({mean.n} of {mean.n + lost})" if lost else "")
+        lacks = study.lacking(results)
+        return score_text(mean, usual=mean.n if lacks else len(study.seeds)) + (f" ({lacks})" if lacks else "")
     ended = results.final or (results.search if results.hopeless else [])
     ends = {run.status for run in ended}
     return "failed" if ends == {FAILED} else "diverged" if ends and DONE not in ends else NOTHING
+
+
+def _ranked(study: Study, results: Results | None, mean: Score | None) -> Score | None:
+    """The score if it is of all seeds: others are no best of anything."""
+    return mean if results is not None and study.complete(results) else None
 
 
 def cost(study: Study, section: Section) -> Table:
@@ -184,12 +199,6 @@ def _costs(runs: Sequence[Run]) -> dict[str, float | None]:
     # Zero bytes say that nothing was measured.
     medians = {name: median(run.number(name) or None for run in runs) for name in (*names, "tuned_parameters")}
     return {**medians, "memory_ratio": median(memory_ratio(run) for run in runs)}
-
-
-def memory_ratio(run: Run) -> float | None:
-    """Peak memory of training over that of inference; None where either was not measured."""
-    peak, floor = run.number("peak_memory_bytes"), run.number("inference_memory_bytes")
-    return peak / floor if peak and floor else None
 
 
 def _mezo_seconds(measured: dict[Cell, list[Run]], cell: Cell) -> float | None:
@@ -261,7 +270,6 @@ def _effect(study: Study, axis: str) -> Table:
     cells = [cell for cell in study.cells if axis in dict(cell.extras)]
     values = sorted({dict(cell.extras)[axis] for cell in cells}, key=sortable)
     scores = {cell: tested(cell, study.cells[cell]) for cell in cells}
-    usual = usual_count(scores.values())
     frame = Frame.of(cells, "model", "aligned", "task", "scheme")
     rows, records = [], []
     for shared in unique(map(without_axis, cells)):
@@ -269,8 +277,9 @@ def _effect(study: Study, axis: str) -> Table:
         row = [by_value.get(value) for value in values]
         means = [scores[cell] if cell else None for cell in row]
         results = [study.cells[cell] if cell else None for cell in row]
-        texts = [_outcome(result, mean, usual) for result, mean in zip(results, means, strict=True)]
-        rows.append((*frame.items(shared), *marked(texts, means)))
+        texts = [_outcome(study, result, mean) for result, mean in zip(results, means, strict=True)]
+        whole = [_ranked(study, result, mean) for result, mean in zip(results, means, strict=True)]
+        rows.append((*frame.items(shared), *marked(texts, whole)))
         for cell in by_value.values():
             records.append({**cell_record(cell), "metric": metric_of(cell.task), **score_record(scores[cell])})
     name = axis_name(axis)
@@ -278,7 +287,7 @@ def _effect(study: Study, axis: str) -> Table:
         name=f"effect-{slug(name)}",
         title=f"Effect of {name}{frame.tail}",
         caption=f"Test {metrics_sentence(cell.task for cell in cells)}, each with its own chosen hyper-parameters. "
-        f"{seeds_sentence(usual)}Bold: best of the row.",
+        f"{seeds_sentence(len(study.seeds))}Bold: best of the row.",
         columns=(Column(show(value), name) for value in values),
         rows=rows,
         records=records,
@@ -290,13 +299,12 @@ def alignment(study: Study) -> Table:
     pairs = {cell: cell._replace(aligned=False) for cell in study.cells if cell.aligned}
     pairs = {cell: plain for cell, plain in pairs.items() if plain in study.cells}
     frame = Frame.of(pairs, "model", "task", "scheme")
-    usual = usual_count(tested(cell, study.cells[cell]) for cell in pairs)
     rows, records = [], []
     for cell, plain in pairs.items():
         results = [study.cells[cell], study.cells[plain]]
         scores = [tested(cell, result) for result in results]
         gain = _gain(cell.task, *results)
-        texts = [_outcome(result, mean, usual) for result, mean in zip(results, scores, strict=True)]
+        texts = [_outcome(study, result, mean) for result, mean in zip(results, scores, strict=True)]
         rows.append((*frame.items(cell), *map(Item, texts), Item(_signed(gain))))
         named = cell_record(cell)
         del named["aligned"]
@@ -306,7 +314,7 @@ def alignment(study: Study) -> Table:
         name="alignment",
         title=f"Task alignment{frame.tail}",
         caption=f"Test {metrics_sentence(cell.task for cell in pairs)} with the task's template, with the plain one, "
-        f"and the gain, paired by seed. {seeds_sentence(usual)}",
+        f"and the gain, paired by seed. {seeds_sentence(len(study.seeds))}",
         columns=map(Column, ("aligned", "plain", "gain")),
         rows=rows,
         records=records,
