@@ -16,7 +16,10 @@ from gradless import tasks
 from gradless.runs import config_io
 from gradless.runs.config import read_config
 
-COMMANDS = ("demo", "tune", "eval", "replay", "profile", "bench", "report", "list", "plan", "doctor", "completion")
+COMMANDS = (
+    *("demo", "tune", "eval", "replay", "profile", "bench", "report", "list", "plan", "doctor", "completion"),
+    "recipe",
+)
 
 
 LISTS = {
@@ -54,7 +57,7 @@ def test_the_module_runs_and_answers_at_once():
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines() == [
         "gradless: unknown command 'tunne': did you mean 'tune'? (known: bench, collab, completion, demo, doctor, "
-        "eval, ledger, list, peers, plan, predict, profile, replay, report, tune)"
+        "eval, ledger, list, peers, plan, predict, profile, recipe, replay, report, tune)"
     ]
 
 

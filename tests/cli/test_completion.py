@@ -20,6 +20,7 @@ from gradless.forward.engines import CHOICES
 from gradless.lm import assets, evaluate, objectives
 from gradless.rewards import BUILTIN
 from gradless.runs import jobs
+from gradless.runs import recipes as published
 from gradless.runs.config import OwnFiles, TuneConfig
 from gradless.system import typed
 
@@ -28,6 +29,7 @@ TABLES = {
     "task": tasks.TASKS,
     "objective": objectives.OBJECTIVES,
     "recipe": recipes.RECIPES,
+    "published": published.recipes(),
     "rule": {**aggregators.AGGREGATORS, **aggregators.PRE_AGGREGATORS},
     "list": {**jobs.TABLES, **recipes.TABLES},
     "reward": BUILTIN,
@@ -91,6 +93,7 @@ def test_a_table_that_is_not_there_has_no_names():
         ("gradless profile --engine in", ["plain,in-place"]),
         ("gradless list agg", ["plain,aggregators"]),
         ("gradless completion f", ["plain,fish"]),
+        ("gradless recipe mezo/table1/sst2-mezo-l", ["plain,mezo/table1/sst2-mezo-lora"]),
         ("gradless collab simulate --recipe lo", ["plain,lora-sst2"]),
         ("gradless collab simulate --attack alie --attack mim", ["plain,mimic"]),
         ("gradless collab simulate --algorithm moc", ["plain,mocwtm"]),

@@ -101,6 +101,7 @@ class World:
             ("bench",): [str(grid), *out],
             ("report",): [str(self.run)],
             ("list",): ["methods"],
+            ("recipe",): ["mezo/table1/sst2-mezo", "--print"],
             ("ledger", "check"): [str(self.run)],
             ("ledger", "repair"): [str(self.run)],
             ("demo",): out,

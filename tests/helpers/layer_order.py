@@ -98,6 +98,7 @@ INSIDE = {
         "runs.scheme_settings",
         "runs.reward_settings",
         "runs.own_files",
+        "runs.recipes",
         *(
             "runs.config",
             "runs.fixed_engine",

@@ -219,7 +219,8 @@ def profile(no_memory: bool, no_eager: bool, only: str | None, **settings: Any) 
     """Measure a step against its floor: two forwards of the same batch and nothing else.
 
     --model also takes shapes with random weights, which need no download: shape:opt-125m, shape:opt-1.3b,
-    shape:opt-6.7b, shape:opt-13b, shape:llama-3.2-1b, shape:llama-3.1-8b, shape:qwen3-0.6b, shape:roberta-large.
+    and -2.7b, -6.7b, -13b, -30b, -66b, shape:llama-2-7b and -13b, shape:mistral-7b, shape:llama-3.2-1b,
+    shape:llama-3.1-8b, shape:qwen3-0.6b, shape:roberta-large.
 
     \b
     gradless profile --model gemma-3-270m --dtype float32 --json profile.json --picture profile.png

@@ -79,6 +79,12 @@ def _tasks() -> Sequence[str]:
     return tasks.names()
 
 
+def _published() -> Sequence[str]:
+    from gradless.runs import recipes  # likewise
+
+    return [*recipes.recipes()]
+
+
 TABLES: Final[dict[str, Callable[[], Sequence[str]]]] = {
     "model": _models,
     "task": _tasks,
@@ -86,6 +92,7 @@ TABLES: Final[dict[str, Callable[[], Sequence[str]]]] = {
     "reward": lambda: keys("rewards.builtin:BUILTIN"),
     "rule": lambda: keys("collab.aggregators:AGGREGATORS") + keys("collab.aggregators:PRE_AGGREGATORS"),
     "recipe": lambda: keys("collab.recipes:RECIPES"),
+    "published": _published,
     "list": lambda: keys("runs.jobs:TABLES") + keys("collab.recipes:TABLES"),
     "dtype": lambda: ("float32", "bfloat16", "float16"),
     "compute_dtype": lambda: ("auto", "float32", "bfloat16", "float16"),

@@ -96,6 +96,9 @@ OTHERS: Final = {
         "gradless.cli.plan:plan",
         "Say how much memory inference and ways of tuning need, from the model's configuration alone.",
     ),
+    "recipe": Later(
+        "gradless.cli.recipe:recipe", "Show the settings behind a number of a paper, and the command that runs them."
+    ),
     "ledger": Later("gradless.cli.ledger:ledger", "See what is intact in a run's ledger, and repair it."),
     "doctor": Later(
         "gradless.cli.doctor:doctor",

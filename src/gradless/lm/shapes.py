@@ -51,11 +51,32 @@ def _llama(hidden: int, layers: int, inner: int, head: int, tied: bool, factor: 
     return Shape("LlamaConfig", {**sizes, **heads, **rest})
 
 
+def _llama2(hidden: int, layers: int, heads: int, inner: int) -> Shape:
+    """Llama 2 (Touvron et al. 2023, arXiv 2307.09288), the shape of Vicuna 1.5 too."""
+    sizes = {"hidden_size": hidden, "num_hidden_layers": layers, "intermediate_size": inner, "vocab_size": 32000}
+    attention = {"num_attention_heads": heads, "num_key_value_heads": heads, "rms_norm_eps": 1e-5}
+    return Shape("LlamaConfig", {**sizes, **attention, "max_position_embeddings": 4096, "tie_word_embeddings": False})
+
+
 SHAPES: Final[dict[str, Shape]] = {
     "opt-125m": _opt(768, 12, 12),
     "opt-1.3b": _opt(2048, 24, 32),
+    "opt-2.7b": _opt(2560, 32, 32),
     "opt-6.7b": _opt(4096, 32, 32),
     "opt-13b": _opt(5120, 40, 40),
+    "opt-30b": _opt(7168, 48, 56),
+    "opt-66b": _opt(9216, 64, 72),
+    "llama-2-7b": _llama2(4096, 32, 32, 11008),
+    "llama-2-13b": _llama2(5120, 40, 40, 13824),
+    # Jiang et al. 2023 (arXiv 2310.06825): Llama's layers, a window of 4,096 tokens.
+    "mistral-7b": Shape(
+        "MistralConfig",
+        {
+            **{"hidden_size": 4096, "num_hidden_layers": 32, "intermediate_size": 14336, "vocab_size": 32000},
+            **{"num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "sliding_window": 4096},
+            **{"max_position_embeddings": 32768, "tie_word_embeddings": False},
+        },
+    ),
     "llama-3.2-1b": _llama(2048, 16, 8192, 64, True, 32.0),
     "llama-3.1-8b": _llama(4096, 32, 14336, 128, False, 8.0),
     # Yang et al. 2025 (arXiv 2505.09388): heads wider than hidden / heads.
