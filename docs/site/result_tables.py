@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import papers_tables
 import peers_tables
 import study_tables
 
@@ -196,4 +197,5 @@ TABLES = {
     "quantised_schemes": functools.partial(study_tables.quantised_schemes, table),
     "reward_study": functools.partial(study_tables.reward_study, table),
     **peers_tables.TABLES,
+    **{name: functools.partial(made, table) for name, made in papers_tables.TABLES.items()},
 }

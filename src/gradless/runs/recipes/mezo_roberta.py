@@ -211,6 +211,16 @@ TABLES: Final = (
         ),
     ),
     Table(
+        name="mezo/appendix-f",
+        title="RoBERTa-large, k = 16, other ways",
+        source=f"{MEZO}, appendices F.1 and F.4",
+        columns={label: TASKS[label] for label in ("SST-2", "SST-5", "SNLI", "RTE", "TREC")},
+        rows=(
+            Row("LP-MeZO", numbers("91.4(1.4) 41.9(3.3) 70.7(3.4) - 54.0(4.5)"), why=LP),
+            Row("BBTv2", numbers("90.3(1.7) - 57.3(2.3) 56.7(3.3) -"), why="the method is not in gradless"),
+        ),
+    ),
+    Table(
         name="mezo/table12",
         title="Memory of forward mode, RoBERTa-large",
         source=f"{MEZO}, table 12",
