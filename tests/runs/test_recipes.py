@@ -66,6 +66,7 @@ def test_a_file_holds_the_settings_of_its_recipe():
     whole = tomllib.loads(written.file(ALL["mezo/table1/sst2-mezo"]))
     assert whole["grid"] == {"lr": [1e-6, 1e-7]}
     assert whole["budget"] == {"steps": 20000}
+    assert (whole["seeds"], whole["search_seeds"], whole["judge"]) == ([0], [0], "best")
     assert whole["base"]["method"] == "mezo-gaussian"
     assert whole["base"]["eps"] == 1e-3
     single = tomllib.loads(written.file(ALL["mezo/table1/sst2-mezo"], single=True))

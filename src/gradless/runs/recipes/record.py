@@ -172,8 +172,11 @@ def search(
     single = {name: values[0] for name, values in axes.items() if len(values) == 1}
     axes = {name: values for name, values in axes.items() if name not in single}
     whole = {"model": MODELS[model].source, "task": task, **base, **single}
+    # Published searches look at the best evaluation of each run, on the seeds of the table itself.
+    searched = {"search_seeds": list(seeds), "judge": "best"} if axes else {}
     settings = {
-        **{"seeds": list(seeds), "budget": dict(budget), "select": select, "zero_shot": False, "base": whole},
+        **{"seeds": list(seeds), **searched, "budget": dict(budget), "select": select, "zero_shot": False},
+        "base": whole,
         **({"axes": dict(cells)} if cells else {}),
         **({"grid": axes} if axes else {}),
     }
