@@ -235,7 +235,7 @@ def _budget(table: dict[str, Any]) -> Budget:
     search = limits.get("search", limits[unit])
     rungs = search if isinstance(search, tuple) else (search,)
     if not rungs or any(one >= following for one, following in itertools.pairwise(rungs)):
-        raise BadInput(f"budget: search is {list(rungs)}: give amounts that rise, as in search = [250, 1000]")
+        raise BadInput(f"budget: search is {list(rungs)}: give amounts that rise, as in search = [400, 1600]")
     return Budget(unit, limits[unit], rungs)
 
 

@@ -53,23 +53,18 @@ def choose(study: Study, cell: Cell) -> Choice | None:
     return Choice(point, runs, _edges(point, results.tried))
 
 
-def rung(run: Run) -> int:
-    """Return the rung of a search run."""
-    return int(run.record.get("rung") or 0)
-
-
 def _judged(results: Results, point: dict[str, Any]) -> tuple[Run, ...]:
     """The search runs of a point on the last rung that it reached."""
     runs = [run for run in results.search if run.point == point]
-    return tuple(run for run in runs if rung(run) == max(map(rung, runs)))
+    return tuple(run for run in runs if run.rung == max(one.rung for one in runs))
 
 
 def _best(study: Study, cell: Cell, results: Results) -> tuple[Run, ...]:
     """The runs of the point that is best so far, of those that reached the last rung: as the bench judges them."""
     select, judge = study.grid.get("select", "metric"), str(study.grid.get("judge", "last"))
     quantity = "loss" if select == "loss" else metric_of(cell.task)
-    last = max(map(rung, results.search), default=0)
-    by_point = [_judged(results, run.point) for run in results.search if rung(run) == last]
+    last = max((run.rung for run in results.search), default=0)
+    by_point = [_judged(results, run.point) for run in results.search if run.rung == last]
     scored = [(together([score(run.record, quantity, judge) for run in runs]), runs) for runs in by_point]
     good = [(worth, runs) for worth, runs in scored if not worth.bad]
     return min(good, key=lambda pair: pair[0])[1] if good else ()

@@ -71,6 +71,11 @@ class Run(NamedTuple):
     status: str
     record: dict[str, Any]
 
+    @property
+    def rung(self) -> int:
+        """Of a run of the search; 0 where there is one rung."""
+        return int(self.number("rung") or 0)
+
     def number(self, name: str) -> float | None:
         """A field as a finite number, or None."""
         return number(self.record.get(name))
@@ -86,7 +91,7 @@ class Results(NamedTuple):
     search: list[Run]
     final: list[Run]
     awaited: int
-    """Searched points that were requested and have no result yet."""
+    """Runs of the search that were requested and have no result yet."""
     tried: list[dict[str, Any]]
     """Every searched point, those still awaited included."""
 
@@ -97,8 +102,10 @@ class Results(NamedTuple):
 
     @property
     def hopeless(self) -> bool:
-        """Every searched point diverged or failed, so there will be no final runs."""
-        return bool(self.search) and not self.awaited and all(run.status != DONE for run in self.search)
+        """Every searched point has a run that diverged or failed, so there will be no final runs."""
+        last = [run for run in self.search if run.rung == max(run.rung for run in self.search)]
+        bad = [run.point for run in last if run.status != DONE]
+        return bool(last) and not self.awaited and all(run.point in bad for run in last)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -148,7 +149,7 @@ def _outcome(study: Study, results: Results | None, mean: Score | None) -> str:
         lacks = study.lacking(results)
         return score_text(mean, usual=mean.n if lacks else len(study.seeds)) + (f" ({lacks})" if lacks else "")
     ended = results.final or (results.search if results.hopeless else [])
-    ends = {run.status for run in ended}
+    ends = {run.status for run in ended} - (set() if results.final else {DONE})  # a point is bad if one seed of it is
     return "failed" if ends == {FAILED} else "diverged" if ends and DONE not in ends else NOTHING
 
 
@@ -234,7 +235,9 @@ def chosen(study: Study) -> Table:
     for cell, results in study.cells.items():
         choice = choices[cell]
         point, _, edges = choice or ({}, (), {})
-        counts, tried = Counter(run.status for run in results.search), len(results.search)
+        tried = len(unique(map(_key, results.search)))
+        ends = {(_key(run), run.status) for run in results.search}  # a point has a run for each seed and rung
+        counts = Counter(status for _, status in ends)
         dev, loss = (choice.dev(name) if choice else None for name in (metric_of(cell.task), "loss"))
         items = [_setting(point[axis], edges.get(axis)) if axis in point else Item() for axis in axes]
         texts = (_figure(dev, "{:.3f}"), _figure(loss, "{:.3f}"), f"{tried}", f"{counts[DIVERGED]}")
@@ -252,6 +255,11 @@ def chosen(study: Study) -> Table:
         rows=rows,
         records=records,
     )
+
+
+def _key(run: Run) -> str:
+    """The point of a run as text."""
+    return json.dumps(run.point, sort_keys=True)
 
 
 def _setting(value: Any, edge: str | None) -> Item:
