@@ -2,14 +2,16 @@
 
     python benchmarks/publish.py runs/study study sst2-full-forwards=study-sst2
 
-writes ``benchmarks/results/NAME.jsonl``, ``NAME.md``, for a benchmark ``NAME-best.toml`` and, where ``--timings`` was
-measured, ``NAME-timings.json``, and copies ``figures/FIGURE.png`` to ``docs/figures/PICTURE.png``. Paths of the machine
-that made the runs are left out.
+writes ``benchmarks/results/NAME.jsonl``, each line of a benchmark with the releases that made its run, ``NAME.md``, for
+a benchmark ``NAME-best.toml``, ``NAME-grid.toml`` unless ``benchmarks/grids`` has the grid of that name, and, where
+``--timings`` was measured, ``NAME-timings.json``, and copies ``figures/FIGURE.png`` to ``docs/figures/PICTURE.png``.
+Paths of the machine that made the runs are left out.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
@@ -19,12 +21,26 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+def with_versions(folder: Path) -> str:
+    """Return the lines of a folder, each with the releases and the machine that its run wrote down."""
+    lines = []
+    for text in (folder / "results.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        path = folder / "runs" / str(line.get("id")) / "result.json"
+        versions = json.loads(path.read_text()).get("versions") if path.exists() else None
+        lines.append(json.dumps({**line, "versions": versions}) if versions else text)
+    return "".join(f"{line}\n" for line in lines)
+
+
 def publish(folder: Path, name: str, pictures: dict[str, str]) -> list[Path]:
     """Write a report and copy its parts; returns what was written."""
     reported = report(folder)
     tables = [path.read_text().rstrip("\n") for path in reported if path.suffix == ".md"]
-    parts = {".jsonl": (folder / "results.jsonl").read_text(), ".md": "\n\n".join(tables) + "\n"}
-    for file, ending in (("best.toml", "-best.toml"), ("timings.json", "-timings.json")):
+    parts = {".jsonl": with_versions(folder), ".md": "\n\n".join(tables) + "\n"}
+    copied = [("best.toml", "-best.toml"), ("timings.json", "-timings.json")]
+    if not (ROOT / "benchmarks" / "grids" / f"{name}.toml").exists():
+        copied.append(("grid.toml", "-grid.toml"))
+    for file, ending in copied:
         if (folder / file).exists():
             parts[ending] = (folder / file).read_text()
     written = []

@@ -20,6 +20,7 @@ from typing import Final, Literal
 
 import click
 import command_pages
+import leaderboard
 import result_tables
 from msgspec import Meta
 
@@ -180,6 +181,7 @@ TABLES: Final[dict[str, Callable[[], str]]] = {
     "inference": lambda: fields(record.InferenceLine),
     "commands": command_pages.reference,
     **result_tables.TABLES,
+    **leaderboard.TABLES,
 }
 
 

@@ -1,0 +1,154 @@
+"""The leaderboard: made of the files in benchmarks/results, whoever put them there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import leaderboard
+import pytest
+
+from docs_blocks import ROOT
+
+GRID = """name = "mine"
+seeds = [1, 2, 3]
+budget = { forwards = 64, search = 32 }
+[base]
+model = "gemma-3-270m"
+batch_size = 8
+num_train = 1000
+num_dev = 64
+num_test = 200
+plugins = ["own.py"]
+[axes]
+task = ["sst2"]
+method = ["mezo", "my-own"]
+"""
+
+
+def line(method: str, seed: int, value: float | None, task: str = "sst2", **more) -> dict:
+    cell = {"method": method, "scheme": "full", "task": task, "model": "gemma-3-270m", "aligned": True}
+    record = {
+        "id": f"{method}-{task}-{seed}",
+        "phase": "final",
+        "cell": cell,
+        "point": {},
+        "seed": seed,
+        "forwards": 64,
+    }
+    record |= {"status": "done", "test": {"accuracy": value}, "train_seconds": 10.0 if method == "mezo" else 15.0}
+    return record | {"peak_memory_bytes": 2.2e9, "inference_memory_bytes": 2e9} | more
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Results and grids of the repository, copied."""
+    for name in ("results", "grids"):
+        shutil.copytree(ROOT / "benchmarks" / name, tmp_path / name)
+    return tmp_path
+
+
+def add(folder: Path, lines: list, *, grid: str | None = GRID, name: str = "mine") -> list[leaderboard.Board]:
+    texts = [one if isinstance(one, str) else json.dumps(one) for one in lines]
+    (folder / "results" / f"{name}.jsonl").write_text("".join(f"{text}\n" for text in texts))
+    if grid is not None:
+        (folder / "results" / f"{name}-grid.toml").write_text(grid)
+    return leaderboard.boards(folder / "results", folder / "grids")
+
+
+def boards_of(boards: list[leaderboard.Board], file: str = "mine.jsonl") -> list[leaderboard.Board]:
+    return [board for board in boards if any(entry.file == file for entry in board.entries)]
+
+
+def test_a_file_of_a_third_party_stands_beside_the_study(folder):
+    lines = [
+        line("my-own", seed, 0.9 + seed / 1000, versions={"processor": "a chip", "gradless": "9"}) for seed in (1, 2, 3)
+    ]
+    (board,) = boards_of(add(folder, [*lines, *(line("mezo", seed, 0.7) for seed in (1, 2, 3))]))
+    assert {entry.file for entry in board.entries} >= {"study.jsonl", "auto.jsonl", "mine.jsonl"}
+    text = leaderboard.section(board)
+    (row,) = [row for row in text.splitlines() if row.startswith("| `my-own`")]
+    assert "| **0.902 ± 0.001** |" in row
+    assert "| 64 | ~1.50 | 1.10 | [grid](../../benchmarks/results/mine-grid.toml) | a chip, gradless 9 |" in row
+    assert row.endswith("[mine.jsonl](../../benchmarks/results/mine.jsonl) |")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("forwards = 64", "forwards = 128"),
+        ("forwards = 64", "steps = 64"),
+        ("num_test = 200", "num_test = 872"),
+        ("num_train = 1000", "num_train = 500"),
+        ("batch_size = 8", "batch_size = 16"),
+        ('[axes]\ntask = ["sst2"]', '[[when]]\nmethod = "my-*"\nbase = { num_test = 100 }\n[axes]\ntask = ["sst2"]'),
+    ],
+)
+def test_another_budget_or_other_rows_are_another_table(folder, old, new):
+    assert old in GRID
+    (board,) = boards_of(add(folder, [line("my-own", 1, 0.9)], grid=GRID.replace(old, new)))
+    assert {entry.file for entry in board.entries} == {"mine.jsonl"}
+
+
+def test_a_file_without_a_grid_has_a_table_of_its_own(folder):
+    (board,) = boards_of(add(folder, [line("my-own", 1, 0.9)], grid=None))
+    assert board.budget == "unknown budget, mine.jsonl"
+    assert "Rows: sst2: not recorded." in leaderboard.section(board)
+
+
+def test_cells_that_lack_seeds_say_so_and_are_never_the_best(folder):
+    lines = [line("my-own", 1, 0.99), line("my-own", 2, 0.98), line("my-own", 3, None, status="diverged")]
+    (board,) = boards_of(add(folder, [*lines, line("other", 1, None, status="diverged")]))
+    rows = {row.split("`")[1]: row for row in leaderboard.section(board).splitlines() if "| full |" in row}
+    assert "| 0.985 ± 0.007 (2 of 3 seeds) |" in rows["my-own"]
+    assert "| 0 of 3 seeds |" in rows["other"]
+    assert "**0.873 ± 0.025**" in rows["fo-adam"] + rows["fo-adam-ckpt"]
+
+
+def test_a_run_that_was_taken_over_counts_once(folder):
+    study = [json.loads(text) for text in (folder / "results" / "study.jsonl").read_text().splitlines()]
+    reused = [{**one, "reused": "study.jsonl"} for one in study if one["phase"] == "final"]
+    boards = add(folder, [*reused, line("my-own", 1, 0.9)])
+    assert [entry.label for board in boards for entry in board.entries if entry.file == "mine.jsonl"] == ["my-own"]
+    (folder / "results" / "study.jsonl").unlink()
+    labels = {
+        e.label
+        for board in leaderboard.boards(folder / "results", folder / "grids")
+        for e in board.entries
+        if e.file == "mine.jsonl"
+    }
+    assert labels > {"my-own", "mezo", "fo-adam"}
+
+
+@pytest.mark.parametrize(
+    "damage", ['{"id": "torn", "phase": "final", "ce', "[]", '{"id": "x"}', '{"phase": "final", "cell": 3}']
+)
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_damaged_line_is_one_sentence(folder, damage, place):
+    lines: list = [line("my-own", 1, 0.9), line("my-own", 2, 0.9)]
+    lines.insert(place, damage)
+    if place == 0 and '"phase"' not in damage:
+        assert not boards_of(add(folder, lines))  # a file of something else
+        return
+    with pytest.raises(leaderboard.Damaged) as caught:
+        add(folder, lines)
+    assert str(caught.value).startswith(f"benchmarks/results/mine.jsonl, line {place + 1} is not a result")
+    assert "\n" not in str(caught.value)
+
+
+def test_files_of_other_kinds_are_no_benchmarks():
+    names = {entry.file for board in leaderboard.boards() for entry in board.entries}
+    assert names >= {"study.jsonl", "frontier.jsonl", "auto.jsonl", "checkpointed.jsonl", "lora-rate.jsonl"}
+    assert not [name for name in names if name.startswith(("collab", "peers", "quantised", "reward"))]
+
+
+def test_seconds_that_were_measured_side_by_side_are_marked_so():
+    (frontier,) = boards_of(leaderboard.boards(), "frontier.jsonl")
+    seconds = {entry.label: entry for entry in frontier.entries}
+    timings = json.loads((ROOT / "benchmarks" / "results" / "frontier-timings.json").read_text())["cells"]
+    steps = {name: timings[f"{name}/full/sst2/gemma-3-270m"]["step_seconds"] for name in ("mezo", "fzoo")}
+    assert seconds["fzoo"].timed
+    assert seconds["fzoo"].seconds == pytest.approx(22 * steps["fzoo"] / (100 * steps["mezo"]))
+    (study,) = boards_of(leaderboard.boards(), "study.jsonl")
+    assert not any(entry.timed for entry in study.entries)
