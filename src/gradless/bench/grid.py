@@ -82,7 +82,7 @@ def read(path: Path) -> Grid:
     """Load the plugins of a grid, and return it after a check of every cell and point of it.
 
     Raises:
-        BadInput: anything unknown or impossible, with the cell named; see also `request`, which knows the costs.
+        BadInput: anything unknown or impossible, with the cell named; see also `requests`, which knows the costs.
     """
     load_plugins(path)
     grid = parse(path)
@@ -146,13 +146,12 @@ def final_runs(grid: Grid, chosen: Mapping[str, Point | None], cost: Cost) -> li
 
 def finals(grid: Grid, points: Iterable[tuple[Cell, Point]], cost: Cost) -> list[Request]:
     """Return the final runs of points of cells, as `final_runs`."""
-    runs = [request(grid, cell, point, FINAL, seed, cost) for cell, point in points for seed in grid.seeds]
-    return distinct(grid, runs)
+    return distinct(grid, [run for cell, point in points for run in requests(grid, cell, point, FINAL, cost)])
 
 
 def zero_shot_runs(grid: Grid) -> list[Request]:
     """Return an evaluation of the untouched model for each model, task, template and seed."""
-    requests: dict[str, Request] = {}
+    runs: dict[str, Request] = {}
     for cell in cells(grid) if grid.zero_shot else []:
         for seed in grid.seeds:
             with _named(grid, cell):
@@ -162,8 +161,8 @@ def zero_shot_runs(grid: Grid) -> list[Request]:
             named = (*NAMED, *(["chat"] if "chat" in cell.values else []))  # its axis, which asks for two evaluations
             values = {**{name: cell.values[name] for name in named}, "method": ZERO_SHOT, "scheme": "none"}
             one = Request(run_id(config), ZERO_SHOT, values, {}, seed, config)
-            requests.setdefault(one.id, one)
-    return list(requests.values())
+            runs.setdefault(one.id, one)
+    return list(runs.values())
 
 
 def main_metric(cell: Cell) -> str:
@@ -191,37 +190,44 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def request(grid: Grid, cell: Cell, point: Point, phase: str, seed: int, cost: Cost, rung: int = 0) -> Request:
-    """Return one run of a cell, with its steps counted from the budget.
+def requests(grid: Grid, cell: Cell, point: Point, phase: str, cost: Cost, rung: int = 0) -> list[Request]:
+    """Return the runs of a point on a rung of the search, or its final runs: one a seed, steps counted from the budget.
 
     Raises:
         BadInput: the budget is too small for one step.
     """
+    seeds, budget = (
+        (grid.search_seeds, grid.budget.search[rung]) if phase == SEARCH else (grid.seeds, grid.budget.amount)
+    )
     with _named(grid, cell):
-        config = configure(grid, cell, point, seed=seed, test=phase == FINAL)
-        steps = amount = grid.budget.search[rung] if phase == SEARCH else grid.budget.amount
+        config = configure(grid, cell, point, seed=seeds[0], test=phase == FINAL).resolved()
+        steps = budget
         if grid.budget.unit == "forwards":
             if config.query_schedule != "constant":
                 raise BadInput(UNEVEN)
-            price = cost(config.resolved())
-            steps = amount // price
+            price = cost(config)
+            steps = budget // price
             if steps < 1:
-                raise BadInput(f"a step costs {price} forwards and the budget is {amount}: raise it")
-        # Rounded up, so that the last of them falls on the last step.
-        every = -(-steps // cell.base.get(EVALUATIONS, 5))
-        config = dataclasses.replace(config, steps=steps, eval_every=every).resolved()
+                raise BadInput(f"a step costs {price} forwards and the budget is {budget}: raise it")
+    # Rounded up, so that the last of them falls on the last step.
+    counts = {"steps": steps, "eval_every": -(-steps // cell.base.get(EVALUATIONS, 5))}
+    # What is resolved, which takes a millisecond, depends on neither these counts nor the seed.
+    configs = [dataclasses.replace(config, seed=seed, **counts) for seed in seeds]
     extended = any(value not in cell.searched[name] for name, value in point.items())
-    return Request(run_id(config), phase, cell.values, point, seed, config, rung, extended)
+    return [
+        Request(run_id(one), phase, cell.values, point, seed, one, rung, extended)
+        for seed, one in zip(seeds, configs, strict=True)
+    ]
 
 
-def distinct(grid: Grid, requests: Iterable[Request]) -> list[Request]:
+def distinct(grid: Grid, runs: Iterable[Request]) -> list[Request]:
     """Return requests as they are; two for the same run are refused, whose results could not be told apart.
 
     Raises:
         BadInput: with the cells and points of both.
     """
     distinct: dict[str, Request] = {}
-    for one in requests:
+    for one in runs:
         other = distinct.setdefault(one.id, one)
         if other is not one:
             names = " and ".join(f"{cell_name(r.cell)} {r.point or ''}".strip() for r in (other, one))

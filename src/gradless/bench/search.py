@@ -38,7 +38,7 @@ from gradless.bench.grid import (
     distinct,
     finals,
     main_metric,
-    request,
+    requests,
     zero_shot_runs,
 )
 from gradless.bench.grid_file import Axes, Grid, setting
@@ -318,7 +318,7 @@ class Search:
         for point in points:
             steps = 0
             for rung, amount in enumerate(one.rungs):
-                several = [request(self.grid, one.cell, point, SEARCH, s, cost, rung) for s in self.grid.search_seeds]
+                several = requests(self.grid, one.cell, point, SEARCH, cost, rung)
                 if several[0].config.steps == steps:
                     amounts = f"{one.rungs[rung - 1]} and {amount}, which are {steps} steps both"
                     raise BadInput(f"{self.grid.path}: cell {one.cell.name}: budget: search has {amounts}: leave one")
