@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -152,3 +153,23 @@ def test_seconds_that_were_measured_side_by_side_are_marked_so():
     assert seconds["fzoo"].seconds == pytest.approx(22 * steps["fzoo"] / (100 * steps["mezo"]))
     (study,) = boards_of(leaderboard.boards(), "study.jsonl")
     assert not any(entry.timed for entry in study.entries)
+
+
+def test_publishing_a_folder_puts_it_on_the_board(folder, tmp_path, monkeypatch):
+    spec = importlib.util.spec_from_file_location("publish", ROOT / "benchmarks" / "publish.py")
+    publish = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(publish)
+    monkeypatch.setattr(publish, "RESULTS", folder / "results")
+    out = tmp_path / "runs" / "mine"
+    (out / "runs" / "my-own-sst2-1").mkdir(parents=True)
+    (out / "runs" / "my-own-sst2-1" / "result.json").write_text(
+        json.dumps({"versions": {"machine": "a chip", "torch": "9"}})
+    )
+    (out / "results.jsonl").write_text("".join(json.dumps(line("my-own", seed, 0.9)) + "\n" for seed in (1, 2)))
+    (out / "grid.toml").write_text(GRID)
+    written = {path.name for path in publish.publish(out, "mine", {})}
+    assert written == {"mine.jsonl", "mine.md", "mine-best.toml", "mine-grid.toml"}
+    (board,) = boards_of(leaderboard.boards(folder / "results", folder / "grids"))
+    (entry,) = [entry for entry in board.entries if entry.file == "mine.jsonl"]
+    assert entry.versions == "a chip, torch 9"
+    assert "0.900 ± 0.000 (2 of 3 seeds)" in leaderboard.section(board)

@@ -124,7 +124,7 @@ def _reasons(
         lacks: dict[str, list[str]] = defaultdict(list)
         for task, some in values.items():
             if label not in some:
-                lacks[why.get((task, label), "not in the study")].append(task)
+                lacks[why.get((task, label), "no result")].append(task)
         groups["; ".join(f"{', '.join(tasks)}: {reason}" for reason, tasks in lacks.items())].append(label)
     return [f"{', '.join(some)} ({reason})" for reason, some in groups.items()]
 
