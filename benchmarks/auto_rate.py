@@ -1,13 +1,13 @@
-"""Learning rates over lengths of a run: fixed rates, fixed steps, and what could replace a search, on a small real model.
+"""Learning rates over lengths of a run: fixed rates, fixed steps and falling steps, on a small real model.
 
-    python benchmarks/auto_rate.py --data FOLDER [--out FILE] [--tasks sst2 agnews] [--seeds 1] [--kinds rate step]
+    python benchmarks/auto_rate.py --data FOLDER [--kinds step --values 0.447 --lengths 100 400] [--out FILE]
 
 MeZO on ``splade-tiny`` (a masked language model of 4.4M weights), batches of 16. A run with a constant rate is also
 every shorter run with it, so one run of the longest length, evaluated at every length, gives a point of each length.
 Kinds of runs, with one number each: ``rate``, a learning rate; ``step``, the change of a weight in a step in units of
-eps, which is what ``--lr auto`` keeps; the others are rules that `RULES` describes. A line a run: metrics on the dev
-rows at each length, and the root mean square of the coefficients between them. Lines are written as runs end, and runs
-that have a line are passed over. Cost: one minute a run of 2,000 steps on a free core.
+eps, which is what ``--lr auto`` keeps; ``linear``, the same, falling to zero at the end. A line a run: metrics on the
+dev rows at each length, and the root mean square of the coefficients since the length before. Lines are written as
+runs end, and runs that have a line are passed over. Cost: one minute a run of 2,000 steps on a free core.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -65,6 +66,52 @@ def reward_study(table: Table) -> str:
                 rows.append([task, method, rate, str(run["seed"]), *cells, right, *numbers])
     heads = ["", "", "rate", "seed", "reward before", "after", "right after", "steps", "completions", "CPU s"]
     return table(heads, rows, left=3)
+
+
+def auto_rate(table: Table) -> str:
+    """`--lr auto` on a small model by length of the run: beside the best constant of a grid, and its earlier law."""
+    from gradless.methods import METHODS
+
+    runs, rows = lines("auto-rate.jsonl"), []
+    for task, scheme in dict.fromkeys((run["task"], run["scheme"]) for run in runs):
+        own = [run for run in runs if (run["task"], run["scheme"]) == (task, scheme)]
+        for length in (100, 400, 1000, 2000):
+            points = [(run, point) for run in own for point in run["points"] if point["step"] == length]
+            constant = [(run, point) for run, point in points if run["kind"] != "linear"]
+            if len(constant) < 2:
+                continue
+            earlier, now = (
+                nearest(constant, step) for step in (2 / math.sqrt(length), METHODS["mezo"].auto_step(length))
+            )
+            run, best = max(constant, key=lambda pair: pair[1]["accuracy"])
+            name = f"lr {run['value']:g}" if run["kind"] == "rate" else f"{run['value']:.2g} eps"
+            falling = next((point for run, point in points if run["kind"] == "linear" and run["steps"] == length), None)
+            cells = [metrics(best), *(metrics(point) for point in (earlier, now, falling))]
+            behind = f"{100 * (now['accuracy'] - best['accuracy']):+.1f}" if now else "-"
+            rows.append([f"{task}, {scheme}", f"{length:,}", f"{name} of {len(constant)}", *cells, behind])
+    heads = [
+        "",
+        "steps",
+        "best constant",
+        "its dev accuracy (loss)",
+        "earlier law",
+        "`--lr auto`",
+        "0.45 eps, falling",
+        "points",
+    ]
+    return table(heads, rows, left=1)
+
+
+def nearest(points: list[tuple[Line, Line]], step: float) -> Line | None:
+    """The point of the run whose step is nearest to one, at most a fifth off."""
+    steps = [(run["value"], point) for run, point in points if run["kind"] == "step"]
+    ratio, point = min(((abs(value / step - 1), point) for value, point in steps), key=lambda pair: pair[0])
+    return point if ratio < 0.2 else None
+
+
+def metrics(point: Line | None) -> str:
+    """Accuracy and loss."""
+    return f"{point['accuracy']:.3f} ({point['loss']:.3f})" if point else "-"
 
 
 def reward(values: list[float]) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 from gradless import rng
 from gradless.errors import BadInput
 from gradless.methods import METHODS, SHARED
-from gradless.runs.build import optimizer
+from gradless.runs.build import auto_rate, optimizer
 from gradless.runs.config import TuneConfig, check_options
 from gradless.testing import method_checks
 
@@ -132,8 +132,8 @@ def test_bfloat16_weights_learn_too(name):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if METHODS[name].auto])
 @pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
-@pytest.mark.parametrize("steps", [5, 500])
-def test_lr_auto_moves_weights_alike_whatever_the_size_of_the_loss(name, size, steps):
+@pytest.mark.parametrize(("steps", "change"), [(5, 0.45), (400, 0.45), (1600, 0.225)])
+def test_lr_auto_moves_weights_alike_whatever_the_size_of_the_loss(name, size, steps, change):
     model = Problem()
     config = TuneConfig(model="tiny-llama", task="sst2", method=name, lr="auto", eps=1e-3, seed=4, steps=steps)
     config = config.resolved()
@@ -144,8 +144,16 @@ def test_lr_auto_moves_weights_alike_whatever_the_size_of_the_loss(name, size, s
     opt.flush()
     moved = sum((p.detach() - before[key]).square().sum().item() for key, p in model.named_parameters())
     count = sum(p.numel() for p in model.parameters())
-    expected = METHODS[name].auto * 1e-3 * math.sqrt(5 / steps)  # five steps of a walk in directions of their own
-    assert 0.5 * expected < math.sqrt(moved / count) < 1.6 * expected
+    expected = change * 1e-3 * math.sqrt(5)  # five steps of a walk in directions of their own
+    assert 0.6 * expected < math.sqrt(moved / count) < 1.6 * expected
+
+
+@pytest.mark.parametrize(("steps", "change"), [(1, 0.45), (400, 0.45), (401, 0.44944), (3600, 0.15), (40_000, 0.045)])
+@pytest.mark.parametrize("queries", [None, 4])
+def test_lr_auto_falls_with_the_root_of_the_steps_beyond_400(steps, change, queries):
+    config = TuneConfig(model="tiny-llama", task="sst2", scheme="lora", lr="auto", steps=steps, queries=queries)
+    rate = auto_rate(config.resolved())  # eps 1e-2; the mean of four directions is half as long as each
+    assert rate == pytest.approx(change * 1e-2 * (2 if queries else 1), rel=1e-3)
 
 
 def test_lr_auto_is_refused_where_nothing_is_known():

@@ -53,7 +53,7 @@ SWEEP = [
 
 @pytest.mark.parametrize(
     ("changes", "first"),
-    [pytest.param({}, 3, id="off the grid of evaluations")]
+    [pytest.param({}, 3, id="off the grid of evaluations"), pytest.param({"lr": "auto"}, 4, id="auto")]
     + [pytest.param(*case, id=f"{case[0]}", marks=pytest.mark.sweep) for case in SWEEP],
 )
 def test_an_extended_run_ends_as_one_that_had_these_steps_from_the_start(tmp_path, changes, first):
@@ -102,7 +102,6 @@ def test_what_a_run_cannot_become_is_one_sentence(finished, changes, sentence):
             r"has a linear learning rate, which depends on the number of steps \(4\): start a new",
         ),
         ({"schedule": "cosine"}, "has a cosine learning rate"),
-        ({"lr": "auto"}, "has --lr auto, which depends on"),
         ({"query_schedule": "linear", "queries": 3}, "has a linear query schedule"),
         (
             {"method": "fo-adam", "lr": 1e-6},
@@ -131,8 +130,19 @@ def test_rates_that_do_not_depend_on_the_number_of_steps_may_go_on(finished):
     short, whole = (h.config(finished, steps=steps, schedule="linear", warmup=1) for steps in (4, 9))
     assert not extend.dependence(short, whole, 2)
     assert extend.dependence(short, whole, 4) == "a linear learning rate"
-    auto = [h.config(finished, steps=steps, lr="auto") for steps in (4, 9)]
-    assert not extend.dependence(*auto, 0)
+    few, more, many = (h.config(finished, steps=steps, lr="auto").resolved() for steps in (4, 400, 401))
+    assert not extend.dependence(few, more, 4)
+    assert not extend.dependence(few, many, 0)
+    assert extend.dependence(few, many, 1) == "--lr auto"
+
+
+def test_a_rate_from_the_coefficients_is_in_the_ledger_and_replays(tmp_path):
+    run = tmp_path / "run"
+    h.tune(h.config(tmp_path, steps=4, lr="auto"), run)
+    assert {move.lrs for move in ledger.read(run / "ledger").moves} == {(0.45 * 1e-3,)}
+    jobs.replay(run, verify=True, reporter=QUIET)
+    with pytest.raises(BadInput, match=r"has --lr auto, which depends on the number of steps \(4\)"):
+        h.tune(h.config(tmp_path, steps=401, lr="auto"), run, resume=True)
 
 
 def test_a_diverged_run_is_not_extended(finished, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ from gradless.optimizer import ZerothOrder
 
 SHARED = ("params", "lr", "eps", "common", "norms", "model")  # arguments that are not options of a method
 PASSED = ("lr", "eps", "seed", "engine", "defer")  # arguments that every method gets by name
-AUTO = 2.0  # `Method.auto` of MeZO's tuned rates in 100 steps on SST-2, with all weights (1.9) and with LoRA (1.8)
+AUTO = 0.45  # `Method.auto` of MeZO and its like: benchmarks/results/auto-rate.jsonl, 100 to 2,000 steps
+SHORT = 400  # steps of a run up to which `Method.auto` is the change of a weight in a step, whatever their number
 # Families, by what a method asks of the loss: values, slopes along directions, a gradient, values and a gradient.
 ZEROTH, FORWARD, FIRST, HYBRID = "zeroth", "forward-mode", "first", "hybrid"
 
@@ -27,7 +29,7 @@ class Method(NamedTuple):
     copies: float = 0.0  # float32 copies of the tuned weights that it keeps beside them
     lr_factor: float = 1.0  # first guess of the learning rate, in units of the scheme's for plain MeZO
     lr_in_eps: float | None = None  # or in units of eps, where steps do not depend on the size of the loss
-    auto: float | None = None  # with lr "auto", how far a weight walks in a run (rms), in units of eps
+    auto: float | None = None  # with lr "auto", change of a weight (rms) in a step of a short run, in units of eps
     blocks: bool = False  # perturbs some blocks only, so that forwards may share what lies before them
     checkpoint: bool = False  # keep the activations of few layers, and compute the others again
 
@@ -45,6 +47,17 @@ class Method(NamedTuple):
     def estimates(self) -> bool:
         """Whether its steps subtract losses at perturbed weights from one another, alone or beside derivatives."""
         return self.family not in (FIRST, FORWARD)
+
+    def auto_step(self, steps: int) -> float:
+        """Change of a weight (rms) in a step of a run of so many steps with lr "auto", in units of eps.
+
+        Longer steps gain more until they no longer fit the curvature, which does not depend on the length of a run. In
+        a long one the steps add up to a walk along random directions, whose length grows with the root of their number,
+        and so does the noise that it leaves: the walk is held at that of the longest short run. docs/log.md has what
+        was measured.
+        """
+        assert self.auto is not None
+        return self.auto * math.sqrt(SHORT / max(steps, SHORT))
 
     def options(self) -> dict[str, Any]:
         """Its own hyper-parameters and their defaults."""

@@ -280,11 +280,7 @@ def optimizer(
         extra["transform"] = lambda base: directions.scaled(base, scales, mode=config.layer_scale)
     if config.lr == "auto":
         extra["normalise"] = True
-    queries = config.queries or int(METHODS[config.method].options().get("queries", 1))
-    # The mean over K directions is smaller than each of them by the root of K. Steps along random directions are a
-    # walk, which gets as far as the root of their number.
-    auto = (METHODS[config.method].auto or 0.0) * config.eps * math.sqrt(queries / config.steps)
-    lr = auto if isinstance(config.lr, str) else config.lr
+    lr = auto_rate(config) if isinstance(config.lr, str) else config.lr
     assert lr is not None
     opt: ZerothOrder = make(
         _groups(config, named),
@@ -296,6 +292,15 @@ def optimizer(
         **extra,
     )
     return opt
+
+
+def auto_rate(config: TuneConfig) -> float:
+    """Return the learning rate that "auto" stands for: estimates are normalised, so it is the change of a weight."""
+    method = METHODS[config.method]
+    assert config.eps is not None
+    queries = config.queries or int(method.options().get("queries", 1))
+    # The mean over K directions is smaller than each of them by the root of K.
+    return method.auto_step(config.steps) * config.eps * math.sqrt(queries)
 
 
 def _on_codes(config: TuneConfig, base: directions.Directions) -> directions.Directions:
