@@ -103,10 +103,10 @@ def auto_rate(table: Table) -> str:
 
 
 def nearest(points: list[tuple[Line, Line]], step: float) -> Line | None:
-    """The point of the run whose step is nearest to one, at most a fifth off."""
+    """The point of the run whose step is nearest to one, at most 30 % off."""
     steps = [(run["value"], point) for run, point in points if run["kind"] == "step"]
     ratio, point = min(((abs(value / step - 1), point) for value, point in steps), key=lambda pair: pair[0])
-    return point if ratio < 0.2 else None
+    return point if ratio < 0.3 else None
 
 
 def metrics(point: Line | None) -> str:
