@@ -53,6 +53,11 @@ def wide(x: Tensor) -> Tensor:
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
+def length(x: Tensor) -> float:
+    """The L2 norm of a tensor, summed in float64."""
+    return float(torch.linalg.vector_norm(x if x.device.type != "mps" else wide(x), dtype=torch.float64))
+
+
 Made = TypeVar("Made")
 
 

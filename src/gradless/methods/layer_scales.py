@@ -14,7 +14,7 @@ from torch import Tensor
 from gradless import rng
 from gradless.errors import BadInput
 from gradless.forward.losses import Closure, checked
-from gradless.gradients import Mixture
+from gradless.gradients import Mixture, length
 from gradless.optimizer import ZerothOrder
 
 __all__ = ["gradient_norm_scales", "parameter_norm_scales"]
@@ -27,8 +27,10 @@ def parameter_norm_scales(params: Mapping[str, Tensor]) -> dict[str, float]:
         >>> parameter_norm_scales({"a": torch.ones(4), "b": torch.full((4,), 3.0), "c": torch.zeros(2)})
         {'a': 0.5, 'b': 1.5, 'c': 1.0}
     """
-    norms = {name: torch.linalg.vector_norm(p.detach().float()).item() for name, p in params.items()}
-    return _relative({name: norm / max(params[name].numel(), 1) ** 0.5 for name, norm in norms.items()})
+    norms = {name: length(p.detach()) for name, p in params.items()}
+    scales = _relative({name: norm / max(params[name].numel(), 1) ** 0.5 for name, norm in norms.items()})
+    # A processor's order of summation shows in the last of 16 digits, and a replay elsewhere needs the same scales.
+    return {name: float(f"{scale:.6g}") for name, scale in scales.items()}
 
 
 @torch.no_grad()

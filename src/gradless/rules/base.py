@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gradless.errors import BadInput, real
 from gradless.gradients import Dense, Gradient, Lazy, Leaf, Mixture
+from gradless.kernels.roots import sqrt_
 from gradless.rng import RADEMACHER
 from gradless.rules.schedules import Schedule
 
@@ -195,7 +196,7 @@ def _adam_leaf(past: tuple[Mixture, ...], leaf: Leaf, beta1: float, beta2: float
     v = torch.zeros_like(m)
     for b, mixture in zip(second, past, strict=True):
         v += mixture.leaf(leaf).square_().mul_(b / total2)
-    return m / v.sqrt_().add_(eps)
+    return m / sqrt_(v).add_(eps)
 
 
 def _mixture(g: Gradient, rule: str) -> Mixture:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gradless import kernels
 from gradless.errors import BadInput, pick
-from gradless.gradients import Gradient, Lazy, Leaf, Mixture, wide
+from gradless.gradients import Gradient, Lazy, Leaf, Mixture, length, wide
 from gradless.rng import MASK64, Stream
 from gradless.rules.base import Rule
 
@@ -71,9 +71,9 @@ def _update(leaf: Leaf, mixture: Mixture, factor: Callable[[int, int, int], floa
     shape = leaf.param.shape
     if leaf.draw is not None or leaf.stream.kind != "low_rank" or leaf.mask is not None:
         g = mixture.leaf(leaf)
-        length = float(torch.linalg.vector_norm(g if g.device.type != "mps" else wide(g), dtype=torch.float64))
+        norm = length(g)
         count = g.numel() if leaf.mask is None else int(leaf.mask.sum())
-        scale = factor(count, 1, 1) / length if length else 1.0
+        scale = factor(count, 1, 1) / norm if norm else 1.0
         # Of an estimate so small that the quotient is no float32, the elements are.
         return g.mul_(scale) if scale <= torch.finfo(g.dtype).max else g.copy_(wide(g).mul_(scale))
     if not any(map(leaf.reached, mixture.keys)):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gradless.errors import BadInput
 from gradless.gradients import Dense, Gradient, Lazy, Leaf
+from gradless.kernels.roots import sqrt_
 from gradless.rules.base import Rule
 
 Step = Callable[[int, Tensor, tuple[Tensor, ...]], Tensor]
@@ -47,6 +48,8 @@ def heavy_ball(beta: float = 0.9) -> Rule:
 def stored_adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> Rule:
     """Adam with stored moments and bias correction, by the formula of `torch.optim.Adam`: the ZO-Adam of ZO-Bench.
 
+    Rounded the same on every processor, so that a ledger replays; torch's last bits depend on the processor.
+
     Weight decay is the optimizer's and decoupled, so with it this is AdamW. State: 8 bytes a tuned weight, whatever
     the weights' dtype, and a copy of the largest leaf while it is updated; `gradless.rules.base.adam` trades the state
     for a window of recomputed directions. Kingma & Ba 2015 (arXiv 1412.6980); Zhang et al. 2024 (arXiv 2402.11592).
@@ -65,9 +68,11 @@ def stored_adam(beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> 
 
     def step(steps: int, g: Tensor, held: tuple[Tensor, ...]) -> Tensor:
         m, v = held
-        m.lerp_(g, 1 - beta1)
-        v.mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        scale = v.sqrt().div_(math.sqrt(1 - beta2**steps)).add_(eps)
+        # Each product and each sum is rounded on its own: lerp and addcmul fuse them on some processors only.
+        part = torch.mul(g, 1 - beta1)
+        m.mul_(beta1).add_(part)
+        v.mul_(beta2).add_(torch.mul(g, g, out=part).mul_(1 - beta2))
+        scale = sqrt_(part.copy_(v)).div_(math.sqrt(1 - beta2**steps)).add_(eps)
         return torch.div(m, scale, out=scale).div_(1 - beta1**steps)
 
     return _stored("stored_adam", 2, step)
