@@ -11,7 +11,7 @@ import pytest
 from test_bench_workers import started
 
 from bench_helpers import RUNS, Place
-from gradless.bench import results, runner
+from gradless.bench import process, results
 from gradless.system import locks
 
 ODD = (b"", b"[]", b"3", b"\xff\xfe", b'{"status": 3}', b'{"status": "done", "steps": "x"}', b"[" * 9999, b"{", b"NaN")
@@ -33,7 +33,7 @@ def test_an_interrupted_benchmark_tells_where_things_lie(place, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "_ended", interrupted)
+    monkeypatch.setattr(process.LocalProcesses, "ended", interrupted)
     with pytest.raises(KeyboardInterrupt, match=rf"0 of \d+ runs are finished in {place.out}; the same"):
         place.bench()
 

@@ -184,6 +184,7 @@ INSIDE = {
             "bench.search",
             "bench.results",
             "bench.forkserver",
+            "bench.executor",
             "bench.process",
             "bench.directory",
         ),

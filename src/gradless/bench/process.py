@@ -11,10 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Self
 
 from gradless import plugins
 from gradless.bench import results
+from gradless.bench.executor import Ended
 from gradless.bench.forkserver import SUPPORTED, ForkedRun, ForkServer, ServerLost
 from gradless.bench.grid import ZERO_SHOT, Request
 from gradless.system import children
@@ -26,6 +27,9 @@ TAIL: Final = 4000  # characters of what a failed process said last
 PATIENCE: Final = 30.0  # seconds that a process has to stop by itself
 
 
+LOST: Final = "the process that starts runs died (out of memory?): its runs start again"
+
+
 class Child(NamedTuple):
     """A process at work."""
 
@@ -33,6 +37,70 @@ class Child(NamedTuple):
     process: subprocess.Popen[str] | ForkedRun
     lock: int
     begun: float
+
+
+class LocalProcesses:
+    """The executor of this machine: each run is a process.
+
+    Args:
+        out: bench directory.
+        workers: runs at a time.
+        threads: of each run; None leaves it to the environment.
+        make: makes the command line of a run.
+        possible: runs that may be asked for; they are forked from one process with their model, if they have the same.
+    """
+
+    def __init__(
+        self, out: Path, workers: int, threads: int | None, make: Command, possible: Iterable[Request] = ()
+    ) -> None:
+        self._out, self._workers, self._threads, self._command = out, workers, threads, make
+        self._possible = possible if make is command else ()
+        self._children: list[Child] = []
+        self._server: ForkServer | None = None
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        """Return itself; what runs are forked from starts with the first of them."""
+        self._server = self._stack.enter_context(fork_server(self._possible))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop what still works."""
+        with self._stack:
+            stop(self._children, self._out)
+
+    def free(self) -> bool:
+        """Return whether fewer than ``workers`` runs are at work."""
+        return len(self._children) < self._workers
+
+    def busy(self) -> bool:
+        """Return whether a run is at work."""
+        return bool(self._children)
+
+    def has(self, request: Request) -> bool:
+        """Return whether this run is at work."""
+        return any(child.request.id == request.id for child in self._children)
+
+    def start(self, request: Request, lock: int) -> None:
+        """Start a process."""
+        self._children.append(start(request, self._out, lock, self._threads, self._command, self._server))
+
+    def ended(self, seconds: float) -> list[Ended]:
+        """Wait for processes, and record how they ended."""
+        share = seconds / max(len(self._children), 1)
+        outputs = [(child, ended(child, share)) for child in self._children]
+        runs = [(child, stderr) for child, stderr in outputs if stderr is not None]
+        for child, _ in runs:
+            self._children.remove(child)
+        try:
+            return [
+                Ended(child.request, child.lock, close(child, stderr, self._out), LOST if lost(child) else "")
+                for child, stderr in runs
+            ]
+        except BaseException:
+            for child, _ in runs:
+                os.close(child.lock)
+            raise
 
 
 def command(request: Request, out: Path) -> list[str]:
@@ -100,11 +168,11 @@ def ended(child: Child, patience: float) -> str | None:
         return None
 
 
-def close(child: Child, stderr: str, out: Path) -> str | None:
+def close(child: Child, stderr: str, out: Path) -> str:
     """Record how a process ended.
 
     Returns:
-        The sentence with which the whole benchmark has to stop (the disk is full), or None.
+        The sentence with which the whole benchmark has to stop (the disk is full), or "".
     """
     folder, code = results.run_folder(out, child.request.id), child.process.returncode
     finished = results.line(out, child.request) is not None
@@ -120,7 +188,7 @@ def close(child: Child, stderr: str, out: Path) -> str | None:
             memory = " (out of memory?)" if code == -signal.SIGKILL else ""
             reason = f"killed by {_signal(-code)}{memory}"
         results.failed(folder, reason or f"ended with exit code {code} and without a result", code, stderr[-TAIL:])
-    return None
+    return ""
 
 
 def lost(child: Child) -> bool:

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 from gradless.bench import data, directory, estimate, grid, results
 from gradless.bench import process as processes
-from gradless.bench.forkserver import ForkServer
+from gradless.bench.executor import Ended, Executor
 from gradless.bench.grid import SEARCH, Cost, Request, cell_name
 from gradless.bench.grid_file import Grid
-from gradless.bench.process import Child, Command
+from gradless.bench.process import Command, LocalProcesses
 from gradless.bench.results import overhead
 from gradless.bench.search import Search
 from gradless.runs import build
@@ -134,7 +134,7 @@ def bench(
         taken_over = finished_runs.take_over(lines, out / "runs")
     if lines:
         reporter.say(f"{taken_over} of {len(lines)} runs taken over; the others are here or have begun")
-    return _work(board, workers, threads, reporter, command, poll)
+    return _work(board, LocalProcesses(out, workers, threads, command, board.possible), reporter, poll)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -159,38 +159,31 @@ def _known(board: Board, files: Sequence[Path]) -> dict[str, dict[str, Any]]:
 # the work
 
 
-def _work(
-    board: Board, workers: int, threads: int | None, reporter: Reporter, command: Command, poll: float
-) -> Outcome:
+def _work(board: Board, executor: Executor, reporter: Reporter, poll: float) -> Outcome:
     """Start, watch and record runs until none is left to anybody."""
-    children: list[Child] = []
     stopped, waits, looked = "", False, 0.0
-    with (
-        interrupting(signal.SIGTERM),
-        processes.fork_server(board.possible if command is processes.command else []) as server,
-    ):
+    with interrupting(signal.SIGTERM):
         try:
-            _record(board, reporter)
-            while not stopped:
-                left = [one for one in board.wanted if one.id not in board.lines]
-                _start_free(board, left, children, workers, threads, command, server)
-                if not left and not children:
-                    break
-                if not children and not waits:
-                    waits = True
-                    reporter.say("waiting for runs that others do")
-                time.sleep(0 if children else 10 * poll)
-                ended = _ended(children, poll)
-                if ended:
-                    stopped = _finish(board, children, ended, reporter)
-                elif len(children) < workers and time.monotonic() - looked > 10 * poll:
-                    _record(board, reporter)  # what others finished may set runs free
-                    looked = time.monotonic()
+            with executor:
+                _record(board, reporter)
+                while not stopped:
+                    left = [one for one in board.wanted if one.id not in board.lines]
+                    _start_free(board, left, executor)
+                    if not left and not executor.busy():
+                        break
+                    if not executor.busy() and not waits:
+                        waits = True
+                        reporter.say("waiting for runs that others do")
+                    time.sleep(0 if executor.busy() else 10 * poll)
+                    ended = executor.ended(poll)
+                    if ended:
+                        stopped = _finish(board, ended, reporter)
+                    elif executor.free() and time.monotonic() - looked > 10 * poll:
+                        _record(board, reporter)  # what others finished may set runs free
+                        looked = time.monotonic()
         except KeyboardInterrupt:
             done = f"{len(board.lines)} of {len(board.wanted)} runs are finished"
             raise KeyboardInterrupt(f"{done} in {board.out}; the same command continues") from None
-        finally:
-            processes.stop(children, board.out)
     if stopped:
         reporter.say(f"stopped: {stopped}; the same command then continues")
     else:
@@ -201,55 +194,36 @@ def _work(
     return _outcome(board)._replace(stopped=stopped)
 
 
-def _start_free(
-    board: Board,
-    left: list[Request],
-    children: list[Child],
-    workers: int,
-    threads: int | None,
-    command: Command,
-    server: ForkServer | None,
-) -> None:
+def _start_free(board: Board, left: list[Request], executor: Executor) -> None:
     """Lock and start runs until this worker is busy."""
-    mine = {child.request.id for child in children}
     for one in left:
-        if len(children) >= workers:
+        if not executor.free():
             return
-        lock = None if one.id in mine else locks.take(board.out / "locks" / one.id)
+        lock = None if executor.has(one) else locks.take(board.out / "locks" / one.id)
         if lock is None:
             continue
         if results.line(board.out, one) is not None:  # another finished it before it gave its lock back
             os.close(lock)
             continue
         try:
-            children.append(processes.start(one, board.out, lock, threads, command, server))
+            executor.start(one, lock)
         except BaseException:
             os.close(lock)
             raise
 
 
-def _ended(children: list[Child], poll: float) -> list[tuple[Child, str]]:
-    """Wait about ``poll`` seconds at most; returns the runs that have ended, with their stderr."""
-    share = poll / max(len(children), 1)
-    outputs = [(child, processes.ended(child, share)) for child in children]
-    return [(child, stderr) for child, stderr in outputs if stderr is not None]
-
-
-def _finish(board: Board, children: list[Child], ended: list[tuple[Child, str]], reporter: Reporter) -> str:
-    """Record ended processes and give their locks back; returns why to stop, if the disk is full."""
-    for child, _ in ended:
-        children.remove(child)
+def _finish(board: Board, ended: list[Ended], reporter: Reporter) -> str:
+    """Record what has ended and give the locks back; returns why to stop, if the disk is full."""
     try:
-        reasons = [processes.close(child, stderr, board.out) for child, stderr in ended]
-        if lost := sum(processes.lost(child) for child, _ in ended):
-            reporter.say(f"the process that starts runs died (out of memory?): {lost} of its runs start again")
-        stopped = next((reason for reason in reasons if reason), "")
+        for note in dict.fromkeys(one.note for one in ended if one.note):
+            reporter.say(note)
+        stopped = next((one.stop for one in ended if one.stop), "")
         if not stopped:
-            _record(board, reporter, [child.request for child, _ in ended])
+            _record(board, reporter, [one.request for one in ended])
         return stopped
     finally:
-        for child, _ in ended:
-            os.close(child.lock)  # after its result can be seen by all
+        for one in ended:
+            os.close(one.lock)  # after its result can be seen by all
 
 
 def _record(board: Board, reporter: Reporter, ended: Sequence[Request] = ()) -> None:
