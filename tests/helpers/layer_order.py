@@ -92,6 +92,10 @@ INSIDE = {
             "system.machine",
             "system.tensor_state",
             "system.finished_runs",
+            "system.ray_node",
+            "system.shipped",
+            "system.ray_cluster",
+            "system.ray_work",
         ),
     ),
     "runs": (
@@ -107,6 +111,7 @@ INSIDE = {
             "runs.predictions",
             "runs.facts",
             "runs.hub",
+            "runs.shipped_config",
             "runs.build",
         ),
         *(
@@ -188,7 +193,7 @@ INSIDE = {
             "bench.process",
             "bench.directory",
         ),
-        *("bench.data", "bench.estimate", "bench.runner", "bench.timing"),
+        *("bench.ray_runs", "bench.data", "bench.estimate", "bench.runner", "bench.timing"),
     ),
     "integrations": (
         *("integrations.batches", "integrations.instance", "integrations.method_choice", "integrations.overrides"),

@@ -169,21 +169,29 @@ def ended(child: Child, patience: float) -> str | None:
 
 
 def close(child: Child, stderr: str, out: Path) -> str:
-    """Record how a process ended.
+    """Record how a process ended; returns as `recorded`."""
+    if lost(child):
+        results.ended(results.run_folder(out, child.request.id), time.perf_counter() - child.begun)
+        return ""
+    seconds = time.perf_counter() - child.begun
+    return recorded(child.request, out, child.process.returncode, stderr, seconds)
+
+
+def recorded(request: Request, out: Path, code: int, stderr: str, seconds: float) -> str:
+    """Record how the process of a run ended, whose files are in its directory.
 
     Returns:
         The sentence with which the whole benchmark has to stop (the disk is full), or "".
     """
-    folder, code = results.run_folder(out, child.request.id), child.process.returncode
-    finished = results.line(out, child.request) is not None
+    folder, finished = results.run_folder(out, request.id), results.line(out, request) is not None
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     reason = lines[-1].removeprefix("gradless: ") if lines else ""
     full = bool(not finished and FULL.search(reason))
     with contextlib.suppress(OSError) if full else contextlib.nullcontext():
-        results.ended(folder, time.perf_counter() - child.begun)
+        results.ended(folder, seconds)
     if full:
         return reason
-    if not finished and not lost(child):
+    if not finished:
         if code < 0:
             memory = " (out of memory?)" if code == -signal.SIGKILL else ""
             reason = f"killed by {_signal(-code)}{memory}"

@@ -7,10 +7,11 @@ finished search runs, so every worker comes to the same final runs without a wor
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,9 +84,10 @@ def bench(
     grid_path: Path,
     out: Path,
     *,
-    workers: int = 1,
+    workers: int | None = None,
     dry_run: bool = False,
     threads: int | None = None,
+    on: str | None = None,
     known: Sequence[Path] = (),
     reporter: Reporter | None = None,
     cost: Cost | None = None,
@@ -97,9 +99,10 @@ def bench(
     Args:
         grid_path: TOML file, see `gradless.bench.grid`.
         out: bench directory; several calls may work on it at once.
-        workers: runs at a time.
+        workers: runs at a time; None: one, or on a cluster as many as have room.
         dry_run: only tell what there is to do and what it is expected to take; nothing is written.
         threads: of each run; None leaves it to the environment.
+        on: a Ray cluster that makes the runs (`gradless.system.ray_cluster.FORMS`); None: processes here.
         known: ``results.jsonl`` of other directories; runs that are finished there are not made again.
         reporter: where progress goes.
         cost: forwards of a step of a configuration; None: `gradless.runs.build.step_cost`.
@@ -107,12 +110,12 @@ def bench(
         poll: seconds between two looks at the processes.
 
     Raises:
-        BadInput: anything wrong with the grid or the directory, before anything runs.
+        BadInput: anything wrong with the grid, the directory or the cluster, before anything runs.
         OSError: the directory cannot be written; runs are stopped first, and the same call continues.
         KeyboardInterrupt: the same after Ctrl-C.
     """
     reporter = reporter or Reporter()
-    typed.value("workers", workers, Processes)
+    typed.value("workers", workers, Processes | None)
     typed.value("threads", threads, Processes | None)
     asked, price = grid.read(grid_path), estimate.remembered(cost or build.step_cost, _relevant)
     out = out.resolve()
@@ -121,20 +124,36 @@ def bench(
     directory.check_runs(asked, board.possible, out)
     data.check(board.possible, asked.path, reporter.say, describe_all=dry_run)
     lines = _known(board, known)
-    if dry_run:
-        board.lines.update(lines)
-        board.settled.update(lines)
-        _refresh(board)
-        estimate.show(board.wanted, board.expected, board.lines, price, reporter.say)
-        for sentence in board.edges:
-            reporter.say(sentence)
-        return _outcome(board)
-    directory.join(asked, board.possible, out)
-    with directory.alone(out):
-        taken_over = finished_runs.take_over(lines, out / "runs")
-    if lines:
-        reporter.say(f"{taken_over} of {len(lines)} runs taken over; the others are here or have begun")
-    return _work(board, LocalProcesses(out, workers, threads, command, board.possible), reporter, poll)
+    with _executor(board, on, workers, threads, command, reporter) as executor:
+        if dry_run:
+            board.lines.update(lines)
+            board.settled.update(lines)
+            _refresh(board)
+            estimate.show(board.wanted, board.expected, board.lines, price, reporter.say)
+            for sentence in board.edges:
+                reporter.say(sentence)
+            return _outcome(board)
+        directory.join(asked, board.possible, out)
+        with directory.alone(out):
+            taken_over = finished_runs.take_over(lines, out / "runs")
+        if lines:
+            reporter.say(f"{taken_over} of {len(lines)} runs taken over; the others are here or have begun")
+        return _work(board, executor, reporter, poll)
+
+
+@contextlib.contextmanager
+def _executor(
+    board: Board, on: str | None, workers: int | None, threads: int | None, command: Command, reporter: Reporter
+) -> Iterator[Executor]:
+    """Yield what makes the runs: processes here, or a cluster that was checked."""
+    if on is None:
+        yield LocalProcesses(board.out, workers or 1, threads, command, board.possible)
+        return
+    from gradless.bench import ray_runs
+
+    with ray_runs.joined(on, board.possible, threads) as (nodes, line):
+        reporter.say(line)
+        yield nodes.executor(board.out, workers)
 
 
 # ---------------------------------------------------------------------------------------------------------------

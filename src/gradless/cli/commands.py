@@ -22,6 +22,7 @@ from gradless.cli.options import (
     HELP,
     PATH,
     FromFile,
+    cluster_option,
     example,
     fitting,
     force_option,
@@ -242,8 +243,9 @@ def profile(no_memory: bool, no_eager: bool, only: str | None, **settings: Any) 
 @main.command()
 @click.argument("grid", type=FILE)
 @click.option("--out", type=PATH, required=True, help="Directory of the benchmark; the same one resumes it.")
-@of_hint("workers", Processes, "Runs side by side.", 1)
+@of_hint("workers", Processes | None, "Runs side by side (1; on a cluster as many as have room).")
 @of_hint("threads", Processes | None, "Threads of each run.")
+@cluster_option
 @click.option("--timings", is_flag=True, help="Time a step of all finished methods side by side; on an idle machine.")
 @click.option("--dry-run", is_flag=True, help="Print runs, forwards, expected time and memory, and stop.")
 @click.option(
@@ -263,6 +265,7 @@ def bench(grid: Path, out: Path, timings: bool, as_json: bool, **how: Any) -> No
     gradless bench grid.toml --out runs/bench --dry-run
     gradless bench grid.toml --out runs/bench
     gradless bench mine.toml --out runs/mine --reuse runs/frontier/results.jsonl
+    gradless bench mine.toml --out runs/mine --on 10.0.0.1:6379
     """
     from gradless import bench as job
     from gradless.cli import other_ends

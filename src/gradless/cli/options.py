@@ -37,7 +37,7 @@ EXTRAS = {
         "scipy": "bench",
         "tensorboard": "tensorboard",
     },
-    **{"zenoh": "peers", "cryptography": "peers", "networkx": "collab"},
+    **{"ray": "ray", "zenoh": "peers", "cryptography": "peers", "networkx": "collab"},
     **dict.fromkeys(("bitsandbytes", "torchao"), "quantised"),
     **dict.fromkeys(("math_verify", "jsonschema", "referencing"), "rewards"),
 }
@@ -275,6 +275,13 @@ plugin_option = click.option(
 )
 """``--plugin``, which is loaded before the command begins; the command itself gets no argument."""
 
+
+cluster_option = click.option(
+    "--on",
+    metavar="CLUSTER",
+    help="Make the runs on a Ray cluster: HOST:PORT, ray://HOST:PORT, auto (the one here), or ray (a new one here).",
+)
+"""``--on``, for runs that outgrow one machine."""
 
 force_option = click.option("--force", is_flag=True, help="Go on where the memory here is too small for the model.")
 
