@@ -30,8 +30,6 @@ from gradless.system.shipped import Shipment
 
 MOST: Final = 200
 """Runs that are handed to a cluster at once, each with a lock that is open here."""
-LIVES: Final = 3
-"""Nodes or workers that a run may lose."""
 RUNTIME: Final = 400 * 10**6
 """Bytes of Python, torch and transformers, which a plan leaves out."""
 PLANNED: Final = ("model", "method", "scheme", "dtype", "compute_dtype", "device", "quantise", "offload", "rank")
@@ -151,33 +149,30 @@ class RayRuns:
     def ended(self, seconds: float) -> list[Ended]:
         """Wait for tasks, and write what they return."""
         outcomes = self._nodes.cluster.ended(seconds)
-        runs = [(*self._runs.pop(work.name), outcome) for work, outcome in outcomes]
-        lost = [outcome.lost for _, _, outcome in runs if outcome.lost]
-        self._losses |= {one.id: self._losses.get(one.id, 0) + 1 for one, _, outcome in runs if outcome.lost}
-        note = ""
-        if lost:
-            count = f"{len(lost)} runs were" if len(lost) > 1 else "1 run was"
-            note = f"{count} lost: {lost[0]} ({sum(self._losses.values())} losses so far); what is lost starts again"
+        runs = [(*self._runs.pop(work.name), work, outcome) for work, outcome in outcomes]
+        lost = [outcome.lost for *_, outcome in runs if outcome.lost]
+        self._losses |= {one.id: self._losses.get(one.id, 0) + 1 for one, *_, outcome in runs if outcome.lost}
+        note = ray_work.lost(lost, sum(self._losses.values())) if lost else ""
         try:
             return [
-                Ended(one, lock, self._recorded(one, outcome), note if outcome.lost else "")
-                for one, lock, outcome in runs
+                Ended(one, lock, self._recorded(one, work, outcome), note if outcome.lost else "")
+                for one, lock, work, outcome in runs
             ]
         except BaseException:
-            for _, lock, _ in runs:
+            for _, lock, *_ in runs:
                 os.close(lock)
             raise
 
-    def _recorded(self, request: Request, outcome: Outcome) -> str:
+    def _recorded(self, request: Request, work: Work, outcome: Outcome) -> str:
         """Write the files of a run, and how its process ended; returns as `gradless.bench.process.recorded`."""
         folder = results.run_folder(self._out, request.id)
         if outcome.lost:
-            if self._losses[request.id] >= LIVES:
-                reason = f"{outcome.lost}, {LIVES} times (out of memory?)"
+            if self._losses[request.id] >= ray_work.LIVES:
+                reason = f"{outcome.lost}, {ray_work.LIVES} times (out of memory?)"
                 results.failed(folder, reason, 1, "")
             return ""
         results.began(folder, self._nodes.needs[request.id].cpus)
-        ray_work.write(folder, outcome, self._nodes.shipment)
+        ray_work.write(folder, work, outcome, self._nodes.shipment)
         stop = process.recorded(request, self._out, outcome.code, outcome.stderr, outcome.seconds)
         return f"{stop} on {outcome.host}" if stop else ""
 

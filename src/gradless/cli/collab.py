@@ -15,7 +15,7 @@ from msgspec import Meta
 from gradless.cli import ends
 from gradless.cli.completion import Named
 from gradless.cli.fields import of_fields, of_hint
-from gradless.cli.options import FILE, HELP, PATH, Commands, SomeRepeat, note_unused, plugin_option
+from gradless.cli.options import FILE, HELP, PATH, Commands, SomeRepeat, cluster_option, note_unused, plugin_option
 from gradless.collab.config import CollabConfig
 from gradless.collab.network.delivery import Delivery
 from gradless.errors import BadInput
@@ -56,7 +56,8 @@ data_options = _options("dataset data image_size split split_parameter seed")
 @_options("num_train num_test scheme freeze payload method queries eps sync steps batch_size lr decay refresh momentum")
 @_options("weight_decay rounds eval_every eval_rows device")
 @click.option("--out", type=PATH, required=True, help="Run directory; the same one continues a comparison.")
-@of_hint("workers", Processes, "Runs side by side.", 1)
+@of_hint("workers", Processes | None, "Runs side by side (1; on a cluster as many as have room).")
+@cluster_option
 @plugin_option
 @click.option("--reuse", type=FILE, multiple=True, help="A results.jsonl whose finished runs are not made again.")
 @ends.json_option
@@ -64,7 +65,8 @@ def simulate(
     out: Path,
     recipe: str | None,
     comparison: bool,
-    workers: int,
+    workers: int | None,
+    on: str | None,
     reuse: tuple[Path, ...],
     as_json: bool,
     **options: Any,
@@ -115,7 +117,7 @@ def simulate(
     note_unused({table: [one for config in configs for one in config.parts()[table]] for table in configs[0].parts()})
     ends.remember(click.get_current_context(), lambda error: other_ends.stopped_simulation(out, error))
     with interrupting(signal.SIGTERM):
-        results = study.run_all(configs, out, recipe=recipe or "", known=reuse, given=given, workers=workers)
+        results = study.run_all(configs, out, recipe=recipe or "", known=reuse, given=given, workers=workers, on=on)
     plain = [study.outcome(results[0])] if len(results) == 1 else []
     if len(results) == 1 and (advice := study.advice(configs[0], results[0])):
         plain.append(advice)

@@ -11,7 +11,7 @@ from gradless.errors import BadInput
 from gradless.lm import checkpoint_files, model_names
 from gradless.system.shipped import Shipment
 
-PATHS = ("model", "data", "graph")
+PATHS = ("model", "data")
 ROWS = ("train", "dev", "test")
 
 
@@ -20,7 +20,7 @@ def shipped(values: Mapping[str, Any], shipment: Shipment) -> dict[str, Any]:
 
     Args:
         values: of `TuneConfig` or `CollabConfig`.
-        shipment: takes the files: model, data, own rows, rewards, plugins and graph. Known names, hub ids and modules
+        shipment: takes files of model, data, own rows, rewards, plugins and graph. Known names, hub ids and modules
             stay as they are, for the other machine to look for.
 
     Raises:
@@ -31,6 +31,8 @@ def shipped(values: Mapping[str, Any], shipment: Shipment) -> dict[str, Any]:
     for name in PATHS:
         if isinstance(there.get(name), str) and there[name] not in model_names.sources():
             there[name] = shipment.add(there[name])
+    if Path(str(there.get("topology"))).is_absolute():  # a graph's file
+        there["topology"] = shipment.add(there["topology"])
     if there.get("own"):
         own = there["own"]
         there["own"] = {key: shipment.add(one) if key in ROWS and one is not None else one for key, one in own.items()}

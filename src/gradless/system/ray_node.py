@@ -145,5 +145,6 @@ def _process(root: str, task: dict[str, Any]) -> tuple[int, str]:
             if process.poll() is None:
                 process.kill()
                 process.wait()
+            process.stdin.close()  # type: ignore[union-attr]
         errors.seek(0)
         return process.returncode, errors.read().decode(errors="replace")

@@ -8,12 +8,14 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from gradless.system.atomic import replacing
-from gradless.system.ray_cluster import Outcome
+from gradless.system.ray_cluster import Outcome, Work
 from gradless.system.shipped import Shipment
 
 THREADS: Final = "OMP_NUM_THREADS"
 SENT: Final = ("GRADLESS_ENGINE", "GRADLESS_KERNELS", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
 """Variables that a run on a node has from here."""
+LIVES: Final = 3
+"""Nodes or workers that a run may lose."""
 RESULT: Final = "result.json"
 
 
@@ -34,8 +36,8 @@ def kept(folder: Path, without: Iterable[str]) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def write(folder: Path, outcome: Outcome, shipment: Shipment) -> None:
-    """Write the files that a task returns, its result last, with the paths of this machine.
+def write(folder: Path, work: Work, outcome: Outcome, shipment: Shipment) -> None:
+    """Write the files that a task returns, its result last, with the paths of this machine; remove what it removed.
 
     Raises:
         OSError: the directory cannot be written.
@@ -48,3 +50,12 @@ def write(folder: Path, outcome: Outcome, shipment: Shipment) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as new:
             new.write_bytes(shipment.returned(name, outcome.files[name], outcome.root))
+    for name in work.kept:
+        if name not in outcome.files:
+            (folder / name).unlink(missing_ok=True)
+
+
+def lost(reasons: list[str], total: int) -> str:
+    """Return a sentence about runs that were lost at once."""
+    count = f"{len(reasons)} runs were" if len(reasons) > 1 else "1 run was"
+    return f"{count} lost: {reasons[0]} ({total} in all so far); what is lost starts again"

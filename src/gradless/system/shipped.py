@@ -64,7 +64,7 @@ class Shipment:
         folder = path if path.is_dir() else path.parent
         key = f"{folder}\0" + ("*" if path.is_dir() and not glob.has_magic(rest) else text)
         if key not in self.sources:
-            target = f"files-{len(self.sources)}/{folder.name or 'files'}"
+            target = f"files-{len(self.sources)}/{folder.name if path.is_dir() and folder.name else 'files'}"
             self.sources[key] = Source(folder, target, tuple(files))
         base = f"{ROOT}/{self.sources[key].target}"
         return base + rest if path.is_dir() else f"{base}/{path.name}"
@@ -77,10 +77,13 @@ class Shipment:
         """Return a file of a run with paths of this machine instead of those below ``root`` there."""
         if not name.endswith(TEXTS):
             return data
+        is_json = name.endswith((".json", ".jsonl"))
         for source in self.sources.values():
-            here = str(source.folder)
-            here = json.dumps(here)[1:-1] if name.endswith((".json", ".jsonl")) else here
-            data = data.replace(f"{root}/{source.target}".encode(), here.encode())
+            there, here = f"{root}/{source.target}", str(source.folder)
+            for ascii_only in (True, False) if is_json else ():
+                old, new = (json.dumps(one, ensure_ascii=ascii_only)[1:-1].encode() for one in (there, here))
+                data = data.replace(old, new)
+            data = data if is_json else data.replace(there.encode(), here.encode())
         return data
 
 
@@ -94,7 +97,7 @@ def _local(text: str) -> tuple[Path | None, str, list[Path]]:
             parts = Path(text).parts
             plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
             files = sorted(Path(one) for one in glob.glob(text, recursive=True) if Path(one).is_file())
-            return Path(*parts[:plain]), "/" + "/".join(parts[plain:]), files
+            return (Path(*parts[:plain]), "/" + "/".join(parts[plain:]), files) if files else (None, "", [])
         folder, colon, split = text.rpartition(":")
         if colon and folder and Path(folder).exists():
             return Path(folder), f":{split}", _files(Path(folder))

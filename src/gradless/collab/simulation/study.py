@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from gradless.system.progress import Reporter
 from gradless.system.side_files import read_json, read_jsonl
 from gradless.system.typed import Processes, parse_json
 
+Executor = Callable[[Sequence[worker_processes.Job]], worker_processes.Results]
+"""Makes runs, and yields each with its result as it ends."""
 RESULTS = "results.jsonl"
 ASKED = (
     *("algorithm", "rule", "rule_options", "attack", "attack_options", "split", "split_parameter", "byzantine"),
@@ -67,7 +69,8 @@ def run_all(
     recipe: str = "",
     known: Sequence[Path] = (),
     given: Iterable[str] = (),
-    workers: int = 1,
+    workers: int | None = None,
+    on: str | None = None,
     reporter: Reporter | None = None,
 ) -> list[dict[str, Any]]:
     """Run what is not finished yet; returns the results in order.
@@ -81,14 +84,15 @@ def run_all(
         recipe: what asked for them.
         known: ``results.jsonl`` of other folders; runs that are finished there are not made again.
         given: settings that somebody named; one that no run reads is refused.
-        workers: runs at a time, each a process.
+        workers: runs at a time, each a process; None: one, or on a cluster as many as have room.
+        on: a Ray cluster that makes the runs (`gradless.system.ray_cluster.FORMS`); None: processes here.
         reporter: where progress goes.
 
     Raises:
         BadInput: before anything runs, if one of the configurations cannot work, or ``out`` holds something else.
     """
     reporter = reporter or Reporter()
-    typed.value("workers", workers, Processes)
+    typed.value("workers", workers, Processes | None)
     try:
         configs = list({config.id(): config for config in (config.resolved() for config in configs)}.values())
         for config in configs:
@@ -103,11 +107,26 @@ def run_all(
     alone = len(configs) == 1 and not lines and not (out / "runs").exists()
     if not alone and (out / "config.json").exists():
         raise BadInput(f"{out} holds a single run: choose another --out for {len(configs)} runs")
-    with locks.claimed(out, say=reporter.warn):
+    with _executor(on, configs, workers, reporter) as run, locks.claimed(out, say=reporter.warn):
         _check_folder(configs, out)
         finished_runs.take_over(lines, out / "runs")
         folders = {config.id(): out if alone else out / "runs" / config.id() for config in configs}
-        return _run_all(configs, folders, out, recipe, workers, reporter)
+        return _run_all(configs, folders, out, recipe, run, reporter)
+
+
+@contextlib.contextmanager
+def _executor(
+    on: str | None, configs: Sequence[CollabConfig], workers: int | None, reporter: Reporter
+) -> Iterator[Executor]:
+    """Yield what makes runs: processes here, or a cluster that was checked."""
+    if on is None:
+        yield lambda jobs: worker_processes.results(jobs, workers or 1, reporter)
+        return
+    from gradless.collab.simulation import ray_runs
+
+    with ray_runs.joined(on, configs) as (simulations, about):
+        reporter.say(about)
+        yield lambda jobs: simulations.results(jobs, workers, reporter)
 
 
 def _run_all(
@@ -115,7 +134,7 @@ def _run_all(
     folders: Mapping[str, Path],
     out: Path,
     recipe: str,
-    workers: int,
+    run: Executor,
     reporter: Reporter,
 ) -> list[dict[str, Any]]:
     asked = {config.id(): recipe for config in configs}
@@ -133,7 +152,7 @@ def _run_all(
         for remark in remarks(configs):
             reporter.say(remark)
         limits = show_own_data(jobs[0][0], reporter.say)
-    with contextlib.closing(_ended(jobs, workers, reporter)) as ended:
+    with contextlib.closing(_ended(jobs, run, reporter)) as ended:
         for config, result in ended:
             results[config.id()] = result
             table(out, asked)
@@ -150,11 +169,11 @@ def _run_all(
     return [results[config.id()] for config in configs if config.id() in results]
 
 
-def _ended(jobs: Sequence[worker_processes.Job], workers: int, reporter: Reporter) -> worker_processes.Results:
+def _ended(jobs: Sequence[worker_processes.Job], run: Executor, reporter: Reporter) -> worker_processes.Results:
     """Yield all runs as they end, finished ones first: they take no worker."""
     finished = [job for job in jobs if line(job[1], {}) is not None]
     yield from worker_processes.results(finished, 1, reporter)
-    yield from worker_processes.results([job for job in jobs if job not in finished], workers, reporter)
+    yield from run([job for job in jobs if job not in finished])
 
 
 def _check(config: CollabConfig) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -16,11 +17,11 @@ from typing import Any
 import torch
 
 from gradless import plugins
-from gradless.collab.config import CollabConfig
+from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.simulation.simulate import simulate_claimed
 from gradless.errors import BadInput
 from gradless.runs.record import INTERRUPTED
-from gradless.system import children
+from gradless.system import children, typed
 from gradless.system.progress import Reporter
 
 Job = tuple[CollabConfig, Path]
@@ -113,6 +114,20 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def main(config: str, folder: str) -> None:
+    """Make the run of a ``config.json`` in a process of its own: what a node of a cluster starts."""
+    values = typed.parse_json(Path(config).read_text(encoding="utf-8"))
+    plugins.load([*values.get("plugins", {})])
+    simulate_claimed(from_json(values), Path(folder), Reporter(quiet=True))
+
+
 def _quietly(config: CollabConfig, folder: Path) -> dict[str, Any]:
     plugins.load(config.plugins)  # which this process was asked for where it was started
     return simulate_claimed(config, folder, Reporter(quiet=True))
+
+
+if __name__ == "__main__":
+    try:
+        main(*sys.argv[1:])
+    except BadInput as error:
+        sys.exit(f"gradless: {error}")
