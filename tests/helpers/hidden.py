@@ -13,7 +13,7 @@ OPTIONAL = (
     *("scikit-learn", "scipy", "joblib", "numba", "llvmlite", "matplotlib", "PIL", "pillow", "datasets", "pandas"),
     *("pyarrow", "huggingface_hub", "huggingface-hub", "hf_xet", "tensorboard", "trl", "triton", "byzfl", "regex"),
     *("requests", "tqdm", "yaml", "PyYAML", "psutil", "httpx", "mkdocs", "pytest", "hypothesis"),
-    *("zenoh", "eclipse-zenoh", "cryptography", "cffi", "pycparser"),
+    *("zenoh", "eclipse-zenoh", "cryptography", "cffi", "pycparser", "ray"),
 )
 HIDE = """
 import sys
