@@ -52,7 +52,7 @@ NEAR = 0.05
 FENCE = re.compile(r"^( *)(```+) *([\w-]*) *(.*)$")
 NOT_RUN = re.compile(r"^# not run: (\S.*)$")
 LANGUAGES = ("python", "pycon", "bash", "sh", "csv", "toml", "text")
-OTHERS = ("pip", "make", "torchrun", "python", "cd", "cat", "tensorboard", "git")
+OTHERS = ("pip", "make", "torchrun", "ray", "python", "cd", "cat", "tensorboard", "git")
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
 SETTABLE = ("options", "attack_options", "rule_options")
 

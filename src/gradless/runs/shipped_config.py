@@ -9,6 +9,7 @@ from typing import Any
 
 from gradless.errors import BadInput
 from gradless.lm import checkpoint_files, model_names
+from gradless.rewards.builtin import BUILTIN
 from gradless.system.shipped import Shipment
 
 PATHS = ("model", "data")
@@ -47,7 +48,7 @@ def shipped(values: Mapping[str, Any], shipment: Shipment) -> dict[str, Any]:
 
 def modules(values: Mapping[str, Any]) -> list[str]:
     """Return the modules that a run imports from elsewhere: plugins and rewards that are no files."""
-    rewards = [one.rpartition(":")[0] for one in values.get("reward") or () if ":" in one and "." in one]
+    rewards = [one.rpartition(":")[0] for one in values.get("reward") or () if one.partition(":")[0] not in BUILTIN]
     named: Iterable[str] = [*(values.get("plugins") or ()), *rewards]
     return [one for one in named if one and not one.endswith(".py") and one.replace(".", "").isidentifier()]
 
