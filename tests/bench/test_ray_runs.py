@@ -28,7 +28,7 @@ ray = pytest.importorskip("ray", reason="the extra ray is not installed")
 pytestmark = [pytest.mark.sweep, pytest.mark.filterwarnings("ignore")]
 
 GRID = """
-search_seed = 0
+search_seeds = [0]
 seeds = [1]
 budget = { forwards = 24, search = 12 }
 [base]
