@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -220,8 +221,26 @@ def with_header(path, values, version=2):
 def test_a_header_says_which_release_streams_and_arithmetic_it_needs(path):
     assert ledger.read(path).header.keys() == {"gradless", "stream", "arithmetic", "groups", "tuned_parameters"}
     ledger.check_release(HEADER)
-    with pytest.raises(BadInput, match="arithmetic 2, this gradless has 1: install a release"):
-        ledger.check_release({**HEADER, "arithmetic": 2})
+    with pytest.raises(BadInput, match="arithmetic 3, this gradless has 2: install a release"):
+        ledger.check_release({**HEADER, "arithmetic": 3})
+
+
+@pytest.mark.parametrize(
+    ("choice", "uneven"),
+    [
+        ({"config": {"method": "mezo"}}, False),
+        ({"config": {"method": "mezo", "layer_scale": "variance"}}, True),
+        ({"config": {"method": "zo-adam", "layer_scale": "none"}}, True),
+        ({"trainer": {"method": "mezo_adam", "options": {}}}, True),
+        ({"trainer": {"method": "given", "options": {"rule": "stored_adam, scale"}}}, True),
+        ({"trainer": {"method": "given", "options": {"rule": "momentum, scale"}}}, False),
+        ({}, False),
+    ],
+)
+def test_of_arithmetic_1_what_depended_on_the_processor_is_refused(choice, uneven):
+    header = {**HEADER, **choice, "arithmetic": 1}
+    with pytest.raises(BadInput, match="arithmetic 1") if uneven else contextlib.nullcontext():
+        ledger.check_release(header)
 
 
 @pytest.mark.parametrize(

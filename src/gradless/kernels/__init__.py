@@ -34,7 +34,9 @@ from gradless.kernels.program import join as join
 from gradless.kernels.program import program as program
 from gradless.rng import RADEMACHER, Stream
 
-ARITHMETIC_VERSION: Final = 1  # of rounding and of how a step becomes a program: other bits need another number
+# Of rounding and of how a step becomes a program: other bits need another number. In version 1 roots and fused products
+# of Adam's rules, and sums of layer scales, were the processor's (`gradless.ledger.header.check_release`).
+ARITHMETIC_VERSION: Final = 2
 WITHOUT_TRITON: Final = (
     "triton is not installed, so perturbing and updating weights on a GPU takes several times as long: pip install "
     "triton (triton-windows on Windows)"

@@ -141,6 +141,14 @@ def check(values: Any, path: Any, *, version: int) -> Header:
     return values
 
 
+def _is_processors_own(values: Header) -> bool:
+    """Whether bits of arithmetic 1 depended on the processor, for this choice of parts; with others it is as 2."""
+    choice = values.get(COMMAND) or values.get(TRAINER) or {}
+    options = choice.get("options")
+    rule = options.get("rule") if isinstance(options, dict) else None  # of an optimizer that a Trainer was given
+    return "adam" in f"{choice.get('method')} {rule}" or choice.get("layer_scale", "none") != "none"
+
+
 def _problem(values: Header) -> str:
     """What is wrong with known fields, as the end of a sentence; empty if nothing is."""
     for name, field in FIELDS.items():
@@ -166,12 +174,12 @@ def check_release(values: Header) -> None:
     Raises:
         BadInput: with the version that is needed.
     """
-    for name, what, here in (
-        ("stream", "random stream", STREAM_VERSION),
-        ("arithmetic", "arithmetic", ARITHMETIC_VERSION),
+    for name, what, here, same in (
+        ("stream", "random stream", STREAM_VERSION, False),
+        ("arithmetic", "arithmetic", ARITHMETIC_VERSION, not _is_processors_own(values)),
     ):
-        there = values.get(name, 1)  # version 1 knew one arithmetic only
-        if there != here:
+        there = values.get(name, 1)  # version 1 of the format knew one arithmetic only
+        if there != here and not (there == 1 and same):
             raise BadInput(
                 f"the ledger was written with {what} {there}, this gradless has {here}: install a release that has the "
                 "former"
