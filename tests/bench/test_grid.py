@@ -265,3 +265,10 @@ def test_selection_by_loss(tmp_path):
     lines = [line(one, score, loss) for one, score, loss in zip(runs, (0.9, 0.1, 0.5), (2.0, 1.0, 3.0), strict=True)]
     assert choose(found, lines)[grid.cells(found)[0].name] == {"lr": 3e-6}
     assert runs[0].config.select == "loss"
+
+
+def test_another_law_of_auto_is_another_run(monkeypatch):
+    config = TuneConfig(model="tiny-llama", task="sst2", steps=4, lr="auto").resolved()
+    now = grid.run_id(config)
+    monkeypatch.setattr("gradless.methods.SHORT", 1)
+    assert grid.run_id(config) != now

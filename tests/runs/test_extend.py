@@ -145,6 +145,18 @@ def test_a_rate_from_the_coefficients_is_in_the_ledger_and_replays(tmp_path):
         h.tune(h.config(tmp_path, steps=401, lr="auto"), run, resume=True)
 
 
+def test_auto_that_stood_for_another_rate_is_not_continued(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    with monkeypatch.context() as earlier:
+        earlier.setattr("gradless.methods.SHORT", 1)  # the law of another release
+        h.tune(h.config(tmp_path, steps=4, lr="auto"), run)
+    (run / "result.json").unlink()  # as after an interruption
+    kept = (run / "ledger").read_bytes()
+    with pytest.raises(BadInput, match=r"--lr auto stood for a rate of 0\.000225 when this run began, and stands for"):
+        h.tune(h.config(tmp_path, steps=4, lr="auto"), run, resume=True)
+    assert (run / "ledger").read_bytes() == kept
+
+
 def test_a_diverged_run_is_not_extended(finished, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished / "run", run)

@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gradless import ledger
+from gradless import __version__, ledger
 from gradless.errors import BadInput
 from gradless.estimators import linear_queries
 from gradless.forward.engines import AUTO
+from gradless.gradients import Update
 from gradless.ledger import Contents
 from gradless.methods import METHODS
 from gradless.rules import SCHEDULES
@@ -60,6 +62,22 @@ def dependence(old: TuneConfig, new: TuneConfig, taken: int) -> str:
     if old.query_schedule == "linear" and any(a != b for a, b in zip(queries(old), queries(new), strict=True)):
         return "a linear query schedule"
     return ""
+
+
+def check_auto_rate(config: TuneConfig, taken: Sequence[Update]) -> None:
+    """Refuse to go on with --lr auto where it stood for another rate when the run began.
+
+    Raises:
+        BadInput: another release took these steps at another rate.
+    """
+    if config.lr != "auto" or not taken:
+        return
+    rate, held = SCHEDULES[config.schedule](build.auto_rate(config), config.steps, config.warmup)(0), taken[0].lrs[0]
+    if not math.isclose(rate, held, rel_tol=1e-6):
+        raise BadInput(
+            f"--lr auto stood for a rate of {held:.3g} when this run began, and stands for {rate:.3g} in gradless "
+            f"{__version__}: start a new run with another --out"
+        )
 
 
 def check(held: TuneConfig, config: TuneConfig, folder: Path) -> None:

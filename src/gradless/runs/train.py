@@ -240,6 +240,7 @@ def _continued(run: RunContext, header: dict[str, Any]) -> ledger.Contents | Non
         )
     replay.check_header(contents.header, run.model)
     replay.check_config(contents.header, config, len(contents.moves))
+    extend.check_auto_rate(config, contents.moves)
     if contents.header["data_sha256"] != header["data_sha256"]:
         raise BadInput("the data differ from those that this run began with: restore them, or start a new run")
     if METHODS[config.method].replays:
