@@ -56,7 +56,7 @@ def countdown(data: Path | None) -> dict[str, Rows]:
 
 def squad(data: Path | None) -> dict[str, Rows]:
     """Questions about short paragraphs: what a processor can train on in an hour."""
-    return _of_task("squad", data, {"train": 20000, "dev": 4000, "test": 4000}, longest=480)
+    return _of_task("squad", data, {"train": 3800, "dev": 500, "test": 1190}, longest=700)
 
 
 def _of_task(name: str, data: Path | None, sizes: dict[str, int], longest: int) -> dict[str, Rows]:
@@ -86,7 +86,7 @@ def solves(completions: Sequence[str], **columns: Any) -> list[float | None]:
 
 PROBLEMS: Final = {
     "sums": Problem("smollm2-135m", sums, graded, 1.0, 16, (), prompts=8, members=8, steps=60),
-    "squad": Problem("gemma-3-270m", squad, token_f1, 1.0, 12, ("\n",), prompts=8, members=8, steps=40),
+    "squad": Problem("gemma-3-270m", squad, token_f1, 1.0, 12, ("\n",), prompts=4, members=8, steps=40),
     "countdown": Problem("smollm2-135m", countdown, solves, 1.0, 32, (), prompts=8, members=8, steps=60),
 }
 HELD_OUT: Final = {"dev": 32, "test": 128}
