@@ -24,7 +24,6 @@ import importlib
 import importlib.util
 import itertools
 import json
-import platform
 import statistics
 import sys
 import time
@@ -41,6 +40,7 @@ import torch
 from torch import Tensor
 
 from gradless.collab.aggregators import arc, clipping, named, nnm
+from gradless.system.machine import processor
 
 STUBS = {
     "torchvision": ("torchvision.datasets", "torchvision.transforms"),
@@ -131,9 +131,9 @@ def diameter(inner: Tensor, index: Tensor) -> Tensor:
     return squared[index[:, :, None], index[:, None, :]].flatten(1).amax(1)
 
 
-def cases(n: int, f: int) -> dict[str, Case]:
-    """Rules that both sides have, and some that only we have in a usable form."""
-    receivers, norm = range(n - f), 300.0  # of rows of length 657 at the default width
+def pre_aggregated(n: int, f: int) -> dict[str, Case]:
+    """Pre-aggregators, alone and before a rule."""
+    norm = 300.0  # of rows of length 657 at the default width
     return {
         "clipping": Case(
             clipping(norm=norm),
@@ -161,6 +161,12 @@ def cases(n: int, f: int) -> dict[str, Case]:
             lambda x, d: cut_longest(x, f),
             in_place=True,
         ),
+        "nnm": Case(
+            nnm(f=f),
+            lambda b, x: b.NNM(f=f)(x),
+            lambda x, d: torch.stack([nearest(x, row, f) for row in d]),
+            byzpy=lambda b, rows: b.NearestNeighborMixing(f).pre_aggregate(rows),
+        ),
         "arc+mean": Case(
             named("arc+mean", f=f),
             lambda b, x: b.Average()(b.ARC(f=f)(x)),
@@ -173,17 +179,26 @@ def cases(n: int, f: int) -> dict[str, Case]:
             lambda x, d: (y := cut_longest(x, f))[krum_row(apart(y), f)[: n - f]].mean(0),
             overwrites=True,
         ),
+        "nnm+trimmed-mean": Case(
+            named("nnm+trimmed-mean", f=f),
+            lambda b, x: b.TrMean(f=f)(b.NNM(f=f)(x)),
+            lambda x, d: torch.stack([nearest(x, row, f) for row in d]).sort(0).values[f : n - f].mean(0),
+            byzpy=lambda b, rows: b.CoordinateWiseTrimmedMean(f).aggregate(
+                b.NearestNeighborMixing(f).pre_aggregate(rows)
+            ),
+        ),
+    }
+
+
+def aggregated(n: int, f: int) -> dict[str, Case]:
+    """Rules, some of which only we have in a usable form."""
+    receivers = range(n - f)
+    return {
         "nna, all honest peers": Case(
             lambda x: named("nna", f=f).for_all(x, receivers),
             lambda b, x: torch.stack([b.MoNNA(f=f, idx=p)(x) for p in receivers]),
             lambda x, d: torch.stack([nearest(x, d[p], f) for p in receivers]),
             byzpy=lambda b, rows: [b.MoNNA(f, reference_index=p).aggregate(rows) for p in receivers],
-        ),
-        "nnm": Case(
-            nnm(f=f),
-            lambda b, x: b.NNM(f=f)(x),
-            lambda x, d: torch.stack([nearest(x, row, f) for row in d]),
-            byzpy=lambda b, rows: b.NearestNeighborMixing(f).pre_aggregate(rows),
         ),
         "krum": Case(
             named("krum", f=f),
@@ -226,14 +241,6 @@ def cases(n: int, f: int) -> dict[str, Case]:
         "mean": Case(named("mean"), lambda b, x: b.Average()(x), lambda x, d: x.mean(0)),
         "mda": Case(named("mda", f=f), None, lambda x, d: best_subset(x, n - f, diameter)),
         "smea": Case(named("smea", f=f), None, lambda x, d: best_subset(x, n - f, top_eigenvalue)),
-        "nnm+trimmed-mean": Case(
-            named("nnm+trimmed-mean", f=f),
-            lambda b, x: b.TrMean(f=f)(b.NNM(f=f)(x)),
-            lambda x, d: torch.stack([nearest(x, row, f) for row in d]).sort(0).values[f : n - f].mean(0),
-            byzpy=lambda b, rows: b.CoordinateWiseTrimmedMean(f).aggregate(
-                b.NearestNeighborMixing(f).pre_aggregate(rows)
-            ),
-        ),
     }
 
 
@@ -311,7 +318,7 @@ def compare(case: Case, byzfl: Any | None, byzpy: Any | None, x: Tensor, true: T
         for side, run in sides.items():
             scratch.copy_(x)
             times[side].append(seconds(run))
-    row |= {f"{side}_seconds": round(statistics.median(found), 5) for side, found in times.items()}
+    row |= {f"{side}_seconds": round(statistics.median(values), 5) for side, values in times.items()}
     if "byzfl" in sides:
         row["speedup"] = round(row["byzfl_seconds"] / row["gradless_seconds"], 2)
     if "byzpy" in sides:
@@ -336,15 +343,6 @@ def receivers(n: int, f: int, x: Tensor, repeats: int) -> dict[str, Any]:
     return rows
 
 
-def processor() -> str:
-    """The processor's name, where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(": ")[2] for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write JSON here")
@@ -361,21 +359,22 @@ def main() -> None:
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(given.columns, generator=draw) + 0.01 * torch.randn(given.rows, given.columns, generator=draw)
     if given.receivers:
-        found = {"rows": given.rows, "byzantine": given.byzantine, "columns": given.columns, "processor": processor()}
-        found |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "repeats": given.repeats}
-        found["rules"] = receivers(given.rows, given.byzantine, x, given.repeats)
+        report = {"rows": given.rows, "byzantine": given.byzantine, "columns": given.columns, "processor": processor()}
+        report |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "repeats": given.repeats}
+        report["rules"] = receivers(given.rows, given.byzantine, x, given.repeats)
         if given.out:
-            given.out.write_text(json.dumps(found, indent=1) + "\n")
+            given.out.write_text(json.dumps(report, indent=1) + "\n")
         return
     wide = x.double()
     distances = apart(wide)
     byzfl, byzpy, rows = byzfl_or_none(), byzpy_or_none(), {}
-    for name, case in cases(given.rows, given.byzantine).items():
+    cases = pre_aggregated(given.rows, given.byzantine) | aggregated(given.rows, given.byzantine)
+    for name, case in cases.items():
         if given.only and name not in given.only:
             continue
         rows[name] = compare(case, byzfl, byzpy, x, case.truth(wide, distances), given.repeats)
         print(name, json.dumps(rows[name]), flush=True)
-    found = {
+    report = {
         "rows": given.rows,
         "byzantine": given.byzantine,
         "columns": given.columns,
@@ -388,7 +387,7 @@ def main() -> None:
         "rules": rows,
     }
     if given.out:
-        given.out.write_text(json.dumps(found, indent=1) + "\n")
+        given.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ noise that grows with the rate (0.005 + 0.03 r^2). Beyond the limit evaluations 
 r - 1 in 1,000 forwards. The best rate lies anywhere on the five values of the axis or up to a decade beyond either end.
 
 Rules of gradless are run by `gradless.bench.search` itself. If Optuna is installed, its TPE sampler with its pruner of
-successive halving gets the same forwards and the range that the extended axis can reach.
+successive halving gets about the same forwards, the amounts of `NEW` and the range that the extended axis can reach.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def of_grid(keys: dict[str, Any]) -> Callable[[float, int], tuple[float | None, 
 
 
 def of_optuna(budget: int, seeds: int) -> Callable[[float, int], tuple[float | None, int]]:
-    """Return Optuna's TPE and successive halving with the rungs of RULES, stopped when the budget is spent."""
+    """Return Optuna's TPE and successive halving with the rungs of NEW, stopped when the budget is spent."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -132,11 +132,11 @@ def of_optuna(budget: int, seeds: int) -> Callable[[float, int], tuple[float | N
         def objective(one: optuna.Trial) -> float:
             nonlocal spent
             lr = one.suggest_float("lr", RATES[0] / 10, RATES[-1] * 10, log=True)
-            value, before = math.inf, 0
-            for forwards in (400, 1000):  # the run goes on, as Optuna's would
+            value, done = math.inf, 0
+            for forwards in RULES[NEW]["search"]:  # the run goes on, as Optuna's would
                 runs = [simulated(lr / limit, forwards, f"{trial} {one.number} {seed}") for seed in range(seeds)]
-                spent += seeds * (forwards - before)
-                before = forwards
+                spent += seeds * (forwards - done)
+                done = forwards
                 if any(status != "done" for status, _ in runs):
                     raise optuna.TrialPruned
                 value = statistics.fmean(statistics.fmean(losses[-2:]) for _, losses in runs)
@@ -147,7 +147,7 @@ def of_optuna(budget: int, seeds: int) -> Callable[[float, int], tuple[float | N
 
         study = optuna.create_study(
             sampler=optuna.samplers.TPESampler(seed=trial),
-            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=400, reduction_factor=2),
+            pruner=optuna.pruners.SuccessiveHalvingPruner(min_resource=min(RULES[NEW]["search"]), reduction_factor=2),
         )
         while spent < budget:
             study.optimize(objective, n_trials=1)

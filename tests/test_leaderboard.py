@@ -76,20 +76,24 @@ def test_a_file_of_a_third_party_stands_beside_the_study(folder):
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    ("old", "new", "labels"),
     [
-        ("forwards = 64", "forwards = 128"),
-        ("forwards = 64", "steps = 64"),
-        ("num_test = 200", "num_test = 872"),
-        ("num_train = 1000", "num_train = 500"),
-        ("batch_size = 8", "batch_size = 16"),
-        ('[axes]\ntask = ["sst2"]', '[[when]]\nmethod = "my-*"\nbase = { num_test = 100 }\n[axes]\ntask = ["sst2"]'),
+        ("forwards = 64", "forwards = 128", {"my-own", "mezo"}),
+        ("forwards = 64", "steps = 64", {"my-own", "mezo"}),
+        ("num_test = 200", "num_test = 872", {"my-own", "mezo"}),
+        ("num_train = 1000", "num_train = 500", {"my-own", "mezo"}),
+        ("batch_size = 8", "batch_size = 16", {"my-own", "mezo"}),
+        ("[axes]", '[[when]]\nmethod = "my-*"\nbase = { num_test = 100 }\n[axes]', {"my-own"}),
+        ("[axes]", '[[when]]\nmethod = "my-*"\nbase = { batch_size = 4 }\n[axes]', {"my-own"}),
     ],
 )
-def test_another_budget_or_other_rows_are_another_table(folder, old, new):
+@pytest.mark.parametrize("methods", [("my-own", "mezo"), ("mezo", "my-own")])
+def test_another_budget_or_other_rows_are_another_table(folder, old, new, labels, methods):
     assert old in GRID
-    (board,) = boards_of(add(folder, [line("my-own", 1, 0.9)], grid=GRID.replace(old, new)))
-    assert {entry.file for entry in board.entries} == {"mine.jsonl"}
+    boards = boards_of(add(folder, [line(method, 1, 0.9) for method in methods], grid=GRID.replace(old, new)))
+    (board,) = (one for one in boards if "my-own" in {entry.label for entry in one.entries})
+    assert {(entry.file, entry.label) for entry in board.entries} == {("mine.jsonl", label) for label in labels}
+    assert len(boards) == 3 - len(labels)  # mezo alone joins the study's table
 
 
 def test_a_file_without_a_grid_has_a_table_of_its_own(folder):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,26 +77,26 @@ def read(path: Path) -> list[Line]:
         Damaged: a line of a benchmark is no result; named.
     """
     lines = []
-    for place, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for row, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if not text.strip():
             continue
         try:
             record = json.loads(text)
-            if place == 1 and not {"phase", "cell"} <= record.keys():
+            if row == 1 and not {"phase", "cell"} <= record.keys():
                 return []
             cell, status = read_cell(record), str(record["status"])
             names = {"id": str(record["id"]), "phase": str(record["phase"]), "point": record.get("point") or {}}
             lines.append(Line(**names, cell=cell, seed=record.get("seed"), status=status, record=record))
         except (ValueError, KeyError, TypeError, AttributeError):
-            if place == 1 and '"phase"' not in text:
+            if row == 1 and '"phase"' not in text:
                 return []
-            reason = f"benchmarks/results/{path.name}, line {place} is not a result of a benchmark"
+            reason = f"benchmarks/results/{path.name}, line {row} is not a result of a benchmark"
             raise Damaged(f"{reason}: publish the file again, or remove the line") from None
     return lines
 
 
 def boards(results: Path = RESULTS, grids: Path = GRIDS) -> list[Board]:
-    """Return every table: for each file in order of its name, in the first table that it fits.
+    """Return every table: for each file in order of its name, each entry in the first table that it fits.
 
     A run that another file took over (``--reuse``) counts for the file that made it, if that is here.
     """
@@ -117,11 +117,13 @@ def boards(results: Path = RESULTS, grids: Path = GRIDS) -> list[Board]:
             some = [line for line in kept if (line.cell.model, line.cell.aligned) == key]
             for budget in unique(_budget(grid, line.cell, name) for line in some):
                 group = [line for line in some if _budget(grid, line.cell, name) == budget]
-                rows = {line.cell.task: _rows(grid, line.cell) for line in group}
                 seeds = grid.get("seeds") or unique(line.seed for line in group)
-                _board(listed, *key, budget, rows).entries.extend(
-                    _entries(name, linked, grid, group, baseline, len(seeds))
-                )
+                for entry in unique((line.cell.label, line.cell.scheme) for line in group):
+                    finals = [line for line in group if (line.cell.label, line.cell.scheme) == entry]
+                    rows = {line.cell.task: _rows(grid, line.cell) for line in finals}
+                    _board(listed, *key, budget, rows).entries.append(
+                        _entry(name, linked, grid, finals, baseline, len(seeds))
+                    )
     return listed
 
 
@@ -176,42 +178,42 @@ def _timings(path: Path) -> dict[str, float]:
     return {name: row["step_seconds"] for name, row in json.loads(path.read_text(encoding="utf-8"))["cells"].items()}
 
 
-def _entries(
+def _entry(
     name: str, linked: str, grid: Mapping[str, Any], lines: list[Line], baseline: list[Line], seeds: int
-) -> Iterable[Entry]:
-    for label, scheme in unique((line.cell.label, line.cell.scheme) for line in lines):
-        own = [line for line in lines if (line.cell.label, line.cell.scheme) == (label, scheme) and line.status == DONE]
-        results: dict[str, list[float]] = {}
-        for line in lines:
-            if (line.cell.label, line.cell.scheme) == (label, scheme):
-                value = line.metric("test", metric_of(line.cell.task)) if line.status == DONE else None
-                results.setdefault(line.cell.task, []).extend([] if value is None else [value])
-        ratios = []
-        for task in results:
-            base, mine = (
-                median(
-                    line.number("train_seconds")
-                    for line in some
-                    if (line.cell.task, line.cell.scheme) == (task, scheme)
-                )
-                for some in (baseline, own)
+) -> Entry:
+    """Return the row of the lines of one label and scheme."""
+    first = lines[0].cell
+    done = [line for line in lines if line.status == DONE]
+    results: dict[str, list[float]] = {}
+    for line in lines:
+        value = line.metric("test", metric_of(line.cell.task)) if line.status == DONE else None
+        results.setdefault(line.cell.task, []).extend([] if value is None else [value])
+    ratios = []
+    for task in results:
+        base, own = (
+            median(
+                line.number("train_seconds")
+                for line in some
+                if (line.cell.task, line.cell.scheme) == (task, first.scheme)
             )
-            ratios.append(mine / base if mine and base else None)
-        versions = unique(_versions(line.record) for line in own)
-        rate = _settings(grid, next(line.cell for line in lines if line.cell.label == label)).get("lr")
-        yield Entry(
-            file=f"{name}.jsonl",
-            grid=linked,
-            label=label if rate is None else f"{label}, lr {show(rate)}",
-            scheme=scheme,
-            seeds=seeds,
-            results=results,
-            forwards=median(line.number("forwards") for line in own),
-            seconds=median(ratios),
-            timed=bool(own) and all(line.record.get(TIMED) for line in own),
-            memory=median(map(memory_ratio, own)),
-            versions=", ".join(text for text in versions if text) or "not recorded",
+            for some in (baseline, done)
         )
+        ratios.append(own / base if own and base else None)
+    versions = unique(_versions(line.record) for line in done)
+    rate = _settings(grid, first).get("lr")
+    return Entry(
+        file=f"{name}.jsonl",
+        grid=linked,
+        label=first.label if rate is None else f"{first.label}, lr {show(rate)}",
+        scheme=first.scheme,
+        seeds=seeds,
+        results=results,
+        forwards=median(line.number("forwards") for line in done),
+        seconds=median(ratios),
+        timed=bool(done) and all(line.record.get(TIMED) for line in done),
+        memory=median(map(memory_ratio, done)),
+        versions=", ".join(text for text in versions if text) or "not recorded",
+    )
 
 
 def _versions(record: Mapping[str, Any]) -> str:
@@ -264,8 +266,8 @@ def _order(entry: Entry, tasks: list[str]) -> tuple[Any, ...]:
     whole = all(entry.complete(task) for task in tasks)
     mean = statistics.fmean(statistics.fmean(entry.results[task]) for task in tasks) if whole else 0.0
     schemes = list(DEFAULTS)
-    place = schemes.index(entry.scheme) if entry.scheme in schemes else len(schemes)
-    return (place, not whole, -mean, entry.label, entry.file)
+    scheme = schemes.index(entry.scheme) if entry.scheme in schemes else len(schemes)
+    return (scheme, not whole, -mean, entry.label, entry.file)
 
 
 def _result(entry: Entry, task: str, best: float | None) -> str:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 import tomllib
+from collections import Counter
 
 import pytest
+import torch
 
 import docs_blocks
 from cli_helpers import call, refused
@@ -16,6 +19,7 @@ from gradless.collab.recipes import RECIPES
 from gradless.cost import plan
 from gradless.errors import BadInput
 from gradless.lm import shapes
+from gradless.methods import METHODS
 from gradless.runs import config_io, recipes
 from gradless.runs.config import TuneConfig
 from gradless.runs.recipes import groups, record, written, zobench
@@ -82,18 +86,44 @@ def test_what_is_written_is_what_was_meant(name):
     assert tomllib.loads(written.file(one)) == one.settings
 
 
-def test_published_grids():
-    """Points that the papers count themselves."""
-    points = 0
-    for name in ("copa/opt-13b", "copa/llama-2-7b", "copa/llama-2-13b"):
-        some = [ALL[f"zo-bench/{name}-lora-{method}"] for method in ("zo-sgd-mmt", "zo-sgd-cons", "zo-sgd-sign")]
-        points += sum(len(one.settings["grid"]["lr"]) * len(one.settings["grid"]["eps"]) for one in some)
-    assert points == 3 * 3 * 4 * 2
+def test_released_sweeps_of_zo_bench_are_all_there():
+    """Its release has 44 sweeps of each zeroth-order method and 88 of first order; 72 of sparsity, 8 to a ratio."""
+    folders = ("zo-bench/table2/", "zo-bench/copa/", "zo-bench/winogrande/")
+    counts = Counter(one.settings["base"]["method"] for name, one in ALL.items() if name.startswith(folders))
+    assert counts["zo-scalar-sign"] == counts["zo-cons"] == counts["zo-adam"] == 44
+    assert counts["fo-sgd"] + counts["fo-adam"] == 88
+    assert len(ALL["zo-bench/sparsity/sst2-opt-1.3b-random"].settings["axes"]["options.keep"]) == 72 // 8
     assert zobench.values("4-8") == [1e-4, 1e-5, 1e-6, 1e-7, 1e-8]
+
+
+def test_ablations_have_the_grids_of_their_papers():
+    folder = "zo-bench/alignment/"
+    bare = {name.removeprefix(folder): one for name, one in ALL.items() if name.startswith(folder)}
+    assert set(bare) == {
+        *(f"sst2-opt-1.3b-bare-{method}" for method in ("zo-sgd", "forward-grad")),
+        *(f"copa-opt-13b-bare-{method}" for method in ("zo-sgd", "forward-grad", "fo-sgd")),
+    }
+    assert bare["copa-opt-13b-bare-fo-sgd"].settings["grid"]["lr"] == [1e-4, 1e-5, 1e-6, 1e-7, 1e-8]
+    for name in ("table5/sst2-prompt", "table6/sst2-n4", "table9/sst2-parameter-norm", "table10/sst2-expectation"):
+        searched = ALL[f"mezo/{name}"].settings["grid"]
+        assert {name: sorted(values) for name, values in searched.items()} == {
+            "lr": [1e-7, 1e-6, 1e-5], "batch_size": [16, 64], "eps": [1e-5, 1e-3], "weight_decay": [0.0, 0.1],
+        }  # fmt: skip
+
+
+def test_a_linear_schedule_of_directions_spends_the_forwards_of_the_others():
     linear = ALL["mezo/table6/sst2-n4-linear"].settings
     steps = linear["budget"]["steps"]
     forwards = 2 * sum(max(1, t * linear["base"]["queries"] // steps) for t in range(steps))
     assert abs(forwards - 10000) < 20
+
+
+def test_methods_that_draw_signs_where_the_paper_has_gaussian_directions_say_so():
+    for name, one in ALL.items():
+        method = one.flat.get("method", "")
+        if name.startswith("zo-bench/") and one.kind == "grid" and not method.startswith("fo-"):
+            stream = METHODS[method].make([("w", torch.nn.Parameter(torch.zeros(2, 2)))]).directions.stream
+            assert (zobench.SIGNS in one.differs) == (stream.kind == "rademacher"), name
 
 
 def test_rates_of_all_methods_are_searched_where_the_paper_did():
@@ -108,6 +138,20 @@ def test_no_number_that_is_not_verified_is_quoted():
             assert not row.published or len(row.published) == len(table.columns), (table.name, row.label)
             assert row.mark != record.UNVERIFIED or not any(row.published), (table.name, row.label)
             assert row.make or row.why, (table.name, row.label)
+
+
+def test_notes_quote_published_numbers_alone():
+    for table in recipes.TABLES:
+        paper = table.name.partition("/")[0]
+        published = {
+            number
+            for other in recipes.TABLES
+            for row in other.rows
+            for text in row.published
+            for number in re.findall(r"\d+\.\d+", text)
+            if other.name.partition("/")[0] == paper and row.mark != record.UNVERIFIED
+        }
+        assert set(re.findall(r"\d+\.\d+", table.note)) <= published, table.name
 
 
 def test_group_recipes_are_all_there():
@@ -145,7 +189,7 @@ def test_every_recipe_plans(kind):
     assert need.total >= need.weights > 0
     assert need.tuned > 0
     if scheme == "full":
-        assert need.tuned == TOTALS.get(shape.removeprefix("shape:"), need.tuned)
+        assert need.tuned == (TOTALS | SMALL)[shape.removeprefix("shape:")]
 
 
 TOTALS = {
@@ -161,6 +205,8 @@ TOTALS = {
     "roberta-large": 355_412_057,
 }
 """Parameters of the published models; OPT's by 12 h^2 + 13 h a layer, its tables and the last norm."""
+SMALL = {"splade-tiny": 4_416_698}
+"""Of the model whose file is here: 30,522 words, 512 positions and 2 kinds of 128; 2 layers of 198,272; the head."""
 
 
 @pytest.mark.parametrize("name", TOTALS)
@@ -189,9 +235,9 @@ def test_the_file_is_printed_whole():
 
 
 def test_the_lines_of_a_group_recipe_are_a_command():
-    found = call("recipe", "monna/mnist/alie-monna", "--print").output
-    assert found.startswith("gradless collab simulate --recipe monna-mnist --data mnist/ --algorithm monna")
-    assert found.count("\n") == 1
+    text = call("recipe", "monna/mnist/alie-monna", "--print").output
+    assert text.startswith("gradless collab simulate --recipe monna-mnist --data mnist/ --algorithm monna")
+    assert text.count("\n") == 1
 
 
 @pytest.mark.parametrize(

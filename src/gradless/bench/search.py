@@ -296,7 +296,8 @@ class Search:
             hopeless += [name] if state.point is None else []
             for axis, edge in state.edges.items():
                 value, extend = (state.point or {})[axis], self.grid.extend
-                edges.append(f"{name}: the best {axis}, {value}, is the {edge} after {extend} added values")
+                added = f"{extend} added value{'s' if extend > 1 else ''}"
+                edges.append(f"{name}: the best {axis}, {value}, is the {edge} after {added}")
         return Standing(wanted, expected, hopeless, edges)
 
     def _judged(

@@ -88,9 +88,36 @@ def simulate(
     gradless collab simulate --dataset npz --data scans.npz --net mlp --attack alie --out runs/arrays
     """
     from gradless.cli import other_ends
-    from gradless.collab import recipes
     from gradless.collab.simulation import study
     from gradless.system.signals import interrupting
+
+    configs, given = _configurations(recipe, comparison, options)
+    ends.remember(click.get_current_context(), lambda error: other_ends.stopped_simulation(out, error))
+    with interrupting(signal.SIGTERM):
+        results = study.run_all(configs, out, recipe=recipe or "", known=reuse, given=given, workers=workers, on=on)
+    plain = [study.outcome(results[0])] if len(results) == 1 else []
+    if len(results) == 1 and (advice := study.advice(configs[0], results[0])):
+        plain.append(advice)
+        if terminal.live() and not as_json:
+            terminal.say(advice)
+    ends.tell(
+        lambda: other_ends.simulation(results, len(configs), out),
+        plain=plain,
+        values=other_ends.simulation_values(results, len(configs)),
+        as_json=as_json,
+    )
+    sys.exit(1 if study.failed(results) else 0)
+
+
+def _configurations(
+    recipe: str | None, comparison: bool, options: dict[str, Any]
+) -> tuple[list[CollabConfig], list[str]]:
+    """Return the configurations of all runs, and the names of the settings that were given.
+
+    Raises:
+        BadInput: a comparison without a recipe, or a recipe without the files that it needs.
+    """
+    from gradless.collab import recipes
 
     if comparison and not recipe:
         raise BadInput("--comparison runs what a recipe compares: name one with --recipe (gradless list recipes)")
@@ -115,21 +142,7 @@ def simulate(
     start = start._replace(base=base, plain_lr=None if "lr" in fields else start.plain_lr)
     configs = recipes.compared(start, axes) if comparison else recipes.grid(start, axes)
     note_unused({table: [one for config in configs for one in config.parts()[table]] for table in configs[0].parts()})
-    ends.remember(click.get_current_context(), lambda error: other_ends.stopped_simulation(out, error))
-    with interrupting(signal.SIGTERM):
-        results = study.run_all(configs, out, recipe=recipe or "", known=reuse, given=given, workers=workers, on=on)
-    plain = [study.outcome(results[0])] if len(results) == 1 else []
-    if len(results) == 1 and (advice := study.advice(configs[0], results[0])):
-        plain.append(advice)
-        if terminal.live() and not as_json:
-            terminal.say(advice)
-    ends.tell(
-        lambda: other_ends.simulation(results, len(configs), out),
-        plain=plain,
-        values=other_ends.simulation_values(results, len(configs)),
-        as_json=as_json,
-    )
-    sys.exit(1 if study.failed(results) else 0)
+    return configs, given
 
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:

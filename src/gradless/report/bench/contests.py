@@ -111,17 +111,17 @@ def memory_contests(study: Study, section: Section) -> list[Contest]:
         memory = {cell: median(map(memory_ratio, group[cell].done)) for cell in group}
         waiting = {cell: study.lacking(group[cell]) for cell in group if cell not in tests}
         waiting |= {cell: "no memory measured" for cell, ratio in memory.items() if ratio is None}
-        before = -1
+        ranked = -1
         for limit in LIMITS:
             fit = {
                 cell: [v for v in some if v is not None]
                 for cell, some in tests.items()
                 if None not in some and (ratio := memory[cell]) is not None and ratio <= limit
             }
-            if fit and len(fit) > before:
+            if fit and len(fit) > ranked:
                 text = "any memory" if limit == LIMITS[-1] else f"{limit:g} \u00d7 inference"
                 listed.append(Contest(task, "", text, "test", fit, waiting))
-                before = len(fit)
+                ranked = len(fit)
     return listed
 
 
@@ -152,11 +152,11 @@ def spreads(listed: Sequence[Contest]) -> list[dict[Cell, Spread]]:
         for one in listed
     ]
     pooled: dict[tuple[int, Cell], Spread] = {}
-    every = {(place, cell): value for place, variances in enumerate(raw) for cell, value in variances.items()}
+    every = {(number, cell): value for number, variances in enumerate(raw) for cell, value in variances.items()}
     for scheme in unique(cell.scheme for _, cell in every):
         own = {key: value for key, value in every.items() if key[1].scheme == scheme}
         pooled |= moderated(own)
-    return [{cell: pooled[place, cell] for cell in variances} for place, variances in enumerate(raw)]
+    return [{cell: pooled[number, cell] for cell in variances} for number, variances in enumerate(raw)]
 
 
 def pairs(contest: Contest, variances: Mapping[Cell, Spread], rows: Rows) -> list[Pair]:

@@ -67,12 +67,12 @@ def diagram(ranking: Ranking, looks: Mapping[str, Look], *, title: str) -> Any:
     axes.set_xlim(0, width * POINT)
     axes.set_ylim(height * POINT, 0)
     x = _scale(axes, left * POINT, len(order), ranking.critical or 0.0)
-    for place, group in enumerate(ranking.alike):
+    for number, group in enumerate(ranking.alike):
         ends = [x(ranking.ranks[group[0]]) - 3, x(ranking.ranks[group[-1]]) + 3]
-        axes.plot(ends, [TOP + 8 + BAR * place] * 2, color=INK, linewidth=3, solid_capstyle="butt", alpha=0.75)
-    for place, label in enumerate(order):
-        better = place < half
-        row = place if better else len(order) - 1 - place
+        axes.plot(ends, [TOP + 8 + BAR * number] * 2, color=INK, linewidth=3, solid_capstyle="butt", alpha=0.75)
+    for rank, label in enumerate(order):
+        better = rank < half
+        row = rank if better else len(order) - 1 - rank
         y = TOP + bars + ROW * (row + 0.5)
         end = left * POINT - 8 if better else (left + AXIS) * POINT + 8
         colour = looks[label].colour if label in looks else INK
@@ -98,8 +98,8 @@ def _scale(axes: Any, start: float, methods: int, critical: float) -> Any:
     end = min(1 + critical, methods)
     y = TOP - 24
     axes.plot([x(1), x(end)], [y, y], color=INK, linewidth=1.4)
-    for place in (x(1), x(end)):
-        axes.plot([place] * 2, [y - 3, y + 3], color=INK, linewidth=1.4)
+    for tick in (x(1), x(end)):
+        axes.plot([tick] * 2, [y - 3, y + 3], color=INK, linewidth=1.4)
     more = "" if 1 + critical <= methods else ", more than the axis is long"
     axes.text(x(1), y - 5, f"critical difference {critical:.2f}{more}", va="bottom", color=INK, fontsize=8)
     return x

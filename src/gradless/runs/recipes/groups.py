@@ -49,12 +49,12 @@ def _attacked(key: str, recipe: str, algorithm: str, more: tuple[str, ...]) -> R
 
 
 def _table(name: str, title: str, recipe: str, *more: str) -> Table:
-    def made(algorithm: str) -> Any:
+    def maker(algorithm: str) -> Any:
         return lambda key: _attacked(key, recipe, algorithm, more)
 
     return Table(
         name=f"monna/{name}", title=title, source=MONNA, columns={**ATTACKS, "no attack": FREE}, metric="accuracy",
-        rows=tuple(Row(label, (), UNVERIFIED, key, made(key)) for label, key in ALGORITHMS.items()),
+        rows=tuple(Row(label, (), UNVERIFIED, key, maker(key)) for label, key in ALGORITHMS.items()),
     )  # fmt: skip
 
 

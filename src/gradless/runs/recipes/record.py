@@ -96,9 +96,9 @@ class Row:
     why: str = ""
     """Why there is no recipe."""
 
-    def number(self, place: int) -> str:
+    def number(self, column: int) -> str:
         """The published number of a column."""
-        return self.published[place] if self.published else ""
+        return self.published[column] if self.published else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,16 +120,16 @@ class Table:
 
     def recipes(self) -> list[Recipe]:
         """All recipes of the table, by column."""
-        made = (self.recipe(row, place) for place in range(len(self.columns)) for row in self.rows)
-        return [recipe for recipe in made if recipe is not None]
+        every = (self.recipe(row, column) for column in range(len(self.columns)) for row in self.rows)
+        return [recipe for recipe in every if recipe is not None]
 
-    def recipe(self, row: Row, place: int) -> Recipe | None:
-        """The recipe of a row and the column at a place, or None."""
-        label, key = [*self.columns.items()][place]
+    def recipe(self, row: Row, column: int) -> Recipe | None:
+        """The recipe of a row and the column of a number (from 0), or None."""
+        label, key = [*self.columns.items()][column]
         recipe = row.make(key) if row.make is not None else None
         if recipe is None:
             return None
-        number = row.number(place)
+        number = row.number(column)
         known = bool(number) or row.mark == UNVERIFIED
         metric = self.metrics.get(key, self.metric)
         return dataclasses.replace(

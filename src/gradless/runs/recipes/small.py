@@ -37,12 +37,12 @@ def _run(key: str, method: str) -> Recipe:
 def _table(k: int) -> Table:
     columns = {label: f"{task}-k{256 if (task, k) == ('cr', 512) else k}" for label, task in TASKS.items()}
 
-    def made(method: str) -> Any:
+    def maker(method: str) -> Any:
         return lambda key: _run(key, method)
 
     return Table(
         name="small", title="BERT-tiny (splade-tiny)", source="ours", columns=columns,
-        rows=(Row("MeZO", key="mezo", make=made("mezo")), Row("AdamW", key="adamw", make=made("adamw"))),
+        rows=(Row("MeZO", key="mezo", make=maker("mezo")), Row("AdamW", key="adamw", make=maker("adamw"))),
     )  # fmt: skip
 
 
