@@ -129,16 +129,16 @@ def test_a_run_that_was_taken_over_counts_once(folder):
 @pytest.mark.parametrize(
     "damage", ['{"id": "torn", "phase": "final", "ce', "[]", '{"id": "x"}', '{"phase": "final", "cell": 3}']
 )
-@pytest.mark.parametrize("place", [0, 1])
-def test_a_damaged_line_is_one_sentence(folder, damage, place):
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_damaged_line_is_one_sentence(folder, damage, index):
     lines: list = [line("my-own", 1, 0.9), line("my-own", 2, 0.9)]
-    lines.insert(place, damage)
-    if place == 0 and '"phase"' not in damage:
+    lines.insert(index, damage)
+    if index == 0 and '"phase"' not in damage:
         assert not boards_of(add(folder, lines))  # a file of something else
         return
     with pytest.raises(leaderboard.Damaged) as caught:
         add(folder, lines)
-    assert str(caught.value).startswith(f"benchmarks/results/mine.jsonl, line {place + 1} is not a result")
+    assert str(caught.value).startswith(f"benchmarks/results/mine.jsonl, line {index + 1} is not a result")
     assert "\n" not in str(caught.value)
 
 

@@ -59,8 +59,8 @@ def _notes(tables: list[Table]) -> Iterable[str]:
     keys = dict.fromkeys(
         key
         for table in tables
-        for place, key in enumerate(table.columns.values())
-        if sum(table.recipe(row, place) is not None for row in table.rows) and len(_made(table)) > 1
+        for column, key in enumerate(table.columns.values())
+        if sum(table.recipe(row, column) is not None for row in table.rows) and len(_made(table)) > 1
     )
     columns = f"COLUMN: {', '.join(f'`{key}`' for key in keys)}." if keys else ""
     if note := " ".join(filter(None, (tables[0].note, columns))):
@@ -85,8 +85,8 @@ def _numbers(table: Table, row: Row) -> list[str]:
 def _recipes(row: Row, tables: list[Table]) -> str:
     """The names of a row's recipes, those of all columns in one where they differ in the column alone."""
     own = [(table, line) for table in tables for line in table.rows if line.label == row.label]
-    made = [table.recipe(line, place) for table, line in own for place in range(len(table.columns))]
-    names = [one.name for one in made if one is not None]
+    every = [table.recipe(line, column) for table, line in own for column in range(len(table.columns))]
+    names = [one.name for one in every if one is not None]
     if len(names) < 2:
         return f"`{names[0]}`" if names else f"none: {row.why}"
     return f"`{tables[0].name}/COLUMN-{row.key}`"

@@ -155,70 +155,70 @@ LADDER = "extend = true" + GRID.replace("[0]", "[0, 100]").replace("= 20 }", "= 
 
 
 def test_workers_search_and_extend_to_the_same_results(tmp_path):
-    alone, place = Place(tmp_path / "alone", LADDER), Place(tmp_path / "shared", LADDER)
+    alone, directory = Place(tmp_path / "alone", LADDER), Place(tmp_path / "shared", LADDER)
     outcome = alone.bench()
     # Each cell: 1e-5 to 1e-2 on the first rung, two of them on the second.
     assert outcome.total == outcome.done == 2 + 2 * (4 * 2 + 2 * 2 + 2)
     assert {one["point"]["lr"] for one in alone.lines if one["phase"] == "final"} == {1e-3}
     ends: list[Outcome] = []
-    others = [threading.Thread(target=lambda: ends.append(place.bench(workers=2))) for _ in range(2)]
+    others = [threading.Thread(target=lambda: ends.append(directory.bench(workers=2))) for _ in range(2)]
     for other in others:
         other.start()
     for other in others:
         other.join(60)
     assert ends == [outcome] * 2
-    assert place.table() == alone.table()
-    assert len(place.started) == len(set(place.started)) == outcome.total
+    assert directory.table() == alone.table()
+    assert len(directory.started) == len(set(directory.started)) == outcome.total
 
 
 def test_an_extended_search_is_resumed_reused_and_grows_in_place(tmp_path):
-    place = Place(tmp_path / "a", LADDER)
-    total = place.bench().total
-    started = place.started
-    assert place.bench().total == total
-    assert place.started == started
+    directory = Place(tmp_path / "a", LADDER)
+    total = directory.bench().total
+    started = directory.started
+    assert directory.bench().total == total
+    assert directory.started == started
     other = Place(tmp_path / "b", LADDER)
-    assert other.bench(known=[place.out / results.RESULTS]).total == total
+    assert other.bench(known=[directory.out / results.RESULTS]).total == total
     assert other.started == []
     # With 1e-2 and 2e-3 in the file the axis has another ratio, so that what it added is none of the new grid's.
-    place.grid.write_text(LADDER.replace("1e-5, 1e-4", "1e-5, 1e-4, 2e-3"))
-    grown = place.bench()
+    directory.grid.write_text(LADDER.replace("1e-5, 1e-4", "1e-5, 1e-4, 2e-3"))
+    grown = directory.bench()
     assert grown.failed == 0
-    assert {one["id"] for one in place.lines} == {path.stem for path in (place.out / "requests").iterdir()}
-    place.grid.write_text(LADDER.replace("evaluations = 2", "evaluations = 1"))
+    assert {one["id"] for one in directory.lines} == {path.stem for path in (directory.out / "requests").iterdir()}
+    directory.grid.write_text(LADDER.replace("evaluations = 2", "evaluations = 1"))
     with pytest.raises(BadInput, match="holds another grid"):
-        place.bench()
+        directory.bench()
 
 
 def test_a_dry_run_says_what_the_search_costs(tmp_path):
-    place = Place(tmp_path, GRID.replace("= 20 }", "= 80, search = 20 }"))
-    place.bench()
-    place.said.clear()
-    place.bench(dry_run=True)
-    assert "forwards of the search: 120, of the final runs: 320" in place.said
-    place = Place(tmp_path / "dear", GRID.replace("[0]", "[0, 100, 200]"))
-    place.bench()
-    place.said.clear()
-    place.bench(dry_run=True)
-    (sentence,) = (one for one in place.said if one.startswith("forwards of"))
+    directory = Place(tmp_path, GRID.replace("= 20 }", "= 80, search = 20 }"))
+    directory.bench()
+    directory.said.clear()
+    directory.bench(dry_run=True)
+    assert "forwards of the search: 120, of the final runs: 320" in directory.said
+    directory = Place(tmp_path / "dear", GRID.replace("[0]", "[0, 100, 200]"))
+    directory.bench()
+    directory.said.clear()
+    directory.bench(dry_run=True)
+    (sentence,) = (one for one in directory.said if one.startswith("forwards of"))
     assert sentence.startswith("forwards of the search: 360, of the final runs: 80: the search costs more")
 
 
 def test_a_best_value_at_the_edge_after_the_limit_is_told(tmp_path):
-    place = Place(tmp_path, "extend = 1" + GRID.replace("1e-4, 1e-3, 1e-2", "1e-6, 1e-5").replace(', "lozo"', ""))
-    place.bench()
+    directory = Place(tmp_path, "extend = 1" + GRID.replace("1e-4, 1e-3, 1e-2", "1e-6, 1e-5").replace(', "lozo"', ""))
+    directory.bench()
     sentence = "mezo/full/sst2/tiny-llama: the best lr, 0.0001, is the highest tried after 1 added value"
-    assert place.said.count(sentence) == 1
-    place.bench(dry_run=True)
-    assert place.said.count(sentence) == 2
+    assert directory.said.count(sentence) == 1
+    directory.bench(dry_run=True)
+    assert directory.said.count(sentence) == 2
 
 
 def test_a_directory_from_before_the_key_was_a_list_goes_on(tmp_path):
-    place = Place(tmp_path)
-    total = place.bench().total
-    copy = place.out / "grid.toml"
+    directory = Place(tmp_path)
+    total = directory.bench().total
+    copy = directory.out / "grid.toml"
     copy.write_text(copy.read_text().replace("search_seeds = [0]", "search_seed = 0"))
-    started = place.started
-    assert place.bench().total == total
-    assert place.started == started
+    started = directory.started
+    assert directory.bench().total == total
+    assert directory.started == started
     assert grid_file.parse(copy).search_seeds == (0,)

@@ -150,9 +150,9 @@ def test_a_best_point_on_an_edge_is_marked(tmp_path, axis, values, best, edge):
     choice = choose(load(bench.folder), Cell(MODEL, "sst2", "full", "mezo"))
     assert choice.point == {axis: best}
     assert choice.edges == ({axis: edge} if edge else {})
-    (found,) = named(bench.folder, "hyper-parameters").rows
-    assert found[1].warn == bool(edge)
-    assert (edge or "tried") in found[1].text or not edge
+    (row,) = named(bench.folder, "hyper-parameters").rows
+    assert row[1].warn == bool(edge)
+    assert (edge or "tried") in row[1].text or not edge
 
 
 def test_without_finals_the_grid_says_what_selects(tmp_path):

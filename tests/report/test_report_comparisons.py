@@ -46,11 +46,12 @@ def study(tmp_path, levels, *, tasks=("sst2", "mr", "cr"), schemes=("full",), se
 def test_two_methods_alone_have_the_paired_t_interval():
     a, b = [0.80, 0.85, 0.83], [0.78, 0.80, 0.74]
     spreads = residual_variances({"a": a, "b": b})
-    made = interval(a, b, (spreads["a"], spreads["b"]))
+    computed = interval(a, b, (spreads["a"], spreads["b"]))
     differences = [x - y for x, y in zip(a, b, strict=True)]
     low, high = stats.t.interval(0.95, 2, statistics.fmean(differences), stats.sem(differences))
-    assert (made.difference, made.low, made.high) == pytest.approx((statistics.fmean(differences), low, high))
-    assert made.pairs == "seeds"
+    expected = (statistics.fmean(differences), low, high)
+    assert (computed.difference, computed.low, computed.high) == pytest.approx(expected)
+    assert computed.pairs == "seeds"
 
 
 def test_a_seed_that_helps_all_alike_is_no_noise():
@@ -80,8 +81,8 @@ def test_intervals_hold_in_nineteen_of_twenty_studies(unequal):
         values = {m: [draw.gauss(0, size) for _ in range(3)] for m, size in enumerate(sizes)}
         spreads = moderated(residual_variances(values))
         for m in range(0, 12, 2):
-            made = interval(values[m], values[m + 1], (spreads[m], spreads[m + 1]))
-            held, every = held + (made.low <= 0 <= made.high), every + 1
+            computed = interval(values[m], values[m + 1], (spreads[m], spreads[m + 1]))
+            held, every = held + (computed.low <= 0 <= computed.high), every + 1
     assert 0.91 < held / every < 0.98
 
 
