@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -214,6 +215,25 @@ def test_another_service_is_no_cluster(monkeypatch, answer):
         thread.join()
 
 
+def test_the_answer_of_a_cluster_may_come_in_parts(monkeypatch):
+    monkeypatch.delenv("RAY_USE_TLS", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            connection, _ = server.accept()
+            with connection:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for part in (b"\0\0", b"\0\4\0", b"\0\0\0\0"):
+                    connection.sendall(part)
+                    time.sleep(0.1)
+                connection.recv(100)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        ray_cluster._check_there(f"127.0.0.1:{server.getsockname()[1]}")
+        thread.join()
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # nodes that cannot make a run
 
@@ -243,7 +263,7 @@ def test_versions_and_sources_of_nodes_must_be_ours():
 def test_a_run_that_fits_on_no_node_is_refused(need, sentence):
     cluster = object.__new__(ray_cluster.Cluster)
     nodes = [{"Resources": {"CPU": 2.0, "memory": 1e9}}, {"Resources": {"CPU": 1.0, "memory": 4e9}}]
-    cluster._check_needs({"cell b": Need(1, memory=10**9)}, nodes)
+    cluster._check_needs([("cell b", Need(1, memory=10**9))], nodes)
     with pytest.raises(BadInput) as error:
-        cluster._check_needs({"cell a": need}, nodes)
+        cluster._check_needs([("cell a", need)], nodes)
     assert str(error.value).startswith(sentence)

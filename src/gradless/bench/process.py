@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -19,9 +18,9 @@ from gradless.bench.executor import Ended
 from gradless.bench.forkserver import SUPPORTED, ForkedRun, ForkServer, ServerLost
 from gradless.bench.grid import ZERO_SHOT, Request
 from gradless.system import children
+from gradless.system.atomic import FULL
 
 Command = Callable[[Request, Path], list[str]]
-FULL: Final = re.compile(r"cannot write|No space left on device|Disk quota exceeded")
 GRADLESS: Final = (*children.PYTHON, "-m", "gradless")
 TAIL: Final = 4000  # characters of what a failed process said last
 PATIENCE: Final = 30.0  # seconds that a process has to stop by itself

@@ -32,6 +32,8 @@ MOST: Final = 200
 """Runs that are handed to a cluster at once, each with a lock that is open here."""
 RUNTIME: Final = 400 * 10**6
 """Bytes of Python, torch and transformers, which a plan leaves out."""
+ON_GPU: Final = 2 * 10**9
+"""Bytes of a node's memory for a run on a GPU, which has its weights there: Python, libraries and CUDA's context."""
 PLANNED: Final = ("model", "method", "scheme", "dtype", "compute_dtype", "device", "quantise", "offload", "rank")
 PROCESS: Final = ("process.json", "failed.json", "reused.json")
 """What this machine writes of a run."""
@@ -53,12 +55,13 @@ def joined(address: str, requests: Sequence[Request], threads: int | None) -> It
             cannot be sent.
     """
     ray_cluster.check_form(address)
-    shipment, needs = Shipment(), needed(requests, ray_work.cpus(threads))
+    shipment = Shipment()
     there = {one.id: shipped_config.shipped(one.config.to_json(), shipment) for one in requests}
     modules = dict.fromkeys(name for one in requests for name in shipped_config.modules(one.config.to_json()))
-    names = {f"cell {cell_name(one.cell)}": needs[one.id] for one in requests}
     with ray_cluster.joined(address) as cluster:
-        line = cluster.check(names, [*modules], shipment)
+        needs = needed(requests, ray_work.cpus(threads), has_gpu=cluster.has_gpu())
+        named = dict.fromkeys((f"cell {cell_name(one.cell)}", needs[one.id]) for one in requests)
+        line = cluster.check(named, [*modules], shipment)
         yield RayNodes(cluster, shipment, needs, there), line
 
 
@@ -148,7 +151,7 @@ class RayRuns:
 
     def ended(self, seconds: float) -> list[Ended]:
         """Wait for tasks, and write what they return."""
-        outcomes = self._nodes.cluster.ended(seconds)
+        outcomes = ray_work.ended(self._nodes.cluster, seconds)
         runs = [(*self._runs.pop(work.name), work, outcome) for work, outcome in outcomes]
         lost = [outcome.lost for *_, outcome in runs if outcome.lost]
         self._losses |= {one.id: self._losses.get(one.id, 0) + 1 for one, *_, outcome in runs if outcome.lost}
@@ -168,12 +171,12 @@ class RayRuns:
         folder = results.run_folder(self._out, request.id)
         if outcome.lost:
             if self._losses[request.id] >= ray_work.LIVES:
-                reason = f"{outcome.lost}, {ray_work.LIVES} times (out of memory?)"
-                results.failed(folder, reason, 1, "")
+                results.failed(folder, ray_work.failure(outcome), 1, "")
             return ""
         results.began(folder, self._nodes.needs[request.id].cpus)
         ray_work.write(folder, work, outcome, self._nodes.shipment)
-        stop = process.recorded(request, self._out, outcome.code, outcome.stderr, outcome.seconds)
+        stderr = ray_work.stderr(folder, work, outcome, self._nodes.shipment)
+        stop = process.recorded(request, self._out, outcome.code, stderr, outcome.seconds)
         return f"{stop} on {outcome.host}" if stop else ""
 
 
@@ -182,18 +185,26 @@ def _below(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def needed(requests: Iterable[Request], cpus: int) -> dict[str, Need]:
+def needed(requests: Iterable[Request], cpus: int, *, has_gpu: bool) -> dict[str, Need]:
     """Return what each run needs, by its id.
+
+    Args:
+        requests: the runs.
+        cpus: of each.
+        has_gpu: whether a node has a GPU, on which runs with the device auto are then made.
 
     Cost: a second for each way of using a model (`gradless.cost.plan`).
     """
     known: dict[tuple[PlanSettings, bool], int] = {}
     needs = {}
     for one in requests:
+        if ray_work.on_gpu(one.config.device, has_gpu=has_gpu):
+            needs[one.id] = Need(cpus, 1, ON_GPU)
+            continue
         settings, tunes = planned(one.config), one.phase != ZERO_SHOT
         if (settings, tunes) not in known:
             known[settings, tunes] = _memory(settings, tunes=tunes)
-        needs[one.id] = Need(cpus, int(one.config.device.startswith(("cuda", "auto"))), known[settings, tunes])
+        needs[one.id] = Need(cpus, memory=known[settings, tunes])
     return needs
 
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 NEW: Final = ".new"  # ends the name of a file that is being written
+FULL: Final = re.compile(r"cannot write|No space left on device|Disk quota exceeded")
+"""Matches the error of a run that its disk refuses."""
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -34,6 +34,7 @@ CANCELLING: Final = 10.0
 LOOKING: Final = 10.0  # seconds between two looks at which nodes are left
 SETTINGS: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 """How a client begins to talk to a service of Ray; the answer is a frame of the type 4, too."""
+FRAME: Final = 9  # bytes of the head of a frame
 QUIET: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # as later releases do; else this one warns
@@ -73,8 +74,9 @@ class Outcome(NamedTuple):
     """How a task ended."""
 
     lost: str = ""
-    """Why its node or worker is lost; all else is then empty."""
+    """Why its node or worker is lost, or its node did not bring a process to an end; there are then no files."""
     host: str = ""
+    """Name of its node; of a lost one only where that is known."""
     root: str = ""
     code: int = 0
     stderr: str = ""
@@ -103,7 +105,8 @@ def joined(address: str, cpus: int | None = None) -> Iterator[Cluster]:
         cpus: of a cluster of this machine alone; None: all.
 
     Raises:
-        BadInput: as `check_form`; the cluster is not there; its Python or Ray are of other versions.
+        BadInput: as `check_form`; the cluster is not there; its Python or Ray are of other versions; this program has
+            joined another.
     """
     check_form(address)
     for name, value in QUIET.items():
@@ -120,13 +123,40 @@ def joined(address: str, cpus: int | None = None) -> Iterator[Cluster]:
         import ray
 
         if ray.is_initialized():  # of a program that uses it
+            _check_joined(address)
             yield Cluster()
             return
+        if address == HERE and os.environ[LOOPBACK] == "0":
+            _read_loopback(restored)
         _init(address, how)
     try:
         yield Cluster()
     finally:
         ray.shutdown()
+
+
+def _check_joined(address: str) -> None:
+    """Refuse a cluster beside the one that this program has joined."""
+    import ray
+
+    joined_address = getattr(ray.get_runtime_context(), "gcs_address", "")  # which a client of a cluster does not know
+    if address not in (RUNNING, joined_address):
+        raise BadInput(
+            f"this program has joined {f'the Ray cluster {joined_address}' if joined_address else 'a Ray cluster'} "
+            f"already, and cannot join {address}: give auto for that one, or call ray.shutdown() before"
+        )
+
+
+def _read_loopback(restored: contextlib.ExitStack) -> None:
+    """Let Ray know the variable `LOOPBACK`, which it reads as it is imported: the program may have imported it before.
+
+    ``_node_ip_address="127.0.0.1"`` does not do: Ray puts the address of the network in its stead.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from ray._private import ray_constants
+
+        restored.callback(setattr, ray_constants, "ENABLE_RAY_CLUSTER", ray_constants.ENABLE_RAY_CLUSTER)
+        ray_constants.ENABLE_RAY_CLUSTER = False
 
 
 def _init(address: str, how: dict[str, Any]) -> None:
@@ -159,7 +189,9 @@ def _check_there(address: str) -> None:
             if os.environ.get("RAY_USE_TLS") in (None, "0"):
                 connection.settimeout(CONNECTING)
                 connection.sendall(SETTINGS)
-                if connection.recv(9)[3:4] != b"\x04":
+                with connection.makefile("rb") as answer:
+                    frame = answer.read(FRAME)  # which may come in parts
+                if frame[3:4] != b"\x04":
                     problem = "another service listens there"
     except (OSError, OverflowError, ValueError) as error:
         problem = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
@@ -186,11 +218,15 @@ class Cluster:
         """Return the nodes that are alive, as Ray describes them."""
         return [node for node in self._ray.nodes() if node["Alive"]]
 
-    def check(self, needs: Mapping[str, Need], modules: Sequence[str], shipment: Shipment) -> str:
+    def has_gpu(self) -> bool:
+        """Return whether a node has a GPU."""
+        return any(node["Resources"].get("GPU", 0) >= 1 for node in self.nodes())
+
+    def check(self, needs: Iterable[tuple[str, Need]], modules: Sequence[str], shipment: Shipment) -> str:
         """Ask every node what it is; returns a line about the cluster.
 
         Args:
-            needs: of runs, by name.
+            needs: of runs, each with its name in an error.
             modules: that the nodes have to have, beside gradless.
             shipment: what is too large in it has to lie on every node.
 
@@ -231,9 +267,9 @@ class Cluster:
                 raise BadInput(f"{tasks[task]} cannot run a task ({_reason(error)}): remove the node") from None
         return answers
 
-    def _check_needs(self, needs: Mapping[str, Need], nodes: Sequence[dict[str, Any]]) -> None:
+    def _check_needs(self, needs: Iterable[tuple[str, Need]], nodes: Sequence[dict[str, Any]]) -> None:
         resources = [node["Resources"] for node in nodes]
-        for name, need in needs.items():
+        for name, need in needs:
             short = [need.lacking(there) for there in resources]
             if not all(short):
                 continue
@@ -249,16 +285,21 @@ class Cluster:
         return len(self._tasks)
 
     def start(self, work: Work, shipment: Shipment) -> None:
-        """Start a task; what several tasks need is sent to the cluster once."""
-        sources = [
-            self._content(key, shipment) for key in shipment.used("\0".join([*work.texts.values(), *work.arguments]))
-        ]
-        task = {name: value for name, value in work._asdict().items() if name not in ("name", "need")}
-        task["sources"] = [names for names, _ in sources]
+        """Start a task; what several tasks need is sent to the cluster once.
+
+        Raises:
+            BadInput: the cluster is gone.
+            OSError: a file cannot be read.
+        """
         options = {"num_cpus": work.need.cpus, "num_gpus": work.need.gpus, "name": work.name}
         if work.need.memory:
             options["memory"] = work.need.memory
-        self._tasks[self._run.options(**options).remote(task, *(content for _, content in sources))] = work
+        keys = shipment.used("\0".join([*work.texts.values(), *work.arguments]))
+        task = {name: value for name, value in work._asdict().items() if name not in ("name", "need")}
+        with self._reached():
+            sources = [self._content(key, shipment) for key in keys]
+            task["sources"] = [names for names, _ in sources]
+            self._tasks[self._run.options(**options).remote(task, *(content for _, content in sources))] = work
 
     def _content(self, key: str, shipment: Shipment) -> tuple[list[tuple[str, str]], Any]:
         if key not in self._contents:
@@ -274,26 +315,40 @@ class Cluster:
         """
         if not self._tasks:
             return []
-        try:
+        with self._reached():
             done, _ = self._ray.wait([*self._tasks], num_returns=len(self._tasks), timeout=seconds)
             if not done and time.monotonic() - self._looked > LOOKING:
                 self._looked = time.monotonic()
                 resources = [node["Resources"] for node in self.nodes()]
                 if all(work.need.lacking(there) for work in self._tasks.values() for there in resources):
                     raise BadInput("no node is left on which a run fits: add one; the same command then continues")
+        return [(self._tasks.pop(task), self._outcome(task)) for task in done]
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Raise BadInput where the block finds the cluster gone."""
+        try:
+            yield
         except (self._ray.exceptions.RayError, ConnectionError, RuntimeError) as error:
             raise BadInput(f"the Ray cluster is gone ({_reason(error)}): the same command then continues") from None
-        return [(self._tasks.pop(task), self._outcome(task)) for task in done]
 
     def _outcome(self, task: Any) -> Outcome:
         failures = self._ray.exceptions
         try:
             return Outcome(**self._ray.get(task))
         except failures.RayTaskError as error:
-            reason = terminal.sentence(str(error.cause or error).strip().rpartition("\n")[2])
-            return Outcome(code=1, stderr=f"gradless: the node could not make the run ({reason})")
+            cause, host = error.cause or error, self._host(error.ip)
+            reason = terminal.sentence(str(cause).strip().rpartition("\n")[2]) or type(cause).__name__
+            return Outcome(lost=f"{host} could not make it ({reason})", host=host)
         except failures.RayError as error:
             return Outcome(lost=_reason(error))
+
+    def _host(self, address: str) -> str:
+        """Return the name of the node with an IP address; the address where the node is gone."""
+        with contextlib.suppress(Exception):  # of a cluster that is gone
+            names = {node["NodeManagerAddress"]: node["NodeManagerHostname"] for node in self._ray.nodes()}
+            return str(names.get(address, address))
+        return address
 
     def cancel(self) -> None:
         """End all tasks; what they have done is lost."""

@@ -48,7 +48,8 @@ class Simulations:
             reporter: where losses are told.
 
         Raises:
-            BadInput: what a simulation refuses, or one has lost `gradless.system.ray_work.LIVES` nodes.
+            BadInput: what a simulation refuses, or one was lost `gradless.system.ray_work.LIVES` times; runs that
+                ended at the same time are yielded before.
         """
         waiting, working, losses = list(jobs), dict[str, Job](), dict[str, int]()
         try:
@@ -57,19 +58,26 @@ class Simulations:
                     config, folder = job = waiting.pop(0)
                     self._start(config, folder)
                     working[config.id()] = job
-                outcomes = self._cluster.ended(1.0)
-                lost = [(work.name, outcome.lost) for work, outcome in outcomes if outcome.lost]
-                for name, reason in lost:
-                    losses[name] = losses.get(name, 0) + 1
-                    if losses[name] >= ray_work.LIVES:
-                        raise BadInput(f"{reason}, {losses[name]} times (out of memory?): add a larger node")
-                    waiting.append(working.pop(name))
+                lost, failures = list[str](), list[BadInput]()
+                for work, outcome in ray_work.ended(self._cluster, 1.0):
+                    config, folder = job = working.pop(work.name)
+                    if outcome.lost:
+                        lost.append(outcome.lost)
+                        losses[work.name] = losses.get(work.name, 0) + 1
+                        waiting.append(job)
+                        if losses[work.name] >= ray_work.LIVES:
+                            failures.append(BadInput(f"{ray_work.failure(outcome)}: mend its node or add one"))
+                        continue
+                    try:
+                        result = self._result(folder, work, outcome)
+                    except BadInput as error:
+                        failures.append(error)
+                        continue
+                    yield config, result
                 if lost:
-                    reporter.say(ray_work.lost([reason for _, reason in lost], sum(losses.values())))
-                for work, outcome in outcomes:
-                    if not outcome.lost:
-                        config, folder = working.pop(work.name)
-                        yield config, self._result(folder, work, outcome)
+                    reporter.say(ray_work.lost(lost, sum(losses.values())))
+                if failures:
+                    raise failures[0]
         finally:
             self._cluster.cancel()
 
@@ -90,7 +98,8 @@ class Simulations:
         self._cluster.start(work, self._shipment)
 
     def _result(self, folder: Path, work: Work, outcome: Outcome) -> dict[str, Any]:
-        lines = [line.strip() for line in outcome.stderr.splitlines() if line.strip()]
+        stderr = ray_work.stderr(folder, work, outcome, self._shipment)
+        lines = [line.strip() for line in stderr.splitlines() if line.strip()]
         if outcome.code:
             killed = f"a run was killed on {outcome.host} (out of memory?): finished runs are kept; add a larger node"
             raise BadInput(lines[-1].removeprefix("gradless: ") if lines and outcome.code > 0 else killed)
@@ -118,8 +127,9 @@ def joined(address: str, configs: Sequence[CollabConfig]) -> Iterator[tuple[Simu
     for one in values:
         shipped_config.shipped(one, shipment)
     modules = dict.fromkeys(name for one in values for name in shipped_config.modules(one))
-    gpus = int(any(config.device.startswith(("cuda", "auto")) for config in configs))
-    need = Need(ray_work.cpus(None), gpus)
     with ray_cluster.joined(address) as cluster:
-        line = cluster.check({"a run": need}, [*modules], shipment)
+        has_gpu = cluster.has_gpu()
+        gpus = int(any(ray_work.on_gpu(config.device, has_gpu=has_gpu) for config in configs))
+        need = Need(ray_work.cpus(None), gpus)
+        line = cluster.check([("a run", need)], [*modules], shipment)
         yield Simulations(cluster, shipment, need), line
