@@ -16,7 +16,7 @@ from gradless.collab.config import CollabConfig
 from gradless.collab.simulation import ray_runs as simulations
 from gradless.errors import BadInput
 from gradless.runs.config import TuneConfig
-from gradless.system import ray_cluster, ray_work
+from gradless.system import ray_address, ray_cluster, ray_work
 from gradless.system.ray_cluster import Cluster, Need, Outcome, Work
 from gradless.system.shipped import Shipment
 
@@ -139,7 +139,7 @@ def test_a_run_asks_for_a_gpu_where_there_is_one_and_then_for_little_memory(monk
 @pytest.mark.parametrize("largest", [0, 1])
 def test_the_largest_run_of_a_cell_is_checked(monkeypatch, largest):
     """Whichever of the runs of a searched batch size comes last."""
-    monkeypatch.setattr(ray_cluster, "check_form", lambda address: None)
+    monkeypatch.setattr(ray_address, "check_form", lambda address: None)
     monkeypatch.setattr(ray_runs, "_memory", lambda settings, tunes: settings.batch_size * 10**9)
     cluster = object.__new__(Cluster)
     nodes = [{"Alive": True, "Resources": {"CPU": 1.0, "memory": 8e9}}]
@@ -233,7 +233,7 @@ def test_another_cluster_than_that_of_the_program_is_refused(monkeypatch):
     ray = pytest.importorskip("ray", reason="the extra ray is not installed")
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(ray, "get_runtime_context", lambda: SimpleNamespace(gcs_address="10.0.0.1:6379"))
-    monkeypatch.setattr(ray_cluster, "_check_there", lambda address: None)
+    monkeypatch.setattr(ray_cluster, "check_there", lambda address: None)
     monkeypatch.setattr(ray_cluster, "Cluster", lambda: "joined")
     for address in ("auto", "10.0.0.1:6379"):
         with ray_cluster.joined(address) as cluster:

@@ -94,6 +94,7 @@ INSIDE = {
             "system.finished_runs",
             "system.ray_node",
             "system.shipped",
+            "system.ray_address",
             "system.ray_cluster",
             "system.ray_work",
         ),

@@ -14,7 +14,7 @@ import pytest
 
 from gradless.errors import BadInput
 from gradless.runs import shipped_config
-from gradless.system import ray_cluster, ray_node
+from gradless.system import ray_address, ray_cluster, ray_node
 from gradless.system.ray_cluster import Need
 from gradless.system.ray_node import ROOT
 from gradless.system.shipped import Shipment, refuse_missing
@@ -199,7 +199,7 @@ def test_a_cluster_that_is_not_there_is_known_at_once(monkeypatch, scheme):
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b""])
 def test_another_service_is_no_cluster(monkeypatch, answer):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
-    monkeypatch.setattr(ray_cluster, "CONNECTING", 0.5)
+    monkeypatch.setattr(ray_address, "CONNECTING", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def serve():
@@ -230,7 +230,7 @@ def test_the_answer_of_a_cluster_may_come_in_parts(monkeypatch):
 
         thread = threading.Thread(target=serve)
         thread.start()
-        ray_cluster._check_there(f"127.0.0.1:{server.getsockname()[1]}")
+        ray_address.check_there(f"127.0.0.1:{server.getsockname()[1]}")
         thread.join()
 
 

@@ -23,7 +23,7 @@ from gradless.errors import BadInput
 from gradless.forward.engines import AUTO, STREAM
 from gradless.runs import shipped_config
 from gradless.runs.config import TuneConfig
-from gradless.system import ray_cluster, ray_work
+from gradless.system import ray_address, ray_cluster, ray_work
 from gradless.system.ray_cluster import Cluster, Need, Outcome, Work
 from gradless.system.ray_node import ROOT
 from gradless.system.shipped import Shipment
@@ -46,7 +46,7 @@ def joined(address: str, requests: Sequence[Request], threads: int | None) -> It
     """Yield a cluster on which all of these runs can be made, and a line about it.
 
     Args:
-        address: see `gradless.system.ray_cluster.FORMS`.
+        address: see `gradless.system.ray_address.FORMS`.
         requests: all runs that may be asked for.
         threads: of each run; None: OMP_NUM_THREADS, or else one.
 
@@ -54,7 +54,7 @@ def joined(address: str, requests: Sequence[Request], threads: int | None) -> It
         BadInput: the cluster is not there, its nodes differ from this machine, a run fits on none of them, or a file
             cannot be sent.
     """
-    ray_cluster.check_form(address)
+    ray_address.check_form(address)
     shipment = Shipment()
     there = {one.id: shipped_config.shipped(one.config.to_json(), shipment) for one in requests}
     modules = dict.fromkeys(name for one in requests for name in shipped_config.modules(one.config.to_json()))

@@ -102,7 +102,7 @@ def bench(
         workers: runs at a time; None: one, or on a cluster as many as have room.
         dry_run: only tell what there is to do and what it is expected to take; nothing is written.
         threads: of each run; None leaves it to the environment.
-        on: a Ray cluster that makes the runs (`gradless.system.ray_cluster.FORMS`); None: processes here.
+        on: a Ray cluster that makes the runs (`gradless.system.ray_address.FORMS`); None: processes here.
         known: ``results.jsonl`` of other directories; runs that are finished there are not made again.
         reporter: where progress goes.
         cost: forwards of a step of a configuration; None: `gradless.runs.build.step_cost`.

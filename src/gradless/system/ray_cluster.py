@@ -8,11 +8,8 @@ and come back with its result. A task whose node or worker is lost is told to th
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import os
-import re
 import signal
-import socket
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -21,20 +18,12 @@ from typing import Any, Final, NamedTuple
 
 from gradless.errors import BadInput
 from gradless.system import ray_node, terminal
+from gradless.system.ray_address import HERE, RUNNING, check_form, check_joined, check_there
 from gradless.system.shipped import Shipment, refuse_missing
 
-HERE: Final = "ray"
-RUNNING: Final = "auto"
-CLIENT: Final = "ray://"
-FORMS: Final = "ray (a cluster of this machine alone), auto (the one that runs here), HOST:PORT or ray://HOST:PORT"
-ADDRESS: Final = re.compile(r"(?:ray://)?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\]):[0-9]{1,5}")
-CONNECTING: Final = 5.0  # seconds for the answer of a cluster
 PROBING: Final = 120.0  # seconds in which each node has to start a first task
 CANCELLING: Final = 10.0
 LOOKING: Final = 10.0  # seconds between two looks at which nodes are left
-SETTINGS: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""How a client begins to talk to a service of Ray; the answer is a frame of the type 4, too."""
-FRAME: Final = 9  # bytes of the head of a frame
 QUIET: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent anywhere
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # as later releases do; else this one warns
@@ -84,24 +73,12 @@ class Outcome(NamedTuple):
     files: Mapping[str, bytes] = MappingProxyType({})
 
 
-def check_form(address: str) -> None:
-    """Refuse what names no cluster.
-
-    Raises:
-        BadInput: another form, or Ray is not installed.
-    """
-    if address not in (HERE, RUNNING) and not ADDRESS.fullmatch(address):
-        raise BadInput(f"'{terminal.escaped(address)}' names no cluster: write {FORMS}")
-    if importlib.util.find_spec("ray") is None:
-        raise BadInput("'ray' is not installed: pip install 'gradless[ray]'")
-
-
 @contextlib.contextmanager
 def joined(address: str, cpus: int | None = None) -> Iterator[Cluster]:
     """Yield a cluster; one of this machine alone ends with the block.
 
     Args:
-        address: one of `FORMS`.
+        address: one of `gradless.system.ray_address.FORMS`.
         cpus: of a cluster of this machine alone; None: all.
 
     Raises:
@@ -119,11 +96,11 @@ def joined(address: str, cpus: int | None = None) -> Iterator[Cluster]:
                 os.environ[LOOPBACK] = "0"
                 restored.callback(os.environ.pop, LOOPBACK, None)
         elif address != RUNNING:
-            _check_there(address)
+            check_there(address)
         import ray
 
         if ray.is_initialized():  # of a program that uses it
-            _check_joined(address)
+            check_joined(address)
             yield Cluster()
             return
         if address == HERE and os.environ[LOOPBACK] == "0":
@@ -133,18 +110,6 @@ def joined(address: str, cpus: int | None = None) -> Iterator[Cluster]:
         yield Cluster()
     finally:
         ray.shutdown()
-
-
-def _check_joined(address: str) -> None:
-    """Refuse a cluster beside the one that this program has joined."""
-    import ray
-
-    joined_address = getattr(ray.get_runtime_context(), "gcs_address", "")  # which a client of a cluster does not know
-    if address not in (RUNNING, joined_address):
-        raise BadInput(
-            f"this program has joined {f'the Ray cluster {joined_address}' if joined_address else 'a Ray cluster'} "
-            f"already, and cannot join {address}: give auto for that one, or call ray.shutdown() before"
-        )
 
 
 def _read_loopback(restored: contextlib.ExitStack) -> None:
@@ -178,25 +143,6 @@ def _init(address: str, how: dict[str, Any]) -> None:
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, ending)  # which Ray takes for itself
-
-
-def _check_there(address: str) -> None:
-    """Refuse an address at which nothing listens, or something else than Ray: Ray itself would wait for minutes."""
-    host, _, port = address.removeprefix(CLIENT).rpartition(":")
-    problem = ""
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), CONNECTING) as connection:
-            if os.environ.get("RAY_USE_TLS") in (None, "0"):
-                connection.settimeout(CONNECTING)
-                connection.sendall(SETTINGS)
-                with connection.makefile("rb") as answer:
-                    frame = answer.read(FRAME)  # which may come in parts
-                if frame[3:4] != b"\x04":
-                    problem = "another service listens there"
-    except (OSError, OverflowError, ValueError) as error:
-        problem = (error.strerror if isinstance(error, OSError) else "") or str(error) or type(error).__name__
-    if problem:
-        raise BadInput(f"there is no Ray cluster at {address} ({problem}): start it, or correct --on")
 
 
 class Cluster:

@@ -13,7 +13,7 @@ from gradless.collab.simulation.simulate import finished_result
 from gradless.collab.simulation.workers import Job, Results
 from gradless.errors import BadInput
 from gradless.runs import shipped_config
-from gradless.system import ray_cluster, ray_work
+from gradless.system import ray_address, ray_cluster, ray_work
 from gradless.system.locks import LOCK
 from gradless.system.progress import Reporter
 from gradless.system.ray_cluster import Cluster, Need, Outcome, Work
@@ -121,7 +121,7 @@ def joined(address: str, configs: Sequence[CollabConfig]) -> Iterator[tuple[Simu
         BadInput: the cluster is not there, its nodes differ from this machine, a run fits on none of them, or a file
             cannot be sent.
     """
-    ray_cluster.check_form(address)
+    ray_address.check_form(address)
     shipment = Shipment()
     values = [config.to_json() for config in configs]
     for one in values:

@@ -85,7 +85,7 @@ def run_all(
         known: ``results.jsonl`` of other folders; runs that are finished there are not made again.
         given: settings that somebody named; one that no run reads is refused.
         workers: runs at a time, each a process; None: one, or on a cluster as many as have room.
-        on: a Ray cluster that makes the runs (`gradless.system.ray_cluster.FORMS`); None: processes here.
+        on: a Ray cluster that makes the runs (`gradless.system.ray_address.FORMS`); None: processes here.
         reporter: where progress goes.
 
     Raises:
