@@ -20,7 +20,12 @@ FULL: Final = {"scheme": "full", "eps": 1e-3}
 LORA: Final = {"scheme": "lora", "rank": 8, "alpha": 16.0}
 PREFIX: Final = {"scheme": "prefix", "num_prefix": 5}
 ZO_RATES: Final = [1e-6, 1e-7, 1e-5]
-ABLATIONS: Final = {"lr": ZO_RATES, "batch_size": [64, 16], "eps": [1e-3, 1e-5], "weight_decay": [0.0, 0.1]}
+ABLATIONS: Final[dict[str, list[Any]]] = {
+    "lr": ZO_RATES,
+    "batch_size": [64, 16],
+    "eps": [1e-3, 1e-5],
+    "weight_decay": [0.0, 0.1],
+}
 """What tables 5, 6, 9 and 10 search."""
 FINE_TUNED: Final[dict[str, tuple[dict[str, Any], list[Any], list[Any]]]] = {
     "full": ({"scheme": "full"}, [1e-5, 3e-5, 5e-5], [8, 16, 32]),
