@@ -19,11 +19,18 @@ WEIGHTS = {
     "opt-1.3b": 1_315_758_080,
     "opt-6.7b": 6_658_473_984,
     "opt-13b": 12_853_473_280,
+    "opt-2.7b": 2_651_596_800,
+    "opt-30b": 29_974_540_288,
+    "opt-66b": 65_719_701_504,
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
     "llama-3.2-1b": 1_235_814_400,
     "llama-3.1-8b": 8_030_261_248,
+    "mistral-7b": 7_241_732_096,
     "qwen3-0.6b": 596_049_920,
     "roberta-large": 355_412_057,
 }
+UNTIED = ("llama-2-7b", "llama-2-13b", "llama-3.1-8b", "mistral-7b")  # whose output layer is no embedding
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -89,7 +96,7 @@ def test_shapes_have_the_published_sizes(name):
     model = shapes.load(name, device="meta")
     assert model.num_parameters == WEIGHTS[name]
     assert model.dtype == torch.bfloat16
-    assert (model.head.weight is model.model.get_input_embeddings().weight) == (name != "llama-3.1-8b")
+    assert (model.head.weight is model.model.get_input_embeddings().weight) == (name not in UNTIED)
     assert set(WEIGHTS) == set(shapes.SHAPES)
 
 

@@ -18,7 +18,11 @@ from gradless.system import children, locks
 
 SOURCE = Path(gradless.__file__).parent
 # Where the interpreter is only named in a sentence.
-NAMED = {"lm/assets.py": "run '{sys.executable} -m ensurepip'", "cli/diagnosis.py": "({sys.executable})"}
+NAMED = {
+    "lm/assets.py": "run '{sys.executable} -m ensurepip'",
+    "cli/diagnosis.py": "({sys.executable})",
+    "system/ray_node.py": '[sys.executable, "-P", "-c"',  # is sent to where it can import nothing else of gradless
+}
 
 
 @pytest.fixture
