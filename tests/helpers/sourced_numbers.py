@@ -42,7 +42,6 @@ ALLOWED = {
     "docs/how-to/memory.md: gradless: models/llama-8b needs at least": "what a command prints, computed from headers",
     "docs/how-to/reward.md: is that of training; 0 is greedy": "a default",
     "docs/how-to/reward.md: `--pass-reward` (1.0)": "a default, and the level of intervals",
-    "docs/how-to/reward.md: temperature 1, eps 0.006": "settings",
     "docs/how-to/rewards.md: 0.1 for any other expression": "a reward by definition",
     "docs/how-to/robust-groups.md: with momentum (the recipe's 0.99)": "a setting",
     "docs/how-to/robust-groups.md: of what a fine grid finds": "bounds that test_line_search.py asserts",
