@@ -44,6 +44,15 @@ def test_accuracy_says_fewer_seeds_and_diverged_finals(tmp_path):
     assert row(table, "zero-shot") == [NOTHING]
 
 
+def test_the_untouched_model_alone_is_the_best_of_nothing(tmp_path):
+    bench = Bench(tmp_path / "b")
+    bench.run("zero-shot", {**cell(), "method": "zero-shot", "scheme": "none"}, {}, 1, zero_shot={"accuracy": 0.5})
+    bench.run("search", cell(), {}, 0)
+    table = named(bench.folder, "accuracy")
+    assert row(table, "zero-shot")[0].startswith("0.500")
+    assert not table.rows[0][1].best
+
+
 @pytest.mark.parametrize(
     ("phase", "ends", "text"),
     [

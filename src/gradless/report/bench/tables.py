@@ -123,7 +123,8 @@ def accuracy(study: Study, section: Section) -> Table:
                 record = {**cell_record(cell), "metric": metric, **score_record(mean)}
                 record |= {"final_diverged": ends[DIVERGED], "final_failed": ends[FAILED]}
                 records.append({**record, "outcome": "done" if mean else texts[-1].strip(NOTHING)})
-        columns.append(marked(texts, means, zo))
+        alone = not any(means[len(chats) :])  # the untouched model, which is then the best of nothing
+        columns.append(marked(texts, [None] * len(means) if alone else means, zo))
     names = ["zero-shot" if chat is None else f"zero-shot (chat {show(chat)})" for chat in chats]
     names += (Cell("", "", "", method, extras=extras).label for method, extras in methods)
     rows = tuple((Item(name), *items) for name, *items in zip(names, *columns, strict=True)) if groups else ()
