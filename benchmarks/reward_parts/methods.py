@@ -25,10 +25,6 @@ LORA: Final = {
 }
 
 
-EPS: Final = 0.006
-"""How far members are from the weights: where log-probabilities of an answer differ by half a nat between them."""
-
-
 class Clock(transformers.TrainerCallback):
     """Ends a run when its process has used so many CPU seconds; keeps mean rewards by step."""
 
@@ -87,7 +83,7 @@ def population(
     lm: LanguageModel, problem: Problem, seed: int, value: float, rows: Rows, clock: Clock, work: Path
 ) -> Any:
     """Evolution strategies; ``value``: learning rate."""
-    options = {"eps": EPS, "queries": problem.members // 2, "rank": 1, "engine": "dual"}
+    options = {"eps": problem.eps, "queries": problem.members // 2, "rank": 1, "engine": "dual"}
     return ZORewardTrainer(
         lm.model,
         problem.reward,

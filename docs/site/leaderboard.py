@@ -26,7 +26,6 @@ from gradless.runs.config import DEFAULTS, TuneConfig
 from gradless.runs.record import DONE
 
 GRIDS = RESULTS.parent / "grids"
-FORGE = "../../benchmarks"
 ROWS = ("num_train", "num_dev", "num_test", "k_shot", "max_length")
 """Settings that say which rows a run sees."""
 UNKNOWN = "unknown budget"
@@ -245,9 +244,9 @@ def section(board: Board) -> str:
     for entry in sorted(board.entries, key=lambda entry: _order(entry, tasks)):
         cells = [_result(entry, task, best[task]) for task in tasks]
         seconds = "-" if entry.seconds is None else f"{'' if entry.timed else '~'}{entry.seconds:.2f}"
-        grid = f"[grid]({FORGE}/{entry.grid})" if entry.grid else "-"
+        grid = f"`{entry.grid}`" if entry.grid else "-"
         numbers = [_number(entry.forwards, "{:,.0f}"), seconds, _number(entry.memory, "{:.2f}")]
-        file = f"[{entry.file}]({FORGE}/results/{entry.file})"
+        file = f"`{entry.file}`"
         rows.append([f"`{entry.label}`", entry.scheme, *cells, *numbers, grid, entry.versions, file])
     plain = "" if board.aligned else ", plain templates"
     title = f"### {board.model}{plain}, {board.budget}"
