@@ -22,8 +22,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-METHODS: Final[dict[str, tuple[float, ...]]] = {"es": (0.024,), "grpo": (1e-3, 3e-4, 1e-4)}
-"""Methods, and the learning rates that are searched; one alone is not."""
+METHODS: Final = ("es", "grpo")
+GRPO_RATES: Final = (1e-3, 3e-4, 1e-4)
+ES_RATES: Final = {"sums": (0.024,), "squad": (0.002,), "countdown": (0.024,)}
+"""Learning rates that are searched; one alone is not."""
 FACTOR: Final = 10**0.5
 """How far a search goes on beyond its best value."""
 SEEDS: Final = (1, 2, 3)
@@ -55,21 +57,25 @@ def main() -> None:
 
 def missing(task: str, methods: list[str], lines: list[Line]) -> Iterator[tuple[str, int, float]]:
     """Yield the runs of a task that have no line yet, in an order in which every prefix is of use."""
-    for number in range(max(len(METHODS[method]) for method in methods)):
+    for number in range(max(len(rates(task, method)) for method in methods)):
         for method in methods:
-            if number >= len(METHODS[method]) or perfect(searched(lines, task, method)):
+            if number >= len(rates(task, method)) or perfect(searched(lines, task, method)):
                 continue
-            value = METHODS[method][number]
+            value = rates(task, method)[number]
             if line_of(lines, task, method, SEEDS[0], value) is None:
                 yield method, SEEDS[0], value
     for method in methods:
-        while (value := beyond(searched(lines, task, method), method)) is not None:
+        while (value := beyond(searched(lines, task, method), rates(task, method))) is not None:
             yield method, SEEDS[0], value
     for seed in SEEDS[1:]:
         for method in methods:
             value = best(searched(lines, task, method))
             if line_of(lines, task, method, seed, value) is None:
                 yield method, seed, value
+
+
+def rates(task: str, method: str) -> tuple[float, ...]:
+    return ES_RATES[task] if method == "es" else GRPO_RATES
 
 
 def searched(lines: list[Line], task: str, method: str) -> dict[float, float]:
@@ -92,13 +98,13 @@ def perfect(values: dict[float, float]) -> bool:
     return max(values.values(), default=0.0) >= 1.0
 
 
-def beyond(values: dict[float, float], method: str) -> float | None:
+def beyond(values: dict[float, float], given: tuple[float, ...]) -> float | None:
     """The next value where the best one is at an end of those that were tried."""
     top = best(values)
     if (
         perfect(values)
         or len(values) == 1
-        or len(values) >= len(METHODS[method]) + BEYOND
+        or len(values) >= len(given) + BEYOND
         or top not in (min(values), max(values))
     ):
         return None

@@ -34,7 +34,6 @@ class Problem(NamedTuple):
     members: int
     steps: int
     eps: float  # how far members are from the weights: where their answers differ and are not nonsense yet
-    rate: float  # of evolution strategies
 
 
 def graded(completions: Sequence[str], **columns: Any) -> list[float]:
@@ -87,13 +86,9 @@ def solves(completions: Sequence[str], **columns: Any) -> list[float | None]:
 
 
 PROBLEMS: Final = {
-    "sums": Problem("smollm2-135m", sums, graded, 1.0, 16, (), prompts=8, members=8, steps=60, eps=0.006, rate=0.024),
-    "squad": Problem(
-        "gemma-3-270m", squad, token_f1, 1.0, 12, ("\n",), prompts=4, members=8, steps=40, eps=0.001, rate=0.002
-    ),
-    "countdown": Problem(
-        "smollm2-135m", countdown, solves, 1.0, 32, (), prompts=8, members=8, steps=60, eps=0.006, rate=0.024
-    ),
+    "sums": Problem("smollm2-135m", sums, graded, 1.0, 16, (), prompts=8, members=8, steps=60, eps=0.006),
+    "squad": Problem("gemma-3-270m", squad, token_f1, 1.0, 12, ("\n",), prompts=4, members=8, steps=40, eps=0.001),
+    "countdown": Problem("smollm2-135m", countdown, solves, 1.0, 32, (), prompts=8, members=8, steps=60, eps=0.006),
 }
 HELD_OUT: Final = {"dev": 32, "test": 128}
 
