@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -45,8 +46,8 @@ def publish(folder: Path, name: str, pictures: dict[str, str]) -> list[Path]:
             parts[ending] = (folder / file).read_text()
     written = []
     for ending, text in parts.items():
-        for place in (ROOT / "benchmarks" / "grids", folder.resolve().parent):
-            text = text.replace(f"{place}/", "")
+        text = re.sub(r'(?<=")/[^"\n]*/benchmarks/grids/', "", text)  # of any checkout
+        text = text.replace(f"{folder.resolve().parent}/", "")
         written.append(RESULTS / (name + ending))
         written[-1].write_text(text)
     for figure, picture in pictures.items():

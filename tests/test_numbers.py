@@ -78,3 +78,11 @@ def test_an_exception_holds_for_its_paragraph_alone():
 
 def test_a_star_stands_for_files_that_are_there():
     assert files_named("`cpu-step-*.json` and `nothing-*.json`", FILES) == set(FILES[1:])
+
+
+def test_no_result_file_holds_a_path_of_the_machine_that_made_it():
+    """Data of published settings lie beside their grid."""
+    absolute = re.compile(r'^(?:data|model|train|dev|test) = "/.*$', re.M)
+    files = [*(ROOT / "benchmarks" / "results").glob("*.toml"), *(ROOT / "benchmarks" / "grids").glob("*.toml")]
+    assert files
+    assert {path.name: lines for path in files if (lines := absolute.findall(path.read_text()))} == {}

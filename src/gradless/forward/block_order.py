@@ -127,12 +127,12 @@ def _placed_units(names: Sequence[str], model: nn.Module | None) -> list[tuple[b
     missing = [name for name in names if name not in known]
     if missing:
         raise BadInput(f"the model has no parameter '{missing[0]}': take names from model.named_parameters()")
-    order = {name: (place, index) for index, (name, place) in enumerate(known.items())}
+    order = {name: (block, index) for index, (name, block) in enumerate(known.items())}
     grouped: dict[tuple[int, str], list[str]] = {}
     for name in sorted(names, key=order.__getitem__):
-        place = known[name]
-        grouped.setdefault((place, "" if 0 <= place < count else name.rpartition(".")[0]), []).append(name)
-    return [(place == count, tuple(unit)) for (place, _), unit in grouped.items()]
+        block = known[name]
+        grouped.setdefault((block, "" if 0 <= block < count else name.rpartition(".")[0]), []).append(name)
+    return [(block == count, tuple(unit)) for (block, _), unit in grouped.items()]
 
 
 def _registered(names: Sequence[str]) -> dict[str, int]:

@@ -84,12 +84,12 @@ def _built_in_function(source: Source) -> RewardFunction:
     if not row.argument:
         return row.reward
     try:
-        made: RewardFunction = row.reward(source.text)
+        function: RewardFunction = row.reward(source.text)
     except ModuleNotFoundError as error:
         raise BadInput(f"{source.title} needs '{error.name}': pip install 'gradless[rewards]'") from None
     except BadInput as error:
         raise BadInput(f"{source.title} cannot be used: {error}") from None
-    return made
+    return function
 
 
 @functools.cache
