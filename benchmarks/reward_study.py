@@ -1,6 +1,6 @@
 """Training on a reward: evolution strategies beside GRPO of TRL, at equal CPU seconds, on a small model.
 
-    python benchmarks/reward_study.py --work DIR [--out FILE] [--tasks sums squad countdown] [--data FOLDER]
+    python benchmarks/reward_study.py --work DIR [--out FILE] [--tasks sums squad squad-greedy countdown] [--data FOLDER]
 
 Every run is a process of its own with one thread. The learning rate of GRPO is searched on the first seed, by the mean
 reward of greedy completions of dev rows, and ends with a value that earns all there is; where the best value is the
@@ -24,7 +24,7 @@ from typing import Any, Final
 
 METHODS: Final = ("es", "grpo")
 GRPO_RATES: Final = (1e-3, 3e-4, 1e-4)
-ES_RATES: Final = {"sums": (0.024,), "squad": (0.002,), "countdown": (0.024,)}
+ES_RATES: Final = {"sums": (0.024,), "squad": (0.002,), "squad-greedy": (0.002,), "countdown": (0.024,)}
 """Learning rates that are searched; one alone is not."""
 FACTOR: Final = 10**0.5
 """How far a search goes on beyond its best value."""
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="Folder for the runs.")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reward-study.jsonl"))
-    parser.add_argument("--tasks", nargs="+", default=["sums", "squad", "countdown"])
+    parser.add_argument("--tasks", nargs="+", default=["sums", "squad", "squad-greedy", "countdown"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS))
     parser.add_argument("--data", type=Path, help="Folder of squad.")
     parser.add_argument("--run", help=argparse.SUPPRESS)

@@ -15,7 +15,7 @@ import transformers
 
 from gradless.integrations.rewards import ZORewardTrainer
 from gradless.lm.loading import LanguageModel
-from reward_parts.problems import HELD_OUT, PROBLEMS, Problem, Rows, measured, model_of
+from reward_parts.problems import DEV_ROWS, PROBLEMS, Problem, Rows, measured, model_of
 
 LORA: Final = {
     "r": 8,
@@ -50,7 +50,7 @@ def run(task: str, method: str, seed: int, value: float, *, budget: float | None
     problem = PROBLEMS[task]
     rows = problem.rows(data)
     lm = model_of(problem)
-    held = {split: rows[split][: HELD_OUT[split]] for split in HELD_OUT}
+    held = {"dev": rows["dev"][:DEV_ROWS], "test": rows["test"][: problem.test_rows]}
     before = {split: measured(lm, problem, part) for split, part in held.items()}
     clock = Clock(budget)
     make = {"es": population, "grpo": grpo}[method]
@@ -95,6 +95,7 @@ def population(
         callbacks=[clock],
         zo_options=options,
         max_completion_length=problem.new_tokens,
+        temperature=problem.temperature,
         stop=problem.stop,
     )
 

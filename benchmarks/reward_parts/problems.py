@@ -34,6 +34,8 @@ class Problem(NamedTuple):
     members: int
     steps: int
     eps: float  # how far members are from the weights: where their answers differ and are not nonsense yet
+    temperature: float = 1.0  # of members' answers; GRPO samples at 1
+    test_rows: int = 128
 
 
 def graded(completions: Sequence[str], **columns: Any) -> list[float]:
@@ -88,9 +90,13 @@ def solves(completions: Sequence[str], **columns: Any) -> list[float | None]:
 PROBLEMS: Final = {
     "sums": Problem("smollm2-135m", sums, graded, 1.0, 16, (), prompts=8, members=8, steps=60, eps=0.006),
     "squad": Problem("gemma-3-270m", squad, token_f1, 1.0, 12, ("\n",), prompts=4, members=8, steps=40, eps=0.001),
+    "squad-greedy": Problem(
+        *("gemma-3-270m", squad, token_f1, 1.0, 12, ("\n",)),
+        **{"prompts": 8, "members": 8, "steps": 30, "eps": 0.001, "temperature": 0.0, "test_rows": 256},
+    ),
     "countdown": Problem("smollm2-135m", countdown, solves, 1.0, 32, (), prompts=8, members=8, steps=60, eps=0.006),
 }
-HELD_OUT: Final = {"dev": 32, "test": 128}
+DEV_ROWS: Final = 32
 
 
 def model_of(problem: Problem) -> LanguageModel:

@@ -20,6 +20,7 @@ from gradless.bench import ray_runs
 from gradless.bench.runner import bench
 from gradless.collab.config import CollabConfig
 from gradless.collab.simulation import study
+from gradless.cost import workload
 from gradless.errors import BadInput
 from gradless.system import ray_cluster
 from gradless.system.progress import Reporter
@@ -193,7 +194,8 @@ def test_ctrl_c_cancels_tasks_and_the_same_command_continues(group, grid, tmp_pa
 def test_comparisons_of_groups_run_on_a_cluster(group, tmp_path):
     configs = [CollabConfig(peers=4, byzantine=1, attack="sign-flip", steps=4, seed=seed) for seed in (0, 1)]
     configs.append(CollabConfig(peers=4, byzantine=1, steps=4, lr=1e30))  # which diverges
-    here = study.run_all(configs, tmp_path / "here", reporter=Lines())
+    with workload.threads(1):  # as many as nodes of one CPU have: rows say how many
+        here = study.run_all(configs, tmp_path / "here", reporter=Lines())
     reporter = Lines()
     there = study.run_all(configs, tmp_path / "there", on=group.address, reporter=reporter)
     clock = {"train_seconds", "seconds_per_step", "peak_memory_bytes"}
