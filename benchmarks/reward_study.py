@@ -1,6 +1,6 @@
 """Training on a reward: evolution strategies beside GRPO of TRL, at equal CPU seconds, on a small model.
 
-    python benchmarks/reward_study.py --work DIR [--out FILE] [--tasks sums squad squad-greedy countdown] [--data FOLDER]
+    python benchmarks/reward_study.py --work DIR [--out FILE] [--tasks sums squad-greedy ...] [--data FOLDER]
 
 Every run is a process of its own with one thread. The learning rate of GRPO is searched on the first seed, by the mean
 reward of greedy completions of dev rows, and ends with a value that earns all there is; where the best value is the
