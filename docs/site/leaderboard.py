@@ -219,7 +219,7 @@ def _versions(record: Mapping[str, Any]) -> str:
     """Return processor and releases that a line records."""
     known = record.get("versions")
     versions = known if isinstance(known, dict) else {}
-    parts = [versions.get("processor") or versions.get("machine")]
+    parts = [versions.get("machine")]
     parts += [f"{name} {versions[name]}" for name in ("gradless", "torch") if name in versions]
     return ", ".join(str(part) for part in parts if part)
 

@@ -14,7 +14,7 @@ from gradless import ledger, lm
 from gradless.errors import BadInput
 from gradless.lm import objectives, virtual_tokens
 from gradless.runs import build, jobs, record, replay, train
-from gradless.system import locks
+from gradless.system import locks, machine
 from gradless.system.progress import Reporter
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -94,7 +94,9 @@ def test_nothing_touches_the_global_generator(tmp_path):
 
 
 def test_versions_name_what_computed():
-    assert {"gradless", "torch", "transformers", "python", "machine"} <= set(record.versions())
+    versions = record.versions()
+    assert {"gradless", "torch", "transformers", "python", "machine"} <= set(versions)
+    assert versions["machine"].startswith(machine.processor_name())  # figures of two processors are told apart
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from gradless import __version__, plugins
 from gradless.lm.evaluate import Evaluation
 from gradless.lm.metrics import METRICS, REWARDS
 from gradless.system.atomic import write_text
+from gradless.system.machine import processor_name
 from gradless.system.peak_memory import PeakMeter
 from gradless.system.side_files import read_jsonl, read_table
 from gradless.system.typed import NotNegative
@@ -269,7 +270,7 @@ def versions(used: Mapping[str, str] | None = None) -> dict[str, str]:
     return {
         **libraries,
         "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        "machine": f"{processor_name()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "threads": str(torch.get_num_threads()),
         **plugins.versions(used or {}),
     }
