@@ -64,7 +64,7 @@ def boards_of(boards: list[leaderboard.Board], file: str = "mine.jsonl") -> list
 
 def test_a_file_of_a_third_party_stands_beside_the_study(folder):
     lines = [
-        line("my-own", seed, 0.9 + seed / 1000, versions={"processor": "a chip", "gradless": "9"}) for seed in (1, 2, 3)
+        line("my-own", seed, 0.9 + seed / 1000, versions={"machine": "a chip", "gradless": "9"}) for seed in (1, 2, 3)
     ]
     (board,) = boards_of(add(folder, [*lines, *(line("mezo", seed, 0.7) for seed in (1, 2, 3))]))
     assert {entry.file for entry in board.entries} >= {"study.jsonl", "auto.jsonl", "mine.jsonl"}
