@@ -9,7 +9,9 @@ one forward (in the manner of Flipout: Wen et al. 2018, arXiv 1803.04386; for ZO
 beside each linear layer, which is all that it tunes. `linear` is MeZO over the same weights, `mezo-decay` over all. The
 rates of these three fall to zero linearly. `svrg` takes the noise of batches away by differences from an anchor whose
 gradient is estimated on more rows (MeZO-SVRG, arXiv 2404.08080). `lozo-momentum` is LOZO with a momentum that lasts as
-long as its basis (arXiv 2410.07698). Lines are written as runs end, and runs that have a line are passed over.
+long as its basis (arXiv 2410.07698). `probe` is no tuning at all but a logistic regression on features of the frozen
+model (`gradless.lm.probe`): one forward of each training row. Lines are written as runs end, and runs that have a line
+are passed over.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import gradless as gl
-from gradless.lm import evaluate, load, objectives
+from gradless.lm import evaluate, load, objectives, probe
 from gradless.lm.scoring import scores
 from gradless.runs import build
 from gradless.runs.config import TuneConfig
@@ -212,12 +214,13 @@ CANDIDATES: Final = {
     "lozo-momentum": Candidate(with_optimizer(lozo_momentum, every), (1e-6, 3e-6, 1e-5)),
     "svrg": Candidate(svrg, (1e-5, 3e-5, 6e-5)),
 }
+PROBE: Final = "probe"
 LONGEST: Final = {"agnews": 64}  # tokens: the end of an article
 SHOTS: Final = {"cr": 256}  # it has 691 negative rows, for training and dev
 
 
 def run(args: argparse.Namespace, name: str, task_name: str, lr: float, seed: int) -> dict[str, Any]:
-    """Train once; dev evaluations at equal shares of the forwards."""
+    """Train once; dev evaluations at equal shares of the forwards. The probe has no rate."""
     config = TuneConfig(
         **{"model": "splade-tiny", "task": task_name, "data": str(args.data / task_name), "seed": seed},
         **{"k_shot": SHOTS.get(task_name, 512), "max_length": LONGEST.get(task_name)},
@@ -227,6 +230,16 @@ def run(args: argparse.Namespace, name: str, task_name: str, lr: float, seed: in
     lm = load(config.model, dtype="float32")
     objective = objectives.choose(task, config.objective)
     encoded = build.encode_rows(lm, task, splits.train, config.max_length)
+    line = {"candidate": name, "task": task_name, "lr": lr, "seed": seed, "processor": processor()}
+    if name == PROBE:
+        begin = time.process_time()
+        others = (build.encode_rows(lm, task, rows, config.max_length) for rows in (splits.dev, splits.test))
+        result, chosen = probe.evaluate(lm, task, encoded, *others)
+        spent = -(-len(encoded) // BATCH)
+        curve = [{"forwards": spent, "loss": None, "accuracy": round(chosen.dev_accuracy, 5)}]
+        test = {"loss": None, "accuracy": round(result.metrics["accuracy"], 5)}
+        took = round(time.process_time() - begin, 1)
+        return {**line, "steps": 0, "forwards": spent, "cpu_seconds": took, "curve": curve, "test": test}
 
     def rows(count: int, step: int) -> Any:
         chosen = [encoded[i] for i in build.batch_indices(len(encoded), count, seed, step)]
@@ -246,18 +259,8 @@ def run(args: argparse.Namespace, name: str, task_name: str, lr: float, seed: in
                 if curve[-1]["loss"] is None:
                     break
         test = _measured(lm, task, splits.test, objective)
-    return {
-        "candidate": name,
-        "task": task_name,
-        "lr": lr,
-        "seed": seed,
-        "steps": step,
-        "forwards": spent,
-        "cpu_seconds": round(time.process_time() - begin, 1),
-        "curve": curve,
-        "test": test,
-        "processor": processor(),
-    }
+    took = round(time.process_time() - begin, 1)
+    return {**line, "steps": step, "forwards": spent, "cpu_seconds": took, "curve": curve, "test": test}
 
 
 def _measured(lm: Any, task: Any, rows: Any, objective: Any) -> dict[str, float | None]:
@@ -270,7 +273,9 @@ def _measured(lm: Any, task: Any, rows: Any, objective: Any) -> dict[str, float 
 
 def judged(line: dict[str, Any]) -> float:
     """Mean dev loss of the last two evaluations; infinite where the run diverged."""
-    losses = [point["loss"] for point in line["curve"]]
+    losses = [point["loss"] for point in line["curve"] if line["candidate"] != PROBE]
+    if not losses:
+        return 0.0
     return float("inf") if None in losses else sum(losses[-2:]) / len(losses[-2:])
 
 
@@ -279,7 +284,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="Folder of sst2, agnews, ...")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/candidates.jsonl"))
     parser.add_argument("--tasks", nargs="+", default=["sst2", "agnews", "mr", "cr", "sst5"])
-    parser.add_argument("--only", nargs="+", default=list(CANDIDATES))
+    parser.add_argument("--only", nargs="+", default=[PROBE, *CANDIDATES])
     parser.add_argument("--forwards", type=int, default=4000)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -299,7 +304,8 @@ def main() -> None:
     for task in args.tasks:
         best = {}
         for name in args.only:
-            tried = [once(name, task, lr, SEEDS[0]) for lr in CANDIDATES[name].rates]
+            rates = (0.0,) if name == PROBE else CANDIDATES[name].rates
+            tried = [once(name, task, lr, SEEDS[0]) for lr in rates]
             best[name] = min(tried, key=judged)["lr"]
         for seed in SEEDS[1:]:
             for name in args.only:

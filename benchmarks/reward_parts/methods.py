@@ -111,9 +111,11 @@ def grpo(lm: LanguageModel, problem: Problem, seed: int, value: float, rows: Row
         return problem.reward(completions=[text.strip() for text in cut], **columns)
 
     transformers.set_seed(seed)
+    completions = problem.prompts * problem.members
     args = trl.GRPOConfig(
         **_usual(work, seed, value, 10**5),
-        per_device_train_batch_size=problem.prompts * problem.members,
+        per_device_train_batch_size=min(completions, problem.at_once),
+        gradient_accumulation_steps=max(1, completions // problem.at_once),
         num_generations=problem.members,
         max_completion_length=problem.new_tokens,
         temperature=1.0,

@@ -36,6 +36,7 @@ class Problem(NamedTuple):
     eps: float  # how far members are from the weights: where their answers differ and are not nonsense yet
     temperature: float = 1.0  # of members' answers; GRPO samples at 1
     test_rows: int = 128
+    at_once: int = 64  # completions that GRPO's backward takes at once
 
 
 def graded(completions: Sequence[str], **columns: Any) -> list[float]:
@@ -92,7 +93,7 @@ PROBLEMS: Final = {
     "squad": Problem("gemma-3-270m", squad, token_f1, 1.0, 12, ("\n",), prompts=4, members=8, steps=40, eps=0.001),
     "squad-greedy": Problem(
         *("gemma-3-270m", squad, token_f1, 1.0, 12, ("\n",)),
-        **{"prompts": 8, "members": 8, "steps": 30, "eps": 0.001, "temperature": 0.0, "test_rows": 256},
+        **{"prompts": 8, "members": 8, "steps": 30, "eps": 0.001, "temperature": 0.0, "test_rows": 256, "at_once": 16},
     ),
     "countdown": Problem("smollm2-135m", countdown, solves, 1.0, 32, (), prompts=8, members=8, steps=60, eps=0.006),
 }

@@ -102,6 +102,20 @@ def test_eval_in_three_modes(own, tmp_path, mode):
     refused(call(*arguments, "--out", tmp_path / "out"), "already holds")
 
 
+def test_eval_of_a_linear_probe(own, tmp_path):
+    arguments = ["eval", "--model", "tiny-llama", *own, "--num-dev", "12", "--mode", "probe", "--out", tmp_path / "out"]
+    found = call(*arguments)
+    assert found.exit_code == 0, found.output
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["mode"] == "probe"
+    assert result["test"]["accuracy"] > 0.6  # the word before the last is in plain sight
+    assert 0 <= result["probe"]["dev_accuracy"] <= 1
+    assert "is finished" in call(*arguments).output
+    refused(call("predict", tmp_path / "out", "--input", own[3]), "linear probe", "not kept")
+    refused(call("eval", "--model", "tiny-llama", "--task", "arithmetic", "--mode", "probe"), "needs fixed classes")
+    refused(call("eval", "--model", "tiny-llama", *own, "--mode", "probe"), "needs dev rows", "--num-dev")
+
+
 def test_eval_needs_only_test_rows(own):
     found = call("eval", "--model", "tiny-roberta", *without(own, "--train"), "--template", "{text} so {mask}.")
     assert found.exit_code == 0, found.output

@@ -17,7 +17,7 @@ from gradless.collab import aggregators, recipes
 from gradless.collab.config import CollabConfig
 from gradless.collab.network.delivery import Delivery
 from gradless.forward.engines import CHOICES
-from gradless.lm import assets, evaluate, objectives
+from gradless.lm import assets, objectives
 from gradless.rewards import BUILTIN
 from gradless.runs import jobs
 from gradless.runs import recipes as published
@@ -38,7 +38,7 @@ TABLES = {
     "compute_dtype": ("auto", *lm.DTYPES),
     "device": ("cpu", "cuda", "mps"),
     "engine": CHOICES,
-    "mode": evaluate.MODES,
+    "mode": jobs.MODES,
 }
 FIELDS = [
     names

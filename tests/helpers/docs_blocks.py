@@ -303,7 +303,15 @@ TABLES: dict[str, Any] = {
     "recipe": recipes.TABLES["recipes"](),
     "algorithm": recipes.TABLES["algorithms"](),
     "what": {**jobs.TABLES, **recipes.TABLES},
-    "mode": ("zero-shot", "icl", "calibrated", *MODES, "coefficients", "parameters"),  # of eval, --delivery, peers init
+    "mode": (
+        "zero-shot",
+        "icl",
+        "calibrated",
+        "probe",
+        *MODES,
+        "coefficients",
+        "parameters",
+    ),  # of eval, --delivery, peers init
     "payload": ("parameters", "coefficients"),
     "select": ("loss", "metric"),
 }

@@ -237,7 +237,7 @@ INSIDE = {
             "lm.head_chunks",
         ),
         *("lm.generation", "lm.scoring"),
-        *("lm.objectives", "lm.rewarded", "lm.predict", "lm.evaluate"),
+        *("lm.objectives", "lm.rewarded", "lm.predict", "lm.evaluate", "lm.probe"),
     ),
     "tasks": (
         "tasks.answers",

@@ -222,8 +222,8 @@ def test_the_command_lists_folders_recipes_and_one_recipe():
     folders = call("recipe").output.splitlines()
     assert [line.split()[0] for line in folders] == [*recipes.sections()]
     below = call("recipe", "mezo/table1/sst2").output.splitlines()
-    assert len(below) == 6
-    assert below[2].endswith("91.4 (accuracy, %) [paper]")
+    assert len(below) == 7
+    assert below[3].endswith("91.4 (accuracy, %) [paper]")
     one = call("recipe", "mezo/table1/sst2-mezo").output
     assert "published: 91.4 (accuracy, %) [paper]" in one
     assert "run: gradless bench recipe.toml --out runs/sst2-mezo" in one

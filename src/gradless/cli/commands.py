@@ -142,7 +142,7 @@ def tune(
 @model_options
 @data_options
 @click.option(
-    "--mode", type=Named("mode"), default="zero-shot", show_default=True, help="zero-shot, icl or calibrated."
+    "--mode", type=Named("mode"), default="zero-shot", show_default=True, help="zero-shot, icl, calibrated or probe."
 )
 @of_hint("num_demonstrations", Few, "Solved examples in front (icl).", 32)
 @of_fields(TuneConfig, REWARDS)
@@ -156,6 +156,7 @@ def evaluate(mode: str, num_demonstrations: int, force: bool, out: Path | None, 
     \b
     gradless eval --model gemma-3-270m --task sst2 --data sst2/ --num-test 872
     gradless eval --model gemma-3-270m --task sst2 --data sst2/ --mode icl --num-demonstrations 16
+    gradless eval --model gemma-3-270m --task sst2 --data sst2/ --mode probe
     gradless eval --model models/mine --test new.csv
     """
     from gradless.cli import other_ends

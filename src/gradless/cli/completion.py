@@ -101,7 +101,7 @@ TABLES: Final[dict[str, Callable[[], Sequence[str]]]] = {
     "tracker": lambda: (
         *("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "tensorboard", "trackio", "wandb"),
     ),
-    "mode": lambda: ("zero-shot", "icl", "calibrated"),
+    "mode": lambda: ("zero-shot", "icl", "calibrated", "probe"),
 }
 """Names by their kind, where they are not the keys of one table."""
 PLUGIN_TABLES: Final = {

@@ -13,12 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -38,9 +36,6 @@ from gradless.lm.loading import LanguageModel
 from gradless.lm.quiet import quiet_transformers
 from gradless.storage import upcast
 from gradless.storage.codes import freeze as freeze_parameter
-
-PROBE_GRID: Final = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 1e1, 1e2)
-"""Inverse regularisation strengths that the linear probe chooses from."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -296,49 +291,6 @@ SCHEMES: Final[dict[str, Scheme]] = {
     "scales": Scheme("the factors of the blocks of a GGUF file; the result is such a file", _scales),
     "codes": Scheme("the 4- to 8-bit codes of a GGUF file, by whole codes; the result is such a file", _codes),
 }
-
-
-def logistic_regression_baseline(
-    train_X: Any, train_y: Any, dev_X: Any, dev_y: Any, test_X: Any, test_y: Any
-) -> dict[str, float]:
-    """Return the accuracy of linear probing as a convex problem, the value of a frozen body without any ZO step.
-
-    Features are standardised by the training set; C has the best dev accuracy, the smallest of equals.
-
-    Args:
-        train_X: features ``[N, H]``, a float tensor or array.
-        train_y: labels ``[N]``.
-        dev_X: features to choose C on.
-        dev_y: their labels.
-        test_X: features to report on.
-        test_y: their labels.
-
-    Returns:
-        ``accuracy`` on test, ``dev_accuracy`` and ``C``.
-
-    Raises:
-        BadInput: scikit-learn cannot fit it, for instance because there is only one label.
-    """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    pairs = (train_X, train_y), (dev_X, dev_y), (test_X, test_y)
-    train, dev, test = ((np.asarray(X), np.asarray(y)) for X, y in pairs)
-    best: tuple[float, float, Any] | None = None
-    for strength in PROBE_GRID:
-        probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # not yet converged after 1000 iterations: dev decides
-                probe.fit(*train)
-        except ValueError as error:
-            raise BadInput(f"the linear probe cannot be fitted ({error}): check the training examples") from error
-        accuracy = float(probe.score(*dev))
-        if best is None or accuracy > best[0]:
-            best = (accuracy, strength, probe)
-    assert best is not None
-    return {"accuracy": float(best[2].score(*test)), "dev_accuracy": best[0], "C": best[1]}
 
 
 # ------------------------------------------------------------------------------------------------------------

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from gradless import ledger
 from gradless.errors import BadInput, NotFinite
-from gradless.lm import encode, evaluate, metrics, schemes, scoring
-from gradless.lm.batching import collate_ends
+from gradless.lm import encode, evaluate, metrics, probe, schemes
 from gradless.lm.loading import IN_PLACE
 from gradless.methods import METHODS
 from gradless.optimizer import Update
@@ -24,7 +22,6 @@ from gradless.runs.predictions import Prediction
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, NUMBERS, RunLog, versions
 from gradless.system.atomic import write_json
 from gradless.system.tensor_state import write_tensors
-from gradless.tasks import Row
 
 Line = dict[str, Any]  # of metrics.jsonl
 
@@ -223,21 +220,17 @@ def _linear_probe(run: RunContext) -> dict[str, float] | None:
 
     None without dev or test rows, or where it cannot be fitted; a finished run does not fail for its baseline.
     """
-
-    def features(rows: Sequence[Row]) -> tuple[Any, Any]:
-        encoded = build.encode_rows(run.model.lm, run.task, rows, run.config.max_length)
-        chunks = [encoded[i : i + 16] for i in range(0, len(encoded), 16)]
-        hidden = [scoring.features(run.model.lm, collate_ends(run.model.lm, chunk)) for chunk in chunks]
-        return torch.cat(hidden).cpu().numpy(), [row.gold for row in encoded]
-
-    if not (run.splits.dev and run.splits.test):
+    train, dev, test = (
+        build.encode_rows(run.model.lm, run.task, rows, run.config.max_length) for rows in run.splits[:3]
+    )
+    if not (dev and test):
         return None
-    train, dev, test = (features(rows) for rows in run.splits[:3])
     try:
-        return schemes.logistic_regression_baseline(*train, *dev, *test)
+        measured, chosen = probe.evaluate(run.model.lm, run.task, train, dev, test)
     except BadInput as error:
         run.reporter.say(f"no baseline: {error}")
         return None
+    return {"accuracy": measured.metrics["accuracy"], "dev_accuracy": chosen.dev_accuracy, "C": chosen.C}
 
 
 def _numbers(line: Line) -> dict[str, float]:

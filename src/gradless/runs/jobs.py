@@ -16,6 +16,7 @@ from gradless.errors import BadInput, pick
 from gradless.estimators import ESTIMATORS
 from gradless.lm import encode, metrics, objectives, schemes
 from gradless.lm import evaluate as evaluation
+from gradless.lm import probe as probing
 from gradless.lm.rewarded import Sampling
 from gradless.ranks import Ranks, agreed
 from gradless.rules import RULES
@@ -24,15 +25,19 @@ from gradless.runs import replay as rebuilding
 from gradless.runs import save as saving
 from gradless.runs import tensorboard as tensorboard_events
 from gradless.runs.config import TuneConfig
-from gradless.runs.facts import baseline, lines
+from gradless.runs.facts import DataFacts, baseline, lines
 from gradless.runs.record import DONE, INTERRUPTED, RunLog, read_result, versions
 from gradless.runs.tuned_words import saved_spec
 from gradless.system import locks
 from gradless.system.atomic import write_json
 from gradless.system.progress import Reporter
 from gradless.system.side_files import read_json
+from gradless.tasks import Splits
 
 TUNED: Final = "tuned"
+PROBE: Final = "probe"
+MODES: Final = {**evaluation.MODES, PROBE: "a logistic regression on features of the frozen model"}
+"""How `evaluate` may read a model."""
 """The mode of an evaluation of a saved model by its prompt alone."""
 
 
@@ -133,7 +138,7 @@ def evaluate(
         BadInput: anything wrong with configuration, data or model; ``out`` holds something else or is being worked on.
     """
     reporter = reporter or Reporter()
-    pick("mode", mode, evaluation.MODES)
+    pick("mode", mode, MODES)
     if out is None:
         return _evaluated(config, mode, num_demonstrations, reporter)
     with locks.claimed(out, say=reporter.warn):
@@ -154,7 +159,7 @@ def _held_evaluation(config: TuneConfig, mode: str, num_demonstrations: int, out
     if (out / "config.json").exists() or not isinstance(held, dict) or not {"config", "test", "interval"} <= set(held):
         return None
     needed = num_demonstrations if mode == "icl" else 0
-    config = _eval_config(config, needed)
+    config = _eval_config(config, mode)
     same = (held.get("num_demonstrations"), held["config"]) == (needed, config.to_json())
     same = same and held.get("mode") in (mode, _named(mode, config.model))  # earlier releases wrote the first one
     return held if same and held.get("data_sha256") == build.load_task(config)[1].fingerprint else None
@@ -165,10 +170,10 @@ def _named(mode: str, model: str) -> str:
     return TUNED if mode == "zero-shot" and saved_spec(model) is not None else mode
 
 
-def _eval_config(config: TuneConfig, num_demonstrations: int) -> TuneConfig:
-    """Return the configuration with nothing left open, and without rows that no evaluation reads."""
-    if not config.own:
-        config = dataclasses.replace(config, num_train=config.num_train if num_demonstrations else 0, num_dev=0)
+def _eval_config(config: TuneConfig, mode: str) -> TuneConfig:
+    """Return the configuration with nothing left open, and without rows that the mode does not read."""
+    if not config.own and mode != PROBE:
+        config = dataclasses.replace(config, num_train=config.num_train if mode == "icl" else 0, num_dev=0)
     return build.pinned(config.resolved(), tunes=False)
 
 
@@ -181,7 +186,7 @@ def _measured(
     config: TuneConfig, mode: str, num_demonstrations: int, reporter: Reporter, closing: contextlib.ExitStack
 ) -> dict[str, Any]:
     needed = num_demonstrations if mode == "icl" else 0
-    config = _eval_config(config, needed)
+    config = _eval_config(config, mode)
     task, splits = build.load_task(config, reporter.say)
     if not splits.test:
         raise BadInput("there are no test rows: give --test or --num-test")
@@ -189,31 +194,51 @@ def _measured(
     if functions is not None:
         closing.enter_context(functions)
     model = build.base_model(config, say=reporter.say)
-    splits = splits._replace(train=splits.train if needed else [], dev=[])
-    shown = evaluation.Shown(mode, splits.train, num_demonstrations, seed=config.seed, max_length=config.max_length)
-    encoded = evaluation.encode_shown(model, task, splits.test, shown)
+    if mode != PROBE:
+        splits = splits._replace(train=splits.train if needed else [], dev=[])
+    prompts = "zero-shot" if mode == PROBE else mode
+    shown = evaluation.Shown(prompts, splits.train, num_demonstrations, seed=config.seed, max_length=config.max_length)
+    encoded = {"test": evaluation.encode_shown(model, task, splits.test, shown)}
+    if mode == PROBE:
+        rows = {name: getattr(splits, name) for name in ("train", "dev")}
+        encoded |= {name: build.encode_rows(model, task, rows[name], config.max_length) for name in rows}
     objective = objectives.default_for(task) if functions is None else reward_runs.objective(config, task, functions)
-    facts, _ = describe.described(
-        model, task, splits, objective, config.own, config.max_length, encoded={"test": encoded}
-    )
-    facts = msgspec.structs.replace(facts, time=expected_time.of_evaluation(model, objective, task, encoded))
+    facts, _ = describe.described(model, task, splits, objective, config.own, config.max_length, encoded=encoded)
+    every = [row for rows in encoded.values() for row in rows]
+    facts = msgspec.structs.replace(facts, time=expected_time.of_evaluation(model, objective, task, every))
     for line in lines(facts):
         reporter.say(line)
     named = _named(mode, config.model)
-    with reporter.job(named, len(splits.test)) as show:
-        scores = evaluation.evaluate(
-            model,
-            task,
-            splits.test,
-            **shown._asdict(),
-            objective=None if functions is None else objective,
-            encoded=encoded,
-            progress=lambda done, total: show(done, ""),
-        )
-    result = {
+    with reporter.job(named, len(every)) as show:
+
+        def progress(done: int, total: int) -> None:
+            show(done, "")
+
+        if mode == PROBE:
+            scores, probe = probing.evaluate(model, task, **encoded, progress=progress)
+            chosen = {"probe": {"C": probe.C, "dev_accuracy": probe.dev_accuracy}}
+        else:
+            judged = None if functions is None else objective
+            how = {**shown._asdict(), "objective": judged, "encoded": encoded["test"], "progress": progress}
+            scores, chosen = evaluation.evaluate(model, task, splits.test, **how), {}
+    result = _result(config, named, needed, splits, scores, facts) | chosen
+    result["truncated"] = {"test": scores.cut, "side": encode.cut_side(model)}
+    if functions is not None:
+        result["rewards"] = dataclasses.asdict(functions.counts)
+        result |= _samples(model, objective, encoded["test"], config)
+    if (compared := baseline(result)) is not None and not compared.beaten:
+        reporter.say(compared.sentence)
+    return result
+
+
+def _result(
+    config: TuneConfig, mode: str, shown: int, splits: Splits, scores: evaluation.Evaluation, facts: DataFacts
+) -> dict[str, Any]:
+    """Return what ``result.json`` of every evaluation has."""
+    return {
         "status": DONE,
-        "mode": named,
-        "num_demonstrations": needed,
+        "mode": mode,
+        "num_demonstrations": shown,
         "config": config.to_json(),
         "test": scores.metrics,
         "interval": {
@@ -222,20 +247,11 @@ def _measured(
         },
         "share_right": {"test": sum(scores.correct) / len(scores.correct)},
         **facts.of_result(),
-        **(
-            {"rewards": dataclasses.asdict(functions.counts), **_samples(model, objective, encoded, config)}
-            if functions is not None
-            else {}
-        ),
         "forwards": scores.forwards,
         "seconds": scores.seconds,
         "data_sha256": splits.fingerprint,
-        "truncated": {"test": scores.cut, "side": encode.cut_side(model)},
         "versions": versions(config.plugins),
     }
-    if (compared := baseline(result)) is not None and not compared.beaten:
-        reporter.say(compared.sentence)
-    return result
 
 
 def _samples(

@@ -217,6 +217,8 @@ def _evaluation(
             f"{source} evaluated with solved examples in the prompt, which predict has not: tune, or give "
             "the model with --template and --labels"
         )
+    if result["mode"] == "probe":
+        raise BadInput(f"{source} evaluated a linear probe, which is not kept and cannot predict: tune")
     spec = spec_of(config, calibrated=result["mode"] == "calibrated")
     kinds: dict[str, Any] = {"dtype": dtype or config.dtype, "compute_dtype": None if dtype else config.compute_dtype}
     return spec, lambda: lm.load(model or config.model, **kinds, device=device or config.device, say=say)
