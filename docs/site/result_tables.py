@@ -196,6 +196,7 @@ TABLES = {
     "tasks": tasks,
     "quantised_schemes": functools.partial(study_tables.quantised_schemes, table),
     "auto_rate": functools.partial(study_tables.auto_rate, table),
+    "candidates": functools.partial(study_tables.candidates, table),
     "reward_study": functools.partial(study_tables.reward_study, table),
     **peers_tables.TABLES,
     **{name: functools.partial(made, table) for name, made in papers_tables.TABLES.items()},

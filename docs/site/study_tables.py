@@ -60,11 +60,25 @@ def reward_study(table: Table) -> str:
             values = sorted({run["value"] for run in own})
             for run in (run for run in own if run["value"] == best):
                 cells = [reward(run[when]["test"]["rewards"]) for when in ("before", "after")]
+                pairs = zip(run["before"]["test"]["rewards"], run["after"]["test"]["rewards"], strict=True)
+                cells.append(difference([after - before for before, after in pairs]))
                 right = f"{run['after']['test']['right'][0]:.2f}"
                 rate = f"{best:g} of {', '.join(f'{value:g}' for value in values)}"
                 numbers = [str(run["steps"]), f"{run['completions']:,}", f"{run['cpu_seconds']:,.0f}"]
                 rows.append([task, method, rate, str(run["seed"]), *cells, right, *numbers])
-    heads = ["", "", "rate", "seed", "reward before", "after", "right after", "steps", "completions", "CPU s"]
+    heads = [
+        "",
+        "",
+        "rate",
+        "seed",
+        "reward before",
+        "after",
+        "difference",
+        "right after",
+        "steps",
+        "completions",
+        "CPU s",
+    ]
     return table(heads, rows, left=3)
 
 
@@ -120,7 +134,54 @@ def reward(values: list[float]) -> str:
     return f"{statistics.mean(values):.3f} ({low:.3f} to {high:.3f})"
 
 
+def difference(values: list[float]) -> str:
+    """The mean of paired differences with half of its 95 % interval."""
+    return f"{statistics.mean(values):+.3f} ± {1.96 * statistics.stdev(values) / math.sqrt(len(values)):.3f}"
+
+
 def spread(values: list[float]) -> str:
     """A mean, with its standard deviation if there are several."""
     mean = f"{statistics.mean(values):.3f}"
     return f"{mean} ± {statistics.stdev(values):.3f}" if len(values) > 1 else mean
+
+
+CANDIDATES = {
+    "mezo": "MeZO, all weights",
+    "mezo-decay": "MeZO, all weights, falling rate",
+    "linear": "MeZO, linear layers, falling rate",
+    "per-example": "a direction for each row, linear layers, falling rate",
+    "lozo": "LOZO",
+    "lozo-momentum": "LOZO with momentum",
+    "svrg": "MeZO-SVRG",
+    "probe": "linear probe",
+}
+
+
+def candidates(table: Table) -> str:
+    """Prototypes beside MeZO at twice their forwards: test accuracy at the rate that dev loss chose, over seeds."""
+    runs = lines("candidates.jsonl")
+    names = list(dict.fromkeys(run["task"] for run in runs))
+    rows = []
+    for candidate, title in CANDIDATES.items():
+        own = [run for run in runs if run["candidate"] == candidate]
+        if own:
+            forwards = sorted({run["forwards"] for run in own})
+            span = f"{forwards[0]:,}" if len(forwards) == 1 else f"{forwards[0]:,} to {forwards[-1]:,}"
+            rows.append([title, span, *(_chosen([run for run in own if run["task"] == task]) for task in names)])
+    return table(["", "forwards", *names], rows)
+
+
+def _chosen(runs: list[Line]) -> str:
+    """Test accuracy over seeds at the rate with the best mean of the last two dev losses of seed 1."""
+    if not runs:
+        return "-"
+
+    def loss(run: Line) -> float:
+        last = [point["loss"] for point in run["curve"]][-2:]
+        return math.inf if None in last else statistics.mean(last)
+
+    first = [run for run in runs if run["seed"] == 1]
+    best = min(first, key=loss)["lr"]
+    each = [run["test"]["accuracy"] for run in runs if run["lr"] == best]
+    few = "" if len(each) == 3 else f" ({len(each)} of 3 seeds)"
+    return f"{spread(each)}{few}"
