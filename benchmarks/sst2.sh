@@ -14,6 +14,7 @@ for seed in 0 1 2; do
       --engine stream --num-train 1000 --num-dev 256 --num-test 872 --out "$out/$scheme$seed" --resume
   done
 done
-for mode in zero-shot calibrated; do
-  gradless eval --model gemma-3-270m --dtype float32 --task sst2 --data "$data" --num-test 872 --mode "$mode" --out "$out/eval-$mode"
+for mode in zero-shot calibrated probe; do
+  gradless eval --model gemma-3-270m --dtype float32 --task sst2 --data "$data" --num-train 1000 --num-dev 256 --num-test 872 \
+    --mode "$mode" --out "$out/eval-$mode"
 done
