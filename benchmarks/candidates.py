@@ -273,9 +273,7 @@ def _measured(lm: Any, task: Any, rows: Any, objective: Any) -> dict[str, float 
 
 def judged(line: dict[str, Any]) -> float:
     """Mean dev loss of the last two evaluations; infinite where the run diverged."""
-    losses = [point["loss"] for point in line["curve"] if line["candidate"] != PROBE]
-    if not losses:
-        return 0.0
+    losses = [point["loss"] for point in line["curve"]]
     return float("inf") if None in losses else sum(losses[-2:]) / len(losses[-2:])
 
 

@@ -303,15 +303,7 @@ TABLES: dict[str, Any] = {
     "recipe": recipes.TABLES["recipes"](),
     "algorithm": recipes.TABLES["algorithms"](),
     "what": {**jobs.TABLES, **recipes.TABLES},
-    "mode": (
-        "zero-shot",
-        "icl",
-        "calibrated",
-        "probe",
-        *MODES,
-        "coefficients",
-        "parameters",
-    ),  # of eval, --delivery, peers init
+    "mode": (*jobs.MODES, *MODES, "coefficients", "parameters"),  # of eval, --delivery, peers init
     "payload": ("parameters", "coefficients"),
     "select": ("loss", "metric"),
 }

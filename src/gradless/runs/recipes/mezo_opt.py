@@ -10,6 +10,7 @@ import dataclasses
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from gradless import tasks
 from gradless.runs.recipes.record import (
     MODELS,
     NO_DROPOUT,
@@ -56,7 +57,6 @@ SCHEMES: Final[dict[str, dict[str, Any]]] = {
 }
 EPS: Final = {"full": 1e-3, "lora": 1e-2, "prefix": 1e-1}
 RATES: Final = {"full": [1e-6, 1e-7], "lora": [1e-4, 5e-5], "prefix": [1e-2, 1e-3]}
-UNCLASSED: Final = ("copa", "record", "squad", "drop")
 GENERATED_RATES: Final = {"full": [1e-6, 5e-7, 1e-7], "lora": [1e-4, 5e-5, 1e-5], "prefix": [5e-2, 1e-2, 5e-3]}
 """SQuAD and DROP; the others have `RATES` (table 16)."""
 CODE: Final = (
@@ -120,7 +120,7 @@ def untouched(task: str, *, model: str = "opt-13b", mode: str = "zero-shot") -> 
 
 def probe(task: str) -> Recipe | None:
     """Return a linear probe; None for tasks without fixed classes, whose option or answer tokens the paper probes."""
-    if task in UNCLASSED:
+    if not tasks.get(task).label_words:
         return None
     settings = {**rows_of(task), "max_length": 2048, "dtype": "float16", "device": "cuda"}
     return evaluated("opt-13b", task, mode="probe", data=where(task), settings=settings)
