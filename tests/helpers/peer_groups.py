@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import torch
 
-from gradless.collab.learners.coefficients import CoefficientPeers, Member
+from gradless.collab.learners.coefficients import CoefficientPeers, Member, Score
 from gradless.gradients import Update
 from gradless.methods.mezo import mezo_momentum
 from gradless.optimizer import ZerothOrder
@@ -34,10 +34,10 @@ def member(peer: int, *, queries: int = 4, seed: int = 3, log: Callable[[Update]
         batch = inputs[torch.arange(step * 8, step * 8 + 8) % 64]
         return lambda: (model(batch) - batch @ target).square().mean()
 
-    def accuracy(rows: int | None) -> float:
-        return -float(closure(0)())
+    def score(rows: int | None) -> Score:
+        return Score(-float(closure(0)()))
 
-    return Member(optimizer, closure, closure, accuracy, log)
+    return Member(optimizer, closure, closure, score, log)
 
 
 def one(peer: int, **options: object) -> CoefficientPeers:

@@ -166,7 +166,7 @@ def test_two_ranks_take_the_steps_of_one_process(folder, split):
 def test_members_that_cannot_be_compared_are_said_and_counted(folder):
     done = tune("same", reward="score.py:same")
     assert done.exit_code == 0
-    assert "cannot be compared, all have the reward 0.5 (1 such steps so far)" in done.output
+    assert "cannot be compared, all have the reward 0.5 (such batches so far: 1)" in done.output
     assert result_of(folder / "same")["rewards"]["equal_steps"] == 3
     moves = ledger.read(folder / "same" / "ledger").moves
     assert all(coefficient == 0 for move in moves for coefficient in move.coeffs)

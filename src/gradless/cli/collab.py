@@ -53,7 +53,8 @@ data_options = _options("dataset data image_size split split_parameter seed")
 @of_fields(Delivery, NETWORK, defaults=False, told=True)
 @_options("topology degree radius net model task")
 @of_fields(OwnFiles, OWN_FILES, defaults=False)
-@_options("num_train num_test scheme freeze payload method queries eps sync steps batch_size lr decay refresh momentum")
+@_options("num_train num_test chat reward reward_weight reward_timeout pass_reward max_new_tokens stop temperature")
+@_options("scheme freeze payload method method_options queries eps sync steps batch_size lr decay refresh momentum")
 @_options("weight_decay rounds eval_every eval_rows device")
 @click.option("--out", type=PATH, required=True, help="Run directory; the same one continues a comparison.")
 @of_hint("workers", Processes | None, "Runs side by side (1; on a cluster as many as have room).")
@@ -147,14 +148,17 @@ def _configurations(
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
     """Return fields of the configuration from the options that were given, with absolute paths."""
+    from gradless.cli.configuration import whole_rewards
     from gradless.runs.config_io import parse_options
     from gradless.tasks import hub
     from gradless.tasks.sources import absolute
 
     fields = {name: absolute(value) if isinstance(value, Path) else value for name, value in options.items()}
-    for name in ("rule_options", "attack_options"):
+    for name in ("rule_options", "attack_options", "method_options"):
         if name in fields:
             fields[name] = parse_options(fields[name])
+    if "reward" in fields:
+        fields["reward"] = whole_rewards(fields["reward"])
     own = {name: hub.pinned(fields.pop(name)) for name in OWN_FILES.split() if name in fields}
     if own:
         fields = {"num_train": None, "num_test": None, **fields, "own": own, "task": None}  # own files are used whole

@@ -52,13 +52,18 @@ def _rewards(names: Sequence[str]) -> tuple[str, ...]:
     from gradless.rewards import BUILTIN
 
     ctx = click.get_current_context()
-    files = [(name, *name.rpartition(":")) for name in names]
     recorded = ctx.params.get("resume") or str(ctx.params.get("config") or "").endswith(".json")
     if recorded and ctx.get_parameter_source("reward") is ParameterSource.DEFAULT_MAP:
         own = [name for name in names if name.partition(":")[0] not in BUILTIN]
         if own:
             again = " ".join(f"--reward {name}" for name in names)
             raise BadInput(f"the run is trained on code of its own, which runs only if it is named: add {again}")
+    return whole_rewards(names)
+
+
+def whole_rewards(names: Sequence[str]) -> tuple[str, ...]:
+    """Return reward functions with the whole paths of their files, so that a run can go on from anywhere."""
+    files = [(name, *name.rpartition(":")) for name in names]
     return tuple(f"{Path(path).resolve()}:{name}" if path.endswith(".py") else whole for whole, path, _, name in files)
 
 

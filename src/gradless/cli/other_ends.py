@@ -137,6 +137,8 @@ def simulation(results: Sequence[Mapping[str, Any]], asked: int, out: Path) -> E
         worst = min(finished, key=lambda one: one["worst_accuracy"])
         of = "" if asked == 1 else " of all runs"
         reached = f"worst honest accuracy{of} {worst['worst_accuracy']:.4f}, mean {worst['mean_accuracy']:.4f}"
+        if worst.get("mean_reward") is not None:
+            reached += f", mean reward {worst['mean_reward']:.4f}"
     return End(where, reached, commands)
 
 
@@ -144,7 +146,8 @@ def simulation_values(results: Sequence[Mapping[str, Any]], asked: int) -> dict[
     """Return the JSON line of `gradless collab simulate`: the result of one run, else counts of ends."""
     names = ("status", "steps", "worst_accuracy", "mean_accuracy", "weights_sha256", "train_seconds")
     if asked == 1 and results:
-        return {name: results[0].get(name) for name in names}
+        rewards = {name: value for name in ("mean_reward",) if (value := results[0].get(name)) is not None}
+        return {**{name: results[0].get(name) for name in names}, **rewards}
     statuses = [result["status"] for result in results]
     return {"runs": asked, **{status: statuses.count(status) for status in ("done", "diverged", "interrupted")}}
 

@@ -33,6 +33,11 @@ run_options = options(
     of_fields(OwnFiles, OWN_FILES, defaults=False),
     click.option("--task-file", type=FILE, help="TOML file with the same keys."),
     of_fields(CollabConfig, "data", data="Files of the manifest's task or data set, of which a peer takes its share."),
+    of_fields(
+        CollabConfig,
+        "reward reward_weight reward_timeout",
+        reward="Your own reward function, in place of the manifest's: FILE.py:NAME, MODULE:NAME or a built-in one.",
+    ),
     click.option(
         "--model", type=Named("model"), help="Where the base model is on this machine, if not where the manifest says."
     ),
@@ -53,12 +58,14 @@ run_options = options(
 def _started(join: bool, settings: dict[str, Any]) -> None:
     """Run a peer; prints how it ended."""
     need("peers", *NEEDS)
+    from gradless.cli.configuration import whole_rewards
     from gradless.peers import node
     from gradless.system.progress import Reporter
     from gradless.system.signals import interrupting
 
     as_json, fingerprint, yes = (settings.pop(name) for name in ("as_json", "fingerprint", "yes"))
     own = _own_files(settings)
+    settings["reward"] = whole_rewards(settings["reward"])
     confirm = functools.partial(_confirmed, fingerprint=fingerprint, yes=yes)
     with interrupting(signal.SIGTERM):
         result = node.run(node.Settings(**settings, own=own, join=join), confirm=confirm, reporter=Reporter())

@@ -82,11 +82,14 @@ def _commitment(path: Path | None, own: Mapping[str, Any]) -> Commitment | None:
 @of_fields(OwnFiles, SHARED_OWN, defaults=False)
 @of_fields(
     CollabConfig,
-    "scheme freeze method queries eps rule rule_options memory steps batch_size lr seed",
+    "scheme freeze method method_options queries eps rule rule_options memory steps batch_size lr seed",
     defaults=False,
     told=True,
 )
 @of_fields(CollabConfig, "num_train num_test eval_every eval_rows", defaults=False)
+@of_fields(
+    CollabConfig, "chat reward reward_weight pass_reward max_new_tokens stop temperature", defaults=False, told=True
+)
 @of_fields(
     CollabConfig, "algorithm radius dataset image_size split split_parameter net decay refresh momentum", defaults=False
 )

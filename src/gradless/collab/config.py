@@ -18,16 +18,20 @@ from gradless.collab.network.delivery import ALL, Delivery
 from gradless.collab.network.topology import COMPLETE, DEGREE, OF_DEGREE, TOPOLOGIES, fingerprint, named
 from gradless.collab.network.topology import title as topology_title
 from gradless.errors import BadInput, pick
-from gradless.runs.config import Device, Folder, MethodName, Model, Task, check_own
+from gradless.runs import reward_settings
+from gradless.runs.config import Device, Folder, MethodName, Model, Task, check_options, check_own
+from gradless.runs.reward_settings import RewardSettings
 from gradless.system import typed
 from gradless.system.typed import Amount, Count, Few, Flag, Names, NotNegative, Positive, Seed
 
 USUAL = {"alpha": 5.0, "gamma": 0.5}  # parameters of splits
 GRAPH_FIELDS = ("topology", "degree", "graph")
+ADDED = ("plugins", "memory", "chat", "method_options", "reward_sha256")
+"""Settings that ``config.json`` holds only where they say something, as those of a graph and of rewards."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class CollabConfig:
+class CollabConfig(RewardSettings):
     """One run of a group. Equal configurations give equal results on one machine."""
 
     # the group
@@ -104,11 +108,19 @@ class CollabConfig:
     """Test rows; own files: all."""
     freeze: tuple[str, ...] = ()
     """Pattern of parameter names to leave alone."""
+    chat: Annotated[bool, Flag("--chat/--no-chat")] = False
+    """Prompts as messages, by the model's own chat template."""
+    reward_sha256: tuple[str, ...] = ()
+    """SHA-256 of the files of --reward functions, in their order; empty for those without a file.
+
+    A record: filled in when the run begins."""
     # the local steps
     payload: Literal["parameters", "coefficients"] = "parameters"
     """parameters, or coefficients: a few numbers a step."""
     method: MethodName = "mezo"
     """Of the estimate, if coefficients are exchanged: gradless list methods."""
+    method_options: Annotated[dict[str, Any], Flag("--method-set")] = field(default_factory=dict)
+    """Option of that method, e.g. --method-set rank=1."""
     queries: Few = 4
     """Coefficients of a step."""
     eps: Positive | None = None
@@ -174,15 +186,17 @@ class CollabConfig:
             raise BadInput(f"the split {self.split} has no parameter: leave out --split-parameter")
         value = self.split_parameter if self.split_parameter is not None or parameter is None else USUAL[parameter]
         used = plugins.used_again(parts, self.plugins)
-        return dataclasses.replace(self, attackers=attackers, split_parameter=value, plugins=used, **on_graph)
+        other = {**on_graph, **self._reward_fields()}
+        return dataclasses.replace(self, attackers=attackers, split_parameter=value, plugins=used, **other)
 
     def parts(self) -> dict[str, list[str]]:
         """Return the parts that the run names, by table (`gradless.plugins.TABLES`)."""
         stages = (self.rule or "").split("+")
+        rewards = [str(one).partition(":")[0] for one in self.reward]
         names: dict[str, Iterable[Any]] = {
             **{"algorithms": [self.algorithm], "aggregators": stages, "pre_aggregators": stages},
             **{"attacks": [self.attack, self.attack_options.get("of")], "splits": [self.split], "nets": [self.net]},
-            **{"datasets": [self.dataset], "tasks": [self.task], "methods": [self.method]},
+            **{"datasets": [self.dataset], "tasks": [self.task], "methods": [self.method], "rewards": rewards},
         }
         return {table: [one for one in some if one and isinstance(one, str)] for table, some in names.items()}
 
@@ -236,6 +250,30 @@ class CollabConfig:
         known = self.topology in TOPOLOGIES
         return {"degree": degree, "graph": None if known else fingerprint(graph.peers, graph.edges)}
 
+    def _reward_fields(self) -> dict[str, Any]:
+        """Return the reward functions of a group that is trained on some, and the hashes of their files.
+
+        Raises:
+            BadInput: they do not go with the other settings, or a file is not there or has changed.
+        """
+        names = reward_settings.named(self)
+        if not names:
+            return {}
+        if self.model is None:
+            raise BadInput("a reward is for what a language --model writes: leave --reward out, or give a model")
+        if self.payload == "parameters":
+            raise BadInput(
+                "a reward has no gradient, by which peers that exchange parameters learn: add --payload coefficients "
+                "--momentum 0 --method es"
+            )
+        from gradless.rewards.loading import source_of
+
+        hashes = tuple(source_of(name).sha256 for name in names)
+        for name, held, sha256 in zip(names, self.reward_sha256, hashes, strict=False):
+            if held != sha256:
+                raise BadInput(f"{name} has changed since the run began: put its file back, or choose another --out")
+        return {"reward": names, "reward_sha256": hashes if any(hashes) else ()}
+
     def _check_payload(self) -> None:
         from gradless.collab.algorithms import ALGORITHMS
         from gradless.methods import METHODS
@@ -243,7 +281,7 @@ class CollabConfig:
         if self.memory is not None:
             self._check_memory()
         if self.payload == "parameters":
-            if self.method != "mezo":
+            if self.method != "mezo" or self.method_options:
                 raise BadInput(
                     f"the method {self.method} finds coefficients: add --payload coefficients, or leave it out"
                 )
@@ -261,6 +299,7 @@ class CollabConfig:
         if not METHODS[self.method].replays:
             able = ", ".join(name for name, row in METHODS.items() if row.replays)
             raise BadInput(f"method {self.method} has no coefficients to send: forward-only methods do ({able})")
+        check_options(self.method, self.method_options)
 
     def _check_memory(self) -> None:
         if self.payload == "parameters":
@@ -280,14 +319,14 @@ class CollabConfig:
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, which `from_json` reads back."""
-        values = {**dataclasses.asdict(self), "freeze": list(self.freeze)}
-        if not self.plugins:  # as before there were any
-            del values["plugins"]
-        if self.topology == COMPLETE:  # as before there were others
-            for name in GRAPH_FIELDS:
-                del values[name]
-        if self.memory is None:  # likewise
-            del values["memory"]
+        values = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
+        }
+        unused = [name for name in ADDED if not values[name]]
+        if self.topology == COMPLETE:
+            unused += GRAPH_FIELDS
+        for name in (*unused, *reward_settings.unset(self)):  # as before there were such settings
+            del values[name]
         return values
 
     def id(self) -> str:
@@ -298,6 +337,10 @@ class CollabConfig:
         known = {name: value for name, value in self.to_json().items() if name != "data" or own}
         if self.graph is not None:  # wherever its file lies
             known["topology"] = "file"
+        if self.reward_sha256:  # likewise
+            from gradless.runs.replay import shared_reward
+
+            known["reward"] = [shared_reward(name) for name in self.reward]
         if self.image_size is None:  # results of releases without it keep their names
             del known["image_size"]
         if self.plugins:

@@ -31,6 +31,7 @@ class Method(NamedTuple):
     lr_in_eps: float | None = None  # or in units of eps, where steps do not depend on the size of the loss
     auto: float | None = None  # with lr "auto", change of a weight (rms) in a step of a short run, in units of eps
     blocks: bool = False  # perturbs some blocks only, so that forwards may share what lies before them
+    rows: bool = False  # compares the losses of the rows of a batch
     checkpoint: bool = False  # keep the activations of few layers, and compute the others again
 
     @property
@@ -125,6 +126,7 @@ METHODS: dict[str, Method] = {
         "evolution strategies: shaped losses of a population; 2K forwards",
         "Salimans et al. 2017",
         lr_in_eps=1.0,
+        rows=True,
     ),
     "zo-muon": Method(recent.zo_muon, "orthogonalised low-rank estimates", "ZO-Muon 2026", lr_factor=100.0),
     "sparse-mezo": Method(recent.sparse_mezo, "only the smallest weights of each layer", "Liu et al. 2024"),

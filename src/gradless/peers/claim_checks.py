@@ -40,7 +40,17 @@ class ClaimCheck(NamedTuple):
 
 
 def steps_of(run: RunFolder, name: str) -> list[int]:
-    """Return the steps of a peer that the log draws; none of a log that has not ten more steps."""
+    """Return the steps of a peer that the log draws; none of a log that has not ten more steps.
+
+    Raises:
+        BadInput: the run learns from rewards.
+    """
+    config = run.manifest.config
+    if config.reward or (config.own and "labels" not in config.own):
+        raise BadInput(
+            "coefficients of a reward cannot be computed again: a text that another processor writes may differ in a "
+            "token; audit the run without --peer"
+        )
     peer, log = run.number(name), run.records
     present = [step for step in range(log.steps) if np.isfinite(log.rows[step, peer]).all()]
     return claims.drawn(log.digests, run.manifest.run, peer, present)

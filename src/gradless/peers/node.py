@@ -54,6 +54,10 @@ class Settings:
     """Files of the manifest's task or data set."""
     model: str | None = None
     """Where the base model is, if not where the manifest says."""
+    reward: tuple[str, ...] = ()
+    """Its own reward functions, in place of the manifest's."""
+    reward_weight: tuple[float, ...] = ()
+    reward_timeout: float = 60.0
     device: str = "cpu"
     listen: str | None = None
     serve: float | None = None
@@ -118,7 +122,7 @@ class Node:
         self.me, self.steps = manifest.number(identity), manifest.config.steps
         self.step, self.begun = 0, time.monotonic()
         self.agree_seconds: list[float] = []
-        self.zero_shot: float | None = None
+        self.zero_shot: dict[str, float] = {}
         part: type[Part] = AgreedPart if manifest.agreed else MixedPart
         self.part = part(manifest, identity, settings.out)
         self.link = ZenohLink(manifest, identity, listen=settings.listen, limit=part.message_limit(manifest))
@@ -160,8 +164,8 @@ class Node:
 
     def _built(self) -> OnePeer:
         """Load model and rows, and take the steps in the ledger."""
-        own = own_data.merged(self.manifest.config.own, self.settings.own)
         config = self._config()
+        own = own_data.merged(self.manifest.config.own, self.settings.own, rewarded=bool(config.reward))
         if own is None and config.model is not None and config.task is None:
             raise BadInput("the run has no task of its own: give your rows with --train")
         one = one_peer(config, self.me, own=own, folder=self.settings.out)
@@ -181,7 +185,12 @@ class Node:
         folder = settings.manifest if settings.manifest.is_dir() else settings.manifest.parent
         model = settings.model or (prepare.located(config.model, folder) if config.model else None)
         data = str(settings.data.resolve()) if settings.data is not None else config.data
-        return dataclasses.replace(config, model=model, data=data, device=settings.device)
+        if settings.reward or settings.reward_weight:
+            functions = settings.reward or config.reward
+            config = dataclasses.replace(config, reward=functions, reward_weight=settings.reward_weight)
+        return dataclasses.replace(
+            config, model=model, data=data, device=settings.device, reward_timeout=settings.reward_timeout
+        )
 
     def _wait_for(self, count: int, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -193,13 +202,15 @@ class Node:
     def _train(self) -> None:
         if self.step == 0:
             self._evaluate(0)
+        texts = self.one.learner.texts
+        sign = 1.0 if texts is None else -1.0
         with self.reporter.job("train", self.steps, done=self.step, part="step") as show:
             while self.step < self.steps:
                 first, begun, sent = self.step, time.monotonic(), self.link.sent
                 self.step, loss = self.part.step(self.step)
                 time.sleep(max(0.0, self.settings.pace - (time.monotonic() - begun)))
                 self._note(first, loss, time.monotonic() - begun, self.link.sent - sent)
-                show(self.step, "" if loss is None else f"loss {loss:.4f}")
+                show(self.step, "" if loss is None else f"{'loss' if texts is None else 'reward'} {sign * loss:.4f}")
                 every = self.manifest.contents.check_every
                 if first // every < self.step // every or self.step == self.steps:
                     self._state()
@@ -212,14 +223,17 @@ class Node:
         """Write the line of a step, and of those whom it convicts."""
         facts = self.part.facts(step)
         self.monitor.decided(step, self.step, facts)
-        agree = facts.pop("agree_seconds", None)
+        agree, texts = facts.pop("agree_seconds", None), self.one.learner.texts
         if agree is not None:
             self.agree_seconds.append(agree)
         self.metrics.write(
-            event="step", step=step, loss=loss, **facts, agree_seconds=agree,
+            event="step", step=step, loss=loss, **facts, **(texts.of_step(step) if texts else {}),
+            agree_seconds=agree,
             probe_seconds=None if agree is None else round(max(0.0, seconds - agree), 6), seconds=round(seconds, 6),
             bytes=sent,
         )  # fmt: skip
+        if texts is not None and (sentence := texts.sentence(step)):
+            self.reporter.warn(sentence)
         for ban in self.part.new_bans():
             self.metrics.write(event="banned", **ban)
             self.reporter.say(
@@ -256,10 +270,18 @@ class Node:
 
     def _evaluate(self, step: int) -> None:
         accuracy = self.part.accuracy(self.manifest.config.eval_rows if step < self.steps else None)
+        scores = self._scores(accuracy)
         if step == 0:
-            self.zero_shot = accuracy
+            self.zero_shot = scores
         if accuracy is not None:
-            self.metrics.write(event="eval", step=step, accuracy=accuracy)
+            self.metrics.write(event="eval", step=step, **{"accuracy": accuracy, **scores})
+
+    def _scores(self, accuracy: float | None) -> dict[str, float]:
+        """Return what an evaluation measured, by the names that other runs have for it."""
+        texts = self.one.learner.texts
+        if accuracy is None:
+            return {}
+        return {"accuracy": accuracy} if texts is None else texts.scores(accuracy)
 
     # -- end ----------------------------------------------------------------------------------------------------------
 
@@ -267,8 +289,8 @@ class Node:
         taken = self.step - self.part.started
         seconds = time.monotonic() - self.begun
         accuracy = self.part.accuracy(None) if status == "done" else None
-        ledger = self.settings.out / LEDGER
-        return Result(
+        ledger, texts = self.settings.out / LEDGER, self.one.learner.texts
+        result = Result(
             status=status,
             steps=self.step,
             weights_sha256=self.part.weights_sha256(),
@@ -280,13 +302,14 @@ class Node:
             banned={self.manifest.names[peer]: step for peer, step in self.part.banned().items()},
             selected_step=self.step,
             data_sha256="",
-            zero_shot=_scores(self.zero_shot),
-            test=_scores(accuracy),
+            zero_shot=self.zero_shot,
+            test=self._scores(accuracy),
             interval={},
             seconds_per_step=round(seconds / taken, 6) if taken else 0.0,
             ledger_bytes=ledger.stat().st_size if ledger.exists() else 0,
             versions=versions(),
         )
+        return result if texts is None else {**result, **texts.counts()}  # type: ignore[typeddict-item]
 
     def _serve(self) -> None:
         """Serve the log until all peers that are not banned have all steps, or the time is over."""
@@ -302,7 +325,3 @@ class Node:
     def _close_ledger(self) -> None:
         with contextlib.suppress(OSError):
             self.one.close()
-
-
-def _scores(accuracy: float | None) -> dict[str, float]:
-    return {} if accuracy is None else {"accuracy": accuracy}

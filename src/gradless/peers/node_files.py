@@ -25,7 +25,7 @@ LOSABLE: Final = (METRICS, STATUS, RESULT)
 
 
 class Result(TypedDict):
-    """What others read of a ``result.json``."""
+    """What others read of a ``result.json``; a run on a reward also counts, under ``rewards``, what functions gave."""
 
     status: Literal["done", "interrupted"]
     steps: int

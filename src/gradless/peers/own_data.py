@@ -11,12 +11,13 @@ NEEDED: Final = ("template", "label_column", "labels")
 DATA: Final = ("train", "dev", "test")
 
 
-def merged(shared: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any] | None:
+def merged(shared: Mapping[str, Any], given: Mapping[str, Any], *, rewarded: bool = False) -> dict[str, Any] | None:
     """Return the table of own files of a peer.
 
     Args:
         shared: what the manifest says of all peers' files.
         given: what the peer says of its own.
+        rewarded: whether a reward scores what is generated, so that rows need no labels.
 
     Returns:
         None if the peer has no files of its own.
@@ -29,16 +30,18 @@ def merged(shared: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
     if "train" not in given:
         raise BadInput("rows of your own to train on are missing: give them with --train")
     own = {**shared, **given}
-    check(own)
+    check(own, rewarded=rewarded)
     return own
 
 
-def check(own: Mapping[str, Any]) -> None:
+def check(own: Mapping[str, Any], *, rewarded: bool = False) -> None:
     """Refuse a table of own files that does not say how rows are read.
 
     Raises:
         BadInput: naming the option that is missing.
     """
-    for name in NEEDED:
+    unlabelled = rewarded and not {"label_column", "labels"} & own.keys()
+    for name in ("template",) if unlabelled else NEEDED:
         if name not in own:
-            raise BadInput(f"own files need --{name.replace('_', '-')} as well")
+            also = "" if {"label_column", "labels"} & own.keys() or name == "template" else ", or a --reward"
+            raise BadInput(f"own files need --{name.replace('_', '-')} as well{also}")

@@ -124,8 +124,8 @@ def _merged(start: Mapping[str, Any], values: Mapping[str, Any], mode: str) -> d
 
     given = {name: value for name, value in values.items() if not (name == "model" and start.get("model") == BASE)}
     own = {**start.get("own", {}), **{name: given.pop(name) for name in OWN if name in given}}
-    if "rule_options" in given:
-        given["rule_options"] = parse_options(given["rule_options"])
+    for name in {"rule_options", "method_options"} & given.keys():
+        given[name] = parse_options(given[name])
     merged: dict[str, Any] = {**start, **given, "payload": mode}
     if own:
         merged["own"] = own

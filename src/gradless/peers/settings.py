@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final
 from gradless.collab.algorithms import COEFFICIENTS, PARAMETERS
 from gradless.collab.config import CollabConfig
 from gradless.errors import BadInput
+from gradless.rewards.builtin import BUILTIN
 from gradless.system import typed
 
 MODES: Final = {
@@ -32,7 +33,15 @@ SHARED: Final = [
     "model",
     "scheme",
     "freeze",
+    "chat",
+    "reward",
+    "reward_weight",
+    "pass_reward",
+    "max_new_tokens",
+    "stop",
+    "temperature",
     "method",
+    "method_options",
     "queries",
     "eps",
     "steps",
@@ -83,7 +92,19 @@ def shared(values: Mapping[str, Any], *, peers: int, f: int) -> CollabConfig:
         if name in fields.get("own", {}):
             raise BadInput(f"own.{name} is each peer's own: a manifest cannot hold it")
     config = CollabConfig(**{**_absent(), **fields, "peers": peers, "byzantine": f})
+    for name in config.reward:
+        _check_reward(name)
     return _agreed(config) if config.payload == COEFFICIENTS else _mixed(config)
+
+
+def _check_reward(name: str) -> None:
+    """Refuse a reward function that is somebody's code or file: a manifest makes nobody run or read what it names."""
+    head = name.partition(":")[0]
+    if head not in BUILTIN or BUILTIN[head].argument == "FILE":
+        raise BadInput(
+            f"the reward {name} is a peer's own file or module, which a manifest cannot hold: name a built-in one, or "
+            "leave --reward out and let each peer give its own to 'gradless peers run'"
+        )
 
 
 def _absent() -> dict[str, None]:
@@ -130,7 +151,8 @@ def _agreed(config: CollabConfig) -> CollabConfig:
         raise BadInput(f"queries is {k}: the rows of {n} peers are more than {LARGEST_VALUE} bytes, so lower it")
     usual = TuneConfig(
         model=config.model, own={"template": "{t}", "label_column": "l", "labels": "0=a,1=b"}, method=config.method,
-        scheme=config.scheme, lr=config.lr, eps=config.eps, queries=k, steps=config.steps,
+        options=config.method_options, scheme=config.scheme, lr=config.lr, eps=config.eps, queries=k,
+        steps=config.steps,
     ).resolved()  # fmt: skip
     assert isinstance(usual.lr, float)
     return dataclasses.replace(

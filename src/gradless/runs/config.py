@@ -161,6 +161,8 @@ class TuneConfig(RewardSettings):
     last step is kept."""
     num_test: Amount = 1000
     """Test rows (1000; own files: all)."""
+    samples: Annotated[int, Meta(ge=0, le=4096)] = 0
+    """Sampled texts a test row, before and after, for pass@k."""
     k_shot: Count | None = None
     """So many training and dev rows of each label instead."""
     max_length: Count | None = None
@@ -265,6 +267,7 @@ class TuneConfig(RewardSettings):
         """Return a plain dictionary that `from_json` reads back."""
         values: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         unused = {"density": self.scheme != "codes", **{name: not getattr(self, name) for name in ADDED}}
+        unused["samples"] = not (self.samples or self.reward)
         for name in (*(name for name, left_out in unused.items() if left_out), *reward_settings.unset(self)):
             del values[name]  # as before there was such a setting
         return values

@@ -101,9 +101,28 @@ def check_step(run: RunContext, log: RunLog, step: int) -> None:
         raise Diverged(f"in {UNREWARDED} steps in a row no text had a reward: {_reason(run.rewards)}")
     count = sum(map(_incomparable, lines))
     if count & (count - 1) == 0:
-        why = f"all have the reward {reward:.4g}" if reward is not None else "no text has a reward"
-        fix = "raise --eps or --batch-size, or grade the reward" if reward is not None else _reason(run.rewards)
-        run.reporter.warn(f"step {step}: the members cannot be compared, {why} ({count} such steps so far): {fix}")
+        run.reporter.warn(incomparable(step, reward, count, run.rewards))
+
+
+def incomparable(step: int, reward: float | None, count: int, functions: Rewards | None) -> str:
+    """Return a sentence about a step whose members could not be compared.
+
+    Args:
+        step: the step.
+        reward: that all members had; None: none had one.
+        count: of such batches so far.
+        functions: that gave no reward.
+    """
+    why = f"all have the reward {reward:.4g}" if reward is not None else "no text has a reward"
+    fix = "raise --eps or --batch-size, or grade the reward" if reward is not None else _reason(functions)
+    return f"step {step}: the members cannot be compared, {why} (such batches so far: {count}): {fix}"
+
+
+def counted(functions: Rewards | None, equal_steps: int) -> dict[str, Any]:
+    """Return what a ``result.json`` says under ``rewards``; nothing where nothing is rewarded."""
+    if functions is None:
+        return {}
+    return {"rewards": {**dataclasses.asdict(functions.counts), "equal_steps": equal_steps}}
 
 
 def _incomparable(line: dict[str, Any]) -> bool:
@@ -209,10 +228,7 @@ def of_result(run: RunContext, log: RunLog, step: int) -> dict[str, Any]:
     equal = sum(_incomparable(line) for line in log.of("step"))
     held = {"zero_shot": samples_at(log, 0), "test": samples_at(log, step)}
     shares = {name: pass_at(values, run.config.pass_reward) for name, values in held.items() if values}
-    return {
-        "rewards": {**dataclasses.asdict(run.rewards.counts), "equal_steps": equal},
-        **({"pass_at": shares} if shares else {}),
-    }
+    return {**counted(run.rewards, equal), **({"pass_at": shares} if shares else {})}
 
 
 def _known(values: Sequence[float | None]) -> np.ndarray:

@@ -45,8 +45,6 @@ class RewardSettings:
     """Text that ends a generated one; by default the task's, of own prompts none."""
     temperature: NotNegative = 1.0
     """Of training texts; 0 is greedy. Evaluations are greedy."""
-    samples: Annotated[int, Meta(ge=0, le=4096)] = 0
-    """Sampled texts a test row, before and after, for pass@k."""
 
 
 def resolved(config: Any, method: Method) -> dict[str, Any]:
@@ -59,13 +57,11 @@ def resolved(config: Any, method: Method) -> dict[str, Any]:
     Raises:
         BadInput: settings contradict each other.
     """
-    if len(config.reward_weight) not in (0, len(config.reward)):
-        raise BadInput(
-            f"{len(config.reward_weight)} --reward-weight for {len(config.reward)} --reward: give one for each, or none"
-        )
-    if config.reward and config.objective not in (None, REWARD):
-        raise BadInput(f"--objective {config.objective} does not use --reward: leave one of them out")
-    rewards = config.reward or (_of_task(config.task) if config.objective in (None, REWARD) else ())
+    rewards = named(config)
+    if config.objective not in (None, REWARD):
+        if config.reward:
+            raise BadInput(f"--objective {config.objective} does not use --reward: leave one of them out")
+        rewards = ()
     if not rewards:
         if config.objective == REWARD:
             raise BadInput("--objective reward needs a reward function: name one with --reward")
@@ -83,10 +79,22 @@ def resolved(config: Any, method: Method) -> dict[str, Any]:
     return {"reward": rewards, "objective": REWARD}
 
 
-def _of_task(name: str | None) -> tuple[str, ...]:
+def named(config: RewardSettings) -> tuple[str, ...]:
+    """Return the names of the reward functions of a run or of a group: those that are given, or the task's own.
+
+    Raises:
+        BadInput: another number of weights than of functions.
+    """
+    if len(config.reward_weight) not in (0, len(config.reward)):
+        raise BadInput(
+            f"{len(config.reward_weight)} --reward-weight for {len(config.reward)} --reward: give one for each, or none"
+        )
+    task = getattr(config, "task", None)
+    if config.reward or task is None:
+        return config.reward
     from gradless import tasks
 
-    return () if name is None else tasks.get(name).rewards
+    return tasks.get(task).rewards
 
 
 def for_run(task: Task, config: Any) -> Task:
@@ -98,7 +106,7 @@ def for_run(task: Task, config: Any) -> Task:
     return task
 
 
-def unset(config: Any) -> list[str]:
+def unset(config: RewardSettings) -> list[str]:
     """Return the settings that say nothing about a run, and that its ``config.json`` leaves out."""
     if config.reward:
         return []

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -11,7 +12,6 @@ from gradless import ledger
 from gradless.accept import always
 from gradless.collab.algorithms import COEFFICIENTS
 from gradless.collab.config import CollabConfig
-from gradless.collab.learners.coefficients import CoefficientPeers
 from gradless.collab.learners.parameters import Learner, ParameterPeers, Workload, local_step
 from gradless.errors import BadInput
 from gradless.optimizer import ZerothOrder
@@ -36,7 +36,9 @@ class OnePeer(NamedTuple):
     """Receives every update of coefficients before it is applied; `gradless.runs.replay` takes it."""
 
     def close(self) -> None:
-        """Flush and close the ledger."""
+        """Flush and close the ledger, and end the process of reward functions."""
+        if self.learner.texts is not None:
+            self.learner.texts.close()
         if self.ledger is not None:
             self.ledger.close()
 
@@ -84,7 +86,9 @@ def _with_rows(config: CollabConfig, own: Mapping[str, Any]) -> CollabConfig:
         raise BadInput("a peer with rows of its own needs training rows: give --train")
     files = {**config.own, **own}
     if "template" not in files:
-        raise BadInput("own rows need the template, label column and labels of the run: put them in its settings")
+        raise BadInput(
+            "own rows need the template of the run, and its labels and their column: put them in its settings"
+        )
     return dataclasses.replace(config, task=None, own=files, num_train=None, num_test=None)
 
 
@@ -101,26 +105,24 @@ def _workload(config: CollabConfig, me: int, own: bool) -> tuple[Workload, int, 
 
 
 def _of_coefficients(config: CollabConfig, me: int, own: bool, folder: Path | None) -> OnePeer:
-    from gradless.collab.learners.language import Text, members
+    from gradless.collab.learners.language import Text, coefficient_peers
 
     if config.model is None:
         raise BadInput("coefficients are exchanged for a language model: give --model and --task instead of --dataset")
     if config.sync is not None:
         raise BadInput("peers that agree on coefficients have equal weights: leave sync out")
     text = Text(config, config.peers, mine=[me], own=own)
-    check_bits(text.tune, text.model.optimizer)
-    member = members(text, 1, shared=True)[0]
-    rows, base_sha256 = len(text.shares.streams[0].indices), text.model.base_sha256
-    if folder is None:
-        return OnePeer(_peers([member], config), rows, 0, base_sha256)
-    file, start = _opened(
-        text.tune, text.model, replay.header(text.tune, text.model, text.rows, text.label_tokens), folder
-    )
-    return OnePeer(_peers([member._replace(log=file.append)], config), rows, start, base_sha256, file)
-
-
-def _peers(members: Sequence[Any], config: CollabConfig) -> CoefficientPeers:
-    return CoefficientPeers(members, batch_size=config.batch_size)
+    with contextlib.ExitStack() as closing:
+        learner = coefficient_peers(text, config, 1, shared=True)
+        closing.callback(text.close)
+        check_bits(text.tune, text.model.optimizer)
+        file, start = None, 0
+        if folder is not None:
+            header = replay.header(text.tune, text.model, text.rows, text.label_tokens)
+            file, start = _opened(text.tune, text.model, header, folder)
+            learner.members[0] = learner.members[0]._replace(log=file.append)
+        closing.pop_all()
+    return OnePeer(learner, len(text.shares.streams[0].indices), start, text.model.base_sha256, file)
 
 
 def _opened(tune: TuneConfig, model: build.Model, header: Mapping[str, Any], folder: Path) -> tuple[ledger.Ledger, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,18 @@ from gradless.forward.evaluator import Closure
 from gradless.gradients import Leaf, Update
 from gradless.optimizer import ZerothOrder
 
+if TYPE_CHECKING:
+    from gradless.collab.learners.rewarded import Rewarded
+
+
+class Score(NamedTuple):
+    """What an evaluation of a peer gives."""
+
+    accuracy: float
+    """The task's main metric, or the share of texts whose reward passes; NaN without test rows."""
+    reward: float = math.nan
+    """Mean reward of texts; NaN where there is none."""
+
 
 class Member(NamedTuple):
     """One peer: its optimizer, over its own weights or over weights shared with others, and its data."""
@@ -29,8 +41,10 @@ class Member(NamedTuple):
     optimizer: ZerothOrder
     closure: Callable[[int], Closure]  # step -> loss of its batch
     poisoned: Callable[[int], Closure]  # the same with flipped labels
-    accuracy: Callable[[int | None], float]
+    score: Callable[[int | None], Score]
     log: Callable[[Update], None] | None = None  # receives every update before it is applied, as a ledger does
+    observe: Callable[[Closure, int, float], dict[str, Any]] = lambda closure, step, loss: {}
+    """(closure, step, loss) -> what is noted of the texts that were written for it; nothing without texts."""
 
 
 class CoefficientPeers:
@@ -44,12 +58,16 @@ class CoefficientPeers:
         batch_size: examples of a step, for counting.
         sync: steps between exchanges of parameters, which pull models together that a rule with pivots lets drift;
             None: never.
+        texts: notes what the members' texts earn, where they learn from a reward.
 
     Raises:
         BadInput: members whose directions differ, or ``sync`` where weights are shared.
     """
 
-    def __init__(self, members: Sequence[Member], *, batch_size: int, sync: int | None = None) -> None:
+    def __init__(
+        self, members: Sequence[Member], *, batch_size: int, sync: int | None = None, texts: Rewarded | None = None
+    ) -> None:
+        self.texts = texts
         self.members, self.batch_size, self.sync = list(members), batch_size, sync
         self.peers = len(self.members)
         self.samples = 0
@@ -82,9 +100,12 @@ class CoefficientPeers:
         rows = []
         for peer, member in enumerate(self.members):
             _pass_over(member, step)
-            estimate = member.optimizer.probe(member.closure(step))
+            closure = member.closure(step)
+            estimate = member.optimizer.probe(closure)
             self.losses[peer] = estimate.loss
             rows.append(estimate.sketch.coeffs if estimate.finite else (math.nan,) * len(estimate.sketch.keys))
+            if self.texts is not None:
+                self.texts.note(step, peer, member.observe(closure, step, estimate.loss), estimate)
         self.samples += self.batch_size * self._optimizers[0].estimator.forwards(len(rows[0]))
         return torch.tensor(rows, dtype=torch.float32)
 
@@ -128,12 +149,15 @@ class CoefficientPeers:
 
     def accuracy(self, rows: int | None = None) -> list[float]:
         """Share of right answers of every peer; those with the same weights are evaluated once."""
-        accuracies: dict[int, float] = {}
+        scores: dict[int, Score] = {}
         for member in self.members:
             member.optimizer.flush()
-            if id(member.optimizer) not in accuracies:
-                accuracies[id(member.optimizer)] = member.accuracy(rows)
-        return [accuracies[id(member.optimizer)] for member in self.members]
+            if id(member.optimizer) not in scores:
+                scores[id(member.optimizer)] = member.score(rows)
+        of_peers = [scores[id(member.optimizer)] for member in self.members]
+        if self.texts is not None:
+            self.texts.rewards = [one.reward for one in of_peers]
+        return [one.accuracy for one in of_peers]
 
     def consensus(self) -> float:
         """See `gradless.collab.learners.parameters.Learner`. Coefficients that are not finite never reach a model.
@@ -157,7 +181,8 @@ class CoefficientPeers:
         """See `gradless.collab.learners.parameters.Learner`."""
         states = [optimizer.state_dict()["gradless"] for optimizer in self._optimizers]  # writes what is deferred
         weights = [[leaf.param for leaf in optimizer.leaves] for optimizer in self._optimizers]
-        return {"optimizers": states, "weights": weights, "samples": self.samples}
+        equal = {} if self.texts is None else {"equal_steps": self.texts.equal_steps}
+        return {"optimizers": states, "weights": weights, "samples": self.samples, **equal}
 
     def load(self, state: dict[str, Any]) -> None:
         """See `gradless.collab.learners.parameters.Learner`."""
@@ -166,6 +191,8 @@ class CoefficientPeers:
             for leaf, tensor in zip(optimizer.leaves, weights, strict=True):
                 leaf.param.detach().copy_(tensor)
         self.samples = state["samples"]
+        if self.texts is not None:
+            self.texts.equal_steps = state["equal_steps"]
 
     def _leaves(self) -> Iterator[tuple[Leaf, ...]]:
         """Each tuned tensor of all peers with weights of their own."""

@@ -1,7 +1,12 @@
-"""Peers with a language model: LoRA weights by backpropagation, or coefficients by forward passes."""
+"""Peers with a language model: LoRA weights by backpropagation, or coefficients by forward passes.
+
+With forward passes they may also learn from a reward: each peer's members write texts behind its own prompts, and what
+it sends are the same few coefficients.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -16,15 +21,21 @@ from gradless import lm, tasks
 from gradless.collab.config import CollabConfig
 from gradless.collab.data.splits import Batches
 from gradless.collab.learners.assignment import own_share, shares
-from gradless.collab.learners.coefficients import Member
+from gradless.collab.learners.coefficients import CoefficientPeers, Member, Score
+from gradless.collab.learners.rewarded import Rewarded
 from gradless.errors import BadInput, NotFinite
 from gradless.forward.evaluator import Closure
 from gradless.lm import encode, evaluate, objectives, schemes
 from gradless.lm.encode import Encoded
-from gradless.runs import build
+from gradless.lm.metrics import REWARDS
+from gradless.lm.objectives import Objective
+from gradless.lm.rewarded import RewardClosure, Sampling, drawn
+from gradless.rewards import Rewards
+from gradless.runs import build, reward_runs
 from gradless.runs.build import Model
 from gradless.runs.config import TuneConfig
 from gradless.runs.fixed_engine import fixed_engine
+from gradless.runs.reward_settings import RewardSettings
 from gradless.runs.scheme_settings import STORED
 from gradless.system import terminal
 from gradless.tasks.base import Splits, Task
@@ -36,13 +47,16 @@ class Text:
     """A task's rows, encoded and divided among peers.
 
     Args:
-        config: names task, rows, model, method and seed.
+        config: names task, rows, model, method, rewards and seed.
         peers: H, among whom training rows are dealt.
         mine: the peers of this process; None: all.
         own: whether the training rows are those of the one peer ``mine`` alone, and are not dealt.
 
+    Attributes:
+        rewards: the functions that the group is trained on, to be closed by who made this; None without any.
+
     Raises:
-        BadInput: rows or a model that cannot be used.
+        BadInput: rows, a model or reward functions that cannot be used.
     """
 
     def __init__(
@@ -58,6 +72,7 @@ class Text:
             own=config.own,
             data=config.data,
             method=config.method,
+            options=config.method_options,
             scheme=config.scheme,
             lr=config.lr,
             eps=config.eps,
@@ -73,17 +88,36 @@ class Text:
             steps=config.steps,
             weight_decay=config.weight_decay,
             zero_shot=False,
+            chat=config.chat,
+            **{one.name: getattr(config, one.name) for one in dataclasses.fields(RewardSettings)},
         )
         self.tune = dataclasses.replace(settings, engine=fixed_engine(settings)).resolved()
         self.task, self.rows = _loaded(self.tune, test=not own)
-        self.objective = objectives.choose(self.task)
+        self.numbers = range(peers) if mine is None else mine
+        with contextlib.ExitStack() as closing:
+            self.rewards: Rewards | None = reward_runs.load(self.tune, self.task, self.rows, _say)
+            if self.rewards is not None:
+                closing.enter_context(self.rewards)
+            self.objective = reward_runs.objective(self.tune, self.task, self.rewards)
+            self._encode(config, peers, own)
+            closing.pop_all()
+
+    def _encode(self, config: CollabConfig, peers: int, own: bool) -> None:
+        """Load the model, and turn the rows into its tokens and into shares."""
         self.model, self.label_tokens = self._built()
         self.encoded = build.encode_rows(self.model.lm, self.task, self.rows.train, None)
         if cut := sum(row.cut for row in self.encoded):
             limit = encode.length_limit(self.model.lm)
             _say(encode.cut_sentence(self.model.lm, "training", cut, len(self.encoded), limit))
-        labels = torch.tensor([row.gold for row in self.encoded])
-        self.shares = own_share(config, len(labels), (mine or [0])[0]) if own else shares(config, labels, peers, mine)
+        labels = torch.tensor([row.gold if row.correct else 0 for row in self.encoded])
+        objectives.prepare(self.model.lm, self.objective, self.encoded[:1])  # refuses what cannot be batched
+        alone = own_share(config, len(labels), self.numbers[0]) if own else None
+        self.shares = alone or shares(config, labels, peers, self.numbers)
+
+    def close(self) -> None:
+        """End the process of reward functions, if there is one."""
+        if self.rewards is not None:
+            self.rewards.close()
 
     def build(self) -> build.Model:
         """Return a model of its own at the base weights."""
@@ -92,28 +126,47 @@ class Text:
     def _built(self) -> tuple[Model, tuple[int, ...]]:
         return build.build_for(self.tune, NOWHERE, self.task, self.rows.train, say=lambda line: None)
 
-    def batch(self, stream: Batches, step: int) -> list[Encoded]:
-        """Return the rows that a peer reads in a step."""
-        return [self.encoded[i] for i in stream.at(step).tolist()]
+    def batch(self, stream: Batches, step: int, name: str) -> list[Encoded]:
+        """Return the rows that a peer reads in a step; ``name`` names the random numbers of texts behind them."""
+        rows = [self.encoded[i] for i in stream.at(step).tolist()]
+        return rows if self.rewards is None else drawn(rows, f"step/{step}/{name}")
 
-    def poison(self, step: int) -> list[Encoded]:
-        """Return the rows that attackers read, with flipped labels."""
-        return [flipped(row) for row in self.batch(self.shares.poison, step)]
+    def closure(self, model: Model, peer: int, step: int) -> Closure:
+        """Return the loss of a step of one of this process's peers, to be evaluated at any weights of ``model``.
 
-    def loss(self, model: lm.LanguageModel, rows: Sequence[Encoded]) -> Closure:
+        On a reward each peer draws random numbers of its own for its texts, as its rows are its own.
+        """
+        return self.loss(model, self.batch(self.shares.streams[peer], step, f"peer/{self.numbers[peer]}"))
+
+    def poisoned(self, model: Model, step: int) -> Closure:
+        """Return the loss that attackers measure who flip labels; of texts, whose rewards count with the other sign."""
+        rows = self.batch(self.shares.poison, step, "poison")
+        if (of_texts := self.objective.of_texts) is None:
+            return self.loss(model, [flipped(row) for row in rows])
+        return self.loss(model, rows, self.objective._replace(of_texts=lambda *texts: 0.0 - of_texts(*texts)))
+
+    def loss(self, model: Model, rows: Sequence[Encoded], objective: Objective | None = None) -> Closure:
         """Return the loss of a batch, to be evaluated at any weights."""
-        batches = objectives.prepare(model, self.objective, list(rows))
-        return lambda: objectives.loss_over(model, self.objective, batches)
+        objective = objective or self.objective
+        batches = objectives.prepare(model.lm, objective, list(rows))
+        if objective.of_texts is None:
+            return lambda: objectives.loss_over(model.lm, objective, batches)
+        sampling = Sampling(self.tune.temperature, self.tune.seed)
+        return RewardClosure(model.lm, objective, batches, sampling, rows=model.optimizer.estimator.rows)
 
-    def accuracy(self, model: lm.LanguageModel, rows: int | None) -> float:
-        """Return the task's main metric on test rows; NaN without any."""
+    def score(self, model: lm.LanguageModel, rows: int | None) -> Score:
+        """Evaluate test rows: by the task's main metric, or the share of texts that pass and their mean reward."""
         if not self.rows.test:
-            return math.nan
+            return Score(math.nan)
         try:
-            evaluation = evaluate.evaluate(model, self.task, self.rows.test[:rows])
+            metrics = evaluate.evaluate(
+                model, self.task, self.rows.test[:rows], objective=None if self.rewards is None else self.objective
+            ).metrics
         except NotFinite:  # as of other models, whose rows without finite logits are wrong
-            return 0.0
-        return evaluation.metrics[self.task.metrics[0]]
+            return Score(0.0)
+        if self.rewards is None:
+            return Score(metrics[self.task.metrics[0]])
+        return Score(metrics["passed"], metrics.get(REWARDS[0], math.nan))
 
 
 def weights_dtype(config: CollabConfig) -> str | None:
@@ -128,8 +181,11 @@ def _say(line: str) -> None:
 
 
 def _loaded(tune: TuneConfig, test: bool) -> tuple[Task, Splits]:
-    if tune.task and tasks.get(tune.task).kind == "generation":  # before its data are fetched
-        raise BadInput(f"task '{tune.task}' has no options to choose from: take a classification task")
+    if tune.task is not None:  # before its data are fetched
+        known = tasks.get(tune.task)
+        objectives.choose(known, tune.objective)
+        if known.kind == "generation" and not tune.reward:
+            raise BadInput(f"task '{tune.task}' has no options to choose from: name a --reward for what is written")
     task, rows = build.load_task(tune, _say)
     if not rows.train or (test and not rows.test):
         both = "a group needs training and test rows: raise num_train and num_test"
@@ -142,18 +198,24 @@ def flipped(row: Encoded) -> Encoded:
     return row._replace(correct=(len(row.options) - 1 - row.gold,))
 
 
-def members(text: Text, peers: int, *, shared: bool) -> list[Member]:
-    """Peers for `coefficients.CoefficientPeers`; with ``shared`` they have one set of weights."""
+def coefficient_peers(text: Text, config: CollabConfig, peers: int, *, shared: bool) -> CoefficientPeers:
+    """Return peers that send coefficients; with ``shared`` they have one set of weights."""
     models = [text.model] * peers if shared else [text.model, *(text.build() for _ in range(peers - 1))]
-    return [_member(text, peer, model) for peer, model in enumerate(models)]
+    return CoefficientPeers(
+        [_member(text, peer, model) for peer, model in enumerate(models)],
+        batch_size=config.batch_size,
+        sync=config.sync,
+        texts=None if text.rewards is None else Rewarded(text.rewards),
+    )
 
 
-def _member(text: Text, peer: int, model: build.Model) -> Member:
+def _member(text: Text, peer: int, model: Model) -> Member:
     return Member(
         model.optimizer,
-        closure=lambda step: text.loss(model.lm, text.batch(text.shares.streams[peer], step)),
-        poisoned=lambda step: text.loss(model.lm, text.poison(step)),
-        accuracy=lambda rows: text.accuracy(model.lm, rows),
+        closure=lambda step: text.closure(model, peer, step),
+        poisoned=lambda step: text.poisoned(model, step),
+        score=lambda rows: text.score(model.lm, rows),
+        observe=lambda closure, step, loss: reward_runs.of_step(closure, model.optimizer.estimator, step, loss),
     )
 
 
@@ -178,14 +240,14 @@ class TextGradients:
         """See `gradless.collab.learners.parameters.Workload`."""
         gradients = torch.empty_like(theta)
         losses = torch.empty(self.peers)
-        for peer, stream in enumerate(self.text.shares.streams):
-            losses[peer] = self._gradient(theta[peer], self.text.batch(stream, step), gradients[peer])
+        for peer in range(self.peers):
+            losses[peer] = self._gradient(theta[peer], self.text.closure(self.text.model, peer, step), gradients[peer])
         return gradients, losses
 
     def poisoned(self, theta: Tensor, step: int) -> Tensor:
         """See `gradless.collab.learners.parameters.Workload`."""
         gradient = torch.empty_like(theta)
-        self._gradient(theta[0], self.text.poison(step), gradient[0])
+        self._gradient(theta[0], self.text.poisoned(self.text.model, step), gradient[0])
         return gradient
 
     def accuracy(self, theta: Tensor, rows: int | None) -> list[float]:
@@ -193,7 +255,7 @@ class TextGradients:
         accuracies = []
         for row in theta:
             self._load(row)
-            accuracies.append(self.text.accuracy(self.lm, rows))
+            accuracies.append(self.text.score(self.lm, rows).accuracy)
         return accuracies
 
     def state(self) -> dict[str, Any]:
@@ -203,10 +265,10 @@ class TextGradients:
     def load(self, state: dict[str, Any]) -> None:
         """See `gradless.collab.learners.parameters.Workload`."""
 
-    def _gradient(self, row: Tensor, batch: Sequence[Encoded], out: Tensor) -> float:
+    def _gradient(self, row: Tensor, closure: Closure, out: Tensor) -> float:
         self._load(row)
         with torch.enable_grad():
-            loss = torch.as_tensor(self.text.loss(self.lm, batch)())
+            loss = torch.as_tensor(closure())
             parts = torch.autograd.grad(loss, self.tuned, allow_unused=True)
         out.copy_(
             torch.cat(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from torch import Tensor
 from gradless.collab.algorithms import ALGORITHMS, GRADIENTS, PARAMETERS
 from gradless.collab.config import CollabConfig
 from gradless.collab.contraction import mixing
+
+if TYPE_CHECKING:
+    from gradless.collab.learners.rewarded import Rewarded
 
 LR: Final = 0.5  # as in the published runs (0.75 and 0.5) with momentum 0.99
 Schedule = Callable[[int], float]
@@ -49,6 +52,8 @@ class Learner(Peer, Protocol):
     """Examples of which each peer has computed a gradient, or a loss, so far."""
     losses: Tensor
     """Loss of each peer's last batch, [P]."""
+    texts: Rewarded | None
+    """What their texts earned, where they learn from a reward."""
 
     def poisoned(self, step: int, tag: str) -> Tensor:
         """Return what peers with flipped labels would send, [1, D]; after `propose`."""
@@ -142,6 +147,7 @@ class ParameterPeers:
         self.theta = workload.start()
         self.samples = 0
         self.losses = torch.zeros(self.peers)
+        self.texts: Rewarded | None = None  # a reward has no gradient
         self._momentum = torch.zeros_like(self.theta) if local.momentum else None
         self._centre: Tensor | None = None  # mean model before the step, from which poisoned steps start
         self._last_poison = torch.zeros(1, workload.dimension)  # what poisoned peers sent last, for later rounds

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from gradless.collab import aggregators, attacks
 from gradless.collab.aggregation.base import Aggregator
@@ -21,6 +22,7 @@ from gradless.collab.network.simulated import SimulatedNetwork
 from gradless.collab.network.topology import COMPLETE, OF_DEGREE, Topology
 from gradless.errors import BadInput, unknown
 from gradless.runs.config_io import spelling
+from gradless.runs.reward_settings import RewardSettings
 from gradless.system import typed
 
 
@@ -31,6 +33,14 @@ class Simulation(NamedTuple):
     learner: Learner
     rule: Aggregator
     attack: Attack
+
+    def close(self) -> None:
+        """End the process of reward functions, if there is one."""
+        if self.learner.texts is not None:
+            self.learner.texts.close()
+
+
+OF_REWARDS: Final = tuple(one.name for one in dataclasses.fields(RewardSettings) if one.name != "reward")
 
 
 def build(config: CollabConfig) -> Simulation:
@@ -150,8 +160,9 @@ def _uses(config: CollabConfig) -> dict[str, tuple[bool, str]]:
     language, own_momentum = config.model is not None, ALGORITHMS[config.algorithm].momentum
     coefficients = config.payload == COEFFICIENTS, "--payload coefficients"
     return {
-        **dict.fromkeys(("task", "scheme", "num_train", "num_test", "own"), (language, "a language --model")),
-        **dict.fromkeys(("queries", "eps", "sync", "memory"), coefficients),
+        **dict.fromkeys(("task", "scheme", "num_train", "num_test", "own", "chat"), (language, "a language --model")),
+        **dict.fromkeys(("queries", "eps", "sync", "memory", "method_options"), coefficients),
+        **dict.fromkeys(OF_REWARDS, (bool(config.reward), "a group that learns from a --reward")),
         "image_size": (config.dataset == "folder", "a folder of images"),
         "net": (not language, "images (--dataset)"),
         "data": (
@@ -178,8 +189,7 @@ def _workload(config: CollabConfig, honest: int) -> Workload:
 
 
 def _coefficients(config: CollabConfig, honest: int, rule: Aggregator, attack: Attack) -> Learner:
-    from gradless.collab.learners.coefficients import CoefficientPeers
-    from gradless.collab.learners.language import Text, members
+    from gradless.collab.learners.language import Text, coefficient_peers
 
     if config.memory is not None and (rule.uses_pivot or attack.equivocates):
         what = f"the rule {rule.name}" if rule.uses_pivot else f"the attack {attack.name}"
@@ -190,8 +200,7 @@ def _coefficients(config: CollabConfig, honest: int, rule: Aggregator, attack: A
         raise BadInput("coefficients are exchanged for a language model: give --model and --task instead of --dataset")
     # With all messages at all peers and a rule that has no favourite row, the weights of honest peers never differ.
     shared = _everything_arrives(config) and not rule.uses_pivot and not attack.equivocates and config.sync is None
-    people = members(Text(config, honest), honest, shared=shared)
-    return CoefficientPeers(people, batch_size=config.batch_size, sync=config.sync)
+    return coefficient_peers(Text(config, honest), config, honest, shared=shared)
 
 
 def _everything_arrives(config: CollabConfig) -> bool:

@@ -85,6 +85,7 @@ class SimulationState:
             **{"lambda": measured.lam},
             consensus_distance=measured.consensus if _of_models(tag) else None,
             strength=strength,
+            **({} if (texts := self.simulation.learner.texts) is None else texts.of_step(self.step)),
         )
 
     def evaluated(self, rows: int | None) -> list[float]:
@@ -98,6 +99,7 @@ class SimulationState:
             worst_accuracy=min(accuracy),
             mean_accuracy=statistics.fmean(accuracy),
             consensus_distance=self.consensus,
+            **({} if (texts := self.simulation.learner.texts) is None else texts.of_evaluation()),
         )
         return accuracy
 

@@ -83,7 +83,7 @@ def simulate_claimed(config: CollabConfig, folder: Path, reporter: Reporter) -> 
     simulation = build(config)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", config.to_json())
-    with contextlib.closing(SimulationState(simulation, folder)) as run:
+    with contextlib.closing(simulation), contextlib.closing(SimulationState(simulation, folder)) as run:
         if run.step:
             reporter.say(f"goes on after step {run.step}")
         with threads.without_denormals(), run.meter.measured():
@@ -132,9 +132,12 @@ def _loop(run: SimulationState, reporter: Reporter) -> str:
                 healthy = _step(run)
                 run.spent += time.perf_counter() - begun
                 run.step += 1
+                if learner.texts is not None and (sentence := learner.texts.sentence(step)):
+                    reporter.warn(sentence)
                 if not healthy:
                     return DIVERGED
-                show(step + 1, f"loss {float(learner.losses.mean()):.4f}")
+                loss = float(learner.losses.mean())
+                show(step + 1, f"loss {loss:.4f}" if learner.texts is None else f"reward {0.0 - loss:.4f}")
                 run.save(reporter)
         except KeyboardInterrupt:
             return INTERRUPTED
@@ -180,6 +183,7 @@ def _result(run: SimulationState, status: str, final: list[float]) -> dict[str, 
         "worst_accuracy": min(final),
         "mean_accuracy": statistics.fmean(final),
         "accuracy": final,
+        **({} if learner.texts is None else learner.texts.of_result()),
         "consensus_distance": finite_or_null(run.consensus),
         "alpha": statistics.median(alphas) if alphas else None,
         "lambda": statistics.median(lams) if lams else None,

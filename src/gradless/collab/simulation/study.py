@@ -39,7 +39,8 @@ FOUND = (
     *("status", "worst_accuracy", "mean_accuracy", "consensus_distance", "gradients_per_peer", "gradient_overhead"),
     *("bytes_per_peer_step", "train_seconds", "alpha_max", "lambda_max"),
 )
-# A point of a curve, and the fields of an evaluation that it holds.
+REWARDED = ("worst_reward", "mean_reward")  # of groups that learn from a reward
+# A point of a curve, and the fields of an evaluation that it holds; of such groups also the rewards.
 CURVE = {"step": "step", "worst": "worst_accuracy", "mean": "mean_accuracy", "consensus": "consensus_distance"}
 # What all runs of one folder have in common, beside the network between attacked peers and the rate of an algorithm.
 SHARED = (
@@ -58,7 +59,8 @@ SHARED = (
         "method",
     ),
     *("queries", "eps", "sync", "steps", "batch_size", "decay", "refresh", "momentum", "weight_decay", "rounds"),
-    *("radius", "eval_every", "eval_rows"),
+    *("radius", "eval_every", "eval_rows", "method_options", "chat", "reward", "reward_weight", "reward_sha256"),
+    *("pass_reward", "max_new_tokens", "stop", "temperature"),
 )
 
 
@@ -276,12 +278,13 @@ def line(folder: Path, recipes: Mapping[str, str]) -> dict[str, Any] | None:
         return None
     events = [event for event in read_jsonl(folder / "metrics.jsonl")[0] if event.get("event") == "eval"]
     whole = [event for event in events if event.keys() >= {*CURVE.values()}]
-    curve = [{name: event[recorded] for name, recorded in CURVE.items()} for event in whole]
+    fields = CURVE | {name: name for name in REWARDED if name in result}
+    curve = [{name: event.get(recorded) for name, recorded in fields.items()} for event in whole]
     return {
         "id": config.id(),
         "recipe": recipes.get(config.id(), ""),
         **_asked(config),
-        **{name: result[name] for name in FOUND},
+        **{name: result[name] for name in (*FOUND, *(one for one in REWARDED if one in result))},
         "alpha_mixing": result["alpha"],
         "lambda_mixing": result["lambda"],
         "versions": result["versions"],
@@ -300,6 +303,8 @@ def _asked(config: CollabConfig) -> dict[str, Any]:
 def outcome(result: dict[str, Any]) -> str:
     """Return "diverged", or the accuracies of a run in half a sentence."""
     accuracy = f"worst honest accuracy {result['worst_accuracy']:.4f}  mean {result['mean_accuracy']:.4f}"
+    if result.get("mean_reward") is not None:
+        accuracy = f"mean reward {result['mean_reward']:.4f}  {accuracy}"
     return "diverged" if result["status"] == DIVERGED else accuracy
 
 

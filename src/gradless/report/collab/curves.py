@@ -52,13 +52,18 @@ class Kind(NamedTuple):
     field: str
     thin: str
     """A second field, as a thin line; or nothing."""
-    logarithmic: bool
+    scale: str
+    """percent, plain or logarithmic."""
 
 
+PERCENT, PLAIN, LOGARITHMIC = "percent", "plain", "logarithmic"
 KINDS = (
-    Kind("curves-accuracy", "Accuracy during training", "accuracy in %", "worst", "mean", False),
-    Kind("curves-consensus", "Consensus distance during training", "consensus distance", "consensus", "", True),
+    Kind("curves-accuracy", "Accuracy during training", "accuracy in %", "worst", "mean", PERCENT),
+    Kind("curves-reward", "Reward during training", "mean reward", "worst_reward", "mean_reward", PLAIN),
+    Kind("curves-consensus", "Consensus distance during training", "consensus distance", "consensus", "", LOGARITHMIC),
 )
+LEAST_ROOM = {PERCENT: 0.5, PLAIN: 0.01, LOGARITHMIC: 0.15}
+"""Beyond the lowest and highest value of an axis."""
 
 
 class Line(NamedTuple):
@@ -148,8 +153,10 @@ def _lines(study: Collab, kind: Kind, setting: Setting, attack: str) -> dict[str
 
 def _line(runs: Sequence[Run], kind: Kind, look: Look) -> Line:
     def scaled(value: float) -> float | None:
-        """Percent, or a logarithm: zero, where all peers hold the same, is on no such axis."""
-        return 100 * value if not kind.logarithmic else math.log10(value) if value > 0 else None
+        """Percent, the value, or a logarithm: zero, where all peers hold the same, is on no such axis."""
+        if kind.scale != LOGARITHMIC:
+            return 100 * value if kind.scale == PERCENT else value
+        return math.log10(value) if value > 0 else None
 
     thin = curve(runs, kind.thin, scaled) if look.marker else []
     return Line(look, curve(runs, kind.field, scaled), thin, any(run.status == DIVERGED for run in runs))
@@ -249,9 +256,9 @@ def _limits(rows: Sequence[Sequence[Panel]], kind: Kind) -> Limits:
     first, last, low, high = min(steps), max(steps), min(values), max(values)
     first = 0.0 if first >= 0 else first
     last = last if last > first else first + 1
-    room = max(0.05 * (high - low), 0.15 if kind.logarithmic else 0.5)
+    room = max(0.05 * (high - low), LEAST_ROOM[kind.scale])
     low, high = low - room, high + room
-    if kind.logarithmic:
+    if kind.scale != PERCENT:
         return Limits(first, last, low, high)
     return Limits(first, last, max(low, -2.0), 100.0 if high > 85 else high)
 
@@ -270,7 +277,7 @@ def _panel(axes: Any, panel: Panel, kind: Kind, limits: Limits, *, edge: bool, b
     for number, line in enumerate(panel.lines.values()):
         _draw(axes, line, number, len(panel.lines), pale=crowd > MOST_BANDS)
     if not panel.lines:
-        nothing = "no result yet, or zero throughout" if kind.logarithmic else "no result yet"
+        nothing = "no result yet, or zero throughout" if kind.scale == LOGARITHMIC else "no result yet"
         style = {"color": PALE, "fontsize": 8.5, "ha": "center", "va": "center", "transform": axes.transAxes}
         axes.text(0.5, 0.5, nothing, **style)
 
@@ -280,7 +287,7 @@ def _ticks(axes: Any, kind: Kind) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 2.5, 5, 10]))
-    if kind.logarithmic:
+    if kind.scale == LOGARITHMIC:
         axes.yaxis.set_major_locator(FixedLocator(log_ticks(*axes.get_ylim())))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _power(value)))
     else:

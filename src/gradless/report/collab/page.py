@@ -25,7 +25,7 @@ from gradless.runs.record import DIVERGED
 
 MOST_VALUES, LONGEST = 12, 160
 SECTIONS = {
-    "results": ("Accuracy under attack", ("accuracy", "mean-accuracy", "curves-accuracy")),
+    "results": ("Accuracy under attack", ("accuracy", "mean-accuracy", "reward", "curves-accuracy", "curves-reward")),
     "graphs": ("Graphs", ("connectivity",)),
     "worst": ("The worst attack", ("heatmap", "worst-attack")),
     "consensus": ("Consensus distance", ("curves-consensus",)),

@@ -16,7 +16,7 @@ from gradless.report.collab.names import (
     attack_name,
 )
 from gradless.report.collab.study import Collab, Outcome, Run, Setting, Weakest, facts_of, outcome
-from gradless.report.common.numbers import Score, median, number, unique, usual_count
+from gradless.report.common.numbers import Score, median, number, score, unique, usual_count
 from gradless.report.common.table import NOTHING, Column, Item, Table, marked, score_record
 from gradless.system import finished_runs
 
@@ -45,9 +45,9 @@ COSTS = {
 
 def all_tables(study: Collab) -> list[Table]:
     """Every table that the results have something for."""
-    tables = [accuracy(study), mean_accuracy(study), *([worst(study)] if len(study.settings) > 1 else [])]
-    tables += [*(mixing(study, name) for name in MIXING), cost(study)]
-    return [table for table in tables if table.rows]
+    tables = [accuracy(study), mean_accuracy(study), reward(study)]
+    tables += [*([worst(study)] if len(study.settings) > 1 else []), *(mixing(study, name) for name in MIXING)]
+    return [table for table in (*tables, cost(study)) if table.rows]
 
 
 class Frame(NamedTuple):
@@ -154,6 +154,32 @@ def mean_accuracy(study: Collab) -> Table:
         title="Mean accuracy of the honest peers, in %",
         caption=f"Test accuracy after the last step. {seeds_sentence(usual)} {frame.bold}",
         columns=map(attack_name, _attacks(study)),
+        rows=rows,
+        records=records,
+    )
+
+
+def reward(study: Collab) -> Table:
+    """Mean reward of every algorithm (rows) under each attack (columns), where groups learn from a reward."""
+    frame, attacks = Frame.of(study), _attacks(study)
+    rows, records = [], []
+    for setting in study.settings:
+        for algorithm in at(study, setting):
+            items = []
+            for attack in attacks:
+                runs = [run for run in study.of(algorithm, attack, setting) if run.status != FAILED]
+                mean, worst = (score(run.number(name) for run in runs) for name in ("mean_reward", "worst_reward"))
+                items.append(Item() if mean is None else Item(f"{mean.mean:.3f} ({worst.mean:.3f})" if worst else ""))
+                if mean is not None:
+                    records.append(_record(algorithm, attack, setting) | {"what": "reward", **score_record(mean)})
+            if not all(item.empty for item in items):
+                rows.append((*frame.items(study, setting, algorithm), *items))
+    return frame.table(
+        name="reward",
+        title="Mean reward of the honest peers",
+        caption="Of greedy texts behind the test rows, after the last step; in parentheses that of the worst honest "
+        "peer. Means over seeds. Accuracy is the share of texts whose reward passes.",
+        columns=map(attack_name, attacks),
         rows=rows,
         records=records,
     )

@@ -126,13 +126,16 @@ def _smoothed(axes: Any, points: Sequence[tuple[int, float]], label: str) -> Non
 
 
 def _loss(record: PeerRecord) -> Drawing | None:
-    points = [(step.step + 1, step.loss) for step in record.steps if step.loss is not None]
+    name = "reward" if record.rewarded else "loss"
+    points = [(step.step + 1, value) for step in record.steps if (value := getattr(step, name)) is not None]
     if not points:
         return None
     figure, axes = _canvas()
     _smoothed(axes, points, "own batch")
-    axes.set(xlabel="step", ylabel="loss")
-    return _drawing(figure, axes, "training-loss", "Loss", "On this peer's own rows, at the weights that all share.")
+    axes.set(xlabel="step", ylabel=name)
+    whose = "Of texts behind this peer's own prompts" if record.rewarded else "On this peer's own rows"
+    caption = f"{whose}, at the weights that all share."
+    return _drawing(figure, axes, f"training-{name}", name.capitalize(), caption)
 
 
 def _accuracy(record: PeerRecord) -> Drawing | None:
@@ -140,8 +143,9 @@ def _accuracy(record: PeerRecord) -> Drawing | None:
         return None
     figure, axes = _canvas()
     axes.plot(*zip(*record.evaluations, strict=True), "o-", color=ORANGE, markersize=4.5, linewidth=1.5)
-    axes.set(xlabel="step", ylabel="accuracy")
-    return _drawing(figure, axes, "training-accuracy", "Accuracy", "On this peer's own test rows.")
+    name = "mean reward" if record.rewarded else "accuracy"
+    axes.set(xlabel="step", ylabel=name)
+    return _drawing(figure, axes, "training-accuracy", name.capitalize(), "On this peer's own test rows.")
 
 
 def _canvas() -> tuple[Any, Any]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from gradless.report.common.numbers import number
 from gradless.report.common.page import inlined, render
+from gradless.report.common.read import mapping
 from gradless.report.common.table import NOTHING, Table
 from gradless.report.peers.record import PeerRecord
 from gradless.report.peers.tables import facts
@@ -69,6 +70,9 @@ def _tiles(record: PeerRecord) -> list[Tile]:
         Tile("sent a step", NOTHING if sent is None else f"{sent / 1000:.1f} kB", "by this peer, median"),
         Tile("banned", str(len(record.bans)), ", ".join(name for _, name, _ in record.bans) or "nobody"),
     ]
-    if accuracy is not None:
+    reward = number(mapping(record.result.get("test")).get("reward"))
+    if reward is not None:
+        tiles.append(Tile("mean reward", f"{reward:.3f}", "on this peer's test rows"))
+    elif accuracy is not None:
         tiles.append(Tile("accuracy", f"{accuracy:.3f}", "on this peer's test rows"))
     return tiles

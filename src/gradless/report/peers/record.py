@@ -23,6 +23,7 @@ class Step(NamedTuple):
 
     step: int
     loss: float | None
+    reward: float | None
     heard: tuple[int, ...]
     late: tuple[int, ...]
     leader: int | None
@@ -46,6 +47,7 @@ class PeerRecord:
     result: dict[str, Any]
     status: dict[str, Any]
     evaluations: list[tuple[int, float]]
+    """(step, accuracy), or the mean reward where the run learns from one."""
     statements: list[tuple[int, str, dict[str, str]]]
     """(step, own hash, hashes of others by name)."""
     bans: list[tuple[int, str, str]]
@@ -61,6 +63,11 @@ class PeerRecord:
     def me(self) -> str:
         """The peer whose folder this is; empty where nothing says so."""
         return str(self.status.get("me") or "")
+
+    @property
+    def rewarded(self) -> bool:
+        """Whether this peer learns from a reward."""
+        return any(step.reward is not None for step in self.steps)
 
     @property
     def taken(self) -> int:
@@ -104,13 +111,10 @@ def load(folder: Path) -> PeerRecord:
     if torn:
         remarks.append(f"metrics.jsonl has {counted(torn, 'line')} that cannot be read")
     steps = [step for event in events if event.get("event") == "step" and (step := _step(event)) is not None]
-    evaluations = [
-        (int(event["step"]), value)
-        for event in events
-        if event.get("event") == "eval"
-        and isinstance(event.get("step"), int)
-        and (value := number(event.get("accuracy"))) is not None
-    ]
+    measured = [event for event in events if event.get("event") == "eval" and isinstance(event.get("step"), int)]
+    name = "reward" if any("reward" in event for event in measured) else "accuracy"
+    values = [(int(event["step"]), number(event.get(name))) for event in measured]
+    evaluations = [(step, value) for step, value in values if value is not None]
     record = PeerRecord(
         folder,
         run,
@@ -156,6 +160,7 @@ def _step(event: dict[str, Any]) -> Step | None:
     return Step(
         step=event["step"],
         loss=number(event.get("loss")),
+        reward=number(event.get("reward")),
         heard=_peers(event.get("heard")),
         late=_peers(event.get("late")),
         leader=leader if isinstance(leader, int) else None,

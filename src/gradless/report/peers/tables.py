@@ -8,6 +8,7 @@ from typing import Any
 
 from gradless.peers.scores import PeerFacts, omitting
 from gradless.report.common.numbers import number, show
+from gradless.report.common.read import mapping
 from gradless.report.common.table import NOTHING, Column, Item, Table
 from gradless.report.peers.record import PeerRecord
 
@@ -148,7 +149,8 @@ def facts(record: PeerRecord) -> dict[str, str]:
         "weights, SHA-256": result.get("weights_sha256"),
         "base weights, SHA-256": manifest.contents.base_sha256 or None,
         "bytes sent a step": result.get("bytes_per_step"),
-        "accuracy on test rows": result.get("accuracy"),
+        "mean reward on test rows": mapping(result.get("test")).get("reward"),
+        "share of texts that pass" if record.rewarded else "accuracy on test rows": result.get("accuracy"),
         "committed to their rows": ", ".join(one.name for one in manifest.peers if one.commitment) or "nobody",
     }
     return {name: show(value) for name, value in values.items() if value is not None}

@@ -1,0 +1,138 @@
+"""Peers that learn from rewards of their own: real processes, one of which has a function that fails."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from cli_helpers import call as gradless
+from gradless.errors import BadInput
+from gradless.peers import own_data, settings
+from gradless.peers.loopback import LoopbackGroup
+from gradless.peers.manifest import Timing
+from gradless.peers.node_files import METRICS, RESULT
+from gradless.system.side_files import read_jsonl
+
+pytest.importorskip("zenoh")
+SECONDS = 600.0
+NAMES = ["anna", "ben", "cleo", "dora"]
+FUNCTION = """
+def letters(prompts, completions, letter, **rest):
+    return [min(1.0, text.count(one) / 4) for text, one in zip(completions, letter)]
+
+def broken(prompts, completions, **rest):
+    raise ValueError("out of luck")
+"""
+SETTINGS = {
+    "model": "tiny-llama", "scheme": "lora", "method": "es", "method_options": ["rank=1"], "queries": 3, "eps": 0.05,
+    "lr": 0.05, "steps": 6, "batch_size": 4, "template": "{question} :", "max_new_tokens": 6, "pass_reward": 0.25,
+    "eval_every": 3,
+}  # fmt: skip
+
+
+def group_of(folder, functions, **changed):
+    rows = [json.dumps({"question": f"Say {letter}", "letter": letter}) for letter in "aeiotnsr" * 3]
+    (folder / "rows.jsonl").write_text("\n".join(rows))
+    (folder / "score.py").write_text(FUNCTION)
+    data = ["--train", str(folder / "rows.jsonl"), "--test", str(folder / "rows.jsonl")]
+    own = [[*data, *(["--reward", f"{folder / 'score.py'}:{name}"] if name else [])] for name in functions]
+    return LoopbackGroup(
+        folder / "group",
+        NAMES,
+        f=1,
+        settings={**SETTINGS, **changed},
+        own=own,
+        timing=Timing(grace=1.0, base=4.0),
+        check_every=3,
+    )
+
+
+@pytest.mark.sweep
+def test_a_group_learns_from_rewards_of_its_own(tmp_path):
+    group = group_of(tmp_path, ["letters", "letters", "letters", "broken"])
+    assert group.manifest.config.reward == ()
+    everybody = range(len(NAMES))
+    try:
+        for peer in everybody:
+            group.start(peer)
+        ended = group.wait(lambda: all(group.result(peer) for peer in everybody), SECONDS, running=everybody)
+        assert ended, [group.output(peer)[-300:] for peer in everybody]
+    finally:
+        group.end()
+    results = [group.result(peer) for peer in everybody]
+    assert {result["status"] for result in results} == {"done"}
+    assert len({result["weights_sha256"] for result in results}) == 1
+    for result in results[:3]:
+        assert result["test"].keys() == {"reward", "passed"}
+        assert result["accuracy"] == result["test"]["passed"]
+        assert (result["rewards"]["raised"], result["rewards"]["completions"] > 0) == (0, True)
+    assert results[3]["rewards"]["raised"] > 0
+    assert results[3]["rewards"]["equal_steps"] == 6
+    assert results[3]["test"].keys() == {"passed"}
+    assert "the members cannot be compared, no text has a reward" in group.output(3)
+    lines = read_jsonl(group.run_folder(0) / METRICS)[0]
+    steps = [line for line in lines if line["event"] == "step"]
+    assert all(0.0 <= line["reward"] <= 1.0 and line["completion_tokens"] <= 6 for line in steps)
+
+    folder = group.run_folder(1)
+    (tmp_path / "score.py").unlink()  # nothing that looks at a run needs the functions
+    shown = gradless("replay", folder, "--verify")
+    assert shown.exit_code == 0, shown.output
+    assert gradless("peers", "audit", folder).exit_code == 0
+    assert gradless("report", folder).exit_code == 0
+    page = (folder / "report.html").read_text()
+    assert "mean reward on test rows" in page
+    assert "share of texts that pass" in page
+    assert str(tmp_path) not in (folder / "ledger").read_bytes().decode("latin-1")  # what others get names no place
+    claims = gradless("peers", "audit", folder, "--peer", "ben", "--data", tmp_path / "rows.jsonl")
+    assert claims.exit_code == 2
+    assert "coefficients of a reward cannot be computed again" in claims.output
+    assert json.loads((folder / RESULT).read_text())["selected_step"] == 6
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"reward": ["score.py:letters"]}, "score.py:letters is a peer's own file or module"),
+        ({"reward": ["package.module:name"]}, "leave --reward out and let each peer give its own"),
+        ({"reward": ["json_schema:answer.json"]}, "a manifest cannot hold"),
+        ({"reward": ["exact_match"], "reward_weight": [1.0, 2.0]}, "2 --reward-weight for 1 --reward"),
+        ({"reward_timeout": 3.0}, "reward_timeout is each peer's own"),
+        ({"method_options": {"ranks": 1}}, "ranks"),
+    ],
+)
+def test_what_a_manifest_cannot_hold(changed, sentence):
+    values = {**SETTINGS, "method_options": {}, "payload": "coefficients", "own": {"template": SETTINGS["template"]}}
+    del values["template"]
+    assert settings.shared(values, peers=4, f=1).reward == ()
+    with pytest.raises(BadInput, match=sentence):
+        settings.shared({**values, **changed}, peers=4, f=1)
+
+
+def test_a_manifest_may_name_built_in_rewards_and_those_of_a_task():
+    values = {"model": "tiny-llama", "task": "arithmetic", "method": "es", "payload": "coefficients"}
+    read = settings.shared(values, peers=4, f=1)
+    assert read.reward == ("arithmetic",)
+    assert settings.shared(settings.table(read), peers=4, f=1) == read
+    both = {**values, "reward": ["answer_tag", "length:40"], "reward_weight": [1.0, 0.5]}
+    assert settings.shared(both, peers=4, f=1).reward == ("answer_tag", "length:40")
+
+
+def test_rows_without_labels_are_for_rewards():
+    shared, given = {"template": "{question} :"}, {"train": "rows.jsonl"}
+    assert own_data.merged(shared, given, rewarded=True) == {**shared, **given}
+    with pytest.raises(BadInput, match="own files need --label-column as well, or a --reward"):
+        own_data.merged(shared, given)
+    with pytest.raises(BadInput, match="own files need --labels as well"):
+        own_data.merged({**shared, "label_column": "letter"}, given, rewarded=True)
+
+
+def test_a_peer_without_a_reward_is_told_before_it_connects(tmp_path):
+    group = group_of(tmp_path, ["letters", "letters", "letters", ""])
+    home = group.folder / "dora"
+    line = ("peers", "run", "--manifest", group.folder / "run", "--identity", home / "me", "--out", home / "run")
+    ended = gradless(*line, "--fingerprint", group.manifest.sha256, *group.own[3])
+    assert ended.exit_code == 2
+    assert "own files need --label-column as well, or a --reward" in ended.output
+    assert not (home / "run").exists()
