@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
+import torch
 
 import run_helpers as h
 from engine_helpers import race
@@ -12,6 +14,7 @@ from gradless import ledger
 from gradless.bench import grid
 from gradless.bench.search import Search
 from gradless.errors import BadInput
+from gradless.methods import METHODS
 from gradless.runs.config import TuneConfig, read_config
 from gradless.runs.config_io import read
 from gradless.runs.fixed_engine import fixed_engine
@@ -71,6 +74,18 @@ def test_benchmarks_and_groups_name_their_engine():
     )
     assert (fixed(method="lezo"), fixed(objective="f1"), fixed(split="directions")) == ("stream",) * 3
     assert (fixed(engine="in-place"), fixed(engine=None)) == ("in-place", "dual")
+    # Members of a population write together where their weights fit, which follows from sizes and is not measured.
+    texts = [{"task": "arithmetic"}, {"objective": "f1"}, {"reward": ("exact_match",)}]
+    assert {fixed(method="es", **one) for one in texts} == {"auto"}
+    assert {fixed(**one) for one in texts} == {fixed(method="es", split="directions", **texts[0])} == {"stream"}
+    assert fixed(method="es") == fixed(method="es", task="arithmetic", objective="gold") == "dual"
+
+
+def test_methods_that_compare_rows_say_so():
+    for name, method in METHODS.items():
+        options = {key: 0.5 for key, default in method.options().items() if default is inspect.Parameter.empty}
+        weights = [(f"layers.{layer}.weight", torch.nn.Parameter(torch.zeros(4, 4))) for layer in range(6)]
+        assert method.make(weights, lr=1e-3, **options).estimator.rows == method.rows, name
 
 
 def test_a_grid_resolves_to_an_engine_by_name(tmp_path):

@@ -62,7 +62,7 @@ def _option(setting: Setting, defaults: bool, several: bool, text: str, *, alone
     several = several or (bool({tuple, dict} & set(setting.types)) and str not in setting.types)
     about: dict[str, Any] = {"help": text or _help(setting, several) or None}
     if bool in setting.types:
-        about |= {"default": setting.default}
+        about |= {"default": setting.default if defaults else None}
     else:
         about |= {"type": Value(setting, alone=alone), "multiple": several}
         if defaults and not several:

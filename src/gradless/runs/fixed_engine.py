@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gradless.forward.engines import AUTO, DUAL, STREAM
 from gradless.runs.config import TuneConfig
-from gradless.runs.reward_settings import GENERATED, REWARD, named
+from gradless.runs.reward_settings import GENERATED, named
 
 
 def fixed_engine(config: TuneConfig) -> str:
@@ -18,12 +18,11 @@ def fixed_engine(config: TuneConfig) -> str:
     if config.engine not in (None, AUTO):
         return str(config.engine)
     method = METHODS[config.method]
-    rewarded = config.objective in (None, REWARD) and bool(named(config))
-    if rewarded and method.rows and config.split != DIRECTIONS:
+    generated = config.objective in GENERATED or (config.objective is None and bool(named(config)))
+    if generated and method.rows and config.split != DIRECTIONS:
         return AUTO  # which measures nothing there: it follows from the sizes of the weights
     # Text is generated token by token, with decisions that several copies cannot take at once.
     # Several copies cannot share what lies before the first block that one of them perturbs.
     # The last bits of a loss may depend on how many points are evaluated at once.
-    generated = rewarded or config.objective in GENERATED
     one_by_one = generated or method.blocks or config.split == DIRECTIONS
     return STREAM if one_by_one or not config.device.startswith("cpu") else DUAL
