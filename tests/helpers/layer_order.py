@@ -164,7 +164,15 @@ INSIDE = {
         ),
         *("peers.scores", "peers.claims", "peers.certificates", "peers.keys", "peers.settings", "peers.manifest"),
         *("peers.node_files", "peers.memory", "peers.prepare", "peers.run_folder", "peers.claim_checks"),
-        *("peers.audit", "peers.excise", "peers.own_data", "peers.inbox", "peers.zenoh_config", "peers.zenoh_link"),
+        *(
+            "peers.audit",
+            "peers.excise",
+            "peers.own_data",
+            "peers.own_rewards",
+            "peers.inbox",
+            "peers.zenoh_config",
+            "peers.zenoh_link",
+        ),
         *(
             "peers.statements",
             "peers.status",

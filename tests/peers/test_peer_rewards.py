@@ -7,8 +7,10 @@ import json
 import pytest
 
 from cli_helpers import call as gradless
+from gradless import rewards
+from gradless.collab.learners.rewarded import Rewarded
 from gradless.errors import BadInput
-from gradless.peers import own_data, settings
+from gradless.peers import own_data, own_rewards, settings
 from gradless.peers.loopback import LoopbackGroup
 from gradless.peers.manifest import Timing
 from gradless.peers.node_files import METRICS, RESULT
@@ -24,6 +26,7 @@ def letters(prompts, completions, letter, **rest):
 def broken(prompts, completions, **rest):
     raise ValueError("out of luck")
 """
+LABELS = {"label_column": "letter", "labels": "0=a,1=b"}
 SETTINGS = {
     "model": "tiny-llama", "scheme": "lora", "method": "es", "method_options": ["rank=1"], "queries": 3, "eps": 0.05,
     "lr": 0.05, "steps": 6, "batch_size": 4, "template": "{question} :", "max_new_tokens": 6, "pass_reward": 0.25,
@@ -60,6 +63,7 @@ def test_a_group_learns_from_rewards_of_its_own(tmp_path):
         assert ended, [group.output(peer)[-300:] for peer in everybody]
     finally:
         group.end()
+    told: list[str] = []
     results = [group.result(peer) for peer in everybody]
     assert {result["status"] for result in results} == {"done"}
     assert len({result["weights_sha256"] for result in results}) == 1
@@ -75,6 +79,16 @@ def test_a_group_learns_from_rewards_of_its_own(tmp_path):
     steps = [line for line in lines if line["event"] == "step"]
     assert all(0.0 <= line["reward"] <= 1.0 and line["completion_tokens"] <= 6 for line in steps)
 
+    metrics = group.run_folder(3) / METRICS
+    again = Rewarded(rewards.load([lambda completions, **rest: [0.0] * len(completions)]))
+    assert own_rewards.resumed(again, metrics, told.append)["event"] == "rewards"
+    assert (again.equal_steps, told) == (6, [])  # what a restart remembers
+    held = metrics.read_text()
+    metrics.write_text(held.replace('{"score.py:broken":"', '{"score.py:broken":"0'))
+    with rewards.load([f"{tmp_path / 'score.py'}:broken"]) as functions:
+        own_rewards.resumed(Rewarded(functions), metrics, told.append)
+    assert [one.partition(" since")[0] for one in told] == ["score.py:broken has changed"]
+
     folder = group.run_folder(1)
     (tmp_path / "score.py").unlink()  # nothing that looks at a run needs the functions
     shown = gradless("replay", folder, "--verify")
@@ -84,7 +98,9 @@ def test_a_group_learns_from_rewards_of_its_own(tmp_path):
     page = (folder / "report.html").read_text()
     assert "mean reward on test rows" in page
     assert "share of texts that pass" in page
-    assert str(tmp_path) not in (folder / "ledger").read_bytes().decode("latin-1")  # what others get names no place
+    header = (folder / "ledger").read_bytes().decode("latin-1")  # what others may get names no function and no place
+    assert '"own"' in header
+    assert not {word for word in ("letters", "score", str(tmp_path)) if word in header}
     claims = gradless("peers", "audit", folder, "--peer", "ben", "--data", tmp_path / "rows.jsonl")
     assert claims.exit_code == 2
     assert "coefficients of a reward cannot be computed again" in claims.output
@@ -94,9 +110,13 @@ def test_a_group_learns_from_rewards_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"reward": ["score.py:letters"]}, "score.py:letters is a peer's own file or module"),
+        ({"reward": ["score.py:letters"]}, "a manifest cannot hold the reward score.py:letters"),
+        ({"reward": ["exact_match"], "method": "forward-grad"}, "a reward has no gradient"),
+        ({"reward": ["exact_match"], "own": {**LABELS, "template": "{a}"}}, "--labels are for choosing among words"),
+        ({"reward": ["exact_match"], "own": {}, "task": "sst2"}, "the task sst2 has labels: leave --reward out"),
+        ({"rule_options": {"radius": 2}}, "leave --rule-set out"),
         ({"reward": ["package.module:name"]}, "leave --reward out and let each peer give its own"),
-        ({"reward": ["json_schema:answer.json"]}, "a manifest cannot hold"),
+        ({"reward": ["json_schema:answer.json"]}, "a manifest cannot hold the reward json_schema"),
         ({"reward": ["exact_match"], "reward_weight": [1.0, 2.0]}, "2 --reward-weight for 1 --reward"),
         ({"reward_timeout": 3.0}, "reward_timeout is each peer's own"),
         ({"method_options": {"ranks": 1}}, "ranks"),

@@ -59,13 +59,15 @@ def _started(join: bool, settings: dict[str, Any]) -> None:
     """Run a peer; prints how it ended."""
     need("peers", *NEEDS)
     from gradless.cli.configuration import whole_rewards
+    from gradless.collab.learners.alone import OwnRewards
     from gradless.peers import node
     from gradless.system.progress import Reporter
     from gradless.system.signals import interrupting
 
     as_json, fingerprint, yes = (settings.pop(name) for name in ("as_json", "fingerprint", "yes"))
     own = _own_files(settings)
-    settings["reward"] = whole_rewards(settings["reward"])
+    names, weights, timeout = (settings.pop(f"reward{one}") for one in ("", "_weight", "_timeout"))
+    settings["rewards"] = OwnRewards(whole_rewards(names), weights, timeout)
     confirm = functools.partial(_confirmed, fingerprint=fingerprint, yes=yes)
     with interrupting(signal.SIGTERM):
         result = node.run(node.Settings(**settings, own=own, join=join), confirm=confirm, reporter=Reporter())

@@ -281,10 +281,12 @@ class CollabConfig(RewardSettings):
         if self.memory is not None:
             self._check_memory()
         if self.payload == "parameters":
-            if self.method != "mezo" or self.method_options:
+            if self.method != "mezo":
                 raise BadInput(
                     f"the method {self.method} finds coefficients: add --payload coefficients, or leave it out"
                 )
+            if self.method_options:
+                raise BadInput("--method-set is for --payload coefficients: add it, or leave the option out")
             return
         algorithm = ALGORITHMS[self.algorithm]
         if self.rounds > 1 or algorithm.gradients_first:
@@ -329,6 +331,13 @@ class CollabConfig(RewardSettings):
             del values[name]
         return values
 
+    @property
+    def shared_rewards(self) -> list[str]:
+        """The reward functions, without the folders of their files."""
+        from gradless.runs.replay import shared_reward
+
+        return [shared_reward(name) for name in self.reward]
+
     def id(self) -> str:
         """Return what determines the result as 12 hexadecimal digits; of data only an own folder counts by its path."""
         from gradless import plugins
@@ -338,9 +347,7 @@ class CollabConfig(RewardSettings):
         if self.graph is not None:  # wherever its file lies
             known["topology"] = "file"
         if self.reward_sha256:  # likewise
-            from gradless.runs.replay import shared_reward
-
-            known["reward"] = [shared_reward(name) for name in self.reward]
+            known["reward"] = self.shared_rewards
         if self.image_size is None:  # results of releases without it keep their names
             del known["image_size"]
         if self.plugins:

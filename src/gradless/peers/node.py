@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from gradless.collab.config import CollabConfig
-from gradless.collab.learners.alone import OnePeer, one_peer
+from gradless.collab.learners.alone import OnePeer, OwnRewards, one_peer
 from gradless.errors import BadInput
-from gradless.peers import keys, own_data, prepare
+from gradless.peers import keys, own_data, own_rewards, prepare
 from gradless.peers import manifest as manifests
 from gradless.peers.agreed_part import AgreedPart
 from gradless.peers.keys import Identity
@@ -54,10 +54,8 @@ class Settings:
     """Files of the manifest's task or data set."""
     model: str | None = None
     """Where the base model is, if not where the manifest says."""
-    reward: tuple[str, ...] = ()
+    rewards: OwnRewards = field(default_factory=OwnRewards)
     """Its own reward functions, in place of the manifest's."""
-    reward_weight: tuple[float, ...] = ()
-    reward_timeout: float = 60.0
     device: str = "cpu"
     listen: str | None = None
     serve: float | None = None
@@ -136,6 +134,8 @@ class Node:
         """Train and serve; see `run`."""
         self.one = self._built()
         self.stack.callback(self._close_ledger)
+        if (texts := self.one.learner.texts) is not None:
+            self.metrics.write(**own_rewards.resumed(texts, self.metrics.path, self.reporter.warn))
         self.reporter.say(
             f"{self.manifest.names[self.me]} is peer {self.me} of {len(self.manifest.peers)}, with {self.one.rows} "
             f"training rows; listening at {self.settings.listen or self.manifest.peers[self.me].endpoint}"
@@ -165,15 +165,17 @@ class Node:
     def _built(self) -> OnePeer:
         """Load model and rows, and take the steps in the ledger."""
         config = self._config()
-        own = own_data.merged(self.manifest.config.own, self.settings.own, rewarded=bool(config.reward))
+        settings = self.settings
+        rewarded = bool(settings.rewards.names or config.reward)
+        own = own_data.merged(self.manifest.config.own, settings.own, rewarded=rewarded)
         if own is None and config.model is not None and config.task is None:
             raise BadInput("the run has no task of its own: give your rows with --train")
-        one = one_peer(config, self.me, own=own, folder=self.settings.out)
+        one = one_peer(config, self.me, own=own, rewards=settings.rewards, folder=settings.out)
         expected = self.manifest.contents.base_sha256
         if expected and one.base_sha256 != expected:
             one.close()
             if one.start == 0:
-                (self.settings.out / LEDGER).unlink(missing_ok=True)  # it names these weights
+                (settings.out / LEDGER).unlink(missing_ok=True)  # it names these weights
             raise BadInput(
                 f"the base model {config.model} has other weights here ({str(one.base_sha256)[:12]}) than in the "
                 f"manifest ({expected[:12]}): load the same files, and give their place with --model"
@@ -185,12 +187,7 @@ class Node:
         folder = settings.manifest if settings.manifest.is_dir() else settings.manifest.parent
         model = settings.model or (prepare.located(config.model, folder) if config.model else None)
         data = str(settings.data.resolve()) if settings.data is not None else config.data
-        if settings.reward or settings.reward_weight:
-            functions = settings.reward or config.reward
-            config = dataclasses.replace(config, reward=functions, reward_weight=settings.reward_weight)
-        return dataclasses.replace(
-            config, model=model, data=data, device=settings.device, reward_timeout=settings.reward_timeout
-        )
+        return dataclasses.replace(config, model=model, data=data, device=settings.device)
 
     def _wait_for(self, count: int, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -202,15 +199,15 @@ class Node:
     def _train(self) -> None:
         if self.step == 0:
             self._evaluate(0)
-        texts = self.one.learner.texts
-        sign = 1.0 if texts is None else -1.0
+        rewarded = self.one.learner.texts is not None
         with self.reporter.job("train", self.steps, done=self.step, part="step") as show:
             while self.step < self.steps:
                 first, begun, sent = self.step, time.monotonic(), self.link.sent
                 self.step, loss = self.part.step(self.step)
                 time.sleep(max(0.0, self.settings.pace - (time.monotonic() - begun)))
                 self._note(first, loss, time.monotonic() - begun, self.link.sent - sent)
-                show(self.step, "" if loss is None else f"{'loss' if texts is None else 'reward'} {sign * loss:.4f}")
+                words = "" if loss is None else f"reward {0.0 - loss:.4f}" if rewarded else f"loss {loss:.4f}"
+                show(self.step, words)
                 every = self.manifest.contents.check_every
                 if first // every < self.step // every or self.step == self.steps:
                     self._state()
@@ -261,7 +258,10 @@ class Node:
         )
         self._close_ledger()
         self.part.put_ledger_aside()
+        texts = self.one.learner.texts
         self.one = self._built()
+        if texts is not None and self.one.learner.texts is not None:
+            self.one.learner.texts.load(texts.state())
         if self.part.rebuild(self.one, self.step) != theirs:
             raise BadInput(
                 f"the weights at step {self.step} differ from those of f + 1 others even when taken anew from the log: "

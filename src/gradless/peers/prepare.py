@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypedDict
 
+from gradless import rewards
 from gradless.collab.algorithms import COEFFICIENTS
 from gradless.collab.config import CollabConfig
 from gradless.errors import BadInput
@@ -66,6 +67,8 @@ def manifest(
     """
     start, ancestry = _start(mode, recipe, parent, values, out, say)
     config = settings.shared(_merged(start, values, mode), peers=len(cards), f=f)
+    if config.reward:
+        rewards.load(config.reward, config.reward_weight).close()  # refuses what they cannot be given
     data = manifests.make(
         cards,
         config,

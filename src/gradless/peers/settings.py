@@ -10,13 +10,18 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 from gradless.collab.algorithms import COEFFICIENTS, PARAMETERS
 from gradless.collab.config import CollabConfig
 from gradless.errors import BadInput
 from gradless.rewards.builtin import BUILTIN
+from gradless.runs import reward_settings
+from gradless.runs.reward_settings import RewardSettings
 from gradless.system import typed
+
+if TYPE_CHECKING:
+    from gradless.runs.config import TuneConfig
 
 MODES: Final = {
     COEFFICIENTS: "agree on every step's coefficients; all honest peers keep equal weights",
@@ -102,8 +107,8 @@ def _check_reward(name: str) -> None:
     head = name.partition(":")[0]
     if head not in BUILTIN or BUILTIN[head].argument == "FILE":
         raise BadInput(
-            f"the reward {name} is a peer's own file or module, which a manifest cannot hold: name a built-in one, or "
-            "leave --reward out and let each peer give its own to 'gradless peers run'"
+            f"a manifest cannot hold the reward {name}, since it makes nobody run or read a file or module: name a "
+            "built-in one, or leave --reward out and let each peer give its own to 'gradless peers run'"
         )
 
 
@@ -143,21 +148,35 @@ def _agreed(config: CollabConfig) -> CollabConfig:
     if config.sync is not None:
         raise BadInput("agreed peers have equal weights, which need no --sync: leave it out")
     from gradless.peers import mixing
-    from gradless.runs.config import TuneConfig
 
     rule = config.rule or mixing.usual(k)
     mixing.AgreedRule(rule, peers=n, byzantine=f)
     if 44 + n * (67 + 4 * k) + f * (220 + 8 * k) > LARGEST_VALUE:
         raise BadInput(f"queries is {k}: the rows of {n} peers are more than {LARGEST_VALUE} bytes, so lower it")
-    usual = TuneConfig(
-        model=config.model, own={"template": "{t}", "label_column": "l", "labels": "0=a,1=b"}, method=config.method,
-        options=config.method_options, scheme=config.scheme, lr=config.lr, eps=config.eps, queries=k,
-        steps=config.steps,
-    ).resolved()  # fmt: skip
+    if config.rule_options:
+        raise BadInput("rules that peers agree on have no options to set: leave --rule-set out")
+    usual = _of_a_peer(config)
     assert isinstance(usual.lr, float)
     return dataclasses.replace(
         config, rule=rule, algorithm="bridge", momentum=0.0, lr=usual.lr, eps=usual.eps
     ).resolved()
+
+
+def _of_a_peer(config: CollabConfig) -> TuneConfig:
+    """Return the settings of a peer's own steps, as far as the manifest tells; refuses what no peer could run."""
+    from gradless import tasks
+    from gradless.runs.config import TuneConfig
+
+    data: dict[str, Any] = {"own": {"template": "{t}", "label_column": "l", "labels": "0=a,1=b"}}
+    if reward_settings.named(config):
+        if config.task is not None and tasks.get(config.task).kind != "generation":
+            raise BadInput(f"a reward scores generated text, and the task {config.task} has labels: leave --reward out")
+        data = {"task": config.task} if config.task else {"own": {"template": "{t}", **config.own}}
+        data |= {one.name: getattr(config, one.name) for one in dataclasses.fields(RewardSettings)}
+    return TuneConfig(
+        model=str(config.model), method=config.method, options=config.method_options, scheme=config.scheme,
+        lr=config.lr, eps=config.eps, queries=config.queries, steps=config.steps, **data,
+    ).resolved()  # fmt: skip
 
 
 def _mixed(config: CollabConfig) -> CollabConfig:

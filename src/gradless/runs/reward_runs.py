@@ -101,21 +101,28 @@ def check_step(run: RunContext, log: RunLog, step: int) -> None:
         raise Diverged(f"in {UNREWARDED} steps in a row no text had a reward: {_reason(run.rewards)}")
     count = sum(map(_incomparable, lines))
     if count & (count - 1) == 0:
-        run.reporter.warn(incomparable(step, reward, count, run.rewards))
+        run.reporter.warn(incomparable(step, [reward], count, run.rewards))
 
 
-def incomparable(step: int, reward: float | None, count: int, functions: Rewards | None) -> str:
+def incomparable(
+    step: int, rewards: Sequence[float | None], count: int, functions: Rewards | None, *, of_all: str = ""
+) -> str:
     """Return a sentence about a step whose members could not be compared.
 
     Args:
         step: the step.
-        reward: that all members had; None: none had one.
+        rewards: that all members of a batch had, for each such batch; None: none had one.
         count: of such batches so far.
         functions: that gave no reward.
+        of_all: whose members they are, where there are several peers.
     """
-    why = f"all have the reward {reward:.4g}" if reward is not None else "no text has a reward"
-    fix = "raise --eps or --batch-size, or grade the reward" if reward is not None else _reason(functions)
-    return f"step {step}: the members cannot be compared, {why} (such batches so far: {count}): {fix}"
+    if None in rewards:
+        why, fix = "no text has a reward", _reason(functions)
+    else:
+        same = len(set(rewards)) == 1
+        why = f"all have the reward {rewards[0]:.4g}" if same else "all of a peer have the same reward"
+        fix = "raise --eps or --batch-size, or grade the reward"
+    return f"step {step}: the members{of_all} cannot be compared, {why} (such batches so far: {count}): {fix}"
 
 
 def counted(functions: Rewards | None, equal_steps: int) -> dict[str, Any]:

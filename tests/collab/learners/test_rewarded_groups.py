@@ -8,13 +8,18 @@ import json
 import pytest
 import torch
 
+from gradless import rewards
 from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.learners.alone import one_peer
 from gradless.collab.learners.language import Text
+from gradless.collab.learners.rewarded import Rewarded
 from gradless.collab.simulation import progress, study
+from gradless.collab.simulation import simulate as simulation
 from gradless.collab.simulation.build import build
 from gradless.collab.simulation.simulate import simulate
 from gradless.errors import BadInput
+from gradless.gradients import Probe, Sketch
+from gradless.runs import reward_runs
 from gradless.system.progress import Reporter
 
 QUIET = Reporter(quiet=True)
@@ -27,6 +32,15 @@ def broken(prompts, completions, **rest):
 
 def same(prompts, completions, **rest):
     return [0.5] * len(prompts)
+
+calls = 0
+
+def late(prompts, completions, letter, **rest):
+    global calls
+    calls += 1
+    if calls <= 4:
+        raise ValueError("not yet")
+    return letters(prompts, completions, letter)
 """
 
 
@@ -70,6 +84,10 @@ def config(folder) -> CollabConfig:
     )
 
 
+def with_function(config, name):
+    return dataclasses.replace(config, reward=(config.reward[0].replace("letters", name),))
+
+
 def proposed(config, step=0):
     simulation = build(config)
     try:
@@ -98,7 +116,7 @@ def test_peers_with_equal_prompts_draw_other_texts(config):
         assert not {row.draw for row in first} & {row.draw for row in second}
         assert len({row.draw for row in first}) == len(first)
     finally:
-        text.close()
+        text.rewards.close()
 
 
 def test_attackers_who_flip_labels_count_rewards_with_the_other_sign(config):
@@ -110,7 +128,7 @@ def test_attackers_who_flip_labels_count_rewards_with_the_other_sign(config):
         assert any(plain)
         assert turned == pytest.approx([-coefficient for coefficient in plain])
     finally:
-        text.close()
+        text.rewards.close()
 
 
 def test_a_simulation_notes_what_texts_earn(config, tmp_path):
@@ -118,7 +136,8 @@ def test_a_simulation_notes_what_texts_earn(config, tmp_path):
     assert result["status"] == "done"
     assert result["mean_reward"] == pytest.approx(sum(result["reward"]) / 3)
     assert result["bytes_per_peer_step"] == 3 * 4 * 3
-    assert (result["rewards"]["raised"], result["rewards"]["calls"]) > (0, 0)
+    assert result["rewards"]["raised"] == 0
+    assert result["rewards"]["calls"] > 0
     notes = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     for note in notes:
         if note["event"] == "step":
@@ -132,35 +151,97 @@ def test_a_simulation_notes_what_texts_earn(config, tmp_path):
     assert line["mean_reward"] == line["curve"][-1]["mean_reward"] == result["mean_reward"]
 
 
+class Cut(Exception):
+    pass
+
+
+def cut_at(step, monkeypatch, folder, config):
+    """Run until a step begins, with a checkpoint after each before it."""
+    real = simulation._step
+
+    def stumble(now):
+        if now.step == step:
+            raise Cut
+        return real(now)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "SAVE_EVERY", 0.0)
+        patch.setattr(simulation, "_step", stumble)
+        with pytest.raises(Cut):
+            simulate(config, folder, reporter=QUIET)
+
+
 @pytest.mark.filterwarnings("ignore:5 estimates in a row were exactly zero")
-def test_a_run_that_was_stopped_ends_with_the_same_bits(config, tmp_path, monkeypatch):
-    config = dataclasses.replace(config, reward=(config.reward[0].replace("letters", "same"),), attack="sign-flip")
+@pytest.mark.parametrize("function", ["letters", "same"])
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(config, function, tmp_path, monkeypatch, capsys):
+    config = with_function(dataclasses.replace(config, attack="sign-flip"), function)
     whole = simulate(config, tmp_path / "whole", reporter=QUIET)
-    monkeypatch.setattr(progress, "SAVE_EVERY", 0.0)
-
-    class Stops(Reporter):
-        def warn(self, text: str) -> None:
-            if "step 1" in text:
-                raise RuntimeError("a power cut")
-
-    with pytest.raises(RuntimeError, match="a power cut"):
-        simulate(config, tmp_path / "stopped", reporter=Stops(quiet=True))
-    again = simulate(config, tmp_path / "stopped", reporter=QUIET)
-    assert again["weights_sha256"] == whole["weights_sha256"]
-    # Of every step all members of all peers had the same; those before the stop are not forgotten.
-    assert again["rewards"]["equal_steps"] == whole["rewards"]["equal_steps"] == 4 * 3
+    cut_at(2, monkeypatch, tmp_path / "cut", config)
+    capsys.readouterr()
+    again = simulate(config, tmp_path / "cut", reporter=Reporter())
+    assert "goes on after step 2" in capsys.readouterr().out
+    for name in ("train_seconds", "seconds_per_step", "peak_memory_bytes"):
+        del again[name], whole[name]
+    assert again == whole  # weights, rewards, and what was counted before the stop
+    assert again["rewards"]["equal_steps"] == 4 * 3 or function == "letters"
+    unmoved = simulate(dataclasses.replace(config, lr=1e-30), tmp_path / "unmoved", reporter=QUIET)
+    assert (unmoved["weights_sha256"] != whole["weights_sha256"]) == (function == "letters")
 
 
-def test_a_function_that_fails_moves_nothing_and_is_said(config, tmp_path, capsys):
-    config = dataclasses.replace(config, reward=(config.reward[0].replace("letters", "broken"),), steps=2)
-    rows = proposed(config)
-    assert rows.isnan().all()
+def test_a_function_that_always_fails_ends_the_run_and_is_said(config, tmp_path, capsys):
+    config = with_function(dataclasses.replace(config, steps=8), "broken")
+    assert proposed(config).isnan().all()
     result = simulate(config, tmp_path, reporter=Reporter())
-    output = capsys.readouterr()
-    assert "no text has a reward" in output.out + output.err
-    assert "out of luck" in output.out + output.err
-    assert result["rewards"]["raised"] > 0
-    assert (result["mean_reward"], result["status"]) == (None, "diverged")  # nobody had anything to send
+    output = "".join(capsys.readouterr())
+    assert "step 0: the members of 4 of 4 peers cannot be compared, no text has a reward" in output
+    assert "out of luck" in output
+    assert (result["mean_reward"], result["status"], result["steps"]) == (None, "diverged", reward_runs.UNREWARDED)
+    assert "out of luck" in study.advice(config, result)
+
+
+def test_a_step_without_any_reward_is_passed_over(config, tmp_path):
+    config = with_function(dataclasses.replace(config, steps=3, eval_every=3), "late")
+    result = simulate(config, tmp_path, reporter=QUIET)
+    assert (result["status"], result["steps"], result["rewards"]["raised"]) == ("done", 3, 4)
+    notes = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    steps = [note for note in notes if note["event"] == "step"]
+    assert [one["reward"] is None for one in steps] == [True, False, False]
+    assert steps[0]["equal"] == 4
+
+
+def test_a_model_that_writes_nothing_finite_ends_the_run(config, tmp_path, capsys):
+    config = dataclasses.replace(config, rule="mean", lr=1e30)
+    result = simulate(config, tmp_path, reporter=Reporter())
+    assert result["status"] == "diverged"
+    output = "".join(capsys.readouterr())
+    assert "of 4 of 4 peers writes nothing finite: lower --lr" in output
+    assert study.advice(config, result) == "honest models are not finite: try a lower --lr or another --rule"
+
+
+def noted(*observed, step=0):
+    """What is said of peers whose members earned this; None: nothing, "": the model wrote nothing finite."""
+    texts = Rewarded(rewards.load([lambda completions, **rest: [0.0] * len(completions)]))
+    for peer, (reward, coefficient) in enumerate(observed):
+        finite = reward not in (None, "")
+        probe = Probe(step, 0.0, Sketch((1,), (coefficient,)), 2, finite)
+        texts.note(
+            step, peer, {} if reward == "" else {"reward": reward, "valid": 1.0, "completion_tokens": 2.0}, probe
+        )
+    return texts
+
+
+def test_what_is_said_is_said_of_the_peers_that_compared_nothing():
+    assert noted((0.5, 1.0), (0.2, 2.0)).sentence(0) == ""
+    assert "of 1 of 3 peers cannot be compared, all have the reward 0.9 " in noted(
+        (0.5, 1.0), (0.9, 0.0), (0.2, 1.0)
+    ).sentence(0)
+    assert "no text has a reward" in noted((0.5, 1.0), (None, 0.0), (0.2, 0.0)).sentence(0)
+    assert "all of a peer have the same reward" in noted((0.5, 0.0), (0.2, 0.0)).sentence(0)
+    assert "the model of 1 of 2 peers writes nothing finite" in noted((0.5, 1.0), ("", 0.0)).sentence(0)
+    alone = noted((0.5, 0.0))
+    assert alone.sentence(0).startswith("step 0: the members cannot be compared, all have the reward 0.5 (")
+    assert alone.sentence(0) == alone.sentence(1) == ""  # said once, and there was no such step
+    assert alone.of_step(1) == {}
 
 
 def test_what_the_run_is_called_depends_on_the_function_and_not_on_its_place(config, tmp_path):
@@ -173,6 +254,28 @@ def test_what_the_run_is_called_depends_on_the_function_and_not_on_its_place(con
     assert moved.resolved().id() != config.resolved().id()
     with pytest.raises(BadInput, match=r"score\.py:letters has changed since the run began"):
         recorded.resolved()
+
+
+def test_a_folder_says_which_function_has_changed(config, tmp_path):
+    (tmp_path / "score.py").write_text(FUNCTION)
+    here = dataclasses.replace(config, reward=(f"{tmp_path / 'score.py'}:letters",), steps=1)
+    study.run_all([here], tmp_path / "out", reporter=QUIET)
+    moved = dataclasses.replace(config, steps=1, attack="sign-flip")
+    study.run_all([dataclasses.replace(config, steps=1)], tmp_path / "out", reporter=QUIET)  # finished: nothing to do
+    (tmp_path / "score.py").write_text(FUNCTION + "# mended\n")
+    with pytest.raises(BadInput, match=r"other settings .SHA-256 of reward files"):
+        study.run_all([dataclasses.replace(here, attack="sign-flip")], tmp_path / "out", reporter=QUIET)
+    assert moved.reward_sha256 == ()
+
+
+def test_functions_end_with_what_could_not_be_built(config, monkeypatch):
+    ended = []
+    real = rewards.Rewards.close
+    monkeypatch.setattr(rewards.Rewards, "close", lambda self: (ended.append(self), real(self)))
+    monkeypatch.setattr(Text, "build", lambda self: (_ for _ in ()).throw(MemoryError()))
+    with pytest.raises(MemoryError):
+        build(dataclasses.replace(config, sync=2))
+    assert len(ended) == 1
 
 
 def test_a_group_without_rewards_records_what_it_always_did():

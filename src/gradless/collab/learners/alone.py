@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,8 @@ from gradless.runs.config import TuneConfig
 
 SCHEDULES: Final = ("constant", "linear")  # of products and quotients alone; a cosine is that of the C library
 LEDGER: Final = "ledger"
+OWN: Final = "own"
+"""What a ledger calls reward functions of a peer's own, whose names are nobody else's affair."""
 
 
 class OnePeer(NamedTuple):
@@ -43,8 +44,37 @@ class OnePeer(NamedTuple):
             self.ledger.close()
 
 
+class OwnRewards(NamedTuple):
+    """Reward functions of one peer."""
+
+    names: tuple[str, ...] = ()
+    """In place of the configuration's; empty: those."""
+    weights: tuple[float, ...] = ()
+    timeout: float = 60.0
+
+    def over(self, config: CollabConfig) -> CollabConfig:
+        """Return the configuration with these functions."""
+        if self.names or self.weights:
+            names = self.names or config.reward
+            config = dataclasses.replace(config, reward=names, reward_weight=self.weights, reward_sha256=())
+        return dataclasses.replace(config, reward_timeout=self.timeout)
+
+    def hidden(self, tune: TuneConfig) -> TuneConfig:
+        """Return settings for others to read, which name no function of this peer's own."""
+        if not tune.reward:
+            return tune
+        if self.names or self.weights:
+            tune = dataclasses.replace(tune, reward=(OWN,), reward_weight=())
+        return dataclasses.replace(tune, reward_timeout=OwnRewards().timeout)
+
+
 def one_peer(
-    config: CollabConfig, me: int, *, own: Mapping[str, Any] | None = None, folder: Path | None = None
+    config: CollabConfig,
+    me: int,
+    *,
+    own: Mapping[str, Any] | None = None,
+    rewards: OwnRewards | None = None,
+    folder: Path | None = None,
 ) -> OnePeer:
     """Build peer ``me`` of a group alone.
 
@@ -56,18 +86,20 @@ def one_peer(
         me: its number, from 0.
         own: where its own rows are: of a language model "train" and perhaps "test", as ``own`` of
             `gradless.runs.config.TuneConfig`; of images "data".
+        rewards: its own reward functions; None: those of the configuration.
         folder: where the ledger of coefficients lies, or will; one that is there already is taken again. None: none.
 
     Raises:
         BadInput: data, a model or a method that cannot be used, or the ledger of another run.
     """
-    config = _without_attackers(config).resolved()
+    rewards = rewards or OwnRewards()
+    config = rewards.over(_without_attackers(config)).resolved()
     if not 0 <= me < config.peers:
         raise BadInput(f"there is no peer {me}: give a number from 0 to {config.peers - 1}")
     if own is not None:
         config = _with_rows(config, own)
     if config.payload == COEFFICIENTS:
-        return _of_coefficients(config, me, own is not None, folder)
+        return _of_coefficients(config, me, own is not None, rewards, folder)
     workload, rows, base_sha256 = _workload(config, me, own is not None)
     return OnePeer(ParameterPeers(workload, local_step(config)), rows, 0, base_sha256)
 
@@ -104,7 +136,7 @@ def _workload(config: CollabConfig, me: int, own: bool) -> tuple[Workload, int, 
     return TextGradients(text, 1), len(text.shares.streams[0].indices), text.model.base_sha256
 
 
-def _of_coefficients(config: CollabConfig, me: int, own: bool, folder: Path | None) -> OnePeer:
+def _of_coefficients(config: CollabConfig, me: int, own: bool, rewards: OwnRewards, folder: Path | None) -> OnePeer:
     from gradless.collab.learners.language import Text, coefficient_peers
 
     if config.model is None:
@@ -112,16 +144,14 @@ def _of_coefficients(config: CollabConfig, me: int, own: bool, folder: Path | No
     if config.sync is not None:
         raise BadInput("peers that agree on coefficients have equal weights: leave sync out")
     text = Text(config, config.peers, mine=[me], own=own)
-    with contextlib.ExitStack() as closing:
+    with text.closed_on_error():
         learner = coefficient_peers(text, config, 1, shared=True)
-        closing.callback(text.close)
         check_bits(text.tune, text.model.optimizer)
         file, start = None, 0
         if folder is not None:
-            header = replay.header(text.tune, text.model, text.rows, text.label_tokens)
+            header = replay.header(rewards.hidden(text.tune), text.model, text.rows, text.label_tokens)
             file, start = _opened(text.tune, text.model, header, folder)
             learner.members[0] = learner.members[0]._replace(log=file.append)
-        closing.pop_all()
     return OnePeer(learner, len(text.shares.streams[0].indices), start, text.model.base_sha256, file)
 
 

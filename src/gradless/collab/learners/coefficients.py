@@ -181,8 +181,8 @@ class CoefficientPeers:
         """See `gradless.collab.learners.parameters.Learner`."""
         states = [optimizer.state_dict()["gradless"] for optimizer in self._optimizers]  # writes what is deferred
         weights = [[leaf.param for leaf in optimizer.leaves] for optimizer in self._optimizers]
-        equal = {} if self.texts is None else {"equal_steps": self.texts.equal_steps}
-        return {"optimizers": states, "weights": weights, "samples": self.samples, **equal}
+        texts = {} if self.texts is None else {"texts": self.texts.state()}
+        return {"optimizers": states, "weights": weights, "samples": self.samples, **texts}
 
     def load(self, state: dict[str, Any]) -> None:
         """See `gradless.collab.learners.parameters.Learner`."""
@@ -192,7 +192,7 @@ class CoefficientPeers:
                 leaf.param.detach().copy_(tensor)
         self.samples = state["samples"]
         if self.texts is not None:
-            self.texts.equal_steps = state["equal_steps"]
+            self.texts.load(state["texts"])
 
     def _leaves(self) -> Iterator[tuple[Leaf, ...]]:
         """Each tuned tensor of all peers with weights of their own."""

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,13 +94,10 @@ class Text:
         self.tune = dataclasses.replace(settings, engine=fixed_engine(settings)).resolved()
         self.task, self.rows = _loaded(self.tune, test=not own)
         self.numbers = range(peers) if mine is None else mine
-        with contextlib.ExitStack() as closing:
-            self.rewards: Rewards | None = reward_runs.load(self.tune, self.task, self.rows, _say)
-            if self.rewards is not None:
-                closing.enter_context(self.rewards)
+        self.rewards: Rewards | None = reward_runs.load(self.tune, self.task, self.rows, _say)
+        with self.closed_on_error():
             self.objective = reward_runs.objective(self.tune, self.task, self.rewards)
             self._encode(config, peers, own)
-            closing.pop_all()
 
     def _encode(self, config: CollabConfig, peers: int, own: bool) -> None:
         """Load the model, and turn the rows into its tokens and into shares."""
@@ -114,10 +111,15 @@ class Text:
         alone = own_share(config, len(labels), self.numbers[0]) if own else None
         self.shares = alone or shares(config, labels, peers, self.numbers)
 
-    def close(self) -> None:
-        """End the process of reward functions, if there is one."""
-        if self.rewards is not None:
-            self.rewards.close()
+    @contextlib.contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """End the process of reward functions, if there is one, when what is done inside fails."""
+        try:
+            yield
+        except BaseException:
+            if self.rewards is not None:
+                self.rewards.close()
+            raise
 
     def build(self) -> build.Model:
         """Return a model of its own at the base weights."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ from typing import Any
 from gradless.gradients import Probe
 from gradless.rewards import Rewards
 from gradless.runs import reward_runs
+
+NUMBERS = ("reward", "valid", "completion_tokens")
 
 
 class Rewarded:
@@ -25,19 +28,34 @@ class Rewarded:
 
     def __init__(self, functions: Rewards) -> None:
         self._functions = functions
-        self._observed: dict[int, Mapping[str, Any]] = {}  # by peer, of the last step that was probed
         self._step = -1
+        self._observed: dict[int, Mapping[str, Any]] = {}  # by peer, of that step
         self.rewards: Sequence[float] = ()
         self.equal_steps = 0
-        self._told_next = 1
+        self._told = 0  # of them, when a sentence about one was last given
+        self._unrewarded = 0  # steps in a row without any reward
 
-    def note(self, step: int, peer: int, observed: Mapping[str, Any], estimate: Probe) -> None:
-        """Note what a peer's members wrote in a step, by `gradless.runs.reward_runs.of_step`."""
-        equal = not (estimate.finite and any(estimate.sketch.coeffs))
+    @property
+    def sources(self) -> Mapping[str, str]:
+        """SHA-256 of the files of functions, by name."""
+        return self._functions.sources
+
+    def note(self, step: int, peer: int, observed: Mapping[str, Any], probe: Probe) -> None:
+        """Note what a peer's members wrote in a step.
+
+        Args:
+            step: the step.
+            peer: of this process.
+            observed: by `gradless.runs.reward_runs.of_step`; empty where the model wrote nothing finite.
+            probe: what it gave.
+        """
+        equal = not (probe.finite and any(probe.sketch.coeffs))
         self.equal_steps += equal
         if self._step != step:
             self._step, self._observed = step, {}
         self._observed[peer] = {**observed, "equal": equal}
+        if observed.get("reward") is not None:
+            self._unrewarded = 0
 
     def of_step(self, step: int) -> dict[str, Any]:
         """Return what the line of a step says: means over these peers, and how many of them could compare nothing.
@@ -47,16 +65,30 @@ class Rewarded:
         if self._step != step:
             return {}
         there = self._observed.values()
-        means = {name: _mean([one[name] for one in there]) for name in ("reward", "valid", "completion_tokens")}
+        means = {name: _mean([one.get(name) for one in there]) for name in NUMBERS}
         return {**means, "equal": sum(one["equal"] for one in there)}
+
+    def passes_over(self, step: int) -> bool:
+        """Return whether a step in which no peer had anything to send is no reason to stop.
+
+        It is where texts were written and none has a reward, which may be another batch's fortune; in a row that may
+        happen less often than `gradless.runs.reward_runs.UNREWARDED` times.
+        """
+        self._unrewarded += 1
+        written = all("reward" in one for one in self._observed.values())
+        return self._step == step and written and self._unrewarded < reward_runs.UNREWARDED
 
     def sentence(self, step: int) -> str:
         """Return a sentence if members could not be compared, the first time and whenever that has doubled; else ""."""
-        line = self.of_step(step)
-        if not line.get("equal") or self.equal_steps < self._told_next:
+        equal = [one for one in self._observed.values() if one["equal"]]
+        if self._step != step or not equal or self.equal_steps < 2 * self._told:
             return ""
-        self._told_next = 2 * self.equal_steps
-        return reward_runs.incomparable(step, line["reward"], self.equal_steps, self._functions)
+        self._told = self.equal_steps
+        of_all = f" of {len(equal)} of {len(self._observed)} peers" if len(self._observed) > 1 else ""
+        if not all("reward" in one for one in equal):
+            return f"step {step}: the model{of_all} writes nothing finite: lower --lr"
+        rewards = [one["reward"] for one in equal]
+        return reward_runs.incomparable(step, rewards, self.equal_steps, self._functions, of_all=of_all)
 
     def of_evaluation(self) -> dict[str, Any]:
         """Return what the line of an evaluation says."""
@@ -81,6 +113,18 @@ class Rewarded:
     def of_result(self) -> dict[str, Any]:
         """Return what ``result.json`` of a simulation says: the last evaluation, and `counts`."""
         return {**self.of_evaluation(), **self.counts()}
+
+    def state(self) -> dict[str, Any]:
+        """Return what was counted, between two steps."""
+        counts = dataclasses.asdict(self._functions.counts)
+        own = {"equal_steps": self.equal_steps, "told": self._told, "unrewarded": self._unrewarded}
+        return {**own, "functions": counts}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on counting from what `state` returned."""
+        self.equal_steps, self._told, self._unrewarded = (state[one] for one in ("equal_steps", "told", "unrewarded"))
+        for name, value in state["functions"].items():
+            setattr(self._functions.counts, name, value)
 
     def close(self) -> None:
         """End the process of the functions, if there is one."""

@@ -200,7 +200,9 @@ def _coefficients(config: CollabConfig, honest: int, rule: Aggregator, attack: A
         raise BadInput("coefficients are exchanged for a language model: give --model and --task instead of --dataset")
     # With all messages at all peers and a rule that has no favourite row, the weights of honest peers never differ.
     shared = _everything_arrives(config) and not rule.uses_pivot and not attack.equivocates and config.sync is None
-    return coefficient_peers(Text(config, honest), config, honest, shared=shared)
+    text = Text(config, honest)
+    with text.closed_on_error():
+        return coefficient_peers(text, config, honest, shared=shared)
 
 
 def _everything_arrives(config: CollabConfig) -> bool:

@@ -74,8 +74,6 @@ class SimulationState:
     def exchanged(self, tag: str, measured: Mixing, strength: float | None) -> None:
         """Write what mixing did in an exchange of the present step."""
         self._mixings.append((tag, measured))
-        if not math.isfinite(measured.consensus):
-            return
         self._write(
             event="step",
             step=self.step,

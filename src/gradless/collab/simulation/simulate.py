@@ -14,9 +14,11 @@ from torch import Tensor
 
 from gradless import rng
 from gradless.collab.aggregation import threads
+from gradless.collab.algorithms import COEFFICIENTS
 from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.contraction import mixing
 from gradless.collab.learners.loop import take_step
+from gradless.collab.learners.parameters import Learner
 from gradless.collab.learners.vision import show_own_data
 from gradless.collab.network.exchange import Arrivals, settle
 from gradless.collab.simulation.build import build, topology_of
@@ -80,10 +82,11 @@ def simulate_claimed(config: CollabConfig, folder: Path, reporter: Reporter) -> 
         forget(folder)
         reporter.say(f"{folder} is finished; nothing to do")
         return finished
-    simulation = build(config)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "config.json", config.to_json())
-    with contextlib.closing(simulation), contextlib.closing(SimulationState(simulation, folder)) as run:
+    with contextlib.ExitStack() as closing:
+        simulation = closing.enter_context(contextlib.closing(build(config)))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "config.json", config.to_json())
+        run = closing.enter_context(contextlib.closing(SimulationState(simulation, folder)))
         if run.step:
             reporter.say(f"goes on after step {run.step}")
         with threads.without_denormals(), run.meter.measured():
@@ -136,12 +139,19 @@ def _loop(run: SimulationState, reporter: Reporter) -> str:
                     reporter.warn(sentence)
                 if not healthy:
                     return DIVERGED
-                loss = float(learner.losses.mean())
-                show(step + 1, f"loss {loss:.4f}" if learner.texts is None else f"reward {0.0 - loss:.4f}")
+                show(step + 1, _measured(learner, step))
                 run.save(reporter)
         except KeyboardInterrupt:
             return INTERRUPTED
     return DONE
+
+
+def _measured(learner: Learner, step: int) -> str:
+    """Return the loss of a step in words, or the reward where a group learns from one."""
+    if learner.texts is None:
+        return f"loss {float(learner.losses.mean()):.4f}"
+    reward = learner.texts.of_step(step)["reward"]
+    return "no reward" if reward is None else f"reward {reward:.4f}"
 
 
 def _step(run: SimulationState) -> bool:
@@ -165,13 +175,18 @@ def _settle(run: SimulationState, arrivals: Arrivals, rows: Tensor | None, step:
 
 
 def _watch(run: SimulationState, tag: str, rows: Tensor | None, arrivals: Arrivals, mixed: Tensor) -> bool:
-    """Write what an exchange did; return whether there is still a peer whose row is finite."""
+    """Write what an exchange did; return whether there is still a peer whose row is finite, or may be again."""
     assert rows is not None
     with threads.small_operations():
         measured = mixing(rows, mixed)
     run.bytes += rows.shape[1] * rows.element_size() * run.network.network.messages
-    run.exchanged(tag, measured, arrivals.strength)
-    return math.isfinite(measured.consensus)
+    texts, step = run.simulation.learner.texts, run.step
+    go_on = math.isfinite(measured.consensus)
+    if texts is not None and tag == COEFFICIENTS and not go_on:
+        go_on = texts.passes_over(step)
+    if go_on:
+        run.exchanged(tag, measured, arrivals.strength)
+    return go_on
 
 
 def _result(run: SimulationState, status: str, final: list[float]) -> dict[str, Any]:

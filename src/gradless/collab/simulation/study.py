@@ -59,7 +59,7 @@ SHARED = (
         "method",
     ),
     *("queries", "eps", "sync", "steps", "batch_size", "decay", "refresh", "momentum", "weight_decay", "rounds"),
-    *("radius", "eval_every", "eval_rows", "method_options", "chat", "reward", "reward_weight", "reward_sha256"),
+    *("radius", "eval_every", "eval_rows", "method_options", "chat", "reward_weight"),
     *("pass_reward", "max_new_tokens", "stop", "temperature"),
 )
 
@@ -226,10 +226,15 @@ def _check_folder(configs: Sequence[CollabConfig], out: Path) -> None:
             names = list(SHARED)
             names += ["lr"] if old.algorithm == new.algorithm else []
             names += ["delivery"] if (old.attackers or 0) and (new.attackers or 0) else []
-            changed = next((name for name in names if getattr(old, name) != getattr(new, name)), None)
+            pairs = {name: (getattr(old, name), getattr(new, name)) for name in names}
+            pairs["reward"] = (old.shared_rewards, new.shared_rewards)  # wherever their files lie
+            pairs["SHA-256 of reward files"] = (old.reward_sha256, new.reward_sha256)
+            changed = next((name for name, (there, here) in pairs.items() if there != here), None)
             if changed:
-                values = f"{changed} {getattr(old, changed)} there, {getattr(new, changed)} here"
-                raise BadInput(f"{out} holds runs with other settings ({values}): choose another --out")
+                there, here = pairs[changed]
+                raise BadInput(
+                    f"{out} holds runs with other settings ({changed} {there} there, {here} here): choose another --out"
+                )
 
 
 def _folders(out: Path) -> list[Path]:
@@ -316,6 +321,8 @@ def advice(config: CollabConfig, result: dict[str, Any]) -> str | None:
             f"mixing drives honest peers apart (alpha {alpha:.2f} at the median, where below 1 is needed): let them "
             "hear everybody (--delivery all), have more honest peers for each liar, or choose another --rule"
         )
+    if result["status"] == DIVERGED and result.get("rewards", {}).get("last_error"):
+        return f"no text had a reward: {result['rewards']['last_error']}"
     if result["status"] == DIVERGED:
         return "honest models are not finite: try a lower --lr or another --rule"
     return None

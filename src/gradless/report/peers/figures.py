@@ -143,9 +143,8 @@ def _accuracy(record: PeerRecord) -> Drawing | None:
         return None
     figure, axes = _canvas()
     axes.plot(*zip(*record.evaluations, strict=True), "o-", color=ORANGE, markersize=4.5, linewidth=1.5)
-    name = "mean reward" if record.rewarded else "accuracy"
-    axes.set(xlabel="step", ylabel=name)
-    return _drawing(figure, axes, "training-accuracy", name.capitalize(), "On this peer's own test rows.")
+    axes.set(xlabel="step", ylabel=record.metric)
+    return _drawing(figure, axes, "training-accuracy", record.metric.capitalize(), "On this peer's own test rows.")
 
 
 def _canvas() -> tuple[Any, Any]:

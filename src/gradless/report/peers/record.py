@@ -47,12 +47,16 @@ class PeerRecord:
     result: dict[str, Any]
     status: dict[str, Any]
     evaluations: list[tuple[int, float]]
-    """(step, accuracy), or the mean reward where the run learns from one."""
+    """(step, value of `metric`)."""
     statements: list[tuple[int, str, dict[str, str]]]
     """(step, own hash, hashes of others by name)."""
     bans: list[tuple[int, str, str]]
     """(first step, name, file of evidence)."""
     remarks: list[str] = field(default_factory=list)
+    rewarded: bool = False
+    """Whether this peer learns from a reward."""
+    has_rewards: bool = False
+    """Whether its evaluations have mean rewards."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,9 +69,9 @@ class PeerRecord:
         return str(self.status.get("me") or "")
 
     @property
-    def rewarded(self) -> bool:
-        """Whether this peer learns from a reward."""
-        return any(step.reward is not None for step in self.steps)
+    def metric(self) -> str:
+        """What evaluations measured."""
+        return "mean reward" if self.has_rewards else "share of texts that pass" if self.rewarded else "accuracy"
 
     @property
     def taken(self) -> int:
@@ -111,9 +115,10 @@ def load(folder: Path) -> PeerRecord:
     if torn:
         remarks.append(f"metrics.jsonl has {counted(torn, 'line')} that cannot be read")
     steps = [step for event in events if event.get("event") == "step" and (step := _step(event)) is not None]
+    rewarded = any(event.get("event") == "step" and "equal" in event for event in events)
     measured = [event for event in events if event.get("event") == "eval" and isinstance(event.get("step"), int)]
-    name = "reward" if any("reward" in event for event in measured) else "accuracy"
-    values = [(int(event["step"]), number(event.get(name))) for event in measured]
+    key = "reward" if any("reward" in event for event in measured) else "accuracy"
+    values = [(int(event["step"]), number(event.get(key))) for event in measured]
     evaluations = [(step, value) for step, value in values if value is not None]
     record = PeerRecord(
         folder,
@@ -126,6 +131,8 @@ def load(folder: Path) -> PeerRecord:
         _statements(events),
         _bans(run, log, folder),
         remarks,
+        rewarded,
+        key == "reward",
     )
     remarks += _differences(record)
     remarks += told_by_log(record.facts, run.names)
