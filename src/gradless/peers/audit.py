@@ -88,7 +88,7 @@ def audit(folder: Path, *, model: str | None = None, device: str | None = None, 
         say: takes a line of progress at a time.
 
     Raises:
-        BadInput: no run of agreed peers.
+        BadInput: no run of agreed peers, or a ``model`` that cannot be used.
 
     Cost: q signature checks and one rule a step, and a replay of the ledger; no forward pass.
     """
@@ -155,7 +155,11 @@ def _same(move: Update, coefficients: np.ndarray) -> bool:
 
 
 def check_weights(run: RunFolder, *, model: str | None, device: str | None, say: Say) -> Finding:
-    """Replay the ledger and compare the weights with what the peer and the others stated."""
+    """Replay the ledger and compare the weights with what the peer and the others stated.
+
+    Raises:
+        BadInput: they cannot be rebuilt with the ``model`` that was named.
+    """
     stated = _stated(run)
     say("replaying the ledger")
     try:
@@ -163,6 +167,8 @@ def check_weights(run: RunFolder, *, model: str | None, device: str | None, say:
             run.folder, model=run.base_model(model), device=device, anew=True, say=lambda line: None
         )
     except BadInput as error:
+        if model is not None:  # which somebody named for this
+            raise
         return Finding(WEIGHTS, None, f"the weights were not rebuilt ({error})")
     steps, own = len(contents.moves), build.tuned_sha256(built)
     if run.manifest.contents.base_sha256 not in ("", built.base_sha256):
