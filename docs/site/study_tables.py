@@ -50,7 +50,7 @@ def quantised_schemes(table: Table) -> str:
 
 
 def reward_study(table: Table) -> str:
-    """Evolution strategies and GRPO on rewards: the best searched rate of each, and all seeds with it."""
+    """Evolution strategies and GRPO on rewards: the best searched rate of each, and others that several seeds had."""
     runs, rows = lines("reward-study.jsonl"), []
     for task in dict.fromkeys(run["task"] for run in runs):
         for method in dict.fromkeys(run["method"] for run in runs if run["task"] == task):
@@ -58,12 +58,14 @@ def reward_study(table: Table) -> str:
             first = [run for run in own if run["seed"] == 1]
             best = max(first, key=lambda run: run["after"]["dev"]["reward"][0])["value"]
             values = sorted({run["value"] for run in own})
-            for run in (run for run in own if run["value"] == best):
+            seeds = {value: sum(run["value"] == value for run in own) for value in values}
+            shown = [run for run in own if run["value"] == best or seeds[run["value"]] > 1]
+            for run in sorted(shown, key=lambda run: (run["value"] != best, run["value"], run["seed"])):
                 cells = [reward(run[when]["test"]["rewards"]) for when in ("before", "after")]
                 pairs = zip(run["before"]["test"]["rewards"], run["after"]["test"]["rewards"], strict=True)
                 cells.append(difference([after - before for before, after in pairs]))
                 right = f"{run['after']['test']['right'][0]:.2f}"
-                rate = f"{best:g} of {', '.join(f'{value:g}' for value in values)}"
+                rate = f"{run['value']:g} of {', '.join(f'{value:g}' for value in values)}"
                 numbers = [str(run["steps"]), f"{run['completions']:,}", f"{run['cpu_seconds']:,.0f}"]
                 rows.append([task, method, rate, str(run["seed"]), *cells, right, *numbers])
     heads = [
