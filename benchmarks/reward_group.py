@@ -73,8 +73,8 @@ def line(name: str, steps: int, files: dict[str, str], work: Path) -> dict[str, 
         dataset=None, model="smollm2-135m", own={**{k: files[k] for k in ("train", "test")}, "template": TEMPLATE},
         reward=(f"{files['reward']}:graded",), max_new_tokens=16, num_train=None, num_test=TEST_ROWS, scheme="full",
         payload="coefficients", method="es", method_options={"rank": 1}, algorithm="bridge", rule=rule, attack=attack,
-        momentum=0.0, peers=4 + liars, byzantine=liars, queries=4, eps=0.006, lr=0.024, steps=steps, batch_size=2, split="iid",
-        split_parameter=None, eval_every=20, eval_rows=TEST_ROWS, seed=1,
+        momentum=0.0, peers=4 + liars, byzantine=liars, queries=4, eps=0.006, lr=0.024, steps=steps, batch_size=2,
+        split="iid", split_parameter=None, eval_every=20, eval_rows=TEST_ROWS, seed=1,
     )  # fmt: skip
     folder = work / name.replace(":", "-under-")
     result = simulate(config, folder, reporter=Reporter())

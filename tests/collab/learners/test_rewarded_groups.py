@@ -260,12 +260,10 @@ def test_a_folder_says_which_function_has_changed(config, tmp_path):
     (tmp_path / "score.py").write_text(FUNCTION)
     here = dataclasses.replace(config, reward=(f"{tmp_path / 'score.py'}:letters",), steps=1)
     study.run_all([here], tmp_path / "out", reporter=QUIET)
-    moved = dataclasses.replace(config, steps=1, attack="sign-flip")
     study.run_all([dataclasses.replace(config, steps=1)], tmp_path / "out", reporter=QUIET)  # finished: nothing to do
     (tmp_path / "score.py").write_text(FUNCTION + "# mended\n")
     with pytest.raises(BadInput, match=r"other settings .SHA-256 of reward files"):
         study.run_all([dataclasses.replace(here, attack="sign-flip")], tmp_path / "out", reporter=QUIET)
-    assert moved.reward_sha256 == ()
 
 
 def test_functions_end_with_what_could_not_be_built(config, monkeypatch):

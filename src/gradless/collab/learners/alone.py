@@ -16,6 +16,7 @@ from gradless.errors import BadInput
 from gradless.optimizer import ZerothOrder
 from gradless.runs import build, replay
 from gradless.runs.config import TuneConfig
+from gradless.runs.reward_settings import RewardSettings
 
 SCHEDULES: Final = ("constant", "linear")  # of products and quotients alone; a cosine is that of the C library
 LEDGER: Final = "ledger"
@@ -50,14 +51,15 @@ class OwnRewards(NamedTuple):
     names: tuple[str, ...] = ()
     """In place of the configuration's; empty: those."""
     weights: tuple[float, ...] = ()
-    timeout: float = 60.0
+    timeout: float | None = None
+    """Seconds that a call may take; None: the configuration's."""
 
     def over(self, config: CollabConfig) -> CollabConfig:
         """Return the configuration with these functions."""
         if self.names or self.weights:
             names = self.names or config.reward
             config = dataclasses.replace(config, reward=names, reward_weight=self.weights, reward_sha256=())
-        return dataclasses.replace(config, reward_timeout=self.timeout)
+        return config if self.timeout is None else dataclasses.replace(config, reward_timeout=self.timeout)
 
     def hidden(self, tune: TuneConfig) -> TuneConfig:
         """Return settings for others to read, which name no function of this peer's own."""
@@ -65,7 +67,7 @@ class OwnRewards(NamedTuple):
             return tune
         if self.names or self.weights:
             tune = dataclasses.replace(tune, reward=(OWN,), reward_weight=())
-        return dataclasses.replace(tune, reward_timeout=OwnRewards().timeout)
+        return dataclasses.replace(tune, reward_timeout=RewardSettings().reward_timeout)
 
 
 def one_peer(
