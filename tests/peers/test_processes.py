@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from gradless.collab.algorithms import COEFFICIENTS
 from gradless.collab.learners.alone import one_peer
@@ -34,6 +35,15 @@ pytestmark = pytest.mark.sweep
 SECONDS = 600.0  # a loaded machine, whose processes may have to compile the kernels first
 NAMES = [f"peer-{peer}" for peer in range(4)]
 EVERYBODY = range(4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """As the processes of a group have: the last bits of a loss depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
