@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+
+from gradless.collab.simulation import progress, simulate
+from gradless.system.progress import Reporter
+
+
+class Cut(Exception):
+    """What ends a process in the midst of a step."""
+
+
+def cut_at(step, config, folder, monkeypatch):
+    """Leave an unfinished run with a checkpoint, which ended as a step began."""
+    real = simulate._step
+
+    def stumble(now):
+        if now.step == step:
+            raise Cut
+        return real(now)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(progress, "SAVE_EVERY", 0.0)
+        patch.setattr(simulate, "_step", stumble)
+        with pytest.raises(Cut):
+            simulate.simulate(config, folder, reporter=Reporter(quiet=True))
 
 
 def normal(*shape, seed=0, dtype=torch.float64):

@@ -8,13 +8,13 @@ import json
 import pytest
 import torch
 
+from collab_helpers import cut_at
 from gradless import rewards
 from gradless.collab.config import CollabConfig, from_json
 from gradless.collab.learners.alone import one_peer
 from gradless.collab.learners.language import Text
 from gradless.collab.learners.rewarded import Rewarded
-from gradless.collab.simulation import progress, study
-from gradless.collab.simulation import simulate as simulation
+from gradless.collab.simulation import study
 from gradless.collab.simulation.build import build
 from gradless.collab.simulation.simulate import simulate
 from gradless.errors import BadInput
@@ -151,32 +151,12 @@ def test_a_simulation_notes_what_texts_earn(config, tmp_path):
     assert line["mean_reward"] == line["curve"][-1]["mean_reward"] == result["mean_reward"]
 
 
-class Cut(Exception):
-    pass
-
-
-def cut_at(step, monkeypatch, folder, config):
-    """Run until a step begins, with a checkpoint after each before it."""
-    real = simulation._step
-
-    def stumble(now):
-        if now.step == step:
-            raise Cut
-        return real(now)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(progress, "SAVE_EVERY", 0.0)
-        patch.setattr(simulation, "_step", stumble)
-        with pytest.raises(Cut):
-            simulate(config, folder, reporter=QUIET)
-
-
 @pytest.mark.filterwarnings("ignore:5 estimates in a row were exactly zero")
 @pytest.mark.parametrize("function", ["letters", "same"])
 def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(config, function, tmp_path, monkeypatch, capsys):
     config = with_function(dataclasses.replace(config, attack="sign-flip"), function)
     whole = simulate(config, tmp_path / "whole", reporter=QUIET)
-    cut_at(2, monkeypatch, tmp_path / "cut", config)
+    cut_at(2, config, tmp_path / "cut", monkeypatch)
     capsys.readouterr()
     again = simulate(config, tmp_path / "cut", reporter=Reporter())
     assert "goes on after step 2" in capsys.readouterr().out

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from collab_helpers import Cut, cut_at
 from gradless.collab.config import CollabConfig
 from gradless.collab.learners.nets import NETS, Net, named
 from gradless.collab.learners.stacked import Stack
@@ -87,10 +88,6 @@ def a_small_net_with_statistics(monkeypatch):
     monkeypatch.setitem(NETS, net.name, net)
 
 
-class Cut(Exception):
-    """What ends a process in the midst of a step."""
-
-
 @pytest.mark.few(2)
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_that_is_cut_short_ends_with_the_same_bits(name, rows, tmp_path, monkeypatch):
@@ -131,18 +128,7 @@ def test_a_run_that_is_cut_short_ends_with_the_same_bits(name, rows, tmp_path, m
 
 def half(folder, monkeypatch, at: int = 4):
     """An unfinished run with a checkpoint."""
-    real = simulate._step
-
-    def stumble(now):
-        if now.step == at:
-            raise Cut
-        return real(now)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(progress, "SAVE_EVERY", 0.0)
-        patch.setattr(simulate, "_step", stumble)
-        with pytest.raises(Cut):
-            simulate.simulate(RUNS["alie"], folder, reporter=QUIET)
+    cut_at(at, RUNS["alie"], folder, monkeypatch)
 
 
 @pytest.mark.few(1)

@@ -17,6 +17,19 @@ OLD_SPLITS = {"": "", "dirichlet": "Dirichlet"}
 # How words are written in names that no table has: of rules, variants and the attacks of others.
 _SPELLINGS = "ALIE FOE IPM NNA NNM ARC ZO SMEA CAF CGE MDA BRIDGE LEARN SCC SGD NaN MoNNA MoGM MoCWTM Dirichlet"
 ACRONYMS = {word.lower(): word for word in _SPELLINGS.split()} | {"iid": "i.i.d."}
+MIXING = {
+    "alpha": (
+        "Contraction (alpha)",
+        "alpha: spread of the honest peers after a mixing over that before (mean squared distances to the mean); below "
+        "1 peers come together. Marked where the median is 1 or more.",
+    ),
+    "lambda": (
+        "Drift of the mean (lambda)",
+        "lambda: squared shift of the honest mean in a mixing over the spread of the honest peers before; 0 means that "
+        "the mean stays where it is.",
+    ),
+}
+"""Heading and meaning of what is measured of a mixing."""
 
 
 def algorithm_name(name: str) -> str:

@@ -9,6 +9,7 @@ from gradless.bench.results import FAILED
 from gradless.report.collab.names import (
     ALPHA,
     GAMMA,
+    MIXING,
     NO_ATTACK,
     REFERENCE,
     algorithm_name,
@@ -21,18 +22,6 @@ from gradless.report.common.table import NOTHING, Column, Item, Table, marked, s
 from gradless.system import finished_runs
 
 MEGABYTE = 1e6
-MIXING = {
-    "alpha": (
-        "Contraction (alpha)",
-        "alpha: spread of the honest peers after a mixing over that before (mean squared distances to the mean); below "
-        "1 peers come together. Marked where the median is 1 or more.",
-    ),
-    "lambda": (
-        "Drift of the mean (lambda)",
-        "lambda: squared shift of the honest mean in a mixing over the spread of the honest peers before; 0 means that "
-        "the mean stays where it is.",
-    ),
-}
 COSTS = {
     "gradients / peer": ("gradients_per_peer", "{:.0f}", 1.0),
     "\u00d7 D-SGD": ("gradient_overhead", "{:.2f}", 1.0),
@@ -161,27 +150,20 @@ def mean_accuracy(study: Collab) -> Table:
 
 def reward(study: Collab) -> Table:
     """Mean reward of every algorithm (rows) under each attack (columns), where groups learn from a reward."""
-    frame, attacks = Frame.of(study), _attacks(study)
-    rows, records = [], []
-    for setting in study.settings:
-        for algorithm in at(study, setting):
-            items = []
-            for attack in attacks:
-                runs = [run for run in study.of(algorithm, attack, setting) if run.status != FAILED]
-                mean, worst = (score(run.number(name) for run in runs) for name in ("mean_reward", "worst_reward"))
-                items.append(Item() if mean is None else Item(f"{mean.mean:.3f} ({worst.mean:.3f})" if worst else ""))
-                if mean is not None:
-                    records.append(_record(algorithm, attack, setting) | {"what": "reward", **score_record(mean)})
-            if not all(item.empty for item in items):
-                rows.append((*frame.items(study, setting, algorithm), *items))
-    return frame.table(
+
+    def cell(runs: list[Run]) -> tuple[Item, dict[str, Any]]:
+        mean, worst = (score(run.number(name) for run in runs) for name in ("mean_reward", "worst_reward"))
+        if mean is None or worst is None:
+            return Item(), {}
+        return Item(f"{mean.mean:.3f} ({worst.mean:.3f})"), {"what": "reward", **score_record(mean)}
+
+    return _by_attack(
+        study,
+        cell,
         name="reward",
         title="Mean reward of the honest peers",
         caption="Of greedy texts behind the test rows, after the last step; in parentheses that of the worst honest "
         "peer. Means over seeds. Accuracy is the share of texts whose reward passes.",
-        columns=map(attack_name, attacks),
-        rows=rows,
-        records=records,
     )
 
 
@@ -308,31 +290,43 @@ def _weakest_item(weakest: Weakest | None, usual: int | None) -> Item:
 
 def mixing(study: Collab, name: str) -> Table:
     """Empirical alpha or lambda of the mixings (columns: attacks): median over runs of medians, largest maximum."""
-    frame, attacks, (title, meaning) = Frame.of(study), _attacks(study), MIXING[name]
+    title, meaning = MIXING[name]
+
+    def cell(runs: list[Run]) -> tuple[Item, dict[str, Any]]:
+        middle = median(run.ratio(name, "median") for run in runs)
+        tops = [value for run in runs if (value := run.ratio(name, "max")) is not None]
+        numbers = {"median": middle, "max": max(tops, default=None)}
+        record = {"what": name, **numbers, "runs": len(runs)} if middle is not None or tops else {}
+        return _mixing_item(*numbers.values(), limit=name == "alpha"), record
+
+    return _by_attack(
+        study,
+        cell,
+        name=name,
+        title=f"{title} in a mixing",
+        caption=f"Median over all mixings of models, and in parentheses their maximum. {meaning} Median over the "
+        "seeds of a run's median; largest maximum of all seeds.",
+    )
+
+
+def _by_attack(study: Collab, cell: Callable[[list[Run]], tuple[Item, dict[str, Any]]], **about: str) -> Table:
+    """A row for every algorithm in every setting with a number under an attack (columns).
+
+    ``cell`` makes an item of the runs of a cell, and the numbers of its record; empty without any.
+    """
+    frame, attacks = Frame.of(study), _attacks(study)
     rows, records = [], []
     for setting in study.settings:
         for algorithm in at(study, setting):
             items = []
             for attack in attacks:
                 runs = [run for run in study.of(algorithm, attack, setting) if run.status != FAILED]
-                middle = median(run.ratio(name, "median") for run in runs)
-                tops = [value for run in runs if (value := run.ratio(name, "max")) is not None]
-                numbers = {"median": middle, "max": max(tops, default=None)}
-                items.append(_mixing_item(*numbers.values(), limit=name == "alpha"))
-                if middle is not None or tops:
-                    record = _record(algorithm, attack, setting) | {"what": name, **numbers, "runs": len(runs)}
-                    records.append(record)
+                item, numbers = cell(runs)
+                items.append(item)
+                records += [_record(algorithm, attack, setting) | numbers] if numbers else []
             if not all(item.empty for item in items):
                 rows.append((*frame.items(study, setting, algorithm), *items))
-    return frame.table(
-        name=name,
-        title=f"{title} in a mixing",
-        caption=f"Median over all mixings of models, and in parentheses their maximum. {meaning} Median over the "
-        "seeds of a run's median; largest maximum of all seeds.",
-        columns=map(attack_name, attacks),
-        rows=rows,
-        records=records,
-    )
+    return frame.table(**about, columns=map(attack_name, attacks), rows=rows, records=records)
 
 
 def _mixing_item(middle: float | None, top: float | None, *, limit: bool) -> Item:
