@@ -5,7 +5,8 @@
 writes ``benchmarks/results/NAME.jsonl``, each line of a benchmark with the releases that made its run, ``NAME.md``, for
 a benchmark ``NAME-best.toml``, ``NAME-grid.toml`` unless ``benchmarks/grids`` has the grid of that name, and, where
 ``--timings`` was measured, ``NAME-timings.json``, and copies ``figures/FIGURE.png`` to ``docs/figures/PICTURE.png``.
-Paths of the machine that made the runs are left out.
+What is missing of an unfinished benchmark stands above its tables. Paths of the machine that made the runs are left
+out.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import argparse
 import json
 import re
 import shutil
+import tomllib
 from pathlib import Path
 
-from gradless.report import report
+from gradless.bench.grid_file import difference
+from gradless.report import load, report
+from gradless.report.bench.page import shortfall
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -34,12 +38,25 @@ def with_versions(folder: Path) -> str:
 
 
 def publish(folder: Path, name: str, pictures: dict[str, str]) -> list[Path]:
-    """Write a report and copy its parts; returns what was written."""
+    """Write a report and copy its parts; returns what was written.
+
+    Raises:
+        SystemExit: ``benchmarks/grids`` has another grid of that name, by which the lines would be read.
+    """
+    grid = ROOT / "benchmarks" / "grids" / f"{name}.toml"
+    own = folder / "grid.toml"
+    if grid.exists() and own.exists():
+        changed = difference(*(tomllib.loads(path.read_text()) for path in (own, grid)))
+        if changed:
+            raise SystemExit(f"{own} is not {grid.relative_to(ROOT)}: {changed}; publish under another name")
     reported = report(folder)
     tables = [path.read_text().rstrip("\n") for path in reported if path.suffix == ".md"]
+    if own.exists():
+        lacks = shortfall(load(folder))
+        tables = [f"Not complete: {lacks}.", *tables] if lacks else tables
     parts = {".jsonl": with_versions(folder), ".md": "\n\n".join(tables) + "\n"}
     copied = [("best.toml", "-best.toml"), ("timings.json", "-timings.json")]
-    if not (ROOT / "benchmarks" / "grids" / f"{name}.toml").exists():
+    if not grid.exists():
         copied.append(("grid.toml", "-grid.toml"))
     for file, ending in copied:
         if (folder / file).exists():

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 from pathlib import Path
+from types import ModuleType
 
 import leaderboard
 import pytest
@@ -56,6 +57,16 @@ def add(folder: Path, lines: list, *, grid: str | None = GRID, name: str = "mine
     if grid is not None:
         (folder / "results" / f"{name}-grid.toml").write_text(grid)
     return leaderboard.boards(folder / "results", folder / "grids")
+
+
+def publisher() -> ModuleType:
+    """``benchmarks/publish.py``, imported."""
+    spec = importlib.util.spec_from_file_location("publish", ROOT / "benchmarks" / "publish.py")
+    assert spec is not None
+    assert spec.loader is not None
+    publish = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(publish)
+    return publish
 
 
 def boards_of(boards: list[leaderboard.Board], file: str = "mine.jsonl") -> list[leaderboard.Board]:
@@ -159,10 +170,43 @@ def test_seconds_that_were_measured_side_by_side_are_marked_so():
     assert not any(entry.timed for entry in study.entries)
 
 
+def test_seconds_are_over_those_of_mezo_on_the_same_model(folder):
+    lines = []
+    for model, unit in (("a", 1.0), ("b", 10.0)):
+        for method, seconds, status in (("mezo", unit, "done"), ("x", 2 * unit, "done"), ("mezo", 0.1, "diverged")):
+            one = line(method, 1 + (status == "diverged"), 0.9, train_seconds=seconds, status=status)
+            lines.append({**one, "id": f"{model}-{one['id']}", "cell": {**one["cell"], "model": model}})
+    boards = boards_of(add(folder, lines))
+    assert len(boards) == 2
+    for board in boards:
+        assert {entry.label: entry.seconds for entry in board.entries} == {"mezo": 1.0, "x": 2.0}
+
+
+def test_means_of_one_total_share_the_mark(folder):
+    right = {"mine": (615, 626, 694), "other": (612, 628, 695)}
+    lines = [
+        {**line(method, seed, count / 872), "cell": {**line(method, seed, 0)["cell"], "model": "m"}}
+        for method, counts in right.items()
+        for seed, count in enumerate(counts, 1)
+    ]
+    (board,) = boards_of(add(folder, lines))
+    assert leaderboard.section(board).count("**0.740") == 2
+
+
+def test_publishing_under_the_name_of_another_grid_is_refused(tmp_path, monkeypatch):
+    publish = publisher()
+    monkeypatch.setattr(publish, "RESULTS", tmp_path / "results")
+    out = tmp_path / "runs"
+    out.mkdir()
+    (out / "results.jsonl").write_text(json.dumps(line("mezo", 1, 0.9)) + "\n")
+    (out / "grid.toml").write_text(GRID)
+    with pytest.raises(SystemExit, match="publish under another name"):
+        publish.publish(out, "long-a", {})
+    assert not (tmp_path / "results").exists()
+
+
 def test_publishing_a_folder_puts_it_on_the_board(folder, tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("publish", ROOT / "benchmarks" / "publish.py")
-    publish = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(publish)
+    publish = publisher()
     monkeypatch.setattr(publish, "RESULTS", folder / "results")
     out = tmp_path / "runs" / "mine"
     (out / "runs" / "my-own-sst2-1").mkdir(parents=True)
@@ -176,4 +220,6 @@ def test_publishing_a_folder_puts_it_on_the_board(folder, tmp_path, monkeypatch)
     (board,) = boards_of(leaderboard.boards(folder / "results", folder / "grids"))
     (entry,) = [entry for entry in board.entries if entry.file == "mine.jsonl"]
     assert entry.versions == "a chip, torch 9"
+    text = (folder / "results" / "mine.md").read_text()
+    assert text.startswith("Not complete: 1 run has no result yet.\n\n### ")
     assert "0.900 ± 0.000 (2 of 3 seeds)" in leaderboard.section(board)

@@ -10,18 +10,20 @@ from __future__ import annotations
 import json
 import statistics
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from result_tables import RESULTS, table
 
+from gradless.bench import timing
 from gradless.bench.grid import FINAL
+from gradless.bench.grid_file import Keys
 from gradless.bench.timing import TIMED, side_by_side
 from gradless.report.bench.study import Cell, memory_ratio, read_cell
 from gradless.report.bench.study import Run as Line
-from gradless.report.common.numbers import median, metric_of, number, show, unique
+from gradless.report.common.numbers import comparable, median, metric_of, number, show, unique
 from gradless.runs.config import DEFAULTS, TuneConfig
 from gradless.runs.record import DONE
 
@@ -109,14 +111,19 @@ def boards(results: Path = RESULTS, grids: Path = GRIDS) -> list[Board]:
         path = next((p for p in (results / f"{name}-grid.toml", grids / f"{name}.toml") if p.is_file()), None)
         grid = tomllib.loads(path.read_text(encoding="utf-8")) if path else {}
         linked = path.relative_to(results.parent).as_posix() if path else ""
-        steps = _timings(results / f"{name}-timings.json")
-        lines, kept = ([one._replace(record=side_by_side(one.record, steps)) for one in some] for some in (lines, kept))
-        baseline = [line for line in lines if line.phase == FINAL and line.cell.method == "mezo"]
+        timed = timing.read(results / f"{name}-timings.json")
+        lines, kept = ([one._replace(record=side_by_side(one.record, timed)) for one in some] for some in (lines, kept))
+        mezo = [line for line in lines if (line.phase, line.cell.method, line.status) == (FINAL, "mezo", DONE)]
         for key in unique((line.cell.model, line.cell.aligned) for line in kept):
             some = [line for line in kept if (line.cell.model, line.cell.aligned) == key]
             for budget in unique(_budget(grid, line.cell, name) for line in some):
                 group = [line for line in some if _budget(grid, line.cell, name) == budget]
-                seeds = grid.get("seeds") or unique(line.seed for line in group)
+                baseline = [
+                    line
+                    for line in mezo
+                    if (line.cell.model, line.cell.aligned) == key and _budget(grid, line.cell, name) == budget
+                ]
+                seeds = grid.get("seeds") or (Keys().seeds if grid else unique(line.seed for line in group))
                 for entry in unique((line.cell.label, line.cell.scheme) for line in group):
                     finals = [line for line in group if (line.cell.label, line.cell.scheme) == entry]
                     rows = {line.cell.task: _rows(grid, line.cell) for line in finals}
@@ -170,13 +177,6 @@ def _rows(grid: Mapping[str, Any], cell: Cell) -> dict[str, Any]:
     return {name: settings[name] for name in ROWS if settings.get(name) is not None}
 
 
-def _timings(path: Path) -> dict[str, float]:
-    """Return seconds of a step by cell name, measured side by side; none where they were not."""
-    if not path.is_file():
-        return {}
-    return {name: row["step_seconds"] for name, row in json.loads(path.read_text(encoding="utf-8"))["cells"].items()}
-
-
 def _entry(
     name: str, linked: str, grid: Mapping[str, Any], lines: list[Line], baseline: list[Line], seeds: int
 ) -> Entry:
@@ -188,14 +188,10 @@ def _entry(
         value = line.metric("test", metric_of(line.cell.task)) if line.status == DONE else None
         results.setdefault(line.cell.task, []).extend([] if value is None else [value])
     ratios = []
+    beside = [line for line in baseline if line.cell.scheme == first.scheme and line.cell.task in results]
     for task in results:
         base, own = (
-            median(
-                line.number("train_seconds")
-                for line in some
-                if (line.cell.task, line.cell.scheme) == (task, first.scheme)
-            )
-            for some in (baseline, done)
+            median(line.number("train_seconds") for line in some if line.cell.task == task) for some in (beside, done)
         )
         ratios.append(own / base if own and base else None)
     versions = unique(_versions(line.record) for line in done)
@@ -209,7 +205,7 @@ def _entry(
         results=results,
         forwards=median(line.number("forwards") for line in done),
         seconds=median(ratios),
-        timed=bool(done) and all(line.record.get(TIMED) for line in done),
+        timed=bool(done) and all(line.record.get(TIMED) for line in (*done, *beside)),
         memory=median(map(memory_ratio, done)),
         versions=", ".join(text for text in versions if text) or "not recorded",
     )
@@ -237,8 +233,7 @@ def section(board: Board) -> str:
     """One table as Markdown; bold: the best of the column among results of all seeds."""
     tasks = sorted(board.tasks)
     best = {
-        task: max((statistics.fmean(e.results[task]) for e in board.entries if e.complete(task)), default=None)
-        for task in tasks
+        task: max((_mean(e.results[task]) for e in board.entries if e.complete(task)), default=None) for task in tasks
     }
     rows = []
     for entry in sorted(board.entries, key=lambda entry: _order(entry, tasks)):
@@ -279,7 +274,11 @@ def _result(entry: Entry, task: str, best: float | None) -> str:
     text = f"{mean:.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
     if not entry.complete(task):
         return f"{text} ({len(values)} of {entry.seeds} seeds)"
-    return f"**{text}**" if mean == best else text
+    return f"**{text}**" if _mean(values) == best else text
+
+
+def _mean(values: Sequence[float]) -> float:
+    return comparable(statistics.fmean(values))
 
 
 def _number(value: float | None, form: str) -> str:

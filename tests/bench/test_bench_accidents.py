@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -27,6 +28,21 @@ def test_files_of_a_run_may_hold_anything(tmp_path, name, content):
     (place.out / "runs" / run / name).write_bytes(content)
     assert place.bench().done == RUNS
     assert len(place.lines) == RUNS
+
+
+def test_a_run_that_somebody_has_extended_fails_once(place):
+    place.bench()
+    run = next(line["id"] for line in place.lines if line["phase"] == "final")
+    path = place.out / "runs" / run / "result.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "steps": 20}))
+    refuse = (
+        'import os, sys\nif os.path.exists(sys.argv[2] + "/result.json"):\n    sys.exit("gradless: 20 steps taken")\n'
+    )
+    place.fake.write_text(refuse + place.fake.read_text())
+    before = len(place.started)
+    assert place.bench().failed == 1
+    assert next(line["reason"] for line in place.lines if line["id"] == run) == "20 steps taken"
+    assert len(place.started) == before  # refused before it wrote its name
 
 
 def test_an_interrupted_benchmark_tells_where_things_lie(place, monkeypatch):

@@ -37,6 +37,30 @@ def test_runs_that_are_finished_elsewhere_are_not_made_again(tmp_path):
     assert len(second.started) == 3
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("forwards = 40, search = 40", "forwards = 40, search = [20, 40]"),
+        ('task = ["sst2"]', 'task = ["sst2"]\nbatch_size = [16]'),
+    ],
+    ids=["another rung", "another axis"],
+)
+def test_runs_of_a_grid_that_names_them_otherwise_are_judged_here(tmp_path, old, new):
+    grid = GRID.replace("forwards = 20", "forwards = 40, search = 40")
+    assert old in grid
+    first, second = Place(tmp_path / "a", grid), Place(tmp_path / "b", grid.replace(old, new))
+    first.bench()
+    second.bench(known=[first.out / results.RESULTS])
+    assert any(line.get("reused") for line in second.lines)
+    final = [line for line in second.lines if line["phase"] == "final"]
+    assert {(line["cell"]["method"], line["seed"], line["point"]["lr"]) for line in final} == {
+        (method, seed, 1e-3) for method in ("mezo", "lozo") for seed in (1, 2)
+    }
+    for line in second.lines:
+        request = json.loads(results.request_file(second.out, line["id"]).read_text())
+        assert all(line[name] == request[name] for name in ("phase", "cell", "point", "seed", "rung"))
+
+
 def test_what_has_begun_is_not_taken_over(tmp_path):
     first, second = Place(tmp_path / "a"), Place(tmp_path / "b")
     for place in (first, second):

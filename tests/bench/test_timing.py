@@ -48,7 +48,8 @@ def finished(folder, methods):
 def test_all_methods_take_turns_and_the_report_uses_what_was_measured(tmp_path):
     methods = [("mezo", {}), ("lezo", {}), ("fo-adam-ckpt", {}), ("zo-sparse", {"options.mask": "wanda"})]
     lines = finished(tmp_path, methods)
-    found = timing.timings(tmp_path, repeats=2, reporter=Reporter(quiet=True))
+    found = timing.timings(tmp_path, repeats=2, threads=1, reporter=Reporter(quiet=True))
+    assert found["threads"] == 1
     assert found["cells"].keys() == {cell_name(line["cell"]) for line in lines}
     for row in found["cells"].values():
         assert len(row["samples"]) == 2
@@ -58,15 +59,17 @@ def test_all_methods_take_turns_and_the_report_uses_what_was_measured(tmp_path):
         each = found["cells"][cell_name(run.record["cell"])]["step_seconds"]
         assert run.number("seconds_per_step") == each
         assert run.record["curve"][0]["seconds"] == 4 * each
+        assert run.record["threads"] == 1
 
 
 def test_lines_without_a_measurement_stay_as_they_are(tmp_path):
     (line,) = finished(tmp_path, [("mezo", {})])
-    assert timing.read(tmp_path) == {}
-    assert timing.side_by_side(line, {}) == line
-    (tmp_path / timing.FILE).write_text("{")
+    file = tmp_path / timing.FILE
+    assert timing.read(file) == timing.Timings({}, None)
+    assert timing.side_by_side(line, timing.read(file)) == line
+    file.write_text("{")
     with pytest.raises(BadInput, match="measure again with --timings"):
-        timing.read(tmp_path)
+        timing.read(file)
 
 
 def test_there_must_be_something_to_time(tmp_path):

@@ -110,6 +110,19 @@ def test_two_points_at_once_take_twice_the_memory_of_one():
     assert two.activations == pytest.approx(2 * one.activations, rel=0.01)
 
 
+@pytest.mark.parametrize("stored", [{"quantise": "nf4"}, {"quantise": "int8"}, {"offload": "disk"}])
+def test_ways_that_share_a_scheme_share_the_storage_of_its_weights(stored):
+    planned = plan.plan(Settings(model="tiny-llama", scheme="lora", batch_size=ROWS, length=LENGTH, **stored))
+    need = {one.name: one for one in planned.needs}
+    frozen = need["inference"].weights
+    own = plan.subject(planned.settings, "lora")
+    for name in ("mezo, lora", "adam, lora", "adam, lora, checkpointed"):
+        assert need[name].weights == frozen
+        assert need[name].scratch >= own.stored.buffer > 0  # the largest weight, decoded
+        assert need[name].total > need["inference"].total
+    assert need["adam, all weights"].weights > frozen
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # against formulas
 

@@ -100,6 +100,16 @@ def test_zero_shot_has_a_row_for_each_way_of_asking(tmp_path):
     assert row(table, "mezo (chat true)") == ["0.700"]
 
 
+def test_every_untouched_model_of_an_axis_has_a_row(tmp_path):
+    bench = Bench(tmp_path / "b", grid=grid(1))
+    for dtype, value in (("float32", 0.6), ("bfloat16", 0.5)):
+        bench.run("zero-shot", cell("zero-shot", "none", dtype=dtype), {}, 1, test={"accuracy": value})
+        bench.run("final", cell(dtype=dtype), {}, 1, test={"accuracy": value + 0.1})
+    table = named(bench.folder, "accuracy")
+    assert row(table, "zero-shot (dtype float32)") == ["0.600"]
+    assert row(table, "zero-shot (dtype bfloat16)") == ["0.500"]
+
+
 def test_models_get_tables_of_their_own(tmp_path):
     bench = Bench(tmp_path / "b", grid=grid(1))
     for model, value in (("org/a", 0.6), ("b", 0.7)):
@@ -120,14 +130,21 @@ def test_cost_is_in_ratios_to_inference_and_of_steps_timed_side_by_side_to_mezo(
     for method, seconds in (("mezo", 1.0), ("fo-adam", 2.0)):
         bench.run("search", cell(method), {}, 0, **costs(2, seconds, 0, 0), side_by_side=True)
     table = named(bench.folder, "cost")
-    assert row(table, "fo-adam") == ["16", "100", "2", "2.00", "2.00", NOTHING, NOTHING]
-    assert row(table, "mezo") == ["16", "100", "2", "1.00", "1.00", NOTHING, NOTHING]
+    assert row(table, "fo-adam") == ["16", NOTHING, "2", "2.00", "2.00", NOTHING, NOTHING]
+    assert row(table, "mezo") == ["16", NOTHING, "2", "1.00", "1.00", NOTHING, NOTHING]
 
 
 def test_cost_without_mezo_or_memory_has_gaps(tmp_path):
     bench = Bench(tmp_path / "b")
     bench.run("search", cell("lozo"), {}, 0, **costs(2, 1.0, 0, 0))
-    assert row(named(bench.folder, "cost"), "lozo") == ["16", "100", "2", "1.00", NOTHING, NOTHING, NOTHING]
+    assert row(named(bench.folder, "cost"), "lozo") == ["16", NOTHING, "2", "1.00", NOTHING, NOTHING, NOTHING]
+
+
+def test_a_ratio_to_mezo_needs_both_timed_side_by_side(tmp_path):
+    bench = Bench(tmp_path / "b")
+    bench.run("final", cell(), {}, 1, **costs(2, 9.0, 0, 0))
+    bench.run("final", cell("fo-adam"), {}, 1, **costs(2, 1.0, 0, 0), side_by_side=True)
+    assert row(named(bench.folder, "cost"), "fo-adam")[4] == NOTHING
 
 
 # --- hyper-parameters ---
@@ -156,6 +173,7 @@ def test_a_best_point_on_an_edge_is_marked(tmp_path, axis, values, best, edge):
     bench = Bench(tmp_path / "b")
     for value in values:
         bench.run("search", cell(), {axis: value}, 0, dev={"accuracy": 0.5 + 0.1 * (value == best)})
+    bench.request("final", cell(), {axis: best}, 1)  # the search has ended
     choice = choose(load(bench.folder), Cell(MODEL, "sst2", "full", "mezo"))
     assert choice.point == {axis: best}
     assert choice.edges == ({axis: edge} if edge else {})

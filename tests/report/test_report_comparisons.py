@@ -13,7 +13,7 @@ from scipy import stats
 
 from gradless.report import load, report, tables
 from gradless.report.bench import intervals
-from gradless.report.bench.contests import contests, memory_contests, row_reader
+from gradless.report.bench.contests import contests, memory_contests, row_reader, spreads
 from gradless.report.bench.intervals import Spread, interval, moderated, residual_variances, row_variance
 from gradless.report.bench.ranks import critical_difference, friedman, full_block, rankings
 from gradless.report.bench.study import Cell
@@ -23,8 +23,10 @@ from report_bench_helpers import MODEL, Bench, cell, costs, curve, grid, named, 
 METHODS = ("mezo", "lozo", "fzoo", "fo-adam")
 
 
-def study(tmp_path, levels, *, tasks=("sst2", "mr", "cr"), schemes=("full",), seeds=(1, 2, 3), skip=(), noise=0.01):
-    """A benchmark whose methods have a level each, lower by task, with noise by seed."""
+def study(
+    tmp_path, levels, *, tasks=("sst2", "mr", "cr"), schemes=("full",), seeds=(1, 2, 3), skip=(), noise=0.01, more=1.0
+):
+    """A benchmark whose methods have a level each, lower by task, with noise by seed, and each ``more`` memory."""
     bench = Bench(tmp_path / "b", grid=grid(*seeds))
     for scheme in schemes:
         for t, task in enumerate(tasks):
@@ -35,7 +37,7 @@ def study(tmp_path, levels, *, tasks=("sst2", "mr", "cr"), schemes=("full",), se
                     value = level - 0.05 * t + noise * math.sin(7 * seed + 3 * m + t)
                     line = curve(value - 0.1, value - 0.05, value)
                     test = {"accuracy": value}
-                    extra = costs(2, 1.0, 1e9 * (1.05 + m)) | {"forwards": 120}
+                    extra = costs(2, 1.0, 1e9 * (1.05 + more * m)) | {"forwards": 120}
                     bench.run("final", cell(method, scheme, task), {}, seed, test=test, curve=line, **extra)
     return bench
 
@@ -161,6 +163,26 @@ def test_cells_that_lack_seeds_are_shown_and_not_ranked(tmp_path):
     assert "fo-adam · full on sst2: 2 of 3 seeds" in named(bench.folder, "compare-memory").caption
 
 
+def test_cells_that_have_not_begun_are_counted_where_they_are_missing(tmp_path):
+    bench = study(tmp_path, {"mezo": 0.7, "lozo": 0.8, "fo-adam": 0.9})
+    bench.request("search", cell("fzoo"), {"lr": 1e-4}, 0)
+    bench.request("final", cell("lezo"), {}, 1)
+    assert "2 cells have no result yet and no row" in named(bench.folder, "compare-forwards").caption
+    assert "fzoo, lezo (no result on any task)" in named(bench.folder, "ranks-forwards-full").caption
+    whole = load(bench.folder)
+    assert len(whole.waiting) == 2
+    assert whole.missing() == 1 + 3 + 3  # a search and three finals of one cell, three finals of the other
+
+
+def test_a_grid_without_seeds_has_the_usual_ones(tmp_path):
+    bench = Bench(tmp_path / "b", grid='[base]\nmodel = "m"\n')
+    bench.run("final", cell(), {}, 1, test={"accuracy": 0.9})
+    whole = load(bench.folder)
+    assert whole.seeds == [1, 2, 3]
+    assert not any(map(whole.complete, whole.cells.values()))
+    assert whole.missing() == 2
+
+
 def test_lines_alone_say_which_seeds_there_are(tmp_path):
     bench = study(tmp_path, {"mezo": 0.7, "lozo": 0.8}, skip={("lozo", "mr", 2)})
     (tmp_path / "lines").mkdir()
@@ -188,6 +210,19 @@ def test_memory_counts_what_fits_whatever_its_scheme(tmp_path):
     assert len(table.rows) == 2  # as many fit in twice the memory as in 1.1 times
     assert "lozo · full on sst2: no memory measured" in table.caption
     assert [len(one.values) for one in memory_contests(load(bench.folder), load(bench.folder).sections[0])] == [2, 3]
+
+
+def test_a_cell_within_several_multiples_of_memory_has_one_variance(tmp_path):
+    levels = {"mezo": 0.70, "lozo": 0.72, "fzoo": 0.74, "lezo": 0.71, "zo-sign": 0.69, "fo-adam": 0.80}
+    bench = study(tmp_path, levels, tasks=("sst2",), more=0.1)
+    whole = load(bench.folder)
+    section = whole.sections[0]
+    nested, flat = memory_contests(whole, section), contests(whole, section, "forwards")
+    assert [len(one.values) for one in nested] == [1, 3, 5, 6]
+    *_, widest = spreads(nested)
+    assert widest == spreads(flat)[0]  # not of more degrees of freedom than the runs have
+    for one, variances in zip(nested, spreads(nested), strict=True):
+        assert variances == {key: widest[key] for key in one.values}
 
 
 def test_pairs_count_what_differs_and_is_not_told_apart(tmp_path):
@@ -264,6 +299,23 @@ def test_equals_share_their_ranks_and_the_table_names_the_tasks(tmp_path):
     ]
     assert "tasks: cr, mr, sst2" in table.caption
     assert "p = " in table.caption
+
+
+def test_means_of_one_total_are_equal_whatever_their_last_bits(tmp_path):
+    bench = Bench(tmp_path / "b", grid=grid(1, 2, 3))
+    right = {"mezo": (615, 626, 694), "lozo": (612, 628, 695), "fo-adam": (700, 700, 700)}
+    means = [statistics.fmean(count / 872 for count in counts) for counts in right.values()]
+    assert means[0] != means[1]
+    for task in ("sst2", "mr", "cr"):
+        for method, counts in right.items():
+            for seed, count in enumerate(counts, 1):
+                extra = costs(2, 1.0, 1e9) | {"forwards": 120}
+                test, line = {"accuracy": count / 872}, curve(count / 872)
+                bench.run("final", cell(method, task=task), {}, seed, test=test, curve=line, **extra)
+    (ranking,) = rankings(load(bench.folder), *load(bench.folder).sections, "forwards")
+    assert ranking.ranks == {"fo-adam": 1.0, "mezo": 2.5, "lozo": 2.5}
+    marks = {r[0].text: r[1].best_zo for r in named(bench.folder, "accuracy").rows}
+    assert marks["mezo"] == marks["lozo"] is True
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,22 @@ def test_missing_runs_are_counted(small):
     assert "3 runs have no result yet" in (small / "report.html").read_text()
 
 
+def test_a_cell_without_any_result_has_no_row_but_is_counted(tmp_path):
+    bench = Bench(tmp_path / "b")
+    bench.run("search", cell(), {"lr": 1e-6}, 0, dev={"accuracy": 0.6}, test={"accuracy": 0.9}, **costs(2, 1, 1e9))
+    bench.request("search", cell("lozo", task="rte"), {"lr": 1e-6}, 0)
+    lines = []
+    report(bench.folder, say=lines.append)
+    # Its search, its three final runs, and those of the other cell.
+    wanted = "not complete: 7 runs have no result yet; 1 cell has none at all and no row in the tables"
+    assert wanted in lines
+    for name in ("accuracy", "hyper-parameters"):
+        text = (bench.folder / "tables" / f"{name}.md").read_text()
+        assert "mezo" in text
+        assert "lozo" not in text
+        assert "rte" not in text
+
+
 def test_a_complete_study_says_so(small):
     said = []
     report(small, say=said.append)
@@ -124,7 +140,11 @@ def test_a_search_alone_is_reported(tmp_path):
     report(bench.folder, say=said.append)
     assert "not complete: 3 runs have no result yet" in said
     assert row(named(bench.folder, "accuracy"), "mezo") == [NOTHING]
-    assert tomllib.loads((bench.folder / "best.toml").read_text())["cell"][f"mezo/full/sst2/{MODEL}"]["lr"] == 1e-6
+    # Its runs are shorter than those that follow, and another point may win.
+    text = (bench.folder / "best.toml").read_text()
+    assert tomllib.loads(text) == {}
+    assert f"# mezo/full/sst2/{MODEL}: the search has not ended" in text
+    assert "(so far)" in (bench.folder / "tables" / "hyper-parameters.md").read_text()
 
 
 @given(st.text())

@@ -42,7 +42,28 @@ def test_the_last_rung_chooses_before_there_is_a_final_run(tmp_path):
     assert [(run.rung, run.seed) for run in choice.runs] == [(1, 0), (1, 100)]
     assert choice.dev("accuracy") == pytest.approx(0.95)
     assert choice.edges == {}
-    assert tomllib.loads(best_toml(study))["cell"]["mezo/full/sst2/gemma-3-270m"]["lr"] == 1e-5
+    assert not choice.final
+    assert tomllib.loads(best_toml(study)) == {}
+
+
+def test_a_point_that_lacks_a_seed_is_no_match_for_one_that_has_all(tmp_path):
+    bench = Bench(tmp_path)
+    for rate, seed, value in ((1e-6, 0, 0.8), (1e-6, 100, 0.8), (1e-5, 0, 0.9)):
+        bench.run("search", cell(), {"lr": rate}, seed, dev={"accuracy": value}, curve=curve(value, value))
+    bench.request("search", cell(), {"lr": 1e-5}, 100)
+    study = load(tmp_path)
+    choice = choose(study, next(iter(study.cells)))
+    assert choice is not None
+    assert choice.point == {"lr": 1e-6}
+
+
+def test_the_settings_of_a_chosen_point_are_those_of_its_final_runs(tmp_path):
+    bench = searched(tmp_path)
+    bench.request("final", cell(), {"lr": 1e-5}, 1, steps=2000)
+    bench.run("search", cell("lozo"), {"lr": 1e-6}, 0, dev={"accuracy": 0.7}, curve=curve(0.7, 0.7))
+    cells = tomllib.loads(best_toml(load(tmp_path)))["cell"]
+    assert list(cells) == ["mezo/full/sst2/gemma-3-270m"]
+    assert (cells["mezo/full/sst2/gemma-3-270m"]["lr"], cells["mezo/full/sst2/gemma-3-270m"]["steps"]) == (1e-5, 2000)
 
 
 def test_points_are_counted_and_not_their_runs(tmp_path):

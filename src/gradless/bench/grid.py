@@ -37,8 +37,9 @@ PHASES = SEARCH, FINAL, ZERO_SHOT = "search", "final", "zero-shot"
 # Schemes that tune nothing by layers of the model, which some methods tell apart.
 NO_BLOCKS: Final = ("prompt", "prefix", "head")
 NO_CUT: Final = ("prompt", "prefix")
-# What the answer of an untouched model depends on.
-EVALUATED: Final = ("model", "task", "data", "own", "aligned", "chat", "dtype", "device", "max_length", "num_test")
+# What the answer of an untouched model depends on, or how it is read.
+STORED_AS: Final = ("dtype", "compute_dtype", "quantise", "offload", "device")
+EVALUATED: Final = ("model", "task", "data", "own", "aligned", "chat", *STORED_AS, "max_length", "num_test")
 UNEVEN: Final = 'its steps cost more and more forwards: write query_schedule = "constant", or a budget in steps'
 
 Cost = Callable[[TuneConfig], int]
@@ -159,8 +160,8 @@ def zero_shot_runs(grid: Grid) -> list[Request]:
                 tuned = configure(grid, cell, cell.points[0], seed=seed, test=True)
                 kept = {name: getattr(tuned, name) for name in EVALUATED}
                 config = _fixed(TuneConfig(**kept, seed=seed, num_train=0, num_dev=0)).resolved()
-            named = (*NAMED, *(["chat"] if "chat" in cell.values else []))  # its axis, which asks for two evaluations
-            values = {**{name: cell.values[name] for name in named}, "method": ZERO_SHOT, "scheme": "none"}
+            named = {name: value for name, value in cell.values.items() if name in (*NAMED, *EVALUATED)}
+            values = {**named, "method": ZERO_SHOT, "scheme": "none"}
             one = Request(run_id(config), ZERO_SHOT, values, {}, seed, config)
             runs.setdefault(one.id, one)
     return list(runs.values())

@@ -45,8 +45,8 @@ def line(out: Path, request: Request) -> dict[str, Any] | None:
     its time is not known.
     """
     taken_over = finished_runs.line(run_folder(out, request.id))
-    if taken_over is not None:
-        return taken_over
+    if taken_over is not None:  # from a grid that may have called its cell, point and rung otherwise
+        return {**taken_over, **_asked(request)}
     try:
         return _own_line(out, request)
     except (KeyError, TypeError, ValueError, AttributeError):  # files of another shape: as good as none
@@ -56,19 +56,16 @@ def line(out: Path, request: Request) -> dict[str, Any] | None:
 def _own_line(out: Path, request: Request) -> dict[str, Any] | None:
     folder = run_folder(out, request.id)
     result = _read(folder / "result.json", status=str)
-    if result is None or result["status"] == INTERRUPTED:
+    extended = result is not None and result.get("steps", 0) > request.config.steps  # it is another run now
+    if result is None or extended or result["status"] == INTERRUPTED:
         result = _read(folder / "failed.json", status=str)
         if result is None:
             return None
-    if result.get("steps", 0) > request.config.steps:  # somebody has extended the run: it is another one now
-        return None
-    asked = request.to_json()
-    del asked["config"]
     log = read_events(folder / "metrics.jsonl")
     zero_shot = request.phase == ZERO_SHOT
     steps, forwards = result.get("steps", 0), 0 if zero_shot else result.get("forwards", 0)
     line = {
-        **asked,
+        **_asked(request),
         "status": result["status"],
         "reason": result.get("reason") or (f"diverged at step {steps}" if result["status"] == "diverged" else ""),
         **{name: result.get(name, 0) for name in COPIED},
@@ -83,6 +80,13 @@ def _own_line(out: Path, request: Request) -> dict[str, Any] | None:
     evaluating = sum(entry.get("seconds", 0.0) for entry in log if entry["event"] in ("eval", "inference"))
     evaluating += result.get("seconds", 0.0) if zero_shot else 0.0
     return {**line, **_times(folder, line["train_seconds"] + evaluating)}
+
+
+def _asked(request: Request) -> dict[str, Any]:
+    """Return what a line tells of its request."""
+    asked = request.to_json()
+    del asked["config"]
+    return asked
 
 
 def curve(log: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ import json
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from torch import Tensor
 from gradless import plugins
 from gradless.bench import results
 from gradless.bench.grid import FINAL, cell_name
+from gradless.cost import workload
 from gradless.cost.turns import Candidate, take_turns, two_forwards
 from gradless.errors import BadInput
 from gradless.forward import model_blocks
@@ -55,12 +56,22 @@ OWN = (
 )
 
 
-def timings(out: Path, *, repeats: int = 7, reporter: Reporter | None = None) -> dict[str, Any]:
+class Timings(NamedTuple):
+    """Seconds of a step by cell name, and the threads that they were measured with; None: not known."""
+
+    seconds: dict[str, float]
+    threads: int | None
+
+
+def timings(
+    out: Path, *, repeats: int = 7, threads: int | None = None, reporter: Reporter | None = None
+) -> dict[str, Any]:
     """Measure a step of every cell that has a finished final run, and write ``timings.json``.
 
     Args:
         out: bench directory.
         repeats: timed rounds.
+        threads: of torch; None: as it is set.
         reporter: where progress goes.
 
     Returns:
@@ -83,36 +94,34 @@ def timings(out: Path, *, repeats: int = 7, reporter: Reporter | None = None) ->
     if not groups:
         raise BadInput(f"{out} has no finished final run to time: run the benchmark first")
     cells: dict[str, Any] = {}
-    with reporter.job("timings", len(groups)) as show:
+    with workload.threads(threads), reporter.job("timings", len(groups)) as show:
         for done, group in enumerate(groups.values(), 1):
             cells |= _together(group, repeats)
             show(done, next(iter(group)))
-    result = {"cells": cells, "threads": torch.get_num_threads(), "repeats": repeats, "versions": versions()}
+        result = {"cells": cells, "threads": torch.get_num_threads(), "repeats": repeats, "versions": versions()}
     write_json(out / FILE, result)
     return result
 
 
-def read(out: Path) -> dict[str, float]:
-    """Return seconds of a step by cell name, as far as they were measured side by side."""
-    path = out / FILE
+def read(path: Path) -> Timings:
+    """Return what a file of timings holds; nothing where there is none."""
     if not path.exists():
-        return {}
+        return Timings({}, None)
     try:
-        return {
-            name: float(row["step_seconds"])
-            for name, row in parse_json(path.read_text(encoding="utf-8"))["cells"].items()
-        }
+        whole = parse_json(path.read_text(encoding="utf-8"))
+        return Timings({name: float(row["step_seconds"]) for name, row in whole["cells"].items()}, whole.get("threads"))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{path} cannot be read: measure again with --timings, or remove it") from None
 
 
-def side_by_side(line: dict[str, Any], seconds: dict[str, float]) -> dict[str, Any]:
+def side_by_side(line: dict[str, Any], timed: Timings) -> dict[str, Any]:
     """Return a line of ``results.jsonl`` with the seconds of its cell where they were measured, in place of its own."""
-    each = seconds.get(cell_name(line["cell"]))
+    each = timed.seconds.get(cell_name(line["cell"]))
     if each is None:
         return line
     curve = [{**point, "seconds": point["step"] * each} for point in line.get("curve", ())]
-    return {**line, TIMED: True, "seconds_per_step": each, "train_seconds": each * line.get("steps", 0), "curve": curve}
+    measured = {"seconds_per_step": each, "train_seconds": each * line.get("steps", 0), "curve": curve}
+    return {**line, TIMED: True, "threads": timed.threads, **measured}
 
 
 def _together(group: dict[str, TuneConfig], repeats: int) -> dict[str, Any]:

@@ -274,7 +274,7 @@ def bench(grid: Path, out: Path, timings: bool, as_json: bool, **how: Any) -> No
 
     if timings:
         job.load_plugins(grid)
-        job.timings(out)
+        job.timings(out, threads=how["threads"])
         return
     ends.remember(click.get_current_context(), lambda error: other_ends.stopped_benchmark(out, error))
     outcome = job.bench(grid, out, **how)

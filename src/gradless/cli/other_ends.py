@@ -94,25 +94,28 @@ def stopped_benchmark(out: Path, error: BaseException) -> End | None:
 
 
 def _best(out: Path) -> str:
-    """Return for each task the method with the best mean on test, beside the untouched model."""
-    from gradless.bench.grid import ZERO_SHOT
+    """Return for each model and task the method with the best mean on test, beside the untouched model."""
     from gradless.report.bench import study as studies
-    from gradless.report.common.numbers import metric_of, score
+    from gradless.report.common.numbers import metric_of
 
     try:
         study = studies.load(out)
     except BadInput:
         return ""
-    scores = [(cell, mean) for cell, runs in study.cells.items() if (mean := studies.tested(cell, runs)) is not None]
+    scores = [
+        (cell, mean)
+        for cell, runs in study.cells.items()
+        if study.complete(runs) and (mean := studies.tested(cell, runs)) is not None
+    ]
     texts = []
-    for task in dict.fromkeys(cell.task for cell, _ in scores):
-        cell, best = max(((cell, mean) for cell, mean in scores if cell.task == task), key=lambda one: one[1].mean)
-        name = metric_of(task)
-        before = score(
-            run.metric("zero_shot", name) for run in study.runs if run.cell.task == task and run.phase == ZERO_SHOT
-        )
+    for key in dict.fromkeys((cell.model, cell.aligned, cell.task) for cell, _ in scores):
+        section, task = studies.Section(*key[:2]), key[2]
+        own = [one for one in scores if (one[0].model, one[0].aligned, one[0].task) == key]
+        cell, best = max(own, key=lambda one: one[1].mean)
+        before = study.untouched(section, task)
         untouched = f"; untouched {before.mean:.3f}" if before is not None else ""
-        texts.append(f"{task}: test {name} {best.mean:.3f} by {cell.label}, {cell.scheme}{untouched}")
+        where = f"{task}{study.title(section)}"
+        texts.append(f"{where}: test {metric_of(task)} {best.mean:.3f} by {cell.label}, {cell.scheme}{untouched}")
     more = f"; and {len(texts) - 3} more tasks" if len(texts) > 3 else ""
     return "best of " + "; of ".join(texts[:3]) + more if texts else ""
 

@@ -17,6 +17,8 @@ from gradless.system import tables, terminal
 if TYPE_CHECKING:
     from gradless.cost.plan import Plan
 
+COMPACT = 0.8
+"""Rows whose weights differ by more than this factor keep them in different ways; adapters alone differ by less."""
 HEADS = ("", "weights", "gradients", "optimizer state", "activations", "scratch", "total", "fits on")
 
 
@@ -88,6 +90,8 @@ def show(planned: Plan, budgets: dict[str, int]) -> None:
     ]
     tables.show(title, HEADS, rows, left=(0, len(HEADS) - 1))
     terminal.say("GB are 10^9 bytes. Totals are peaks; the runtime (Python, CUDA) and fragmentation are not in them.")
+    if min(need.weights for need in planned.needs) < COMPACT * max(need.weights for need in planned.needs):
+        terminal.say("Rows with fewer GB of weights keep frozen ones quantised or out of memory; the others do not.")
 
 
 def gigabytes(count: int) -> str:

@@ -151,7 +151,8 @@ def _plan(settings: Settings) -> Plan:
     # An in-place adapter changes the model, so each scheme has a model of its own.
     own = subject(settings, settings.scheme)
     full, lora = (own if settings.scheme == scheme else _if_it_fits(settings, scheme) for scheme in ("full", "lora"))
-    read = (lora or own) if own.lm.layout is not None else (full or own)  # what codes are tuned by is not read
+    coded = own.lm.layout is not None or own.stored.buffer > 0  # quantised, or elsewhere
+    read = (lora or own) if coded else (full or own)  # what codes are tuned by is not read
     asked = {name: getattr(settings, name) for name in ("model", "method", "device", "engine")}
     engine = fixed_engine(TuneConfig(**asked))
     needs = [
@@ -274,7 +275,7 @@ def of_method(subject: Subject, name: str, engine: str, label: str) -> Need:
     gradients = 0
     if deep is not None:
         back = _deep_traced(subject, deep)
-        gradients, working = back.gradients, max(working + back.gradients, back.peak)
+        gradients, working = back.gradients, max(working + back.gradients, back.peak + subject.stored.buffer)
         activations = max(activations, back.saved)
     total = subject.weights + state + working
     return Need(label, subject.weights, gradients, state, activations, scratch, total, subject.elements)
@@ -283,8 +284,9 @@ def of_method(subject: Subject, name: str, engine: str, label: str) -> Need:
 def _backprop(subject: Subject, name: str, state: int, temporaries: int, *, checkpoint: bool) -> Need:
     back = _traced(subject, checkpoint=checkpoint)
     update = back.gradients + temporaries * FLOAT * max(p.numel() for _, p in subject.tuned)
-    total = subject.weights + state + max(back.peak, update)
-    return Need(name, subject.weights, back.gradients, state, back.saved, 0, total, subject.elements)
+    decoded = subject.stored.buffer
+    total = subject.weights + state + max(back.peak + decoded, update)
+    return Need(name, subject.weights, back.gradients, state, back.saved, decoded, total, subject.elements)
 
 
 def _traced(subject: Subject, *, checkpoint: bool) -> footprint.Backward:

@@ -100,11 +100,10 @@ def _group(
 ) -> tuple[list[tuple[Item, ...]], list[dict[str, Any]]]:
     """Entries (a row for each cell) and records of the cells of one task and scheme."""
     columns, records = [], []
-    whole = [len(runs) == seeds for runs in cells.values()]
     for share, _ in SHARES:
         scores = [score(value_within(run, view, share * total) for run in runs) for runs in cells.values()]
         texts = [score_text(mean, usual=seeds) for mean in scores]
-        ranked = [mean if all_seeds else None for mean, all_seeds in zip(scores, whole, strict=True)]
+        ranked = [mean if mean is not None and mean.n == seeds else None for mean in scores]
         columns.append(marked(texts, ranked, [cell.kind == "zo" for cell in cells]))
         for cell, mean in zip(cells, scores, strict=True):
             named = {name: getattr(cell, name) for name in ("model", "task", "aligned", "scheme", "method")}

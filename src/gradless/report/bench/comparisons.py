@@ -8,7 +8,7 @@ from typing import Any
 from gradless.report.bench.contests import Contest, Pair, contests, memory_contests, pairs, row_reader, spreads
 from gradless.report.bench.intervals import Interval
 from gradless.report.bench.study import Cell, Section, Study, axis_name
-from gradless.report.common.numbers import Score, metric_of, score, unique
+from gradless.report.common.numbers import Score, counted, metric_of, score, unique
 from gradless.report.common.table import NOTHING, Column, Item, Table, score_record, score_text
 
 VIEWS = ("forwards", "seconds")
@@ -54,12 +54,14 @@ def _view(study: Study, section: Section, view: str, judged: Judged) -> Table:
                 _named(cell, view, contest) | score_record(mean) | _interval_record(known)
                 | {"not_ranked": contest.waiting.get(cell)}
             )  # fmt: skip
+    never = len(study.not_begun(section))
+    left_out = f" {counted(never, 'cell has', 'cells have')} no result yet and no row." if never else ""
     return Table(
         name=f"compare-{view}{study.suffix(section)}",
         title=f"Against the best at equal {view}{study.title(section)}",
         caption=f"{_where_from(view)} Bold: the best of the group. Difference to it in points (hundredths), "
         f"with its 95 % interval; told apart: the interval leaves out zero, {_paired(judged)}. {POOLED} Cells that "
-        "lack seeds are not ranked.",
+        f"lack seeds are not ranked.{left_out}",
         labels=2,
         columns=tuple(map(Column, ("Group", "Method", "result", "to the best", "95 % interval", "told apart"))),
         rows=tuple(rows),

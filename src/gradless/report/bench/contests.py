@@ -102,7 +102,7 @@ def memory_contests(study: Study, section: Section) -> list[Contest]:
     cells = study.within(section)
     listed = []
     for task in unique(cell.task for cell in cells):
-        group = {cell: results for cell, results in cells.items() if cell.task == task and results.final}
+        group = {cell: results for cell, results in cells.items() if cell.task == task}
         tests: dict[Cell, list[float | None]] = {
             cell: [run.metric("test", metric_of(task)) for run in _by_seed(study, results)]
             for cell, results in group.items()
@@ -110,7 +110,7 @@ def memory_contests(study: Study, section: Section) -> list[Contest]:
         }
         memory = {cell: median(map(memory_ratio, group[cell].done)) for cell in group}
         waiting = {cell: study.lacking(group[cell]) for cell in group if cell not in tests}
-        waiting |= {cell: "no memory measured" for cell, ratio in memory.items() if ratio is None}
+        waiting |= {cell: "no memory measured" for cell in tests if memory[cell] is None}
         ranked = -1
         for limit in LIMITS:
             fit = {
@@ -146,17 +146,29 @@ def _same_forwards(runs: Sequence[Run]) -> bool:
 
 
 def spreads(listed: Sequence[Contest]) -> list[dict[Cell, Spread]]:
-    """Return for each contest the variance of a run of its cells, moderated over the cells of a scheme."""
-    raw = [
-        residual_variances(one.values) if len(one.values) > 1 and len(next(iter(one.values.values()))) > 1 else {}
-        for one in listed
-    ]
-    pooled: dict[tuple[int, Cell], Spread] = {}
-    every = {(number, cell): value for number, variances in enumerate(raw) for cell, value in variances.items()}
+    """Return for each contest the variance of a run of its cells, moderated over the cells of a scheme.
+
+    Contests of one task and scheme are nested, as multiples of the memory of inference are. Their cells are the same
+    runs, so each has one variance, that of the widest contest.
+    """
+    widest: dict[tuple[str, str], Contest] = {}
+    for one in sorted(listed, key=lambda contest: len(contest.values)):
+        widest[one.task, one.group] = one
+    every = {(key, cell): value for key, one in widest.items() for cell, value in _variances(one).items()}
+    pooled: dict[tuple[tuple[str, str], Cell], Spread] = {}
     for scheme in unique(cell.scheme for _, cell in every):
-        own = {key: value for key, value in every.items() if key[1].scheme == scheme}
-        pooled |= moderated(own)
-    return [{cell: pooled[number, cell] for cell in variances} for number, variances in enumerate(raw)]
+        pooled |= moderated({key: value for key, value in every.items() if key[1].scheme == scheme})
+    keys = [(one.task, one.group) for one in listed]
+    return [
+        {cell: pooled[key, cell] for cell in one.values if (key, cell) in pooled}
+        for key, one in zip(keys, listed, strict=True)
+    ]
+
+
+def _variances(contest: Contest) -> dict[Cell, Spread]:
+    """Return the variance of each cell as far as pairing by seed leaves one; nothing of one cell or one seed."""
+    several = len(contest.values) > 1 and len(next(iter(contest.values.values()))) > 1
+    return residual_variances(contest.values) if several else {}
 
 
 def pairs(contest: Contest, variances: Mapping[Cell, Spread], rows: Rows) -> list[Pair]:

@@ -100,21 +100,18 @@ def _all_curves(study: Study, section: Section, looks: Mapping[str, Look], folde
     pictures = []
     for task, scheme in unique((cell.task, cell.scheme) for cell in cells):
         group = {cell: results.done for cell, results in cells.items() if (cell.task, cell.scheme) == (task, scheme)}
-        untouched = study.zero_shot(section, task, "dev")
         for view in ("forwards", "seconds"):
             lines = [Line(cell, mean_curve(runs, view)) for cell, runs in group.items()]
             lines = [line for line in lines if line.points]
             if lines:
                 title = f"{task}, {scheme}: dev {metric_of(task)} against {view}{study.title(section)}"
-                figure = curves(lines, looks, view=view, title=title, untouched=untouched)
+                figure = curves(lines, looks, view=view, title=title)
                 stem = slug(f"curves-{task}-{scheme}-{view}{study.suffix(section)}")
                 pictures.append(save(figure, folder / stem, title))
     return pictures
 
 
-def curves(
-    lines: Sequence[Line], looks: Mapping[str, Look], *, view: str, title: str, untouched: Score | None = None
-) -> Any:
+def curves(lines: Sequence[Line], looks: Mapping[str, Look], *, view: str, title: str) -> Any:
     """Mean over seeds with a band of a standard deviation; each line has its name and last value at its right."""
     figure, renderer = canvas(WIDTH, HEIGHT)
     axes = plain_axes(figure, (0.1, 0.1, 0.8, 0.8))
@@ -129,7 +126,6 @@ def curves(
     ends = [(line.points[-1].x, line.points[-1].score.mean) for line in lines]
     texts = [f"{line.cell.label}  {y:.3f}" for line, (_, y) in zip(lines, ends, strict=True)]
     widest = max(text_size(figure, renderer, text)[0] for text in texts)
-    _mark_untouched(axes, untouched)
     height = max(HEIGHT, ((len(lines) - 1) * GAP + 6) / POINT + BOTTOM + TOP)
     _frame(figure, axes, width=WIDTH, height=height, right=widest / POINT + 0.75)
     _end_labels(axes, ends, texts, [looks[line.cell.label] for line in lines])
@@ -179,6 +175,8 @@ def _fronts(study: Study, section: Section, looks: Mapping[str, Look], folder: P
     """A front for each task; for each task and scheme where one would hold too many labels."""
     spots = []
     for cell, results in study.within(section).items():
+        if not study.complete(results):
+            continue
         memory, mean = median(memory_ratio(run) for run in results.done), tested(cell, results)
         if memory is not None and mean is not None:
             spots.append(Spot(cell, memory, mean))
@@ -192,7 +190,7 @@ def _fronts(study: Study, section: Section, looks: Mapping[str, Look], folder: P
         for scheme, part in parts.items():
             name = f"{task}, {scheme}" if scheme else task
             title = f"{name}: test {metric_of(task)} against memory{study.title(section)}"
-            figure = front(part, looks, title=title, untouched=study.zero_shot(section, task))
+            figure = front(part, looks, title=title, untouched=study.untouched(section, task))
             stem = slug(f"front-{task}-{scheme}{study.suffix(section)}")
             pictures.append(save(figure, folder / stem, title))
     return pictures

@@ -63,6 +63,8 @@ def shortfall(study: Study) -> str:
     """What is missing, in a sentence, or nothing."""
     missing = study.missing()
     parts = [f"{counted(missing, 'run has', 'runs have')} no result yet"] if missing else []
+    if study.waiting:
+        parts.append(f"{counted(len(study.waiting), 'cell has', 'cells have')} none at all and no row in the tables")
     parts += [f"{counted(study.unread, 'damaged line')} of results.jsonl left out"] if study.unread else []
     return "; ".join(parts)
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from gradless.report.bench.contests import Contest, contests
 from gradless.report.bench.intervals import LEVEL
 from gradless.report.bench.study import Section, Study
-from gradless.report.common.numbers import counted, unique
+from gradless.report.common.numbers import comparable, counted, unique
 from gradless.report.common.table import Column, Item, Table
 
 FEWEST = 3
@@ -60,13 +60,16 @@ class Ranking(NamedTuple):
 def rankings(study: Study, section: Section, view: str) -> list[Ranking]:
     """Return a ranking for each scheme that has two complete cells on some task, at equal forwards or seconds."""
     listed = contests(study, section, view)
-    each = (
-        _ranking(scheme, [one for one in listed if one.group == scheme]) for scheme in unique(c.group for c in listed)
-    )
-    return [ranking for ranking in each if ranking is not None]
+    ranked = []
+    for scheme in unique(one.group for one in listed):
+        never = [cell.label for cell in study.not_begun(section) if cell.scheme == scheme]
+        ranking = _ranking(scheme, [one for one in listed if one.group == scheme], never)
+        ranked += [ranking] if ranking else []
+    return ranked
 
 
-def _ranking(scheme: str, listed: Sequence[Contest]) -> Ranking | None:
+def _ranking(scheme: str, listed: Sequence[Contest], never: Iterable[str]) -> Ranking | None:
+    """Return the ranking of a scheme; ``never``: labels of cells that have not begun."""
     values = {one.task: {cell.label: some for cell, some in one.values.items()} for one in listed}
     why = {(one.task, cell.label): reason for one in listed for cell, reason in one.waiting.items()}
     tasks, labels = full_block(values)
@@ -74,6 +77,8 @@ def _ranking(scheme: str, listed: Sequence[Contest]) -> Ranking | None:
         return None
     every = unique(label for one in values.values() for label in one) + unique(label for _, label in why)
     left_out = _reasons([label for label in unique(every) if label not in labels], values, why)
+    none = [label for label in unique(never) if label not in every]
+    left_out += [f"{', '.join(none)} (no result on any task)"] if none else []
     left_out += [f"{task} (not complete for all of them)" for task in values if task not in tasks]
     blocks = [_ranks({label: statistics.fmean(values[task][label]) for label in labels}) for task in tasks]
     seeds = range(len(values[tasks[0]][labels[0]]))
@@ -131,8 +136,9 @@ def _reasons(
 
 def _ranks(values: Mapping[str, float]) -> dict[str, float]:
     """Return ranks from 1, the largest value first; equals share the mean of their ranks."""
-    ordered = sorted(values.values(), reverse=True)
-    return {label: ordered.index(value) + (ordered.count(value) + 1) / 2 for label, value in values.items()}
+    kept = {label: comparable(value) for label, value in values.items()}
+    ordered = sorted(kept.values(), reverse=True)
+    return {label: ordered.index(value) + (ordered.count(value) + 1) / 2 for label, value in kept.items()}
 
 
 def friedman(blocks: Sequence[Mapping[str, float]]) -> float | None:

@@ -31,6 +31,8 @@ class Choice(NamedTuple):
     """The search runs of that point on the last rung, one a search seed."""
     edges: dict[str, str]
     """Axes on whose edge it lies: "lowest tried" or "highest tried"."""
+    final: bool
+    """Whether the search has ended; else it is the best point so far."""
 
     def dev(self, name: str) -> float | None:
         """Return the mean of a dev metric over its search runs, or None if one lacks it."""
@@ -50,7 +52,7 @@ def choose(study: Study, cell: Cell) -> Choice | None:
         if not runs:
             return None
         point = runs[0].point
-    return Choice(point, runs, _edges(point, results.tried))
+    return Choice(point, runs, _edges(point, results.tried), study.chosen(cell))
 
 
 def _judged(results: Results, point: dict[str, Any]) -> tuple[Run, ...]:
@@ -65,6 +67,8 @@ def _best(study: Study, cell: Cell, results: Results) -> tuple[Run, ...]:
     quantity = "loss" if select == "loss" else metric_of(cell.task)
     last = max((run.rung for run in results.search), default=0)
     by_point = [_judged(results, run.point) for run in results.search if run.rung == last]
+    most = max(map(len, by_point), default=0)
+    by_point = [runs for runs in by_point if len(runs) == most]  # a mean over some of the seeds is no match
     scored = [(together([score(run.record, quantity, judge) for run in runs]), runs) for runs in by_point]
     good = [(worth, runs) for worth, runs in scored if not worth.bad]
     return min(good, key=lambda pair: pair[0])[1] if good else ()
@@ -94,14 +98,18 @@ BARE = re.compile(r"[A-Za-z0-9_-]+")
 def best_toml(study: Study) -> str:
     """A table ``[cell."METHOD/SCHEME/TASK/MODEL"]`` for every cell with a chosen point: what differs from defaults.
 
-    Other axes of the grid, and ``unaligned``, follow the method's name. The settings are those of the first final run
-    (its seed included), or of the best searched run while there is none.
+    Other axes of the grid, and ``unaligned``, follow the method's name. The settings are those of a final run, its seed
+    included. Cells whose search has not ended have a comment: their runs were short, and another point may win.
     """
     lines = [
         f"# Chosen by dev in the benchmark {one_line(study.name)}; gradless report wrote this file.",
         '# gradless tune --config best.toml --cell "NAME" --out DIR',
     ]
     for name, cell in names(study).items():
+        choice = choose(study, cell)
+        if choice is not None and not choice.final:
+            lines += ["", f"# {one_line(name)}: the search has not ended"]
+            continue
         settings = best_settings(study, cell)
         if settings is not None:
             lines += ["", f"# {_summary(study, cell)}", f"[cell.{quoted(name)}]", *assignments(settings)]
@@ -127,8 +135,8 @@ def best_settings(study: Study, cell: Cell) -> dict[str, Any] | None:
     if choice is None:
         return None
     results = study.cells[cell]
-    run = next(iter([*results.done, *results.final, *choice.runs]), None)
-    config = _config(study, run) if run is not None else {}
+    run = next(iter([*results.done, *results.final]), None)
+    config = study.final_settings.get(cell, {}) if run is None else _config(study, run)
     if not config:  # the request is gone: what the result itself tells
         config = {"model": cell.model, "task": cell.task, "scheme": cell.scheme, "method": cell.method}
         config |= {} if cell.aligned else {"aligned": False}

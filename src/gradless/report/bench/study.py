@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gradless.bench import timing
-from gradless.bench.grid import DONE, FINAL, SEARCH, ZERO_SHOT
+from gradless.bench.grid import DONE, EVALUATED, FINAL, SEARCH, ZERO_SHOT
+from gradless.bench.grid_file import Keys
 from gradless.bench.results import FAILED
 from gradless.bench.timing import side_by_side
 from gradless.errors import BadInput
@@ -27,6 +28,8 @@ KINDS = {
     "fo": "backpropagation",
 }
 """Families of methods, told apart in tables and pictures."""
+Axes = tuple[tuple[str, Any], ...]
+"""Names and values of axes."""
 NAMED = ("model", "task", "scheme", "method", "aligned")
 
 
@@ -38,7 +41,7 @@ class Cell(NamedTuple):
     scheme: str
     method: str
     aligned: bool = True
-    extras: tuple[tuple[str, Any], ...] = ()
+    extras: Axes = ()
     """Other axes that the grid varies, by name: (("options.keep", 0.2),)."""
 
     @property
@@ -119,7 +122,11 @@ class Study:
     requests: dict[str, dict[str, Any]]
     """Request by run id."""
     cells: dict[Cell, Results]
-    """In the order of the grid's axes."""
+    """Those with a result, in the order of the grid's axes."""
+    waiting: tuple[Cell, ...]
+    """Requested cells without any result: tables leave them out."""
+    final_settings: dict[Cell, dict[str, Any]]
+    """Of cells whose final runs were requested: the settings of one of these."""
     unread: int
     """Lines of results.jsonl that are damaged."""
 
@@ -131,7 +138,7 @@ class Study:
     @property
     def seeds(self) -> list[Any]:
         """Seeds that every cell is to have: the grid's, or without one all that any final run has."""
-        asked = self.grid.get("seeds")
+        asked = self.grid.get("seeds", list(Keys().seeds) if self.grid else None)
         return unique(asked) if isinstance(asked, list) else unique(run.seed for run in self.runs if run.phase == FINAL)
 
     def complete(self, results: Results) -> bool:
@@ -169,6 +176,14 @@ class Study:
         parts += ["unaligned"] if self._differ("aligned") and not section.aligned else []
         return "".join(f"-{part}" for part in parts)
 
+    def not_begun(self, section: Section) -> list[Cell]:
+        """Requested cells of a section without any result."""
+        return [cell for cell in self.waiting if (cell.model, cell.aligned) == section]
+
+    def chosen(self, cell: Cell) -> bool:
+        """Whether the search of a cell has ended, so that its final runs are asked for."""
+        return bool(self.cells[cell].final) or cell in self.final_settings
+
     def _differ(self, field: str) -> bool:
         return len({getattr(section, field) for section in self.sections}) > 1
 
@@ -176,33 +191,38 @@ class Study:
         """The settings that a run was asked for; empty if its request is gone."""
         return mapping(self.requests.get(run.id, {}).get("config"))
 
-    def chats(self, section: Section) -> list[Any]:
-        """Values of the axis ``chat`` in a section; None alone if the grid has no such axis."""
-        return unique(dict(cell.extras).get("chat") for cell in self.within(section)) or [None]
+    def variants(self, section: Section) -> list[Axes]:
+        """The untouched models of a section: one, but where an axis such as ``chat`` changes what it answers."""
+        return unique(_untouched_axes(cell) for cell in self.within(section)) or [()]
 
-    def zero_shot(self, section: Section, task: str, split: str = "test", chat: Any = None) -> Score | None:
-        """Main metric of the untouched model over the seeds; final runs tell it where no run of its own does."""
+    def zero_shot(self, section: Section, task: str, variant: Axes = ()) -> Score | None:
+        """Main test metric of an untouched model over the seeds; final runs tell it where no run of its own does."""
         name = metric_of(task)
         by_seed: dict[str, float] = {}
         runs = [run for run in self.runs if (run.cell.model, run.cell.aligned, run.cell.task) == (*section, task)]
-        runs = [run for run in runs if dict(run.cell.extras).get("chat") == chat]
+        runs = [run for run in runs if _untouched_axes(run.cell) == variant]
         for run in sorted(runs, key=lambda run: run.phase != ZERO_SHOT):
-            value = run.metric(split, name) if run.phase == ZERO_SHOT else None
-            if value is None and split == "test" and run.phase in (ZERO_SHOT, FINAL):
+            value = run.metric("test", name) if run.phase == ZERO_SHOT else None
+            if value is None and run.phase in (ZERO_SHOT, FINAL):
                 value = run.metric("zero_shot", name)
             if value is not None:
                 by_seed.setdefault(repr(run.seed), value)
         return score(by_seed.values())
 
+    def untouched(self, section: Section, task: str) -> Score | None:
+        """The result of the untouched model where a section has one; None where an axis makes several."""
+        variants = self.variants(section)
+        return self.zero_shot(section, task, variants[0]) if len(variants) == 1 else None
+
     def missing(self) -> int:
         """Runs that the grid asks for, as far as its requests and seeds tell, and that have no result."""
         seen = {run.id for run in self.runs}
         count = sum(name not in seen for name in self.requests)
-        seeds = self.grid.get("seeds")
         asked = Counter(read_cell(request) for request in self.requests.values() if request["phase"] == FINAL)
-        for cell, results in self.cells.items() if isinstance(seeds, list) else ():
-            if not results.hopeless:
-                count += max(0, len(seeds or ()) - max(asked[cell], len(results.final)))
+        if self.grid:
+            ended = {cell: len(results.final) for cell, results in self.cells.items() if not results.hopeless}
+            ended |= dict.fromkeys(self.waiting, 0)
+            count += sum(max(0, len(self.seeds) - max(asked[cell], finals)) for cell, finals in ended.items())
         return count
 
 
@@ -216,7 +236,7 @@ def load(folder: Path) -> Study:
     advice = f"run `gradless bench GRID.toml --out {folder}` first"
     if not path.is_file():
         raise BadInput(f"{folder} holds no run and no results: give the --out directory of one, or {advice}")
-    timed = timing.read(folder)
+    timed = timing.read(folder / timing.FILE)
     by_id, unread = {}, 0
     for text in filter(str.strip, path.read_text(encoding="utf-8").splitlines()):
         try:
@@ -229,9 +249,22 @@ def load(folder: Path) -> Study:
     grid, grid_text = _grid(folder / "grid.toml")
     requests = _requests(folder / "requests")
     runs = tuple(by_id.values())
-    cells = _cells(runs, requests, grid)
+    asked = _cells(runs, requests, grid)
+    cells = {cell: results for cell, results in asked.items() if results.search or results.final}
     return Study(
-        folder=folder, grid=grid, grid_text=grid_text, runs=runs, requests=requests, cells=cells, unread=unread
+        folder=folder,
+        grid=grid,
+        grid_text=grid_text,
+        runs=runs,
+        requests=requests,
+        cells=cells,
+        waiting=tuple(cell for cell in asked if cell not in cells),
+        final_settings={
+            read_cell(request): mapping(request.get("config"))
+            for request in requests.values()
+            if request["phase"] == FINAL
+        },
+        unread=unread,
     )
 
 
@@ -253,6 +286,11 @@ def read_cell(record: Mapping[str, Any]) -> Cell:
     extras = tuple(sorted((name, _plain(value)) for name, value in cell.items() if name not in NAMED))
     model, task, scheme, method = (str(cell.get(name) or "") for name in ("model", "task", "scheme", "method"))
     return Cell(model, task, scheme, method, cell.get("aligned") is not False, extras)
+
+
+def _untouched_axes(cell: Cell) -> Axes:
+    """The further axes of a cell that change what the untouched model answers."""
+    return tuple((name, value) for name, value in cell.extras if name in EVALUATED)
 
 
 def _plain(value: Any) -> Any:
@@ -293,9 +331,11 @@ def _cells(
             results = cells.setdefault(run.cell, Results([], [], 0, []))
             (results.search if run.phase == SEARCH else results.final).append(run)
     for name, request in requests.items():
+        if request["phase"] not in (SEARCH, FINAL):
+            continue
+        cell, point = read_cell(request), request.get("point")
+        results = cells.setdefault(cell, Results([], [], 0, []))
         if request["phase"] == SEARCH and name not in done:
-            cell, point = read_cell(request), request.get("point")
-            results = cells.get(cell, Results([], [], 0, []))
             results.tried.extend([point] if isinstance(point, dict) else [])
             cells[cell] = results._replace(awaited=results.awaited + 1)
     for results in cells.values():

@@ -14,7 +14,7 @@ from gradless.report.bench.budgets import view_tables
 from gradless.report.bench.comparisons import VIEWS, comparison_tables
 from gradless.report.bench.ranks import rank_tables
 from gradless.report.bench.reach import reach_table
-from gradless.report.bench.selection import choose
+from gradless.report.bench.selection import Choice, choose
 from gradless.report.bench.study import Cell, Results, Run, Section, Study, axis_name, memory_ratio, tested
 from gradless.report.common.numbers import (
     Score,
@@ -100,17 +100,16 @@ def accuracy(study: Study, section: Section) -> Table:
     groups = unique((cell.task, cell.scheme) for cell in cells)
     methods = unique((cell.method, cell.extras) for cell in cells)
     scores = {cell: tested(cell, results) for cell, results in cells.items()}
-    columns, records, chats = [], [], study.chats(section)
+    columns, records, variants = [], [], study.variants(section)
     for task, scheme in groups:
-        metric, untouched = metric_of(task), [study.zero_shot(section, task, chat=chat) for chat in chats]
+        metric, untouched = metric_of(task), [study.zero_shot(section, task, variant) for variant in variants]
         named = {"model": section.model, "task": task, "aligned": section.aligned, "scheme": scheme}
-        for chat, mean in zip(chats, untouched, strict=True):
-            asked = {} if chat is None else {"chat": chat}
-            records.append({**named, "method": "zero-shot", **asked, "metric": metric, **score_record(mean)})
+        for variant, mean in zip(variants, untouched, strict=True):
+            records.append({**named, "method": "zero-shot", **dict(variant), "metric": metric, **score_record(mean)})
         texts, means, zo = (
             [score_text(mean, usual=len(study.seeds)) for mean in untouched],
-            [*untouched],
-            [False] * len(chats),
+            [mean if mean is not None and mean.n == len(study.seeds) else None for mean in untouched],
+            [False] * len(variants),
         )
         for method, extras in methods:
             cell = Cell(section.model, task, scheme, method, section.aligned, extras)
@@ -123,10 +122,10 @@ def accuracy(study: Study, section: Section) -> Table:
                 record = {**cell_record(cell), "metric": metric, **score_record(mean)}
                 record |= {"final_diverged": ends[DIVERGED], "final_failed": ends[FAILED]}
                 records.append({**record, "outcome": "done" if mean else texts[-1].strip(NOTHING)})
-        alone = not any(means[len(chats) :])  # the untouched model, which is then the best of nothing
+        alone = not any(means[len(variants) :])  # the untouched model, which is then the best of nothing
         columns.append(marked(texts, [None] * len(means) if alone else means, zo))
-    names = ["zero-shot" if chat is None else f"zero-shot (chat {show(chat)})" for chat in chats]
-    names += (Cell("", "", "", method, extras=extras).label for method, extras in methods)
+    every = [*(("zero-shot", variant) for variant in variants), *methods]
+    names = [Cell("", "", "", method, extras=extras).label for method, extras in every]
     rows = tuple((Item(name), *items) for name, *items in zip(names, *columns, strict=True)) if groups else ()
     return Table(
         name="accuracy" + study.suffix(section),
@@ -171,9 +170,10 @@ def cost(study: Study, section: Section) -> Table:
     rows, records = [], []
     for cell, runs in measured.items():
         numbers = _costs(runs)
-        seconds, base = numbers["seconds_per_step"], _mezo_seconds(measured, cell)
-        timed = all(run.record.get(TIMED) for run in runs)  # else the ratio tells what else the machine did
-        numbers["seconds_to_mezo"] = seconds / base if timed and seconds is not None and base else None
+        if not cells[cell].done:  # runs of the search are shorter
+            numbers["steps"] = None
+        seconds, base = numbers["seconds_per_step"], _mezo_seconds(measured, cell) if _timed(runs) else None
+        numbers["seconds_to_mezo"] = seconds / base if seconds is not None and base else None
         batch = median(_batch(study, run) for run in runs)
         texts = [_figure(batch), _figure(numbers["steps"]), _figure(numbers["forwards_per_step"]), _measure(seconds)]
         texts += [_figure(numbers["seconds_to_mezo"], "{:.2f}"), _measure(numbers["peak_memory_bytes"], GIGABYTE)]
@@ -203,9 +203,15 @@ def _costs(runs: Sequence[Run]) -> dict[str, float | None]:
     return {**medians, "memory_ratio": median(memory_ratio(run) for run in runs)}
 
 
+def _timed(runs: Sequence[Run]) -> bool:
+    """Whether seconds were measured side by side: else a ratio of them tells what else the machine did."""
+    return all(run.record.get(TIMED) for run in runs)
+
+
 def _mezo_seconds(measured: dict[Cell, list[Run]], cell: Cell) -> float | None:
-    """Seconds of mezo's step in the same cell: with the same options if there is such a one."""
+    """Seconds of mezo's step in the same cell, measured side by side: with the same options if there is such a one."""
     mezo = [other for other in measured if other._replace(extras=()) == cell._replace(method="mezo", extras=())]
+    mezo = [other for other in mezo if _timed(measured[other])]
     same = [other for other in mezo if other.extras == cell.extras] or mezo
     return median(run.number("seconds_per_step") for run in measured[same[0]]) if same else None
 
@@ -235,12 +241,14 @@ def chosen(study: Study) -> Table:
     rows, records = [], []
     for cell, results in study.cells.items():
         choice = choices[cell]
-        point, _, edges = choice or ({}, (), {})
+        point = choice.point if choice else {}
+        edges = choice.edges if choice else {}
+        notes = {axis: _note(choice, axis) for axis in point} if choice else {}
         tried = len(unique(map(_key, results.search)))
         ends = {(_key(run), run.status) for run in results.search}  # a point has a run for each seed and rung
         counts = Counter(status for _, status in ends)
         dev, loss = (choice.dev(name) if choice else None for name in (metric_of(cell.task), "loss"))
-        items = [_setting(point[axis], edges.get(axis)) if axis in point else Item() for axis in axes]
+        items = [_setting(point[axis], notes[axis]) if axis in point else Item() for axis in axes]
         texts = (_figure(dev, "{:.3f}"), _figure(loss, "{:.3f}"), f"{tried}", f"{counts[DIVERGED]}")
         rows.append((*frame.items(cell), *items, *map(Item, texts)))
         record = cell_record(cell) | {axis_name(axis): point.get(axis) for axis in axes}
@@ -251,7 +259,8 @@ def chosen(study: Study) -> Table:
         name="hyper-parameters",
         title=f"Chosen hyper-parameters{frame.tail}",
         caption="Chosen on dev alone, with the search seeds. Lowest or highest tried: the best point lies on the edge "
-        "of what was searched, so a better one may lie beyond it. best.toml holds them for `gradless tune --config`.",
+        "of what was searched, so a better one may lie beyond it. So far: the search has not ended, and "
+        "another point may win. best.toml holds the chosen ones for `gradless tune --config`.",
         columns=map(Column, (*map(axis_name, axes), "dev", "dev loss", "tried", "diverged")),
         rows=rows,
         records=records,
@@ -263,8 +272,13 @@ def _key(run: Run) -> str:
     return json.dumps(run.point, sort_keys=True)
 
 
-def _setting(value: Any, edge: str | None) -> Item:
-    return Item(show(value) + (f" ({edge})" if edge else ""), warn=bool(edge))
+def _note(choice: Choice, axis: str) -> str:
+    """What there is to say of a chosen value: ``highest tried``, ``so far`` where the search has not ended."""
+    return ", ".join(text for text in (choice.edges.get(axis), "" if choice.final else "so far") if text)
+
+
+def _setting(value: Any, note: str) -> Item:
+    return Item(show(value) + (f" ({note})" if note else ""), warn=bool(note))
 
 
 def effects(study: Study) -> list[Table]:

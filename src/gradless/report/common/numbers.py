@@ -78,6 +78,11 @@ def unique(values: Iterable[Any]) -> list[Any]:
     return list(dict.fromkeys(values))
 
 
+def comparable(value: float) -> float:
+    """Return a value whose equals are equal: means of the same total differ in their last bits."""
+    return round(value, 9)
+
+
 def counted(count: int, noun: str, plural: str = "") -> str:
     """``1 step``, ``2 steps``; of a noun with a verb the plural is given: ``1 run has``, ``2 runs have``."""
     return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"

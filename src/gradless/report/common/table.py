@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from gradless.report.common.numbers import Score
+from gradless.report.common.numbers import Score, comparable
 from gradless.system import terminal
 
 NOTHING = "\u2013"
@@ -231,7 +231,7 @@ def score_record(score: Score | None) -> dict[str, Any]:
 
 def marked(texts: Sequence[str], scores: Sequence[Score | None], zo: Sequence[bool] = ()) -> list[Item]:
     """Items with the best of all and the best zeroth-order one (where ``zo``) marked; equals share the mark."""
-    means = [score and score.mean for score in scores]
+    means = [None if score is None else comparable(score.mean) for score in scores]
     zo_means = [mean if of_zo else None for mean, of_zo in zip(means, zo or [False] * len(means), strict=True)]
     best, best_zo = (max((mean for mean in some if mean is not None), default=math.inf) for some in (means, zo_means))
     return [
