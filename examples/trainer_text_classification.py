@@ -17,7 +17,7 @@ tokenizer = AutoTokenizer.from_pretrained(name)
 model = AutoModelForSequenceClassification.from_pretrained(name, num_labels=2)
 data = load_dataset("csv", data_files=file, split="train").train_test_split(0.25, seed=0)
 data = data.map(lambda rows: tokenizer(rows["text"], truncation=True, max_length=128), batched=True)
-args = TrainingArguments("out", learning_rate=1e-4, num_train_epochs=3, eval_strategy="epoch", report_to="none")
+args = TrainingArguments("out", learning_rate=1e-6, num_train_epochs=3, eval_strategy="epoch", report_to="none")
 trainer = ZOTrainer(  # was: trainer = Trainer(
     model=model, args=args, train_dataset=data["train"], eval_dataset=data["test"], processing_class=tokenizer
 )

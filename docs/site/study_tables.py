@@ -39,7 +39,7 @@ def quantised_schemes(table: Table) -> str:
                 [
                     task,
                     NAMES[scheme],
-                    f"{setting} {best:g} of {', '.join(f'{value:g}' for value in values)}",
+                    f"{setting} {tried(best, values)}",
                     str(len(chosen)),
                     *(spread([run["test"][name] for run in chosen]) for name in ("accuracy", "loss")),
                     f"{seconds:.1f} s",
@@ -47,6 +47,12 @@ def quantised_schemes(table: Table) -> str:
             )
     heads = ["", "", "setting, by dev loss of one seed", "seeds", "test accuracy", "test loss", "a step"]
     return table(heads, rows, left=3)
+
+
+def tried(value: float, values: Iterable[float]) -> str:
+    """Return a setting with the others that were tried: ``0.02 (tried: 0.005, 0.06)``."""
+    others = [f"{other:g}" for other in values if other != value]
+    return f"{value:g} (tried: {', '.join(others)})" if others else f"{value:g}"
 
 
 def reward_study(table: Table) -> str:
@@ -65,7 +71,7 @@ def reward_study(table: Table) -> str:
                 pairs = zip(run["before"]["test"]["rewards"], run["after"]["test"]["rewards"], strict=True)
                 cells.append(difference([after - before for before, after in pairs]))
                 right = f"{run['after']['test']['right'][0]:.2f}"
-                rate = f"{run['value']:g} of {', '.join(f'{value:g}' for value in values)}"
+                rate = tried(run["value"], values)
                 numbers = [str(run["steps"]), f"{run['completions']:,}", f"{run['cpu_seconds']:,.0f}"]
                 rows.append([task, method, rate, str(run["seed"]), *cells, right, *numbers])
     heads = [
@@ -104,7 +110,7 @@ def auto_rate(table: Table) -> str:
             falling = next((point for run, point in points if run["kind"] == "linear" and run["steps"] == length), None)
             cells = [metrics(best), *(metrics(point) for point in (earlier, now, falling))]
             behind = f"{100 * (now['accuracy'] - best['accuracy']):+.1f}" if now else "-"
-            rows.append([f"{task}, {scheme}", f"{length:,}", f"{name} of {len(constant)}", *cells, behind])
+            rows.append([f"{task}, {scheme}", f"{length:,}", f"{name} (best of {len(constant)})", *cells, behind])
     heads = [
         "",
         "steps",

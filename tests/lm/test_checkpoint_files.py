@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from gradless import lm as models
 from gradless.errors import BadInput
-from gradless.lm import checkpoint_config, checkpoint_files
+from gradless.lm import checkpoint_config, checkpoint_files, devices
 from gradless.lm.encode import encode
 from gradless.system import hub_requests
 from gradless.tasks.base import Example
@@ -186,6 +186,16 @@ def test_devices_that_are_not_there(name: str, monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(BadInput, match=r"is not there \(|not supported|unknown device") as caught:
         models.device_of(name)
     assert f"'{name}'" in str(caught.value)
+
+
+def test_a_graphics_card_that_a_run_leaves_alone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for backend in (torch.backends.mps, torch.cuda, torch.xpu):
+        monkeypatch.setattr(backend, "is_available", lambda: False)
+    assert devices.idle("cpu") == ""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert devices.idle("cpu") == "this runs on the CPU, and a graphics card is here: --device cuda uses it"
+    assert devices.idle("cuda") == devices.idle("auto") == ""
 
 
 def _hub_error(name: str) -> Exception:

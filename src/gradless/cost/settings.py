@@ -80,7 +80,7 @@ class ProfileSettings:
     length: Few = 40
     """Tokens of each sequence."""
     dtype: DType | None = None
-    """float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's."""
+    """float32, bfloat16 or float16; by default float32 on a CPU, else the checkpoint's; of a GGUF its own blocks."""
     compute_dtype: ComputeDType | None = None
     """auto, float32, or the type of the weights: of activations and products. auto: as in a run of the method."""
     device: Device = "cpu"

@@ -41,8 +41,16 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def idle(name: str) -> str:
+    """Return a sentence about a graphics card that a run on the CPU leaves alone; "" where there is none."""
+    if name != "cpu":
+        return ""
+    there = next((kind for kind in KINDS[1:] if _count(kind, getattr(torch, kind, None))), None)
+    return f"this runs on the CPU, and a graphics card is here: --device {there} uses it" if there else ""
+
+
 def _count(kind: str, backend: Any) -> int:
     """Return the number of devices of a kind."""
     if kind == "mps":
         return int(torch.backends.mps.is_available())
-    return int(backend.device_count()) if backend.is_available() else 0
+    return int(backend.device_count()) if backend is not None and backend.is_available() else 0

@@ -22,7 +22,17 @@ from gradless.directions import masks
 from gradless.errors import BadInput
 from gradless.estimators import linear_queries
 from gradless.forward.engines import AUTO, STREAM
-from gradless.lm import LanguageModel, adapter_schemes, base_hash, compute_types, encode, evaluate, objectives, schemes
+from gradless.lm import (
+    LanguageModel,
+    adapter_schemes,
+    base_hash,
+    compute_types,
+    devices,
+    encode,
+    evaluate,
+    objectives,
+    schemes,
+)
 from gradless.lm.encode import Encoded
 from gradless.methods import METHODS
 from gradless.methods.layer_scales import parameter_norm_scales
@@ -100,6 +110,8 @@ def base_model(config: TuneConfig, *, tokenizer: Any = None, say: Say = silent) 
     names = ("dtype", "device", "chat", "quantise", "offload")
     kinds = {name: getattr(config, name) for name in names}
     kinds["compute_dtype"] = config.compute_dtype or _compute_dtype(config)
+    if line := devices.idle(config.device):
+        say(line)
     return lm.load(config.model, **kinds, tokenizer=tokenizer, say=say)
 
 

@@ -138,7 +138,9 @@ class TuneConfig(RewardSettings):
 
     Scales the perturbation of each layer by a norm of its parameters."""
     dtype: DType | None = None
-    """float32, bfloat16 or float16; float32 on a CPU, else the checkpoint's."""
+    """float32, bfloat16 or float16; by default float32 on a CPU, else the checkpoint's; of a GGUF its own blocks.
+
+    A type that is named decodes the blocks of a GGUF file, as --scheme full needs it."""
     compute_dtype: ComputeDType | None = None
     """auto, float32 or the type of 16-bit weights: of products. auto on CPUs: float32 to tune, else the faster."""
     device: Device = "cpu"
