@@ -5,7 +5,8 @@
 MeZO on ``splade-tiny`` (a masked language model of 4.4M weights), batches of 16. A run with a constant rate is also
 every shorter run with it, so one run of the longest length, evaluated at every length, gives a point of each length.
 Kinds of runs, with one number each: ``rate``, a learning rate; ``step``, the change of a weight in a step in units of
-eps, which is what ``--lr auto`` keeps; ``linear``, the same, falling to zero at the end. A line a run: metrics on the
+eps, which is what ``--lr auto`` keeps; ``linear``, the same, falling to zero at the end; ``auto``, the step of ``--lr
+auto`` (the number is 0), a run for each length, since it depends on that. A line a run: metrics on the
 dev rows at each length, and the root mean square of the coefficients since the length before. Lines are written as
 runs end, and runs that have a line are passed over. Cost: one minute a run of 2,000 steps on a free core.
 """
@@ -13,7 +14,9 @@ runs end, and runs that have a line are passed over. Cost: one minute a run of 2
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
+import itertools
 import json
 import math
 import tempfile
@@ -29,12 +32,13 @@ from gradless.errors import Diverged
 from gradless.lm import objectives
 from gradless.methods.common import MEMORY
 from gradless.rules import Rule, linear, rms_normalised
-from gradless.runs import build, describe
+from gradless.runs import build, describe, walks
 from gradless.runs.config import TuneConfig
 from gradless.runs.context import RunContext, closure_of, evaluate_split
 from gradless.system.progress import Reporter
 
 MODEL: Final = "splade-tiny"
+AUTO: Final = "auto"
 LENGTHS: Final = (100, 400, 1000, 2000)
 SHOTS: Final = {"agnews": 256}  # rows of a label, 512 for tasks of two: 1,024 training and 1,024 dev rows in all
 TOKENS: Final = {"agnews": 48}  # most tokens of a sequence
@@ -63,31 +67,33 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=["rate", "step"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
     parser.add_argument("--values", nargs="+", type=float, help="Instead of those of the table.")
-    parser.add_argument("--lengths", nargs="+", type=int, default=LENGTHS)
+    parser.add_argument("--lengths", nargs="+", type=int, default=list(LENGTHS))
     args = parser.parse_args()
     torch.set_num_threads(1)
     lines = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     done = {(line["task"], line["scheme"], line["seed"], line["kind"], line["value"], line["steps"]) for line in lines}
-    for task, scheme, seed, kind, value in runs(args):
-        if (task, scheme, seed, kind, value, max(args.lengths)) in done:
+    for task, scheme, seed, kind, value, lengths in runs(args):
+        if (task, scheme, seed, kind, value, max(lengths)) in done:
             continue
         line = {"model": MODEL, "task": task, "scheme": scheme, "seed": seed, "kind": kind, "value": value}
-        line |= one(*prepared(task, scheme, seed, args.data), kind, value, args.lengths)
+        line |= one(*prepared(task, scheme, seed, args.data), kind, value, lengths)
         print(json.dumps(line), flush=True)
         with args.out.open("a") as file:
             file.write(json.dumps(line) + "\n")
 
 
-def runs(args: argparse.Namespace) -> Iterator[tuple[str, str, int, str, float]]:
+def runs(args: argparse.Namespace) -> Iterator[tuple[str, str, int, str, float, list[int]]]:
     """Yield the runs: all tasks and schemes with the first number of a kind, then with the second."""
     for seed in args.seeds:
         for kind in args.kinds:
-            numbers = {scheme: args.values or VALUES[scheme][kind] for scheme in args.schemes}
+            numbers = {
+                scheme: (0.0,) if kind == AUTO else args.values or VALUES[scheme][kind] for scheme in args.schemes
+            }
             for index in range(max(map(len, numbers.values()))):
-                for task in args.tasks:
-                    for scheme in args.schemes:
+                for task, scheme in itertools.product(args.tasks, args.schemes):
+                    for lengths in [[n] for n in args.lengths] if kind == AUTO else [args.lengths]:
                         if index < len(numbers[scheme]):
-                            yield task, scheme, seed, kind, numbers[scheme][index]
+                            yield task, scheme, seed, kind, numbers[scheme][index], lengths
 
 
 @functools.cache
@@ -129,6 +135,13 @@ def one(
     with torch.no_grad():
         for name, p in tuned(context):
             p.copy_(start[name])
+    told: dict[str, Any] = {}
+    if kind == AUTO:
+        asked = dataclasses.replace(config, lr="auto", steps=max(lengths))
+        fresh = context.model._replace(optimizer=build.optimizer(asked, tuned(context)))
+        config = walks.settled(context._replace(config=asked, model=fresh)).config
+        kind, value = "step", build.auto_rate(config) / config.eps
+        told = {"walk": config.walk, "step": round(value, 4)}
     opt = gl.ZerothOrder(
         tuned(context),
         seed=config.seed,
@@ -150,7 +163,7 @@ def one(
                 coeffs = []
     except Diverged:
         diverged = True
-    return {
+    return told | {
         "eps": config.eps,
         "steps": max(lengths),
         "rows": len(context.splits.dev),

@@ -270,5 +270,6 @@ def test_selection_by_loss(tmp_path):
 def test_another_law_of_auto_is_another_run(monkeypatch):
     config = TuneConfig(model="tiny-llama", task="sst2", steps=4, lr="auto").resolved()
     now = grid.run_id(config)
-    monkeypatch.setattr("gradless.methods.SHORT", 1)
+    monkeypatch.setattr("gradless.runs.walks.RISE", 0.2)
     assert grid.run_id(config) != now
+    assert grid.run_id(dataclasses.replace(config, walk=9.0)) != now

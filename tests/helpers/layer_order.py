@@ -119,6 +119,7 @@ INSIDE = {
             "runs.extend",
             "runs.replay",
             "runs.context",
+            "runs.walks",
             "runs.reward_runs",
             "runs.engine",
             "runs.describe",

@@ -135,8 +135,8 @@ def test_bfloat16_weights_learn_too(name):
 @pytest.mark.parametrize(("steps", "change"), [(5, 0.45), (400, 0.45), (1600, 0.225)])
 def test_lr_auto_moves_weights_alike_whatever_the_size_of_the_loss(name, size, steps, change):
     model = Problem()
-    config = TuneConfig(model="tiny-llama", task="sst2", method=name, lr="auto", eps=1e-3, seed=4, steps=steps)
-    config = config.resolved()
+    asked = {"method": name, "lr": "auto", "walk": 9.0, "eps": 1e-3, "seed": 4, "steps": steps}
+    config = TuneConfig(model="tiny-llama", task="sst2", **asked).resolved()
     opt = optimizer(config, list(model.named_parameters()))
     before = {key: p.detach().clone() for key, p in model.named_parameters()}
     for _ in range(5):
@@ -150,8 +150,9 @@ def test_lr_auto_moves_weights_alike_whatever_the_size_of_the_loss(name, size, s
 
 @pytest.mark.parametrize(("steps", "change"), [(1, 0.45), (400, 0.45), (401, 0.44944), (3600, 0.15), (40_000, 0.045)])
 @pytest.mark.parametrize("queries", [None, 4])
-def test_lr_auto_falls_with_the_root_of_the_steps_beyond_400(steps, change, queries):
-    config = TuneConfig(model="tiny-llama", task="sst2", scheme="lora", lr="auto", steps=steps, queries=queries)
+def test_lr_auto_falls_with_the_root_of_the_steps_where_they_would_walk_too_far(steps, change, queries):
+    asked = {"scheme": "lora", "lr": "auto", "walk": 9.0, "steps": steps, "queries": queries}
+    config = TuneConfig(model="tiny-llama", task="sst2", **asked)
     rate = auto_rate(config.resolved())  # eps 1e-2; the mean of four directions is half as long as each
     assert rate == pytest.approx(change * 1e-2 * (2 if queries else 1), rel=1e-3)
 

@@ -25,6 +25,7 @@ from gradless.bench.grid_file import EVALUATIONS, NAMED, OPTION, OWN, Axes, Grid
 from gradless.errors import BadInput
 from gradless.lm import objectives
 from gradless.methods import HYBRID, METHODS
+from gradless.runs import walks
 from gradless.runs.build import auto_rate
 from gradless.runs.config import TuneConfig
 from gradless.runs.config_io import SIZES
@@ -184,7 +185,7 @@ def run_id(config: TuneConfig) -> str:
     if config.plugins:
         values["plugins"] = plugins.named(config.plugins)
     if config.lr == "auto":  # another law is another run
-        values["lr"] = f"auto {auto_rate(config):.6g}"
+        values["lr"] = f"auto {auto_rate(config):.6g}" + ("" if config.walk else f", a walk of {walks.RISE:.0%}")
     whole = {"config": values, "gradless": __version__, "stream": rng.STREAM_VERSION}
     return hashlib.sha256(canonical(whole).encode()).hexdigest()[:12]
 

@@ -76,7 +76,7 @@ tracker_option = click.option(
 @file_options
 @model_options
 @data_options
-@of_fields(TuneConfig, "method scheme objective steps batch_size micro_batch_size lr eps engine options queries")
+@of_fields(TuneConfig, "method scheme objective steps batch_size micro_batch_size lr walk eps engine options queries")
 @of_fields(TuneConfig, REWARDS)
 @of_fields(TuneConfig, "query_schedule schedule warmup weight_decay layer_scale eval_every zero_shot select")
 @of_fields(TuneConfig, "rank alpha targets num_prefix num_prompt density freeze split")

@@ -14,7 +14,6 @@ from gradless.optimizer import ZerothOrder
 SHARED = ("params", "lr", "eps", "common", "norms", "model")  # arguments that are not options of a method
 PASSED = ("lr", "eps", "seed", "engine", "defer")  # arguments that every method gets by name
 AUTO = 0.45  # `Method.auto` of MeZO and its like: benchmarks/results/auto-rate.jsonl, 100 to 2,000 steps
-SHORT = 400  # steps of a run up to which `Method.auto` is the change of a weight in a step, whatever their number
 # Families, by what a method asks of the loss: values, slopes along directions, a gradient, values and a gradient.
 ZEROTH, FORWARD, FIRST, HYBRID = "zeroth", "forward-mode", "first", "hybrid"
 
@@ -49,16 +48,16 @@ class Method(NamedTuple):
         """Whether its steps subtract losses at perturbed weights from one another, alone or beside derivatives."""
         return self.family not in (FIRST, FORWARD)
 
-    def auto_step(self, steps: int) -> float:
+    def auto_step(self, steps: int, walk: float = math.inf) -> float:
         """Change of a weight (rms) in a step of a run of so many steps with lr "auto", in units of eps.
 
         Longer steps gain more until they no longer fit the curvature, which does not depend on the length of a run. In
         a long one the steps add up to a walk along random directions, whose length grows with the root of their number,
-        and so does the noise that it leaves: the walk is held at that of the longest short run. docs/log.md has what
-        was measured.
+        and so does the noise that it leaves: it is held at ``walk``, what the model stands (`gradless.runs.walks`).
+        docs/log.md has what was measured.
         """
         assert self.auto is not None
-        return self.auto * math.sqrt(SHORT / max(steps, SHORT))
+        return min(self.auto, walk / math.sqrt(steps))
 
     def options(self) -> dict[str, Any]:
         """Its own hyper-parameters and their defaults."""

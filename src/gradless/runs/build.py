@@ -307,12 +307,15 @@ def optimizer(
 
 
 def auto_rate(config: TuneConfig) -> float:
-    """Return the learning rate that "auto" stands for: estimates are normalised, so it is the change of a weight."""
+    """Return the learning rate that "auto" stands for: estimates are normalised, so it is the change of a weight.
+
+    Until the walk is measured (`gradless.runs.walks`) it is that of a short run.
+    """
     method = METHODS[config.method]
     assert config.eps is not None
     queries = config.queries or int(method.options().get("queries", 1))
     # The mean over K directions is smaller than each of them by the root of K.
-    return method.auto_step(config.steps) * config.eps * math.sqrt(queries)
+    return method.auto_step(config.steps, config.walk or math.inf) * config.eps * math.sqrt(queries)
 
 
 def _on_codes(config: TuneConfig, base: directions.Directions) -> directions.Directions:

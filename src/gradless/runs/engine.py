@@ -47,7 +47,6 @@ def _recorded(run: RunContext) -> EngineChoice | None:
 
 
 def in_header(header: dict[str, Any], config: TuneConfig, choice: EngineChoice | None) -> dict[str, Any]:
-    """Return the header of a ledger with the engine that was chosen."""
-    if choice is None:
-        return header
-    return {**header, "config": shared(config).to_json(), "engine": choice.to_json()}
+    """Return the header of a ledger with what was measured before the first step, and how an engine was chosen."""
+    chosen = {} if choice is None else {"engine": choice.to_json()}
+    return {**header, "config": shared(config).to_json(), **chosen}

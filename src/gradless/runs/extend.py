@@ -32,13 +32,15 @@ from gradless.system.atomic import replacing
 def settled(config: TuneConfig, folder: Path, resume: bool) -> TuneConfig:
     """Return the configuration with nothing left open.
 
-    A resumed run keeps its engine, the steps between its evaluations and the commits of its data on the hub, unless
-    others are asked for.
+    A resumed run keeps its engine, the steps between its evaluations, the walk that was measured and the commits of its
+    data on the hub, unless others are asked for.
     """
     if not resume or not (folder / "config.json").exists():
         return config.resolved()
     held = read_config(folder)
-    kept = {name: getattr(held, name) for name in ("engine", "eval_every") if getattr(config, name) in (None, AUTO)}
+    kept = {
+        name: getattr(held, name) for name in ("engine", "eval_every", "walk") if getattr(config, name) in (None, AUTO)
+    }
     return build.pinned(dataclasses.replace(config, **kept).resolved(), held)
 
 

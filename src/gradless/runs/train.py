@@ -37,6 +37,7 @@ from gradless.runs import (
     reward_runs,
     torchrun,
     trackers,
+    walks,
 )
 from gradless.runs.build import BEST
 from gradless.runs.config import RECORDED, TuneConfig, difference, read_config
@@ -123,8 +124,9 @@ def _tune(
         contents = _continued(run, header)
         if contents is not None:
             extend.begin(config, folder, len(contents.moves), reporter.say)
+    run = walks.settled(run) if contents is None else run
     run, chosen = engine.settled(run)
-    config, header = run.config, engine.in_header(header, run.config, chosen)
+    config, model, header = run.config, run.model, engine.in_header(header, run.config, chosen)
     if contents is None:
         records = {RECORDED: chosen.to_json()} if chosen else {}
         write_json(folder / "config.json", config.to_json() | records | reward_runs.sources(run.rewards))
