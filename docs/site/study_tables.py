@@ -90,38 +90,31 @@ def reward_study(table: Table) -> str:
     return table(heads, rows, left=3)
 
 
-def auto_rate(table: Table) -> str:
-    """`--lr auto` on a small model by length of the run: beside the best constant of a grid, and its earlier law."""
-    from gradless.methods import METHODS
+LONG_WALK = 9.0
+"""What `--lr auto` let every model walk before it measured, in eps."""
 
+
+def auto_rate(table: Table) -> str:
+    """`--lr auto` on a small model by length of the run: beside the best constant of a grid, and two earlier rules."""
     runs, rows = lines("auto-rate.jsonl"), []
     for task, scheme in dict.fromkeys((run["task"], run["scheme"]) for run in runs):
         own = [run for run in runs if (run["task"], run["scheme"]) == (task, scheme)]
-        for length in (100, 400, 1000, 2000):
+        for length in (100, 400, 1000, 2000, 20_000):
             points = [(run, point) for run in own for point in run["points"] if point["step"] == length]
-            constant = [(run, point) for run, point in points if run["kind"] != "linear"]
+            constant = [(run, point) for run, point in points if run["kind"] in ("rate", "step")]
             if len(constant) < 2:
                 continue
-            earlier, now = (
-                nearest(constant, step) for step in (2 / math.sqrt(length), METHODS["mezo"].auto_step(length))
-            )
+            earlier = [nearest(constant, min(0.45, walk / math.sqrt(length))) for walk in (2.0, LONG_WALK)]
             run, best = max(constant, key=lambda pair: pair[1]["accuracy"])
             name = f"lr {run['value']:g}" if run["kind"] == "rate" else f"{run['value']:.2g} eps"
-            falling = next((point for run, point in points if run["kind"] == "linear" and run["steps"] == length), None)
-            cells = [metrics(best), *(metrics(point) for point in (earlier, now, falling))]
-            behind = f"{100 * (now['accuracy'] - best['accuracy']):+.1f}" if now else "-"
-            rows.append([f"{task}, {scheme}", f"{length:,}", f"{name} (best of {len(constant)})", *cells, behind])
-    heads = [
-        "",
-        "steps",
-        "best constant",
-        "its dev accuracy (loss)",
-        "earlier law",
-        "`--lr auto`",
-        "0.45 eps, falling",
-        "points",
-    ]
-    return table(heads, rows, left=1)
+            measured = [(run, point) for run, point in points if run["kind"] == "auto" and run["steps"] == length]
+            cells = [f"{name} (best of {len(constant)})", metrics(best), *map(metrics, earlier)]
+            auto, point = measured[0] if measured else (None, None)
+            cells += [f"{auto['walk']:g}", f"{auto['step']:.2g} eps"] if auto else ["-", "-"]
+            behind = f"{100 * (point['accuracy'] - best['accuracy']):+.1f}" if point else "-"
+            rows.append([f"{task}, {scheme}", f"{length:,}", *cells, metrics(point), behind])
+    heads = ["", "steps", "best constant", "its dev accuracy (loss)", "walk of 2", "walk of 9"]
+    return table([*heads, "walk measured", "its step", "`--lr auto`", "points"], rows, left=1)
 
 
 def nearest(points: list[tuple[Line, Line]], step: float) -> Line | None:
