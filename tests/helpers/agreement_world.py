@@ -1,7 +1,7 @@
 """A simulated group: seeded delays, reordering, losses, duplicates, partitions, crashes, and liars that work together.
 
-Checked: no two honest peers ever decide different values of a step (`TwoValues`), and once the network is well all
-honest peers go on (`Stuck`).
+Checked: no two honest peers ever decide different values of a step (`TwoValues`), once the network is well all honest
+peers go on (`Stuck`), and no message of an honest peer counts as a fault at another one, which would mute it.
 """
 
 from __future__ import annotations
@@ -229,7 +229,10 @@ class World:
         def arrive(time: float) -> int | None:
             if peer in self.down:
                 return None
+            faults = self.cores[peer].faults[source]
             self.cores[peer].handle(data, time)
+            honest = source not in self.liars and peer not in self.liars
+            assert not honest or self.cores[peer].faults[source] == faults, "an honest peer is blamed for its message"
             for to, answer in self.liars[peer].answer(source, data) if peer in self.liars else ():
                 if to != peer:
                     self._transmit(peer, to, answer, time)

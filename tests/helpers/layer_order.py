@@ -154,6 +154,7 @@ INSIDE = {
     ),
     "peers": (
         *("peers.schema", "peers.signing", "peers.history", "peers.records", "peers.wire", "peers.log", "peers.votes"),
+        "peers.muting",
         *(
             "peers.agreement",
             "peers.link",

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import threading
 
-from gradless.peers import inbox as inboxes
+from gradless.peers import muting
 from gradless.peers.inbox import Inbox
 
 
@@ -42,12 +42,12 @@ def test_twenty_faults_in_a_minute_mute_for_ten():
     box.put(0, b"waiting")
     assert not any(box.fault(0, now=second) for second in range(19))
     assert box.fault(0, now=19.0)
-    assert box.muted(0, now=19.0 + inboxes.MUTED - 1)
-    assert not box.muted(0, now=19.0 + inboxes.MUTED)
+    assert box.muted(0, now=19.0 + muting.MUTED - 1)
+    assert not box.muted(0, now=19.0 + muting.MUTED)
     assert not box.put(0, b"x", now=20.0)
     assert box.put(1, b"y", now=20.0)
     assert box.get(0.0) == (1, b"y")  # what waited is gone
-    assert box.put(0, b"x", now=20.0 + inboxes.MUTED)
+    assert box.put(0, b"x", now=20.0 + muting.MUTED)
 
 
 def test_rare_faults_mute_nobody():

@@ -174,8 +174,8 @@ class AgreedPart:
         return {peer: step for step, peer in self.log.history.bans}
 
     def faults(self) -> Mapping[int, int]:
-        """See `Part`: the agreement itself stops listening to who sends too many."""
-        return {}
+        """See `Part`; the agreement itself does not listen to who sends too many, either."""
+        return self.agreement.faults
 
     def muted(self) -> frozenset[int]:
         """See `Part`."""

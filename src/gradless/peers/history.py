@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -129,8 +129,9 @@ class History:
         if value.rows and value.rows[-1].sender >= self.group.peers:
             raise Malformed("senders")
         convicts = sorted(convicted(self.group, value))
-        for round in range(value.round):
-            self._strike(self.leader(round))
+        if value.round:
+            for leader, lost in lost_rounds(self.order, value.round).items():
+                self._strike(leader, lost)
         self.step += 1
         self.digest = digest(self.group.run, data)
         self.bans += [(self.step, peer) for peer in convicts]
@@ -140,9 +141,9 @@ class History:
         self._order = None
         return value
 
-    def _strike(self, leader: int) -> None:
-        """A round of this leader failed: it stands back for n 2^strikes steps."""
-        strikes = self._strikes[leader] = min(self._strikes.get(leader, 0) + 1, MOST_STRIKES)
+    def _strike(self, leader: int, lost: int) -> None:
+        """So many rounds of this leader failed: it stands back for n 2^strikes steps."""
+        strikes = self._strikes[leader] = min(self._strikes.get(leader, 0) + lost, MOST_STRIKES)
         self._stands_back[leader] = self.step + 1 + self.group.peers * 2**strikes
 
     @property
@@ -168,6 +169,18 @@ class History:
     def banned_at(self, step: int) -> frozenset[int]:
         """Return whose messages count for nothing in a step, this one's value included."""
         return frozenset(peer for first, peer in self.bans if first <= step)
+
+
+def lost_rounds(order: Sequence[int], rounds: int) -> dict[int, int]:
+    """Return how many of the first rounds of a step each leader lost.
+
+    Args:
+        order: leaders of the rounds, in turn (`History.order`).
+        rounds: how many failed, as anybody may claim before the certificate of a value is checked.
+
+    Cost: one count a leader, whatever ``rounds`` is.
+    """
+    return {leader: len(range(turn, rounds, len(order))) for turn, leader in enumerate(order[:rounds])}
 
 
 def convicted(group: Group, value: Value) -> frozenset[int]:

@@ -10,15 +10,12 @@ import time
 from collections import deque
 from typing import Final
 
+from gradless.peers.muting import Muting
+
 MESSAGES: Final = 512
 """Waiting messages of one sender."""
 BYTES: Final = 4 << 20
 """Waiting bytes of one sender, beside one message of any size."""
-FAULTS: Final = 20
-"""Messages that no honest peer sends, within `WINDOW` seconds, after which a sender is muted."""
-WINDOW: Final = 60.0
-MUTED: Final = 600.0
-"""Seconds for which nothing of a muted sender is taken."""
 
 
 class Inbox:
@@ -38,8 +35,7 @@ class Inbox:
         self._waiting: list[deque[bytes]] = [deque() for _ in range(peers)]
         self._bytes = [0] * peers
         self._turn = 0
-        self._until = [0.0] * peers
-        self._faults: list[deque[float]] = [deque(maxlen=FAULTS) for _ in range(peers)]
+        self._muting = Muting(peers)
         self._changed = threading.Condition()
         self._closed = False
 
@@ -48,7 +44,7 @@ class Inbox:
         now = time.monotonic() if now is None else now
         with self._changed:
             full = len(self._waiting[sender]) >= self.messages or self._bytes[sender] + len(message) > self.size
-            if self._closed or len(message) > self.limit or full or now < self._until[sender]:
+            if self._closed or len(message) > self.limit or full or self._muting.muted(sender, now):
                 self.dropped[sender] += 1
                 return False
             self._waiting[sender].append(message)
@@ -78,19 +74,15 @@ class Inbox:
         """Note a message that no honest peer sends; returns whether its sender is muted from now on."""
         now = time.monotonic() if now is None else now
         with self._changed:
-            faults = self._faults[sender]
-            faults.append(now)
-            if len(faults) < FAULTS or now - faults[0] > WINDOW:
+            if not self._muting.fault(sender, now):
                 return False
-            faults.clear()
-            self._until[sender] = now + MUTED
             self._waiting[sender].clear()
             self._bytes[sender] = 0
             return True
 
     def muted(self, sender: int, now: float | None = None) -> bool:
         """Return whether a sender is muted."""
-        return (time.monotonic() if now is None else now) < self._until[sender]
+        return self._muting.muted(sender, time.monotonic() if now is None else now)
 
     def close(self) -> None:
         """Forget all messages and let `get` return at once."""

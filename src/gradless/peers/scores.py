@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from gradless.collab.aggregation.pair_scores import WINDOW, pair_scores
-from gradless.peers.history import Group, History
+from gradless.peers.history import Group, History, lost_rounds
 from gradless.peers.history import rows as rows_of
 
 FEWEST_LED: Final = 10
@@ -62,9 +62,8 @@ def records(values: Iterable[bytes], group: Group) -> Records:
     for data in values:
         order = history.order
         value = history.append(data)
-        for round in range(value.round):
-            leader = order[round % len(order)]
-            failed[leader] = failed.get(leader, 0) + 1
+        for leader, lost in lost_rounds(order, value.round).items():
+            failed[leader] = failed.get(leader, 0) + lost
         matrix, senders = rows_of(value)
         step = np.full((group.peers, group.width), np.nan, np.float32)
         step[list(senders)] = matrix

@@ -1,17 +1,13 @@
-"""Checks of signatures on behalf of one peer: each once, and those that fail held against who sent them."""
+"""Checks of signatures on behalf of one peer, each once."""
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Final
 
 from gradless.peers.history import Group
 from gradless.peers.schema import Malformed, parse_evidence
 from gradless.peers.signing import Ring
 
-FAILURES: Final = 20  # failed signatures of one sender within a minute, after which it is not heard
-WITHIN_SECONDS: Final = 60.0
-MUTED_SECONDS: Final = 600.0
 REMEMBERED: Final = 512  # signatures of one signer in a step that are not checked twice
 
 COUNTS: Final = ("handled", "malformed", "late", "muted", "checks", "failed", "timeouts")
@@ -25,20 +21,14 @@ class Checks:
         ring: public keys.
 
     Attributes:
-        speaker: the peer whose message is being handled; None while a peer handles its own.
-        now: seconds of any clock that does not go back.
         counts: of the whole run, by what was counted: ``COUNTS``.
     """
 
     def __init__(self, group: Group, ring: Ring) -> None:
         self.group, self.ring = group, ring
-        self.speaker: int | None = None
-        self.now = 0.0
         self.counts = dict.fromkeys(COUNTS, 0)
         self._held: dict[int, dict[bytes, bytes]] = {}  # signer -> signature -> what it covers
         self._held_before: dict[int, dict[bytes, bytes]] = {}
-        self._failures: dict[int, deque[float]] = {}
-        self._muted_until: dict[int, float] = {}
 
     def next_step(self) -> None:
         """Forget the signatures of the step before the last one."""
@@ -54,7 +44,7 @@ class Checks:
             return True
         self.counts["checks"] += 1
         if not self.ring.verify(sender, body, signature):
-            self._blame()
+            self.counts["failed"] += 1
             return False
         if len(held) < REMEMBERED:
             held[signature] = body
@@ -84,19 +74,3 @@ class Checks:
         self.require(head.sender, body, signature)
         self.require(head.sender, other_body, other_signature)
         return head.sender
-
-    def _blame(self) -> None:
-        """Count a failed signature; who sends too many is not heard for a while."""
-        self.counts["failed"] += 1
-        if self.speaker is None:
-            return
-        failures = self._failures.setdefault(self.speaker, deque(maxlen=FAILURES))
-        failures.append(self.now)
-        if len(failures) == FAILURES and self.now - failures[0] < WITHIN_SECONDS:
-            self._muted_until[self.speaker] = self.now + MUTED_SECONDS
-            failures.clear()
-
-    @property
-    def muted(self) -> frozenset[int]:
-        """Peers that sent so many failed signatures that they are not heard for a while."""
-        return frozenset(peer for peer, until in self._muted_until.items() if until > self.now)

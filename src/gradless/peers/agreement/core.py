@@ -14,6 +14,7 @@ from gradless.peers.agreement.validity import Validity
 from gradless.peers.agreement.voice import Outgoing, Voice
 from gradless.peers.history import Group
 from gradless.peers.log import DecidedLog, Decision
+from gradless.peers.muting import Muting
 from gradless.peers.records import NotWritten
 from gradless.peers.schema import (
     NO_DIGEST,
@@ -21,6 +22,7 @@ from gradless.peers.schema import (
     Head,
     Kind,
     Malformed,
+    digest,
     finite,
     pack_coefficients,
     pack_head,
@@ -70,6 +72,7 @@ class Agreement:
         self.me, self.group, self.timing, self.log, self.votes = me, group, timing, log, votes
         self.evidence: Evidence = {}
         self._checks = Checks(group, ring)
+        self._muting = Muting(group.peers)
         self._voice = Voice(me, group, ring, votes)
         if self._log_is_ahead():
             votes.declare(complete=False)
@@ -106,8 +109,13 @@ class Agreement:
 
     @property
     def muted(self) -> frozenset[int]:
-        """Peers that sent so many failed signatures that they are not heard for ten minutes."""
-        return self._checks.muted
+        """Peers that sent so much that no honest peer sends that they are not heard for ten minutes."""
+        return frozenset(peer for peer in range(self.group.peers) if self._muting.muted(peer, self._now))
+
+    @property
+    def faults(self) -> dict[int, int]:
+        """Messages that no honest peer sends, by who sent them."""
+        return dict(enumerate(self._muting.counts))
 
     @property
     def silent(self) -> bool:
@@ -170,18 +178,18 @@ class Agreement:
         self._enter(now)
         self.counts["handled"] += 1
         data = bytes(data)  # parts of it are keys of dictionaries; no copy if it is that already
+        sender = sent_by
         try:
             head = parse_head(data, self.group.run, self.group.peers)
-            if sent_by not in (None, head.sender):
+            sender = head.sender if sent_by is None else sent_by
+            if sender != head.sender:
                 raise Malformed("sender")
-            if head.sender in self._checks.muted:
+            if self._muting.muted(sender, now):
                 self.counts["muted"] += 1
-            elif head.sender != self.me:
-                self._checks.speaker = head.sender
+            elif sender != self.me:
                 self._receive(head, data)
         except Malformed:
-            self.counts["malformed"] += 1
-        self._checks.speaker = None
+            self._note_fault(sender)
         self._conclude()
 
     def tick(self, now: float) -> None:
@@ -214,7 +222,7 @@ class Agreement:
         """Begin a handler; after a vote that could not be written there is none."""
         if self._voice.failure is not None:
             raise self._voice.failure
-        self._now = self._checks.now = self.instance.now = now
+        self._now = self.instance.now = now
 
     def _begin(self) -> None:
         """Begin the step behind the log: by own votes, if there are any, and by what came for it already."""
@@ -237,15 +245,16 @@ class Agreement:
         kept, self._next = self._next, {}
         for (sender, _, _), data in kept.items():
             if sender not in history.banned:
-                self._checks.speaker = sender
-                self._hear(data)
-        self._checks.speaker = None
+                try:
+                    self.instance.handle(parse(data, self.group.run, self.group.peers, self.group.width))
+                except Malformed:
+                    self._note_fault(sender)
 
-    def _hear(self, data: bytes) -> None:
-        try:
-            self.instance.handle(parse(data, self.group.run, self.group.peers, self.group.width))
-        except Malformed:
-            self.counts["malformed"] += 1
+    def _note_fault(self, sender: int | None) -> None:
+        """Count a message that no honest peer sends; who sends many of them is not heard for a while."""
+        self.counts["malformed"] += 1
+        if sender is not None:
+            self._muting.fault(sender, self._now)
 
     def _conclude(self) -> None:
         """End a handler: do what follows; a decision takes effect only now, so no handler goes on in another step."""
@@ -341,9 +350,9 @@ class Agreement:
         """A value with its certificate, from whomever: the certificate vouches for it."""
         if message.head.step != self.step or self.instance.decision is not None:
             return
-        following = self.log.history.copy()
-        following.append(message.value)
-        self.instance.validity.check_certificate(Kind.PRECOMMIT, following.digest, message.certificate)
+        its_digest = digest(self.group.run, message.value)
+        self.instance.validity.check_certificate(Kind.PRECOMMIT, its_digest, message.certificate)
+        self.log.history.copy().append(message.value)  # what a quorum vouches for is looked at, and nothing before
         self.instance.decision = Decision(self.step, message.value, message.certificate)
 
     # -- peers that lag -----------------------------------------------------------------------------------------------
