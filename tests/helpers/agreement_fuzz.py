@@ -299,7 +299,7 @@ def attack(seed: int, count: int) -> collections.Counter[str]:
 
 def check_bounds(peer: Agreement) -> None:
     """State does not grow with what is heard: entries are one a sender, kind and round."""
-    rounds = peer.instance.round + 65
+    rounds = peer.instance.promised + 65
     assert len(peer.instance.books) <= 4 * 6 * rounds
     assert len(peer._next) <= 4 * 5 * 8
     assert len(peer.evidence) <= 4

@@ -20,7 +20,7 @@ from gradless.peers.agreement.instance import Instance
 from gradless.peers.agreement.validity import Validity
 from gradless.peers.history import Group
 from gradless.peers.log import DecidedLog
-from gradless.peers.schema import HEAD, SIGNATURE, Kind, digest, parse_head, parse_value
+from gradless.peers.schema import HEAD, NO_DIGEST, SIGNATURE, STATED, Kind, digest, pack_head, parse_head, parse_value
 from gradless.peers.signing import Ring, hash_rings
 from gradless.peers.votes import Votes
 
@@ -77,6 +77,7 @@ class World:
         well_from: second from which on the network is well; drawn by default.
         forgets: peers that crash once and lose all their files; ``careless`` ones do not say so.
         careless: whether they sign again at once.
+        failed: round of step 0 that f + 1 honest peers are in at the beginning, while the others were away.
         rings: keys; fast ones by default.
         timing: waiting times; drawn by default.
     """
@@ -94,6 +95,7 @@ class World:
         well_from: float | None = None,
         forgets: int = 0,
         careless: bool = False,
+        failed: int = 0,
         rings: Sequence[Ring] | None = None,
         timing: Timing | None = None,
     ) -> None:
@@ -110,6 +112,9 @@ class World:
         self.rings = rings or hash_rings(peers, seed)
         self.votes = [self._new_votes(complete=True) for _ in range(peers)]
         self.logs = [DecidedLog(None, self.group) for _ in range(peers)]
+        for peer in self.honest[: byzantine + 1] if failed else ():
+            body = pack_head(RUN, Kind.TIMEOUT, peer, 0, failed) + STATED.pack(-1, NO_DIGEST)
+            self.votes[peer].append(body + self.rings[peer].sign(body))
         self.cores = [self._core(peer, 0.0) for peer in range(peers)]
         self.style = style or rng.choice(sorted(STYLES))
         self.targeted = rng.random() < 0.5  # whoever votes crashes

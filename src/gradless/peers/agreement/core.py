@@ -32,7 +32,7 @@ from gradless.peers.signing import Ring
 from gradless.peers.votes import Votes
 from gradless.peers.wire import Answer, Decided, Hello, Message, Proposal, SignedRow, Timeout, Vote, pack_decided, parse
 
-ROUNDS_AHEAD: Final = 64  # of one's own; a message of a later round is refused
+ROUNDS_AHEAD: Final = 64  # of the round that is promised; of a later one only TIMEOUTs count, and only as to how far
 ROUNDS_OF_NEXT_STEP: Final = 8  # whose messages are kept
 STEPS_AT_ONCE: Final = 32  # decided steps for a peer that lacks them
 REMEMBERED: Final = 64  # newest steps of which it is known whose rows were in time
@@ -298,9 +298,11 @@ class Agreement:
         elif step > self.step:
             self._receive_early(head, data)
         elif sender not in self.banned:
-            if round > self.instance.round + ROUNDS_AHEAD:
-                raise Malformed("round")
-            self.instance.handle(parse(data, self.group.run, self.group.peers, self.group.width))
+            message = parse(data, self.group.run, self.group.peers, self.group.width)
+            if round <= self.instance.promised + ROUNDS_AHEAD:
+                self.instance.handle(message)
+            elif isinstance(message, Timeout):
+                self.instance.hearing.note_round(message, apart=ROUNDS_AHEAD)
 
     def _receive_of_any_step(self, message: Message) -> None:
         match message:

@@ -76,6 +76,21 @@ class Hearing:
         if self.books.first(Kind.TIMEOUT, sender, round, timeout.signed, timeout.signature):
             self.books.add_timeout(round, statement)
 
+    def note_round(self, timeout: Timeout, *, apart: int) -> None:
+        """Note only how far the sender of a TIMEOUT is, one number a sender: its round is too late for the books.
+
+        Args:
+            timeout: what came; its certificate is not looked at.
+            apart: rounds since the last one noted of this sender below which nothing is done.
+
+        Raises:
+            Malformed: the sender did not sign it.
+        """
+        sender, round = timeout.head.sender, timeout.head.round
+        if round > self.books.latest.get(sender, 0) + apart:
+            self.validity.checks.require(sender, timeout.signed, timeout.signature)
+            self.books.latest[sender] = round
+
     def _learn_certificate(self, timeout: Timeout) -> None:
         """Check the certificate and the value that a TIMEOUT brings along, and keep them."""
         its_digest, value = timeout.digest, timeout.value

@@ -50,6 +50,7 @@ from gradless.peers.schema import (
 from gradless.peers.wire import Message, Proposal, SignedRow, Timeout, Vote, parse
 
 MOST_DOUBLINGS: Final = 6  # of a round's time
+LEFT_AT_ONCE: Final = 8  # rounds that a peer says TIMEOUTs for when it follows the others
 
 
 class Timing(NamedTuple):
@@ -293,8 +294,11 @@ class Instance:
         return True
 
     def _leave(self, round: int) -> None:
-        """Promise no vote below a round, with a TIMEOUT for every round between, so that each can gather a quorum."""
-        first = max(self.promised, self.high.round if self.high else 0) + 1
+        """Promise no vote below a round, with TIMEOUTs for the rounds between, so that each can gather a quorum.
+
+        The last few will do: honest peers promise at most one round beyond the highest that one of them is in.
+        """
+        first = max(self.promised, self.high.round if self.high else 0, round - LEFT_AT_ONCE) + 1
         self.promised = round
         for each in range(first, round + 1):
             self._say_timeout(each)
