@@ -172,6 +172,7 @@ INSIDE = {
             "peers.own_data",
             "peers.own_rewards",
             "peers.inbox",
+            "peers.questions",
             "peers.zenoh_config",
             "peers.zenoh_link",
         ),

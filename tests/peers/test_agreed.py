@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 
 import pytest
@@ -31,6 +32,20 @@ from peer_groups import RUN, in_threads, one
 
 WIDTH = 4
 RULE = AgreedRule("nnm+trimmed-mean", peers=4, byzantine=1)
+
+
+def test_an_answer_waits_for_no_vote():
+    """The log is read without the lock under which the agreement works."""
+    with Peers() as peers:
+        transport = peers.transport(0)
+        for value, certificate in decided(peers.group, 3, peers.rings):
+            transport.log.append(value, certificate)
+        answers: list[int] = []
+        asking = threading.Thread(target=lambda: answers.append(len(peers.links.link(1).fetch(0, 0))))
+        with transport._changed:
+            asking.start()
+            asking.join(5.0)
+            assert answers == [3]
 
 
 class Peers:

@@ -14,6 +14,7 @@ from peers_helpers import identities, made, text
 
 zenoh = pytest.importorskip("zenoh")
 NAMES = ("anna", "ben", "cleo")
+MIXED = {"payload": "parameters", "model": None, "own": {}, "dataset": "digits", "algorithm": "monna", "momentum": 0.9}
 SECONDS = 30.0  # a loaded machine
 
 
@@ -175,6 +176,17 @@ def test_long_messages_and_floods_are_dropped(links, group):
         ben.send(b"y" * 100)
     until(lambda: anna.inbox.dropped[1] > 0)
     assert len(anna.inbox._waiting[1]) <= 512
+
+
+def test_a_peer_that_reads_nothing_is_cut_off_soon(group):
+    """A full queue to it holds up what is sent to all: models get longer than the coefficients of a step."""
+    path = "transport/link/tx/queue/congestion_control/block/wait_before_close"
+    waits = []
+    for run in (made(group, f=0), made(group, f=0, **MIXED)):
+        settings = zenoh_config.settings(run, group[0], listen=None, limit=zenoh_link.LIMIT)
+        zenoh.Config().insert_json5(path, json.dumps(settings[path]))
+        waits.append(settings[path])
+    assert waits == [200_000, 1_000_000]  # microseconds
 
 
 def test_a_port_in_use_is_one_sentence(group):

@@ -199,10 +199,12 @@ class Agreed:
         return arrivals_of(self.log, step)
 
     def _answer(self, since: int) -> list[bytes]:
-        """Answer a peer that joins: decided steps, as many as one answer holds."""
-        with self._changed:
-            run, me = self.log.group.run, self.link.me
-            return [pack_decided(run, me, *decision) for decision in self.log.since(since)]
+        """Answer a peer that joins: decided steps, as many as one answer holds.
+
+        Without the lock, so that no question delays a vote: the log counts a step once it is written, and only grows.
+        """
+        run, me = self.log.group.run, self.link.me
+        return [pack_decided(run, me, *decision) for decision in self.log.since(since)]
 
 
 def arrivals_of(log: DecidedLog, step: int) -> Arrivals:

@@ -21,6 +21,9 @@ SLACK: Final = 4096
 """Bytes of a message on the wire beside what it carries."""
 THREADS: Final = f"({', '.join(f'{pool}: (worker_threads: 1)' for pool in ('rx', 'net', 'acc', 'app', 'tx'))})"
 """``ZENOH_RUNTIME``: a peer sends kilobytes a step, and its cores are for the model."""
+WAIT: Final = {True: 200_000, False: 1_000_000}
+"""Microseconds for which a full queue to one peer may hold up a message to all, before the connection to that peer is
+closed and made anew; by whether peers agree, whose messages are small, or send whole models."""
 WRITES: Final = ("put", "liveliness_token")
 
 
@@ -47,6 +50,7 @@ def settings(manifest: Manifest, identity: Identity, *, listen: str | None, limi
         "transport/link/protocols": ["tls"],
         "transport/unicast/max_sessions": 2 * len(manifest.peers) + 4,
         "transport/link/rx/max_message_size": limit + SLACK,
+        "transport/link/tx/queue/congestion_control/block/wait_before_close": WAIT[manifest.agreed],
         "transport/link/tls": _tls(manifest, identity, me),
         "transport/shared_memory/enabled": False,
         "access_control": _access(manifest.names, manifest.names[me]),

@@ -13,6 +13,7 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +24,7 @@ from gradless.peers.inbox import Inbox
 from gradless.peers.keys import Address, Identity, address
 from gradless.peers.link import Answer
 from gradless.peers.manifest import Manifest
+from gradless.peers.questions import Questions
 from gradless.system import terminal
 
 if TYPE_CHECKING:
@@ -69,8 +71,7 @@ class ZenohLink:
         self._alive = {self.me}
         self._said: list[deque[bytes]] = [deque(maxlen=STATEMENTS) for _ in range(self.peers)]
         self._answer: Answer | None = None
-        self._asked: dict[int, Any] = {}
-        self._work = threading.Condition()
+        self._asked: Questions[Any] = Questions(self.peers)
         self._closed = False
         self._open(zenoh_config.settings(manifest, identity, listen=listen, limit=limit))
         self._worker = threading.Thread(target=self._answer_queries, name="answers", daemon=True)
@@ -188,7 +189,7 @@ class ZenohLink:
     # -- records ------------------------------------------------------------------------------------------------------
 
     def serve(self, answer: Answer) -> None:
-        """See `gradless.peers.link.Link`. Each peer has one question answered at a time."""
+        """See `gradless.peers.link.Link`. One question of each peer waits (`gradless.peers.questions`)."""
         self._answer = answer
 
     def fetch(self, peer: int, since: int) -> list[bytes]:
@@ -218,22 +219,16 @@ class ZenohLink:
         if asker not in self.names:
             query.drop()
             return
-        with self._work:
-            if (earlier := self._asked.pop(self.names.index(asker), None)) is not None:
-                earlier.drop()
-            self._asked[self.names.index(asker)] = query
-            self._work.notify()
+        if (earlier := self._asked.put(self.names.index(asker), query)) is not None:
+            earlier.drop()
 
     def _answer_queries(self) -> None:
-        while True:
-            with self._work:
-                while not self._asked and not self._closed:
-                    self._work.wait()
-                if self._closed:
-                    return
-                query = self._asked.pop(next(iter(self._asked)))
+        while (asked := self._asked.get()) is not None:
+            asker, query = asked
+            begun = time.monotonic()
             with self._quietly(), query:
                 self._reply(query)
+            self._asked.answered(asker, time.monotonic() - begun)
 
     def _reply(self, query: zenoh.Query) -> None:
         key = str(query.key_expr)
@@ -257,8 +252,7 @@ class ZenohLink:
             return
         self._closed = True
         self.inbox.close()
-        with self._work:
-            self._work.notify_all()
+        self._asked.close()
         session: Any = self.session
         with self._quietly():
             session.close()
