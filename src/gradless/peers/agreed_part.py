@@ -35,6 +35,8 @@ from gradless.peers.wire import Decided, parse
 from gradless.peers.zenoh_link import LIMIT
 from gradless.system.hashing import weights_sha256
 
+LEAST_RATE: Final = 32.0
+"""New steps a second below which a peer's answers are of no use: the agreement itself fetches as many from all."""
 WHAT: Final = {
     Kind.ROW: "signed two rows",
     Kind.PROPOSAL: "signed two proposals",
@@ -222,20 +224,28 @@ def _coefficients(one: OnePeer) -> CoefficientPeers:
 def join(log: DecidedLog, ring: Ed25519Ring, link: Link) -> int:
     """Fetch decided steps from the peers that can be reached; return how many were new.
 
-    Values are checked by the chain of their digests, and the newest certificate by its signatures, so any peer will do;
-    one that sends something else is passed over.
+    Values are checked by the chain of their digests, and the newest certificate by its signatures, so any peer will do.
+    Peers are asked in turn, so that one which answers late and little delays the others by one answer. A peer that
+    sends something else, or fewer new steps a second than `LEAST_RATE`, is not asked again.
 
     Cost: 0.04 ms a step at n = 7.
     """
     before = len(log)
-    for peer in sorted(link.alive() - {link.me}):
-        while records := link.fetch(peer, len(log)):
-            try:
-                if not log.join(decisions(records, log.group), ring):
-                    break
-            except Malformed:
-                break
+    asked = sorted(link.alive() - {link.me})
+    while asked:
+        asked = [peer for peer in asked if _helps(log, ring, link, peer)]
     return len(log) - before
+
+
+def _helps(log: DecidedLog, ring: Ed25519Ring, link: Link, peer: int) -> bool:
+    """Take over what a peer answers, and return whether another answer of it is worth the time."""
+    begun = time.monotonic()
+    records = link.fetch(peer, len(log))
+    try:
+        new = log.join(decisions(records, log.group), ring)
+    except Malformed:
+        return False
+    return new > LEAST_RATE * (time.monotonic() - begun)
 
 
 def decisions(records: list[bytes], group: Group) -> list[tuple[bytes, bytes]]:

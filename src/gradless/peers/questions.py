@@ -16,7 +16,7 @@ LEAST: Final = 0.1
 """Seconds between two answers to one peer."""
 SHARE: Final = 10.0
 """Seconds that a peer waits for each second that its last answer took."""
-MOST: Final = 15.0
+MOST: Final = 10.0
 """Seconds that it waits at most: less than it waits for an answer."""
 
 
