@@ -52,5 +52,34 @@ def test_memory_is_bounded():
     board = Board(0, byzantine=1)
     for step in range(10_000):
         board.hear(Statement(1, step, b"a" * 32))
-    assert len(board._by_step) <= 2 * statements.KEPT
+    assert sum(map(len, board._said.values())) <= statements.KEPT
     assert board.latest[1].step == 9999
+
+
+def test_statements_of_one_peer_take_the_place_of_its_own_alone():
+    board = Board(0, byzantine=1)
+    board.hear(Statement(1, 50, b"b" * 32))
+    board.hear(Statement(2, 50, b"b" * 32))
+    for step in range(2**32 - 100, 2**32):  # a liar
+        board.hear(Statement(3, step, b"c" * 32))
+    board.hear(Statement(0, 50, b"a" * 32))
+    assert board.outvoted(50) == b"b" * 32
+
+
+def test_the_newest_statement_that_is_outvoted_counts():
+    board = Board(0, byzantine=1)
+    for step in (50, 100, 150, 200):
+        board.hear(Statement(0, step, b"a" * 32))
+    assert board.newest_outvoted() is None
+    for peer in (1, 2):
+        for step in (50, 100, 150):
+            board.hear(Statement(peer, step, b"a" * 32 if step == 50 else b"b" * 32))
+    assert board.is_shared(50)
+    assert not board.is_shared(100)
+    assert not board.is_shared(200)
+    assert board.newest_outvoted() == (Statement(0, 150, b"a" * 32), b"b" * 32)
+    board.withdraw()
+    assert board.newest_outvoted() is None
+    board.hear(Statement(0, 150, b"b" * 32))
+    assert board.newest_outvoted() is None
+    assert board.is_shared(150)

@@ -203,11 +203,13 @@ class AgreedPart:
         path = self.folder / LEDGER
         path.replace(path.with_name(f"{LEDGER}.differs"))
 
-    def rebuild(self, one: OnePeer, step: int) -> str:
+    def rebuild(self, one: OnePeer, step: int, stop: int) -> str:
         """See `Part`."""
         self.learner = _coefficients(one)
         replay(self.log, self.rule, self.learner, start=one.start, stop=step)
-        return self.weights_sha256()
+        sha256 = self.weights_sha256()
+        replay(self.log, self.rule, self.learner, start=step, stop=stop)
+        return sha256
 
     def close(self) -> None:
         """See `Part`."""

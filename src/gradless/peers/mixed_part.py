@@ -124,7 +124,7 @@ class MixedPart:
         """See `Part`."""
         raise AssertionError("models that are mixed are in no ledger")
 
-    def rebuild(self, one: OnePeer, step: int) -> str:
+    def rebuild(self, one: OnePeer, step: int, stop: int) -> str:
         """See `Part`."""
         raise AssertionError("models that are mixed are in no ledger")
 

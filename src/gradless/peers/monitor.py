@@ -96,6 +96,24 @@ class Monitor:
         with self._lock:
             return {self.manifest.names[peer]: theirs.hex() for peer, theirs in self.board.others(step).items()}
 
+    def outvoted(self) -> tuple[Statement, bytes] | None:
+        """Return this peer's newest statement that f + 1 others contradict with one hash, and that hash."""
+        self._hear()
+        with self._lock:
+            return self.board.newest_outvoted()
+
+    def is_shared(self, step: int) -> bool:
+        """Return whether f + 1 others have stated the weights that this peer holds after so many steps."""
+        self._hear()
+        with self._lock:
+            return self.board.is_shared(step)
+
+    def withdraw(self) -> None:
+        """Take back what this peer has stated."""
+        with self._lock:
+            self.board.withdraw()
+            self._own = b""
+
     def has_stated(self, step: int) -> bool:
         """Return whether this peer has said which weights it holds after so many steps."""
         own = self.board.latest.get(self.me)

@@ -38,6 +38,8 @@ FIRST_SECONDS: Final = 5.0
 """That a peer waits at its start for a quorum, before it asks those who are there."""
 LINGER: Final = 2.5
 """Seconds that a peer stays when all are done, so that all hear of it."""
+AWAITED: Final = 2.5
+"""Seconds that a peer waits at its last step for f + 1 others with its weights, before it writes that it is done."""
 POLL: Final = 0.1
 
 
@@ -153,12 +155,15 @@ class Node:
             self._train()
         except KeyboardInterrupt:
             status = "interrupted"
-        result = self._result(status)
-        write_json(self.settings.out / RESULT, dict(result))
+        self._write_result(status)
         if status == "done":
             with contextlib.suppress(KeyboardInterrupt):
                 self._serve()
-        return result
+        return self.result
+
+    def _write_result(self, status: Any) -> None:
+        self.result = self._result(status)
+        write_json(self.settings.out / RESULT, dict(self.result))
 
     # -- start --------------------------------------------------------------------------------------------------------
 
@@ -211,10 +216,12 @@ class Node:
                 every = self.manifest.contents.check_every
                 if first // every < self.step // every or self.step == self.steps:
                     self._state()
+                self._compare()
                 if first // self.manifest.config.eval_every < self.step // self.manifest.config.eval_every:
                     self._evaluate(self.step)
         if not self.monitor.has_stated(self.step):
             self._state()
+        self._compare_at_the_end()
 
     def _note(self, step: int, loss: float | None, seconds: float, sent: int) -> None:
         """Write the line of a step, and of those whom it convicts."""
@@ -239,32 +246,52 @@ class Node:
             )
 
     def _state(self) -> None:
-        """Say which weights this peer holds, and look what the others said."""
+        """Say which weights this peer holds, and note what the others said."""
         sha256 = self.part.weights_sha256()
         others = self.monitor.state(self.step, sha256)
         self.metrics.write(event="hash", step=self.step, weights_sha256=sha256, others=others)
-        if self.manifest.agreed and (theirs := self.monitor.board.outvoted(self.step)) is not None:
-            self._rebuild(sha256, theirs.hex())
 
-    def _rebuild(self, mine: str, theirs: str) -> None:
-        """Take all steps again from the log, since f + 1 others hold other weights.
+    def _compare(self) -> bool:
+        """Rebuild the weights if f + 1 others hold others, whoever spoke first; returns whether they did.
 
         Raises:
             BadInput: the weights still differ.
         """
+        if not self.manifest.agreed or (outvoted := self.monitor.outvoted()) is None:
+            return False
+        own, theirs = outvoted
+        self._rebuild(own.step, own.sha256.hex(), theirs.hex())
+        self.monitor.withdraw()
+        self._state()
+        return True
+
+    def _compare_at_the_end(self) -> None:
+        """Wait a little for f + 1 others that hold these weights, or hold others, if so many are there."""
+        end = time.monotonic() + AWAITED
+        while not self._compare() and self.manifest.agreed and not self.monitor.is_shared(self.step):
+            if time.monotonic() >= end or len(self.link.alive()) <= self.manifest.f + 1:
+                break
+            time.sleep(POLL)
+
+    def _rebuild(self, step: int, mine: str, theirs: str) -> None:
+        """Take all steps again from the log, since f + 1 others held other weights at one of them.
+
+        Raises:
+            BadInput: the weights of that step still differ.
+        """
         self.reporter.warn(
-            f"step {self.step}: the weights are {mine[:12]}, and {theirs[:12]} at f + 1 others: rebuilding them from "
-            "the log"
+            f"step {step}: the weights are {mine[:12]}, and {theirs[:12]} at f + 1 others: rebuilding them from the log"
         )
+        (self.settings.out / RESULT).unlink(missing_ok=True)  # it tells of these weights
         self._close_ledger()
         self.part.put_ledger_aside()
         texts = self.one.learner.texts
         self.one = self._built()
         if texts is not None and self.one.learner.texts is not None:
             self.one.learner.texts.load(texts.state())
-        if self.part.rebuild(self.one, self.step) != theirs:
+        if self.part.rebuild(self.one, step, self.step) != theirs:
             raise BadInput(
-                f"the weights at step {self.step} differ from those of f + 1 others even when taken anew from the log: "
+                f"the weights at step {step} differ from those of f + 1 others even when taken anew from the log: "
                 "check this machine's memory, and that torch and numba are intact"
             )
 
@@ -320,7 +347,14 @@ class Node:
         self.monitor.phase = "serving"
         while self.monitor.behind(self.steps) and (end is None or time.monotonic() < end):
             time.sleep(POLL)
+            self._compare_again()
         time.sleep(LINGER if end is None else max(0.0, min(LINGER, end - time.monotonic())))
+        self._compare_again()
+
+    def _compare_again(self) -> None:
+        """Compare when the result is written already."""
+        if self._compare():
+            self._write_result("done")
 
     def _close_ledger(self) -> None:
         with contextlib.suppress(OSError):

@@ -62,8 +62,8 @@ class Part(Protocol):
     def put_ledger_aside(self) -> None:
         """Rename the ledger."""
 
-    def rebuild(self, one: OnePeer, step: int) -> str:
-        """Take all decided steps anew; return the weights' hash at a step."""
+    def rebuild(self, one: OnePeer, step: int, stop: int) -> str:
+        """Take all decided steps before ``stop`` anew; return the weights' hash at a step on the way."""
 
     def close(self) -> None:
         """Stop taking part."""

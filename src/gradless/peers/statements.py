@@ -2,7 +2,7 @@
 
 Agreement fixes the coefficients, not what a peer's memory or processor makes of them. So every ``check_every`` steps a
 peer says which weights it holds. Who differs from f + 1 others that agree (at least one of them honest) rebuilds its
-weights from the log, and stops if they still differ.
+weights from the log, and stops if they still differ; it does not matter who spoke first.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Final, NamedTuple, Protocol
 DOMAIN: Final = b"gradless-peers-weights-1\0"
 BODY: Final = struct.Struct("<16sHI32s")
 SIZE: Final = BODY.size + 64
-KEPT: Final = 4
-"""Steps of which statements are kept, the newest ones."""
+KEPT: Final = 16
+"""Steps of which the statements of a peer are kept, its newest ones."""
 
 
 class Signer(Protocol):
@@ -54,7 +54,7 @@ def parse(run: bytes, data: bytes, ring: Signer, *, sender: int) -> Statement | 
 
 
 class Board:
-    """What all peers have said, by step.
+    """What all peers have said, by sender and step: nobody's statements take the place of another's.
 
     Args:
         me: this peer.
@@ -65,28 +65,44 @@ class Board:
         self.me, self.byzantine = me, byzantine
         self.latest: dict[int, Statement] = {}
         """The newest statement of each peer."""
-        self._by_step: dict[int, dict[int, bytes]] = {}
+        self._said: dict[int, dict[int, bytes]] = {}  # by sender, then by step
 
     def hear(self, statement: Statement) -> None:
-        """Take a statement; of two of one peer about one step the first counts. Memory: `KEPT` steps."""
-        of_step = self._by_step.setdefault(statement.step, {})
-        of_step.setdefault(statement.sender, statement.sha256)
+        """Take a statement; of two of one peer about one step the first counts. Memory: `KEPT` steps a sender."""
+        said = self._said.setdefault(statement.sender, {})
+        said.setdefault(statement.step, statement.sha256)
+        if len(said) > KEPT:
+            del said[min(said)]
         newest = self.latest.get(statement.sender)
         if newest is None or newest.step <= statement.step:
             self.latest[statement.sender] = statement
-        own = [step for step, said in self._by_step.items() if self.me in said]
-        kept = {*sorted(own)[-KEPT:], *sorted(set(self._by_step) - set(own))[-KEPT:]}
-        self._by_step = {step: said for step, said in self._by_step.items() if step in kept}
 
     def others(self, step: int) -> dict[int, bytes]:
         """Return what the others said of a step."""
-        return {peer: sha256 for peer, sha256 in self._by_step.get(step, {}).items() if peer != self.me}
+        return {peer: said[step] for peer, said in sorted(self._said.items()) if peer != self.me and step in said}
 
     def outvoted(self, step: int) -> bytes | None:
         """Return the hash that f + 1 others agree on at a step, if this peer's own is another one."""
-        own = self._by_step.get(step, {}).get(self.me)
+        own = self._said.get(self.me, {}).get(step)
         hashes = list(self.others(step).values())
         for sha256 in set(hashes) - {own}:
             if own is not None and hashes.count(sha256) > self.byzantine:
                 return sha256
         return None
+
+    def newest_outvoted(self) -> tuple[Statement, bytes] | None:
+        """Return this peer's newest statement at which f + 1 others agree on another hash, and that hash."""
+        for step, own in sorted(self._said.get(self.me, {}).items(), reverse=True):
+            if (theirs := self.outvoted(step)) is not None:
+                return Statement(self.me, step, own), theirs
+        return None
+
+    def is_shared(self, step: int) -> bool:
+        """Return whether f + 1 others, of whom one is honest, hold this peer's weights of a step."""
+        own = self._said.get(self.me, {}).get(step)
+        return own is not None and list(self.others(step).values()).count(own) > self.byzantine
+
+    def withdraw(self) -> None:
+        """Forget what this peer itself said, since its weights were others."""
+        self._said.pop(self.me, None)
+        self.latest.pop(self.me, None)
