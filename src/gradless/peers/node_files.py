@@ -77,12 +77,15 @@ class Metrics:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[None]:
-    """Leave nothing in a folder that was empty before, if what begins in it is refused before anything is signed."""
+    """Leave nothing in a folder that was empty before, if what begins in it is refused before it has done anything.
+
+    It has once a vote may be signed, and, where no votes are kept, once there is a line of ``metrics.jsonl``.
+    """
     existed, was_empty = folder.exists(), not _entries(folder)
     try:
         yield
     except BaseException:
-        if was_empty and not any(folder.rglob(VOTES)):
+        if was_empty and not _begun(folder):
             for path in _entries(folder):
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path, ignore_errors=True)
@@ -91,6 +94,10 @@ def new_folder(folder: Path) -> Iterator[None]:
             if not existed:
                 folder.rmdir()
         raise
+
+
+def _begun(folder: Path) -> bool:
+    return any(folder.rglob(VOTES)) or any(path.stat().st_size for path in folder.rglob(METRICS))
 
 
 def _entries(folder: Path) -> list[Path]:
