@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 
 import pytest
@@ -12,7 +14,7 @@ from gradless.peers.history import Group
 from gradless.peers.log import FORMAT as log_format
 from gradless.peers.log import DecidedLog
 from gradless.peers.records import HEADER, Format, NotWritten, RecordFile, parse, read
-from gradless.peers.schema import Malformed
+from gradless.peers.schema import Kind, Malformed, pack_head
 from gradless.peers.signing import hash_rings
 from gradless.peers.votes import FORMAT as votes_format
 from gradless.peers.votes import LARGEST, Votes
@@ -193,6 +195,36 @@ def test_votes_of_decided_steps_are_dropped(tmp_path):
     again = Votes(path, RUN, complete=True)
     assert (again.of(7), again.of(8), again.complete) == ((), (newer, newer), False)
     assert again.newest == 8
+    again.close()
+
+
+def test_a_file_that_could_not_be_written_anew_is_closed_once(tmp_path, monkeypatch):
+    """The number of its descriptor belongs to another file by then, which must stay open and as it is."""
+    path = tmp_path / "votes.wal"
+    votes = Votes(path, RUN, complete=True)
+    record = pack_head(RUN, Kind.ROW, 0, 0) + bytes(100)
+    votes.append(record)
+
+    def full(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("gradless.peers.votes.LARGEST", 10)
+    monkeypatch.setattr("gradless.peers.records.replacing", full)
+    with pytest.raises(NotWritten, match="No space left on device"):
+        votes.forget(1)
+    others = [os.open(tmp_path / f"other-{number}", os.O_CREAT | os.O_RDWR) for number in range(4)]
+    try:
+        with pytest.raises(NotWritten):
+            votes.append(record)
+        votes.close()
+        votes.close()
+        assert [os.fstat(other).st_size for other in others] == [0] * 4
+    finally:
+        for other in others:
+            os.close(other)
+    monkeypatch.undo()
+    again = Votes(path, RUN, complete=True)
+    assert again.of(0) == (record,)
     again.close()
 
 

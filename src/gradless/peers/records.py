@@ -30,6 +30,7 @@ HEADER: Final = struct.Struct("<8sH16s")
 LENGTH: Final = struct.Struct("<II")
 CRC: Final = struct.Struct("<I")
 COMPLEMENT: Final = 0xFFFFFFFF
+CLOSED: Final = -1  # in place of a descriptor, whose number may belong to another file by then
 
 
 class NotWritten(BadInput):
@@ -223,7 +224,7 @@ class RecordFile:
         Raises:
             NotWritten: the file is as it was, and closed.
         """
-        os.close(self._file)
+        self.close()
         self._make(bodies)
 
     def _not_written(self, error: OSError) -> NotWritten:
@@ -233,8 +234,10 @@ class RecordFile:
         )
 
     def close(self) -> None:
-        """Close the file, which gives up its lock."""
-        os.close(self._file)
+        """Close the file, which gives up its lock; a file that is closed stays so."""
+        file, self._file = self._file, CLOSED
+        if file != CLOSED:
+            os.close(file)
 
 
 def _sync(file: int) -> None:
