@@ -3,7 +3,7 @@ from __future__ import annotations
 import threading
 
 from gradless.peers import muting
-from gradless.peers.inbox import Inbox
+from gradless.peers.inbox import BYTES, Inbox
 
 
 def taken(box, count):
@@ -35,6 +35,18 @@ def test_bytes_and_lengths_are_limited():
     assert [box.put(0, b"x" * 100) for _ in range(3)] == [True, True, False]
     box.get(0.0)
     assert box.put(0, b"x" * 100)
+
+
+def test_the_bytes_that_wait_follow_the_largest_message():
+    box = Inbox(1, limit=BYTES)
+    assert [box.put(0, bytes(BYTES)) for _ in range(2)] == [True, False]
+    box.allow(500_000)  # a small model
+    box.get(0.0)
+    assert not box.put(0, bytes(500_001))
+    assert sum(box.put(0, bytes(500_000)) for _ in range(100)) == BYTES // 500_000
+    box = Inbox(1, limit=BYTES)
+    box.allow(3 * BYTES)
+    assert [box.put(0, bytes(3 * BYTES)) for _ in range(3)] == [True, True, False]
 
 
 def test_twenty_faults_in_a_minute_mute_for_ten():

@@ -234,6 +234,38 @@ def test_rubbish_is_counted_and_changes_nothing():
         assert not transport._gatherings
 
 
+def test_a_third_vector_of_one_exchange_is_a_fault_and_the_first_two_are_hashed_once(monkeypatch):
+    """A peer that starts again in a step may send another vector; who sends many costs a hash of each."""
+    with Peers(4, 1) as peers:
+        transport = peers.transport(0)
+        form = Format(RUN, 4, WIDTH)
+        vectors = [form.model(peers.rings[1], 1, (0, 0), torch.full((1, WIDTH), float(n))).data for n in range(6)]
+        transport.close()  # what comes is taken by hand
+        parsed: list[bytes] = []
+        parse = Format.parse
+        monkeypatch.setattr(Format, "parse", lambda form, data, ring: parsed.append(data) or parse(form, data, ring))
+        for data in (vectors[0], vectors[1], *vectors[:2] * 30):
+            transport._take(1, data)
+        assert parsed == vectors[:2]
+        assert transport.evidence == {1: (vectors[0], vectors[1])}
+        assert not transport.faults
+        for data in vectors[2:]:
+            transport._take(1, data)
+        assert transport.faults == {1: 4}
+        assert transport._gatherings[0, 0].unsaid == {1}
+
+
+def test_a_link_takes_no_message_longer_than_a_vector():
+    with Peers(4, 1) as peers:
+        transport, other = peers.transport(0), peers.group.link(1)
+        other.send(bytes(transport.format.largest() + 1), to=0)
+        other.send(bytes(transport.format.largest()), to=0)
+        end = time.monotonic() + 10
+        while not transport.counts and time.monotonic() < end:
+            time.sleep(0.01)
+        assert transport.counts == {"malformed": 1}
+
+
 def test_echoes_among_too_many_liars_and_a_closed_transport_say_so():
     with Peers(6, 2) as peers, pytest.raises(BadInput, match="n > 3 f"):
         peers.transport(0)

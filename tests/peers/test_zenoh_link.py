@@ -178,6 +178,14 @@ def test_long_messages_and_floods_are_dropped(links, group):
     assert len(anna.inbox._waiting[1]) <= 512
 
 
+def test_models_wait_for_a_peer_only_once_their_size_is_known(group):
+    run = made(group, f=0)
+    with contextlib.closing(ZenohLink(run, group[0], limit=1 << 28)) as anna:
+        assert anna.inbox.size == 4 << 20
+        anna.allow(500_000)
+        assert (anna.inbox.limit, anna.inbox.size) == (500_000, 4 << 20)
+
+
 def test_a_peer_that_reads_nothing_is_cut_off_soon(group):
     """A full queue to it holds up what is sent to all: models get longer than the coefficients of a step."""
     path = "transport/link/tx/queue/congestion_control/block/wait_before_close"

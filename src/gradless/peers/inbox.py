@@ -25,7 +25,7 @@ class Inbox:
         peers: n.
         limit: most bytes of a message.
         messages: that may wait of one sender.
-        size: bytes that may wait of one sender.
+        size: bytes that may wait of one sender; one message may be as long.
     """
 
     def __init__(self, peers: int, *, limit: int, messages: int = MESSAGES, size: int = BYTES) -> None:
@@ -38,6 +38,11 @@ class Inbox:
         self._muting = Muting(peers)
         self._changed = threading.Condition()
         self._closed = False
+
+    def allow(self, limit: int) -> None:
+        """Take messages of so many bytes from now on, and let two of that length wait of one sender."""
+        with self._changed:
+            self.limit, self.size = limit, max(BYTES, 2 * limit)
 
     def put(self, sender: int, message: bytes, now: float | None = None) -> bool:
         """Take a message; returns whether there was room for it, and its sender is not muted."""

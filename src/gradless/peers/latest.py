@@ -47,16 +47,26 @@ class Gathering:
         self.quorum, self.me = quorum, me
         self.models: dict[int, Model] = {}
         self.echoes: dict[int, dict[int, bytes]] = {}  # by the sender of the vector, then by who echoed
+        self.seconds: dict[int, bytes] = {}  # digest of another vector of a sender than the first
         self.unsaid: set[int] = set()  # senders whose digest this peer has not echoed yet
 
     def add_model(self, model: Model) -> Model | None:
         """Note a vector; returns the first one of its sender if that is another: evidence."""
         first = self.models.setdefault(model.sender, model)
         if first.digest != model.digest:
+            self.seconds.setdefault(model.sender, model.digest)
             return first
         if model.sender != self.me:
             self.unsaid.add(model.sender)
         return None
+
+    def knows(self, sender: int, digest: bytes) -> bool:
+        """Return whether a vector of this digest came before, and need not be looked at; the first is echoed again."""
+        first = self.models.get(sender)
+        if first is not None and first.digest == digest:
+            self.unsaid |= {sender} - {self.me}
+            return True
+        return self.seconds.get(sender) == digest
 
     def add_echo(self, echo: Echo) -> None:
         """Note what a peer says that it received; of two digests for one vector the first counts."""
@@ -134,6 +144,7 @@ class Latest:
         self._helped: dict[int, float] = {}  # when a peer was told something again
         self._stopped = False
         self._outboxes = {peer: _Outbox(self, peer) for peer in range(peers) if peer != self.me}
+        link.allow(self.format.largest())
         link.serve(self._answer)
         self._listener = threading.Thread(target=self._listen, daemon=True, name=f"peer {self.me} listens")
         self._listener.start()
@@ -241,6 +252,8 @@ class Latest:
         try:
             if self.format.sender(data) != sender:
                 raise Malformed("sender")
+            if self._knows(sender, data):
+                return
             message = self.format.parse(data, self.ring)
         except Malformed:
             self.counts["malformed"] += 1
@@ -261,7 +274,17 @@ class Latest:
                 gathering.add_echo(message)
             elif (first := gathering.add_model(message)) is not None:
                 self.evidence.setdefault(sender, (first.data, message.data))
+                if gathering.seconds[sender] != message.digest:  # a peer that starts again may have two, and no more
+                    self.faults[sender] += 1
             self._changed.notify_all()
+
+    def _knows(self, sender: int, data: bytes) -> bool:
+        """Whether a message is a vector that came before: its digest need not be computed again."""
+        if (named := self.format.named(data)) is None:
+            return False
+        with self._changed:
+            gathering = self._gatherings.get(named[0])
+            return gathering is not None and gathering.knows(sender, named[1])
 
     def _help(self, gathering: Gathering, peer: int) -> None:
         """Say again what was said in an exchange, to a peer that lacks some of it; not too often."""

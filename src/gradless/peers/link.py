@@ -40,6 +40,9 @@ class Link(Protocol):
     def receive(self, timeout: float) -> tuple[int, bytes] | None:
         """Return the next message and the number of its sender; None if none came within ``timeout`` seconds."""
 
+    def allow(self, largest: int) -> None:
+        """Drop messages of more bytes than an honest peer sends, from now on."""
+
     def alive(self) -> frozenset[int]:
         """Return the peers that seem to be connected, this one among them. A hint: nothing safe may rest on it."""
 
@@ -107,6 +110,7 @@ class LocalLink:
         self.closed = False
         self.sent = 0
         """Bytes of all messages, counted once for each receiver."""
+        self._largest: float = math.inf
         self._answer: Answer | None = None
         self._inbox: list[tuple[float, int, int, bytes]] = []  # due time, arrival number, sender, message
         self._arrived = itertools.count()
@@ -137,6 +141,8 @@ class LocalLink:
 
     def put(self, sender: int, payload: bytes, delay: float) -> None:
         """Take a message that arrives in ``delay`` seconds."""
+        if len(payload) > self._largest:
+            return
         with self._changed:
             heapq.heappush(self._inbox, (time.monotonic() + delay, next(self._arrived), sender, payload))
             self._changed.notify()
@@ -154,6 +160,10 @@ class LocalLink:
                     break
                 self._changed.wait(min(end, self._inbox[0][0] if self._inbox else end) - now)
         return None
+
+    def allow(self, largest: int) -> None:
+        """See `Link`."""
+        self._largest = largest
 
     def alive(self) -> frozenset[int]:
         """See `Link`."""

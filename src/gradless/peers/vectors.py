@@ -105,6 +105,16 @@ class Format(NamedTuple):
             raise Malformed("head")
         return int(sender)
 
+    def named(self, data: bytes) -> tuple[Slot, bytes] | None:
+        """Return the slot and the digest that a vector names, of a message that `sender` took; nothing is checked.
+
+        None if it is no vector.
+        """
+        _, kind, _, _, step, number = HEAD.unpack_from(data)
+        if kind != MODEL or len(data) < MODEL_SIZE:
+            return None
+        return (step, number), WIDTH.unpack_from(data, HEAD.size)[1]
+
     def parse(self, data: bytes, ring: Ring) -> Model | Echo | Ask:
         """Read one message and check its signature; of a vector, its digest too.
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gradless.errors import BadInput
 from gradless.peers import certificates, zenoh_config
-from gradless.peers.inbox import Inbox
+from gradless.peers.inbox import BYTES, Inbox
 from gradless.peers.keys import Address, Identity, address
 from gradless.peers.link import Answer
 from gradless.peers.manifest import Manifest
@@ -51,7 +51,7 @@ class ZenohLink:
         manifest: of the run.
         identity: of this peer.
         listen: where to listen, if not at the endpoint in the manifest.
-        limit: most bytes of a message.
+        limit: most bytes of a message; none above 4 MiB is taken before `allow` tells how long they are.
 
     Raises:
         BadInput: the port is taken, a clock is wrong, or the certificates are not of this run.
@@ -64,7 +64,7 @@ class ZenohLink:
         self._check(manifest, identity, listen)
         self.sent = self.received = 0
         """Bytes of messages: sent, once for each receiver; and received."""
-        self.inbox = Inbox(self.peers, limit=limit)
+        self.inbox = Inbox(self.peers, limit=min(limit, BYTES))
         self.strangers: dict[str, str] = {}
         """Peers of the manifest that hold another one: name -> their run."""
         self._run = manifest.run.hex()
@@ -134,6 +134,10 @@ class ZenohLink:
     def receive(self, timeout: float) -> tuple[int, bytes] | None:
         """See `gradless.peers.link.Link`."""
         return self.inbox.get(timeout)
+
+    def allow(self, largest: int) -> None:
+        """See `gradless.peers.link.Link`."""
+        self.inbox.allow(largest)
 
     def alive(self) -> frozenset[int]:
         """See `gradless.peers.link.Link`."""
