@@ -4,6 +4,7 @@ import contextlib
 import json
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -163,6 +164,21 @@ def test_who_holds_another_manifest_of_the_same_ca_is_told(links, group):
     one, two = links(0, run=anna)[0], links(1, run=ben)[0]
     assert until(lambda: one.strangers == {"ben": ben.run.hex()} and two.strangers == {"anna": anna.run.hex()})
     assert one.alive() == {0}
+
+
+def test_a_token_that_names_no_run_is_passed_over(links, group):
+    run = made(group, f=0)
+    (anna,) = links(0, run=run)
+    put = zenoh.SampleKind.PUT
+
+    def notice(name: str) -> None:
+        anna._notice(SimpleNamespace(key_expr=f"lv/ben/{name}", kind=put))
+
+    for name in ("x", "0" * 31, "0" * 33, "A" * 32, "\x1b[2J" + "0" * 28):
+        notice(name)
+    assert anna.strangers == {}
+    notice("0" * 32)
+    assert anna.strangers == {"ben": "0" * 32}
 
 
 def test_long_messages_and_floods_are_dropped(links, group):

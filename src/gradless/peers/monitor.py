@@ -178,12 +178,14 @@ class Monitor:
         for name, run in list(self.link.strangers.items()):
             self._once(
                 f"{name} has another manifest (fingerprint {fingerprint(run)}, here {self.manifest.fingerprint}): "
-                "nothing that it says counts; compare the files"
+                "nothing that it says counts; compare the files",
+                about=f"the manifest of {name}",  # which may name another run each second
             )
 
-    def _once(self, line: str) -> None:
-        if line not in self._warned:
-            self._warned.add(line)
+    def _once(self, line: str, *, about: str | None = None) -> None:
+        """Warn, unless there was a warning about the same before; by default the line itself."""
+        if (about or line) not in self._warned:
+            self._warned.add(about or line)
             self.warn(line)
 
     def _status(self) -> Status:

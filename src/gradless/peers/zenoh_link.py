@@ -10,6 +10,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import socket
 import struct
 import threading
@@ -42,6 +43,8 @@ LENGTH: Final = struct.Struct("<I")
 STATEMENTS: Final = 4
 """Statements that wait of one sender."""
 LONGEST_STATEMENT: Final = 1024
+RUN_NAME: Final = re.compile("[0-9a-f]{32}")
+"""Of a run, in the token of a peer that is there: 16 bytes."""
 
 
 class ZenohLink:
@@ -172,7 +175,7 @@ class ZenohLink:
         import zenoh
 
         _, name, run = str(sample.key_expr).split("/")
-        if (sender := self._sender(f"lv/{name}")) is None:
+        if (sender := self._sender(f"lv/{name}")) is None or RUN_NAME.fullmatch(run) is None:
             return
         here = sample.kind == zenoh.SampleKind.PUT
         if run != self._run:
