@@ -12,10 +12,14 @@ from agreement_helpers import RUN
 from gradless.peers import history
 from gradless.peers.schema import (
     LARGEST,
+    SIGNATURE,
     Kind,
     Malformed,
+    Row,
     Value,
     finite,
+    largest_message,
+    largest_value,
     pack_certificate,
     pack_coefficients,
     pack_head,
@@ -46,6 +50,16 @@ def test_sizes_are_those_of_the_protocol(said):
     assert {len(data) for data in said[Kind.HELLO]} == {34}
     values = [parse(data, RUN, 4, WIDTH).value for data in said[Kind.PROPOSAL]]
     assert {(len(value) - 45) % (67 + 4 * WIDTH) for value in values} == {0}
+
+
+@pytest.mark.parametrize(("peers", "byzantine", "width"), [(1, 0, 1), (4, 1, 1), (7, 2, 4), (10, 3, 300)])
+def test_the_largest_value_has_rows_of_all_and_evidence_against_f(peers, byzantine, width):
+    rows = tuple(Row(peer, 0, bytes(4 * width), bytes(SIGNATURE)) for peer in range(peers))
+    messages = (109 + 4 * width, 126)  # ROW and TIMEOUT, the longest of which one convicts
+    pair = (bytes(max(messages)),) * 2
+    value = Value(0, bytes(32), 0, 0, width, rows, (pair,) * byzantine)
+    assert len(pack_value(value)) == largest_value(peers, byzantine, width)
+    assert largest_message(peers, byzantine, width) > largest_value(peers, byzantine, width)
 
 
 def test_rows_are_read_at_once_as_one_by_one(said):

@@ -28,11 +28,10 @@ from gradless.peers.memory import MemoryRule
 from gradless.peers.mixing import AgreedRule
 from gradless.peers.node_files import LEDGER, LOG, VOTES, write_evidence
 from gradless.peers.part import ring_of
-from gradless.peers.schema import Kind, Malformed, parse_evidence, parse_value
+from gradless.peers.schema import LARGEST, Kind, Malformed, parse_evidence, parse_value
 from gradless.peers.signing import Ed25519Ring
 from gradless.peers.votes import Votes
 from gradless.peers.wire import Decided, parse
-from gradless.peers.zenoh_link import LIMIT
 from gradless.system.hashing import weights_sha256
 
 LEAST_RATE: Final = 32.0
@@ -75,7 +74,7 @@ class AgreedPart:
     @staticmethod
     def message_limit(manifest: Manifest) -> int:
         """See `Part`."""
-        return LIMIT
+        return LARGEST
 
     def begin(self, one: OnePeer, link: Link, *, liar: str | None, say: Callable[[str], None]) -> int:
         """See `Part`."""

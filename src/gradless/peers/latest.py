@@ -24,6 +24,7 @@ from gradless.collab.algorithms import PARAMETERS
 from gradless.collab.learners.loop import Settle
 from gradless.collab.network.exchange import Arrivals, gather, settle
 from gradless.errors import BadInput
+from gradless.peers.history import quorum
 from gradless.peers.link import Link
 from gradless.peers.schema import Malformed
 from gradless.peers.signing import Ring
@@ -129,7 +130,7 @@ class Latest:
             )
         self.link, self.ring, self.me, self.peers, self.byzantine = link, ring, link.me, peers, byzantine
         self.format = Format(run, peers, width)
-        self.quorum = (peers + byzantine) // 2 + 1 if echo else 0
+        self.quorum = quorum(peers, byzantine) if echo else 0
         self.counts: Counter[str] = Counter()
         """Messages by what became of them."""
         self.faults: Counter[int] = Counter()

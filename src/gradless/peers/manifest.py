@@ -20,6 +20,7 @@ from gradless.collab.algorithms import COEFFICIENTS
 from gradless.collab.config import CollabConfig
 from gradless.errors import BadInput
 from gradless.peers import certificates, keys, settings
+from gradless.peers.history import quorum
 from gradless.peers.keys import Card, Identity, toml_value
 from gradless.system import typed
 from gradless.system.atomic import write_text
@@ -124,7 +125,7 @@ class Manifest:
     @property
     def quorum(self) -> int:
         """Peers whose signatures decide: floor((n + f) / 2) + 1."""
-        return (len(self.peers) + self.f) // 2 + 1
+        return quorum(len(self.peers), self.f)
 
     @property
     def agreed(self) -> bool:

@@ -10,7 +10,7 @@ from gradless.collab.learners.alone import OnePeer
 from gradless.peers.keys import Identity
 from gradless.peers.link import Link
 from gradless.peers.manifest import Manifest
-from gradless.peers.signing import Ed25519Ring
+from gradless.peers.signing import Ed25519Ring, public_keys
 
 
 class Part(Protocol):
@@ -71,7 +71,5 @@ class Part(Protocol):
 
 def ring_of(manifest: Manifest, identity: Identity) -> Ed25519Ring:
     """Return the keys of a run: this peer's own, and all public ones."""
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-    publics = [Ed25519PublicKey.from_public_bytes(bytes.fromhex(member.key)) for member in manifest.peers]
+    publics = public_keys([member.key for member in manifest.peers])
     return Ed25519Ring(manifest.number(identity), identity.signing, publics)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +15,7 @@ from gradless.peers.history import Group
 from gradless.peers.log import PEERS_LOG, DecidedLog
 from gradless.peers.mixing import AgreedRule
 from gradless.peers.scores import Records, records
-
-if TYPE_CHECKING:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from gradless.peers.signing import is_signed, public_keys
 
 
 class PublicRing:
@@ -29,9 +26,7 @@ class PublicRing:
     """
 
     def __init__(self, keys: Sequence[str]) -> None:
-        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
-        self._keys: list[Ed25519PublicKey] = [Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)) for key in keys]
+        self._keys = public_keys(keys)
 
     def sign(self, body: bytes) -> bytes:
         """Nobody signs with public keys."""
@@ -39,15 +34,7 @@ class PublicRing:
 
     def verify(self, sender: int, body: bytes, signature: bytes) -> bool:
         """Return whether ``sender`` signed these bytes."""
-        from cryptography.exceptions import InvalidSignature
-
-        from gradless.peers.schema import DOMAIN
-
-        try:
-            self._keys[sender].verify(signature, DOMAIN + body)
-        except InvalidSignature:
-            return False
-        return True
+        return is_signed(self._keys[sender], body, signature)
 
 
 class RunFolder:

@@ -303,10 +303,15 @@ def parse_evidence(message: bytes, run: bytes, peers: int, width: int) -> tuple[
     return head, message[:body], message[body:]
 
 
-def largest_message(peers: int, byzantine: int, width: int) -> int:
-    """Return the bytes of the largest message that an honest peer sends."""
+def largest_value(peers: int, byzantine: int, width: int) -> int:
+    """Return the bytes of the largest value that an honest peer proposes: rows of all, and evidence against f."""
     row = ROW_IN_VALUE.size + 4 * width + SIGNATURE
     convicting = max(HEAD.size + ROW_FIELDS.size + 4 * width, HEAD.size + STATED.size) + SIGNATURE
-    value = VALUE.size + peers * row + byzantine * (PAIR.size + 2 * convicting)
+    return VALUE.size + peers * row + byzantine * (PAIR.size + 2 * convicting)
+
+
+def largest_message(peers: int, byzantine: int, width: int) -> int:
+    """Return the bytes of the largest message that an honest peer sends."""
+    value = largest_value(peers, byzantine, width)
     certificate = 4 + VOTE.size * peers
     return HEAD.size + 32 + SIGNATURE + U32.size + value + U16.size + STATEMENT.size * peers + certificate

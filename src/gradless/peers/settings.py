@@ -148,10 +148,11 @@ def _agreed(config: CollabConfig) -> CollabConfig:
     if config.sync is not None:
         raise BadInput("agreed peers have equal weights, which need no --sync: leave it out")
     from gradless.peers import mixing
+    from gradless.peers.schema import largest_value
 
     rule = config.rule or mixing.usual(k)
     mixing.AgreedRule(rule, peers=n, byzantine=f)
-    if 44 + n * (67 + 4 * k) + f * (220 + 8 * k) > LARGEST_VALUE:
+    if largest_value(n, f, k) > LARGEST_VALUE:
         raise BadInput(f"queries is {k}: the rows of {n} peers are more than {LARGEST_VALUE} bytes, so lower it")
     if config.rule_options:
         raise BadInput("rules that peers agree on have no options to set: leave --rule-set out")

@@ -26,6 +26,24 @@ class Ring(Verifier, Protocol):
         """Return 64 bytes: the signature of this peer."""
 
 
+def public_keys(keys: Sequence[str]) -> list[Ed25519PublicKey]:
+    """Return Ed25519 keys as a manifest holds them, 64 hexadecimal digits each."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+    return [Ed25519PublicKey.from_public_bytes(bytes.fromhex(key)) for key in keys]
+
+
+def is_signed(key: Ed25519PublicKey, body: bytes, signature: bytes) -> bool:
+    """Return whether the owner of a key signed these bytes behind the protocol's domain string."""
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        key.verify(signature, DOMAIN + body)
+    except InvalidSignature:
+        return False
+    return True
+
+
 class Ed25519Ring:
     """Ed25519; what is signed begins with the protocol's domain string.
 
@@ -47,13 +65,7 @@ class Ed25519Ring:
 
     def verify(self, sender: int, body: bytes, signature: bytes) -> bool:
         """Return whether ``sender`` signed these bytes."""
-        from cryptography.exceptions import InvalidSignature
-
-        try:
-            self.publics[sender].verify(signature, DOMAIN + body)
-        except InvalidSignature:
-            return False
-        return True
+        return is_signed(self.publics[sender], body, signature)
 
 
 class HashRing:

@@ -26,12 +26,13 @@ from gradless.peers.keys import Address, Identity, address
 from gradless.peers.link import Answer
 from gradless.peers.manifest import Manifest
 from gradless.peers.questions import Questions
+from gradless.peers.schema import LARGEST
 from gradless.system import terminal
 
 if TYPE_CHECKING:
     import zenoh
 
-LIMIT: Final = 1 << 16
+LIMIT: Final = LARGEST
 """Most bytes of a message of agreed peers."""
 CHUNK: Final = 48_000
 """Bytes of records in one part of an answer."""
