@@ -116,7 +116,7 @@ class TuneConfig(RewardSettings):
     walk: Positive | None = None
     """With --lr auto, a length in eps: how far weights may walk at random; by default measured before the first step.
 
-    Measured is where the mean loss over a few batches is 15 % higher than that of the untouched weights."""
+    Measured is where the mean loss over a few batches is 10 % higher than that of the untouched weights."""
     eps: Positive | None = None
     """Perturbation scale; by default a first guess for the scheme."""
     engine: Engine | None = "auto"

@@ -21,7 +21,7 @@ from gradless.methods import METHODS
 from gradless.runs import build
 from gradless.runs.context import RunContext, closure_of
 
-RISE: Final = 0.15
+RISE: Final = 0.1
 """Share by which the mean loss is higher at the end of the walk than at the untouched weights."""
 BATCHES: Final = 8
 ROUNDS: Final = 3
