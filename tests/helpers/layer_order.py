@@ -165,7 +165,8 @@ INSIDE = {
             "peers.liars",
         ),
         *("peers.scores", "peers.claims", "peers.certificates", "peers.keys", "peers.settings", "peers.manifest"),
-        *("peers.node_files", "peers.memory", "peers.prepare", "peers.run_folder", "peers.claim_checks"),
+        *("peers.node_files", "peers.memory", "peers.prepare", "peers.run_folder"),
+        *("peers.log_checks", "peers.claim_checks"),
         *(
             "peers.audit",
             "peers.excise",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from gradless.peers.audit import audit
 from gradless.peers.claim_checks import check_file, check_opened, open_steps, steps_of
 from gradless.peers.log import DecidedLog
 from gradless.peers.run_folder import RunFolder
+from gradless.peers.schema import Value
 from peers_audit_helpers import NAMES, Made, certificate, made, random_rows
 
 
@@ -48,6 +51,88 @@ def test_an_audit_of_an_honest_log_holds_and_says_whose_rows_to_look_at(run: Mad
     assert any(line.startswith("dora disagrees with most others") for line in result.remarks)
     assert any(line.startswith("carl is banned from step 56") for line in result.remarks)
     assert not any(line.startswith(("anna", "bert")) for line in result.remarks)
+
+
+def with_last_value(run: Made, folder: Path, change: Callable[[Value], Value]) -> None:
+    """Put a log into a copy of the run whose last value is another one, decided by a quorum all the same."""
+    decisions = list(DecidedLog(run.folder / "peers.log", run.group, writable=False))
+    (folder / "peers.log").unlink()
+    log = DecidedLog(folder / "peers.log", run.group)
+    for step, value, decided in decisions:
+        if step == len(decisions) - 1:
+            value = schema.pack_value(change(schema.parse_value(value)))
+            decided = certificate(run, step, value, (0, 1, 3))
+        log.append(value, decided)
+    log.close()
+
+
+def row_nobody_signed(value: Value, run: bytes) -> Value:
+    return value._replace(rows=(*value.rows[:-1], value.rows[-1]._replace(signature=bytes(64))))
+
+
+def row_of_another_key(value: Value, run: bytes) -> Value:
+    return value._replace(rows=(*value.rows[:-1], value.rows[-1]._replace(signature=value.rows[0].signature)))
+
+
+def too_few_rows(value: Value, run: bytes) -> Value:
+    return value._replace(rows=value.rows[:2])
+
+
+def evidence_nobody_signed(value: Value, run: bytes) -> Value:
+    bodies = [schema.row_body(run, value.rows[1], value.step, bytes([one]) * 32) + bytes(64) for one in (1, 2)]
+    return value._replace(evidence=((bodies[0], bodies[1]),))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (row_nobody_signed, "signature"),
+        (row_of_another_key, "signature"),
+        (too_few_rows, "rows"),
+        (evidence_nobody_signed, "signature"),
+    ],
+)
+def test_what_a_value_says_a_peer_signed_needs_that_peers_signature_and_not_a_quorums_alone(
+    run: Made, tmp_path: Path, change: Callable[[Value, bytes], Value], reason: str
+) -> None:
+    folder = copied(run, tmp_path)
+    with_last_value(run, folder, lambda value: change(value, run.group.run))
+    result = audit(folder)
+    assert not result.holds
+    assert result.findings[0].part == "log"
+    text = result.findings[0].text
+    assert text.startswith("step 59 of ")
+    assert f"holds what no honest peer votes for ({reason})" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "rates", "sentence"),
+    [
+        ({}, (-0.1,), "step 0 of the ledger has the learning rate -0.1 instead of 0.001"),
+        ({}, (0.0009,), "step 0 of the ledger has the learning rate 0.0009 instead of 0.001"),
+        ({"seed": 99}, None, "the ledger says that seed is 99, and the manifest 3"),
+        ({"method": "mezo-momentum"}, None, "the ledger says that method is 'mezo-momentum', and the manifest 'mezo'"),
+        ({"eps": 0.5}, None, "the ledger says that eps is 0.5, and the manifest 0.001"),
+        ({"schedule": "linear"}, None, "the ledger says that schedule is 'linear', and the manifest 'constant'"),
+        ({"scheme": "lora"}, None, "the ledger says that scheme is 'lora', and the manifest 'full'"),
+        ({"layer_scale": "variance"}, None, "the ledger says that layer_scale is 'variance', and the manifest 'none'"),
+        ({"seed": []}, None, "seed"),
+    ],
+)
+def test_a_ledger_with_other_settings_than_the_manifest_is_found(
+    run: Made, tmp_path: Path, settings: dict[str, Any], rates: tuple[float, ...] | None, sentence: str
+) -> None:
+    folder = copied(run, tmp_path)
+    contents = ledger.read(folder / "ledger")
+    (folder / "ledger").unlink()
+    header = {**contents.header, "config": {**contents.header["config"], **settings}}
+    written = ledger.Ledger(folder / "ledger", header)
+    for move in contents.moves:
+        written.append(move if rates is None else move._replace(lrs=rates))
+    written.close()
+    result = audit(folder)
+    assert not result.holds
+    assert sentence in result.findings[1].text
 
 
 def test_a_ledger_that_is_not_what_the_rule_makes_of_the_rows_is_found(run: Made, tmp_path: Path) -> None:
@@ -188,7 +273,7 @@ def test_the_command_says_what_holds_and_what_each_part_proves(run: Made, tmp_pa
     found = call("peers", "audit", run.folder)
     assert found.exit_code == 0
     text = found.output
-    assert "log         holds  60 steps, 60 certificates of 3 signatures" in text
+    assert "log         holds  60 steps, 60 certificates of 3 signatures, 236 signed rows" in text
     assert "look at: dora disagrees with most others" in text
     assert "statistics: proves nothing: they are reasons to look." in text
     assert "not that the rows are good, true or its own" in text

@@ -7,22 +7,18 @@ trust in the peers' data, which nobody can check from outside.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import numpy as np
-
-from gradless import ledger
 from gradless.errors import BadInput
-from gradless.gradients import Update
+from gradless.peers.log_checks import LOG, WEIGHTS, Finding, Say, check_coefficients, check_log
 from gradless.peers.run_folder import RunFolder
 from gradless.peers.scores import PeerFacts, facts, remarks
 from gradless.runs import build, replay
 from gradless.system.side_files import read_json, read_jsonl
 
 RESULT: Final = "result.json"
-LOG, WEIGHTS, STATISTICS, CLAIMS = "log", "weights", "statistics", "claims"
+STATISTICS, CLAIMS = "statistics", "claims"
 PROVES: Final = {
     LOG: "which rows each peer signed and that a quorum decided them; not that the rows are true",
     WEIGHTS: "that these coefficients and this base model give these weights, on any machine; not that they are good",
@@ -36,16 +32,6 @@ SIXTEEN: Final = (
     "with 16-bit weights the same row differs between processors by as much as tenths of its spread: single "
     "coefficients tell nothing, only the variance of at least 64 differences does"
 )
-Say = Callable[[str], object]
-
-
-class Finding(NamedTuple):
-    """What one part of an audit came to."""
-
-    part: str
-    holds: bool | None
-    """None: there was nothing to check, or it proves nothing either way."""
-    text: str
 
 
 class Audit(NamedTuple):
@@ -90,7 +76,7 @@ def audit(folder: Path, *, model: str | None = None, device: str | None = None, 
     Raises:
         BadInput: no run of agreed peers, or a ``model`` that cannot be used.
 
-    Cost: q signature checks and one rule a step, and a replay of the ledger; no forward pass.
+    Cost: q + n signature checks and one rule a step, and a replay of the ledger; no forward pass.
     """
     run = RunFolder(folder)
     _ = run.group  # refuses what cannot be audited, which is no finding
@@ -105,53 +91,6 @@ def audit(folder: Path, *, model: str | None = None, device: str | None = None, 
     count = len(remarks(peers, run.names))
     text = f"{count} thing{'s' if count > 1 else ''} to look at" if count else "nothing unusual"
     return Audit(run, [*findings, Finding(STATISTICS, None, text)], peers)
-
-
-def check_log(run: RunFolder, say: Say) -> Finding:
-    """Check the chain and every certificate.
-
-    Raises:
-        BadInput: the log was changed, or a certificate does not hold.
-    """
-    steps = len(run.log)
-    if not steps:
-        return Finding(LOG, None, "no step is decided yet")
-    say(f"checking {steps} certificates")
-    checked = run.log.verify(run.ring, every=True)
-    covered = "" if checked == steps else f" ({steps - checked} steps lie below one of them in the chain)"
-    newest = run.records.digests[-1].hex()[:12]
-    return Finding(
-        LOG, True, f"{steps} steps, {checked} certificates of {run.group.quorum} signatures{covered}; {newest}"
-    )
-
-
-def check_coefficients(run: RunFolder) -> Finding:
-    """Mix every value anew and compare with the ledger, bit for bit."""
-    path = run.folder / "ledger"
-    if not path.exists():
-        return Finding(WEIGHTS, None, "there is no ledger: the weights were not rebuilt")
-    try:
-        moves = ledger.read(path).moves
-    except BadInput as error:
-        return Finding(WEIGHTS, False, str(error))
-    if len(moves) > run.records.steps:
-        text = f"the ledger holds {len(moves)} steps, more than the {run.records.steps} that are decided"
-        return Finding(WEIGHTS, False, text)
-    mixed = run.mixed(len(moves))
-    for move in moves:
-        if not _same(move, mixed[move.step]):
-            return Finding(
-                WEIGHTS, False, f"step {move.step} of the ledger is not what the rule makes of the decided rows"
-            )
-    return Finding(
-        WEIGHTS, True, f"{len(moves)} steps of the ledger are what {run.rule.name} makes of the decided rows"
-    )
-
-
-def _same(move: Update, coefficients: np.ndarray) -> bool:
-    if not np.isfinite(coefficients).all():
-        return move.skipped
-    return not move.skipped and np.array_equal(np.array(move.coeffs, np.float32), coefficients)
 
 
 def check_weights(run: RunFolder, *, model: str | None, device: str | None, say: Say) -> Finding:

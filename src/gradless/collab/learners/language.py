@@ -66,31 +66,7 @@ class Text:
             raise BadInput(
                 f"a group tunes adapters or float weights, not the {config.scheme} of a GGUF file: use --scheme lora"
             )
-        settings = TuneConfig(
-            model=str(config.model),
-            task=config.task,
-            own=config.own,
-            data=config.data,
-            method=config.method,
-            options=config.method_options,
-            scheme=config.scheme,
-            lr=config.lr,
-            eps=config.eps,
-            queries=config.queries,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            num_train=config.num_train or 0,
-            num_dev=0,
-            num_test=config.num_test or 0,
-            freeze=config.freeze,
-            device=config.device,
-            dtype=weights_dtype(config),
-            steps=config.steps,
-            weight_decay=config.weight_decay,
-            zero_shot=False,
-            chat=config.chat,
-            **{one.name: getattr(config, one.name) for one in dataclasses.fields(RewardSettings)},
-        )
+        settings = tune_settings(config)
         self.tune = dataclasses.replace(settings, engine=fixed_engine(settings)).resolved()
         self.task, self.rows = _loaded(self.tune, test=not own)
         self.numbers = range(peers) if mine is None else mine
@@ -169,6 +145,35 @@ class Text:
         if self.rewards is None:
             return Score(metrics[self.task.metrics[0]])
         return Score(metrics["passed"], metrics.get(REWARDS[0], math.nan))
+
+
+def tune_settings(config: CollabConfig) -> TuneConfig:
+    """Return what the ledger of a member says of its run, before the engine is chosen; reads neither data nor model."""
+    return TuneConfig(
+        model=str(config.model),
+        task=config.task,
+        own=config.own,
+        data=config.data,
+        method=config.method,
+        options=config.method_options,
+        scheme=config.scheme,
+        lr=config.lr,
+        eps=config.eps,
+        queries=config.queries,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        num_train=config.num_train or 0,
+        num_dev=0,
+        num_test=config.num_test or 0,
+        freeze=config.freeze,
+        device=config.device,
+        dtype=weights_dtype(config),
+        steps=config.steps,
+        weight_decay=config.weight_decay,
+        zero_shot=False,
+        chat=config.chat,
+        **{one.name: getattr(config, one.name) for one in dataclasses.fields(RewardSettings)},
+    )
 
 
 def weights_dtype(config: CollabConfig) -> str | None:
