@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("cryptography")
 
 from cli_helpers import call, refused
-from gradless import ledger
+from gradless import ledger, lm
 from gradless.errors import BadInput
 from gradless.peers import schema
 from gradless.peers.audit import audit
@@ -106,10 +107,10 @@ def test_what_a_value_says_a_peer_signed_needs_that_peers_signature_and_not_a_qu
 
 
 @pytest.mark.parametrize(
-    ("settings", "rates", "sentence"),
+    ("settings", "rate", "sentence"),
     [
-        ({}, (-0.1,), "step 0 of the ledger has the learning rate -0.1 instead of 0.001"),
-        ({}, (0.0009,), "step 0 of the ledger has the learning rate 0.0009 instead of 0.001"),
+        ({}, -0.1, "step 0 of the ledger has the learning rate -0.1 instead of 0.001"),
+        ({}, 0.0009, "step 0 of the ledger has the learning rate 0.0009 instead of 0.001"),
         ({"seed": 99}, None, "the ledger says that seed is 99, and the manifest 3"),
         ({"method": "mezo-momentum"}, None, "the ledger says that method is 'mezo-momentum', and the manifest 'mezo'"),
         ({"eps": 0.5}, None, "the ledger says that eps is 0.5, and the manifest 0.001"),
@@ -120,16 +121,10 @@ def test_what_a_value_says_a_peer_signed_needs_that_peers_signature_and_not_a_qu
     ],
 )
 def test_a_ledger_with_other_settings_than_the_manifest_is_found(
-    run: Made, tmp_path: Path, settings: dict[str, Any], rates: tuple[float, ...] | None, sentence: str
+    run: Made, tmp_path: Path, settings: dict[str, Any], rate: float | None, sentence: str
 ) -> None:
     folder = copied(run, tmp_path)
-    contents = ledger.read(folder / "ledger")
-    (folder / "ledger").unlink()
-    header = {**contents.header, "config": {**contents.header["config"], **settings}}
-    written = ledger.Ledger(folder / "ledger", header)
-    for move in contents.moves:
-        written.append(move if rates is None else move._replace(lrs=rates))
-    written.close()
+    rewritten(folder, rate=rate, **settings)
     result = audit(folder)
     assert not result.holds
     assert sentence in result.findings[1].text
@@ -252,6 +247,73 @@ def test_an_auditor_checks_rows_that_were_opened_and_learns_no_others(claimed: M
     anna.write_text(text.replace("film", "filn", 1), encoding="utf-8")
     with pytest.raises(BadInput, match="is not what anna committed to"):
         check_opened(run, "anna", anna)
+
+
+def doubled(run: Made, folder: Path, *, voters: tuple[int, ...]) -> Path:
+    """Return a copy of the run in which somebody doubled the rows of anna, which she never signed."""
+    shutil.copytree(run.folder, folder / "copy")
+    (folder / "copy" / "peers.log").unlink()
+    log = DecidedLog(folder / "copy" / "peers.log", run.group)
+    for step, data, _ in DecidedLog(run.folder / "peers.log", run.group, writable=False):
+        value = schema.parse_value(data)
+        twice = (2 * np.frombuffer(value.rows[0].coefficients, "<f4")).tobytes()
+        rows = (value.rows[0]._replace(coefficients=twice, signature=bytes(64)), *value.rows[1:])
+        data = schema.pack_value(value._replace(before=log.history.digest, rows=rows))
+        log.append(data, certificate(run, step, data, voters) if voters else b"")
+    log.close()
+    return folder / "copy"
+
+
+@pytest.mark.parametrize("voters", [(), (1, 2, 3)])
+def test_nobody_is_convicted_by_rows_that_somebody_else_wrote(
+    claimed: Made, tmp_path: Path, voters: tuple[int, ...]
+) -> None:
+    opened, salt = tmp_path / "anna.json", claimed.identities[0] / "salt"
+    open_steps(RunFolder(claimed.folder), "anna", str(claimed.files[0]), salt, opened)
+    run = RunFolder(doubled(claimed, tmp_path, voters=voters))
+    reason = "was not decided" if not voters else "holds what no honest peer votes for"
+    with pytest.raises(BadInput, match=reason):
+        check_file(run, "anna", str(claimed.files[0]), salt)
+    with pytest.raises(BadInput, match=reason):
+        check_opened(run, "anna", opened)
+    with pytest.raises(BadInput, match=reason):
+        open_steps(run, "anna", str(claimed.files[0]), salt, tmp_path / "again.json")
+    assert not (tmp_path / "again.json").exists()
+
+
+def rewritten(folder: Path, steps: int | None = None, rate: float | None = None, **settings: Any) -> None:
+    """Write the ledger of a run's copy again, shorter or with other rates or settings in its header."""
+    contents = ledger.read(folder / "ledger")
+    (folder / "ledger").unlink()
+    header = {**contents.header, "config": {**contents.header["config"], **settings}}
+    written = ledger.Ledger(folder / "ledger", header)
+    for move in contents.moves[:steps]:
+        written.append(move if rate is None else move._replace(lrs=(rate,)))
+    written.close()
+
+
+def test_claims_are_checked_at_the_weights_of_the_run_or_not_at_all(claimed: Made, tmp_path: Path) -> None:
+    data, salt = str(claimed.files[0]), claimed.identities[0] / "salt"
+    folder = copied(claimed, tmp_path)
+    rewritten(folder, rate=0.1)
+    with pytest.raises(BadInput, match=r"the learning rate 0\.1 instead of 0\.001: .* proves nothing"):
+        check_file(RunFolder(folder), "anna", data, salt)
+    shutil.copy(claimed.folder / "ledger", folder / "ledger")
+    rewritten(folder, steps=2)
+    with pytest.raises(BadInput, match="the ledger ends at step 2, and the weights of step 5 are asked for"):
+        check_file(RunFolder(folder), "anna", data, salt)
+    with pytest.raises(BadInput, match="has other weights here"):
+        check_file(RunFolder(claimed.folder), "anna", data, salt, model=other_model(tmp_path / "other"))
+
+
+def other_model(folder: Path) -> str:
+    """Save tiny-llama with another weight; return the folder."""
+    base = lm.load("tiny-llama", device="cpu")
+    with torch.no_grad():
+        next(base.model.parameters())[0] += 1.0
+    base.model.save_pretrained(folder)
+    base.tokenizer.save_pretrained(folder)
+    return str(folder)
 
 
 def test_the_log_draws_the_steps_of_each_peer_apart(run: Made) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,18 @@ def test_a_folder_that_exists_is_left_alone_and_a_failure_leaves_none(
     with pytest.raises(OSError, match="no space"):
         excise(run.folder, ["dora"], tmp_path / "without")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+def test_nothing_is_made_of_a_ledger_that_is_not_the_runs(run: Made, tmp_path: Path) -> None:
+    shutil.copytree(run.folder, tmp_path / "copy")
+    contents = ledger.read(run.folder / "ledger")
+    written = ledger.Ledger(tmp_path / "copy" / "ledger", contents.header)
+    for move in contents.moves:
+        written.append(move._replace(lrs=(0.1,)))
+    written.close()
+    with pytest.raises(BadInput, match=r"the learning rate 0\.1 instead of 0\.001"):
+        excise(tmp_path / "copy", ["dora"], tmp_path / "without")
+    assert not (tmp_path / "without").exists()
 
 
 def test_with_too_few_rows_left_a_step_is_passed_over(run: Made, tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def _claims(
         return
     if salt is None:
         raise BadInput("rows are opened with the salt of their commitment: give --salt")
-    rows = claim_checks.open_steps(peers, name, data, salt, opening)
+    rows = claim_checks.open_steps(peers, name, data, salt, opening, say=say)
     terminal.say(f"{opening}: {rows} rows of {name}, which whoever gets this file can read; the others stay secret")
 
 

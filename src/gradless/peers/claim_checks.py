@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +17,13 @@ from gradless.collab.data.splits import batches
 from gradless.collab.learners.alone import one_peer
 from gradless.collab.learners.coefficients import CoefficientPeers
 from gradless.errors import BadInput
+from gradless.gradients import Update
 from gradless.lm.loading import IN_PLACE
 from gradless.peers import claims
 from gradless.peers.claims import Checked, Opening, Verdict
+from gradless.peers.log_checks import Say, require
 from gradless.peers.run_folder import RunFolder
 from gradless.tasks import own as own_tasks
-
-Say = Callable[[str], object]
 
 
 class ClaimCheck(NamedTuple):
@@ -70,16 +70,18 @@ def check_file(
         say: takes a line of progress at a time.
 
     Raises:
-        BadInput: rows that are not those that the peer committed to, or a run without rows of its peers' own.
+        BadInput: rows that are not those that the peer committed to, a run without rows of its peers' own, or a log or
+            ledger that does not hold.
 
-    Cost: the forward passes of the drawn steps, and a replay.
+    Cost: the forward passes of the drawn steps, a replay, and `gradless.peers.log_checks.require`.
     """
+    require(run, say)
     if salt is not None:
         _require(run, name, _committed(run, data), _read_salt(salt))
     return _check(run, name, data, salt is not None, model, say)
 
 
-def open_steps(run: RunFolder, name: str, data: str, salt: Path, out: Path) -> int:
+def open_steps(run: RunFolder, name: str, data: str, salt: Path, out: Path, *, say: Say = lambda line: None) -> int:
     """Write the rows of a peer's drawn steps for an auditor, with proofs that they were committed to.
 
     Returns:
@@ -87,7 +89,10 @@ def open_steps(run: RunFolder, name: str, data: str, salt: Path, out: Path) -> i
 
     Raises:
         BadInput: as `check_file`.
+
+    Cost: as `gradless.peers.log_checks.require`, and two hashes a row.
     """
+    require(run, say)  # a log that somebody else made would choose the rows
     rows, secret = _committed(run, data), _read_salt(salt)
     _require(run, name, rows, secret)
     indices = sorted({index for step in steps_of(run, name) for index in _batch(run, name, step, len(rows))})
@@ -101,8 +106,12 @@ def check_opened(
     """Compute a peer's drawn coefficients again from the rows that it opened.
 
     Raises:
-        BadInput: rows that it was not committed to, or some of a drawn step are missing.
+        BadInput: rows that it was not committed to, some of a drawn step are missing, or a log or ledger that does not
+            hold.
+
+    Cost: as `check_file`.
     """
+    require(run, say)
     member = run.manifest.peers[run.number(name)]
     if not member.commitment:
         raise BadInput(
@@ -130,19 +139,30 @@ def _check(run: RunFolder, name: str, data: str, committed: bool, model: str | N
         return ClaimCheck(name, (), committed, [], claims.judge([], eps=1.0, exact=True), True)
     config = dataclasses.replace(config, model=run.base_model(model))
     peer = one_peer(config, run.number(name), own={**config.own, "train": data})
-    learner = peer.learner
+    learner, contents = peer.learner, ledger.read(run.folder / "ledger")
     assert isinstance(learner, CoefficientPeers)
+    expected = run.manifest.contents.base_sha256 or contents.header["base_sha256"]
+    if peer.base_sha256 != expected:
+        raise BadInput(
+            f"the base model {config.model} has other weights here ({str(peer.base_sha256)[:12]}) than in the run "
+            f"({expected[:12]}), and would give other numbers: give the model of the run with --model"
+        )
     say(f"computing {len(drawn)} steps of {name} again")
-    checks = list(_again(run, name, learner, drawn))
-    contents = ledger.read(run.folder / "ledger")
+    checks = list(_again(run, name, learner, contents.moves, drawn))
     exact = contents.header.get("dtype") in ("float32", IN_PLACE)
     assert config.eps is not None, "settings of agreed peers name eps"
     return ClaimCheck(name, tuple(drawn), committed, checks, claims.judge(checks, eps=config.eps, exact=exact), exact)
 
 
-def _again(run: RunFolder, name: str, learner: CoefficientPeers, drawn: Sequence[int]) -> list[Checked]:
-    peer, moves = run.number(name), ledger.read(run.folder / "ledger").moves
-    member = learner.members[0]
+def _again(
+    run: RunFolder, name: str, learner: CoefficientPeers, moves: Sequence[Update], drawn: Sequence[int]
+) -> list[Checked]:
+    if drawn[-1] > len(moves):
+        raise BadInput(
+            f"the ledger ends at step {len(moves)}, and the weights of step {drawn[-1]} are asked for: take the folder "
+            "of a peer that has finished the run"
+        )
+    peer, member = run.number(name), learner.members[0]
     checks = []
     for step in drawn:
         member.optimizer.replay(moves[member.optimizer.t : step])

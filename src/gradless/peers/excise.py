@@ -20,6 +20,7 @@ import numpy as np
 from gradless import ledger
 from gradless.errors import BadInput
 from gradless.gradients import Update
+from gradless.peers import log_checks
 from gradless.peers import manifest as manifests
 from gradless.peers.run_folder import RunFolder
 from gradless.runs import build, replay
@@ -73,9 +74,9 @@ def excise(
         say: takes a line at a time.
 
     Raises:
-        BadInput: no run of agreed peers, a damaged log or ledger, an unknown peer, or ``out`` exists.
+        BadInput: no run of agreed peers, a log or ledger that does not hold, an unknown peer, or ``out`` exists.
 
-    Cost: n^2 K for every step, and two replays.
+    Cost: that of `gradless.peers.log_checks.require`, n^2 K for every step, and two replays.
     """
     if out.exists():
         raise BadInput(f"{out} exists already: choose another --out")
@@ -83,6 +84,7 @@ def excise(
     chosen = frozenset(peers.number(name) for name in names)
     if len(chosen) == len(peers.names):
         raise BadInput("all peers would be left out: name fewer of them")
+    log_checks.require(peers, say)
     contents = ledger.read(run / "ledger")
     log = peers.records
     steps = min(log.steps, len(contents.moves))

@@ -66,6 +66,20 @@ def check_log(run: RunFolder, say: Say) -> Finding:
     return Finding(LOG, True, f"{text}; {newest}")
 
 
+def require(run: RunFolder, say: Say) -> None:
+    """Refuse a folder from which nothing may be concluded, since its log or its ledger does not hold.
+
+    Raises:
+        BadInput: with what does not.
+
+    Cost: that of `check_log` and `check_coefficients`.
+    """
+    check_log(run, say)
+    finding = check_coefficients(run)
+    if finding.holds is False:
+        raise BadInput(f"{finding.text}: {run.folder} proves nothing, so take the folder of another peer")
+
+
 def _check_values(run: RunFolder) -> int:
     """Check every value as its voters did, and return how many rows there are."""
     history, checks, rows = History(run.group), Checks(run.group, run.ring), 0
