@@ -17,7 +17,7 @@ pytest.importorskip("cryptography")
 from cli_helpers import call, refused
 from gradless import ledger, lm
 from gradless.errors import BadInput
-from gradless.peers import schema
+from gradless.peers import claims, schema
 from gradless.peers.audit import audit
 from gradless.peers.claim_checks import check_file, check_opened, open_steps, steps_of
 from gradless.peers.log import DecidedLog
@@ -214,7 +214,8 @@ def test_claims_are_computed_again_from_the_owners_file(claimed: Made) -> None:
     assert own.committed
     assert own.exact
     assert not own.verdict.convicted
-    assert own.drawn == (0, 1, 2, 3, 4, 5)  # the steps that ten others follow
+    assert own.drawn == tuple(range(16))
+    assert not own.asked
     assert all(check.claimed == pytest.approx(check.measured, abs=1e-4) for check in own.checks)
     theirs = check_file(run, "dora", str(claimed.files[3]), claimed.identities[3] / "salt")
     assert theirs.verdict.convicted
@@ -235,10 +236,12 @@ def test_rows_that_were_not_committed_to_are_refused_or_not_called_committed(cla
 
 def test_an_auditor_checks_rows_that_were_opened_and_learns_no_others(claimed: Made, tmp_path: Path) -> None:
     run, opened = RunFolder(claimed.folder), tmp_path / "dora.json"
-    count = open_steps(run, "dora", str(claimed.files[3]), claimed.identities[3] / "salt", opened)
+    nonce = claims.new_nonce()
+    count = open_steps(run, "dora", str(claimed.files[3]), claimed.identities[3] / "salt", opened, nonce=nonce)
     assert 2 <= count <= 12
-    check = check_opened(run, "dora", opened)
+    check = check_opened(run, "dora", opened, nonce=nonce)
     assert check.committed
+    assert check.asked
     assert check.verdict.convicted
     anna = tmp_path / "anna.json"
     open_steps(run, "anna", str(claimed.files[0]), claimed.identities[0] / "salt", anna)
@@ -300,7 +303,7 @@ def test_claims_are_checked_at_the_weights_of_the_run_or_not_at_all(claimed: Mad
         check_file(RunFolder(folder), "anna", data, salt)
     shutil.copy(claimed.folder / "ledger", folder / "ledger")
     rewritten(folder, steps=2)
-    with pytest.raises(BadInput, match="the ledger ends at step 2, and the weights of step 5 are asked for"):
+    with pytest.raises(BadInput, match="the ledger ends at step 2, and the weights of step 15 are asked for"):
         check_file(RunFolder(folder), "anna", data, salt)
     with pytest.raises(BadInput, match="has other weights here"):
         check_file(RunFolder(claimed.folder), "anna", data, salt, model=other_model(tmp_path / "other"))
@@ -322,6 +325,50 @@ def test_the_log_draws_the_steps_of_each_peer_apart(run: Made) -> None:
     assert all(len(steps) == 32 for steps in drawn.values())
     assert len({tuple(steps) for steps in drawn.values()}) == 4
     assert all(step < 56 for step in drawn["carl"])
+    asked = steps_of(folder, "anna", claims.new_nonce())
+    assert len(asked) == 32
+    assert asked != drawn["anna"]
+
+
+def test_rows_are_opened_for_one_nonce_and_check_no_other_draw(tmp_path: Path) -> None:
+    noise = random_rows(5)
+    honest = made(
+        tmp_path,
+        lambda step, peer, history: noise(step, peer, history) if peer else [1.0] * 4,
+        steps=40,
+        commit=True,
+        truthful=(0,),
+        batch_size=1,
+    )
+    run, salt, opened = RunFolder(honest.folder), honest.identities[0] / "salt", tmp_path / "anna.json"
+    nonces = ["11" * 16, "22" * 16]
+    drawn = {nonce: steps_of(run, "anna", nonce) for nonce in nonces}
+    assert drawn[nonces[0]] != drawn[nonces[1]]
+    open_steps(run, "anna", str(honest.files[0]), salt, opened, nonce=nonces[0])
+    check = check_opened(run, "anna", opened, nonce=nonces[0])
+    assert list(check.drawn) == drawn[nonces[0]]
+    assert not check.verdict.convicted
+
+
+def test_a_nonce_is_made_for_who_asks_and_drawn_steps_say_who_drew_them(claimed: Made, tmp_path: Path) -> None:
+    made_one = call("peers", "audit", claimed.folder, "--peer", "anna", "--json")
+    assert made_one.exit_code == 0, made_one.output
+    nonce = json.loads(made_one.output)["nonce"]
+    told = call("peers", "audit", claimed.folder, "--peer", "anna").output
+    assert "send it to anna when its run is over, and not before" in told
+    assert nonce not in told  # another one
+    rows = ["--data", claimed.files[0], "--salt", claimed.identities[0] / "salt"]
+    opened = tmp_path / "anna.json"
+    call("peers", "audit", claimed.folder, "--peer", "anna", *rows, "--open", opened, "--nonce", nonce)
+    end = call("peers", "audit", claimed.folder, "--peer", "anna", "--opened", opened, "--nonce", nonce)
+    assert end.exit_code == 0, end.output
+    assert "without the --nonce" not in end.output
+    alone = call("peers", "audit", claimed.folder, "--peer", "anna", *rows)
+    assert alone.exit_code == 0, alone.output
+    assert "the steps were drawn without the --nonce of an auditor" in alone.output
+    refused(
+        call("peers", "audit", claimed.folder, "--peer", "anna", *rows, "--nonce", "9f"), "is not 32 hexadecimal digits"
+    )
 
 
 def test_evidence_of_the_run_convicts_the_peer_that_signed_twice(run: Made) -> None:
@@ -350,7 +397,9 @@ def test_the_command_says_what_holds_and_what_each_part_proves(run: Made, tmp_pa
     ("arguments", "sentence"),
     [
         (["--data", "a.csv"], "--data is for the claims of one peer: name it with --peer"),
-        (["--peer", "anna"], "claims are checked against rows"),
+        (["--nonce", "00" * 16], "--nonce is for the claims of one peer: name it with --peer"),
+        (["--peer", "anna", "--nonce", "00" * 16], "claims are checked against rows"),
+        (["--peer", "emil"], "the run has no peer emil"),
         (["--peer", "anna", "--data", "a.csv", "--opened", "pyproject.toml"], "claims are checked against rows"),
         (["--peer", "emil", "--data", "a.csv"], "the run has no peer emil"),
         (["--peer", "anna", "--opened", "pyproject.toml"], "anna committed to no rows"),

@@ -5,17 +5,20 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gradless.errors import BadInput
 from gradless.peers.claims import (
-    DELAY,
+    ALLOWED,
     Checked,
     commit,
     drawn,
     is_committed,
     judge,
+    new_nonce,
     open_rows,
+    read_nonce,
     read_opened,
     row_bytes,
     tolerance,
@@ -77,25 +80,50 @@ def test_openings_survive_their_file_and_belong_to_one_peer_of_one_run(tmp_path:
         read_opened(tmp_path / "none.json", "x", "anna")
 
 
-def digests_of(steps: int, seed: int = 0) -> list[bytes]:
-    return [hashlib.sha256(f"{seed}/{step}".encode()).digest() for step in range(steps)]
-
-
-def test_steps_are_drawn_from_later_digests_and_only_where_the_peer_sent_a_row() -> None:
-    digests, run = digests_of(200), bytes(16)
+def test_steps_are_drawn_by_the_last_digest_and_a_nonce_and_only_where_the_peer_sent_a_row() -> None:
+    newest, run, nonce = hashlib.sha256(b"newest").digest(), bytes(16), bytes.fromhex(new_nonce())
     present = [step for step in range(200) if step % 3]
-    steps = drawn(digests, run, 2, present)
+    steps = drawn(newest, run, 2, present, nonce=nonce)
     assert len(steps) == 32
     assert steps == sorted(steps)
     assert set(steps) <= set(present)
-    assert max(steps) < 200 - DELAY
-    assert drawn(digests, run, 1, present) != steps
-    assert drawn(digests, bytes(15) + b"\1", 2, present) != steps
-    later = [*digests[:-40], *digests_of(40, seed=1)]  # the same log up to step 160, then another one
-    other = drawn(later, run, 2, present)
-    assert other != steps  # so nobody knew all of them by then
-    assert drawn(digests[:11], run, 2, list(range(11))) == [0]
-    assert drawn(digests[:10], run, 2, list(range(10))) == []
+    others = [
+        drawn(newest, run, 2, present),
+        drawn(newest, run, 2, present, nonce=bytes(16)),
+        drawn(newest, run, 1, present, nonce=nonce),
+        drawn(newest, bytes(15) + b"\1", 2, present, nonce=nonce),
+        drawn(bytes(32), run, 2, present, nonce=nonce),
+    ]
+    assert steps not in others
+    assert len(set(map(tuple, others))) == len(others)
+    assert drawn(newest, run, 2, [3, 1], nonce=nonce) == [1, 3]
+    assert drawn(b"", run, 2, [], nonce=nonce) == []
+
+
+def test_a_nonce_is_32_hexadecimal_digits() -> None:
+    one, other = new_nonce(), new_nonce()
+    assert one != other
+    assert read_nonce(one) == bytes.fromhex(one)
+    assert read_nonce(one.upper()) == bytes.fromhex(one)
+    assert read_nonce(None) == b""
+    for text in ("", one[:-1], one[:-2], one + "00", "my nonce", "\udcff"):
+        with pytest.raises(BadInput, match="is not 32 hexadecimal digits"):
+            read_nonce(text)
+
+
+def test_a_peer_that_tries_rows_until_the_draw_suits_it_gains_nothing_against_a_nonce_made_afterwards() -> None:
+    """It lies in a fifth of 400 steps, and sends the last row of the log: each that it tries gives another digest."""
+    run, present = bytes(16), list(range(400))
+    lies = set(np.flatnonzero(np.random.default_rng(1).random(400) < 0.2).tolist())
+
+    def hits(newest: bytes, nonce: bytes = b"") -> int:
+        return len(lies & set(drawn(newest, run, 3, present, nonce=nonce)))
+
+    tried = (hashlib.sha256(bytes([attempt, attempt >> 8])).digest() for attempt in range(2000))
+    suits = next(digest for digest in tried if hits(digest) <= ALLOWED)  # so the log alone draws what it likes
+    asked = [hits(suits, bytes([number]) * 16) for number in range(100)]
+    assert sum(count > ALLOWED for count in asked) >= 90
+    assert 5.5 <= sum(asked) / len(asked) <= 7.5  # a fifth of 32
 
 
 def check(claimed: float, found: float, loss: float = 0.7, step: int = 0) -> Checked:

@@ -35,6 +35,7 @@ device_option = click.option("--device", type=Named("device"), help="Where to co
     "--open", "opening", type=FILE, help="Write the rows of the drawn steps here, for somebody else to check."
 )
 @click.option("--opened", type=FILE, help="Check such a file instead of --data.")
+@click.option("--nonce", help="Of the auditor: it draws the steps; without --data and --opened a new one is made.")
 @model_option
 @device_option
 @ends.json_option
@@ -45,6 +46,7 @@ def audit(
     salt: Path | None,
     opening: Path | None,
     opened: Path | None,
+    nonce: str | None,
     model: str | None,
     device: str | None,
     as_json: bool,
@@ -55,21 +57,29 @@ def audit(
     its rows are mixed anew, and the ledger is replayed; no data and no forward pass is needed. Statistics tell whose
     rows ask for a second look.
 
-    With --peer its coefficients of 32 steps, which the log draws, are computed again from its rows: by itself
-    (--data and --salt), or by an auditor from the rows that it opens (--open there, --opened here).
+    With --peer its coefficients of 32 steps are computed again from its rows: by itself (--data and --salt), or by an
+    auditor from the rows that it opens (--open there, --opened here). Which steps, is drawn by the --nonce that the
+    auditor makes once the run is over (--peer alone) and sends to the peer, or else by the log.
 
     The exit code is 1 if anything that was checked is wrong.
 
     \b
     gradless peers audit runs/anna
     gradless peers audit runs/anna --peer anna --data own.csv --salt me/salt
-    gradless peers audit runs/anna --peer anna --data own.csv --salt me/salt --open anna.json
-    gradless peers audit runs/bert --peer anna --opened anna.json
+    gradless peers audit runs/bert --peer anna
+    gradless peers audit runs/anna --peer anna --data own.csv --salt me/salt --open anna.json --nonce 9f2c...
+    gradless peers audit runs/bert --peer anna --opened anna.json --nonce 9f2c...
     """
     if peer is not None:
-        _claims(run, peer, data, salt, opening, opened, model, as_json)
+        _claims(run, peer, data, salt, opening, opened, nonce, model, as_json)
         return
-    for name, value in (("--data", data), ("--salt", salt), ("--open", opening), ("--opened", opened)):
+    for name, value in (
+        ("--data", data),
+        ("--salt", salt),
+        ("--open", opening),
+        ("--opened", opened),
+        ("--nonce", nonce),
+    ):
         if value is not None:
             raise BadInput(f"{name} is for the claims of one peer: name it with --peer")
     from gradless.peers import audit as job
@@ -120,32 +130,57 @@ def _claims(
     salt: Path | None,
     opening: Path | None,
     opened: Path | None,
+    nonce: str | None,
     model: str | None,
     as_json: bool,
 ) -> None:
     from gradless.peers import claim_checks
     from gradless.peers.run_folder import RunFolder
 
+    if all(one is None for one in (data, opened, salt, opening, nonce)):
+        _ask(run, name, as_json)
+        return
     if (data is None) == (opened is None):
         raise BadInput("claims are checked against rows: give --data with the peer's file, or --opened with its rows")
     peers, say = RunFolder(run), _note(as_json)
     if opened is not None:
         if salt is not None or opening is not None:
             raise BadInput("opened rows bring their salts along: leave out --salt and --open")
-        _end(claim_checks.check_opened(peers, name, opened, model=model, say=say), as_json)
+        _end(claim_checks.check_opened(peers, name, opened, nonce=nonce, model=model, say=say), as_json)
         return
     assert data is not None
     if opening is None:
-        _end(claim_checks.check_file(peers, name, data, salt, model=model, say=say), as_json)
+        _end(claim_checks.check_file(peers, name, data, salt, nonce=nonce, model=model, say=say), as_json)
         return
     if salt is None:
         raise BadInput("rows are opened with the salt of their commitment: give --salt")
-    rows = claim_checks.open_steps(peers, name, data, salt, opening, say=say)
+    rows = claim_checks.open_steps(peers, name, data, salt, opening, nonce=nonce, say=say)
     terminal.say(f"{opening}: {rows} rows of {name}, which whoever gets this file can read; the others stay secret")
+
+
+def _ask(run: Path, name: str, as_json: bool) -> None:
+    """Make the nonce of an auditor, and say what becomes of it."""
+    from gradless.peers import claim_checks, claims
+    from gradless.peers.run_folder import RunFolder
+
+    nonce, rows = claims.new_nonce(), f"{name}.json"
+    peers = RunFolder(run)
+    claim_checks.steps_of(peers, name, nonce)  # refuses what cannot be asked
+    opens = f"gradless peers audit RUN --peer {name} --data FILE --salt SALT --open {rows} --nonce {nonce}"
+    checks = ends.command("peers", "audit", run, "--peer", name, "--opened", rows, "--nonce", nonce)
+    plain = [
+        f"nonce  {nonce}",
+        f"send it to {name} when its run is over, and not before; {name} opens its rows with: {opens}",
+        f"then check them with: {checks}",
+        "it must be yours: who chose it, chose the steps",
+    ]
+    values = {"peer": name, "nonce": nonce, "steps": peers.records.steps}
+    ends.tell(lambda: ends.End("\n".join(plain), "", []), plain=plain, values=values, as_json=as_json)
 
 
 def _end(check: ClaimCheck, as_json: bool) -> None:
     from gradless.peers.audit import CLAIMS, PROVES, SIXTEEN
+    from gradless.peers.claims import UNASKED
 
     verdict = "CONVICTS" if check.verdict.convicted else "holds" if check.checks else "-"
     plain = [f"claims of {check.name}  {verdict}  {check.verdict.text}"]
@@ -155,10 +190,12 @@ def _end(check: ClaimCheck, as_json: bool) -> None:
         )
     if not check.exact:
         plain.append(SIXTEEN)
+    if not check.asked:
+        plain.append(UNASKED)
     plain.append(f"claims: prove {PROVES[CLAIMS]}")
     values = {
         **{"peer": check.name, "convicted": check.verdict.convicted, "text": check.verdict.text},
-        **{"committed": check.committed, "exact": check.exact, "drawn": list(check.drawn)},
+        **{"committed": check.committed, "exact": check.exact, "drawn": list(check.drawn), "asked": check.asked},
         "checks": [one._asdict() for one in check.checks],
     }
     ends.tell(lambda: ends.End("\n".join(plain), "", []), plain=plain, values=values, as_json=as_json)

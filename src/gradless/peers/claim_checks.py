@@ -37,13 +37,15 @@ class ClaimCheck(NamedTuple):
     verdict: Verdict
     exact: bool
     """Whether losses are float32, so that single coefficients tell."""
+    asked: bool
+    """Whether an auditor's nonce drew the steps."""
 
 
-def steps_of(run: RunFolder, name: str) -> list[int]:
-    """Return the steps of a peer that the log draws; none of a log that has not ten more steps.
+def steps_of(run: RunFolder, name: str, nonce: str | None = None) -> list[int]:
+    """Return the steps of a peer that an auditor's nonce and the log draw; none of a log without a row of it.
 
     Raises:
-        BadInput: the run learns from rewards.
+        BadInput: the run learns from rewards, or the text is no nonce.
     """
     config = run.manifest.config
     if config.reward or (config.own and "labels" not in config.own):
@@ -53,11 +55,19 @@ def steps_of(run: RunFolder, name: str) -> list[int]:
         )
     peer, log = run.number(name), run.records
     present = [step for step in range(log.steps) if np.isfinite(log.rows[step, peer]).all()]
-    return claims.drawn(log.digests, run.manifest.run, peer, present)
+    newest = log.digests[-1] if log.digests else b""
+    return claims.drawn(newest, run.manifest.run, peer, present, nonce=claims.read_nonce(nonce))
 
 
 def check_file(
-    run: RunFolder, name: str, data: str, salt: Path | None, *, model: str | None = None, say: Say = lambda line: None
+    run: RunFolder,
+    name: str,
+    data: str,
+    salt: Path | None,
+    *,
+    nonce: str | None = None,
+    model: str | None = None,
+    say: Say = lambda line: None,
 ) -> ClaimCheck:
     """Compute a peer's drawn coefficients again from its whole training file.
 
@@ -66,6 +76,7 @@ def check_file(
         name: of the peer whose claims are checked.
         data: its training file.
         salt: file with the salt of its commitment, in the identity's folder; None: the rows are not compared with it.
+        nonce: of the auditor; None: the log alone draws the steps (`gradless.peers.claims.UNASKED`).
         model: where the base model is now, if not where the manifest says.
         say: takes a line of progress at a time.
 
@@ -78,10 +89,19 @@ def check_file(
     require(run, say)
     if salt is not None:
         _require(run, name, _committed(run, data), _read_salt(salt))
-    return _check(run, name, data, salt is not None, model, say)
+    return _check(run, name, data, salt is not None, nonce, model, say)
 
 
-def open_steps(run: RunFolder, name: str, data: str, salt: Path, out: Path, *, say: Say = lambda line: None) -> int:
+def open_steps(
+    run: RunFolder,
+    name: str,
+    data: str,
+    salt: Path,
+    out: Path,
+    *,
+    nonce: str | None = None,
+    say: Say = lambda line: None,
+) -> int:
     """Write the rows of a peer's drawn steps for an auditor, with proofs that they were committed to.
 
     Returns:
@@ -95,13 +115,19 @@ def open_steps(run: RunFolder, name: str, data: str, salt: Path, out: Path, *, s
     require(run, say)  # a log that somebody else made would choose the rows
     rows, secret = _committed(run, data), _read_salt(salt)
     _require(run, name, rows, secret)
-    indices = sorted({index for step in steps_of(run, name) for index in _batch(run, name, step, len(rows))})
+    indices = sorted({index for step in steps_of(run, name, nonce) for index in _batch(run, name, step, len(rows))})
     claims.write_opened(out, run.manifest.sha256, name, claims.open_rows(rows, secret, indices))
     return len(indices)
 
 
 def check_opened(
-    run: RunFolder, name: str, opened: Path, *, model: str | None = None, say: Say = lambda line: None
+    run: RunFolder,
+    name: str,
+    opened: Path,
+    *,
+    nonce: str | None = None,
+    model: str | None = None,
+    say: Say = lambda line: None,
 ) -> ClaimCheck:
     """Compute a peer's drawn coefficients again from the rows that it opened.
 
@@ -123,20 +149,25 @@ def check_opened(
         if not claims.is_committed(one, member.rows, commitment):
             raise BadInput(f"row {one.place} in {opened} is not what {name} committed to: nothing in it can be trusted")
     known = {one.place for one in openings}
-    for step in steps_of(run, name):
+    for step in steps_of(run, name, nonce):
         if missing := [index for index in _batch(run, name, step, member.rows) if index not in known]:
-            raise BadInput(f"{opened} lacks row {missing[0]} of step {step}: let {name} open the steps that were drawn")
+            raise BadInput(
+                f"{opened} lacks row {missing[0]} of step {step}, which was drawn: let {name} open the rows for the "
+                "same --nonce, when its log has as many steps as this one"
+            )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "opened.jsonl"
         path.write_text(_file_of(openings, member.rows, run.manifest.config.own), encoding="utf-8")
-        return _check(run, name, str(path), True, model, say)
+        return _check(run, name, str(path), True, nonce, model, say)
 
 
-def _check(run: RunFolder, name: str, data: str, committed: bool, model: str | None, say: Say) -> ClaimCheck:
-    drawn = steps_of(run, name)
+def _check(
+    run: RunFolder, name: str, data: str, committed: bool, nonce: str | None, model: str | None, say: Say
+) -> ClaimCheck:
+    drawn = steps_of(run, name, nonce)
     config = run.manifest.config
     if not drawn:
-        return ClaimCheck(name, (), committed, [], claims.judge([], eps=1.0, exact=True), True)
+        return ClaimCheck(name, (), committed, [], claims.judge([], eps=1.0, exact=True), True, nonce is not None)
     config = dataclasses.replace(config, model=run.base_model(model))
     peer = one_peer(config, run.number(name), own={**config.own, "train": data})
     learner, contents = peer.learner, ledger.read(run.folder / "ledger")
@@ -151,7 +182,8 @@ def _check(run: RunFolder, name: str, data: str, committed: bool, model: str | N
     checks = list(_again(run, name, learner, contents.moves, drawn))
     exact = contents.header.get("dtype") in ("float32", IN_PLACE)
     assert config.eps is not None, "settings of agreed peers name eps"
-    return ClaimCheck(name, tuple(drawn), committed, checks, claims.judge(checks, eps=config.eps, exact=exact), exact)
+    verdict = claims.judge(checks, eps=config.eps, exact=exact)
+    return ClaimCheck(name, tuple(drawn), committed, checks, verdict, exact, nonce is not None)
 
 
 def _again(

@@ -2,8 +2,14 @@
 
 A peer that commits puts the root of a Merkle tree over its training rows into the manifest, salted, so that nobody
 guesses rows from it. Batches are a function of seed, peer and step, so it cannot choose them later. Which steps are
-checked follows from the log *ten steps after* each of them: when a peer sends its coefficients, nobody knows whether
-they will be checked. The owner, or an auditor to whom it opens rows, then computes these coefficients again.
+checked follows from a *nonce* that an auditor makes once the run is over, and from the log's last value: when a peer
+sends its coefficients, nobody knows whether they will be checked. The owner, or an auditor to whom it opens rows, then
+computes these coefficients again.
+
+No part of the log could take the nonce's place. Each value holds a row and a signature of the very peer that is
+checked, and one that sends last, or leads, can try equivalent rows until the draw suits it: a few hashes a step where
+each step has a lot of its own, and where the last value decides all lots, some millions at the last step to hide lies
+in half of the steps (`UNASKED`).
 
 This proves that a peer sent what its committed rows give. It does not prove that these rows are good, true, its own or
 anybody's, and says nothing about steps that were not drawn.
@@ -17,6 +23,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import secrets
 import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,8 +35,6 @@ from gradless.errors import BadInput
 from gradless.system import typed
 from gradless.system.atomic import write_text
 
-DELAY: Final = 10
-"""Steps after which the log draws a step."""
 DRAWN: Final = 32
 """Steps of a peer that are checked."""
 ALLOWED: Final = 2
@@ -39,10 +44,16 @@ SLACK: Final = 256
 FEWEST_VALUES: Final = 64
 """Coefficients below which a variance ratio tells nothing."""
 ROW, NODE, ROOT = b"\0", b"\1", b"gradless-peers-rows-1\0"
-DRAW: Final = b"gradless-peers-draw-1\0"
+DRAW: Final = b"gradless-peers-draw-2\0"
 SALT: Final = b"gradless-peers-salt-1\0"
 LONGEST: Final = 1 << 20
 """Bytes of an opened row."""
+NONCE: Final = 16
+"""Bytes of an auditor's nonce, which is written in hexadecimal digits."""
+UNASKED: Final = (
+    "the steps were drawn without the --nonce of an auditor, by the log's last value alone: who sent or led last can "
+    "have tried rows until this draw suited it, a thousand if three steps in ten are lies, eight million if half are"
+)
 
 
 def row_bytes(row: Mapping[str, Any]) -> bytes:
@@ -132,25 +143,48 @@ def is_committed(opening: Opening, count: int, commitment: bytes) -> bool:
     return not path and _root(count, node) == commitment
 
 
-def drawn(digests: Sequence[bytes], run: bytes, peer: int, present: Sequence[int], most: int = DRAWN) -> list[int]:
-    """Return the steps of a peer that are checked, ascending.
+def new_nonce() -> str:
+    """Return the nonce of an audit that nobody can know beforehand: 32 hexadecimal digits."""
+    return secrets.token_hex(NONCE)
 
-    Of the steps in which it sent a row and that ten others follow, those whose hash with the digest ten steps later is
-    lowest: which those are, a peer cannot know when it sends its row.
+
+def read_nonce(text: str | None) -> bytes:
+    """Return the bytes of a nonce as people hand it on; none where there is no nonce.
+
+    Raises:
+        BadInput: no nonce.
+    """
+    if text is None:
+        return b""
+    try:
+        nonce = bytes.fromhex(text)
+    except ValueError:
+        nonce = b""
+    if len(nonce) != NONCE:
+        raise BadInput(
+            f"the nonce {typed.shown(text)} is not {2 * NONCE} hexadecimal digits: give the one that 'gradless peers "
+            "audit RUN --peer NAME' made"
+        )
+    return nonce
+
+
+def drawn(
+    newest: bytes, run: bytes, peer: int, present: Sequence[int], *, nonce: bytes = b"", most: int = DRAWN
+) -> list[int]:
+    """Return the steps of a peer that are checked, ascending: those with the lowest lots.
 
     Args:
-        digests: of the values, by step.
+        newest: digest of the log's last value.
         run: 16 bytes that name the run.
         peer: its number.
         present: steps in which its row was decided.
+        nonce: of the auditor, made when the run was over; empty: the last value alone draws, see `UNASKED`.
         most: how many.
     """
-    able = [step for step in present if step + DELAY < len(digests)]
-    lot = {
-        step: hashlib.sha256(DRAW + run + struct.pack("<HI", peer, step) + digests[step + DELAY]).digest()
-        for step in able
+    lots = {
+        step: hashlib.sha256(DRAW + run + struct.pack("<HI", peer, step) + newest + nonce).digest() for step in present
     }
-    return sorted(sorted(able, key=lambda step: lot[step])[:most])
+    return sorted(sorted(present, key=lots.__getitem__)[:most])
 
 
 def tolerance(loss: float, eps: float) -> float:
@@ -194,7 +228,7 @@ def judge(checks: Sequence[Checked], *, eps: float, exact: bool) -> Verdict:
             over at least `FEWEST_VALUES` coefficients, and it convicts from the variance of the claims on.
     """
     if not checks:
-        return Verdict(False, "no step could be checked: a step needs ten others after it")
+        return Verdict(False, "no step could be checked: no decided value holds a row of this peer")
     values = sum(len(check.claimed) for check in checks)
     if exact:
         misses = [check.step for check in checks if check.misses(eps)]
