@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -142,6 +143,40 @@ def test_two_misses_of_32_are_let_pass_and_a_third_convicts() -> None:
     assert verdict.text == "3 of 32 drawn steps miss (steps 0, 1, 2), at most 2 are allowed"
     assert judge([check(1.0, float("nan"))] * 3, eps=eps, exact=True).convicted
     assert not judge([], eps=eps, exact=True).convicted
+
+
+LIES: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    "sign": lambda true, noise: -true,
+    "scale 3": lambda true, noise: 3 * true,
+    "scale 1000": lambda true, noise: 1000 * true,
+    "push 1e6": lambda true, noise: true + 1e6,
+    "push of three spreads": lambda true, noise: true + 30.0,
+    "noise": lambda true, noise: noise.normal(0, 10, true.shape),
+    "huge noise": lambda true, noise: noise.normal(0, 1e6, true.shape),
+    "zeros": lambda true, noise: 0 * true,
+    "one step": lambda true, noise: np.where(np.arange(32)[:, None] == 7, 100 * true, true),
+    "behind one huge step": lambda true, noise: np.where(np.abs(true) > 1e3, true, -true),
+    "none": lambda true, noise: np.full_like(true, np.nan),
+}
+
+
+@pytest.mark.parametrize("lie", [*LIES, "honest", "honest, with a huge step"])
+def test_16_bit_verdicts_convict_whoever_claims_something_else_and_nobody_who_rounds(lie: str) -> None:
+    draw = np.random.default_rng(4)
+    measured = draw.normal(0, 10, (32, 4))
+    if "huge step" in lie:
+        measured[3] = 1e5
+    rounded = measured * (1 + draw.normal(0, 0.1, measured.shape)) + draw.normal(0, 3, measured.shape)
+    claimed = LIES[lie](rounded, draw) if lie in LIES else rounded
+    checks = [Checked(step, tuple(claimed[step]), tuple(measured[step]), 1.0) for step in range(32)]
+    assert judge(checks, eps=1e-3, exact=False).convicted == (lie in LIES)
+
+
+def test_16_bit_claims_of_rows_that_give_nothing_are_nothing() -> None:
+    nothing = [Checked(step, (0.0,) * 4, (0.0,) * 4, 1.0) for step in range(32)]
+    assert not judge(nothing, eps=1e-3, exact=False).convicted
+    some = [*nothing[1:], Checked(31, (1.0,) * 4, (0.0,) * 4, 1.0)]
+    assert judge(some, eps=1e-3, exact=False).convicted
 
 
 def test_of_16_bit_weights_only_the_variance_of_many_differences_tells() -> None:
