@@ -164,7 +164,15 @@ INSIDE = {
             "peers.latest",
             "peers.liars",
         ),
-        *("peers.scores", "peers.claims", "peers.certificates", "peers.keys", "peers.settings", "peers.manifest"),
+        *(
+            "peers.scores",
+            "peers.claims",
+            "peers.opened",
+            "peers.certificates",
+            "peers.keys",
+            "peers.settings",
+            "peers.manifest",
+        ),
         *("peers.node_files", "peers.memory", "peers.prepare", "peers.run_folder"),
         *("peers.log_checks", "peers.claim_checks"),
         *(

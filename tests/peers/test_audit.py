@@ -18,12 +18,14 @@ from cli_helpers import call, refused
 from gradless import ledger, lm
 from gradless.errors import BadInput
 from gradless.peers import claims, schema
+from gradless.peers import manifest as manifests
 from gradless.peers.audit import audit
 from gradless.peers.claim_checks import check_file, check_opened, open_steps, steps_of
 from gradless.peers.log import DecidedLog
+from gradless.peers.opened import read_opened, training_file, write_opened
 from gradless.peers.run_folder import RunFolder
 from gradless.peers.schema import Value
-from peers_audit_helpers import NAMES, Made, certificate, made, random_rows
+from peers_audit_helpers import NAMES, OWN, Made, certificate, made, random_rows
 
 
 @pytest.fixture(scope="module")
@@ -348,6 +350,104 @@ def test_rows_are_opened_for_one_nonce_and_check_no_other_draw(tmp_path: Path) -
     check = check_opened(run, "anna", opened, nonce=nonces[0])
     assert list(check.drawn) == drawn[nonces[0]]
     assert not check.verdict.convicted
+    whole = check_file(run, "anna", str(honest.files[0]), salt, nonce=nonces[0])
+    assert check.checks == whole.checks  # the same bits
+
+
+ROW = {"columns": {"text": "fine"}, "label": 1}
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        ({**ROW, "label": 7}, "label 7 of 2"),
+        ({**ROW, "label": -1}, "label"),
+        ({**ROW, "label": "1"}, "label"),
+        ({"columns": ROW["columns"]}, "label"),
+        ({**ROW, "more": 1}, "more"),
+        ({**ROW, "columns": ["fine"]}, "columns"),
+        ({**ROW, "columns": {"text": 3}}, "columns"),
+        ([], "object"),
+        (b"row", "JSON"),
+        (b"", "truncated"),
+        (b"[" * 5000, "object"),
+        (b'{"columns":{"text":"fine"}, "label":1}', "not written as rows are committed to"),
+        (b'{"columns":{"text":"fine"},"label":0,"label":1}', "not written as rows are committed to"),
+        (b'{"columns":{"text":"\\ud800"},"label":1}', ""),
+        ({**ROW, "columns": {"other": "fine"}}, None),
+        ({**ROW, "columns": {"text": " "}}, None),
+    ],
+)
+def test_a_row_that_no_file_gives_is_refused_in_a_sentence(row: Any, problem: str | None) -> None:
+    data = row if isinstance(row, bytes) else claims.row_bytes(row)
+    (opening,) = claims.open_rows([data], bytes(32), [0])
+    assert claims.is_committed(opening, 1, claims.commit([data], bytes(32)))
+    if problem is None:  # the reader of the file sees to it
+        assert training_file([opening], OWN, "anna")
+        return
+    with pytest.raises(BadInput, match=f"row 0 of anna is no row of this run .*{problem}.*trust none of them"):
+        training_file([opening], OWN, "anna")
+
+
+def test_rows_that_were_committed_to_and_are_none_end_an_audit_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Anna's card is of rows that no file gives, and of ten million of them: neither is worth a crash or a gigabyte."""
+    rows = [claims.row_bytes({**ROW, "label": number}) for number in range(2, 14)]
+    honest = claims.file_rows
+    monkeypatch.setattr(
+        claims, "file_rows", lambda path, own: rows if Path(path).name == "anna.csv" else honest(path, own)
+    )
+    run = made(tmp_path, random_rows(5), steps=3, commit=True)
+    opened = tmp_path / "anna.json"
+    open_steps(RunFolder(run.folder), "anna", str(run.files[0]), run.identities[0] / "salt", opened)
+    with pytest.raises(BadInput, match=r"row \d+ of anna is no row of this run"):
+        check_opened(RunFolder(run.folder), "anna", opened)
+
+
+def test_only_opened_rows_are_written_for_a_check() -> None:
+    """The rows of a file that nobody opened cost nothing, however many the peer says it has."""
+    data = [claims.row_bytes({"columns": {"text": "long " * 1000}, "label": number % 2}) for number in range(100)]
+    openings = claims.open_rows(data, bytes(32), [3, 97])
+    text = training_file(openings, OWN, "anna")
+    assert [json.loads(line)["label"] for line in text.splitlines()] == ["1", "1"]
+
+
+def test_rows_beyond_what_an_auditor_shuffles_are_refused_everywhere(claimed: Made, tmp_path: Path) -> None:
+    text = (claimed.folder / "manifest.toml").read_text(encoding="utf-8")
+    with pytest.raises(BadInput, match="10000000"):
+        manifests.parse(text.replace("rows = 12", "rows = 10000001", 1).encode())
+    assert manifests.parse(text.replace("rows = 12", "rows = 10000000", 1).encode()).peers[0].rows == 10**7
+
+    class Many(list[bytes]):
+        def __len__(self) -> int:
+            return 10**7 + 1
+
+    with pytest.raises(BadInput, match="10,000,001 rows to commit to: give a file of at most 10,000,000"):
+        claims.commit(Many([b"row"]), bytes(32))
+
+
+def test_files_of_opened_rows_that_are_none_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "anna.json"
+    (opening,) = claims.open_rows([claims.row_bytes(ROW)], bytes(32), [0])
+    write_opened(path, "ab", "anna", [opening])
+    whole = path.read_bytes()
+    for data in (
+        b"",
+        b"[" * 9999,
+        whole[:-9],
+        whole.replace(b'"place":0', b'"place":"0"'),
+        whole.replace(b'"salt":"', b'"salt":"zz'),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(BadInput, match="holds no opened rows"):
+            read_opened(path, "ab", "anna")
+    monkeypatch.setattr("gradless.peers.opened.LARGEST", len(whole) - 1)
+    path.write_bytes(whole)
+    with pytest.raises(BadInput, match="is larger than"):
+        read_opened(path, "ab", "anna")
+    with pytest.raises(BadInput, match="too long to be opened"):
+        write_opened(path, "ab", "anna", [opening])
 
 
 def test_a_nonce_is_made_for_who_asks_and_drawn_steps_say_who_drew_them(claimed: Made, tmp_path: Path) -> None:

@@ -20,11 +20,10 @@ from gradless.peers.claims import (
     new_nonce,
     open_rows,
     read_nonce,
-    read_opened,
     row_bytes,
     tolerance,
-    write_opened,
 )
+from gradless.peers.opened import read_opened, write_opened
 
 SALT = bytes(range(32))
 

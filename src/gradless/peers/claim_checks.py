@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from gradless import ledger, rng
-from gradless.collab.data.splits import batches
+from gradless.collab.data.splits import Batches, batches
 from gradless.collab.learners.alone import one_peer
 from gradless.collab.learners.coefficients import CoefficientPeers
 from gradless.errors import BadInput
 from gradless.gradients import Update
 from gradless.lm.loading import IN_PLACE
-from gradless.peers import claims
-from gradless.peers.claims import Checked, Opening, Verdict
+from gradless.peers import claims, opened
+from gradless.peers.claims import Checked, Verdict
 from gradless.peers.log_checks import Say, require
 from gradless.peers.run_folder import RunFolder
-from gradless.tasks import own as own_tasks
+
+FORMAT: Final = ("delimiter", "encoding")
+"""What a manifest says of how files of own rows are written, and rows that were opened are not."""
 
 
 class ClaimCheck(NamedTuple):
@@ -45,10 +48,15 @@ def steps_of(run: RunFolder, name: str, nonce: str | None = None) -> list[int]:
     """Return the steps of a peer that an auditor's nonce and the log draw; none of a log without a row of it.
 
     Raises:
-        BadInput: the run learns from rewards, or the text is no nonce.
+        BadInput: the run learns from rewards or has a task of its own, or the text is no nonce.
     """
     config = run.manifest.config
-    if config.reward or (config.own and "labels" not in config.own):
+    if config.task is not None and not config.reward:
+        raise BadInput(
+            f"rows of this run are those of the task {config.task}, and no peer committed to a file of its own: audit "
+            "the run without --peer"
+        )
+    if config.reward or "labels" not in config.own:
         raise BadInput(
             "coefficients of a reward cannot be computed again: a text that another processor writes may differ in a "
             "token; audit the run without --peer"
@@ -89,7 +97,7 @@ def check_file(
     require(run, say)
     if salt is not None:
         _require(run, name, _committed(run, data), _read_salt(salt))
-    return _check(run, name, data, salt is not None, nonce, model, say)
+    return _check(run, name, {**run.manifest.config.own, "train": data}, salt is not None, nonce, model, say)
 
 
 def open_steps(
@@ -115,15 +123,16 @@ def open_steps(
     require(run, say)  # a log that somebody else made would choose the rows
     rows, secret = _committed(run, data), _read_salt(salt)
     _require(run, name, rows, secret)
-    indices = sorted({index for step in steps_of(run, name, nonce) for index in _batch(run, name, step, len(rows))})
-    claims.write_opened(out, run.manifest.sha256, name, claims.open_rows(rows, secret, indices))
+    read = _places(run, name, steps_of(run, name, nonce), len(rows))
+    indices = sorted({place for places in read for place in places})
+    opened.write_opened(out, run.manifest.sha256, name, claims.open_rows(rows, secret, indices))
     return len(indices)
 
 
 def check_opened(
     run: RunFolder,
     name: str,
-    opened: Path,
+    file: Path,
     *,
     nonce: str | None = None,
     model: str | None = None,
@@ -132,10 +141,10 @@ def check_opened(
     """Compute a peer's drawn coefficients again from the rows that it opened.
 
     Raises:
-        BadInput: rows that it was not committed to, some of a drawn step are missing, or a log or ledger that does not
-            hold.
+        BadInput: rows that it was not committed to or that are none, some of a drawn step are missing, or a log or
+            ledger that does not hold.
 
-    Cost: as `check_file`.
+    Cost: as `check_file`, and two shuffles of as many numbers as the peer has rows.
     """
     require(run, say)
     member = run.manifest.peers[run.number(name)]
@@ -143,33 +152,44 @@ def check_opened(
         raise BadInput(
             f"{name} committed to no rows, so that opened ones prove nothing: check a --data file of its own"
         )
-    openings = claims.read_opened(opened, run.manifest.sha256, name)
+    openings = {one.place: one for one in opened.read_opened(file, run.manifest.sha256, name)}
     commitment = bytes.fromhex(member.commitment)
-    for one in openings:
+    for one in openings.values():
         if not claims.is_committed(one, member.rows, commitment):
-            raise BadInput(f"row {one.place} in {opened} is not what {name} committed to: nothing in it can be trusted")
-    known = {one.place for one in openings}
-    for step in steps_of(run, name, nonce):
-        if missing := [index for index in _batch(run, name, step, member.rows) if index not in known]:
+            raise BadInput(f"row {one.place} in {file} is not what {name} committed to: nothing in it can be trusted")
+    steps = steps_of(run, name, nonce)
+    for step, places in zip(steps, _places(run, name, steps, member.rows), strict=True):
+        if missing := [place for place in places if place not in openings]:
             raise BadInput(
-                f"{opened} lacks row {missing[0]} of step {step}, which was drawn: let {name} open the rows for the "
+                f"{file} lacks row {missing[0]} of step {step}, which was drawn: let {name} open the rows for the "
                 "same --nonce, when its log has as many steps as this one"
             )
+    own = {key: value for key, value in run.manifest.config.own.items() if key not in FORMAT}
+    ordered = [openings[place] for place in sorted(openings)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "opened.jsonl"
-        path.write_text(_file_of(openings, member.rows, run.manifest.config.own), encoding="utf-8")
-        return _check(run, name, str(path), True, nonce, model, say)
+        path.write_text(opened.training_file(ordered, own, name), encoding="utf-8")
+        return _check(run, name, {**own, "train": str(path)}, True, nonce, model, say, opened_at=sorted(openings))
 
 
 def _check(
-    run: RunFolder, name: str, data: str, committed: bool, nonce: str | None, model: str | None, say: Say
+    run: RunFolder,
+    name: str,
+    own: Mapping[str, Any],
+    committed: bool,
+    nonce: str | None,
+    model: str | None,
+    say: Say,
+    *,
+    opened_at: Sequence[int] | None = None,
 ) -> ClaimCheck:
+    """Check claims by the rows in ``own``; ``opened_at``: their places in the whole file, if they are not all of it."""
     drawn = steps_of(run, name, nonce)
     config = run.manifest.config
     if not drawn:
         return ClaimCheck(name, (), committed, [], claims.judge([], eps=1.0, exact=True), True, nonce is not None)
     config = dataclasses.replace(config, model=run.base_model(model))
-    peer = one_peer(config, run.number(name), own={**config.own, "train": data})
+    peer = one_peer(config, run.number(name), own=own)
     learner, contents = peer.learner, ledger.read(run.folder / "ledger")
     assert isinstance(learner, CoefficientPeers)
     expected = run.manifest.contents.base_sha256 or contents.header["base_sha256"]
@@ -178,6 +198,9 @@ def _check(
             f"the base model {config.model} has other weights here ({str(peer.base_sha256)[:12]}) than in the run "
             f"({expected[:12]}), and would give other numbers: give the model of the run with --model"
         )
+    if opened_at is not None:
+        assert peer.streams is not None
+        peer.streams[0] = _stream_of_opened(run, name, opened_at)
     say(f"computing {len(drawn)} steps of {name} again")
     checks = list(_again(run, name, learner, contents.moves, drawn))
     exact = contents.header.get("dtype") in ("float32", IN_PLACE)
@@ -204,12 +227,28 @@ def _again(
     return checks
 
 
-def _batch(run: RunFolder, name: str, step: int, rows: int) -> list[int]:
-    """Places in the file of the rows that a peer reads in a step."""
+def _dealt(run: RunFolder, rows: int) -> NDArray[np.int64]:
+    """Places in a file of its rows in the order in which a run has them, as `gradless.tasks.split` deals own files."""
+    return rng.permutation(rows, seed=run.manifest.config.seed, stream="split/train")
+
+
+def _stream(run: RunFolder, name: str, indices: Tensor) -> Batches:
     config = run.manifest.config
-    stream = batches(torch.arange(rows), config.batch_size, config.seed, run.number(name))
-    order = rng.permutation(rows, seed=config.seed, stream="split/train")  # as `gradless.tasks.split` deals own files
-    return [int(order[index]) for index in stream.at(step).tolist()]
+    return batches(indices, config.batch_size, config.seed, run.number(name))
+
+
+def _places(run: RunFolder, name: str, steps: Sequence[int], rows: int) -> list[list[int]]:
+    """Places in the file of the rows that a peer reads in each of some steps."""
+    stream = _stream(run, name, torch.from_numpy(_dealt(run, rows)))
+    return [stream.at(step).tolist() for step in steps]
+
+
+def _stream_of_opened(run: RunFolder, name: str, places: Sequence[int]) -> Batches:
+    """The peer's batches where the rows at some places of its file are all that is there."""
+    rows = run.manifest.peers[run.number(name)].rows
+    index = np.full(rows, -1)  # of a row that was not opened: no drawn step reads it
+    index[np.array(places)[_dealt(run, len(places))]] = np.arange(len(places))
+    return _stream(run, name, torch.from_numpy(index[_dealt(run, rows)]))
 
 
 def _committed(run: RunFolder, data: str) -> list[bytes]:
@@ -231,14 +270,3 @@ def _read_salt(path: Path) -> bytes:
         raise BadInput(
             f"{path} cannot be read ({error.strerror}): give the file 'salt' that 'gradless peers keygen' wrote"
         ) from None
-
-
-def _file_of(openings: Sequence[Opening], count: int, own: Mapping[str, Any]) -> str:
-    """A training file in which the opened rows are at their places, and all others are the first of them."""
-    values = list(own_tasks.checked_labels(own["labels"]))
-    opened: dict[int, str] = {}
-    for one in openings:
-        row = json.loads(one.row)
-        opened[one.place] = json.dumps({**row["columns"], own["label_column"]: values[row["label"]]})
-    filler = next(iter(opened.values()))
-    return "".join(opened.get(index, filler) + "\n" for index in range(count))

@@ -30,11 +30,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from gradless.errors import BadInput
 from gradless.system import typed
-from gradless.system.atomic import write_text
 
 DRAWN: Final = 32
 """Steps of a peer that are checked."""
@@ -47,8 +44,8 @@ FEWEST_VALUES: Final = 64
 ROW, NODE, ROOT = b"\0", b"\1", b"gradless-peers-rows-1\0"
 DRAW: Final = b"gradless-peers-draw-2\0"
 SALT: Final = b"gradless-peers-salt-1\0"
-LONGEST: Final = 1 << 20
-"""Bytes of an opened row."""
+MOST_ROWS: Final = 10**7
+"""That a peer commits to: an auditor shuffles as many numbers to tell which rows a step reads (20 s, 1 GB)."""
 NONCE: Final = 16
 """Bytes of an auditor's nonce, which is written in hexadecimal digits."""
 UNASKED: Final = (
@@ -80,12 +77,14 @@ def commit(rows: Sequence[bytes], salt: bytes) -> bytes:
         salt: 32 random bytes, which the owner keeps.
 
     Raises:
-        BadInput: no rows, or a salt of another length.
+        BadInput: no rows, too many of them, or a salt of another length.
 
     Cost: two hashes a row.
     """
     if not rows:
         raise BadInput("there are no rows to commit to: give a file with training rows")
+    if len(rows) > MOST_ROWS:
+        raise BadInput(f"there are {len(rows):,} rows to commit to: give a file of at most {MOST_ROWS:,}")
     _check_salt(salt)
     level = [_leaf(row, salt_of(salt, index)) for index, row in enumerate(rows)]
     return _root(len(rows), _levels(level)[-1][0])
@@ -253,50 +252,6 @@ def judge(checks: Sequence[Checked], *, eps: float, exact: bool) -> Verdict:
 
 def _ratio(apart: float, measured: float) -> float:
     return apart / measured if measured > 0 else math.inf if apart > 0 else apart + measured  # NaN stays
-
-
-class _OpenedRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    place: int
-    row: str
-    salt: str
-    path: list[str]
-
-
-class _Opened(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    run: str
-    peer: str
-    rows: list[_OpenedRow]
-
-
-def write_opened(path: Path, run: str, peer: str, openings: Sequence[Opening]) -> None:
-    """Write openings for an auditor, as JSON."""
-    rows = [
-        _OpenedRow(one.place, one.row.decode(), one.salt.hex(), [part.hex() for part in one.path]) for one in openings
-    ]
-    write_text(path, msgspec.json.encode(_Opened(run, peer, rows)).decode() + "\n")
-
-
-def read_opened(path: Path, run: str, peer: str) -> list[Opening]:
-    """Return the openings in a file.
-
-    Raises:
-        BadInput: no such file, or of another run or peer.
-    """
-    try:
-        held = msgspec.json.decode(path.read_bytes(), type=_Opened)
-        rows = [
-            Opening(one.place, one.row.encode(), bytes.fromhex(one.salt), tuple(map(bytes.fromhex, one.path)))
-            for one in held.rows
-            if len(one.row) <= LONGEST
-        ]
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read ({error.strerror}): give the file that --open wrote") from None
-    except (ValueError, msgspec.DecodeError) as error:
-        raise BadInput(f"{path} holds no opened rows ({error}): give the file that --open wrote") from None
-    if (held.run, held.peer) != (run, peer):
-        theirs = f"{typed.shown(held.peer)} in run {typed.shown(held.run[:12])}"
-        raise BadInput(f"{path} opens rows of {theirs}, not of {peer} in run {run[:12]}: give its own")
-    return rows
 
 
 def _check_salt(salt: bytes) -> None:

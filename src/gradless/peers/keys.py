@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 import msgspec
 
 from gradless.errors import BadInput
+from gradless.peers.claims import MOST_ROWS
 from gradless.system import typed
 from gradless.system.atomic import write_text
 
@@ -52,7 +53,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """Signing request of its TLS key, PEM."""
     commitment: Text = ""
     """To its training rows (`gradless.peers.claims`), 64 hexadecimal digits; empty: none."""
-    rows: Annotated[int, msgspec.Meta(ge=0, le=10**9)] = 0
+    rows: Annotated[int, msgspec.Meta(ge=0, le=MOST_ROWS)] = 0
     """Training rows that it is committed to."""
     signature: Text
     """Of everything above, with its key; hexadecimal."""

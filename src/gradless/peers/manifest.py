@@ -20,6 +20,7 @@ from gradless.collab.algorithms import COEFFICIENTS
 from gradless.collab.config import CollabConfig
 from gradless.errors import BadInput
 from gradless.peers import certificates, keys, settings
+from gradless.peers.claims import MOST_ROWS
 from gradless.peers.history import quorum
 from gradless.peers.keys import Card, Identity, toml_value
 from gradless.system import typed
@@ -46,7 +47,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     certificate: Pem
     commitment: Digits | None = None
     """To its training rows."""
-    rows: Annotated[int, msgspec.Meta(ge=0, le=10**9)] = 0
+    rows: Annotated[int, msgspec.Meta(ge=0, le=MOST_ROWS)] = 0
 
 
 class Parent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

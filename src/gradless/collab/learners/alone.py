@@ -11,6 +11,7 @@ from gradless import ledger
 from gradless.accept import always
 from gradless.collab.algorithms import COEFFICIENTS
 from gradless.collab.config import CollabConfig
+from gradless.collab.data.splits import Batches
 from gradless.collab.learners.parameters import Learner, ParameterPeers, Workload, local_step
 from gradless.errors import BadInput
 from gradless.optimizer import ZerothOrder
@@ -36,6 +37,8 @@ class OnePeer(NamedTuple):
     """Of the base weights, which all peers must share; None: a small network, made from the seed."""
     ledger: ledger.Ledger | None = None
     """Receives every update of coefficients before it is applied; `gradless.runs.replay` takes it."""
+    streams: list[Batches] | None = None
+    """Of coefficients: which rows the peer reads in a step; one entry, and another in its place counts from then on."""
 
     def close(self) -> None:
         """Flush and close the ledger, and end the process of reward functions."""
@@ -154,7 +157,8 @@ def _of_coefficients(config: CollabConfig, me: int, own: bool, rewards: OwnRewar
             header = replay.header(rewards.hidden(text.tune), text.model, text.rows, text.label_tokens)
             file, start = _opened(text.tune, text.model, header, folder)
             learner.members[0] = learner.members[0]._replace(log=file.append)
-    return OnePeer(learner, len(text.shares.streams[0].indices), start, text.model.base_sha256, file)
+    streams = text.shares.streams
+    return OnePeer(learner, len(streams[0].indices), start, text.model.base_sha256, file, streams)
 
 
 def _opened(tune: TuneConfig, model: build.Model, header: Mapping[str, Any], folder: Path) -> tuple[ledger.Ledger, int]:
