@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -163,3 +164,20 @@ def random_rows(seed: int = 0, flips: Sequence[int] = (), signal: float = 0.8) -
 def moves(folder: Path) -> list[Any]:
     """The updates in a ledger."""
     return list(ledger.read(folder / "ledger").moves)
+
+
+def copied(run: Made, folder: Path) -> Path:
+    """Copy a run's folder."""
+    shutil.copytree(run.folder, folder / "copy")
+    return folder / "copy"
+
+
+def rewritten(folder: Path, steps: int | None = None, rate: float | None = None, **settings: Any) -> None:
+    """Write the ledger of a run's copy again, shorter or with other rates or settings in its header."""
+    contents = ledger.read(folder / "ledger")
+    (folder / "ledger").unlink()
+    header = {**contents.header, "config": {**contents.header["config"], **settings}}
+    written = ledger.Ledger(folder / "ledger", header)
+    for move in contents.moves[:steps]:
+        written.append(move if rate is None else move._replace(lrs=(rate,)))
+    written.close()
