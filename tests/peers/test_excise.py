@@ -14,12 +14,14 @@ pytest.importorskip("cryptography")
 
 from gradless import ledger
 from gradless.errors import BadInput
+from gradless.peers import keys, prepare
+from gradless.peers import manifest as manifests
 from gradless.peers.excise import excise
 from gradless.peers.mixing import AgreedRule
 from gradless.peers.run_folder import RunFolder
 from gradless.runs import jobs
 from gradless.system.progress import Reporter
-from peers_audit_helpers import Made, made, moves, random_rows
+from peers_audit_helpers import Made, copied, made, moves, random_rows
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +113,44 @@ def test_with_too_few_rows_left_a_step_is_passed_over(run: Made, tmp_path: Path)
     left = moves(tmp_path / "without")
     assert [move.skipped for move in left] == [False] * 21 + [True] * 9  # carl alone, until it is banned
     assert done.skipped == 9
+
+
+def continued(run: Made, folder: Path, out: Path) -> manifests.Manifest:
+    return prepare.manifest(
+        [keys.load(identity).card for identity in run.identities],
+        {},
+        f=1,
+        mode="coefficients",
+        recipe=None,
+        out=out,
+        check_every=5,
+        timing=manifests.USUAL,
+        days=1,
+        parent=folder,
+        say=lambda line: None,
+    )
+
+
+def test_a_run_continues_from_weights_that_the_ledger_gives_and_from_no_others(run: Made, tmp_path: Path) -> None:
+    done = excise(run.folder, ["dora"], tmp_path / "without", say=lambda line: None)
+    parent = continued(run, tmp_path / "without", tmp_path / "next").contents.parent
+    assert parent is not None
+    assert (parent.weights_sha256, parent.digest) == (done.weights_sha256, done.parent)
+    path = tmp_path / "without" / "excised.json"
+    path.write_text(path.read_text(encoding="utf-8").replace(done.weights_sha256, "ab" * 32), encoding="utf-8")
+    for out in ("next", "other"):
+        with pytest.raises(BadInput, match="says that it ends with the weights abababababab"):
+            continued(run, tmp_path / "without", tmp_path / out)
+    assert (tmp_path / "next" / "base").exists()  # of the manifest that is there
+    assert not (tmp_path / "other" / "base").exists()
+
+
+def test_a_run_continues_from_the_end_of_its_own_log(run: Made, tmp_path: Path) -> None:
+    folder = copied(run, tmp_path)
+    done = excise(run.folder, ["dora"], tmp_path / "without", say=lambda line: None)
+    end = {"steps": 30, "digest": done.parent, "weights_sha256": done.weights_before}
+    (folder / "excised.json").write_text(json.dumps(end), encoding="utf-8")  # what a result.json says as well
+    assert continued(run, folder, tmp_path / "next").contents.parent is not None
+    (folder / "excised.json").write_text(json.dumps({**end, "digest": "ab" * 32}), encoding="utf-8")
+    with pytest.raises(BadInput, match="and the value abababababab, and its ledger and log end otherwise"):
+        continued(run, folder, tmp_path / "other")

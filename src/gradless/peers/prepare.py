@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypedDict
@@ -13,7 +14,9 @@ from gradless.collab.config import CollabConfig
 from gradless.errors import BadInput
 from gradless.peers import manifest as manifests
 from gradless.peers import settings
+from gradless.peers.history import Group
 from gradless.peers.keys import Card
+from gradless.peers.log import PEERS_LOG, DecidedLog
 from gradless.peers.manifest import Manifest, Parent, Timing
 from gradless.peers.node_files import RESULT
 from gradless.system.side_files import read_table
@@ -105,7 +108,11 @@ def _start(
 
 
 def _continued(folder: Path, model: str | None, out: Path, say: Callable[[str], None]) -> tuple[dict[str, Any], Parent]:
-    """Return the settings of a finished run, or of an excision; its weights are saved beside the manifest."""
+    """Return the settings of a finished run, or of an excision; its weights are saved beside the manifest.
+
+    Raises:
+        BadInput: no such folder, or one that states other weights than its ledger gives, or another end of its log.
+    """
     from gradless.runs import jobs
 
     earlier = manifests.read(folder)
@@ -115,10 +122,27 @@ def _continued(folder: Path, model: str | None, out: Path, say: Callable[[str], 
         raise BadInput(
             f"{folder} holds no finished run of agreed peers: continue one that is done, or what 'excise' wrote"
         )
-    jobs.replay(folder, until=end["steps"], save=out / BASE, model=model)
+    base = out / BASE
+    kept = base.exists()  # `replay` refuses other weights than these
+    replayed = jobs.replay(folder, until=end["steps"], save=base, model=model)
+    if (replayed.sha256, _digest(folder, earlier, end)) != (end["weights_sha256"], end["digest"]):
+        if not kept:
+            shutil.rmtree(base)
+        raise BadInput(
+            f"{folder} says that it ends with the weights {end['weights_sha256'][:12]} and the value "
+            f"{end['digest'][:12]}, and its ledger and log end otherwise: continue the folder of another peer"
+        )
     say(f"{out / BASE}: weights {end['weights_sha256'][:12]} after {end['steps']} steps of {folder}")
     parent = Parent(run=earlier.sha256, digest=end["digest"], weights_sha256=end["weights_sha256"], steps=end["steps"])
     return settings.table(dataclasses.replace(earlier.config, model=BASE)), parent
+
+
+def _digest(folder: Path, earlier: Manifest, end: Mapping[str, Any]) -> str:
+    """Return the digest of the last value of a run; of an excision, which has no log, what it says."""
+    if not (folder / PEERS_LOG).exists():
+        return str(end["digest"])
+    group = Group(earlier.run, len(earlier.peers), earlier.f, earlier.config.queries)
+    return DecidedLog(folder / PEERS_LOG, group, writable=False).history.digest.hex()
 
 
 def _merged(start: Mapping[str, Any], values: Mapping[str, Any], mode: str) -> dict[str, Any]:
