@@ -173,8 +173,8 @@ INSIDE = {
             "peers.settings",
             "peers.manifest",
         ),
-        *("peers.node_files", "peers.memory", "peers.prepare", "peers.run_folder"),
-        *("peers.log_checks", "peers.claim_checks"),
+        *("peers.node_files", "peers.memory", "peers.run_folder", "peers.log_checks"),
+        *("peers.prepare", "peers.claim_checks"),
         *(
             "peers.audit",
             "peers.excise",

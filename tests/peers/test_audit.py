@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("cryptography")
 
 from cli_helpers import call, refused
+from folder_fuzz import write_ledger
 from gradless import ledger
 from gradless.errors import BadInput
 from gradless.peers import claims, schema
@@ -121,6 +122,18 @@ def test_a_ledger_with_other_settings_than_the_manifest_is_found(
     result = audit(folder)
     assert not result.holds
     assert sentence in result.findings[1].text
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("field", ["dtype", "label_token_ids", "base_sha256", "initial_sha256", "arithmetic", "config"])
+def test_a_ledger_whose_header_no_peer_writes_is_found(run: Made, tmp_path: Path, version: int, field: str) -> None:
+    folder = copied(run, tmp_path)
+    header = dict(ledger.read(folder / "ledger").header)
+    del header[field]
+    write_ledger(folder / "ledger", header, header["groups"], version)
+    result = audit(folder)
+    assert not result.holds
+    assert field in result.findings[1].text
 
 
 def test_a_ledger_that_is_not_what_the_rule_makes_of_the_rows_is_found(run: Made, tmp_path: Path) -> None:

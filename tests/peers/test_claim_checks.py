@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -194,6 +195,17 @@ def test_a_row_that_no_file_gives_is_refused_in_a_sentence(row: Any, problem: st
         return
     with pytest.raises(BadInput, match=f"row 0 of anna is no row of this run .*{problem}.*trust none of them"):
         training_file([opening], OWN, "anna")
+
+
+def test_a_run_that_does_not_say_how_rows_are_read_has_no_claims(claimed: Made, tmp_path: Path) -> None:
+    folder = copied(claimed, tmp_path)
+    path = folder / "manifest.toml"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace('label_column = "label"\n', ""), encoding="utf-8")
+    (folder / "peers.log").unlink()
+    DecidedLog(folder / "peers.log", dataclasses.replace(claimed.group, run=manifests.read(folder).run)).close()
+    with pytest.raises(BadInput, match="give --label-column too"):
+        steps_of(RunFolder(folder), "anna")
 
 
 def test_rows_that_were_committed_to_and_are_none_end_an_audit_with_a_sentence(

@@ -61,6 +61,7 @@ def steps_of(run: RunFolder, name: str, nonce: str | None = None) -> list[int]:
             "coefficients of a reward cannot be computed again: a text that another processor writes may differ in a "
             "token; audit the run without --peer"
         )
+    claims.check_own(config.own)
     peer, log = run.number(name), run.records
     present = [step for step in range(log.steps) if np.isfinite(log.rows[step, peer]).all()]
     newest = log.digests[-1] if log.digests else b""

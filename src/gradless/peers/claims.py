@@ -283,6 +283,17 @@ def _levels(level: list[bytes]) -> list[list[bytes]]:
     return levels
 
 
+def check_own(own: Mapping[str, Any]) -> None:
+    """Refuse settings of own files that do not say how labelled rows are read.
+
+    Raises:
+        BadInput: naming the one that is missing.
+    """
+    for name in ("template", "label_column", "labels"):
+        if not own.get(name):
+            raise BadInput(f"rows are committed to as a task reads them: give --{name.replace('_', '-')} too")
+
+
 def file_rows(path: Path | str, own: Mapping[str, Any]) -> list[bytes]:
     """Return the rows of a training file as they are committed to, in the order of the file.
 
@@ -299,9 +310,7 @@ def file_rows(path: Path | str, own: Mapping[str, Any]) -> list[bytes]:
     from gradless.tasks.sources import resolve
     from gradless.tasks.text_rows import Wanted
 
-    for name in ("template", "label_column", "labels"):
-        if not own.get(name):
-            raise BadInput(f"rows are committed to as a task reads them: give --{name.replace('_', '-')} too")
+    check_own(own)
     columns = own_tasks.parse_template(own["template"]).columns
     labels = tuple(own_tasks.checked_labels(own["labels"]))
     wanted = Wanted(columns, own["label_column"], labels, own.get("delimiter"), own.get("encoding"))

@@ -17,9 +17,12 @@ from gradless import ledger
 from gradless.collab.learners.language import tune_settings
 from gradless.errors import BadInput
 from gradless.gradients import Update
+from gradless.ledger.file import VERSION
+from gradless.ledger.header import COMMAND, check
 from gradless.peers.agreement.checks import Checks
 from gradless.peers.agreement.validity import Validity
 from gradless.peers.history import History
+from gradless.peers.node_files import LEDGER
 from gradless.peers.run_folder import RunFolder
 from gradless.peers.schema import LAST_ROUND, Malformed, parse_certificate
 from gradless.rules import SCHEDULES
@@ -80,6 +83,18 @@ def require(run: RunFolder, say: Say) -> None:
         raise BadInput(f"{finding.text}: {run.folder} proves nothing, so take the folder of another peer")
 
 
+def require_settings(run: RunFolder) -> None:
+    """Refuse a folder whose ledger has another header than peers of its manifest write, as `require` does.
+
+    An excision has a ledger and no log, so that this is all that can be compared.
+
+    Raises:
+        BadInput: with what differs, or no ledger.
+    """
+    if problem := _header_problem(run, ledger.read(run.folder / LEDGER).header):
+        raise BadInput(f"{problem}: {run.folder} proves nothing, so make the excision again")
+
+
 def _check_values(run: RunFolder) -> int:
     """Check every value as its voters did, and return how many rows there are."""
     history, checks, rows = History(run.group), Checks(run.group, run.ring), 0
@@ -102,7 +117,7 @@ def check_coefficients(run: RunFolder) -> Finding:
 
     Cost: one rule a step; no forward pass.
     """
-    path = run.folder / "ledger"
+    path = run.folder / LEDGER
     if not path.exists():
         return Finding(WEIGHTS, None, "there is no ledger: the weights were not rebuilt")
     try:
@@ -119,12 +134,15 @@ def check_coefficients(run: RunFolder) -> Finding:
 
 def _header_problem(run: RunFolder, header: dict[str, Any]) -> str:
     """What in a ledger's header is not the manifest's; empty if nothing is."""
-    settings, base = header.get("config"), run.manifest.contents.base_sha256
-    if not isinstance(settings, dict) or "arithmetic" not in header:
-        return "the ledger is not one that peers write"
-    recorded, ours = TuneConfig.from_json(settings), _settings(run)
-    for name in typed.settings(TuneConfig).keys() - PEERS_OWN:
-        if (theirs := getattr(recorded, name)) != (own := getattr(ours, name)):
+    check(header, run.folder / LEDGER, version=VERSION)  # of version 1 anything may stand there, and no peer writes it
+    for field in (COMMAND, "initial_sha256", "tuned_parameters"):
+        if field not in header:
+            return f"the ledger's header lacks the field {field}, which peers write"
+    if missing := sorted(_settings(run).to_json().keys() - PEERS_OWN - header[COMMAND].keys()):
+        return f"the ledger does not say what {missing[0]} is"
+    base, recorded, ours = run.manifest.contents.base_sha256, TuneConfig.from_json(header[COMMAND]), _settings(run)
+    for name in typed.settings(TuneConfig):
+        if name not in PEERS_OWN and (theirs := getattr(recorded, name)) != (own := getattr(ours, name)):
             return f"the ledger says that {name} is {typed.shown(theirs)}, and the manifest {typed.shown(own)}"
     if base not in ("", header.get("base_sha256")):
         return f"the ledger is of another base model than the manifest's ({base[:12]})"

@@ -20,6 +20,8 @@ METRICS: Final = "metrics.jsonl"
 STATUS: Final = "status.json"
 RESULT: Final = "result.json"
 EVIDENCE: Final = "evidence"
+BASE: Final = "base"
+"""Folder beside a manifest with the weights that its run begins with, if it continues another one."""
 LOSABLE: Final = (METRICS, STATUS, RESULT)
 """Files that may be lost, or hold anything, without harm."""
 
@@ -128,3 +130,9 @@ def read_evidence(path: Path) -> tuple[bytes, bytes] | None:
         parts.append(data[4:end])
         data = data[end:]
     return (parts[0], parts[1]) if len(parts) == 2 and not data else None
+
+
+def located(model: str, folder: Path) -> str:
+    """Return where a model is that a manifest names: beside the manifest if it is there."""
+    beside = folder / model
+    return str(beside) if model == BASE and beside.is_dir() else model

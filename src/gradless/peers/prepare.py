@@ -12,24 +12,22 @@ from gradless import rewards
 from gradless.collab.algorithms import COEFFICIENTS
 from gradless.collab.config import CollabConfig
 from gradless.errors import BadInput
+from gradless.peers import log_checks, settings
 from gradless.peers import manifest as manifests
-from gradless.peers import settings
-from gradless.peers.history import Group
 from gradless.peers.keys import Card
-from gradless.peers.log import PEERS_LOG, DecidedLog
 from gradless.peers.manifest import Manifest, Parent, Timing
-from gradless.peers.node_files import RESULT
+from gradless.peers.node_files import BASE, LOG, RESULT, Result
+from gradless.peers.node_files import located as located
+from gradless.peers.run_folder import RunFolder
 from gradless.system.side_files import read_table
 
-BASE: Final = "base"
-"""Folder beside a manifest with the weights that its run begins with, if it continues another one."""
 EXCISED: Final = "excised.json"
 """What `gradless.peers.excise` writes beside the ledger without some peers."""
 OWN: Final = ("template", "label_column", "labels", "delimiter", "encoding")
 
 
 class Ending(TypedDict):
-    """What is read of the end of a run."""
+    """What is read of an excision."""
 
     steps: int
     digest: str
@@ -111,21 +109,29 @@ def _continued(folder: Path, model: str | None, out: Path, say: Callable[[str], 
     """Return the settings of a finished run, or of an excision; its weights are saved beside the manifest.
 
     Raises:
-        BadInput: no such folder, or one that states other weights than its ledger gives, or another end of its log.
+        BadInput: no such folder, one whose log or ledger does not hold, or one that states other weights than its
+            ledger gives or another end than that of its log.
+
+    Cost: `gradless.peers.log_checks.require`, and a replay.
     """
     from gradless.runs import jobs
 
     earlier = manifests.read(folder)
-    ends = [read_table(folder / file, Ending) for file in (RESULT, EXCISED)]
+    ends = [read_table(folder / RESULT, Result), read_table(folder / EXCISED, Ending)]
     end = next((one for one in ends if one is not None and one.get("status", "done") == "done"), None)
     if not earlier.agreed or end is None:
         raise BadInput(
             f"{folder} holds no finished run of agreed peers: continue one that is done, or what 'excise' wrote"
         )
+    run = RunFolder(folder)
+    if (folder / LOG).exists():
+        log_checks.require(run, say)
+    else:
+        log_checks.require_settings(run)
     base = out / BASE
     kept = base.exists()  # `replay` refuses other weights than these
     replayed = jobs.replay(folder, until=end["steps"], save=base, model=model)
-    if (replayed.sha256, _digest(folder, earlier, end)) != (end["weights_sha256"], end["digest"]):
+    if (replayed.sha256, _digest(run, end)) != (end["weights_sha256"], end["digest"]):
         if not kept:
             shutil.rmtree(base)
         raise BadInput(
@@ -137,12 +143,9 @@ def _continued(folder: Path, model: str | None, out: Path, say: Callable[[str], 
     return settings.table(dataclasses.replace(earlier.config, model=BASE)), parent
 
 
-def _digest(folder: Path, earlier: Manifest, end: Mapping[str, Any]) -> str:
+def _digest(run: RunFolder, end: Mapping[str, Any]) -> str:
     """Return the digest of the last value of a run; of an excision, which has no log, what it says."""
-    if not (folder / PEERS_LOG).exists():
-        return str(end["digest"])
-    group = Group(earlier.run, len(earlier.peers), earlier.f, earlier.config.queries)
-    return DecidedLog(folder / PEERS_LOG, group, writable=False).history.digest.hex()
+    return run.log.history.digest.hex() if (run.folder / LOG).exists() else str(end["digest"])
 
 
 def _merged(start: Mapping[str, Any], values: Mapping[str, Any], mode: str) -> dict[str, Any]:
@@ -172,9 +175,3 @@ def _base_sha256(config: CollabConfig, out: Path, say: Callable[[str], None]) ->
     say(f"hashing the weights of {model}")
     dtype = weights_dtype(config) if lm.is_gguf(model) else "float32"
     return base_hash.base_sha256(lm.load(model, dtype=dtype, device="cpu", say=say))
-
-
-def located(model: str, folder: Path) -> str:
-    """Return where a model is that a manifest names: beside the manifest if it is there."""
-    beside = folder / model
-    return str(beside) if model == BASE and beside.is_dir() else model

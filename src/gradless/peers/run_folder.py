@@ -10,10 +10,11 @@ import numpy as np
 
 from gradless.errors import BadInput
 from gradless.peers import manifest as manifests
-from gradless.peers import memory, prepare
+from gradless.peers import memory
 from gradless.peers.history import Group
 from gradless.peers.log import PEERS_LOG, DecidedLog
 from gradless.peers.mixing import AgreedRule
+from gradless.peers.node_files import located
 from gradless.peers.scores import Records, records
 from gradless.peers.signing import is_signed, public_keys
 
@@ -129,4 +130,4 @@ class RunFolder:
 
     def base_model(self, given: str | None) -> str:
         """Return where the base model is: as given, beside the manifest, or what the manifest names."""
-        return given or prepare.located(str(self.manifest.config.model), self.folder)
+        return given or located(str(self.manifest.config.model), self.folder)
