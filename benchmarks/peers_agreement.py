@@ -4,7 +4,8 @@ Groups of n = 4, 7, 10 and 100 peers decide steps of K = 4 coefficients in one p
 to 10 ms one way, nothing lost; probes of 50 ms in the mean) and simulated time, real Ed25519 signatures. Counted a peer
 and step: messages, bytes of payload, signature checks, milliseconds of this processor. Then a late join of 20,000 steps
 of seven peers: fetching the log, and mixing its rows by two rules, one step after the other as they are trained, and
-many at once as they are joined (equal bits; medians of three). ``--only join`` measures that alone.
+many at once as they are joined (equal bits; medians of three). Then an audit, which checks every signature of the log of
+seven peers. ``--only join`` and ``--only audit`` measure these alone.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,12 +35,14 @@ from gradless.peers.agreed import arrivals_of, mixed_steps  # noqa: E402
 from gradless.peers.agreement import Timing  # noqa: E402
 from gradless.peers.history import Group  # noqa: E402
 from gradless.peers.log import DecidedLog  # noqa: E402
+from gradless.peers.log_checks import check_log  # noqa: E402
 from gradless.peers.mixing import AgreedRule  # noqa: E402
 from gradless.peers.signing import Ed25519Ring  # noqa: E402
 
 WIDTH = 4
 GROUPS = ((4, 1, 50), (7, 2, 30), (10, 3, 20), (100, 33, 2))
 JOINED = 20_000
+AUDITED = 300
 RULES = ("trimmed-mean", "nnm+trimmed-mean")
 
 
@@ -90,6 +94,22 @@ def join() -> dict[str, Any]:
     return {"peers": 7, "steps": JOINED, "bytes": size, **numbers, "mixing_cpu_seconds": mixing}
 
 
+def audit() -> dict[str, Any]:
+    """Every certificate and every signed row of the log of a group of seven, as `gradless peers audit` checks them."""
+    keys = rings(7)
+    settings = {"steps": AUDITED, "width": WIDTH, "liars": 0, "well_from": 0.0, "rings": keys, "timing": Timing()}
+    world = World(1, 7, 2, **settings)
+    world.probe = [0.05] * 7
+    world.run()
+    log = world.cores[0].log
+    run = SimpleNamespace(log=log, ring=keys[0], group=log.history.group)
+    begun = time.process_time()
+    finding = check_log(run, lambda line: None)
+    spent = time.process_time() - begun
+    assert finding.holds
+    return {"peers": 7, "steps": AUDITED, "cpu_ms_a_step": round(1000 * spent / AUDITED, 2), "processor": processor()}
+
+
 def mix(log: DecidedLog, rule: AgreedRule) -> dict[str, float]:
     """Processor seconds of mixing all steps of a log, in two ways that must give the same bits."""
 
@@ -109,20 +129,25 @@ def mix(log: DecidedLog, rule: AgreedRule) -> dict[str, float]:
     return {name: round(statistics.median(seconds), 3) for name, seconds in spent.items()}
 
 
+PARTS = {"join": join, "audit": audit}
+
+
 def main() -> None:
     """Measure, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "peers-agreement.json")
-    parser.add_argument("--only", choices=["join"], help="measure this alone; the other figures of the file stay")
+    parser.add_argument("--only", choices=["join", "audit"], help="measure this alone; the other figures of the file stay")
     asked = parser.parse_args()
-    groups = json.loads(asked.out.read_text())["groups"] if asked.only else []
+    held = json.loads(asked.out.read_text()) if asked.only else {}
+    groups = held.get("groups", [])
     for peers, byzantine, steps in () if asked.only else GROUPS:
         groups.append(cost(peers, byzantine, steps))
         print(groups[-1], flush=True)
-    joined = join()
-    print(joined, flush=True)
+    parts = {name: measure() for name, measure in PARTS.items() if asked.only in (None, name)}
+    print(parts, flush=True)
     facts = {"command": "python benchmarks/peers_agreement.py", "processor": processor(), "width": WIDTH}
-    asked.out.write_text(json.dumps({**facts, "groups": groups, "join": joined}, indent=1) + "\n")
+    facts = {name: held.get(name, value) for name, value in facts.items()}
+    asked.out.write_text(json.dumps({**held, **facts, "groups": groups, **parts}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
