@@ -136,7 +136,9 @@ def main() -> None:
     """Measure, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "peers-agreement.json")
-    parser.add_argument("--only", choices=["join", "audit"], help="measure this alone; the other figures of the file stay")
+    parser.add_argument(
+        "--only", choices=["join", "audit"], help="measure this alone; the other figures of the file stay"
+    )
     asked = parser.parse_args()
     held = json.loads(asked.out.read_text()) if asked.only else {}
     groups = held.get("groups", [])
