@@ -4,7 +4,7 @@ Groups of n = 4, 7, 10 and 100 peers decide steps of K = 4 coefficients in one p
 to 10 ms one way, nothing lost; probes of 50 ms in the mean) and simulated time, real Ed25519 signatures. Counted a peer
 and step: messages, bytes of payload, signature checks, milliseconds of this processor. Then a late join of 20,000 steps
 of seven peers: fetching the log, and mixing its rows by two rules, one step after the other as they are trained, and
-many at once as they are joined (equal bits; medians of three). Then an audit, which checks every signature of the log of
+many at once as they are joined (equal bits; medians of three). Then an audit, which checks every signature of a log of
 seven peers. ``--only join`` and ``--only audit`` measure these alone.
 """
 
