@@ -153,7 +153,7 @@ class BatchedForward:
     def linear(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
         """X W_c^T + b_c for every copy: weights ``[copies, out, in]``, bias ``[copies, out]`` or ``[out]``."""
         flat, shape = self.rows(x)
-        if weights[0].numel() <= SMALL:
+        if weights[0].numel() <= SMALL or torch.is_grad_enabled():  # autograd refuses out=
             out = torch.bmm(flat, weights.mT)
             out = out if bias is None else out.add_(bias.unsqueeze(1) if bias.ndim == 2 else bias)
             return self.wrap(out.view(self.copies, *shape, out.shape[-1]))

@@ -29,11 +29,12 @@ from gradless.forward.engines import AUTO, CHOICES, DUAL, IN_PLACE, MOST_COPIES,
 from gradless.forward.losses import Closure as Closure
 from gradless.forward.losses import checked, numbers, same, unread
 from gradless.forward.low_rank import LowRankLinear
-from gradless.forward.perturbed import PerturbedWeights, ReadSurvey
+from gradless.forward.perturbed import PerturbedWeights
 from gradless.forward.points import Point, Points, Scale, probe_point
 from gradless.forward.prefix_cache import PrefixCache
 from gradless.forward.random_state import RandomState, SharedRandom
 from gradless.forward.read_order import ReadOrder
+from gradless.forward.read_survey import ReadSurvey
 from gradless.forward.scratch import Pool
 from gradless.gradients import Leaf, Mixture
 from gradless.ranks import BATCH, DIRECTIONS, Ranks

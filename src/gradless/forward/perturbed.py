@@ -25,7 +25,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradless import kernels
 from gradless.forward.autodiff import METADATA
@@ -35,11 +34,13 @@ from gradless.forward.interception import Interception, attention_through, own_r
 from gradless.forward.low_rank import LowRankLinear
 from gradless.forward.points import Points, Visit, branch, branch_many, empty_copies
 from gradless.forward.read_order import ReadOrder
+from gradless.forward.read_survey import ReadSurvey
 from gradless.forward.scratch import Buffer, Copies, Pool
 from gradless.gradients import Leaf
 from gradless.storage.upcast import UpcastParameter, upcast, values_dtype, wide_parts
 
-# Functions that have read their weight completely when they return, and are worth a reused buffer.
+# Functions that have read their weight completely when they return, and are worth a reused buffer. While gradients are
+# recorded (a closure may differentiate the model by its input) none has: autograd keeps the weight for the backward.
 CONSUMING = frozenset((F.linear, F.conv1d, F.layer_norm, F.rms_norm, torch.addmm, torch.mul, torch.Tensor.mul))
 
 
@@ -159,7 +160,8 @@ class PerturbedWeights:
             result = self._rows(func, args, kwargs)
             result = self._linear(func, args, kwargs) if result is None else result
             if result is None:
-                borrowed: list[Copies] | None = [] if func in CONSUMING and self.batched is None else None
+                reused = func in CONSUMING and self.batched is None and not torch.is_grad_enabled()
+                borrowed: list[Copies] | None = [] if reused else None
                 args = tuple(self._serve(a, borrowed) for a in args)
                 kwargs = {key: self._serve(a, borrowed) for key, a in kwargs.items()}
         if result is not None:
@@ -215,8 +217,8 @@ class PerturbedWeights:
             return None
         offset = self._offset(bias)
         self.served.add(id(weight))
-        if id(weight) in self.small:
-            copies = self.small[id(weight)]
+        if id(weight) in self.small or torch.is_grad_enabled():
+            copies = self._whole(leaf)
             return self.batched.linear(x, copies if func is F.linear else copies.mT, offset)
         borrowed = self._borrow(leaf)
         try:
@@ -244,11 +246,11 @@ class PerturbedWeights:
         flat = out.view(-1, out.shape[-1])
         kind = out.dtype  # under autocast not that of the weights
         x = rows.reshape(-1, rows.shape[-1]).to(kind)
-        if isinstance(leaf.param, UpcastParameter):
+        if isinstance(leaf.param, UpcastParameter) and not torch.is_grad_enabled():  # their scratch is used again
             for start, values in wide_parts(leaf.param.detach()):
                 flat[:, start : start + len(values)].addmm_(x, values.T)
         else:
-            torch.addmm(flat, x, leaf.param.detach().T.to(kind), out=flat)
+            flat.addmm_(x, upcast(leaf.param).detach().T.to(kind))
         return self._present(out.view(len(out), *shape, out.shape[-1]))
 
     def _rows(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
@@ -283,7 +285,7 @@ class PerturbedWeights:
     def _whole(self, leaf: Leaf) -> Tensor:
         """The leaf at every point, ``[C, *shape]``."""
         key = id(leaf.param)
-        if key in self.small or self.kept is None:
+        if key in self.small or self.kept is None or torch.is_grad_enabled():  # what is kept is used again in the end
             return self.small[key] if key in self.small else self._branch(leaf)
         if key not in self.kept:
             values = self._branch(leaf)
@@ -341,36 +343,6 @@ def _linear_arguments(input: Any, weight: Any, bias: Any = None) -> tuple[Any, A
 
 def _is_index(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype == torch.int64
-
-
-class ReadSurvey(TorchDispatchMode):
-    """Find tuned parameters that a forward reads below the level of torch functions."""
-
-    def __init__(self, leaves: Mapping[int, Leaf]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.owners: dict[int, set[int]] = {}  # several parameters may be views of one buffer
-        for key, leaf in leaves.items():
-            self.owners.setdefault(leaf.param.untyped_storage().data_ptr(), set()).add(key)
-        self.direct: set[int] = set()
-        self.quiet = 0
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Do not count what gradless itself reads."""
-        self.quiet += 1
-        try:
-            with own_reads():
-                yield
-        finally:
-            self.quiet -= 1
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Note every tensor argument that shares memory with a tuned parameter."""
-        if not self.quiet:
-            for value in torch.utils._pytree.tree_leaves((args, kwargs)):
-                if isinstance(value, Tensor) and value.layout == torch.strided and value.numel():
-                    self.direct |= self.owners.get(value.untyped_storage().data_ptr(), set())
-        return func(*args, **(kwargs or {}))
 
 
 _active: ContextVar[PerturbedWeights | None] = ContextVar("_active", default=None)

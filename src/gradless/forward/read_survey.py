@@ -1,0 +1,44 @@
+"""Which tuned parameters a forward reads below the level of torch functions, where they cannot be replaced."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradless.forward.interception import own_reads
+from gradless.gradients import Leaf
+
+
+class ReadSurvey(TorchDispatchMode):
+    """Find tuned parameters that a forward reads below the level of torch functions."""
+
+    def __init__(self, leaves: Mapping[int, Leaf]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.owners: dict[int, set[int]] = {}  # several parameters may be views of one buffer
+        for key, leaf in leaves.items():
+            self.owners.setdefault(leaf.param.untyped_storage().data_ptr(), set()).add(key)
+        self.direct: set[int] = set()
+        self.quiet = 0
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not count what gradless itself reads."""
+        self.quiet += 1
+        try:
+            with own_reads():
+                yield
+        finally:
+            self.quiet -= 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Note every tensor argument that shares memory with a tuned parameter."""
+        if not self.quiet:
+            for value in torch.utils._pytree.tree_leaves((args, kwargs)):
+                if isinstance(value, Tensor) and value.layout == torch.strided and value.numel():
+                    self.direct |= self.owners.get(value.untyped_storage().data_ptr(), set())
+        return func(*args, **(kwargs or {}))
