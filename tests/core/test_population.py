@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+import threading
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from gradless.estimators.shaping import SHAPINGS
 from gradless.forward import populations
 from gradless.forward.points import probe_point
 from gradless.optimizer import Update, ZerothOrder
+from gradless.ranks import Ranks
 from gradless.rules import scale
 
 KEYS = (1, 2, 3)
@@ -121,42 +123,96 @@ def test_losses_of_another_shape_are_refused():
         es([("w", weight)], shaping="ranks")
 
 
-class FakeRanks:
-    """Ranks of one process after the other: what others gave is known beforehand."""
+class ThreadRanks(Ranks):
+    """A rank that is a thread; messages have the lengths that gloo asks for."""
 
-    def __init__(self, rank: int, split: str, shares: list[list[tuple[float, ...]]]) -> None:
-        self.rank, self.size, self.split, self.shares, self.asked = rank, len(shares), split, shares, 0
+    def __init__(self, rank: int, split: str, meeting: threading.Barrier, table: dict[int, Tensor]) -> None:
+        super().__init__(rank=rank, size=meeting.parties, split=split)
+        self.meeting, self.table = meeting, table
 
-    def own(self, items):
-        return items[self.rank :: self.size]
+    def _gathered(self, mine: Tensor) -> list[Tensor]:
+        self.table[self.rank] = mine
+        self.meeting.wait()
+        told = [self.table[rank] for rank in range(self.size)]
+        self.meeting.wait()
+        assert {one.shape for one in told} == {mine.shape}
+        return told
 
-    def gather(self, values):
-        self.asked += 1
-        self.shares[self.rank].append(tuple(values))
-        return [share[self.asked - 1] for share in self.shares]
+
+def together(size: int, split: str, function):
+    """What a function of a rank returns, or raises, on each of them."""
+    meeting, table = threading.Barrier(size, timeout=20), {}
+    outcomes = [None] * size
+
+    def run(rank: int) -> None:
+        try:
+            outcomes[rank] = function(ThreadRanks(rank, split, meeting, table))
+        except BadInput as error:
+            outcomes[rank] = str(error)
+        except BaseException:
+            meeting.abort()
+            raise
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+POINTS = [probe_point(key, 1.0) for key in range(6)]
+
+
+def evaluated(losses: np.ndarray):
+    """Rows at some of the points, as an engine returns them."""
+    return lambda own: [losses[int(point.mixture.keys[0])].tolist() for point in own]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("split", ["batch", "directions"])
+def test_ranks_see_the_population_of_one_process(split, size):
+    losses = losses_of(rows=5)  # which no number of ranks shares evenly
+    if split == "batch":
+        shards = [losses[:, rank::size] for rank in range(size)]
+        expected = np.concatenate(shards, axis=1)
+    else:
+        shards, expected = [losses] * size, losses
+    views = together(size, split, lambda rank: populations.over_ranks(rank, POINTS, evaluated(shards[rank.rank])))
+    for view in views:
+        np.testing.assert_array_equal(view, expected)
+
+
+def test_one_number_for_each_shard_is_its_weighted_mean():
+    shards = losses_of(rows=2)
+
+    def view(rank):
+        rank.weight = (3.0, 2.0, 0.0)[rank.rank]
+        own = shards[:, rank.rank] if rank.weight else np.full((6,), math.nan)  # without a shard it is not looked at
+        return populations.over_ranks(rank, POINTS, evaluated(own))
+
+    for seen in together(3, "batch", view):
+        np.testing.assert_allclose(seen[:, 0], shards @ [0.6, 0.4])
+
+
+def test_a_rank_without_a_shard_has_no_rows():
+    losses = losses_of(rows=3)
+
+    def view(rank):
+        rank.weight = (0.0, 3.0)[rank.rank]
+        return populations.over_ranks(rank, POINTS, evaluated(losses if rank.weight else losses[:, :1]))
+
+    for seen in together(2, "batch", view):
+        np.testing.assert_array_equal(seen, losses)
 
 
 @pytest.mark.parametrize("split", ["batch", "directions"])
-def test_ranks_see_the_population_of_one_process(split):
-    losses = losses_of(rows=4)
-    points = [probe_point(key, 1.0) for key in range(6)]
+def test_all_ranks_refuse_a_number_of_rows_that_changes(split):
+    def changing(own):
+        return [[1.0] * (2 if point.mixture.keys[0] == 5 else 3) for point in own]
 
-    def evaluate(rank):
-        columns = slice(2 * rank, 2 * rank + 2) if split == "batch" else slice(None)
-        return lambda own: [losses[int(point.mixture.keys[0]), columns].tolist() for point in own]
-
-    # Ranks wait for each other, so what they send is collected first: in the last round all of it is known.
-    shares: list[list[tuple[float, ...]]] = [[], []]
-    if split == "directions":
-        shares = [[(4.0,)], [(4.0,)]]
-        for rank in range(2):
-            own = losses[rank::2]
-            shares[rank].append(tuple(own.ravel()))
-    else:
-        shares = [[tuple(losses[:, :2].ravel())], [tuple(losses[:, 2:].ravel())]]
-    for rank in range(2):
-        seen = populations.over_ranks(FakeRanks(rank, split, shares), points, evaluate(rank))
-        np.testing.assert_array_equal(seen, losses)
+    shares = together(2, split, lambda rank: populations.over_ranks(rank, POINTS, changing))
+    assert all("another number of losses" in refusal for refusal in shares)
 
 
 def noise_of(named: list[tuple[str, Tensor]], draw) -> dict[str, Tensor]:

@@ -94,6 +94,15 @@ def test_token_weights_make_uneven_shards_the_batch(found):
             assert value["tokens"][2] == seen  # an evaluation has the same bits
 
 
+def test_a_population_is_that_of_one_process(found):
+    """Also where ranks have different numbers of rows, or each has one number for its shard."""
+    (alone,) = found[1]
+    for size in (2, 4):
+        for value in found[size]:
+            for case, expected in alone["population"].items():
+                assert value["population"][case] == pytest.approx(expected, rel=1e-5), case
+
+
 def test_what_does_not_go_with_ranks(found):
     for value in found[2]:
         stored, walked, engine = value["refusals"]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -151,6 +152,30 @@ def tokens(group: ranks.Ranks | None, rows: list[Any], task: Any) -> tuple[float
     return probe.loss, list(probe.sketch.coeffs), (seen.loss, seen.predictions, seen.probabilities, seen.forwards)
 
 
+def population(group: ranks.Ranks | None) -> dict[str, Any]:
+    """Loss and coefficients of an evolution strategy: five rows, which the ranks share unevenly."""
+    found = {}
+    data = torch.sin(torch.arange(20.0)).view(5, 4)
+    for split, single in itertools.product(ranks.SPLITS, (True, False)):
+        layer = torch.nn.Linear(4, 1)
+        with torch.no_grad():
+            layer.weight.fill_(0.5), layer.bias.fill_(0.0)
+        mine = data
+        if group is not None:
+            group.split = split
+            mine = group.own(data) if split == "batch" else data
+            group.weight = float(len(mine))
+        opt = gl.es(layer.named_parameters(), lr=0.1, eps=0.1, queries=2, shaping="none", ranks=group)
+
+        def closure(layer=layer, mine=mine, single=single):
+            losses = layer(mine).square().mean(1)
+            return losses.mean() if single else losses
+
+        probe = opt.step_with(closure)[0]
+        found[split, single] = (probe.loss, *probe.sketch.coeffs, opt.forwards, opt.check_forwards)
+    return found
+
+
 def refusals(group: ranks.Ranks) -> list[str]:
     """What does not go with ranks."""
     model = r.lm.load("tiny-llama").model
@@ -185,6 +210,7 @@ def all_of_it(group: ranks.Ranks | None, rows: list[Any], task: Any) -> dict[str
     if group is not None:
         group.split = "directions"
     found["drawing"] = drawing(group)
+    found["population"] = population(group)
     if group is not None:
         group.split = "batch"
     found["tokens"] = tokens(group, rows, task)

@@ -34,14 +34,12 @@ from gradless.forward.points import Point, Points, Scale, probe_point
 from gradless.forward.prefix_cache import PrefixCache
 from gradless.forward.random_state import RandomState, SharedRandom
 from gradless.forward.read_order import ReadOrder
-from gradless.forward.read_survey import ReadSurvey
+from gradless.forward.read_survey import Looks, ReadSurvey
 from gradless.forward.scratch import Pool
 from gradless.gradients import Leaf, Mixture
 from gradless.ranks import BATCH, DIRECTIONS, Ranks
 
 T = TypeVar("T")
-
-LOOKS = 32  # steps in which unread leaves are looked for
 
 
 class LossEvaluator:
@@ -95,7 +93,7 @@ class LossEvaluator:
         self._batched = False  # whether a batched forward has succeeded
         self._unread: frozenset[int] = frozenset()  # leaves that no forward has read so far
         self._sparse = False  # some forward did not read all leaves
-        self._looks, self._step_begins = 0, False  # steps that looked for these; no forward of this step has run yet
+        self._looks = Looks()  # for these
 
     def share(self, ranks: Ranks | None) -> None:
         """Share the evaluations with other processes from now on."""
@@ -123,7 +121,8 @@ class LossEvaluator:
         if self._graphs:
             self._graphs.closure = closure
         rows = populations.Rows(closure, start)
-        closure, self._step_begins = checked(start.pinned(closure)), True
+        closure = checked(start.pinned(closure))
+        self._looks.begin_step()
         if self._on_cpu:
             heap.keep(self)
         with self.prefix.step() if self.prefix else contextlib.nullcontext():
@@ -159,11 +158,14 @@ class LossEvaluator:
 
         Cost and errors are those of `values`.
         """
-        losses = populations.over_ranks(self.ranks, points, lambda own: self._values(closure, own))
-        self.forwards += populations.elsewhere(self.ranks, points)
+
+        def evaluate(points: Sequence[Point]) -> np.ndarray:
+            self.forwards += populations.elsewhere(self.ranks, points)
+            return populations.over_ranks(self.ranks, points, lambda own: self._values(closure, own))
+
+        losses = evaluate(points)
         if not hasattr(closure, "side_by_side"):  # such a closure draws from counters only
-            own = populations.own(self.ranks, points)[:1]
-            self._evaluate_again(populations.mean(losses[0]), lambda: populations.mean(self._values(closure, own)))
+            self._evaluate_again(populations.mean(losses[0]), lambda: populations.mean(evaluate(points[:1])))
         return losses
 
     def _evaluate_again(self, loss: float, again: Callable[[], float]) -> None:
@@ -349,16 +351,8 @@ class LossEvaluator:
         )
 
     def _looks_again(self) -> bool:
-        """Whether this forward, the first of a step, looks for leaves that no forward has read so far.
-
-        A branch may be taken later (an expert, an adapter that is switched on). What watches slows a forward down, so
-        after `LOOKS` steps only steps 2, 4, 8, ... times as late are watched.
-        """
-        if not self._unread or not self._step_begins:
-            return False
-        self._step_begins = False
-        self._looks += 1
-        return self._looks <= LOOKS or not self._looks & (self._looks - 1)
+        """Whether this forward, the first of a step, looks for leaves that no forward has read so far."""
+        return bool(self._unread) and self._looks.due()
 
     def _surveyed(self, weights: PerturbedWeights, evaluate: Callable[[], Tensor | float]) -> Tensor | float:
         """The result of a forward that also tells the leaves that must be perturbed in place.

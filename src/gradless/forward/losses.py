@@ -43,7 +43,7 @@ def checked(closure: Callable[[], Any]) -> Closure:
 
 
 def checked_rows(closure: Callable[[], Any]) -> Closure:
-    """The closure, whose result is a tensor ``[B]`` of real numbers, a loss for every row; one number is one row.
+    """The closure, whose result is a tensor ``[B]`` of real numbers, a loss for every row, or one number ``[]``.
 
     Raises:
         BadInput: (when it is called) it returns something else, or calls ``backward``.
@@ -57,7 +57,7 @@ def checked_rows(closure: Callable[[], Any]) -> Closure:
         if losses.ndim > 1 or not losses.numel() or losses.is_complex():
             kind = "complex numbers" if losses.is_complex() else f"a tensor of shape {list(losses.shape)}"
             raise BadInput(f"the closure returns {kind}: return one real number for each row of the batch, [B]")
-        return losses.reshape(-1)
+        return losses
 
     return rows
 

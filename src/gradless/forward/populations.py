@@ -53,29 +53,64 @@ def over_ranks(
 ) -> np.ndarray:
     """Return the loss of every row at every point: float64 ``[points, B]``, the same bits on all ranks.
 
-    Ranks that split the batch have rows of their own, equally many, which stand side by side in rank order; ranks that
-    split the directions have the same rows, and each evaluates some of the points.
+    Ranks that split the batch have rows of their own, which stand side by side in rank order; where each has one number
+    for its shard, that is one row, their mean by `Ranks.weight`. A rank of weight 0 is not looked at. Ranks that split
+    the directions have the same rows, and each evaluates some of the points.
 
     Raises:
-        BadInput: the number of rows differs between points.
+        BadInput: (on all ranks) the number of rows differs between points, or no rank has a weight.
 
-    Cost: 8 bytes for each loss to every other rank.
+    Cost: two messages to every other rank, 24 bytes and 8 for each loss.
     """
     mine = own(ranks, points)
     rows = evaluate(mine) if mine else []
-    if len({len(row) for row in rows}) > 1:
-        raise BadInput("the closure returns another number of losses at other weights: return one for each row")
-    losses = np.array(rows, dtype=np.float64).reshape(len(mine), -1)
     if ranks is None:
-        return losses
-    if ranks.split != DIRECTIONS:
-        theirs = ranks.gather(losses.ravel().tolist())
-        return np.concatenate([np.reshape(row, (len(points), -1)) for row in theirs], axis=1)
-    width = int(max(count for (count,) in ranks.gather((losses.shape[1],))))
-    padded = np.full((-(-len(points) // ranks.size), width), math.nan)
-    padded[: len(mine)] = losses.reshape(len(mine), -1)
-    shares = [np.reshape(row, padded.shape) for row in ranks.gather(padded.ravel().tolist())]
-    return np.stack([shares[index % ranks.size][index // ranks.size] for index in range(len(points))])
+        return np.array(rows, dtype=np.float64).reshape(len(rows), _same([_count(rows)]))
+    return _of_points(ranks, rows, len(points)) if ranks.split == DIRECTIONS else _of_shards(ranks, rows)
+
+
+def _of_shards(ranks: Ranks, rows: list[Any]) -> np.ndarray:
+    """Return the losses of all shards of the batch ``[points, B]``, from this rank's rows at every point."""
+    one = all(np.ndim(row) == 0 for row in rows)
+    told = ranks.gather((_count(rows), one, ranks.weight))
+    counts = [int(count) if weight else 0 for count, _, weight in told]
+    _same([min(counts)])
+    if all(one for _, one, weight in told if weight):
+        return np.reshape(ranks.mean([mean(row) for row in rows]), (len(rows), 1))
+    padded = np.full((len(rows), max(counts)), math.nan)
+    if count := counts[ranks.rank]:
+        padded[:, :count] = np.reshape(rows, (len(rows), count))
+    shares = ranks.gather(padded.ravel().tolist())
+    return np.concatenate(
+        [np.reshape(share, padded.shape)[:, :count] for share, count in zip(shares, counts, strict=True)], axis=1
+    )
+
+
+def _of_points(ranks: Ranks, rows: list[Any], num_points: int) -> np.ndarray:
+    """Return the losses at all points ``[points, B]``, from those of the whole batch at this rank's points."""
+    width = _same([int(count) for (count,) in ranks.gather((_count(rows),))])
+    padded = np.full((-(-num_points // ranks.size), width), math.nan)
+    padded[: len(rows)] = np.reshape(rows, (len(rows), width))
+    shares = [np.reshape(share, padded.shape) for share in ranks.gather(padded.ravel().tolist())]
+    return np.stack([shares[index % ranks.size][index // ranks.size] for index in range(num_points)])
+
+
+def _count(rows: list[Any]) -> int:
+    """Return how many losses each point has; 0 without points, -1 where points have several numbers of them."""
+    counts = {np.size(row) for row in rows} or {0}
+    return counts.pop() if len(counts) == 1 else -1
+
+
+def _same(counts: Sequence[int]) -> int:
+    """Return the number of losses that all have, but for those that have none.
+
+    Raises:
+        BadInput: they have several.
+    """
+    several = set(counts) - {0}
+    if len(several) > 1 or -1 in several:
+        raise BadInput("the closure returns another number of losses at other weights: return one for each row")
+    return several.pop() if several else 0
 
 
 def mean(losses: Any) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradless.forward.interception import own_reads
 from gradless.gradients import Leaf
+
+LOOKS: Final = 32
+"""Steps in which unread leaves are looked for."""
 
 
 class ReadSurvey(TorchDispatchMode):
@@ -42,3 +45,27 @@ class ReadSurvey(TorchDispatchMode):
                 if isinstance(value, Tensor) and value.layout == torch.strided and value.numel():
                     self.direct |= self.owners.get(value.untyped_storage().data_ptr(), set())
         return func(*args, **(kwargs or {}))
+
+
+class Looks:
+    """When forwards are watched for leaves that none has read so far: the first forward of some steps.
+
+    A branch may be taken later (an expert, an adapter that is switched on). What watches slows a forward down, so after
+    `LOOKS` steps only steps 2, 4, 8, ... times as late are watched.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._step_begins = False  # no forward of this step has asked yet
+
+    def begin_step(self) -> None:
+        """A step begins."""
+        self._step_begins = True
+
+    def due(self) -> bool:
+        """Return whether this forward is to be watched."""
+        if not self._step_begins:
+            return False
+        self._step_begins = False
+        self._count += 1
+        return self._count <= LOOKS or not self._count & (self._count - 1)
