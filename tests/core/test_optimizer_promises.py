@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 
@@ -304,3 +305,52 @@ def test_bad_input_is_one_sentence(make, message):
     with pytest.raises(gl.BadInput, match=message) as error:
         make(Net())
     assert "\n" not in str(error.value)
+
+
+METHODS = {
+    "mezo": gl.mezo,
+    "momentum": gl.mezo_momentum,
+    "stored momentum": gl.zo_momentum,
+    "stored adam": gl.zo_adam,
+    "root mean square": gl.mezo_rms,
+    "standard deviation": gl.fzoo,
+    "low rank": gl.lozo,
+}
+
+
+@pytest.mark.parametrize("names_known", [True, False], ids=["state of this release", "state of an older one"])
+def test_a_state_of_another_method_is_refused_before_anything_is_changed(names_known):
+    def fresh(method, steps):
+        layer = nn.Linear(4, 3)
+        opt = method(layer.named_parameters(), lr=1e-3 * (1 + steps), engine="stream")
+        for _ in range(steps):
+            opt.step(lambda: layer(torch.ones(2, 4)).square().mean())
+        return opt
+
+    states = {name: fresh(method, 2).state_dict() for name, method in METHODS.items()}
+    for state in states.values() if not names_known else ():
+        for part in ("rule_name", "directions_name"):
+            state["gradless"].pop(part, None)
+    refused = {}
+    for saved, state in states.items():
+        for name, method in METHODS.items():
+            opt = fresh(method, 0)
+            try:
+                opt.load_state_dict(state)
+            except gl.BadInput as error:
+                refused[saved, name] = str(error)
+                assert (opt.t, opt.forwards, opt.param_groups[0]["lr"]) == (0, 0, 1e-3)
+    others = set(itertools.permutations(METHODS, 2))
+    assert refused.keys() == others if names_known else refused.keys() < others  # some states fit several rules
+    assert len(refused) > len(METHODS)
+    assert all("by the method that the state was saved from" in reason for reason in refused.values())
+
+
+def test_masks_of_other_shapes_are_refused():
+    layer = nn.Linear(4, 3)
+    opt = gl.zo_sparse(layer.named_parameters(), lr=1e-3)
+    state = opt.state_dict()
+    masks = {name: mask.flatten()[:2] for name, mask in state["gradless"]["masks"].items()}
+    with pytest.raises(gl.BadInput, match="masks of other parameters"):
+        opt.load_state_dict({**state, "gradless": {**state["gradless"], "masks": masks, "t": 5}})
+    assert opt.t == 0

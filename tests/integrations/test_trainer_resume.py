@@ -163,6 +163,16 @@ def test_damaged_files_of_a_checkpoint_are_named(tmp_path, name, content):
         trainer(tmp_path, zo="zo-adam").train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
+def test_a_state_of_another_rule_in_a_checkpoint_is_refused(tmp_path):
+    trainer(tmp_path, zo="zo-adam", options={"max_steps": 4}).train()
+    path = tmp_path / "checkpoint-4" / "gradless.json"
+    state = json.loads(path.read_text())
+    state["method"]["rule"] = state["method"]["rule"][:1]
+    path.write_text(json.dumps(state))
+    with pytest.raises(gl.BadInput, match="not one of the rule 'stored_adam"):
+        trainer(tmp_path, zo="zo-adam").train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
 @pytest.mark.parametrize("bare", ["weights", "bare"])
 @pytest.mark.parametrize(
     ("runs", "kills"), [pytest.param(1, 2, marks=pytest.mark.sweep), pytest.param(8, 4, marks=pytest.mark.long)]

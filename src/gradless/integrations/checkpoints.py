@@ -293,7 +293,9 @@ def restore(saved: Saved, opt: ZerothOrder, own_header: dict[str, Any]) -> None:
         try:
             tensors = load_file(saved.folder / TENSORS) if (saved.folder / TENSORS).exists() else {}
             opt.load_state_dict({**opt.state_dict(), "gradless": unpack(saved.state["method"], tensors)})
-        except (SafetensorError, LookupError, TypeError, AttributeError):
+        except BadInput:
+            raise
+        except (SafetensorError, LookupError, TypeError, ValueError, AttributeError):
             raise BadInput(
                 f"{saved.folder / STATE} or {TENSORS} beside it is damaged: restore them from a copy, or resume from "
                 "another checkpoint"

@@ -22,6 +22,9 @@ from gradless.rules import like, plain
 
 Optimizer = Any  # `gradless.ZerothOrder`, which is made of this
 COUNTERS: Final = ("seed", "t", "forwards", "skipped", "skipped_row", "rule", "masks")
+NAMED: Final = ("rule", "directions")
+"""Parts of an optimizer whose names a state has under ``<part>_name``; states of older releases do not tell them."""
+SAME_METHOD: Final = "create the optimizer by the method that the state was saved from"
 
 
 def counters(opt: Optimizer) -> dict[str, Any]:
@@ -35,14 +38,15 @@ def counters(opt: Optimizer) -> dict[str, Any]:
         "rule": plain(opt._rule_state),
         "masks": {leaf.name: leaf.mask.clone() for leaf in opt.leaves if leaf.mask is not None},
         "engine": opt.engine,
+        **{f"{part}_name": getattr(opt, part).name for part in NAMED},
     }
 
 
-def check(opt: Optimizer, state: dict[str, Any]) -> None:
-    """Refuse a state that is not one of such an optimizer.
+def check(opt: Optimizer, state: dict[str, Any]) -> Any:
+    """Refuse a state that is not one of such an optimizer; returns the state of the rule, for `load`.
 
     Raises:
-        BadInput: it is of another optimizer, of other parameters or of another seed.
+        BadInput: it is of another optimizer, method or seed, or of other parameters.
     """
     own = state.get("gradless")
     if not isinstance(own, dict) or not own.keys() >= set(COUNTERS) or not state.keys() >= {"state", "param_groups"}:
@@ -50,17 +54,27 @@ def check(opt: Optimizer, state: dict[str, Any]) -> None:
     if own["seed"] != opt.seed:
         raise BadInput(f"this state belongs to seed {own['seed']}, not {opt.seed}: create the optimizer with it")
     contract.check_names(opt.param_groups, state["param_groups"])
-    if own["masks"].keys() != {leaf.name for leaf in opt.leaves if leaf.mask is not None}:
+    shapes = {leaf.name: leaf.mask.shape for leaf in opt.leaves if leaf.mask is not None}
+    if {name: mask.shape for name, mask in own["masks"].items()} != shapes:
         raise BadInput("this state has masks of other parameters: create the optimizer from the base weights")
+    for part in NAMED:
+        then, now = own.get(f"{part}_name"), getattr(opt, part).name
+        if then is not None and then != now:
+            raise BadInput(f"this state is of a method whose {part} is '{then}', not '{now}': {SAME_METHOD}")
+    first = opt.rule.init()
+    try:
+        return like(first, own["rule"])
+    except (TypeError, ValueError, LookupError, AttributeError):
+        raise BadInput(f"this state is not one of the rule '{opt.rule.name}': {SAME_METHOD}") from None
 
 
-def load(opt: Optimizer, own: dict[str, Any]) -> None:
-    """Take over what `counters` returned. Deferred updates are dropped."""
+def load(opt: Optimizer, own: dict[str, Any], rule_state: Any) -> None:
+    """Take over what `counters` returned, and what `check` made of it. Deferred updates are dropped."""
     opt._deferred.drop()
     opt.evaluator.unchecked = opt.check
     opt.t, opt.evaluator.forwards, opt.skipped = own["t"], own["forwards"], own["skipped"]
     opt._skipped_row = own["skipped_row"]
-    opt._rule_state = like(opt.rule.init(), own["rule"])
+    opt._rule_state = rule_state
     if opt.engine == AUTO and own.get("engine") in ENGINES:  # states of older releases do not tell
         opt.evaluator.settle(EngineChoice(own["engine"], reason="that of the state that was loaded", step=own["t"]))
     for leaf in opt.leaves:

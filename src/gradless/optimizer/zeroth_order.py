@@ -382,14 +382,14 @@ class ZerothOrder(torch.optim.Optimizer):
         """Restore what `state_dict` returned; deferred updates are dropped, since the parameters are restored as well.
 
         Raises:
-            BadInput: a state of another optimizer, of other parameters or of another seed.
+            BadInput: a state of another optimizer, method or seed, or of other parameters; nothing is changed then.
         """
         with contract.hooks_apart(self, "load_state_dict") as (before, after):
             state_dict = contract.after(self, dict(state_dict), before)
             self.follow()
-            restore.check(self, state_dict)
+            rule_state = restore.check(self, state_dict)
             super().load_state_dict({key: state_dict[key] for key in ("state", "param_groups")})
-            restore.load(self, state_dict["gradless"])
+            restore.load(self, state_dict["gradless"], rule_state)
             for hook in after:
                 hook(self)
 
