@@ -189,3 +189,39 @@ def test_units_do_not_depend_on_the_order_of_names():
 def test_low_rank_directions_cannot_go_unit_by_unit():
     with pytest.raises(BadInput, match="cannot go unit by unit"):
         one_by_one(gl.low_rank(2), NAMES)
+
+
+def test_a_parameter_that_comes_later_is_in_no_unit():
+    """It is refused in a sentence, and the optimizer goes on without it."""
+    params = dict(named())
+    params["wte"].requires_grad_(False)
+    opt = gl.zo_blockwise(params.items(), lr=1e-3, engine="stream")
+    closure = lambda: sum((p - 1.1).square().mean() for p in params.values() if p.requires_grad)  # noqa: E731
+    opt.step(closure)
+    params["wte"].requires_grad_(True)
+    with pytest.raises(BadInput, match="'wte' is in none of the 4 units.*make the optimizer anew"):
+        opt.step(closure)
+    with pytest.raises(BadInput, match="'wte' is in none"):
+        opt.apply(gl.Sketch((), ()))  # as long as it is tuned
+    params["wte"].requires_grad_(False)
+    opt.step(closure)
+    params["new"] = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(BadInput, match="'new' is in none"):
+        opt.add_param_group({"params": [("new", params["new"])]})
+    assert len(opt.param_groups) == 1
+    opt.step(closure)
+    assert opt.t == 3
+
+
+def test_a_group_that_cannot_be_added_is_not_there():
+    """Whatever the error: directions of others may raise any."""
+
+    def active(names):
+        return {name: {"wte": lambda key: True}[name] for name in names}
+
+    params = named(["wte"])
+    opt = gl.ZerothOrder(params, directions=gl.rademacher()._replace(active=active), engine="stream")
+    with pytest.raises(KeyError):
+        opt.add_param_group({"params": named(["new"])})
+    opt.step(lambda: params[0][1].square().mean())
+    assert len(opt.param_groups) == 1

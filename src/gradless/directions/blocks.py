@@ -113,7 +113,7 @@ def one_by_one(base: Directions, names: Sequence[str]) -> tuple[Directions, int]
         The directions, and the number of units.
 
     Raises:
-        BadInput: low-rank directions.
+        BadInput: low-rank directions; later, a parameter that is not among the names.
     """
     if base.stream.rank:
         raise BadInput("low-rank directions cannot go unit by unit: use full ones, such as rademacher()")
@@ -129,6 +129,11 @@ def one_by_one(base: Directions, names: Sequence[str]) -> tuple[Directions, int]
 
     def active(names: Sequence[str]) -> Active:
         reached = [functools.partial(_is, index) for index in range(len(all_units))]
+        if new := [name for name in names if name not in unit_of]:
+            raise BadInput(
+                f"'{new[0]}' is in none of the {len(all_units)} units that steps go through, since it was unfrozen or "
+                "added later: make the optimizer anew, or freeze it"
+            )
         return {name: reached[unit_of[name]] for name in names}
 
     return base._replace(name=f"{base.name}-one-by-one", freeze=freeze, key=key, active=active), len(all_units)

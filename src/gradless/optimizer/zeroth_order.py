@@ -134,7 +134,7 @@ class ZerothOrder(torch.optim.Optimizer):
         if "evaluator" in vars(self):
             try:
                 self.follow()
-            except BadInput:
+            except BaseException:  # the leaves are still those of the other groups
                 self.param_groups.pop()
                 raise
 
@@ -143,15 +143,14 @@ class ZerothOrder(torch.optim.Optimizer):
 
         Masks of leaves that were tuned before stay as they are. Cost: half a microsecond a parameter.
         """
-        self._followed = self.t
         signature = parameters.signature(self.param_groups)
-        if signature == self._signature:
-            return
-        kept = self.leaves if self.t else ()
-        leaves = parameters.freeze(self.param_groups, self.directions, self.estimator, kept)
-        self.flush()
-        self.leaves, self._deferred, self._signature = leaves, Deferred(leaves), signature
-        self.evaluator.tune(leaves, self._deferred)
+        if signature != self._signature:
+            kept = self.leaves if self.t else ()
+            leaves = parameters.freeze(self.param_groups, self.directions, self.estimator, kept)
+            self.flush()
+            self.leaves, self._deferred, self._signature = leaves, Deferred(leaves), signature
+            self.evaluator.tune(leaves, self._deferred)
+        self._followed = self.t
 
     @property
     def tuned(self) -> tuple[str, ...]:
