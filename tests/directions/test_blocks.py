@@ -199,7 +199,7 @@ def test_a_parameter_that_comes_later_is_in_no_unit():
     closure = lambda: sum((p - 1.1).square().mean() for p in params.values() if p.requires_grad)  # noqa: E731
     opt.step(closure)
     params["wte"].requires_grad_(True)
-    with pytest.raises(BadInput, match="'wte' is in none of the 4 units.*make the optimizer anew"):
+    with pytest.raises(BadInput, match=r"'wte' is in none of the 4 units.*make the optimizer anew"):
         opt.step(closure)
     with pytest.raises(BadInput, match="'wte' is in none"):
         opt.apply(gl.Sketch((), ()))  # as long as it is tuned
