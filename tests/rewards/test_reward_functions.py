@@ -163,6 +163,20 @@ def test_a_sum_has_the_functions_that_have_a_reward():
     assert np.isnan(huge).all()  # beyond the largest number
 
 
+def test_a_call_that_fails_ranks_nobody_by_the_others():
+    """Members of a population are rewarded one after the other: a service that is down for one would rank it last."""
+    calls = iter(range(3))
+
+    def service(completions):
+        if next(calls) == 1:
+            raise OSError("the service is down")
+        return [5.0] * len(completions)
+
+    with rewards.load([lambda completions: [1.0] * len(completions), service], say=lambda _: None) as reward:
+        members = [float(reward([""], [""], {})[0]) for _ in range(3)]
+    np.testing.assert_array_equal(members, [6.0, np.nan, 6.0])
+
+
 def test_what_raises_is_counted_and_told_once_for_each_kind():
     calls, told = iter(range(5)), []
 
@@ -173,8 +187,8 @@ def test_what_raises_is_counted_and_told_once_for_each_kind():
         raise [ValueError, ValueError, KeyError, SystemExit][index](f"at\n{'x' * 1000}")
 
     with rewards.load([odd, lengths], say=told.append) as reward:
-        first = [reward(*TEXTS, {}).tolist() for _ in range(5)]
-    assert first == [[1.0, 2.0, 0.0]] * 4 + [[2.0, 3.0, 1.0]]  # the other one still counts
+        values = [reward(*TEXTS, {}) for _ in range(5)]
+    np.testing.assert_array_equal(values, [[np.nan] * 3] * 4 + [[2.0, 3.0, 1.0]])
     assert (reward.counts.raised, reward.counts.calls, reward.counts.missing) == (4, 5, 0)
     assert [line.split(" (")[0] for line in told] == [
         "the reward odd raised ValueError",

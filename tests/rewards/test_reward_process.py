@@ -64,6 +64,9 @@ def deaf(completions):
     open(completions[0], "w").close()
     while True:
         pass
+
+def dies_on_x(completions):
+    return os._exit(7) if "x" in completions else [0.0] * len(completions)
 """
 
 
@@ -88,7 +91,7 @@ def test_every_failure_is_counted_and_the_next_call_works(own):
     names = own("lengths", "none", "reads", "fails", "leaves", "dies")
     with rewards.load(names, [1, 1, 1, 1, 1, 1], say=told.append) as reward:
         for _ in range(2):
-            assert reward(*TEXTS, {}).tolist() == [1.0, 2.0]  # that of the first alone
+            assert np.isnan(reward(*TEXTS, {})).all()  # also of the first, which had some
     assert (reward.counts.raised, reward.counts.missing, reward.counts.timed_out) == (8, 4, 0)
     assert reward.counts.last_error == "the reward own.py:dies ended its process with exit code 7"
     assert [line.partition(" (")[0] for line in told] == [
@@ -96,10 +99,10 @@ def test_every_failure_is_counted_and_the_next_call_works(own):
         "the reward own.py:reads raised EOFError",
         "the reward own.py:fails raised ValueError",
         "the reward own.py:leaves raised SystemExit",
-        "the reward own.py:dies ended its process with exit code 7: it gives this batch no rewards",
+        "the reward own.py:dies ended its process with exit code 7: this batch has no rewards",
     ]
     assert all("\n" not in line and len(line) < 400 for line in told)
-    assert "in line 22: it gives this batch no rewards (counted, said once)" in told[2]
+    assert "in line 22: this batch has no rewards (counted, said once)" in told[2]
     assert set(reward.sources) == set(names)
     assert len(set(reward.sources.values())) == 1
 
@@ -114,10 +117,10 @@ def test_a_wrong_answer_ends_the_run_and_closing_twice_is_fine(own):
 def test_a_call_that_hangs_is_ended(own):
     told = []
     with rewards.load([*own("hangs"), lambda completions: [1, 2]], timeout=1.0, say=told.append) as reward:
-        assert reward(*TEXTS, {}).tolist() == [1.0, 2.0]
+        assert np.isnan(reward(*TEXTS, {})).all()
     assert (reward.counts.timed_out, reward.counts.raised) == (1, 0)
     assert told == [
-        "the reward own.py:hangs took more than 1 s and was ended: it gives this batch no rewards (counted, said once)"
+        "the reward own.py:hangs took more than 1 s and was ended: this batch has no rewards (counted, said once)"
     ]
 
 
@@ -170,10 +173,10 @@ def test_texts_arrive_whole(own):
 
 
 def test_a_file_counts_as_it_was_when_it_was_loaded(own):
-    with rewards.load(own("lengths", "dies"), say=lambda _: None) as reward:
+    with rewards.load(own("lengths", "dies_on_x"), say=lambda _: None) as reward:
         Path("own.py").write_text("changed = True", encoding="utf-8")
-        for _ in range(2):  # the second call starts the process again
-            assert reward(*TEXTS, {}).tolist() == [1.0, 2.0]
+        assert np.isnan(reward([""], ["x"], {})).all()
+        assert reward(*TEXTS, {}).tolist() == [1.0, 2.0]  # this call starts the process again
 
 
 def test_a_file_imports_its_neighbours_and_pythons_own_library(tmp_path, monkeypatch):
@@ -200,7 +203,7 @@ def test_a_module_is_imported_once_and_must_not_change(tmp_path, monkeypatch):
         "import os\ncalls = []\n"
         "def first(completions):\n    calls.append(1)\n    return [len(calls)] * 2\n"
         "def second(completions):\n    calls.append(1)\n    return [10 * len(calls)] * 2\n"
-        "def dies(completions): os._exit(1)\n",
+        "def dies(completions): return [0.0, 0.0] if completions == ['a', 'bb'] else os._exit(1)\n",
         encoding="utf-8",
     )
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
@@ -208,6 +211,7 @@ def test_a_module_is_imported_once_and_must_not_change(tmp_path, monkeypatch):
     with rewards.load(names, say=lambda _: None) as reward:
         assert "theirs" not in sys.modules
         assert reward(*TEXTS, {}).tolist() == [21.0, 21.0]
+        assert np.isnan(reward(["p", "q"], ["x", "y"], {})).all()
         assert len(reward.sources["theirs.scores:first"]) == 64
         (package / "__init__.py").write_text("changed = True", encoding="utf-8")
         with pytest.raises(

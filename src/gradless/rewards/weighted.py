@@ -68,7 +68,8 @@ class Rewards:
             columns: N entries of each column of the data; also what TRL hands over (`functions.OF_THE_RUN`).
 
         Returns:
-            float64 ``[N]``; NaN where no function has a reward.
+            float64 ``[N]``; NaN where no function has a reward, and for all of them where the call of one failed: sums
+            of the others would rank members of a population by that.
 
         Raises:
             BadInput: lengths differ, a column is missing, or a function returned something else than N rewards.
@@ -81,13 +82,14 @@ class Rewards:
             return np.zeros(0)
         self.counts.calls += 1
         self.counts.completions += count
-        rewards = np.full((len(self._weighted), count), np.nan)
+        rewards, failed = np.full((len(self._weighted), count), np.nan), False
         for row, (function, weight) in zip(rewards, self._weighted, strict=True):
             answers = self._ask(function, function.parameters.arguments(function.title, prompts, completions, columns))
+            failed = failed or answers is None
             row[:] = [np.nan if one is None else weight * one for one in answers or [None] * count]
         with np.errstate(over="ignore", invalid="ignore"):
             total: NDArray[np.float64] = np.where(np.isnan(rewards), 0.0, rewards).sum(axis=0)
-        total[np.isnan(rewards).all(axis=0) | ~np.isfinite(total)] = np.nan
+        total[np.isnan(rewards).all(axis=0) | ~np.isfinite(total) | failed] = np.nan
         return total
 
     def _ask(self, function: Function, arguments: Mapping[str, Any]) -> Answers | None:
@@ -111,7 +113,7 @@ class Rewards:
 
     def _failed(self, function: Function, kind: str, reason: str) -> None:
         self.counts.last_error = f"{function.title} {reason}"
-        self._tell(function, kind, f"{reason}: it gives this batch no rewards")
+        self._tell(function, kind, f"{reason}: this batch has no rewards")
 
     def _tell(self, function: Function, kind: str, what: str) -> None:
         if (function.name, kind) not in self._said:
