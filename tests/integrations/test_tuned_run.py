@@ -38,6 +38,17 @@ def test_it_is_the_run_of_the_command_line(tmp_path):
     assert gl.TunedRun(tmp_path / "run").result == run.result
 
 
+def test_a_reward_needs_no_labels(tmp_path):
+    rows = [{"word": f"say {i}"} for i in range(8)]
+    reward = {"template": "{word}", "method": "es", "reward": ("length:5",), "max_new_tokens": 2}
+    run = gl.tune(**SMALL, **reward, train=rows, test=rows, out=tmp_path / "run")
+    assert run.status == "done"
+    with pytest.raises(gl.BadInput, match="own rows need labels as well"):
+        gl.tune(**SMALL, **reward, label_column="word", train=rows, out=tmp_path / "half")
+    with pytest.raises(gl.BadInput, match="own rows need label_column as well, or a reward"):
+        gl.tune(**SMALL, template="{word}", train=rows, out=tmp_path / "none")
+
+
 def _kinds() -> dict[str, Any]:
     import datasets
     import pandas

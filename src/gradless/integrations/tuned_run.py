@@ -160,7 +160,7 @@ def tune(
         dev: rows for model selection; without them ``num_dev`` training rows are held out.
         test: test rows.
         template: prompt with column names, such as ``"{text} It was"``.
-        label_column: column that holds the label.
+        label_column: column that holds the label; own rows of a run on a ``reward`` need none.
         labels: words for the labels, ``"0=terrible,1=great"`` or ``{0: "terrible", 1: "great"}``.
         resume: continue the run in ``out``, or begin it if there is none.
         save: folder for the tuned model or adapter.
@@ -231,9 +231,11 @@ def _config(model: str, own: dict[str, Any], settings: dict[str, Any]) -> TuneCo
         if name not in (*fields, *files):
             raise BadInput(unknown("setting", name, (*fields, *files)))
     own |= {name: settings.pop(name) for name in files if name in settings}
-    for name in ("template", "label_column", "labels") if own else ():
+    labelled = {"label_column", "labels"} & own.keys() or not settings.get("reward")
+    for name in ("template", *(("label_column", "labels") if labelled else ())) if own else ():
         if name not in own:
-            raise BadInput(f"own rows need {name} as well")
+            also = ", or a reward" if name == "label_column" and "labels" not in own else ""
+            raise BadInput(f"own rows need {name} as well{also}")
     if own:
         settings = dict.fromkeys(SIZES, 0) | settings  # all rows
     if settings.get("data") is not None:
