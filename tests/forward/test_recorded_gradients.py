@@ -87,3 +87,35 @@ def test_copies_that_are_kept_for_a_while_are_not_those_that_autograd_keeps():
         return (slope - 1).square().mean()
 
     assert coefficients(net, gl.mezo, "stream", closure) == coefficients(net, gl.mezo, "stream", inner)
+
+
+@pytest.mark.parametrize("engine", ["dual", "auto"])
+def test_a_closure_that_one_engine_alone_refuses_is_for_the_other(engine, tmp_path, monkeypatch):
+    """A batched value has no gradient of its own, so that torch says of a valid closure that it needs none."""
+    monkeypatch.setenv("GRADLESS_CACHE", str(tmp_path))
+    monkeypatch.delenv("GRADLESS_ENGINE", raising=False)
+    net = nn.Sequential(nn.Linear(2, 5), nn.Tanh(), nn.Linear(5, 1))
+    x = POINTS.clone().requires_grad_(True)  # made once, outside of the closure
+
+    def closure():
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(net(x).sum(), x)
+        return (slope - 1).square().mean()
+
+    opt = gl.mezo(net.named_parameters(), lr=0.0, eps=1e-2, engine=engine, seed=1)
+    if engine == "dual":
+        with pytest.warns(UserWarning, match=r"torch.autograd.grad\(.* cannot be batched .* does not require grad"):
+            coeffs = opt.step_with(closure)[0].sketch.coeffs
+    else:
+        coeffs = opt.step_with(closure)[0].sketch.coeffs
+    assert opt.engine == "stream"
+    assert coeffs == gl.mezo(net.named_parameters(), lr=0.0, eps=1e-2, engine="stream", seed=1).probe(closure)[2].coeffs
+
+
+@pytest.mark.parametrize("engine", ["stream", "dual", "in-place", "auto"])
+def test_gradients_that_nobody_records_are_told(engine):
+    net = nn.Linear(2, 1)
+    opt = gl.mezo(net.named_parameters(), engine=engine)
+    with pytest.raises(gl.BadInput, match=r"calls .backward\(\) or asks for gradients.*torch.enable_grad\(\)"):
+        opt.step(lambda: net(POINTS).mean().backward())
+    assert engine in (opt.engine, "auto")  # which the closure did not get as far as to choose

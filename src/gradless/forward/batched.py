@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gradless.errors import BadInput
 from gradless.forward.random_state import RandomState
 
 _add_batch_dim: Any = None  # in another torch, batched forwards are not available
@@ -177,7 +178,12 @@ class BatchedForward:
 
 
 def unbatchable(error: BaseException) -> str:
-    """What a closure called that could not be batched, where, and what torch says of it."""
+    """What a closure called that could not be batched, where, and what torch says of it.
+
+    A `gradless.BadInput` is a sentence for those whose closure fails; what torch said comes before it.
+    """
+    if isinstance(error, BadInput) and error.__context__ is not None:
+        error = error.__context__
     call = "" if isinstance(error, CannotBatch) else called_at(error)
     reason = first_line(error)
     return f"{call}, cannot be batched over copies of the weights: {reason}" if call else reason

@@ -202,7 +202,7 @@ class LossEvaluator:
                 ).tolist()
             except Exception as error:
                 full = self.choice is not None and isinstance(error, torch.OutOfMemoryError)
-                if (self._batched and not full) or isinstance(error, BadInput):
+                if self._batched and not full:
                     raise
                 reason = unbatchable(error)
             if reason:  # outside of the handler, which would keep the activations alive

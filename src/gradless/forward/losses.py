@@ -70,7 +70,8 @@ def _called(closure: Callable[[], Any]) -> Any:
         if "does not require grad" not in str(error):
             raise
         raise BadInput(
-            "the closure calls .backward(), but gradients are not recorded here: leave it out and return the loss"
+            "the closure calls .backward() or asks for gradients, but none are recorded here: leave that out and "
+            "return the loss, or differentiate by an input inside 'with torch.enable_grad()'"
         ) from None
 
 
