@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ctypes
+import warnings
 from typing import Any
 
 import pytest
 import torch
 
+import gradless as gl
 import scoring_helpers as s
 from gradless import lm, rng
 from gradless.directions import gaussian, rademacher
-from gradless.forward.perturbed import PerturbedWeights, ReadSurvey
+from gradless.forward.engines import CHOICES
+from gradless.forward.perturbed import PerturbedWeights
 from gradless.forward.points import Point, Points
+from gradless.forward.read_survey import ReadSurvey
 from gradless.forward.scratch import Pool
 from gradless.gradients import Mixture, combine
 from gradless.lm import objectives, schemes
@@ -148,6 +153,33 @@ def test_generation_is_served(scheme):
     assert serving.survey.direct == set()
     perturbed(opt, mixture, 0.5)
     assert generate(model, prompts) == served != plain
+
+
+class AtItsAddress(torch.autograd.Function):
+    """A product with a weight that is read where it lies, as Triton kernels read theirs."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        address = weight.data_ptr()
+        values = (ctypes.c_float * weight.numel()).from_address(address)
+        return x * torch.tensor(list(values))
+
+
+@pytest.mark.parametrize("engine", CHOICES)
+def test_a_weight_that_is_read_by_its_address_is_perturbed(engine):
+    layer, weight = torch.nn.Linear(4, 4), torch.nn.Parameter(torch.ones(4))
+    x = torch.sin(torch.arange(32.0)).view(8, 4)
+
+    def coeffs(multiply, engine):
+        opt = gl.mezo([*layer.named_parameters(), ("scale", weight)], lr=0.0, eps=1e-2, engine=engine, seed=3)
+        return opt.probe(lambda: multiply(layer(x), weight).square().mean()).sketch.coeffs
+
+    expected = coeffs(torch.mul, "in-place")
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert coeffs(AtItsAddress.apply, engine) == pytest.approx(expected, rel=1e-3)
+    assert not any("freeze them" in str(one.message) for one in told)
+    assert any("below the level" in str(one.message) for one in told) or engine == "in-place"
 
 
 @torch.no_grad()

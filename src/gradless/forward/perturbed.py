@@ -10,8 +10,9 @@ weight in unusual ways are perturbed like any other, and functions that read no 
 Two functions read few rows of a large parameter, so they are given only those: an embedding lookup, and indexing by a
 vector of rows (``weight[rows]``, as the label head does).
 
-What reaches a parameter below the level of torch functions (a scripted module, say) cannot be replaced. `ReadSurvey`
-finds such reads during the first forward; those leaves are perturbed in place and restored from a copy, exact as well.
+What reaches a parameter below the level of torch functions (a scripted module, say, or a kernel that is handed its
+address) cannot be replaced. `ReadSurvey` finds such reads during the first forward; those leaves are perturbed in place
+and restored from a copy, exact as well.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from gradless.forward.interception import Interception, attention_through, own_r
 from gradless.forward.low_rank import LowRankLinear
 from gradless.forward.points import Points, Visit, branch, branch_many, empty_copies
 from gradless.forward.read_order import ReadOrder
-from gradless.forward.read_survey import ReadSurvey
+from gradless.forward.read_survey import ADDRESSES, ReadSurvey
 from gradless.forward.scratch import Buffer, Copies, Pool
 from gradless.gradients import Leaf
 from gradless.storage.upcast import UpcastParameter, upcast, values_dtype, wide_parts
@@ -150,6 +151,8 @@ class PerturbedWeights:
     def serve(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call ``func`` with every tuned parameter among its arguments replaced."""
         if func.__name__ in METADATA:
+            if self.survey is not None and func.__name__ in ADDRESSES:
+                self.survey.addressed(args[0])
             return func(*args, **kwargs)
         if func.__name__ == "__get__":  # an attribute: only .data, .T and the like depend on the values
             with self._unwatched():

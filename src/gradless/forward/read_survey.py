@@ -13,6 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gradless.forward.interception import own_reads
 from gradless.gradients import Leaf
 
+ADDRESSES: Final = frozenset(("data_ptr", "untyped_storage"))
+"""Torch functions that tell where a tensor lies: whoever asks may read it there, as a Triton kernel does."""
 LOOKS: Final = 32
 """Steps in which unread leaves are looked for."""
 
@@ -22,6 +24,7 @@ class ReadSurvey(TorchDispatchMode):
 
     def __init__(self, leaves: Mapping[int, Leaf]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.keys = frozenset(leaves)
         self.owners: dict[int, set[int]] = {}  # several parameters may be views of one buffer
         for key, leaf in leaves.items():
             self.owners.setdefault(leaf.param.untyped_storage().data_ptr(), set()).add(key)
@@ -37,6 +40,11 @@ class ReadSurvey(TorchDispatchMode):
                 yield
         finally:
             self.quiet -= 1
+
+    def addressed(self, value: Tensor) -> None:
+        """Note that somebody asked where a tuned parameter lies."""
+        if not self.quiet and id(value) in self.keys:
+            self.direct.add(id(value))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Note every tensor argument that shares memory with a tuned parameter."""
