@@ -119,3 +119,38 @@ def test_gradients_that_nobody_records_are_told(engine):
     with pytest.raises(gl.BadInput, match=r"calls .backward\(\) or asks for gradients.*torch.enable_grad\(\)"):
         opt.step(lambda: net(POINTS).mean().backward())
     assert engine in (opt.engine, "auto")  # which the closure did not get as far as to choose
+
+
+TRANSFORMED = {
+    "grad": lambda net, table: torch.func.grad(lambda x: net(x).sum())(POINTS),
+    "vjp": lambda net, table: torch.func.vjp(net, POINTS)[1](torch.ones(4, 1))[0],
+    "jvp": lambda net, table: torch.func.jvp(net, (POINTS,), (torch.ones_like(POINTS),))[1],
+    "jacrev": lambda net, table: torch.func.vmap(torch.func.jacrev(net))(POINTS),
+    "hessian": lambda net, table: torch.func.vmap(torch.func.hessian(lambda x: net(x).sum()))(POINTS),
+    "vmap": lambda net, table: torch.func.vmap(lambda row: net(table(row)))(ROWS),
+    "grad and a table": lambda net, table: torch.func.grad(lambda x, rows: net(x + table(rows)).sum())(POINTS, ROWS),
+    "grad and rows": lambda net, table: torch.func.grad(lambda x: net(x + table.weight[ROWS]).sum())(POINTS),
+}
+ROWS = torch.tensor([1, 2, 1, 0])
+
+
+@pytest.mark.parametrize("engine", ["stream", "dual"])
+@pytest.mark.parametrize(("method", "more"), [(gl.mezo, {}), (gl.lozo, {"rank": 2})], ids=["mezo", "lozo"])
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_transforms_inside_of_a_closure_see_perturbed_weights(name, method, more, engine):
+    net, table = network(), nn.Embedding(40_000, 2)
+    with torch.no_grad():
+        table.weight.copy_(torch.sin(torch.arange(80_000.0)).view(40_000, 2))
+    both = nn.ModuleDict(
+        {"net": net, "table": table} if name in ("vmap", "grad and a table", "grad and rows") else {"net": net}
+    )
+
+    def closure():
+        return (TRANSFORMED[name](net, table) - 1).square().mean()
+
+    expected = coefficients(both, method, "in-place", closure, **more)
+    opt = method(both.named_parameters(), lr=0.0, eps=1e-2, engine=engine, seed=1, **more)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no engine gives way, and no weight is perturbed in place
+        coeffs = [opt.step_with(closure)[0].sketch.coeffs[0] for _ in range(3)]
+    assert coeffs == pytest.approx(expected, rel=5e-3, abs=5e-3)

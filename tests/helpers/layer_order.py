@@ -32,7 +32,8 @@ INSIDE = {
     "forward": (
         *("forward.heap", "forward.parameters", "forward.points", "forward.updates", "forward.deferred"),
         *("forward.scratch", "forward.read_order", "forward.random_state", "forward.losses", "forward.autodiff"),
-        *("forward.batched", "forward.low_rank", "forward.interception", "forward.read_survey"),
+        *("forward.batched", "forward.low_rank", "forward.interception", "forward.transforms"),
+        "forward.read_survey",
         *(
             "forward.perturbed",
             "forward.held",

@@ -202,7 +202,8 @@ class LossEvaluator:
                 ).tolist()
             except Exception as error:
                 full = self.choice is not None and isinstance(error, torch.OutOfMemoryError)
-                if self._batched and not full:
+                refused = isinstance(error, BadInput) and error.__context__ is None  # not by torch, of a batched value
+                if (self._batched and not full) or refused:
                     raise
                 reason = unbatchable(error)
             if reason:  # outside of the handler, which would keep the activations alive

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradless import kernels
+from gradless.forward import transforms
 from gradless.forward.autodiff import METADATA
 from gradless.forward.batched import SMALL, BatchedForward
 from gradless.forward.deferred import Deferred
@@ -159,11 +160,12 @@ class PerturbedWeights:
                 plain = func(*args, **kwargs)
             if not isinstance(plain, Tensor):
                 return values_dtype(args[0]) if isinstance(plain, torch.dtype) else plain
+        whole = transforms.level() != self._level()  # the closure has entered a transform, for which nothing is short
         with self._unwatched():
-            result = self._rows(func, args, kwargs)
-            result = self._linear(func, args, kwargs) if result is None else result
+            result = None if whole else self._rows(func, args, kwargs)
+            result = self._linear(func, args, kwargs) if result is None and not whole else result
             if result is None:
-                reused = func in CONSUMING and self.batched is None and not torch.is_grad_enabled()
+                reused = func in CONSUMING and not (whole or self.batched or torch.is_grad_enabled())
                 borrowed: list[Copies] | None = [] if reused else None
                 args = tuple(self._serve(a, borrowed) for a in args)
                 kwargs = {key: self._serve(a, borrowed) for key, a in kwargs.items()}
@@ -174,6 +176,10 @@ class PerturbedWeights:
         finally:
             for copies in borrowed or ():
                 self._return(copies)
+
+    def _level(self) -> int:
+        """Of the vmap over points; 0 without."""
+        return 0 if self.batched is None else self.batched.level
 
     def _unwatched(self) -> AbstractContextManager[None]:
         """Inside, reads of parameters are gradless's own: not perturbed, and not counted in the survey."""
@@ -325,11 +331,12 @@ class PerturbedWeights:
 
     def _branch(self, leaf: Leaf, rows: Tensor | None = None) -> Tensor:
         """The leaf (or some of its rows) at every point, ``[C, ...]``; a whole one is brought up to date on the way."""
-        into = empty_copies(len(self.points), leaf.param, None if rows is None else len(rows))
-        if rows is None:
-            self._branch_many([(leaf, into)])
-        else:
-            branch(into, leaf, self.points, update=self.deferred.pending(leaf), keep=False, rows=rows)
+        with transforms.left(self._level()):
+            into = empty_copies(len(self.points), leaf.param, None if rows is None else len(rows))
+            if rows is None:
+                self._branch_many([(leaf, into)])
+            else:
+                branch(into, leaf, self.points, update=self.deferred.pending(leaf), keep=False, rows=rows)
         return into
 
     def _branch_many(self, leaves: Sequence[tuple[Leaf, Tensor]]) -> None:

@@ -51,8 +51,16 @@ class ReadSurvey(TorchDispatchMode):
         if not self.quiet:
             for value in torch.utils._pytree.tree_leaves((args, kwargs)):
                 if isinstance(value, Tensor) and value.layout == torch.strided and value.numel():
-                    self.direct |= self.owners.get(value.untyped_storage().data_ptr(), set())
+                    self.direct |= self.owners.get(_address(value), set())
         return func(*args, **(kwargs or {}))
+
+
+def _address(value: Tensor) -> int:
+    """Where the storage of a tensor begins; 0 of one without memory, such as the zeros of forward derivatives."""
+    try:
+        return value.untyped_storage().data_ptr()
+    except RuntimeError:
+        return 0
 
 
 class Looks:
