@@ -118,7 +118,7 @@ def probe_rounding_key(direction: int) -> int:
     return fold(direction & MASK64, PROBE)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=1 << 14)  # a sampled run names the numbers of every row of every step
 def leaf_id(name: str) -> int:
     """64-bit id of a parameter's name (BLAKE2b), the upper half of its counters."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")

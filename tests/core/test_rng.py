@@ -163,3 +163,12 @@ def test_uniform_numbers_are_named():
     assert not torch.equal(rng.uniform(3, "here", (5,)), rng.uniform(3, "there", (5,)))
     assert rng.uniform(0, "x", (2, 3)).shape == (2, 3)
     assert rng.uniform(0, "x", ()).shape == ()
+
+
+def test_names_that_are_used_once_take_no_memory_for_ever():
+    """A sampled run has one for every row of every step."""
+    ids = [rng.leaf_id(f"step/{step}/0") for step in range(20_000)]
+    assert len(set(ids)) == len(ids)
+    info = rng.leaf_id.cache_info()
+    assert info.maxsize is not None
+    assert info.currsize <= info.maxsize < len(ids)

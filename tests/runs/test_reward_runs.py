@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import math
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 import ranks_helpers
+import run_helpers
 from cli_helpers import call as gradless
 from gradless import ledger
-from gradless.runs import reward_runs
-from gradless.runs.record import read_lines
+from gradless.errors import Diverged
+from gradless.runs import jobs, reward_runs, train
+from gradless.runs.record import RunLog, read_lines
 
 ROWS = [
     {"question": f"Say {letter}", "letter": letter, "more": [number, {"deep": None}]}
@@ -170,6 +174,49 @@ def test_members_that_cannot_be_compared_are_said_and_counted(folder):
     assert result_of(folder / "same")["rewards"]["equal_steps"] == 3
     moves = ledger.read(folder / "same" / "ledger").moves
     assert all(coefficient == 0 for move in moves for coefficient in move.coeffs)
+
+
+@pytest.mark.parametrize("kind", ["a reward", "labels"])
+def test_a_step_looks_at_no_line_of_earlier_ones(folder, monkeypatch, kind):
+    """Else a long run would spend more time on its log than on its steps."""
+    step, of, inside = train._step, RunLog.of, [False]
+
+    def taken(*args):
+        inside[0] = True
+        try:
+            return step(*args)
+        finally:
+            inside[0] = False
+
+    def watched(self, event):
+        assert not inside[0]
+        return of(self, event)
+
+    monkeypatch.setattr(train, "_step", taken)
+    monkeypatch.setattr(RunLog, "of", watched)
+    if kind == "a reward":
+        assert tune("same", reward="score.py:same").exit_code == 0
+    else:
+        config = run_helpers.config(folder, steps=3)
+        assert jobs.tune(config, folder / "labels")["status"] == "done"
+
+
+def test_counts_go_on_where_a_log_ends(folder):
+    """Those of a run that is resumed are those of one that was not interrupted."""
+    told: list[str] = []
+    run: Any = SimpleNamespace(rewards=None, reporter=SimpleNamespace(warn=told.append))
+    lines = [
+        {"event": "step", "step": step, "coeffs": None if reward is None else [0.0], "reward": reward}
+        | {"reward_members": []}
+        for step, reward in enumerate([None, 0.5, None, None, None, None, None])
+    ]
+    for begun in range(len(lines)):
+        comparisons = reward_runs.Comparisons(run, SimpleNamespace(of=lambda _, begun=begun: lines[:begun]))
+        for one in lines[begun:-1]:
+            comparisons.check(one)
+        with pytest.raises(Diverged, match="in 5 steps in a row"):
+            comparisons.check(lines[-1])
+    assert [line.split(":")[0] for line in told[:3]] == ["step 0", "step 1", "step 3"]  # the 1st, 2nd and 4th
 
 
 @pytest.mark.parametrize("function", ["nothing", "broken"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,21 +87,44 @@ def of_step(closure: Any, estimator: Estimator, step: int, loss: float) -> dict[
     }
 
 
-def check_step(run: RunContext, log: RunLog, step: int) -> None:
-    """Say that the members of a step could not be compared: the first time, and then as often as powers of two.
+class Comparisons:
+    """Counts the steps whose members could not be compared, those in the log first.
 
-    Raises:
-        Diverged: in so many steps in a row no text had a reward.
+    Args:
+        run: a run on a reward.
+        log: what it has done so far.
+
+    Cost: one pass over the log; nothing of its length for a step.
     """
-    lines = [line for line in log.of("step") if "reward_members" in line]
-    if not lines or lines[-1]["step"] != step or not _incomparable(lines[-1]):
-        return
-    reward = lines[-1]["reward"]
-    if len(lines) >= UNREWARDED and all(line["reward"] is None for line in lines[-UNREWARDED:]):
-        raise Diverged(f"in {UNREWARDED} steps in a row no text had a reward: {_reason(run.rewards)}")
-    count = sum(map(_incomparable, lines))
-    if count & (count - 1) == 0:
-        run.reporter.warn(incomparable(step, [reward], count, run.rewards))
+
+    def __init__(self, run: RunContext, log: RunLog) -> None:
+        self._run = run
+        self._count = self._unrewarded = 0
+        for line in log.of("step"):
+            self._add(line)
+
+    def _add(self, line: Mapping[str, Any]) -> bool:
+        """Count the line of a step; returns whether its members could not be compared."""
+        if "reward_members" not in line:
+            return False
+        equal = _incomparable(line)
+        self._count += equal
+        self._unrewarded = self._unrewarded + 1 if line["reward"] is None else 0
+        return equal
+
+    def check(self, line: Mapping[str, Any]) -> None:
+        """Say that the members of a step could not be compared: the first time, and as often as powers of two.
+
+        Raises:
+            Diverged: in so many steps in a row no text had a reward.
+        """
+        if not self._add(line):
+            return
+        functions = self._run.rewards
+        if self._unrewarded >= UNREWARDED:
+            raise Diverged(f"in {UNREWARDED} steps in a row no text had a reward: {_reason(functions)}")
+        if self._count & (self._count - 1) == 0:
+            self._run.reporter.warn(incomparable(line["step"], [line["reward"]], self._count, functions))
 
 
 def incomparable(
@@ -132,7 +155,7 @@ def counted(functions: Rewards | None, equal_steps: int) -> dict[str, Any]:
     return {"rewards": {**dataclasses.asdict(functions.counts), "equal_steps": equal_steps}}
 
 
-def _incomparable(line: dict[str, Any]) -> bool:
+def _incomparable(line: Mapping[str, Any]) -> bool:
     """Return whether the members of a step were all as good, or could not be told: nothing moves."""
     return not any(line["coeffs"] or ())
 

@@ -275,13 +275,14 @@ def _check_folder(config: TuneConfig, folder: Path, resume: bool) -> None:
 def _loop(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> tuple[str, str]:
     """Take the steps that are left; returns the status and, unless it is "done", advice."""
     config, opt = run.config, run.model.optimizer
+    comparisons = None if run.rewards is None else reward_runs.Comparisons(run, log)
     with run.reporter.job("tune", config.steps, done=opt.t, part="step") as show:
         try:
             if log.compared < min(config.steps, LOOKED_AT) and opt.t < config.steps:
                 _log_inference(run, log)
             while opt.t < config.steps:
                 _dev_if_due(run, log)
-                loss = _step(run, ledger_file, log)
+                loss = _step(run, ledger_file, log, comparisons)
                 show(opt.t, f"loss {loss:.4f}" if run.rewards is None else f"reward {0.0 - loss:.4f}")
             _dev_if_due(run, log)
         except (Diverged, NotFinite) as error:
@@ -291,7 +292,9 @@ def _loop(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> tuple[str
     return DONE, ""
 
 
-def _step(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> float:
+def _step(
+    run: RunContext, ledger_file: ledger.Ledger, log: RunLog, comparisons: reward_runs.Comparisons | None
+) -> float:
     """Take a step and return its loss; the ledger gets it first: a crash in between replays the same update."""
     config, opt, lm = run.config, run.model.optimizer, run.model.lm
     begun = time.perf_counter()
@@ -325,7 +328,8 @@ def _step(run: RunContext, ledger_file: ledger.Ledger, log: RunLog) -> float:
             **({"bytes": run.ranks.sent - sent} if run.ranks else {}),
             **observed,
         )
-    reward_runs.check_step(run, log, opt.t - 1)
+    if comparisons is not None and moves:
+        comparisons.check(log.lines[-1])
     if diverged is not None:
         raise diverged
     return loss
