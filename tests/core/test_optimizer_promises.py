@@ -31,6 +31,32 @@ def test_nonfinite_losses_are_skipped_counted_and_finally_fatal():
         opt.step(lambda: closure_of(model)() * math.nan)
 
 
+def test_after_it_diverged_an_optimizer_goes_on_at_a_lower_rate():
+    model = Net()
+    opt = gl.mezo(model.named_parameters(), lr=1e-2)
+    updates: list[Update] = []
+
+    def diverge():
+        for _ in range(9):
+            opt.step_with(lambda: closure_of(model)() * math.nan, updates.append)
+        with pytest.raises(gl.Diverged, match="lower the learning rate"):
+            opt.step_with(lambda: closure_of(model)() * math.nan, updates.append)
+
+    diverge()
+    opt.param_groups[0]["lr"] = 1e-3
+    before = bits(model)
+    opt.step_with(closure_of(model), updates.append)
+    assert not equal_bits(bits(model), before)
+    diverge()
+    assert opt.skipped == 20
+    twin = Net()
+    again = gl.mezo(twin.named_parameters(), lr=1e-2)
+    again.replay(updates)
+    with pytest.raises(gl.Diverged):  # the run had ended so
+        again.step(closure_of(twin))
+    again.step(closure_of(twin))
+
+
 def test_acceptance_may_refuse_or_turn_an_update():
     for answer in (0.0, 1.0, -1.0):
         model = Net()

@@ -74,7 +74,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     Raises:
         BadInput: unnamed parameters, two names for one memory, integer or float64 parameters, impossible numbers.
-        Diverged: after ten non-finite losses in a row; single ones are skipped and counted in ``skipped``.
+        Diverged: after every ten non-finite losses in a row; single ones are skipped and counted in ``skipped``.
 
     Example:
         >>> model = torch.nn.Linear(2, 1, bias=False)
@@ -342,6 +342,7 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _check_patience(self) -> None:
         if self._skipped_row >= PATIENCE:
+            self._skipped_row = 0  # who goes on all the same, at a lower rate, gets as many again
             raise Diverged(
                 f"{PATIENCE} losses in a row were not finite: lower the learning rate (now "
                 f"{self.param_groups[0]['lr']:g}) or eps, or use float32 weights"
