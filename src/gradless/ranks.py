@@ -178,6 +178,16 @@ def group(split: str = BATCH, *, timeout: float | None = None) -> Ranks | None:
     return Ranks(rank=dist.get_rank(), size=dist.get_world_size(), split=split, group=channel)
 
 
+def unshared(ranks: Ranks | None) -> str:
+    """Return a warning if the job has several processes of which an optimizer was not told, else ``""``."""
+    if ranks is not None or not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return ""
+    return (
+        f"torch.distributed has {dist.get_world_size()} processes, and this optimizer evaluates for itself: copies of "
+        "a model drift apart, since no gradient is averaged; give it ranks=gradless.ranks.group()"
+    )
+
+
 def agreed(ranks: Ranks | None) -> contextlib.AbstractContextManager[None]:
     """`Ranks.agreed`, or nothing where there is one process."""
     return contextlib.nullcontext() if ranks is None else ranks.agreed()

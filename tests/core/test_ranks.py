@@ -111,6 +111,17 @@ def test_what_does_not_go_with_ranks(found):
         assert "'stream'" in walked
 
 
+def test_an_optimizer_that_knows_of_no_other_process_is_warned_of_once(found):
+    assert found[1][0]["told"] == [[], []]
+    for size in (2, 4):
+        for value in found[size]:
+            shared, alone = value["told"]
+            assert shared == []
+            assert len(alone) == 1
+            assert f"torch.distributed has {size} processes" in alone[0]
+            assert "ranks=gradless.ranks.group()" in alone[0]
+
+
 def test_rank_0_chooses_the_engine_and_directions_are_split_in_stream(found):
     for size in (2, 4):
         seen = [value["engine"] for value in found[size]]

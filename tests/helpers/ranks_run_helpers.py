@@ -9,6 +9,7 @@ import json
 import math
 import random
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,20 @@ def refusals(group: ranks.Ranks) -> list[str]:
     return [str(stored.value), str(warned[0].message), opt.engine]
 
 
+def told(group: ranks.Ranks | None) -> list[list[str]]:
+    """Warnings of three steps of an optimizer that knows of the group, and of one that does not."""
+    found = []
+    for known in (group, None):
+        layer = torch.nn.Linear(4, 1)
+        opt = gl.mezo(layer.named_parameters(), lr=1e-3, ranks=known)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                opt.step(lambda layer=layer: layer(torch.eye(4)).square().mean())
+        found.append([str(one.message) for one in caught])
+    return found
+
+
 def chosen(group: ranks.Ranks) -> list[Any]:
     """The engine ``auto``, where every rank would choose another one than the rank before."""
     model = torch.nn.Linear(4, 1)
@@ -217,6 +232,8 @@ def all_of_it(group: ranks.Ranks | None, rows: list[Any], task: Any) -> dict[str
     if group is not None:
         found["refusals"] = refusals(group)
         found["engine"] = chosen(group)
+        group.split = "batch"
+    found["told"] = told(group)
     if group is not None and group.size == 4:
         found["messages"] = messages(group)
     return found

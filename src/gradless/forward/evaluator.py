@@ -37,7 +37,7 @@ from gradless.forward.read_order import ReadOrder
 from gradless.forward.read_survey import Looks, ReadSurvey
 from gradless.forward.scratch import Pool
 from gradless.gradients import Leaf, Mixture
-from gradless.ranks import BATCH, DIRECTIONS, Ranks
+from gradless.ranks import BATCH, DIRECTIONS, Ranks, unshared
 
 T = TypeVar("T")
 
@@ -72,6 +72,7 @@ class LossEvaluator:
     ) -> None:
         self.forwards = self.check_forwards = self.trial_forwards = 0
         self.unchecked = check  # no step has shown yet that the closure is a function
+        self._begun = False
         self.engine = pick("engine", engine, {name: name for name in CHOICES})
         self.choice: EngineChoice | None = None
         self.refusal = ""
@@ -123,6 +124,9 @@ class LossEvaluator:
         rows = populations.Rows(closure, start)
         closure = checked(start.pinned(closure))
         self._looks.begin_step()
+        if not self._begun and (sentence := unshared(self.ranks)):
+            warnings.warn(sentence, stacklevel=2)
+        self._begun = True
         if self._on_cpu:
             heap.keep(self)
         with self.prefix.step() if self.prefix else contextlib.nullcontext():
