@@ -201,6 +201,32 @@ def test_what_a_ledger_cannot_say_is_named(tmp_path):
     assert (tmp_path / "saved" / "gradless" / build.NORMS).exists()
 
 
+@pytest.mark.parametrize("name", ["base_sha256", "initial_sha256", "tuned_parameters", "label_token_ids"])
+def test_a_ledger_that_lacks_a_field_is_replayed_without_it_or_refused(tmp_path, name):
+    contents = ledger.read(tuned(tmp_path, scheme="lora") / "ledger")
+    lacking = {key: value for key, value in contents.header.items() if key != name}
+    file = ledger.Ledger(tmp_path / "crafted", lacking)
+    for move in contents.moves:
+        file.append(move)
+    file.close()
+    refused = name.endswith("sha256")
+    with pytest.raises(BadInput, match=f"lacks {name}") if refused else contextlib.nullcontext():
+        jobs.replay(tmp_path / "crafted", save=tmp_path / "saved", reporter=QUIET)
+    assert (tmp_path / "saved").exists() != refused
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("name", ["forwards", "train_seconds", "peak_memory_bytes", "rows", "versions"])
+@pytest.mark.parametrize("value", [None, "x", [3]])
+def test_odd_figures_of_a_result_are_left_out_of_the_card(tmp_path, name, value):
+    place = tuned(tmp_path)
+    result = json.loads((place / "result.json").read_text())
+    odd = {**result, name: value} if value is not None else {key: v for key, v in result.items() if key != name}
+    (place / "result.json").write_text(json.dumps(odd))
+    with contextlib.suppress(BadInput):
+        jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+
+
 def test_the_card_names_where_the_base_model_is_now(tmp_path):
     base = lm.tiny("llama")
     base.model.save_pretrained(tmp_path / "base")

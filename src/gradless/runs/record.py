@@ -130,6 +130,18 @@ class Result(msgspec.Struct):
     """Median wall time of a step."""
     ledger_bytes: Whole
     """Size of the ledger."""
+    forwards: Whole = 0
+    """Forward passes, a backward pass counted as two."""
+    train_seconds: NotNegative = 0.0
+    """Of all steps."""
+    peak_memory_bytes: Whole | None = None
+    """Peak memory of training; null where it was not measured."""
+    inference_memory_bytes: Whole | None = None
+    """The same of a forward pass of such a batch."""
+    rows: dict[str, Whole] = {}
+    """Rows of each split."""
+    versions: dict[str, str] = {}
+    """Releases, the machine and its threads."""
 
 
 class RunLog:

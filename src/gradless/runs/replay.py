@@ -102,6 +102,8 @@ def check_header(recorded: dict[str, Any], model: Model) -> None:
         BadInput: with what differs.
     """
     ledger.check_release(recorded)
+    if lacking := [name for name in ("base_sha256", "initial_sha256") if name not in recorded]:
+        raise BadInput(f"the header of the ledger lacks {lacking[0]}: restore the file from a copy")
     if recorded["groups"] != len(model.optimizer.param_groups):
         groups = f"{recorded['groups']} parameter groups, its run {len(model.optimizer.param_groups)}"
         raise BadInput(f"the ledger has {groups}: restore the file from a copy")
@@ -156,7 +158,7 @@ def recorded_scheme(source: Path) -> str:
     Raises:
         BadInput: no ledger, or a damaged one.
     """
-    return str(ledger.read(ledger_path(source)).config["scheme"])
+    return str(ledger.read(ledger_path(source)).config.get("scheme", "full"))
 
 
 def replays(source: Path) -> bool:
