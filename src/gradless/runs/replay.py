@@ -102,8 +102,8 @@ def check_header(recorded: dict[str, Any], model: Model) -> None:
         BadInput: with what differs.
     """
     ledger.check_release(recorded)
-    if lacking := [name for name in ("base_sha256", "initial_sha256") if name not in recorded]:
-        raise BadInput(f"the header of the ledger lacks {lacking[0]}: restore the file from a copy")
+    if "initial_sha256" not in recorded:
+        raise BadInput("the header of the ledger lacks initial_sha256: restore the file from a copy")
     if recorded["groups"] != len(model.optimizer.param_groups):
         groups = f"{recorded['groups']} parameter groups, its run {len(model.optimizer.param_groups)}"
         raise BadInput(f"the ledger has {groups}: restore the file from a copy")
