@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gradless.bench.grid import FINAL
@@ -77,13 +77,28 @@ def note(study: Study) -> str:
 
 def _how_to_read(study: Study) -> dict[str, Any]:
     """What the grid and the runs tell of how numbers came about."""
-    select, budget = study.grid.get("select"), study.grid.get("budget")
+    select = study.grid.get("select")
     metric = show(select) if isinstance(select, str) else "metric or loss"
     return {
         "selected_by": f"its {metric}",
         "seeds": sorted({show(run.seed) for run in study.runs if run.phase == FINAL}),
-        "budget": " and ".join(f"{show(value)} {name}" for name, value in mapping(budget).items()),
+        "budget": budget_sentence(mapping(study.grid.get("budget"))),
     }
+
+
+def budget_sentence(budget: Mapping[str, Any]) -> str:
+    """Return what runs had; empty of a grid that says nothing of it.
+
+    Example:
+        >>> budget_sentence({"forwards": 4000, "search": [400, 1000]})
+        'A final run had 4,000 forwards, runs of the search 400, then 1,000.'
+    """
+    unit = next((name for name in ("forwards", "steps") if isinstance(budget.get(name), int)), None)
+    if unit is None:
+        return ""
+    search = budget.get("search", budget[unit])
+    rungs = ", then ".join(f"{value:,}" for value in (search if isinstance(search, list) else [search]))
+    return f"A final run had {budget[unit]:,} {unit}, runs of the search {rungs}."
 
 
 def _failure(run: Run) -> str:
