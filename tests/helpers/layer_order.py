@@ -123,6 +123,7 @@ INSIDE = {
             "runs.walks",
             "runs.reward_runs",
             "runs.engine",
+            "runs.measured",
             "runs.describe",
             "runs.expected_time",
             "runs.classifier",
@@ -138,7 +139,7 @@ INSIDE = {
             "runs.tracker_services",
             "runs.trackers",
         ),
-        *("runs.torchrun", "runs.finish", "runs.train", "runs.save"),
+        *("runs.torchrun", "runs.resumed", "runs.finish", "runs.train", "runs.save"),
         "runs.jobs",
     ),
     "collab": (

@@ -110,6 +110,17 @@ def test_every_untouched_model_of_an_axis_has_a_row(tmp_path):
     assert row(table, "zero-shot (dtype bfloat16)") == ["0.500"]
 
 
+def test_lines_of_an_untouched_model_that_lack_its_axis_are_told_apart_by_their_requests(tmp_path):
+    bench = Bench(tmp_path / "b", grid=grid(1))
+    for dtype, value in (("float32", 0.6), ("bfloat16", 0.5)):
+        untouched = cell("zero-shot", "none")
+        bench.run("zero-shot", untouched, {}, 1, test={"accuracy": value}, config={"dtype": dtype})
+        bench.run("final", cell(dtype=dtype), {}, 1, test={"accuracy": value + 0.1})
+    table = named(bench.folder, "accuracy")
+    assert row(table, "zero-shot (dtype float32)") == ["0.600"]
+    assert row(table, "zero-shot (dtype bfloat16)") == ["0.500"]
+
+
 def test_models_get_tables_of_their_own(tmp_path):
     bench = Bench(tmp_path / "b", grid=grid(1))
     for model, value in (("org/a", 0.6), ("b", 0.7)):

@@ -160,7 +160,7 @@ class PerturbedWeights:
                 plain = func(*args, **kwargs)
             if not isinstance(plain, Tensor):
                 return values_dtype(args[0]) if isinstance(plain, torch.dtype) else plain
-        whole = transforms.level() != self._level()  # the closure has entered a transform, for which nothing is short
+        whole = transforms.beyond(self._level())  # the closure has entered a transform, for which nothing is short
         with self._unwatched():
             result = None if whole else self._rows(func, args, kwargs)
             result = self._linear(func, args, kwargs) if result is None and not whole else result

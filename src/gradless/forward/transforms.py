@@ -19,12 +19,14 @@ with contextlib.suppress(ImportError, AttributeError):
     _peek = torch._C._functorch.peek_interpreter_stack
 
 
-def level() -> int:
-    """Return the level of the innermost transform; 0 outside of all. Cost: 0.1 us."""
-    innermost = None if _peek is None else _peek()
-    return 0 if innermost is None else int(innermost.level())
+def beyond(own: int) -> bool:
+    """Return whether a transform is active beyond gradless's own level (of `torch.func.vmap`; 0: none); in 0.1 us."""
+    if _peek is None:
+        return False
+    innermost = _peek()
+    return (0 if innermost is None else int(innermost.level())) != own
 
 
 def left(own: int) -> AbstractContextManager[Any]:
-    """Inside, no transform is active, where one was beyond gradless's own level (of `torch.func.vmap`; 0: none)."""
-    return contextlib.nullcontext() if level() == own else temporarily_clear_interpreter_stack()
+    """Inside, no transform is active, where one was `beyond` gradless's own."""
+    return temporarily_clear_interpreter_stack() if beyond(own) else contextlib.nullcontext()

@@ -15,7 +15,7 @@ from gradless.peers.muting import Muting
 MESSAGES: Final = 512
 """Waiting messages of one sender."""
 BYTES: Final = 4 << 20
-"""Waiting bytes of one sender, beside one message of any size."""
+"""Least room for the waiting bytes of one sender; `Inbox.allow` makes it two of the longest message."""
 
 
 class Inbox:

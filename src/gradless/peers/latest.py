@@ -26,7 +26,7 @@ from gradless.collab.network.exchange import Arrivals, gather, settle
 from gradless.errors import BadInput
 from gradless.peers.history import quorum
 from gradless.peers.link import Link
-from gradless.peers.schema import Malformed
+from gradless.peers.schema import Foreign, Malformed
 from gradless.peers.signing import Ring
 from gradless.peers.vectors import Ask, Echo, Format, Model, Slot
 
@@ -256,9 +256,9 @@ class Latest:
             if self._knows(sender, data):
                 return
             message = self.format.parse(data, self.ring)
-        except Malformed:
+        except Malformed as error:
             self.counts["malformed"] += 1
-            self.faults[sender] += 1
+            self.faults[sender] += not isinstance(error, Foreign)
             return
         with self._changed:
             if isinstance(message, Model):

@@ -39,6 +39,10 @@ class Malformed(ValueError):
     """A message that no honest peer sends."""
 
 
+class Foreign(Malformed):
+    """A message of another run: an honest peer sends it that was given another manifest."""
+
+
 class Kind(enum.IntEnum):
     """What a message is; numbers on the wire."""
 
@@ -126,12 +130,17 @@ def parse_head(data: bytes, run: bytes, peers: int) -> Head:
     """Read the head of a message of this run.
 
     Raises:
-        Malformed: too short or long, of another version or run, an unknown kind, a sender that is no peer.
+        Malformed: too short or long, of another version, an unknown kind, a sender that is no peer.
+        Foreign: of another run.
     """
     if not HEAD.size <= len(data) <= LARGEST:
         raise Malformed("length")
     version, kind, its_run, sender, step, round = HEAD.unpack_from(data)
-    if version != VERSION or its_run != run or sender >= peers or kind not in KINDS:
+    if version != VERSION or kind not in KINDS:
+        raise Malformed("head")
+    if its_run != run:
+        raise Foreign("run")
+    if sender >= peers:
         raise Malformed("head")
     return Head(KINDS[kind], sender, step, round)
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradless.peers.schema import HEAD, SIGNATURE, VERSION, Malformed
+from gradless.peers.schema import HEAD, SIGNATURE, VERSION, Foreign, Malformed
 from gradless.peers.signing import Ring
 
 DOMAIN: Final = b"gradless-peers-vectors-1\0"
@@ -96,12 +96,17 @@ class Format(NamedTuple):
         """Return who a message claims to be from, before anything costly is done with it.
 
         Raises:
-            Malformed: no message of this run.
+            Malformed: no message of a peer.
+            Foreign: one of another run.
         """
         if not HEAD.size <= len(data) <= self.largest():
             raise Malformed("length")
         version, kind, run, sender, _, _ = HEAD.unpack_from(data)
-        if version != VERSION or run != self.run or sender >= self.peers or kind not in (MODEL, ECHO, ASK):
+        if version != VERSION or kind not in (MODEL, ECHO, ASK):
+            raise Malformed("head")
+        if run != self.run:
+            raise Foreign("run")
+        if sender >= self.peers:
             raise Malformed("head")
         return int(sender)
 

@@ -57,7 +57,8 @@ def dependence(old: TuneConfig, new: TuneConfig, taken: int) -> str:
         return ""
     if not METHODS[old.method].replays:
         return f"the method {old.method}"
-    if old.lr == "auto" and build.auto_rate(old) != build.auto_rate(new):
+    unknown = old.lr == "auto" and old.walk is None  # a run of a release that measured none
+    if unknown or (old.lr == "auto" and build.auto_rate(old) != build.auto_rate(new)):
         return "--lr auto"
     if any(a != b for a, b in zip(rates(old), rates(new), strict=True)):
         return f"a {old.schedule} learning rate"

@@ -28,23 +28,23 @@ from gradless.ranks import Ranks, agreed
 from gradless.runs import (
     build,
     describe,
-    engine,
     expected_time,
     extend,
     finish,
+    measured,
     predictions,
     replay,
+    resumed,
     reward_runs,
     torchrun,
     trackers,
-    walks,
 )
 from gradless.runs.build import BEST
-from gradless.runs.config import RECORDED, TuneConfig, difference, read_config
+from gradless.runs.config import TuneConfig, difference, read_config
 from gradless.runs.context import RunContext, closure_of, evaluate_split, selected_step, shard
 from gradless.runs.facts import FILE as FACTS
 from gradless.runs.facts import DataFacts, lines
-from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, RunLog, read_result
+from gradless.runs.record import DIVERGED, DONE, INTERRUPTED, RunLog
 from gradless.system import locks, side_files
 from gradless.system.atomic import write_json
 from gradless.system.peak_memory import PeakMeter
@@ -105,7 +105,7 @@ def _tune(
             side_files.make_room(folder, LOSABLE, reporter.say)
         config = extend.settled(config, folder, resume)
         torchrun.check(config, ranks)
-        finished = _finished(config, folder, resume, reporter)
+        finished = resumed.finished(config, folder, resume, reporter)
     if finished is not None:
         reporter.say(f"{folder} is finished; nothing to do")
         return finished
@@ -121,20 +121,16 @@ def _tune(
     torchrun.check_same(header, ranks)
     with agreed(ranks):
         run, facts = _described(run)
-        contents = _continued(run, header)
+        contents = resumed.continued(run, header)
         if contents is not None:
             extend.begin(config, folder, len(contents.moves), reporter.say)
-    run = walks.settled(run) if contents is None else run
-    run, chosen = engine.settled(run)
-    config, model, header = run.config, run.model, engine.in_header(header, run.config, chosen)
+    run, header, records = measured.settled(run, header, fresh=contents is None)
+    config, model = run.config, run.model
     if contents is None:
-        records = {RECORDED: chosen.to_json()} if chosen else {}
         write_json(folder / "config.json", config.to_json() | records | reward_runs.sources(run.rewards))
         build.keep_initial(config, folder, model)
-    rows = {split: len(getattr(run.splits, split)) for split in ("train", "dev", "test")}
     keep = len(contents.moves) if contents else 0
-    due = functools.partial(_dev_due, config)
-    log = RunLog(folder / "metrics.jsonl", keep=keep, rows=rows, due=due, say=reporter.say)
+    log = _log(run, keep)
     facts = _shown(run, log, facts, keep)
     try:
         with agreed(ranks):
@@ -143,8 +139,7 @@ def _tune(
         zero_shot = _zero_shot(run, log) if config.zero_shot else {}
     except BadInput:
         if contents is None:  # nothing has begun: there is nothing to continue
-            for name in ("config.json", "metrics.jsonl", FACTS, trackers.FILE, build.INITIAL, build.NORMS):
-                (folder / name).unlink(missing_ok=True)
+            resumed.forget(folder)
         raise
     with agreed(ranks):
         if contents is not None:
@@ -161,31 +156,19 @@ def _tune(
     return finish.finish(run, log, zero_shot, status, advice, label_tokens, facts)
 
 
+def _log(run: RunContext, keep: int) -> RunLog:
+    """Return the log of a run whose ledger holds so many steps."""
+    rows = {split: len(getattr(run.splits, split)) for split in ("train", "dev", "test")}
+    due = functools.partial(_dev_due, run.config)
+    return RunLog(run.folder / "metrics.jsonl", keep=keep, rows=rows, due=due, say=run.reporter.say)
+
+
 def is_run(config: TuneConfig, folder: Path) -> bool:
     """Return whether a folder holds a run of a configuration."""
     try:
         return difference(read_config(folder), extend.settled(config, folder, resume=True)) is None
     except BadInput:
         return False
-
-
-def _finished(config: TuneConfig, folder: Path, resume: bool, reporter: Reporter) -> dict[str, Any] | None:
-    """Return the result of the run in ``folder`` if it has come to its end, else None."""
-    _check_folder(config, folder, resume)
-    path, finished = folder / "result.json", read_result(folder)
-    if finished is None and path.exists():
-        side_files.put_aside(path, reporter.say)
-    if finished is None or finished["status"] == INTERRUPTED:
-        return None
-    if finished["status"] == DONE and finished["steps"] < config.steps:  # more are asked for now
-        return None
-    if (folder / "ledger").exists() and len(ledger.read(folder / "ledger").moves) < finished["steps"]:
-        reporter.say(f"the ledger holds fewer than the {finished['steps']} steps of {path}: the run goes on")
-        return None
-    moved = read_config(folder).data != config.data
-    if moved and build.load_task(config)[1].fingerprint != finished["data_sha256"]:
-        raise BadInput(f"{folder} holds a run on other data: restore them, or choose another --out")
-    return finished
 
 
 def _assembled(
@@ -227,45 +210,6 @@ def _shown(run: RunContext, log: RunLog, facts: DataFacts, done: int) -> DataFac
         run.reporter.say(line)
     write_json(run.folder / FACTS, facts.to_json())
     return facts
-
-
-def _continued(run: RunContext, header: dict[str, Any]) -> ledger.Contents | None:
-    """Return the ledger to go on from, if there is one; it must be that of this very run."""
-    config, folder = run.config, run.folder
-    if not (folder / "ledger").exists():
-        return None
-    contents = ledger.read(folder / "ledger")
-    if contents.torn_bytes:
-        run.reporter.say(
-            f"the ledger ends in {contents.torn_bytes} bytes that are no record of a step: they are cut, and a copy of "
-            f"the file is kept beside it; {len(contents.moves)} steps are intact"
-        )
-    replay.check_header(contents.header, run.model)
-    replay.check_config(contents.header, config, len(contents.moves))
-    extend.check_auto_rate(config, contents.moves)
-    if contents.header["data_sha256"] != header["data_sha256"]:
-        raise BadInput("the data differ from those that this run began with: restore them, or start a new run")
-    if METHODS[config.method].replays:
-        return contents
-    run.reporter.say(f"a run of {config.method} cannot be continued: its steps are in no ledger, so it starts over")
-    for name in ("ledger", "metrics.jsonl", BEST):
-        (folder / name).unlink(missing_ok=True)
-    return None
-
-
-def _check_folder(config: TuneConfig, folder: Path, resume: bool) -> None:
-    """Refuse a folder that is not free and holds another run."""
-    if (folder / "config.json").exists():
-        if not resume:
-            raise BadInput(f"{folder} already holds a run: add --resume to continue it, or choose another --out")
-        held = read_config(folder)
-        changed = difference(dataclasses.replace(held, steps=config.steps), config)
-        if changed:
-            raise BadInput(f"{folder} holds a run with other settings ({changed}): choose another --out")
-        if held.steps != config.steps:
-            extend.check(held, config, folder)
-    elif (folder / "ledger").exists():
-        raise BadInput(f"{folder} holds a ledger without its config.json: restore that file, or choose another --out")
 
 
 # ---------------------------------------------------------------------------------------------------------------

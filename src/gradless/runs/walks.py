@@ -11,13 +11,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from gradless.errors import NotFinite
+import torch
+
+from gradless.errors import BadInput
 from gradless.gradients import Mixture
 from gradless.lm import schemes
-from gradless.methods import METHODS
+from gradless.methods import METHODS, Method
 from gradless.runs import build
 from gradless.runs.context import RunContext, closure_of
 
@@ -33,25 +35,45 @@ SMALL_LOSS: Final = 0.1
 CODES: Final = "codes"  # a scheme whose eps is a whole number
 
 
+@torch.no_grad()
 def settled(run: RunContext) -> RunContext:
     """Return the run with the walk that ``--lr auto`` needs, measured on the batches of its first steps.
 
-    Collective. Cost: `BATCHES` forwards, and 2 `BATCHES` more in each of at most `ROUNDS` rounds, mostly one or two.
+    Collective. Cost: `BATCHES` forwards, and 2 `BATCHES` more in each of at most `ROUNDS` rounds, mostly one or two;
+    the memory of a forward.
+
+    Raises:
+        BadInput: the run writes texts, which are too dear to write for that.
     """
     config = run.config
     if config.lr != "auto" or config.walk is not None:
         return run
+    if run.objective.of_texts is not None:
+        raise BadInput(
+            f"--lr auto would write {BATCHES * (1 + 2 * ROUNDS)} batches of texts before the first step: give --walk, "
+            f"for instance {FIRST:g}, or a learning rate"
+        )
     rise, forwards = _rise(run)
     walk = float(f"{longest(rise, whole=config.scheme == CODES):.3g}")
     config = dataclasses.replace(config, walk=walk)
-    step = METHODS[config.method].auto_step(config.steps, walk)
-    run.reporter.say(
-        f"--lr auto: steps of {step:.2g} eps, since a random walk of {walk:g} eps raises the loss by {RISE:.0%} "
-        f"({forwards()} forwards)"
-    )
+    run.reporter.say(f"--lr auto: {sentence(METHODS[config.method], config.steps, walk)} ({forwards()} forwards)")
     opt = build.optimizer(config, schemes.trainable(run.model.lm), run.model.norms, run.model.lm.model)
     opt.evaluator.share(run.ranks)
     return run._replace(config=config, model=run.model._replace(optimizer=opt))
+
+
+def sentence(method: Method, steps: int, walk: float) -> str:
+    """Return how long a run's steps are with ``--lr auto``, and why.
+
+    Example:
+        >>> sentence(METHODS["mezo"], 400, 3.0), sentence(METHODS["mezo"], 4, 32.0)
+        ('steps of 0.15 eps; the loss is 10% higher after a random walk of 3 eps', 'steps of 0.45 eps, the longest; \
+the loss is not yet 10% higher after a random walk of 32 eps')
+    """
+    step = method.auto_step(steps, walk)
+    bound = "" if step * math.sqrt(steps) >= walk * (1 - 1e-9) else ", the longest"
+    rise = f"more than {RISE:.0%} higher" if walk <= LEAST else f"{'not yet ' * (walk >= MOST)}{RISE:.0%} higher"
+    return f"steps of {step:.2g} eps{bound}; the loss is {rise} after a random walk of {walk:g} eps"
 
 
 def longest(rise: Callable[[float], float], *, whole: bool = False) -> float:
@@ -77,6 +99,12 @@ def longest(rise: Callable[[float], float], *, whole: bool = False) -> float:
     return guess
 
 
+def share(here: Sequence[float], there: Sequence[float]) -> float:
+    """Return by which share of its size the mean loss is higher there; losses of some objectives are negative."""
+    before = statistics.fmean(here)
+    return (statistics.fmean(there) - before) / max(abs(before), SMALL_LOSS)
+
+
 def _rise(run: RunContext) -> tuple[Callable[[float], float], Callable[[], int]]:
     """Return a function that measures the rise at a distance, and one that tells the forwards so far."""
     opt, eps = run.model.optimizer, run.config.eps
@@ -84,16 +112,12 @@ def _rise(run: RunContext) -> tuple[Callable[[float], float], Callable[[], int]]
 
     def loss(step: int, size: float) -> float:
         mixture = Mixture((opt.key(step, 0),), (1.0,)) if size else Mixture((), ())
-        try:
-            return opt.evaluator.value(closure_of(run, step), mixture, size)
-        except NotFinite:
-            return math.inf
+        return opt.evaluator.value(closure_of(run, step), mixture, size)
 
     steps = range(BATCHES)
     here = [loss(step, 0.0) for step in steps]
 
     def rise(distance: float) -> float:
-        sides = [(loss(step, distance * eps) + loss(step, -distance * eps)) / 2 for step in steps]
-        return (statistics.fmean(sides) - statistics.fmean(here)) / max(statistics.fmean(here), SMALL_LOSS)
+        return share(here, [(loss(step, distance * eps) + loss(step, -distance * eps)) / 2 for step in steps])
 
     return rise, lambda: opt.evaluator.forwards

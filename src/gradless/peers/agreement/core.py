@@ -19,6 +19,7 @@ from gradless.peers.records import NotWritten
 from gradless.peers.schema import (
     NO_DIGEST,
     NO_NONCE,
+    Foreign,
     Head,
     Kind,
     Malformed,
@@ -188,8 +189,8 @@ class Agreement:
                 self.counts["muted"] += 1
             elif sender != self.me:
                 self._receive(head, data)
-        except Malformed:
-            self._note_fault(sender)
+        except Malformed as error:
+            self._note_fault(None if isinstance(error, Foreign) else sender)
         self._conclude()
 
     def tick(self, now: float) -> None:
