@@ -102,7 +102,7 @@ def auto_rate(table: Table) -> str:
         for length in (100, 400, 1000, 2000, 20_000):
             points = [(run, point) for run in own for point in run["points"] if point["step"] == length]
             constant = [(run, point) for run, point in points if run["kind"] in ("rate", "step")]
-            if len(constant) < 2:
+            if not constant:
                 continue
             earlier = [nearest(constant, min(0.45, walk / math.sqrt(length))) for walk in (2.0, LONG_WALK)]
             run, best = max(constant, key=lambda pair: pair[1]["accuracy"])
@@ -120,8 +120,8 @@ def auto_rate(table: Table) -> str:
 def nearest(points: list[tuple[Line, Line]], step: float) -> Line | None:
     """The point of the run whose step is nearest to one, at most 30 % off."""
     steps = [(run["value"], point) for run, point in points if run["kind"] == "step"]
-    ratio, point = min(((abs(value / step - 1), point) for value, point in steps), key=lambda pair: pair[0])
-    return point if ratio < 0.3 else None
+    near = [(abs(value / step - 1), point) for value, point in steps if abs(value / step - 1) < 0.3]
+    return min(near, key=lambda pair: pair[0])[1] if near else None
 
 
 def metrics(point: Line | None) -> str:
