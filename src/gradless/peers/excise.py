@@ -13,7 +13,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -46,6 +46,18 @@ class Excised(NamedTuple):
     """Digest of the run's last value: SHA-256, hexadecimal."""
     weights_before: str
     weights_sha256: str
+
+    def to_json(self, out: Path) -> dict[str, Any]:
+        """Return what the file of an excision in ``out`` says of it."""
+        return {
+            "digest": self.parent,
+            "steps": self.steps,
+            "without": list(self.names),
+            "changed_steps": self.changed,
+            "weights_sha256": self.weights_sha256,
+            "weights_sha256_before": self.weights_before,
+            "what": self.limits(out),
+        }
 
     def limits(self, out: Path) -> str:
         """Return what these weights are, and what they are not, in one sentence."""
@@ -105,19 +117,7 @@ def excise(
         before = _weights(run, steps, peers.base_model(model), device)
         after = _weights(folder, steps, peers.base_model(model), device)
         result = Excised(tuple(names), steps, changed, sum(one.skipped for one in updates), parent, before, after)
-        write_json(
-            folder / FILE,
-            {
-                "run": peers.manifest.sha256,
-                "digest": parent,
-                "steps": steps,
-                "without": list(names),
-                "changed_steps": changed,
-                "weights_sha256": after,
-                "weights_sha256_before": before,
-                "what": result.limits(out),
-            },
-        )
+        write_json(folder / FILE, {"run": peers.manifest.sha256, **result.to_json(out)})
         folder.rename(out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
