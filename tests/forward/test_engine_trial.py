@@ -117,10 +117,11 @@ def test_without_a_cache_folder_a_process_remembers_all_the_same(tmp_path, monke
         found.calls.clear()
         assert stepped().evaluator.choice.how == REMEMBERED
         assert not found.calls
-        monkeypatch.delenv("GRADLESS_CACHE")
-        monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-        monkeypatch.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
-        assert stepped(width=9).evaluator.choice.how == MEASURED
+        with monkeypatch.context() as homeless:  # undone before what `race` has set, so that none of it stays
+            homeless.delenv("GRADLESS_CACHE")
+            homeless.delenv("XDG_CACHE_HOME", raising=False)
+            homeless.setattr("pathlib.Path.home", lambda: (_ for _ in ()).throw(RuntimeError("no home")))
+            assert stepped(width=9).evaluator.choice.how == MEASURED
 
 
 def test_old_files_are_deleted(tmp_path, monkeypatch):
