@@ -293,9 +293,18 @@ def looks(world: Folder, folder: Path) -> dict[str, Callable[[], object]]:
     def followed() -> object:
         cards = [keys.load(identity).card for identity in run.identities]
         return prepare.manifest(
-            cards, {}, f=1, mode="coefficients", recipe=None, out=folder / "next", check_every=5,
-            timing=manifests.USUAL, days=1, parent=folder, **quiet,
-        )  # fmt: skip
+            cards,
+            {},
+            f=1,
+            mode="coefficients",
+            recipe=None,
+            out=folder / "next",
+            check_every=5,
+            timing=manifests.USUAL,
+            days=1,
+            parent=folder,
+            **quiet,
+        )
 
     return {
         "audit": lambda: audit(folder),

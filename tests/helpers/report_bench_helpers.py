@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 from gradless.report import tables
@@ -79,3 +80,25 @@ def named(folder: Path, name: str) -> Table:
 def row(table: Table, *labels: str) -> list[str]:
     (found,) = [r for r in table.rows if tuple(i.text for i in r[: len(labels)]) == labels]
     return [item.text for item in found[table.labels :]]
+
+
+METHODS = ("mezo", "lozo", "fzoo", "fo-adam")
+
+
+def study(
+    tmp_path, levels, *, tasks=("sst2", "mr", "cr"), schemes=("full",), seeds=(1, 2, 3), skip=(), noise=0.01, more=1.0
+):
+    """A benchmark whose methods have a level each, lower by task, with noise by seed, and each ``more`` memory."""
+    bench = Bench(tmp_path / "b", grid=grid(*seeds))
+    for scheme in schemes:
+        for t, task in enumerate(tasks):
+            for m, (method, level) in enumerate(levels.items()):
+                for seed in seeds:
+                    if (method, task, seed) in skip:
+                        continue
+                    value = level - 0.05 * t + noise * math.sin(7 * seed + 3 * m + t)
+                    line = curve(value - 0.1, value - 0.05, value)
+                    test = {"accuracy": value}
+                    extra = costs(2, 1.0, 1e9 * (1.05 + more * m)) | {"forwards": 120}
+                    bench.run("final", cell(method, scheme, task), {}, seed, test=test, curve=line, **extra)
+    return bench

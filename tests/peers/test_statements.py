@@ -52,7 +52,7 @@ def test_memory_is_bounded():
     board = Board(0, byzantine=1)
     for step in range(10_000):
         board.hear(Statement(1, step, b"a" * 32))
-    assert sum(map(len, board._said.values())) <= statements.KEPT
+    assert sum(map(len, board._stated.values())) <= statements.KEPT
     assert board.latest[1].step == 9999
 
 

@@ -100,20 +100,11 @@ def test_zero_shot_has_a_row_for_each_way_of_asking(tmp_path):
     assert row(table, "mezo (chat true)") == ["0.700"]
 
 
-def test_every_untouched_model_of_an_axis_has_a_row(tmp_path):
+@pytest.mark.parametrize("told", ["by the line", "by its request"])  # lines of older releases lack the axis
+def test_every_untouched_model_of_an_axis_has_a_row(tmp_path, told):
     bench = Bench(tmp_path / "b", grid=grid(1))
     for dtype, value in (("float32", 0.6), ("bfloat16", 0.5)):
-        bench.run("zero-shot", cell("zero-shot", "none", dtype=dtype), {}, 1, test={"accuracy": value})
-        bench.run("final", cell(dtype=dtype), {}, 1, test={"accuracy": value + 0.1})
-    table = named(bench.folder, "accuracy")
-    assert row(table, "zero-shot (dtype float32)") == ["0.600"]
-    assert row(table, "zero-shot (dtype bfloat16)") == ["0.500"]
-
-
-def test_lines_of_an_untouched_model_that_lack_its_axis_are_told_apart_by_their_requests(tmp_path):
-    bench = Bench(tmp_path / "b", grid=grid(1))
-    for dtype, value in (("float32", 0.6), ("bfloat16", 0.5)):
-        untouched = cell("zero-shot", "none")
+        untouched = cell("zero-shot", "none", **({"dtype": dtype} if told == "by the line" else {}))
         bench.run("zero-shot", untouched, {}, 1, test={"accuracy": value}, config={"dtype": dtype})
         bench.run("final", cell(dtype=dtype), {}, 1, test={"accuracy": value + 0.1})
     table = named(bench.folder, "accuracy")

@@ -129,6 +129,12 @@ def test_a_ledger_without_steps_of_such_a_release_begins_anew(tmp_path):
     assert json.loads((run / "config.json").read_text())["walk"] == settings["walk"]
 
 
+def test_another_rate_is_refused_as_such(tmp_path):
+    jobs.tune(h.config(tmp_path, steps=2, lr="auto", num_dev=0), tmp_path / "run", reporter=QUIET)
+    with pytest.raises(BadInput, match=r"holds a run with other settings \(lr was 'auto'"):
+        jobs.tune(h.config(tmp_path, steps=2, lr=1e-3, num_dev=0), tmp_path / "run", resume=True, reporter=QUIET)
+
+
 def test_equal_runs_measure_equal_walks(tmp_path):
     for name in ("one", "two"):
         jobs.tune(h.config(tmp_path, steps=2, lr="auto", num_dev=0), tmp_path / name, reporter=QUIET)

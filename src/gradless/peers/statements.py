@@ -54,7 +54,7 @@ def parse(run: bytes, data: bytes, ring: Signer, *, sender: int) -> Statement | 
 
 
 class Board:
-    """What all peers have said, by sender and step: nobody's statements take the place of another's.
+    """What all peers have stated, by sender and step: nobody's statements take the place of another's.
 
     Args:
         me: this peer.
@@ -65,25 +65,27 @@ class Board:
         self.me, self.byzantine = me, byzantine
         self.latest: dict[int, Statement] = {}
         """The newest statement of each peer."""
-        self._said: dict[int, dict[int, bytes]] = {}  # by sender, then by step
+        self._stated: dict[int, dict[int, bytes]] = {}  # by sender, then by step
 
     def hear(self, statement: Statement) -> None:
         """Take a statement; of two of one peer about one step the first counts. Memory: `KEPT` steps a sender."""
-        said = self._said.setdefault(statement.sender, {})
-        said.setdefault(statement.step, statement.sha256)
-        if len(said) > KEPT:
-            del said[min(said)]
+        stated = self._stated.setdefault(statement.sender, {})
+        stated.setdefault(statement.step, statement.sha256)
+        if len(stated) > KEPT:
+            del stated[min(stated)]
         newest = self.latest.get(statement.sender)
         if newest is None or newest.step <= statement.step:
             self.latest[statement.sender] = statement
 
     def others(self, step: int) -> dict[int, bytes]:
         """Return what the others said of a step."""
-        return {peer: said[step] for peer, said in sorted(self._said.items()) if peer != self.me and step in said}
+        return {
+            peer: stated[step] for peer, stated in sorted(self._stated.items()) if peer != self.me and step in stated
+        }
 
     def outvoted(self, step: int) -> bytes | None:
         """Return the hash that f + 1 others agree on at a step, if this peer's own is another one."""
-        own = self._said.get(self.me, {}).get(step)
+        own = self._stated.get(self.me, {}).get(step)
         hashes = list(self.others(step).values())
         for sha256 in set(hashes) - {own}:
             if own is not None and hashes.count(sha256) > self.byzantine:
@@ -92,17 +94,17 @@ class Board:
 
     def newest_outvoted(self) -> tuple[Statement, bytes] | None:
         """Return this peer's newest statement at which f + 1 others agree on another hash, and that hash."""
-        for step, own in sorted(self._said.get(self.me, {}).items(), reverse=True):
+        for step, own in sorted(self._stated.get(self.me, {}).items(), reverse=True):
             if (theirs := self.outvoted(step)) is not None:
                 return Statement(self.me, step, own), theirs
         return None
 
     def is_shared(self, step: int) -> bool:
         """Return whether f + 1 others, of whom one is honest, hold this peer's weights of a step."""
-        own = self._said.get(self.me, {}).get(step)
+        own = self._stated.get(self.me, {}).get(step)
         return own is not None and list(self.others(step).values()).count(own) > self.byzantine
 
     def withdraw(self) -> None:
-        """Forget what this peer itself said, since its weights were others."""
-        self._said.pop(self.me, None)
+        """Forget what this peer itself stated, since its weights were others."""
+        self._stated.pop(self.me, None)
         self.latest.pop(self.me, None)

@@ -116,7 +116,7 @@ class TuneConfig(RewardSettings):
     walk: Positive | None = None
     """With --lr auto, a length in eps: how far weights may walk at random; by default measured before the first step.
 
-    Measured is where the mean loss over a few batches is 10 % higher than that of the untouched weights."""
+    That is the distance at which the mean loss over a few batches is 10 % higher than at the untouched weights."""
     eps: Positive | None = None
     """Perturbation scale; by default a first guess for the scheme."""
     engine: Engine | None = "auto"
@@ -144,7 +144,7 @@ class TuneConfig(RewardSettings):
     dtype: DType | None = None
     """float32, bfloat16 or float16; by default float32 on a CPU, else the checkpoint's; of a GGUF its own blocks.
 
-    A type that is named decodes the blocks of a GGUF file, as --scheme full needs it."""
+    Naming a type decodes a GGUF file, which --scheme full needs."""
     compute_dtype: ComputeDType | None = None
     """auto, float32 or the type of 16-bit weights: of products. auto on CPUs: float32 to tune, else the faster."""
     device: Device = "cpu"

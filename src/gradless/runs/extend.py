@@ -38,9 +38,8 @@ def settled(config: TuneConfig, folder: Path, resume: bool) -> TuneConfig:
     if not resume or not (folder / "config.json").exists():
         return config.resolved()
     held = read_config(folder)
-    kept = {
-        name: getattr(held, name) for name in ("engine", "eval_every", "walk") if getattr(config, name) in (None, AUTO)
-    }
+    names = ("engine", "eval_every", *(("walk",) if config.lr == "auto" else ()))
+    kept = {name: getattr(held, name) for name in names if getattr(config, name) in (None, AUTO)}
     return build.pinned(dataclasses.replace(config, **kept).resolved(), held)
 
 

@@ -1,0 +1,114 @@
+"""The command ``gradless plan``, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from gradless.cli import main
+from gradless.cost import plan
+from gradless.cost.plan import Settings
+from gradless.errors import BadInput
+
+
+def test_the_command_prints_a_table_and_writes_it(tmp_path):
+    path = tmp_path / "new" / "plan.json"
+    words = [
+        "plan",
+        "--model",
+        "tiny-llama",
+        "--batch-size",
+        "2",
+        "--length",
+        "8",
+        "--memory",
+        "500KB",
+        "--memory",
+        "1GB",
+    ]
+    found = CliRunner().invoke(main, [*words, "--json", str(path)])
+    assert found.exit_code == 0, found.output
+    lines = {line.split("  ")[0]: line for line in found.output.splitlines()}
+    assert lines["inference"].endswith("500KB, 1GB")
+    assert lines["adam, all weights"].endswith(" 1GB")
+    saved = json.loads(path.read_text())
+    row = saved["needs"]["mezo, full"]
+    assert row["total_bytes"] == row["weights_bytes"] + row["activations_bytes"] + row["scratch_bytes"]
+    assert saved["needs"]["adam, all weights"]["fits"] == ["1GB"]
+    assert saved["budgets_bytes"] == {"500KB": 500_000, "1GB": 10**9}
+
+
+@pytest.mark.parametrize(
+    ("text", "taken"),
+    [
+        *(("24", 24 * 10**9), (" 24 ", 24 * 10**9), ("0.5", 5 * 10**8), ("24gb", 24 * 10**9), ("24G", 24 * 10**9)),
+        *(("24GiB", 24 * 2**30), ("1.5 TiB", 3 * 2**39), ("500MB", 5 * 10**8), ("8 kib", 8192), ("77B", 77)),
+    ],
+)
+def test_a_size_has_a_unit_or_is_in_gb(text, taken):
+    assert plan.size(text) == taken
+
+
+def test_the_command_says_what_it_took(tmp_path):
+    words = [
+        "plan",
+        "--model",
+        "tiny-llama",
+        "--batch-size",
+        "2",
+        "--length",
+        "8",
+        "--memory",
+        "24",
+        "--memory",
+        "1GiB",
+    ]
+    printed = CliRunner().invoke(main, [*words, "--json", str(tmp_path / "plan.json")]).output
+    assert "Compared with 24GB = 24,000,000,000 bytes; 1GiB = 1,073,741,824 bytes." in printed
+    saved = json.loads((tmp_path / "plan.json").read_text())
+    assert saved["budgets_bytes"] == {"24GB": 24 * 10**9, "1GiB": 2**30}
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["--model", "gemma-3-270n"], "did you mean 'gemma-3-270m'"),
+        (["--model", "shape:opt-125n"], "did you mean 'opt-125m'"),
+        (["--model", "/nowhere"], "check the path"),
+        (["--model", "tiny-llama", "--method", "mezzo"], "did you mean 'mezo'"),
+        (["--model", "tiny-llama", "--engine", "fast"], "unknown engine 'fast'"),
+        (["--model", "tiny-llama", "--device", "cudaa"], "unknown device 'cudaa': use cpu, cuda, cuda:0 or auto"),
+        (["--model", "tiny-llama", "--objective", "f1"], "unknown objective 'f1'"),
+        (["--model", "tiny-llama", "--attention", "slow"], "unknown attention 'slow'"),
+        (["--model", "tiny-llama", "--length", "9999"], "more than the 256 tokens"),
+        (["--model", "tiny-llama", "--batch-size", "0"], "batch_size is 0: give a whole number of at least 1"),
+        (["--model", "tiny-llama", "--memory", "lots"], "is no size of a memory: write 24 (GB), 24GiB or 500MB"),
+        (["--model", "tiny-llama", "--memory", "24000000000"], "would be 24000000000 GB: write 24000000000B"),
+        (["--model", "tiny-llama", "--memory", "0"], "is no size of a memory"),
+        (["--model", "tiny-llama", "--dtype", "int8"], "unknown dtype 'int8'"),
+        (["--model", "tiny-roberta", "--objective", "lm"], "masked model"),
+    ],
+)
+def test_bad_input_is_one_sentence(words, part):
+    found = CliRunner().invoke(main, ["plan", *words])
+    assert found.exit_code == 2, (found.output, found.exception)
+    assert found.stderr.startswith("gradless: ")
+    assert found.stderr.count("\n") == 1
+    assert part in found.stderr
+
+
+def test_an_unknown_architecture_is_one_sentence(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "flying-llama", "architectures": ["FlyingLlamaForCausalLM"]}')
+    with pytest.raises(BadInput, match=r"architecture 'flying-llama' that transformers .* does not know: upgrade"):
+        plan.plan(Settings(model=str(tmp_path)))
+    (tmp_path / "config.json").write_text('{"model_type": "vit", "architectures": ["ViTForImageClassification"]}')
+    with pytest.raises(BadInput, match="no language-model head"):
+        plan.plan(Settings(model=str(tmp_path)))
+    (tmp_path / "config.json").write_text('{"hidden_size": 8}')
+    with pytest.raises(BadInput, match="names no model_type that transformers knows: restore"):
+        plan.plan(Settings(model=str(tmp_path)))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(BadInput, match="cannot be read"):
+        plan.plan(Settings(model=str(tmp_path)))
