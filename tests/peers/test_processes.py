@@ -81,6 +81,18 @@ def passed(group: LoopbackGroup, peer: int, step: int) -> bool:
     return group.wait(lambda: group.step(peer) >= step, SECONDS)
 
 
+def at_rest(group: LoopbackGroup, *peers: int) -> int:
+    """Return the step at which all of these stay for four seconds; one that was stopped catches up first."""
+    deadline = time.monotonic() + SECONDS
+    steps, since = [group.step(peer) for peer in peers], time.monotonic()
+    while time.monotonic() - since < 4.0 or len(set(steps)) > 1:
+        assert time.monotonic() < deadline, steps
+        time.sleep(0.1)
+        if (now := [group.step(peer) for peer in peers]) != steps:
+            steps, since = now, time.monotonic()
+    return steps[0]
+
+
 def in_process(group: LoopbackGroup, folder: Path) -> list[str]:
     """The weights of the same run through the link of one process."""
     manifest, links = group.manifest, LocalGroup(4)
@@ -162,10 +174,7 @@ def test_kills_stops_a_full_disk_and_a_lost_vote_log(groups, monkeypatch):
 
     for peer in (0, 1):
         group.signal(peer, signal.SIGSTOP)
-    time.sleep(3.0)
-    still = group.step(2)
-    time.sleep(4.0)
-    assert group.step(2) == group.step(3) == still  # two of four decide nothing
+    still = at_rest(group, 2, 3)  # two of four decide nothing
     for peer in (0, 1):
         group.signal(peer, signal.SIGCONT)
     assert passed(group, 2, still + 5)
