@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bench_helpers import Place
+from bench_helpers import BenchDirectory
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(tmp_path)
+def directory(tmp_path: Path) -> BenchDirectory:
+    return BenchDirectory(tmp_path)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from bench_helpers import RUNS, Place
+from bench_helpers import RUNS, BenchDirectory
 from gradless.bench import grid, results
 from gradless.bench import process as processes
 from gradless.bench.runner import Outcome
@@ -22,44 +22,46 @@ from gradless.system import locks
 from grid_helpers import search_runs
 
 
-def test_workers_of_one_call_share_the_runs(place):
-    assert place.bench(workers=4).done == RUNS
-    assert len(place.started) == len(set(place.started)) == RUNS
+def test_workers_of_one_call_share_the_runs(directory):
+    assert directory.bench(workers=4).done == RUNS
+    assert len(directory.started) == len(set(directory.started)) == RUNS
 
 
 def test_two_calls_on_one_directory_share_the_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_SECONDS", "0.05")
-    alone = Place(tmp_path / "alone")
+    alone = BenchDirectory(tmp_path / "alone")
     alone.bench()
-    place = Place(tmp_path / "shared")
-    found: list[Outcome] = []
-    others = [threading.Thread(target=lambda: found.append(place.bench(workers=2))) for _ in range(3)]
+    directory = BenchDirectory(tmp_path / "shared")
+    outcomes: list[Outcome] = []
+    others = [threading.Thread(target=lambda: outcomes.append(directory.bench(workers=2))) for _ in range(3)]
     for other in others:
         other.start()
     for other in others:
         other.join(60)
-    assert found == [Outcome(RUNS, RUNS, 0, 0, ())] * 3
-    assert len(place.started) == len(set(place.started)) == RUNS
-    assert place.table() == alone.table()
-    assert all(line["overhead"] is not None for line in place.lines)
+    assert outcomes == [Outcome(RUNS, RUNS, 0, 0, ())] * 3
+    assert len(directory.started) == len(set(directory.started)) == RUNS
+    assert directory.table() == alone.table()
+    assert all(line["overhead"] is not None for line in directory.lines)
 
 
 SCRIPT = """
 import sys, bench_helpers as t
 from pathlib import Path
-place = t.Place(Path(sys.argv[1]))
-place.bench(workers=2)
+directory = t.BenchDirectory(Path(sys.argv[1]))
+directory.bench(workers=2)
 """
 
 
-def started(place: Place, runs: int, *, seconds: float = 0.3, before: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def started(
+    directory: BenchDirectory, runs: int, *, seconds: float = 0.3, prefix: tuple[str, ...] = ()
+) -> subprocess.Popen[str]:
     """A benchmark in a process of its own that has started so many runs."""
     environment = {**os.environ, "FAKE_SECONDS": str(seconds), "PYTHONPATH": os.pathsep.join([*sys.path])}
-    command = [*before, sys.executable, "-c", SCRIPT, str(place.grid.parent)]
+    command = [*prefix, sys.executable, "-c", SCRIPT, str(directory.grid.parent)]
     heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs ignore it
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     until = time.monotonic() + 300
-    while len(place.started) < runs:
+    while len(directory.started) < runs:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -69,37 +71,37 @@ def started(place: Place, runs: int, *, seconds: float = 0.3, before: tuple[str,
 @pytest.mark.few(1)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_killed_half_way_it_continues_to_the_same_results(tmp_path, number):
-    whole = Place(tmp_path / "whole")
+    whole = BenchDirectory(tmp_path / "whole")
     whole.bench()
-    place = Place(tmp_path / "killed")
-    process = started(place, 5)
+    directory = BenchDirectory(tmp_path / "killed")
+    process = started(directory, 5)
     process.send_signal(number)
     stderr = process.communicate(timeout=300)[1]
     assert process.returncode != 0
     if number != signal.SIGKILL:
         assert "KeyboardInterrupt" in stderr
         # Its runs were stopped with it: their claims are free.
-        for path in (place.out / "locks").iterdir():
+        for path in (directory.out / "locks").iterdir():
             claim = locks.take(path)
             assert claim is not None, path
             os.close(claim)
-    assert 0 < len(place.lines) < RUNS
-    finished = {line["id"] for line in place.lines}
-    before = place.started
-    assert place.bench(workers=2).done == RUNS
-    assert not finished & set(place.started[len(before) :])
+    assert 0 < len(directory.lines) < RUNS
+    finished = {line["id"] for line in directory.lines}
+    starts = directory.started
+    assert directory.bench(workers=2).done == RUNS
+    assert not finished & set(directory.started[len(starts) :])
     if number == signal.SIGKILL:  # its runs went on and kept their claims, so nobody started them again
-        assert len(place.started) == len(set(place.started)) == RUNS
-    assert place.table() == whole.table()
+        assert len(directory.started) == len(set(directory.started)) == RUNS
+    assert directory.table() == whole.table()
 
 
 @pytest.mark.sweep
 def test_in_the_background_it_stops_its_runs_too(tmp_path):
-    place = Place(tmp_path)
-    process = started(place, 2, seconds=60, before=("sh", "-c", 'trap "" INT; exec "$@"', "sh"))
+    directory = BenchDirectory(tmp_path)
+    process = started(directory, 2, seconds=60, prefix=("sh", "-c", 'trap "" INT; exec "$@"', "sh"))
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=20)
-    claim = locks.take(place.out / "locks" / place.started[0])
+    claim = locks.take(directory.out / "locks" / directory.started[0])
     assert claim is not None
     os.close(claim)
 
@@ -128,9 +130,9 @@ def test_a_continued_run_adds_its_seconds(tmp_path):
     assert results._times(tmp_path, 1.0) == {"threads": 4, "wall_seconds": 5.0, "overhead": 4.0}
 
 
-def test_the_command_line_of_a_run(place):
-    one, *_ = search_runs(grid.read(place.grid))
-    untouched, *_ = grid.zero_shot_runs(grid.read(place.grid))
+def test_the_command_line_of_a_run(directory):
+    one, *_ = search_runs(grid.read(directory.grid))
+    untouched, *_ = grid.zero_shot_runs(grid.read(directory.grid))
     assert processes.command(one, Path("/o"))[1:] == [
         *("-P", "-m", "gradless", "tune", "--resume"),
         *("--config", f"/o/requests/{one.id}.json", "--out", f"/o/runs/{one.id}"),

@@ -70,10 +70,10 @@ def test_a_fork_makes_the_weights_of_a_fresh_process(home, claim, tmp_path):
         fork = home.fork(tune(tmp_path, name), claim, 1)
         assert fork.communicate(60) == (None, "")
         assert fork.returncode == fork.poll() == 0
-    found = {
+    hashes = {
         json.loads((tmp_path / name / "result.json").read_text())["weights_sha256"] for name in ("fresh", "a", "b")
     }
-    assert len(found) == 1
+    assert len(hashes) == 1
 
 
 def test_backpropagation_and_threads_work_in_a_fork(home, claim, tmp_path):
@@ -84,10 +84,10 @@ def test_backpropagation_and_threads_work_in_a_fork(home, claim, tmp_path):
 
 def test_bad_input_is_a_sentence_and_an_exit_code(home, claim, tmp_path):
     fork = home.fork([*tune(tmp_path, "x"), "--method", "mezzo"], claim, 1)
-    _, said = fork.communicate(60)
+    _, stderr = fork.communicate(60)
     assert fork.returncode == 2
-    assert said.startswith("gradless: ")
-    assert "Traceback" not in said
+    assert stderr.startswith("gradless: ")
+    assert "Traceback" not in stderr
 
 
 def test_a_killed_fork_says_by_which_signal_and_others_go_on(home, claim, tmp_path):
@@ -148,8 +148,8 @@ def test_it_ends_in_silence_when_the_benchmark_is_killed(claim):
     assert status.recv(8, socket.MSG_PEEK)
     status.close()  # with an answer unread, as a kill does
     ours.close()
-    _, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (0, "")
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (0, "")
 
 
 def test_a_fork_ends_with_its_server_which_starts_again(claim, tmp_path):

@@ -78,11 +78,11 @@ def test_a_later_skip_can_be_undone(tmp_path):
 
 def test_further_axes_name_their_cells_and_reach_the_configuration(tmp_path):
     text = SMALL.replace('method = ["mezo", "fo-adam"]', 'method = ["lozo"]\n"options.rank" = [2, 4]\nbatch_size = [4]')
-    found = read(tmp_path, text + "options.refresh = [7]\n")
-    cell = grid.cells(found)[0]
+    parsed = read(tmp_path, text + "options.refresh = [7]\n")
+    cell = grid.cells(parsed)[0]
     assert cell.name == "lozo/full/sst2/tiny-llama/rank=2/batch_size=4"
     assert cell.points[0] == {"lr": 1e-6, "options.refresh": 7}
-    config = grid.configure(found, cell, cell.points[0], seed=0, test=True)
+    config = grid.configure(parsed, cell, cell.points[0], seed=0, test=True)
     assert config.options == {"rank": 2, "refresh": 7}
     assert config.batch_size == 4
 
@@ -105,12 +105,12 @@ def test_unaligned_cells_are_named(tmp_path):
 
 
 def test_search_touches_no_test_row_and_final_runs_take_every_seed(tmp_path):
-    found = read(tmp_path)
-    search = search_runs(found)
+    parsed = read(tmp_path)
+    search = search_runs(parsed)
     assert len(search) == 4 * 3
     assert {(one.phase, one.seed, one.config.seed, one.config.num_test) for one in search} == {("search", 0, 0, 0)}
-    chosen = {grid.cells(found)[0].name: {"lr": 3e-6}, grid.cells(found)[1].name: None}
-    final = grid.final_runs(found, chosen, cost)
+    chosen = {grid.cells(parsed)[0].name: {"lr": 3e-6}, grid.cells(parsed)[1].name: None}
+    final = grid.final_runs(parsed, chosen, cost)
     assert [(one.seed, one.config.seed, one.config.num_test, one.config.lr) for one in final] == [
         (seed, seed, 8, 3e-6) for seed in (1, 2, 3)
     ]
@@ -127,11 +127,11 @@ def test_a_budget_in_forwards_buys_steps_by_their_cost(tmp_path):
 
 
 def test_runs_that_only_search_may_be_shorter(tmp_path):
-    found = read(tmp_path, SMALL.replace("{ forwards = 200 }", "{ forwards = 200, search = 100 }"))
-    search = search_runs(found)
+    parsed = read(tmp_path, SMALL.replace("{ forwards = 200 }", "{ forwards = 200, search = 100 }"))
+    search = search_runs(parsed)
     assert {(one.cell["method"], one.config.steps) for one in search} == {("mezo", 50), ("fo-adam", 33)}
     chosen = {grid.cell_name(one.cell): one.point for one in search}
-    assert {one.config.steps for one in grid.final_runs(found, chosen, cost)} == {100, 66}
+    assert {one.config.steps for one in grid.final_runs(parsed, chosen, cost)} == {100, 66}
 
 
 @pytest.mark.parametrize(("steps", "evaluations", "every"), [(10, 5, 2), (11, 5, 3), (3, 5, 1), (10, 1, 10)])
@@ -144,10 +144,10 @@ def test_the_last_evaluation_is_at_the_last_step(tmp_path, steps, evaluations, e
 
 
 def test_a_cell_with_one_point_has_nothing_to_search(tmp_path):
-    found = read(tmp_path, SMALL.replace("[1e-6, 3e-6, 1e-5]", "[1e-6]"))
-    assert search_runs(found) == []
-    chosen = choose(found, [])
-    assert len(grid.final_runs(found, chosen, cost)) == 4 * 3
+    parsed = read(tmp_path, SMALL.replace("[1e-6, 3e-6, 1e-5]", "[1e-6]"))
+    assert search_runs(parsed) == []
+    chosen = choose(parsed, [])
+    assert len(grid.final_runs(parsed, chosen, cost)) == 4 * 3
 
 
 def test_one_zero_shot_run_for_each_template_and_seed(tmp_path):
@@ -176,14 +176,14 @@ def test_paths_are_relative_to_the_grid_and_filled_in(tmp_path):
 
 def test_own_files_are_a_task_and_search_runs_do_not_see_the_test_file(tmp_path):
     text = SMALL.replace('task = ["sst2"]\n', "").replace("[base]\n", f"[base]\n{OWN}")
-    found = read(tmp_path, text)
-    cell = grid.cells(found)[0]
+    parsed = read(tmp_path, text)
+    cell = grid.cells(parsed)[0]
     assert cell.name == "mezo/full/own/tiny-llama"
-    search = search_runs(found)[0].config
+    search = search_runs(parsed)[0].config
     assert search.task is None
     assert "test" not in search.own
     assert search.own["train"] == str(tmp_path / "a.csv")
-    final = grid.final_runs(found, {cell.name: cell.points[0]}, cost)[0].config
+    final = grid.final_runs(parsed, {cell.name: cell.points[0]}, cost)[0].config
     assert final.own["test"] == str(tmp_path / "b.csv")
 
 
@@ -225,10 +225,10 @@ def test_a_whole_number_is_the_same_rate(tmp_path):
 
 def searched(folder: Path, scores: list[tuple[float | None, float]], **changes: Any) -> Any:
     """What is chosen in the first cell, whose three points have these dev metrics and losses."""
-    found = read(folder)
-    runs = search_runs(found)[:3]
+    parsed = read(folder)
+    runs = search_runs(parsed)[:3]
     lines = [line(one, *score, **changes) for one, score in zip(runs, scores, strict=True)]
-    return choose(found, lines).get(grid.cells(found)[0].name, "absent")
+    return choose(parsed, lines).get(grid.cells(parsed)[0].name, "absent")
 
 
 def test_the_best_point_on_dev_is_chosen(tmp_path):
@@ -241,29 +241,29 @@ def test_loss_decides_between_equals_and_then_the_order(tmp_path):
 
 
 def test_the_test_set_has_no_say(tmp_path):
-    found = read(tmp_path)
-    runs = search_runs(found)[:3]
+    parsed = read(tmp_path)
+    runs = search_runs(parsed)[:3]
     lines = [line(one, 0.5 + 0.1 * i, test={"accuracy": 1.0 - i}) for i, one in enumerate(runs)]
-    finals = [line(one, 1.0) for one in grid.final_runs(found, {grid.cells(found)[0].name: {"lr": 1e-6}}, cost)]
-    assert choose(found, lines + finals)[grid.cells(found)[0].name] == {"lr": 1e-5}
+    finals = [line(one, 1.0) for one in grid.final_runs(parsed, {grid.cells(parsed)[0].name: {"lr": 1e-6}}, cost)]
+    assert choose(parsed, lines + finals)[grid.cells(parsed)[0].name] == {"lr": 1e-5}
 
 
 def test_what_diverged_or_failed_is_not_chosen(tmp_path):
-    found = read(tmp_path)
-    cell = grid.cells(found)[0].name
-    runs = search_runs(found)[:3]
+    parsed = read(tmp_path)
+    cell = grid.cells(parsed)[0].name
+    runs = search_runs(parsed)[:3]
     bad = [line(one, 0.9, status=status) for one, status in zip(runs, ("diverged", "failed", "done"), strict=True)]
-    assert choose(found, [bad[0], bad[1], line(runs[2], 0.1)])[cell] == {"lr": 1e-5}
-    assert choose(found, [*bad[:2], line(runs[2], 0.9, status="diverged")])[cell] is None
-    assert choose(found, [*bad[:2], line(runs[2], None)])[cell] is None
-    assert cell not in choose(found, bad[:2])
+    assert choose(parsed, [bad[0], bad[1], line(runs[2], 0.1)])[cell] == {"lr": 1e-5}
+    assert choose(parsed, [*bad[:2], line(runs[2], 0.9, status="diverged")])[cell] is None
+    assert choose(parsed, [*bad[:2], line(runs[2], None)])[cell] is None
+    assert cell not in choose(parsed, bad[:2])
 
 
 def test_selection_by_loss(tmp_path):
-    found = read(tmp_path, SMALL.replace('"accuracy"', '"loss"'))
-    runs = search_runs(found)[:3]
+    parsed = read(tmp_path, SMALL.replace('"accuracy"', '"loss"'))
+    runs = search_runs(parsed)[:3]
     lines = [line(one, score, loss) for one, score, loss in zip(runs, (0.9, 0.1, 0.5), (2.0, 1.0, 3.0), strict=True)]
-    assert choose(found, lines)[grid.cells(found)[0].name] == {"lr": 3e-6}
+    assert choose(parsed, lines)[grid.cells(parsed)[0].name] == {"lr": 3e-6}
     assert runs[0].config.select == "loss"
 
 

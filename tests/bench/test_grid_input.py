@@ -114,10 +114,10 @@ def test_two_requests_for_one_run_are_refused(tmp_path):
     text = replaced("lr = [1e-6, 3e-6, 1e-5]", "lr = [1e-6]\nqueries = [1]").replace(
         'method = ["mezo", "fo-adam"]', 'method = ["mezo"]\n"options.queries" = [1, 1.0]'
     )
-    found = read(tmp_path, replaced("lr = [1e-6, 3e-6, 1e-5]", "lr = [1e-6]"))
-    twin = grid.final_runs(found, choose(found, []), cost)[0]
+    parsed = read(tmp_path, replaced("lr = [1e-6, 3e-6, 1e-5]", "lr = [1e-6]"))
+    twin = grid.final_runs(parsed, choose(parsed, []), cost)[0]
     with pytest.raises(BadInput, match=r"cell mezo/full/sst2/tiny-llama .*these are the same run"):
-        grid.distinct(found, [twin, twin._replace(seed=1)])
+        grid.distinct(parsed, [twin, twin._replace(seed=1)])
     with pytest.raises(BadInput, match="twice"):
         read(tmp_path, text)
 

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from bench_helpers import GRID, Place
+from bench_helpers import GRID, BenchDirectory
 from gradless.bench import grid, grid_file, results
 from gradless.bench.runner import Outcome
 from gradless.bench.search import HIGHEST, LOWEST
@@ -155,7 +155,7 @@ LADDER = "extend = true" + GRID.replace("[0]", "[0, 100]").replace("= 20 }", "= 
 
 
 def test_workers_search_and_extend_to_the_same_results(tmp_path):
-    alone, directory = Place(tmp_path / "alone", LADDER), Place(tmp_path / "shared", LADDER)
+    alone, directory = BenchDirectory(tmp_path / "alone", LADDER), BenchDirectory(tmp_path / "shared", LADDER)
     outcome = alone.bench()
     # Each cell: 1e-5 to 1e-2 on the first rung, two of them on the second.
     assert outcome.total == outcome.done == 2 + 2 * (4 * 2 + 2 * 2 + 2)
@@ -172,12 +172,12 @@ def test_workers_search_and_extend_to_the_same_results(tmp_path):
 
 
 def test_an_extended_search_is_resumed_reused_and_grows_in_place(tmp_path):
-    directory = Place(tmp_path / "a", LADDER)
+    directory = BenchDirectory(tmp_path / "a", LADDER)
     total = directory.bench().total
     started = directory.started
     assert directory.bench().total == total
     assert directory.started == started
-    other = Place(tmp_path / "b", LADDER)
+    other = BenchDirectory(tmp_path / "b", LADDER)
     assert other.bench(known=[directory.out / results.RESULTS]).total == total
     assert other.started == []
     # With 1e-2 and 2e-3 in the file the axis has another ratio, so that what it added is none of the new grid's.
@@ -191,30 +191,32 @@ def test_an_extended_search_is_resumed_reused_and_grows_in_place(tmp_path):
 
 
 def test_a_dry_run_says_what_the_search_costs(tmp_path):
-    directory = Place(tmp_path, GRID.replace("= 20 }", "= 80, search = 20 }"))
+    directory = BenchDirectory(tmp_path, GRID.replace("= 20 }", "= 80, search = 20 }"))
     directory.bench()
-    directory.said.clear()
+    directory.messages.clear()
     directory.bench(dry_run=True)
-    assert "forwards of the search: 120, of the final runs: 320" in directory.said
-    directory = Place(tmp_path / "dear", GRID.replace("[0]", "[0, 100, 200]"))
+    assert "forwards of the search: 120, of the final runs: 320" in directory.messages
+    directory = BenchDirectory(tmp_path / "dear", GRID.replace("[0]", "[0, 100, 200]"))
     directory.bench()
-    directory.said.clear()
+    directory.messages.clear()
     directory.bench(dry_run=True)
-    (sentence,) = (one for one in directory.said if one.startswith("forwards of"))
+    (sentence,) = (one for one in directory.messages if one.startswith("forwards of"))
     assert sentence.startswith("forwards of the search: 360, of the final runs: 80: the search costs more")
 
 
 def test_a_best_value_at_the_edge_after_the_limit_is_told(tmp_path):
-    directory = Place(tmp_path, "extend = 1" + GRID.replace("1e-4, 1e-3, 1e-2", "1e-6, 1e-5").replace(', "lozo"', ""))
+    directory = BenchDirectory(
+        tmp_path, "extend = 1" + GRID.replace("1e-4, 1e-3, 1e-2", "1e-6, 1e-5").replace(', "lozo"', "")
+    )
     directory.bench()
     sentence = "mezo/full/sst2/tiny-llama: the best lr, 0.0001, is the highest tried after 1 added value"
-    assert directory.said.count(sentence) == 1
+    assert directory.messages.count(sentence) == 1
     directory.bench(dry_run=True)
-    assert directory.said.count(sentence) == 2
+    assert directory.messages.count(sentence) == 2
 
 
 def test_a_directory_from_before_the_key_was_a_list_goes_on(tmp_path):
-    directory = Place(tmp_path)
+    directory = BenchDirectory(tmp_path)
     total = directory.bench().total
     copy = directory.out / "grid.toml"
     copy.write_text(copy.read_text().replace("search_seeds = [0]", "search_seed = 0"))

@@ -48,15 +48,15 @@ def finished(folder, methods):
 def test_all_methods_take_turns_and_the_report_uses_what_was_measured(tmp_path):
     methods = [("mezo", {}), ("lezo", {}), ("fo-adam-ckpt", {}), ("zo-sparse", {"options.mask": "wanda"})]
     lines = finished(tmp_path, methods)
-    found = timing.timings(tmp_path, repeats=2, threads=1, reporter=Reporter(quiet=True))
-    assert found["threads"] == 1
-    assert found["cells"].keys() == {cell_name(line["cell"]) for line in lines}
-    for row in found["cells"].values():
+    timings = timing.timings(tmp_path, repeats=2, threads=1, reporter=Reporter(quiet=True))
+    assert timings["threads"] == 1
+    assert timings["cells"].keys() == {cell_name(line["cell"]) for line in lines}
+    for row in timings["cells"].values():
         assert len(row["samples"]) == 2
         assert row["step_seconds"] == pytest.approx(row["ratio"] * row["floor_seconds"])
         assert 0 < row["step_seconds"] < 30
     for run in load(tmp_path).runs:
-        each = found["cells"][cell_name(run.record["cell"])]["step_seconds"]
+        each = timings["cells"][cell_name(run.record["cell"])]["step_seconds"]
         assert run.number("seconds_per_step") == each
         assert run.record["curve"][0]["seconds"] == 4 * each
         assert run.record["threads"] == 1

@@ -75,7 +75,7 @@ def cost(config: TuneConfig) -> int:
     return 2
 
 
-class Place:
+class BenchDirectory:
     """A grid, a bench directory, and a record of which runs were started."""
 
     def __init__(self, folder: Path, text: str = GRID) -> None:
@@ -84,17 +84,17 @@ class Place:
         self.fake = folder / "fake.py"
         self.grid.write_text(text)
         self.fake.write_text(FAKE.replace('done(status="done"', "done("))
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def command(self, request: grid.Request, out: Path) -> list[str]:
-        places = (results.request_file(out, request.id), results.run_folder(out, request.id), self.log)
-        return [sys.executable, "-S", str(self.fake), *map(str, places)]
+        paths = (results.request_file(out, request.id), results.run_folder(out, request.id), self.log)
+        return [sys.executable, "-S", str(self.fake), *map(str, paths)]
 
     def bench(self, **more: Any) -> Outcome:
         reporter = Reporter(quiet=True)
-        reporter.say = self.said.append  # type: ignore[method-assign]
-        given = {"reporter": reporter, "cost": cost, "command": self.command, "poll": 0.02, **more}
-        return bench(self.grid, self.out, **given)
+        reporter.say = self.messages.append  # type: ignore[method-assign]
+        arguments = {"reporter": reporter, "cost": cost, "command": self.command, "poll": 0.02, **more}
+        return bench(self.grid, self.out, **arguments)
 
     @property
     def started(self) -> list[str]:
