@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-BROWSER = next((found for name in NAMES if (found := shutil.which(name))), None)
+BROWSER = next((path for name in NAMES if (path := shutil.which(name))), None)
 needs_browser = pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome is installed to render the page")
 
 # Measured inside the browser, in a copy of the page, and left in its DOM.
 PROBE = """<script>addEventListener("load", () => {
   const all = (what) => [...document.querySelectorAll(what)], box = (e) => e.getBoundingClientRect();
-  const found = {
+  const measured = {
     images: all("img").map((e) => e.complete ? e.naturalWidth : 0),
     svgs: all("svg").map((e) => { const b = e.getBBox(); return [box(e).width, box(e).height, b.width, b.height] }),
     outside: all("svg text").filter((e) => {
@@ -31,14 +31,14 @@ PROBE = """<script>addEventListener("load", () => {
     cells: all("[id^='table-examples'] tbody th").map((e) => [e.innerText, getComputedStyle(e).unicodeBidi]),
     scripts: all("script").length - 1,
   };
-  document.body.setAttribute("data-found", JSON.stringify(found));
+  document.body.setAttribute("data-measured", JSON.stringify(measured));
 })</script></body>"""
 
 
 class Seen(NamedTuple):
     """A rendered page."""
 
-    found: dict[str, Any]
+    measured: dict[str, Any]
     """What `PROBE` measured."""
     console: list[str]
     requests: list[str]
@@ -68,7 +68,7 @@ def look(page: Path, scratch: Path, *, width: int = 1280, dark: bool = False) ->
 
     class Reader(HTMLParser):
         def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-            left.extend(value for name, value in attrs if name == "data-found" and value)
+            left.extend(value for name, value in attrs if name == "data-measured" and value)
 
     Reader().feed(done.stdout)
     events = json.loads(log.read_text())["events"]

@@ -78,8 +78,8 @@ def named(folder: Path, name: str) -> Table:
 
 
 def row(table: Table, *labels: str) -> list[str]:
-    (found,) = [r for r in table.rows if tuple(i.text for i in r[: len(labels)]) == labels]
-    return [item.text for item in found[table.labels :]]
+    (cells,) = [r for r in table.rows if tuple(i.text for i in r[: len(labels)]) == labels]
+    return [item.text for item in cells[table.labels :]]
 
 
 METHODS = ("mezo", "lozo", "fzoo", "fo-adam")

@@ -83,7 +83,7 @@ def grid(
     reference: bool = True,
 ) -> Folder:
     """Every combination, of random but repeatable quality."""
-    made, generator = Folder(folder), np.random.Generator(np.random.PCG64(7))
+    study, generator = Folder(folder), np.random.Generator(np.random.PCG64(7))
 
     def add(
         algorithm: str, attack: str, split: tuple[str, float], f: int, level: float, consensus: float, seed: int
@@ -96,21 +96,21 @@ def grid(
         gradients = 180_300 if algorithm == "learn" else 15_000
         median = 10 ** generator.uniform(-3, 0.2)
         mixing = {"alpha_mixing": {"median": median, "max": 2 * median}}
-        made.run(algorithm, attack, seed, f=f, **kind, **ends, **mixing, gradients_per_peer=gradients)
+        study.run(algorithm, attack, seed, f=f, **kind, **ends, **mixing, gradients_per_peer=gradients)
 
     for split in splits:
         for f in fs:
-            for place, algorithm in enumerate(algorithms):
+            for index, algorithm in enumerate(algorithms):
                 for attack in attacks:
-                    strength = 0.97 - 0.06 * place * generator.random() - 0.02 * f * generator.random()
-                    weak = algorithm == "d-sgd" or (generator.random() < 0.2 and place)
+                    strength = 0.97 - 0.06 * index * generator.random() - 0.02 * f * generator.random()
+                    weak = algorithm == "d-sgd" or (generator.random() < 0.2 and index)
                     level = 0.1 + 0.2 * generator.random() if weak else strength - 0.1 * (1 - min(split[1], 1.0))
                     far = 10 ** generator.uniform(-2, 1)
                     for seed in seeds:
                         add(algorithm, attack, split, f, level, far, seed)
         for seed in seeds if reference else ():
             add("d-sgd", "none", split, 0, 0.975, 0.05, seed)
-    return made
+    return study
 
 
 def quiet(folder: Path) -> list[Path]:

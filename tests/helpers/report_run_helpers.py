@@ -31,11 +31,11 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        given = dict(attrs)
+        attributes = dict(attrs)
         self.tags.append(tag)
         self.addresses += [value for name, value in attrs if name.endswith(("href", "src", "srcset", "action"))]
         if tag == "figure":
-            self._table = given.get("id", "")
+            self._table = attributes.get("id", "")
         elif tag == "tr":
             self.tables.setdefault(self._table, []).append([])
         elif tag in ("td", "th"):
@@ -50,7 +50,7 @@ class Page(HTMLParser):
             self.tables[self._table][-1][-1] += data
 
 
-def made(folder: Path) -> tuple[str, Page]:
+def report_page(folder: Path) -> tuple[str, Page]:
     """The page of a run."""
     (path,) = report(folder, say=lambda line: None)
     assert path == folder / "report.html"
@@ -72,7 +72,7 @@ def record(**changes: Any) -> RunRecord:
         "test": {"accuracy": 0.6},
         "interval": {"zero_shot": [0.3, 0.5], "test": [0.5, 0.7], "difference": [0.05, 0.33]},
     }
-    given: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "folder": Path("runs/x"),
         "config": {"model": "m", "task": "sst2", "method": "mezo", "steps": 10},
         "result": result | changes.pop("result", {}),
@@ -84,4 +84,4 @@ def record(**changes: Any) -> RunRecord:
         "predictions": (),
         "remarks": (),
     }
-    return RunRecord(**(given | changes))
+    return RunRecord(**(fields | changes))

@@ -41,12 +41,12 @@ def small(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Path:
     """A run with two directions a step, a schedule, and dev evaluations."""
-    place = tmp_path_factory.mktemp("finished")
+    folder = tmp_path_factory.mktemp("finished")
     settings = h.config(
-        place, steps=6, queries=2, schedule="linear", lr=1e-3, eval_every=2, num_test=24, select="metric", seed=3
+        folder, steps=6, queries=2, schedule="linear", lr=1e-3, eval_every=2, num_test=24, select="metric", seed=3
     )
-    h.tune(settings, place / "run")
-    return place / "run"
+    h.tune(settings, folder / "run")
+    return folder / "run"
 
 
 @pytest.fixture

@@ -27,23 +27,23 @@ def named(folder: Path, name: str) -> Table:
 
 
 def row(table: Table, *labels: str) -> dict[str, str]:
-    (found,) = [r for r in table.rows if tuple(i.text for i in r[: len(labels)]) == labels]
-    return {column.name: item.text for column, item in zip(table.columns, found, strict=True)}
+    (cells,) = [r for r in table.rows if tuple(i.text for i in r[: len(labels)]) == labels]
+    return {column.name: item.text for column, item in zip(table.columns, cells, strict=True)}
 
 
 @pytest.fixture
 def small(tmp_path: Path) -> Folder:
     """Two algorithms and D-SGD, two attacks, three seeds, whose numbers are easy to work out."""
-    made = Folder(tmp_path / "runs of <b>mine</b>")
+    folder = Folder(tmp_path / "runs of <b>mine</b>")
     levels = {"monna": {"alie": 0.9, "sign-flip": 0.94}, "d-sgd": {"alie": 0.2, "sign-flip": 0.1}}
     for name, attacks in levels.items():
         for attack, level in attacks.items():
             for seed in (1, 2, 3):
                 ends = {"worst_accuracy": level + 0.01 * (seed - 2), "mean_accuracy": level + 0.02}
-                made.run(name, attack, seed, **ends, curve=curve(np.random.Generator(np.random.PCG64(seed)), level))
+                folder.run(name, attack, seed, **ends, curve=curve(np.random.Generator(np.random.PCG64(seed)), level))
     for seed in (1, 2, 3):
-        made.run("dsgd", "none", seed, f=0, worst_accuracy=0.96, mean_accuracy=0.97)
-    return made
+        folder.run("dsgd", "none", seed, f=0, worst_accuracy=0.96, mean_accuracy=0.97)
+    return folder
 
 
 # --- tables ---
@@ -66,40 +66,40 @@ def test_accuracy_worst_attack_and_gap(small):
 def test_csv_holds_unrounded_numbers(small):
     quiet(small.folder)
     rows = list(csv.DictReader(io.StringIO((small.folder / "tables/accuracy.csv").read_text())))
-    (found,) = [r for r in rows if (r["algorithm"], r["attack"]) == ("monna", "alie")]
-    assert float(found["worst_accuracy"]) == statistics.fmean([0.89, 0.9, 0.91])
-    assert (found["split"], found["alpha"], found["gamma"], found["seeds"]) == ("dirichlet-classes", "1.0", "", "3")
+    (alie,) = [r for r in rows if (r["algorithm"], r["attack"]) == ("monna", "alie")]
+    assert float(alie["worst_accuracy"]) == statistics.fmean([0.89, 0.9, 0.91])
+    assert (alie["split"], alie["alpha"], alie["gamma"], alie["seeds"]) == ("dirichlet-classes", "1.0", "", "3")
 
 
 def test_without_d_sgd_there_is_no_gap(tmp_path):
-    made = Folder(tmp_path)
-    made.run("monna", "alie")
+    folder = Folder(tmp_path)
+    folder.run("monna", "alie")
     assert row(named(tmp_path, "accuracy"), "MoNNA")["gap"] == NOTHING
     quiet(tmp_path)
     assert "no run of D-SGD without attackers" in (tmp_path / "report.html").read_text()
 
 
 def test_the_reference_is_of_the_same_data_and_nearest_in_peers(tmp_path):
-    made = Folder(tmp_path)
-    made.run("monna", "alie")
-    made.run("d-sgd", "none", alpha=5, worst_accuracy=0.1)
-    made.run("d-sgd", "none", n=8, f=1, worst_accuracy=0.2)
+    folder = Folder(tmp_path)
+    folder.run("monna", "alie")
+    folder.run("d-sgd", "none", alpha=5, worst_accuracy=0.1)
+    folder.run("d-sgd", "none", n=8, f=1, worst_accuracy=0.2)
     assert row(named(tmp_path, "accuracy"), "MoNNA")["gap"] == "+70.0"
-    made.run("d-sgd", "none", n=21, f=0, worst_accuracy=0.93)  # as many honest peers
+    folder.run("d-sgd", "none", n=21, f=0, worst_accuracy=0.93)  # as many honest peers
     assert row(named(tmp_path, "accuracy"), "MoNNA")["gap"] == "\u22123.0"
-    made.run("d-sgd", "none", n=26, f=0, worst_accuracy=0.94)
+    folder.run("d-sgd", "none", n=26, f=0, worst_accuracy=0.94)
     assert row(named(tmp_path, "accuracy"), "MoNNA")["gap"] == "\u22124.0"
-    made.run("d-sgd", "none", worst_accuracy=0.95)
+    folder.run("d-sgd", "none", worst_accuracy=0.95)
     assert row(named(tmp_path, "accuracy"), "MoNNA")["gap"] == "\u22125.0"
 
 
 def test_diverged_runs_count_with_their_accuracy_and_are_marked(tmp_path):
-    made = Folder(tmp_path)
+    folder = Folder(tmp_path)
     for seed, level in ((1, 0.8), (2, 0.8), (3, 0.2)):
-        made.run("monna", "alie", seed, worst_accuracy=level, status="diverged" if seed == 3 else "done")
-    made.run("monna", "foe", worst_accuracy=math.nan, mean_accuracy=None, status="diverged")
-    made.run("gm", "alie", status="failed", reason="<i>full</i>")
-    made.run("gm", "foe")
+        folder.run("monna", "alie", seed, worst_accuracy=level, status="diverged" if seed == 3 else "done")
+    folder.run("monna", "foe", worst_accuracy=math.nan, mean_accuracy=None, status="diverged")
+    folder.run("gm", "alie", status="failed", reason="<i>full</i>")
+    folder.run("gm", "foe")
     table = named(tmp_path, "accuracy")
     assert row(table, "MoNNA")["ALIE"] == "60.0 ± 34.6 (1 diverged)"
     assert row(table, "MoNNA")["FOE"] == "diverged"
@@ -112,21 +112,21 @@ def test_diverged_runs_count_with_their_accuracy_and_are_marked(tmp_path):
 
 def test_a_missing_attack_makes_the_worst_one_a_bound(small):
     small.run("nna", "alie")
-    found = row(named(small.folder, "accuracy"), "NNA")
-    assert (found["sign flip"], found["worst attack"], found["gap"]) == (NOTHING, "ALIE (so far)", "≤ \u22126.0")
+    nna = row(named(small.folder, "accuracy"), "NNA")
+    assert (nna["sign flip"], nna["worst attack"], nna["gap"]) == (NOTHING, "ALIE (so far)", "≤ \u22126.0")
     assert row(named(small.folder, "accuracy"), "NNA")["ALIE"] == "90.0 (n=1)"
 
 
 def test_mixing_is_read_in_every_form(tmp_path):
-    made = Folder(tmp_path)
+    folder = Folder(tmp_path)
     forms = (
         {"alpha_mixing": {"median": 0.1, "max": 0.5}},
         {"alpha_mixing": 0.3, "alpha_max": 0.9},
         {"alpha_mixing": 0.2, "alpha_max": 2.0},
     )
     for seed, form in enumerate(forms):
-        made.run("monna", "alie", seed, **form)
-    made.run("d-sgd", "alie", alpha_mixing=1.5)
+        folder.run("monna", "alie", seed, **form)
+    folder.run("d-sgd", "alie", alpha_mixing=1.5)
     table = named(tmp_path, "alpha")
     assert row(table, "MoNNA")["ALIE"] == "0.20 (2.0)"
     assert [i.text for r in table.rows for i in r if i.warn] == ["1.5"]
@@ -134,13 +134,13 @@ def test_mixing_is_read_in_every_form(tmp_path):
 
 def test_cost_is_compared_with_d_sgd(small):
     small.run("learn", "alie", gradients_per_peer=180_300, train_seconds=2400)
-    found = row(named(small.folder, "cost"), "LEARN")
-    assert (found["gradients / peer"], found["\u00d7 D-SGD"], found["MB / peer and step"]) == (
+    learn = row(named(small.folder, "cost"), "LEARN")
+    assert (learn["gradients / peer"], learn["\u00d7 D-SGD"], learn["MB / peer and step"]) == (
         "180,300",
         "12.02",
         "43.1",
     )
-    assert (found["seconds"], found["runs"]) == ("2,400", "1")
+    assert (learn["seconds"], learn["runs"]) == ("2,400", "1")
 
 
 def test_latex_knows_greek_letters(small):
@@ -170,7 +170,7 @@ def test_the_page_is_self_contained_and_escaped(small):
     assert {link[1:] for link in tags.links} <= set(tags.ids)
     assert tags.names["svg"] == 3
     assert "The worst attack" in text
-    assert all(word in text for word in ("9.9.9", "a &lt;b&gt; machine", "lr.start", "0.75", "monna-mnist"))
+    assert all(part in text for part in ("9.9.9", "a &lt;b&gt; machine", "lr.start", "0.75", "monna-mnist"))
 
 
 def test_settings_that_vary_are_told_apart():
@@ -183,14 +183,14 @@ def test_settings_that_vary_are_told_apart():
 
 
 def test_a_torn_end_is_ignored_and_a_damaged_line_counted(small):
-    path, said = small.folder / "results.jsonl", []
+    path, messages = small.folder / "results.jsonl", []
     whole = path.read_text()
     path.write_text(whole + '{"id": "torn", "algo')
-    report(small.folder, say=said.append)
-    assert said == ["15 runs: 15 done"]
+    report(small.folder, say=messages.append)
+    assert messages == ["15 runs: 15 done"]
     path.write_text('{"id": \n[]\n' + whole + '{"algorithm": 1, "attack": "x"}\n')
-    report(small.folder, say=said.append)
-    assert said[2] == "not complete: 3 damaged lines of results.jsonl left out"
+    report(small.folder, say=messages.append)
+    assert messages[2] == "not complete: 3 damaged lines of results.jsonl left out"
 
 
 def test_the_later_of_two_runs_counts(small):
@@ -206,9 +206,9 @@ def test_begun_runs_are_counted_and_alone_refused(small, tmp_path):
     begun.mkdir(parents=True)
     (begun / "config.json").write_text(json.dumps({"algorithm": "monna", "attack": "alie"}))
     small.facts(small.records[0])
-    said = []
-    report(small.folder, say=said.append)
-    assert "not complete: 1 run is begun and not finished" in said
+    messages = []
+    report(small.folder, say=messages.append)
+    assert "not complete: 1 run is begun and not finished" in messages
     (small.folder / "results.jsonl").unlink()
     with pytest.raises(BadInput, match="no finished collaborative run"):
         quiet(small.folder)
@@ -230,15 +230,15 @@ def test_a_benchmark_is_no_collaborative_study(tmp_path):
 
 def test_without_matplotlib_the_rest_is_written(small, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    said = []
-    assert report(small.folder, say=said.append)[-1] == small.folder / "report.html"
-    assert any("pip install 'gradless[plots]'" in line for line in said)
+    messages = []
+    assert report(small.folder, say=messages.append)[-1] == small.folder / "report.html"
+    assert any("pip install 'gradless[plots]'" in line for line in messages)
 
 
 @pytest.mark.few(2)
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, "text", [], {}, -1])
 def test_odd_values_do_not_crash(tmp_path, value):
-    made = Folder(tmp_path)
+    folder = Folder(tmp_path)
     names = (
         "id",
         "recipe",
@@ -258,9 +258,9 @@ def test_odd_values_do_not_crash(tmp_path, value):
         "curve",
     )
     for name in names:
-        made.run("monna", "alie", **({"id": name, "seed": 7} | {name: value}))
-    made.run("gm", "alie", curve=[{"step": value, "worst": 0.5}, {"step": 1, "worst": value, "consensus": value}])
-    made.run("d-sgd", "none", **dict.fromkeys(names, value))
+        folder.run("monna", "alie", **({"id": name, "seed": 7} | {name: value}))
+    folder.run("gm", "alie", curve=[{"step": value, "worst": 0.5}, {"step": 1, "worst": value, "consensus": value}])
+    folder.run("d-sgd", "none", **dict.fromkeys(names, value))
     quiet(tmp_path)
 
 
@@ -269,14 +269,14 @@ def test_odd_values_do_not_crash(tmp_path, value):
 
 def test_lines_of_simulations_are_read(tmp_path):
     """Fields by the names of `gradless.collab.config.CollabConfig`."""
-    made = Folder(tmp_path)
+    folder = Folder(tmp_path)
     asked = {"peers": 26, "byzantine": 5, "n": None, "f": None, "alpha": None, "split_parameter": 0.5}
-    made.run("monna", "alie", **asked, attackers=5)
-    made.run("monna", "alie", **asked, attackers=2)
-    made.run("monna", "alie", **asked, attackers=5, rule="nnm+median")
-    made.run("monna", "alie", **asked, attackers=5, payload="coefficients")
-    made.run("d-sgd", "none", **asked, attackers=0)
-    made.run("monna", "foe", **asked | {"split": "gamma-similarity"})
+    folder.run("monna", "alie", **asked, attackers=5)
+    folder.run("monna", "alie", **asked, attackers=2)
+    folder.run("monna", "alie", **asked, attackers=5, rule="nnm+median")
+    folder.run("monna", "alie", **asked, attackers=5, payload="coefficients")
+    folder.run("d-sgd", "none", **asked, attackers=0)
+    folder.run("monna", "foe", **asked | {"split": "gamma-similarity"})
     study = collab_study.load(tmp_path)
     assert [setting.split.label for setting in study.settings] == [
         "Dirichlet over classes, \u03b1 = 0.5",
@@ -300,9 +300,9 @@ def test_a_simulation_is_reported(tmp_path):
     ]
     study.run_all(runs, tmp_path, recipe="short")
     quiet(tmp_path)
-    found = row(named(tmp_path, "accuracy"), "MoNNA")
-    assert found["worst attack"] == "ALIE"
-    assert found["gap"] != NOTHING
+    monna = row(named(tmp_path, "accuracy"), "MoNNA")
+    assert monna["worst attack"] == "ALIE"
+    assert monna["gap"] != NOTHING
     assert row(named(tmp_path, "alpha"), "MoNNA")["ALIE"] != NOTHING
     assert (tmp_path / "figures/curves-accuracy.svg").exists()
     page = (tmp_path / "report.html").read_text()

@@ -17,11 +17,11 @@ from report_collab_helpers import ALGORITHMS, ATTACKS, Folder, grid, quiet
 
 
 def test_curves_are_means_at_shared_steps(tmp_path):
-    made = Folder(tmp_path)
-    made.run("monna", "alie", 1, curve=[{"step": s, "worst": 0.1 * s, "consensus": 10.0**-s} for s in (0, 1, 2, 3)])
+    folder = Folder(tmp_path)
+    folder.run("monna", "alie", 1, curve=[{"step": s, "worst": 0.1 * s, "consensus": 10.0**-s} for s in (0, 1, 2, 3)])
     lines = [{"step": 0, "worst": 0.2}, {"step": 1, "worst": math.nan}, {"step": 2, "worst": 0.4}, "torn", {"step": 9}]
-    made.run("monna", "alie", 2, curve=lines)
-    made.run("monna", "alie", 3, status="failed", curve=[{"step": 0, "worst": 0.9}])
+    folder.run("monna", "alie", 2, curve=lines)
+    folder.run("monna", "alie", 3, status="failed", curve=[{"step": 0, "worst": 0.9}])
     runs = study.load(tmp_path).runs
     points = study.curve(runs, "worst")
     assert [(p.step, p.score.n) for p in points] == [(0, 2), (2, 2)]
@@ -31,28 +31,28 @@ def test_curves_are_means_at_shared_steps(tmp_path):
 
 
 def test_a_seed_that_diverged_keeps_its_accuracy(tmp_path):
-    made = Folder(tmp_path)
+    folder = Folder(tmp_path)
     whole = [{"step": s, "worst": 0.8, "consensus": 0.1} for s in (2, 4, 6)]
-    made.run("monna", "alie", 1, curve=whole)
-    made.run("monna", "alie", 2, status="diverged", curve=[*whole[:1], {"step": 3, "worst": 0.2, "consensus": None}])
-    made.run("nna", "alie", 1, status="diverged", curve=[{"step": 3, "worst": 0.1}])
-    made.run("nna", "alie", 2, status="diverged", curve=[{"step": 5, "worst": 0.3}])
+    folder.run("monna", "alie", 1, curve=whole)
+    folder.run("monna", "alie", 2, status="diverged", curve=[*whole[:1], {"step": 3, "worst": 0.2, "consensus": None}])
+    folder.run("nna", "alie", 1, status="diverged", curve=[{"step": 3, "worst": 0.1}])
+    folder.run("nna", "alie", 2, status="diverged", curve=[{"step": 5, "worst": 0.3}])
     runs = study.load(tmp_path).runs
     monna, nna = ([run for run in runs if run.algorithm == name] for name in ("monna", "nna"))
-    found = [(point.step, point.score.mean) for point in study.curve(monna, "worst")]
-    assert found == [(2, pytest.approx(0.8)), (4, pytest.approx(0.5)), (6, pytest.approx(0.5))]
+    means = [(point.step, point.score.mean) for point in study.curve(monna, "worst")]
+    assert means == [(2, pytest.approx(0.8)), (4, pytest.approx(0.5)), (6, pytest.approx(0.5))]
     assert [point.step for point in study.curve(monna, "consensus")] == [2]
     assert [(point.step, point.score.mean) for point in study.curve(nna, "worst")] == [(5, pytest.approx(0.2))]
 
 
 def test_heat_maps_hold_the_worst_attack(tmp_path):
-    made = Folder(tmp_path)
+    folder = Folder(tmp_path)
     for gamma in (1.0, 0.0):
         for f in (1, 2):
             for attack, level in (("foe", 0.9 - 0.1 * f), ("alie", 0.5 + 0.2 * gamma)):
                 if (gamma, f, attack) != (1.0, 2, "alie"):
-                    made.run("monna", attack, f=f, alpha=None, gamma=gamma, split="gamma", worst_accuracy=level)
-    made.run("gm", "foe", f=1, alpha=None, gamma=0.0, split="gamma", worst_accuracy=math.nan, status="diverged")
+                    folder.run("monna", attack, f=f, alpha=None, gamma=gamma, split="gamma", worst_accuracy=level)
+    folder.run("gm", "foe", f=1, alpha=None, gamma=0.0, split="gamma", worst_accuracy=math.nan, status="diverged")
     matrices, axes, tail = matrices_of(study.load(tmp_path))
     assert [m.title for m in matrices] == ["MoNNA", "GM"]
     assert (matrices[0].rows, matrices[0].columns) == (("1", "2"), ("\u03b3 = 0", "\u03b3 = 1"))
@@ -75,10 +75,10 @@ def test_heat_maps_hold_the_worst_attack(tmp_path):
     ],
 )
 def test_heat_maps_of_one_row_are_one_picture(tmp_path, varied, rows, columns):
-    made = Folder(tmp_path)
+    folder = Folder(tmp_path)
     for name in ("monna", "nna"):
         for value in (1, 2):
-            made.run(name, "alie" if varied or value == 1 else "nan", **({varied: value} if varied else {}))
+            folder.run(name, "alie" if varied or value == 1 else "nan", **({varied: value} if varied else {}))
     ((matrix,), _, _) = matrices_of(study.load(tmp_path))
     assert matrix.rows == (rows or ("MoNNA", "NNA"))
     assert matrix.columns == columns
@@ -113,19 +113,19 @@ def test_numbers_in_cells_can_be_read():
 
 @pytest.mark.sweep
 def test_pictures_of_a_large_grid(tmp_path):
-    made = grid(tmp_path, seeds=(1,))
-    written = quiet(made.folder)
+    runs = grid(tmp_path, seeds=(1,))
+    written = quiet(runs.folder)
     names = {path.name for path in written if path.suffix == ".svg"}
     assert names == {"curves-accuracy.svg", "curves-consensus.svg", "heatmap.svg"}
-    svg = (made.folder / "figures/curves-accuracy.svg").read_text()
+    svg = (runs.folder / "figures/curves-accuracy.svg").read_text()
     assert all(
         text in svg for text in ("MoNNA", "ClippedGossip", "D-SGD, no attackers", "worst honest peer", "\u03b1 = 5")
     )
     assert svg.count(">ALIE<") == 2
     pictures = {path: path.read_bytes() for path in written if path.parent.name == "figures"}
-    quiet(made.folder)
+    quiet(runs.folder)
     assert {path: path.read_bytes() for path in pictures} == pictures
-    assert len({(look.colour, look.marker) for look in looks(study.load(made.folder)).values()}) == 10
+    assert len({(look.colour, look.marker) for look in looks(study.load(runs.folder)).values()}) == 10
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,9 @@ def test_nothing_lies_outside_the_picture(tmp_path, monkeypatch, algorithms, att
         return Picture(stem.name, title, stem, stem)
 
     monkeypatch.setattr(curves, "save", keep)
-    made = grid(tmp_path, algorithms=algorithms, attacks=ATTACKS[:attacks], splits=(("alpha", 1.0),), seeds=(1,))
-    curves.all_curves(study.load(made.folder), tmp_path)
+    runs = grid(tmp_path, algorithms=algorithms, attacks=ATTACKS[:attacks], splits=(("alpha", 1.0),), seeds=(1,))
+    curves.all_curves(study.load(runs.folder), tmp_path)
+    assert drawn
     for figure in drawn:
         figure.canvas.draw()
         for part in (*figure.legends, *figure.texts, *(axes.title for axes in figure.axes)):

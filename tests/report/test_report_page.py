@@ -65,9 +65,9 @@ def test_missing_runs_are_counted(small):
     last = records.pop()
     (bench_requests / f"{last['id']}.json").unlink()  # a final run that was never begun
     (small / "results.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    said = []
-    report(small, say=said.append)
-    assert "not complete: 3 runs have no result yet" in said
+    messages = []
+    report(small, say=messages.append)
+    assert "not complete: 3 runs have no result yet" in messages
     assert "3 runs have no result yet" in (small / "report.html").read_text()
 
 
@@ -88,9 +88,9 @@ def test_a_cell_without_any_result_has_no_row_but_is_counted(tmp_path):
 
 
 def test_a_complete_study_says_so(small):
-    said = []
-    report(small, say=said.append)
-    assert said == ["36 runs: 28 done, 8 diverged"]
+    messages = []
+    report(small, say=messages.append)
+    assert messages == ["36 runs: 28 done, 8 diverged"]
 
 
 def test_an_empty_directory_is_refused(tmp_path):
@@ -111,9 +111,9 @@ def test_a_damaged_grid_is_refused(small):
 def test_a_damaged_line_is_left_out(small):
     with (small / "results.jsonl").open("a") as file:
         file.write('{"id": "torn", "pha\n[]\n{"id": 1, "phase": "final"}\n')
-    said = []
-    report(small, say=said.append)
-    assert any("3 damaged lines" in line for line in said)
+    messages = []
+    report(small, say=messages.append)
+    assert any("3 damaged lines" in line for line in messages)
 
 
 @pytest.mark.few(2)
@@ -136,9 +136,9 @@ def test_odd_values_do_not_crash(tmp_path, value):
 def test_a_search_alone_is_reported(tmp_path):
     bench = Bench(tmp_path / "b")
     bench.run("search", cell(), {"lr": 1e-6}, 0, dev={"accuracy": 0.6}, test={"accuracy": 0.9}, **costs(2, 1, 1e9))
-    said = []
-    report(bench.folder, say=said.append)
-    assert "not complete: 3 runs have no result yet" in said
+    messages = []
+    report(bench.folder, say=messages.append)
+    assert "not complete: 3 runs have no result yet" in messages
     assert row(named(bench.folder, "accuracy"), "mezo") == [NOTHING]
     # Its runs are shorter than those that follow, and another point may win.
     text = (bench.folder / "best.toml").read_text()

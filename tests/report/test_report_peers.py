@@ -47,15 +47,15 @@ def write_metrics(folder: Path) -> None:
 
 
 def page_of(folder: Path) -> tuple[str, list[str]]:
-    said: list[str] = []
-    (path,) = report(folder, say=said.append)
-    return path.read_text(encoding="utf-8"), said
+    messages: list[str] = []
+    (path,) = report(folder, say=messages.append)
+    return path.read_text(encoding="utf-8"), messages
 
 
 def test_the_page_says_who_was_heard_late_banned_and_how_long_agreement_took(run: Made, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     shutil.copytree(run.folder, tmp_path / "run")
-    text, said = page_of(tmp_path / "run")
+    text, messages = page_of(tmp_path / "run")
     for part in ("who-presence", "who-scores", "time-agreement", "training-loss", "training-accuracy", "table-peers"):
         assert f'id="{part}"' in text
     assert "<script" not in text
@@ -63,7 +63,7 @@ def test_the_page_says_who_was_heard_late_banned_and_how_long_agreement_took(run
     assert "dora stated other weights than this peer at step 50" in text
     assert "dora disagrees with most others" in text
     assert run.manifest.fingerprint in text
-    assert said[0].endswith("of anna: 60 of 60 steps, done")
+    assert messages[0].endswith("of anna: 60 of 60 steps, done")
 
 
 def test_the_tables_have_the_numbers_of_the_log_and_of_this_peer(run: Made) -> None:

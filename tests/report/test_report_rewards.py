@@ -10,7 +10,7 @@ from gradless.report.common.table import NOTHING
 from gradless.report.run import tables
 from gradless.report.run.record import load
 from gradless.report.run.verdict import verdict
-from report_run_helpers import made
+from report_run_helpers import report_page
 
 STEPS = 12
 REWARDS = {"test": ([0.0, 0.25, 0.0, 1.0], [1.0, 1.0, 0.0, 0.5]), "dev": ([0.0, 0.5], [0.5, 1.0])}
@@ -134,7 +134,7 @@ def test_texts_are_sorted_by_what_tuning_did_to_their_reward(folder):
 
 def test_the_page_shows_rewards_and_no_folder(folder):
     pytest.importorskip("matplotlib")
-    text, page = made(folder)
+    text, page = report_page(folder)
     for name in ("training-reward", "training-metric", "training-valid", "training-length"):
         assert f'<figure id="{name}">' in text
     assert 'id="training-loss"' not in text
@@ -156,12 +156,12 @@ def test_the_page_shows_rewards_and_no_folder(folder):
 def test_a_run_that_has_not_ended_and_one_without_any_reward_have_pages(folder):
     (folder / "result.json").unlink()
     assert "So far dev reward went from 0.250 at step 0 to 0.750 at step 12." in verdict(load(folder)).text
-    made(folder)
+    report_page(folder)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     empty = {"reward": None, "reward_members": [None, None], "valid": 0.0, "completion_tokens": 0.0}
     lines = [line | (empty if line["event"] == "step" else {"rewards": [None] * 4}) for line in lines[:6]]
     lines = [{name: value for name, value in line.items() if name != "passed"} for line in lines]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (folder / "predictions.jsonl").unlink()
-    text, _ = made(folder)
+    text, _ = report_page(folder)
     assert 'id="training-reward"' not in text

@@ -23,7 +23,7 @@ from gradless.report.run.record import Step, load
 from gradless.runs import config_io, predictions
 from gradless.runs.config import TuneConfig
 from gradless.runs.predictions import Guess, Prediction, shorten
-from report_run_helpers import ARABIC, NASTY, SECTIONS, made, result_of
+from report_run_helpers import ARABIC, NASTY, SECTIONS, report_page, result_of
 from scoring_helpers import naive_log_probs, several, shared, task
 
 # ------------------------------------------------------------------------------------------------------------
@@ -33,23 +33,23 @@ from scoring_helpers import naive_log_probs, several, shared, task
 def test_the_probability_is_that_of_the_best_option_among_the_options():
     lm = shared("llama")
     examples = several(lm, 7)
-    found = evaluate(lm, task("classification"), examples, batch_size=3)
-    for example, predicted, share in zip(examples, found.predictions, found.probabilities, strict=True):
+    evaluation = evaluate(lm, task("classification"), examples, batch_size=3)
+    for example, predicted, share in zip(examples, evaluation.predictions, evaluation.probabilities, strict=True):
         means = torch.tensor([float(naive_log_probs(lm, example.prompt, o).mean()) for o in example.options])
         assert share == pytest.approx(float(means.softmax(0)[predicted]), abs=1e-4)
 
 
 def test_predictions_are_kept_and_agree_with_the_result(finished):
-    found, result = predictions.read(finished / predictions.FILE), result_of(finished)
-    assert [one.row for one in found] == list(range(24))
-    assert sum(one.after.right for one in found) / 24 == pytest.approx(result["test"]["accuracy"])
-    assert sum(one.before.right for one in found) / 24 == pytest.approx(result["zero_shot"]["accuracy"])
-    assert all(one.text.endswith(" so") for one in found)
-    assert all(one.options == ("terrible", "great") for one in found)
-    assert all(one.after.right == (one.after.text in one.gold) for one in found)
-    assert all(0.5 <= one.after.probability <= 1 for one in found)
+    rows, result = predictions.read(finished / predictions.FILE), result_of(finished)
+    assert [one.row for one in rows] == list(range(24))
+    assert sum(one.after.right for one in rows) / 24 == pytest.approx(result["test"]["accuracy"])
+    assert sum(one.before.right for one in rows) / 24 == pytest.approx(result["zero_shot"]["accuracy"])
+    assert all(one.text.endswith(" so") for one in rows)
+    assert all(one.options == ("terrible", "great") for one in rows)
+    assert all(one.after.right == (one.after.text in one.gold) for one in rows)
+    assert all(0.5 <= one.after.probability <= 1 for one in rows)
     before, *_, after = (line for line in h.notes(finished, "eval") if line["split"] == "test")
-    for line, guesses in ((before, [o.before for o in found]), (after, [o.after for o in found])):
+    for line, guesses in ((before, [o.before for o in rows]), (after, [o.after for o in rows])):
         assert [guess.probability for guess in guesses] == line["probabilities"]
         assert [("terrible", "great").index(guess.text) for guess in guesses] == line["predictions"]
 
@@ -123,12 +123,12 @@ def test_the_record_is_what_the_files_say(finished):
 
 
 def test_the_numbers_of_the_page_are_those_of_the_result(finished):
-    text, page = made(finished)
+    text, page = report_page(finished)
     result = result_of(finished)
     rows = {row[0]: row[1:] for row in page.tables["table-outcome"][1:]}
     for name, value in result["test"].items():
-        before = result["zero_shot"][name]
-        assert rows[name] == [f"{before:.4f}", f"{value:.4f}", f"{value - before:+.4f}"]
+        untouched = result["zero_shot"][name]
+        assert rows[name] == [f"{untouched:.4f}", f"{value:.4f}", f"{value - untouched:+.4f}"]
     ends = result["interval"]
     assert rows["accuracy, 95 % interval"] == [
         "{:.3f} to {:.3f}".format(*ends["zero_shot"]),
@@ -154,25 +154,25 @@ def test_the_numbers_of_the_page_are_those_of_the_result(finished):
 
 
 def test_the_page_has_every_section_and_loads_nothing(finished):
-    text, page = made(finished)
+    text, page = report_page(finished)
     assert re.findall(r'<section id="(\w+)"', text) == SECTIONS
     assert all(address.startswith(("#", "data:")) for address in page.addresses)
     assert not re.search(r"@import|url\((?!#)", text)
     assert not {"script", "iframe", "link", "object", "embed", "form"} & set(page.tags)
     names = ["training-loss", "training-metric", "speed", "memory", "gradients-histogram", "gradients-steps"]
     assert re.findall(r'<figure id="([\w-]+)"><h3>', text) == [*names[:2], "training-rate", *names[2:]]
-    assert made(finished)[0] == text
+    assert report_page(finished)[0] == text
 
 
 def test_pictures_show_every_coefficient(finished):
     record = load(finished)
-    found = {one.name: one for one in drawings(record)}
-    assert "12 coefficients" in found["gradients-histogram"].caption
-    assert "up to 2 directions" in found["gradients-steps"].caption
-    assert found["gradients-steps"].svg.count("<use ") >= 12
+    pictures = {one.name: one for one in drawings(record)}
+    assert "12 coefficients" in pictures["gradients-histogram"].caption
+    assert "up to 2 directions" in pictures["gradients-steps"].caption
+    assert pictures["gradients-steps"].svg.count("<use ") >= 12
     values = [c for step in record.steps for c in step.coeffs]
     spread = math.sqrt(sum(c * c for c in values) / len(values))
-    assert f"root mean square {spread:.3g}" in found["gradients-histogram"].caption
+    assert f"root mean square {spread:.3g}" in pictures["gradients-histogram"].caption
     same = dataclasses.replace(record, steps=tuple(step._replace(lr=1e-3) for step in record.steps))
     assert "training-rate" not in {one.name for one in drawings(same)}
 
@@ -184,10 +184,10 @@ def test_long_runs_do_not_make_heavy_pages(finished):
         for i in range(10_000)
     )
     record = dataclasses.replace(load(finished), steps=steps)
-    found = {one.name: one for one in drawings(record)}
-    assert sum(len(one.svg) for one in found.values()) < 3_000_000
-    assert "data:image/png;base64," in found["gradients-steps"].svg
-    assert "20 steps were skipped" in found["gradients-steps"].caption
+    pictures = {one.name: one for one in drawings(record)}
+    assert sum(len(one.svg) for one in pictures.values()) < 3_000_000
+    assert "data:image/png;base64," in pictures["gradients-steps"].svg
+    assert "20 steps were skipped" in pictures["gradients-steps"].caption
 
 
 def test_examples_begin_with_what_changed(finished, run):
@@ -195,8 +195,8 @@ def test_examples_begin_with_what_changed(finished, run):
     pairs = [(True, True)] * 30 + [(False, True)] * 14 + [(True, False)] * 2
     rows = [Prediction(i, f"row {i}", (), ("good",), guess[a], guess[b]) for i, (a, b) in enumerate(pairs)]
     predictions.write(run / predictions.FILE, rows)
-    _, page = made(run)
-    shown = {name: [row[0] for row in found[2:]] for name, found in page.tables.items() if "examples" in name}
+    _, page = report_page(run)
+    shown = {name: [row[0] for row in table[2:]] for name, table in page.tables.items() if "examples" in name}
     assert shown == {
         "table-examples-fixed": [f"row {i}" for i in range(30, 42)],
         "table-examples-broken": ["row 44", "row 45"],
@@ -206,7 +206,7 @@ def test_examples_begin_with_what_changed(finished, run):
 
 
 def test_rows_before_and_after_have_labels_and_no_forecast_stays(finished):
-    text, page = made(finished)
+    text, page = report_page(finished)
     rows = [row for name, table in page.tables.items() if name.startswith("table-examples") for row in table[2:]]
     assert rows
     assert {row[1] for row in rows} <= {"0", "1"}

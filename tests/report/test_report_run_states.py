@@ -23,10 +23,10 @@ from gradless.report.run.record import is_run, load
 from gradless.report.run.verdict import shares, verdict
 from gradless.runs import predictions
 from gradless.runs.predictions import Guess, Prediction, shorten
-from report_run_helpers import ARABIC, NASTY, SECTIONS, made, record, result_of
+from report_run_helpers import ARABIC, NASTY, SECTIONS, record, report_page, result_of
 
 
-def said(folder: Path) -> list[str]:
+def messages_of(folder: Path) -> list[str]:
     lines: list[str] = []
     report(folder, say=lines.append)
     return lines
@@ -51,18 +51,18 @@ def nasty(run: Path) -> None:
     ]
     predictions.write(run / predictions.FILE, rows)
     for name in ("config.json", "result.json"):
-        found = json.loads((run / name).read_text())
-        found |= {"model": f"/models/{NASTY.replace('/', '|')}"} if name == "config.json" else {"engine": NASTY}
-        (run / name).write_text(json.dumps(found))
+        content = json.loads((run / name).read_text())
+        content |= {"model": f"/models/{NASTY.replace('/', '|')}"} if name == "config.json" else {"engine": NASTY}
+        (run / name).write_text(json.dumps(content))
 
 
 def test_text_of_users_is_only_text(run):
     nasty(run)
-    text, page = made(run)
+    text, page = report_page(run)
     assert "script" not in page.tags
     assert "<script" not in text
     assert html.escape(ARABIC) in text
-    shown = [row for name, found in page.tables.items() if "examples" in name for row in found[2:]]
+    shown = [row for name, table in page.tables.items() if "examples" in name for row in table[2:]]
     assert [row[0] for row in shown][:2] == [NASTY, ARABIC]
     assert {row[2] for row in shown} == {NASTY}
     assert max(len(row[0]) for row in shown) < 1000
@@ -88,9 +88,9 @@ def worse(low: float, high: float) -> dict[str, Any]:
     ],
 )
 def test_the_verdict_is_honest(run, kind, parts):
-    found = verdict(run)
-    assert found.kind == kind
-    assert all(part in found.text for part in parts), found.text
+    judgement = verdict(run)
+    assert judgement.kind == kind
+    assert all(part in judgement.text for part in parts), judgement.text
 
 
 def test_shares_count_rows():
@@ -108,7 +108,7 @@ def test_a_run_that_was_killed(run):
         file.write('{"event": "step", "st')
     kept = (run / "ledger").read_bytes()
     (run / "ledger").write_bytes(kept[:-5])
-    text, page = made(run)
+    text, page = report_page(run)
     assert "has not finished: 5 of 6 steps taken" in text
     assert "1 damaged line of metrics.jsonl left out" in text
     assert "bytes of an unfinished step" in text
@@ -125,21 +125,21 @@ def test_damaged_files_are_told_and_left_out(run):
     lines = (run / "metrics.jsonl").read_text().splitlines()
     odd = ["3", "null", "[]", '{"event": 1, "step": 2}', '{"event": "step"}', '{"event": "eval", "step": 1}']
     (run / "metrics.jsonl").write_text("\n".join([*odd, *lines]))
-    found = load(run)
-    assert any("The ledger is left out" in remark for remark in found.remarks)
-    assert any("5 damaged lines" in remark for remark in found.remarks)
-    assert [step.coeffs for step in found.steps] == [
+    damaged = load(run)
+    assert any("The ledger is left out" in remark for remark in damaged.remarks)
+    assert any("5 damaged lines" in remark for remark in damaged.remarks)
+    assert [step.coeffs for step in damaged.steps] == [
         tuple(line["coeffs"]) for line in map(json.loads, lines) if line["event"] == "step"
     ]
-    made(run)
+    report_page(run)
     (run / "result.json").write_text("{")
-    assert "result.json cannot be read" in made(run)[0]
+    assert "result.json cannot be read" in report_page(run)[0]
 
 
 def test_a_ledger_alone_is_enough(run):
     for name in ("config.json", "metrics.jsonl", "result.json", predictions.FILE):
         (run / name).unlink()
-    text, _ = made(run)
+    text, _ = report_page(run)
     assert "tiny-llama on train.csv" in text
     assert "There is no metrics.jsonl" in text
     assert 'id="gradients-histogram"' in text
@@ -149,15 +149,15 @@ def test_a_run_from_before_predictions_were_kept(run):
     (run / predictions.FILE).unlink()
     text = re.sub(r', "probabilities": \[[^]]*\]', "", (run / "metrics.jsonl").read_text())
     (run / "metrics.jsonl").write_text(text)
-    text, page = made(run)
+    text, page = report_page(run)
     assert "keeps no predictions.jsonl" in text
     assert len(page.tables["table-outcome"]) >= 4
 
 
 def test_a_configuration_of_a_later_release(run):
-    found = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps(found | {"method": "from-the-future", "novelty": 1}))
-    text, _ = made(run)
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps(config | {"method": "from-the-future", "novelty": 1}))
+    text, _ = report_page(run)
     assert "from-the-future" in text
     assert "<h3>The command</h3>" not in text
 
@@ -172,17 +172,17 @@ def test_what_is_no_run_is_refused(tmp_path):
 
 
 def test_a_run_that_diverged(tmp_path, monkeypatch):
-    h.patch_loss(monkeypatch, lambda step, place, loss: loss * math.nan if step >= 2 else loss)
+    h.patch_loss(monkeypatch, lambda step, forward, loss: loss * math.nan if step >= 2 else loss)
     result = h.tune(h.config(tmp_path, steps=30, eval_every=1), tmp_path / "run")
     assert result["status"] == "diverged"
-    text, _ = made(tmp_path / "run")
+    text, _ = report_page(tmp_path / "run")
     assert "The run diverged after 12 steps of 30" in text
     assert "10 steps were skipped" in text
     assert "Status: diverged." in text
 
 
 def test_a_run_that_is_interrupted_and_resumed(tmp_path, monkeypatch):
-    def stop(step: int, place: int, loss: torch.Tensor) -> torch.Tensor:
+    def stop(step: int, forward: int, loss: torch.Tensor) -> torch.Tensor:
         if step == 2:
             raise KeyboardInterrupt
         return loss
@@ -191,20 +191,20 @@ def test_a_run_that_is_interrupted_and_resumed(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         h.patch_loss(patched, stop)
         h.tune(settings, tmp_path / "run")
-    assert "was interrupted: 2 of 4 steps taken" in made(tmp_path / "run")[0]
+    assert "was interrupted: 2 of 4 steps taken" in report_page(tmp_path / "run")[0]
     assert not (tmp_path / "run" / predictions.FILE).exists()
     h.tune(settings, tmp_path / "run", resume=True)
-    text, page = made(tmp_path / "run")
+    text, page = report_page(tmp_path / "run")
     assert "was interrupted" not in text
     assert dict(page.tables["table-cost"][1:])["steps"].startswith("4 of 4")
-    assert sum(len(found) - 2 for name, found in page.tables.items() if "examples" in name) == 8
+    assert sum(len(table) - 2 for name, table in page.tables.items() if "examples" in name) == 8
 
 
 def test_the_result_of_an_earlier_interrupt_is_not_that_of_a_run_at_work(run):
     result = result_of(run) | {"status": "interrupted", "steps": 2, "selected_step": 2, "test": {}, "interval": {}}
     (run / "result.json").write_text(json.dumps(result | {"forwards": 7}))
     (run / predictions.FILE).unlink()
-    text, page = made(run)
+    text, page = report_page(run)
     assert "has not finished: 6 of 6 steps" in text
     cost = dict(page.tables["table-cost"][1:])
     assert cost["forward passes"] == f"{sum(line['forwards'] for line in h.notes(run, 'step'))}"
@@ -213,7 +213,7 @@ def test_the_result_of_an_earlier_interrupt_is_not_that_of_a_run_at_work(run):
 
 def test_backpropagation_has_no_coefficients(tmp_path):
     h.tune(h.config(tmp_path, method="fo-sgd", zero_shot=False), tmp_path / "run")
-    text, page = made(tmp_path / "run")
+    text, page = report_page(tmp_path / "run")
     assert "There are none: fo-sgd differentiates by backpropagation." in text
     assert "No ledger rebuilds the steps of fo-sgd" in text
     assert "the untouched model was not evaluated" in text
@@ -224,8 +224,8 @@ def test_generated_texts(tmp_path):
     data = h.squad(tmp_path / "data")
     settings = h.config(tmp_path, task="squad", data=str(data), num_train=4, num_dev=2, num_test=3, max_length=256)
     h.tune(settings, tmp_path / "run")
-    text, page = made(tmp_path / "run")
-    (shown,) = (found for name, found in page.tables.items() if "examples" in name)
+    text, page = report_page(tmp_path / "run")
+    (shown,) = (table for name, table in page.tables.items() if "examples" in name)
     assert shown[1] == ["text", "gold", "says", "says"]
     assert "What is the number?" in shown[2][0]
     assert page.tables["table-outcome"][1][0] == load(tmp_path / "run").metric
@@ -234,7 +234,7 @@ def test_generated_texts(tmp_path):
 
 def test_without_matplotlib_there_is_a_page(run, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    lines = said(run)
+    lines = messages_of(run)
     assert any("gradless[plots]" in line for line in lines)
     text = (run / "report.html").read_text()
     assert "<svg" not in text
@@ -259,23 +259,23 @@ def test_the_terminal_shows_it_in_brief(run):
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (500, True)])
 def test_the_page_in_a_browser(run, tmp_path, width, dark):
     nasty(run)
-    made(run)
+    report_page(run)
     seen = look(run / "report.html", tmp_path, width=width, dark=dark)
     assert seen.console == []
     assert seen.requests == []
-    found = seen.found
-    assert found["resources"] == []
-    assert found["scripts"] == 0
-    assert [name for name, height in found["sections"] if height > 60] == SECTIONS
-    assert len(found["svgs"]) == 7
-    assert all(min(sizes) > 20 for sizes in found["svgs"])
-    assert all(width > 0 for width in found["images"])
-    assert found["outside"] == []
-    assert len(set(found["ids"])) == len(found["ids"])
-    assert found["wide"][0] <= found["wide"][1], "the page scrolls sideways"
-    assert [cell[0] for cell in found["cells"][:2]] == [NASTY, ARABIC]
-    assert {cell[1] for cell in found["cells"]} == {"plaintext"}
-    light = [sum(map(int, re.findall(r"\d+", found[name])[:3])) > 384 for name in ("ink", "paper")]
+    measured = seen.measured
+    assert measured["resources"] == []
+    assert measured["scripts"] == 0
+    assert [name for name, height in measured["sections"] if height > 60] == SECTIONS
+    assert len(measured["svgs"]) == 7
+    assert all(min(sizes) > 20 for sizes in measured["svgs"])
+    assert all(width > 0 for width in measured["images"])
+    assert measured["outside"] == []
+    assert len(set(measured["ids"])) == len(measured["ids"])
+    assert measured["wide"][0] <= measured["wide"][1], "the page scrolls sideways"
+    assert [cell[0] for cell in measured["cells"][:2]] == [NASTY, ARABIC]
+    assert {cell[1] for cell in measured["cells"]} == {"plaintext"}
+    light = [sum(map(int, re.findall(r"\d+", measured[name])[:3])) > 384 for name in ("ink", "paper")]
     assert light == [dark, not dark]
 
 
@@ -288,4 +288,4 @@ def test_the_browser_would_notice(tmp_path):
     seen = look(page, tmp_path)
     assert len(seen.console) >= 1
     assert seen.requests == ["https://example.invalid/x.png"]
-    assert seen.found["images"] == [0]
+    assert seen.measured["images"] == [0]

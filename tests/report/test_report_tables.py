@@ -63,10 +63,10 @@ def test_markdown_keeps_its_columns():
 def test_csv_holds_unrounded_numbers(small):
     report(small, say=lambda line: None)
     rows = list(csv.DictReader(io.StringIO((small / "tables/accuracy.csv").read_text())))
-    (found,) = [r for r in rows if (r["method"], r["scheme"]) == ("mezo", "full")]
-    assert float(found["mean"]) == statistics.fmean([0.79, 0.8, 0.81])
-    assert float(found["std"]) == statistics.stdev([0.8 - 0.01, 0.8, 0.8 + 0.01])
-    assert (found["seeds"], found["metric"], found["kind"]) == ("3", "accuracy", "zo")
+    (mezo,) = [r for r in rows if (r["method"], r["scheme"]) == ("mezo", "full")]
+    assert float(mezo["mean"]) == statistics.fmean([0.79, 0.8, 0.81])
+    assert float(mezo["std"]) == statistics.stdev([0.8 - 0.01, 0.8, 0.8 + 0.01])
+    assert (mezo["seeds"], mezo["metric"], mezo["kind"]) == ("3", "accuracy", "zo")
 
 
 def test_html_table_is_escaped():
@@ -77,14 +77,14 @@ def test_html_table_is_escaped():
 
 @pytest.mark.parametrize("live", [False, True])
 def test_tables_are_printed(small, capsys, live):
-    made = tables(small)
-    show_tables(made, live=live)
+    rendered = tables(small)
+    show_tables(rendered, live=live)
     out = capsys.readouterr().out
     assert "Test results" in out
     assert "0.800 ± 0.010" in out
     assert "diverged" in out
-    assert "0.880 ± 0.010*" in plain(made[0])
-    assert "0.840 ± 0.010†" in plain(made[0])
+    assert "0.880 ± 0.010*" in plain(rendered[0])
+    assert "0.840 ± 0.010†" in plain(rendered[0])
 
 
 # --- best.toml ---
@@ -98,8 +98,8 @@ def test_best_toml_is_read_back(tmp_path):
         bench.run("final", cell(task="own"), {"lr": 3e-6}, seed, config=config, test={"accuracy": 0.5})
     report(bench.folder, say=lambda line: None)
     text = (bench.folder / "best.toml").read_text()
-    found = tomllib.loads(text)["cell"][f"mezo/full/own/{MODEL}"]
-    assert found == {
+    best = tomllib.loads(text)["cell"][f"mezo/full/own/{MODEL}"]
+    assert best == {
         "model": MODEL,
         "own": own,
         "targets": ["q.*", 'v"'],
@@ -108,7 +108,7 @@ def test_best_toml_is_read_back(tmp_path):
         "lr": 3e-6,
         "seed": 1,
     }
-    config = TuneConfig.from_json(found).resolved()
+    config = TuneConfig.from_json(best).resolved()
     assert (config.lr, config.targets, config.own["train"]) == (3e-6, ("q.*", 'v"'), own["train"])
     assert "test 0.500" in text
 
@@ -128,10 +128,10 @@ def test_names_of_cells_are_unique(tmp_path):
         for aligned in (True, False):
             for keep in (0.1, 0.5):
                 bench.run("search", cell(aligned=aligned, **{"options.keep": keep}) | {"model": model}, {}, 0)
-    found = names(load(bench.folder))
-    assert len(found) == 16
-    assert "mezo/full/sst2/n/keep=0.1" in found
-    assert "mezo/full/sst2//a/m/unaligned/keep=0.5" in found
+    cells = names(load(bench.folder))
+    assert len(cells) == 16
+    assert "mezo/full/sst2/n/keep=0.1" in cells
+    assert "mezo/full/sst2//a/m/unaligned/keep=0.5" in cells
 
 
 PLAIN = st.recursive(
@@ -193,16 +193,16 @@ def test_pictures_are_written_and_reproducible(small):
         "curves-sst2-lora-forwards.svg",
         "curves-sst2-lora-seconds.svg",
     }
-    before = {path: path.read_bytes() for path in pictures}
-    assert all(data.startswith(b"\x89PNG") for path, data in before.items() if path.suffix == ".png")
+    originals = {path: path.read_bytes() for path in pictures}
+    assert all(data.startswith(b"\x89PNG") for path, data in originals.items() if path.suffix == ".png")
     report(small, say=lambda line: None)
-    assert {path: path.read_bytes() for path in pictures} == before
+    assert {path: path.read_bytes() for path in pictures} == originals
 
 
 def test_without_matplotlib_the_rest_is_written(small, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    said = []
-    written = report(small, say=said.append)
+    messages = []
+    written = report(small, say=messages.append)
     assert written[-1] == small / "report.html"
-    assert any("pip install 'gradless[plots]'" in line for line in said)
+    assert any("pip install 'gradless[plots]'" in line for line in messages)
     assert not list((small / "figures").iterdir())
