@@ -30,7 +30,7 @@ from gradless.peers.log import FORMAT, DecidedLog
 from gradless.peers.records import CRC, HEADER, VERSION, pack_record
 from gradless.peers.run_folder import RunFolder
 from gradless.peers.schema import U32, Value
-from peers_audit_helpers import NAMES, Made, certificate, signed_row
+from peers_audit_helpers import NAMES, WrittenRun, certificate, signed_row
 
 NONCE: Final = "5a" * 16
 ODD: Final = (
@@ -50,7 +50,7 @@ RESULT: Final = {
 class Folder:
     """A finished run with all that its owner and an auditor need, to be copied and changed."""
 
-    def __init__(self, run: Made, folder: Path) -> None:
+    def __init__(self, run: WrittenRun, folder: Path) -> None:
         self.run, self.folder, self.cases = run, folder, 0
         peers = RunFolder(run.folder)
         self.opened = folder / "opened.json"
@@ -159,10 +159,10 @@ def odd_value(world: Folder, folder: Path, draw: random.Random) -> str:
     """Decide something else in one step, with the chain and the certificates of a quorum behind it."""
     run = world.run
     at, how = draw.randrange(len(DecidedLog(folder / "peers.log", run.group, writable=False))), draw.choice(VALUES)
-    bodies, before = [], schema.NO_DIGEST
+    bodies, previous = [], schema.NO_DIGEST
     for step, data, decided in DecidedLog(folder / "peers.log", run.group, writable=False):
-        value = schema.parse_value(data)._replace(before=before)
-        rows = [signed_row(run, one.sender, step, before, floats(one.coefficients)) for one in value.rows]
+        value = schema.parse_value(data)._replace(before=previous)
+        rows = [signed_row(run, one.sender, step, previous, floats(one.coefficients)) for one in value.rows]
         value = value._replace(rows=tuple(rows))
         packed = schema.pack_value(changed_value(run, value, how, draw) if step == at else value)
         if step == at and how == "bytes":
@@ -171,7 +171,7 @@ def odd_value(world: Folder, folder: Path, draw: random.Random) -> str:
         if step == at and how == "certificate":
             decided = draw.choice((flipped(decided, draw), decided[:-1], b"", decided[:4], decided * 2))
         bodies.append(U32.pack(len(packed)) + packed + decided)
-        before = schema.digest(run.group.run, packed)
+        previous = schema.digest(run.group.run, packed)
     write_records(folder / "peers.log", run.group.run, bodies)
     return f"value {at} {how}"
 
@@ -179,7 +179,7 @@ def odd_value(world: Folder, folder: Path, draw: random.Random) -> str:
 VALUES: Final = ("bytes", "certificate", "width", "proposer", "round", "sender", "flags", "nan", "evidence", "same")
 
 
-def changed_value(run: Made, value: Value, how: str, draw: random.Random) -> Value:
+def changed_value(run: WrittenRun, value: Value, how: str, draw: random.Random) -> Value:
     """Return a value with something else in it."""
     row = value.rows[-1]
     if how == "evidence":

@@ -60,7 +60,7 @@ class World:
         group = CollabConfig(peers=4, byzantine=1, steps=2, batch_size=4, eval_rows=8, rule="krum", attack="foe")
         study.run_all([group], self.group, reporter=Reporter(quiet=True))
         (folder / "peers").mkdir()
-        self.peer = peer_runs.made(folder / "peers", peer_runs.random_rows(), steps=3)
+        self.peer = peer_runs.write_run(folder / "peers", peer_runs.random_rows(), steps=3)
         there = [status.Peer(name=name, alive=False) for name in peer_runs.NAMES]
         now = status.Status(run="ab", me="anna", step=3, steps=3, updated=0.0, phase="ended", peers=there)
         status.write(self.peer.folder, now)

@@ -15,7 +15,7 @@ from gradless.methods.mezo import mezo_momentum
 from gradless.optimizer import ZerothOrder
 
 RUN = hashlib.sha256(b"a run of tests").digest()[:16]
-Made = TypeVar("Made")
+WrittenRun = TypeVar("WrittenRun")
 
 
 def member(peer: int, *, queries: int = 4, seed: int = 3, log: Callable[[Update], None] | None = None) -> Member:
@@ -45,7 +45,7 @@ def one(peer: int, **options: object) -> CoefficientPeers:
     return CoefficientPeers([member(peer, **options)], batch_size=8)  # type: ignore[arg-type]
 
 
-def in_threads(work: Sequence[Callable[[], Made]], limit: float = 120.0) -> list[Made]:
+def in_threads(work: Sequence[Callable[[], WrittenRun]], limit: float = 120.0) -> list[WrittenRun]:
     """Run all at once; the first failure is raised."""
     with ThreadPoolExecutor(len(work)) as pool:
         return [future.result(limit) for future in [pool.submit(one) for one in work]]

@@ -37,7 +37,7 @@ def csv_of(folder: Path, peer: int, rows: int = 12) -> Path:
     return path
 
 
-class Made(NamedTuple):
+class WrittenRun(NamedTuple):
     """A run's folder, and what its peers keep to themselves."""
 
     folder: Path
@@ -48,7 +48,7 @@ class Made(NamedTuple):
     group: Group
 
 
-def made(
+def write_run(
     root: Path,
     rows: Rows,
     *,
@@ -57,7 +57,7 @@ def made(
     truthful: Sequence[int] = (),
     evidence: tuple[int, int] | None = None,
     **set_: Any,
-) -> Made:
+) -> WrittenRun:
     """Write a run of four peers with f = 1 and K = 4 on tiny-llama.
 
     Args:
@@ -95,12 +95,12 @@ def made(
     publics = [one.signing.public_key() for one in loaded]
     rings = [Ed25519Ring(peer, one.signing, publics) for peer, one in enumerate(loaded)]
     group = Group(manifest.run, 4, 1, 4)
-    run = Made(folder, manifest, rings, files, identities, group)
+    run = WrittenRun(folder, manifest, rings, files, identities, group)
     _decide(run, rows, steps, evidence, truthful)
     return run
 
 
-def _decide(run: Made, rows: Rows, steps: int, evidence: tuple[int, int] | None, truthful: Sequence[int]) -> None:
+def _decide(run: WrittenRun, rows: Rows, steps: int, evidence: tuple[int, int] | None, truthful: Sequence[int]) -> None:
     config = run.manifest.config
     log = DecidedLog(run.folder / "peers.log", run.group)
     rule = AgreedRule(str(config.rule), peers=4, byzantine=1)
@@ -135,13 +135,13 @@ def _decide(run: Made, rows: Rows, steps: int, evidence: tuple[int, int] | None,
         one.close()
 
 
-def signed_row(run: Made, peer: int, step: int, before: bytes, coefficients: Sequence[float]) -> Row:
+def signed_row(run: WrittenRun, peer: int, step: int, previous: bytes, coefficients: Sequence[float]) -> Row:
     """A row as its peer signs it."""
     row = Row(peer, 0, schema.pack_coefficients(coefficients), b"")
-    return row._replace(signature=run.rings[peer].sign(schema.row_body(run.group.run, row, step, before)))
+    return row._replace(signature=run.rings[peer].sign(schema.row_body(run.group.run, row, step, previous)))
 
 
-def certificate(run: Made, step: int, value: bytes, voters: Sequence[int]) -> bytes:
+def certificate(run: WrittenRun, step: int, value: bytes, voters: Sequence[int]) -> bytes:
     """Precommits of some peers for a value."""
     digest = schema.digest(run.group.run, value)
     body = schema.pack_head
@@ -166,7 +166,7 @@ def moves(folder: Path) -> list[Any]:
     return list(ledger.read(folder / "ledger").moves)
 
 
-def copied(run: Made, folder: Path) -> Path:
+def copied(run: WrittenRun, folder: Path) -> Path:
     """Copy a run's folder."""
     shutil.copytree(run.folder, folder / "copy")
     return folder / "copy"

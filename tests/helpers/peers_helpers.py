@@ -27,11 +27,11 @@ def identities(folder: Path, names: Sequence[str] = NAMES) -> list[Identity]:
 
 
 def text(group: Sequence[Identity], *, f: int = 1, days: int = 30, **changed: Any) -> bytes:
-    """The manifest of a group."""
+    """The file of a manifest of a group."""
     config = settings.shared({**SHARED, **changed}, peers=len(group), f=f)
     return manifest.make([one.card for one in group], config, f=f, days=days)
 
 
-def made(group: Sequence[Identity], **changed: Any) -> Manifest:
-    """The same, read."""
+def manifest_of(group: Sequence[Identity], **changed: Any) -> Manifest:
+    """The manifest of a group, read."""
     return manifest.parse(text(group, **changed))

@@ -116,8 +116,8 @@ def test_a_peer_starts_again_with_what_it_said():
     circle.steps(2)
     circle.up = {0, 1}
     circle.rows()
-    said = set(circle.votes[0].of(2))
-    assert said
+    votes = set(circle.votes[0].of(2))
+    assert votes
     circle.restart(0)
     assert not circle.cores[0].row(2, [9.0, 9.0], circle.now)
     circle.up = {0, 1, 2, 3}
@@ -343,10 +343,10 @@ def test_failed_signatures_far_apart_are_no_attack():
 def test_two_rows_convict_and_ban_from_the_next_step_on():
     circle = Circle()
     circle.steps(1)
-    before = circle.logs[0].history.digest
+    previous = circle.logs[0].history.digest
     for number, receiver in enumerate((0, 1)):
         row = Row(3, 0, pack_coefficients([float(number), 0.0]), b"")
-        body = row_body(RUN, row, 1, before)
+        body = row_body(RUN, row, 1, previous)
         for peer in (receiver, 2):
             circle.cores[peer].handle(body + circle.rings[3].sign(body), circle.now)
     circle.up = {0, 1, 2}

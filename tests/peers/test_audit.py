@@ -22,15 +22,15 @@ from gradless.peers.claim_checks import steps_of
 from gradless.peers.log import DecidedLog
 from gradless.peers.run_folder import RunFolder
 from gradless.peers.schema import Value
-from peers_audit_helpers import NAMES, Made, certificate, copied, made, random_rows, rewritten
+from peers_audit_helpers import NAMES, WrittenRun, certificate, copied, random_rows, rewritten, write_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return made(tmp_path_factory.mktemp("run"), random_rows(flips=(3,)), steps=60, evidence=(55, 2))
+def run(tmp_path_factory: pytest.TempPathFactory) -> WrittenRun:
+    return write_run(tmp_path_factory.mktemp("run"), random_rows(flips=(3,)), steps=60, evidence=(55, 2))
 
 
-def test_an_audit_of_an_honest_log_holds_and_says_whose_rows_to_look_at(run: Made) -> None:
+def test_an_audit_of_an_honest_log_holds_and_says_whose_rows_to_look_at(run: WrittenRun) -> None:
     result = audit(run.folder)
     assert result.holds
     assert [(one.part, one.holds) for one in result.findings] == [
@@ -48,7 +48,7 @@ def test_an_audit_of_an_honest_log_holds_and_says_whose_rows_to_look_at(run: Mad
     assert not any(line.startswith(("anna", "bert")) for line in result.remarks)
 
 
-def with_last_value(run: Made, folder: Path, change: Callable[[Value], Value]) -> None:
+def with_last_value(run: WrittenRun, folder: Path, change: Callable[[Value], Value]) -> None:
     """Put a log into a copy of the run whose last value is another one, decided by a quorum all the same."""
     decisions = list(DecidedLog(run.folder / "peers.log", run.group, writable=False))
     (folder / "peers.log").unlink()
@@ -88,7 +88,7 @@ def evidence_nobody_signed(value: Value, run: bytes) -> Value:
     ],
 )
 def test_what_a_value_says_a_peer_signed_needs_that_peers_signature_and_not_a_quorums_alone(
-    run: Made, tmp_path: Path, change: Callable[[Value, bytes], Value], reason: str
+    run: WrittenRun, tmp_path: Path, change: Callable[[Value, bytes], Value], reason: str
 ) -> None:
     folder = copied(run, tmp_path)
     with_last_value(run, folder, lambda value: change(value, run.group.run))
@@ -115,7 +115,7 @@ def test_what_a_value_says_a_peer_signed_needs_that_peers_signature_and_not_a_qu
     ],
 )
 def test_a_ledger_with_other_settings_than_the_manifest_is_found(
-    run: Made, tmp_path: Path, settings: dict[str, Any], rate: float | None, sentence: str
+    run: WrittenRun, tmp_path: Path, settings: dict[str, Any], rate: float | None, sentence: str
 ) -> None:
     folder = copied(run, tmp_path)
     rewritten(folder, rate=rate, **settings)
@@ -126,7 +126,9 @@ def test_a_ledger_with_other_settings_than_the_manifest_is_found(
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("field", ["dtype", "label_token_ids", "base_sha256", "initial_sha256", "arithmetic", "config"])
-def test_a_ledger_whose_header_no_peer_writes_is_found(run: Made, tmp_path: Path, version: int, field: str) -> None:
+def test_a_ledger_whose_header_no_peer_writes_is_found(
+    run: WrittenRun, tmp_path: Path, version: int, field: str
+) -> None:
     folder = copied(run, tmp_path)
     header = dict(ledger.read(folder / "ledger").header)
     del header[field]
@@ -136,7 +138,7 @@ def test_a_ledger_whose_header_no_peer_writes_is_found(run: Made, tmp_path: Path
     assert field in result.findings[1].text
 
 
-def test_a_ledger_that_is_not_what_the_rule_makes_of_the_rows_is_found(run: Made, tmp_path: Path) -> None:
+def test_a_ledger_that_is_not_what_the_rule_makes_of_the_rows_is_found(run: WrittenRun, tmp_path: Path) -> None:
     folder = copied(run, tmp_path)
     contents = ledger.read(folder / "ledger")
     (folder / "ledger").unlink()
@@ -152,7 +154,7 @@ def test_a_ledger_that_is_not_what_the_rule_makes_of_the_rows_is_found(run: Made
     ]
 
 
-def test_other_weights_in_the_result_are_found(run: Made, tmp_path: Path) -> None:
+def test_other_weights_in_the_result_are_found(run: WrittenRun, tmp_path: Path) -> None:
     folder = copied(run, tmp_path)
     (folder / "result.json").write_text('{"steps": 60, "weights_sha256": "' + "0" * 64 + '"}', encoding="utf-8")
     result = audit(folder)
@@ -161,7 +163,7 @@ def test_other_weights_in_the_result_are_found(run: Made, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("voters", [(0, 1), (0, 1, 1)])
-def test_a_value_without_a_quorum_is_found(run: Made, tmp_path: Path, voters: tuple[int, ...]) -> None:
+def test_a_value_without_a_quorum_is_found(run: WrittenRun, tmp_path: Path, voters: tuple[int, ...]) -> None:
     folder = copied(run, tmp_path)
     log = DecidedLog(run.folder / "peers.log", run.group, writable=False)
     decisions = list(log)
@@ -177,7 +179,7 @@ def test_a_value_without_a_quorum_is_found(run: Made, tmp_path: Path, voters: tu
     assert "step 7" in result.findings[0].text
 
 
-def test_every_changed_byte_of_a_stretch_of_the_log_is_found(run: Made, tmp_path: Path) -> None:
+def test_every_changed_byte_of_a_stretch_of_the_log_is_found(run: WrittenRun, tmp_path: Path) -> None:
     folder = copied(run, tmp_path)
     data = (run.folder / "peers.log").read_bytes()
     for offset in range(len(data) // 2, len(data) // 2 + 400, 13):
@@ -192,15 +194,15 @@ def test_a_peer_whose_rows_another_leader_leaves_out_is_told_by_leader(tmp_path:
         leader = history.leader(0)  # type: ignore[attr-defined]
         return None if peer == 1 and leader == 3 else rows(step, peer, history)  # type: ignore[arg-type]
 
-    made_run = made(tmp_path, omitting, steps=60)  # type: ignore[arg-type]
-    result = audit(made_run.folder)
+    written = write_run(tmp_path, omitting, steps=60)  # type: ignore[arg-type]
+    result = audit(written.folder)
     omitted = result.peers[1].omitted
     assert set(omitted) == {3}
     assert [line for line in result.remarks if "left bert out of" in line and line.startswith("dora ")]
     assert not [line for line in result.remarks if line.startswith(("anna", "bert", "carl"))]
 
 
-def test_the_log_draws_the_steps_of_each_peer_apart(run: Made) -> None:
+def test_the_log_draws_the_steps_of_each_peer_apart(run: WrittenRun) -> None:
     folder = RunFolder(run.folder)
     drawn = {name: steps_of(folder, name) for name in NAMES}
     assert all(len(steps) == 32 for steps in drawn.values())
@@ -211,26 +213,26 @@ def test_the_log_draws_the_steps_of_each_peer_apart(run: Made) -> None:
     assert asked != drawn["anna"]
 
 
-def test_evidence_of_the_run_convicts_the_peer_that_signed_twice(run: Made) -> None:
+def test_evidence_of_the_run_convicts_the_peer_that_signed_twice(run: WrittenRun) -> None:
     value = schema.parse_value(DecidedLog(run.folder / "peers.log", run.group, writable=False)[55].value)
     ((first, second),) = value.evidence
     assert first != second
     assert RunFolder(run.folder).records.banned == {2: 56}
 
 
-def test_the_command_says_what_holds_and_what_each_part_proves(run: Made, tmp_path: Path) -> None:
-    found = call("peers", "audit", run.folder)
-    assert found.exit_code == 0
-    text = found.output
+def test_the_command_says_what_holds_and_what_each_part_proves(run: WrittenRun, tmp_path: Path) -> None:
+    result = call("peers", "audit", run.folder)
+    assert result.exit_code == 0
+    text = result.output
     assert "log         holds  60 steps, 60 certificates of 3 signatures, 236 signed rows" in text
     assert "look at: dora disagrees with most others" in text
     assert "statistics: proves nothing: they are reasons to look." in text
     assert "not that the rows are good, true or its own" in text
     folder = copied(run, tmp_path)
     (folder / "result.json").write_text('{"steps": 60, "weights_sha256": "x"}', encoding="utf-8")
-    found = call("peers", "audit", folder, "--json")
-    assert found.exit_code == 1
-    assert json.loads(found.output)["holds"] is False
+    result = call("peers", "audit", folder, "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.output)["holds"] is False
 
 
 @pytest.mark.parametrize(
@@ -245,11 +247,11 @@ def test_the_command_says_what_holds_and_what_each_part_proves(run: Made, tmp_pa
         (["--peer", "anna", "--opened", "pyproject.toml"], "anna committed to no rows"),
     ],
 )
-def test_options_that_do_not_go_together_are_refused(run: Made, arguments: list[str], sentence: str) -> None:
+def test_options_that_do_not_go_together_are_refused(run: WrittenRun, arguments: list[str], sentence: str) -> None:
     refused(call("peers", "audit", run.folder, *arguments), sentence)
 
 
-def test_a_run_without_a_log_and_one_of_models_are_refused(run: Made, tmp_path: Path) -> None:
+def test_a_run_without_a_log_and_one_of_models_are_refused(run: WrittenRun, tmp_path: Path) -> None:
     folder = copied(run, tmp_path)
     (folder / "peers.log").unlink()
     result = audit(folder)

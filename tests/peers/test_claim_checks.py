@@ -23,15 +23,15 @@ from gradless.peers.claim_checks import check_file, check_opened, open_steps, st
 from gradless.peers.log import DecidedLog
 from gradless.peers.opened import read_opened, training_file, write_opened
 from gradless.peers.run_folder import RunFolder
-from peers_audit_helpers import OWN, Made, certificate, copied, made, random_rows, rewritten
+from peers_audit_helpers import OWN, WrittenRun, certificate, copied, random_rows, rewritten, write_run
 
 
 @pytest.fixture(scope="module")
-def claimed(tmp_path_factory: pytest.TempPathFactory) -> Made:
+def claimed(tmp_path_factory: pytest.TempPathFactory) -> WrittenRun:
     """Anna sends what her rows give, dora 2 % more; all are committed to their rows."""
     factors = {0: [1.0] * 4, 3: [1.02] * 4}
     noise = random_rows(5)
-    return made(
+    return write_run(
         tmp_path_factory.mktemp("claimed"),
         lambda step, peer, history: factors.get(peer) or noise(step, peer, history),
         steps=16,
@@ -40,7 +40,7 @@ def claimed(tmp_path_factory: pytest.TempPathFactory) -> Made:
     )
 
 
-def test_claims_are_computed_again_from_the_owners_file(claimed: Made) -> None:
+def test_claims_are_computed_again_from_the_owners_file(claimed: WrittenRun) -> None:
     run = RunFolder(claimed.folder)
     own = check_file(run, "anna", str(claimed.files[0]), claimed.identities[0] / "salt")
     assert own.committed
@@ -53,7 +53,9 @@ def test_claims_are_computed_again_from_the_owners_file(claimed: Made) -> None:
     assert theirs.verdict.convicted
 
 
-def test_rows_that_were_not_committed_to_are_refused_or_not_called_committed(claimed: Made, tmp_path: Path) -> None:
+def test_rows_that_were_not_committed_to_are_refused_or_not_called_committed(
+    claimed: WrittenRun, tmp_path: Path
+) -> None:
     run = RunFolder(claimed.folder)
     with pytest.raises(BadInput, match="not the rows that anna committed to"):
         check_file(run, "anna", str(claimed.files[1]), claimed.identities[0] / "salt")
@@ -66,7 +68,7 @@ def test_rows_that_were_not_committed_to_are_refused_or_not_called_committed(cla
         check_file(run, "emil", str(claimed.files[0]), None)
 
 
-def test_an_auditor_checks_rows_that_were_opened_and_learns_no_others(claimed: Made, tmp_path: Path) -> None:
+def test_an_auditor_checks_rows_that_were_opened_and_learns_no_others(claimed: WrittenRun, tmp_path: Path) -> None:
     run, opened = RunFolder(claimed.folder), tmp_path / "dora.json"
     nonce = claims.new_nonce()
     count = open_steps(run, "dora", str(claimed.files[3]), claimed.identities[3] / "salt", opened, nonce=nonce)
@@ -84,7 +86,7 @@ def test_an_auditor_checks_rows_that_were_opened_and_learns_no_others(claimed: M
         check_opened(run, "anna", anna)
 
 
-def doubled(run: Made, folder: Path, *, voters: tuple[int, ...]) -> Path:
+def doubled(run: WrittenRun, folder: Path, *, voters: tuple[int, ...]) -> Path:
     """Return a copy of the run in which somebody doubled the rows of anna, which she never signed."""
     shutil.copytree(run.folder, folder / "copy")
     (folder / "copy" / "peers.log").unlink()
@@ -101,7 +103,7 @@ def doubled(run: Made, folder: Path, *, voters: tuple[int, ...]) -> Path:
 
 @pytest.mark.parametrize("voters", [(), (1, 2, 3)])
 def test_nobody_is_convicted_by_rows_that_somebody_else_wrote(
-    claimed: Made, tmp_path: Path, voters: tuple[int, ...]
+    claimed: WrittenRun, tmp_path: Path, voters: tuple[int, ...]
 ) -> None:
     opened, salt = tmp_path / "anna.json", claimed.identities[0] / "salt"
     open_steps(RunFolder(claimed.folder), "anna", str(claimed.files[0]), salt, opened)
@@ -116,7 +118,7 @@ def test_nobody_is_convicted_by_rows_that_somebody_else_wrote(
     assert not (tmp_path / "again.json").exists()
 
 
-def test_claims_are_checked_at_the_weights_of_the_run_or_not_at_all(claimed: Made, tmp_path: Path) -> None:
+def test_claims_are_checked_at_the_weights_of_the_run_or_not_at_all(claimed: WrittenRun, tmp_path: Path) -> None:
     data, salt = str(claimed.files[0]), claimed.identities[0] / "salt"
     folder = copied(claimed, tmp_path)
     rewritten(folder, rate=0.1)
@@ -142,7 +144,7 @@ def other_model(folder: Path) -> str:
 
 def test_rows_are_opened_for_one_nonce_and_check_no_other_draw(tmp_path: Path) -> None:
     noise = random_rows(5)
-    honest = made(
+    honest = write_run(
         tmp_path,
         lambda step, peer, history: noise(step, peer, history) if peer else [1.0] * 4,
         steps=40,
@@ -197,7 +199,7 @@ def test_a_row_that_no_file_gives_is_refused_in_a_sentence(row: Any, problem: st
         training_file([opening], OWN, "anna")
 
 
-def test_a_run_that_does_not_say_how_rows_are_read_has_no_claims(claimed: Made, tmp_path: Path) -> None:
+def test_a_run_that_does_not_say_how_rows_are_read_has_no_claims(claimed: WrittenRun, tmp_path: Path) -> None:
     folder = copied(claimed, tmp_path)
     path = folder / "manifest.toml"
     text = path.read_text(encoding="utf-8")
@@ -217,7 +219,7 @@ def test_rows_that_were_committed_to_and_are_none_end_an_audit_with_a_sentence(
     monkeypatch.setattr(
         claims, "file_rows", lambda path, own: rows if Path(path).name == "anna.csv" else honest(path, own)
     )
-    run = made(tmp_path, random_rows(5), steps=3, commit=True)
+    run = write_run(tmp_path, random_rows(5), steps=3, commit=True)
     opened = tmp_path / "anna.json"
     open_steps(RunFolder(run.folder), "anna", str(run.files[0]), run.identities[0] / "salt", opened)
     with pytest.raises(BadInput, match=r"row \d+ of anna is no row of this run"):
@@ -232,7 +234,7 @@ def test_only_opened_rows_are_written_for_a_check() -> None:
     assert [json.loads(line)["label"] for line in text.splitlines()] == ["1", "1"]
 
 
-def test_rows_beyond_what_an_auditor_shuffles_are_refused_everywhere(claimed: Made, tmp_path: Path) -> None:
+def test_rows_beyond_what_an_auditor_shuffles_are_refused_everywhere(claimed: WrittenRun, tmp_path: Path) -> None:
     text = (claimed.folder / "manifest.toml").read_text(encoding="utf-8")
     with pytest.raises(BadInput, match="10000000"):
         manifests.parse(text.replace("rows = 12", "rows = 10000001", 1).encode())
@@ -269,7 +271,7 @@ def test_files_of_opened_rows_that_are_none_are_refused(tmp_path: Path, monkeypa
         write_opened(path, "ab", "anna", [opening])
 
 
-def test_a_nonce_is_made_for_who_asks_and_drawn_steps_say_who_drew_them(claimed: Made, tmp_path: Path) -> None:
+def test_a_nonce_is_made_for_who_asks_and_drawn_steps_say_who_drew_them(claimed: WrittenRun, tmp_path: Path) -> None:
     made_one = call("peers", "audit", claimed.folder, "--peer", "anna", "--json")
     assert made_one.exit_code == 0, made_one.output
     nonce = json.loads(made_one.output)["nonce"]

@@ -126,8 +126,8 @@ def test_a_peer_that_tries_rows_until_the_draw_suits_it_gains_nothing_against_a_
     assert 5.5 <= sum(asked) / len(asked) <= 7.5  # a fifth of 32
 
 
-def check(claimed: float, found: float, loss: float = 0.7, step: int = 0) -> Checked:
-    return Checked(step, (claimed, 1.0), (found, 1.0), loss)
+def check(claimed: float, computed: float, loss: float = 0.7, step: int = 0) -> Checked:
+    return Checked(step, (claimed, 1.0), (computed, 1.0), loss)
 
 
 def test_two_misses_of_32_are_let_pass_and_a_third_convicts() -> None:

@@ -37,7 +37,7 @@ def test_joining_takes_over_what_the_newest_certificate_covers(tmp_path):
 
 def test_values_behind_the_newest_certificate_wait():
     chain = decided(GROUP, 6, RINGS)
-    bare = [(value, made if step == 3 else b"") for step, (value, made) in enumerate(chain)]
+    bare = [(value, proof if step == 3 else b"") for step, (value, proof) in enumerate(chain)]
     log = DecidedLog(None, GROUP)
     assert log.join(bare, RINGS[0]) == 4
     assert log.join([(value, b"") for value, _ in chain[4:]], RINGS[0]) == 0
@@ -80,8 +80,8 @@ def test_what_is_served_ends_with_a_certificate():
 def test_a_log_whose_newest_certificate_is_forged_is_refused(tmp_path):
     chain = decided(GROUP, 3, RINGS)
     log = DecidedLog(tmp_path / "peers.log", GROUP)
-    for value, made in chain[:2]:
-        log.append(value, made)
+    for value, proof in chain[:2]:
+        log.append(value, proof)
     log.append(chain[2][0], chain[1][1])
     with pytest.raises(BadInput, match=r"step 2 of .* was not decided \(certificate signature\)"):
         log.verify(RINGS[0])
@@ -89,13 +89,13 @@ def test_a_log_whose_newest_certificate_is_forged_is_refused(tmp_path):
 
 
 def test_certificates_count_distinct_peers_that_are_not_banned():
-    value, made = decided(GROUP, 1, RINGS)[0]
+    value, proof = decided(GROUP, 1, RINGS)[0]
     its_digest = digest(RUN, value)
-    assert verify_certificate(GROUP, RINGS[0], 0, its_digest, made) == 0
+    assert verify_certificate(GROUP, RINGS[0], 0, its_digest, proof) == 0
     for banned in (frozenset((0,)), frozenset((2,))):
         with pytest.raises(Malformed):
-            verify_certificate(GROUP, RINGS[0], 0, its_digest, made, banned=banned)
-    twice = made[:4] + made[4:70] * 3
+            verify_certificate(GROUP, RINGS[0], 0, its_digest, proof, banned=banned)
+    twice = proof[:4] + proof[4:70] * 3
     with pytest.raises(Malformed):
         verify_certificate(GROUP, RINGS[0], 0, its_digest, twice)
 

@@ -69,7 +69,7 @@ class Table:
                 if peer != self.liar and step == 0:
                     self.decided[peer] = digest(RUN, value)
 
-    def said(self, *peers: int):
+    def repeated(self, *peers: int):
         """What these peers repeat, to everybody."""
         return [(p, to, data) for p in peers for data in self.cores[p].instance.said.values() for to in range(4)]
 
@@ -111,7 +111,7 @@ def play(liar: int, *, crash: bool = False, forget: bool = False) -> dict[int, b
     offer = table.cores[0].instance.said[Kind.PROPOSAL]
     x, signature = offer[HEAD.size : HEAD.size + 32], offer[HEAD.size + 32 : HEAD.size + 32 + SIGNATURE]
     says = [(liar, peer, table.sign(Kind.PREVOTE, 0, x) + signature) for peer in pair]
-    says += [(liar, 0, table.sign(Kind.PRECOMMIT, 0, x)), *table.said(*pair)]
+    says += [(liar, 0, table.sign(Kind.PRECOMMIT, 0, x)), *table.repeated(*pair)]
 
     def only_to_0(a, b, kind):
         return ({a, b} <= pair or a == liar) and not (kind is Kind.PRECOMMIT and b != 0) and kind is not Kind.TIMEOUT
@@ -137,7 +137,7 @@ def play(liar: int, *, crash: bool = False, forget: bool = False) -> dict[int, b
             break
         table.settle(without_0)
     if instances[0].validity.leader(1) == liar:
-        for _, _, data in table.said(*others):
+        for _, _, data in table.repeated(*others):
             table.cores[liar].handle(data, table.now)
         proposal = table.lying_proposal()
         table.settle(without_0, says=[(liar, peer, proposal) for peer in others], ticks=1)

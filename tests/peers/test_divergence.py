@@ -19,7 +19,7 @@ from gradless.peers.node import Node
 from gradless.peers.node_files import METRICS, RESULT, Metrics
 from gradless.peers.part import ring_of
 from gradless.peers.statements import Statement
-from peers_helpers import identities, made
+from peers_helpers import identities, manifest_of
 
 RIGHT, WRONG = "a" * 64, "b" * 64
 STEPS = 20
@@ -30,21 +30,21 @@ class Group:
 
     def __init__(self, folder: Path) -> None:
         who = identities(folder)
-        self.manifest = made(who, steps=STEPS)
+        self.manifest = manifest_of(who, steps=STEPS)
         self.rings = [ring_of(self.manifest, one) for one in who]
         self.inbox, self.strangers = Inbox(4, limit=100), dict[str, str]()
         self.sent, self.waiting = 0, list[tuple[int, bytes]]()
 
     def say(self, peer: int, step: int, sha256: str) -> None:
-        said = Statement(peer, step, bytes.fromhex(sha256))
-        self.waiting.append((peer, statements.pack(self.manifest.run, said, self.rings[peer])))
+        statement = Statement(peer, step, bytes.fromhex(sha256))
+        self.waiting.append((peer, statements.pack(self.manifest.run, statement, self.rings[peer])))
 
     def state(self, payload: bytes) -> None:
         pass
 
     def stated(self) -> list[tuple[int, bytes]]:
-        taken, self.waiting = self.waiting, []
-        return taken
+        received, self.waiting = self.waiting, []
+        return received
 
     def alive(self) -> frozenset[int]:
         return frozenset(range(4))

@@ -21,15 +21,15 @@ from gradless.peers.mixing import AgreedRule
 from gradless.peers.run_folder import RunFolder
 from gradless.runs import jobs
 from gradless.system.progress import Reporter
-from peers_audit_helpers import Made, copied, made, moves, random_rows
+from peers_audit_helpers import WrittenRun, copied, moves, random_rows, write_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return made(tmp_path_factory.mktemp("run"), random_rows(flips=(3,)), steps=30, evidence=(20, 2))
+def run(tmp_path_factory: pytest.TempPathFactory) -> WrittenRun:
+    return write_run(tmp_path_factory.mktemp("run"), random_rows(flips=(3,)), steps=30, evidence=(20, 2))
 
 
-def test_every_step_is_mixed_anew_for_one_liar_less(run: Made, tmp_path: Path) -> None:
+def test_every_step_is_mixed_anew_for_one_liar_less(run: WrittenRun, tmp_path: Path) -> None:
     out = tmp_path / "without"
     done = excise(run.folder, ["dora"], out)
     assert (done.steps, done.skipped) == (30, 0)
@@ -48,17 +48,17 @@ def test_every_step_is_mixed_anew_for_one_liar_less(run: Made, tmp_path: Path) -
     assert done.weights_before != done.weights_sha256
 
 
-def test_replay_rebuilds_the_excised_weights(run: Made, tmp_path: Path) -> None:
+def test_replay_rebuilds_the_excised_weights(run: WrittenRun, tmp_path: Path) -> None:
     out = tmp_path / "without"
     done = excise(run.folder, ["dora"], out)
     replayed = jobs.replay(out, reporter=Reporter(quiet=True))
     assert replayed.sha256 == done.weights_sha256
-    said = json.loads((out / "excised.json").read_text(encoding="utf-8"))
-    assert said["weights_sha256"] == done.weights_sha256
-    assert "not those of a training without it" in said["what"]
+    record = json.loads((out / "excised.json").read_text(encoding="utf-8"))
+    assert record["weights_sha256"] == done.weights_sha256
+    assert "not those of a training without it" in record["what"]
 
 
-def test_a_peer_that_never_mattered_leaves_the_coefficients_of_its_ban_alone(run: Made, tmp_path: Path) -> None:
+def test_a_peer_that_never_mattered_leaves_the_coefficients_of_its_ban_alone(run: WrittenRun, tmp_path: Path) -> None:
     done = excise(run.folder, ["carl"], tmp_path / "without")
     old, new = moves(run.folder), moves(tmp_path / "without")
     assert old[21:] == new[21:]  # banned there: nothing of it is left to take out
@@ -73,7 +73,7 @@ def test_a_peer_that_never_mattered_leaves_the_coefficients_of_its_ban_alone(run
     ],
 )
 def test_names_that_cannot_be_left_out_are_refused_and_nothing_is_written(
-    run: Made, tmp_path: Path, names: list[str], sentence: str
+    run: WrittenRun, tmp_path: Path, names: list[str], sentence: str
 ) -> None:
     with pytest.raises(BadInput, match=sentence):
         excise(run.folder, names, tmp_path / "without")
@@ -81,7 +81,7 @@ def test_names_that_cannot_be_left_out_are_refused_and_nothing_is_written(
 
 
 def test_a_folder_that_exists_is_left_alone_and_a_failure_leaves_none(
-    run: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: WrittenRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "taken").mkdir()
     with pytest.raises(BadInput, match="exists already"):
@@ -96,7 +96,7 @@ def test_a_folder_that_exists_is_left_alone_and_a_failure_leaves_none(
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-def test_nothing_is_made_of_a_ledger_that_is_not_the_runs(run: Made, tmp_path: Path) -> None:
+def test_nothing_is_made_of_a_ledger_that_is_not_the_runs(run: WrittenRun, tmp_path: Path) -> None:
     shutil.copytree(run.folder, tmp_path / "copy")
     contents = ledger.read(run.folder / "ledger")
     written = ledger.Ledger(tmp_path / "copy" / "ledger", contents.header)
@@ -108,14 +108,14 @@ def test_nothing_is_made_of_a_ledger_that_is_not_the_runs(run: Made, tmp_path: P
     assert not (tmp_path / "without").exists()
 
 
-def test_with_too_few_rows_left_a_step_is_passed_over(run: Made, tmp_path: Path) -> None:
+def test_with_too_few_rows_left_a_step_is_passed_over(run: WrittenRun, tmp_path: Path) -> None:
     done = excise(run.folder, ["anna", "bert", "dora"], tmp_path / "without")
     left = moves(tmp_path / "without")
     assert [move.skipped for move in left] == [False] * 21 + [True] * 9  # carl alone, until it is banned
     assert done.skipped == 9
 
 
-def continued(run: Made, folder: Path, out: Path) -> manifests.Manifest:
+def continued(run: WrittenRun, folder: Path, out: Path) -> manifests.Manifest:
     return prepare.manifest(
         [keys.load(identity).card for identity in run.identities],
         {},
@@ -131,7 +131,7 @@ def continued(run: Made, folder: Path, out: Path) -> manifests.Manifest:
     )
 
 
-def test_a_run_continues_from_weights_that_the_ledger_gives_and_from_no_others(run: Made, tmp_path: Path) -> None:
+def test_a_run_continues_from_weights_that_the_ledger_gives_and_from_no_others(run: WrittenRun, tmp_path: Path) -> None:
     done = excise(run.folder, ["dora"], tmp_path / "without", say=lambda line: None)
     parent = continued(run, tmp_path / "without", tmp_path / "next").contents.parent
     assert parent is not None
@@ -145,7 +145,7 @@ def test_a_run_continues_from_weights_that_the_ledger_gives_and_from_no_others(r
     assert not (tmp_path / "other" / "base").exists()
 
 
-def test_a_run_continues_from_the_end_of_its_own_log(run: Made, tmp_path: Path) -> None:
+def test_a_run_continues_from_the_end_of_its_own_log(run: WrittenRun, tmp_path: Path) -> None:
     folder = copied(run, tmp_path)
     done = excise(run.folder, ["dora"], tmp_path / "without", say=lambda line: None)
     end = {"steps": 30, "digest": done.parent, "weights_sha256": done.weights_before}

@@ -8,7 +8,7 @@ pytest.importorskip("cryptography")
 
 from folder_fuzz import CASES, WAYS, Folder, attack
 from gradless.peers.history import History
-from peers_audit_helpers import made, random_rows
+from peers_audit_helpers import random_rows, write_run
 
 QUICK = {
     "damaged": (4, ("audit", "opened")),
@@ -30,7 +30,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Folder:
     def rows(step: int, peer: int, history: History) -> object:
         return noise(step, peer, history) if peer else [1.0] * 4
 
-    run = made(folder / "run", rows, steps=6, commit=True, truthful=(0,))  # type: ignore[arg-type]
+    run = write_run(folder / "run", rows, steps=6, commit=True, truthful=(0,))  # type: ignore[arg-type]
     return Folder(run, folder)
 
 

@@ -6,7 +6,7 @@ from gradless.peers import muting
 from gradless.peers.inbox import BYTES, Inbox
 
 
-def taken(box, count):
+def take(box, count):
     return [box.get(0.0) for _ in range(count)]
 
 
@@ -15,7 +15,7 @@ def test_messages_come_in_order_and_senders_in_turn():
     for message in (b"a", b"b", b"c"):
         assert box.put(0, message)
     assert box.put(2, b"x")
-    assert taken(box, 4) == [(0, b"a"), (2, b"x"), (0, b"b"), (0, b"c")]
+    assert take(box, 4) == [(0, b"a"), (2, b"x"), (0, b"b"), (0, b"c")]
     assert box.get(0.0) is None
 
 

@@ -36,10 +36,10 @@ def test_keys_that_others_can_read_are_refused(tmp_path, name):
 
 def test_an_identity_is_never_overwritten(tmp_path):
     keys.make("anna", "tls/127.0.0.1:7447", tmp_path)
-    before = (tmp_path / keys.SIGNING).read_bytes()
+    key = (tmp_path / keys.SIGNING).read_bytes()
     with pytest.raises(BadInput, match="holds an identity already"):
         keys.make("anna", "tls/127.0.0.1:7447", tmp_path)
-    assert (tmp_path / keys.SIGNING).read_bytes() == before
+    assert (tmp_path / keys.SIGNING).read_bytes() == key
 
 
 @pytest.mark.parametrize("name", ["", "Anna", "a/b", "a*", "-a", "a" * 33, "ä", "a b", "a\n"])

@@ -107,10 +107,10 @@ def test_recorded_arrivals_give_a_simulation_the_weights_of_zenoh_peers(tmp_path
     pytest.importorskip("zenoh")
     from gradless.peers.part import ring_of
     from gradless.peers.zenoh_link import ZenohLink
-    from peers_helpers import identities, made
+    from peers_helpers import identities, manifest_of
 
     group = identities(tmp_path)
-    manifest = made(group, f=1)
+    manifest = manifest_of(group, f=1)
     links = [ZenohLink(manifest, identity, limit=1 << 22) for identity in group]
     try:
         end = time.monotonic() + 60
@@ -131,9 +131,9 @@ def test_a_group_goes_on_without_a_dead_peer_and_takes_it_back():
         peers.group.link(3).close()
         in_threads([lambda me=me: take_steps(learners[me], transports[me], settle, 9, start=3) for me in range(3)])
         back = peers.transport(3)
-        found = back.rejoin()
-        assert found is not None
-        step, theta = found
+        newest = back.rejoin()
+        assert newest is not None
+        step, theta = newest
         assert step == 8
         own = torch.stack([learner.theta[0] for learner in learners[:3]])
         assert bool((theta >= own.min(0).values - 1).all() and (theta <= own.max(0).values + 1).all())

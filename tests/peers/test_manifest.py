@@ -6,7 +6,7 @@ import pytest
 
 from gradless.errors import BadInput
 from gradless.peers import certificates, keys, manifest, mixing, settings
-from peers_helpers import NAMES, identities, made, text
+from peers_helpers import NAMES, identities, manifest_of, text
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_a_changed_byte_is_another_run(group):
 
 
 def test_two_manifests_of_one_group_are_two_runs(group):
-    assert made(group).run != made(group).run  # the CA is new every time
+    assert manifest_of(group).run != manifest_of(group).run  # the CA is new every time
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_rules_that_differ_in_bits_are_refused(group):
 
 def test_cards_must_be_of_different_peers(group, tmp_path):
     cards = [one.card for one in group]
-    config = settings.shared(dict(settings.table(made(group).config)), peers=4, f=1)
+    config = settings.shared(dict(settings.table(manifest_of(group).config)), peers=4, f=1)
     for kind, change in (("name", {"name": "anna"}), ("key", {"key": cards[0].key})):
         other = [*cards[:3], keys.Card(**{**{f: getattr(cards[3], f) for f in cards[3].__struct_fields__}, **change})]
         with pytest.raises(BadInput, match=f"two cards have the {kind}"):
@@ -80,7 +80,7 @@ def test_cards_must_be_of_different_peers(group, tmp_path):
 
 
 def test_an_identity_must_be_the_manifest_s(group, tmp_path):
-    run = made(group)
+    run = manifest_of(group)
     assert [run.number(one) for one in group] == [0, 1, 2, 3]
     keys.make("anna", "tls/127.0.0.1:7447", tmp_path / "a")
     keys.make("eve", "tls/127.0.0.1:7447", tmp_path / "e")
@@ -109,7 +109,7 @@ def shifted(days):
 
 
 def test_certificates_are_checked_against_the_clock(group, monkeypatch):
-    run = made(group)
+    run = manifest_of(group)
     own = (run.contents.ca, run.peers[0].certificate, "anna", certificates.public_der(group[0].tls.public_key()))
     certificates.check(*own)
     for days, sentence in ((-3, "is not valid before"), (40, "ended on")):
@@ -120,7 +120,7 @@ def test_certificates_are_checked_against_the_clock(group, monkeypatch):
 
 
 def test_certificates_of_others_are_refused(group):
-    one, two = made(group), made(group)
+    one, two = manifest_of(group), manifest_of(group)
     key = certificates.public_der(group[0].tls.public_key())
     with pytest.raises(BadInput, match="is not one of this run's CA"):
         certificates.check(one.contents.ca, two.peers[0].certificate, "anna", key)
@@ -131,7 +131,7 @@ def test_certificates_of_others_are_refused(group):
 
 
 def test_parameters_are_mixed_by_rules_with_a_pivot_too(group):
-    run = made(
+    run = manifest_of(
         group,
         payload="parameters", model=None, own={}, dataset="digits", algorithm="monna", momentum=0.9, scheme="lora",
         lr=0.5, queries=4, eps=None,

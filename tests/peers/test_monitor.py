@@ -5,12 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from gradless.peers.monitor import Monitor
-from peers_helpers import identities, made
+from peers_helpers import identities, manifest_of
 
 
 def test_a_peer_of_other_runs_is_warned_of_once(tmp_path, monkeypatch):
     monkeypatch.setattr(Monitor, "_run", lambda self: None)
-    manifest = made(identities(tmp_path / "who"))
+    manifest = manifest_of(identities(tmp_path / "who"))
     link, warned = SimpleNamespace(strangers={}), list[str]()
     monitor = Monitor(manifest, 0, tmp_path, link, None, warned.append)  # type: ignore[arg-type]
     for look in range(100):

@@ -100,7 +100,7 @@ def test_a_group_learns_from_rewards_of_its_own(tmp_path):
     assert "share of texts that pass" in page
     header = (folder / "ledger").read_bytes().decode("latin-1")  # what others may get names no function and no place
     assert '"own"' in header
-    assert not {word for word in ("letters", "score", str(tmp_path)) if word in header}
+    assert not {secret for secret in ("letters", "score", str(tmp_path)) if secret in header}
     claims = gradless("peers", "audit", folder, "--peer", "ben", "--data", tmp_path / "rows.jsonl")
     assert claims.exit_code == 2
     assert "coefficients of a reward cannot be computed again" in claims.output
@@ -140,12 +140,12 @@ def test_a_manifest_may_name_built_in_rewards_and_those_of_a_task():
 
 
 def test_rows_without_labels_are_for_rewards():
-    shared, given = {"template": "{question} :"}, {"train": "rows.jsonl"}
-    assert own_data.merged(shared, given, rewarded=True) == {**shared, **given}
+    shared, own = {"template": "{question} :"}, {"train": "rows.jsonl"}
+    assert own_data.merged(shared, own, rewarded=True) == {**shared, **own}
     with pytest.raises(BadInput, match="own files need --label-column as well, or a --reward"):
-        own_data.merged(shared, given)
+        own_data.merged(shared, own)
     with pytest.raises(BadInput, match="own files need --labels as well"):
-        own_data.merged({**shared, "label_column": "letter"}, given, rewarded=True)
+        own_data.merged({**shared, "label_column": "letter"}, own, rewarded=True)
 
 
 def test_a_peer_without_a_reward_is_told_before_it_connects(tmp_path):

@@ -32,13 +32,13 @@ def rows() -> np.ndarray:
 
 
 def log_of(sent: np.ndarray, path=None) -> DecidedLog:
-    log, rings, before = DecidedLog(path, GROUP), hash_rings(4), bytes(32)
+    log, rings, previous = DecidedLog(path, GROUP), hash_rings(4), bytes(32)
     for step, row in enumerate(sent):
         here = [peer for peer in range(4) if np.isfinite(row[peer]).all()]
         stated = tuple(Row(peer, 0, row[peer].astype("<f4").tobytes(), bytes(64)) for peer in here)
-        value = pack_value(Value(step, before, 0, step % 4, 2, stated, ()))
-        before = digest(RUN, value)
-        log.append(value, certificate(GROUP, rings, step, before))
+        value = pack_value(Value(step, previous, 0, step % 4, 2, stated, ()))
+        previous = digest(RUN, value)
+        log.append(value, certificate(GROUP, rings, step, previous))
     return log
 
 

@@ -73,11 +73,11 @@ def test_a_flip_in_any_byte_is_refused(name, bit, request):
     """In the last record as well: that vote was sent, and who took it for a torn one could vote a second time."""
     path, format = request.getfixturevalue(name)
     data = bytearray(path.read_bytes())
-    for place in range(len(data)):
-        data[place] ^= 1 << bit
+    for index in range(len(data)):
+        data[index] ^= 1 << bit
         with pytest.raises(BadInput):
             parse(path, bytes(data), format, RUN)
-        data[place] ^= 1 << bit
+        data[index] ^= 1 << bit
     assert parse(path, bytes(data), format, RUN).torn_bytes == 0
 
 
@@ -102,12 +102,12 @@ def test_files_with_a_flip_in_any_byte_are_not_opened(votes_file, log_file, tmp_
     copy = tmp_path / "copy"
     for (path, _), opened in ((votes_file, open_votes), (log_file, open_log)):
         data = bytearray(path.read_bytes())
-        for place in range(0, len(data), 5):  # the test above looks at every byte
-            data[place] ^= 1 << bit
+        for index in range(0, len(data), 5):  # the test above looks at every byte
+            data[index] ^= 1 << bit
             copy.write_bytes(data)
             with pytest.raises(BadInput):
                 opened(copy)
-            data[place] ^= 1 << bit
+            data[index] ^= 1 << bit
 
 
 def open_votes(path):

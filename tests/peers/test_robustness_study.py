@@ -37,9 +37,9 @@ def test_the_search_finds_the_worst_liar_where_it_is_known():
     honest, signs = push.honest_rows(random, "like", 60, 3, 1), np.ones((60, 1))
     ranks = np.sort(honest[:, :, 0], 1)
     known = ((ranks[:, 1] + ranks[:, 2]) / 2 - ranks.mean(1)) / push.spread(honest)
-    found, rows = push.worst(trimmed_mean, 1, honest, signs, random)
+    damages, rows = push.worst(trimmed_mean, 1, honest, signs, random)
     assert rows.shape == (60, 1, 1)
-    np.testing.assert_allclose(found, known, atol=1e-9)
+    np.testing.assert_allclose(damages, known, atol=1e-9)
     assert push.worst(mean, 1, honest, signs, random)[0].mean() > push.UNBOUNDED
 
 
@@ -52,6 +52,6 @@ def test_scores_of_the_toy_are_those_of_the_log():
     rows = random.standard_normal((130, toy.SEEDS, 5, toy.WIDTH)).astype(np.float32)
     for step in rows:
         log.append(step)
-    found = log.scores()
+    scores = log.scores()
     for seed in (0, toy.SEEDS - 1):
-        np.testing.assert_allclose(found[seed], pair_scores(rows[30:, seed]), rtol=1e-9)
+        np.testing.assert_allclose(scores[seed], pair_scores(rows[30:, seed]), rtol=1e-9)

@@ -9,15 +9,15 @@ RUN = b"r" * 16
 
 def test_a_statement_is_signed_and_of_one_run():
     rings = hash_rings(3)
-    said = Statement(1, 50, b"h" * 32)
-    data = statements.pack(RUN, said, rings[1])
-    assert statements.parse(RUN, data, rings[0], sender=1) == said
+    statement = Statement(1, 50, b"h" * 32)
+    data = statements.pack(RUN, statement, rings[1])
+    assert statements.parse(RUN, data, rings[0], sender=1) == statement
     assert statements.parse(b"s" * 16, data, rings[0], sender=1) is None
     assert statements.parse(RUN, data, rings[0], sender=2) is None  # another one passes it on as its own
-    assert statements.parse(RUN, statements.pack(RUN, said, rings[2]), rings[0], sender=1) is None
-    for place in range(len(data)):
+    assert statements.parse(RUN, statements.pack(RUN, statement, rings[2]), rings[0], sender=1) is None
+    for index in range(len(data)):
         changed = bytearray(data)
-        changed[place] ^= 1
+        changed[index] ^= 1
         assert statements.parse(RUN, bytes(changed), rings[0], sender=1) is None
     for size in range(len(data)):
         assert statements.parse(RUN, data[:size], rings[0], sender=1) is None

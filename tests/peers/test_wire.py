@@ -35,20 +35,20 @@ from gradless.peers.wire import Decided, Proposal, Timeout, Vote, parse
 
 
 @pytest.fixture(scope="module")
-def said() -> dict[Kind, list[bytes]]:
+def by_kind() -> dict[Kind, list[bytes]]:
     kinds: dict[Kind, list[bytes]] = {}
     for data in corpus():
         kinds.setdefault(parse(data, RUN, 4, WIDTH).head.kind, []).append(data)
     return kinds
 
 
-def test_sizes_are_those_of_the_protocol(said):
-    assert {len(data) for data in said[Kind.ROW]} == {109 + 4 * WIDTH}
-    assert {len(data) for data in said[Kind.PREVOTE]} == {186}
-    assert {len(data) for data in said[Kind.PRECOMMIT]} == {122}
-    assert min(len(data) for data in said[Kind.TIMEOUT]) == 126
-    assert {len(data) for data in said[Kind.HELLO]} == {34}
-    values = [parse(data, RUN, 4, WIDTH).value for data in said[Kind.PROPOSAL]]
+def test_sizes_are_those_of_the_protocol(by_kind):
+    assert {len(data) for data in by_kind[Kind.ROW]} == {109 + 4 * WIDTH}
+    assert {len(data) for data in by_kind[Kind.PREVOTE]} == {186}
+    assert {len(data) for data in by_kind[Kind.PRECOMMIT]} == {122}
+    assert min(len(data) for data in by_kind[Kind.TIMEOUT]) == 126
+    assert {len(data) for data in by_kind[Kind.HELLO]} == {34}
+    values = [parse(data, RUN, 4, WIDTH).value for data in by_kind[Kind.PROPOSAL]]
     assert {(len(value) - 45) % (67 + 4 * WIDTH) for value in values} == {0}
 
 
@@ -62,8 +62,8 @@ def test_the_largest_value_has_rows_of_all_and_evidence_against_f(peers, byzanti
     assert largest_message(peers, byzantine, width) > largest_value(peers, byzantine, width)
 
 
-def test_rows_are_read_at_once_as_one_by_one(said):
-    values = [parse(data, RUN, 4, WIDTH).value for data in said[Kind.PROPOSAL]]
+def test_rows_are_read_at_once_as_one_by_one(by_kind):
+    values = [parse(data, RUN, 4, WIDTH).value for data in by_kind[Kind.PROPOSAL]]
     value = parse_value(values[0])
     silent = value.rows[1]._replace(flags=1, coefficients=bytes(4 * WIDTH))
     pair = ((b"some", b"evidence"),)
@@ -77,8 +77,8 @@ def test_rows_are_read_at_once_as_one_by_one(said):
     assert 1 not in value_rows(values[-2])[1]
 
 
-def test_every_cut_and_every_longer_message_is_refused_or_read_otherwise(said):
-    for messages in said.values():
+def test_every_cut_and_every_longer_message_is_refused_or_read_otherwise(by_kind):
+    for messages in by_kind.values():
         data = max(messages, key=len)
         whole = parse(data, RUN, 4, WIDTH)
         for size in range(len(data)):
@@ -92,8 +92,8 @@ def test_every_cut_and_every_longer_message_is_refused_or_read_otherwise(said):
                 parse(data + b"\0", RUN, 4, WIDTH)
 
 
-def test_values_certificates_and_justifications_are_read_back(said):
-    for data in (data for messages in said.values() for data in messages):
+def test_values_certificates_and_justifications_are_read_back(by_kind):
+    for data in (data for messages in by_kind.values() for data in messages):
         message = parse(data, RUN, 4, WIDTH)
         if isinstance(message, Proposal | Decided | Timeout) and message.value:
             value = parse_value(message.value)
@@ -104,20 +104,20 @@ def test_values_certificates_and_justifications_are_read_back(said):
             with pytest.raises(Malformed):
                 parse_value(message.value + b"\0")
             break
-    for data in said[Kind.DECIDED][:1]:
+    for data in by_kind[Kind.DECIDED][:1]:
         certificate = parse(data, RUN, 4, WIDTH).certificate
         round, votes = parse_certificate(certificate)
         assert pack_certificate(round, dict(votes)) == certificate
         for size in range(len(certificate)):
             with pytest.raises(Malformed):
                 parse_certificate(certificate[:size])
-    justified = [parse(data, RUN, 4, WIDTH) for data in said[Kind.PROPOSAL]]
+    justified = [parse(data, RUN, 4, WIDTH) for data in by_kind[Kind.PROPOSAL]]
     justification = next(each.justification for each in justified if each.justification)
     assert pack_justification(parse_justification(justification)) == justification
 
 
-def test_order_senders_flags_and_floats_are_checked(said):
-    value = parse_value(parse(said[Kind.DECIDED][0], RUN, 4, WIDTH).value)
+def test_order_senders_flags_and_floats_are_checked(by_kind):
+    value = parse_value(parse(by_kind[Kind.DECIDED][0], RUN, 4, WIDTH).value)
     first, second, *rest = value.rows
     nan = first._replace(coefficients=pack_coefficients([float("nan")] * WIDTH))
     wrong = {
@@ -164,10 +164,10 @@ def test_random_bytes_are_refused():
             continue
 
 
-def test_prevotes_show_what_their_leader_signed(said):
-    vote = parse(said[Kind.PREVOTE][0], RUN, 4, WIDTH)
+def test_prevotes_show_what_their_leader_signed(by_kind):
+    vote = parse(by_kind[Kind.PREVOTE][0], RUN, 4, WIDTH)
     assert isinstance(vote, Vote)
-    offers = {parse(data, RUN, 4, WIDTH).signature for data in said[Kind.PROPOSAL]}
+    offers = {parse(data, RUN, 4, WIDTH).signature for data in by_kind[Kind.PROPOSAL]}
     assert vote.witness in offers
 
 

@@ -11,7 +11,7 @@ import pytest
 from gradless.errors import BadInput
 from gradless.peers import manifest, zenoh_config, zenoh_link
 from gradless.peers.zenoh_link import ZenohLink
-from peers_helpers import identities, made, text
+from peers_helpers import identities, manifest_of, text
 
 zenoh = pytest.importorskip("zenoh")
 NAMES = ("anna", "ben", "cleo")
@@ -30,21 +30,21 @@ def links(group):
     with contextlib.ExitStack() as stack:
 
         def opened(*numbers, run=None, who=group):
-            run = run or made(group, f=0)
-            found = []
+            run = run or manifest_of(group, f=0)
+            new_links = []
             for number in numbers:
-                found.append(ZenohLink(run, who[number]))
-                stack.callback(found[-1].close)
-            return found
+                new_links.append(ZenohLink(run, who[number]))
+                stack.callback(new_links[-1].close)
+            return new_links
 
         yield opened
 
 
 def until(reached, seconds=SECONDS):
     end = time.monotonic() + seconds
-    while not (found := reached()) and time.monotonic() < end:
+    while not (result := reached()) and time.monotonic() < end:
         time.sleep(0.02)
-    return found
+    return result
 
 
 def connected(links):
@@ -78,7 +78,7 @@ def test_messages_reach_all_or_one(links):
 
 
 def test_a_peer_that_comes_back_is_heard(links, group):
-    run = made(group, f=0)
+    run = manifest_of(group, f=0)
     anna, ben = links(0, 1, run=run)
     assert until(lambda: anna.alive() == {0, 1})
     anna.close()  # to which the others connect
@@ -92,7 +92,7 @@ def test_a_peer_that_comes_back_is_heard(links, group):
 def raw(run, identity, number, *, listen_at=None, access=False):
     """A session of a liar: its own program does not deny it anything."""
     settings = zenoh_config.settings(run, identity, listen=listen_at, limit=zenoh_link.LIMIT)
-    settings["connect/endpoints"] = [member.endpoint for place, member in enumerate(run.peers) if place != number]
+    settings["connect/endpoints"] = [member.endpoint for index, member in enumerate(run.peers) if index != number]
     settings["listen/endpoints"] = []
     if not access:
         del settings["access_control"]
@@ -103,7 +103,7 @@ def raw(run, identity, number, *, listen_at=None, access=False):
 
 
 def test_what_is_written_under_another_name_is_dropped(links, group):
-    run = made(group, f=0)
+    run = manifest_of(group, f=0)
     anna, ben = links(0, 1, run=run)
     session = raw(run, group[2], 2)
     try:
@@ -133,7 +133,7 @@ def test_what_is_written_under_another_name_is_dropped(links, group):
 
 def test_without_the_list_the_same_message_is_believed(links, group, monkeypatch):
     """The control: it is the access control list that drops what another name stands on."""
-    run = made(group, f=0)
+    run = manifest_of(group, f=0)
     monkeypatch.setattr(zenoh_config, "_access", lambda names, me: {"enabled": False, "default_permission": "allow"})
     anna, _ = links(0, 1, run=run)
     session = raw(run, group[2], 2)
@@ -146,7 +146,7 @@ def test_without_the_list_the_same_message_is_believed(links, group, monkeypatch
 
 @pytest.mark.sweep
 def test_a_peer_with_a_certificate_of_another_ca_never_appears(links, group):
-    run, foreign = made(group, f=0), made(group, f=0)
+    run, foreign = manifest_of(group, f=0), manifest_of(group, f=0)
     anna, ben = links(0, 1, run=run)
     (cleo,) = links(2, run=foreign)
     assert until(lambda: anna.alive() == {0, 1})
@@ -167,7 +167,7 @@ def test_who_holds_another_manifest_of_the_same_ca_is_told(links, group):
 
 
 def test_a_token_that_names_no_run_is_passed_over(links, group):
-    run = made(group, f=0)
+    run = manifest_of(group, f=0)
     (anna,) = links(0, run=run)
     put = zenoh.SampleKind.PUT
 
@@ -182,7 +182,7 @@ def test_a_token_that_names_no_run_is_passed_over(links, group):
 
 
 def test_long_messages_and_floods_are_dropped(links, group):
-    run = made(group, f=0)
+    run = manifest_of(group, f=0)
     anna, ben = links(0, 1, run=run)
     assert until(lambda: ben.alive() == anna.alive() == {0, 1})
     ben.send(b"x" * (zenoh_link.LIMIT + 1))
@@ -195,7 +195,7 @@ def test_long_messages_and_floods_are_dropped(links, group):
 
 
 def test_models_wait_for_a_peer_only_once_their_size_is_known(group):
-    run = made(group, f=0)
+    run = manifest_of(group, f=0)
     with contextlib.closing(ZenohLink(run, group[0], limit=1 << 28)) as anna:
         assert anna.inbox.size == 4 << 20
         anna.allow(500_000)
@@ -206,7 +206,7 @@ def test_a_peer_that_reads_nothing_is_cut_off_soon(group):
     """A full queue to it holds up what is sent to all: models get longer than the coefficients of a step."""
     path = "transport/link/tx/queue/congestion_control/block/wait_before_close"
     waits = []
-    for run in (made(group, f=0), made(group, f=0, **MIXED)):
+    for run in (manifest_of(group, f=0), manifest_of(group, f=0, **MIXED)):
         settings = zenoh_config.settings(run, group[0], listen=None, limit=zenoh_link.LIMIT)
         zenoh.Config().insert_json5(path, json.dumps(settings[path]))
         waits.append(settings[path])
@@ -214,7 +214,7 @@ def test_a_peer_that_reads_nothing_is_cut_off_soon(group):
 
 
 def test_a_port_in_use_is_one_sentence(group):
-    run = made(group, f=0)
+    run = manifest_of(group, f=0)
     port = int(run.peers[0].endpoint.rsplit(":", 1)[1])
     with socket.socket() as other:
         other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # earlier tests listened there

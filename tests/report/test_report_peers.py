@@ -14,12 +14,12 @@ pytest.importorskip("cryptography")
 from gradless.report import report, tables
 from gradless.report.peers.record import is_peers, load
 from gradless.report.peers.tables import all_tables
-from peers_audit_helpers import NAMES, Made, made, random_rows
+from peers_audit_helpers import NAMES, WrittenRun, random_rows, write_run
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    run = made(tmp_path_factory.mktemp("run"), random_rows(flips=(3,)), steps=60, evidence=(50, 2))
+def run(tmp_path_factory: pytest.TempPathFactory) -> WrittenRun:
+    run = write_run(tmp_path_factory.mktemp("run"), random_rows(flips=(3,)), steps=60, evidence=(50, 2))
     write_metrics(run.folder)
     return run
 
@@ -52,7 +52,7 @@ def page_of(folder: Path) -> tuple[str, list[str]]:
     return path.read_text(encoding="utf-8"), messages
 
 
-def test_the_page_says_who_was_heard_late_banned_and_how_long_agreement_took(run: Made, tmp_path: Path) -> None:
+def test_the_page_says_who_was_heard_late_banned_and_how_long_agreement_took(run: WrittenRun, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     shutil.copytree(run.folder, tmp_path / "run")
     text, messages = page_of(tmp_path / "run")
@@ -66,7 +66,7 @@ def test_the_page_says_who_was_heard_late_banned_and_how_long_agreement_took(run
     assert messages[0].endswith("of anna: 60 of 60 steps, done")
 
 
-def test_the_tables_have_the_numbers_of_the_log_and_of_this_peer(run: Made) -> None:
+def test_the_tables_have_the_numbers_of_the_log_and_of_this_peer(run: WrittenRun) -> None:
     by_name = {table.name: table for table in tables(run.folder)}
     rows = {row["peer"]: row for row in by_name["peers"].records}
     assert rows["bert"]["late"] == 12
@@ -77,7 +77,7 @@ def test_the_tables_have_the_numbers_of_the_log_and_of_this_peer(run: Made) -> N
     assert "omissions" not in by_name  # a banned peer is not left out
 
 
-def test_what_is_missing_is_left_out_of_the_page(run: Made, tmp_path: Path) -> None:
+def test_what_is_missing_is_left_out_of_the_page(run: WrittenRun, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run.folder, folder)
     for missing in ("evidence", "ledger", "result.json", "peers.log", "status.json"):
@@ -90,7 +90,7 @@ def test_what_is_missing_is_left_out_of_the_page(run: Made, tmp_path: Path) -> N
     assert not is_peers(folder)  # a manifest alone is no run
 
 
-def test_files_that_hold_anything_else_are_no_error(run: Made, tmp_path: Path) -> None:
+def test_files_that_hold_anything_else_are_no_error(run: WrittenRun, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run.folder, folder)
     odd = '{"event": "step", "step": "x", "peers": 3, "heard": {}, "late": [9, -1]}'
@@ -103,7 +103,7 @@ def test_files_that_hold_anything_else_are_no_error(run: Made, tmp_path: Path) -
     page_of(folder)
 
 
-def test_what_others_stated_is_escaped(run: Made, tmp_path: Path) -> None:
+def test_what_others_stated_is_escaped(run: WrittenRun, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     shutil.copytree(run.folder, folder)
     line = {"event": "hash", "step": 55, "weights_sha256": "<b>x", "others": {"<i>y": "<u>z"}}
