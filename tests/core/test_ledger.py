@@ -70,10 +70,10 @@ def records(path):
 
 def test_every_flipped_byte_is_refused(path):
     data = path.read_bytes()
-    for place in range(len(data)):
+    for index in range(len(data)):
         for flip in (1, 0x80, 0xFF):
             changed = bytearray(data)
-            changed[place] ^= flip
+            changed[index] ^= flip
             path.write_bytes(changed)
             with pytest.raises(BadInput):
                 ledger.read(path)
@@ -115,8 +115,8 @@ def test_damage_of_any_length_before_intact_records_is_refused(tmp_path, hole):
     data, first = path.read_bytes(), path.stat().st_size - 600 * 17
     for content in (bytes(hole), draw.randbytes(hole)):
         for _ in range(40):
-            place = draw.randrange(first, len(data) - hole - 2 * 17)
-            path.write_bytes(data[:place] + content + data[place + hole :])
+            offset = draw.randrange(first, len(data) - hole - 2 * 17)
+            path.write_bytes(data[:offset] + content + data[offset + hole :])
             if path.read_bytes() != data:
                 with pytest.raises(BadInput, match=r"changed or damaged at step \d+, byte \d+"):
                     ledger.read(path)
@@ -192,7 +192,7 @@ def test_other_files_and_versions_are_refused(tmp_path, path):
 
 
 def test_a_full_disk_leaves_the_ledger_as_it_was(path, monkeypatch):
-    before = path.read_bytes()
+    original = path.read_bytes()
     contents = ledger.read(path)
     book = ledger.Ledger(path, HEADER, contents=contents)
     real = os.write
@@ -204,7 +204,7 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(path, monkeypatch):
     with pytest.raises(OSError, match="no space left"):
         book.append(Update(4, (1.0,), (1e-3, 1e-3), False))
     monkeypatch.undo()
-    assert path.read_bytes() == before
+    assert path.read_bytes() == original
     book.append(Update(4, (1.0,), (1e-3, 1e-3), False))
     book.close()
     assert len(ledger.read(path).moves) == 5
@@ -313,9 +313,9 @@ def test_a_ledger_of_version_1_is_continued_as_such(tmp_path):
 
 
 def test_a_ledger_that_is_being_written_is_not_replaced(path):
-    before = path.read_bytes()
+    original = path.read_bytes()
     first = ledger.Ledger(path, HEADER, contents=ledger.read(path))
     with pytest.raises(BadInput, match="another process"):
         ledger.Ledger(path, HEADER)
     first.close()
-    assert path.read_bytes() == before
+    assert path.read_bytes() == original

@@ -85,17 +85,17 @@ def test_fifty_steps_follow_an_independent_mezo(make, options):
 @pytest.mark.parametrize("engine", gl.optimizer.ENGINES)
 def test_probe_leaves_the_weights_bit_identical(dtype, engine):
     model = Net(dtype)
-    before = bits(model)
+    initial = bits(model)
     opt = gl.ZerothOrder(model.named_parameters(), estimator=gl.spsa(eps=1e-2, queries=2), engine=engine)
     for _ in range(3):
         probe = opt.probe(closure_of(model))
     assert any(c != 0 for c in probe.sketch.coeffs)
-    assert equal_bits(bits(model), before)
+    assert equal_bits(bits(model), initial)
 
 
 def test_probe_restores_after_a_forward_that_raises():
     model = Net()
-    before, value = bits(model), value_of(model)
+    initial, value = bits(model), value_of(model)
 
     def broken():
         model(IDS)
@@ -105,7 +105,7 @@ def test_probe_restores_after_a_forward_that_raises():
         opt = gl.ZerothOrder(model.named_parameters(), engine=engine)
         with pytest.raises(RuntimeError, match="broken"):
             opt.probe(broken)
-        assert equal_bits(bits(model), before)
+        assert equal_bits(bits(model), initial)
     assert value_of(model) == value
 
 
@@ -114,11 +114,11 @@ def test_probe_restores_after_a_forward_that_raises():
 def test_served_and_in_place_perturbation_agree_exactly(dtype, directions):
     """Two engines, the same arithmetic: the coefficients are equal, not merely close."""
     model = Net(dtype)
-    found = []
+    coefficients = []
     for engine in ("stream", "in-place"):
         opt = gl.ZerothOrder(model.named_parameters(), directions=directions, engine=engine)
-        found.append(opt.probe(closure_of(model)).sketch.coeffs)
-    assert found[0] == found[1]
+        coefficients.append(opt.probe(closure_of(model)).sketch.coeffs)
+    assert coefficients[0] == coefficients[1]
 
 
 @pytest.mark.few(1)
@@ -174,10 +174,10 @@ def test_parameter_order_does_not_change_the_run():
 
 def test_the_global_generators_are_not_touched():
     model = Net()
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    states = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     gl.mezo(model.named_parameters(), lr=1e-2).step(closure_of(model))
-    assert torch.equal(torch.get_rng_state(), before[0])
-    assert (np.random.get_state()[1] == before[1]).all()  # noqa: NPY002
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (np.random.get_state()[1] == states[1]).all()  # noqa: NPY002
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -277,13 +277,13 @@ def test_gradient_norms_from_forward_passes_alone():
     closure_of(model)().backward()
     exact = {name: p.grad.norm().item() for name, p in params}
     opt = gl.mezo(params, lr=1e-2, eps=1e-3)
-    before = bits(model)
-    found = gl.gradient_norm_scales(opt, closure_of(model), queries=400)
-    assert equal_bits(bits(model), before)
+    initial = bits(model)
+    scales = gl.gradient_norm_scales(opt, closure_of(model), queries=400)
+    assert equal_bits(bits(model), initial)
     assert opt.t == 0
     mean = sum(exact.values()) / len(exact)
     for name, norm in exact.items():
-        assert found[name] == pytest.approx(norm / mean, rel=0.25)
+        assert scales[name] == pytest.approx(norm / mean, rel=0.25)
 
 
 def test_parameter_groups_schedules_and_frozen_parameters():

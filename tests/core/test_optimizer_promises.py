@@ -19,11 +19,11 @@ from net_helpers import Net, bits, closure_of, equal_bits, value_of
 def test_nonfinite_losses_are_skipped_counted_and_finally_fatal():
     model = Net()
     opt = gl.mezo(model.named_parameters(), lr=1e-2)
-    before = bits(model)
+    initial = bits(model)
     for _ in range(9):
         opt.step(lambda: closure_of(model)() * math.nan)
     assert opt.skipped == 9
-    assert equal_bits(bits(model), before)
+    assert equal_bits(bits(model), initial)
     opt.step(closure_of(model))  # a good step starts the count again
     for _ in range(9):
         opt.step(lambda: closure_of(model)() * math.inf)
@@ -44,9 +44,9 @@ def test_after_it_diverged_an_optimizer_goes_on_at_a_lower_rate():
 
     diverge()
     opt.param_groups[0]["lr"] = 1e-3
-    before = bits(model)
+    kept = bits(model)
     opt.step_with(closure_of(model), updates.append)
-    assert not equal_bits(bits(model), before)
+    assert not equal_bits(bits(model), kept)
     diverge()
     assert opt.skipped == 20
     twin = Net()
@@ -61,9 +61,9 @@ def test_acceptance_may_refuse_or_turn_an_update():
     for answer in (0.0, 1.0, -1.0):
         model = Net()
         opt = gl.ZerothOrder(model.named_parameters(), rule=gl.scale(1e-2), accept=lambda value, a=answer: a)
-        before = bits(model)
+        initial = bits(model)
         opt.step(closure_of(model))
-        assert equal_bits(bits(model), before) is (answer == 0.0)
+        assert equal_bits(bits(model), initial) is (answer == 0.0)
 
 
 def test_acceptance_sees_the_loss_after_the_update():
@@ -108,7 +108,7 @@ def test_scripted_modules_fall_back_to_in_place_visibly():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         linear = torch.jit.trace(nn.Linear(3, 1, bias=False), torch.zeros(1, 3), check_trace=False)
-    before = linear.weight.detach().clone()
+    initial = linear.weight.detach().clone()
 
     def closure():
         return (linear(torch.eye(3)) - 1).square().mean()
@@ -117,7 +117,7 @@ def test_scripted_modules_fall_back_to_in_place_visibly():
     with pytest.warns(UserWarning, match="in place"):
         probe = opt.probe(closure)
     assert probe.sketch.coeffs[0] != 0
-    assert torch.equal(linear.weight, before)
+    assert torch.equal(linear.weight, initial)
 
 
 @pytest.mark.sweep
@@ -205,15 +205,15 @@ def test_two_parameters_in_one_buffer_are_both_found_below_python():
         return opt.probe(closure).sketch.coeffs[0]
 
     with pytest.warns(UserWarning, match="in place"):
-        found = estimate()
-    assert found == pytest.approx(estimate(engine="in-place"), rel=1e-5)
+        estimated = estimate()
+    assert estimated == pytest.approx(estimate(engine="in-place"), rel=1e-5)
 
 
 def test_an_interrupt_while_perturbing_in_place_loses_nothing(monkeypatch):
     from gradless.forward import perturbed
 
     model = Net()
-    before = bits(model)
+    initial = bits(model)
     opt = gl.ZerothOrder(model.named_parameters(), engine="in-place")
     calls = []
 
@@ -227,7 +227,7 @@ def test_an_interrupt_while_perturbing_in_place_loses_nothing(monkeypatch):
     monkeypatch.setattr(perturbed, "branch_many", interrupted)
     with pytest.raises(KeyboardInterrupt):
         opt.probe(closure_of(model))
-    assert equal_bits(bits(model), before)
+    assert equal_bits(bits(model), initial)
 
 
 def test_acceptance_is_asked_once_logged_and_replayed():

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def found(own: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+def results(own: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
     """What every rank of 1, 2 and 4 found."""
     folder = tmp_path_factory.mktemp("core")
     ended = {size: r.together(size, folder / str(size), core, own) for size in SIZES}
@@ -28,8 +28,8 @@ def found(own: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict
     return {size: [end.value for end in ended[size]] for size in SIZES}
 
 
-def test_messages_arrive_in_rank_order(found):
-    seen = [value["messages"] for value in found[4]]
+def test_messages_arrive_in_rank_order(results):
+    seen = [value["messages"] for value in results[4]]
     assert all(each["gather"] == [(float(i), 0.1 * i) for i in range(4)] for each in seen)
     for each in seen:
         assert each["mean"] == pytest.approx([(10 + 40 + 90) / 6, 7.0])
@@ -46,10 +46,10 @@ def test_messages_arrive_in_rank_order(found):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_split_directions_end_with_the_bits_of_one_process(found, method):
-    (alone,) = found[1]
+def test_split_directions_end_with_the_bits_of_one_process(results, method):
+    (alone,) = results[1]
     for size in (2, 4):
-        for value in found[size]:
+        for value in results[size]:
             there = value["directions"][method]
             assert there["sha"] == alone["directions"][method]["sha"]
             assert there["coeffs"] == alone["directions"][method]["coeffs"]
@@ -57,12 +57,12 @@ def test_split_directions_end_with_the_bits_of_one_process(found, method):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_split_batch_gives_the_coefficients_of_the_whole_up_to_rounding(found, method):
-    (alone,) = found[1]
+def test_a_split_batch_gives_the_coefficients_of_the_whole_up_to_rounding(results, method):
+    (alone,) = results[1]
     for size in (2, 4):
-        hashes = {value["batch"][method]["sha"] for value in found[size]}
+        hashes = {value["batch"][method]["sha"] for value in results[size]}
         assert len(hashes) == 1
-        for value in found[size]:
+        for value in results[size]:
             there, here = value["batch"][method], alone["batch"][method]
             assert there["losses"] == pytest.approx(here["losses"], rel=2e-6)
             # A loss near 7 in float32 has steps of 5e-7, which 2 eps = 2e-3 makes 2e-4 of.
@@ -70,51 +70,51 @@ def test_a_split_batch_gives_the_coefficients_of_the_whole_up_to_rounding(found,
             assert there["forwards"] == here["forwards"]
 
 
-def test_bytes_of_a_step_are_counted(found):
+def test_bytes_of_a_step_are_counted(results):
     for size in (2, 4):
-        sent = {split: found[size][0][split]["mezo"]["sent"] for split in ranks.SPLITS}
+        sent = {split: results[size][0][split]["mezo"]["sent"] for split in ranks.SPLITS}
         # Six losses and a weight, or as many losses as a rank finds, to every other rank, in each step but the first.
         assert sent == {"batch": 2 * 7 * 8 * (size - 1), "directions": 2 * -(-6 // size) * 8 * (size - 1)}
 
 
-def test_ranks_that_split_the_points_draw_the_same_random_numbers(found):
+def test_ranks_that_split_the_points_draw_the_same_random_numbers(results):
     """Weights, and the generators afterwards, are those of one process, also where a rank has no point of its own."""
-    (alone,) = found[1]
+    (alone,) = results[1]
     for size in (2, 4):
-        for value in found[size]:
+        for value in results[size]:
             assert value["drawing"] == alone["drawing"]
 
 
-def test_token_weights_make_uneven_shards_the_batch(found):
-    loss, coeffs, seen = found[1][0]["tokens"]
+def test_token_weights_make_uneven_shards_the_batch(results):
+    loss, coeffs, seen = results[1][0]["tokens"]
     for size in (2, 4):
-        for value in found[size]:
+        for value in results[size]:
             assert value["tokens"][0] == pytest.approx(loss, rel=1e-6)
             assert value["tokens"][1] == pytest.approx(coeffs, abs=2e-3)
             assert value["tokens"][2] == seen  # an evaluation has the same bits
 
 
-def test_a_population_is_that_of_one_process(found):
+def test_a_population_is_that_of_one_process(results):
     """Also where ranks have different numbers of rows, or each has one number for its shard."""
-    (alone,) = found[1]
+    (alone,) = results[1]
     for size in (2, 4):
-        for value in found[size]:
+        for value in results[size]:
             for case, expected in alone["population"].items():
                 assert value["population"][case] == pytest.approx(expected, rel=1e-5), case
 
 
-def test_what_does_not_go_with_ranks(found):
-    for value in found[2]:
+def test_what_does_not_go_with_ranks(results):
+    for value in results[2]:
         stored, walked, engine = value["refusals"]
         assert "use one process" in stored
         assert engine == "stream"
         assert "'stream'" in walked
 
 
-def test_an_optimizer_that_knows_of_no_other_process_is_warned_of_once(found):
-    assert found[1][0]["told"] == [[], []]
+def test_an_optimizer_that_knows_of_no_other_process_is_warned_of_once(results):
+    assert results[1][0]["told"] == [[], []]
     for size in (2, 4):
-        for value in found[size]:
+        for value in results[size]:
             shared, alone = value["told"]
             assert shared == []
             assert len(alone) == 1
@@ -122,8 +122,8 @@ def test_an_optimizer_that_knows_of_no_other_process_is_warned_of_once(found):
             assert "ranks=gradless.ranks.group()" in alone[0]
 
 
-def test_rank_0_chooses_the_engine_and_directions_are_split_in_stream(found):
+def test_rank_0_chooses_the_engine_and_directions_are_split_in_stream(results):
     for size in (2, 4):
-        seen = [value["engine"] for value in found[size]]
+        seen = [value["engine"] for value in results[size]]
         assert all(each == seen[0] for each in seen)
         assert [each[:2] for each in seen[0]] == [("dual", True), ("stream", False)]

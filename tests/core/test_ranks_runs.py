@@ -61,9 +61,9 @@ def test_a_rank_that_hangs_is_given_up_and_the_batch_can_be_split_by_fewer(own, 
     assert len(moves(out)) == 6
     ended = r.together(2, tmp_path, r.command, [*line, "--resume"])
     assert [end.code for end in ended] == [0, 0], ended
-    found = result(out)
-    assert found["ranks"] == {"size": 2, "split": "batch", "bytes_per_step": 7 * 8}
-    assert found["status"] == "done"
+    final = result(out)
+    assert final["ranks"] == {"size": 2, "split": "batch", "bytes_per_step": 7 * 8}
+    assert final["status"] == "done"
     (end,) = r.together(1, tmp_path, r.command, ["replay", str(out), "--verify"])
     assert end.code == 0, end.err
 

@@ -103,10 +103,10 @@ def test_rates_in_tensors_and_of_zero():
     opt = gl.mezo(named(model), lr=lr)
     opt.step(loss_of(model))
     lr.fill_(0.0)  # as code for captured graphs does
-    before = weights(model)
+    moved = weights(model)
     opt.step(loss_of(model))
     gl.mezo(named(model), lr=0).step(loss_of(model))
-    assert equal(weights(model), before)
+    assert equal(weights(model), moved)
     held = gl.mezo(named(model), lr=gl.constant(0.1))
     held.step(loss_of(model))
     held.param_groups[0]["lr"] = 0.0
@@ -182,11 +182,11 @@ CLOSURES: dict[str, Callable[[nn.Module], Any]] = {
 )
 def test_closures_that_return_no_loss_are_refused(case, make):
     model = Net()
-    before = weights(model)
+    initial = weights(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         refused(lambda: make(named(model), lr=0.1).step(lambda: CLOSURES[case](model)), "the closure")
-    assert equal(weights(model), before)
+    assert equal(weights(model), initial)
 
 
 def test_numbers_and_tensors_of_one_element_are_losses():

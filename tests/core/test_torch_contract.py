@@ -74,11 +74,11 @@ def test_groups_from_generators_empty_groups_and_parameters_of_size_zero(engine)
     model, empty = Net(), nn.Parameter(torch.ones(0, 4))
     groups = [{"params": []}, {"params": model.named_parameters(), "lr": 0}, {"params": ("empty", empty), "name": "x"}]
     opt = gl.lozo(groups, lr=0.1, rank=2, engine=engine, defer=True)
-    before = weights(model)
+    initial = weights(model)
     for _ in range(2):
         opt.step(lambda: torch.cat([model(X), model.head(empty)]).square().mean())
     opt.flush()
-    assert equal(weights(model), before)
+    assert equal(weights(model), initial)
     assert opt.learning_rates() == (0.1, 0.0, 0.1)
     assert gl.mezo(copy.deepcopy(opt).param_groups).tuned == opt.tuned
 
@@ -87,9 +87,9 @@ def test_two_models_with_prefixes_both_move():
     one, two = Net(), Net()
     both = [(f"{prefix}.{name}", p) for prefix, m in (("one", one), ("two", two)) for name, p in m.named_parameters()]
     opt = gl.mezo(both, lr=0.1)
-    before = weights(one) + weights(two)
+    initial = weights(one) + weights(two)
     opt.step(lambda: loss_of(one)() + loss_of(two)())
-    assert not any(map(torch.equal, weights(one) + weights(two), before))
+    assert not any(map(torch.equal, weights(one) + weights(two), initial))
 
 
 def test_a_parameter_that_is_not_contiguous_moves_like_one_that_is():
@@ -182,9 +182,9 @@ def test_a_group_that_is_added_within_a_ledger_is_refused(tmp_path):
     book = ledger.Ledger(tmp_path / "ledger", {"groups": 1})
     opt.step_with(loss_of(model), book.append)
     opt.add_param_group({"params": named(model, slice(2, None))})
-    before = weights(model)
+    initial = weights(model)
     refused(lambda: opt.step_with(loss_of(model), book.append), "before the run begins")
-    assert equal(weights(model), before)
+    assert equal(weights(model), initial)
     book.close()
     replayed = gl.mezo([{"params": named(Net())}, {"params": [("x", nn.Parameter(torch.ones(1)))]}])
     refused(lambda: replayed.replay(ledger.read(tmp_path / "ledger").moves), "groups of the run")
@@ -262,11 +262,11 @@ def test_a_deep_copy_steps_to_the_same_bits_and_alone(make, engine, with_model):
             dict(named(model)), (p for group in twin.param_groups for p in group["params"]), strict=True
         ):
             setattr(other.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2], p)
-    before = weights(model)
+    unmoved = weights(model)
     for _ in range(3):
         twin.step(loss_of(other))
     twin.flush()
-    assert equal(weights(model), before)
+    assert equal(weights(model), unmoved)
     for _ in range(3):
         opt.step(loss_of(model))
     opt.flush()

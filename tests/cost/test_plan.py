@@ -130,15 +130,15 @@ def test_activations_of_a_layer_are_those_of_the_published_formula():
     # (1 + 1 + a L / h bytes) do not exist; ReLU keeps its output, which the next product keeps anyway, and not, as GELU
     # does, its input beside it (8 h).
     batch, length, hidden, heads = 2, 128, 768, 12
-    found = {}
+    saved_bytes = {}
     for attention in ("eager", "flash"):
         for layers in (1, 2):
             lm = _opt(hidden, layers, heads, attention)
             tuned = list(lm.model.parameters())
             saved = footprint.backward(lm, tuned, Batch(batch, length, False), checkpoint=False).saved
-            found[attention, layers] = saved
-    eager = found["eager", 2] - found["eager", 1]
-    fused = found["flash", 2] - found["flash", 1]
+            saved_bytes[attention, layers] = saved
+    eager = saved_bytes["eager", 2] - saved_bytes["eager", 1]
+    fused = saved_bytes["flash", 2] - saved_bytes["flash", 1]
     linear = batch * length * hidden * (34 - 2 - 8)
     scores = batch * heads * length * length
     assert fused == pytest.approx(linear, rel=0.05)
@@ -173,8 +173,8 @@ def test_fused_attention_gives_the_shapes_and_gradients_of_attention():
         out = torch.nn.functional.scaled_dot_product_attention(q, k, k, is_causal=True, enable_gqa=True)
     assert out.shape == (2, 4, 5, 8)
     assert out.transpose(1, 2).is_contiguous()
-    found = torch.autograd.grad(out.sum(), [q, k])
-    assert [g.shape for g in found] == [q.shape, k.shape]
+    gradients = torch.autograd.grad(out.sum(), [q, k])
+    assert [g.shape for g in gradients] == [q.shape, k.shape]
 
 
 def test_live_counts_storages_and_not_views():
@@ -197,22 +197,22 @@ def test_live_counts_storages_and_not_views():
 
 def test_state_of_adam_is_sixteen_bytes_a_weight_in_mixed_precision():
     for dtype, weight, state in (("bfloat16", 2, 12), ("float32", 4, 8)):
-        found = plan.plan(Settings(model="tiny-llama", dtype=dtype, batch_size=2, length=8))
-        adam = found.need("adam, all weights")
+        estimate = plan.plan(Settings(model="tiny-llama", dtype=dtype, batch_size=2, length=8))
+        adam = estimate.need("adam, all weights")
         assert (adam.weights, adam.gradients, adam.state) == tuple(
-            found.parameters * size for size in (weight, weight, state)
+            estimate.parameters * size for size in (weight, weight, state)
         )
-    order = [need.total for need in found.needs]
+    order = [need.total for need in estimate.needs]
     assert order[0] < order[1] < order[4]
     assert order[3] <= order[4]
 
 
 @pytest.mark.parametrize("scheme", ["lora", "prefix", "prompt", "head"])
 def test_schemes_tune_what_they_tune_in_a_run(scheme):
-    found = plan.plan(Settings(model="tiny-opt", scheme=scheme, batch_size=2, length=8)).needs[1]
+    need = plan.plan(Settings(model="tiny-opt", scheme=scheme, batch_size=2, length=8)).needs[1]
     subject = workload.subject(workload.Settings(model="tiny-opt", scheme=scheme, batch_size=2, length=8), print)
-    assert found.tuned == sum(p.numel() for _, p in subject.named)
-    assert found.weights == sum(p.numel() * 4 for p in subject.lm.model.parameters())
+    assert need.tuned == sum(p.numel() for _, p in subject.named)
+    assert need.weights == sum(p.numel() * 4 for p in subject.lm.model.parameters())
 
 
 def test_known_configurations_are_those_of_the_files():
@@ -243,9 +243,9 @@ def test_known_names_are_planned_as_their_files(name):
 @pytest.mark.parametrize("scheme", ["lora", "scales", "codes"])
 def test_known_names_need_no_file(scheme, monkeypatch):
     monkeypatch.setattr(cache, "cache_root", lambda: Path("/nonexistent"))
-    found = plan.plan(Settings(model="smollm2-135m", scheme=scheme, batch_size=2, length=8))
-    assert found.dtype == "gguf"
-    row, read = found.need(f"mezo, {scheme}"), found.need("inference")
+    estimate = plan.plan(Settings(model="smollm2-135m", scheme=scheme, batch_size=2, length=8))
+    assert estimate.dtype == "gguf"
+    row, read = estimate.need(f"mezo, {scheme}"), estimate.need("inference")
     table, others, norms = 28_311_552, 106_168_320, 35_136  # in Q8_0, Q4_1 and F32
     matrices, blocks, file = table + others, (table + others) // 32, table // 32 * 34 + others // 32 * 20 + 4 * norms
     own = {"lora": row.tuned * 4, "scales": 2 * blocks, "codes": matrices}[scheme]
@@ -300,6 +300,6 @@ def test_architectures_need_no_formula_of_their_own(family, tmp_path):
 
 def test_a_folder_needs_only_its_config(tmp_path):
     lm.tiny("llama").model.config.save_pretrained(tmp_path)  # type: ignore[operator]
-    found = plan.plan(Settings(model=str(tmp_path), batch_size=2, length=8))
+    estimate = plan.plan(Settings(model=str(tmp_path), batch_size=2, length=8))
     same = plan.plan(Settings(model="tiny-llama", batch_size=2, length=8))
-    assert [n.total for n in found.needs] == [n.total for n in same.needs]
+    assert [n.total for n in estimate.needs] == [n.total for n in same.needs]

@@ -28,9 +28,9 @@ def test_the_command_prints_a_table_and_writes_it(tmp_path):
         "--memory",
         "1GB",
     ]
-    found = CliRunner().invoke(main, [*words, "--json", str(path)])
-    assert found.exit_code == 0, found.output
-    lines = {line.split("  ")[0]: line for line in found.output.splitlines()}
+    result = CliRunner().invoke(main, [*words, "--json", str(path)])
+    assert result.exit_code == 0, result.output
+    lines = {line.split("  ")[0]: line for line in result.output.splitlines()}
     assert lines["inference"].endswith("500KB, 1GB")
     assert lines["adam, all weights"].endswith(" 1GB")
     saved = json.loads(path.read_text())
@@ -41,14 +41,14 @@ def test_the_command_prints_a_table_and_writes_it(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "taken"),
+    ("text", "expected"),
     [
         *(("24", 24 * 10**9), (" 24 ", 24 * 10**9), ("0.5", 5 * 10**8), ("24gb", 24 * 10**9), ("24G", 24 * 10**9)),
         *(("24GiB", 24 * 2**30), ("1.5 TiB", 3 * 2**39), ("500MB", 5 * 10**8), ("8 kib", 8192), ("77B", 77)),
     ],
 )
-def test_a_size_has_a_unit_or_is_in_gb(text, taken):
-    assert plan.size(text) == taken
+def test_a_size_has_a_unit_or_is_in_gb(text, expected):
+    assert plan.size(text) == expected
 
 
 def test_the_command_says_what_it_took(tmp_path):
@@ -92,11 +92,11 @@ def test_the_command_says_what_it_took(tmp_path):
     ],
 )
 def test_bad_input_is_one_sentence(words, part):
-    found = CliRunner().invoke(main, ["plan", *words])
-    assert found.exit_code == 2, (found.output, found.exception)
-    assert found.stderr.startswith("gradless: ")
-    assert found.stderr.count("\n") == 1
-    assert part in found.stderr
+    result = CliRunner().invoke(main, ["plan", *words])
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert result.stderr.startswith("gradless: ")
+    assert result.stderr.count("\n") == 1
+    assert part in result.stderr
 
 
 def test_an_unknown_architecture_is_one_sentence(tmp_path):

@@ -134,9 +134,9 @@ def test_the_floor_is_measured_with_either_heap_and_the_faster_one_counts(monkey
 
 
 def test_fresh_pages_are_counted():
-    before = turns.counted()[0]
+    faults = turns.counted()[0]
     torch.ones(1 << 26, dtype=torch.uint8)
-    assert turns.counted()[0] >= before + (100 if turns.resource else 0)
+    assert turns.counted()[0] >= faults + (100 if turns.resource else 0)
 
 
 def test_plain_lines(profile, capsys):
@@ -156,31 +156,31 @@ def test_plain_lines(profile, capsys):
 
 def test_the_closure_is_a_label_only_loss_and_the_floor_two_of_it(monkeypatch):
     """The batch is that of a training step with single-token labels: two rows of the output layer, one loss."""
-    found = subject("tiny-opt")
+    profiled = subject("tiny-opt")
     with torch.no_grad():
-        loss = found.closure()
-    words = rng.philox_blocks(0, 12, rng.leaf_id("profile"), rng.fold(0, rng.ORDER))[:, 0] % len(found.lm.tokenizer)
-    pad = found.lm.tokenizer.pad_token_id
+        loss = profiled.closure()
+    words = rng.philox_blocks(0, 12, rng.leaf_id("profile"), rng.fold(0, rng.ORDER))[:, 0] % len(profiled.lm.tokenizer)
+    pad = profiled.lm.tokenizer.pad_token_id
     tokens = torch.where(words == pad, pad + 1, words).view(2, 6)
-    logits = found.lm.model(input_ids=tokens).logits[:, -1, list(workload.CANDIDATE_TOKENS)]
+    logits = profiled.lm.model(input_ids=tokens).logits[:, -1, list(workload.CANDIDATE_TOKENS)]
     assert loss.item() == pytest.approx(
         torch.nn.functional.cross_entropy(logits, torch.tensor([0, 0])).item(), abs=1e-5
     )
     calls: list[bool] = []
-    counted = found._replace(closure=lambda: calls.append(torch.is_grad_enabled()))
+    counted = profiled._replace(closure=lambda: calls.append(torch.is_grad_enabled()))
     workload.candidate(counted, FLOOR).step()
     assert calls == [False, False]
 
 
 def test_updates_are_deferred_where_a_run_defers_them(monkeypatch):
-    given = []
-    spy = METHODS["mezo"]._replace(make=lambda params, **choices: given.append(choices))
+    choices_seen = []
+    spy = METHODS["mezo"]._replace(make=lambda params, **choices: choices_seen.append(choices))
     monkeypatch.setitem(METHODS, "mezo", spy)
-    found = subject()
+    profiled = subject()
     for name in ENGINES:
-        workload.candidate(found, name)
-    assert [(c["engine"], c["defer"]) for c in given] == [("stream", True), ("dual", True), ("in-place", False)]
-    assert all(c["lr"] == workload.LR and c["eps"] == 1e-3 for c in given)
+        workload.candidate(profiled, name)
+    assert [(c["engine"], c["defer"]) for c in choices_seen] == [("stream", True), ("dual", True), ("in-place", False)]
+    assert all(c["lr"] == workload.LR and c["eps"] == 1e-3 for c in choices_seen)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -200,9 +200,9 @@ def test_memory_of_an_engine(tmp_path):
     """What a process for one candidate does; in place, the copy of the model is in the peak."""
     command = ["profile", "--model", "tiny-llama", "--length", "6", "--batch-size", "2"]
     state = torch.random.get_rng_state()
-    found = CliRunner().invoke(main, [*command, "--only", "in-place", "--json", str(tmp_path / "peaks.json")])
+    result = CliRunner().invoke(main, [*command, "--only", "in-place", "--json", str(tmp_path / "peaks.json")])
     assert torch.equal(state, torch.random.get_rng_state())
-    assert found.exit_code == 0, found.output
+    assert result.exit_code == 0, result.output
     peaks = json.loads((tmp_path / "peaks.json").read_text())
     assert set(peaks) == set(memory.PEAKS)
     assert peaks["peak_memory_bytes"] > 5e7
@@ -237,12 +237,12 @@ def test_a_process_that_fails_costs_one_figure(monkeypatch, capsys):
 
 def test_a_child_gets_the_same_choices():
     settings = Settings(model="shape:opt-125m", scheme="lora", dtype="bfloat16", threads=2, seed=5, length=9)
-    given = settings.arguments()
-    assert " ".join(given) == (
+    arguments = settings.arguments()
+    assert " ".join(arguments) == (
         "--model shape:opt-125m --scheme lora --method mezo --dtype bfloat16 --device cpu --threads 2 "
         "--batch-size 16 --length 9 --seed 5"
     )
-    parsed = main.commands["profile"].make_context("profile", list(given)).params
+    parsed = main.commands["profile"].make_context("profile", list(arguments)).params
     assert {key: parsed[key] for key in ("scheme", "length", "seed", "threads")} == {
         "scheme": "lora",
         "length": 9,

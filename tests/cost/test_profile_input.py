@@ -75,9 +75,9 @@ def test_the_command_line(tmp_path):
         *("profile", "--model", "tiny-opt", "--batch-size", "2", "--length", "6", "--repeats", "1", "--no-memory"),
         *("--no-eager", "--engine", "stream", "--engine", "in-place", "--json", str(path)),
     ]
-    found = CliRunner().invoke(main, command)
-    assert found.exit_code == 0, found.output
-    assert "two forwards (floor)" in found.output
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 0, result.output
+    assert "two forwards (floor)" in result.output
     assert list(json.loads(path.read_text())["engines"]) == ["stream", "in-place"]
     wrong = CliRunner().invoke(main, [*command, "--engine", "strem"])
     assert wrong.exit_code == 2

@@ -41,12 +41,12 @@ def test_eager_mezo_is_algorithm_1():
     model = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
     inputs = torch.linspace(-1, 1, 21).view(3, 7)
     params, lr, eps, seed = list(model.parameters()), 0.1, 1e-2, 11
-    before = [p.detach().clone() for p in params]
+    initial = [p.detach().clone() for p in params]
 
     def closure() -> torch.Tensor:
         return model(inputs).square().mean()
 
-    found = eager_mezo.step(params, closure, lr=lr, eps=eps, seed=seed)
+    loss = eager_mezo.step(params, closure, lr=lr, eps=eps, seed=seed)
     after = [p.detach().clone() for p in params]
 
     draw = torch.Generator().manual_seed(seed)
@@ -54,14 +54,14 @@ def test_eager_mezo_is_algorithm_1():
 
     @torch.no_grad()
     def at(size: float) -> float:
-        for p, old, z in zip(params, before, zs, strict=True):
+        for p, old, z in zip(params, initial, zs, strict=True):
             p.copy_(old + size * z)
         return float(closure())
 
     plus, minus = at(eps), at(-eps)
-    expected = [old - lr * (plus - minus) / (2 * eps) * z for old, z in zip(before, zs, strict=True)]
-    assert found == pytest.approx((plus + minus) / 2)
-    for one, other, old in zip(after, expected, before, strict=True):
+    expected = [old - lr * (plus - minus) / (2 * eps) * z for old, z in zip(initial, zs, strict=True)]
+    assert loss == pytest.approx((plus + minus) / 2)
+    for one, other, old in zip(after, expected, initial, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=2e-6)
         assert not torch.allclose(one, old, rtol=0, atol=1e-4)
 
@@ -70,7 +70,7 @@ def test_eager_mezo_is_algorithm_1():
 def test_eager_mezo_returns_to_within_rounding(dtype, drift):
     """With a learning rate of zero nothing is left of a step but the rounding of three moves."""
     params = [torch.linspace(-1, 1, 60).to(dtype).view(6, 10), torch.ones(4).to(dtype), torch.ones(2)]
-    before = [p.clone() for p in params]
+    initial = [p.clone() for p in params]
     seen = []
 
     def closure() -> float:
@@ -80,11 +80,11 @@ def test_eager_mezo_returns_to_within_rounding(dtype, drift):
     state = torch.random.get_rng_state()
     eager_mezo.step(params, closure, lr=0.0, eps=1e-1, seed=2)
     assert torch.equal(state, torch.random.get_rng_state())
-    for p, old, plus, minus in zip(params, before, *seen, strict=True):
+    for p, old, plus, minus in zip(params, initial, *seen, strict=True):
         torch.testing.assert_close(p, old, rtol=0, atol=drift)
         torch.testing.assert_close((plus + minus) / 2, old, rtol=0, atol=drift)
         assert (plus - minus).abs().max() > 0.05
-    assert not torch.equal(seen[0][0].flatten()[:4], before[0].flatten()[:4] + (seen[0][1] - before[1]))
+    assert not torch.equal(seen[0][0].flatten()[:4], initial[0].flatten()[:4] + (seen[0][1] - initial[1]))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -204,12 +204,12 @@ def test_kernels_count_by_range_and_by_name():
 
 def test_measured_shares_are_shares():
     matrix = torch.ones(300, 300)
-    found, seconds = time_shares.measure(lambda: matrix @ matrix, lambda: None)
+    shares, seconds = time_shares.measure(lambda: matrix @ matrix, lambda: None)
     assert 0 < seconds < 10
-    assert found[time_shares.INTERCEPTION] == 0
-    assert sum(found.values()) == pytest.approx(1.0)
-    assert found[time_shares.PRODUCTS] > 0
-    assert found[time_shares.SWEEPS] == found[time_shares.ATTENTION] == 0
+    assert shares[time_shares.INTERCEPTION] == 0
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert shares[time_shares.PRODUCTS] > 0
+    assert shares[time_shares.SWEEPS] == shares[time_shares.ATTENTION] == 0
     assert "KINETO_LOG_LEVEL" not in os.environ
 
 

@@ -29,8 +29,8 @@ def test_restricting_a_program_keeps_its_steps():
 
 
 def test_units_cover_every_name_once():
-    found = units(NAMES)
-    assert found == [("wte",), ("h.0.a", "h.0.b"), ("h.1.a",), ("h.2.a",), ("norm.w", "norm.b")]
+    parts = units(NAMES)
+    assert parts == [("wte",), ("h.0.a", "h.0.b"), ("h.1.a",), ("h.2.a",), ("norm.w", "norm.b")]
     assert blocks(["a", "b"]) == []
     lora = [f"base_model.model.model.layers.{i}.q.lora_A.default.weight" for i in range(12)]
     assert blocks(lora) == [(name,) for name in lora]
@@ -48,8 +48,8 @@ def test_random_blocks_are_as_many_as_asked_and_all_come():
     opt = gl.ZerothOrder(named(), directions=random_blocks(gl.rademacher(), keep=1))
     seen = [leaves_of(opt, opt.key(step, 0)) for step in range(200)]
     always = {"wte", "norm.w", "norm.b"}
-    assert all(always < found for found in seen)
-    counts = {block: sum(block in found for found in seen) for block in ("h.0.a", "h.1.a", "h.2.a")}
+    assert all(always < touched for touched in seen)
+    counts = {block: sum(block in touched for touched in seen) for block in ("h.0.a", "h.1.a", "h.2.a")}
     assert sum(counts.values()) == 200
     assert all(45 < count < 90 for count in counts.values())  # 67 expected, 6.7 standard deviation
     two = gl.ZerothOrder(named(), directions=random_blocks(gl.rademacher(), keep=0.67))
@@ -92,7 +92,7 @@ def test_shared_prefixes_change_nothing_but_the_work(model, make):
     def closure():
         return model.model(input_ids=ids, labels=ids).loss
 
-    found = []
+    probes = []
     try:
         for reuse in (False, True):
             opt = make(model.model.named_parameters(), seed=5, lr=1e-9)
@@ -101,14 +101,14 @@ def test_shared_prefixes_change_nothing_but_the_work(model, make):
                 opt.reuse_prefixes(model.model)
             calls[0] = 0
             opt.t = 1
-            found.append((opt.probe(closure).sketch.coeffs, calls[0]))
+            probes.append((opt.probe(closure).sketch.coeffs, calls[0]))
     finally:
         for handle in handles:
             handle.remove()
-    assert found[0][0] == found[1][0]
-    assert found[1][1] <= found[0][1]
+    assert probes[0][0] == probes[1][0]
+    assert probes[1][1] <= probes[0][1]
     if make is gl.zo_blockwise:
-        assert found[1][1] < 0.75 * found[0][1]
+        assert probes[1][1] < 0.75 * probes[0][1]
 
 
 def test_leaves_that_are_large_enough_to_be_visited_ahead():
@@ -167,11 +167,11 @@ def test_engines_agree_on_leaves_of_whole_blocks_of_bits(make):
 
     more = {} if make is gl.zo_blockwise else {"queries": 3}
     params = [(f"layers.{name}", p) for name, p in linears.named_parameters()]
-    found = [
+    coefficients = [
         make(params, seed=2, engine=e, **more).probe(closure).sketch.coeffs for e in ("stream", "dual", "in-place")
     ]
-    assert found[1] == pytest.approx(found[0], rel=1e-3, abs=1e-4)
-    assert found[2] == pytest.approx(found[0], rel=1e-3, abs=1e-4)
+    assert coefficients[1] == pytest.approx(coefficients[0], rel=1e-3, abs=1e-4)
+    assert coefficients[2] == pytest.approx(coefficients[0], rel=1e-3, abs=1e-4)
 
 
 def test_units_do_not_depend_on_the_order_of_names():

@@ -38,11 +38,11 @@ def model_params(dtype: torch.dtype = torch.float32) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_counts_are_exact_and_vectors_are_kept(rule, keep, dtype):
     params = model_params(dtype)
-    found = masks.MASKS[rule].make(params, keep)
-    assert list(found) == list(params)
+    chosen = masks.MASKS[rule].make(params, keep)
+    assert list(chosen) == list(params)
     for name, p in params.items():
-        assert (found[name].dtype, found[name].shape) == (torch.bool, p.shape)
-        assert int(found[name].sum()) == (p.numel() if p.ndim == 1 else round(keep * p.numel()))
+        assert (chosen[name].dtype, chosen[name].shape) == (torch.bool, p.shape)
+        assert int(chosen[name].sum()) == (p.numel() if p.ndim == 1 else round(keep * p.numel()))
 
 
 @pytest.mark.parametrize("group", ["layer", "global"])
@@ -57,17 +57,17 @@ def test_magnitudes_are_chosen_as_a_sort_would(dtype, keep, group):
     params["b"][0] = 0.5  # equal ones, in both
     params["z"][3:9] = -0.5
     for rule, sign in (("magnitude", 1.0), ("smallest", -1.0)):
-        found = masks.MASKS[rule].make(params, keep, group=group)
+        chosen = masks.MASKS[rule].make(params, keep, group=group)
         rows = {name: [sign * abs(float(w)) for w in p.flatten()] for name, p in params.items()}
         if group == "layer":
             for name in ("z", "b"):
-                assert found[name].flatten().tolist() == naive(rows[name], round(keep * len(rows[name])))
+                assert chosen[name].flatten().tolist() == naive(rows[name], round(keep * len(rows[name])))
         else:
             both = rows["b"] + rows["z"]  # by name
-            assert [*found["b"].flatten().tolist(), *found["z"].flatten().tolist()] == naive(
+            assert [*chosen["b"].flatten().tolist(), *chosen["z"].flatten().tolist()] == naive(
                 both, round(keep * len(both))
             )
-        assert found["v"].all()
+        assert chosen["v"].all()
 
 
 def test_a_global_choice_does_not_depend_on_the_order_of_the_parameters():
@@ -82,8 +82,8 @@ def test_a_global_choice_does_not_depend_on_the_order_of_the_parameters():
 @pytest.mark.parametrize("rule", ["magnitude", "smallest"])
 def test_equal_weights_are_taken_by_index(rule, value, monkeypatch):
     monkeypatch.setattr(selection, "CHUNK", 7)  # ties over several chunks
-    found = masks.MASKS[rule].make({"w": torch.full((5, 6), value)}, 0.4)["w"].flatten()
-    assert found.tolist() == [True] * 12 + [False] * 18
+    chosen = masks.MASKS[rule].make({"w": torch.full((5, 6), value)}, 0.4)["w"].flatten()
+    assert chosen.tolist() == [True] * 12 + [False] * 18
 
 
 def test_zeros_of_both_signs_are_equal_and_smaller_than_anything():
@@ -150,20 +150,20 @@ def test_wanda_against_its_definition(dtype, keep):
     w[2] = 1.0
     w[3], norm[5:9] = 0.0, 0.25
     params = {"w": w, "e": leaf("e", 6, 6, dtype=dtype), "bias": leaf("bias", 9)}
-    found = masks.wanda(params, keep, norms={"w": norm})
-    for row, kept in zip(w.tolist(), found["w"].tolist(), strict=True):
+    chosen = masks.wanda(params, keep, norms={"w": norm})
+    for row, kept in zip(w.tolist(), chosen["w"].tolist(), strict=True):
         scores = [float(torch.tensor(abs(a)) * b) for a, b in zip(row, norm, strict=True)]
         assert kept == naive(scores, round(keep * 14))
-    assert torch.equal(found["e"], masks.magnitude(params, keep)["e"])
-    assert found["bias"].all()
+    assert torch.equal(chosen["e"], masks.magnitude(params, keep)["e"])
+    assert chosen["bias"].all()
     turned = masks.wanda({"w": w.T.contiguous()}, keep, norms={"w": norm.unsqueeze(1)})["w"]
-    assert torch.equal(turned, found["w"].T)
+    assert torch.equal(turned, chosen["w"].T)
 
 
 def test_wanda_with_unit_norms_is_magnitude_by_row_and_survives_infinities():
     w = leaf("w", 4, 10)
-    found = masks.wanda({"w": w}, 0.5, norms={"w": torch.ones(10)})["w"]
-    for row, kept in zip(w, found, strict=True):
+    chosen = masks.wanda({"w": w}, 0.5, norms={"w": torch.ones(10)})["w"]
+    for row, kept in zip(w, chosen, strict=True):
         assert torch.equal(kept, masks.magnitude({"w": row.unsqueeze(0)}, 0.5)["w"][0])
     w[:, 0] = 0.0
     norm = torch.ones(10)
@@ -204,25 +204,25 @@ class Body(nn.Module):
 def test_input_norms_are_those_of_all_tokens():
     body = Body()
     batches = [torch.tensor([[0, 1, 2], [3, 4, 4]]), torch.tensor([[1, 1]])]
-    found = masks.input_norms(body.named_modules(), lambda: [body(ids) for ids in batches])
+    norms = masks.input_norms(body.named_modules(), lambda: [body(ids) for ids in batches])
     tokens = torch.cat([batch.flatten() for batch in batches])
     x = body.table.weight.detach()[tokens].double()
     h = body.up(body.table(tokens)).detach().double()
-    assert set(found) == {"up.weight", "down.weight"}
-    torch.testing.assert_close(found["up.weight"], x.norm(dim=0).float())
-    torch.testing.assert_close(found["down.weight"], h.norm(dim=0).float().unsqueeze(1))
+    assert set(norms) == {"up.weight", "down.weight"}
+    torch.testing.assert_close(norms["up.weight"], x.norm(dim=0).float())
+    torch.testing.assert_close(norms["down.weight"], h.norm(dim=0).float().unsqueeze(1))
     by_name = masks.input_norms({"one": body.up, "act": nn.ReLU()}, lambda: body(batches[0]))
     assert list(by_name) == ["one.weight"]
     params = dict(body.named_parameters())
-    chosen = masks.wanda(params, 0.5, norms=found)
+    chosen = masks.wanda(params, 0.5, norms=norms)
     assert chosen["up.weight"].sum(1).tolist() == [2, 2, 2]
     assert chosen["down.weight"].sum(0).tolist() == [2, 2]  # round(1.5)
 
 
 def test_input_norms_do_not_overflow_and_leave_no_hooks():
     layer = nn.Linear(2, 2).half()
-    found = masks.input_norms({"": layer}, lambda: layer(torch.full((8, 2), 6e4, dtype=torch.float16)))
-    torch.testing.assert_close(found["weight"], torch.full((2,), 60000.0 * 8**0.5))
+    norms = masks.input_norms({"": layer}, lambda: layer(torch.full((8, 2), 6e4, dtype=torch.float16)))
+    torch.testing.assert_close(norms["weight"], torch.full((2,), 60000.0 * 8**0.5))
     with pytest.raises(ZeroDivisionError):
         masks.input_norms({"": layer}, lambda: 1 / 0)
     assert not layer._forward_pre_hooks
@@ -317,12 +317,12 @@ def test_the_mask_is_that_of_the_weights_at_the_start():
     net = Net()
     directions = masks.sparse(rademacher(), "magnitude", 0.3)
     opt = gl.ZerothOrder(net.named_parameters(), directions=directions, rule=gl.scale(0.5))
-    before = {one.name: one.mask for one in opt.leaves}
+    frozen = {one.name: one.mask for one in opt.leaves}
     for _ in range(5):
         opt.step(net.loss)
-    assert all(one.mask is before[one.name] for one in opt.leaves)
+    assert all(one.mask is frozen[one.name] for one in opt.leaves)
     now = directions.freeze(dict(net.named_parameters()))
-    assert not torch.equal(now["table.weight"].mask, before["table.weight"])
+    assert not torch.equal(now["table.weight"].mask, frozen["table.weight"])
 
 
 def test_masks_meet_and_trivial_masks_cost_nothing():

@@ -159,11 +159,11 @@ def test_what_has_no_forward_derivative_is_refused():
 
 def test_a_gradient_that_is_not_finite_is_skipped():
     model = Attention()
-    before = [p.detach().clone() for p in model.parameters()]
+    initial = [p.detach().clone() for p in model.parameters()]
     opt = gl.fo_sgd(model.named_parameters())
     _, move = opt.step_with(lambda: (model.norm.bias * 0).sqrt().sum())
     assert move.skipped
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(initial, model.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("read", ["T", "mT", "data", "linear"])

@@ -75,7 +75,7 @@ def test_a_model_knows_what_it_reads_after_its_blocks(name):
     model, after, before = case(name)
     known, chain = places(model), blocks(model)
     assert sorted(known) == sorted(name for name, _ in model.named_parameters())
-    behind = [name for name, place in known.items() if place == len(chain)]
+    behind = [name for name, index in known.items() if index == len(chain)]
     assert list(dict.fromkeys(name.rpartition(".")[0] for name in behind)) == after
     assert {known[name] for name in known if name.rpartition(".")[0] == before} == {BEFORE}
     for index, (prefix, block) in enumerate(chain):

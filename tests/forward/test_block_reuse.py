@@ -32,9 +32,9 @@ def test_losses_of_later_blocks_at_half_the_calls(architecture, scheme, engine):
 
     def estimate() -> tuple[Any, ...]:
         opt = ZerothOrder(named, estimator=spsa(eps=1e-2, queries=2), seed=3, engine=engine, check=False)
-        found = opt.probe(closure)
+        probe = opt.probe(closure)
         assert opt.engine == engine
-        return found.sketch.coeffs, found.loss, opt.forwards
+        return probe.sketch.coeffs, probe.loss, opt.forwards
 
     expected = estimate()
     with Reuse(stack) as reuse:
@@ -59,10 +59,10 @@ def test_every_start_gives_the_same_loss(architecture):
         with reuse.recording():
             assert torch.equal(closure(), expected)
         for k in (2, 0, 1, 2):
-            before = reuse.computed
+            computed = reuse.computed
             with reuse.from_block(k):
                 assert torch.equal(closure(), expected)
-            assert reuse.computed - before == 2 * (2 - k)
+            assert reuse.computed - computed == 2 * (2 - k)
             assert torch.equal(closure(), expected)  # outside, everything is computed
         with reuse.recording():  # anew, with other batches
             other = closure_of(model, count=2, micro=None)()
@@ -176,9 +176,9 @@ def test_recording_a_probe_of_the_dual_engine_is_refused():
     with Reuse(modules_of(model)) as reuse:
         with pytest.raises(BadInput, match="cannot record"), reuse.recording():
             opt.probe(closure)
-        before = opt.probe(closure)
+        expected = opt.probe(closure)
     assert opt.engine == "dual"
-    assert opt.probe(closure).sketch == before.sketch
+    assert opt.probe(closure).sketch == expected.sketch
 
 
 def test_blocks_are_themselves_again_after_an_error():

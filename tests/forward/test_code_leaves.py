@@ -84,12 +84,12 @@ def test_replay_gives_the_same_codes_on_every_backend(monkeypatch):
 
 def test_a_probe_leaves_codes_alone_and_copies_keep_their_range():
     model = Coded()
-    before = copy.deepcopy(model)
-    assert isinstance(before.weight_codes, Codes)
-    assert before.weight_codes.highest == 15
+    original = copy.deepcopy(model)
+    assert isinstance(original.weight_codes, Codes)
+    assert original.weight_codes.highest == 15
     for engine in ("stream", "in-place"):
         optimizer(model, engine=engine, check=False).probe(lambda: (model(IDS) - TARGET).square().mean())
-        assert same(model, before)
+        assert same(model, original)
 
 
 def test_other_rules_round_to_codes_too():

@@ -49,20 +49,20 @@ def bits(opt):
     ],
 )
 def test_the_faster_engine_is_taken_and_a_tie_goes_to_the_smaller_one(tmp_path, stream, dual, engine, words):
-    with race(tmp_path, stream=stream, dual=dual) as found:
+    with race(tmp_path, stream=stream, dual=dual) as trial:
         opt = stepped()
     assert (opt.engine, str(opt.evaluator.choice)) == (engine, words)
     assert opt.evaluator.choice.how == MEASURED
-    assert found.calls.count("stream") == found.calls.count("dual") <= 1 + engine_trial.ROUNDS
+    assert trial.calls.count("stream") == trial.calls.count("dual") <= 1 + engine_trial.ROUNDS
 
 
 def test_a_clear_difference_takes_few_rounds_and_slow_steps_take_one(tmp_path):
-    with race(tmp_path / "a", stream=3.0, dual=1.0) as found:
+    with race(tmp_path / "a", stream=3.0, dual=1.0) as trial:
         stepped()
-        assert found.calls == ["stream", "dual", "stream", "dual", "dual", "stream"]
-    with race(tmp_path / "b", stream=50.0, dual=49.0) as found:
+        assert trial.calls == ["stream", "dual", "stream", "dual", "dual", "stream"]
+    with race(tmp_path / "b", stream=50.0, dual=49.0) as trial:
         stepped()
-        assert found.calls == ["stream", "dual", "stream", "dual"]
+        assert trial.calls == ["stream", "dual", "stream", "dual"]
 
 
 @pytest.mark.parametrize("make", [gl.mezo, gl.lozo, gl.mezo_one_sided])
@@ -81,14 +81,14 @@ def test_a_run_is_bit_for_bit_the_one_that_names_its_engine(tmp_path, make, winn
 
 
 def test_a_choice_is_made_once_a_machine_and_shape(tmp_path):
-    with race(tmp_path) as found:
+    with race(tmp_path) as trial:
         assert stepped().engine == "dual"
-        found.calls.clear()
+        trial.calls.clear()
         assert stepped().evaluator.choice.how == REMEMBERED  # in this process
-        found.restart()
+        trial.restart()
         again = stepped()
         assert (again.engine, again.evaluator.choice.how) == ("dual", REMEMBERED)
-        assert not found.calls
+        assert not trial.calls
         assert str(again.evaluator.choice).endswith("on this machine earlier")
         assert len(list((tmp_path / "engines").iterdir())) == 1
         stepped(width=40)
@@ -101,22 +101,22 @@ def test_a_choice_is_made_once_a_machine_and_shape(tmp_path):
 
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"ratio": "nan", "key": {}}', '{"ratio": -1}', "\0\0", "[" * 9999])
 def test_a_damaged_file_is_measured_anew(tmp_path, damage):
-    with race(tmp_path) as found:
+    with race(tmp_path) as trial:
         stepped()
         (path,) = (tmp_path / "engines").iterdir()
         path.write_text(damage)
-        found.restart()
+        trial.restart()
         assert stepped().evaluator.choice.how == MEASURED
         assert json.loads(path.read_text())["ratio"] == 2.0
 
 
 def test_without_a_cache_folder_a_process_remembers_all_the_same(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    with race(tmp_path / "file") as found:
+    with race(tmp_path / "file") as trial:
         stepped()
-        found.calls.clear()
+        trial.calls.clear()
         assert stepped().evaluator.choice.how == REMEMBERED
-        assert not found.calls
+        assert not trial.calls
         with monkeypatch.context() as homeless:  # undone before what `race` has set, so that none of it stays
             homeless.delenv("GRADLESS_CACHE")
             homeless.delenv("XDG_CACHE_HOME", raising=False)
@@ -136,10 +136,10 @@ def test_old_files_are_deleted(tmp_path, monkeypatch):
 
 def test_where_dual_has_no_room_it_is_not_tried(tmp_path, monkeypatch):
     monkeypatch.setattr(engine_trial, "free_memory", lambda device: 1000)
-    with race(tmp_path) as found:
+    with race(tmp_path) as trial:
         opt = stepped()
     assert opt.engine == "stream"
-    assert not found.calls
+    assert not trial.calls
     assert "dual would take about 0.0 GB, and 0.0 GB are free" in str(opt.evaluator.choice)
 
 
@@ -191,12 +191,12 @@ def test_memory_that_runs_out_later_makes_it_stream(tmp_path):
 
 @pytest.mark.parametrize("make", [gl.forward_gradient, gl.fo_sgd])
 def test_where_no_points_are_evaluated_nothing_is_measured(tmp_path, make):
-    with race(tmp_path) as found:
+    with race(tmp_path) as trial:
         net = model()
         opt = make(net.named_parameters(), lr=1e-2)
         opt.step(closure_of(net))
     assert opt.engine == "stream"
-    assert not found.calls
+    assert not trial.calls
 
 
 def test_a_closure_that_may_not_be_a_function_is_called_no_more_than_needed(tmp_path):
@@ -227,11 +227,11 @@ def test_the_generators_are_left_where_one_evaluation_leaves_them(tmp_path):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_variable_fixes_the_engine(tmp_path, engine):
-    with race(tmp_path) as found, pytest.MonkeyPatch.context() as patch:
+    with race(tmp_path) as trial, pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRADLESS_ENGINE", engine)
         opt = stepped()
     assert opt.engine == engine
-    assert not found.calls
+    assert not trial.calls
     assert bits(opt) == bits(stepped(engine=engine))
 
 
@@ -242,9 +242,9 @@ def test_an_unknown_engine_in_the_variable_is_refused(monkeypatch):
 
 
 def test_states_and_copies_keep_the_choice(tmp_path):
-    with race(tmp_path) as found:
+    with race(tmp_path) as trial:
         opt = stepped()
-        found.costs["dual"] = 9.0  # another measurement would end otherwise
+        trial.costs["dual"] = 9.0  # another measurement would end otherwise
         engine_memory.forget()
         for path in (tmp_path / "engines").iterdir():
             path.unlink()

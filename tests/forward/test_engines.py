@@ -59,7 +59,7 @@ CASES = [
 @pytest.mark.few(6)
 @pytest.mark.parametrize(("architecture", "scheme", "method"), CASES)
 def test_the_engines_find_the_same_coefficients(architecture, scheme, method):
-    found = {}
+    probes = {}
     for engine in ENGINES:
         model = tuned(architecture, scheme)
         opt = METHODS[method](
@@ -69,11 +69,11 @@ def test_the_engines_find_the_same_coefficients(architecture, scheme, method):
         closure = closure_of(model)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # no engine gives way
-            found[engine] = [opt.step_with(closure)[0] for _ in range(2)]
+            probes[engine] = [opt.step_with(closure)[0] for _ in range(2)]
         assert opt.engine == engine
         assert opt.forwards == 2 * opt.estimator.forwards(2)
     for engine in ENGINES[1:]:
-        for one, other in zip(found["stream"], found[engine], strict=True):
+        for one, other in zip(probes["stream"], probes[engine], strict=True):
             assert other.loss == pytest.approx(one.loss, rel=1e-5)
             # A last-bit difference of a loss near 1 moves a coefficient by 1e-7 / eps.
             assert other.sketch.coeffs == pytest.approx(one.sketch.coeffs, rel=1e-3, abs=3e-4)
@@ -122,7 +122,7 @@ def test_rows_that_are_never_read_are_written_in_time():
 
 def test_a_deferred_update_is_felt_by_the_next_probe():
     """The loss measured after a step is the loss at the updated weights, written or not."""
-    found = []
+    curves = []
     for defer in (False, True):
         for engine in ("stream", "dual"):
             for make in (gl.mezo, gl.lozo):
@@ -130,9 +130,9 @@ def test_a_deferred_update_is_felt_by_the_next_probe():
                 opt = make(schemes.trainable(model), eps=1e-3, lr=5e-4, seed=2, engine=engine, defer=defer)
                 closure = closure_of(model)
                 losses = [opt.step_with(closure)[0].loss for _ in range(6)]
-                found.append((make, losses))
-    for make, losses in found:
-        (reference, *_) = [other for maker, other in found if maker is make]
+                curves.append((make, losses))
+    for make, losses in curves:
+        (reference, *_) = [other for maker, other in curves if maker is make]
         assert losses == pytest.approx(reference, rel=1e-3)
         assert max(losses) - min(losses) > 1e-3
 
@@ -197,8 +197,8 @@ def test_masked_attention_is_folded_for_every_shape_of_mask():
 
         def closure(mask=mask):
             x = q @ weight
-            found = torch.nn.functional.scaled_dot_product_attention(x, q, x, attn_mask=mask)
-            return (found * torch.arange(4.0)).square().mean()
+            attended = torch.nn.functional.scaled_dot_product_attention(x, q, x, attn_mask=mask)
+            return (attended * torch.arange(4.0)).square().mean()
 
         both = [gl.mezo([("w", weight)], eps=1e-2, engine=e).probe(closure).sketch.coeffs for e in ("stream", "dual")]
         assert both[1] == pytest.approx(both[0], rel=1e-3), name
@@ -217,8 +217,8 @@ def test_what_cannot_be_walked_gives_way_visibly(what, reason):
     expected = gl.mezo([("w", weight)]).probe(lambda: what((x @ weight).square().mean())).sketch
     opt = gl.mezo([("w", weight)], engine="dual")
     with pytest.warns(UserWarning, match=f"(?s)dual engine cannot.*{reason}"):
-        found = opt.probe(lambda: what((x @ weight).square().mean()))
-    assert found.sketch == expected
+        probe = opt.probe(lambda: what((x @ weight).square().mean()))
+    assert probe.sketch == expected
     assert opt.engine == "stream"
     opt.probe(lambda: what((x @ weight).square().mean()))  # and says so only once
 

@@ -38,15 +38,15 @@ def recorder(monkeypatch):
         counts = {"recorded": 0, "played": 0}
 
         def record(function):
-            made = tape.Tape()
-            with monkeypatch.context() as patch, made:
-                patch.setattr(module, "launch", made.launch)
+            recording = tape.Tape()
+            with monkeypatch.context() as patch, recording:
+                patch.setattr(module, "launch", recording.launch)
                 result = function()
             counts["recorded"] += 1
 
             def play():
                 counts["played"] += 1
-                made.play()
+                recording.play()
 
             return play, result
 

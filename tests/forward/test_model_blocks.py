@@ -31,10 +31,10 @@ def units_of(model: nn.Module) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize("architecture", s.ARCHITECTURES)
 def test_blocks_are_found_under_any_scheme(architecture, scheme):
     model = tuned(architecture, scheme)
-    found = blocks(model.model)
-    assert len(found) == 2
+    chain = blocks(model.model)
+    assert len(chain) == 2
     names = [name for name, _ in model.model.named_parameters()]
-    for i, (name, block) in enumerate(found):
+    for i, (name, block) in enumerate(chain):
         assert model.model.get_submodule(name) is block
         assert name.endswith(f".{i}")
         own = [n for n in names if n.startswith(f"{name}.")]
@@ -46,12 +46,12 @@ def test_blocks_are_found_under_any_scheme(architecture, scheme):
 @pytest.mark.parametrize("architecture", s.ARCHITECTURES)
 def test_units_are_a_partition_and_blocks_are_among_them(architecture, scheme):
     model = tuned(architecture, scheme)
-    found = units_of(model.model)
-    assert sorted(name for members in found for name in members) == sorted(dict(model.model.named_parameters()))
+    partition = units_of(model.model)
+    assert sorted(name for members in partition for name in members) == sorted(dict(model.model.named_parameters()))
     for name, block in blocks(model.model):
         own = tuple(f"{name}.{n}" for n, _ in block.named_parameters())
-        assert any(set(own) <= set(members) for members in found)
-    places = [first_block(model.model, members) for members in found]
+        assert any(set(own) <= set(members) for members in partition)
+    places = [first_block(model.model, members) for members in partition]
     assert {0, 1} <= set(places)
 
 
@@ -72,16 +72,16 @@ def test_first_block_is_never_too_late(architecture):
     for members in units_of(model.model):
         with torch.no_grad(), Reuse(stack) as reuse:
             with reuse.recording():
-                before = closure()
+                whole = closure()
             for name in members:
                 p = model.model.get_parameter(name)
                 p.add_(0.1 * torch.cos(torch.arange(p.numel())).view(p.shape))
             k = first_block(model.model, members)
             later += k
             with reuse.from_block(k):
-                found = closure()
-            assert torch.equal(found, closure())
-            assert not torch.equal(found, before) or members[0] == "lm_head.bias"  # the label rows have their own
+                loss = closure()
+            assert torch.equal(loss, closure())
+            assert not torch.equal(loss, whole) or members[0] == "lm_head.bias"  # the label rows have their own
     assert later >= 1 + 2  # a block and at least the norm or the head
 
 
@@ -131,8 +131,8 @@ def test_of_an_encoder_and_a_decoder_the_longer_one_is_chosen(encoder, decoder, 
                 for name in members:
                     model.get_parameter(name).mul_(1.1)
                 with reuse.from_block(first_block(model, members)):
-                    found = model(input_ids=ids, labels=ids, use_cache=False).loss
-            assert torch.equal(found, model(input_ids=ids, labels=ids, use_cache=False).loss), members
+                    loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            assert torch.equal(loss, model(input_ids=ids, labels=ids, use_cache=False).loss), members
 
 
 def test_models_without_blocks():
@@ -202,11 +202,11 @@ def test_the_backward_pass_may_come_later_and_nothing_happens_without_gradients(
 
 def test_dropout_is_drawn_again_alike():
     layer = nn.Sequential(nn.Linear(3, 64), nn.Dropout(0.5), nn.Linear(64, 1))
-    found = []
+    gradients = []
     for manager in (lambda: checkpointing([]), lambda: checkpointing([layer])):
         layer.zero_grad()
         with torch.random.fork_rng(devices=[]), manager():
             torch.manual_seed(1)
             layer(X).sum().backward()
-        found.append([p.grad for p in layer.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+        gradients.append([p.grad for p in layer.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))

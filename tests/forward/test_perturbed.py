@@ -42,23 +42,23 @@ def at(mixture: Mixture, scale: float) -> Points:
 
 def closures(model: Any) -> dict[str, Any]:
     """One loss for each way in which the output layer is read."""
-    found = {}
+    losses = {}
     for objective, examples in (("option_ce", s.single(model)), ("gold", s.single(model)), ("lm", s.single(model))):
         if objective == "lm" and model.masked:
             continue
         chosen = objectives.OBJECTIVES[objective]
         batches = objectives.prepare(model, chosen, [encode(model, example) for example in examples])
-        found[objective] = lambda chosen=chosen, batches=batches: objectives.loss_over(model, chosen, batches)
-    return found
+        losses[objective] = lambda chosen=chosen, batches=batches: objectives.loss_over(model, chosen, batches)
+    return losses
 
 
 def perturbed(opt: ZerothOrder, mixture: Mixture, scale: float) -> list[torch.Tensor]:
     """Really write theta + scale z into the model; returns what was there."""
-    before = [leaf.param.detach().clone() for leaf in opt.leaves]
-    for leaf, value in zip(opt.leaves, before, strict=True):
+    initial = [leaf.param.detach().clone() for leaf in opt.leaves]
+    for leaf, value in zip(opt.leaves, initial, strict=True):
         z = mixture.leaf(leaf)  # float32, by the reference: no code of the served path
         leaf.param.data.copy_((value.float() + scale * z).to(value.dtype))
-    return before
+    return initial
 
 
 @torch.no_grad()
@@ -80,9 +80,9 @@ def test_served_losses_are_those_of_a_perturbed_model(architecture, scheme):
             assert all(torch.equal(leaf.param, value) for leaf, value in zip(opt.leaves, start, strict=True))
             with PerturbedWeights(leaves, at(mixture, sign * EPS), pool=pool):
                 assert torch.equal(closure(), served)  # with buffers that hold old values
-            before = perturbed(opt, mixture, sign * EPS)
+            initial = perturbed(opt, mixture, sign * EPS)
             real = closure()
-            for leaf, value in zip(opt.leaves, before, strict=True):
+            for leaf, value in zip(opt.leaves, initial, strict=True):
                 leaf.param.copy_(value)
             assert torch.equal(served, real), (name, float(served), float(real))
             assert float(served) != plain
@@ -106,11 +106,11 @@ def test_sixteen_bit_weights_are_served_as_they_would_be_written(architecture, d
     for closure in closures(model).values():
         with PerturbedWeights(leaves, at(mixture, EPS), pool=Pool()):
             served = closure()
-        before = [leaf.param.detach().clone() for leaf in opt.leaves]
+        initial = [leaf.param.detach().clone() for leaf in opt.leaves]
         for leaf in opt.leaves:
             combine(leaf.param.detach(), leaf, mixture, amplitude=leaf.probe, scale=EPS, rounding=KEY)
         real = closure()
-        for leaf, value in zip(opt.leaves, before, strict=True):
+        for leaf, value in zip(opt.leaves, initial, strict=True):
             leaf.param.copy_(value)
         assert torch.equal(served, real)
 
@@ -186,13 +186,13 @@ def test_a_weight_that_is_read_by_its_address_is_perturbed(engine):
 def test_an_error_inside_leaves_the_weights_alone():
     model, opt = tuned("opt", "full")
     leaves = {id(leaf.param): leaf for leaf in opt.leaves}
-    before = [leaf.param.detach().clone() for leaf in opt.leaves]
+    initial = [leaf.param.detach().clone() for leaf in opt.leaves]
     mixture = Mixture((3,), (1.0,))
     for in_place in (frozenset(), frozenset(leaves)):
         with pytest.raises(KeyboardInterrupt), PerturbedWeights(leaves, at(mixture, EPS), in_place=in_place):  # noqa: PT012
             next(iter(closures(model).values()))()
             raise KeyboardInterrupt
-        assert all(torch.equal(leaf.param, value) for leaf, value in zip(opt.leaves, before, strict=True))
+        assert all(torch.equal(leaf.param, value) for leaf, value in zip(opt.leaves, initial, strict=True))
 
 
 def test_the_pool_keeps_no_more_than_the_largest():

@@ -82,7 +82,7 @@ def test_a_state_is_put_back_whole():
 
 
 def test_another_generator_of_numpy_is_put_back():
-    before = np.random.get_bit_generator()
+    generator = np.random.get_bit_generator()
     try:
         np.random.set_bit_generator(np.random.PCG64(5))
         state = RandomState.capture()
@@ -90,7 +90,7 @@ def test_another_generator_of_numpy_is_put_back():
         state.restore()
         assert np.random.rand() == first
     finally:
-        np.random.set_bit_generator(before)
+        np.random.set_bit_generator(generator)
 
 
 @pytest.mark.parametrize("options", [{}, {"queries": 5}])
@@ -162,7 +162,7 @@ def test_blocks_that_draw_are_not_reused():
             return x.square().mean()
 
     model = Stack()
-    found = []
+    coefficients = []
     for reuse in (False, True):
         opt = gl.zo_block(copy.deepcopy(model).named_parameters(), queries=3, eps=1e-2)
         named = {leaf.name: leaf.param for leaf in opt.leaves}
@@ -172,8 +172,8 @@ def test_blocks_that_draw_are_not_reused():
         if reuse:
             opt.reuse_prefixes(mine)
         seed()
-        found.append(opt.probe(lambda mine=mine: mine(X)).sketch.coeffs)
-    assert found[0] == found[1]
+        coefficients.append(opt.probe(lambda mine=mine: mine(X)).sketch.coeffs)
+    assert coefficients[0] == coefficients[1]
 
 
 def batches():
@@ -193,13 +193,13 @@ CAUSES = {
 @pytest.mark.parametrize("cause", CAUSES)
 def test_a_loss_that_is_no_function_is_refused_in_the_first_step(cause, engine):
     model = Dropping()
-    before = bits(model)
+    initial = bits(model)
     draw = CAUSES[cause]()
     opt = gl.mezo(model.named_parameters(), engine=engine, lr=0.1)
     for _ in range(2):
         with pytest.raises(gl.BadInput, match=r"another loss.*draw the batch before the step.*check=False"):
             opt.step(lambda: model(draw()).square().mean())
-    assert equal_bits(bits(model), before)
+    assert equal_bits(bits(model), initial)
     assert opt.t == 0
     batch = draw()
     opt.step(lambda: model(batch).square().mean())

@@ -41,9 +41,9 @@ def test_the_first_losses_are_those_of_the_float32_model(
     probes = []
     for model in pair(family, dtype):
         opt = getattr(gl, method)(model.named_parameters(), lr=1e-4, eps=1e-3, engine=engine)
-        before = [parameter.detach().clone() for parameter in model.parameters()]
+        initial = [parameter.detach().clone() for parameter in model.parameters()]
         probes.append(opt.probe(closure(model)))
-        assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(initial, model.parameters(), strict=True))
     assert probes[0].loss == pytest.approx(probes[1].loss, rel=1e-6)
     assert probes[0].sketch.coeffs == pytest.approx(probes[1].sketch.coeffs, rel=2e-3, abs=1e-3)
 

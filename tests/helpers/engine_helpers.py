@@ -30,19 +30,19 @@ class Race:
 @contextlib.contextmanager
 def race(cache: Path, *, stream: float = 2.0, dual: float = 1.0) -> Iterator[Race]:
     """Inside, ``auto`` is measured by a clock that these numbers move, and remembered in this folder alone."""
-    found = Race(stream, dual)
+    trial = Race(stream, dual)
 
     class Timed(LossEvaluator):
         def values(self, *args: Any) -> list[float]:
-            found.calls.append(self.engine)
-            found.now += found.costs[self.engine]
+            trial.calls.append(self.engine)
+            trial.now += trial.costs[self.engine]
             return super().values(*args)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("GRADLESS_ENGINE", raising=False)
         patch.setenv("GRADLESS_CACHE", str(cache))
-        patch.setattr(engine_trial, "clock", lambda: found.now)
+        patch.setattr(engine_trial, "clock", lambda: trial.now)
         patch.setattr(engine_trial, "LossEvaluator", Timed)
         engine_memory.forget()
-        yield found
+        yield trial
         engine_memory.forget()

@@ -24,7 +24,7 @@ def codes(shape, highest):
     return (rng.halves(4, LEAF, 0, math.prod(shape)) % (highest + 1)).to(torch.uint8).reshape(shape)
 
 
-def region(p, highest):
+def region_of(p, highest):
     return Region(LEAF, torch.zeros(1, dtype=torch.int64), p.numel(), p.numel() // p.shape[0], highest)
 
 
@@ -32,10 +32,10 @@ def every(module, p, highest, stream, mirrored, mask=None, stochastic=True):
     """What a kernel module makes of a leaf: after an update, and at two or four points, with the leaf as it is then."""
     update, probes = (one if stochastic else one.to_nearest() for one in (UPDATE, PROBES))
     update, probes = on(update, stream, 1.0), on(probes, stream, 1.0)
-    flat, place = p.clone().view(-1), region(p, highest)
+    flat, region = p.clone().view(-1), region_of(p, highest)
     out, outs = torch.empty_like(flat), torch.empty(4 if mirrored else 2, flat.numel(), dtype=torch.uint8)
-    module.sweep(out, flat, place, update, mask)
-    module.fan(outs, flat, place, update, probes, mirrored, True, mask)
+    module.sweep(out, flat, region, update, mask)
+    module.fan(outs, flat, region, update, probes, mirrored, True, mask)
     return out, outs, flat
 
 
@@ -72,7 +72,7 @@ def test_triton_visits_many_leaves_of_codes_at_once(triton_kernels):
     probes, leaves = on(PROBES, TERNARY, 1.0), [codes((size, 16), 15) for size in (1, 9, 33)]
     outs = [torch.empty(4, p.numel(), dtype=torch.uint8) for p in leaves]
     flat = [
-        FlatFan(out, p.view(-1), region(p, 15), on(NOTHING, TERNARY, 1.0), probes, None)
+        FlatFan(out, p.view(-1), region_of(p, 15), on(NOTHING, TERNARY, 1.0), probes, None)
         for out, p in zip(outs, leaves, strict=True)
     ]
     triton_kernels.fan_many(flat, True, False)
@@ -146,6 +146,6 @@ def test_whole_steps_need_no_dice_and_give_the_same_codes():
     for other in (on(whole, TERNARY, 0.5, 15), on(whole, TERNARY, 1.0), on(whole, GAUSSIAN, TERNARY.unit, 15)):
         assert other.rounding.size
     diced, plain = torch.empty(p.numel(), dtype=torch.uint8), torch.empty(p.numel(), dtype=torch.uint8)
-    reference.sweep(diced, p.view(-1), region(p, 15), on(whole, TERNARY, 1.0), None)
-    reference.sweep(plain, p.view(-1), region(p, 15), on(whole, TERNARY, 1.0, 15), None)
+    reference.sweep(diced, p.view(-1), region_of(p, 15), on(whole, TERNARY, 1.0), None)
+    reference.sweep(plain, p.view(-1), region_of(p, 15), on(whole, TERNARY, 1.0, 15), None)
     assert torch.equal(diced, plain)

@@ -223,7 +223,7 @@ def test_numba_fans_equal_the_reference(monkeypatch, stream, dtype):
     rows = torch.tensor([129, 3, 3, 0])
     update = kernels.program([(1.0, [1], [1e-2]), (0.9, [BASIS + 2, 3], [1e-2, -1e-3])], rounding=[5, 6])
     probes = kernels.program([(1.0, [70, 71], [1e-3, 2e-3])], rounding=[8])
-    found = {}
+    outputs = {}
     for name in ("numba", "reference"):
         with monkeypatch.context() as patch:
             patch.setenv("GRADLESS_KERNELS", name)
@@ -231,8 +231,8 @@ def test_numba_fans_equal_the_reference(monkeypatch, stream, dtype):
             options = {"leaf": LEAF, "mirrored": True, "stream": stream}
             kernels.fan(part, p, update, probes, keep=False, rows=rows, **options)
             kernels.fan(outs, p, update, probes, keep=True, **options)
-            found[name] = (p, outs, part)
-    for one, other in zip(*found.values(), strict=True):
+            outputs[name] = (p, outs, part)
+    for one, other in zip(*outputs.values(), strict=True):
         assert same_bits(one, other)
     assert same_bits(part, outs[:, rows])
 

@@ -58,7 +58,7 @@ def plain(program, stochastic):
     return program if stochastic else program.to_nearest()
 
 
-def place_of(shape, rows=None):
+def region_of(shape, rows=None):
     count, columns = math.prod(shape), math.prod(shape[1:])
     if rows is None:
         return Region(LEAF, torch.zeros(1, dtype=torch.int64), count, columns)
@@ -69,13 +69,13 @@ def same_bits(a, b):
     return torch.equal(a.cpu().view(BITS[a.dtype]), b.cpu().view(BITS[b.dtype]))
 
 
-def sweeps(module, p, place, program, mask=None):
+def sweeps(module, p, region, program, mask=None):
     """The result of a sweep on the device, and of the reference."""
-    shape = place.rows.numel() * place.width
-    found, expected = torch.empty(shape, dtype=p.dtype, device=DEVICE), torch.empty(shape, dtype=p.dtype)
-    module.sweep(found, p.to(DEVICE), place, program, None if mask is None else mask.to(DEVICE))
-    reference.sweep(expected, p, place, program, mask)
-    return found, expected
+    shape = region.rows.numel() * region.width
+    result, expected = torch.empty(shape, dtype=p.dtype, device=DEVICE), torch.empty(shape, dtype=p.dtype)
+    module.sweep(result, p.to(DEVICE), region, program, None if mask is None else mask.to(DEVICE))
+    reference.sweep(expected, p, region, program, mask)
+    return result, expected
 
 
 @pytest.mark.parametrize("stream", STREAMS)
@@ -84,9 +84,9 @@ def test_sweeps(triton_kernels, stream, dtype, stochastic):
     shapes = [(1, 1), (2, 43)] if stream.kind == "low_rank" else [(1,), (129,), (20, 101)]
     for shape in shapes:
         p, program = weights(shape, dtype).view(-1), on(plain(UPDATE, stochastic), stream, 0.7)
-        found, expected = sweeps(triton_kernels, p, place_of(shape), program)
-        assert same_bits(found, expected)
-        assert not same_bits(found, p)
+        result, expected = sweeps(triton_kernels, p, region_of(shape), program)
+        assert same_bits(result, expected)
+        assert not same_bits(result, p)
 
 
 @pytest.mark.parametrize("stream", FEWER)
@@ -95,14 +95,14 @@ def test_sweeps(triton_kernels, stream, dtype, stochastic):
 def test_rows_and_masks(triton_kernels, stream, dtype, rows, columns):
     shape = (9 if rows else 2, columns)
     p, mask = weights(shape, dtype).view(-1), None if rows == [3] else mask_of(shape)
-    assert same_bits(*sweeps(triton_kernels, p, place_of(shape, rows), on(SHORT, stream, 0.7), mask))
+    assert same_bits(*sweeps(triton_kernels, p, region_of(shape, rows), on(SHORT, stream, 0.7), mask))
 
 
 def test_a_leaf_of_one_row(triton_kernels):
     p = weights((1, 150), torch.bfloat16).view(-1)
     for stream in STREAMS:
         for rows in ([0], [0, 0]):
-            assert same_bits(*sweeps(triton_kernels, p, place_of((1, 150), rows), on(SHORT, stream, 1.0)))
+            assert same_bits(*sweeps(triton_kernels, p, region_of((1, 150), rows), on(SHORT, stream, 1.0)))
 
 
 @pytest.mark.parametrize("stream", FEWER)
@@ -120,11 +120,11 @@ def test_fans(triton_kernels, stream, dtype, mirrored, keep, masked, stochastic,
     shape, branches = (2, 77), 4 if mirrored else 2
     base, mask = weights(shape, dtype).view(-1), mask_of(shape) if masked else None
     probes = on(plain(PROBES, stochastic), stream, 2.0)
-    place, results = place_of(shape, rows), []
+    region, results = region_of(shape, rows), []
     for kernel, device in ((triton_kernels, DEVICE), (reference, "cpu")):
         p, part = base.to(device, copy=True), None if mask is None else mask.to(device)
-        outs = torch.empty(branches, place.rows.numel() * place.width, dtype=dtype, device=device)
-        kernel.fan(outs, p, place, on(plain(update, stochastic), stream, 0.5), probes, mirrored, keep, part)
+        outs = torch.empty(branches, region.rows.numel() * region.width, dtype=dtype, device=device)
+        kernel.fan(outs, p, region, on(plain(update, stochastic), stream, 0.5), probes, mirrored, keep, part)
         results.append((p, outs))
     (p, outs), (expected, others) = results
     assert same_bits(p, expected)
@@ -151,7 +151,7 @@ def test_many_leaves_in_one_launch(triton_kernels, stream, dtype, mirrored, mask
                 )
                 probes, p = on(PROBES, stream, 1.0 + i), weights(shape, dtype).view(-1)
                 outs = torch.empty(4 if mirrored else 2, len(p), dtype=dtype)
-                region = place_of(shape)._replace(leaf=LEAF + i)
+                region = region_of(shape)._replace(leaf=LEAF + i)
                 mask = mask_of(shape) if masked else None
                 fans.append(FlatFan(outs, p, region, on(update, stream, 0.5 + i), probes, mask))
             if kernel is reference:
@@ -172,8 +172,8 @@ def test_long_programs(triton_kernels, stream, dtype):
     program = kernels.program(
         [(1.0 - 1e-3 * (t % 2), k, [1e-3, -5e-3][: len(k)]) for t, k in enumerate(keys)], rounding=range(15)
     )
-    p, place = weights((1, 90), dtype).view(-1), place_of((1, 90))
-    assert same_bits(*sweeps(triton_kernels, p, place, on(program, stream, 1.0)))
+    p, region = weights((1, 90), dtype).view(-1), region_of((1, 90))
+    assert same_bits(*sweeps(triton_kernels, p, region, on(program, stream, 1.0)))
 
 
 @pytest.mark.parametrize(("dtype", "stochastic"), ROUNDINGS)
@@ -185,18 +185,18 @@ def test_extreme_numbers(triton_kernels, dtype, stochastic, coeff):
     p = torch.tensor(edges).to(dtype).repeat_interleave(20)
     p = torch.cat([p, -p, (weights((100,), torch.float32) * 1e-6).to(dtype)])
     program = kernels.program([(1.0, [4], [coeff]), (0.5, [5], [coeff])], rounding=[6, 7] if stochastic else ())
-    found, expected = sweeps(triton_kernels, p, place_of(p.shape), on(program, RADEMACHER, 1.0))
+    result, expected = sweeps(triton_kernels, p, region_of(p.shape), on(program, RADEMACHER, 1.0))
     defined = ~expected.isnan()  # inf - inf
-    assert torch.equal(found.cpu().isnan(), ~defined)
-    assert same_bits(found.cpu()[defined], expected[defined])
+    assert torch.equal(result.cpu().isnan(), ~defined)
+    assert same_bits(result.cpu()[defined], expected[defined])
 
 
 @pytest.mark.parametrize("dtype", kernels.DTYPES)
 def test_nan_stays_nan(triton_kernels, dtype):
     p = torch.tensor([math.nan, -math.nan, 1.0] * 20).to(dtype)
     for program in (UPDATE, plain(UPDATE, False)):
-        found, _ = sweeps(triton_kernels, p, place_of(p.shape), on(program, RADEMACHER, 1.0))
-        assert torch.equal(found.cpu().isnan(), p.isnan())
+        result, _ = sweeps(triton_kernels, p, region_of(p.shape), on(program, RADEMACHER, 1.0))
+        assert torch.equal(result.cpu().isnan(), p.isnan())
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="needs a leaf that is a hole in a file; gpu_check.py uses a real one")
@@ -207,10 +207,10 @@ def test_rows_behind_two_to_the_31_elements(triton_kernels, tmp_path, stream):
     with (tmp_path / "leaf").open("wb") as file:
         file.truncate(2 * elements)
     p = torch.from_file(str(tmp_path / "leaf"), shared=True, size=elements, dtype=torch.bfloat16)
-    place = place_of((elements // columns, columns), [2**33 // columns + 1, 2**31 // columns, 1])
-    found, expected = sweeps(triton_kernels, p, place, on(SHORT, stream, 1.0))
-    assert same_bits(found, expected)
-    assert len(found.view(3, -1).unique(dim=0)) == 3
+    region = region_of((elements // columns, columns), [2**33 // columns + 1, 2**31 // columns, 1])
+    result, expected = sweeps(triton_kernels, p, region, on(SHORT, stream, 1.0))
+    assert same_bits(result, expected)
+    assert len(result.view(3, -1).unique(dim=0)) == 3
 
 
 # ---------------------------------------------------------------------------------------------------------------
