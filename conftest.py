@@ -58,11 +58,11 @@ def fewest(cases: Sequence[Case]) -> set[int]:
     uses = dict.fromkeys(itertools.chain.from_iterable(cases), 0)
     chosen: set[int] = set()
     while not all(uses.values()):
-        new = [sum(not uses[place] for place in case) for case in cases]
-        best = min(range(len(cases)), key=lambda i: (-new[i], sum(uses[place] for place in cases[i]), i))
+        new = [sum(not uses[value] for value in case) for case in cases]
+        best = min(range(len(cases)), key=lambda i: (-new[i], sum(uses[value] for value in cases[i]), i))
         chosen.add(best)
-        for place in cases[best]:
-            uses[place] += 1
+        for value in cases[best]:
+            uses[value] += 1
     return chosen
 
 

@@ -50,15 +50,15 @@ INDIRECT = {
 
 def modules_of(extra: str) -> set[str]:
     """Modules that an extra brings, those of extras inside it included."""
-    found = set()
+    modules = set()
     for line in PROJECT["optional-dependencies"][extra]:
         name = re.match(r"[A-Za-z0-9._-]+", line)[0]
         inner = re.search(r"\[(.*?)\]", line)
         if name == "gradless":
-            found |= {module for part in inner[1].split(",") for module in modules_of(part)}
+            modules |= {module for part in inner[1].split(",") for module in modules_of(part)}
         else:
-            found.add(MODULES.get(name, name))
-    return found
+            modules.add(MODULES.get(name, name))
+    return modules
 
 
 BROUGHT_BY = {extra: modules_of(extra) for extra in PROJECT["optional-dependencies"]}
@@ -66,7 +66,7 @@ BROUGHT_BY = {extra: modules_of(extra) for extra in PROJECT["optional-dependenci
 
 def imported() -> dict[str, set[str]]:
     """Third-party modules that the package imports anywhere, and the files that do."""
-    found: dict[str, set[str]] = {}
+    files: dict[str, set[str]] = {}
     for path in SOURCE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -74,17 +74,17 @@ def imported() -> dict[str, set[str]]:
             for name in names:
                 top = name.split(".")[0]
                 if top not in sys.stdlib_module_names and top != "gradless":
-                    found.setdefault(top, set()).add(path.name)
-    return found
+                    files.setdefault(top, set()).add(path.name)
+    return files
 
 
-def one_sentence(found, *parts: str) -> None:
+def one_sentence(process, *parts: str) -> None:
     """Exit code 2, one line on stderr, no traceback."""
-    assert found.returncode == 2, (found.stdout, found.stderr)
-    assert found.stderr.startswith("gradless: ")
-    assert found.stderr.count("\n") == 1, found.stderr
+    assert process.returncode == 2, (process.stdout, process.stderr)
+    assert process.stderr.startswith("gradless: ")
+    assert process.stderr.count("\n") == 1, process.stderr
     for part in parts:
-        assert part in found.stderr
+        assert part in process.stderr
 
 
 def test_the_core_is_small():
@@ -118,9 +118,9 @@ def test_a_module_is_said_to_be_in_an_extra_that_brings_it():
 @pytest.mark.few(3)
 @pytest.mark.parametrize("command", ["tune", "eval", "profile", "replay", "bench", "collab", "demo", "doctor", "plan"])
 def test_help_works(command):
-    found = bare(command, "--help")
-    assert found.returncode == 0, found.stderr
-    assert f"gradless {command}" in found.stdout
+    process = bare(command, "--help")
+    assert process.returncode == 0, process.stderr
+    assert f"gradless {command}" in process.stdout
 
 
 @pytest.mark.sweep
@@ -130,9 +130,9 @@ def test_every_list_works():
 
     code = "from click.testing import CliRunner\nfrom gradless.cli import main\nimport json\n"
     code += "print(json.dumps({w: CliRunner().invoke(main, ['list', w]).exit_code for w in sys.argv[1:]}))"
-    found = bare_python(code, *jobs.TABLES, *recipes.TABLES)
-    assert found.returncode == 0, found.stderr
-    assert set(json.loads(found.stdout).values()) == {0}
+    process = bare_python(code, *jobs.TABLES, *recipes.TABLES)
+    assert process.returncode == 0, process.stderr
+    assert set(json.loads(process.stdout).values()) == {0}
 
 
 @pytest.mark.sweep
@@ -146,9 +146,9 @@ for make in (gl.mezo, gl.mezo_momentum, gl.lozo, gl.zo_adam):
     moves = [opt.step_with(lambda: (model(x) - 1).square().mean())[1] for _ in range(5)]
 print([m for m in sys.modules if m.split(".")[0].lower() in HIDDEN and sys.modules[m] is not None])
 """
-    found = bare_python(code)
-    assert found.returncode == 0, found.stderr
-    assert found.stdout.strip() == "[]"
+    process = bare_python(code)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == "[]"
 
 
 @pytest.mark.sweep
@@ -160,14 +160,14 @@ from gradless.testing import aggregator_checks, direction_checks
 for check in (*direction_checks()[:4], *aggregator_checks(permutation=False)[:3]):
     check(gl.gaussian() if check.kind == "direction" else lambda f: compose(nnm(f=f), krum(f=f)))
 """
-    found = bare_python(code)
-    assert found.returncode == 0, found.stderr
+    process = bare_python(code)
+    assert process.returncode == 0, process.stderr
 
 
 @pytest.mark.sweep
 def test_doctor_works_and_says_what_is_missing(tmp_path):
-    found = bare("doctor", "--json", tmp_path / "doctor.json", GRADLESS_CACHE=str(tmp_path / "cache"))
-    assert found.returncode == 0, found.stderr
+    process = bare("doctor", "--json", tmp_path / "doctor.json", GRADLESS_CACHE=str(tmp_path / "cache"))
+    assert process.returncode == 0, process.stderr
     told = json.loads((tmp_path / "doctor.json").read_text())
     assert told["kernels"]["cpu"] == "torch reference"
     assert told["kernels"]["cpu self-test"] == "same bits"
@@ -209,42 +209,42 @@ for line in json.loads(sys.argv[1]):
 """
     ran = bare_python(code, json.dumps([list(map(str, line)) for line, _ in cases]))
     assert ran.returncode == 0, ran.stderr
-    for (line, said), answer in zip(cases, ran.stdout.splitlines(), strict=True):
+    for (line, sentence), answer in zip(cases, ran.stdout.splitlines(), strict=True):
         status, error, output = json.loads(answer)
         assert status == 2, (line, output, error)
         assert error.startswith("gradless: "), line
         assert error.count("\n") == 1, error
-        assert said in error
+        assert sentence in error
     assert not out.exists()
 
 
 @pytest.mark.sweep
 def test_the_demo_looks_for_its_packages_before_it_fetches_anything(tmp_path):
-    found = bare("demo", "--out", tmp_path / "demo", GRADLESS_CACHE=str(tmp_path / "cache"))
-    one_sentence(found, "pip install 'gradless[demo]'")
-    assert found.stdout == ""
+    process = bare("demo", "--out", tmp_path / "demo", GRADLESS_CACHE=str(tmp_path / "cache"))
+    one_sentence(process, "pip install 'gradless[demo]'")
+    assert process.stdout == ""
     assert not (tmp_path / "cache").exists()
 
 
 @pytest.mark.sweep
 @pytest.mark.few(1)
 @pytest.mark.parametrize(
-    ("hidden", "options", "said"),
+    ("hidden", "options", "sentence"),
     [
         ("peft", ["--scheme", "lora"], "'peft' is not installed: pip install 'gradless[lm]'"),
         ("tensorboard", ["--tensorboard"], "pip install 'gradless[tensorboard]'"),
     ],
 )
-def test_one_package_missing(tmp_path, own, hidden, options, said):
+def test_one_package_missing(tmp_path, own, hidden, options, sentence):
     sizes = ["--steps", "1", "--num-train", "4", "--num-dev", "4", "--num-test", "4", "--batch-size", "2"]
-    found = bare("tune", "--model", "tiny-llama", *own, *sizes, "--out", tmp_path / "out", *options, hidden=[hidden])
-    one_sentence(found, said)
+    process = bare("tune", "--model", "tiny-llama", *own, *sizes, "--out", tmp_path / "out", *options, hidden=[hidden])
+    one_sentence(process, sentence)
 
 
 @pytest.mark.sweep
 def test_hub_data_without_datasets(tmp_path):
-    found = bare("tune", "--model", "tiny-llama", "--task", "sst2", "--out", tmp_path / "out", hidden=["datasets"])
-    one_sentence(found, "--data DIR", "pip install 'gradless[data]'")
+    process = bare("tune", "--model", "tiny-llama", "--task", "sst2", "--out", tmp_path / "out", hidden=["datasets"])
+    one_sentence(process, "--data DIR", "pip install 'gradless[data]'")
 
 
 @pytest.mark.sweep
@@ -252,8 +252,8 @@ def test_a_run_without_numba_matplotlib_and_sklearn(tmp_path, own):
     """A language model needs transformers; the rest makes it faster or draws."""
     sizes = ["--steps", "2", "--num-train", "4", "--num-dev", "4", "--num-test", "4", "--batch-size", "2"]
     absent = ["numba", "llvmlite", "matplotlib", "datasets", "tensorboard", "trl", "triton", "gguf", "PIL"]
-    found = bare("tune", "--model", "tiny-opt", *own, *sizes, "--out", tmp_path / "out", hidden=absent)
-    assert found.returncode == 0, found.stderr
+    process = bare("tune", "--model", "tiny-opt", *own, *sizes, "--out", tmp_path / "out", hidden=absent)
+    assert process.returncode == 0, process.stderr
     again = bare("replay", tmp_path / "out", "--verify", hidden=absent)
     assert again.returncode == 0, again.stdout + again.stderr
 
@@ -264,8 +264,8 @@ def test_collaboration_needs_no_language_models(tmp_path):
         name for name in OPTIONAL if name not in BROUGHT_BY["collab"] | {"scipy", "joblib", "pillow", "scikit-learn"}
     ]
     absent = [name for name in absent if name not in ("llvmlite", "packaging")]  # of numba and matplotlib
-    found = bare(
+    process = bare(
         *("collab", "simulate", "--recipe", "monna-digits", "--steps", "3", "--out", tmp_path / "out"), hidden=absent
     )
-    assert found.returncode == 0, found.stderr
+    assert process.returncode == 0, process.stderr
     assert json.loads(next((tmp_path / "out").rglob("result.json")).read_text())["status"] == "done"

@@ -153,17 +153,17 @@ FUNCTIONS = [name for name, value in public().items() if inspect.isfunction(valu
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_docstrings_name_errors_arguments_and_cost(name):
     part = getattr(gradless, name)
-    said, tree = inspect.getdoc(part) or "", _source(part)
+    text, tree = inspect.getdoc(part) or "", _source(part)
     refuses = any("BadInput" in ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Raise))
-    assert "Raises:" in said or not refuses, f"{name} raises BadInput and does not say when"
+    assert "Raises:" in text or not refuses, f"{name} raises BadInput and does not say when"
     preset = part.__module__.startswith("gradless.methods.")
     arguments = set(inspect.signature(part).parameters)
     if preset:
-        assert re.search(r"Cost:|for costs", said), f"{name} does not say what it costs"
+        assert re.search(r"Cost:|for costs", text), f"{name} does not say what it costs"
         arguments -= {*SHARED, "queries"}
-        assert all(word in (common.__doc__ or "") for word in ("params", "lr", "eps", "queries"))
+        assert all(argument in (common.__doc__ or "") for argument in ("params", "lr", "eps", "queries"))
     elif len(arguments) > 1:
-        missing = [word for word in arguments if not re.search(rf"\b{word}\b", said)]
+        missing = [argument for argument in arguments if not re.search(rf"\b{argument}\b", text)]
         assert not missing, f"{name} does not say what {missing[0]} is"
 
 
@@ -192,8 +192,8 @@ def test_the_page_of_the_architecture_shows_every_module_at_the_top():
     tree = re.search(r"```text\nsrc/gradless/\n(.*?)```", (DOCS / "concepts" / "architecture.md").read_text(), re.S)
     assert tree is not None
     shown = set(re.findall(r"^  ([\w.]+)", tree[1], re.M))
-    found = {path.name for path in (ROOT / "src" / "gradless").iterdir() if path.suffix == ".py" or path.is_dir()}
-    assert shown == found - {"__init__.py", "__main__.py", "__pycache__"}
+    modules = {path.name for path in (ROOT / "src" / "gradless").iterdir() if path.suffix == ".py" or path.is_dir()}
+    assert shown == modules - {"__init__.py", "__main__.py", "__pycache__"}
 
 
 def test_every_page_is_in_the_navigation():
@@ -251,11 +251,11 @@ def test_copied_blocks_hold_commands_only():
         for block in docs_blocks.blocks(page):
             prompts = [line for line in block.text.splitlines() if re.match(r"(\$|%|#!?|In \[\d+\]:) \S", line.strip())]
             shell = block.language in ("sh", "bash", "console", "shell", "")
-            assert not shell or block.language in ("sh", "bash"), f"{block.place}: name the block sh, bash or text"
-            assert not [one for one in prompts if not one.startswith("#")], f"{block.place}: a prompt"
+            assert not shell or block.language in ("sh", "bash"), f"{block.where}: name the block sh, bash or text"
+            assert not [one for one in prompts if not one.startswith("#")], f"{block.where}: a prompt"
             if shell and "{{" not in block.text:
                 for words in docs_blocks.commands(block.text):
-                    docs_blocks.check_command(words, block.place)
+                    docs_blocks.check_command(words, block.where)
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -80,12 +80,12 @@ def module_of(name: str) -> str:
 @cache
 def graph() -> dict[str, set[str]]:
     """Modules that each module imports, wherever in it; imports for type checkers count as well."""
-    found = {}
+    imported = {}
     for name, tree in trees().items():
         if name not in ("__init__", "__main__"):
             own = (one for one in imports(tree, at_top=False) if one.startswith("gradless."))
-            found[name] = {module_of(one) for one in own} - {"__init__", name}
-    return found
+            imported[name] = {module_of(one) for one in own} - {"__init__", name}
+    return imported
 
 
 def top(name: str) -> str:

@@ -143,13 +143,13 @@ def portable(data: bytes) -> bytes:
         key: Path(value).name if key in ("train", "test") else value for key, value in own.items()
     }
     text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode()
-    made = b"gradless" + struct.pack("<HI", version, len(text)) + text
-    crc = zlib.crc32(made)
-    made += struct.pack("<I", crc)
+    ledger = b"gradless" + struct.pack("<HI", version, len(text)) + text
+    crc = zlib.crc32(ledger)
+    ledger += struct.pack("<I", crc)
     for one in records:
         crc = zlib.crc32(one, crc)
-        made += one + struct.pack("<I", crc)
-    return made
+        ledger += one + struct.pack("<I", crc)
+    return ledger
 
 
 def collaborate(cell: tuple[str, str]) -> tuple[str, dict[str, Any]]:
@@ -206,16 +206,16 @@ def helps() -> dict[str, str]:
 
     from gradless.cli import main
 
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
 
     def visit(command: click.Command, words: list[str]) -> None:
-        found[" ".join(["gradless", *words])] = invoke([*words, "--help"])
+        texts[" ".join(["gradless", *words])] = invoke([*words, "--help"])
         if isinstance(command, click.Group):
             for name in sorted(command.commands):
                 visit(command.commands[name], [*words, name])
 
     visit(main, [])
-    return found
+    return texts
 
 
 def public_names() -> list[str]:
@@ -300,13 +300,13 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--compare", type=Path)
     parser.add_argument("--workers", type=int, default=2)
-    given = parser.parse_args()
-    if given.out:
-        record(given.out, given.workers)
+    options = parser.parse_args()
+    if options.out:
+        record(options.out, options.workers)
         return 0
     with tempfile.TemporaryDirectory() as folder:
-        record(Path(folder), given.workers)
-        return min(1, compare(given.compare, Path(folder)))
+        record(Path(folder), options.workers)
+        return min(1, compare(options.compare, Path(folder)))
 
 
 if __name__ == "__main__":

@@ -43,17 +43,17 @@ SEED = 15  # of a schedule in which every kind of message is said
 
 def recorded() -> tuple[list[bytes], list[Decision]]:
     """Everything that was said in a run of four, rounds that failed included, and what was decided."""
-    said: list[bytes] = []
+    sent: list[bytes] = []
 
     class Recording(World):
         def _deliver(self, source: int, peer: int, data: bytes, now: float) -> None:
-            said.append(data)
+            sent.append(data)
             super()._deliver(source, peer, data, now)
 
     world = Recording(SEED, 4, 1, steps=4, width=WIDTH, liars=0, well_from=2.0)
     world.loss = 0.3
     world.run()
-    return said, list(world.logs[0])
+    return sent, list(world.logs[0])
 
 
 def corpus() -> list[bytes]:
@@ -129,8 +129,8 @@ class Fuzzer:
             elif way == 3:
                 data += rng.randbytes(rng.choice((1, 64, 4096)))
             elif way == 4:
-                other, place = rng.choice(self.corpus), rng.randrange(len(data))
-                data[place : place + 40] = other[place : place + 40]
+                other, offset = rng.choice(self.corpus), rng.randrange(len(data))
+                data[offset : offset + 40] = other[offset : offset + 40]
             elif len(data) >= HEAD.size:
                 struct.pack_into("<HIH", data, 18, rng.randrange(5), rng.randrange(6), rng.randrange(80))
         return bytes(data)
@@ -153,8 +153,8 @@ class Fuzzer:
         tail = self.tail(value)
         match kind:
             case Kind.ROW:
-                before = parse_value(rng.choice(self.values.get(step, self.values[0]))).before
-                return self.sign(row_body(RUN, self.row(), step, rng.choice((NO_DIGEST, before))))
+                previous = parse_value(rng.choice(self.values.get(step, self.values[0]))).before
+                return self.sign(row_body(RUN, self.row(), step, rng.choice((NO_DIGEST, previous))))
             case Kind.PREVOTE:
                 return self.sign(head + its_digest) + self.signature()
             case Kind.PRECOMMIT:

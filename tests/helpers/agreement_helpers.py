@@ -29,17 +29,17 @@ TIMING = Timing(grace=0.1, base=0.5)
 
 def decided(group: Group, steps: int, rings: list[HashRing], **fields: object) -> list[tuple[bytes, bytes]]:
     """Values and certificates of so many steps, as a quorum would have decided them."""
-    chain, before = [], bytes(32)
+    chain, previous = [], bytes(32)
     for step in range(steps):
         rows = []
         for peer in range(group.peers):
             coefficients = pack_coefficients([float(step + peer + k) for k in range(group.width)])
             row = Row(peer, 0, coefficients, b"")
-            rows.append(row._replace(signature=rings[peer].sign(row_body(group.run, row, step, before))))
-        value = Value(step, before, 0, step % group.peers, group.width, tuple(rows), ())
+            rows.append(row._replace(signature=rings[peer].sign(row_body(group.run, row, step, previous))))
+        value = Value(step, previous, 0, step % group.peers, group.width, tuple(rows), ())
         packed = pack_value(value._replace(**fields))
-        before = digest(group.run, packed)
-        chain.append((packed, certificate(group, rings, step, before)))
+        previous = digest(group.run, packed)
+        chain.append((packed, certificate(group, rings, step, previous)))
     return chain
 
 
@@ -56,15 +56,15 @@ def long_chain(
 
     Coefficients are zeros, or drawn.
     """
-    before, values = bytes(32), []
+    previous, values = bytes(32), []
     for step in range(steps):
         sent = (
             np.zeros((group.peers, group.width)) if draw is None else draw.standard_normal((group.peers, group.width))
         )
         rows = tuple(Row(peer, 0, row.astype("<f4").tobytes(), bytes(64)) for peer, row in enumerate(sent))
-        values.append(pack_value(Value(step, before, 0, step % group.peers, group.width, rows, ())))
-        before = digest(group.run, values[-1])
-    newest = certificate(group, rings, steps - 1, before)
+        values.append(pack_value(Value(step, previous, 0, step % group.peers, group.width, rows, ())))
+        previous = digest(group.run, values[-1])
+    newest = certificate(group, rings, steps - 1, previous)
     return [*((value, b"") for value in values[:-1]), (values[-1], newest)]
 
 

@@ -123,8 +123,8 @@ MIXES: list[tuple[str, Any, dict[str, Any]]] = [
 
 def attacking(send: Any = None, extras: Any = None, **more: Any) -> Attack:
     good = none()
-    given = {"strength": 0.0, **more}
-    return Attack("mine", extras or good.extras, send or good.send, **given)
+    arguments = {"strength": 0.0, **more}
+    return Attack("mine", extras or good.extras, send or good.send, **arguments)
 
 
 def whole_mean(context: Any) -> torch.Tensor:

@@ -78,8 +78,8 @@ DIRECTIONS: list[tuple[str, Any]] = [
 
 
 def estimating(estimate: Any, **more: Any) -> Estimator:
-    given = {"queries": lambda step: 1, "forwards": lambda k: 2 * k, **more}
-    return Estimator("mine", 1e-3, estimate=estimate, **given)
+    arguments = {"queries": lambda step: 1, "forwards": lambda k: 2 * k, **more}
+    return Estimator("mine", 1e-3, estimate=estimate, **arguments)
 
 
 def pairs(oracle: Any, keys: Any) -> tuple[float, list[float]]:
@@ -198,10 +198,10 @@ class Damaging(ZerothOrder):
     """Its probe does not restore."""
 
     def probe(self, closure: Any) -> Any:
-        found = super().probe(closure)
+        measured = super().probe(closure)
         with torch.no_grad():
             self.leaves[0].param.mul_(1.01)
-        return found
+        return measured
 
 
 class Cheap(ZerothOrder):
@@ -219,9 +219,9 @@ class Forgetful(ZerothOrder):
         self.t = 0
 
 
-def method(kind: Any = ZerothOrder, *, lr: float = 0.4, seed: Any = lambda: 0, before: Any = list, **more: Any) -> Any:
+def method(kind: Any = ZerothOrder, *, lr: float = 0.4, seed: Any = lambda: 0, prepare: Any = list, **more: Any) -> Any:
     def make(params: Any) -> ZerothOrder:
-        return kind(before(params), seed=seed(), rule=gl.scale(lr), **more)
+        return kind(prepare(params), seed=seed(), rule=gl.scale(lr), **more)
 
     return make
 
@@ -233,14 +233,14 @@ def unfrozen(params: Any) -> Any:
 METHODS: list[tuple[str, Any]] = [
     ("learns", method(lr=1e-9)),
     ("deterministic", method(seed=lambda: next(SIZES))),
-    ("deterministic", method(before=lambda params: [(f"{i}", p) for i, (_, p) in enumerate(params)])),
+    ("deterministic", method(prepare=lambda params: [(f"{i}", p) for i, (_, p) in enumerate(params)])),
     ("replays_or_says_why_not", method(seed=lambda: next(SIZES))),
     ("restores", method(Damaging)),
     ("counts_its_forwards", method(Cheap)),
     ("resumes", method(Forgetful)),
     ("skips_what_is_not_finite", method(estimator=estimating(told(blind)))),
-    ("leaves_frozen_weights_alone", method(before=unfrozen)),
-    ("no_global_generator", method(before=lambda params: rolling(list(params)))),
+    ("leaves_frozen_weights_alone", method(prepare=unfrozen)),
+    ("no_global_generator", method(prepare=lambda params: rolling(list(params)))),
 ]
 
 
@@ -263,10 +263,10 @@ def rendering(**change: Any) -> tasks.Task:
 
 
 def emptying(row: Any) -> tasks.Example:
-    found = SST2.render(row)
+    example = SST2.render(row)
     row.pop("label")
-    row["label"] = found.correct[0] + 10
-    return found
+    row["label"] = example.correct[0] + 10
+    return example
 
 
 class Reader:

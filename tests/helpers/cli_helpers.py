@@ -11,17 +11,17 @@ def call(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-def refused(found: Result, *parts: str, code: int = 2) -> None:
+def refused(result: Result, *parts: str, code: int = 2) -> None:
     """One sentence on stderr, the exit code, no traceback."""
-    assert found.exit_code == code, (found.output, found.exception)
-    assert found.exception is None or isinstance(found.exception, SystemExit)
-    assert found.stderr.startswith("gradless: ")
-    assert found.stderr.count("\n") == 1
-    assert "Traceback" not in found.output
+    assert result.exit_code == code, (result.output, result.exception)
+    assert result.exception is None or isinstance(result.exception, SystemExit)
+    assert result.stderr.startswith("gradless: ")
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.output
     for part in parts:
-        assert part in found.stderr, found.stderr
+        assert part in result.stderr, result.stderr
 
 
 def without(options: list[str], name: str) -> list[str]:
-    place = options.index(name)
-    return options[:place] + options[place + 2 :]
+    index = options.index(name)
+    return options[:index] + options[index + 2 :]

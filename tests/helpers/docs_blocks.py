@@ -68,20 +68,20 @@ class Block(NamedTuple):
     shown: str = ""  # the text block behind it
 
     @property
-    def place(self) -> str:
-        """For messages."""
+    def where(self) -> str:
+        """Page and line, for messages."""
         return f"{self.page.name}:{self.line}"
 
     @property
     def reason(self) -> str | None:
         """Why it is not run, if it says so."""
-        found = NOT_RUN.match(self.text.split("\n")[0])
-        return found[1] if found else None
+        marked = NOT_RUN.match(self.text.split("\n")[0])
+        return marked[1] if marked else None
 
 
 def blocks(page: Path) -> list[Block]:
     """All blocks of a page, in order; those inside lists and notes lose their indentation."""
-    found, lines = [], page.read_text().splitlines()
+    collected, lines = [], page.read_text().splitlines()
     at = end = 0
     while at < len(lines):
         opened = FENCE.match(lines[at])
@@ -96,18 +96,18 @@ def blocks(page: Path) -> list[Block]:
         inside = [line.removeprefix(indent) for line in lines[start:at]]
         titled = re.search(r'title="([^"]+)"', rest)
         block = Block(page, start + 1, language, titled[1] if titled else None, "\n".join(inside) + "\n")
-        if language == "text" and found and not "".join(lines[end + 1 : start - 1]).strip():
-            found[-1] = found[-1]._replace(shown=block.text)
+        if language == "text" and collected and not "".join(lines[end + 1 : start - 1]).strip():
+            collected[-1] = collected[-1]._replace(shown=block.text)
         end = at
-        found.append(block)
+        collected.append(block)
         at += 1
-    return found
+    return collected
 
 
 def needs(page: Path) -> list[str]:
-    """Modules that a page's front matter says its blocks need: ``needs: [trl]``."""
-    found = re.match(r"---\n(?:.*\n)*?needs: *\[([^\]]*)\]\n(?:.*\n)*?---\n", page.read_text())
-    return [name.strip() for name in found[1].split(",")] if found else []
+    """Modules that a page's front_matter matter says its blocks need: ``needs: [trl]``."""
+    front_matter = re.match(r"---\n(?:.*\n)*?needs: *\[([^\]]*)\]\n(?:.*\n)*?---\n", page.read_text())
+    return [name.strip() for name in front_matter[1].split(",")] if front_matter else []
 
 
 def run_page(page: Path) -> None:
@@ -123,38 +123,38 @@ def run_page(page: Path) -> None:
 
 def run_block(block: Block, namespace: dict[str, Any]) -> None:
     """Run or read one block."""
-    assert block.language in LANGUAGES, f"{block.place}: '{block.language}' is no language that is checked"
+    assert block.language in LANGUAGES, f"{block.where}: '{block.language}' is no language that is checked"
     match block.language:
         case "python" if block.reason:
-            compile(block.text, block.place, "exec")
+            compile(block.text, block.where, "exec")
         case "python":
             # Line numbers in tracebacks are those of the page.
-            tree = ast.increment_lineno(ast.parse(block.text, block.place), block.line - 1)
-            exec(compile(tree, block.place, "exec", dont_inherit=True), namespace)
+            tree = ast.increment_lineno(ast.parse(block.text, block.where), block.line - 1)
+            exec(compile(tree, block.where, "exec", dont_inherit=True), namespace)
         case "pycon":
-            assert not block.reason, f"{block.place}: an example is run, or it is no example"
+            assert not block.reason, f"{block.where}: an example is run, or it is no example"
             _doctest(block, namespace)
         case "bash" if not block.reason:
             _run_commands(block)
         case "bash" | "sh":
             for command in commands(block.text):
-                check_command(command, block.place)
+                check_command(command, block.where)
         case "toml":
             tomllib.loads(block.text)
         case "csv":
-            assert block.title, f"{block.place}: a table needs a title, the file that it is"
+            assert block.title, f"{block.where}: a table needs a title, the file that it is"
         case _:
             pass
 
 
 def _doctest(block: Block, namespace: dict[str, Any]) -> None:
-    found = doctest.DocTestParser().get_doctest(block.text, namespace, block.place, str(block.page), block.line - 1)
-    assert found.examples, f"{block.place}: no example"
-    said = io.StringIO()
+    example = doctest.DocTestParser().get_doctest(block.text, namespace, block.where, str(block.page), block.line - 1)
+    assert example.examples, f"{block.where}: no example"
+    output = io.StringIO()
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS, verbose=False)
-    runner.run(found, out=said.write, clear_globs=False)
-    assert not runner.failures, said.getvalue()
-    namespace.update(found.globs)
+    runner.run(example, out=output.write, clear_globs=False)
+    assert not runner.failures, output.getvalue()
+    namespace.update(example.globs)
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -165,46 +165,46 @@ def _run_commands(block: Block) -> None:
     """Run the commands of a block; what the last one prints must be what the page shows, if it shows anything."""
     lines = list(commands(block.text))
     for number, words in enumerate(lines, 1):
-        check_command(words, block.place)
+        check_command(words, block.where)
         if words[0] != "gradless":
             continue
         shown = block.shown if number == len(lines) else ""
         result = CliRunner().invoke(main, words[1:], catch_exceptions=False)
         expected = 2 if shown.startswith("gradless: ") else 0
-        assert result.exit_code == expected, f"{block.place}: {shlex.join(words)}\n{result.output}"
+        assert result.exit_code == expected, f"{block.where}: {shlex.join(words)}\n{result.output}"
         if shown.strip():
-            compare(shown, result.output, f"{block.place}: {shlex.join(words)}")
+            compare(shown, result.output, f"{block.where}: {shlex.join(words)}")
 
 
-def compare(shown: str, printed: str, place: str) -> None:
+def compare(shown: str, printed: str, where: str) -> None:
     """Lines of a page stand in the output, in order and next to each other; a line ``...`` skips any number."""
     lines, at, skip = [line.rstrip() for line in printed.splitlines()], 0, True
     for line in shown.splitlines():
         if line.strip() == "...":
             skip = True
             continue
-        found = next((i for i in range(at, len(lines)) if _same(line, lines[i])), None)
-        assert found is not None, f"{place}: the page shows\n{line}\nwhich is not in\n{printed}"
-        assert skip or found == at, f"{place}: the page leaves out\n{lines[at]}"
-        at, skip = found + 1, False
+        match = next((i for i in range(at, len(lines)) if _same(line, lines[i])), None)
+        assert match is not None, f"{where}: the page shows\n{line}\nwhich is not in\n{printed}"
+        assert skip or match == at, f"{where}: the page leaves out\n{lines[at]}"
+        at, skip = match + 1, False
 
 
 def _same(shown: str, printed: str) -> bool:
     """Equal but for spaces, numbers within `NEAR`, and anything at ``...``."""
     pattern, numbers = "", []
-    for word in re.split(r"(\.\.\.|\s+)", shown.strip()):
-        if word == "...":
+    for part in re.split(r"(\.\.\.|\s+)", shown.strip()):
+        if part == "...":
             pattern += ".*?"
-        elif not word.strip():
-            pattern += r"\s+" if word else ""
+        elif not part.strip():
+            pattern += r"\s+" if part else ""
         else:
-            for place, piece in enumerate(NUMBER.split(word)):
-                pattern += (f"({NUMBER.pattern})" if place else "") + re.escape(piece)
-            numbers += NUMBER.findall(word)
-    found = re.fullmatch(pattern, printed.strip())
-    if found is None:
+            for index, piece in enumerate(NUMBER.split(part)):
+                pattern += (f"({NUMBER.pattern})" if index else "") + re.escape(piece)
+            numbers += NUMBER.findall(part)
+    match = re.fullmatch(pattern, printed.strip())
+    if match is None:
         return False
-    return all(_close(a, b) for a, b in zip(numbers, found.groups(), strict=True))
+    return all(_close(a, b) for a, b in zip(numbers, match.groups(), strict=True))
 
 
 def _close(a: str, b: str) -> bool:
@@ -224,47 +224,47 @@ def commands(text: str) -> Iterator[list[str]]:
             yield words[: words.index(">")] if ">" in words else words
 
 
-def check_command(words: list[str], place: str) -> None:
+def check_command(words: list[str], where: str) -> None:
     """Whatever a command names must exist.
 
     Raises:
         AssertionError: it does not, with what and where.
     """
     if words[0] == "gradless":
-        check_gradless(words[1:], place)
+        check_gradless(words[1:], where)
     elif words[0] == "torchrun":
-        assert "-m gradless" in " ".join(words), f"{place}: torchrun of what?"
-        check_gradless(words[words.index("-m") + 2 :], place)
+        assert "-m gradless" in " ".join(words), f"{where}: torchrun of what?"
+        check_gradless(words[words.index("-m") + 2 :], where)
     elif words[:3] == ["python", "-m", "gradless"]:
-        check_gradless(words[3:], place)
+        check_gradless(words[3:], where)
     else:
-        assert words[0] in OTHERS or "=" in words[0], f"{place}: what is {words[0]}?"
-        _check_other(words, place)
+        assert words[0] in OTHERS or "=" in words[0], f"{where}: what is {words[0]}?"
+        _check_other(words, where)
 
 
-def _check_other(words: list[str], place: str) -> None:
+def _check_other(words: list[str], where: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     if words[0] == "pip":
         for name in re.findall(r"(?:gradless|\.)\[([^\]]+)\]", " ".join(words)):
             for extra in name.split(","):
-                assert extra in project["optional-dependencies"], f"{place}: no extra '{extra}'"
+                assert extra in project["optional-dependencies"], f"{where}: no extra '{extra}'"
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert words[1] in targets, f"{place}: no target '{words[1]}'"
+        assert words[1] in targets, f"{where}: no target '{words[1]}'"
     for word in words:
         if word.endswith((".py", ".sh")) and "/" in word:
-            assert (ROOT / word).is_file(), f"{place}: no file '{word}'"
+            assert (ROOT / word).is_file(), f"{where}: no file '{word}'"
 
 
-def check_gradless(words: list[str], place: str) -> None:
+def check_gradless(words: list[str], where: str) -> None:
     """Parse a command line without running it, then look at the names among its values."""
     command, path, above = main, ["gradless"], None
     while isinstance(command, click.Group):
         above = click.Context(command, above, path[-1], **command.context_settings)  # its settings are inherited
-        assert words, f"{place}: {' '.join(path)} needs a command"
+        assert words, f"{where}: {' '.join(path)} needs a command"
         if words[0].startswith("-"):
             return  # gradless --version
-        assert words[0] in command.commands, f"{place}: no command '{words[0]}' of {' '.join(path)}"
+        assert words[0] in command.commands, f"{where}: no command '{words[0]}' of {' '.join(path)}"
         command, path, words = command.commands[words[0]], [*path, words[0]], words[1:]
     if path[1:] == ["tune"] and "--resume" in words and not {"--model", "--config"} & set(words):
         words = [*words, "--model", "tiny-llama"]  # the folder of the run would tell its model
@@ -272,18 +272,18 @@ def check_gradless(words: list[str], place: str) -> None:
         try:
             context = command.make_context(path[-1], _without_files(words), parent=above)
         except click.UsageError as error:
-            raise AssertionError(f"{place}: {' '.join(path)}: {error.format_message()}") from None
+            raise AssertionError(f"{where}: {' '.join(path)}: {error.format_message()}") from None
         for name, value in context.params.items():
             for one in value if isinstance(value, tuple) else (value,):
                 if one is not None:
-                    _check_value(name, one, context.params, f"{place}: {' '.join(path)} --{name.replace('_', '-')}")
+                    _check_value(name, one, context.params, f"{where}: {' '.join(path)} --{name.replace('_', '-')}")
 
 
 def _without_files(words: list[str]) -> list[str]:
     """A command line without settings that would be read from a file, which need not be there."""
     kept, skip = [], False
-    for place, word in enumerate(words):
-        if skip or (word in ("--config", "--cell", "--task-file") and not Path(words[place + 1]).is_file()):
+    for index, word in enumerate(words):
+        if skip or (word in ("--config", "--cell", "--task-file") and not Path(words[index + 1]).is_file()):
             skip = not skip
             continue
         kept.append(word)
@@ -309,16 +309,16 @@ TABLES: dict[str, Any] = {
 }
 
 
-def _check_value(name: str, value: Any, given: dict[str, Any], place: str) -> None:
+def _check_value(name: str, value: Any, params: dict[str, Any], where: str) -> None:
     if name in TABLES:
-        assert value in TABLES[name], f"{place}: no '{value}'"
+        assert value in TABLES[name], f"{where}: no '{value}'"
     elif name == "task":
         tasks.get(value)
     elif name == "rule":
-        assert all(part in {**AGGREGATORS, **PRE_AGGREGATORS} for part in value.split("+")), f"{place}: no '{value}'"
+        assert all(part in {**AGGREGATORS, **PRE_AGGREGATORS} for part in value.split("+")), f"{where}: no '{value}'"
     elif name == "model":
         known = value in lm.sources() or value.removeprefix(shapes.PREFIX) in shapes.SHAPES
-        assert known or "/" in value or value.endswith(".gguf"), f"{place}: no '{value}'"
-    elif name == "options" and "method" in given:
-        options = METHODS[given["method"]].options()
-        assert value.split("=")[0] in options, f"{place}: {given['method']} has no '{value}'"
+        assert known or "/" in value or value.endswith(".gguf"), f"{where}: no '{value}'"
+    elif name == "options" and "method" in params:
+        options = METHODS[params["method"]].options()
+        assert value.split("=")[0] in options, f"{where}: {params['method']} has no '{value}'"

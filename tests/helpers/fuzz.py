@@ -221,8 +221,8 @@ def shape(world: World, draw: random.Random) -> Case:
 
 
 def _misspelt(text: str, draw: random.Random) -> str:
-    place = draw.randrange(2, len(text))
-    return f"{text[:place]}zq{text[place:]}"
+    index = draw.randrange(2, len(text))
+    return f"{text[:index]}zq{text[index:]}"
 
 
 def settings(world: World, draw: random.Random) -> Case:
@@ -268,8 +268,8 @@ def odd_record(record: Any, good: dict[str, Any], draw: random.Random) -> tuple[
     numbers = [name for name, one in known.items() if {int, float} & set(one.types)]
     if choice == 2 and numbers:
         name = draw.choice(numbers)
-        word = draw.choice(("NaN", "Infinity", "-Infinity", "9" * 5000, "1e999"))
-        return f"{name} = {word[:9]}", json.dumps({**good, name: "WORD"}).replace('"WORD"', word)
+        literal = draw.choice(("NaN", "Infinity", "-Infinity", "9" * 5000, "1e999"))
+        return f"{name} = {literal[:9]}", json.dumps({**good, name: "WORD"}).replace('"WORD"', literal)
     if choice == 3:
         text = json.dumps(good)
         return "cut short", text[: draw.randrange(len(text))]

@@ -191,15 +191,15 @@ def killed(job: Job, folder: Path, kills: int, seed: int = 0) -> Outcome:
         while outcome.kills < kills:
             shutil.rmtree(root)
             root.mkdir()
-            before = outcome.kills
+            earlier = outcome.kills
             for _ in range(min(KILLS_A_RUN, kills - outcome.kills)):
-                arguments = _at(job.first if outcome.kills == before else job.again, root)
+                arguments = _at(job.first if outcome.kills == earlier else job.again, root)
                 phase = kill(server, arguments, root, draw, usual)
                 if phase is None:
                     break
                 outcome.kills += 1
                 outcome.phases[phase] = outcome.phases.get(phase, 0) + 1
-            if outcome.kills == before:
+            if outcome.kills == earlier:
                 continue
             server.start(_at(job.again, root))
             code, outcome.runs = server.ended(), outcome.runs + 1

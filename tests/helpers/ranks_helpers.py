@@ -223,4 +223,4 @@ def tune_line(own: dict[str, Any], out: Path, *more: Any) -> list[str]:
         *("--steps", 8, "--batch-size", 8, "--lr", 1e-3, "--num-dev", 10, "--eval-every", 4, "--queries", 3),
         *("--seed", 4, "--out", out, *more),
     ]
-    return [str(word) for word in line]
+    return [str(argument) for argument in line]

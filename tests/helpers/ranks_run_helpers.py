@@ -47,30 +47,30 @@ METHODS = {
 
 def messages(group: ranks.Ranks) -> dict[str, Any]:
     """Every kind of message once."""
-    found: dict[str, Any] = {"gather": group.gather([group.rank, 0.1 * group.rank])}
+    answers: dict[str, Any] = {"gather": group.gather([group.rank, 0.1 * group.rank])}
     group.weight = float(group.rank)  # 0, 1, 2, 3: the first one's losses do not count, whatever they are
-    found["mean"] = group.mean([float("nan") if group.rank == 0 else 10.0 * group.rank, 7.0])
-    found["nan"] = group.mean([float("nan") if group.rank == 2 else 1.0])
+    answers["mean"] = group.mean([float("nan") if group.rank == 0 else 10.0 * group.rank, 7.0])
+    answers["nan"] = group.mean([float("nan") if group.rank == 2 else 1.0])
     group.weight = 0.0
     with pytest.raises(BadInput, match="weight"):
         group.mean([1.0])
-    found["spread"] = group.spread(range(10), lambda own: [float(i * i) for i in own])
-    found["fewer"] = group.spread([3], lambda own: [float(i) for i in own])
-    found["exchange"] = group.exchange(b"\0x" * group.rank)
-    found["nothing"] = (group.exchange(b""), group.broadcast(b""))
-    found["broadcast"] = group.broadcast(b"from rank %d" % group.rank)
-    found["sent"] = group.sent
-    before = group.sent
+    answers["spread"] = group.spread(range(10), lambda own: [float(i * i) for i in own])
+    answers["fewer"] = group.spread([3], lambda own: [float(i) for i in own])
+    answers["exchange"] = group.exchange(b"\0x" * group.rank)
+    answers["nothing"] = (group.exchange(b""), group.broadcast(b""))
+    answers["broadcast"] = group.broadcast(b"from rank %d" % group.rank)
+    answers["sent"] = group.sent
+    sent = group.sent
     group.gather([1.0, 2.0])
-    found["two numbers"] = group.sent - before
+    answers["two numbers"] = group.sent - sent
     with group.agreed():
-        found["all well"] = True
+        answers["all well"] = True
     try:
         with group.agreed():
             if group.rank >= 2:
                 raise BadInput(f"{group.rank} is too many")
     except BadInput as error:
-        found["refused"] = (str(error), type(error) is ReportedElsewhere)
+        answers["refused"] = (str(error), type(error) is ReportedElsewhere)
     layer = torch.nn.Linear(2, 1)
     with torch.no_grad():
         layer.weight.fill_(0.5), layer.bias.fill_(0.0)
@@ -78,17 +78,17 @@ def messages(group: ranks.Ranks) -> dict[str, Any]:
     opt = gl.mezo(layer.named_parameters(), lr=0.1, eps=0.1, ranks=group)
     for poison in (0.0, 0.0 if group.rank else math.inf, 0.0):  # the second loss of one rank is not finite
         opt.step(lambda poison=poison: layer(torch.ones(1, 2)).square().sum() + poison)
-    found["skipped"] = (opt.skipped, opt.t, hashing.weights_sha256(layer.named_parameters()))
+    answers["skipped"] = (opt.skipped, opt.t, hashing.weights_sha256(layer.named_parameters()))
     group.check_equal("abc", "the weights")
     with pytest.raises(BrokenRanks, match="the weights of rank 2 differ from those of rank 0") as caught:
         group.check_equal("abc" if group.rank < 2 else "abd", "the weights")
-    found["apart"] = str(caught.value)
-    return found
+    answers["apart"] = str(caught.value)
+    return answers
 
 
 def steps(group: ranks.Ranks | None, split: str) -> dict[str, Any]:
     """Hash, losses and coefficients after some steps of every method; a batch of seven splits unevenly."""
-    found = {}
+    runs = {}
     for name, (make, options) in METHODS.items():
         model = r.lm.load("tiny-llama").model
         whole = torch.arange(7 * 12).view(7, 12) * 5 % 290 + 3
@@ -104,14 +104,14 @@ def steps(group: ranks.Ranks | None, split: str) -> dict[str, Any]:
         probes += [opt.step_with(closure)[0] for _ in "23"]
         opt.flush()
         sha = hashing.weights_sha256(model.named_parameters())
-        found[name] = {
+        runs[name] = {
             "sha": sha,
             "losses": [p.loss for p in probes],
             "coeffs": [p.sketch.coeffs for p in probes],
             "forwards": opt.forwards,
             "sent": group.sent - first if group else 0,
         }
-    return found
+    return runs
 
 
 def drawing(group: ranks.Ranks | None) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def drawing(group: ranks.Ranks | None) -> dict[str, Any]:
 
     Generators of ranks other than 0 start elsewhere; with four ranks some have no point.
     """
-    found = {}
+    runs = {}
     for make, options in ((gl.mezo, {}), (gl.mezo, {"queries": 3}), (gl.zo_cons, {}), (gl.forward_gradient, {})):
         rank = 0 if group is None else group.rank
         torch.manual_seed(rank), random.seed(rank), np.random.seed(rank)
@@ -135,8 +135,8 @@ def drawing(group: ranks.Ranks | None) -> dict[str, Any]:
         for _ in range(3):
             opt.step(closure)
         ahead = (torch.rand(1).item(), random.random(), np.random.rand())
-        found[f"{make.__name__} {options}"] = hashing.weights_sha256(layer.named_parameters()), ahead
-    return found
+        runs[f"{make.__name__} {options}"] = hashing.weights_sha256(layer.named_parameters()), ahead
+    return runs
 
 
 def tokens(group: ranks.Ranks | None, rows: list[Any], task: Any) -> tuple[float, list[float], Any]:
@@ -155,7 +155,7 @@ def tokens(group: ranks.Ranks | None, rows: list[Any], task: Any) -> tuple[float
 
 def population(group: ranks.Ranks | None) -> dict[str, Any]:
     """Loss and coefficients of an evolution strategy: five rows, which the ranks share unevenly."""
-    found = {}
+    probes = {}
     data = torch.sin(torch.arange(20.0)).view(5, 4)
     for split, single in itertools.product(ranks.SPLITS, (True, False)):
         layer = torch.nn.Linear(4, 1)
@@ -173,8 +173,8 @@ def population(group: ranks.Ranks | None) -> dict[str, Any]:
             return losses.mean() if single else losses
 
         probe = opt.step_with(closure)[0]
-        found[split, single] = (probe.loss, *probe.sketch.coeffs, opt.forwards, opt.check_forwards)
-    return found
+        probes[split, single] = (probe.loss, *probe.sketch.coeffs, opt.forwards, opt.check_forwards)
+    return probes
 
 
 def refusals(group: ranks.Ranks) -> list[str]:
@@ -192,7 +192,7 @@ def refusals(group: ranks.Ranks) -> list[str]:
 
 def told(group: ranks.Ranks | None) -> list[list[str]]:
     """Warnings of three steps of an optimizer that knows of the group, and of one that does not."""
-    found = []
+    warned = []
     for known in (group, None):
         layer = torch.nn.Linear(4, 1)
         opt = gl.mezo(layer.named_parameters(), lr=1e-3, ranks=known)
@@ -200,43 +200,43 @@ def told(group: ranks.Ranks | None) -> list[list[str]]:
             warnings.simplefilter("always")
             for _ in range(3):
                 opt.step(lambda layer=layer: layer(torch.eye(4)).square().mean())
-        found.append([str(one.message) for one in caught])
-    return found
+        warned.append([str(one.message) for one in caught])
+    return warned
 
 
 def chosen(group: ranks.Ranks) -> list[Any]:
     """The engine ``auto``, where every rank would choose another one than the rank before."""
     model = torch.nn.Linear(4, 1)
     torch.nn.init.ones_(model.weight)
-    found = []
+    choices = []
     with tempfile.TemporaryDirectory() as folder, race(Path(folder), dual=1.0 if group.rank % 2 == 0 else 9.0) as raced:
         for split in ranks.SPLITS:
             group.split = split
             opt = gl.mezo(model.named_parameters(), lr=1e-3, eps=1e-2, ranks=group)
             opt.step(lambda: model(torch.eye(4)).square().mean())
-            found.append((opt.engine, len(raced.calls) > 0, hashing.weights_sha256(model.named_parameters())))
+            choices.append((opt.engine, len(raced.calls) > 0, hashing.weights_sha256(model.named_parameters())))
             raced.calls.clear()
-    return found
+    return choices
 
 
 def all_of_it(group: ranks.Ranks | None, rows: list[Any], task: Any) -> dict[str, Any]:
     """One start of the processes for many checks."""
-    found = {split: steps(group, split) for split in ranks.SPLITS}
+    results = {split: steps(group, split) for split in ranks.SPLITS}
     if group is not None:
         group.split = "directions"
-    found["drawing"] = drawing(group)
-    found["population"] = population(group)
+    results["drawing"] = drawing(group)
+    results["population"] = population(group)
     if group is not None:
         group.split = "batch"
-    found["tokens"] = tokens(group, rows, task)
+    results["tokens"] = tokens(group, rows, task)
     if group is not None:
-        found["refusals"] = refusals(group)
-        found["engine"] = chosen(group)
+        results["refusals"] = refusals(group)
+        results["engine"] = chosen(group)
         group.split = "batch"
-    found["told"] = told(group)
+    results["told"] = told(group)
     if group is not None and group.size == 4:
-        found["messages"] = messages(group)
-    return found
+        results["messages"] = messages(group)
+    return results
 
 
 def core(own: dict[str, Any]) -> dict[str, Any]:

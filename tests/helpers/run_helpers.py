@@ -83,8 +83,8 @@ def tune(settings: TuneConfig, out: Path, *, resume: bool = False) -> dict[str, 
 def notes(out: Path, event: str) -> list[dict[str, Any]]:
     """Lines of metrics.jsonl, read as strictly as the JSON standard says."""
 
-    def refuse(word: str) -> None:
-        raise AssertionError(f"{word} is not JSON")
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
 
     lines = [json.loads(line, parse_constant=refuse) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line["event"] == event]

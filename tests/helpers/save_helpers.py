@@ -25,9 +25,9 @@ def tuned(folder: Path, **changes: Any) -> Path:
     return folder / "run"
 
 
-def facts_of(place: Path) -> card.Facts:
+def facts_of(folder: Path) -> card.Facts:
     """What the card of a run's selected step is made from."""
-    contents, result = ledger.read(place / "ledger"), json.loads((place / "result.json").read_text())
+    contents, result = ledger.read(folder / "ledger"), json.loads((folder / "result.json").read_text())
     return card.Facts(
         name="x",
         location="me/x",

@@ -37,15 +37,15 @@ shared = functools.cache(model)
 
 def words(lm: Any, count: int = 4, skip: int = 0) -> tuple[str, ...]:
     """Words that are one token with their leading space."""
-    tokenizer, found = lm.tokenizer, []
+    tokenizer, texts = lm.tokenizer, []
     for token in sorted(tokenizer.get_vocab().values()):
         text = tokenizer.decode([token])
         if text.startswith(" ") and text[1:].isalpha() and text.isascii():
             rows = tokenizer([text, "so" + text, "so"], add_special_tokens=False)["input_ids"]
             if len(rows[0]) == 1 and rows[1] == rows[2] + rows[0]:
-                found.append(text)
-    assert len(found) >= count + skip
-    return tuple(found[skip : skip + count])
+                texts.append(text)
+    assert len(texts) >= count + skip
+    return tuple(texts[skip : skip + count])
 
 
 def single(lm: Any, count: int = 4, options: int = 2) -> list[Example]:
@@ -82,7 +82,7 @@ def questions(count: int = 4) -> list[Example]:
 
 def task(kind: str, metrics: tuple[str, ...] = ("accuracy",), **changes: Any) -> Task:
     """A task whose rows are examples already."""
-    made = Task(
+    toy = Task(
         name="toy",
         title="Toy",
         kind=kind,
@@ -91,7 +91,7 @@ def task(kind: str, metrics: tuple[str, ...] = ("accuracy",), **changes: Any) ->
         read=None,
         source="",
     )
-    return replace(made, **changes)
+    return replace(toy, **changes)
 
 
 def plain_logits(lm: Any, tokens: list[int] | tuple[int, ...]) -> torch.Tensor:

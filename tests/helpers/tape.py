@@ -22,9 +22,9 @@ class Tape(TorchDispatchMode):
         result = func(*args, **kwargs)
         if func.overloadpacket.__name__ == "_local_scalar_dense":
             raise RuntimeError("operation not permitted when stream is capturing")
-        before = {one.untyped_storage().data_ptr() for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
+        old = {one.untyped_storage().data_ptr() for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)}
         new = [one if isinstance(one, Tensor) else None for one in tree_leaves(result)]
-        new = [None if one is None or one.untyped_storage().data_ptr() in before else one for one in new]
+        new = [None if one is None or one.untyped_storage().data_ptr() in old else one for one in new]
 
         def again() -> None:
             for kept, fresh in zip(new, tree_leaves(func(*args, **kwargs)), strict=True):

@@ -85,9 +85,9 @@ def trainer(folder, model=None, data=None, *, options=None, kind=ZOTrainer, **re
     )
 
 
-def digest(found):
+def digest(trained):
     """Hash of the weights of a trainer's model."""
-    return weights_sha256(found.model.named_parameters())
+    return weights_sha256(trained.model.named_parameters())
 
 
 def moves(folder):

@@ -32,15 +32,15 @@ class Noisy(ZOTrainer):
 def run(folder, *, bare):
     """Train from the last complete checkpoint, if there is any; returns the hash of the weights."""
     resume = any((path / "trainer_state.json").exists() for path in Path(folder).glob("checkpoint-*"))
-    found = trainer(folder, options=OPTIONS, kind=Noisy, ledger_only=bare)
+    resumed = trainer(folder, options=OPTIONS, kind=Noisy, ledger_only=bare)
     try:
-        found.train(resume_from_checkpoint=resume or None)
+        resumed.train(resume_from_checkpoint=resume or None)
     except ValueError as error:  # the only checkpoint there was is incomplete
         if "no complete checkpoint" not in str(error):
             raise
-        found = trainer(folder, options=OPTIONS, kind=Noisy, ledger_only=bare)
-        found.train()
-    return digest(found)
+        resumed = trainer(folder, options=OPTIONS, kind=Noisy, ledger_only=bare)
+        resumed.train()
+    return digest(resumed)
 
 
 def attempt(folder, seconds, *, bare):
@@ -78,14 +78,14 @@ def main(folder, bare, runs, kills, seed):
     run(folder / "again", bare=bare)
     usual, rng, result = time.monotonic() - begun, random.Random(seed), {"killed": 0, "runs": []}
     for number in range(runs):
-        place = folder / str(number)
+        out = folder / str(number)
         for _ in range(kills):
-            if attempt(place, rng.uniform(0.0, usual), bare=bare) is None:
+            if attempt(out, rng.uniform(0.0, usual), bare=bare) is None:
                 result["killed"] += 1
             else:
                 break
-        end = attempt(place, 300, bare=bare)
-        extra = sorted(set(listing(place)) ^ set(listing(folder / "whole")))
+        end = attempt(out, 300, bare=bare)
+        extra = sorted(set(listing(out)) ^ set(listing(folder / "whole")))
         result["runs"].append({"same": end == whole, "extra": extra})
     (folder / "result.json").write_text(json.dumps(result))
 

@@ -86,16 +86,16 @@ def trace(kind, folder, config):
     callbacks = [recorder, *(callback() for callback in config.pop("callbacks", ()))]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = recording(kind)(
+        subject = recording(kind)(
             model=model, args=arguments(folder, **options), train_dataset=rows, callbacks=callbacks, **config, **zo
         )
         if prepare is not None:
-            prepare(found)
-        result = found.train(resume_from_checkpoint=resume and str(Path(folder) / resume))
-    state = found.state
+            prepare(subject)
+        result = subject.train(resume_from_checkpoint=resume and str(Path(folder) / resume))
+    state = subject.state
     return {
         "events": recorder.events,
-        "hooks": found.hooks,
+        "hooks": subject.hooks,
         "logs": _logs(state),
         "metrics": sorted(result.metrics),
         "files": _files(folder),
@@ -103,7 +103,7 @@ def trace(kind, folder, config):
         "tokens": state.num_input_tokens_seen,
         "flos": state.total_flos,
         "best": (state.best_metric, state.best_global_step),
-        "weights": {name: value.clone() for name, value in found.model.state_dict().items()},
+        "weights": {name: value.clone() for name, value in subject.model.state_dict().items()},
     }
 
 

@@ -63,9 +63,9 @@ class Problem(nn.Module):
         return (self.norm(x) - rng.normal(5, "target", (7, 6))).square().mean()
 
 
-def made(name, model, **more):
-    given = {**SETTINGS[name], **more}
-    return METHODS[name].make(model.named_parameters(), eps=1e-3, seed=4, **given)
+def optimizer_of(name, model, **more):
+    settings = {**SETTINGS[name], **more}
+    return METHODS[name].make(model.named_parameters(), eps=1e-3, seed=4, **settings)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -83,7 +83,7 @@ def test_it_keeps_the_contract_with_deferred_updates(name, check):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_table_says_what_replays(name):
-    opt = made(name, Problem())
+    opt = optimizer_of(name, Problem())
     assert METHODS[name].replays == (opt.estimator.deep is None)
     if not METHODS[name].replays:
         with pytest.raises(BadInput, match="cannot be replayed"):
@@ -95,7 +95,7 @@ def test_both_engines_agree(name):
     coeffs = []
     for engine in ("stream", "dual"):
         model = Problem()
-        coeffs.append(made(name, model, engine=engine).probe(model).sketch.coeffs)
+        coeffs.append(optimizer_of(name, model, engine=engine).probe(model).sketch.coeffs)
     assert coeffs[0] == pytest.approx(coeffs[1], rel=2e-3, abs=2e-4)
 
 
@@ -114,7 +114,7 @@ def test_options_are_checked(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16_weights_learn_too(name):
     model = Problem().to(torch.bfloat16)
-    opt = made(name, model)
+    opt = optimizer_of(name, model)
 
     def closure():
         x = model.embedding(torch.arange(7)).float()
@@ -123,11 +123,11 @@ def test_bfloat16_weights_learn_too(name):
         return (model.norm(x.to(torch.bfloat16)).float() - rng.normal(5, "target", (7, 6))).square().mean()
 
     with torch.no_grad():
-        before = float(closure())
+        initial = float(closure())
     for _ in range(60):
         opt.step(closure)
     with torch.no_grad():
-        assert float(closure()) < before
+        assert float(closure()) < initial
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if METHODS[name].auto])
@@ -138,11 +138,11 @@ def test_lr_auto_moves_weights_alike_whatever_the_size_of_the_loss(name, size, s
     asked = {"method": name, "lr": "auto", "walk": 9.0, "eps": 1e-3, "seed": 4, "steps": steps}
     config = TuneConfig(model="tiny-llama", task="sst2", **asked).resolved()
     opt = optimizer(config, list(model.named_parameters()))
-    before = {key: p.detach().clone() for key, p in model.named_parameters()}
+    initial = {key: p.detach().clone() for key, p in model.named_parameters()}
     for _ in range(5):
         opt.step(lambda: model() * size)
     opt.flush()
-    moved = sum((p.detach() - before[key]).square().sum().item() for key, p in model.named_parameters())
+    moved = sum((p.detach() - initial[key]).square().sum().item() for key, p in model.named_parameters())
     count = sum(p.numel() for p in model.parameters())
     expected = change * 1e-3 * math.sqrt(5)  # five steps of a walk in directions of their own
     assert 0.6 * expected < math.sqrt(moved / count) < 1.6 * expected

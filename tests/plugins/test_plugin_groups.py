@@ -34,8 +34,8 @@ OWN = ("--rule", "nnm+midrange", "--attack", "drag", "--set", "strength=1.5")
 def test_a_rule_and_an_attack_of_a_plugin(tmp_path):
     out = tmp_path / "run"
     refused(simulate(out, *OWN), "unknown attack 'drag'")
-    found = simulate(out, *OWN, "--plugin", PARTS)
-    assert found.exit_code == 0, found.output
+    result = simulate(out, *OWN, "--plugin", PARTS)
+    assert result.exit_code == 0, result.output
     config = json.loads((out / "config.json").read_text())
     assert list(plugins.named(config["plugins"])) == ["own_group_parts.py"]
     assert "plugin own_group_parts.py" in json.loads((out / "result.json").read_text())["versions"]
@@ -49,8 +49,8 @@ def test_a_rule_and_an_attack_of_a_plugin(tmp_path):
 
 @pytest.mark.sweep
 def test_workers_of_a_simulation_load_the_plugin(tmp_path):
-    found = simulate(tmp_path / "runs", *OWN[:4], "--seed", 1, "--seed", 2, "--workers", 2, "--plugin", PARTS)
-    assert found.exit_code == 0, found.output
+    result = simulate(tmp_path / "runs", *OWN[:4], "--seed", 1, "--seed", 2, "--workers", 2, "--plugin", PARTS)
+    assert result.exit_code == 0, result.output
     lines = (tmp_path / "runs" / "results.jsonl").read_text().splitlines()
     assert [json.loads(line)["rule"] for line in lines] == ["nnm+midrange"] * 2
 
@@ -87,6 +87,6 @@ def test_a_package_declares_an_attack(tmp_path, written, monkeypatch):
     lines = call("list", "aggregators").output
     assert "midrange" in lines
     assert "[theirs==1.2, imported when it is named]" in lines
-    found = simulate(tmp_path / "run", *OWN)
-    assert found.exit_code == 0, found.output
+    result = simulate(tmp_path / "run", *OWN)
+    assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "run" / "config.json").read_text())["plugins"]["theirs_parts.methods"]

@@ -79,11 +79,11 @@ def test_an_edited_file_replaces_its_former_rows(written):
     ids=range(16),
 )
 def test_a_plugin_that_cannot_be_is_refused_whole(written, text, sentence):
-    before = dict(METHODS), dict(tasks.TASKS)
+    rows = dict(METHODS), dict(tasks.TASKS)
     with pytest.raises(BadInput, match=sentence) as refusal:
         plugins.load(written.file(text))
     assert "\n" not in str(refusal.value)
-    assert (dict(METHODS), dict(tasks.TASKS)) == before
+    assert (dict(METHODS), dict(tasks.TASKS)) == rows
     assert not loading.LOADED
 
 
@@ -217,10 +217,10 @@ def test_the_hash_of_a_module_covers_its_package(written, monkeypatch):
 )
 def test_a_package_that_cannot_be_is_one_sentence(written, monkeypatch, points, text, sentence):
     monkeypatch.syspath_prepend(written.distribution(points, text))
-    before = dict(METHODS)
+    rows = dict(METHODS)
     with pytest.raises(BadInput, match=sentence):
         plugins.find("methods", "half")
-    assert before == METHODS
+    assert rows == METHODS
 
 
 def test_two_packages_that_promise_a_name(written, monkeypatch):

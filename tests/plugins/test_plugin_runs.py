@@ -118,9 +118,9 @@ def test_a_saved_model_tells_the_name_of_the_plugin_and_no_folder(run, tmp_path)
 def test_a_report_does_without_the_plugin_and_says_so(run):
     folder, path = run
     page = folder / "report.html"
-    said = call("report", folder)
-    assert said.exit_code == 0
-    assert "note: This run needs the plugin own.py (sha256 " in said.output
+    result = call("report", folder)
+    assert result.exit_code == 0
+    assert "note: This run needs the plugin own.py (sha256 " in result.output
     assert "This run needs the plugin own.py" in page.read_text()
     assert not path.with_suffix(".ran").exists()
     assert "note:" not in call("report", folder, "--plugin", path).output
@@ -165,9 +165,9 @@ def test_settings_files_ask_for_plugins_in_toml_alone(tmp_path, written):
 
 
 def test_a_plugin_that_nothing_names_is_told(tmp_path, written):
-    found = call(*tuned(tmp_path, "--plugin", written.file()))
-    assert found.exit_code == 0
-    assert "the plugin own.py is not used: it defines methods half" in found.stderr
+    result = call(*tuned(tmp_path, "--plugin", written.file()))
+    assert result.exit_code == 0
+    assert "the plugin own.py is not used: it defines methods half" in result.stderr
     assert "plugins" not in json.loads((tmp_path / "run" / "config.json").read_text())
 
 
@@ -184,8 +184,8 @@ def test_a_task_of_a_plugin(tmp_path, written):
     path = written.file(TASK.replace("read=None", "read=read"), "spam.py")
     sizes = ("--num-test", 8, "--model", "tiny-llama", "--data", tmp_path, "--out", tmp_path / "eval")
     refused(call("eval", "--task", "spam", *sizes), "unknown task 'spam'")
-    found = call("eval", "--task", "SPAM", "--plugin", path, *sizes)
-    assert found.exit_code == 0, found.output
+    result = call("eval", "--task", "SPAM", "--plugin", path, *sizes)
+    assert result.exit_code == 0, result.output
     assert list(json.loads((tmp_path / "eval" / "result.json").read_text())["config"]["plugins"]) == [str(path)]
 
 
@@ -194,11 +194,11 @@ def test_a_task_of_a_plugin(tmp_path, written):
 
 
 def benchmark(folder, **how):
-    said: list[str] = []
+    messages: list[str] = []
     reporter = Reporter(quiet=True)
-    reporter.say = said.append
+    reporter.say = messages.append
     outcome = bench(folder / "grid.toml", folder / "out", reporter=reporter, **how)
-    return outcome, said
+    return outcome, messages
 
 
 def spawned(request, out):
@@ -211,8 +211,8 @@ def test_workers_know_the_plugins_of_the_grid(tmp_path, written, command):
     path = written.file(METHOD + MARK)
     h.sentiment(tmp_path / "data")
     (tmp_path / "grid.toml").write_text(GRID)
-    outcome, said = benchmark(tmp_path, command=command)
-    assert (outcome.done, outcome.failed) == (1, 0), said
+    outcome, messages = benchmark(tmp_path, command=command)
+    assert (outcome.done, outcome.failed) == (1, 0), messages
     (folder,) = (tmp_path / "out" / "runs").iterdir()
     assert json.loads((folder / "config.json").read_text())["plugins"].keys() == {str(path)}
     forget()
@@ -234,8 +234,8 @@ def test_workers_find_what_an_installed_package_declares(tmp_path, written, monk
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), os.environ.get("PYTHONPATH", "")]))
     h.sentiment(tmp_path / "data")
     (tmp_path / "grid.toml").write_text(GRID.replace('plugins = ["own.py"]', ""))
-    outcome, said = benchmark(tmp_path)
-    assert (outcome.done, outcome.failed) == (1, 0), said
+    outcome, messages = benchmark(tmp_path)
+    assert (outcome.done, outcome.failed) == (1, 0), messages
     (line,) = results.read(tmp_path / "out")
     config = json.loads((tmp_path / "out" / "runs" / line["id"] / "config.json").read_text())
     assert config["plugins"]["theirs_parts.methods"].endswith(" theirs==1.2")

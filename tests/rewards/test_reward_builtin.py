@@ -146,8 +146,8 @@ def test_numbers_are_compared_exactly():
 
 def test_formulas_with_math_verify():
     pytest.importorskip("math_verify", reason="needs the extra rewards")
-    found = number_equal([r"so \boxed{\frac{1}{2}}", "$1 + x$", "$x$"], answer=["0.5", "$x + 1$", "$y$"])
-    assert found == [1.0, 1.0, 0.0]
+    values = number_equal([r"so \boxed{\frac{1}{2}}", "$1 + x$", "$x$"], answer=["0.5", "$x + 1$", "$y$"])
+    assert values == [1.0, 1.0, 0.0]
 
 
 def test_length_has_a_slope_on_both_sides():

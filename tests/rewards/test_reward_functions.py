@@ -157,8 +157,8 @@ def test_a_sum_has_the_functions_that_have_a_reward():
     def others(completions):
         return [2, 2, None]
 
-    found, _ = ask([some, others], weights=[1.0, 0.5])
-    np.testing.assert_array_equal(found, [2.0, 1.0, np.nan])
+    sums, _ = ask([some, others], weights=[1.0, 0.5])
+    np.testing.assert_array_equal(sums, [2.0, 1.0, np.nan])
     huge, _ = ask([lambda completions: [1e308] * 3] * 2, weights=[1.0, 1.0])
     assert np.isnan(huge).all()  # beyond the largest number
 
@@ -228,8 +228,8 @@ def test_an_asynchronous_function_inside_a_loop():
 
 
 def test_no_completions_need_no_function():
-    found, counts = ask(lambda completions: 1 / 0, (), [], [])
-    assert (found, counts.calls, counts.raised) == ([], 0, 0)
+    values, counts = ask(lambda completions: 1 / 0, (), [], [])
+    assert (values, counts.calls, counts.raised) == ([], 0, 0)
 
 
 def test_functions_have_names_and_hashes_of_their_files():

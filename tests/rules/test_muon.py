@@ -53,13 +53,13 @@ def test_orthogonalised_estimates_have_the_polar_factor_of_svd(shape, steps):
     opt, leaves = low_rank_leaves({"w": shape})
     mixture = mixture_of(opt, steps)
     g, _ = muon.orthogonalise("none").update(mixture, None)
-    found = g.leaf(leaves["w"])
-    assert found.shape == shape
-    assert found.dtype == torch.float32
+    update = g.leaf(leaves["w"])
+    assert update.shape == shape
+    assert update.dtype == torch.float32
     matrix = mixture.leaf(leaves["w"]).reshape(shape[0], -1)
     expected, rank = svd_polar(matrix)
-    np.testing.assert_allclose(found.reshape(shape[0], -1).numpy(), expected, rtol=0, atol=2e-4)
-    assert float(found.square().sum()) == pytest.approx(rank, rel=1e-4)
+    np.testing.assert_allclose(update.reshape(shape[0], -1).numpy(), expected, rtol=0, atol=2e-4)
+    assert float(update.square().sum()) == pytest.approx(rank, rel=1e-4)
     for scale, norm in (("rms", math.sqrt(matrix.numel())), ("muon", 0.2 * math.sqrt(max(matrix.shape) * rank))):
         g, _ = muon.orthogonalise(scale).update(mixture, None)
         assert float(g.leaf(leaves["w"]).norm()) == pytest.approx(norm, rel=1e-4)
@@ -76,19 +76,19 @@ def test_polar_factors_of_badly_scaled_products(singular):
     np.testing.assert_allclose(polar.numpy(), (q[0][:, keep] @ q[1][:, keep].T).numpy(), rtol=0, atol=2e-3)
     for matrix in (left.float() @ right.float().T, right.float() @ left.float().T):
         expected, count = svd_polar(matrix)
-        found, rank = muon.dense_polar(matrix)
+        factor, rank = muon.dense_polar(matrix)
         if singular[-1] != 0.0:  # else the smallest singular value is float32 rounding, on either side of the line
             assert rank == count
-            np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=2e-3)
+            np.testing.assert_allclose(factor.numpy(), expected, rtol=0, atol=2e-3)
 
 
 def test_columns_of_v_that_coincide_are_one_direction():
     left, right = rng.normal(0, "left", (30, 4)), rng.normal(0, "right", (20, 4))
     right[:, 3] = right[:, 1]
     expected, rank = svd_polar((left @ right.T).numpy())
-    found, kept = muon.thin_polar(left, right)
+    polar, kept = muon.thin_polar(left, right)
     assert rank == kept == 3
-    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(polar.numpy(), expected, rtol=0, atol=1e-5)
 
 
 def test_nothing_stays_nothing():
@@ -106,10 +106,10 @@ def test_what_is_not_low_rank_is_normalised_as_a_whole(scale, rms):
     mixture = mixture_of(opt, 2)
     g, _ = muon.orthogonalise(scale).update(mixture, None)
     for name, leaf in leaves.items():
-        whole, found = mixture.leaf(leaf), g.leaf(leaf)
-        torch.testing.assert_close(found / found.norm(), whole / whole.norm(), rtol=0, atol=1e-6)
+        whole, part = mixture.leaf(leaf), g.leaf(leaf)
+        torch.testing.assert_close(part / part.norm(), whole / whole.norm(), rtol=0, atol=1e-6)
         count = int(mask.sum()) if name == "masked" else whole.numel()
-        assert float(found.norm()) == pytest.approx(1.0 if rms is None else rms * math.sqrt(count), rel=1e-5)
+        assert float(part.norm()) == pytest.approx(1.0 if rms is None else rms * math.sqrt(count), rel=1e-5)
     assert not g.leaf(leaves["masked"])[~mask].any()
 
 

@@ -149,14 +149,14 @@ def test_conservative_training_follows_its_twin(lr):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_a_refused_update_leaves_every_bit(dtype):
     theta = nn.Parameter(rng.normal(0, "theta", (64,)).to(dtype))
-    before = theta.detach().clone()
+    initial = theta.detach().clone()
     opt = gl.ZerothOrder(
         [("theta", theta)], estimator=gl.spsa(eps=0.1), rule=gl.scale(1e6), accept=accept.conservative, weight_decay=0.1
     )
     for _ in range(3):
         _, move = opt.step_with(lambda: theta.float().square().mean())
         assert move.lrs == (0.0,)
-    assert torch.equal(theta.detach().view(torch.uint8), before.view(torch.uint8))
+    assert torch.equal(theta.detach().view(torch.uint8), initial.view(torch.uint8))
     assert opt.forwards == 15
 
 

@@ -217,8 +217,8 @@ def test_clipped_gradients_are_still_stored_and_mixtures_beside_them_as_they_wer
     assert grads["w"].eq(2).all()
     g, _ = rule.update(Dense(grads, rest), rule.init())
     torch.testing.assert_close(g.leaf(leaves["w"]), torch.ones(6, 5), rtol=0, atol=1e-5)  # Adam's first step
-    for found in (clipped, g):
-        assert torch.equal(found.leaf(leaves["b"]), rest.leaf(leaves["b"]))
+    for update in (clipped, g):
+        assert torch.equal(update.leaf(leaves["b"]), rest.leaf(leaves["b"]))
 
 
 def test_clip_leaves_mixtures_alone():

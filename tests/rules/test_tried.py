@@ -98,7 +98,7 @@ def test_a_policy_must_answer_with_a_number():
     for bad in (float("nan"), float("inf")):
         model = Model(torch.float32)
         opt = gl.ZerothOrder(list(model.params.items()), accept=lambda value, bad=bad: bad)
-        before = {name: p.detach().clone() for name, p in model.params.items()}
+        initial = {name: p.detach().clone() for name, p in model.params.items()}
         with pytest.raises(BadInput, match="return the factor of the update"):
             opt.step(model)
-        assert all(torch.equal(before[name], p) for name, p in model.params.items())
+        assert all(torch.equal(initial[name], p) for name, p in model.params.items())

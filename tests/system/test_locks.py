@@ -48,10 +48,10 @@ def test_what_is_no_folder_is_refused(tmp_path, name):
     (tmp_path / "file").touch()
     (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    before = sorted(tmp_path.iterdir())
+    entries = sorted(tmp_path.iterdir())
     with pytest.raises(BadInput, match=r"not a folder: choose another --out|a link that leads nowhere"):
         locks.claimed(tmp_path / name).__enter__()
-    assert sorted(tmp_path.iterdir()) == before
+    assert sorted(tmp_path.iterdir()) == entries
 
 
 def test_a_lock_file_of_any_bytes_names_no_holder(tmp_path):

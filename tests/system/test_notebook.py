@@ -122,12 +122,12 @@ def test_the_example_goes_from_a_csv_to_predictions_and_runs_again(tmp_path):
     pytest.importorskip("ipykernel")
     for path in EXAMPLE.parent.glob("reviews*.csv"):
         shutil.copy(path, tmp_path)
-    for said in ("baseline: always answering", "is finished; nothing to do"):
+    for sentence in ("baseline: always answering", "is finished; nothing to do"):
         book = nbformat.read(EXAMPLE, 4)
         resources = {"metadata": {"path": str(tmp_path)}}
         client.NotebookClient(book, timeout=300, kernel_name="python3", resources=resources).execute()
         outputs = [output for cell in book.cells for output in cell.get("outputs", ())]
         assert not [output for output in outputs if output.get("name") == "stderr"]
         text = "".join(output.get("text", "") for output in outputs)
-        assert said in text
+        assert sentence in text
         assert len([line for line in text.splitlines() if line.startswith(("0  0.", "1  0."))]) == 8

@@ -90,13 +90,13 @@ def test_copa_without_alignment_does_not_tell_cause_from_effect() -> None:
 @pytest.mark.parametrize("name", TEXTS)
 def test_only_the_prompt_changes(name: str) -> None:
     task = tasks.get(name)
-    before = {field.name: getattr(task, field.name) for field in fields(task)}
+    values = {field.name: getattr(task, field.name) for field in fields(task)}
     bare = tasks.unaligned(task)
-    assert {key for key, value in before.items() if getattr(bare, key) != value} <= CHANGED
+    assert {key for key, value in values.items() if getattr(bare, key) != value} <= CHANGED
     assert (bare.name, bare.version, bare.label_words) == (task.name, 1, task.label_words)
     assert bare.title == f"{task.title} without the aligning prompt"
     assert bare.render_masked is None, "a masked model must not run the aligned prompt in its place"
-    assert {field.name: getattr(task, field.name) for field in fields(task)} == before, "the table's task is untouched"
+    assert {field.name: getattr(task, field.name) for field in fields(task)} == values, "the table's task is untouched"
     assert tasks.get(name) is task
 
 
@@ -146,9 +146,9 @@ def test_calibration_scores_the_option_after_the_start_of_a_document(architectur
     for tokens, text in zip(blank.options, BLANKS[name], strict=True):
         assert list(tokens) == model.tokenizer(text.strip(" "), add_special_tokens=False)["input_ids"]
     assert all(len(blank.context(option)) == 1 for option in range(len(blank.options)))
-    found = evaluate(model, task, [TEXTS[name][0]] * 2, mode="calibrated")
-    assert found.predictions[0] == found.predictions[1]
-    assert found.predictions[0] in (0, 1)
+    evaluation = evaluate(model, task, [TEXTS[name][0]] * 2, mode="calibrated")
+    assert evaluation.predictions[0] == evaluation.predictions[1]
+    assert evaluation.predictions[0] in (0, 1)
 
 
 def test_masked_models_are_refused() -> None:

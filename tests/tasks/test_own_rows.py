@@ -20,15 +20,15 @@ ROWS = [("a joy", 1), ("a bore", 0)]
 def read(path: Path, content: str | bytes, **more: Any) -> tuple[list[tuple[str, int]], list[str]]:
     """Rows in the order of the file, and what was said."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    said: list[str] = []
-    settings = {"template": "{text} It was", "label_column": "label", "labels": "0=bad,1=good", "say": said.append}
+    messages: list[str] = []
+    settings = {"template": "{text} It was", "label_column": "label", "labels": "0=bad,1=good", "say": messages.append}
     _, splits = custom(test=path, **(settings | more))
     rows = [(row["columns"]["text"], row["label"]) for row in splits.test]
-    return sorted(rows, key=lambda row: -row[1]), said
+    return sorted(rows, key=lambda row: -row[1]), messages
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "said"),
+    ("name", "content", "message"),
     [
         ("a.csv", "\ufeff" + PLAIN.replace("\n", "\r\n"), ""),
         ("a.csv", PLAIN.replace("\n", "\r"), ""),
@@ -47,10 +47,10 @@ def read(path: Path, content: str | bytes, **more: Any) -> tuple[list[tuple[str,
         ("a.jsonl", '{"text": "a joy", "label": "1 "}\r{"text": "a bore", "label": 0}', ""),
     ],
 )
-def test_what_people_have_is_read_and_said(tmp_path: Path, name: str, content: str | bytes, said: str) -> None:
+def test_what_people_have_is_read_and_said(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
     rows, lines = read(tmp_path / name, content)
     assert rows == ROWS
-    assert [said in line for line in lines] == ([True] if said else [])
+    assert [message in line for line in lines] == ([True] if message else [])
 
 
 CELL = "text,label\ncaf\xe9 \u2013 a joy,1\n"
@@ -174,9 +174,9 @@ def test_delimiter_and_encoding_can_be_given(tmp_path: Path) -> None:
 
 
 def test_labels_match_without_case_unless_that_is_ambiguous(tmp_path: Path) -> None:
-    rows, said = read(tmp_path / "a.csv", "text,label\na,POS \nb,\xa0neg\n", labels="neg=bad,pos=good")
+    rows, messages = read(tmp_path / "a.csv", "text,label\na,POS \nb,\xa0neg\n", labels="neg=bad,pos=good")
     assert rows == [("a", 1), ("b", 0)]
-    assert len(said) == 2
+    assert len(messages) == 2
     assert read(tmp_path / "a.csv", "text,label\na,A\nb,a\n", labels="a=bad,A=good") == ([("a", 1), ("b", 0)], [])
     with pytest.raises(BadInput, match="label 'c' is none of a, A"):
         read(tmp_path / "a.csv", "text,label\na,c\n", labels="a=bad,A=good")

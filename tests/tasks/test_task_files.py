@@ -234,8 +234,8 @@ def test_boolq_few_shot_files_stand_in_for_train_and_dev(tmp_path: Path) -> None
         return [{"passage": "p", "question": question, "label": False}]
 
     put(tmp_path, val__jsonl=rows("v"), fewglue_train__jsonl=rows("t"), fewglue_dev32__jsonl=rows("d"))
-    found = {split: rows[0]["question"] for split, rows in read("boolq", tmp_path).items()}
-    assert found == {"test": "v", "train": "t", "dev": "d"}
+    questions = {split: rows[0]["question"] for split, rows in read("boolq", tmp_path).items()}
+    assert questions == {"test": "v", "train": "t", "dev": "d"}
     put(tmp_path, train__jsonl=rows("full"))
     assert read("boolq", tmp_path)["train"][0]["question"] == "full"
 
@@ -293,7 +293,7 @@ def test_squad(tmp_path: Path) -> None:
 
 def test_drop(tmp_path: Path) -> None:
     date = {"day": "", "month": "", "year": ""}
-    given = [
+    cases = [
         ({"number": "50", "date": date, "spans": []}, []),
         ({"number": "", "date": date | {"day": "3", "year": "1999"}, "spans": []}, []),
         (
@@ -301,7 +301,7 @@ def test_drop(tmp_path: Path) -> None:
             [{"number": "", "date": date, "spans": ["b", "c"]}],
         ),
     ]
-    pairs = [{"question": "q", "answer": answer, "validated_answers": more} for answer, more in given]
+    pairs = [{"question": "q", "answer": answer, "validated_answers": more} for answer, more in cases]
     put(tmp_path, drop_contrast_sets_test__json={"id_1": {"passage": "p", "qa_pairs": pairs}})
     answers = [row["answers"] for row in read("drop", tmp_path)["test"]]
     assert answers == [["50"], ["3 1999"], ["a", "b", "c"]]

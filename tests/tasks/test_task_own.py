@@ -22,13 +22,13 @@ def jsonl(path: Path, rows: list[dict[str, Any]] = ROWS) -> Path:
 
 
 def make(path: Path, **more: Any) -> tuple[tasks.Task, tasks.Splits]:
-    given = {
+    settings = {
         "test": path,
         "template": "{text} It was",
         "label_column": "label",
         "labels": "0=terrible,1=great",
     }
-    return custom(**(given | more))
+    return custom(**(settings | more))
 
 
 def test_the_readme_case(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_several_columns_braces_and_numbers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "word", "prompt", "option"),
+    ("template", "label_word", "prompt", "option"),
     [
         ("{text} It was", "great", "film 0 It was", " great"),
         ("{text} It was", " great", "film 0 It was", " great"),
@@ -81,9 +81,9 @@ def test_several_columns_braces_and_numbers(tmp_path: Path) -> None:
         ("{text}", "not so great", "film 0", " not so great"),
     ],
 )
-def test_spaces_belong_to_the_word(tmp_path: Path, template: str, word: str, prompt: str, option: str) -> None:
+def test_spaces_belong_to_the_word(tmp_path: Path, template: str, label_word: str, prompt: str, option: str) -> None:
     path = jsonl(tmp_path / "a.jsonl", ROWS[:1])
-    task, splits = make(path, template=template, labels={"0": word, "1": "x"})
+    task, splits = make(path, template=template, labels={"0": label_word, "1": "x"})
     assert task.render is not None
     example = task.render(splits.test[0])
     assert (example.prompt, example.options[0]) == (prompt, option)
@@ -179,9 +179,9 @@ def test_task_file(tmp_path: Path) -> None:
         'test = "test.jsonl"\ntemplate = "{text} It was"\nlabel_column = "label"\n'
         '[labels]\n0 = "terrible"\n1 = "great"\n'
     )
-    given = read_task_file(toml)
-    assert given["test"] == tmp_path / "test.jsonl"
-    task, splits = custom(**given)
+    settings = read_task_file(toml)
+    assert settings["test"] == tmp_path / "test.jsonl"
+    task, splits = custom(**settings)
     assert task.label_words == (" terrible", " great")
     assert len(splits.test) == 10
 

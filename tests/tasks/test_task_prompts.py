@@ -352,7 +352,7 @@ def test_records_are_sound(name: str) -> None:
         assert task.label_words is not None
         assert len(task.labels) == len(task.label_words)
     if task.masked_words is not None:
-        assert all(word.startswith(" ") for word in task.masked_words)
+        assert all(label_word.startswith(" ") for label_word in task.masked_words)
     assert task.source
     assert task.read is not None
 

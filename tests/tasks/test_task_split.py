@@ -78,10 +78,10 @@ def test_fingerprint_is_the_same_in_another_process(tmp_path: Path) -> None:
 
 
 def test_fingerprint_sees_every_field(tmp_path: Path) -> None:
-    before = load(sst2(tmp_path), train=60, dev=0, test=20).fingerprint
+    original = load(sst2(tmp_path), train=60, dev=0, test=20).fingerprint
     text = (tmp_path / "train.tsv").read_text()
     (tmp_path / "train.tsv").write_text(text.replace("0\ttrain sentence 7\n", "1\ttrain sentence 7\n"))
-    assert load(tmp_path, train=60, dev=0, test=20).fingerprint != before
+    assert load(tmp_path, train=60, dev=0, test=20).fingerprint != original
 
 
 def test_global_generators_are_left_alone(tmp_path: Path) -> None:

@@ -64,8 +64,8 @@ def test_every_row_has_a_case(table, own):
 )
 def test_every_public_function_has_a_row(package, kind, table):
     functions = {name: getattr(package, name) for name in package.__all__}
-    made = {name for name, make in functions.items() if kind in inspect.signature(make).return_annotation}
-    assert made <= set(table), f"give {made - set(table)} a row in the table of gradless.{package.__name__}"
+    makers = {name for name, make in functions.items() if kind in inspect.signature(make).return_annotation}
+    assert makers <= set(table), f"give {makers - set(table)} a row in the table of gradless.{package.__name__}"
 
 
 @pytest.mark.parametrize("name", cases(DIRECTIONS, DIRECTION_CASES))
