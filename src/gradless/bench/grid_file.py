@@ -242,8 +242,8 @@ def _budget(table: dict[str, Any]) -> Budget:
 def _when(table: dict[str, Any], where: str, axes: Axes, path: Path) -> When:
     names = tuple(dict.fromkeys((*NAMED, *axes)))
     with within(where):
-        given = {name: table[name] for name in typed.settings(WhenKeys) if name in table}
-        parts = dataclasses.asdict(WhenKeys(**typed.table(given, WhenKeys, kind="key")))
+        keys = {name: table[name] for name in typed.settings(WhenKeys) if name in table}
+        parts = dataclasses.asdict(WhenKeys(**typed.table(keys, WhenKeys, kind="key")))
         match: Axes = {}
         for name, patterns in _flat(table).items():
             if name in parts:

@@ -92,10 +92,10 @@ def simulate(
     from gradless.collab.simulation import study
     from gradless.system.signals import interrupting
 
-    configs, given = _configurations(recipe, comparison, options)
+    configs, named = _configurations(recipe, comparison, options)
     ends.remember(click.get_current_context(), lambda error: other_ends.stopped_simulation(out, error))
     with interrupting(signal.SIGTERM):
-        results = study.run_all(configs, out, recipe=recipe or "", known=reuse, given=given, workers=workers, on=on)
+        results = study.run_all(configs, out, recipe=recipe or "", known=reuse, named=named, workers=workers, on=on)
     plain = [study.outcome(results[0])] if len(results) == 1 else []
     if len(results) == 1 and (advice := study.advice(configs[0], results[0])):
         plain.append(advice)
@@ -133,7 +133,7 @@ def _configurations(
         axes["topology"] = [_graph_file(one) for one in axes["topology"]]
         axes.setdefault("degree", [None])  # likewise
     options = _own_data(options, start.base.dataset)
-    given = [*repeated, *delivery, *("own" if name in OWN_FILES.split() else name for name in options)]
+    named = [*repeated, *delivery, *("own" if name in OWN_FILES.split() else name for name in options)]
     fields = _fields(options)
     if "eval_every" not in fields and fields.get("steps", 10**9) <= start.base.eval_every:
         fields["eval_every"] = max(1, fields["steps"] // 5)  # one evaluation shows no course
@@ -143,7 +143,7 @@ def _configurations(
     start = start._replace(base=base, plain_lr=None if "lr" in fields else start.plain_lr)
     configs = recipes.compared(start, axes) if comparison else recipes.grid(start, axes)
     note_unused({table: [one for config in configs for one in config.parts()[table]] for table in configs[0].parts()})
-    return configs, given
+    return configs, named
 
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:

@@ -111,5 +111,5 @@ def _plugins() -> list[str]:
     from gradless import plugins
 
     context = click.get_current_context(silent=True)
-    given = [plugin.key for plugin in context.meta.get("gradless.plugins", ())] if context is not None else []
-    return plugins.arguments(dict.fromkeys([*given, *plugins.loaded_files()]))
+    keys = [plugin.key for plugin in context.meta.get("gradless.plugins", ())] if context is not None else []
+    return plugins.arguments(dict.fromkeys([*keys, *plugins.loaded_files()]))

@@ -301,11 +301,11 @@ def fitting(config: TuneConfig, force: bool, *, tunes: bool = True) -> TuneConfi
 
 def note_unused(parts: Mapping[str, Iterable[str]]) -> None:
     """Say on stderr which plugins of the command line define nothing that a run names (`gradless.plugins.TABLES`)."""
-    given = click.get_current_context().meta.get("gradless.plugins", [])
-    if given and is_first("RANK"):
+    loaded = click.get_current_context().meta.get("gradless.plugins", [])
+    if loaded and is_first("RANK"):
         from gradless import plugins
 
-        if sentence := plugins.unused(given, plugins.used(parts)):
+        if sentence := plugins.unused(loaded, plugins.used(parts)):
             terminal.say(sentence, err=True)
 
 

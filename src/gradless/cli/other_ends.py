@@ -112,8 +112,8 @@ def _best(out: Path) -> str:
         section, task = studies.Section(*key[:2]), key[2]
         own = [one for one in scores if (one[0].model, one[0].aligned, one[0].task) == key]
         cell, best = max(own, key=lambda one: one[1].mean)
-        before = study.untouched(section, task)
-        untouched = f"; untouched {before.mean:.3f}" if before is not None else ""
+        baseline = study.untouched(section, task)
+        untouched = f"; untouched {baseline.mean:.3f}" if baseline is not None else ""
         where = f"{task}{study.title(section)}"
         texts.append(f"{where}: test {metric_of(task)} {best.mean:.3f} by {cell.label}, {cell.scheme}{untouched}")
     more = f"; and {len(texts) - 3} more tasks" if len(texts) > 3 else ""

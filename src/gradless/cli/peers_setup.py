@@ -58,16 +58,16 @@ def keygen(name: str, endpoint: str, commit: Path | None, out: Path, **own: Any)
 
 def _commitment(path: Path | None, own: Mapping[str, Any]) -> Commitment | None:
     """Return the commitment to the rows of a file, with a new salt."""
-    given = {name: value for name, value in own.items() if value is not None}
+    settings = {name: value for name, value in own.items() if value is not None}
     if path is None:
-        if given:
+        if settings:
             raise BadInput("the template, the labels and their column say how rows are read: give them with --commit")
         return None
     import secrets
 
     from gradless.peers import claims, keys
 
-    rows, salt = claims.file_rows(path, given), secrets.token_bytes(32)
+    rows, salt = claims.file_rows(path, settings), secrets.token_bytes(32)
     return keys.Commitment(claims.commit(rows, salt), len(rows), salt)
 
 

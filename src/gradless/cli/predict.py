@@ -66,8 +66,8 @@ def predict(source: str, input: str, output: Path | None, batch_size: int | None
 
     reporter = Reporter(err=True)
     names = ("input", "output", "form", "delimiter", "encoding", "keep", "prefix", "skip_bad", "force")
-    given = {"input": input, "output": None if output == Path("-") else output, **settings}
-    files = job.Files(**{name: given[name] for name in names})
+    values = {"input": input, "output": None if output == Path("-") else output, **settings}
+    files = job.Files(**{name: values[name] for name in names})
     how = {name: value for name, value in settings.items() if name not in names}
     job.check(files)
     unloaded = load_classifier.find(source, say=reporter.say, **how)

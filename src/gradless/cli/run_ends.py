@@ -37,10 +37,10 @@ def stopped(folder: Path, again: Callable[[], str]) -> Callable[[BaseException],
         folder: run directory.
         again: makes the command that goes on with it.
     """
-    before = _stamp(folder)
+    stamp = _stamp(folder)
 
     def end(error: BaseException) -> End | None:
-        if _stamp(folder) == before and not isinstance(error, KeyboardInterrupt):
+        if _stamp(folder) == stamp and not isinstance(error, KeyboardInterrupt):
             return None
         if not (folder / "config.json").exists():
             return End(f"{folder}: nothing is written yet", "", [same_command()])
@@ -106,10 +106,10 @@ def reached(record: RunRecord) -> str:
     elif (dev := _dev(record)) is not None:
         parts.append(dev)
     first = record.evaluation("test", 0)
-    before = untouched or (first.metrics if first is not None else {})
-    shown = known or next((one for one in (name, *before) if one in before), None)
-    if shown in before:
-        parts.append(f"untouched {before[shown]:.3f}" if known else f"untouched test {shown} {before[shown]:.3f}")
+    baseline = untouched or (first.metrics if first is not None else {})
+    shown = known or next((one for one in (name, *baseline) if one in baseline), None)
+    if shown in baseline:
+        parts.append(f"untouched {baseline[shown]:.3f}" if known else f"untouched test {shown} {baseline[shown]:.3f}")
     described = facts.of_run(record.folder, record.result)
     if described is not None and shown == record.share:
         parts.append(majority(described.to_json()))

@@ -46,7 +46,7 @@ def places(model: nn.Module) -> dict[str, int]:
     for index, (prefix, _) in enumerate(chain):
         placed |= {name: index for name in placed if name.startswith(f"{prefix}.")}
     placed |= dict.fromkeys(_shared(model), BEFORE)
-    unread = {name: place for name, place in placed.items() if name not in observed}
+    unread = {name: number for name, number in placed.items() if name not in observed}
     return unread | observed
 
 

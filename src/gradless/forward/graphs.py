@@ -140,11 +140,11 @@ class Graphs:
         """A direct evaluation, in which a closure that draws random numbers shows."""
         self._seen[key] += 1
         devices = [] if self._device.type == "cpu" else [self._device]
-        before = RandomState.capture(devices)
+        state = RandomState.capture(devices)
         loss = direct()
         if not isinstance(loss, Tensor):
             self._refuse("the closure returns a number, not a tensor")
-        elif not before.same(RandomState.capture(devices)):
+        elif not state.same(RandomState.capture(devices)):
             self._refuse("the closure draws random numbers, as dropout does: call model.eval()")
         elif len(self._seen) > LOOKS:
             self._refuse("what the closure holds, or its shape, differs from step to step")

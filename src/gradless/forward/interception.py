@@ -134,7 +134,7 @@ def attention_through(handler: Callable[..., Tensor]) -> Iterator[None]:
     Where the handler itself attends, or an argument is intercepted, it is torch's own. So it is for code that imported
     torch's function by its name.
     """
-    before, block = _thread.attention, object()
+    outer, block = _thread.attention, object()
     try:
         with _LOCK:
             _attending.append(block)
@@ -144,7 +144,7 @@ def attention_through(handler: Callable[..., Tensor]) -> Iterator[None]:
         _thread.attention = handler
         yield
     finally:
-        _thread.attention = before
+        _thread.attention = outer
         with _LOCK:
             _attending[:] = [other for other in _attending if other is not block]
             if not _attending and functional.scaled_dot_product_attention is _attention:

@@ -147,8 +147,8 @@ class Losses:
         parts = trainer.current_gradient_accumulation_steps
         if getattr(trainer, "loss_is_scaled_for_ga", None) is None and self.divides is None:
             self.divides = self._divides(loss, items)
-        given = items if self.divides or getattr(trainer, "loss_is_scaled_for_ga", None) is not None else None
-        return (lambda: loss(given)) if self._is_share() else (lambda: loss(given) / parts)
+        count = items if self.divides or getattr(trainer, "loss_is_scaled_for_ga", None) is not None else None
+        return (lambda: loss(count)) if self._is_share() else (lambda: loss(count) / parts)
 
     @torch.no_grad()
     def _divides(self, loss: Callable[[Any], Tensor], items: Any) -> bool:

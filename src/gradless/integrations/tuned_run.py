@@ -103,8 +103,8 @@ class TunedRun:
         return str(self.folder)
 
     def _rows(self) -> list[tuple[str, str, str]]:
-        before = {name: f"{value:.4f}" for name, value in self.zero_shot.items()}
-        return [(name, before.get(name, ""), f"{value:.4f}") for name, value in self.test.items()]
+        untouched = {name: f"{value:.4f}" for name, value in self.zero_shot.items()}
+        return [(name, untouched.get(name, ""), f"{value:.4f}") for name, value in self.test.items()]
 
     def _lines(self) -> list[str]:
         """Return what a table of metrics does not say: the interval, where the run is, what to do next."""

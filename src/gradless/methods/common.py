@@ -76,21 +76,21 @@ def preset(make: Callable[Arguments, ZerothOrder]) -> Callable[Arguments, Zeroth
     return checked
 
 
-def _value(name: str, given: Any, default: Any) -> Any:
+def _value(name: str, value: Any, default: Any) -> Any:
     """An option in its type; what is no number is left to whoever takes it."""
-    if name in FLAGS and not isinstance(given, (bool, np.bool_)):
-        raise BadInput(f"{name} is {given!r}: give True or False")
-    if name == "transform" and given is not None and not callable(given):
-        raise BadInput(f"transform is {given!r}: give a function from directions to directions")
+    if name in FLAGS and not isinstance(value, (bool, np.bool_)):
+        raise BadInput(f"{name} is {value!r}: give True or False")
+    if name == "transform" and value is not None and not callable(value):
+        raise BadInput(f"transform is {value!r}: give a function from directions to directions")
     if isinstance(default, bool) or not isinstance(default, (int, float)) or name in ("lr", "queries"):
-        return given
+        return value
     if isinstance(default, int):
-        return whole(name, given, least=1, most=LARGEST)
+        return whole(name, value, least=1, most=LARGEST)
     if name in DECAYS:
-        return real(name, given, least=0.0, below=1.0)
+        return real(name, value, least=0.0, below=1.0)
     if name == "eps" and not default:  # which the method does not use
-        return real(name, given, least=0.0)
-    return math.inf if given == math.inf and name == "max_norm" else real(name, given, above=0.0)
+        return real(name, value, least=0.0)
+    return math.inf if value == math.inf and name == "max_norm" else real(name, value, above=0.0)
 
 
 def build(

@@ -231,11 +231,11 @@ def join(log: DecidedLog, ring: Ed25519Ring, link: Link) -> int:
 
     Cost: 0.04 ms a step at n = 7.
     """
-    before = len(log)
+    length = len(log)
     asked = sorted(link.alive() - {link.me})
     while asked:
         asked = [peer for peer in asked if _helps(log, ring, link, peer)]
-    return len(log) - before
+    return len(log) - length
 
 
 def _helps(log: DecidedLog, ring: Ed25519Ring, link: Link, peer: int) -> bool:

@@ -125,7 +125,7 @@ def open_steps(
     rows, secret = _committed(run, data), _read_salt(salt)
     _require(run, name, rows, secret)
     read = _places(run, name, steps_of(run, name, nonce), len(rows))
-    indices = sorted({place for places in read for place in places})
+    indices = sorted({index for places in read for index in places})
     opened.write_opened(out, run.manifest.sha256, name, claims.open_rows(rows, secret, indices))
     return len(indices)
 
@@ -160,13 +160,13 @@ def check_opened(
             raise BadInput(f"row {one.place} in {file} is not what {name} committed to: nothing in it can be trusted")
     steps = steps_of(run, name, nonce)
     for step, places in zip(steps, _places(run, name, steps, member.rows), strict=True):
-        if missing := [place for place in places if place not in openings]:
+        if missing := [index for index in places if index not in openings]:
             raise BadInput(
                 f"{file} lacks row {missing[0]} of step {step}, which was drawn: let {name} open the rows for the "
                 "same --nonce, when its log has as many steps as this one"
             )
     own = {key: value for key, value in run.manifest.config.own.items() if key not in FORMAT}
-    ordered = [openings[place] for place in sorted(openings)]
+    ordered = [openings[index] for index in sorted(openings)]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "opened.jsonl"
         path.write_text(opened.training_file(ordered, own, name), encoding="utf-8")

@@ -42,9 +42,9 @@ class Honest:
 
     def messages(self, messages: Iterable[Outgoing]) -> list[Outgoing]:
         """See `gradless.peers.agreed.Liar`."""
-        return [said for message in messages for said in self.said(message)]
+        return [sent for message in messages for sent in self.sent_for(message)]
 
-    def said(self, message: Outgoing) -> list[Outgoing]:
+    def sent_for(self, message: Outgoing) -> list[Outgoing]:
         """Return what is sent in place of one message."""
         return [message]
 
@@ -72,8 +72,8 @@ class Mute(Honest):
 class Equivocate(Honest):
     """Tells every peer another row."""
 
-    def said(self, message: Outgoing) -> list[Outgoing]:
-        """See `Honest.said`."""
+    def sent_for(self, message: Outgoing) -> list[Outgoing]:
+        """See `Honest.sent_for`."""
         if message.to is not None or message.data[1] != Kind.ROW:
             return [message]
         start = HEAD.size + ROW_FIELDS.size
@@ -87,8 +87,8 @@ class Equivocate(Honest):
 class Propose(Honest):
     """Proposes another value to every peer when it leads: each leaves out another row, as far as enough are left."""
 
-    def said(self, message: Outgoing) -> list[Outgoing]:
-        """See `Honest.said`."""
+    def sent_for(self, message: Outgoing) -> list[Outgoing]:
+        """See `Honest.sent_for`."""
         data = message.data
         if message.to is not None or data[1] != Kind.PROPOSAL:
             return [message]

@@ -59,7 +59,7 @@ class MemoryRule:
     def __call__(self, arrivals: Arrivals, rows: Tensor | None, step: int) -> Tensor:
         """Return the mixed coefficients of a step, [1, K]. Cost: that of the scores, and of reading new values once."""
         step = step if arrivals.step is None else arrivals.step
-        earlier = [self._of(before) for before in range(max(0, step - self.window), step)]
+        earlier = [self._of(past) for past in range(max(0, step - self.window), step)]
         mixed, _ = mix(self.rule, self._of(step), _stacked(earlier), self.log.history.banned_at(step))
         self._rows = {number: held for number, held in self._rows.items() if number > step - self.window}
         return mixed[None]

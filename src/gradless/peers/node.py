@@ -313,7 +313,7 @@ class Node:
     # -- end ----------------------------------------------------------------------------------------------------------
 
     def _result(self, status: Any) -> Result:
-        taken = self.step - self.part.started
+        steps = self.step - self.part.started
         seconds = time.monotonic() - self.begun
         accuracy = self.part.accuracy(None) if status == "done" else None
         ledger, texts = self.settings.out / LEDGER, self.one.learner.texts
@@ -323,7 +323,7 @@ class Node:
             weights_sha256=self.part.weights_sha256(),
             digest=self.part.digest(),
             seconds=round(seconds, 3),
-            bytes_per_step=round(self.link.sent / taken, 1) if taken else 0.0,
+            bytes_per_step=round(self.link.sent / steps, 1) if steps else 0.0,
             agree_seconds=round(statistics.median(self.agree_seconds), 6) if self.agree_seconds else None,
             accuracy=accuracy,
             banned={self.manifest.names[peer]: step for peer, step in self.part.banned().items()},
@@ -332,7 +332,7 @@ class Node:
             zero_shot=self.zero_shot,
             test=self._scores(accuracy),
             interval={},
-            seconds_per_step=round(seconds / taken, 6) if taken else 0.0,
+            seconds_per_step=round(seconds / steps, 6) if steps else 0.0,
             ledger_bytes=ledger.stat().st_size if ledger.exists() else 0,
             versions=versions(),
         )

@@ -11,12 +11,12 @@ NEEDED: Final = ("template", "label_column", "labels")
 DATA: Final = ("train", "dev", "test")
 
 
-def merged(shared: Mapping[str, Any], given: Mapping[str, Any], *, rewarded: bool = False) -> dict[str, Any] | None:
+def merged(shared: Mapping[str, Any], peer: Mapping[str, Any], *, rewarded: bool = False) -> dict[str, Any] | None:
     """Return the table of own files of a peer.
 
     Args:
         shared: what the manifest says of all peers' files.
-        given: what the peer says of its own.
+        peer: what the peer says of its own.
         rewarded: whether a reward scores what is generated, so that rows need no labels.
 
     Returns:
@@ -25,11 +25,11 @@ def merged(shared: Mapping[str, Any], given: Mapping[str, Any], *, rewarded: boo
     Raises:
         BadInput: no training rows, or nothing says how they are read.
     """
-    if not given:
+    if not peer:
         return None
-    if "train" not in given:
+    if "train" not in peer:
         raise BadInput("rows of your own to train on are missing: give them with --train")
-    own = {**shared, **given}
+    own = {**shared, **peer}
     check(own, rewarded=rewarded)
     return own
 

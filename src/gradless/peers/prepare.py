@@ -152,11 +152,11 @@ def _merged(start: Mapping[str, Any], values: Mapping[str, Any], mode: str) -> d
     """Return settings of a manifest: those that were given over those to start from."""
     from gradless.runs.config_io import parse_options
 
-    given = {name: value for name, value in values.items() if not (name == "model" and start.get("model") == BASE)}
-    own = {**start.get("own", {}), **{name: given.pop(name) for name in OWN if name in given}}
-    for name in {"rule_options", "method_options"} & given.keys():
-        given[name] = parse_options(given[name])
-    merged: dict[str, Any] = {**start, **given, "payload": mode}
+    chosen = {name: value for name, value in values.items() if not (name == "model" and start.get("model") == BASE)}
+    own = {**start.get("own", {}), **{name: chosen.pop(name) for name in OWN if name in chosen}}
+    for name in {"rule_options", "method_options"} & chosen.keys():
+        chosen[name] = parse_options(chosen[name])
+    merged: dict[str, Any] = {**start, **chosen, "payload": mode}
     if own:
         merged["own"] = own
         merged.pop("task", None)

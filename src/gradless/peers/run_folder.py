@@ -128,6 +128,6 @@ class RunFolder:
             mixed[step] = memory.mix(self.rule, rows[step], rows[max(0, step - window) : step], banned)[0].numpy()
         return mixed
 
-    def base_model(self, given: str | None) -> str:
+    def base_model(self, model: str | None) -> str:
         """Return where the base model is: as given, beside the manifest, or what the manifest names."""
-        return given or located(str(self.manifest.config.model), self.folder)
+        return model or located(str(self.manifest.config.model), self.folder)

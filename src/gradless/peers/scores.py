@@ -186,7 +186,7 @@ def _copies(log: Records) -> tuple[list[dict[int, int]], list[int]]:
     peers = log.rows.shape[1]
     copies: list[dict[int, int]] = [{} for _ in range(peers)]
     repeats = [0] * peers
-    before: list[set[bytes]] = [set() for _ in range(peers)]
+    earlier: list[set[bytes]] = [set() for _ in range(peers)]
     for step in range(log.steps):
         sent = {
             peer: log.rows[step, peer].tobytes()
@@ -194,8 +194,8 @@ def _copies(log: Records) -> tuple[list[dict[int, int]], list[int]]:
             if np.isfinite(log.rows[step, peer]).all() and log.rows[step, peer].any()
         }
         for peer, own in sent.items():
-            repeats[peer] += own in before[peer]
-            before[peer].add(own)
+            repeats[peer] += own in earlier[peer]
+            earlier[peer].add(own)
             for other, theirs in sent.items():
                 if other != peer and theirs == own:
                     copies[peer][other] = copies[peer].get(other, 0) + 1

@@ -151,11 +151,11 @@ def _load_module(name: str, package: str = "", point: metadata.EntryPoint | None
 @contextlib.contextmanager
 def _undone_if_it_fails() -> Iterator[None]:
     """Put all tables back as they were if the block raises."""
-    before, loaded = {table: dict(rows_of(table)) for table in TABLES}, dict(LOADED)
+    tables, loaded = {table: dict(rows_of(table)) for table in TABLES}, dict(LOADED)
     try:
         yield
     except BaseException:
-        for rows, old in ((LOADED, loaded), *((rows_of(table), old) for table, old in before.items())):
+        for rows, old in ((LOADED, loaded), *((rows_of(table), old) for table, old in tables.items())):
             rows.clear()
             rows.update(old)
         raise
@@ -170,11 +170,11 @@ def _entered(plugin: Plugin, run: Callable[[], ModuleType], known: Plugin | None
         known: the same plugin, of which another row was asked for before.
         claim: whether rows that functions of the module make are its own, for it was imported before.
     """
-    before = {table: dict(rows_of(table)) for table in TABLES}
+    tables = {table: dict(rows_of(table)) for table in TABLES}
     with explained(f"the plugin {short_name(plugin.key)}", plugin.key):
         module = run()
     rows = {table: dict(some) for table, some in known.rows.items()} if known else {}
-    for table, old in before.items():
+    for table, old in tables.items():
         for name in added(short_name(plugin.key), table, old, getattr(module, REPLACES, ()), _owner):
             rows.setdefault(table, {})[name] = old.get(name)
         for name, row in old.items() if claim else ():

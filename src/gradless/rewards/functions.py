@@ -76,8 +76,10 @@ class Parameters(NamedTuple):
         Raises:
             BadInput: a column that it needs is missing, or has the name of another argument.
         """
-        if taken := [name for name in TEXTS if name in columns]:
-            raise BadInput(f"a column is called '{taken[0]}', as is an argument of reward functions: rename the column")
+        if reserved := [name for name in TEXTS if name in columns]:
+            raise BadInput(
+                f"a column is called '{reserved[0]}', as is an argument of reward functions: rename the column"
+            )
         every = {**dict.fromkeys(LOGGING, ignore), **columns, "prompts": prompts, "completions": completions}
         if absent := [name for name in self.needs if name not in every]:
             raise BadInput(_no_column(title, absent[0], columns))

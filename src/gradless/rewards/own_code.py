@@ -104,5 +104,5 @@ def _make_importable(folder: Path) -> None:
     if str(folder) in sys.path:
         return
     installed = {*site.getsitepackages(), site.getusersitepackages()}
-    before = next((index for index, path in enumerate(sys.path) if path in installed), len(sys.path))
-    sys.path.insert(before, str(folder))
+    position = next((index for index, path in enumerate(sys.path) if path in installed), len(sys.path))
+    sys.path.insert(position, str(folder))

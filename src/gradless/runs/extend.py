@@ -43,16 +43,16 @@ def settled(config: TuneConfig, folder: Path, resume: bool) -> TuneConfig:
     return build.pinned(dataclasses.replace(config, **kept).resolved(), held)
 
 
-def dependence(old: TuneConfig, new: TuneConfig, taken: int) -> str:
-    """Return what makes the first ``taken`` steps differ between two numbers of steps; empty if nothing does."""
+def dependence(old: TuneConfig, new: TuneConfig, done: int) -> str:
+    """Return what makes the first ``done`` steps differ between two numbers of steps; empty if nothing does."""
 
     def rates(config: TuneConfig) -> Iterator[float]:
-        return map(SCHEDULES[config.schedule](1.0, config.steps, config.warmup), range(taken))
+        return map(SCHEDULES[config.schedule](1.0, config.steps, config.warmup), range(done))
 
     def queries(config: TuneConfig) -> Iterator[int]:
-        return map(linear_queries(config.queries or 1, config.steps), range(taken))
+        return map(linear_queries(config.queries or 1, config.steps), range(done))
 
-    if old.steps == new.steps or not taken:
+    if old.steps == new.steps or not done:
         return ""
     if not METHODS[old.method].replays:
         return f"the method {old.method}"
@@ -66,15 +66,15 @@ def dependence(old: TuneConfig, new: TuneConfig, taken: int) -> str:
     return ""
 
 
-def check_auto_rate(config: TuneConfig, taken: Sequence[Update]) -> None:
+def check_auto_rate(config: TuneConfig, updates: Sequence[Update]) -> None:
     """Refuse to go on with --lr auto where it stood for another rate when the run began.
 
     Raises:
         BadInput: another release took these steps at another rate.
     """
-    if config.lr != "auto" or not taken:
+    if config.lr != "auto" or not updates:
         return
-    rate, held = SCHEDULES[config.schedule](build.auto_rate(config), config.steps, config.warmup)(0), taken[0].lrs[0]
+    rate, held = SCHEDULES[config.schedule](build.auto_rate(config), config.steps, config.warmup)(0), updates[0].lrs[0]
     if not math.isclose(rate, held, rel_tol=1e-6):
         raise BadInput(
             f"--lr auto stood for a rate of {held:.3g} when this run began, and stands for {rate:.3g} in gradless "
@@ -89,22 +89,22 @@ def check(held: TuneConfig, config: TuneConfig, folder: Path) -> None:
         BadInput: it has taken more steps, it diverged, no ledger continues it, or its steps depend on their number.
     """
     path, result = folder / "ledger", read_result(folder)
-    taken = len(ledger.read(path).moves) if path.exists() else 0
+    done = len(ledger.read(path).moves) if path.exists() else 0
     anew = f"start a new run with --steps {config.steps} and another --out"
     if not METHODS[held.method].replays:
         raise BadInput(f"{folder} holds {held.steps} steps of {held.method}, which no ledger can continue: {anew}")
     if result is not None and result["status"] == DIVERGED:
-        raise BadInput(f"{folder} diverged after {taken} steps: start a new run with a lower --lr and another --out")
-    if config.steps < taken:
+        raise BadInput(f"{folder} diverged after {done} steps: start a new run with a lower --lr and another --out")
+    if config.steps < done:
         raise BadInput(
-            f"{folder} has taken {taken} steps, more than --steps {config.steps}: leave --steps out, or rebuild that "
+            f"{folder} has taken {done} steps, more than --steps {config.steps}: leave --steps out, or rebuild that "
             f"step with 'gradless replay {folder} --until {config.steps} --save DIR'"
         )
-    if reason := dependence(held, config, taken):
+    if reason := dependence(held, config, done):
         raise BadInput(f"{folder} has {reason}, which depends on the number of steps ({held.steps}): {anew}")
 
 
-def begin(config: TuneConfig, folder: Path, taken: int, say: Say) -> None:
+def begin(config: TuneConfig, folder: Path, done: int, say: Say) -> None:
     """Write another number of steps into ``config.json``, if it is another.
 
     The result of the earlier end is kept as ``result-STEPS.json``: nobody takes it for that of the longer run.
@@ -120,7 +120,7 @@ def begin(config: TuneConfig, folder: Path, taken: int, say: Say) -> None:
                 (folder / "result.json").replace(folder / f"result-{result['steps']}.json")
             (folder / "result.json").unlink()
         (folder / predictions.FILE).unlink(missing_ok=True)
-    say(f"{folder} goes on from step {taken} to step {config.steps} instead of {held.steps}")
+    say(f"{folder} goes on from step {done} to step {config.steps} instead of {held.steps}")
 
 
 def relabel(config: TuneConfig, path: Path, contents: Contents) -> Contents:

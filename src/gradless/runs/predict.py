@@ -282,8 +282,8 @@ def _readings(
     for chunk in source.chunks:
         rows = _usable(source, chunk, reader, counts, files, wanted, new)
         if counts.bad and not files.skip_bad:
-            before = f" ({counts.rows:,} rows before them are done)" if counts.rows and files.output is None else ""
-            raise BadInput(f"{source.name}, {counts.sentence()}{before}")
+            finished = f" ({counts.rows:,} rows before them are done)" if counts.rows and files.output is None else ""
+            raise BadInput(f"{source.name}, {counts.sentence()}{finished}")
         if rows:
             yield chunk.kept([i for i, _ in rows]), [row for _, row in rows]
 

@@ -176,8 +176,8 @@ class RunLog:
         damaged += len(tables) - len(whole)
         if damaged:
             say(f"{path} has {damaged} lines that cannot be read: they are left out")
-        taken = [line for line in whole if line["step"] < keep + (line["event"] in ("eval", "samples"))]
-        self.lines = [line for line in taken if line.get("split") != "dev" or not line["step"] or due(line["step"])]
+        kept = [line for line in whole if line["step"] < keep + (line["event"] in ("eval", "samples"))]
+        self.lines = [line for line in kept if line.get("split") != "dev" or not line["step"] or due(line["step"])]
         self._meter: PeakMeter | None = None
         write_text(path, "".join(json.dumps(line) + "\n" for line in self.lines))
 

@@ -125,17 +125,17 @@ def check_header(recorded: dict[str, Any], model: Model) -> None:
         raise BadInput(f"the input norms differ from the ledger's: put the run's {build.NORMS} beside the ledger")
 
 
-def check_config(recorded: dict[str, Any], config: TuneConfig, taken: int) -> None:
+def check_config(recorded: dict[str, Any], config: TuneConfig, done: int) -> None:
     """Refuse a ledger that lies beside the configuration of another run.
 
-    The number of steps may differ where none of the ``taken`` ones depends on it: a crash may have come before the
+    The number of steps may differ where none of the ``done`` ones depends on it: a crash may have come before the
     ledger of an extended run had it.
 
     Raises:
         BadInput: with what differs.
     """
     held = TuneConfig.from_json(recorded["config"])
-    if not extend.dependence(held, config, taken):
+    if not extend.dependence(held, config, done):
         held = dataclasses.replace(held, steps=config.steps)
     changed = difference(_named(held), _named(config))
     if changed:

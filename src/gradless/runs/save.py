@@ -187,24 +187,24 @@ def save(
 
 
 @contextlib.contextmanager
-def _scratch(place: Path) -> Iterator[Path]:
+def _scratch(folder: Path) -> Iterator[Path]:
     """Yield a path inside a folder that this process holds; nothing is left of it, whether the block ends or not.
 
     Signals that end a process are taken like Ctrl-C. What a killed process left there, or beside it, is removed.
     """
-    with locks.claimed(place, option="--save"), interrupting(*ENDING):
-        _remove(place.iterdir())
-        for left in place.parent.glob(TEMPORARY + "*"):
+    with locks.claimed(folder, option="--save"), interrupting(*ENDING):
+        _remove(folder.iterdir())
+        for left in folder.parent.glob(TEMPORARY + "*"):
             with contextlib.suppress(BadInput, OSError):  # another process holds it, or it is no folder
-                if left != place and {path.name for path in left.iterdir()} <= {locks.LOCK, MADE}:
+                if left != folder and {path.name for path in left.iterdir()} <= {locks.LOCK, MADE}:
                     with locks.claimed(left):
                         _remove([left])
         try:
-            yield place / MADE
+            yield folder / MADE
         finally:
-            _remove(place.iterdir())
+            _remove(folder.iterdir())
     with contextlib.suppress(OSError):  # another process holds it now
-        place.rmdir()
+        folder.rmdir()
 
 
 def _remove(paths: Iterable[Path]) -> None:

@@ -194,7 +194,7 @@ class _Follower:
         sent = self._book[self.name]
         if not _due(sent, line):
             return
-        before, kind = dict(sent.last), _kind(line)
+        last, kind = dict(sent.last), _kind(line)
         sent.last[kind] = line["step"]
         try:
             self._write_book()
@@ -204,7 +204,7 @@ class _Follower:
                 else:
                     self._tracker.log(values, step=line["step"])
         except Exception:
-            sent.last = before
+            sent.last = last
             with contextlib.suppress(OSError):
                 self._write_book()
             raise

@@ -39,11 +39,11 @@ def completed(own: Mapping[str, Any], model: str, say: Say) -> dict[str, Any]:
     if spec is None or spec.template is None:
         return dict(own)
     tuned = {"template": spec.template, "label_column": spec.label_column, "labels": spec.labels or None}
-    taken = [name for name in WORDS if name not in own and tuned[name] is not None]
-    if taken:
-        shown = ", ".join(f"{name.replace('_', ' ')} {_shown(tuned[name])}" for name in taken)
+    adopted = [name for name in WORDS if name not in own and tuned[name] is not None]
+    if adopted:
+        shown = ", ".join(f"{name.replace('_', ' ')} {_shown(tuned[name])}" for name in adopted)
         say(f"{model} was tuned with these, which are taken: {shown}")
-    own = {**own, **{name: tuned[name] for name in taken}}
+    own = {**own, **{name: tuned[name] for name in adopted}}
     other = [name for name in ("template", "labels") if name in own and _differs(name, own[name], tuned[name])]
     if other:
         shown = " and ".join(f"{name} {_shown(tuned[name])}" for name in other)
@@ -51,7 +51,7 @@ def completed(own: Mapping[str, Any], model: str, say: Say) -> dict[str, Any]:
     return _written(own, spec, say)
 
 
-def limits(model: str, own: bool, given: Collection[str], settings: Mapping[str, Any], say: Say) -> dict[str, Any]:
+def limits(model: str, own: bool, chosen: Collection[str], settings: Mapping[str, Any], say: Say) -> dict[str, Any]:
     """Return settings of a saved model's tuning for an evaluation that leaves them open.
 
     These are the built-in task, whether its prompt is aligned or a chat, and the most tokens that are read.
@@ -59,7 +59,7 @@ def limits(model: str, own: bool, given: Collection[str], settings: Mapping[str,
     Args:
         model: what ``--model`` names.
         own: whether a user's own files are evaluated.
-        given: names of settings that the user chose.
+        chosen: names of settings that the user chose.
         settings: all of them, with defaults.
         say: receives one line about what was taken.
     """
@@ -68,11 +68,13 @@ def limits(model: str, own: bool, given: Collection[str], settings: Mapping[str,
         return {}
     task = None if own else spec.task
     tuned = {"task": task, "aligned": spec.aligned, "chat": spec.chat, "max_length": spec.max_length}
-    taken = {name: value for name, value in tuned.items() if name not in given and value not in (None, settings[name])}
-    if taken:
-        shown = ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in taken.items())
+    adopted = {
+        name: value for name, value in tuned.items() if name not in chosen and value not in (None, settings[name])
+    }
+    if adopted:
+        shown = ", ".join(f"{name.replace('_', ' ')} {_plain(value)}" for name, value in adopted.items())
         say(f"{model} was tuned with these, which are taken: {shown}")
-    return taken
+    return adopted
 
 
 def _plain(value: Any) -> str:

@@ -101,8 +101,8 @@ def longest(rise: Callable[[float], float], *, whole: bool = False) -> float:
 
 def share(here: Sequence[float], there: Sequence[float]) -> float:
     """Return by which share of its size the mean loss is higher there; losses of some objectives are negative."""
-    before = statistics.fmean(here)
-    return (statistics.fmean(there) - before) / max(abs(before), SMALL_LOSS)
+    base = statistics.fmean(here)
+    return (statistics.fmean(there) - base) / max(abs(base), SMALL_LOSS)
 
 
 def _rise(run: RunContext) -> tuple[Callable[[float], float], Callable[[], int]]:

@@ -92,10 +92,10 @@ def _nibbles(q: Tensor) -> Tensor:
     return torch.cat((q & 15, q >> 4), dim=1).to(torch.int8)
 
 
-def _fifth_bits(word: Tensor) -> Tensor:
+def _fifth_bits(packed: Tensor) -> Tensor:
     """Bit j of four bytes, times 16, for weight j, int8 ``[n, 32]``."""
-    bits = (word.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=word.device)) & 1
-    return (bits.view(len(word), 32) << 4).to(torch.int8)
+    bits = (packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
+    return (bits.view(len(packed), 32) << 4).to(torch.int8)
 
 
 def _q4_0(blocks: Tensor) -> Split:

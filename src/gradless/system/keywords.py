@@ -66,18 +66,18 @@ def spoken(text: str, names: Mapping[str, str]) -> str:
     """
 
     def argument(match: re.Match[str]) -> str:
-        before = match["before"] or ""
+        prefix = match["before"] or ""
         if match["key"] and "--set" in names:
             return f'{names["--set"]}{{"{match["key"]}": {match["value"]}}}'
         name = names.get(match["option"] or "")
         if name is None:
             return match[0]
-        behind = match[0].removeprefix(before + match["option"])
+        behind = match[0].removeprefix(prefix + match["option"])
         if not name.endswith("="):
-            return before + name + behind
+            return prefix + name + behind
         if match["text"]:
-            return before + name + _value(match["text"]) + _more(match["more"])
-        return before + (name[:-1] if match["verb"] or before else name) + behind
+            return prefix + name + _value(match["text"]) + _more(match["more"])
+        return prefix + (name[:-1] if match["verb"] or prefix else name) + behind
 
     return OPTION.sub(argument, text)
 

@@ -25,10 +25,10 @@ class Pace:
     def text(self, done: int) -> str:
         """Return the seconds a part and the time left, or the time since the beginning."""
         passed = time.monotonic() - self._began
-        taken = done - self._start
-        if taken <= 0 or self.total is None:
+        parts = done - self._start
+        if parts <= 0 or self.total is None:
             return clock(passed)
-        each = passed / taken
+        each = passed / parts
         speed = f"{figure(each)} s a {self.part}  " if self.part else ""
         return speed + (f"{clock(each * (self.total - done))} left" if done < self.total else clock(passed))
 

@@ -25,13 +25,13 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
         raise
 
 
-def _no_number(word: str) -> float:
-    raise ValueError(f"{word} is no number")
+def _no_number(literal: str) -> float:
+    raise ValueError(f"{literal} is no number")
 
 
-def _finite(word: str) -> float:
-    number = float(word)
-    return number if math.isfinite(number) else _no_number(word)
+def _finite(literal: str) -> float:
+    number = float(literal)
+    return number if math.isfinite(number) else _no_number(literal)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

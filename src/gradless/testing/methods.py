@@ -64,13 +64,13 @@ def _one_engine(check: Callable[[Make, Setting], None]) -> Callable[[Make, Setti
 
     @functools.wraps(check)
     def checked(make: Make, setting: Setting) -> None:
-        def made(params: Iterable[Any]) -> ZerothOrder:
+        def make_on_stream(params: Iterable[Any]) -> ZerothOrder:
             opt = make(params)
             if opt.engine == AUTO:
                 opt.evaluator.settle(EngineChoice(STREAM, reason="that of checks"))
             return opt
 
-        check(made, setting)
+        check(make_on_stream, setting)
 
     return checked
 

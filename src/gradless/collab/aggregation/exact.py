@@ -53,14 +53,14 @@ def named(name: str, *, f: int) -> Aggregator:
         >>> rule(torch.tensor([[1.0], [2.0], [3.0], [99.0]]))
         tensor([2.])
     """
-    *before, last = name.split("+")
-    if last not in RULES or before not in ([], [PRE]):
+    *earlier, last = name.split("+")
+    if last not in RULES or earlier not in ([], [PRE]):
         raise BadInput(
             f"the rule {name} may differ in its last bits between processors, or between receivers: peers that agree "
             f"on coefficients take {', '.join(RULES)}, or {PRE}+ one of them"
         )
     rule = RULES[last](f)
-    return _behind_nnm(rule, f) if before else rule
+    return _behind_nnm(rule, f) if earlier else rule
 
 
 def krum(*, f: int) -> Aggregator:

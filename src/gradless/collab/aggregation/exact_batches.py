@@ -89,8 +89,8 @@ def exact_sums(terms: Numbers) -> Numbers:
     bound = np.abs(error) + left * (1 + count * 2.0**-52)  # the sum that is `left` was rounded as well
     proven = (left == 0.0) | (bound < gap * (1 - 2.0**-50))  # nothing is left: `total` is the sum, rounded once
     sums: Numbers = total + 0.0  # of zeros of either sign math.fsum makes +0
-    for place in np.argwhere(~proven):
-        sums[tuple(place)] = math.fsum(terms[tuple(place)].tolist())
+    for position in np.argwhere(~proven):
+        sums[tuple(position)] = math.fsum(terms[tuple(position)].tolist())
     return sums
 
 

@@ -109,12 +109,12 @@ def split_picture(
     figure = Figure(figsize=(width, height), dpi=200)
     FigureCanvasAgg(figure)
 
-    def place(x: float, y: float, wide: float, high: float) -> tuple[float, float, float, float]:
+    def relative(x: float, y: float, wide: float, high: float) -> tuple[float, float, float, float]:
         return x / width, y / height, wide / width, high / height
 
-    body = figure.add_axes(place(left, below, inner, cell * kinds))
-    top = figure.add_axes(place(left, below + cell * kinds + between, inner, bars))
-    key = figure.add_axes(place(left + inner, below, right, cell * kinds))
+    body = figure.add_axes(relative(left, below, inner, cell * kinds))
+    top = figure.add_axes(relative(left, below + cell * kinds + between, inner, bars))
+    key = figure.add_axes(relative(left + inner, below, right, cell * kinds))
     stretch = inner / (cell * peers)  # few peers: cells wider than high, bubbles stay round
     _bubbles(body, counts, stretch)
     _frame(body, peers, list(classes))

@@ -70,7 +70,7 @@ def run_all(
     *,
     recipe: str = "",
     known: Sequence[Path] = (),
-    given: Iterable[str] = (),
+    named: Iterable[str] = (),
     workers: int | None = None,
     on: str | None = None,
     reporter: Reporter | None = None,
@@ -85,7 +85,7 @@ def run_all(
         out: the folder.
         recipe: what asked for them.
         known: ``results.jsonl`` of other folders; runs that are finished there are not made again.
-        given: settings that somebody named; one that no run reads is refused.
+        named: settings that somebody named; one that no run reads is refused.
         workers: runs at a time, each a process; None: one, or on a cluster as many as have room.
         on: a Ray cluster that makes the runs (`gradless.system.ray_address.FORMS`); None: processes here.
         reporter: where progress goes.
@@ -102,7 +102,7 @@ def run_all(
     except BadInput:
         _require_plugins(out)  # a name that only they have is the likelier reason
         raise
-    check_used(configs, given)
+    check_used(configs, named)
     lines: dict[str, dict[str, Any]] = {}
     for path in known:
         lines |= finished_runs.finished(path, [config.id() for config in configs], (DONE, DIVERGED))

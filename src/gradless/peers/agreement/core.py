@@ -161,9 +161,9 @@ class Agreement:
         abstain = abstain or not finite(packed)
         if abstain:
             packed = bytes(4 * self.group.width)
-        taken = self.instance.propose_row(packed, abstains=abstain)
+        accepted = self.instance.propose_row(packed, abstains=abstain)
         self._conclude()
-        return taken
+        return accepted
 
     def handle(self, data: bytes, now: float, *, sent_by: int | None = None) -> None:
         """Take in one message, from whomever.
@@ -209,13 +209,13 @@ class Agreement:
 
     def take_outbox(self) -> list[Outgoing]:
         """Return what is to be sent, and forget it."""
-        taken, self._voice.outbox = self._voice.outbox, []
-        return taken
+        messages, self._voice.outbox = self._voice.outbox, []
+        return messages
 
     def take_decisions(self) -> list[Decision]:
         """Return the steps that were decided since the last call; what the log held at the start is not among them."""
-        taken, self._decisions = self._decisions, []
-        return taken
+        decisions, self._decisions = self._decisions, []
+        return decisions
 
     # -- steps --------------------------------------------------------------------------------------------------------
 

@@ -331,12 +331,12 @@ def _numbers(values: list[Any]) -> tuple[float, ...]:
 
 def _evaluations(lines: list[dict[str, Any]]) -> tuple[Evaluated, ...]:
     """The evaluations, each with the steps that stand before it."""
-    taken, evaluations = 0, []
+    steps, evaluations = 0, []
     for line in lines:
         if line["event"] == "step":
-            taken = int(line["step"]) + 1
+            steps = int(line["step"]) + 1
         elif line["event"] == "eval":
-            evaluations.append(_evaluated(line)._replace(taken=taken if line["step"] else 0))
+            evaluations.append(_evaluated(line)._replace(taken=steps if line["step"] else 0))
     return tuple(evaluations)
 
 
