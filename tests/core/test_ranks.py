@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def results(own: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
-    """What every rank of 1, 2 and 4 found."""
+    """The results of every rank, by the number of processes."""
     folder = tmp_path_factory.mktemp("core")
     ended = {size: r.together(size, folder / str(size), core, own) for size in SIZES}
     for size in SIZES:

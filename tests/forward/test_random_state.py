@@ -242,4 +242,6 @@ def test_losses_that_differ_by_rounding_pass(dtype):
         calls[0] += 1
         return weight.sum() * (1 + torch.finfo(dtype).eps * (calls[0] % 2) / 2)
 
-    gl.mezo([("w", weight)]).step(closure)
+    opt = gl.mezo([("w", weight)])
+    opt.step(closure)
+    assert opt.check_forwards == 1

@@ -42,7 +42,7 @@ SEED = 15  # of a schedule in which every kind of message is said
 
 
 def recorded() -> tuple[list[bytes], list[Decision]]:
-    """Everything that was said in a run of four, rounds that failed included, and what was decided."""
+    """All messages of a run of four peers, those of rounds that failed included, and what was decided."""
     sent: list[bytes] = []
 
     class Recording(World):

@@ -105,5 +105,5 @@ class BenchDirectory:
         return results.read(self.out)
 
     def table(self) -> list[dict[str, Any]]:
-        """results.jsonl without what the clock says."""
+        """The lines of results.jsonl without times."""
         return [{k: v for k, v in line.items() if k not in ("wall_seconds", "overhead")} for line in self.lines]

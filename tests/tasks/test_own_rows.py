@@ -18,7 +18,7 @@ ROWS = [("a joy", 1), ("a bore", 0)]
 
 
 def read(path: Path, content: str | bytes, **more: Any) -> tuple[list[tuple[str, int]], list[str]]:
-    """Rows in the order of the file, and what was said."""
+    """Rows by label, and messages."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     messages: list[str] = []
     settings = {"template": "{text} It was", "label_column": "label", "labels": "0=bad,1=good", "say": messages.append}

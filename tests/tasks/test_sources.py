@@ -29,7 +29,7 @@ COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 
 def read(source: Any, **more: Any) -> tuple[list[tuple[str, int]], list[str]]:
-    """Rows by label, and what was said."""
+    """Rows by label, and messages."""
     messages: list[str] = []
     settings = {"template": "{text} It was", "label_column": "label", "labels": "0=bad,1=good", "say": messages.append}
     _, splits = custom(**{"test": source, **settings, **more})

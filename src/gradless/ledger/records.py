@@ -87,11 +87,13 @@ def _intact_behind(data: bytes, damaged: int, groups: int, steps: int, crc: int)
         end = record_end(data, offset, groups)
         if end is None:
             continue
-        befores = [WORD.unpack_from(data, offset - WORD.size)[0]]
+        checksums = [WORD.unpack_from(data, offset - WORD.size)[0]]
         if own_end is not None and own_crc is not None and offset == own_end + WORD.size:
-            befores.append(own_crc)
+            checksums.append(own_crc)
         closing = WORD.unpack_from(data, end)[0]
-        if end + WORD.size == len(data) or any(zlib.crc32(data[offset:end], before) == closing for before in befores):
+        if end + WORD.size == len(data) or any(
+            zlib.crc32(data[offset:end], checksum) == closing for checksum in checksums
+        ):
             return offset
     return None
 

@@ -44,7 +44,7 @@ def _attacked(key: str, recipe: str, algorithm: str, more: tuple[str, ...]) -> R
     data = recipe.removeprefix("monna-")
     words = ("collab", "simulate", "--recipe", recipe, "--data", f"{data}/", "--algorithm", algorithm)
     words += ("--attack", attack, *(ALONE[recipe] if key == FREE else ()), *more)
-    seeds = tuple(word for seed in range(1, 6) for word in ("--seed", str(seed)))
+    seeds = tuple(argument for seed in range(1, 6) for argument in ("--seed", str(seed)))
     return Recipe(kind="command", command=(*words, *seeds), data=f"the files of {data}, in {data}/", differs=DIFFERS)
 
 
