@@ -84,7 +84,7 @@ def test_types_of_columns(tmp_path: Path, columns: dict[str, Any], labels: str, 
     parquet.write_table(pa.table({"text": ["a joy", "a bore"], **columns}), tmp_path / "a.parquet")
     rows, lines = read(tmp_path / "a.parquet", labels=labels)
     assert rows == [("a joy", 1), ("a bore", 0)]
-    assert [message in line for line in lines] == ([True] if message else [])
+    assert sum(message in line for line in lines) == bool(message)  # every line holds the empty message
 
 
 def test_narrow_numbers_are_read_as_written() -> None:
