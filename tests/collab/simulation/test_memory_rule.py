@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from gradless import rng
 from gradless.collab import attacks
 from gradless.collab.aggregation.pair_scores import FEWEST, Memory
 from gradless.collab.aggregation.receivers import seen_by_all
 from gradless.collab.config import CollabConfig
-from gradless.collab.network.exchange import Arrivals
-from gradless.collab.simulation.build import Simulation, mixing_rule
+from gradless.collab.network.exchange import Arrivals, settle
+from gradless.collab.simulation.build import Simulation, mixing_rule, network
 from gradless.collab.simulation.memory_rule import remembering
 from gradless.errors import BadInput
 
@@ -59,6 +61,29 @@ def test_without_liars_nothing_changes():
     rule = mixing_rule(CONFIG.resolved())
     for mixed, _, sent in exchanges(CONFIG, 80, 1.0):
         assert torch.equal(mixed[0], rule(sent))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"attack": "nan", "rule": "mean"},
+        {"attack": "nan"},
+        {"attack": "inf"},
+        {"attack": "alie", "rule": "bucketing+median", "rule_options": {"size": 2}},
+    ],
+    ids=lambda changed: f"{changed['attack']}-{changed.get('rule', 'trimmed-mean')}",
+)
+def test_before_anybody_is_left_out_an_exchange_ends_as_without_memory(changed):
+    config = dataclasses.replace(CONFIG, peers=7, **changed).resolved()
+    simulation = Simulation(config, None, mixing_rule(config), attacks.named(config.attack))
+    learner = SimpleNamespace(poisoned=None)
+    transport = network(simulation._replace(learner=learner))
+    for step in range(3):
+        honest = rng.normal(step, "honest", (6, 4)) + 5
+        arrivals, key = transport.exchange(step, "coefficients", honest), rng.fold(config.seed, step)
+        mixed = remembering(simulation, Memory(config.memory), arrivals, honest, key=key)
+        plain = settle(simulation.rule, arrivals, honest, key=key)
+        torch.testing.assert_close(mixed, plain, equal_nan=True)
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,13 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from gradless.collab.aggregation import passes
 from gradless.collab.aggregation.pair_scores import Memory
 from gradless.collab.network.exchange import Arrivals
 from gradless.collab.simulation.build import Simulation, mixing_rule
 
 
-def remembering(simulation: Simulation, memory: Memory, arrivals: Arrivals, rows: Tensor) -> Tensor:
+def remembering(simulation: Simulation, memory: Memory, arrivals: Arrivals, rows: Tensor, *, key: int = 0) -> Tensor:
     """Return the mixed rows [H, K] of an exchange without those of peers who disagreed with the others so far.
 
     The rule expects one liar fewer for each of them. All rows are remembered, those that were left out too.
@@ -22,14 +23,15 @@ def remembering(simulation: Simulation, memory: Memory, arrivals: Arrivals, rows
         memory: of the steps before.
         arrivals: of the exchange.
         rows: float32 [H, K] of the honest peers.
+        key: seed of pre-aggregators that shuffle.
     """
     assert arrivals.received is not None, "everything arrives"
-    view, basis = arrivals.received.view(0), torch.cat([*arrivals.received.basis]).double()
-    lies = view[len(rows) :].to(basis.device) @ basis.nan_to_num()  # attackers combine rows that are finite
+    basis = [block.double() for block in arrivals.received.basis]
+    lies = passes.product(arrivals.received.view(0)[len(rows) :], basis)  # a NaN stays one
     sent = torch.cat([rows.double(), lies]).float().cpu()  # attackers are the last peers
     gone = memory.left_out(simulation.config.byzantine)
     memory.append(sent.numpy())
     kept = [peer for peer in range(len(sent)) if peer not in gone]
     fewer = dataclasses.replace(simulation.config, byzantine=simulation.config.byzantine - len(gone))
-    mixed: Tensor = mixing_rule(fewer)(sent[kept])
+    mixed: Tensor = mixing_rule(fewer)(sent[kept], key=key)
     return mixed.to(rows).expand(len(rows), -1)

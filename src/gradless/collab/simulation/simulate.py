@@ -165,10 +165,10 @@ def _settle(run: SimulationState, arrivals: Arrivals, rows: Tensor | None, step:
     """Return what all honest peers make of an exchange, [H, D], in memory that an earlier result lay in."""
     assert rows is not None  # in a simulation no exchange is over before the rows are there
     simulation = run.simulation
+    key = rng.fold(simulation.config.seed, step)  # of rules that shuffle; attackers know it
     if run.memory is not None:
-        return remembering(simulation, run.memory, arrivals, rows)
+        return remembering(simulation, run.memory, arrivals, rows, key=key)
     with threads.small_operations():
-        key = rng.fold(simulation.config.seed, step)  # of rules that shuffle; attackers know it
         mixed = settle(simulation.rule, arrivals, rows, key=key, out=run.mixed)
     run.mixed = mixed[:1] if mixed.stride(0) == 0 else mixed
     return mixed
