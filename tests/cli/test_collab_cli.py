@@ -287,6 +287,8 @@ def test_mixing_that_drives_peers_apart_is_told():
         (("--queries", "2"), "--queries is for --payload coefficients"),
         (("--algorithm", "nna", "--momentum", "0.5"), "--momentum is for an algorithm"),
         (("--wait-for", "9"), "--wait-for is for --delivery first or adversarial"),
+        (("--slow", "2"), "--slow is for messages that can come too late"),
+        (("--delivery", "adversarial", "--slow", "2"), "--slow is for messages that can come too late"),
         (("--train", "rows.csv"), "a file of your own is for a language --model"),
         (("--dataset", "digit"), "did you mean 'digits'"),
         (("--net", "no-such"), "unknown network"),

@@ -15,7 +15,7 @@ from gradless.collab.config import CollabConfig
 from gradless.collab.data.datasets import needs_files
 from gradless.collab.learners.parameters import Learner, ParameterPeers, Workload, local_step
 from gradless.collab.network import topology
-from gradless.collab.network.delivery import ALL, Delivery
+from gradless.collab.network.delivery import ALL, FIRST, Delivery
 from gradless.collab.network.neighbours import GraphNetwork
 from gradless.collab.network.omniscient import Omniscient
 from gradless.collab.network.simulated import SimulatedNetwork
@@ -173,6 +173,10 @@ def _uses(config: CollabConfig) -> dict[str, tuple[bool, str]]:
         "rule_options": (config.rule is not None, "a --rule of its own"),
         "momentum": (own_momentum in (None, config.momentum), "an algorithm that has no momentum of its own"),
         "wait_for": (config.delivery.mode != ALL, "--delivery first or adversarial"),
+        "slow": (
+            config.delivery.mode == FIRST or config.delivery.deadline is not None,
+            "messages that can come too late (--delivery first, or a --deadline)",
+        ),
         "slowness": (config.delivery.slow > 0, "peers that are late (--slow)"),
         "degree": (config.topology in OF_DEGREE, "--topology k-ring or random"),
     }
