@@ -301,6 +301,11 @@ class CollabConfig(RewardSettings):
         if not METHODS[self.method].replays:
             able = ", ".join(name for name, row in METHODS.items() if row.replays)
             raise BadInput(f"method {self.method} has no coefficients to send: forward-only methods do ({able})")
+        if "queries" not in METHODS[self.method].options():
+            raise BadInput(
+                f"the method {self.method} takes no number of directions, and the peers of a group send equally many "
+                "coefficients (--queries): choose another --method"
+            )
         check_options(self.method, self.method_options)
 
     def _check_memory(self) -> None:

@@ -187,6 +187,8 @@ def test_gradients_of_lora_are_those_of_backpropagation(config):
         ({"own": {}, "task": "drop"}, "drop.* has no options to choose from"),
         ({"momentum": 0.9}, "mezo-momentum"),
         ({"decay": 10.0}, "does not decay"),
+        ({"method": "zo-cons"}, "tries every step on its own batch"),
+        ({"method": "zo-blockwise"}, "takes no number of directions"),
     ],
 )
 def test_bad_input(config, change, match, tmp_path):

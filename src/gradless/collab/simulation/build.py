@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
+from gradless.accept import always
 from gradless.collab import aggregators, attacks
 from gradless.collab.aggregation.base import Aggregator
 from gradless.collab.aggregation.neighbourhood_rules import least_neighbours, on_neighbourhoods
@@ -206,6 +207,11 @@ def _coefficients(config: CollabConfig, honest: int, rule: Aggregator, attack: A
     shared = _everything_arrives(config) and not rule.uses_pivot and not attack.equivocates and config.sync is None
     text = Text(config, honest)
     with text.closed_on_error():
+        if text.model.optimizer.accept is not always:
+            raise BadInput(
+                f"the method {config.method} tries every step on its own batch before it takes it, which peers with "
+                "other batches cannot do together: choose another --method, such as mezo"
+            )
         return coefficient_peers(text, config, honest, shared=shared)
 
 
