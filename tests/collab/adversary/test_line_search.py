@@ -168,6 +168,23 @@ def test_search_in_the_setting_where_published_ones_stop_early(attack, seeds, re
         assert trial.damage(10.0) < 0.9 * grid
 
 
+@pytest.mark.parametrize("rule", ["nna", "krum", "trimmed-mean", "geometric-median"])
+def test_inner_products_of_models_close_together_are_searched_around_their_mean(rule):
+    f = 5
+    honest = normal(21, 300) + 30 * normal(1, 300, seed=1)  # a zero vector is nowhere near
+    views, rule = heard_by(honest, None), RULES[rule](f)
+    one, other = (strongest(named(name), scene_of(honest, f), rule, views, None) for name in ("ipm", "foe"))
+    trial = try_out(named("ipm"), scene_of(honest, f), rule, views, None)
+    assert one.strength == pytest.approx(other.strength - 1)
+    assert trial.damage(one.strength) > 10
+
+
+def test_models_that_agree_get_the_mean_from_inner_products():
+    honest = normal(1, 30).expand(6, 30)
+    message = strongest(named("ipm"), scene_of(honest, 2), nna(f=2), heard_by(honest, None), None)
+    assert message.strength == -1.0
+
+
 CURVES = {
     "cliff": (lambda s: s * s if s < 2.79 else 0.1, 2.79**2),
     "two cliffs": (lambda s: s * s if s < 1.9 else (0.9 * s * s if s < 2.2 else 0.0), 0.9 * 2.2**2),
@@ -206,6 +223,9 @@ def test_search_looks_on_both_sides_of_zero():
     assert search(lambda s: s * s if s > 0 else 2 * s * s, (-4.0, 5.0)) == pytest.approx(-4.0)
     assert search(lambda s: -((s + 7.0) ** 2), (-9.0, -2.0)) == pytest.approx(-7.0, abs=0.3)
     assert search(lambda s: 1.0, (2.0, 2.0)) == 2.0
+    assert search(lambda s: 3.0, (-4.0, 5.0), origin=-1.0) == -1.0
+    near = search(lambda s: (s + 1) ** 2 if s < -0.97 else 0.0, (-1.1, 9.0), unit=0.05, origin=-1.0)
+    assert near == pytest.approx(-1.1)
     with pytest.raises(BadInput, match="finite bounds"):
         search(lambda s: s, (0.0, math.inf))
 

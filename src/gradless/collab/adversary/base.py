@@ -79,7 +79,8 @@ def any_group(honest: int, attackers: int) -> None:
 class Attack(NamedTuple):
     """What attackers send. A new one is a function that returns this, and a row of `gradless.collab.attacks.ATTACKS`.
 
-    ``send`` must be affine in the strength if the strength is to be searched; at strength 0 it should do no harm.
+    ``send`` must be affine in the strength if the strength is to be searched; at strength ``harmless`` it should do no
+    harm.
     """
 
     name: str
@@ -92,7 +93,9 @@ class Attack(NamedTuple):
     bounds: Bounds | None = None
     """Least and greatest strength of the search; None: up to where the honest rows lie far behind."""
     signed: bool = False
-    """Whether a search without bounds tries negative strengths too."""
+    """Whether a search without bounds tries strengths below ``harmless`` too."""
+    harmless: float = 0.0
+    """The strength at which it sends the honest mean, or each its own row: where a search begins."""
     start: Callable[[], State] = nothing
     """What it remembers before the first exchange."""
     flips: bool = False

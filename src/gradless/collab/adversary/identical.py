@@ -65,7 +65,8 @@ def sign_flip(*, scaled: bool = False, strength: float | None = None) -> Attack:
 def ipm(*, strength: float | None = None, bounds: Bounds | None = None) -> Attack:
     """Inner product manipulation: -tau mean of the honest rows (Xie et al. 2020, arXiv 1903.03936).
 
-    Cost: none, or the search's. Strength 0 is the zero vector.
+    Strength 0 is the zero vector and -1 the honest mean, where a search begins: with the strength left open it sends
+    what `foe` may. Cost: none, or the search's.
 
     Args:
         strength: tau; None: the one that does most harm, found in every exchange.
@@ -75,7 +76,8 @@ def ipm(*, strength: float | None = None, bounds: Bounds | None = None) -> Attac
     def send(context: AttackContext, tau: float, state: State) -> Tensor:
         return to_all(context, -tau * mean_of_honest(context))
 
-    return Attack("ipm", no_extras, send, finite_or_none("ipm", strength), interval("ipm", bounds), signed=True)
+    fixed, where = finite_or_none("ipm", strength), interval("ipm", bounds)
+    return Attack("ipm", no_extras, send, fixed, where, signed=True, harmless=-1.0)
 
 
 def foe(*, strength: float | None = None, bounds: Bounds | None = None) -> Attack:

@@ -100,8 +100,8 @@ class Trial(NamedTuple):
         return self.scale * float(away.square().sum(1).mean())
 
     def range(self) -> tuple[tuple[float, float], float]:
-        """Bounds of the search and the strength at which attackers are as far out as the farthest honest row."""
-        gram = self._gram()
+        """Bounds of the search and the way to where attackers are as far out as the farthest honest row."""
+        gram, origin = self._gram(), self.attack.harmless
         count = len(self.context.honest)
         start = self.attack.bounds[0] if self.attack.bounds else 0.0
         step = self.attack.send(self.context, start + 1.0, self.state) - self.attack.send(
@@ -113,8 +113,9 @@ class Trial(NamedTuple):
         longest = _lengths(gram, own).max().item()
         reach = max(4.0 * radius, 2.0 * longest)
         if not (math.isfinite(speed) and math.isfinite(reach) and speed > 0.0 and reach > 0.0):
-            return self.attack.bounds or (0.0, 0.0), 0.0
-        bounds = self.attack.bounds or (-reach / speed if self.attack.signed else 0.0, reach / speed)
+            return self.attack.bounds or (origin, origin), 0.0
+        way = reach / speed
+        bounds = self.attack.bounds or (origin - way if self.attack.signed else origin, origin + way)
         return bounds, (radius or reach / 4.0) / speed
 
     def _gram(self) -> CentredGram:
@@ -200,7 +201,8 @@ def strongest(
         return Message(strength, extras, attack.send(seen, strength, state), state, gram)
     trial = try_out(attack, context, rule, views_of, state, key=key, columns=columns)
     bounds, unit = trial.range()
-    strength = search(trial.damage, bounds, unit=unit, evaluations=evaluations) if unit else bounds[0]
+    origin = attack.harmless
+    strength = search(trial.damage, bounds, unit=unit, origin=origin, evaluations=evaluations) if unit else bounds[0]
     whole = trial.sample is None or bool(rule.stages) or attack.looks
     sent = attack.send(trial.context, strength, trial.state)
     return Message(strength, trial.extras, sent, trial.state, trial.context.gram if whole else None)
@@ -211,6 +213,7 @@ def search(
     bounds: tuple[float, float],
     *,
     unit: float | None = None,
+    origin: float = 0.0,
     evaluations: int = EVALUATIONS,
 ) -> float:
     """Return the strength in ``bounds`` with the greatest damage.
@@ -229,8 +232,10 @@ def search(
 
     Args:
         damage: of a strength; NaN counts as none.
-        bounds: least and greatest strength. If 0 lies between them, both signs are searched and share ``evaluations``.
-        unit: the strength around which most happens; None: anywhere.
+        bounds: least and greatest strength. If ``origin`` lies between them, both sides of it are searched and share
+            ``evaluations``.
+        unit: how far from the origin most happens; None: anywhere.
+        origin: the strength that does no harm.
         evaluations: at most.
 
     Example:
@@ -242,12 +247,12 @@ def search(
         raise BadInput(f"a search from {low} to {high} in {evaluations}: give finite bounds in order, and at least 4")
     if low == high:
         return low
-    rays = _rays(low, high, unit)
+    rays = _rays(low, high, unit, origin)
     known: dict[float, float] = {}
 
     def look(ray: _Ray, x: float) -> None:
         s = ray.start + math.copysign(x, ray.way)
-        if s not in known:  # both rays begin at 0
+        if s not in known:  # both rays begin at the origin
             value = damage(s)
             known[s] = -math.inf if math.isnan(value) else value
         ray.known[x] = known[s]
@@ -264,14 +269,14 @@ def search(
             break
         _, a, b, ray = max(brackets, key=lambda bracket: bracket[:3])
         look(ray, math.sqrt(a * b) if 0.0 < 4.0 * a < b else 0.5 * (a + b))
-    return max(known, key=lambda s: (known[s], -abs(s), s))
+    return max(known, key=lambda s: (known[s], -abs(s - origin), s))
 
 
-def _rays(low: float, high: float, unit: float | None) -> list[_Ray]:
-    """Return one direction of the search, or two from 0 if it lies between the bounds."""
-    if low < 0.0 < high:
-        return [_Ray(0.0, high, unit), _Ray(0.0, low, unit)]
-    start, end = (low, high) if abs(low) <= abs(high) else (high, low)
+def _rays(low: float, high: float, unit: float | None, origin: float) -> list[_Ray]:
+    """Return one direction of the search, or two from the origin if it lies between the bounds."""
+    if low < origin < high:
+        return [_Ray(origin, high - origin, unit), _Ray(origin, low - origin, unit)]
+    start, end = (low, high) if abs(low - origin) <= abs(high - origin) else (high, low)
     return [_Ray(start, end - start, unit)]
 
 
