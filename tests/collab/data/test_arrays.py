@@ -81,6 +81,16 @@ def test_shapes(tmp_path: Path, inputs: np.ndarray, shape: tuple[int, ...], dtyp
     assert abs(float(ready.mean())) < 1e-3
 
 
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.float64])
+def test_features_have_mean_0_and_deviation_1_whatever_numbers_they_are_saved_as(tmp_path: Path, kind: type) -> None:
+    years, yes, rare = np.arange(200) % 70 + 20, np.arange(200) % 3 == 0, np.arange(200) % 25 == 0
+    table = np.stack([years, yes, rare, np.full(200, 7)], 1).astype(kind)
+    data = load("npz", saved(tmp_path, x=table, y=np.arange(200) // 7 % 2))
+    ready = prepare(data.train_images, data.mean, data.std).flatten(1)
+    torch.testing.assert_close(ready.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close(ready.std(0, correction=0), torch.tensor([1.0, 1.0, 1.0, 0.0]), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("labels", "classes"),
     [

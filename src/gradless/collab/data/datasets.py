@@ -311,13 +311,15 @@ def _own(name: str, train: Tensor, labels: Tensor, test: Tensor, gold: Tensor, c
 
 
 def _moments(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Of values / 255; a channel without any variation keeps its unit."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
     for channel in images.unbind(1):
         shares = torch.bincount(channel.reshape(-1), minlength=256).double() / channel.numel()
         centre = float(shares @ levels)
         mean.append(centre)
-        std.append(max(float(shares @ (levels - centre) ** 2) ** 0.5, 1 / 255))
+        deviation = float(shares @ (levels - centre) ** 2) ** 0.5
+        std.append(deviation if float(shares.max()) < 1.0 else 1 / 255)
     return tuple(mean), tuple(std)
 
 
