@@ -201,6 +201,16 @@ def test_the_later_of_two_runs_counts(small):
     assert "3 runs replaced by later ones" in shortfall(collab_study.load(small.folder))
 
 
+def test_runs_with_other_options_of_an_attack_or_a_rule_are_no_seeds_of_one(small):
+    small.run("monna", "alie", 1, worst_accuracy=0.5, attack_options={"strength": 1.5})
+    small.run("monna", "alie", 1, worst_accuracy=0.4, rule="krum+median", rule_options={"radius": 2.0})
+    table = named(small.folder, "accuracy")
+    assert row(table, "MoNNA")["ALIE"] == "90.0 ± 1.0"
+    assert row(table, "MoNNA")["ALIE (strength 1.5)"] == "50.0 (n=1)"
+    assert row(table, "MoNNA (krum+median) (radius 2.0)")["ALIE"] == "40.0 (n=1)"
+    assert "replaced" not in shortfall(collab_study.load(small.folder))
+
+
 def test_begun_runs_are_counted_and_alone_refused(small, tmp_path):
     begun = small.folder / "runs" / "begun"
     begun.mkdir(parents=True)

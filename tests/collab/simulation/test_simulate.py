@@ -9,6 +9,7 @@ import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -223,6 +224,37 @@ def test_a_comparison_goes_on_where_it_was(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / study.RESULTS).read_text().splitlines()]
     assert sorted(line["attack"] for line in lines) == ["alie", "foe", "sign-flip"]
     assert all(len(line["curve"]) == 1 for line in lines)
+
+
+def test_a_folder_holds_runs_on_one_data_set_alone(tmp_path):
+    inputs = np.arange(240.0).reshape(60, 4)
+    for name in "ab":
+        np.savez(tmp_path / f"{name}.npz", x=inputs, y=np.arange(60) % 2)
+    files = [str(tmp_path / f"{name}.npz") for name in "ab"]
+    small = dataclasses.replace(SMALL, dataset="npz", net="logreg", steps=1, split="iid", split_parameter=None)
+    both = [[dataclasses.replace(small, data=file, seed=seed) for seed in (1, 2)] for file in files]
+    study.run_all(both[0], tmp_path / "out", reporter=QUIET)
+    with pytest.raises(BadInput, match="holds runs with other settings .data"):
+        study.run_all(both[1], tmp_path / "out", reporter=QUIET)
+
+
+def test_a_folder_holds_runs_of_one_version_of_a_plugin(tmp_path, monkeypatch):
+    configs = [dataclasses.replace(SMALL, plugins={"/a/own.py": digits * 64}).resolved for digits in "01"]
+    monkeypatch.setattr("gradless.plugins.require", lambda *some: None)
+    monkeypatch.setattr("gradless.plugins.used_again", lambda names, recorded: recorded)
+    old, new = (config() for config in configs)
+    (tmp_path / "runs" / old.id()).mkdir(parents=True)
+    (tmp_path / "runs" / old.id() / "config.json").write_text(json.dumps(old.to_json()))
+    with pytest.raises(BadInput, match=r"other settings .plugin own.py 000"):
+        study.run_all([new, dataclasses.replace(new, seed=9)], tmp_path, reporter=QUIET)
+
+
+def test_runs_with_and_without_memory_are_of_two_folders():
+    assert "memory" in study.SHARED  # the lines of results.jsonl do not tell them apart
+    told = {*study.SHARED, *study.ASKED, *study.GRAPH_FIELDS}
+    fields = {one.name for one in dataclasses.fields(CollabConfig)} - told
+    compared = {"data", "reward", "reward_sha256", "plugins"}  # by what they hold
+    assert fields == {*compared, "reward_timeout", "device"}
 
 
 def test_runs_that_are_finished_elsewhere_are_not_made_again(tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ from gradless import lm, plugins
 from gradless.collab import attacks
 from gradless.collab.algorithms import PARAMETERS
 from gradless.collab.config import GRAPH_FIELDS, CollabConfig, from_json
+from gradless.collab.data.datasets import OWN
 from gradless.collab.learners import nets
 from gradless.collab.learners.vision import show_own_data
 from gradless.collab.network import topology
@@ -59,7 +60,7 @@ SHARED = (
         "method",
     ),
     *("queries", "eps", "sync", "steps", "batch_size", "decay", "refresh", "momentum", "weight_decay", "rounds"),
-    *("radius", "eval_every", "eval_rows", "method_options", "chat", "reward_weight"),
+    *("radius", "eval_every", "eval_rows", "method_options", "chat", "reward_weight", "memory"),
     *("pass_reward", "max_new_tokens", "stop", "temperature"),
 )
 
@@ -227,8 +228,12 @@ def _check_folder(configs: Sequence[CollabConfig], out: Path) -> None:
             names += ["lr"] if old.algorithm == new.algorithm else []
             names += ["delivery"] if (old.attackers or 0) and (new.attackers or 0) else []
             pairs = {name: (getattr(old, name), getattr(new, name)) for name in names}
+            if old.dataset in OWN and new.dataset in OWN:  # a known data set may have moved
+                pairs["data"] = (old.data, new.data)
             pairs["reward"] = (old.shared_rewards, new.shared_rewards)  # wherever their files lie
             pairs["SHA-256 of reward files"] = (old.reward_sha256, new.reward_sha256)
+            there_of, here_of = plugins.named(old.plugins), plugins.named(new.plugins)
+            pairs |= {f"plugin {name}": (there_of[name], here_of[name]) for name in sorted({*there_of} & {*here_of})}
             changed = next((name for name, (there, here) in pairs.items() if there != here), None)
             if changed:
                 there, here = pairs[changed]

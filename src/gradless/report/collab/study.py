@@ -341,7 +341,9 @@ def _run(record: Any) -> Run | None:
         return None
     algorithm, attack = record["algorithm"], str(record["attack"] or NO_ATTACK)
     algorithm = REFERENCE if algorithm.lower().replace("-", "").replace("_", "") == "dsgd" else algorithm
+    attack += _options(record, "attack_options")
     algorithm += f" ({record['rule']})" if isinstance(record.get("rule"), str) and record["rule"] else ""
+    algorithm += _options(record, "rule_options")
     graph = mapping(record.get("graph")).get("topology")
     algorithm += f" ({graph})" if isinstance(graph, str) else ""
     n, f, attackers = (
@@ -353,6 +355,12 @@ def _run(record: Any) -> Run | None:
     setting = Setting(_split(record), n, f)
     name = str(record.get("id") or f"{algorithm}/{attack}/{setting}/{record.get('seed')}")
     return Run(name, algorithm, attack, setting, record.get("seed"), str(record.get("status", FAILED)), record)
+
+
+def _options(record: dict[str, Any], name: str) -> str:
+    """Options of a rule or an attack as an end of its name, since runs that differ in them are not seeds of one."""
+    options = mapping(record.get(name))
+    return f" ({', '.join(f'{option} {value}' for option, value in sorted(options.items()))})" if options else ""
 
 
 def _count(*values: Any) -> int | None:
