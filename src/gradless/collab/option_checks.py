@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -57,6 +59,39 @@ def finite_or_none(name: str, strength: float | str | None, hint: Any = float | 
     """
     number: float | None = typed.value(f"strength of {name}", strength, hint)
     return number
+
+
+def made(name: str, make: Callable[..., Any], given: Mapping[str, Any]) -> Any:
+    """Return ``make(**given)``, with options refused that are no numbers where their defaults are.
+
+    For rules and attacks that do not check what they are told; those that do have their say first.
+
+    Args:
+        name: of the rule or the attack.
+        make: a function whose arguments have the defaults.
+        given: its options, as the user gave them.
+
+    Raises:
+        BadInput: the option, and what ``make`` refuses.
+    """
+    numbers = {
+        option: p.default
+        for option, p in inspect.signature(make).parameters.items()
+        if isinstance(p.default, int | float) and not re.search("str|Literal", str(p.annotation))  # which take words
+    }
+    wanted = {option: value for option, value in given.items() if option in numbers}
+
+    def check() -> None:
+        for option, value in wanted.items():
+            typed.value(f"{option} of {name}", value, bool if isinstance(numbers[option], bool) else float | None)
+
+    try:
+        part = make(**given)
+    except TypeError:
+        check()
+        raise
+    check()
+    return part
 
 
 def one_of(kind: str, value: str, known: Iterable[str]) -> str:

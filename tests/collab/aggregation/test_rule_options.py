@@ -12,6 +12,8 @@ from collab_helpers import normal
 from gradless.collab.aggregators import (
     AGGREGATORS,
     PRE_AGGREGATORS,
+    Aggregator,
+    Entry,
     bulyan,
     compose,
     geometric_median,
@@ -24,6 +26,9 @@ from gradless.collab.aggregators import (
     smea,
     trimmed_mean,
 )
+from gradless.collab.attacks import ATTACKS, Attack, mean_of_honest, no_extras, to_all
+from gradless.collab.attacks import Entry as AttackEntry
+from gradless.collab.attacks import named as attack_named
 from gradless.errors import BadInput
 
 
@@ -109,6 +114,36 @@ def test_options_of_a_rule_by_name(name, options):
 def test_values_that_a_rule_cannot_take_are_refused(name, options, sentence):
     with pytest.raises(BadInput, match=sentence):
         named(name, f=1, n=9, **options)
+
+
+def halfway(*, pull: float = 0.5, whole: bool = False, word: float | str = 1.0) -> Aggregator:
+    return Aggregator.dense("halfway", lambda rows, pivot: pull * rows[pivot] + (1 - pull) * rows.mean(0))
+
+
+def upwards(*, strength: float = 1.0) -> Attack:
+    return Attack(
+        "upwards", no_extras, lambda context, s, state: to_all(context, s * mean_of_honest(context)), 2 * strength
+    )
+
+
+def early(*, pull: float = 0.5) -> Aggregator:
+    rest = 1 - pull
+    return Aggregator.dense("early", lambda rows, pivot: rest * rows[pivot])
+
+
+def test_a_part_of_ones_own_need_not_check_that_its_numbers_are_numbers(monkeypatch):
+    for name, make in (("halfway", halfway), ("early", early)):
+        monkeypatch.setitem(AGGREGATORS, name, Entry(make, "", "", "", ""))
+    monkeypatch.setitem(ATTACKS, "upwards", AttackEntry(upwards, "", "", "", "", "", ""))
+    for rule, option, value in (("halfway", "pull", "x"), ("nnm+halfway", "pull", [1]), ("early", "pull", "x")):
+        with pytest.raises(BadInput, match=rf"pull of {rule.rpartition('+')[2]} is .*: give a finite number"):
+            named(rule, f=1, **{option: value})
+    with pytest.raises(BadInput, match="whole of halfway is 'yes'"):
+        named("halfway", whole="yes")
+    with pytest.raises(BadInput, match="strength of upwards is 'x': give a finite number"):
+        attack_named("upwards", strength="x")
+    assert named("halfway", pull=1, whole=True, word="auto").name == "halfway"
+    assert attack_named("upwards", strength=3).strength == 6
 
 
 def test_too_many_subsets_are_refused_with_their_number():

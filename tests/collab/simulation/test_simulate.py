@@ -234,7 +234,7 @@ def test_a_folder_holds_runs_on_one_data_set_alone(tmp_path):
     small = dataclasses.replace(SMALL, dataset="npz", net="logreg", steps=1, split="iid", split_parameter=None)
     both = [[dataclasses.replace(small, data=file, seed=seed) for seed in (1, 2)] for file in files]
     study.run_all(both[0], tmp_path / "out", reporter=QUIET)
-    with pytest.raises(BadInput, match="holds runs with other settings .data"):
+    with pytest.raises(BadInput, match=r"holds runs with other settings .data"):
         study.run_all(both[1], tmp_path / "out", reporter=QUIET)
 
 
