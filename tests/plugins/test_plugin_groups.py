@@ -60,7 +60,7 @@ def test_a_changed_plugin_is_another_run(tmp_path):
     path.write_bytes(PARTS.read_bytes())
     assert simulate(tmp_path / "run", *OWN, "--plugin", path).exit_code == 0
     path.write_text(path.read_text() + "# changed\n")
-    refused(simulate(tmp_path / "run", *OWN, "--plugin", path), "holds a run with other settings")
+    refused(simulate(tmp_path / "run", *OWN, "--plugin", path), "with other settings (plugin own_group_parts.py")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     with pytest.raises(BadInput, match=r"own_group_parts\.py has changed"):
         from_json(config).resolved()

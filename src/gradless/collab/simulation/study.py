@@ -232,8 +232,8 @@ def _check_folder(configs: Sequence[CollabConfig], out: Path) -> None:
                 pairs["data"] = (old.data, new.data)
             pairs["reward"] = (old.shared_rewards, new.shared_rewards)  # wherever their files lie
             pairs["SHA-256 of reward files"] = (old.reward_sha256, new.reward_sha256)
-            there_of, here_of = plugins.named(old.plugins), plugins.named(new.plugins)
-            pairs |= {f"plugin {name}": (there_of[name], here_of[name]) for name in sorted({*there_of} & {*here_of})}
+            first, second = plugins.named(old.plugins), plugins.named(new.plugins)
+            pairs |= {f"plugin {name}": (first[name][:12], second[name][:12]) for name in sorted({*first} & {*second})}
             changed = next((name for name, (there, here) in pairs.items() if there != here), None)
             if changed:
                 there, here = pairs[changed]
