@@ -53,6 +53,14 @@ def test_lozo_at_the_published_scale():
     assert float((ours - w.detach()).norm()) > 0.05
 
 
+def test_lozo_of_a_rank_that_a_matrix_does_not_exceed_is_mezo():
+    options = {"lr": 2e-3, "eps": 1e-2}
+    wide, thin = (trained(gl.lozo, 4, rank=rank, **options)[0] for rank in (COLUMNS, COLUMNS - 1))
+    mezo = trained(gl.mezo, 4, **options)[0]
+    assert torch.equal(wide, mezo)
+    assert not torch.equal(thin, mezo)
+
+
 def test_zo_muon_at_the_published_scale():
     """z has variance r/m, differences are forward, and the update is the polar factor of the estimate itself."""
     rank, lr, eps = 2, 1e-2, 1e-1

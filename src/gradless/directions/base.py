@@ -105,7 +105,7 @@ def low_rank(rank: int = 8, *, refresh: int = 50) -> Directions:
     2025 (EGGROLL, arXiv 2511.16652). Both draw Gaussian factors; signs make every element exact on any hardware.
 
     Args:
-        rank: columns of U and V, 1 to 32.
+        rank: columns of U and V, 1 to 32. Matrices with no more rows or columns get full signs, too.
         refresh: steps that share V.
 
     Raises:

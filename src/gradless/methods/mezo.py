@@ -107,7 +107,8 @@ def lozo(
 
     Linear layers apply z beside their weights, which are neither copied nor, with ``defer``, written more than once in
     ``refresh`` steps. Cost: 2K forwards and thin products. z has elements of variance 1, so a published eps becomes
-    eps sqrt(rank) and a rate of the published code, which leaves U V^T unscaled, lr rank. Chen et al. 2024 (LOZO,
-    arXiv 2410.07698), with signs for Gaussian factors; Sarkar et al. 2025 (EGGROLL, arXiv 2511.16652).
+    eps sqrt(rank) and a rate of the published code, which leaves U V^T unscaled, lr rank. A matrix with no more than
+    ``rank`` rows or columns, as those of LoRA at its default rank, gets signs of every weight, as in `mezo`. Chen et
+    al. 2024 (LOZO, arXiv 2410.07698), with signs for Gaussian factors; Sarkar et al. 2025 (EGGROLL, arXiv 2511.16652).
     """
     return build(params, low_rank(rank, refresh=refresh), spsa(eps=eps, queries=queries), scale(lr), **common)
