@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -152,6 +153,38 @@ def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         found.train()
     assert {path.name for path in tmp_path.iterdir()} == {"ledger"}
+
+
+@pytest.mark.parametrize("ledger_only", [False, True])
+def test_a_push_to_the_hub_has_the_weights_and_spares_checkpoints(tmp_path, monkeypatch, ledger_only):
+    """Trainer saves to the output directory itself before it pushes, with the call that it has for checkpoints."""
+    found = trainer(tmp_path, ledger_only=ledger_only, options={"max_steps": 4})
+    found.train()
+    kept = {path.name for path in tmp_path.iterdir()}
+    with monkeypatch.context() as patch:
+        patch.setattr(found.model, "save_pretrained", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            found.save_model(_internal_call=True)
+    assert kept <= {path.name for path in tmp_path.iterdir()}
+    pushed = []
+    monkeypatch.setattr(
+        transformers.trainer,
+        "hf_api",
+        lambda: SimpleNamespace(upload_folder=lambda folder_path, **rest: pushed.extend(os.listdir(folder_path))),
+    )
+    found.hub_model_id = "somebody/model"
+    found.push_to_hub()
+    assert {"model.safetensors", "config.json", "ledger", "README.md"} <= set(pushed)
+    assert ".saving" not in pushed
+    model = type(found.model).from_pretrained(tmp_path)
+    assert weights_sha256(model.named_parameters()) == digest(found)
+    again = trainer(tmp_path, ledger_only=ledger_only, options={"max_steps": 5})
+    again.train(resume_from_checkpoint=True)
+    assert again.state.global_step == 5
+
+
+def interrupted(*args, **rest):
+    raise KeyboardInterrupt
 
 
 @pytest.mark.parametrize("name", ["gradless.json", "gradless.safetensors", "random-0.json.gz"])

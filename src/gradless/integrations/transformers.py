@@ -114,16 +114,17 @@ class ZOTrainerMixin(Hooks):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model, and beside it the ledger that rebuilds it; the ledger alone in bare checkpoints."""
-        bare = self.ledger_only and _internal_call
         folder, run = Path(output_dir or self.args.output_dir), Path(self.args.output_dir)
+        checkpoint = _internal_call and folder != run  # push_to_hub saves to the output directory itself
+        bare = self.ledger_only and checkpoint
         with contextlib.ExitStack() as stack:
             if self.window is not None:
                 self.window.eval()
                 if _internal_call and self.shared is not None:
                     self.shared.check_equal(checkpoints.tuned_sha256(self.window.inner), "the weights")
-                if _internal_call and self.args.should_save:
+                if checkpoint and self.args.should_save:
                     stack.enter_context(run_folder.saving(run, folder))
-                if _internal_call and self.events is not None and self.events.drawn:
+                if checkpoint and self.events is not None and self.events.drawn:
                     checkpoints.write_random(folder, self.shared, self.events.random_state())
                 if self.args.should_save:
                     hooks.write_state(self, run, folder, bare=bare)
