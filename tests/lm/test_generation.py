@@ -103,6 +103,25 @@ def test_a_prompt_is_continued_as_without_the_others():
     assert [[one.text for one in member] for member in together] == [whole]
 
 
+@pytest.mark.parametrize("scheme", ["full", "lora"])
+def test_settings_of_the_model_change_no_logits(scheme):
+    """Chat models have penalties in their generation_config, which generate() takes for what it is not told."""
+    model = schemes.apply(lm.load("tiny-llama"), scheme, seed=1)
+    plain = generation.write(model, PROMPTS)
+    settings = model.model.generation_config
+    settings.repetition_penalty, settings.no_repeat_ngram_size = 5.0, 1
+    settings.suppress_tokens, settings.do_sample = [plain[0].ids[0]], True
+    try:
+        assert generation.write(model, PROMPTS) == plain
+        sampled = generation.sampler(1.0, 0, draws(3), NEW)
+        (together,) = generation.write_members(model, PROMPTS, sampled, of_one_copy)
+        assert generation.write(model, PROMPTS, sampled) == together
+        assert model.model.generation_config is settings
+    finally:
+        for name in ("repetition_penalty", "no_repeat_ngram_size", "suppress_tokens", "do_sample"):
+            setattr(settings, name, None)
+
+
 def test_samples_follow_the_distribution():
     weights = torch.tensor([0.1, 0.2, 0.3, 0.4])
     count = 20_000

@@ -8,6 +8,7 @@ that is made again writes the same texts.
 from __future__ import annotations
 
 import bisect
+import contextlib
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -82,7 +83,8 @@ def generate(lm: LanguageModel, prompts: Prompts, choose: Choose = greedy) -> li
 def write(lm: LanguageModel, prompts: Prompts, choose: Choose = greedy) -> list[Written]:
     """Return continuations of left-padded prompts.
 
-    Each ends before its first stop text, before EOS, or at the limit of new tokens.
+    Each ends before its first stop text, before EOS, or at the limit of new tokens. What the model's own generation
+    settings say, but for EOS, is left out: tokens are those that ``choose`` finds by the model's logits.
 
     Raises:
         NotFinite: a token would be chosen by logits that are NaN or infinite.
@@ -125,7 +127,8 @@ def write(lm: LanguageModel, prompts: Prompts, choose: Choose = greedy) -> list[
         with warnings.catch_warnings():
             # PEFT drops the positions that generate() makes, and says so; without padding none are needed.
             warnings.filterwarnings("ignore", message="Position ids are not supported")
-            with upcast.reading():  # what is made of virtual tokens between the forwards, too
+            # `upcast`: what is made of virtual tokens between the forwards, too.
+            with upcast.reading(), _without_settings(model):
                 tokens = model.generate(
                     input_ids=ids,
                     attention_mask=mask,
@@ -137,6 +140,19 @@ def write(lm: LanguageModel, prompts: Prompts, choose: Choose = greedy) -> list[
     if not all(map(bool, finite)):
         raise NotFinite("the model's logits are not finite: use another model, a lower learning rate, or float32")
     return read_back(lm, new, prompts.stops)
+
+
+@contextlib.contextmanager
+def _without_settings(model: Any) -> Iterator[None]:
+    """Inside, ``generate`` takes no settings of the model for what it is not told, such as a penalty for repetition."""
+    from transformers import GenerationConfig
+
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT reads and writes those of this
+    own, base.generation_config = base.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        base.generation_config = own
 
 
 def write_members(lm: LanguageModel, prompts: Prompts, choose: Choose, call: Call) -> list[list[Written]]:
