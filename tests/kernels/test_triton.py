@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import silent_driver
 from gradless import kernels, rng
 from gradless.kernels import reference
 from gradless.kernels.program import NOTHING, FlatFan, Region, on
@@ -298,3 +299,13 @@ def disassembled(binary: bytes, path: Path) -> str | None:
         return None
     path.write_bytes(binary)
     return subprocess.run([tool, "-c", path], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="triton's compiler runs on Linux")
+def test_a_low_rank_leaf_that_only_decays_is_compiled(monkeypatch, tmp_path):
+    """Random blocks leave a leaf without terms, and weight decay visits it all the same."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    p = torch.zeros(64, 128)
+    with silent_driver.kernels_on_the_cpu(interpreted=False):
+        kernels.sweep(p, p, kernels.program([(0.9, [], [])]), leaf=7, stream=Stream("low_rank", 2))
+        assert silent_driver.LAUNCHES == {"sweep": 1}

@@ -186,8 +186,10 @@ def _table(kind: Stream, steps: Vector, programs: tuple[Program, ...], region: R
     """What a stream looks up: quantiles, or the sign words of V for every basis; else anything."""
     if kind.kind == "gaussian":
         return _normal(queue.device)
-    if kind.kind != "low_rank" or not steps.bases:
+    if kind.kind != "low_rank":
         return steps.words
+    if not steps.bases:  # no terms: nothing is read, but the kernel is compiled for words of 32 bits
+        return steps.words.view(torch.int32)
     bases = frozenset(int(basis) for one in programs for basis in one.bases)
     key = (bases, region.leaf, region.columns, queue)
     words = _rights.pop(key, None)
