@@ -110,3 +110,15 @@ class StopAt(transformers.TrainerCallback):
     def stop(self, state, event):
         if (state.global_step, event) == (self.step, self.event):
             raise KeyboardInterrupt
+
+
+class CutWindow(transformers.TrainerCallback):
+    """Interrupts a run once, between two micro-batches of a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_substep_end(self, args, state, control, **rest):
+        if state.global_step == self.step:
+            self.step = None
+            raise KeyboardInterrupt

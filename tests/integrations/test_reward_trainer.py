@@ -20,7 +20,7 @@ from gradless.integrations.rewards import ZORewardTrainer  # noqa: E402
 from gradless.lm import tiny  # noqa: E402
 from gradless.system.hashing import weights_sha256  # noqa: E402
 from repository import ROOT  # noqa: E402
-from trainer_helpers import StopAt, arguments, digest, moves  # noqa: E402
+from trainer_helpers import CutWindow, StopAt, arguments, digest, moves  # noqa: E402
 
 ROWS = [{"prompt": f"say {word}", "many": count} for count, word in enumerate(("one", "two", "three", "four"))]
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
@@ -99,6 +99,20 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(tmp_path, 
     again.train(resume_from_checkpoint=True)
     assert digest(again) == digest(whole)
     assert moves(tmp_path / "cut") == moves(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_window_that_was_cut_off_adds_nothing_to_the_next_run_of_the_same_trainer(tmp_path, step):
+    settings = {"options": {"gradient_accumulation_steps": 2, "max_steps": 2, "save_steps": 1, "logging_steps": 1}}
+    whole = made(tmp_path / "whole", **settings)
+    whole.train()
+    cut = made(tmp_path / "cut", callbacks=[CutWindow(step)], **settings)
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    cut.train(resume_from_checkpoint=step > 0)
+    assert moves(tmp_path / "cut") == moves(tmp_path / "whole")
+    figures = [[line["reward"] for line in one.state.log_history if "reward" in line] for one in (cut, whole)]
+    assert figures[0] == figures[1]
 
 
 KILLED = """

@@ -20,7 +20,7 @@ from engine_helpers import race  # noqa: E402
 from gradless.integrations.replay import rebuild  # noqa: E402
 from gradless.system.hashing import weights_sha256  # noqa: E402
 from repository import ROOT  # noqa: E402
-from trainer_helpers import StopAt, classifier, digest, moves, trainer  # noqa: E402
+from trainer_helpers import CutWindow, StopAt, classifier, digest, moves, trainer  # noqa: E402
 
 METHODS = {
     "mezo-momentum": {},
@@ -54,6 +54,19 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(tmp_path, 
     model = classifier()
     rebuild(model, tmp_path / "cut")
     assert weights_sha256(model.named_parameters()) == digest(whole)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_a_window_that_was_cut_off_adds_nothing_to_the_next_run_of_the_same_trainer(tmp_path, step):
+    options = {"gradient_accumulation_steps": 2, "max_steps": 2, "save_steps": 1}
+    whole = trainer(tmp_path / "whole", options=options)
+    whole.train()
+    cut = trainer(tmp_path / "cut", options=options, callbacks=[CutWindow(step)])
+    with pytest.raises(KeyboardInterrupt):
+        cut.train()
+    cut.train(resume_from_checkpoint=step > 0)
+    assert digest(cut) == digest(whole)
+    assert moves(tmp_path / "cut") == moves(tmp_path / "whole")
 
 
 def test_checkpoints_hold_no_state_of_an_optimizer_and_bare_ones_no_weights(tmp_path):

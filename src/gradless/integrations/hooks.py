@@ -36,6 +36,8 @@ def unused(optimizer: Any) -> Any:
         return None
     opt = method_choice.checked(inner.inner if isinstance(inner, Window) else inner)
     if not opt.t:
+        if isinstance(inner, Window):
+            inner.clear()  # its run may have been interrupted in its first window
         return inner
     if isinstance(inner, Window):
         return None

@@ -169,6 +169,8 @@ class ZORewardTrainer(ZOTrainer):
         Raises:
             BadInput: it does not compare the members of a population.
         """
+        self._window_closures.clear()  # of a run that was interrupted within a window
+        self._figures.clear()
         window: Any = super().create_optimizer(model)
         estimator = window.inner.estimator
         if not estimator.rows:

@@ -49,6 +49,10 @@ class Window(torch.optim.Optimizer):
         """Add a micro-batch: a closure that returns its share of the window's loss, or the loss of each of its rows."""
         self._losses.append(loss)
 
+    def clear(self) -> None:
+        """Forget what was gathered for a window that an interruption has cut off."""
+        self._losses, self._probed, self._squares = [], None, []
+
     def probe(self) -> Probe:
         """Estimate the gradient of the gathered losses, summed up or row by row; ``step()`` writes the weights."""
         losses, self._losses = self._losses, []
