@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import gradless as gl
 import run_helpers as h
@@ -84,6 +85,9 @@ def test_rows_in_memory_are_kept_and_a_run_of_them_goes_on(tmp_path, kind):
         ({"label_column": None}, "own rows need label_column as well"),
         ({"train": [{"text": "a", "label": 7}]}, "label '7' is none of 0, 1"),
         ({"train": [{"text": {1, 2}, "label": 0}]}, "train is a list that cannot be kept"),
+        ({"train": [{"text": "x", "label": torch.zeros(2)}]}, "cannot be kept .a Tensor of several numbers"),
+        ({"train": [{"text": "x", "label": torch.zeros(2).numpy()}]}, "cannot be kept .a ndarray of several numbers"),
+        ({"train": {"train": ROWS, "test": ROWS}}, "train is a dict of train, test, and no rows: give one split"),
         ({"train": "none.csv"}, "cannot read"),
         ({"steps": "many"}, "steps"),
         ({"task": "sst2"}, "^name a task= or give your own files with train=, test= and template=, not both$"),

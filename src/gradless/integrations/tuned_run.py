@@ -276,6 +276,9 @@ def _kept(rows: dict[str, Any], folder: Path) -> Iterator[dict[str, str]]:
 
 def _write(rows: Any, folder: Path, split: str) -> Path:
     """Write rows to a file that is named after its content, so that a run's data are never replaced; returns it."""
+    if isinstance(rows, Mapping):  # the splits of a DatasetDict, or columns
+        names = ", ".join(map(str, rows)) or "nothing"
+        raise BadInput(f"{split} is a {type(rows).__name__} of {names}, and no rows: give one split, or a list of rows")
     if hasattr(rows, "to_dicts"):  # polars
         rows = rows.to_dicts()
     elif hasattr(rows, "to_pylist"):  # pyarrow
@@ -303,5 +306,8 @@ def _write(rows: Any, folder: Path, split: str) -> Path:
 def _plain(value: Any) -> Any:
     """Return the Python value of a scalar of NumPy or torch."""
     if hasattr(value, "item"):
-        return value.item()
+        try:
+            return value.item()
+        except (ValueError, RuntimeError):  # NumPy's, and torch's
+            raise TypeError(f"a {type(value).__name__} of several numbers in a column") from None
     raise TypeError(f"a {type(value).__name__} is no text and no number")
