@@ -35,6 +35,21 @@ def path(tmp_path):
     return path
 
 
+def test_a_forked_process_that_has_the_file_open_does_not_keep_its_lock(tmp_path):
+    path = tmp_path / "ledger"
+    book = ledger.Ledger(path, HEADER)
+    inherited = os.dup(book.file)  # as a worker of a data loader has it
+    book.relabel(gradless="another")
+    book.append(MOVES[0])
+    also = os.dup(book.file)
+    book.close()
+    book.close()
+    ledger.Ledger(path, HEADER, contents=ledger.read(path)).close()
+    assert ledger.read(path).header["gradless"] == "another"
+    for one in (inherited, also):
+        os.close(one)
+
+
 def test_reads_back_what_was_written(path):
     contents = ledger.read(path)
     assert contents.header == HEADER

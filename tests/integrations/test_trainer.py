@@ -20,7 +20,18 @@ from gradless.integrations import transformers as integration  # noqa: E402
 from gradless.integrations.replay import rebuild  # noqa: E402
 from gradless.integrations.transformers import ZOTrainer, ZOTrainerMixin  # noqa: E402
 from gradless.system.hashing import weights_sha256  # noqa: E402
-from trainer_helpers import CONSTANT, arguments, classifier, digest, language_model, moves, sentences, texts, trainer  # noqa: E402
+from trainer_helpers import (  # noqa: E402
+    CONSTANT,
+    SHORT,
+    arguments,
+    classifier,
+    digest,
+    language_model,
+    moves,
+    sentences,
+    texts,
+    trainer,
+)
 
 
 class Spy:
@@ -154,6 +165,15 @@ def test_compute_loss_and_its_function_are_the_users(tmp_path):
     found = trainer(tmp_path, compute_loss_func=own, options={"gradient_accumulation_steps": 2})
     found.train()
     assert found.state.log_history[0]["loss"] == pytest.approx(0.4, abs=0.3)
+
+
+def test_workers_of_the_data_loader_change_nothing(tmp_path):
+    """They are forked while the ledger is open, and the engine, which the first step chooses, is then written to it."""
+    alone = trainer(tmp_path / "alone", options=SHORT)
+    alone.train()
+    found = trainer(tmp_path / "found", options={**SHORT, "dataloader_num_workers": 1})
+    found.train()
+    assert digest(found) == digest(alone)
 
 
 def test_label_smoothing(tmp_path):

@@ -32,7 +32,7 @@ from gradless.gradients import Update
 from gradless.ledger.header import COMMAND, Header, check
 from gradless.ledger.header import header as complete
 from gradless.ledger.records import FIXED, HEAD, LRS, SKIPPED, WORD, checksum, damage, record_end
-from gradless.system.locks import opened_for_appending
+from gradless.system.locks import CLOSED, close_appended, opened_for_appending
 
 MAGIC = b"gradless"
 VERSION = 2  # of new ledgers; version 1 is read as well
@@ -83,7 +83,7 @@ class Ledger:
             self.crc = zlib.crc32(head)
             self.lrs: tuple[float, ...] = ()
             with contextlib.suppress(FileNotFoundError):
-                os.close(opened_for_appending(path))  # nobody else writes to what is replaced
+                close_appended(opened_for_appending(path))  # nobody else writes to what is replaced
             _write_whole(path, head + WORD.pack(self.crc))
         else:
             self.crc = contents.crc
@@ -131,9 +131,13 @@ class Ledger:
             self.file = opened_for_appending(self.path)
 
     def close(self) -> None:
-        """Flush to disk and close."""
-        os.fsync(self.file)
-        os.close(self.file)
+        """Flush to disk and close; once more does nothing."""
+        file, self.file = self.file, CLOSED
+        if file != CLOSED:
+            try:
+                os.fsync(file)
+            finally:
+                close_appended(file)
 
 
 def cut(path: Path, contents: Contents) -> Path | None:
@@ -170,7 +174,7 @@ def relabel(path: Path, contents: Contents, header: Header) -> Contents:
 
     Cost: one pass over the file.
     """
-    os.close(opened_for_appending(path))  # nobody else writes to what is replaced
+    close_appended(opened_for_appending(path))  # nobody else writes to what is replaced
     cut(path, contents)
     data = path.read_bytes()
     _, version, offset, _ = _read_header(path, data)

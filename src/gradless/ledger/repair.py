@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
 from gradless.errors import BadInput
 from gradless.ledger.file import Examined, cut, examine
 from gradless.ledger.header import COMMAND, TRAINER, Header, check_release
-from gradless.system.locks import opened_for_appending
+from gradless.system.locks import close_appended, opened_for_appending
 
 
 def report(path: Path) -> tuple[bool, list[str]]:
@@ -78,4 +77,4 @@ def repair(path: Path) -> Repaired:
         contents = examine(path).contents
         return Repaired(len(contents.moves), contents.torn_bytes, cut(path, contents))
     finally:
-        os.close(file)
+        close_appended(file)

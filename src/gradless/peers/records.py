@@ -23,14 +23,13 @@ from typing import Final, NamedTuple
 
 from gradless.errors import BadInput
 from gradless.system.atomic import replacing
-from gradless.system.locks import opened_for_appending
+from gradless.system.locks import CLOSED, close_appended, opened_for_appending
 
 VERSION: Final = 1
 HEADER: Final = struct.Struct("<8sH16s")
 LENGTH: Final = struct.Struct("<II")
 CRC: Final = struct.Struct("<I")
 COMPLEMENT: Final = 0xFFFFFFFF
-CLOSED: Final = -1  # in place of a descriptor, whose number may belong to another file by then
 
 
 class NotWritten(BadInput):
@@ -151,7 +150,7 @@ class RecordFile:
             self._file = opened_for_appending(path)
             self.size, self._crc = contents.size, contents.crc
             if os.fstat(self._file).st_size != contents.size + contents.torn_bytes:
-                os.close(self._file)
+                close_appended(self._file)
                 raise BadInput(
                     f"{path} has changed since it was read: make sure that no other process works in its folder"
                 )
@@ -237,7 +236,7 @@ class RecordFile:
         """Close the file, which gives up its lock; a file that is closed stays so."""
         file, self._file = self._file, CLOSED
         if file != CLOSED:
-            os.close(file)
+            close_appended(file)
 
 
 def _sync(file: int) -> None:

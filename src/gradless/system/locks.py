@@ -21,6 +21,7 @@ import filelock
 from gradless.errors import BadInput
 
 LOCK: Final = ".lock"  # in a folder that `claimed` holds
+CLOSED: Final = -1  # in place of a descriptor, whose number may belong to another file by then
 LONGEST_HOLDER: Final = 200  # bytes of a lock file that are read
 
 
@@ -152,7 +153,7 @@ def _make(folder: Path, option: str) -> list[Path]:
 
 
 def opened_for_appending(path: Path) -> int:
-    """Open a file that one process at a time appends to; the lock lasts as long as the file is open.
+    """Open a file that one process at a time appends to; the lock lasts until `close_appended`, or the process ends.
 
     Returns:
         A file descriptor.
@@ -169,3 +170,14 @@ def opened_for_appending(path: Path) -> int:
         os.close(file)
         raise BadInput(f"another process is working on {path.parent}: wait for it, or stop it")
     return file
+
+
+def close_appended(file: int) -> None:
+    """Close what `opened_for_appending` returned.
+
+    Processes that were forked meanwhile, such as the workers of a data loader, have the file open as well: the lock is
+    given back all the same.
+    """
+    with contextlib.suppress(OSError):  # a file system without locks
+        filelock.unlock_descriptor(file)
+    os.close(file)
