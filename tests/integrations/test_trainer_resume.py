@@ -293,6 +293,12 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         trainer(tmp_path / "bare", model, ledger_only=True).train(resume_from_checkpoint=True)
 
 
+def test_another_learning_rate_than_that_of_the_checkpoint_is_warned_about(tmp_path):
+    trainer(tmp_path, options={"max_steps": 5}).train()
+    with pytest.warns(UserWarning, match="learning_rate is 0.001, and the run goes on with the 0.01 of its checkpoint"):
+        trainer(tmp_path, options={"max_steps": 5, "learning_rate": 1e-3}).train(resume_from_checkpoint=True)
+
+
 def test_rebuild_says_what_is_wrong(tmp_path):
     trainer(tmp_path).train()
     assert rebuild(classifier(), tmp_path, until=3).t == 3

@@ -6,6 +6,7 @@ a `Window` with a ledger, at the step of the checkpoint, and so does the schedul
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,15 @@ def scheduler_hook(trainer: Any) -> Callable[..., Any]:
                 "for the one that is trained, or leave it out and set lr_scheduler_type"
             )
         if trainer.saved is not None:
+            asked = list(getattr(schedule, "base_lrs", ()))
             schedule.load_state_dict(trainer.saved.state["schedule"])
+            kept = getattr(schedule, "base_lrs", ())
+            if others := [pair for pair in zip(asked, kept, strict=False) if pair[0] != pair[1]]:
+                warnings.warn(
+                    f"learning_rate is {others[0][0]:g}, and the run goes on with the {others[0][1]:g} of its "
+                    "checkpoint: to change it, load the weights of the checkpoint and start a new run",
+                    stacklevel=2,
+                )
             for group, lr in zip(window.param_groups, schedule.get_last_lr(), strict=True):
                 group["lr"] = lr
         return schedule
