@@ -291,7 +291,10 @@ class TestConfigOfTRL:
             self.trainer(config(**options), **rest)
 
     def test_what_has_no_effect_and_a_rate_for_gradients_are_told(self, config):
-        with pytest.warns(UserWarning, match="scale_rewards='none' has no effect"):
-            self.trainer(config(scale_rewards="none"))
+        with pytest.warns(UserWarning, match="has no effect") as told:
+            self.trainer(config(scale_rewards="none", top_entropy_quantile=0.2, off_policy_mask_threshold=0.5))
+        text = " ".join(str(one.message) for one in told)
+        for said in ("scale_rewards='none'", "top_entropy_quantile=0.2", "off_policy_mask_threshold=0.5"):
+            assert f"{said} has no effect" in text
         with pytest.warns(UserWarning, match="learning_rate=1e-06 is the default of GRPOConfig"):
             self.trainer(config(learning_rate=1e-6))

@@ -43,6 +43,11 @@ IDLE: Final = {
     "scale_rewards": "rewards are shaped by zo_options={'shaping': ...}",
     "num_generations_eval": "evaluation decodes greedily, once for each prompt",
     "entropy_coef": "there is no loss of tokens",
+    "use_adaptive_entropy": "there is no loss of tokens",
+    "top_entropy_quantile": "there is no loss of tokens",
+    "off_policy_mask_threshold": "a population is used for one step",
+    "router_aux_loss_coef": "there is no loss of tokens",
+    "use_bias_correction_kl": "there is no reference model",
     "sync_ref_model": "there is no reference model",
     "log_completions": "predict() returns completions",
 }
