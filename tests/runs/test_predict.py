@@ -81,6 +81,32 @@ def test_formats_become_each_other(tmp_path, out):
     assert list(rows[0]) == ["id", *("second_" + name for name in NEW)]
 
 
+@pytest.mark.parametrize(("out", "separator"), [("out.csv", ","), ("out.tsv", "\t")])
+@pytest.mark.parametrize("name", ["in.parquet", "in.jsonl", "-"])
+def test_any_rows_become_a_table(tmp_path, name, out, separator):
+    rows, text = [{"id": "007", "text": "a, b"}, {"id": "8", "text": "c"}], 'id;text\n007;"a, b"\n8;c\n'
+    if name.endswith("parquet"):
+        pa = pytest.importorskip("pyarrow")
+        from pyarrow import parquet
+
+        parquet.write_table(pa.Table.from_pylist(rows), tmp_path / name)
+    elif name != "-":
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = name if name == "-" else str(tmp_path / name)
+    done = CliRunner().invoke(main, ["predict", *MODEL, "--input", source, "--output", str(tmp_path / out)], input=text)
+    assert done.exit_code == 0, done.output
+    written = list(csv.DictReader(io.StringIO((tmp_path / out).read_text()), delimiter=separator))
+    assert [{name: row[name] for name in ("id", "text")} for row in written] == rows
+    assert list(written[0])[2:] == NEW
+
+
+def test_an_input_that_is_missing_is_told_also_where_the_output_exists(tmp_path):
+    (tmp_path / "out.csv").write_text("kept")
+    asked = ("--input", tmp_path / "no.csv", "--output", tmp_path / "out.csv", "--force")
+    refused(call("predict", *MODEL, *asked), "no.csv: No such file")
+    assert (tmp_path / "out.csv").read_text() == "kept"
+
+
 def test_parquet_keeps_types_and_row_order(tmp_path, monkeypatch):
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet

@@ -185,7 +185,7 @@ def check(files: Files) -> str:
         raise BadInput(f"{output} is of no known type: let it end in .csv, .tsv, .jsonl or .parquet")
     if output.is_dir():
         raise BadInput(f"{output} is a folder: name a file in it")
-    if files.input != STDIN and output.exists() and output.samefile(files.input):
+    if files.input != STDIN and output.exists() and Path(files.input).exists() and output.samefile(files.input):
         raise BadInput(f"{output} is the input itself: choose another --output")
     if output.exists() and not files.force:
         raise BadInput(f"{output} exists already: choose another --output, or give --force to replace it")

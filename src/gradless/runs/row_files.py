@@ -148,7 +148,7 @@ def writer(
     separator = SUFFIXES.get(kind, "") if kind or source.dialect is None else source.dialect.delimiter
     _check_text(source, kept)
     dialect = source.dialect or Dialect(separator)
-    if separator != "" and dialect.delimiter and kind and SUFFIXES[kind_of(Path(source.name))] == separator:
+    if separator and dialect.delimiter and kind and SUFFIXES.get(kind_of(Path(source.name))) == separator:
         separator = dialect.delimiter  # a .csv of semicolons stays one
     if separator == "":
         dialect = Dialect("")
