@@ -213,6 +213,32 @@ def test_ctrl_c_before_the_first_step_leaves_a_run_to_resume(tmp_path, monkeypat
     assert found.output.count("zero-shot") == 1  # the other one was noted
 
 
+def test_rows_that_change_before_the_first_step_are_not_compared_with_the_old_ones(tmp_path, monkeypatch):
+    true = evaluate.evaluate
+
+    def interrupt(model, task, rows, **settings):
+        if (tmp_path / "run" / "metrics.jsonl").read_text():
+            raise KeyboardInterrupt  # at the second evaluation
+        return true(model, task, rows, **settings)
+
+    settings = h.config(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "evaluate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            h.tune(settings, tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert '"split": "test"' in before
+    h.write_csv(tmp_path / "data" / "test.csv", 48, seed=9)
+    with pytest.raises(BadInput, match="the data differ"):
+        h.tune(settings, tmp_path / "run", resume=True)
+    for name in ("config.json", "ledger"):  # somebody clears the folder, but for this
+        (tmp_path / "run" / name).unlink()
+    result = h.tune(settings, tmp_path / "run")
+    fresh = h.tune(settings, tmp_path / "fresh")
+    assert result["zero_shot"] == fresh["zero_shot"]
+    assert result["interval"] == fresh["interval"]
+
+
 # ---------------------------------------------------------------------------------------------------------------
 # resume
 

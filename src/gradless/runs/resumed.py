@@ -71,7 +71,7 @@ def continued(run: RunContext, header: dict[str, Any]) -> ledger.Contents | None
         raise BadInput("the data differ from those that this run began with: restore them, or start a new run")
     unmeasured = config.lr == "auto" and config.walk is None  # of a release that measured no walk
     replays = METHODS[config.method].replays
-    if replays and (contents.moves or not unmeasured):
+    if (replays or not contents.moves) and (contents.moves or not unmeasured):
         return contents
     if not replays:
         run.reporter.say(f"a run of {config.method} cannot be continued: its steps are in no ledger, so it starts over")
@@ -82,5 +82,5 @@ def continued(run: RunContext, header: dict[str, Any]) -> ledger.Contents | None
 
 def forget(folder: Path) -> None:
     """Remove what a run writes before its first step."""
-    for name in ("config.json", "metrics.jsonl", FACTS, trackers.FILE, build.INITIAL, build.NORMS):
+    for name in ("config.json", "ledger", "metrics.jsonl", FACTS, trackers.FILE, build.INITIAL, build.NORMS):
         (folder / name).unlink(missing_ok=True)

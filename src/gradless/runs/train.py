@@ -129,23 +129,11 @@ def _tune(
     if contents is None:
         write_json(folder / "config.json", config.to_json() | records | reward_runs.sources(run.rewards))
         build.keep_initial(config, folder, model)
-    keep = len(contents.moves) if contents else 0
-    log = _log(run, keep)
-    facts = _shown(run, log, facts, keep)
+    log = _log(run, -1 if contents is None else len(contents.moves))
+    facts = _shown(run, log, facts, len(contents.moves) if contents else 0)
+    ledger_file = _ledger(run, header, contents)  # before an evaluation, whose rows and model its header tells
     try:
-        with agreed(ranks):
-            if watch is not None:
-                watch(log)
-        zero_shot = _zero_shot(run, log) if config.zero_shot else {}
-    except BadInput:
-        if contents is None:  # nothing has begun: there is nothing to continue
-            resumed.forget(folder)
-        raise
-    with agreed(ranks):
-        if contents is not None:
-            contents = extend.relabel(config, folder / "ledger", contents)
-        ledger_file = ledger.Ledger(folder / "ledger", header, contents=contents)
-    try:
+        zero_shot = _begun(run, log, watch, fresh=contents is None)
         if contents is not None and contents.moves:
             reporter.say(f"replaying {len(contents.moves)} steps from the ledger")
             model.optimizer.replay(contents.moves)
@@ -156,8 +144,34 @@ def _tune(
     return finish.finish(run, log, zero_shot, status, advice, label_tokens, facts)
 
 
+def _ledger(run: RunContext, header: dict[str, Any], contents: ledger.Contents | None) -> ledger.Ledger:
+    """Open the ledger to append to: a new one, or the one that the run goes on from."""
+    path = run.folder / "ledger"
+    with agreed(run.ranks):
+        if contents is not None:
+            contents = extend.relabel(run.config, path, contents)
+        return ledger.Ledger(path, header, contents=contents)
+
+
+def _begun(run: RunContext, log: RunLog, watch: Callable[[RunLog], None] | None, *, fresh: bool) -> dict[str, Any]:
+    """Let ``watch`` follow the log, and evaluate the untouched model; returns the line of test.
+
+    Raises:
+        BadInput: nothing is left of a run that is refused before its first step.
+    """
+    try:
+        with agreed(run.ranks):
+            if watch is not None:
+                watch(log)
+        return _zero_shot(run, log) if run.config.zero_shot else {}
+    except BadInput:
+        if fresh:  # nothing has begun: there is nothing to continue
+            resumed.forget(run.folder)
+        raise
+
+
 def _log(run: RunContext, keep: int) -> RunLog:
-    """Return the log of a run whose ledger holds so many steps."""
+    """Return the log of a run whose ledger holds so many steps; -1: there is none, and so no line that is the run's."""
     rows = {split: len(getattr(run.splits, split)) for split in ("train", "dev", "test")}
     due = functools.partial(_dev_due, run.config)
     return RunLog(run.folder / "metrics.jsonl", keep=keep, rows=rows, due=due, say=run.reporter.say)
