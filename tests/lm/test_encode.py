@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from gradless.errors import BadInput
+from gradless.lm import objectives
 from gradless.lm.batching import collate_options, groups
 from gradless.lm.encode import completed, encode, encode_all, length_limit
+from gradless.lm.evaluate import num_cut
 from gradless.tasks.base import MASK, Example
+from gradless.tasks.own_prompts import prompt_task
 from scoring_helpers import SENTENCES, questions, several, shared, single, task, words
 
 
@@ -214,6 +220,40 @@ def test_limit_is_the_models_own():
     with torch.no_grad():
         row = encode(lm, example)
         assert lm.model(input_ids=torch.tensor([row.prompt])).logits.shape[1] == length_limit(lm)
+
+
+def test_a_model_without_a_limit_reads_as_much_as_is_asked_for(monkeypatch):
+    lm = shared("opt")
+    for limits, most in (({}, 5000), ({"max_position_embeddings": -1}, 5000), ({"max_seq_len": 4096}, 4096)):
+        monkeypatch.setattr(type(lm), "config", SimpleNamespace(model_type="bloom", **limits))
+        assert length_limit(lm) == 2048
+        assert length_limit(lm, 5000) == most
+
+
+def test_a_prompt_longer_than_by_default_is_written_behind_if_that_is_asked_for(monkeypatch):
+    lm = shared("opt")
+    monkeypatch.setattr(type(lm), "config", SimpleNamespace(model_type="opt", max_position_embeddings=8192))
+    made = task("generation", max_new_tokens=50)
+    rows = [Example("good film " * 500, (), (), answers=("yes",))]
+    whole = len(encode(lm, rows[0], 8192).prompt)
+    for asked, read in ((None, 2048 - 50), (whole - 200, whole - 200 - 50), (8192, whole)):
+        encoded = encode_all(lm, made, rows, asked)
+        assert num_cut(lm, made, encoded, asked) == (read < whole)
+        chosen = objectives.choose(made, "f1", max_length=asked)
+        assert chosen.prepare(lm, encoded).input_ids.shape == (1, read)
+
+
+def test_what_is_written_has_room_without_cutting_the_template():
+    lm = shared("opt")
+    made = replace(prompt_task("Say in one word: {text} It is"), max_new_tokens=30)
+    limit = length_limit(lm)
+    (row,) = encode_all(lm, made, [made.render({"columns": {"text": "good film " * limit}})])
+    prompts = objectives.collate_prompts(lm, [row], (), 30)
+    text = lm.tokenizer.decode(prompts.input_ids[0], skip_special_tokens=True)
+    assert text.startswith("Say in one word:")
+    assert text.endswith("It is")
+    assert prompts.input_ids.shape[1] + 30 <= limit
+    assert row.cut
 
 
 @pytest.mark.parametrize("size", [None, 1, 3])

@@ -246,7 +246,7 @@ def _stored(model: LanguageModel) -> int:
 def _rows(config: TuneConfig, model: LanguageModel) -> Rows:
     task, splits = _sample(config)
     encoded = build.encode_rows(model, task, splits.train[:SAMPLE], config.max_length)
-    objective = objectives.choose(task, config.objective)
+    objective = objectives.choose(task, config.objective, max_length=config.max_length)
     size = config.micro_batch_size or config.batch_size
     batches = objectives.prepare(model, objective, encoded, size)
     scored = fmean(row.longest * row.sequences for row in encoded)

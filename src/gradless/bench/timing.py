@@ -131,7 +131,7 @@ def _together(group: dict[str, TuneConfig], repeats: int) -> dict[str, Any]:
     plain = dataclasses.replace(base, method="mezo", options={}, queries=None, lr=LR)
     model, _ = build.build_for(plain, NOWHERE, task, splits.train, say=lambda line: None)
     encoded = build.encode_rows(model.lm, task, splits.train, base.max_length)
-    objective = objectives.choose(task, base.objective)
+    objective = objectives.choose(task, base.objective, max_length=base.max_length)
     batches: list[Any] = []
 
     def draw(turn: int) -> None:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from gradless.errors import BadInput
-from gradless.lm.encode import Encoded, Tokens, length_limit, shorten
+from gradless.lm.encode import Encoded, Tokens, length_limit, shorten, writing_limit
 from gradless.lm.loading import LanguageModel
 from gradless.lm.token_trees import (
     Extent,
@@ -184,14 +184,14 @@ def collate_prompts(
         encoded: examples; a prompt loses its beginning if the new tokens would not fit behind it.
         stops: texts that end an answer.
         new_tokens: most tokens of an answer (50 as in MeZO).
-        max_length: most tokens of a prompt and its answer, as `length_limit` takes it.
+        max_length: most tokens of a prompt and its answer, if more than by default (`writing_limit`).
 
     Raises:
         BadInput: a masked model, or one that takes too few tokens.
     """
     if lm.masked:
         raise BadInput("masked models do not generate text: use a causal model for this task")
-    limit = length_limit(lm, max_length) - new_tokens
+    limit = writing_limit(lm, new_tokens, max_length)
     if limit < 1:
         raise BadInput(f"the model takes too few tokens to generate {new_tokens}: lower max_new_tokens")
     prompts = [shorten(row.prompt, limit, lm.tokenizer) for row in encoded]

@@ -23,6 +23,7 @@ from gradless.tasks.base import MASK, Example, Task
 
 DEFAULT_MAX_LENGTH = 2048
 SEPARATOR = "\n\n"  # between demonstrations, as in MeZO
+POSITIONS = ("max_position_embeddings", "max_seq_len")  # names in configurations; MPT has the second
 TOKENIZED = 1024  # examples whose texts go to the tokenizer in one call
 
 
@@ -37,8 +38,8 @@ def length_limit(lm: LanguageModel, max_length: int | None = None) -> int:
         BadInput: fewer than two.
     """
     config = lm.config
-    positions = getattr(config, "max_position_embeddings", None) or DEFAULT_MAX_LENGTH
-    positions = positions if positions > 0 else DEFAULT_MAX_LENGTH  # -1 where there is no limit (XLNet)
+    known = (getattr(config, name, None) for name in POSITIONS)  # none, or -1 (XLNet): there is no limit
+    positions = next((number for number in known if number and number > 0), max_length or DEFAULT_MAX_LENGTH)
     if lm.masked and getattr(config, "pad_token_id", None) is not None and "roberta" in config.model_type:
         positions -= config.pad_token_id + 1  # RoBERTa's positions start behind the padding index
     if lm.masked:  # the limit of a causal tokenizer often says nothing about the model
@@ -48,6 +49,14 @@ def length_limit(lm: LanguageModel, max_length: int | None = None) -> int:
     if limit < 2:
         raise BadInput(f"max_length {max_length} leaves no room for a prompt and an option: raise it")
     return limit
+
+
+def writing_limit(lm: LanguageModel, new_tokens: int, max_length: int | None = None) -> int:
+    """Return the most tokens of a prompt behind which so many new ones are written.
+
+    Together they may be what `length_limit` says without ``max_length``, or with it if that is more.
+    """
+    return max(length_limit(lm), length_limit(lm, max_length)) - new_tokens
 
 
 def completed(example: Example, stop: str = "\n") -> str:
@@ -223,8 +232,10 @@ def task_options(lm: LanguageModel, task: Task, max_length: int | None = None) -
     """Return the keyword arguments of `encode` that a task sets: its limits count for masked models only."""
     if lm.masked:
         return {"max_length": max_length or task.max_length, "first_limit": task.first_limit}
-    if lm.chat is not None and task.kind == "generation":  # the answer must have room without cutting the template
-        max_length = min(length_limit(lm, max_length), max(2, length_limit(lm) - task.max_new_tokens))
+    if task.kind == "generation" and (lm.chat is not None or not task.metrics):
+        # What is written must have room without cutting the template, or a prompt with nothing behind it.
+        room = writing_limit(lm, task.max_new_tokens, max_length)
+        max_length = min(length_limit(lm, max_length), max(2, room))
     return {"max_length": max_length, "stop": task.stop}
 
 

@@ -21,7 +21,7 @@ import torch
 
 from gradless.errors import BadInput, NotFinite, pick
 from gradless.lm.batching import collate_options, collate_prompts, groups
-from gradless.lm.encode import Encoded, encode, encode_all, length_limit, task_options
+from gradless.lm.encode import Encoded, encode, encode_all, length_limit, task_options, writing_limit
 from gradless.lm.generation import write
 from gradless.lm.loading import LanguageModel
 from gradless.lm.metrics import SCORES, SHARES, compute, reward_metrics
@@ -138,8 +138,8 @@ def evaluate(
         encoded = encode_shown(lm, task, examples, shown)
     with quiet(lm) as calls:
         baseline = content_free_scores(lm, task, examples, settings, batch_tokens) if mode == "calibrated" else None
-        text = task.kind == "generation"
-        run = partial(_generation, task=task, predict=predict) if text else partial(_options, baseline=baseline)
+        writing = partial(_generation, task=task, predict=predict, max_length=max_length)
+        run = writing if task.kind == "generation" else partial(_options, baseline=baseline)
         buckets = list(groups(lm, encoded, batch_size=batch_size, batch_tokens=batch_tokens))
         own = _ticked(buckets if ranks is None else ranks.own(buckets), progress)
         result = run(lm, encoded, own, objective or default_for(task))
@@ -148,7 +148,7 @@ def evaluate(
     _check_finite(result, lm)
     seconds = time.perf_counter() - started
     evaluation = _scored(task, examples, result, (objective or default_for(task)).passes)
-    cut, limit = num_cut(lm, task, encoded), min(limit, _room(lm, task))
+    cut, limit = num_cut(lm, task, encoded, max_length), min(limit, _room(lm, task, max_length))
     return evaluation._replace(forwards=forwards, seconds=seconds, cut=cut, limit=limit)
 
 
@@ -167,15 +167,15 @@ def encode_shown(
     return [encode(lm, row, **settings, demonstrations=d) for row, d in zip(examples, drawn, strict=True)]
 
 
-def num_cut(lm: LanguageModel, task: Task, encoded: Sequence[Encoded]) -> int:
+def num_cut(lm: LanguageModel, task: Task, encoded: Sequence[Encoded], max_length: int | None = None) -> int:
     """Return how many rows lose some of their text in an evaluation."""
-    room = _room(lm, task)
+    room = _room(lm, task, max_length)
     return sum(row.cut or len(row.prompt) > room for row in encoded)
 
 
-def _room(lm: LanguageModel, task: Task) -> int:
+def _room(lm: LanguageModel, task: Task, max_length: int | None) -> int:
     """Return the most tokens of a prompt: what the model takes, less the answer where one is generated."""
-    return length_limit(lm) - (task.max_new_tokens if task.kind == "generation" else 0)
+    return writing_limit(lm, task.max_new_tokens if task.kind == "generation" else 0, max_length)
 
 
 def _scored(task: Task, examples: Sequence[Example], result: _Pass, passes: float | None) -> Evaluation:
@@ -277,6 +277,7 @@ def _generation(
     *,
     task: Task,
     predict: bool,
+    max_length: int | None,
 ) -> _Pass:
     """Generate answers; a differentiable loss takes a forward of its own over the first accepted answer."""
     texts: list[int | str] = [""] * len(encoded)
@@ -287,7 +288,7 @@ def _generation(
         if objective.differentiable:
             losses.add(objective.loss(lm, objective.prepare(lm, rows)), objective.weigh(rows))
         if predict or not objective.differentiable:
-            prompts = collate_prompts(lm, rows, task.stops, task.max_new_tokens)
+            prompts = collate_prompts(lm, rows, task.stops, task.max_new_tokens, max_length)
             try:
                 written = write(lm, prompts)
             except NotFinite:  # which all ranks must come to know

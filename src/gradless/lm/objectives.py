@@ -214,7 +214,12 @@ def default_for(task: Task) -> Objective:
 
 
 def choose(
-    task: Task, name: str | None = None, *, backprop: bool = False, rewards: Objective | None = None
+    task: Task,
+    name: str | None = None,
+    *,
+    backprop: bool = False,
+    rewards: Objective | None = None,
+    max_length: int | None = None,
 ) -> Objective:
     """Return the objective of a name, checked against the task.
 
@@ -223,6 +228,7 @@ def choose(
         name: a key of `OBJECTIVES` (default: `default_for`).
         backprop: whether the method needs a gradient.
         rewards: what `rewarded` made of reward functions, which the objective ``reward`` stands for.
+        max_length: most tokens of a sequence, as it was asked for.
 
     Raises:
         BadInput: the name is unknown, or the objective and the task or method do not go together.
@@ -239,7 +245,8 @@ def choose(
     if name == REWARD and rewards is not None:
         objective = rewards
     if objective.prepare is collate_prompts:
-        return objective._replace(prepare=partial(collate_prompts, stops=task.stops, new_tokens=task.max_new_tokens))
+        limits = {"stops": task.stops, "new_tokens": task.max_new_tokens, "max_length": max_length}
+        return objective._replace(prepare=partial(collate_prompts, **limits))
     return objective
 
 

@@ -13,7 +13,7 @@ import torch
 
 from gradless.errors import BadInput, NotFinite
 from gradless.lm.batching import Batch, collate_options, collate_prompts, groups, has_label_head
-from gradless.lm.encode import Encoded, content_free, encode, encode_all, length_limit, task_options
+from gradless.lm.encode import Encoded, content_free, encode, encode_all, length_limit, task_options, writing_limit
 from gradless.lm.generation import generate
 from gradless.lm.loading import LanguageModel
 from gradless.lm.scoring import Scores, scores
@@ -72,7 +72,7 @@ def predict(
     with quiet(lm):
         buckets = groups(lm, encoded, batch_size=batch_size, batch_tokens=tokens)
         if task.kind == "generation":
-            return _generated(lm, task, encoded, _ticked(buckets, progress))
+            return _generated(lm, task, encoded, _ticked(buckets, progress), max_length)
         baseline = None
         if calibrated:
             settings = task_options(lm, task, max_length)
@@ -93,13 +93,15 @@ def predict(
     return answers
 
 
-def _generated(lm: LanguageModel, task: Task, encoded: Sequence[Encoded], buckets: Iterable[list[int]]) -> list[Answer]:
+def _generated(
+    lm: LanguageModel, task: Task, encoded: Sequence[Encoded], buckets: Iterable[list[int]], max_length: int | None
+) -> list[Answer]:
     """Return generated texts; a prompt loses its beginning if the new tokens would not fit behind it."""
-    room = length_limit(lm) - task.max_new_tokens
+    room = writing_limit(lm, task.max_new_tokens, max_length)
     answers = [Answer(-1, (), "", (), False)] * len(encoded)
     for group in buckets:
         rows = [encoded[i] for i in group]
-        texts = generate(lm, collate_prompts(lm, rows, task.stops, task.max_new_tokens))
+        texts = generate(lm, collate_prompts(lm, rows, task.stops, task.max_new_tokens, max_length))
         for i, text in zip(group, texts, strict=True):
             answers[i] = Answer(-1, (), text, (), encoded[i].cut or len(encoded[i].prompt) > room)
     return answers
@@ -118,7 +120,7 @@ def _ticked(buckets: Iterable[list[int]], progress: Callable[[int], None] | None
 def reading_limit(lm: LanguageModel, task: Task, max_length: int | None = None) -> int:
     """Return the most tokens that `predict` reads of an example."""
     limit = length_limit(lm, task_options(lm, task, max_length)["max_length"])
-    return min(limit, length_limit(lm) - task.max_new_tokens) if task.kind == "generation" else limit
+    return min(limit, writing_limit(lm, task.max_new_tokens, max_length)) if task.kind == "generation" else limit
 
 
 # --------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from gradless.errors import BadInput, NotFinite
 from gradless.lm.batching import collate_ends, groups
 from gradless.lm.encode import length_limit
 from gradless.lm.encoded import Encoded
-from gradless.lm.evaluate import Evaluation, Progress, num_cut
+from gradless.lm.evaluate import Evaluation, Progress
 from gradless.lm.loading import LanguageModel
 from gradless.lm.metrics import compute, hits
 from gradless.lm.predict import default_batch_tokens, quiet
@@ -87,7 +87,7 @@ def evaluate(
         forwards=calls[0],
         seconds=time.perf_counter() - begun,
         probabilities=shares.max(1).tolist(),
-        cut=num_cut(lm, task, test),
+        cut=sum(row.cut for row in test),
         limit=length_limit(lm),
     )
     return evaluation, probe

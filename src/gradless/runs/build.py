@@ -164,7 +164,7 @@ def measured_norms(
     if not _needs_norms(config):
         return None
     encoded = encode_rows(model, task, rows[:CALIBRATION], config.max_length)
-    objective = objectives.choose(task, config.objective)
+    objective = objectives.choose(task, config.objective, max_length=config.max_length)
     batches = objectives.prepare(model, objective, encoded, config.micro_batch_size or config.batch_size)
     with torch.no_grad():
         return masks.input_norms(model.model.named_modules(), lambda: objectives.loss_over(model, objective, batches))

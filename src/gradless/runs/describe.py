@@ -112,7 +112,7 @@ def with_model(
         return facts
     limit, reason = _limit(lm, task, max_length)
     cut = {
-        split: sum(row.cut for row in rows) if split == "train" else num_cut(lm, task, rows)
+        split: sum(row.cut for row in rows) if split == "train" else num_cut(lm, task, rows, max_length)
         for split, rows in encoded.items()
     }
     classes, warnings = facts.classes, facts.warnings
@@ -334,6 +334,8 @@ def _limit(lm: LanguageModel, task: Task, max_length: int | None) -> tuple[int, 
     limit = encode.length_limit(lm, asked)
     if max_length is not None and limit == max_length:
         return limit, "--max-length"
+    if task.kind == "generation" and limit == encode.writing_limit(lm, task.max_new_tokens, max_length):
+        return limit, f"which leaves room for {task.max_new_tokens} new ones"
     if limit == asked:
         return limit, "of this task; --max-length changes it"
     fits = limit == DEFAULT_MAX_LENGTH

@@ -59,7 +59,8 @@ def objective(config: TuneConfig, task: Task, functions: Rewards | None) -> Obje
         BadInput: it does not fit the task or the method.
     """
     scored = None if functions is None else objectives.rewarded(functions, config.pass_reward)
-    return objectives.choose(task, config.objective, backprop=METHODS[config.method].differentiates, rewards=scored)
+    differentiates, limit = METHODS[config.method].differentiates, config.max_length
+    return objectives.choose(task, config.objective, backprop=differentiates, rewards=scored, max_length=limit)
 
 
 def sources(functions: Rewards | None) -> dict[str, Any]:

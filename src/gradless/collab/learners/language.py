@@ -29,6 +29,7 @@ from gradless.lm import encode, evaluate, objectives, schemes
 from gradless.lm.encode import Encoded
 from gradless.lm.metrics import REWARDS
 from gradless.lm.objectives import Objective
+from gradless.lm.predict import reading_limit
 from gradless.lm.rewarded import RewardClosure, Sampling, drawn
 from gradless.rewards import Rewards
 from gradless.runs import build, reward_runs
@@ -80,7 +81,7 @@ class Text:
         self.model, self.label_tokens = self._built()
         self.encoded = build.encode_rows(self.model.lm, self.task, self.rows.train, None)
         if cut := sum(row.cut for row in self.encoded):
-            limit = encode.length_limit(self.model.lm)
+            limit = reading_limit(self.model.lm, self.task)
             _say(encode.cut_sentence(self.model.lm, "training", cut, len(self.encoded), limit))
         labels = torch.tensor([row.gold if row.correct else 0 for row in self.encoded])
         objectives.prepare(self.model.lm, self.objective, self.encoded[:1])  # refuses what cannot be batched
