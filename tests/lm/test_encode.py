@@ -5,13 +5,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import normalizers
 
+from gradless import lm as models
 from gradless.errors import BadInput
 from gradless.lm import objectives
 from gradless.lm.batching import collate_options, groups
 from gradless.lm.encode import completed, encode, encode_all, length_limit
 from gradless.lm.evaluate import num_cut
 from gradless.tasks.base import MASK, Example
+from gradless.tasks.own import own_task
 from gradless.tasks.own_prompts import prompt_task
 from scoring_helpers import SENTENCES, questions, several, shared, single, task, words
 
@@ -254,6 +257,50 @@ def test_what_is_written_has_room_without_cutting_the_template():
     assert text.endswith("It is")
     assert prompts.input_ids.shape[1] + 30 <= limit
     assert row.cut
+
+
+@pytest.mark.parametrize("architecture", ["opt", "roberta"])
+def test_classes_that_are_the_same_to_a_model_are_refused(architecture):
+    lm = models.tiny(architecture)
+    lm.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()  # as of an uncased model
+    tail = " {mask}." if lm.masked else ""
+    made = own_task(f"{{text}} It was{tail}", "x=good,y=Good")
+    rows = [(made.render_masked or made.render)({"columns": {"text": "a film"}, "label": 0})] * 2
+    with pytest.raises(BadInput, match=r"'x' and 'y' are the same to tiny-.*reads ' good' for both"):
+        encode_all(lm, made, rows)
+
+
+def test_a_mask_in_the_text_of_a_row_is_not_the_one_to_fill():
+    lm = models.tiny("roberta")
+    lm.tokenizer.mask_token = lm.tokenizer.unk_token  # spelled otherwise than in templates, as [MASK] of BERT is
+    made = own_task("{text} so {mask}.", "0=good,1=bad")
+    texts = [f"my {lm.tokenizer.mask_token} name {lm.tokenizer.mask_token}", "my  name "]
+    rows = [made.render_masked({"columns": {"text": text}, "label": 0}) for text in texts]
+    marked, plain = encode_all(lm, made, rows)
+    assert marked.prompt.count(lm.tokenizer.mask_token_id) == 1
+    assert lm.tokenizer.decode(marked.prompt[marked.mask + 1 :]).startswith(".")
+    assert lm.tokenizer.decode(marked.prompt).split() == lm.tokenizer.decode(plain.prompt).split()
+
+
+def test_a_tokenizer_written_in_python_gives_the_same_tokens():
+    lm = models.tiny("opt")
+    made, rows = task("classification"), single(lm)
+    expected = encode_all(lm, made, rows)
+
+    class Slow:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __call__(self, *texts, **options):
+            return self.inner(*texts, **options)
+
+        def __getattr__(self, name):
+            if name == "backend_tokenizer":
+                raise AttributeError(name)
+            return getattr(self.inner, name)
+
+    lm.tokenizer = Slow(lm.tokenizer)
+    assert encode_all(lm, made, rows) == expected
 
 
 @pytest.mark.parametrize("size", [None, 1, 3])

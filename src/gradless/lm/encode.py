@@ -215,7 +215,9 @@ def encode_all(
     """
     settings = task_options(lm, task, max_length)
     if lm.masked:
-        return [encode(lm, example, **settings) for example in examples]
+        masked = [encode(lm, example, **settings) for example in examples]
+        check_told_apart(lm, task, masked)
+        return masked
     limit, stop = length_limit(lm, settings["max_length"]), settings["stop"]
     encoded = []
     for first in range(0, len(examples), TOKENIZED):
@@ -225,7 +227,24 @@ def encode_all(
         _check_known(lm, tokens)
         for example, group in zip(some, texts, strict=True):
             encoded.append(_encode_causal(lm, example, limit, (), stop, list(itertools.islice(rows, len(group)))))
+    check_told_apart(lm, task, encoded)
     return encoded
+
+
+def check_told_apart(lm: LanguageModel, task: Task, rows: Sequence[Encoded]) -> None:
+    """Refuse classes whose words are the same tokens to a model, such as words in capitals to one without.
+
+    Raises:
+        BadInput: with two of them.
+    """
+    for options in {row.options for row in rows} if task.kind == "classification" else ():
+        for index, option in enumerate(options):
+            if (other := options.index(option)) < index:
+                names = [task.labels[i] if task.labels else str(i) for i in (other, index)]
+                raise BadInput(
+                    f"the words of the labels {names[0]!r} and {names[1]!r} are the same to {lm.name}, which reads "
+                    f"{lm.tokenizer.decode(list(option))!r} for both: give them words that it tells apart"
+                )
 
 
 def task_options(lm: LanguageModel, task: Task, max_length: int | None = None) -> dict[str, Any]:
@@ -318,10 +337,11 @@ def _tokenize(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
 def _ids(tokenizer: Any, texts: list[str], *, special: bool) -> list[list[int]]:
     """Return the token ids of texts, of several from the tokenizer's core, which is faster without offsets."""
     # The first text goes through the tokenizer itself: this sets the core's options, and tells whether both agree.
-    rows: list[list[int]] = tokenizer(texts[:1], add_special_tokens=special, verbose=False)["input_ids"]
-    if len(texts) == 1:
+    core = getattr(tokenizer, "backend_tokenizer", None)  # none of those that are written in Python, such as CTRL's
+    first = texts if core is None else texts[:1]
+    rows: list[list[int]] = tokenizer(first, add_special_tokens=special, verbose=False)["input_ids"]
+    if len(texts) == 1 or core is None:
         return rows
-    core = tokenizer.backend_tokenizer
     fast = [one.ids for one in core.encode_batch_fast(texts, add_special_tokens=special)]
     return fast if fast[0] == rows[0] else tokenizer(texts, add_special_tokens=special, verbose=False)["input_ids"]
 
@@ -353,7 +373,9 @@ def _encode_masked(lm: LanguageModel, example: Example, limit: int, first_limit:
         example = shorten_first(tokenizer, example, first_limit)
 
     def tokenized(prompt: str) -> list[int]:
-        ids: list[int] = tokenizer(prompt.replace(MASK, tokenizer.mask_token).strip(" "), verbose=False)["input_ids"]
+        mask = tokenizer.mask_token
+        parts = (part.replace(mask, "") for part in prompt.split(MASK))  # a row may speak of a [MASK] itself
+        ids: list[int] = tokenizer(mask.join(parts).strip(" "), verbose=False)["input_ids"]
         return ids
 
     tokens = tokenized(example.prompt)

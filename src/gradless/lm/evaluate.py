@@ -21,7 +21,7 @@ import torch
 
 from gradless.errors import BadInput, NotFinite, pick
 from gradless.lm.batching import collate_options, collate_prompts, groups
-from gradless.lm.encode import Encoded, encode, encode_all, length_limit, task_options, writing_limit
+from gradless.lm.encode import Encoded, check_told_apart, encode, encode_all, length_limit, task_options, writing_limit
 from gradless.lm.generation import write
 from gradless.lm.loading import LanguageModel
 from gradless.lm.metrics import SCORES, SHARES, compute, reward_metrics
@@ -164,7 +164,9 @@ def encode_shown(
     drawn = _drawn(render(lm, task, shown.demonstrations), len(examples), shown)
     if not any(drawn):
         return encode_all(lm, task, examples, shown.max_length)
-    return [encode(lm, row, **settings, demonstrations=d) for row, d in zip(examples, drawn, strict=True)]
+    encoded = [encode(lm, row, **settings, demonstrations=d) for row, d in zip(examples, drawn, strict=True)]
+    check_told_apart(lm, task, encoded)
+    return encoded
 
 
 def num_cut(lm: LanguageModel, task: Task, encoded: Sequence[Encoded], max_length: int | None = None) -> int:
