@@ -120,6 +120,15 @@ def test_impossible_numbers_are_refused(tune, tmp_path, option, value):
     assert not (tmp_path / "run").exists()
 
 
+def test_numbers_of_rows_that_nothing_would_read_are_refused(own, tmp_path):
+    for name in ("train", "dev"):
+        asked = ("--out", tmp_path / "run", "--k-shot", 2, f"--num-{name}", 4)
+        refused(call("tune", "--model", "tiny-opt", *own, *asked), f"leave out one of it and --num-{name}")
+    for command in (["tune", "--out", tmp_path / "run"], ["eval"]):
+        refused(call(*command, "--model", "tiny-opt", *own, "--num-test", 0), "leave out --test")
+    assert not (tmp_path / "run").exists()
+
+
 def test_what_does_not_go_together_is_refused_before_anything_is_written(tune, tmp_path):
     masked = ["--model", "tiny-roberta", "--template", "{text} so {mask}."]
     refused(call(*tune, "--model", "tiny-roberta"), "no prompt for masked models")

@@ -116,6 +116,8 @@ def test_dev_file_and_k_shot(tmp_path: Path) -> None:
     assert len(splits.train) == 10
     _, splits = make(train, train=train, k_shot=2)
     assert (len(splits.train), len(splits.dev)) == (4, 4)
+    with pytest.raises(BadInput, match="leave out --dev"):
+        make(train, train=train, dev=dev, k_shot=2)
     with pytest.raises(BadInput, match=r"asked for 11 train rows, but .*t.jsonl.* has 10"):
         make(train, train=train, num_train=11)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,7 @@ def config_of(settings: dict[str, Any], *, tuned: bool = False) -> TuneConfig:
     meta = click.get_current_context().meta
     options, recorded = meta.get("gradless.options", options), meta.get("gradless.recorded", {})  # of a file as well
     own = _own_files(settings, tuned=tuned)
+    _check_sizes(settings, own)
     for name in SIZES.split():
         if settings[name] is None:
             settings.pop(name)
@@ -41,6 +42,23 @@ def config_of(settings: dict[str, Any], *, tuned: bool = False) -> TuneConfig:
     config = TuneConfig(own=own, options=options, plugins=recorded, **settings)
     note_unused(config.parts())
     return config
+
+
+def _check_sizes(settings: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse numbers of rows on the command line that nothing would read.
+
+    Raises:
+        BadInput: ``--k-shot`` says how many rows there are, or none are asked for of a file that is given.
+    """
+    source = click.get_current_context().get_parameter_source
+    for name in SIZES.split():
+        split = name.removeprefix("num_")
+        if settings[name] is None or source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        if settings["k_shot"] is not None and split != "test":
+            raise BadInput(f"--k-shot tells the number of training and dev rows: leave out one of it and --num-{split}")
+        if settings[name] == 0 and own.get(split):
+            raise BadInput(f"--num-{split} 0 asks for no row of --{split}, and 0 means all: leave out --{split}")
 
 
 def _rewards(names: Sequence[str]) -> tuple[str, ...]:

@@ -92,6 +92,8 @@ def custom(
     paths = {"train": train, "dev": dev, "test": test}
     if all(source is None for source in paths.values()):
         raise BadInput("no data given: pass a train or a test file")
+    if k_shot is not None and dev is not None:
+        raise BadInput("--k-shot takes dev rows from the training rows: leave out --dev, or give --num-train instead")
     sources = {split: resolve(source, split) for split, source in paths.items() if source is not None}
     task = _task(name, parsed, words)
     wanted = Wanted(parsed.columns, label_column, tuple(words), delimiter, encoding)
