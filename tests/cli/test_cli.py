@@ -268,6 +268,18 @@ def test_a_backslash_and_n_is_a_newline_on_the_command_line_only(tune, tmp_path)
     assert config_io.unescape(command[command.index("--template") + 1]) == template
 
 
+def test_a_stop_text_is_typed_as_a_template_is(own, tmp_path):
+    score = "def length(prompts, completions, **_):\n    return [len(c) for c in completions]\n"
+    (tmp_path / "score.py").write_text(score)
+    asked = ["tune", "--model", "tiny-opt", "--train", own[1], "--template", "{text}", "--max-new-tokens", "2"]
+    more = ["--reward", f"{tmp_path / 'score.py'}:length", "--method", "es", "--steps", "1", "--out", tmp_path / "run"]
+    done = call(*asked, *more, "--stop", r"\n\n", "--stop", "end")
+    assert done.exit_code == 0, done.output
+    assert read_config(tmp_path / "run").stop == ("\n\n", "end")
+    command = shlex.split(config_io.tune_command(read_config(tmp_path / "run"), "x"))
+    assert command[command.index("--stop") + 1] == r"\n\n"
+
+
 @pytest.mark.parametrize(
     ("option", "meant"),
     [

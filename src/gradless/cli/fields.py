@@ -14,7 +14,7 @@ from click.shell_completion import CompletionItem
 from gradless.cli import completion
 from gradless.cli.options import PATH, is_first, options
 from gradless.errors import BadInput
-from gradless.runs.config_io import spelling, unescape
+from gradless.runs.config_io import ESCAPED, spelling, unescape
 from gradless.system import terminal, typed
 from gradless.system.typed import Flag, Names, Record, Setting
 
@@ -114,7 +114,7 @@ class Value(click.ParamType):
             typed.refuse_odd(self.setting.name, value)
         except BadInput as error:
             raise click.UsageError(str(error), ctx) from None  # which one process of a torchrun job reports
-        return _template(value, ctx) if self.setting.name == "template" and ctx is not None else value
+        return _escaped(value, self.setting.name, ctx) if self.setting.name in ESCAPED and ctx is not None else value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
         """Return names that begin like ``incomplete``, or files."""
@@ -123,11 +123,11 @@ class Value(click.ParamType):
         return completion.items(self.setting.metadata(Names), incomplete, typed.choices(self.setting.hint))
 
 
-def _template(text: Any, ctx: click.Context) -> Any:
-    r"""Return a template with ``\n`` and ``\t`` as newline and tab if it was typed: shells keep two characters."""
-    if ctx.get_parameter_source("template") is not ParameterSource.COMMANDLINE:
+def _escaped(text: Any, name: str, ctx: click.Context) -> Any:
+    r"""Return a text with ``\n`` and ``\t`` as newline and tab if it was typed: shells keep two characters."""
+    if ctx.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
         return text  # files have escapes of their own
     plain = unescape(text)
     if plain != text and is_first("LOCAL_RANK"):
-        terminal.say("--template: a backslash and n is a newline, and t a tab (two backslashes are one)", err=True)
+        terminal.say(f"--{name}: a backslash and n is a newline, and t a tab (two backslashes are one)", err=True)
     return plain

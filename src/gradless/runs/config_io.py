@@ -16,6 +16,8 @@ from gradless.system.typed import Flag, Setting
 
 SIZES = ("num_train", "num_dev", "num_test")
 """Settings whose default is all rows where the files are the user's own."""
+ESCAPED = ("template", "stop")
+"""Settings in which the command line reads a backslash and a letter as `unescape` does."""
 
 
 def read(path: Path, cell: str | None = None) -> dict[str, Any]:
@@ -129,7 +131,7 @@ def _arguments(config: TuneConfig) -> Iterator[str]:
             yield flag if value else negative
         else:
             for one in value if isinstance(value, tuple) else (value,):
-                yield from (flag, str(one))
+                yield from (flag, escape(one) if setting.name in ESCAPED else str(one))
 
 
 def _usual_dev(config: TuneConfig) -> bool:
@@ -147,11 +149,11 @@ def _own_arguments(own: dict[str, Any]) -> Iterator[str]:
             yield from ("--task-file", str(value))
         elif name in known:  # the name of a task file is only shown
             text = write_labels(value) if isinstance(value, dict) else value
-            yield from (spelling(known[name]), escape(text) if name == "template" else str(text))
+            yield from (spelling(known[name]), escape(text) if name in ESCAPED else str(text))
 
 
 def escape(template: str) -> str:
-    r"""Return a template as the command line writes it, where ``\n``, ``\t`` and ``\\`` stand for one character.
+    r"""Return a text as the command line writes it, where ``\n``, ``\t`` and ``\\`` stand for one character.
 
     Example:
         >>> print(escape("{text}\nIt was"))

@@ -42,7 +42,9 @@ class RewardSettings:
     max_new_tokens: Annotated[int, Meta(ge=1, le=2**20)] | None = None
     """Tokens of a generated text (of the task; own prompts: 128)."""
     stop: Annotated[tuple[str, ...], Flag("--stop")] = ()
-    """Text that ends a generated one; by default the task's, of own prompts none."""
+    """Text that ends a generated one; by default the task's, of own prompts none.
+
+    On the command line a backslash and n are a newline, a backslash and t a tab."""
     temperature: NotNegative = 1.0
     """Of training texts; 0 is greedy. Evaluations are greedy."""
 
