@@ -100,6 +100,17 @@ def test_any_rows_become_a_table(tmp_path, name, out, separator):
     assert list(written[0])[2:] == NEW
 
 
+@pytest.mark.parametrize("more", [(), ("--id-column", "x")])
+@pytest.mark.parametrize("out", ["out.parquet", "out.jsonl"])
+def test_two_columns_of_one_name_are_not_made_one(tmp_path, out, more):
+    if out.endswith("parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / "in.csv").write_text("text,x,x\na,b,1\n")
+    done = call("predict", *MODEL, "--input", tmp_path / "in.csv", "--output", tmp_path / out, *more)
+    refused(done, "two columns are named 'x'", "write to a .csv file")
+    assert not (tmp_path / out).exists()
+
+
 def test_an_input_that_is_missing_is_told_also_where_the_output_exists(tmp_path):
     (tmp_path / "out.csv").write_text("kept")
     asked = ("--input", tmp_path / "no.csv", "--output", tmp_path / "out.csv", "--force")
@@ -119,6 +130,15 @@ def test_parquet_keeps_types_and_row_order(tmp_path, monkeypatch):
     back = parquet.read_table(tmp_path / "out.parquet")
     assert back.select(["n", "text"]).equals(table)
     assert back.column_names[2:] == NEW
+
+
+def test_a_number_that_is_none_is_null_in_json(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"text": ["a", "b"], "n": [1.5, float("nan")]}), tmp_path / "in.parquet")
+    lines = call("predict", *MODEL, "--input", tmp_path / "in.parquet").stdout.splitlines()
+    assert [json.loads(line, parse_constant=pytest.fail)["n"] for line in lines] == [1.5, None]
 
 
 def test_spaces_around_names_of_columns_do_not_matter(tmp_path):

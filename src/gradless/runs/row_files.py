@@ -11,6 +11,7 @@ import gzip
 import io
 import itertools
 import json
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -180,6 +181,14 @@ def _text_file(path: Path | None, encoding: str, *, zipped: bool) -> Iterator[Te
             file.detach()
 
 
+def _check_twice(source: Source, kept: Sequence[str] | None, form: str) -> None:
+    """Refuse two columns of one name, of which all but CSV would keep one."""
+    columns = [name for name in source.columns or () if kept is None or name in kept]
+    if twice := next((name for name in columns if columns.count(name) > 1), None):
+        what = f"two columns are named {twice!r}, which {form} cannot hold"
+        raise BadInput(f"{source.name}: {what}: write to a .csv file")
+
+
 def _check_text(source: Source, kept: Sequence[str] | None) -> None:
     """Refuse bytes and media, which text cannot hold."""
     for name in (kept or source.columns or ()) if source.table is not None else ():
@@ -256,14 +265,17 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
+def _is_no_number(value: Any) -> bool:
+    """Return whether a value is NaN or infinite, for which JSON has no word."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 @contextlib.contextmanager
 def _json(
     file: TextIO, source: Source, kept: Sequence[str] | None, new: Sequence[Column], *, listed: bool
 ) -> Iterator[Write]:
     """Yield what writes objects, one a line; what was JSON keeps its very text."""
-    if source.columns is not None and kept is None and len({*source.columns}) < len(source.columns):
-        twice = next(name for name in source.columns if source.columns.count(name) > 1)
-        raise BadInput(f"{source.name}: two columns are named {twice!r}, which JSON cannot hold: write to a .csv file")
+    _check_twice(source, kept, "JSON")
     names = [column.name for column in new]
     begun = False
 
@@ -275,7 +287,8 @@ def _json(
                 text = f"{record.raw[:-1].rstrip()}, {json.dumps(added, ensure_ascii=False)[1:]}"
             else:
                 cells = record.cells if kept is None else {name: record.cells.get(name) for name in kept}
-                text = json.dumps({**cells, **added}, ensure_ascii=False, default=str)
+                numbers = {name: None for name, value in cells.items() if _is_no_number(value)}
+                text = json.dumps({**cells, **numbers, **added}, ensure_ascii=False, default=str)
             file.write(f"{',' if begun else '['}\n{text}" if listed else f"{text}\n")
             begun = True
 
@@ -290,6 +303,7 @@ def _parquet(path: Path, source: Source, kept: Sequence[str] | None, new: Sequen
     arrow = arrow_rows.need_pyarrow(path)
     from pyarrow import parquet
 
+    _check_twice(source, kept, "Parquet")
     kinds = {str: arrow.string(), int: arrow.int64(), float: arrow.float32(), list: arrow.list_(arrow.float32())}
     fields = [arrow.field(column.name, kinds[column.kind]) for column in new]
     base: Any = None  # the schema without the new columns
