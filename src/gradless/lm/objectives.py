@@ -245,8 +245,9 @@ def choose(
     if name == REWARD and rewards is not None:
         objective = rewards
     if objective.prepare is collate_prompts:
-        limits = {"stops": task.stops, "new_tokens": task.max_new_tokens, "max_length": max_length}
-        return objective._replace(prepare=partial(collate_prompts, **limits))
+        new = task.max_new_tokens
+        prompts = partial(collate_prompts, stops=task.stops, new_tokens=new, max_length=max_length)
+        return objective._replace(prepare=prompts)
     return objective
 
 
