@@ -137,7 +137,8 @@ def test_the_card_tells_of_rewards():
         {"scheme": "lora", "targets": ("q_proj", "k_proj"), "rank": 2, "alpha": 3.5, "lr": "auto", "weight_decay": 0.1},
         {"method": "zo-sparse", "options": {"mask": "magnitude", "keep": 0.25}, "freeze": ("embed.*", "a b")},
         {"zero_shot": False, "select": "metric", "eval_every": 2, "schedule": "cosine", "warmup": 1, "queries": 3},
-        {"task": "rte", "own": {}, "aligned": False, "num_train": 0, "num_test": 7, "k_shot": 4, "device": "cuda:1"},
+        {"task": "rte", "own": {}, "num_train": 0, "num_dev": 5},
+        {"task": "rte", "own": {}, "aligned": False, "num_test": 7, "k_shot": 4, "device": "cuda:1"},
         {
             "own": {"name": "mine", "train": "/a b/t.jsonl", "test": "/u.jsonl", "template": "Where is {x}?\\n"},
             **{"method": "es", "reward": ("exact_match", "format:[a-z ]+"), "reward_weight": (1.0, 0.5)},

@@ -123,6 +123,8 @@ def _arguments(config: TuneConfig) -> Iterator[str]:
         elif setting.name == "options":
             for name, option in value.items():
                 yield from (flag, f"{name}={option if isinstance(option, str) else json.dumps(option)}")
+        elif setting.name in ("num_train", "num_dev") and config.k_shot is not None:
+            continue  # not read, and refused beside --k-shot
         elif setting.name in SIZES and config.own:
             yield from (flag, str(value)) if value else ()
         elif value is None or value == setting.default or (setting.name == "eval_every" and _usual_dev(config)):
