@@ -34,12 +34,11 @@ def play(attack, scene, *, strength=None, state=None):
     """Rows [R, b, D] that are sent, in float64, and the state after."""
     state = attack.start() if state is None else state
     extras, state = attack.extras(scene, state)
-    given = attack.strength if strength is None else strength
-    if given is None:
-        given = 0.7
-    if callable(given):
-        given = given(scene)
-    sent = attack.send(scene, given, state)
+    if strength is None:
+        strength = 0.7 if attack.strength is None else attack.strength
+    if callable(strength):
+        strength = strength(scene)
+    sent = attack.send(scene, strength, state)
     assert sent.dtype == torch.float64
     assert sent.shape[1:] == (scene.attackers, len(scene.honest) + len(extras))
     assert len(sent) in (1, len(scene.honest))
@@ -121,9 +120,9 @@ def test_alie_of_the_paper():
 def test_deviation_in_tiles(monkeypatch, dtype, error):
     monkeypatch.setattr(identical, "TILE", 16)
     rows = normal(6, 50).to(dtype)
-    found = deviation(rows)
-    assert found.dtype == dtype
-    torch.testing.assert_close(found.double()[0], rows.double().std(0), rtol=error, atol=error)
+    deviations = deviation(rows)
+    assert deviations.dtype == dtype
+    torch.testing.assert_close(deviations.double()[0], rows.double().std(0), rtol=error, atol=error)
     assert torch.equal(deviation(rows[:1]), torch.zeros(1, 50, dtype=dtype))
 
 
@@ -171,9 +170,9 @@ def planted(step, *, scale=1.0, offset=100.0):
     """Rows around a common point that moves; peer 5 is farthest out along a fixed direction."""
     direction = normal(200, seed=77)
     direction /= direction.norm()
-    place = torch.tensor([0.5, -1.0, 0.8, -0.6, 1.0, 3.0, -2.0], dtype=torch.float64)
+    positions = torch.tensor([0.5, -1.0, 0.8, -0.6, 1.0, 3.0, -2.0], dtype=torch.float64)
     noise = 0.05 * normal(7, 200, seed=1000 + step)
-    return scale * (place[:, None] * direction + noise) + offset + step, direction
+    return scale * (positions[:, None] * direction + noise) + offset + step, direction
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -220,14 +219,14 @@ def test_mimic_passes_over_rows_that_are_not_finite(dtype):
         if step >= 6:  # the peer that was copied diverges, and is first; later it is there again
             whole[5, 3] = math.nan if step % 2 else math.inf
             whole[0] = math.nan if step > 8 else whole[0]
-        before = state
-        _, state = play(attack, scene_of(whole, step=step), state=before)
+        previous = state
+        _, state = play(attack, scene_of(whole, step=step), state=previous)
         assert state.exchanges == step + 1
         assert bool(state.places.isfinite().all())
         if step >= 6:
             sent = attack.send(scene_of(whole, step=step), 0.0, state)
             assert torch.equal(sent[0, 0], torch.eye(7, dtype=torch.float64)[6])  # the next one, at the other end
-            assert state.places[5] == before.places[5]
+            assert state.places[5] == previous.places[5]
     assert abs(float(state.direction.double() @ direction)) > 0.99
     assert state.places[5].abs() > 8.0  # six exchanges at about 2.7, one of them an estimate
     nobody = torch.full((4, 30), math.nan)
@@ -255,17 +254,17 @@ def test_diverged_honest_peers_change_nothing_but_their_number(name, broken):
         assert bool((coefficients[..., : len(rows)][..., ~rows.isfinite().all(1)] == 0).all())
         return coefficients @ torch.where(basis.isfinite(), basis, 0.0)
 
-    found = sent(honest, 2)
-    assert bool(found.isfinite().all())
+    messages = sent(honest, 2)
+    assert bool(messages.isfinite().all())
     if attack.equivocates and "sides" not in ATTACKS[name].options():
         expected = sent(honest[fine], 2)
-        torch.testing.assert_close(found[fine], expected)
+        torch.testing.assert_close(messages[fine], expected)
     elif name == "anticge":  # declared attackers and broken rows together are what the rule leaves out
-        assert float(found[0, 0].norm()) <= float(honest[fine].norm(dim=1).max())
+        assert float(messages[0, 0].norm()) <= float(honest[fine].norm(dim=1).max())
     elif name == "mimic":
-        assert (honest[fine] == found[0, 0]).all(1).any()
+        assert (honest[fine] == messages[0, 0]).all(1).any()
     else:
-        torch.testing.assert_close(found[:1], sent(honest[fine], 2)[:1])
+        torch.testing.assert_close(messages[:1], sent(honest[fine], 2)[:1])
     none = torch.full((3, D), math.nan, dtype=torch.float64)
     assert bool(sent(none, 2).isfinite().all())
 

@@ -97,12 +97,12 @@ def test_damage_in_gram_space_is_that_of_whole_rows(name, attack, partial):
     views_of = heard_by(honest, random_ears(9, 7, 1) if partial else None)
     rule, attack = RULES[name](f), named(attack)
     trial = try_out(attack, scene_of(honest, f), rule, views_of, attack.start())
-    before = honest.clone()
+    original = honest.clone()
     for s in (0.0, 0.4, 1.3, 5.0):
         sent = attack.send(trial.context, s, trial.state)
         expected = brute_force(rule, honest, attack, views_of, trial.extras, sent)
         assert trial.damage(s) == pytest.approx(expected, rel=1e-8, abs=1e-12)
-    assert torch.equal(honest, before)
+    assert torch.equal(honest, original)
 
 
 def setting(seed):
@@ -162,9 +162,9 @@ def test_search_in_the_setting_where_published_ones_stop_early(attack, seeds, re
         honest = normal(10, 500, seed=seed) + 0.3
         rule = compose(nnm(f=2), trimmed_mean(f=2))
         trial = try_out(named(attack), scene_of(honest, 2), rule, heard_by(honest, None), None)
-        found = strongest(named(attack), scene_of(honest, 2), rule, heard_by(honest, None), None)
+        message = strongest(named(attack), scene_of(honest, 2), rule, heard_by(honest, None), None)
         grid = max(trial.damage(0.02 * k) for k in range(400))
-        assert trial.damage(found.strength) >= 0.99 * grid
+        assert trial.damage(message.strength) >= 0.99 * grid
         assert trial.damage(10.0) < 0.9 * grid
 
 
@@ -212,8 +212,8 @@ def test_search_on_curves_with_a_known_best(name):
         asked.append(s)
         return curve(s)
 
-    found = search(damage, (0.0, 10.0))
-    assert curve(found) >= 0.985 * best
+    strength = search(damage, (0.0, 10.0))
+    assert curve(strength) >= 0.985 * best
     assert len(asked) <= module.EVALUATIONS
     assert len(set(asked)) == len(asked)
     assert all(0.0 <= s <= 10.0 for s in asked)
@@ -233,20 +233,20 @@ def test_search_looks_on_both_sides_of_zero():
 def test_the_scale_of_rows_does_not_matter():
     honest, f = normal(9, 60), 2
     views = [heard_by(rows, None) for rows in (honest, 1e-4 * honest)]
-    found = [
+    strengths = [
         strongest(named("dissensus"), scene_of(rows, f), nna(f=f), view, None).strength
         for rows, view in zip((honest, 1e-4 * honest), views, strict=True)
     ]
-    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    assert strengths[0] == pytest.approx(strengths[1], rel=1e-6)
 
 
 def test_models_far_from_the_origin_need_a_tiny_strength():
     # (1 - eps) mean leaves the group at eps of about spread / length, here 1e-4.
     honest, f = normal(9, 60) + 1e4, 2
-    found = strongest(named("foe"), scene_of(honest, f), nna(f=f), heard_by(honest, None), None)
-    assert 1e-6 < abs(found.strength) < 1e-3
+    message = strongest(named("foe"), scene_of(honest, f), nna(f=f), heard_by(honest, None), None)
+    assert 1e-6 < abs(message.strength) < 1e-3
     trial = try_out(named("foe"), scene_of(honest, f), nna(f=f), heard_by(honest, None), None)
-    assert trial.damage(found.strength) >= 0.99 * max(trial.damage(1e-6 * k) for k in range(400))
+    assert trial.damage(message.strength) >= 0.99 * max(trial.damage(1e-6 * k) for k in range(400))
 
 
 @pytest.mark.parametrize("attack", ["alie", "foe", "dissensus"])
@@ -274,10 +274,10 @@ def test_columns_are_a_fair_sample():
     assert part.sample.shape == (9 + 1 + 1, 1500)
     for s in (0.5, 1.5, 3.0):
         assert part.damage(s) == pytest.approx(whole.damage(s), rel=0.15)
-    found = strongest(named("alie"), scene, rule, views_of, None, columns=1500)
+    sampled = strongest(named("alie"), scene, rule, views_of, None, columns=1500)
     best = strongest(named("alie"), scene, rule, views_of, None, columns=6000)
-    assert whole.damage(found.strength) >= 0.98 * whole.damage(best.strength)
-    assert found.gram is None
+    assert whole.damage(sampled.strength) >= 0.98 * whole.damage(best.strength)
+    assert sampled.gram is None
     mixing = strongest(named("alie"), scene, compose(nnm(f=f), rule), views_of, None, columns=1500)
     assert mixing.gram is not None
 
@@ -309,8 +309,8 @@ def test_no_attackers_send_nothing():
 def test_bounds_and_fixed_strengths_are_kept():
     honest, f = normal(9, 60), 2
     views_of = heard_by(honest, None)
-    given = strongest(named("alie", bounds=(0.0, 0.5)), scene_of(honest, f), mean(), views_of, None)
-    assert given.strength == 0.5
+    bounded = strongest(named("alie", bounds=(0.0, 0.5)), scene_of(honest, f), mean(), views_of, None)
+    assert bounded.strength == 0.5
     fixed = strongest(named("alie", strength=0.25), scene_of(honest, f), mean(), views_of, None)
     assert fixed.strength == 0.25
     both = strongest(named("alie", bounds=(-3.0, 3.0)), scene_of(honest, f), nna(f=f), views_of, None)
@@ -348,9 +348,11 @@ def test_a_diverged_honest_peer_does_not_stop_the_attack(name, rule, lost):
 def test_a_lost_column_of_one_peer_is_seen_outside_the_sample():
     honest, f = normal(10, 4000), 2
     honest[4, 7] = math.nan
-    found = strongest(named("alie"), scene_of(honest, f), trimmed_mean(f=f), heard_by(honest, None), None, columns=200)
-    assert not (found.coefficients[..., 4] != 0).any()
-    assert bool(found.extras.isfinite().all())
+    message = strongest(
+        named("alie"), scene_of(honest, f), trimmed_mean(f=f), heard_by(honest, None), None, columns=200
+    )
+    assert not (message.coefficients[..., 4] != 0).any()
+    assert bool(message.extras.isfinite().all())
 
 
 @pytest.mark.few(1)
@@ -369,8 +371,8 @@ def test_the_better_sign_is_found(rule, attack, gain):
         steps = [unit * math.sinh(y / 40 * math.asinh(high / unit)) for y in range(41)]
         one, other = (max(trial.damage(sign * s) for s in steps) for sign in (1.0, -1.0))
         ratios.append(other / one)
-        found = strongest(named(attack), scene_of(honest, f), make, heard_by(honest, None), None)
-        shares.append(trial.damage(found.strength) / max(one, other))
+        message = strongest(named(attack), scene_of(honest, f), make, heard_by(honest, None), None)
+        shares.append(trial.damage(message.strength) / max(one, other))
     assert max(ratios) > gain  # the other sign is the better one somewhere
     assert sum(shares) / 4 > 0.95
 

@@ -194,22 +194,22 @@ def test_the_rule_is_its_naive_twin(backend, name, seed):
     x = normal(N, 6, seed=seed)
     x[[2, 9]] += normal(6, seed=seed + 100) * 3  # two that stand out, near enough to matter
     for pivot in (0, 9):
-        found = rule_of(name)(x, pivot=pivot).numpy()
-        assert np.allclose(found, ROWS[name].twin(x.numpy(), pivot), rtol=1e-7, atol=1e-7)
+        result = rule_of(name)(x, pivot=pivot).numpy()
+        assert np.allclose(result, ROWS[name].twin(x.numpy(), pivot), rtol=1e-7, atol=1e-7)
 
 
 @RULES
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_dtype_and_precision(backend, name, dtype):
     x = (normal(N, 700) + 2 * normal(1, 700, seed=1)).to(dtype)
-    before = x.clone()
-    found = rule_of(name)(x, pivot=3)
-    assert found.dtype == dtype
-    assert torch.equal(x, before)
+    original = x.clone()
+    result = rule_of(name)(x, pivot=3)
+    assert result.dtype == dtype
+    assert torch.equal(x, original)
     true = rule_of(name)(x.double(), pivot=3)
     # The result is rounded once to 16 bits; in float32 it is as good as the issue asks.
     error = 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps / 2 * 1.01
-    assert float((found.double() - true).abs().max() / true.abs().max()) < error
+    assert float((result.double() - true).abs().max() / true.abs().max()) < error
 
 
 @RULES
@@ -368,6 +368,6 @@ def test_extra_memory_is_far_below_one_input():
     if "PermissionError" in run.stderr:
         pytest.skip("the peak of a process cannot be reset here")
     assert run.returncode == 0, run.stderr
-    found = dict(line.split() for line in run.stdout.splitlines())
-    assert set(found) == set(names)
-    assert all(float(share) < 0.4 for share in found.values()), found
+    extra_memory = dict(line.split() for line in run.stdout.splitlines())
+    assert set(extra_memory) == set(names)
+    assert all(float(share) < 0.4 for share in extra_memory.values()), extra_memory

@@ -88,5 +88,5 @@ def test_a_composition(byzfl):
 def test_buckets_of_one_are_the_rows(byzfl):
     x = rows(6)
     expected = byzfl.Bucketing(s=1)(x.copy())
-    found = bucketing(size=1)(torch.from_numpy(x)).numpy()
-    assert np.array_equal(np.sort(found, 0), np.sort(expected, 0))
+    buckets = bucketing(size=1)(torch.from_numpy(x)).numpy()
+    assert np.array_equal(np.sort(buckets, 0), np.sort(expected, 0))

@@ -28,11 +28,11 @@ def test_compiled_columns_have_the_bits_of_the_reference(n, width, seed, wild, w
         (coordinate_rules.around, f),
     ]
     with pytest.MonkeyPatch.context() as patch:
-        for kernel, *given_ranks in cases:
+        for kernel, *ranks in cases:
             patch.delenv("GRADLESS_KERNELS", raising=False)
-            fast = kernel(x, *given_ranks)
+            fast = kernel(x, *ranks)
             patch.setenv("GRADLESS_KERNELS", "reference")
-            slow = kernel(x, *given_ranks)
+            slow = kernel(x, *ranks)
             bits = torch.int64 if wide else torch.int32
             assert torch.equal(fast.nan_to_num(nan=7.0).view(bits), slow.nan_to_num(nan=7.0).view(bits))
 

@@ -69,11 +69,11 @@ def test_all_receivers_at_once_get_the_bits_that_each_gets_alone(name, dtype):
     rule = named(name, f=f, n=11, **options(name))
     rows = normal(11, 1500).to(dtype)
     rows[8], rows[9, 3] = torch.nan, torch.inf
-    for given in (rows, normal(11, 1500, seed=1).to(dtype) + 5):
-        together = rule.for_all(given, range(11), key=7)
+    for matrix in (rows, normal(11, 1500, seed=1).to(dtype) + 5):
+        together = rule.for_all(matrix, range(11), key=7)
         assert together.shape == (11, 1500)
         for pivot, result in enumerate(together):
-            alone = rule(given, pivot=pivot, key=7)
+            alone = rule(matrix, pivot=pivot, key=7)
             assert torch.equal(result.nan_to_num(nan=7.0), alone.nan_to_num(nan=7.0)), pivot
 
 
@@ -89,13 +89,13 @@ def test_a_dense_rule_keeps_the_promises_of_an_aggregator():
     check_aggregator(dense_nna, n=11, f=F, permutation=False)
 
 
-@pytest.mark.parametrize("before", [(), (nnm(f=F),), (arc(f=F),), (clipping(norm=2.0), nnm(f=F))], ids=len)
+@pytest.mark.parametrize("pre_aggregators", [(), (nnm(f=F),), (arc(f=F),), (clipping(norm=2.0), nnm(f=F))], ids=len)
 @pytest.mark.parametrize("pair", [(dense_nna(), nna(f=F)), (dense_median(), median())], ids=["nna", "median"])
-def test_a_dense_rule_composes_like_the_built_in_one(before, pair):
+def test_a_dense_rule_composes_like_the_built_in_one(pre_aggregators, pair):
     rows = normal(9, 300)
     rows[8] = 1e6
-    mine, known = (compose(*before, rule) for rule in pair)
-    assert mine.name == "+".join([*(stage.name for stage in before), pair[0].name])
+    mine, known = (compose(*pre_aggregators, rule) for rule in pair)
+    assert mine.name == "+".join([*(stage.name for stage in pre_aggregators), pair[0].name])
     assert torch.allclose(mine.for_all(rows, range(8)), known.for_all(rows, range(8)), rtol=1e-5, atol=1e-5)
     with pytest.raises(BadInput, match="does not keep"):
         compose(bucketing(size=2), dense_nna())

@@ -24,24 +24,24 @@ def rows(n: int = 7, k: int = 5, seed: int = 0) -> torch.Tensor:
 
 
 def bits() -> str:
-    found = b"".join(
+    outputs = b"".join(
         exact.named(name, f=2)(rows(n, k, seed)).numpy().astype("<f4").tobytes()
         for name in NAMES
         for n in (5, 7, 10)
         for k in (1, 4, 33)
         for seed in range(3)
     )
-    return hashlib.sha256(found).hexdigest()
+    return hashlib.sha256(outputs).hexdigest()
 
 
 def test_bits_are_those_of_every_machine_and_number_of_threads():
-    before = torch.get_num_threads()
+    initial = torch.get_num_threads()
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
             assert bits() == BITS
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(initial)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -49,13 +49,13 @@ def test_exact_rules_are_the_usual_ones_up_to_rounding(name):
     for seed in range(20):
         sent = rows(9, 6, seed)
         usual = aggregators.named(name, f=2)
-        found = exact.named(name, f=2)
-        assert (found.exact, found.uses_pivot, found.name) == (True, False, usual.name)
-        assert torch.allclose(found(sent), usual(sent), rtol=1e-5, atol=1e-6)
-        assert found(sent).dtype == torch.float32
+        exact_rule = exact.named(name, f=2)
+        assert (exact_rule.exact, exact_rule.uses_pivot, exact_rule.name) == (True, False, usual.name)
+        assert torch.allclose(exact_rule(sent), usual(sent), rtol=1e-5, atol=1e-6)
+        assert exact_rule(sent).dtype == torch.float32
     if "mean" not in (name, name.removeprefix("nnm+")):
         with pytest.raises(BadInput, match="5 rows or more"):
-            found.check(4)
+            exact_rule.check(4)
 
 
 def test_means_of_neighbours_are_rounded_once():
@@ -103,13 +103,13 @@ def test_a_rule_without_an_exact_form_is_refused_with_those_that_have_one(name):
 
 
 def test_only_exact_rules_say_so():
-    says = {name for name in aggregators.AGGREGATORS if _made(name).exact}
+    says = {name for name in aggregators.AGGREGATORS if _rule(name).exact}
     assert says == {"mean", "median", "trimmed-mean", "meamed"}
     assert not aggregators.named("nnm+median", f=1).exact
     assert not aggregators.named("bulyan", f=1).exact
 
 
-def _made(name: str) -> aggregators.Aggregator:
+def _rule(name: str) -> aggregators.Aggregator:
     radius = {"radius": 1.0} if "clipping" in name else {}
     return aggregators.named(name, f=1, n=11, **radius)
 

@@ -36,11 +36,11 @@ def backend(request, monkeypatch):
 @pytest.mark.parametrize(("n", "width"), [(1, 1), (2, 3), (5, 511), (9, 513), (8, 9000)])
 def test_distances_and_norms(backend, dtype, n, width):
     rows = (normal(n, width) * 0.1 + normal(1, width, seed=1)).to(dtype)
-    found = measure((rows,))
-    assert found.rows == n
-    assert bool(found.finite.all())
-    assert torch.allclose(found.squared(), true_squared(rows), rtol=1e-5, atol=0)
-    assert torch.allclose(found.norms(), rows.double().norm(dim=1), rtol=1e-6, atol=0)
+    gram = measure((rows,))
+    assert gram.rows == n
+    assert bool(gram.finite.all())
+    assert torch.allclose(gram.squared(), true_squared(rows), rtol=1e-5, atol=0)
+    assert torch.allclose(gram.norms(), rows.double().norm(dim=1), rtol=1e-6, atol=0)
 
 
 def test_vectors_that_are_long_and_close_to_each_other(backend):
@@ -48,42 +48,42 @@ def test_vectors_that_are_long_and_close_to_each_other(backend):
     rows = (normal(30, 10_000) * 0.045 / 2**0.5 / 100 + 3.16 * normal(1, 10_000, seed=1)).float()
     assert rows[0].norm() > 300
     true = true_squared(rows)
-    found = measure((rows,)).squared()
+    squared = measure((rows,)).squared()
     apart = true > 0
-    assert float(((found - true).abs()[apart] / true[apart]).max()) < 1e-5
+    assert float(((squared - true).abs()[apart] / true[apart]).max()) < 1e-5
 
 
 @pytest.mark.parametrize("n", [26, 30])
 def test_neighbours_are_those_of_float64(backend, n):
     rows = (normal(n, 40_000) * 1e-3 + normal(1, 40_000, seed=1)).float()
     truth = true_squared(rows).fill_diagonal_(-1).sort(stable=True).indices[:, : n - 5].sort().values
-    found = measure((rows,))
-    weights = nnm(f=5).weights(found, 0)
+    gram = measure((rows,))
+    weights = nnm(f=5).weights(gram, 0)
     assert torch.equal(weights.nonzero()[:, 1].view(n, n - 5), truth)
     for pivot in range(n):
-        assert torch.equal(nna(f=5).weights(found, pivot).nonzero().flatten(), truth[pivot])
+        assert torch.equal(nna(f=5).weights(gram, pivot).nonzero().flatten(), truth[pivot])
 
 
 def test_short_rows_among_long_ones_are_measured_against_the_origin(backend):
     # What attackers use: directions much shorter than the honest rows, of which they make combinations.
     honest = (normal(6, 3000) * 1e-3 + normal(1, 3000, seed=1)).float()
     direction = (normal(1, 3000, seed=2) * 1e-4).float()
-    found = measure((honest, direction))
-    assert found.near.tolist() == [True] * 6 + [False]
+    gram = measure((honest, direction))
+    assert gram.near.tolist() == [True] * 6 + [False]
     sent = torch.tensor([[1 / 6] * 6 + [2.0]], dtype=torch.float64)
     everything = torch.cat((torch.eye(6, 7, dtype=torch.float64), sent))
     wide = everything @ torch.cat((honest, direction)).double()
-    assert torch.allclose(combine(found, everything).squared(), true_squared(wide), rtol=1e-5, atol=1e-12)
-    assert torch.allclose(combine(found, everything).norms(), wide.norm(dim=1), rtol=1e-6)
+    assert torch.allclose(combine(gram, everything).squared(), true_squared(wide), rtol=1e-5, atol=1e-12)
+    assert torch.allclose(combine(gram, everything).norms(), wide.norm(dim=1), rtol=1e-6)
 
 
 def test_combinations_and_distances_between_them():
     rows = normal(5, 40)
-    found = measure((rows[:2], rows[2:]))
+    gram = measure((rows[:2], rows[2:]))
     weights = normal(3, 5, seed=1)
-    assert torch.allclose(combine(found, weights).squared(), true_squared(weights @ rows))
-    assert torch.allclose(combine(found, weights).norms(), (weights @ rows).norm(dim=1))
-    far = found.between(weights[0], weights[1])
+    assert torch.allclose(combine(gram, weights).squared(), true_squared(weights @ rows))
+    assert torch.allclose(combine(gram, weights).norms(), (weights @ rows).norm(dim=1))
+    far = gram.between(weights[0], weights[1])
     assert far == pytest.approx(float((weights[0] @ rows - weights[1] @ rows).square().sum()))
 
 
@@ -94,22 +94,22 @@ def test_rows_that_are_not_finite_are_far_away(backend, bad, everywhere):
     clean = measure((rows,)).squared()
     for i in (0, 4):
         rows[i, slice(None) if everywhere else 12_345] = bad  # 12345: between the columns of the sample
-    found = measure((rows,), centre=0)
-    assert found.finite.tolist() == [False, True, True, True, False, True, True]
-    squared = found.squared()
+    gram = measure((rows,), centre=0)
+    assert gram.finite.tolist() == [False, True, True, True, False, True, True]
+    squared = gram.squared()
     assert bool(squared[0].isinf().all())
     assert bool(squared[:, 4].isinf().all())
-    keep = found.finite.nonzero().flatten()
+    keep = gram.finite.nonzero().flatten()
     assert torch.allclose(squared[keep][:, keep], clean[keep][:, keep], rtol=1e-5)
-    uses = combine(found, torch.eye(7, dtype=torch.float64) + torch.eye(7, dtype=torch.float64).roll(1, 1))
+    uses = combine(gram, torch.eye(7, dtype=torch.float64) + torch.eye(7, dtype=torch.float64).roll(1, 1))
     assert uses.finite.tolist() == [False, True, True, False, False, True, False]
-    assert found.between(torch.eye(7)[0].double(), torch.eye(7)[1].double()) == float("inf")
+    assert gram.between(torch.eye(7)[0].double(), torch.eye(7)[1].double()) == float("inf")
 
 
 def test_nothing_is_finite():
-    found = measure((torch.full((3, 4), float("nan")),))
-    assert not bool(found.finite.any())
-    assert bool(found.squared().isinf().all())
+    gram = measure((torch.full((3, 4), float("nan")),))
+    assert not bool(gram.finite.any())
+    assert bool(gram.squared().isinf().all())
 
 
 def test_a_poor_first_guess_is_replaced():
@@ -119,34 +119,34 @@ def test_a_poor_first_guess_is_replaced():
     assert guessed.centre != 3
     apart = [i for i in range(8) if i != 3]
     true = true_squared(rows)[apart][:, apart]
-    for found in (guessed, free):
-        assert torch.allclose(found.squared()[apart][:, apart], true, rtol=1e-5, atol=0)
+    for gram in (guessed, free):
+        assert torch.allclose(gram.squared()[apart][:, apart], true, rtol=1e-5, atol=0)
 
 
 @settings(max_examples=25, deadline=None)
 @given(n=st.integers(1, 9), width=st.integers(1, 700), seed=st.integers(0, 99), cut=st.integers(0, 9))
 def test_blocks_strides_and_inputs(n, width, seed, cut):
     rows = normal(n, width, seed=seed, dtype=torch.float32)
-    before = rows.clone()
+    original = rows.clone()
     whole = measure((rows,))
     blocks = (rows[: min(cut, n)], rows[min(cut, n) :])
     weights = normal(3, n, seed=seed + 1)
     results = [passes.product(weights, (rows,), whole.centre, whole.near, whole.finite)]
-    for given_rows in (blocks, (rows.T.contiguous().T,), (torch.cat((rows, rows), 1)[:, :width],)):
-        found = measure(given_rows)
-        assert torch.allclose(found.inner, whole.inner, rtol=1e-6, atol=1e-9)
-        results.append(passes.product(weights, given_rows, found.centre, found.near, found.finite))
+    for inputs in (blocks, (rows.T.contiguous().T,), (torch.cat((rows, rows), 1)[:, :width],)):
+        gram = measure(inputs)
+        assert torch.allclose(gram.inner, whole.inner, rtol=1e-6, atol=1e-9)
+        results.append(passes.product(weights, inputs, gram.centre, gram.near, gram.finite))
     assert all(torch.equal(result, results[0]) for result in results)
     assert torch.allclose(results[0].double(), weights @ rows.double(), rtol=1e-5, atol=1e-5)
-    assert torch.equal(rows, before)
+    assert torch.equal(rows, original)
 
 
 def test_products_around_a_centre_keep_equal_rows_and_copies(backend):
     rows = normal(1, 1000, dtype=torch.float32).expand(6, 1000)
-    found = measure((rows,))
+    gram = measure((rows,))
     weights = torch.full((2, 6), 1 / 6, dtype=torch.float64)
     weights[1] = torch.eye(6)[2]
-    out = passes.product(weights, (rows,), found.centre, found.near, found.finite)
+    out = passes.product(weights, (rows,), gram.centre, gram.near, gram.finite)
     assert torch.equal(out[0], rows[0])
     assert torch.equal(out[1], rows[0])
 
@@ -156,10 +156,10 @@ def test_products_do_not_look_at_rows_of_weight_zero(backend, known):
     rows = normal(5, 3000, dtype=torch.float32)
     rows[1] = float("nan")
     rows[3, 7] = float("inf")
-    found = measure((rows,))
+    gram = measure((rows,))
     weights = torch.tensor([[0.5, 0, 0.5, 0, 0], [0.5, 0, 0, 0.5, 0], [0, 1, 0, 0, 0]], dtype=torch.float64)
-    given_frame = (found.centre, found.near, found.finite) if known else ()
-    out = passes.product(weights, (rows,), *given_frame)
+    frame = (gram.centre, gram.near, gram.finite) if known else ()
+    out = passes.product(weights, (rows,), *frame)
     assert torch.allclose(out[0], (rows[0] + rows[2]) / 2)
     assert out[1].isinf().nonzero().flatten().tolist() == [7]
     assert not bool(out[1].isnan().any())
@@ -181,13 +181,13 @@ def test_what_cannot_be_measured_is_refused():
 
 def test_denormal_numbers_are_zero_for_a_while_and_in_new_threads():
     tiny = torch.full((1,), torch.finfo(torch.float32).tiny)
-    found = []
+    quotients = []
     with threads.without_denormals():
-        other = threading.Thread(target=lambda: found.append(float(tiny / 4)))
+        other = threading.Thread(target=lambda: quotients.append(float(tiny / 4)))
         other.start()
         other.join()
         with threads.without_denormals():
             pass
         assert float(tiny / 4) == 0.0, "what was set outside stays"
-    assert found == [0.0]
+    assert quotients == [0.0]
     assert float(tiny / 4) > 0.0

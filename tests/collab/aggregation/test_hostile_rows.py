@@ -92,12 +92,12 @@ def most(name):
 
 def check(name, dtype, kind, f, seed):
     x, honest = rows(dtype, kind, f, seed)
-    before = x.clone()
+    original = x.clone()
     parts = name.split("+")
     rule = named(name, f=f, **options(name))
     pivots = honest[[0, -1]].tolist() if len(honest) else [0, 1]
     results = rule.for_all(x, pivots)
-    assert torch.equal(before.nan_to_num(0.5), x.nan_to_num(0.5))
+    assert torch.equal(original.nan_to_num(0.5), x.nan_to_num(0.5))
     assert torch.equal(results[1].nan_to_num(0.5), rule(x, pivot=pivots[1]).nan_to_num(0.5))
     assert results.dtype == dtype
     if parts[-1] in PROMISES_NOTHING or f == 0 or not len(honest):

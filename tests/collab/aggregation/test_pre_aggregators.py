@@ -55,21 +55,21 @@ def test_nnm_leaves_broken_rows_broken_and_others_clean():
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_buckets_are_means_of_a_seeded_shuffle(n, size):
     x = normal(n, 5)
-    found = bucketing(size=size)(x, key=7)
+    buckets = bucketing(size=size)(x, key=7)
     shuffled = x[torch.from_numpy(rng.permutation(n, 7, "buckets"))]
-    assert torch.allclose(found, torch.stack([part.mean(0) for part in shuffled.split(size)]))
-    assert not torch.equal(found, bucketing(size=size)(x, key=8))
+    assert torch.allclose(buckets, torch.stack([part.mean(0) for part in shuffled.split(size)]))
+    assert not torch.equal(buckets, bucketing(size=size)(x, key=8))
 
 
 @pytest.mark.parametrize("mix", [clipping(norm=1.5), arc(f=3)])
 def test_clipping_keeps_directions_and_never_lengthens(mix):
     x = normal(N, 4) * torch.linspace(0.1, 5, N)[:, None].double()
-    before = x.clone()
-    found = mix(x)
-    assert torch.equal(x, before)
-    lengths, cut = x.norm(dim=1), found.norm(dim=1)
+    original = x.clone()
+    clipped = mix(x)
+    assert torch.equal(x, original)
+    lengths, cut = x.norm(dim=1), clipped.norm(dim=1)
     assert bool((cut <= lengths + 1e-12).all())
-    assert torch.allclose(found / cut[:, None], x / lengths[:, None])
+    assert torch.allclose(clipped / cut[:, None], x / lengths[:, None])
     if mix.name == "clipping":
         assert torch.allclose(cut, lengths.clamp(max=1.5))
     else:  # 2 * 3 * 6 / 9 = 4 rows go to the length of the fifth longest

@@ -48,13 +48,13 @@ def test_arrays_of_any_layout(name, dtype):
     frozen = x.copy()
     frozen.setflags(write=False)
     for rows in (x, list(x), frozen, x[::-1][::-1], np.asfortranarray(x)):
-        before = x.copy()
+        original = x.copy()
         result = rule(rows)
         assert isinstance(result, np.ndarray)
         assert result.shape == (2, 3)
         assert result.dtype == x.dtype.newbyteorder("=")
         assert np.array_equal(result.ravel(), flat.numpy())
-        assert np.array_equal(x, before)
+        assert np.array_equal(x, original)
     assert isinstance(clipping(norm=1.0)(x), np.ndarray)
 
 
@@ -189,10 +189,10 @@ def test_other_rules_start_nowhere():
 def test_rows_are_cut_in_place_where_that_is_asked_for(mix):
     for x in (normal(9, 2, 3), normal(9, 6).half(), normal(9, 6).numpy()):
         expected = mix(x)
-        before = x.copy() if isinstance(x, np.ndarray) else x.clone()
+        original = x.copy() if isinstance(x, np.ndarray) else x.clone()
         assert mix(x, in_place=True) is x
         assert (x == expected).all()
-        assert not (x == before).all()
+        assert not (x == original).all()
 
 
 def test_what_cannot_be_cut_in_place_is_refused():

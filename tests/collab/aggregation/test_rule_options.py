@@ -86,11 +86,11 @@ def test_options_of_a_rule_by_name(name, options):
     assert set(options) <= set(options_of(name))
     assert not {"f", "n"} & set(options_of(name))
     rows = normal(9, 6)
-    found = named(name, f=1, n=9, **options)
+    rule = named(name, f=1, n=9, **options)
     parts = [{**AGGREGATORS, **PRE_AGGREGATORS}[part] for part in name.split("+")]
     facts = {"f": 1, "n": 9, **options}
     stages = [part.make(**{key: facts[key] for key in part.options() if key in facts}) for part in parts]
-    assert torch.equal(found(rows, pivot=3), compose(*stages)(rows, pivot=3))
+    assert torch.equal(rule(rows, pivot=3), compose(*stages)(rows, pivot=3))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_values_that_a_rule_cannot_take_are_refused(name, options, sentence):
         named(name, f=1, n=9, **options)
 
 
-def halfway(*, pull: float = 0.5, whole: bool = False, word: float | str = 1.0) -> Aggregator:
+def halfway(*, pull: float = 0.5, whole: bool = False, scale: float | str = 1.0) -> Aggregator:
     return Aggregator.dense("halfway", lambda rows, pivot: pull * rows[pivot] + (1 - pull) * rows.mean(0))
 
 
@@ -142,7 +142,7 @@ def test_a_part_of_ones_own_need_not_check_that_its_numbers_are_numbers(monkeypa
         named("halfway", whole="yes")
     with pytest.raises(BadInput, match="strength of upwards is 'x': give a finite number"):
         attack_named("upwards", strength="x")
-    assert named("halfway", pull=1, whole=True, word="auto").name == "halfway"
+    assert named("halfway", pull=1, whole=True, scale="auto").name == "halfway"
     assert attack_named("upwards", strength=3).strength == 6
 
 
@@ -160,7 +160,7 @@ def test_every_entry_says_what_it_is():
         assert entry.condition
         assert entry.cost
         assert entry.make.__doc__
-        for word in ("Breakdown", "Cost"):
-            assert word in entry.make.__doc__, name
+        for heading in ("Breakdown", "Cost"):
+            assert heading in entry.make.__doc__, name
         if entry.paper:
             assert entry.paper.split()[0] in entry.make.__doc__, name

@@ -50,25 +50,25 @@ def groups() -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", RULES)
-def test_nobody_in_a_crowd_disturbs_another(name):
+def test_weights_of_a_batch_are_those_of_each_receiver_alone(name):
     rule = RULES[name]
     geometries = [measure((rows,)) for rows in groups()]
     pivots = [1, 6, 0, 3, 2, 4, 5]
     together = rule.together(batch_of(geometries, pivots))
     assert together.dtype == np.float64
-    for found, geometry, pivot in zip(together, geometries, pivots, strict=True):
+    for weights, geometry, pivot in zip(together, geometries, pivots, strict=True):
         alone = rule.weights(geometry, pivot).numpy()
-        assert np.allclose(found, alone, rtol=1e-13, atol=1e-15)
-        assert np.isfinite(found).all()
+        assert np.allclose(weights, alone, rtol=1e-13, atol=1e-15)
+        assert np.isfinite(weights).all()
 
 
 def test_a_median_that_has_converged_stays_while_others_move_on():
     quick, slow = torch.ones(5, 3), normal(5, 3)
     quick[4] = 2.0
     geometries = [measure((rows,)) for rows in (quick, slow)]
-    found = geometric_median().together(batch_of(geometries, [0, 0]))
-    assert found[0].tolist() == [0.25, 0.25, 0.25, 0.25, 0.0]
-    point = torch.from_numpy(found[1]).float() @ slow
+    weights = geometric_median().together(batch_of(geometries, [0, 0]))
+    assert weights[0].tolist() == [0.25, 0.25, 0.25, 0.25, 0.0]
+    point = torch.from_numpy(weights[1]).float() @ slow
     pull = ((slow - point) / (slow - point).norm(dim=1, keepdim=True)).sum(0)
     assert float(pull.norm()) < 1e-3
 
@@ -81,31 +81,31 @@ def test_rows_are_picked_and_combinations_made_once(monkeypatch, sizes, tile):
     sent = torch.full((1, 6), 1 / 6, dtype=torch.float64)
     unit = torch.eye(6, dtype=torch.float64)
     received = tuple(torch.cat([unit[draw[p, : size - 2]], sent, sent]) for p, size in enumerate(sizes))
-    made = []
+    combinations = []
 
-    def counting(weights, *given):
-        made.append(len(weights))
-        return combined(weights, *given)
+    def counting(weights, *arguments):
+        combinations.append(len(weights))
+        return combined(weights, *arguments)
 
     combined = receivers.passes.combined
     monkeypatch.setattr(receivers.passes, "combined", counting)
     monkeypatch.setattr(receivers.passes, "TILE", tile)
-    found = aggregate(median(), Received((basis[:4], basis[4:]), received, (0, 0, 0)))
-    assert made == [1] * (1 if tile > 2000 else 6), "what two attackers tell three receivers is one combination"
+    results = aggregate(median(), Received((basis[:4], basis[4:]), received, (0, 0, 0)))
+    assert combinations == [1] * (1 if tile > 2000 else 6), "what two attackers tell three receivers is one combination"
     for p, view in enumerate(received):
         rows = view @ basis.double()
-        assert torch.allclose(found[p].double(), rows.quantile(0.5, dim=0), atol=1e-6)
+        assert torch.allclose(results[p].double(), rows.quantile(0.5, dim=0), atol=1e-6)
 
 
 @pytest.mark.parametrize("rule", [nna(f=1), median()], ids=lambda rule: rule.name)
 def test_a_result_may_lie_in_given_memory(rule):
     basis = normal(6, 3000)
     unit = torch.eye(6, dtype=torch.float64)
-    given = Received((basis,), tuple(unit[torch.tensor([p, 3, 4, 5])] for p in range(3)), (0, 0, 0))
+    received = Received((basis,), tuple(unit[torch.tensor([p, 3, 4, 5])] for p in range(3)), (0, 0, 0))
     out = torch.full((5, 3000), torch.nan)
-    found = aggregate(rule, given, out=out)
-    assert found.data_ptr() == out.data_ptr()
-    assert torch.equal(found, aggregate(rule, given))
+    results = aggregate(rule, received, out=out)
+    assert results.data_ptr() == out.data_ptr()
+    assert torch.equal(results, aggregate(rule, received))
     assert bool(out[3:].isnan().all())
 
 
@@ -113,7 +113,7 @@ def test_a_result_may_lie_in_given_memory(rule):
 def test_memory_that_does_not_fit_is_left_alone(rule):
     basis = normal(6, 3000)
     unit = torch.eye(6, dtype=torch.float64)
-    given = Received((basis,), tuple(unit[torch.tensor([p, 3, 4, 5])] for p in range(3)), (0, 0, 0))
+    received = Received((basis,), tuple(unit[torch.tensor([p, 3, 4, 5])] for p in range(3)), (0, 0, 0))
     others = (
         torch.zeros(2, 3000),
         torch.zeros(3, 2999),
@@ -121,15 +121,15 @@ def test_memory_that_does_not_fit_is_left_alone(rule):
         torch.zeros(3000, 3).T,
     )
     for out in others:
-        assert torch.equal(aggregate(rule, given, out=out), aggregate(rule, given))
+        assert torch.equal(aggregate(rule, received, out=out), aggregate(rule, received))
         assert not bool(out.any())
 
 
-def test_a_crowd_that_shares_its_rows_does_not_copy_them():
+def test_a_batch_of_receivers_with_the_same_rows_does_not_copy_them():
     geometry = measure((normal(40, 100),))
-    found = batch_of([geometry] * 40, range(40))
-    assert found.inner.strides[0] == 0
-    assert np.array_equal(nna(f=3).together(found)[7], nna(f=3).weights(geometry, 7).numpy())
+    batch = batch_of([geometry] * 40, range(40))
+    assert batch.inner.strides[0] == 0
+    assert np.array_equal(nna(f=3).together(batch)[7], nna(f=3).weights(geometry, 7).numpy())
 
 
 def test_no_rule_is_asked_about_a_receiver_whose_own_row_is_broken():
@@ -140,9 +140,9 @@ def test_no_rule_is_asked_about_a_receiver_whose_own_row_is_broken():
     mine = Aggregator("mine", weights, None, lambda rows: None, uses_pivot=True)
     rows = normal(4, 9)
     rows[1] = torch.inf
-    found = weights_of(mine, measure((rows,)), seen_by_all(rows, range(4)))
-    assert found[1].tolist() == [0.0, 1.0, 0.0, 0.0]
-    assert found[0].tolist() == [0.25] * 4
+    coefficients = weights_of(mine, measure((rows,)), seen_by_all(rows, range(4)))
+    assert coefficients[1].tolist() == [0.0, 1.0, 0.0, 0.0]
+    assert coefficients[0].tolist() == [0.25] * 4
 
 
 @pytest.mark.parametrize("kernels", ["compiled", "reference"])

@@ -42,16 +42,16 @@ def test_names_that_people_give(tmp_path: Path, names: tuple[str, ...]) -> None:
 
 
 def test_without_a_test_part_every_fifth_row_is_held_out(tmp_path: Path) -> None:
-    said: list[str] = []
-    data = load("npz", saved(tmp_path, x=GREY, y=GOLD, weights=GOLD).parent, say=said.append)
+    lines: list[str] = []
+    data = load("npz", saved(tmp_path, x=GREY, y=GOLD, weights=GOLD).parent, say=lines.append)
     assert (len(data.train_labels), data.test_labels.tolist()) == (16, [0, 1, 0, 1])
-    assert said == ["a.npz: weights is left out", "a.npz: every fifth row of a class is for testing: 4 of 20"]
+    assert lines == ["a.npz: weights is left out", "a.npz: every fifth row of a class is for testing: 4 of 20"]
     np.savez(tmp_path / "a.npz", GREY, GOLD)
     assert torch.equal(load("npz", tmp_path).train_images, data.train_images)
-    said.clear()
+    lines.clear()
     only_a = {"x_test": GREY[::2], "y_test": GOLD[::2], "val_x": GREY, "val_y": GOLD}
-    load("npz", saved(tmp_path, x_train=GREY, y_train=GOLD, **only_a), say=said.append)
-    assert said == ["a.npz: val_x, val_y are left out", "a.npz: no test row has the class 1"]
+    load("npz", saved(tmp_path, x_train=GREY, y_train=GOLD, **only_a), say=lines.append)
+    assert lines == ["a.npz: val_x, val_y are left out", "a.npz: no test row has the class 1"]
 
 
 @pytest.mark.parametrize(
@@ -74,9 +74,9 @@ def test_shapes(tmp_path: Path, inputs: np.ndarray, shape: tuple[int, ...], dtyp
         inputs = np.where(inputs == inputs.max(), 255, inputs)
     data = load("npz", saved(tmp_path, x=inputs, y=GOLD))
     assert (data.shape, data.train_images.dtype) == (shape, dtype)
-    before = data.train_images.clone()
+    original = data.train_images.clone()
     ready = prepare(data.train_images, data.mean, data.std)
-    assert torch.equal(before, data.train_images)
+    assert torch.equal(original, data.train_images)
     assert ready.isfinite().all()
     assert abs(float(ready.mean())) < 1e-3
 

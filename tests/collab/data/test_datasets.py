@@ -39,8 +39,8 @@ def idx(values: np.ndarray) -> bytes:
 
 def mnist_folder(folder: Path, train: int = 30, test: int = 10) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    for place, (split, count) in enumerate((("train", train), ("t10k", test))):
-        images = (np.arange(count * 784) * (place + 3) % 251).astype(np.uint8).reshape(count, 28, 28)
+    for index, (split, count) in enumerate((("train", train), ("t10k", test))):
+        images = (np.arange(count * 784) * (index + 3) % 251).astype(np.uint8).reshape(count, 28, 28)
         labels = (np.arange(count) % 10).astype(np.uint8)
         (folder / f"{split}-images-idx3-ubyte").write_bytes(idx(images))
         (folder / f"{split}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
@@ -100,8 +100,8 @@ def small_batches(monkeypatch):
 
 def cifar_files() -> dict[str, bytes]:
     files = {}
-    for place, name in enumerate((*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin")):
-        table = np.full((20, 3073), place, np.uint8)
+    for index, name in enumerate((*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin")):
+        table = np.full((20, 3073), index, np.uint8)
         table[:, 0] = np.arange(20) % 10
         table[:, 1:1025] += 100  # red
         files[name] = table.tobytes()
@@ -117,8 +117,8 @@ def test_cifar_binary_batches_from_folder_and_archive(tmp_path):
     packed = archive(
         tmp_path / "cifar-10-binary.tar.gz", {f"cifar-10-batches-bin/{k}": v for k, v in cifar_files().items()}
     )
-    found = [load("cifar10", place) for place in (inner, inner.parent, packed, tmp_path)]
-    for data in found:
+    data_sets = [load("cifar10", path) for path in (inner, inner.parent, packed, tmp_path)]
+    for data in data_sets:
         assert data.train_images.shape == (100, 3, 32, 32)
         assert data.train_images[25, :, 3, 4].tolist() == [101, 1, 1]  # second batch, red plane first
         assert data.test_images[0, :, 0, 0].tolist() == [105, 5, 5]
@@ -150,9 +150,9 @@ def test_pickled_cifar_is_refused_and_never_opened(tmp_path):
     folder.mkdir(parents=True)
     (folder / "data_batch_1").write_bytes(b"\x80\x04.")
     packed = archive(tmp_path / "cifar-10-python.tar.gz", {"cifar-10-batches-py/data_batch_1": b"\x80\x04."})
-    for place in (folder, folder.parent, packed, tmp_path):
+    for path in (folder, folder.parent, packed, tmp_path):
         with pytest.raises(BadInput, match=r"fetch the binary version, cifar-10-binary\.tar\.gz"):
-            load("cifar10", place)
+            load("cifar10", path)
 
 
 @pytest.mark.sweep
@@ -227,6 +227,6 @@ def test_training_images_are_mirrored_only_where_allowed_and_test_images_never()
 
 
 def test_preparing_draws_nothing_from_the_global_generator():
-    before = torch.get_rng_state()
+    state = torch.get_rng_state()
     training_batch(own_data(flip=True), torch.arange(20).view(2, 10), seed=0, step=5)
-    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(state, torch.get_rng_state())

@@ -40,10 +40,10 @@ def test_digits_need_no_files():
 def image_folder(folder: Path, size: tuple[int, int] = (6, 4), mode: str = "RGB") -> Path:
     image = pytest.importorskip("PIL.Image")
     for split, count in (("train", 3), ("test", 2)):
-        for place, label in enumerate(("cat", "ant")):
+        for index, label in enumerate(("cat", "ant")):
             (folder / split / label).mkdir(parents=True)
             for number in range(count):
-                colour = (40 * place, 10 * number, 7) if mode == "RGB" else 40 * place + number
+                colour = (40 * index, 10 * number, 7) if mode == "RGB" else 40 * index + number
                 image.new(mode, size, colour).save(folder / split / label / f"{number}.png")
     return folder
 

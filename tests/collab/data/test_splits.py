@@ -53,10 +53,10 @@ def test_every_split_is_seeded_sorted_and_leaves_nobody_out(name):
 
 
 def test_the_splits_do_not_touch_the_global_generator():
-    before = torch.get_rng_state()
+    state = torch.get_rng_state()
     for name in SPLITS:
         split(name, LABELS, 5, **options(name))
-    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.parametrize(("rows", "peers"), [(10, 10), (11, 10), (29, 10), (10, 8), (7, 5), (1, 1)])
@@ -242,8 +242,8 @@ def test_the_picture_is_drawn(tmp_path, peers, suffix):
     path = picture.split_picture(counts, list("abcdefghij"), tmp_path / f"who{suffix}", rows=4000)
     assert path.stat().st_size > 2000
     if suffix == ".svg":
-        text = path.read_text()
-        assert "Who has what" in text or "<path" in text
+        # matplotlib draws letters as outlines, and writes each text as a comment
+        assert "<!-- Who has what -->" in path.read_text()
 
 
 def test_the_key_of_few_classes_is_whole():
@@ -267,10 +267,10 @@ def test_the_command_draws_a_data_set(tmp_path):
         counts, title = picture.draw(tmp_path / "who.png", peers=4, byzantine=1)
     assert len(counts) == 3
     assert title.endswith("3 honest of 4 peers")
-    for given, sentence in (
+    for arguments, sentence in (
         ({"split": "iid", "split_parameter": 1.0}, "takes no parameter"),
         ({"split": "gamma-similarity"}, "needs its gamma"),
         ({"split": "iid", "path": tmp_path / "who.txt"}, "not who.txt"),
     ):
         with pytest.raises(BadInput, match=sentence):
-            picture.draw(**{"path": tmp_path / "x.png", "peers": 4, **given})
+            picture.draw(**{"path": tmp_path / "x.png", "peers": 4, **arguments})

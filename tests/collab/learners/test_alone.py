@@ -31,8 +31,8 @@ def rows(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(rows) -> CollabConfig:
-    words = {"template": "{text} it is", "label_column": "label", "labels": "0=bad,1=good"}
-    own = {"train": str(rows / "train.csv"), "test": str(rows / "test.csv"), **words}
+    text_options = {"template": "{text} it is", "label_column": "label", "labels": "0=bad,1=good"}
+    own = {"train": str(rows / "train.csv"), "test": str(rows / "test.csv"), **text_options}
     return CollabConfig(
         **{"dataset": None, "model": "tiny-llama", "own": own, "num_train": None, "num_test": None, "scheme": "lora"},
         **{"payload": "coefficients", "algorithm": "mocwtm", "momentum": 0.0, "peers": 4, "byzantine": 1, "queries": 2},
@@ -80,8 +80,8 @@ def test_a_peer_alone_has_the_rows_that_it_has_in_a_simulation(config):
 
 
 def test_own_rows_are_all_the_peers_own_and_need_no_test_rows(config, rows):
-    words = {name: value for name, value in config.own.items() if name not in ("train", "test")}
-    peer = one_peer(dataclasses.replace(config, own=words), 1, own={"train": str(rows / "test.csv")})
+    text_options = {name: value for name, value in config.own.items() if name not in ("train", "test")}
+    peer = one_peer(dataclasses.replace(config, own=text_options), 1, own={"train": str(rows / "test.csv")})
     assert peer.rows == 8
     assert peer.learner.propose(0, "coefficients").shape == (1, 2)
     assert peer.learner.accuracy()[0] != peer.learner.accuracy()[0]  # NaN: nothing to test on

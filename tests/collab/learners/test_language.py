@@ -129,7 +129,7 @@ def test_one_honest_peer_alone_is_plain_mezo(config):
     alone = build(dataclasses.replace(config, peers=1, byzantine=0, attack="none", algorithm="d-sgd"))
     member = alone.learner.members[0]
     start = [leaf.param.detach().clone() for leaf in member.optimizer.leaves]
-    found = step_all(alone, 4)[0]
+    sha256 = step_all(alone, 4)[0]
     for leaf, value in zip(member.optimizer.leaves, start, strict=True):
         leaf.param.detach().copy_(value)
     named = [(leaf.name, leaf.param) for leaf in member.optimizer.leaves]
@@ -137,7 +137,7 @@ def test_one_honest_peer_alone_is_plain_mezo(config):
     twin = METHODS["mezo"].make(named, lr=1e-2, eps=1e-3, seed=config.seed, queries=3, engine=engine)
     for step in range(4):
         twin.step(member.closure(step))
-    assert weights_sha256(named) == found
+    assert weights_sha256(named) == sha256
 
 
 def test_a_loss_that_is_not_finite_is_an_infinitely_far_row(config):

@@ -123,16 +123,16 @@ def test_alpha_and_lambda_are_those_of_the_definition(offset):
     after = (weights / weights.sum(1, keepdim=True)) @ before + 0.1
     x, y = before.double(), after.double()
     spread = (x - x.mean(0)).square().sum(1).mean()
-    found = mixing(before, after)
-    assert found.alpha == pytest.approx(float((y - y.mean(0)).square().sum(1).mean() / spread), rel=1e-4)
-    assert found.lam == pytest.approx(float((y.mean(0) - x.mean(0)).square().sum() / spread), rel=1e-4)
-    assert found.consensus == pytest.approx(float((y - y.mean(0)).square().sum(1).mean().sqrt()), rel=1e-4)
+    measured = mixing(before, after)
+    assert measured.alpha == pytest.approx(float((y - y.mean(0)).square().sum(1).mean() / spread), rel=1e-4)
+    assert measured.lam == pytest.approx(float((y.mean(0) - x.mean(0)).square().sum() / spread), rel=1e-4)
+    assert measured.consensus == pytest.approx(float((y - y.mean(0)).square().sum(1).mean().sqrt()), rel=1e-4)
 
 
 def test_equal_rows_have_no_alpha():
-    found = mixing(torch.ones(3, 4), torch.ones(3, 4))
-    assert found.alpha != found.alpha
-    assert found.consensus == 0.0
+    measured = mixing(torch.ones(3, 4), torch.ones(3, 4))
+    assert measured.alpha != measured.alpha
+    assert measured.consensus == 0.0
 
 
 def parting(before, after):

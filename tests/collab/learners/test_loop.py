@@ -48,21 +48,21 @@ def hash_of(peer: CoefficientPeers) -> str:
 def test_a_step_that_is_over_costs_no_forward_and_directions_follow_from_its_number():
     decided = {step: torch.randn(4, 4, generator=torch.Generator().manual_seed(step)) for step in range(6)}
     decided[3] = decided[3][:2]  # too few for the rule: everybody passes it over
-    taken, logged = one(0), list[Update]()
-    assert take_steps(taken, Script(decided), RULE, 6) == 6
-    assert taken.samples == 0
+    on_time, logged = one(0), list[Update]()
+    assert take_steps(on_time, Script(decided), RULE, 6) == 6
+    assert on_time.samples == 0
     # A peer that comes late takes all of it at once, in one that missed nothing but step 3.
     late = one(2, log=logged.append)
     mixed = [RULE.mix(decided[step]) for step in range(6)]
     late.replay([update_of(row.tolist(), late.members[0].optimizer, step) for step, row in enumerate(mixed)])
-    assert hash_of(late) == hash_of(taken)
+    assert hash_of(late) == hash_of(on_time)
     assert [update.skipped for update in logged] == [False, False, False, True, False, False]
     # A peer that never heard of step 3 passes over it when step 4 comes.
     jumped, noted = one(1, log=(jumps := list[Update]()).append), None
     for step in (0, 1, 2, 4, 5):
         noted = take_step(jumped, Script(decided), RULE, step)
     assert noted == (6, True)
-    assert hash_of(jumped) == hash_of(taken)
+    assert hash_of(jumped) == hash_of(on_time)
     assert jumps == logged
     with pytest.raises(BadInput, match="step 2 was taken already"):
         jumped.accept(2, "coefficients", mixed[2][None])

@@ -28,11 +28,11 @@ def test_parameters_are_as_published(name):
     module = net.make()
     assert sum(parameter.numel() for parameter in module.parameters()) == PUBLISHED[name] == net.parameters
     assert named(name) is net
-    found = slots(blank(net))
-    assert found[0].start == 0
-    assert found[-1].stop == net.parameters
-    assert all(a.stop == b.start for a, b in itertools.pairwise(found))
-    assert [(slot.name, slot.shape) for slot in found] == [(k, p.shape) for k, p in module.named_parameters()]
+    layout = slots(blank(net))
+    assert layout[0].start == 0
+    assert layout[-1].stop == net.parameters
+    assert all(a.stop == b.start for a, b in itertools.pairwise(layout))
+    assert [(slot.name, slot.shape) for slot in layout] == [(k, p.shape) for k, p in module.named_parameters()]
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -44,11 +44,11 @@ def test_images_become_logits(name):
 
 
 def test_blank_and_initial_leave_the_global_generator_alone():
-    before = torch.get_rng_state()
+    state = torch.get_rng_state()
     for net in NETS.values():
         blank(net)
     initial(NETS["mlp"], 3)
-    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(state, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("name", ["cnn-mnist", "empire-cnn"])

@@ -106,17 +106,17 @@ def test_running_statistics_belong_to_one_peer_each(way):
         _, module = plain(TINY, theta[peer], images[peer], labels[peer], stack._masks(peer, 0, 8))
         assert torch.allclose(means[peer], module[2].running_mean, atol=1e-6)
         assert torch.allclose(stack.statistics["2.running_var"][peer], module[2].running_var, atol=1e-6)
-    before = {name: value.clone() for name, value in stack.statistics.items()}
+    statistics = {name: value.clone() for name, value in stack.statistics.items()}
     other = images.clone()
     other[1] += 5  # only this peer's data change
     again = Stack(TINY, 3, way=way, seed=1)
     again.gradients(theta, other, labels, step=0)
-    changed = (again.statistics["2.running_mean"] != before["2.running_mean"]).any(1)
+    changed = (again.statistics["2.running_mean"] != statistics["2.running_mean"]).any(1)
     assert changed.tolist() == [False, True, False]
     assert stack.statistics["2.num_batches_tracked"].tolist() == [1, 1, 1]
     stack.gradients(theta, other, labels, step=1, track=False)
     for name, value in stack.statistics.items():
-        assert torch.equal(value, before[name])
+        assert torch.equal(value, statistics[name])
 
 
 def test_evaluation_uses_the_peers_own_statistics_and_no_dropout():
@@ -125,15 +125,15 @@ def test_evaluation_uses_the_peers_own_statistics_and_no_dropout():
         stack = Stack(TINY, 2, way=way, seed=1)
         for step in range(3):
             stack.gradients(theta, images, labels, step=step)
-        before = {name: value.clone() for name, value in stack.statistics.items()}
-        found = stack.evaluate(theta, images[0], labels[0])
+        statistics = {name: value.clone() for name, value in stack.statistics.items()}
+        accuracies = stack.evaluate(theta, images[0], labels[0])
         for peer in range(2):
             module = TINY.make().eval()
             nn.utils.vector_to_parameters(theta[peer].clone(), module.parameters())
             module.load_state_dict({name: value[peer] for name, value in stack.statistics.items()}, strict=False)
             expected = (module(images[0]).argmax(1) == labels[0]).double().mean()
-            assert float(found[peer]) == float(expected)
-        assert all(torch.equal(value, before[name]) for name, value in stack.statistics.items())
+            assert float(accuracies[peer]) == float(expected)
+        assert all(torch.equal(value, statistics[name]) for name, value in stack.statistics.items())
 
 
 def test_masks_have_the_rate_and_belong_to_seed_step_peer_and_layer():
@@ -173,32 +173,32 @@ def test_a_peer_alone_computes_what_it_computes_among_others():
 @pytest.mark.parametrize("net", [TINY, NETS["cnn-mnist"]], ids=lambda net: net.name)
 def test_the_number_of_threads_changes_no_bit(net):
     theta, images, labels = problem(net, 5, 4)
-    before = torch.get_num_threads()
-    found = []
+    usual = torch.get_num_threads()
+    runs = []
     for threads in (1, 2, 3, 9):
         stack = Stack(net, 5, seed=1, way="loop", threads=threads)
         grads, losses = stack.gradients(theta, images, labels, step=0)
-        found.append([grads, losses, stack.evaluate(theta, images[0], labels[0]), *stack.statistics.values()])
-    assert torch.get_num_threads() == before
-    for other in found[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+        runs.append([grads, losses, stack.evaluate(theta, images[0], labels[0]), *stack.statistics.values()])
+    assert torch.get_num_threads() == usual
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
 
 
 def test_an_error_in_a_thread_is_raised_and_threads_are_restored():
     theta, images, labels = problem(TINY, 4, 3)
-    before = torch.get_num_threads()
+    usual = torch.get_num_threads()
     with pytest.raises(IndexError):
         Stack(TINY, 4, threads=2).gradients(theta, images, labels + 3, step=0)
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == usual
 
 
 def test_nothing_is_drawn_from_the_global_generator():
-    before = torch.get_rng_state()
+    state = torch.get_rng_state()
     theta, images, labels = problem(TINY, 2, 3)
     stack = Stack(TINY, 2)
     stack.gradients(theta, images, labels, step=0)
     stack.evaluate(theta, images[0], labels[0], 2)
-    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_initial_rows_are_equal_but_independent():
@@ -213,9 +213,9 @@ def test_initial_rows_are_equal_but_independent():
 def test_a_broken_model_gets_nothing_right():
     theta, images, labels = problem(NETS["mlp-digits"], 2, 50)
     theta[1] = torch.nan
-    found = Stack(NETS["mlp-digits"], 2).evaluate(theta, images[0], torch.zeros_like(labels[0]))
-    assert found[1] == 0
-    assert found.dtype == torch.float64
+    accuracies = Stack(NETS["mlp-digits"], 2).evaluate(theta, images[0], torch.zeros_like(labels[0]))
+    assert accuracies[1] == 0
+    assert accuracies.dtype == torch.float64
 
 
 def test_evaluation_rows_are_a_fixed_draw():
@@ -239,9 +239,9 @@ def test_wrong_shapes_and_ways_are_refused():
     for wrong in ((theta[:2], images), (theta[:, :-1], images), (theta, images[:2]), (theta, images[..., :5])):
         with pytest.raises(ValueError, match="tiny of 3 peers takes parameters"):
             stack.gradients(*wrong, labels, step=0)
-    for given in ({"way": "grouped"}, {"peers": 0}, {"threads": -1}):
+    for change in ({"way": "grouped"}, {"peers": 0}, {"threads": -1}):
         with pytest.raises(BadInput, match="loop or vmap"):
-            Stack(**{"net": TINY, "peers": 3, **given})
+            Stack(**{"net": TINY, "peers": 3, **change})
 
 
 # ---------------------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ DIGITS = CollabConfig(
     eval_rows=50,
     seed=3,
 )
-WORDS = CollabConfig(
+LANGUAGE = CollabConfig(
     dataset=None,
     model="tiny-llama",
     num_train=None,
@@ -61,10 +61,10 @@ RUNS = {
     "mimic": dataclasses.replace(DIGITS, attack="mimic", attack_options={"learn": 20}),
     "learn": dataclasses.replace(DIGITS, attack="foe", algorithm="learn"),
     "batch norm": dataclasses.replace(DIGITS, attack="foe", net="norm-digits"),
-    "coefficients": WORDS,
-    "shared weights": dataclasses.replace(WORDS, algorithm="mocwtm", sync=None, steps=4),
+    "coefficients": LANGUAGE,
+    "shared weights": dataclasses.replace(LANGUAGE, algorithm="mocwtm", sync=None, steps=4),
     "lora": dataclasses.replace(
-        WORDS, payload="parameters", scheme="lora", momentum=0.9, method="mezo", sync=None, steps=4
+        LANGUAGE, payload="parameters", scheme="lora", momentum=0.9, method="mezo", sync=None, steps=4
     ),
 }
 OF_THE_PROCESS = ("train_seconds", "seconds_per_step", "peak_memory_bytes")
@@ -117,11 +117,11 @@ def test_a_run_that_is_cut_short_ends_with_the_same_bits(name, rows, tmp_path, m
             simulate.simulate(config, folder, reporter=QUIET)
     assert (folder / progress.CHECKPOINT).exists()
     stumble.at = None
-    found = simulate.simulate(config, folder, reporter=QUIET)
+    result = simulate.simulate(config, folder, reporter=QUIET)
     assert tried == [0, 1, 1, 1, 2, 2, 3, *range(3, config.steps)]
     for key in OF_THE_PROCESS:
-        del found[key], whole[key]
-    assert found == whole
+        del result[key], whole[key]
+    assert result == whole
     assert (folder / "metrics.jsonl").read_text() == (tmp_path / "whole" / "metrics.jsonl").read_text()
     assert not (folder / progress.CHECKPOINT).exists()
 
@@ -147,9 +147,9 @@ def test_a_checkpoint_that_does_not_fit_is_passed_over(damage, tmp_path, monkeyp
     steps: list[int] = []
     real = simulate._step
     monkeypatch.setattr(simulate, "_step", lambda now: steps.append(now.step) or real(now))
-    found = simulate.simulate(RUNS["alie"], tmp_path, reporter=QUIET)
+    result = simulate.simulate(RUNS["alie"], tmp_path, reporter=QUIET)
     assert steps == list(range(8))
-    assert found["steps"] == 8
+    assert result["steps"] == 8
     notes = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [note["step"] for note in notes if note["event"] == "step"] == steps
 
@@ -163,8 +163,8 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(tmp_path, monkeypatch,
     monkeypatch.setattr(simulate, "write_json", lambda *args: None)  # it renames too
     left = tmp_path / (progress.CHECKPOINT + tensor_state.NEW)
     left.write_bytes(b"left by a kill")
-    found = simulate.simulate(RUNS["alie"], tmp_path, reporter=Reporter())
-    assert found["status"] == "done"
+    result = simulate.simulate(RUNS["alie"], tmp_path, reporter=Reporter())
+    assert result["status"] == "done"
     assert "no checkpoint" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl"}
 

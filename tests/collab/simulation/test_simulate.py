@@ -75,22 +75,22 @@ def test_learning_works_and_averaging_does_not_survive(tmp_path):
 
 @pytest.mark.parametrize("attack", ["nan", "inf", "gaussian"])
 def test_rows_of_rubbish_are_survived(tmp_path, attack):
-    found = run(tmp_path, attack=attack)
-    assert found["status"] == "done"
-    assert found["worst_accuracy"] > 0.3
+    result = run(tmp_path, attack=attack)
+    assert result["status"] == "done"
+    assert result["worst_accuracy"] > 0.3
 
 
 def test_averaging_rubbish_is_recorded_as_divergence(tmp_path):
-    found = run(tmp_path, algorithm="d-sgd", attack="nan")
-    assert found["status"] == "diverged"
-    assert found["steps"] < 40
-    assert found["mean_accuracy"] == 0.0
+    result = run(tmp_path, algorithm="d-sgd", attack="nan")
+    assert result["status"] == "diverged"
+    assert result["steps"] < 40
+    assert result["mean_accuracy"] == 0.0
 
 
 def test_more_attackers_than_declared_end_no_run(tmp_path):
-    found = run(tmp_path, attack="sign-flip", byzantine=1, attackers=4)
-    assert found["status"] == "done"
-    assert len(found["accuracy"]) == 7
+    result = run(tmp_path, attack="sign-flip", byzantine=1, attackers=4)
+    assert result["status"] == "done"
+    assert len(result["accuracy"]) == 7
 
 
 @pytest.mark.few(2)
@@ -106,9 +106,9 @@ def test_more_attackers_than_declared_end_no_run(tmp_path):
     ids=str,
 )
 def test_late_and_lost_messages_are_survived(tmp_path, delivery):
-    found = run(tmp_path, delivery=delivery, attack="alie", steps=15)
-    assert found["status"] == "done"
-    assert math.isfinite(found["consensus_distance"])
+    result = run(tmp_path, delivery=delivery, attack="alie", steps=15)
+    assert result["status"] == "done"
+    assert math.isfinite(result["consensus_distance"])
 
 
 @pytest.mark.sweep
@@ -123,10 +123,10 @@ def test_an_attack_on_each_receiver_drives_peers_apart(tmp_path):
 )
 @pytest.mark.parametrize("attack", ["label-flip", "foe"])
 def test_every_algorithm_runs(tmp_path, algorithm, attack):
-    found = run(tmp_path, algorithm=algorithm, attack=attack, steps=6)
-    assert found["status"] == "done"
+    result = run(tmp_path, algorithm=algorithm, attack=attack, steps=6)
+    assert result["status"] == "done"
     expected = sum(range(1, 7)) if algorithm == "learn" else 6 * 8
-    assert found["gradients_per_peer"] == expected
+    assert result["gradients_per_peer"] == expected
 
 
 @pytest.mark.sweep
@@ -146,7 +146,7 @@ class Hub:
 
     def __init__(self, liars: Mapping[int, object]) -> None:
         self.liars, self.changed = liars, threading.Condition()
-        self.said: dict[tuple[int, str], dict[int, object]] = {}
+        self.messages: dict[tuple[int, str], dict[int, object]] = {}
 
 
 class Ear:
@@ -160,7 +160,7 @@ class Ear:
 
     def exchange(self, step: int, tag: str, rows: Tensor) -> Arrivals:
         with self.hub.changed:
-            heard = self.hub.said.setdefault((step, tag), dict(self.hub.liars))
+            heard = self.hub.messages.setdefault((step, tag), dict(self.hub.liars))
             heard[self.me] = rows[0].clone()
             self.hub.changed.notify_all()
             self.hub.changed.wait_for(lambda: len(heard) >= self.need, 60.0)
@@ -199,9 +199,9 @@ def test_peers_alone_and_peers_together_make_the_same_models(liars):
 
 def test_a_finished_run_is_kept_and_another_one_refused(tmp_path):
     first = run(tmp_path, steps=3)
-    before = (tmp_path / "metrics.jsonl").read_bytes()
+    metrics = (tmp_path / "metrics.jsonl").read_bytes()
     assert run(tmp_path, steps=3) == first
-    assert (tmp_path / "metrics.jsonl").read_bytes() == before
+    assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
     with pytest.raises(BadInput, match="holds a run with other settings"):
         run(tmp_path, steps=4)
 
@@ -218,8 +218,8 @@ def test_a_comparison_goes_on_where_it_was(tmp_path):
     study.run_all(configs[:2], tmp_path, reporter=QUIET)
     done = {path: path.stat().st_mtime_ns for path in tmp_path.glob("runs/*/result.json")}
     assert len(done) == 2
-    found = study.run_all(configs, tmp_path, recipe="mine", reporter=QUIET)
-    assert len(found) == 3
+    results = study.run_all(configs, tmp_path, recipe="mine", reporter=QUIET)
+    assert len(results) == 3
     assert {path: path.stat().st_mtime_ns for path in done} == done
     lines = [json.loads(line) for line in (tmp_path / study.RESULTS).read_text().splitlines()]
     assert sorted(line["attack"] for line in lines) == ["alie", "foe", "sign-flip"]
@@ -265,23 +265,23 @@ def test_runs_that_are_finished_elsewhere_are_not_made_again(tmp_path, monkeypat
     assert old["foe"]["delivery"]["mode"] == "all"
     brief = [{key: value for key, value in line.items() if key != "delivery"} for line in old.values()]
     (first / study.RESULTS).write_text("".join(json.dumps(line) + "\n" for line in brief))  # as it was written once
-    made: list[str] = []
+    attacks: list[str] = []
     real = workers.simulate_claimed
 
     def counted(config, *more):
-        made.append(config.attack)
+        attacks.append(config.attack)
         return real(config, *more)
 
     monkeypatch.setattr(workers, "simulate_claimed", counted)
-    found = study.run_all(configs, second, known=[first / study.RESULTS], reporter=QUIET)
-    assert made == ["sign-flip"]
-    assert [one["worst_accuracy"] for one in found[:2]] == [
+    results = study.run_all(configs, second, known=[first / study.RESULTS], reporter=QUIET)
+    assert attacks == ["sign-flip"]
+    assert [one["worst_accuracy"] for one in results[:2]] == [
         json.loads((first / "runs" / config.resolved().id() / "result.json").read_text())["worst_accuracy"]
         for config in configs[:2]
     ]
-    assert found[0]["delivery"] == old["alie"]["delivery"]
+    assert results[0]["delivery"] == old["alie"]["delivery"]
     study.run_all(configs, second, recipe="mine", reporter=QUIET)
-    assert set(made) == {"sign-flip"}
+    assert set(attacks) == {"sign-flip"}
     lines = {line["attack"]: line for line in map(json.loads, (second / study.RESULTS).read_text().splitlines())}
     assert set(lines) == {"alie", "foe", "sign-flip"}
     assert lines["foe"] == {**old["foe"], "reused": "results.jsonl", "recipe": "mine"}
@@ -330,18 +330,18 @@ def test_bad_input_is_refused_before_anything_is_written(tmp_path, change, match
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_recipes_are_sound(name):
-    found = RECIPES[name]
-    runs = compared(found)
+    recipe = RECIPES[name]
+    runs = compared(recipe)
     points = [run.resolved().id() for run in runs]
     attacked = [run for run in runs if run.byzantine]
     assert len(set(points)) == len(points)
     # Each point of the comparison is a run of its own: none was lost among its likes.
-    axes = found.comparison
+    axes = recipe.comparison
     honest = "byzantine" in axes and 0 in axes["byzantine"]
     if not honest:
         assert len(attacked) == math.prod(map(len, axes.values()))
-    assert found.base.resolved().steps > 0
-    if found.base.payload == "parameters":
+    assert recipe.base.resolved().steps > 0
+    if recipe.base.payload == "parameters":
         assert any(one.algorithm == "d-sgd" and one.attack == "none" for one in runs)
 
 
