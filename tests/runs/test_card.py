@@ -25,11 +25,11 @@ def test_the_hub_can_read_the_card(tmp_path):
     from huggingface_hub import ModelCard
     from huggingface_hub.repocard_data import model_index_to_eval_results
 
-    place = tuned(tmp_path, model="tiny-opt", scheme="lora")
-    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
-    result = json.loads((place / "result.json").read_text())
-    found = ModelCard.load(tmp_path / "saved" / "README.md")
-    data = found.data.to_dict()
+    run = tuned(tmp_path, model="tiny-opt", scheme="lora")
+    jobs.replay(run, save=tmp_path / "saved", reporter=QUIET)
+    result = json.loads((run / "result.json").read_text())
+    shown = ModelCard.load(tmp_path / "saved" / "README.md")
+    data = shown.data.to_dict()
     assert data["library_name"] == "peft"
     assert {"gradless", "mezo", "lora", "zeroth-order"} <= set(data["tags"])
     assert "base_model" not in data  # the hub refuses what is no id there
@@ -40,12 +40,12 @@ def test_the_hub_can_read_the_card(tmp_path):
     }
     low, high = result["interval"]["test"]
     assert f"95 % interval {low:.3f} to {high:.3f}" in "".join(score.metric_name for score in scores)
-    assert f"{low:.3f} to {high:.3f}" in found.text
-    assert result["weights_sha256"] in found.text
-    assert f"{result['ledger_bytes']:,} bytes" in found.text
-    assert "on 8 test rows" in found.text
+    assert f"{low:.3f} to {high:.3f}" in shown.text
+    assert result["weights_sha256"] in shown.text
+    assert f"{result['ledger_bytes']:,} bytes" in shown.text
+    assert "on 8 test rows" in shown.text
     for example in result["examples"]:  # rows of the data stay at home
-        assert example["prompt"] not in found.content
+        assert example["prompt"] not in shown.content
     assert "examples" not in json.loads((tmp_path / "saved" / "gradless" / "result.json").read_text())
 
 
@@ -83,15 +83,15 @@ def test_the_card_names_the_base_model(model, base, code):
         masked=False,
         use=usage(lm.tiny("llama"), spec_of(config), location="me/x", adapter=True, base=card.loaded_from(model)),
     )
-    found = ModelCard(card.render(facts))
-    assert found.data.get("base_model") == base
-    assert found.data.get("base_model_relation") == ("adapter" if base else None)
-    assert found.data.datasets == ["aps/super_glue"]
-    assert code in found.text
-    assert 'from_pretrained(base, "me/x"' in found.text
+    shown = ModelCard(card.render(facts))
+    assert shown.data.get("base_model") == base
+    assert shown.data.get("base_model_relation") == ("adapter" if base else None)
+    assert shown.data.datasets == ["aps/super_glue"]
+    assert code in shown.text
+    assert 'from_pretrained(base, "me/x"' in shown.text
     if model == "gemma-3-270m":
-        assert "Gemma Terms of Use" in found.text
-        assert found.data.license == "gemma"
+        assert "Gemma Terms of Use" in shown.text
+        assert shown.data.license == "gemma"
 
 
 def test_the_card_tells_of_rewards():
@@ -156,7 +156,6 @@ def test_the_card_tells_of_rewards():
     ],
 )
 def test_the_command_in_the_card_makes_the_same_configuration(tmp_path, monkeypatch, changes):
-
     own = {
         "train": "/x/train.csv",
         "test": "/x/it's.csv",
@@ -172,8 +171,8 @@ def test_the_command_in_the_card_makes_the_same_configuration(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     caught: list[Any] = []
     monkeypatch.setattr(jobs, "tune", lambda config, *_, **__: caught.append(config) or sys.exit(0))
-    found = CliRunner().invoke(main, shlex.split(card.command(config))[1:])
-    assert found.exit_code == 0, found.output
+    done = CliRunner().invoke(main, shlex.split(card.command(config))[1:])
+    assert done.exit_code == 0, done.output
     assert caught[0].resolved() == config
     several = card.command(config, {"size": 4, "split": config.split})
     assert several == f"torchrun --nproc-per-node 4 -m {card.command(config)}"

@@ -19,10 +19,10 @@ from save_helpers import QUIET, tuned
 
 
 def test_training_evaluation_and_prediction_read_the_same_prompts(tmp_path):
-    place = tuned(tmp_path, model="tiny-qwen", chat=True)
-    result = json.loads((place / "result.json").read_text())
-    jobs.replay(place, save=tmp_path / "saved", verify=True, reporter=QUIET)
-    config = TuneConfig.from_json(json.loads((place / "config.json").read_text()))
+    run = tuned(tmp_path, model="tiny-qwen", chat=True)
+    result = json.loads((run / "result.json").read_text())
+    jobs.replay(run, save=tmp_path / "saved", verify=True, reporter=QUIET)
+    config = TuneConfig.from_json(json.loads((run / "config.json").read_text()))
     saved = dataclasses.replace(config, model=str(tmp_path / "saved"))
     how = {"mode": "zero-shot", "num_demonstrations": 0, "out": None, "reporter": QUIET}
     again = jobs.evaluate(saved, **how)
@@ -30,10 +30,10 @@ def test_training_evaluation_and_prediction_read_the_same_prompts(tmp_path):
     with open(config.own["test"], newline="") as file:
         rows = [{"text": row["text"]} for row in csv.DictReader(file)]
     assert read_spec(tmp_path / "saved" / "gradless" / "classifier.json").chat
-    by_run, by_saved = (load_classifier(source).predict(rows) for source in (place, tmp_path / "saved"))
+    by_run, by_saved = (load_classifier(source).predict(rows) for source in (run, tmp_path / "saved"))
     assert by_run == by_saved
-    assert load_classifier(place, chat=False).predict(rows) != by_run
-    written = [json.loads(line) for line in (place / "predictions.jsonl").read_text().splitlines()]
+    assert load_classifier(run, chat=False).predict(rows) != by_run
+    written = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     shares = [max(prediction.probabilities.values()) for prediction in by_run]
     assert {line["after"]["probability"] for line in written} <= {round(share, 4) for share in shares}
 

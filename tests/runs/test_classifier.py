@@ -62,9 +62,9 @@ def test_what_is_saved_says_how_to_predict_and_names_no_folder(tmp_path):
         "beginning",
     )
     assert str(tmp_path) not in (folder / "gradless/classifier.json").read_text()
-    before = gl.load_classifier(folder).predict(["a joy"])
+    predictions = gl.load_classifier(folder).predict(["a joy"])
     (folder / "gradless/classifier.json").unlink()  # as earlier releases saved
-    assert gl.load_classifier(folder).predict(["a joy"]) == before
+    assert gl.load_classifier(folder).predict(["a joy"]) == predictions
 
 
 def test_rows_of_many_kinds(tmp_path):

@@ -37,13 +37,13 @@ def test_files_of_one_run_and_of_several(tmp_path):
     assert config_io.read(one) == {"model": "m", "lr": 1e-3}
     assert config_io.read(request) == {"model": "m", "steps": 3}
     assert config_io.read(many, "tiny/own/full/lezo")["options"] == {"keep": 0.5}
-    for path, cell, said in (
+    for path, cell, sentence in (
         (many, None, "holds 2 cells: choose one with --cell"),
         (many, "tiny/own/full/mezzo", "did you mean 'tiny/own/full/mezo'"),
         (one, "x", "leave out --cell"),
         (tmp_path / "none.toml", None, "cannot be read"),
     ):
-        with pytest.raises(BadInput, match=said):
+        with pytest.raises(BadInput, match=sentence):
             config_io.read(path, cell)
     one.write_text("lrr = 1")
     with pytest.raises(BadInput, match="did you mean 'lr'"):

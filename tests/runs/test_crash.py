@@ -149,8 +149,8 @@ def test_a_torn_tail_is_cut_and_redone(whole, tmp_path, cut):
     run = Path(shutil.copytree(whole, tmp_path / "run"))
     (run / "result.json").unlink()
     os.truncate(run / "ledger", size(run / "ledger") - 3 * RECORD - cut)
-    found = h.tune(read_config(run), run, resume=True)
-    assert found["weights_sha256"] == result(whole)["weights_sha256"]
+    resumed = h.tune(read_config(run), run, resume=True)
+    assert resumed["weights_sha256"] == result(whole)["weights_sha256"]
     assert (run / "ledger").read_bytes() == (whole / "ledger").read_bytes()
 
 

@@ -65,9 +65,9 @@ def test_an_extended_run_ends_as_one_that_had_these_steps_from_the_start(tmp_pat
     assert_same_end(tmp_path / "whole", tmp_path / "run")
     kept = json.loads((tmp_path / "run" / f"result-{first}.json").read_text())
     assert kept == json.loads(json.dumps(short))
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    files = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     h.tune(longer, tmp_path / "run", resume=True)
-    assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +87,11 @@ def finished(tmp_path_factory) -> Path:
     ],
 )
 def test_what_a_run_cannot_become_is_one_sentence(finished, changes, sentence):
-    before = {path.name: path.read_bytes() for path in (finished / "run").iterdir()}
+    files = {path.name: path.read_bytes() for path in (finished / "run").iterdir()}
     with pytest.raises(BadInput, match=sentence) as error:
         h.tune(h.config(finished, **{"warmup": 1, **changes}), finished / "run", resume=True)
     assert "\n" not in str(error.value)
-    assert before == {path.name: path.read_bytes() for path in (finished / "run").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (finished / "run").iterdir()}
 
 
 @pytest.mark.parametrize(
@@ -225,9 +225,9 @@ def test_the_report_says_that_steps_were_added_after_a_look_at_test(finished, tm
     folder = tmp_path / "copy" / "run"
     assert not record.load(folder).earlier_ends
     h.tune(h.config(finished, steps=6, warmup=1), folder, resume=True)
-    found = record.load(folder)
-    assert [one.taken for one in found.earlier_ends] == [4]
-    assert "Steps were added after test had been scored at 4 steps" in found.remarks[-1]
-    metric = next(one for one in figures.drawings(found) if one.name == "training-metric")
+    loaded = record.load(folder)
+    assert [one.taken for one in loaded.earlier_ends] == [4]
+    assert "Steps were added after test had been scored at 4 steps" in loaded.remarks[-1]
+    metric = next(one for one in figures.drawings(loaded) if one.name == "training-metric")
     assert "Hollow: test at the end that the run had at step 4" in metric.caption
     assert "not looked at" not in metric.caption

@@ -60,9 +60,9 @@ def test_own_rows_are_described(tmp_path: Path) -> None:
     assert described.cut is not None
     assert described.cut.rows == {"train": 0, "test": 0}
     assert facts.read(json.loads(json.dumps(described.to_json()))) == described
-    said = "\n".join(facts.lines(described))
-    assert "always answering '1' has 66.7% of the test rows right" in said
-    assert " It was\u27e6 " in said
+    text = "\n".join(facts.lines(described))
+    assert "always answering '1' has 66.7% of the test rows right" in text
+    assert " It was\u27e6 " in text
 
 
 def test_a_prompt_is_shown_as_it_is_read(tmp_path: Path) -> None:

@@ -22,9 +22,9 @@ pytest.importorskip("gguf")
 def path(tmp_path_factory):
     from gguf_helpers import write_gguf
 
-    place = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
-    write_gguf(lm.tiny("llama", tied=False), place, form="Q5_1")
-    return place
+    file = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_gguf(lm.tiny("llama", tied=False), file, form="Q5_1")
+    return file
 
 
 @pytest.fixture(autouse=True)
@@ -40,25 +40,25 @@ def test_a_run_in_place_has_the_numbers_of_decoded_weights(path, tmp_path, schem
         folder = tmp_path / str(dtype)
         folder.mkdir()
         runs[dtype] = tuned(folder, model=str(path), scheme=scheme, engine=engine, dtype=dtype)
-    here, there = (ledger.read(place / "ledger") for place in runs.values())
+    here, there = (ledger.read(run / "ledger") for run in runs.values())
     assert here.moves == there.moves
     assert here.header["base_sha256"] == file_sha256(path)
     assert (here.header["dtype"], there.header["dtype"]) == ("gguf", "float32")
-    results = [json.loads((place / "result.json").read_text()) for place in runs.values()]
+    results = [json.loads((run / "result.json").read_text()) for run in runs.values()]
     assert results[0]["weights_sha256"] == results[1]["weights_sha256"]
     assert results[0]["test"] == results[1]["test"]
 
 
 @pytest.mark.parametrize("scheme", ["lora", "head"])
 def test_a_run_in_place_is_replayed_and_saved(path, tmp_path, scheme):
-    place = tuned(tmp_path, model=str(path), scheme=scheme)
-    jobs.replay(place, verify=True, reporter=QUIET)
-    rebuilt, _ = replay.rebuild(place, until=json.loads((place / "result.json").read_text())["selected_step"])
+    run = tuned(tmp_path, model=str(path), scheme=scheme)
+    jobs.replay(run, verify=True, reporter=QUIET)
+    rebuilt, _ = replay.rebuild(run, until=json.loads((run / "result.json").read_text())["selected_step"])
     assert any(isinstance(weight, StoredWeight) for weight in rebuilt.lm.model.parameters())
     ids = torch.arange(3, 12)[None]
     with torch.no_grad():
         expected = rebuilt.lm.model(input_ids=ids).logits
-    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    jobs.replay(run, save=tmp_path / "saved", reporter=QUIET)
     saved = json.loads((tmp_path / "saved" / "adapter_config.json").read_text()) if scheme == "lora" else {}
     if saved:
         shutil.copy(path, tmp_path / path.name)  # an adapter's base is looked for beside it
@@ -79,8 +79,8 @@ def test_all_weights_cannot_be_tuned_in_place(path, tmp_path):
 
 
 def test_an_adapter_over_a_gguf_is_merged_where_a_scheme_needs_it(path, tmp_path):
-    place = tuned(tmp_path, model=str(path), scheme="lora")
-    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    run = tuned(tmp_path, model=str(path), scheme="lora")
+    jobs.replay(run, save=tmp_path / "saved", reporter=QUIET)
     shutil.copy(path, tmp_path / path.name)
     (tmp_path / "second").mkdir()
     second = tuned(tmp_path / "second", model=str(tmp_path / "saved"), scheme="head")

@@ -52,21 +52,21 @@ def api(monkeypatch) -> type[FakeApi]:
 
 @pytest.mark.parametrize("public", [False, True])
 def test_push_uploads_the_saved_folder(tmp_path, api, public):
-    place = tuned(tmp_path, scheme="lora")
-    before = {p.name for p in place.iterdir()}
-    arguments = ["replay", str(place), "--push", "me/mine", *(["--public"] if public else [])]
-    found = CliRunner().invoke(main, arguments)
-    assert found.exit_code == 0, found.output
-    assert "pushed to https://huggingface.co/me/mine" in found.output
-    assert "the ledger and the card name the model and data: tiny-" in found.output
-    assert str(tmp_path) not in found.output.split("the ledger and the card name")[1].splitlines()[0]
+    run = tuned(tmp_path, scheme="lora")
+    names = {p.name for p in run.iterdir()}
+    arguments = ["replay", str(run), "--push", "me/mine", *(["--public"] if public else [])]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "pushed to https://huggingface.co/me/mine" in done.output
+    assert "the ledger and the card name the model and data: tiny-" in done.output
+    assert str(tmp_path) not in done.output.split("the ledger and the card name")[1].splitlines()[0]
     (_, created), (_, (repo_id, files, text)) = api.calls
     assert created == ("me/mine", {"exist_ok": True, "private": not public})
     assert repo_id == "me/mine"
     assert {"adapter_model.safetensors", "README.md", "tokenizer.json", "gradless/ledger"} <= files
     assert "# mine\n" in text
     assert '"me/mine"' in text
-    assert {p.name for p in place.iterdir()} == before
+    assert {p.name for p in run.iterdir()} == names
 
 
 def test_tune_saves_and_pushes(tmp_path, api):
@@ -83,22 +83,22 @@ def test_the_other_ranks_of_a_public_push_refuse_nothing(tmp_path, api, monkeypa
 
 def test_a_public_repository_is_not_used_by_accident(tmp_path, api, monkeypatch):
     monkeypatch.setattr(api, "private", False)
-    place = tuned(tmp_path)
+    run = tuned(tmp_path)
     with pytest.raises(BadInput, match="me/mine is public: add --public"):
-        jobs.replay(place, push="me/mine", reporter=QUIET)
+        jobs.replay(run, push="me/mine", reporter=QUIET)
     assert [name for name, _ in api.calls] == ["create"]
-    jobs.replay(place, push="me/mine", public=True, reporter=QUIET)
+    jobs.replay(run, push="me/mine", public=True, reporter=QUIET)
     assert [name for name, _ in api.calls] == ["create", "create", "upload"]
 
 
 def test_a_private_repository_stays_private(tmp_path, api, monkeypatch):
-    place = tuned(tmp_path)
-    arguments = ["replay", str(place), "--push", "me/mine", "--public"]
+    run = tuned(tmp_path)
+    arguments = ["replay", str(run), "--push", "me/mine", "--public"]
     assert "stays private" not in CliRunner().invoke(main, arguments).output
     monkeypatch.setattr(api, "private", True)
-    found = CliRunner().invoke(main, arguments)
-    assert found.exit_code == 0
-    assert "me/mine exists and stays private" in found.output
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0
+    assert "me/mine exists and stays private" in done.output
 
 
 def refusal(code: int) -> Exception:

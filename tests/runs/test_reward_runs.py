@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -123,8 +122,8 @@ def test_a_run_killed_in_the_middle_of_a_step_goes_on_to_the_same_weights(folder
     arguments = line("run", reward="score.py:deadly")
     (end,) = ranks_helpers.together(1, folder, ranks_helpers.command, arguments)
     assert end.code == -9, end
-    taken = len(ledger.read(folder / "run" / "ledger").moves)
-    assert 0 < taken < 3
+    steps = len(ledger.read(folder / "run" / "ledger").moves)
+    assert 0 < steps < 3
     (end,) = ranks_helpers.together(1, folder, ranks_helpers.command, [*arguments, "--resume"])
     assert end.code == 0, end.err
     assert tune("whole").exit_code == 0
@@ -181,7 +180,7 @@ def test_a_step_looks_at_no_line_of_earlier_ones(folder, monkeypatch, kind):
     """Else a long run would spend more time on its log than on its steps."""
     step, of, inside = train._step, RunLog.of, [False]
 
-    def taken(*args):
+    def marked_step(*args):
         inside[0] = True
         try:
             return step(*args)
@@ -192,7 +191,7 @@ def test_a_step_looks_at_no_line_of_earlier_ones(folder, monkeypatch, kind):
         assert not inside[0]
         return of(self, event)
 
-    monkeypatch.setattr(train, "_step", taken)
+    monkeypatch.setattr(train, "_step", marked_step)
     monkeypatch.setattr(RunLog, "of", watched)
     if kind == "a reward":
         assert tune("same", reward="score.py:same").exit_code == 0
@@ -231,7 +230,7 @@ def test_a_run_without_any_reward_ends_and_says_why(folder, function):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "sentence"),
     [
         (("--reward-weight", 1, "--reward-weight", 2), "2 --reward-weight for 1 --reward"),
         (("--objective", "gold"), "--objective gold does not use --reward"),
@@ -245,10 +244,10 @@ def test_a_run_without_any_reward_ends_and_says_why(folder, function):
         (("--temperature", 0, "--samples", 2), "--temperature"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(folder, more, said):
+def test_settings_that_do_not_fit_are_refused(folder, more, sentence):
     done = tune("run", *more)
     assert done.exit_code == 2
-    assert said in done.output
+    assert sentence in done.output
     assert not (folder / "run" / "ledger").exists()
 
 
@@ -268,9 +267,8 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():
 
 def test_intervals_of_rewards_of_any_size():
     before, after = [-3.0, -1.0, None, -2.0], [4.0, 6.5, 5.0, 5.0]
-    made = reward_runs.intervals(before, after)
-    low, high = made["reward_difference"]
+    bounds = reward_runs.intervals(before, after)
+    low, high = bounds["reward_difference"]
     assert low < 7.17 < high
-    assert not math.isnan(low)
     bounded = reward_runs.intervals([0.0] * 8, [0.0] * 8)
     assert bounded["reward_zero_shot"][1] > 0.2  # eight zeros do not show that it is zero

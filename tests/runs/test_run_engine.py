@@ -22,17 +22,17 @@ from gradless.runs.fixed_engine import fixed_engine
 
 def test_a_run_records_its_choice_and_keeps_it(tmp_path):
     settings = h.config(tmp_path, steps=2)
-    with race(tmp_path / "cache") as found:
+    with race(tmp_path / "cache") as trial:
         first = h.tune(settings, tmp_path / "a")
-        assert found.calls
-        found.restart()
+        assert trial.calls
+        trial.restart()
         second = h.tune(settings, tmp_path / "b")
-        assert not found.calls  # remembered
-        found.costs["dual"] = 9.0
+        assert not trial.calls  # remembered
+        trial.costs["dual"] = 9.0
         (tmp_path / "cache").rename(tmp_path / "gone")
-        found.restart()
+        trial.restart()
         longer = h.tune(h.config(tmp_path, steps=4), tmp_path / "a", resume=True)
-        assert not found.calls  # kept
+        assert not trial.calls  # kept
     named = h.tune(h.config(tmp_path, steps=4, engine="dual"), tmp_path / "c")
     assert first["engine"] == second["engine"] == longer["engine"] == "dual"
     assert first["weights_sha256"] == second["weights_sha256"]
@@ -58,9 +58,9 @@ def test_a_run_records_its_choice_and_keeps_it(tmp_path):
     ],
 )
 def test_where_points_are_evaluated_one_by_one_nothing_is_measured(tmp_path, changes, reason):
-    with race(tmp_path / "cache") as found:
+    with race(tmp_path / "cache") as trial:
         result = h.tune(h.config(tmp_path, steps=1, num_dev=0, num_test=0, **changes), tmp_path / "run")
-        assert not found.calls
+        assert not trial.calls
     assert result["engine"] == "stream"
     assert reason in result["engine_choice"]["reason"]
 

@@ -25,10 +25,12 @@ def read(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, li
     """Scalars as (step, value), and histograms as (step, number of values), by tag."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    found = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()
-    tags = found.Tags()
-    scalars = {tag: [(e.step, e.value) for e in found.Scalars(tag)] for tag in tags["scalars"]}
-    histograms = {tag: [(e.step, e.histogram_value.num) for e in found.Histograms(tag)] for tag in tags["histograms"]}
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "histograms": 0}).Reload()
+    tags = accumulator.Tags()
+    scalars = {tag: [(e.step, e.value) for e in accumulator.Scalars(tag)] for tag in tags["scalars"]}
+    histograms = {
+        tag: [(e.step, e.histogram_value.num) for e in accumulator.Histograms(tag)] for tag in tags["histograms"]
+    }
     return scalars, histograms
 
 
@@ -53,8 +55,8 @@ def same(folder: Path, out: Path, steps: int) -> None:
 
 
 def test_events_are_what_was_noted(tmp_path):
-    found = CliRunner().invoke(main, command(tmp_path, "--tensorboard"))
-    assert found.exit_code == 0, found.output
+    done = CliRunner().invoke(main, command(tmp_path, "--tensorboard"))
+    assert done.exit_code == 0, done.output
     out = tmp_path / "run"
     result = json.loads((out / "result.json").read_text())
     scalars, histograms = read(out / "tensorboard")
@@ -144,13 +146,13 @@ def test_runs_that_share_a_folder_leave_each_other_alone(tmp_path):
 def test_histograms_gather_coefficients():
     line = {"event": "step", "loss": None, "lr": 1.0, "forwards": 4, "seconds": 0.5, "peak_memory_bytes": 7}
     lines = [{**line, "step": t, "coeffs": None if t == 1 else [float(t), -1.0]} for t in range(7)]
-    found = [e for e in tensorboard.events(lines, every=3) if isinstance(e.value, tuple)]
-    assert [(e.step, e.value) for e in found] == [
+    histograms = [e for e in tensorboard.events(lines, every=3) if isinstance(e.value, tuple)]
+    assert [(e.step, e.value) for e in histograms] == [
         (2, (0.0, -1.0, 2.0, -1.0)),
         (5, (3.0, -1.0, 4.0, -1.0, 5.0, -1.0)),
         (6, (6.0, -1.0)),
     ]
-    assert [e.seconds for e in found] == [1.5, 3.0, 3.5]
+    assert [e.seconds for e in histograms] == [1.5, 3.0, 3.5]
     speeds = [e for e in tensorboard.events(lines[:1], every=3) if e.tag == "train/forwards_per_second"]
     assert speeds == [("train/forwards_per_second", 0, 0.5, 8.0)]
     assert not [e for e in tensorboard.events(lines, every=3) if e.tag == "train/loss"]  # none was finite
@@ -162,17 +164,17 @@ def test_a_run_goes_on_where_events_cannot_be_written(tmp_path, monkeypatch):
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    said: list[str] = []
+    lines: list[str] = []
     reporter = Reporter(quiet=True)
-    monkeypatch.setattr(reporter, "say", said.append)
+    monkeypatch.setattr(reporter, "say", lines.append)
     with monkeypatch.context() as patch:
         patch.setattr(SummaryWriter, "add_scalar", full)
         result = jobs.tune(h.config(tmp_path), tmp_path / "run", tensorboard=tmp_path / "events", reporter=reporter)
     assert result["status"] == "done"
-    assert [line for line in said if "no more TensorBoard events" in line and "No space left" in line] == [
-        line for line in said if "TensorBoard" in line
+    assert [line for line in lines if "no more TensorBoard events" in line and "No space left" in line] == [
+        line for line in lines if "TensorBoard" in line
     ]
-    assert sum("TensorBoard" in line for line in said) == 1
+    assert sum("TensorBoard" in line for line in lines) == 1
     (tmp_path / "locked").mkdir()
     monkeypatch.setattr(SummaryWriter, "__init__", full)
     result = jobs.tune(h.config(tmp_path), tmp_path / "two", tensorboard=tmp_path / "locked", reporter=reporter)
@@ -184,7 +186,7 @@ def test_what_is_missing_or_wrong_is_said_before_the_run(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="is a file, not a folder: choose another --tensorboard"):
         jobs.tune(h.config(tmp_path), tmp_path / "run", tensorboard=tmp_path / "file", reporter=QUIET)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    found = CliRunner().invoke(main, command(tmp_path, "--tensorboard", str(tmp_path / "events")))
-    assert found.exit_code == 2
-    assert found.stderr == "gradless: TensorBoard is not installed: pip install 'gradless[tensorboard]'\n"
+    done = CliRunner().invoke(main, command(tmp_path, "--tensorboard", str(tmp_path / "events")))
+    assert done.exit_code == 2
+    assert done.stderr == "gradless: TensorBoard is not installed: pip install 'gradless[tensorboard]'\n"
     assert not (tmp_path / "run").exists()

@@ -218,13 +218,13 @@ def test_unknown_and_missing_trackers_are_named(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="unknown tracker 'wandbb': did you mean 'wandb'"):
         trackers.check("tensorboard,wandbb")
     monkeypatch.setitem(sys.modules, "swanlab", None)
-    said = CliRunner().invoke(
+    done = CliRunner().invoke(
         main,
         ["tune", "--model", "tiny-llama", "--task", "sst2", "--out", str(tmp_path / "run"), "--report-to", "swanlab"],
     )
-    assert said.exit_code == 2
-    assert "swanlab is not installed" in said.stderr
-    assert said.stderr.endswith("pip install swanlab\n")
+    assert done.exit_code == 2
+    assert "swanlab is not installed" in done.stderr
+    assert done.stderr.endswith("pip install swanlab\n")
     assert not (tmp_path / "run").exists()
 
 

@@ -94,11 +94,11 @@ def arguments(settings: TuneConfig, out) -> list[str]:
 
 def test_divergence_through_the_command_line_gives_advice_and_exit_code_1(tmp_path, monkeypatch):
     h.patch_loss(monkeypatch, lambda step, call, loss: loss * math.nan)
-    found = CliRunner().invoke(main, arguments(h.config(tmp_path, steps=40), tmp_path / "run"))
-    assert found.exit_code == 1
-    assert "diverged: 10 losses in a row were not finite: lower the learning rate" in found.output
-    assert "Traceback" not in found.output
-    assert '"status": "diverged"' in found.output
+    done = CliRunner().invoke(main, arguments(h.config(tmp_path, steps=40), tmp_path / "run"))
+    assert done.exit_code == 1
+    assert "diverged: 10 losses in a row were not finite: lower the learning rate" in done.output
+    assert "Traceback" not in done.output
+    assert '"status": "diverged"' in done.output
 
 
 def test_a_loss_that_is_not_finite_on_dev_leaves_valid_files(tmp_path):
@@ -114,15 +114,15 @@ def test_a_loss_that_is_not_finite_on_dev_leaves_valid_files(tmp_path):
 # (0, 1): before the first step. In the dual engine a step has one call.
 @pytest.mark.few(2)
 @pytest.mark.parametrize(
-    ("engine", "place"),
+    ("engine", "when"),
     [("stream", (0, 1)), ("stream", (0, 2)), ("stream", (2, 2)), ("dual", (0, 1)), ("dual", (3, 1))],
 )
-def test_ctrl_c_interrupts_and_resume_ends_at_the_same_weights(tmp_path, monkeypatch, engine, place):
+def test_ctrl_c_interrupts_and_resume_ends_at_the_same_weights(tmp_path, monkeypatch, engine, when):
     settings = h.config(tmp_path, steps=7, lr=1e-3, eval_every=2, engine=engine)
     whole = h.tune(settings, tmp_path / "whole")
 
     def interrupt(step, call, loss):
-        if (step, call) == place:
+        if (step, call) == when:
             raise KeyboardInterrupt
         return loss
 
@@ -130,7 +130,7 @@ def test_ctrl_c_interrupts_and_resume_ends_at_the_same_weights(tmp_path, monkeyp
     result = h.tune(settings, tmp_path / "run")
     monkeypatch.undo()
     assert result["status"] == "interrupted"
-    assert result["steps"] == place[0]
+    assert result["steps"] == when[0]
     assert result["selected_step"] == result["steps"]
     assert result["test"] == {}
     rebuilt, _ = replay.rebuild(tmp_path / "run", until=result["selected_step"])
@@ -186,10 +186,10 @@ def test_ctrl_c_through_the_command_line(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     h.patch_loss(monkeypatch, interrupt)
-    found = CliRunner().invoke(main, arguments(h.config(tmp_path), tmp_path / "run"))
-    assert found.exit_code == 1
-    assert "--resume" in found.output
-    assert "Traceback" not in found.output
+    done = CliRunner().invoke(main, arguments(h.config(tmp_path), tmp_path / "run"))
+    assert done.exit_code == 1
+    assert "--resume" in done.output
+    assert "Traceback" not in done.output
 
 
 def test_ctrl_c_before_the_first_step_leaves_a_run_to_resume(tmp_path, monkeypatch):
@@ -205,12 +205,12 @@ def test_ctrl_c_before_the_first_step_leaves_a_run_to_resume(tmp_path, monkeypat
     settings = h.config(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "evaluate", interrupt)
-        found = CliRunner().invoke(main, arguments(settings, tmp_path / "run"))
-    assert found.exit_code == 1
-    assert found.stderr == "gradless: interrupted\n"
-    found = CliRunner().invoke(main, [*arguments(settings, tmp_path / "run"), "--resume"])
-    assert found.exit_code == 0
-    assert found.output.count("zero-shot") == 1  # the other one was noted
+        done = CliRunner().invoke(main, arguments(settings, tmp_path / "run"))
+    assert done.exit_code == 1
+    assert done.stderr == "gradless: interrupted\n"
+    done = CliRunner().invoke(main, [*arguments(settings, tmp_path / "run"), "--resume"])
+    assert done.exit_code == 0
+    assert done.output.count("zero-shot") == 1  # the other one was noted
 
 
 def test_rows_that_change_before_the_first_step_are_not_compared_with_the_old_ones(tmp_path, monkeypatch):
@@ -246,9 +246,9 @@ def test_rows_that_change_before_the_first_step_are_not_compared_with_the_old_on
 def test_a_finished_run_is_not_repeated(tmp_path):
     settings = h.config(tmp_path)
     result = h.tune(settings, tmp_path / "run")
-    before = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in (tmp_path / "run").iterdir()}
+    files = {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in (tmp_path / "run").iterdir()}
     assert h.tune(settings, tmp_path / "run", resume=True) == json.loads(json.dumps(result))
-    assert before == {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in (tmp_path / "run").iterdir()}
+    assert files == {p.name: (p.read_bytes(), p.stat().st_mtime_ns) for p in (tmp_path / "run").iterdir()}
 
 
 def test_resume_starts_a_run_that_never_began(tmp_path):

@@ -33,14 +33,14 @@ def test_splits_share_no_row(tmp_path):
 @pytest.mark.parametrize(("num", "batch"), [(12, 4), (10, 4), (3, 7), (5, 5), (1, 2)])
 def test_batches_take_every_row_once_an_epoch(num, batch):
     steps = math.lcm(num, batch) // batch * 2
-    taken = [i for step in range(steps) for i in build.batch_indices(num, batch, 5, step)]
-    epochs = [taken[start : start + num] for start in range(0, len(taken), num)]
+    indices = [i for step in range(steps) for i in build.batch_indices(num, batch, 5, step)]
+    epochs = [indices[start : start + num] for start in range(0, len(indices), num)]
     assert len(epochs) >= 2
     assert all(sorted(epoch) == list(range(num)) for epoch in epochs)
     if num > 4:
         assert epochs[0] != epochs[1]
-        assert taken != [i for step in range(steps) for i in build.batch_indices(num, batch, 6, step)]
-    assert set(Counter(taken).values()) == {len(epochs)}
+        assert indices != [i for step in range(steps) for i in build.batch_indices(num, batch, 6, step)]
+    assert set(Counter(indices).values()) == {len(epochs)}
 
 
 def test_training_shows_the_rows_that_batch_indices_names(tmp_path, monkeypatch):
@@ -88,9 +88,9 @@ def test_a_live_bar_takes_lines_beside_it(capsys):
 
 
 def test_nothing_touches_the_global_generator(tmp_path):
-    before = torch.get_rng_state()
+    state = torch.get_rng_state()
     h.tune(h.config(tmp_path, scheme="lora"), tmp_path / "run")
-    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(state, torch.get_rng_state())
 
 
 def test_versions_name_what_computed():
@@ -144,9 +144,9 @@ def test_two_processes_cannot_work_on_one_run(tmp_path):
 
 def test_backpropagation_without_dev_rows_keeps_its_last_weights(tmp_path):
     result = h.tune(h.config(tmp_path, method="fo-adam", num_dev=0), tmp_path / "run")
-    found = jobs.replay(tmp_path / "run", verify=True, reporter=Reporter(quiet=True))
-    assert found.agrees
-    assert found.step == result["steps"]
+    replayed = jobs.replay(tmp_path / "run", verify=True, reporter=Reporter(quiet=True))
+    assert replayed.agrees
+    assert replayed.step == result["steps"]
     with pytest.raises(BadInput, match="only step 3 is kept"):
         jobs.replay(tmp_path / "run", until=2, reporter=Reporter(quiet=True))
 

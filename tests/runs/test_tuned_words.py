@@ -52,7 +52,7 @@ def test_a_record_of_an_earlier_release_has_no_encoding(model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "encoding", "delimiter", "taken"),
+    ("content", "encoding", "delimiter", "expected"),
     [
         ("text,n\né,1\n".encode(), "cp1252", None, (None, None)),
         ("text,n\né,1\n".encode("cp1252"), "cp1252", None, (None, "cp1252")),
@@ -62,13 +62,13 @@ def test_a_record_of_an_earlier_release_has_no_encoding(model: str) -> None:
     ],
 )
 def test_new_rows_are_read_as_those_of_the_tuning_if_they_must(
-    tmp_path: Path, content: bytes, encoding: str | None, delimiter: str | None, taken: tuple[str | None, str | None]
+    tmp_path: Path, content: bytes, encoding: str | None, delimiter: str | None, expected: tuple[str | None, str | None]
 ) -> None:
     path, lines = tmp_path / "new.csv", list[str]()
     path.write_bytes(content)
     wanted = as_before(path, Wanted(("text", "n"), "", ()), encoding, delimiter, lines.append)
-    assert (wanted.delimiter, wanted.encoding) == taken
-    assert len(lines) == sum(one is not None for one in taken)
+    assert (wanted.delimiter, wanted.encoding) == expected
+    assert len(lines) == sum(one is not None for one in expected)
 
 
 def test_limits_and_the_task_of_the_tuning_are_taken_where_none_are_given(model: str) -> None:
@@ -76,8 +76,8 @@ def test_limits_and_the_task_of_the_tuning_are_taken_where_none_are_given(model:
     values = json.loads(path.read_text()) | {"template": None, "labels": {}, "task": "sst2", "chat": True}
     path.write_text(json.dumps(values | {"max_length": 40}))
     settings = {"task": None, "aligned": True, "chat": False, "max_length": None}
-    taken = limits(model, False, ["model"], settings, lines.append)
-    assert taken == {"task": "sst2", "chat": True, "max_length": 40}
+    filled = limits(model, False, ["model"], settings, lines.append)
+    assert filled == {"task": "sst2", "chat": True, "max_length": 40}
     assert lines == [f"{model} was tuned with these, which are taken: task sst2, chat yes, max length 40"]
     assert limits(model, True, ["chat", "max_length"], settings, lines.append) == {}
     assert limits("tiny-llama", False, [], settings, lines.append) == {}

@@ -114,7 +114,7 @@ TEST = {"x_test": GREY, "y_test": GOLD}
 
 
 @pytest.mark.parametrize(
-    ("arrays", "words"),
+    ("arrays", "sentence"),
     [
         ({"foo": GREY}, r"no train inputs and labels \(it has foo\): name the arrays x_train"),
         ({"x": GREY}, r"no train labels \(it has x\)"),
@@ -134,8 +134,8 @@ TEST = {"x_test": GREY, "y_test": GOLD}
         ({**TEST}, "no train inputs and labels"),
     ],
 )
-def test_what_is_refused(tmp_path: Path, arrays: dict[str, Any], words: str) -> None:
-    with pytest.raises(BadInput, match=words) as caught:
+def test_what_is_refused(tmp_path: Path, arrays: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(BadInput, match=sentence) as caught:
         load("npz", saved(tmp_path, **arrays))
     assert "\n" not in str(caught.value)
 
