@@ -26,9 +26,9 @@ from gradless.runs.config import read_config
 from save_helpers import QUIET, facts_of, tuned
 
 
-def selected(place: Path) -> int:
+def selected(run: Path) -> int:
     """The step that a run chose."""
-    step: int = json.loads((place / "result.json").read_text())["selected_step"]
+    step: int = json.loads((run / "result.json").read_text())["selected_step"]
     return step
 
 
@@ -80,9 +80,9 @@ def weight_files(folder: Path) -> dict[str, bytes]:
 )
 def test_a_saved_model_gives_the_same_logits(tmp_path, model, dtype, scheme):
     # The card's plain model computes in the type of its weights, whatever this processor is fast at.
-    place = tuned(tmp_path, model=model, dtype=dtype, compute_dtype=dtype, scheme=scheme)
-    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
-    rebuilt, _ = replay.rebuild(place, until=selected(place))
+    run = tuned(tmp_path, model=model, dtype=dtype, compute_dtype=dtype, scheme=scheme)
+    jobs.replay(run, save=tmp_path / "saved", reporter=QUIET)
+    rebuilt, _ = replay.rebuild(run, until=selected(run))
     loaded = load(tmp_path / "saved", dtype)
     tensors = dict(loaded.named_parameters())  # PEFT keeps virtual tokens in float32, and casts them in a forward
     assert all(
@@ -99,9 +99,9 @@ def test_a_saved_model_gives_the_same_logits(tmp_path, model, dtype, scheme):
 
 @pytest.mark.parametrize("model", ["tiny-gemma", "tiny-opt", "tiny-llama-untied", "tiny-roberta"])
 def test_tuned_label_rows_stand_in_the_output_layer(tmp_path, model):
-    place = tuned(tmp_path, model=model, scheme="head")
-    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
-    built, contents = replay.rebuild(place, until=selected(place))
+    run = tuned(tmp_path, model=model, scheme="head")
+    jobs.replay(run, save=tmp_path / "saved", reporter=QUIET)
+    built, contents = replay.rebuild(run, until=selected(run))
     tokens, head = contents.header["label_token_ids"], built.lm.model.label_head
     loaded = load(tmp_path / "saved")
     output, base = loaded.get_output_embeddings(), lm.load(model).model
@@ -109,10 +109,10 @@ def test_tuned_label_rows_stand_in_the_output_layer(tmp_path, model):
     others = [i for i in range(len(output.weight)) if i not in tokens]
     assert torch.equal(output.weight[others], base.get_output_embeddings().weight[others])
     assert torch.equal(loaded.get_input_embeddings().weight, base.get_input_embeddings().weight)
-    found, before = logits(loaded), logits(base)
-    assert torch.allclose(found[..., others], before[..., others], atol=1e-6)
-    assert not torch.allclose(found[..., tokens], before[..., tokens], atol=1e-5)
-    config = read_config(place)
+    tuned_logits, base_logits = logits(loaded), logits(base)
+    assert torch.allclose(tuned_logits[..., others], base_logits[..., others], atol=1e-6)
+    assert not torch.allclose(tuned_logits[..., tokens], base_logits[..., tokens], atol=1e-5)
+    config = read_config(run)
     again = jobs.evaluate(
         dataclasses.replace(config, model=str(tmp_path / "saved"), scheme="full"),
         mode="zero-shot",
@@ -120,7 +120,7 @@ def test_tuned_label_rows_stand_in_the_output_layer(tmp_path, model):
         out=None,
         reporter=QUIET,
     )
-    measured = json.loads((place / "result.json").read_text())["test"]
+    measured = json.loads((run / "result.json").read_text())["test"]
     assert again["test"] == pytest.approx({name: measured[name] for name in again["test"]})
 
 
@@ -131,9 +131,9 @@ def test_what_a_gguf_file_became_is_saved_as_an_ordinary_folder(tmp_path, monkey
 
     monkeypatch.setenv("GRADLESS_CACHE", str(tmp_path / "cache"))
     write_gguf(lm.tiny("llama", tied=False), tmp_path / "tiny.gguf")
-    place = tuned(tmp_path, model=str(tmp_path / "tiny.gguf"), dtype="float32")
-    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
-    rebuilt, _ = replay.rebuild(place, until=selected(place))
+    run = tuned(tmp_path, model=str(tmp_path / "tiny.gguf"), dtype="float32")
+    jobs.replay(run, save=tmp_path / "saved", reporter=QUIET)
+    rebuilt, _ = replay.rebuild(run, until=selected(run))
     shutil.rmtree(tmp_path / "cache")
     assert torch.equal(logits(load(tmp_path / "saved")), logits(rebuilt.lm.model))
 
@@ -142,11 +142,11 @@ def test_an_adapter_names_a_base_that_is_a_folder(tmp_path):
     base = lm.tiny("llama")
     base.model.save_pretrained(tmp_path / "base")
     base.tokenizer.save_pretrained(tmp_path / "base")
-    place = tuned(tmp_path, model=str(tmp_path / "base"), scheme="lora")
-    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    run = tuned(tmp_path, model=str(tmp_path / "base"), scheme="lora")
+    jobs.replay(run, save=tmp_path / "saved", reporter=QUIET)
     settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "./base"
-    rebuilt, _ = replay.rebuild(place, until=selected(place))
+    rebuilt, _ = replay.rebuild(run, until=selected(run))
     assert torch.equal(logits(load(tmp_path / "saved")), logits(rebuilt.lm.model))
 
 
@@ -156,10 +156,10 @@ def test_an_adapter_names_a_base_that_is_a_folder(tmp_path):
 
 @pytest.mark.parametrize("scheme", ["full", "lora", "prompt", "head"])
 def test_a_ledger_alone_gives_the_same_weight_files(tmp_path, scheme):
-    place = tuned(tmp_path, scheme=scheme)
-    shutil.copy(place / "ledger", tmp_path / "mine.ledger")
-    last = len(replay.rebuild(place)[1].moves)
-    jobs.replay(place, until=last, save=tmp_path / "a", reporter=QUIET)
+    run = tuned(tmp_path, scheme=scheme)
+    shutil.copy(run / "ledger", tmp_path / "mine.ledger")
+    last = len(replay.rebuild(run)[1].moves)
+    jobs.replay(run, until=last, save=tmp_path / "a", reporter=QUIET)
     jobs.replay(tmp_path / "mine.ledger", model="tiny-llama", save=tmp_path / "b", reporter=QUIET)
     assert weight_files(tmp_path / "a") == weight_files(tmp_path / "b") != {}
     names = [{str(p.relative_to(tmp_path / name)) for p in (tmp_path / name).rglob("*")} for name in "ab"]
@@ -168,35 +168,35 @@ def test_a_ledger_alone_gives_the_same_weight_files(tmp_path, scheme):
 
 
 def test_the_record_inside_a_saved_model_rebuilds_it(tmp_path, monkeypatch):
-    place = tuned(tmp_path, scheme="prefix")
-    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
-    shutil.rmtree(place)
+    run = tuned(tmp_path, scheme="prefix")
+    jobs.replay(run, save=tmp_path / "saved", reporter=QUIET)
+    shutil.rmtree(run)
     monkeypatch.chdir(tmp_path / "saved")
     for line in blocks((tmp_path / "saved" / "README.md").read_text(), "sh")[-1].splitlines():
         if line.startswith("gradless "):
-            found = CliRunner().invoke(main, line.split()[1:])
-            assert found.exit_code == 0, found.output
+            done = CliRunner().invoke(main, line.split()[1:])
+            assert done.exit_code == 0, done.output
     assert weight_files(tmp_path / "saved") == weight_files(tmp_path / "saved" / "rebuilt")
     assert jobs.replay(Path("gradless"), verify=True, reporter=QUIET).agrees
 
 
 def test_what_a_ledger_cannot_say_is_named(tmp_path):
-    place = tuned(tmp_path / "prefix", scheme="prefix")
-    (place / build.INITIAL).write_bytes(b"")
-    shutil.copy(place / "ledger", tmp_path / "prefix.ledger")
+    run = tuned(tmp_path / "prefix", scheme="prefix")
+    (run / build.INITIAL).write_bytes(b"")
+    shutil.copy(run / "ledger", tmp_path / "prefix.ledger")
     other = tuned(tmp_path / "other", scheme="prefix", seed=1)
     shutil.copy(other / build.INITIAL, tmp_path / build.INITIAL)
     with pytest.raises(BadInput, match=r"put the run's initial\.safetensors beside the ledger"):
         jobs.replay(tmp_path / "prefix.ledger", reporter=QUIET)
-    place = tuned(tmp_path / "wanda", method="zo-sparse", options={"mask": "wanda"})
-    shutil.copy(place / "ledger", tmp_path / "wanda.ledger")
+    run = tuned(tmp_path / "wanda", method="zo-sparse", options={"mask": "wanda"})
+    shutil.copy(run / "ledger", tmp_path / "wanda.ledger")
     with pytest.raises(BadInput, match=r"norms\.safetensors is missing.* beside the ledger"):
         jobs.replay(tmp_path / "wanda.ledger", reporter=QUIET)
     other = tuned(tmp_path / "other2", method="zo-sparse", options={"mask": "wanda"}, seed=1)
     shutil.copy(other / build.NORMS, tmp_path)
     with pytest.raises(BadInput, match=r"put the run's norms\.safetensors beside the ledger"):
         jobs.replay(tmp_path / "wanda.ledger", reporter=QUIET)
-    shutil.copy(place / build.NORMS, tmp_path)
+    shutil.copy(run / build.NORMS, tmp_path)
     jobs.replay(tmp_path / "wanda.ledger", until=2, save=tmp_path / "saved", reporter=QUIET)
     assert (tmp_path / "saved" / "gradless" / build.NORMS).exists()
 
@@ -218,22 +218,24 @@ def test_a_ledger_that_lacks_a_field_is_replayed_without_it_or_refused(tmp_path,
 @pytest.mark.few(3)
 @pytest.mark.parametrize("name", ["forwards", "train_seconds", "peak_memory_bytes", "rows", "versions"])
 @pytest.mark.parametrize("value", [None, "x", [3]])
-def test_odd_figures_of_a_result_are_left_out_of_the_card(tmp_path, name, value):
-    place = tuned(tmp_path)
-    result = json.loads((place / "result.json").read_text())
+def test_a_result_may_lack_a_figure_and_not_hold_another_thing(tmp_path, name, value):
+    run = tuned(tmp_path)
+    result = json.loads((run / "result.json").read_text())
     odd = {**result, name: value} if value is not None else {key: v for key, v in result.items() if key != name}
-    (place / "result.json").write_text(json.dumps(odd))
-    with contextlib.suppress(BadInput):
-        jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+    (run / "result.json").write_text(json.dumps(odd))
+    refused = value is not None
+    with pytest.raises(BadInput, match=r"result\.json cannot be read") if refused else contextlib.nullcontext():
+        jobs.replay(run, save=tmp_path / "saved", reporter=QUIET)
+    assert (tmp_path / "saved").exists() != refused
 
 
 def test_the_card_names_where_the_base_model_is_now(tmp_path):
     base = lm.tiny("llama")
     base.model.save_pretrained(tmp_path / "base")
     base.tokenizer.save_pretrained(tmp_path / "base")
-    place = tuned(tmp_path, model=str(tmp_path / "base"), scheme="lora")
+    run = tuned(tmp_path, model=str(tmp_path / "base"), scheme="lora")
     (tmp_path / "base").rename(tmp_path / "moved")
-    jobs.replay(place, model=str(tmp_path / "moved"), save=tmp_path / "saved", reporter=QUIET)
+    jobs.replay(run, model=str(tmp_path / "moved"), save=tmp_path / "saved", reporter=QUIET)
     settings = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
     assert settings["base_model_name_or_path"] == "./moved"
     load(tmp_path / "saved")
@@ -278,35 +280,35 @@ def test_a_ledger_of_an_older_release_that_holds_paths_still_belongs_to_its_run(
 
 
 def test_figures_go_only_with_the_weights_that_they_are_of(tmp_path):
-    place = tuned(tmp_path)
-    result = json.loads((place / "result.json").read_text())
+    run = tuned(tmp_path)
+    result = json.loads((run / "result.json").read_text())
     other = 1 if result["selected_step"] != 1 else 2
-    jobs.replay(place, until=other, save=tmp_path / "other", reporter=QUIET)
+    jobs.replay(run, until=other, save=tmp_path / "other", reporter=QUIET)
     text = (tmp_path / "other" / "README.md").read_text()
     assert "model-index" not in text
     assert "No measurement of them is on record" in text
     assert f"--until {other}" in text
     assert not (tmp_path / "other" / "gradless" / "result.json").exists()
-    (place / "result.json").write_text(json.dumps({**result, "weights_sha256": "0" * 64}))
+    (run / "result.json").write_text(json.dumps({**result, "weights_sha256": "0" * 64}))
     with pytest.raises(BadInput, match="not those in"):
-        jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+        jobs.replay(run, save=tmp_path / "saved", reporter=QUIET)
     assert not (tmp_path / "saved").exists()
 
 
 def test_a_method_without_replay_is_saved_from_its_best_step(tmp_path):
-    place = tuned(tmp_path, method="fo-sgd", lr=1e-2)
-    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
-    rebuilt, _ = replay.rebuild(place, until=selected(place))
+    run = tuned(tmp_path, method="fo-sgd", lr=1e-2)
+    jobs.replay(run, save=tmp_path / "saved", reporter=QUIET)
+    rebuilt, _ = replay.rebuild(run, until=selected(run))
     assert torch.equal(logits(load(tmp_path / "saved")), logits(rebuilt.lm.model))
     assert "the only copy" in (tmp_path / "saved" / "README.md").read_text()
 
 
 def test_weights_of_an_unknown_step_are_not_saved(tmp_path):
-    place = tuned(tmp_path, method="fo-sgd", lr=1e-2, steps=4, eval_every=2)
-    assert ", a backward pass counted as two, in 4 steps" in card.render(facts_of(place))
-    (place / "result.json").unlink()  # of a run that was killed after its first dev evaluation
+    run = tuned(tmp_path, method="fo-sgd", lr=1e-2, steps=4, eval_every=2)
+    assert ", a backward pass counted as two, in 4 steps" in card.render(facts_of(run))
+    (run / "result.json").unlink()  # of a run that was killed after its first dev evaluation
     with pytest.raises(BadInput, match="does not tell which step's weights"):
-        jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
+        jobs.replay(run, save=tmp_path / "saved", reporter=QUIET)
     assert not (tmp_path / "saved").exists()
 
 
@@ -319,10 +321,10 @@ def test_weights_of_an_unknown_step_are_not_saved(tmp_path):
     [("lora", "tiny-gemma"), ("prefix", "tiny-llama"), ("prompt", "tiny-opt"), ("lora", "tiny-roberta")],
 )
 def test_a_saved_adapter_is_evaluated_tuned_further_and_saved_again(tmp_path, scheme, model):
-    place = tuned(tmp_path, model=model, scheme=scheme)
-    jobs.replay(place, save=tmp_path / "saved", reporter=QUIET)
-    config, result = read_config(place), json.loads((place / "result.json").read_text())
-    rebuilt, _ = replay.rebuild(place, until=selected(place))
+    run = tuned(tmp_path, model=model, scheme=scheme)
+    jobs.replay(run, save=tmp_path / "saved", reporter=QUIET)
+    config, result = read_config(run), json.loads((run / "result.json").read_text())
+    rebuilt, _ = replay.rebuild(run, until=selected(run))
     again = lm.load(str(tmp_path / "saved"))
     assert torch.equal(logits(again.model), logits(rebuilt.lm.model))
     further = dataclasses.replace(config, model=str(tmp_path / "saved"), num_prefix=5, num_prompt=10)
@@ -344,33 +346,33 @@ def test_a_saved_adapter_is_evaluated_tuned_further_and_saved_again(tmp_path, sc
 def test_a_run_on_an_adapter_belongs_to_that_adapter(tmp_path):
     jobs.replay(tuned(tmp_path / "a", scheme="lora"), save=tmp_path / "one", reporter=QUIET)
     jobs.replay(tuned(tmp_path / "b", scheme="lora", seed=1), save=tmp_path / "other", reporter=QUIET)
-    place = tuned(tmp_path / "c", model=str(tmp_path / "one"), scheme="lora")
+    run = tuned(tmp_path / "c", model=str(tmp_path / "one"), scheme="lora")
     with pytest.raises(BadInput, match="belongs to another base model"):
-        jobs.replay(place, model=str(tmp_path / "other"), reporter=QUIET)
+        jobs.replay(run, model=str(tmp_path / "other"), reporter=QUIET)
     with pytest.raises(BadInput, match="belongs to another base model"):
-        jobs.replay(place, model="tiny-llama", reporter=QUIET)
+        jobs.replay(run, model="tiny-llama", reporter=QUIET)
     (tmp_path / "one").rename(tmp_path / "moved")
-    assert jobs.replay(place, model=str(tmp_path / "moved"), verify=True, reporter=QUIET).agrees
+    assert jobs.replay(run, model=str(tmp_path / "moved"), verify=True, reporter=QUIET).agrees
 
 
 @pytest.mark.parametrize("scheme", ["full", "head"])
 def test_all_weights_are_tuned_with_the_adapter_merged(tmp_path, scheme):
     jobs.replay(tuned(tmp_path / "a", scheme="lora"), save=tmp_path / "one", reporter=QUIET)
-    place = tuned(tmp_path / "b", model=str(tmp_path / "one"), scheme=scheme)
-    before = json.loads((tmp_path / "a" / "run" / "result.json").read_text())["test"]
-    result = json.loads((place / "result.json").read_text())
-    assert result["zero_shot"] == pytest.approx(before, rel=1e-4)
-    jobs.replay(place, save=tmp_path / "saved", verify=True, reporter=QUIET)
+    run = tuned(tmp_path / "b", model=str(tmp_path / "one"), scheme=scheme)
+    scores = json.loads((tmp_path / "a" / "run" / "result.json").read_text())["test"]
+    result = json.loads((run / "result.json").read_text())
+    assert result["zero_shot"] == pytest.approx(scores, rel=1e-4)
+    jobs.replay(run, save=tmp_path / "saved", verify=True, reporter=QUIET)
     assert not (tmp_path / "saved" / "adapter_config.json").exists()
     text = (tmp_path / "saved" / "README.md").read_text()
     assert "`tiny-llama` with the adapter `./one` tuned further on" in text
     if scheme == "full":
-        rebuilt, _ = replay.rebuild(place, until=selected(place))
+        rebuilt, _ = replay.rebuild(run, until=selected(run))
         assert torch.equal(logits(load(tmp_path / "saved")), logits(rebuilt.lm.model))
         settings = json.loads((tmp_path / "one" / "adapter_config.json").read_text())
         (tmp_path / "one" / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 15}))
         with pytest.raises(BadInput, match="belongs to another base model"):
-            jobs.replay(place, reporter=QUIET)
+            jobs.replay(run, reporter=QUIET)
 
 
 @pytest.mark.sweep
@@ -379,9 +381,9 @@ def test_adapters_of_others_are_tuned_further_and_loaded_by_peft(tmp_path, kind)
     name, settings = adapters.KINDS[kind]
     folder = adapters.made(tmp_path / "adapter", name, **settings)
     scheme = {"Lora": "lora", "PrefixTuning": "prefix", "PromptTuning": "prompt"}[name]
-    place = tuned(tmp_path, model=str(folder), scheme=scheme)
-    jobs.replay(place, save=tmp_path / "saved", verify=True, reporter=QUIET)
-    rebuilt, _ = replay.rebuild(place, until=selected(place))
+    run = tuned(tmp_path, model=str(folder), scheme=scheme)
+    jobs.replay(run, save=tmp_path / "saved", verify=True, reporter=QUIET)
+    rebuilt, _ = replay.rebuild(run, until=selected(run))
     again = adapters.by_peft(tmp_path / "saved", settings.get("base", "tiny-llama"))
     assert torch.equal(logits(again), logits(rebuilt.lm.model))
     assert not torch.equal(logits(again), logits(lm.load(str(folder)).model))
