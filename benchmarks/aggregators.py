@@ -286,10 +286,10 @@ def extra(run: Callable[[], Any], size: int) -> float | None:
 
     try:
         Path("/proc/self/clear_refs").write_text("5")
-        before = high()
+        base = high()
         result = run()
         size_of_result = sum(row.nbytes for row in result) if isinstance(result, list) else result.nbytes
-        return round((high() - before - size_of_result) / size, 3)
+        return round((high() - base - size_of_result) / size, 3)
     except OSError:
         return None
 
@@ -353,32 +353,32 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--only", nargs="*", help="names of rules")
     parser.add_argument("--receivers", action="store_true", help="all receivers at once against one by one")
-    given = parser.parse_args()
-    if given.threads:
-        torch.set_num_threads(given.threads)
+    args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
     draw = torch.Generator().manual_seed(0)
-    x = torch.randn(given.columns, generator=draw) + 0.01 * torch.randn(given.rows, given.columns, generator=draw)
-    if given.receivers:
-        report = {"rows": given.rows, "byzantine": given.byzantine, "columns": given.columns, "processor": processor()}
-        report |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "repeats": given.repeats}
-        report["rules"] = receivers(given.rows, given.byzantine, x, given.repeats)
-        if given.out:
-            given.out.write_text(json.dumps(report, indent=1) + "\n")
+    x = torch.randn(args.columns, generator=draw) + 0.01 * torch.randn(args.rows, args.columns, generator=draw)
+    if args.receivers:
+        report = {"rows": args.rows, "byzantine": args.byzantine, "columns": args.columns, "processor": processor()}
+        report |= {"threads": torch.get_num_threads(), "torch": torch.__version__, "repeats": args.repeats}
+        report["rules"] = receivers(args.rows, args.byzantine, x, args.repeats)
+        if args.out:
+            args.out.write_text(json.dumps(report, indent=1) + "\n")
         return
     wide = x.double()
     distances = apart(wide)
     byzfl, byzpy, rows = byzfl_or_none(), byzpy_or_none(), {}
-    cases = pre_aggregated(given.rows, given.byzantine) | aggregated(given.rows, given.byzantine)
+    cases = pre_aggregated(args.rows, args.byzantine) | aggregated(args.rows, args.byzantine)
     for name, case in cases.items():
-        if given.only and name not in given.only:
+        if args.only and name not in args.only:
             continue
-        rows[name] = compare(case, byzfl, byzpy, x, case.truth(wide, distances), given.repeats)
+        rows[name] = compare(case, byzfl, byzpy, x, case.truth(wide, distances), args.repeats)
         print(name, json.dumps(rows[name]), flush=True)
     report = {
-        "rows": given.rows,
-        "byzantine": given.byzantine,
-        "columns": given.columns,
-        "repeats": given.repeats,
+        "rows": args.rows,
+        "byzantine": args.byzantine,
+        "columns": args.columns,
+        "repeats": args.repeats,
         "threads": torch.get_num_threads(),
         "machine": processor(),
         "torch": torch.__version__,
@@ -386,8 +386,8 @@ def main() -> None:
         "byzpy": None if byzpy is None else metadata.version("byzpy"),
         "rules": rows,
     }
-    if given.out:
-        given.out.write_text(json.dumps(report, indent=1) + "\n")
+    if args.out:
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

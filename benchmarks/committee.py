@@ -74,8 +74,8 @@ def main(path: Path) -> None:
         }
         for peers in (4, 7, 10, *COMMITTEES, 1000)
     ]
-    found = {"coefficients": COEFFICIENTS, "draws": DRAWS, "chances": chances, "sizes": sizes}
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    figures = {"coefficients": COEFFICIENTS, "draws": DRAWS, "chances": chances, "sizes": sizes}
+    path.write_text(json.dumps(figures, indent=1) + "\n")
     for row in chances:
         print(f"{row['liars']} of {row['peers']} lie, committee of {row['committee']}: {row['chance']:.1e}")
 

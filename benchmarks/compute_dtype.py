@@ -152,14 +152,14 @@ def memory(checkpoint: str, scheme: str, kind: str, options: argparse.Namespace)
 
 def step(checkpoint: str, scheme: str, options: argparse.Namespace) -> dict[str, Any]:
     """Return seconds of the processor for a step of every kind, in turns, and the ratios of a round."""
-    made = {kind: optimizer(checkpoint, scheme, kind, options) for kind in options.kinds}
+    optimizers = {kind: optimizer(checkpoint, scheme, kind, options) for kind in options.kinds}
     coefficients = {}
-    for kind, (opt, closure) in made.items():
+    for kind, (opt, closure) in optimizers.items():
         coefficients[kind] = opt.step_with(closure)[0].sketch.coeffs[0]
         opt.step(closure)
-    seconds: dict[str, list[float]] = {kind: [] for kind in made}
+    seconds: dict[str, list[float]] = {kind: [] for kind in optimizers}
     for _ in range(options.rounds):
-        for kind, (opt, closure) in made.items():
+        for kind, (opt, closure) in optimizers.items():
             start = time.process_time()
             opt.step(closure)
             seconds[kind].append(time.process_time() - start)
@@ -187,9 +187,9 @@ def linear() -> dict[str, float]:
             x, weight = torch.ones(160, 576, dtype=dtype), torch.ones(576, 576, dtype=dtype)
             start = time.process_time()
             product(x, weight)
-            taken = (time.process_time() - start) / weight.numel() * 1e9
+            nanoseconds = (time.process_time() - start) / weight.numel() * 1e9
             name = str(dtype).removeprefix("torch.")
-            best[name] = min(best.get(name, taken), taken)
+            best[name] = min(best.get(name, nanoseconds), nanoseconds)
     return {name: round(value, 2) for name, value in best.items()}
 
 

@@ -32,10 +32,10 @@ def coverage(methods: int, factor: float, draw: random.Random) -> dict[str, Any]
         for m in range(0, methods, 2):
             both = residual_variances({n: values[n] for n in (m, m + 1)})
             for name, spreads in (("moderated", whole), ("pairs", both)):
-                made = interval(values[m], values[m + 1], (spreads[m], spreads[m + 1]))
-                assert made is not None
-                held[name].append(made.low <= 0 <= made.high)
-                widths[name].append(made.high - made.low)
+                bounds = interval(values[m], values[m + 1], (spreads[m], spreads[m + 1]))
+                assert bounds is not None
+                held[name].append(bounds.low <= 0 <= bounds.high)
+                widths[name].append(bounds.high - bounds.low)
     case: dict[str, Any] = {"methods": methods, "factor": factor}
     for name in held:
         case[name] = {"coverage": statistics.fmean(held[name]), "width": statistics.fmean(widths[name])}

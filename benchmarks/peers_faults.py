@@ -33,8 +33,8 @@ LIMIT = 120.0
 
 def lines(group: LoopbackGroup, peer: int) -> dict[int, dict[str, Any]]:
     """The steps of a peer by number."""
-    found = read_jsonl(group.run_folder(peer) / METRICS)[0]
-    return {line["step"]: line for line in found if line["event"] == "step"}
+    events = read_jsonl(group.run_folder(peer) / METRICS)[0]
+    return {line["step"]: line for line in events if line["event"] == "step"}
 
 
 def passed(group: LoopbackGroup, peer: int, step: int) -> bool:
@@ -49,7 +49,7 @@ def back(group: LoopbackGroup, peer: int) -> bool:
 
 def kills(group: LoopbackGroup, count: int, pace: float) -> list[dict[str, Any]]:
     """Kill peers in turn; what each kill cost."""
-    found = []
+    costs = []
     for number in range(count):
         victim = 1 + number % (PEERS - 1)
         assert group.wait(lambda: group.step(0) > 5, LIMIT)
@@ -62,13 +62,13 @@ def kills(group: LoopbackGroup, count: int, pace: float) -> list[dict[str, Any]]
         begun = time.monotonic()
         group.start(victim, "--pace", str(pace))
         assert back(group, victim), "the peer does not come back"
-        found.append({
+        costs.append({
             "victim": victim, "led": any(line["round"] for line in after), "usual_seconds": round(usual, 3),
             "lost_seconds": round(worst["seconds"] - usual, 3),
             "back_after_seconds": round(time.monotonic() - begun, 1),
         })  # fmt: skip
-        print(json.dumps(found[-1]), flush=True)
-    return found
+        print(json.dumps(costs[-1]), flush=True)
+    return costs
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def main() -> None:
         try:
             for peer in range(PEERS):
                 group.start(peer, "--pace", str(arguments.pace))
-            found = kills(group, arguments.kills, arguments.pace)
+            costs = kills(group, arguments.kills, arguments.pace)
             for peer in range(PEERS):  # without --pace, to the end
                 group.kill(peer)
                 group.start(peer)
@@ -102,10 +102,10 @@ def main() -> None:
         "equal": len({result["weights_sha256"] for result in results}) == 1,
         "banned": [result["banned"] for result in results],
         "most_lost": {
-            word: max((kill["lost_seconds"] for kill in found if kill["led"] is led), default=None)
-            for word, led in (("by a follower", False), ("by a leader", True))
+            role: max((kill["lost_seconds"] for kill in costs if kill["led"] is led), default=None)
+            for role, led in (("by a follower", False), ("by a leader", True))
         },
-        "kills": found,
+        "kills": costs,
     }
     print(json.dumps({name: value for name, value in facts.items() if name != "kills"}))
     if arguments.out:

@@ -164,13 +164,13 @@ def _networked(config: CollabConfig, links: list[Any], rings: list[Ed25519Ring],
     for transport in transports:
         transport.close()
     accuracy = [peer.learner.accuracy()[0] for peer in honest]
-    found = {
+    result = {
         "accuracy": accuracy,
         "seconds": seconds,
         "bytes_per_peer_step": statistics.fmean(link.sent for link in links) / config.steps,
         "overtaken": sum(transport.counts["overtaken"] for transport in transports),
     }
-    return found if liars else found | {"replay_has_equal_bits": replayed(config, recorded, learners)}
+    return result if liars else result | {"replay_has_equal_bits": replayed(config, recorded, learners)}
 
 
 def replayed(config: CollabConfig, recorded: Sequence[Recorded], learners: Sequence[Any]) -> bool | None:
@@ -216,16 +216,16 @@ def main() -> None:
     ways |= {f"network ({link})": functools.partial(networked, link=link) for link in args.links}
     for seed, liars, (way, run) in itertools.product(args.seeds, args.liars, ways.items()):
         name = f"{way}, {liars} liars, {args.steps} steps"
-        if any(made["seed"] == seed for made in runs.get(name, ())):
+        if any(result["seed"] == seed for result in runs.get(name, ())):
             continue
-        made = run(configured(seed, liars, args.steps))
-        runs.setdefault(name, []).append({"seed": seed, **made})
-        print(f"{name}, seed {seed}: {statistics.fmean(made['accuracy']):.4f}", flush=True)
+        result = run(configured(seed, liars, args.steps))
+        runs.setdefault(name, []).append({"seed": seed, **result})
+        print(f"{name}, seed {seed}: {statistics.fmean(result['accuracy']):.4f}", flush=True)
         page = {
             "recipe": "monna-digits",
             "delay": DELAY,
             "machine": {"processor": processor(), "torch": torch.__version__},
-            "summary": {name: summary(made) for name, made in sorted(runs.items())},
+            "summary": {name: summary(results) for name, results in sorted(runs.items())},
             "runs": dict(sorted(runs.items())),
         }
         write_json(args.json, page)

@@ -125,13 +125,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     results = [measure(model, options.rows, options.repeats) for model in options.model]
-    found = {
+    report = {
         "processor": processor(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "results": results,
     }
-    text = json.dumps(found, indent=1)
+    text = json.dumps(report, indent=1)
     print(text)
     if options.out is not None:
         options.out.write_text(text + "\n")

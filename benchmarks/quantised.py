@@ -57,7 +57,7 @@ def decoders() -> dict[str, Any]:
     from gradless.storage.gguf_blocks import FORMATS
     from gradless.storage.mapped import GgufStore
 
-    found = {}
+    times = {}
     for name, form in FORMATS.items():
         if name == "F32":
             continue
@@ -76,9 +76,9 @@ def decoders() -> dict[str, Any]:
                 ours += [timed(store.decode, out) for _ in range(3)]
                 theirs.append(timed(gguf.quants.dequantize, raw.numpy(), kind))
         per = 1e9 / out.numel()
-        found[name] = {"ns": spread(ours, per), "gguf_ns": spread(theirs, per), "ratio": min(ours) / min(theirs)}
-        print(name, {key: round(value, 3) for key, value in found[name]["ns"].items()}, flush=True)
-    return {"formats": found, "threads": torch.get_num_threads()}
+        times[name] = {"ns": spread(ours, per), "gguf_ns": spread(theirs, per), "ratio": min(ours) / min(theirs)}
+        print(name, {key: round(value, 3) for key, value in times[name]["ns"].items()}, flush=True)
+    return {"formats": times, "threads": torch.get_num_threads()}
 
 
 def tuned(model: str, dtype: str | None, engine: str) -> tuple[Any, Any, list[tuple[str, Any]]]:
@@ -106,7 +106,7 @@ def agreement() -> dict[str, Any]:
 
     global ROWS, LENGTH
     ROWS, LENGTH = 4, 24  # equality needs no larger batch
-    found = []
+    runs = []
     for model in MODELS:
         for engine in ENGINES:
             row: dict[str, Any] = {"model": model, "engine": engine}
@@ -120,9 +120,9 @@ def agreement() -> dict[str, Any]:
                     "sha256": weights_sha256(named),
                 }
             row["equal"] = row["in place"] == row["float32"]
-            found.append(row)
+            runs.append(row)
             print(model, engine, row["equal"], flush=True)
-    return {"rows": ROWS, "length": LENGTH, "steps": STEPS, "runs": found}
+    return {"rows": ROWS, "length": LENGTH, "steps": STEPS, "runs": runs}
 
 
 def status() -> dict[str, int]:
@@ -160,39 +160,39 @@ def child(model: str, dtype: str | None) -> dict[str, Any]:
     return {**status(), "RssAnon_peak": watched.peak}
 
 
-def in_child(*words: str) -> dict[str, Any]:
-    command = [sys.executable, __file__, "child", *words]
-    found: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    return found
+def in_child(*arguments: str) -> dict[str, Any]:
+    command = [sys.executable, __file__, "child", *arguments]
+    figures: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return figures
 
 
 def memory() -> dict[str, Any]:
     """Peak resident memory of tuning, in place and decoded."""
-    found = []
+    rows = []
     for model in MODELS:
         row = {name: in_child(model, name) for name in ("in place", "float32")}
-        found.append({"model": model, **row, "ratio": row["in place"]["VmHWM"] / row["float32"]["VmHWM"]})
-        print(model, {name: value["VmHWM"] / 1e6 for name, value in row.items()}, found[-1]["ratio"], flush=True)
-    return {"rows": ROWS, "length": LENGTH, "steps": 2, "engine": "dual", "models": found}
+        rows.append({"model": model, **row, "ratio": row["in place"]["VmHWM"] / row["float32"]["VmHWM"]})
+        print(model, {name: value["VmHWM"] / 1e6 for name, value in row.items()}, rows[-1]["ratio"], flush=True)
+    return {"rows": ROWS, "length": LENGTH, "steps": 2, "engine": "dual", "models": rows}
 
 
 def seconds(samples: int = 4) -> dict[str, Any]:
     """Seconds of a dual step, in place and decoded in turn."""
-    found = []
+    rows = []
     for model in MODELS:
         engine = "dual"
         ways = {dtype or "in place": tuned(model, dtype, engine) for dtype in (None, "float32")}
         times: dict[str, list[float]] = {name: [] for name in ways}
         for sample in range(samples + 1):
             for name, (closure, optimizer, _) in ways.items():
-                taken = timed(optimizer.step, closure)
+                elapsed = timed(optimizer.step, closure)
                 if sample:
-                    times[name].append(taken)
+                    times[name].append(elapsed)
         both = {name: spread(each) for name, each in times.items()}
         ratios = {how: both["in place"][how] / both["float32"][how] for how in ("min", "median")}
-        found.append({"model": model, "engine": engine, "seconds": times, **both, "ratio": ratios})
+        rows.append({"model": model, "engine": engine, "seconds": times, **both, "ratio": ratios})
         print(model, engine, {name: round(ratio, 3) for name, ratio in ratios.items()}, flush=True)
-    return {"rows": ROWS, "length": LENGTH, "threads": torch.get_num_threads(), "models": found}
+    return {"rows": ROWS, "length": LENGTH, "threads": torch.get_num_threads(), "models": rows}
 
 
 def write_large(path: Path) -> int:
@@ -256,9 +256,9 @@ def large() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "large.gguf"
         weights = write_large(path)
-        found = in_child(str(path), "large")
-        print({name: value / 1e6 for name, value in found.items()}, flush=True)
-        return {"weights": weights, "file_bytes": path.stat().st_size, "rows": 2, "length": 16, **found}
+        figures = in_child(str(path), "large")
+        print({name: value / 1e6 for name, value in figures.items()}, flush=True)
+        return {"weights": weights, "file_bytes": path.stat().st_size, "rows": 2, "length": 16, **figures}
 
 
 def start() -> dict[str, Any]:
@@ -267,7 +267,7 @@ def start() -> dict[str, Any]:
     from gradless.lm import assets
 
     lm.load("tiny-llama")
-    found = []
+    rows = []
     for model in MODELS:
         path = str(assets.fetch(model, print))
         with tempfile.TemporaryDirectory() as cache:
@@ -275,9 +275,9 @@ def start() -> dict[str, Any]:
                 name: timed(lm.load, path, dtype=dtype, cache=Path(cache))
                 for name, dtype in (("empty cache", None), ("in place", None), ("float32", "float32"))
             }
-        found.append({"model": model, **row})
+        rows.append({"model": model, **row})
         print(model, {name: round(value, 1) for name, value in row.items()}, flush=True)
-    return {"models": found}
+    return {"models": rows}
 
 
 PARTS = {
@@ -304,9 +304,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/gguf-PART.json")
     arguments = parser.parse_args()
     MODELS = tuple(arguments.model)
-    found = PARTS[arguments.part]()
+    result = PARTS[arguments.part]()
     facts = {"versions": versions(), "processor": device_name(torch.device("cpu"))}
-    write_json(arguments.out or RESULTS / f"gguf-{arguments.part}.json", {**facts, **found})
+    write_json(arguments.out or RESULTS / f"gguf-{arguments.part}.json", {**facts, **result})
 
 
 if __name__ == "__main__":

@@ -82,11 +82,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=40)
     parser.add_argument("--models", nargs="+", default=["tiny-llama", "smollm2-135m"])
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     result: dict[str, Any] = {"processor": machine.processor(), "threads": torch.get_num_threads(), "eps": EPS}
-    result |= {"rows": given.rows, "length": given.length, "models": {}}
+    result |= {"rows": arguments.rows, "length": arguments.length, "models": {}}
     with tempfile.TemporaryDirectory() as folder:
-        for name in given.models:
+        for name in arguments.models:
             source = name
             if not name.startswith("tiny-"):
                 floats = lm.load(name, dtype="float32")
@@ -95,9 +95,9 @@ def main() -> None:
                 floats.tokenizer.save_pretrained(source)
             result["models"][name] = []
             for codes, engine in itertools.product(CODES, ("stream", "dual")):
-                row = compared(source, codes, engine, given.rows, given.length, given.steps)
+                row = compared(source, codes, engine, arguments.rows, arguments.length, arguments.steps)
                 result["models"][name].append(row)
-                write_json(given.out, result)
+                write_json(arguments.out, result)
 
 
 if __name__ == "__main__":

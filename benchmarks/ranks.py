@@ -50,9 +50,9 @@ class Case(NamedTuple):
 
 def examples(model: lm.LanguageModel, rows: int, length: int) -> list[Encoded]:
     """Random tokens, and two candidate tokens behind them."""
-    words = torch.randint(3, model.head.weight.shape[0], (rows, length), generator=torch.Generator().manual_seed(0))
-    place = length - 1 if model.masked else None
-    return [Encoded(tuple(row), (tuple(row),), ((0,), (1,)), place, (0,)) for row in words.tolist()]
+    tokens = torch.randint(3, model.head.weight.shape[0], (rows, length), generator=torch.Generator().manual_seed(0))
+    mask_position = length - 1 if model.masked else None
+    return [Encoded(tuple(row), (tuple(row),), ((0,), (1,)), mask_position, (0,)) for row in tokens.tolist()]
 
 
 def cases(arguments: argparse.Namespace, rank: int) -> list[Case]:
@@ -103,7 +103,7 @@ def measure(arguments: argparse.Namespace) -> None:
     sent = [0] * len(all_cases)
     for turn in range(arguments.repeats + 2):  # two turns warm up: kernels, caches, the order of leaves
         for number, case in enumerate(all_cases):
-            before = case.group.sent if case.group else 0
+            sent_so_far = case.group.sent if case.group else 0
             everyone.gather((0.0,))
             begun = time.perf_counter()
             if case.step is not None:
@@ -111,7 +111,7 @@ def measure(arguments: argparse.Namespace) -> None:
             if arguments.device == "cuda":
                 torch.cuda.synchronize()
             took = time.perf_counter() - begun
-            sent[number] = (case.group.sent if case.group else 0) - before
+            sent[number] = (case.group.sent if case.group else 0) - sent_so_far
             if turn >= 2:
                 seconds[number].append(max(row[0] for row in everyone.gather((took,))))
             else:

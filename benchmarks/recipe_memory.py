@@ -32,8 +32,8 @@ def main() -> None:
 
 def planned(arguments: list[str]) -> dict[str, Any]:
     """Return bytes of the way that a command of ``gradless plan`` names, and of inference."""
-    given = command.make_context("plan", arguments).params
-    settings = PlanSettings(**{name: value for name, value in given.items() if name not in ("memory", "json_file")})
+    options = command.make_context("plan", arguments).params
+    settings = PlanSettings(**{name: value for name, value in options.items() if name not in ("memory", "json_file")})
     subject = plan.subject(settings, settings.scheme)
     inference = plan.inference(subject)
     need = plan.of_method(subject, settings.method, "stream", settings.method)

@@ -98,13 +98,13 @@ def perfect(values: dict[float, float]) -> bool:
     return max(values.values(), default=0.0) >= 1.0
 
 
-def beyond(values: dict[float, float], given: tuple[float, ...]) -> float | None:
+def beyond(values: dict[float, float], grid: tuple[float, ...]) -> float | None:
     """The next value where the best one is at an end of those that were tried."""
     top = best(values)
     if (
         perfect(values)
         or len(values) == 1
-        or len(values) >= len(given) + BEYOND
+        or len(values) >= len(grid) + BEYOND
         or top not in (min(values), max(values))
     ):
         return None

@@ -52,12 +52,13 @@ def profiles(context: Context, runs: list[tuple[Any, ...]]) -> Result:
 
 def _profiled(context: Context, model: str, scheme: str, method: str, length: int, engines: Any, eager: bool) -> Result:
     target = context.folder / "profile.json"
-    words = ["--model", "tiny-llama" if context.dry else f"shape:{model}", "--scheme", scheme, "--method", method]
-    words += ["--length", str(6 if context.dry else length), "--batch-size", "2" if context.dry else "16"]
-    words += ["--repeats", "1" if context.dry else "3", *(part for engine in engines for part in ("--engine", engine))]
-    words += ["--device", str(context.device)] + ([] if context.dry else ["--dtype", "bfloat16"])
-    words += ([] if eager else ["--no-eager"]) + (["--no-memory"] if context.dry else [])
-    command = [sys.executable, "-m", "gradless", "profile", *words, "--json", str(target)]
+    options = ["--model", "tiny-llama" if context.dry else f"shape:{model}", "--scheme", scheme, "--method", method]
+    options += ["--length", str(6 if context.dry else length), "--batch-size", "2" if context.dry else "16"]
+    options += ["--repeats", "1" if context.dry else "3"]
+    options += [part for engine in engines for part in ("--engine", engine)]
+    options += ["--device", str(context.device)] + ([] if context.dry else ["--dtype", "bfloat16"])
+    options += ([] if eager else ["--no-eager"]) + (["--no-memory"] if context.dry else [])
+    command = [sys.executable, "-m", "gradless", "profile", *options, "--json", str(target)]
     left = None if context.dry else max(5.0, PATIENCE * (context.deadline - time.monotonic()))
     try:
         run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=left)

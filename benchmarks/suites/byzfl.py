@@ -218,7 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, help="write JSON here")
     parser.add_argument("--cases", type=int, default=40, help="random cases of each class")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # this file's own folder would hide the package of its name
     from aggregators import byzfl_or_none
 
@@ -229,7 +229,7 @@ def main() -> None:
     table: dict[str, Any] = {}
     for name, case in CASES.items():
         agree, reasons = 0, Counter()
-        for seed in range(given.cases):
+        for seed in range(arguments.cases):
             draw = np.random.default_rng(seed)
             n = int(draw.integers(5, 11))
             f, width = int(draw.integers(0, (n + 1) // 2)), int(draw.integers(2, 60))
@@ -241,11 +241,11 @@ def main() -> None:
             agree += bool(same)
             if not same:
                 reasons[reason] += 1
-        table[name] = {"cases": given.cases, "agree": agree, **({"differ": dict(reasons)} if reasons else {})}
+        table[name] = {"cases": arguments.cases, "agree": agree, **({"differ": dict(reasons)} if reasons else {})}
         print(name, json.dumps(table[name]), flush=True)
     total = {"byzfl": "0.0.11", "torch": torch.__version__, "numpy": np.__version__, "not_compared": NOT_COMPARED}
-    if given.out:
-        given.out.write_text(json.dumps({**total, "classes": table}, indent=1) + "\n")
+    if arguments.out:
+        arguments.out.write_text(json.dumps({**total, "classes": table}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
