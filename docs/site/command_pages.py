@@ -26,9 +26,9 @@ def leaves(path: list[str], command: click.Command) -> Iterator[tuple[list[str],
 
 def section(path: list[str], command: click.Command) -> str:
     """One command: its words, examples and options."""
-    words, _, examples = (command.help or "").partition("\b")
+    description, _, examples = (command.help or "").partition("\b")
     usage = " ".join([*path, *(p.make_metavar(click.Context(command)) for p in command.params if is_argument(p))])
-    parts = [f"## {' '.join(path)}", " ".join(words.split())]
+    parts = [f"## {' '.join(path)}", " ".join(description.split())]
     blocks = [block.replace("\b", "").strip("\n") for block in examples.split("\n\n") if block.strip()]
     if blocks:
         parts.append("```sh\n" + "\n".join(line.strip() for line in blocks[0].strip().splitlines()) + "\n```")
@@ -51,7 +51,7 @@ def option(p: click.Option, command: click.Command) -> list[str]:
     names = "/".join((*p.opts, *p.secondary_opts))
     value = "" if p.is_flag else f" {p.make_metavar(click.Context(command))}"
     usual = p.default if isinstance(p.default, str | int | float) and not isinstance(p.default, bool) else ""
-    words, _, shown = (p.help or "").partition("[default: ")
+    description, _, shown = (p.help or "").partition("[default: ")
     usual = usual if usual != "" else shown.removesuffix("]")
     usual = "required" if p.required else f"`{usual}`" if usual != "" else ""
-    return [cell.replace("|", "\\|") for cell in (f"`{names}{value}`", usual, words.strip())]
+    return [cell.replace("|", "\\|") for cell in (f"`{names}{value}`", usual, description.strip())]

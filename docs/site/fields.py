@@ -82,8 +82,8 @@ def values(setting: Setting) -> str:
     return text
 
 
-def _codes(words: list[str]) -> str:
-    return ", ".join(f"`{word}`" for word in words)
+def _codes(choices: list[str]) -> str:
+    return ", ".join(f"`{choice}`" for choice in choices)
 
 
 def _rounded(number: int) -> str:

@@ -60,14 +60,14 @@ def _notes(tables: list[Table]) -> Iterable[str]:
         key
         for table in tables
         for column, key in enumerate(table.columns.values())
-        if sum(table.recipe(row, column) is not None for row in table.rows) and len(_made(table)) > 1
+        if sum(table.recipe(row, column) is not None for row in table.rows) and len(_recipe_names(table)) > 1
     )
     columns = f"COLUMN: {', '.join(f'`{key}`' for key in keys)}." if keys else ""
     if note := " ".join(filter(None, (tables[0].note, columns))):
         yield note
 
 
-def _made(table: Table) -> list[str]:
+def _recipe_names(table: Table) -> list[str]:
     return [one.name for one in table.recipes()]
 
 

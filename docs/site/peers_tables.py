@@ -32,10 +32,10 @@ def lines(part: str) -> list[dict[str, Any]]:
 
 def peers_push() -> str:
     """Push of the worst liars."""
-    found = {(one["n"], one["f"], one["K"], one["data"], "leader" in one, one["rule"]): one for one in lines("push")}
+    pushes = {(one["n"], one["f"], one["K"], one["data"], "leader" in one, one["rule"]): one for one in lines("push")}
     rows = []
-    for n, f, width, data, led in dict.fromkeys(key[:5] for key in found):
-        cells = [found.get((n, f, width, data, led, rule)) for rule in RULES]
+    for n, f, width, data, led in dict.fromkeys(key[:5] for key in pushes):
+        cells = [pushes.get((n, f, width, data, led, rule)) for rule in RULES]
         shown = ["-" if one is None else "no bound" if one["push"] is None else f"{one['push']:.2f}" for one in cells]
         rows.append([f"{n}, {f}{', a lying leader' if led else ''}", str(width), data, *shown])
     return table(["n, f", "K", "data", *RULES], rows, left=3)
@@ -43,15 +43,15 @@ def peers_push() -> str:
 
 def peers_toy() -> str:
     """Accuracy of small models."""
-    found = {tuple(one[key] for key in ("n", "data", "attack", "rule", "memory")): one for one in lines("toy")}
+    results = {tuple(one[key] for key in ("n", "data", "attack", "rule", "memory")): one for one in lines("toy")}
     rows = []
-    for n, data in dict.fromkeys(key[:2] for key in found):
-        alone = found[n, data, "none", "mean", ""]
+    for n, data in dict.fromkeys(key[:2] for key in results):
+        alone = results[n, data, "none", "mean", ""]
         rows.append([str(n), data, "only the honest peers", f"{alone['accuracy']:.3f}", *["-"] * 5])
         for attack, title in TOY.items():
             cells = []
             for rule in ("mean", "trimmed-mean", "nnm+trimmed-mean"):
-                cells += [found.get((n, data, attack, rule, memory)) for memory in ("", "lower f")]
+                cells += [results.get((n, data, attack, rule, memory)) for memory in ("", "lower f")]
             if not any(cells):
                 continue
             texts = ["-" if one is None else f"{one['accuracy']:.3f}" for one in cells]
@@ -64,10 +64,10 @@ def peers_toy() -> str:
 
 def peers_real() -> str:
     """Accuracy of SmolLM2."""
-    found = lines("real")
-    untouched = next(one for one in found if one["run"] == "untouched")
+    results = lines("real")
+    untouched = next(one for one in results if one["run"] == "untouched")
     rows = [["untouched", "-", f"{untouched['accuracy']:.3f}", "-", f"{untouched['accuracy']:.3f}", "-"]]
-    runs = {(one["run"], one["rule"], one["split"]): one for one in found if one["run"] != "untouched"}
+    runs = {(one["run"], one["rule"], one["split"]): one for one in results if one["run"] != "untouched"}
     for attack, rule in dict.fromkeys(key[:2] for key in runs):
         cells = []
         for split in ("iid", "extreme"):

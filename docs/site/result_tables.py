@@ -30,15 +30,15 @@ def read(name: str) -> Any:
 
 def sst2() -> str:
     """Accuracy on SST-2."""
-    found = read("sst2-gemma-3-270m.json")
-    untouched = next(iter(found["runs"].values()))["zero_shot"]["accuracy"]
+    study = read("sst2-gemma-3-270m.json")
+    untouched = next(iter(study["runs"].values()))["zero_shot"]["accuracy"]
     rows = [["zero-shot", f"{untouched:.3f}", "-", "-"]]
     rows += [
-        [mode, f"{evaluation['test']['accuracy']:.3f}", "-", "-"] for mode, evaluation in found["evaluations"].items()
+        [mode, f"{evaluation['test']['accuracy']:.3f}", "-", "-"] for mode, evaluation in study["evaluations"].items()
     ]
-    schemes = dict.fromkeys(run["config"]["scheme"] for run in found["runs"].values())
+    schemes = dict.fromkeys(run["config"]["scheme"] for run in study["runs"].values())
     for scheme in schemes:
-        runs = [run for run in found["runs"].values() if run["config"]["scheme"] == scheme]
+        runs = [run for run in study["runs"].values() if run["config"]["scheme"] == scheme]
         each = [run["test"]["accuracy"] for run in runs]
         config = runs[0]["config"]
         name = f"{config['method']}, {scheme}, lr {config['lr']:g}, eps {config['eps']:g}"
@@ -52,15 +52,15 @@ def profile() -> str:
     """Step times."""
     rows = []
     for path in sorted(RESULTS.glob("profile-*.json")):
-        found = json.loads(path.read_text())
+        figures = json.loads(path.read_text())
         ratios = [
-            f"{found['engines'][engine]['ratio']:.2f}" if engine in found["engines"] else "-"
+            f"{figures['engines'][engine]['ratio']:.2f}" if engine in figures["engines"] else "-"
             for engine in ("stream", "dual")
         ]
-        eager = found["eager_mezo_seconds"]
-        eager = f"{eager / found['floor_seconds']:.2f}" if eager else "-"
-        what = f"{found['model']}, {found['scheme']}, {found['method']}, {found['dtype']}"
-        rows.append([what, f"{found['floor_seconds']:.2f} s", *ratios, eager])
+        eager = figures["eager_mezo_seconds"]
+        eager = f"{eager / figures['floor_seconds']:.2f}" if eager else "-"
+        what = f"{figures['model']}, {figures['scheme']}, {figures['method']}, {figures['dtype']}"
+        rows.append([what, f"{figures['floor_seconds']:.2f} s", *ratios, eager])
     return table(["", "floor", "`stream`", "`dual`", "eager MeZO"], rows)
 
 
@@ -108,12 +108,12 @@ def auto() -> str:
     """`--lr auto` against tuned learning rates."""
 
     def finals(name: str) -> dict[tuple[str, str], list[dict[str, Any]]]:
-        found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+        by_cell: dict[tuple[str, str], list[dict[str, Any]]] = {}
         for line in (RESULTS / name).read_text().splitlines():
             run = json.loads(line)
             if run["phase"] == "final" and run["cell"]["method"] == "mezo":
-                found.setdefault((run["cell"]["task"], run["cell"]["scheme"]), []).append(run)
-        return found
+                by_cell.setdefault((run["cell"]["task"], run["cell"]["scheme"]), []).append(run)
+        return by_cell
 
     tuned, low, untuned = (finals(f"{name}.jsonl") for name in ("study", "lora-rate", "auto"))
     rows = []
@@ -171,14 +171,13 @@ def _chance(value: float | None) -> str:
 
 def agreement_sizes() -> str:
     """Payload of a step of the agreement by the number of peers."""
-    found = read("committee.json")
     rows = [
         [
             f"{one['peers']:,}",
             f"{one['bytes_a_peer_and_step'] / 1000:,.1f} kB",
             f"{one['decided_bytes'] / 1000:,.1f} kB",
         ]
-        for one in found["sizes"]
+        for one in read("committee.json")["sizes"]
     ]
     return table(["peers", "a peer sends in a step", "a decided step with its certificate"], rows)
 
@@ -199,5 +198,5 @@ TABLES = {
     "candidates": functools.partial(study_tables.candidates, table),
     "reward_study": functools.partial(study_tables.reward_study, table),
     **peers_tables.TABLES,
-    **{name: functools.partial(made, table) for name, made in papers_tables.TABLES.items()},
+    **{name: functools.partial(write, table) for name, write in papers_tables.TABLES.items()},
 }
