@@ -39,8 +39,8 @@ with tempfile.TemporaryDirectory() as folder:
             split="dirichlet-classes",
             split_parameter=1.0,
         )
-        found = simulate(config, Path(folder) / f"run-{bridges}", reporter=Reporter(quiet=True))
+        result = simulate(config, Path(folder) / f"run-{bridges}", reporter=Reporter(quiet=True))
         print(
-            f"{bridges} bridges: connectivity {found['graph']['algebraic_connectivity']:.2f}, worst accuracy "
-            f"{found['worst_accuracy']:.3f}, distance of the models {found['consensus_distance']:.3f}"
+            f"{bridges} bridges: connectivity {result['graph']['algebraic_connectivity']:.2f}, worst accuracy "
+            f"{result['worst_accuracy']:.3f}, distance of the models {result['consensus_distance']:.3f}"
         )
