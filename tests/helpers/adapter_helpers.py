@@ -21,8 +21,10 @@ def logits(model: Any) -> torch.Tensor:
     return result
 
 
-def made(folder: Path, kind: str = "Lora", base: str = "tiny-llama", dtype: str | None = None, **settings: Any) -> Path:
-    """An adapter as a user of PEFT makes it; it says something else than its base."""
+def save_adapter(
+    folder: Path, kind: str = "Lora", base: str = "tiny-llama", dtype: str | None = None, **settings: Any
+) -> Path:
+    """Save an adapter as a user of PEFT does, with weights that change the logits of its base; return its folder."""
     import peft
 
     usual: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapter_helpers import KINDS, QV, by_peft, logits, made, settings_of
+from adapter_helpers import KINDS, QV, by_peft, logits, save_adapter, settings_of
 from gradless import lm as models
 from gradless.errors import BadInput
 from gradless.lm import adapters, schemes
@@ -26,7 +26,7 @@ from gradless.tasks.base import Example
 def test_an_adapter_gives_the_bits_that_peft_gives_and_trains_what_peft_trains(kind: str, tmp_path: Path) -> None:
     name, settings = KINDS[kind]
     base = settings.get("base", "tiny-llama")
-    folder = made(tmp_path / "adapter", name, **settings)
+    folder = save_adapter(tmp_path / "adapter", name, **settings)
     lm = models.load(str(folder))
     expected = logits(by_peft(folder, base))
     assert torch.equal(logits(lm.model), expected)
@@ -48,7 +48,7 @@ def test_an_adapter_gives_the_bits_that_peft_gives_and_trains_what_peft_trains(k
 @pytest.mark.parametrize("kind", ["lora", "dora", "own head", "tied head", "on the head", "ia3", "masked"])
 def test_the_scheme_full_merges_what_can_be_merged(kind: str, tmp_path: Path) -> None:
     name, settings = KINDS[kind]
-    folder = made(tmp_path / "adapter", name, **settings)
+    folder = save_adapter(tmp_path / "adapter", name, **settings)
     lm = schemes.apply(models.load(str(folder)), "full")
     assert not lm.adapters
     assert torch.allclose(logits(lm.model), logits(by_peft(folder, settings.get("base", "tiny-llama"))), atol=1e-4)
@@ -60,7 +60,7 @@ def test_the_scheme_full_merges_what_can_be_merged(kind: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("stored", ["float32", "bfloat16"])
 def test_weights_keep_the_type_that_they_were_stored_in(stored: str, tmp_path: Path) -> None:
-    folder = made(tmp_path / "adapter")
+    folder = save_adapter(tmp_path / "adapter")
     tensors = load_file(folder / adapters.WEIGHTS)
     save_file({name: one.to(models.DTYPES[stored]) for name, one in tensors.items()}, folder / adapters.WEIGHTS)
     lm = models.load(str(folder), dtype="bfloat16")
@@ -71,7 +71,7 @@ def test_weights_keep_the_type_that_they_were_stored_in(stored: str, tmp_path: P
 
 
 def test_the_factor_of_an_adapter_counts_in_the_hash_of_a_run(tmp_path: Path) -> None:
-    folder = made(tmp_path / "adapter")
+    folder = save_adapter(tmp_path / "adapter")
 
     def digest() -> str:
         lm = models.load(str(folder))
@@ -104,7 +104,7 @@ def test_embeddings_that_were_added_come_with_the_adapter(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", ["PromptTuning", "PromptEncoder", "PrefixTuning"])
 def test_generated_text_does_not_depend_on_the_batch(kind: str, tmp_path: Path) -> None:
-    lm = models.load(str(made(tmp_path / "adapter", kind)))
+    lm = models.load(str(save_adapter(tmp_path / "adapter", kind)))
     rows = [
         encode(lm, Example(prompt, (), (), answers=("x",)))
         for prompt in ("It was", "It was a very good film, so it is")
@@ -121,7 +121,7 @@ def test_a_base_that_moved_is_found_beside_the_adapter(tmp_path: Path) -> None:
     base = models.tiny("llama")
     base.model.save_pretrained(tmp_path / "base")
     base.tokenizer.save_pretrained(tmp_path / "base")
-    folder = made(tmp_path / "adapter", base=str(tmp_path / "base"))
+    folder = save_adapter(tmp_path / "adapter", base=str(tmp_path / "base"))
     expected = logits(models.load(str(folder)).model)
     said: list[str] = []
     settings_of(folder, base_model_name_or_path="/home/somebody/base")
@@ -254,7 +254,7 @@ def _subfolders(folder: Path) -> None:
     ],
 )
 def test_bad_adapters(spoil: Callable[[Path], None], words: str, tmp_path: Path) -> None:
-    folder = made(tmp_path / "adapter")
+    folder = save_adapter(tmp_path / "adapter")
     spoil(folder)
     with pytest.raises(BadInput, match=words) as caught:
         models.load(str(folder))
@@ -262,7 +262,7 @@ def test_bad_adapters(spoil: Callable[[Path], None], words: str, tmp_path: Path)
 
 
 def test_a_prefix_of_another_base(tmp_path: Path) -> None:
-    folder = made(tmp_path / "adapter", "PrefixTuning")
+    folder = save_adapter(tmp_path / "adapter", "PrefixTuning")
     settings_of(folder, base_model_name_or_path="tiny-gemma")
     with pytest.raises(BadInput, match="does not fit its base model tiny-gemma"):
         models.load(str(folder))
@@ -283,19 +283,19 @@ def test_a_prefix_of_another_base(tmp_path: Path) -> None:
     ],
 )
 def test_what_contradicts_an_adapter(scheme: str, options: dict[str, Any], words: str, tmp_path: Path) -> None:
-    lm = models.load(str(made(tmp_path / "adapter")))
+    lm = models.load(str(save_adapter(tmp_path / "adapter")))
     with pytest.raises(BadInput, match=words):
         schemes.apply(lm, scheme, **options)
 
 
 def test_virtual_tokens_cannot_be_merged(tmp_path: Path) -> None:
-    lm = models.load(str(made(tmp_path / "adapter", "PromptTuning")))
+    lm = models.load(str(save_adapter(tmp_path / "adapter", "PromptTuning")))
     with pytest.raises(BadInput, match="has virtual tokens, which the scheme full has no place for: use the"):
         schemes.apply(lm, "full")
 
 
 def test_an_adapter_on_one_of_two_tied_layers_is_not_merged(tmp_path: Path) -> None:
-    folder = made(tmp_path / "adapter", base="tiny-llama-tied", target_modules=["embed_tokens"])
+    folder = save_adapter(tmp_path / "adapter", base="tiny-llama-tied", target_modules=["embed_tokens"])
     assert torch.equal(logits(models.load(str(folder)).model), logits(by_peft(folder, "tiny-llama-tied")))
     with pytest.raises(BadInput, match="cannot be merged into weights: the model then says something else"):
         schemes.apply(models.load(str(folder)), "full")
@@ -309,7 +309,7 @@ def test_a_hub_id_of_an_adapter_is_one_too(tmp_path: Path, monkeypatch: pytest.M
     import huggingface_hub
     from transformers import PretrainedConfig
 
-    folder, asked = made(tmp_path / "adapter"), []
+    folder, asked = save_adapter(tmp_path / "adapter"), []
 
     def no_config(name: str, **_: object) -> None:
         raise OSError(f"{name} does not appear to have a file named config.json")

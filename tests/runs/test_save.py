@@ -379,7 +379,7 @@ def test_all_weights_are_tuned_with_the_adapter_merged(tmp_path, scheme):
 @pytest.mark.parametrize("kind", [kind for kind in adapters.KINDS if kind not in ("ia3", "p-tuning", "masked")])
 def test_adapters_of_others_are_tuned_further_and_loaded_by_peft(tmp_path, kind):
     name, settings = adapters.KINDS[kind]
-    folder = adapters.made(tmp_path / "adapter", name, **settings)
+    folder = adapters.save_adapter(tmp_path / "adapter", name, **settings)
     scheme = {"Lora": "lora", "PrefixTuning": "prefix", "PromptTuning": "prompt"}[name]
     run = tuned(tmp_path, model=str(folder), scheme=scheme)
     jobs.replay(run, save=tmp_path / "saved", verify=True, reporter=QUIET)
