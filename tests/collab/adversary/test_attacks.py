@@ -20,7 +20,7 @@ from gradless.testing import attack_checks
 H, B, D = 7, 3, 40
 
 
-def scene_of(honest=None, *, attackers=B, declared=None, step=0, seed=0, flipped=None):
+def attack_context(honest=None, *, attackers=B, declared=None, step=0, seed=0, flipped=None):
     if honest is None:
         honest = normal(H, D, seed=seed + 100)
     return AttackContext(honest, flipped, attackers, attackers if declared is None else declared, step, seed)
@@ -30,21 +30,21 @@ def normal(*shape, seed=0, dtype=torch.float64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-def play(attack, scene, *, strength=None, state=None):
+def play(attack, context, *, strength=None, state=None):
     """Rows [R, b, D] that are sent, in float64, and the state after."""
     state = attack.start() if state is None else state
-    extras, state = attack.extras(scene, state)
+    extras, state = attack.extras(context, state)
     if strength is None:
         strength = 0.7 if attack.strength is None else attack.strength
     if callable(strength):
-        strength = strength(scene)
-    sent = attack.send(scene, strength, state)
+        strength = strength(context)
+    sent = attack.send(context, strength, state)
     assert sent.dtype == torch.float64
-    assert sent.shape[1:] == (scene.attackers, len(scene.honest) + len(extras))
-    assert len(sent) in (1, len(scene.honest))
-    assert extras.dtype == scene.honest.dtype
-    assert extras.shape[1] == scene.honest.shape[1]
-    return sent @ torch.cat([scene.honest, extras]).double(), state
+    assert sent.shape[1:] == (context.attackers, len(context.honest) + len(extras))
+    assert len(sent) in (1, len(context.honest))
+    assert extras.dtype == context.honest.dtype
+    assert extras.shape[1] == context.honest.shape[1]
+    return sent @ torch.cat([context.honest, extras]).double(), state
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -56,8 +56,8 @@ def test_every_attack_keeps_the_contract(name, check):
 
 
 def test_naive_twins():
-    scene = scene_of()
-    x = scene.honest.numpy()
+    context = attack_context()
+    x = context.honest.numpy()
     mean, sigma = x.mean(0), x.std(0, ddof=1)
     cases = {
         "none": (named("none"), mean),
@@ -73,20 +73,20 @@ def test_naive_twins():
         "inf": (named("inf"), np.full(D, np.inf)),
     }
     for case, (attack, expected) in cases.items():
-        rows, _ = play(attack, scene)
+        rows, _ = play(attack, context)
         assert len(rows) == 1, case
         np.testing.assert_allclose(rows[0].numpy(), np.tile(expected, (B, 1)), rtol=1e-12, atol=1e-12, err_msg=case)
 
 
 def test_scaled_sign_flip_brings_the_mean_of_all_to_zero():
-    scene = scene_of()
-    rows, _ = play(named("sign-flip", scaled=True), scene)
-    assert torch.cat([scene.honest, rows[0]]).mean(0).abs().max() < 1e-12
+    context = attack_context()
+    rows, _ = play(named("sign-flip", scaled=True), context)
+    assert torch.cat([context.honest, rows[0]]).mean(0).abs().max() < 1e-12
 
 
 def test_sides_with_byzfl(byzfl):
-    scene = scene_of()
-    x = scene.honest.numpy()
+    context = attack_context()
+    x = context.honest.numpy()
     pairs = [
         (named("sign-flip"), byzfl.SignFlipping()),
         (named("ipm", strength=2.0), byzfl.InnerProductManipulation(tau=2.0)),
@@ -95,25 +95,25 @@ def test_sides_with_byzfl(byzfl):
         (named("inf"), byzfl.Inf()),
     ]
     for attack, theirs in pairs:
-        rows, _ = play(attack, scene)
+        rows, _ = play(attack, context)
         np.testing.assert_allclose(rows[0, 0].numpy(), theirs(x), rtol=1e-12, err_msg=attack.name)
 
 
 def test_more_attackers_than_declared_are_the_callers_decision():
-    rows, _ = play(named("foe", strength=0.5), scene_of(attackers=6, declared=2))
+    rows, _ = play(named("foe", strength=0.5), attack_context(attackers=6, declared=2))
     assert rows.shape == (1, 6, D)
 
 
 def test_alie_of_the_paper():
     # Baruch et al. 2019: n = 50, m = 24 leaves s = 2 and Phi(z) = 24 / 26.
-    scene = scene_of(normal(26, 5), attackers=24)
-    assert quantile(scene) == pytest.approx(NormalDist().inv_cdf(24 / 26))
-    assert quantile(scene) == pytest.approx(1.4261, abs=1e-4)
-    rows, _ = play(alie(strength="paper"), scene)
-    x = scene.honest
-    torch.testing.assert_close(rows[0, 0], x.mean(0) - quantile(scene) * x.std(0))
+    context = attack_context(normal(26, 5), attackers=24)
+    assert quantile(context) == pytest.approx(NormalDist().inv_cdf(24 / 26))
+    assert quantile(context) == pytest.approx(1.4261, abs=1e-4)
+    rows, _ = play(alie(strength="paper"), context)
+    x = context.honest
+    torch.testing.assert_close(rows[0, 0], x.mean(0) - quantile(context) * x.std(0))
     with pytest.raises(BadInput, match="no z for 6 attackers among 10"):
-        quantile(scene_of(normal(4, 5), attackers=6))
+        quantile(attack_context(normal(4, 5), attackers=6))
 
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-13), (torch.float32, 1e-6), (torch.bfloat16, 5e-3)])
@@ -133,29 +133,29 @@ def test_deviation_of_long_rows_that_hardly_differ():
 
 def test_label_flip_sends_what_it_is_given():
     flipped = normal(1, D, seed=5)
-    rows, _ = play(named("label-flip"), scene_of(flipped=flipped))
+    rows, _ = play(named("label-flip"), attack_context(flipped=flipped))
     torch.testing.assert_close(rows, flipped.expand(1, B, D))
     assert named("label-flip").flips
     with pytest.raises(BadInput, match=r"give AttackContext\.flipped"):
-        play(named("label-flip"), scene_of())
+        play(named("label-flip"), attack_context())
 
 
 def test_gaussian_is_named_by_seed_step_and_attacker():
     honest = normal(3, 20_000)
-    first, _ = play(named("gaussian", strength=2.0), scene_of(honest, seed=1, step=1))
+    first, _ = play(named("gaussian", strength=2.0), attack_context(honest, seed=1, step=1))
     assert abs(float(first.mean())) < 0.05
     assert float(first.std()) == pytest.approx(2.0, rel=0.02)
     assert not torch.equal(first[0, 0], first[0, 1])
-    for other in (scene_of(honest, seed=1, step=2), scene_of(honest, seed=2, step=1)):
+    for other in (attack_context(honest, seed=1, step=2), attack_context(honest, seed=2, step=1)):
         assert not torch.equal(play(named("gaussian", strength=2.0), other)[0], first)
-    around, _ = play(named("gaussian", strength=2.0, around="mean"), scene_of(honest, seed=1, step=1))
+    around, _ = play(named("gaussian", strength=2.0, around="mean"), attack_context(honest, seed=1, step=1))
     torch.testing.assert_close(around, first + honest.mean(0))
 
 
 def test_anticge_gets_all_attackers_among_the_shortest():
     honest = normal(9, D) * torch.linspace(0.5, 2.0, 9, dtype=torch.float64)[:, None] + 0.3
-    scene = scene_of(honest, attackers=3)
-    rows, _ = play(named("anticge"), scene)
+    context = attack_context(honest, attackers=3)
+    rows, _ = play(named("anticge"), context)
     everybody = torch.cat([rows[0], honest])
     shortest = everybody.norm(dim=1).argsort(stable=True)[: len(everybody) - 3]
     assert {0, 1, 2} <= set(shortest.tolist())
@@ -183,29 +183,29 @@ def test_mimic_learns_the_planted_direction_and_peer(dtype, monkeypatch):
     assert state.target == 0
     for step in range(20):
         honest, direction = planted(step, scale=2.0**-step if dtype == torch.float64 else 1.0)
-        scene = scene_of(honest.to(dtype), step=step)
-        rows, state = play(attack, scene, state=state)
+        context = attack_context(honest.to(dtype), step=step)
+        rows, state = play(attack, context, state=state)
         if step >= 2:
-            assert torch.equal(rows[0, 0], scene.honest[5].double())
+            assert torch.equal(rows[0, 0], context.honest[5].double())
     assert state.exchanges == 15  # the phase is over
     assert abs(float(state.direction.double() @ direction)) > 0.99
     assert state.direction.dtype == dtype
 
 
 def test_mimic_without_learning_copies_the_first():
-    rows, state = play(named("mimic", learn=0), scene_of())
+    rows, state = play(named("mimic", learn=0), attack_context())
     assert state.exchanges == 0
-    torch.testing.assert_close(rows[0, 0], scene_of().honest[0])
+    torch.testing.assert_close(rows[0, 0], attack_context().honest[0])
 
 
 def test_mimic_is_a_function_of_state_and_seed():
     honest, _ = planted(0)
-    known = watch(scene_of(honest, seed=3), mimic.Learnt())
-    same, other = (watch(scene_of(honest, seed=seed), mimic.Learnt()) for seed in (3, 4))
+    known = watch(attack_context(honest, seed=3), mimic.Learnt())
+    same, other = (watch(attack_context(honest, seed=seed), mimic.Learnt()) for seed in (3, 4))
     assert torch.equal(known.direction, same.direction)
     assert not torch.equal(known.direction, other.direction)
     kept = known.direction.clone()
-    watch(scene_of(planted(1)[0]), known)
+    watch(attack_context(planted(1)[0]), known)
     assert torch.equal(known.direction, kept)
 
 
@@ -220,18 +220,18 @@ def test_mimic_passes_over_rows_that_are_not_finite(dtype):
             whole[5, 3] = math.nan if step % 2 else math.inf
             whole[0] = math.nan if step > 8 else whole[0]
         previous = state
-        _, state = play(attack, scene_of(whole, step=step), state=previous)
+        _, state = play(attack, attack_context(whole, step=step), state=previous)
         assert state.exchanges == step + 1
         assert bool(state.places.isfinite().all())
         if step >= 6:
-            sent = attack.send(scene_of(whole, step=step), 0.0, state)
+            sent = attack.send(attack_context(whole, step=step), 0.0, state)
             assert torch.equal(sent[0, 0], torch.eye(7, dtype=torch.float64)[6])  # the next one, at the other end
             assert state.places[5] == previous.places[5]
     assert abs(float(state.direction.double() @ direction)) > 0.99
     assert state.places[5].abs() > 8.0  # six exchanges at about 2.7, one of them an estimate
     nobody = torch.full((4, 30), math.nan)
-    assert watch(scene_of(nobody), state) is state
-    lost = named("mimic", target=1).send(scene_of(torch.cat([normal(1, 30), nobody[:1].double()])), 0.0, state)
+    assert watch(attack_context(nobody), state) is state
+    lost = named("mimic", target=1).send(attack_context(torch.cat([normal(1, 30), nobody[:1].double()])), 0.0, state)
     assert lost[0, 0].tolist() == [1.0, 0.0]
 
 
@@ -246,10 +246,10 @@ def test_diverged_honest_peers_change_nothing_but_their_number(name, broken):
     attack = named(name)
 
     def sent(rows, attackers):
-        scene = AttackContext(rows, flipped, attackers, 2, 0, 0)
-        extras, state = attack.extras(scene, attack.start())
+        context = AttackContext(rows, flipped, attackers, 2, 0, 0)
+        extras, state = attack.extras(context, attack.start())
         strength = attack.strength if isinstance(attack.strength, float) else 0.7
-        coefficients = attack.send(scene, strength, state)
+        coefficients = attack.send(context, strength, state)
         basis = torch.cat([rows, extras])
         assert bool((coefficients[..., : len(rows)][..., ~rows.isfinite().all(1)] == 0).all())
         return coefficients @ torch.where(basis.isfinite(), basis, 0.0)
@@ -313,7 +313,7 @@ def test_bad_input_is_refused(name, options, sentence):
 
 def test_mimic_refuses_a_peer_that_is_not_there():
     with pytest.raises(BadInput, match="there are 7 honest peers"):
-        play(named("mimic", target=7), scene_of())
+        play(named("mimic", target=7), attack_context())
 
 
 def test_groups_that_an_attack_cannot_work_in_are_refused_before_it_begins():

@@ -21,19 +21,19 @@ EQUIVOCATING = [
 ]
 
 
-def scene_of(honest, attackers=B):
+def attack_context(honest, attackers=B):
     return AttackContext(honest, None, attackers, attackers, 0, 0)
 
 
-def rows_of(attack, scene, strength):
-    extras, state = attack.extras(scene, attack.start())
-    return attack.send(scene, strength, state) @ torch.cat([scene.honest, extras])
+def rows_of(attack, context, strength):
+    extras, state = attack.extras(context, attack.start())
+    return attack.send(context, strength, state) @ torch.cat([context.honest, extras])
 
 
 @pytest.mark.parametrize("name", EQUIVOCATING)
 def test_receivers_get_different_rows(name):
-    scene = scene_of(normal(H, D) + 1.0)
-    rows = rows_of(named(name), scene, 0.8)
+    context = attack_context(normal(H, D) + 1.0)
+    rows = rows_of(named(name), context, 0.8)
     assert rows.shape == (H, B, D)
     assert len({tuple(row[0].tolist()) for row in rows}) >= 2
     assert torch.equal(rows[:, 0], rows[:, 1])  # attackers collude
@@ -43,13 +43,13 @@ def test_receivers_get_different_rows(name):
 
 def test_dissensus_pushes_everybody_outwards():
     honest = normal(H, D)
-    rows = rows_of(named("dissensus"), scene_of(honest), 0.8)
+    rows = rows_of(named("dissensus"), attack_context(honest), 0.8)
     torch.testing.assert_close(rows[:, 0], honest + 0.8 * (honest - honest.mean(0)))
 
 
 def test_spectral_pushes_along_the_leading_direction():
     honest = normal(H, D) + 5.0 * normal(H, 1, seed=1) * normal(1, D, seed=2) / D**0.5
-    rows = rows_of(named("spectral"), scene_of(honest), 0.8)
+    rows = rows_of(named("spectral"), attack_context(honest), 0.8)
     away = honest - honest.mean(0)
     line = torch.linalg.svd(away, full_matrices=False).Vh[0]
     torch.testing.assert_close(rows[:, 0], honest + 0.8 * torch.outer(away @ line, line))
@@ -57,19 +57,19 @@ def test_spectral_pushes_along_the_leading_direction():
 
 def test_two_faces_are_mirror_images():
     honest = normal(H, D)
-    scene = scene_of(honest)
-    rows = rows_of(named("equivocating-alie"), scene, 0.8)[:, 0]
+    context = attack_context(honest)
+    rows = rows_of(named("equivocating-alie"), context, 0.8)[:, 0]
     mean, sigma = honest.mean(0), honest.std(0)
     torch.testing.assert_close(rows[::2], (mean - 0.8 * sigma).expand(H // 2, D))
     torch.testing.assert_close(rows[1::2], (mean + 0.8 * sigma).expand(H // 2, D))
-    flipped = rows_of(named("equivocating-sign-flip"), scene, 1.0)[:, 0]
+    flipped = rows_of(named("equivocating-sign-flip"), context, 1.0)[:, 0]
     torch.testing.assert_close(flipped[:2], torch.stack([-mean, 3 * mean]))
 
 
 def test_sides_by_projection():
     side = torch.tensor([1.0, 1.0, -1.0, 1.0, -1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
     honest = 4.0 * side[:, None] * normal(1, D, seed=3) / D**0.5 + 0.1 * normal(H, D)
-    rows = rows_of(two_faced(alie(strength=1.0), sides="projection"), scene_of(honest), 1.0)[:, 0]
+    rows = rows_of(two_faced(alie(strength=1.0), sides="projection"), attack_context(honest), 1.0)[:, 0]
     one, other = rows[side > 0], rows[side < 0]
     assert bool((one == one[0]).all() and (other == other[0]).all())
     assert not torch.equal(one[0], other[0])
@@ -78,7 +78,7 @@ def test_sides_by_projection():
 def test_a_single_honest_peer_and_equal_rows_are_no_trouble():
     for honest in (normal(1, D), normal(1, D).expand(4, D)):
         for name in EQUIVOCATING:
-            assert bool(rows_of(named(name), scene_of(honest), 0.5).isfinite().all())
+            assert bool(rows_of(named(name), attack_context(honest), 0.5).isfinite().all())
 
 
 def views_of(honest):
@@ -96,7 +96,7 @@ def views_of(honest):
 
 def alpha(honest, attack, f):
     """The variance that is left after nearest-neighbour averaging under an attack at its strongest."""
-    message = strongest(attack, scene_of(honest, f), nna(f=f), views_of(honest), attack.start())
+    message = strongest(attack, attack_context(honest, f), nna(f=f), views_of(honest), attack.start())
     mixed = aggregate(nna(f=f), views_of(honest)(message.extras, message.coefficients))
     return float((mixed - mixed.mean(0)).square().sum() / (honest - honest.mean(0)).square().sum())
 

@@ -34,7 +34,7 @@ from gradless.errors import BadInput
 SEARCHED = ("alie", "foe", "ipm", "dissensus", "spectral", "equivocating-alie")
 
 
-def scene_of(honest, f):
+def attack_context(honest, f):
     return AttackContext(honest, None, f, f, 0, 0)
 
 
@@ -96,7 +96,7 @@ def test_damage_in_gram_space_is_that_of_whole_rows(name, attack, partial):
     f, honest = 2, normal(9, 50, seed=3) + 0.5
     views_of = heard_by(honest, random_ears(9, 7, 1) if partial else None)
     rule, attack = RULES[name](f), named(attack)
-    trial = try_out(attack, scene_of(honest, f), rule, views_of, attack.start())
+    trial = try_out(attack, attack_context(honest, f), rule, views_of, attack.start())
     original = honest.clone()
     for s in (0.0, 0.4, 1.3, 5.0):
         sent = attack.send(trial.context, s, trial.state)
@@ -129,7 +129,9 @@ def setting(seed):
 def share_of_the_best(seed, name, attack):
     """What the search finds, in parts of what a fine grid finds."""
     honest, f, ears = setting(seed)
-    trial = try_out(named(attack), scene_of(honest, f), RULES[name](f), heard_by(honest, ears), named(attack).start())
+    trial = try_out(
+        named(attack), attack_context(honest, f), RULES[name](f), heard_by(honest, ears), named(attack).start()
+    )
     (low, high), unit = trial.range()
     ends = [end for end in (low, high) if end]
     best = max(trial.damage(unit * math.sinh(y / 80 * math.asinh(end / unit))) for end in ends for y in range(81))
@@ -161,8 +163,8 @@ def test_search_in_the_setting_where_published_ones_stop_early(attack, seeds, re
     for seed in range(seeds):
         honest = normal(10, 500, seed=seed) + 0.3
         rule = compose(nnm(f=2), trimmed_mean(f=2))
-        trial = try_out(named(attack), scene_of(honest, 2), rule, heard_by(honest, None), None)
-        message = strongest(named(attack), scene_of(honest, 2), rule, heard_by(honest, None), None)
+        trial = try_out(named(attack), attack_context(honest, 2), rule, heard_by(honest, None), None)
+        message = strongest(named(attack), attack_context(honest, 2), rule, heard_by(honest, None), None)
         grid = max(trial.damage(0.02 * k) for k in range(400))
         assert trial.damage(message.strength) >= 0.99 * grid
         assert trial.damage(10.0) < 0.9 * grid
@@ -173,15 +175,15 @@ def test_inner_products_of_models_close_together_are_searched_around_their_mean(
     f = 5
     honest = normal(21, 300) + 30 * normal(1, 300, seed=1)  # a zero vector is nowhere near
     views, rule = heard_by(honest, None), RULES[rule](f)
-    one, other = (strongest(named(name), scene_of(honest, f), rule, views, None) for name in ("ipm", "foe"))
-    trial = try_out(named("ipm"), scene_of(honest, f), rule, views, None)
+    one, other = (strongest(named(name), attack_context(honest, f), rule, views, None) for name in ("ipm", "foe"))
+    trial = try_out(named("ipm"), attack_context(honest, f), rule, views, None)
     assert one.strength == pytest.approx(other.strength - 1)
     assert trial.damage(one.strength) > 10
 
 
 def test_models_that_agree_get_the_mean_from_inner_products():
     honest = normal(1, 30).expand(6, 30)
-    message = strongest(named("ipm"), scene_of(honest, 2), nna(f=2), heard_by(honest, None), None)
+    message = strongest(named("ipm"), attack_context(honest, 2), nna(f=2), heard_by(honest, None), None)
     assert message.strength == -1.0
 
 
@@ -234,7 +236,7 @@ def test_the_scale_of_rows_does_not_matter():
     honest, f = normal(9, 60), 2
     views = [heard_by(rows, None) for rows in (honest, 1e-4 * honest)]
     strengths = [
-        strongest(named("dissensus"), scene_of(rows, f), nna(f=f), view, None).strength
+        strongest(named("dissensus"), attack_context(rows, f), nna(f=f), view, None).strength
         for rows, view in zip((honest, 1e-4 * honest), views, strict=True)
     ]
     assert strengths[0] == pytest.approx(strengths[1], rel=1e-6)
@@ -243,9 +245,9 @@ def test_the_scale_of_rows_does_not_matter():
 def test_models_far_from_the_origin_need_a_tiny_strength():
     # (1 - eps) mean leaves the group at eps of about spread / length, here 1e-4.
     honest, f = normal(9, 60) + 1e4, 2
-    message = strongest(named("foe"), scene_of(honest, f), nna(f=f), heard_by(honest, None), None)
+    message = strongest(named("foe"), attack_context(honest, f), nna(f=f), heard_by(honest, None), None)
     assert 1e-6 < abs(message.strength) < 1e-3
-    trial = try_out(named("foe"), scene_of(honest, f), nna(f=f), heard_by(honest, None), None)
+    trial = try_out(named("foe"), attack_context(honest, f), nna(f=f), heard_by(honest, None), None)
     assert trial.damage(message.strength) >= 0.99 * max(trial.damage(1e-6 * k) for k in range(400))
 
 
@@ -255,9 +257,10 @@ def test_the_search_sees_who_hears_whom(attack):
     for seed in range(3):
         honest, f = normal(9, 60, seed=seed) * torch.linspace(0.3, 2.0, 9, dtype=torch.float64)[:, None] + 0.5, 2
         some, everybody = heard_by(honest, random_ears(9, 5, seed)), heard_by(honest, None)
-        damage = try_out(named(attack), scene_of(honest, f), nna(f=f), some, None).damage
+        damage = try_out(named(attack), attack_context(honest, f), nna(f=f), some, None).damage
         seeing, blind = (
-            strongest(named(attack), scene_of(honest, f), nna(f=f), view, None).strength for view in (some, everybody)
+            strongest(named(attack), attack_context(honest, f), nna(f=f), view, None).strength
+            for view in (some, everybody)
         )
         gains.append(damage(seeing) / damage(blind))
     # A search over all n rows misses the cliff where peers that heard less stop believing.
@@ -267,18 +270,18 @@ def test_the_search_sees_who_hears_whom(attack):
 
 def test_columns_are_a_fair_sample():
     honest, f = normal(9, 6000, seed=5), 2
-    rule, views_of, scene = trimmed_mean(f=f), heard_by(honest, None), scene_of(honest, f)
-    whole = try_out(named("alie"), scene, rule, views_of, None, columns=6000)
-    part = try_out(named("alie"), scene, rule, views_of, None, columns=1500)
+    rule, views_of, context = trimmed_mean(f=f), heard_by(honest, None), attack_context(honest, f)
+    whole = try_out(named("alie"), context, rule, views_of, None, columns=6000)
+    part = try_out(named("alie"), context, rule, views_of, None, columns=1500)
     assert whole.sample.shape == (9 + 1 + 1, 6000)
     assert part.sample.shape == (9 + 1 + 1, 1500)
     for s in (0.5, 1.5, 3.0):
         assert part.damage(s) == pytest.approx(whole.damage(s), rel=0.15)
-    sampled = strongest(named("alie"), scene, rule, views_of, None, columns=1500)
-    best = strongest(named("alie"), scene, rule, views_of, None, columns=6000)
+    sampled = strongest(named("alie"), context, rule, views_of, None, columns=1500)
+    best = strongest(named("alie"), context, rule, views_of, None, columns=6000)
     assert whole.damage(sampled.strength) >= 0.98 * whole.damage(best.strength)
     assert sampled.gram is None
-    mixing = strongest(named("alie"), scene, compose(nnm(f=f), rule), views_of, None, columns=1500)
+    mixing = strongest(named("alie"), context, compose(nnm(f=f), rule), views_of, None, columns=1500)
     assert mixing.gram is not None
 
 
@@ -286,22 +289,22 @@ def test_message_fits_what_the_simulation_needs():
     honest, f = normal(6, 30).float(), 2
     views_of = heard_by(honest, None)
     state = named("mimic").start()
-    message = strongest(named("mimic"), scene_of(honest, f), nna(f=f), views_of, state)
+    message = strongest(named("mimic"), attack_context(honest, f), nna(f=f), views_of, state)
     assert message.state.exchanges == 1
     assert message.gram is None
     assert message.coefficients.shape == (1, f, 6)
-    message = strongest(named("equivocating-alie"), scene_of(honest, f), nna(f=f), views_of, None)
+    message = strongest(named("equivocating-alie"), attack_context(honest, f), nna(f=f), views_of, None)
     assert message.coefficients.shape == (6, f, 7)
     assert message.extras.dtype == torch.float32
     assert message.gram.rows == 7
-    again = strongest(named("equivocating-alie"), scene_of(honest, f), nna(f=f), views_of, None)
+    again = strongest(named("equivocating-alie"), attack_context(honest, f), nna(f=f), views_of, None)
     assert again.strength == message.strength
     assert torch.equal(again.coefficients, message.coefficients)
 
 
 def test_no_attackers_send_nothing():
     honest = normal(6, 30)
-    message = strongest(named("label-flip"), scene_of(honest, 0), nna(f=0), heard_by(honest, None), None)
+    message = strongest(named("label-flip"), attack_context(honest, 0), nna(f=0), heard_by(honest, None), None)
     assert message.coefficients.shape == (1, 0, 6)
     assert message.extras.shape == (0, 30)
 
@@ -309,19 +312,19 @@ def test_no_attackers_send_nothing():
 def test_bounds_and_fixed_strengths_are_kept():
     honest, f = normal(9, 60), 2
     views_of = heard_by(honest, None)
-    bounded = strongest(named("alie", bounds=(0.0, 0.5)), scene_of(honest, f), mean(), views_of, None)
+    bounded = strongest(named("alie", bounds=(0.0, 0.5)), attack_context(honest, f), mean(), views_of, None)
     assert bounded.strength == 0.5
-    fixed = strongest(named("alie", strength=0.25), scene_of(honest, f), mean(), views_of, None)
+    fixed = strongest(named("alie", strength=0.25), attack_context(honest, f), mean(), views_of, None)
     assert fixed.strength == 0.25
-    both = strongest(named("alie", bounds=(-3.0, 3.0)), scene_of(honest, f), nna(f=f), views_of, None)
-    one = strongest(named("alie", bounds=(0.0, 3.0)), scene_of(honest, f), nna(f=f), views_of, None)
-    damage = try_out(named("alie"), scene_of(honest, f), nna(f=f), views_of, None).damage
+    both = strongest(named("alie", bounds=(-3.0, 3.0)), attack_context(honest, f), nna(f=f), views_of, None)
+    one = strongest(named("alie", bounds=(0.0, 3.0)), attack_context(honest, f), nna(f=f), views_of, None)
+    damage = try_out(named("alie"), attack_context(honest, f), nna(f=f), views_of, None).damage
     assert damage(both.strength) >= 0.99 * damage(one.strength)
 
 
 def test_peers_that_agree_leave_nothing_to_search():
     honest = normal(1, 30).expand(6, 30)
-    message = strongest(named("alie"), scene_of(honest, 2), nna(f=2), heard_by(honest, None), None)
+    message = strongest(named("alie"), attack_context(honest, 2), nna(f=2), heard_by(honest, None), None)
     assert message.strength == 0.0
 
 
@@ -332,12 +335,12 @@ def test_a_diverged_honest_peer_does_not_stop_the_attack(name, rule, lost):
     honest, f = normal(10, 30) + 0.3, 2
     honest[lost] = math.nan
     attack, rule, views_of = named(name), RULES[rule](f), heard_by(honest, None)
-    message = strongest(attack, scene_of(honest, f), rule, views_of, attack.start())
+    message = strongest(attack, attack_context(honest, f), rule, views_of, attack.start())
     basis = torch.cat([honest, message.extras])
     used = (message.coefficients != 0).flatten(0, 1).any(0)
     assert bool(basis[used].isfinite().all())
     assert not used[lost]
-    trial = try_out(attack, scene_of(honest, f), rule, views_of, attack.start())
+    trial = try_out(attack, attack_context(honest, f), rule, views_of, attack.start())
     assert 0.0 < trial.damage(message.strength) < math.inf
     if attack.strength is None:
         least = trial.damage(0.0) if name not in ("ipm",) else 0.0
@@ -349,7 +352,7 @@ def test_a_lost_column_of_one_peer_is_seen_outside_the_sample():
     honest, f = normal(10, 4000), 2
     honest[4, 7] = math.nan
     message = strongest(
-        named("alie"), scene_of(honest, f), trimmed_mean(f=f), heard_by(honest, None), None, columns=200
+        named("alie"), attack_context(honest, f), trimmed_mean(f=f), heard_by(honest, None), None, columns=200
     )
     assert not (message.coefficients[..., 4] != 0).any()
     assert bool(message.extras.isfinite().all())
@@ -365,13 +368,13 @@ def test_the_better_sign_is_found(rule, attack, gain):
     for seed in range(4):
         honest = normal(10, 200, seed=seed) + 0.3
         make = caf(f=f) if rule == "caf" else RULES[rule](f)
-        trial = try_out(named(attack), scene_of(honest, f), make, heard_by(honest, None), None)
+        trial = try_out(named(attack), attack_context(honest, f), make, heard_by(honest, None), None)
         (low, high), unit = trial.range()
         assert low == -high
         steps = [unit * math.sinh(y / 40 * math.asinh(high / unit)) for y in range(41)]
         one, other = (max(trial.damage(sign * s) for s in steps) for sign in (1.0, -1.0))
         ratios.append(other / one)
-        message = strongest(named(attack), scene_of(honest, f), make, heard_by(honest, None), None)
+        message = strongest(named(attack), attack_context(honest, f), make, heard_by(honest, None), None)
         shares.append(trial.damage(message.strength) / max(one, other))
     assert max(ratios) > gain  # the other sign is the better one somewhere
     assert sum(shares) / 4 > 0.95
@@ -382,7 +385,7 @@ def test_attackers_know_the_shuffle():
     rule, views_of, attack = compose(bucketing(size=2), krum(f=2)), heard_by(honest, None), named("alie")
     damages = []
     for key in (5, 6):
-        trial = try_out(attack, scene_of(honest, f), rule, views_of, None, key=key)
+        trial = try_out(attack, attack_context(honest, f), rule, views_of, None, key=key)
         sent = attack.send(trial.context, 1.3, trial.state)
         basis = torch.cat([honest, trial.extras])
         output = rule(views_of(trial.extras, sent).views[0] @ basis, key=key)
