@@ -21,7 +21,7 @@ from save_helpers import QUIET, tuned
 def test_training_evaluation_and_prediction_read_the_same_prompts(tmp_path):
     run = tuned(tmp_path, model="tiny-qwen", chat=True)
     result = json.loads((run / "result.json").read_text())
-    jobs.replay(run, save=tmp_path / "saved", verify=True, reporter=QUIET)
+    assert jobs.replay(run, save=tmp_path / "saved", verify=True, reporter=QUIET).agrees
     config = TuneConfig.from_json(json.loads((run / "config.json").read_text()))
     saved = dataclasses.replace(config, model=str(tmp_path / "saved"))
     how = {"mode": "zero-shot", "num_demonstrations": 0, "out": None, "reporter": QUIET}

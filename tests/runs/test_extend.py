@@ -140,7 +140,7 @@ def test_a_rate_from_the_coefficients_is_in_the_ledger_and_replays(tmp_path):
     run = tmp_path / "run"
     h.tune(h.config(tmp_path, steps=4, lr="auto", walk=9.0), run)
     assert {move.lrs for move in ledger.read(run / "ledger").moves} == {(0.45 * 1e-3,)}
-    jobs.replay(run, verify=True, reporter=QUIET)
+    assert jobs.replay(run, verify=True, reporter=QUIET).agrees
     with pytest.raises(BadInput, match=r"has --lr auto, which depends on the number of steps \(4\)"):
         h.tune(h.config(tmp_path, steps=401, lr="auto"), run, resume=True)
 

@@ -52,7 +52,7 @@ def test_a_run_in_place_has_the_numbers_of_decoded_weights(path, tmp_path, schem
 @pytest.mark.parametrize("scheme", ["lora", "head"])
 def test_a_run_in_place_is_replayed_and_saved(path, tmp_path, scheme):
     run = tuned(tmp_path, model=str(path), scheme=scheme)
-    jobs.replay(run, verify=True, reporter=QUIET)
+    assert jobs.replay(run, verify=True, reporter=QUIET).agrees
     rebuilt, _ = replay.rebuild(run, until=json.loads((run / "result.json").read_text())["selected_step"])
     assert any(isinstance(weight, StoredWeight) for weight in rebuilt.lm.model.parameters())
     ids = torch.arange(3, 12)[None]
@@ -84,4 +84,4 @@ def test_an_adapter_over_a_gguf_is_merged_where_a_scheme_needs_it(path, tmp_path
     shutil.copy(path, tmp_path / path.name)
     (tmp_path / "second").mkdir()
     second = tuned(tmp_path / "second", model=str(tmp_path / "saved"), scheme="head")
-    jobs.replay(second, verify=True, reporter=QUIET)
+    assert jobs.replay(second, verify=True, reporter=QUIET).agrees

@@ -334,7 +334,7 @@ def test_a_saved_adapter_is_evaluated_tuned_further_and_saved_again(tmp_path, sc
     assert second["zero_shot"] == result["test"]
     assert second["weights_sha256"] != result["weights_sha256"]
     assert second["tuned_parameters"] == result["tuned_parameters"]
-    jobs.replay(tmp_path / "second", save=tmp_path / "twice", verify=True, reporter=QUIET)
+    assert jobs.replay(tmp_path / "second", save=tmp_path / "twice", verify=True, reporter=QUIET).agrees
     rebuilt, _ = replay.rebuild(tmp_path / "second", until=selected(tmp_path / "second"))
     assert torch.equal(logits(load(tmp_path / "twice")), logits(rebuilt.lm.model))
     assert json.loads((tmp_path / "twice" / "adapter_config.json").read_text())["base_model_name_or_path"] == model
@@ -362,7 +362,7 @@ def test_all_weights_are_tuned_with_the_adapter_merged(tmp_path, scheme):
     scores = json.loads((tmp_path / "a" / "run" / "result.json").read_text())["test"]
     result = json.loads((run / "result.json").read_text())
     assert result["zero_shot"] == pytest.approx(scores, rel=1e-4)
-    jobs.replay(run, save=tmp_path / "saved", verify=True, reporter=QUIET)
+    assert jobs.replay(run, save=tmp_path / "saved", verify=True, reporter=QUIET).agrees
     assert not (tmp_path / "saved" / "adapter_config.json").exists()
     text = (tmp_path / "saved" / "README.md").read_text()
     assert "`tiny-llama` with the adapter `./one` tuned further on" in text
@@ -382,7 +382,7 @@ def test_adapters_of_others_are_tuned_further_and_loaded_by_peft(tmp_path, kind)
     folder = adapters.save_adapter(tmp_path / "adapter", name, **settings)
     scheme = {"Lora": "lora", "PrefixTuning": "prefix", "PromptTuning": "prompt"}[name]
     run = tuned(tmp_path, model=str(folder), scheme=scheme)
-    jobs.replay(run, save=tmp_path / "saved", verify=True, reporter=QUIET)
+    assert jobs.replay(run, save=tmp_path / "saved", verify=True, reporter=QUIET).agrees
     rebuilt, _ = replay.rebuild(run, until=selected(run))
     again = adapters.by_peft(tmp_path / "saved", settings.get("base", "tiny-llama"))
     assert torch.equal(logits(again), logits(rebuilt.lm.model))

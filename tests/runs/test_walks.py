@@ -64,7 +64,7 @@ def test_a_run_measures_it_once_and_keeps_it(tmp_path):
     ((rate,),) = {move.lrs for move in contents.moves}
     assert rate == pytest.approx(1e-3 * min(0.45, walk / 2))
     assert json.loads((run / "result.json").read_text())["forwards"] == 2 * 4  # what was measured is not among them
-    jobs.replay(run, verify=True, reporter=QUIET)
+    assert jobs.replay(run, verify=True, reporter=QUIET).agrees
     (run / "result.json").unlink()
     kept = (run / "ledger").read_bytes()
     jobs.tune(config, run, resume=True, reporter=reporter)  # on with the walk that it has
