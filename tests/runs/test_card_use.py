@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import warnings
@@ -10,6 +11,7 @@ import pytest
 
 import gradless as gl
 import run_helpers as h
+from cli_helpers import call
 from gradless.runs import jobs
 from save_helpers import QUIET, tuned
 
@@ -22,11 +24,11 @@ def blocks(folder):
     return commands, code
 
 
-def probabilities(folder, monkeypatch):
-    """What the card's code computes, run where the folder lies."""
+def names_of(folder, monkeypatch, *, with_base=True):
+    """What the card's code computes, run where the folder lies: its variables; ``with_base`` saves the base first."""
     monkeypatch.chdir(folder.parent)
     commands, code = blocks(folder)
-    for command in commands:
+    for command in commands if with_base else ():
         program, option, text = shlex.split(command)
         assert (program, option) == ("python", "-c")
         with warnings.catch_warnings():
@@ -38,7 +40,7 @@ def probabilities(folder, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of other libraries
         exec(code, names)
-    return names["row"], names["probabilities"]
+    return names
 
 
 def saved(tmp_path, **changes):
@@ -65,7 +67,28 @@ CASES = [
 @pytest.mark.parametrize(("scheme", "model", "own"), CASES)
 def test_the_code_of_the_card_gives_the_same_probabilities(tmp_path, monkeypatch, scheme, model, own):
     folder = saved(tmp_path, scheme=scheme, model=model, own={**h.sentiment(tmp_path / "data"), **own})
-    row, shown = probabilities(folder, monkeypatch)
+    names = names_of(folder, monkeypatch)
+    row, shown = names["row"], names["probabilities"]
     (prediction,) = gl.load_classifier(folder).predict([row])
     assert list(shown) == list(prediction.probabilities)
     assert list(shown.values()) == pytest.approx(list(prediction.probabilities.values()), abs=5e-5)
+
+
+@pytest.mark.parametrize("scheme", ["full", "lora", "prefix"])
+def test_the_code_of_the_card_writes_by_the_logits_alone(tmp_path, monkeypatch, capsys, scheme):
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "Say the question of a row"}) + "\n")
+    own = {"train": str(tmp_path / "rows.jsonl"), "test": str(tmp_path / "rows.jsonl"), "template": "{question} :"}
+    rows = {"num_train": 1, "num_dev": 0, "num_test": 1, "batch_size": 1}
+    rewarded = {"method": "es", "reward": ("length:9",), "max_new_tokens": 12, "stop": ("zz", "e")}
+    folder = saved(tmp_path, scheme=scheme, own=own, lr=1e-3, **rows, **rewarded)
+    names = names_of(folder, monkeypatch)
+    plain = names["text"].strip()
+    assert capsys.readouterr().out.endswith(f"{plain}\n")
+    spec = (folder if scheme == "full" else folder.parent / "base") / "generation_config.json"
+    theirs = json.loads(spec.read_text()) if spec.exists() else {}
+    spec.write_text(json.dumps(theirs | {"repetition_penalty": 9.0, "suppress_tokens": names["tokens"].tolist()}))
+    assert names_of(folder, monkeypatch, with_base=False)["text"].strip() == plain
+    (tmp_path / "shown.jsonl").write_text(json.dumps(names["row"]) + "\n")
+    done = call("predict", folder, "--input", tmp_path / "shown.jsonl", "--output", tmp_path / "written.jsonl")
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "written.jsonl").read_text())["predicted_text"] == plain

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 from gradless.lm.encode import completions_of
+from gradless.lm.generation import end_tokens
 from gradless.lm.loading import LanguageModel
 from gradless.lm.model_names import is_gguf
 from gradless.lm.predict import reading_limit
@@ -76,7 +77,9 @@ def usage(model: LanguageModel, spec: Spec, *, location: str, adapter: bool, bas
     prompt = _prompt(model, spec)
     auto = "AutoModelForMaskedLM" if model.masked else "AutoModelForCausalLM"
     lines = ["import torch", *(["from peft import PeftModel"] if adapter else [])]
-    lines += [f"from transformers import {auto}, AutoTokenizer", ""]
+    task = spec.make_task()
+    generation = ", GenerationConfig" if task.kind == "generation" else ""
+    lines += [f"from transformers import {auto}, AutoTokenizer{generation}", ""]
     lines += [f"tokenizer = AutoTokenizer.from_pretrained({_text(location)})"]
     if adapter:
         at = f', revision="{base.revision}"' if base.revision else ""
@@ -87,9 +90,8 @@ def usage(model: LanguageModel, spec: Spec, *, location: str, adapter: bool, bas
         lines += [f'model = {auto}.from_pretrained({_text(location)}, dtype="float32").eval()']
     lines += [f"row = {_table(prompt.row)}"] if prompt.row else []
     lines += [f"prompt = {prompt.expression}"]
-    task = spec.make_task()
     if task.kind == "generation":
-        lines += _generating(model, task)
+        lines += _generating(model, task, adapter=adapter)
     elif model.masked:
         lines += _filling(prompt)
     else:
@@ -136,16 +138,18 @@ def _filling(prompt: Prompt) -> list[str]:
     ]
 
 
-def _generating(model: LanguageModel, task: Task) -> list[str]:
-    """Return lines that generate an answer greedily."""
-    cut = f".split({_text(task.stop)})[0]" if task.stop else ""
+def _generating(model: LanguageModel, task: Task, *, adapter: bool) -> list[str]:
+    """Return lines that generate an answer greedily, without penalties and the like of the model's own settings."""
     special = ", add_special_tokens=False" if model.chat is not None else ""
+    settings = f"do_sample=False, max_new_tokens={task.max_new_tokens}, eos_token_id={end_tokens(model, ()) or None}"
     return [
+        f"{'base' if adapter else 'model'}.generation_config = GenerationConfig({settings})",
         f'ids = tokenizer(prompt{special}, return_tensors="pt").input_ids',
         "with torch.no_grad():",
-        "    tokens = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False,",
-        f"                            max_new_tokens={task.max_new_tokens})[0, ids.shape[1] :]",
-        f"print(tokenizer.decode(tokens, skip_special_tokens=True){cut}.strip())",
+        "    tokens = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))[0, ids.shape[1] :]",
+        "text = tokenizer.decode(tokens, skip_special_tokens=True)",
+        *(f"text = text.partition({_text(stop)})[0]" for stop in task.stops),
+        "print(text.strip())",
     ]
 
 
