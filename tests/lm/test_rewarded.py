@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -56,6 +57,28 @@ def test_members_alone_and_together_have_the_same_rewards(scheme, directions):
     assert sketches[0] == sketches[1]
     assert made["stream"].members[:4] == made["dual"].members
     assert len({one.reward for one in made["dual"].members}) > 1
+
+
+def jamba() -> lm.LanguageModel:
+    """A model of one state-space layer and one of attention."""
+    from transformers import JambaConfig, JambaForCausalLM
+
+    base = lm.tiny("llama")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "mamba_d_state": 4}
+        heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_experts": 1, "num_experts_per_tok": 1}
+        layers = {"attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False, "mamba_dt_rank": 2}
+        config = JambaConfig(vocab_size=base.num_embeddings, pad_token_id=0, **sizes, **heads, **layers)
+        return dataclasses.replace(base, model=JambaForCausalLM(config).eval())
+
+
+@pytest.mark.filterwarnings("ignore:the dual engine cannot be used here")
+def test_members_of_a_model_with_recurrent_layers_write_one_after_the_other():
+    """States of its layers are no keys and values, which members that write together carry along."""
+    sketches = [probed(model, engine, closure(model)) for engine, model in (("stream", jamba()), ("dual", jamba()))]
+    assert sketches[0] == sketches[1]
+    assert any(sketches[0].coeffs)
 
 
 def test_micro_batches_draw_and_earn_the_same():

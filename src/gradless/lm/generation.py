@@ -203,7 +203,7 @@ def write_members(lm: LanguageModel, prompts: Prompts, choose: Choose, call: Cal
 
 
 def decodes_together(lm: LanguageModel) -> bool:
-    """Return whether `generate_members` fits a model: one without virtual tokens, which PEFT keeps in the cache."""
+    """Return whether `write_members` fits a model: one without virtual tokens, which PEFT keeps in the cache."""
     return not lm.masked and not any(adapter.is_prompt_learning for adapter in lm.adapters)
 
 
