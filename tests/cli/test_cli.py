@@ -38,21 +38,21 @@ LISTS = {
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_an_example(command):
     for flag in ("--help", "-h"):
-        found = call(command, flag)
-        assert found.exit_code == 0
-        assert f"gradless {command} " in found.output.split("Usage:")[1].split("\n", 1)[1]
+        result = call(command, flag)
+        assert result.exit_code == 0
+        assert f"gradless {command} " in result.output.split("Usage:")[1].split("\n", 1)[1]
 
 
 def test_help_lists_the_commands_and_the_version_is_told():
-    found = call("--help")
-    assert all(f"  {command}" in found.output for command in COMMANDS)
+    result = call("--help")
+    assert all(f"  {command}" in result.output for command in COMMANDS)
     assert "0.1" in call("--version").output
 
 
 def test_the_module_runs_and_answers_at_once():
-    found = subprocess.run([sys.executable, "-m", "gradless", "list", "models"], capture_output=True, text=True)
-    assert found.returncode == 0, found.stderr
-    assert "tiny-llama" in found.stdout
+    process = subprocess.run([sys.executable, "-m", "gradless", "list", "models"], capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert "tiny-llama" in process.stdout
     wrong = subprocess.run([sys.executable, "-m", "gradless", "tunne"], capture_output=True, text=True)
     assert wrong.returncode == 2
     assert wrong.stderr.splitlines() == [
@@ -63,12 +63,12 @@ def test_the_module_runs_and_answers_at_once():
 
 @pytest.mark.parametrize(("what", "entry"), LISTS.items())
 def test_lists(what, entry):
-    found = call("list", what)
-    assert found.exit_code == 0
-    names = [line.split()[0] for line in found.output.splitlines()]
+    result = call("list", what)
+    assert result.exit_code == 0
+    names = [line.split()[0] for line in result.output.splitlines()]
     assert entry in names
     assert len(names) == len(set(names))
-    assert all(len(line.split(maxsplit=1)) == 2 for line in found.output.splitlines())
+    assert all(len(line.split(maxsplit=1)) == 2 for line in result.output.splitlines())
     if what == "tasks":
         assert names == tasks.names()
 
@@ -184,12 +184,12 @@ def test_a_broken_gguf_is_refused(tune, tmp_path):
 
 def test_an_existing_run_is_not_overwritten(tune, tmp_path, own):
     assert call(*tune).exit_code == 0
-    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    files = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     refused(call(*tune), "already holds a run", "--resume")
     refused(call(*tune, "--resume", "--lr", "0.5"), "other settings", "lr was 1e-06 and is now 0.5")
     refused(call(*tune, "--resume", "--labels", "0=bad,1=good"), "labels was", "0=bad")
     refused(call("eval", "--model", "tiny-llama", *own, "--out", tmp_path / "run"), "already holds")
-    assert before == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    assert files == {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir()}
     again = call(*tune, "--resume")
     assert again.exit_code == 0
     assert "is finished" in again.output
@@ -237,10 +237,10 @@ def test_paths_that_cannot_be_are_refused(tune, tmp_path):
 
 def test_what_names_hold_moves_nothing_on_the_terminal(tune, tmp_path):
     odd = tmp_path / "\x1b[31mred\u202e\n[blue]"
-    found = call(*tune, "--out", odd, "--labels", "0=bad\x1b[5m,1=good\u2066[red]")
-    assert found.exit_code == 0, found.output
+    result = call(*tune, "--out", odd, "--labels", "0=bad\x1b[5m,1=good\u2066[red]")
+    assert result.exit_code == 0, result.output
     for output in (
-        found.output,
+        result.output,
         call("report", odd).output,
         call(*tune, "--out", odd).output,
         call("plan", "--model", odd).output,

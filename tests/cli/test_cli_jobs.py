@@ -19,11 +19,11 @@ from gradless.runs import replay
 # a full disk
 
 
-@pytest.mark.parametrize("place", ["ledger", "metrics.jsonl", "result.json", "config.json"])
-def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tune, tmp_path, monkeypatch, place):
+@pytest.mark.parametrize("file_name", ["ledger", "metrics.jsonl", "result.json", "config.json"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tune, tmp_path, monkeypatch, file_name):
     full = OSError(errno.ENOSPC, "No space left on device")
     with monkeypatch.context() as patch:
-        if place == "ledger":
+        if file_name == "ledger":
             true_write, count = os.write, [0]
 
             def write(file, data):
@@ -40,7 +40,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(tune, tmp_p
 
             def open_(path, *args, **kwargs):
                 mode = args[0] if args else kwargs.get("mode", "r")
-                if path.name.startswith(place) and mode in ("w", "a"):
+                if path.name.startswith(file_name) and mode in ("w", "a"):
                     true_open(path, mode).close()
                     raise OSError(full.errno, full.strerror, str(path))
                 return true_open(path, *args, **kwargs)
@@ -67,8 +67,8 @@ def test_a_full_disk_while_saving_leaves_no_folder(tune, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(model, "save_pretrained", save_pretrained)
-    found = call("replay", tmp_path / "run", "--save", tmp_path / "saved" / "model")
-    refused(found, "No space left on device", code=1)
+    result = call("replay", tmp_path / "run", "--save", tmp_path / "saved" / "model")
+    refused(result, "No space left on device", code=1)
     assert not (tmp_path / "saved").exists()
 
 
@@ -77,10 +77,10 @@ def test_a_full_disk_while_saving_leaves_no_folder(tune, tmp_path, monkeypatch):
 
 
 def test_tune_prints_what_it_did_and_is_silent_on_stderr(tune, tmp_path):
-    found = call(*tune)
-    assert found.exit_code == 0
-    assert found.stderr == ""
-    lines = found.stdout.splitlines()
+    result = call(*tune)
+    assert result.exit_code == 0
+    assert result.stderr == ""
+    lines = result.stdout.splitlines()
     assert any(line.startswith("zero-shot test: accuracy") for line in lines)
     assert any(line.startswith("tune 3/3  loss ") for line in lines)
     assert any(line.startswith("test accuracy: ") and "->" in line for line in lines)
@@ -92,11 +92,11 @@ def test_tune_prints_what_it_did_and_is_silent_on_stderr(tune, tmp_path):
 @pytest.mark.parametrize("mode", ["zero-shot", "icl", "calibrated"])
 def test_eval_in_three_modes(own, tmp_path, mode):
     arguments = ["eval", "--model", "tiny-llama", *own, "--mode", mode, "--num-demonstrations", "3"]
-    found = call(*arguments, "--num-test", "20", "--out", tmp_path / "out")
-    assert found.exit_code == 0, found.output
+    invocation = call(*arguments, "--num-test", "20", "--out", tmp_path / "out")
+    assert invocation.exit_code == 0, invocation.output
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["mode"] == mode
-    assert f"accuracy {result['test']['accuracy']:.4f}" in found.output
+    assert f"accuracy {result['test']['accuracy']:.4f}" in invocation.output
     low, high = result["interval"]["test"]
     assert low <= result["test"]["accuracy"] <= high
     refused(call(*arguments, "--out", tmp_path / "out"), "already holds")
@@ -104,8 +104,8 @@ def test_eval_in_three_modes(own, tmp_path, mode):
 
 def test_eval_of_a_linear_probe(own, tmp_path):
     arguments = ["eval", "--model", "tiny-llama", *own, "--num-dev", "12", "--mode", "probe", "--out", tmp_path / "out"]
-    found = call(*arguments)
-    assert found.exit_code == 0, found.output
+    invocation = call(*arguments)
+    assert invocation.exit_code == 0, invocation.output
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     assert result["mode"] == "probe"
     assert result["test"]["accuracy"] > 0.6  # the word before the last is in plain sight
@@ -117,11 +117,11 @@ def test_eval_of_a_linear_probe(own, tmp_path):
 
 
 def test_eval_needs_only_test_rows(own):
-    found = call("eval", "--model", "tiny-roberta", *without(own, "--train"), "--template", "{text} so {mask}.")
-    assert found.exit_code == 0, found.output
+    result = call("eval", "--model", "tiny-roberta", *without(own, "--train"), "--template", "{text} so {mask}.")
+    assert result.exit_code == 0, result.output
     refused(call("eval", "--model", "tiny-llama", *without(own, "--test")), "no test rows")
-    found = call("eval", "--model", "tiny-llama", *without(own, "--train"), "--mode", "icl")
-    refused(found, "demonstrations")
+    result = call("eval", "--model", "tiny-llama", *without(own, "--train"), "--mode", "icl")
+    refused(result, "demonstrations")
 
 
 def test_a_task_file_stands_for_the_options(tune, tmp_path, own):
@@ -137,8 +137,8 @@ def test_a_task_file_stands_for_the_options(tune, tmp_path, own):
     )
     (tmp_path / "task.toml").write_text(text + '[labels]\n0 = "terrible"\n1 = "great"\n')
     rest = tune[:3] + tune[3 + len(own) :]
-    found = call(*rest, "--task-file", tmp_path / "task.toml", "--out", tmp_path / "toml")
-    assert found.exit_code == 0, found.output
+    result = call(*rest, "--task-file", tmp_path / "task.toml", "--out", tmp_path / "toml")
+    assert result.exit_code == 0, result.output
     assert call(*tune).exit_code == 0
     hashes = {json.loads((tmp_path / name / "result.json").read_text())["weights_sha256"] for name in ("run", "toml")}
     assert len(hashes) == 1
@@ -153,25 +153,25 @@ def test_a_task_file_stands_for_the_options(tune, tmp_path, own):
 
 
 def test_a_run_on_a_known_task_from_its_files(tmp_path):
-    found = call(
+    result = call(
         *("tune", "--model", "tiny-qwen", "--task", "SQuAD", "--data", h.squad(tmp_path / "squad"), "--steps", "2"),
         *("--batch-size", "2", "--num-train", "6", "--num-dev", "2", "--num-test", "2", "--out", tmp_path / "run"),
     )
-    assert found.exit_code == 0, found.output
-    assert "test token_f1" in found.output
+    assert result.exit_code == 0, result.output
+    assert "test token_f1" in result.output
 
 
 def test_replay_goes_to_any_step(tune, tmp_path):
     assert call(*tune).exit_code == 0
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    found = call("replay", tmp_path / "run", "--verify")
-    assert found.exit_code == 0
-    assert f"step {result['selected_step']}: weights {result['weights_sha256']}" in found.output
+    invocation = call("replay", tmp_path / "run", "--verify")
+    assert invocation.exit_code == 0
+    assert f"step {result['selected_step']}: weights {result['weights_sha256']}" in invocation.output
     hashes = set()
     for step in range(4):
-        found = call("replay", tmp_path / "run", "--until", step)
-        assert found.output.startswith(f"step {step}: weights ")
-        hashes.add(found.output.split()[-1])
+        invocation = call("replay", tmp_path / "run", "--until", step)
+        assert invocation.output.startswith(f"step {step}: weights ")
+        hashes.add(invocation.output.split()[-1])
     assert len(hashes) == 4
     refused(call("replay", tmp_path / "run", "--until", 4), "holds 3 steps")
     refused(call("replay", tmp_path / "run", "--until", -1), "until is -1: give a whole number of at least 0")
@@ -198,8 +198,8 @@ def test_a_saved_model_loads_with_transformers(tune, tmp_path, monkeypatch, mode
     assert call(*tune, "--model", model, *template, "--lr", "1e-3").exit_code == 0
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")  # relative paths
-    found = call("replay", tmp_path / "run", "--until", "2", "--save", where)
-    assert found.exit_code == 0, found.output
+    result = call("replay", tmp_path / "run", "--until", "2", "--save", where)
+    assert result.exit_code == 0, result.output
     head = AutoModelForMaskedLM if masked else AutoModelForCausalLM
     with lm.quiet_transformers():
         saved, report = head.from_pretrained(where, output_loading_info=True)

@@ -26,9 +26,9 @@ SHORT = "--recipe monna-digits --steps 4 --eval-every 2"
 
 
 def test_a_single_run_and_its_report(tmp_path):
-    found = call(f"simulate {SHORT} --out {tmp_path / 'a'}")
-    assert found.exit_code == 0, found.output
-    assert "worst honest accuracy" in found.output
+    invocation = call(f"simulate {SHORT} --out {tmp_path / 'a'}")
+    assert invocation.exit_code == 0, invocation.output
+    assert "worst honest accuracy" in invocation.output
     result = json.loads((tmp_path / "a" / "result.json").read_text())
     assert {"worst_accuracy", "mean_accuracy", "consensus_distance", "alpha", "lambda"} <= result.keys()
     assert {"gradients_per_peer", "bytes_per_peer_step"} <= result.keys()
@@ -42,12 +42,12 @@ OWN = "--peers 5 --byzantine 1 --attack sign-flip --steps 2 --eval-every 2 --bat
 
 @pytest.mark.sweep
 def test_own_arrays_and_images_need_no_other_setting(tmp_path):
-    """--data alone names them; network, shape and classes come from the data, and what was found is said."""
+    """--data alone names them; network, shape and classes come from the data, and are printed."""
     image = pytest.importorskip("PIL.Image")
     rows = np.random.default_rng(0).normal(size=(50, 6))
     np.savez(tmp_path / "a.npz", x=rows, y=np.where(np.arange(50) < 46, "well", "ill"))
-    found = call(f"simulate {OWN} --data {tmp_path / 'a.npz'} --out {tmp_path / 'arrays'}")
-    assert found.exit_code == 0, found.output
+    result = call(f"simulate {OWN} --data {tmp_path / 'a.npz'} --out {tmp_path / 'arrays'}")
+    assert result.exit_code == 0, result.output
     for sentence in (
         "a.npz: every fifth row of a class is for testing: 9 of 50",
         "a.npz: no test row has the class ill\n",
@@ -58,15 +58,15 @@ def test_own_arrays_and_images_need_no_other_setting(tmp_path):
         "4 honest peers with",
         "of 41 in all; equal parts, as large as the scarcest class allows: --split dirichlet-workers or iid",
     ):
-        assert found.output.count(sentence) == 1, sentence
+        assert result.output.count(sentence) == 1, sentence
     for label in range(3):
         (tmp_path / "scans" / str(label)).mkdir(parents=True)
         for number in range(10):
             image.new("RGB", (9, 7), (80 * label, number, 0)).save(tmp_path / "scans" / str(label) / f"{number}.png")
     several = "--attack ipm --split iid --net logreg"
-    found = call(f"simulate {OWN} {several} --data {tmp_path / 'scans'} --out {tmp_path / 'images'}")
-    assert found.exit_code == 0, found.output
-    assert found.output.count("24 training rows of 7 x 9 pixels, channels: 3, in 3 classes: 0, 1, 2") == 1
+    result = call(f"simulate {OWN} {several} --data {tmp_path / 'scans'} --out {tmp_path / 'images'}")
+    assert result.exit_code == 0, result.output
+    assert result.output.count("24 training rows of 7 x 9 pixels, channels: 3, in 3 classes: 0, 1, 2") == 1
     config = json.loads((tmp_path / "images" / "runs" / first(tmp_path / "images") / "config.json").read_text())
     assert (config["dataset"], config["image_size"]) == ("folder", None)
     assert call(f"split --data {tmp_path / 'scans'} --peers 3 --picture {tmp_path / 'p.png'}").exit_code == 0
@@ -102,10 +102,10 @@ def test_a_grid_may_have_several_workers(tmp_path, monkeypatch):
         return real(jobs, 1, reporter)
 
     monkeypatch.setattr(workers, "results", alone)
-    found = call(f"simulate {SHORT} --attack foe --attack ipm --workers 2 --out {tmp_path}")
+    result = call(f"simulate {SHORT} --attack foe --attack ipm --workers 2 --out {tmp_path}")
     assert asked[-1] == 2
-    assert found.exit_code == 0, found.output
-    assert {"1/2", "2/2"} <= set(found.output.split())
+    assert result.exit_code == 0, result.output
+    assert {"1/2", "2/2"} <= set(result.output.split())
 
 
 def test_a_grid_goes_on_with_one_more_attack(tmp_path):
@@ -131,7 +131,7 @@ def test_torn_files_count_as_unfinished(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ("--seed -1", "seed is -1"),
         ("--device foo", "foo"),
@@ -152,34 +152,34 @@ def test_torn_files_count_as_unfinished(tmp_path):
         ("--dataset mnist", "needs files"),
     ],
 )
-def test_bad_input(tmp_path, options, said):
-    found = call(f"simulate {SHORT} {options} --out {tmp_path / 'out'}")
-    assert found.exit_code == 2, found.output
-    assert said in found.output
-    assert found.output.count("\n") <= 2
+def test_bad_input(tmp_path, options, message):
+    result = call(f"simulate {SHORT} {options} --out {tmp_path / 'out'}")
+    assert result.exit_code == 2, result.output
+    assert message in result.output
+    assert result.output.count("\n") <= 2
     assert not (tmp_path / "out").exists()
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").touch()
     for attacks in ("--attack foe", "--attack foe --attack ipm"):
-        found = call(f"simulate {SHORT} {attacks} --out {tmp_path / 'file'}")
-        assert found.exit_code == 2
-        assert "is a file" in found.output
+        result = call(f"simulate {SHORT} {attacks} --out {tmp_path / 'file'}")
+        assert result.exit_code == 2
+        assert "is a file" in result.output
 
 
 def test_another_program_s_folder_is_left_alone(tmp_path):
     (tmp_path / "results.jsonl").write_text('{"id": "x"}\n')
-    found = call(f"simulate {SHORT} --out {tmp_path}")
-    assert found.exit_code == 2
+    result = call(f"simulate {SHORT} --out {tmp_path}")
+    assert result.exit_code == 2
     assert (tmp_path / "results.jsonl").read_text() == '{"id": "x"}\n'
 
 
 def test_the_picture_of_a_split(tmp_path):
-    found = call(
+    result = call(
         f"split --dataset digits --peers 6 --split dirichlet-workers --split-parameter 1 --picture {tmp_path}/p.png"
     )
-    assert found.exit_code == 0, found.output
+    assert result.exit_code == 0, result.output
     assert (tmp_path / "p.png").stat().st_size > 5000
     refused(
         call(f"split --peers 3 --byzantine 3 --picture {tmp_path}/x.png"), "byzantine is 3: give a number from 0 to 2"
@@ -188,19 +188,19 @@ def test_the_picture_of_a_split(tmp_path):
 
 @pytest.mark.parametrize("what", ["aggregators", "attacks", "algorithms", "splits", "recipes"])
 def test_lists(what):
-    found = CliRunner().invoke(commands.main, ["list", what])
-    assert found.exit_code == 0
-    assert len(found.output.splitlines()) >= 6
+    result = CliRunner().invoke(commands.main, ["list", what])
+    assert result.exit_code == 0
+    assert len(result.output.splitlines()) >= 6
     if what == "aggregators":
-        assert "(Farhadkhani et al. 2023; n > 2 f; cost G)" in found.output
+        assert "(Farhadkhani et al. 2023; n > 2 f; cost G)" in result.output
 
 
 def settings(monkeypatch, line: str) -> list[CollabConfig]:
     """What a command line would run."""
     asked: list[CollabConfig] = []
     monkeypatch.setattr(study, "run_all", lambda configs, out, **how: asked.extend(configs) or [{"status": "done"}] * 2)
-    found = call(f"simulate {line} --out unused")
-    assert found.exit_code == 0, found.output
+    result = call(f"simulate {line} --out unused")
+    assert result.exit_code == 0, result.output
     return asked
 
 
@@ -256,9 +256,9 @@ def test_nna_may_keep_a_part_of_all_peers():
 
 
 def test_a_run_that_went_wrong_says_what_to_do(tmp_path):
-    found = call(f"simulate {SHORT} --algorithm d-sgd --attack nan --out {tmp_path / 'a'}")
-    assert found.exit_code == 1
-    assert "diverged\nhonest models are not finite: try a lower --lr" in found.output
+    result = call(f"simulate {SHORT} --algorithm d-sgd --attack nan --out {tmp_path / 'a'}")
+    assert result.exit_code == 1
+    assert "diverged\nhonest models are not finite: try a lower --lr" in result.output
 
 
 def test_mixing_that_drives_peers_apart_is_told():
@@ -295,15 +295,15 @@ def test_mixing_that_drives_peers_apart_is_told():
     ],
 )
 def test_settings_that_nothing_reads_are_refused(tmp_path, options, sentence):
-    found = call(shlex.join(["simulate", *options, "--steps", "1", "--out", str(tmp_path / "out")]))
-    refused(found, sentence)
+    result = call(shlex.join(["simulate", *options, "--steps", "1", "--out", str(tmp_path / "out")]))
+    refused(result, sentence)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_setting_that_one_of_several_runs_reads_is_taken(tmp_path):
     both = ("--algorithm", "monna", "--algorithm", "nna", "--momentum", "0.5")
-    found = call(shlex.join(["simulate", *both, "--steps", "1", "--eval-rows", "9", "--out", str(tmp_path / "out")]))
-    assert found.exit_code == 0, found.output
+    result = call(shlex.join(["simulate", *both, "--steps", "1", "--eval-rows", "9", "--out", str(tmp_path / "out")]))
+    assert result.exit_code == 0, result.output
 
 
 def test_an_option_that_takes_one_value_says_which_counts(tmp_path):
@@ -321,8 +321,8 @@ NINE = "--peers 9 --byzantine 1 --attack sign-flip --steps 2 --eval-every 2 --ba
 def test_graphs_are_an_axis_and_files_count_from_anywhere(tmp_path, monkeypatch):
     (tmp_path / "ring.txt").write_text("".join(f"p{k} p{(k + 1) % 9}\n" for k in range(9)))
     monkeypatch.chdir(tmp_path)
-    found = call(f"simulate {NINE} --topology k-ring --degree 4 --degree 6 --out study")
-    assert found.exit_code == 0, found.output
+    result = call(f"simulate {NINE} --topology k-ring --degree 4 --degree 6 --out study")
+    assert result.exit_code == 0, result.output
     lines = [json.loads(line) for line in (tmp_path / "study" / "results.jsonl").read_text().splitlines()]
     assert {(line["topology"], line["degree"], line["graph"]["topology"]) for line in lines} == {
         ("k-ring", 4, "k-ring of degree 4"),

@@ -54,9 +54,9 @@ def complete(line: str, shell: str = "bash") -> list[str]:
     env = {"COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1), "_GRADLESS_COMPLETE": f"{shell}_complete"}
     if shell == "fish":
         env |= {"COMP_WORDS": line.rpartition(" ")[0], "COMP_CWORD": words[-1]}
-    found = CliRunner().invoke(main, [], env=env, prog_name="gradless")
-    assert found.exit_code == 0, (found.output, found.exception)
-    return [line for line in found.stdout.splitlines() if line]
+    result = CliRunner().invoke(main, [], env=env, prog_name="gradless")
+    assert result.exit_code == 0, (result.output, result.exception)
+    return [line for line in result.stdout.splitlines() if line]
 
 
 @pytest.mark.parametrize("kind", completion.TABLES)
@@ -80,7 +80,7 @@ def test_a_table_that_is_not_there_has_no_names():
 
 
 @pytest.mark.parametrize(
-    ("line", "found"),
+    ("line", "completions"),
     [
         ("gradless doc", ["plain,doctor"]),
         ("gradless tune --method mezo-a", ["plain,mezo-adam"]),
@@ -104,8 +104,8 @@ def test_a_table_that_is_not_there_has_no_names():
         ("gradless tunne --meth", []),
     ],
 )
-def test_what_a_shell_is_told(line, found):
-    assert complete(line) == found
+def test_what_a_shell_is_told(line, completions):
+    assert complete(line) == completions
 
 
 def test_other_shells_are_told_the_same():
@@ -135,20 +135,20 @@ def test_options_are_known_wherever_they_are():
 
 @pytest.mark.parametrize("shell", completion.SHELLS)
 def test_scripts_say_where_they_belong(shell):
-    found = CliRunner().invoke(main, ["completion", shell])
-    assert found.exit_code == 0
-    lines = found.output.splitlines()
+    result = CliRunner().invoke(main, ["completion", shell])
+    assert result.exit_code == 0
+    lines = result.output.splitlines()
     assert lines[-2].startswith(f"# Once: gradless completion {shell} > ")
-    assert f"_GRADLESS_COMPLETE={shell}_complete" in found.output
+    assert f"_GRADLESS_COMPLETE={shell}_complete" in result.output
     if shell == "zsh":
         assert lines[0] == "#compdef gradless"
 
 
 def test_an_unknown_shell_is_refused():
-    found = CliRunner().invoke(main, ["completion", "tcsh"])
-    assert found.exit_code == 2
-    assert "tcsh" in found.stderr
-    assert found.stderr.count("\n") == 1
+    result = CliRunner().invoke(main, ["completion", "tcsh"])
+    assert result.exit_code == 2
+    assert "tcsh" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_bash_reads_its_script_and_completes(tmp_path):

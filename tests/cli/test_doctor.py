@@ -1,4 +1,4 @@
-"""gradless doctor: what it finds, what it advises, when it says that something is broken, and that it sends nothing."""
+"""gradless doctor: what it reports and advises, when it calls something broken, and that it sends nothing unasked."""
 
 from __future__ import annotations
 
@@ -35,10 +35,6 @@ def own_cache(tmp_path, monkeypatch):
     return tmp_path / "cache"
 
 
-def found(section: str, **how) -> dict[str, diagnosis.Line]:
-    return {line.name: line for line in diagnosis.diagnose(**how) if line.section == section}
-
-
 def section(name: str) -> dict[str, diagnosis.Line]:
     return {line.name: line for line in diagnosis.SECTIONS[name]()}
 
@@ -46,12 +42,12 @@ def section(name: str) -> dict[str, diagnosis.Line]:
 def test_all_sections_are_there_and_nothing_is_broken(tmp_path):
     ran = CliRunner().invoke(main, ["doctor", "--json", str(tmp_path / "deep" / "doctor.json")])
     assert ran.exit_code == 0, ran.output
-    told = json.loads((tmp_path / "deep" / "doctor.json").read_text())
-    assert set(told) == {*diagnosis.SECTIONS, "advice", "broken"}
-    assert told["versions"]["torch"] == metadata.version("torch")
-    assert told["kernels"]["cpu self-test"] == "same bits"
-    assert told["cache"]["folder"] == str(tmp_path / "cache")
-    assert told["broken"] == []
+    report = json.loads((tmp_path / "deep" / "doctor.json").read_text())
+    assert set(report) == {*diagnosis.SECTIONS, "advice", "broken"}
+    assert report["versions"]["torch"] == metadata.version("torch")
+    assert report["kernels"]["cpu self-test"] == "same bits"
+    assert report["cache"]["folder"] == str(tmp_path / "cache")
+    assert report["broken"] == []
     assert "machine cores" in ran.output
     assert ran.output.rstrip().splitlines()[-1].startswith(("all is well", "advice: "))
     assert not (tmp_path / "cache").exists()  # looking makes nothing
@@ -59,7 +55,7 @@ def test_all_sections_are_there_and_nothing_is_broken(tmp_path):
 
 def test_nothing_is_sent_unless_it_is_asked_for(monkeypatch):
     def connect(*args):
-        raise AssertionError("a connection was made")
+        raise AssertionError("diagnose opened a connection")
 
     monkeypatch.setattr(socket.socket, "connect", connect)
     monkeypatch.setattr(socket, "getaddrinfo", connect)
@@ -75,8 +71,8 @@ def test_nothing_is_sent_unless_it_is_asked_for(monkeypatch):
 def test_a_kernel_with_other_bits_is_broken_and_ends_with_exit_code_1(monkeypatch, tmp_path):
     """A sign that is stuck restores perfectly and learns nothing."""
 
-    def stuck(out, p, place, program, mask):
-        reference.sweep(out, p, place, program, mask)
+    def stuck(out, p, region, program, mask):
+        reference.sweep(out, p, region, program, mask)
         out.view(-1)[0] += 1
 
     backend = SimpleNamespace(sweep=stuck, __name__="gradless.kernels.cpu")
@@ -269,12 +265,12 @@ def server():
         def log_message(self, *args):
             pass
 
-    found = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=found.serve_forever, kwargs={"poll_interval": 0.05})
+    http_server = HTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=http_server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
-    yield types.SimpleNamespace(url=f"http://127.0.0.1:{found.server_port}", handler=Handler)
-    found.shutdown()
-    found.server_close()
+    yield types.SimpleNamespace(url=f"http://127.0.0.1:{http_server.server_port}", handler=Handler)
+    http_server.shutdown()
+    http_server.server_close()
     thread.join()
 
 
@@ -285,14 +281,14 @@ def no_proxy(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
 
 
-def asked(server, monkeypatch, timeout=5.0) -> diagnosis.Line:
+def hub_line(server, monkeypatch, timeout=5.0) -> diagnosis.Line:
     monkeypatch.setenv("HF_ENDPOINT", server.url)
     (line,) = diagnosis.hub(online=True, timeout=timeout)
     return line
 
 
 def test_a_hub_that_answers(server, monkeypatch):
-    line = asked(server, monkeypatch)
+    line = hub_line(server, monkeypatch)
     assert line.value.startswith("reachable, ")
     assert line.advice == ""
     assert len(server.handler.seen) == 1
@@ -300,7 +296,7 @@ def test_a_hub_that_answers(server, monkeypatch):
 
 def test_a_hub_that_refuses(server, monkeypatch):
     server.handler.status = 503
-    line = asked(server, monkeypatch)
+    line = hub_line(server, monkeypatch)
     assert line.value == "answers with 503"
     assert "check HF_ENDPOINT" in line.advice
     assert not line.broken
@@ -309,26 +305,26 @@ def test_a_hub_that_refuses(server, monkeypatch):
 def test_a_hub_that_does_not_answer_in_time(server, monkeypatch):
     server.handler.wait = 1.0
     begun = time.perf_counter()
-    line = asked(server, monkeypatch, timeout=0.2)
+    line = hub_line(server, monkeypatch, timeout=0.2)
     assert time.perf_counter() - begun < 1.0
     assert "cannot be reached" in line.value
     assert "gradless list models" in line.advice
 
 
 def test_a_hub_that_is_not_there(monkeypatch):
-    with socket.socket() as place:
-        place.bind(("127.0.0.1", 0))
-        port = place.getsockname()[1]
-    line = asked(types.SimpleNamespace(url=f"http://127.0.0.1:{port}"), monkeypatch)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    line = hub_line(types.SimpleNamespace(url=f"http://127.0.0.1:{port}"), monkeypatch)
     assert "refused" in line.value
     assert not line.broken
-    line = asked(types.SimpleNamespace(url="not a url"), monkeypatch)
+    line = hub_line(types.SimpleNamespace(url="not a url"), monkeypatch)
     assert "cannot be reached" in line.value
 
 
 def test_a_hub_that_was_switched_off_is_not_asked(server, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    line = asked(server, monkeypatch)
+    line = hub_line(server, monkeypatch)
     assert line.value == "switched off by HF_HUB_OFFLINE"
     assert server.handler.seen == []
 

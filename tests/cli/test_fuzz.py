@@ -84,6 +84,6 @@ def test_a_thousand_cases(world, record_property, start):
 )
 def test_what_counts_as_a_fault(code, stderr, changed, fault):
     case = fuzz.Case("option", "", [])
-    found = fuzz_endings.fault(case, fuzz_endings.Ending(code, 0.1, stderr, changed))
-    assert found.startswith(fault)
-    assert bool(found) == bool(fault)
+    actual = fuzz_endings.fault(case, fuzz_endings.Ending(code, 0.1, stderr, changed))
+    assert actual.startswith(fault)
+    assert bool(actual) == bool(fault)

@@ -20,18 +20,18 @@ def run(tmp_path):
 
 
 def test_a_torn_ledger_is_told_and_repaired(run):
-    found = call("ledger", "check", run)
-    assert (found.exit_code, found.stdout.splitlines()[-1]) == (0, "tail: none")
+    result = call("ledger", "check", run)
+    assert (result.exit_code, result.stdout.splitlines()[-1]) == (0, "tail: none")
     whole = (run / "ledger").read_bytes()
     (run / "ledger").write_bytes(whole + bytes(21))
-    found = call("ledger", "check", run / "ledger")
-    assert found.exit_code == 1
-    assert "tail: 21 bytes that are no record" in found.stdout
+    result = call("ledger", "check", run / "ledger")
+    assert result.exit_code == 1
+    assert "tail: 21 bytes that are no record" in result.stdout
     with locks.claimed(run):
         refused(call("ledger", "repair", run), "another process")
-    found = call("ledger", "repair", run)
-    assert found.exit_code == 0
-    assert "cut behind 3 intact steps: 21 bytes are lost" in found.stdout
+    result = call("ledger", "repair", run)
+    assert result.exit_code == 0
+    assert "cut behind 3 intact steps: 21 bytes are lost" in result.stdout
     assert (run / "ledger").read_bytes() == whole
     assert (run / "ledger.torn-3").read_bytes() == whole + bytes(21)
     assert "is intact: 3 steps" in call("ledger", "repair", run).stdout

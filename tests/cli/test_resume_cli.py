@@ -45,8 +45,8 @@ def test_resume_alone_goes_on_with_the_settings_of_the_run(odd, tmp_path):
 
 
 def test_without_steps_a_resumed_run_has_those_that_it_has(tune, tmp_path):
-    place = tune.index("--steps")
-    command = tune[:place] + tune[place + 2 :]
+    index = tune.index("--steps")
+    command = tune[:index] + tune[index + 2 :]
     assert call(*tune).exit_code == 0
     again = call(*command, "--resume")  # and not the thousand of a new run
     assert again.exit_code == 0
@@ -71,12 +71,12 @@ def test_commands_again_after_they_finished_are_success(tune, own, tmp_path):
     )
     for command in commands:
         assert call(*command).exit_code == 0
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".html"}
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".html"}
     for command in commands:
         again = call(*command)
         assert again.exit_code == 0, again.output
-    assert before == {path: path.read_bytes() for path in before}
-    assert {path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".html"} == before.keys()
+    assert files == {path: path.read_bytes() for path in files}
+    assert {path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".html"} == files.keys()
     refused(call("replay", tmp_path / "run", "--until", "1", *save), "saved exists already and is not empty")
     refused(call("replay", tmp_path / "run", "--save", tmp_path / "first"), "first exists already and is not empty")
     refused(call("eval", "--model", "tiny-opt", *own, "--out", tmp_path / "eval"), "already holds a run or another")
