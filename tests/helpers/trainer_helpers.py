@@ -75,7 +75,7 @@ def arguments(folder, kind=transformers.TrainingArguments, **options):
     return kind(str(folder), **{**usual, **options})
 
 
-def trainer(folder, model=None, data=None, *, options=None, kind=ZOTrainer, **rest):
+def make_trainer(folder, model=None, data=None, *, options=None, kind=ZOTrainer, **rest):
     """A trainer of a tiny classifier; ``options`` are training arguments."""
     return kind(
         model=classifier() if model is None else model,

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from gradless.integrations.transformers import ZOTrainer
-from trainer_helpers import digest, trainer
+from trainer_helpers import digest, make_trainer
 
 OPTIONS = {"max_steps": 12, "save_steps": 2, "logging_strategy": "no", "save_total_limit": 2}
 
@@ -32,13 +32,13 @@ class Noisy(ZOTrainer):
 def run(folder, *, bare):
     """Train from the last complete checkpoint, if there is any; returns the hash of the weights."""
     resume = any((path / "trainer_state.json").exists() for path in Path(folder).glob("checkpoint-*"))
-    resumed = trainer(folder, options=OPTIONS, kind=Noisy, ledger_only=bare)
+    resumed = make_trainer(folder, options=OPTIONS, kind=Noisy, ledger_only=bare)
     try:
         resumed.train(resume_from_checkpoint=resume or None)
     except ValueError as error:  # the only checkpoint there was is incomplete
         if "no complete checkpoint" not in str(error):
             raise
-        resumed = trainer(folder, options=OPTIONS, kind=Noisy, ledger_only=bare)
+        resumed = make_trainer(folder, options=OPTIONS, kind=Noisy, ledger_only=bare)
         resumed.train()
     return digest(resumed)
 

@@ -22,7 +22,7 @@ from gradless.system.hashing import weights_sha256  # noqa: E402
 from repository import ROOT  # noqa: E402
 from trainer_helpers import CutWindow, StopAt, arguments, digest, moves  # noqa: E402
 
-ROWS = [{"prompt": f"say {word}", "many": count} for count, word in enumerate(("one", "two", "three", "four"))]
+ROWS = [{"prompt": f"say {number}", "many": count} for count, number in enumerate(("one", "two", "three", "four"))]
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}assistant:"
 
 
@@ -30,7 +30,7 @@ def letters(completions, **columns):
     return [float(sum(letter in text for letter in "aeiou")) for text in completions]
 
 
-def made(folder, reward=letters, rows=ROWS, *, options=None, model=None, tokenizer=None, **rest):
+def make_trainer(folder, reward=letters, rows=ROWS, *, options=None, model=None, tokenizer=None, **rest):
     lm = tiny("llama")
     usual = {"max_completion_length": 5, "zo_options": {"eps": 2e-2, "queries": 2, "rank": 1}}
     steps = {"max_steps": 4, "learning_rate": 2e-2, "per_device_train_batch_size": 2, "save_steps": 2}
@@ -45,7 +45,7 @@ def made(folder, reward=letters, rows=ROWS, *, options=None, model=None, tokeniz
 
 
 def test_a_run_logs_evaluates_and_is_replayed(tmp_path):
-    trainer = made(tmp_path, eval_dataset=ROWS[:3], options={"logging_steps": 2, "eval_strategy": "steps"})
+    trainer = make_trainer(tmp_path, eval_dataset=ROWS[:3], options={"logging_steps": 2, "eval_strategy": "steps"})
     trainer.train()
     lines = [line for line in trainer.state.log_history if "reward" in line]
     assert [line["step"] for line in lines] == [2, 4]
@@ -72,14 +72,14 @@ def test_the_reward_rises(tmp_path):
     options = {"max_steps": 25, "per_device_train_batch_size": 16, "lr_scheduler_type": "constant"}
     options |= {"learning_rate": 0.06, "save_strategy": "no", "logging_steps": 5}
     population = {"eps": 0.03, "rank": 1, "queries": 8}
-    trainer = made(
+    trainer = make_trainer(
         tmp_path, many_letters, ROWS * 4, eval_dataset=ROWS, options=options, temperature=0.3, zo_options=population
     )
-    before = trainer.evaluate()["eval_reward"]
+    untrained = trainer.evaluate()["eval_reward"]
     trainer.train()
     rewards = [line["reward"] for line in trainer.state.log_history if "reward" in line]
     assert rewards[-1] > 1.3 * rewards[0]  # of members, sampled: 1.7 times
-    assert trainer.evaluate()["eval_reward"] > 2 * before  # of the weights, greedily: 5.8 times
+    assert trainer.evaluate()["eval_reward"] > 2 * untrained  # of the weights, greedily: 5.8 times
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,11 @@ def test_the_reward_rises(tmp_path):
     ],
 )
 def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(tmp_path, settings):
-    whole = made(tmp_path / "whole", **settings)
+    whole = make_trainer(tmp_path / "whole", **settings)
     whole.train()
     with pytest.raises(KeyboardInterrupt):
-        made(tmp_path / "cut", callbacks=[StopAt(3, "before")], **settings).train()
-    again = made(tmp_path / "cut", **settings)
+        make_trainer(tmp_path / "cut", callbacks=[StopAt(3, "before")], **settings).train()
+    again = make_trainer(tmp_path / "cut", **settings)
     again.train(resume_from_checkpoint=True)
     assert digest(again) == digest(whole)
     assert moves(tmp_path / "cut") == moves(tmp_path / "whole")
@@ -104,9 +104,9 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(tmp_path, 
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_window_that_was_cut_off_adds_nothing_to_the_next_run_of_the_same_trainer(tmp_path, step):
     settings = {"options": {"gradient_accumulation_steps": 2, "max_steps": 2, "save_steps": 1, "logging_steps": 1}}
-    whole = made(tmp_path / "whole", **settings)
+    whole = make_trainer(tmp_path / "whole", **settings)
     whole.train()
-    cut = made(tmp_path / "cut", callbacks=[CutWindow(step)], **settings)
+    cut = make_trainer(tmp_path / "cut", callbacks=[CutWindow(step)], **settings)
     with pytest.raises(KeyboardInterrupt):
         cut.train()
     cut.train(resume_from_checkpoint=step > 0)
@@ -126,7 +126,7 @@ def letters(completions, **columns):
     if calls == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return own.letters(completions)
-own.made(sys.argv[1], letters).train()
+own.make_trainer(sys.argv[1], letters).train()
 """
 
 
@@ -137,7 +137,7 @@ def test_a_run_that_is_killed_in_a_generation_is_resumed(tmp_path):
     command = [sys.executable, "-c", KILLED, str(tmp_path / "cut"), *paths]
     process = subprocess.run(command, capture_output=True, env=os.environ, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr[-2000:]
-    again, whole = made(tmp_path / "cut"), made(tmp_path / "whole")
+    again, whole = make_trainer(tmp_path / "cut"), make_trainer(tmp_path / "whole")
     again.train(resume_from_checkpoint=True)
     whole.train()
     assert digest(again) == digest(whole)
@@ -146,7 +146,7 @@ def test_a_run_that_is_killed_in_a_generation_is_resumed(tmp_path):
 def test_accumulated_batches_are_one_large_batch(tmp_path):
     def steps(folder, size, accumulated):
         options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated, "max_steps": 2}
-        made(tmp_path / folder, options={**options, "lr_scheduler_type": "constant"}).train()
+        make_trainer(tmp_path / folder, options={**options, "lr_scheduler_type": "constant"}).train()
         return [move.coeffs for move in moves(tmp_path / folder)]
 
     assert steps("one", 4, 1) == steps("two", 2, 2)
@@ -158,14 +158,14 @@ def test_reward_functions_are_told_columns_conversations_and_the_state(tmp_path)
     rows = [{"prompt": [{"role": "user", "content": row["prompt"]}], "many": row["many"]} for row in ROWS]
     calls = []
 
-    def told(prompts, completions, many, trainer_state, **columns):
+    def length(prompts, completions, many, trainer_state, **columns):
         calls.append((prompts, completions, many, trainer_state.global_step))
         return [float(len(one[0]["content"])) for one in completions]
 
     def silent(completions, **columns):
         return [None] * len(completions)
 
-    trainer = made(tmp_path, [told, silent], rows, tokenizer=tokenizer, reward_weights=[2.0, 1.0])
+    trainer = make_trainer(tmp_path, [length, silent], rows, tokenizer=tokenizer, reward_weights=[2.0, 1.0])
     with pytest.warns(UserWarning, match="the reward silent returned None"):
         trainer.train()
     prompts, completions, many, step = calls[0]
@@ -179,12 +179,12 @@ def test_members_that_all_earn_the_same_are_told_of_once_and_change_nothing(tmp_
     def same(completions, **columns):
         return [1.0] * len(completions)
 
-    trainer = made(tmp_path, same)
-    before = digest(trainer)
+    trainer = make_trainer(tmp_path, same)
+    initial = digest(trainer)
     with pytest.warns(UserWarning, match=r"all members of step 0 earned the same.*said once") as caught:
         trainer.train()
     assert sum("earned the same" in str(one.message) for one in caught) == 1
-    assert digest(trainer) == before
+    assert digest(trainer) == initial
 
 
 def without_completions(prompts):
@@ -229,7 +229,7 @@ def test_bad_input_is_one_sentence(tmp_path, case):
             ZORewardTrainer(lm.model, letters, arguments(tmp_path), ROWS)
         return
     with pytest.raises(gl.BadInput, match=words):
-        made(tmp_path, **settings).train()
+        make_trainer(tmp_path, **settings).train()
 
 
 def test_an_override_of_the_loss_is_refused(tmp_path):
@@ -245,13 +245,13 @@ def test_an_override_of_the_loss_is_refused(tmp_path):
 def test_an_adapter_is_trained_and_saved(tmp_path):
     peft = pytest.importorskip("peft")
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    trainer = made(tmp_path, peft_config=config, zo_options={"eps": 0.3, "queries": 2})
+    trainer = make_trainer(tmp_path, peft_config=config, zo_options={"eps": 0.3, "queries": 2})
     trainer.train()
     assert {leaf.name.split(".")[-3] for leaf in trainer.window.inner.leaves} == {"lora_A", "lora_B"}
     trainer.save_model(str(tmp_path / "saved"))
     assert (tmp_path / "saved" / "adapter_model.safetensors").exists()
     with pytest.raises(gl.BadInput, match="has an adapter of PEFT already"):
-        made(tmp_path / "other", model=trainer.model, peft_config=config)
+        make_trainer(tmp_path / "other", model=trainer.model, peft_config=config)
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # which GRPOConfig sets itself
@@ -291,10 +291,10 @@ class TestConfigOfTRL:
             self.trainer(config(**options), **rest)
 
     def test_what_has_no_effect_and_a_rate_for_gradients_are_told(self, config):
-        with pytest.warns(UserWarning, match="has no effect") as told:
+        with pytest.warns(UserWarning, match="has no effect") as warned:
             self.trainer(config(scale_rewards="none", top_entropy_quantile=0.2, off_policy_mask_threshold=0.5))
-        text = " ".join(str(one.message) for one in told)
-        for said in ("scale_rewards='none'", "top_entropy_quantile=0.2", "off_policy_mask_threshold=0.5"):
-            assert f"{said} has no effect" in text
+        text = " ".join(str(one.message) for one in warned)
+        for setting in ("scale_rewards='none'", "top_entropy_quantile=0.2", "off_policy_mask_threshold=0.5"):
+            assert f"{setting} has no effect" in text
         with pytest.warns(UserWarning, match="learning_rate=1e-06 is the default of GRPOConfig"):
             self.trainer(config(learning_rate=1e-6))

@@ -27,10 +27,10 @@ from trainer_helpers import (  # noqa: E402
     classifier,
     digest,
     language_model,
+    make_trainer,
     moves,
     sentences,
     texts,
-    trainer,
 )
 
 
@@ -53,35 +53,34 @@ class Spy:
 def test_a_run_is_the_loop_that_one_would_write_by_hand(tmp_path, engine):
     spy = Spy()
     options = {"eps": 1e-2, "queries": 2, "engine": engine}
-    found = trainer(tmp_path, options=CONSTANT, data_collator=spy, zo=gl.mezo, zo_options=options)
-    found.train()
+    trainer = make_trainer(tmp_path, options=CONSTANT, data_collator=spy, zo=gl.mezo, zo_options=options)
+    trainer.train()
     model = classifier().eval()
     opt = gl.mezo(model.named_parameters(), lr=1e-2, seed=42, **options)
     for batch in spy.batches[:8]:
         opt.step(lambda batch=batch: model(**batch).loss)
-    assert digest(found) == weights_sha256(model.named_parameters())
-    assert digest(found) != weights_sha256(classifier().named_parameters())
+    assert digest(trainer) == weights_sha256(model.named_parameters())
+    assert digest(trainer) != weights_sha256(classifier().named_parameters())
 
 
 def test_it_learns(tmp_path):
     options = {"max_steps": 60, "learning_rate": 2e-2, "logging_steps": 20, "save_strategy": "no", **CONSTANT}
-    found = trainer(tmp_path, data=sentences(4), options=options, zo_options={"queries": 4, "eps": 1e-2})
-    found.train()
-    losses = [entry["loss"] for entry in found.state.log_history if "loss" in entry]
+    trainer = make_trainer(tmp_path, data=sentences(4), options=options, zo_options={"queries": 4, "eps": 1e-2})
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[-1] < losses[0] - 0.02
 
 
 def test_weight_decay_spares_norms_and_biases(tmp_path):
-    found = trainer(tmp_path, options={"weight_decay": 0.5, "max_steps": 1, **CONSTANT})
-    found.train()
-    decayed, spared = found.window.inner.param_groups
+    trainer = make_trainer(tmp_path, options={"weight_decay": 0.5, "max_steps": 1, **CONSTANT})
+    trainer.train()
+    decayed, spared = trainer.window.inner.param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.5, 0.0)
     assert all("bias" in name or "LayerNorm" in name for name in spared["param_names"])
     assert not any("bias" in name or "LayerNorm" in name for name in decayed["param_names"])
     assert ledger.read(tmp_path / "ledger").header["weight_decay"] == [0.5, 0.0]
 
 
-@pytest.mark.few(1)
 @pytest.mark.parametrize("make", [classifier, language_model])
 def test_accumulated_micro_batches_are_one_batch(tmp_path, make):
     data = sentences() if make is classifier else texts(24)
@@ -90,9 +89,11 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path, make):
         ("parts", {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}),
     ):
         # Three batches an epoch at most: the last window of an epoch is shorter.
-        found = trainer(tmp_path / name, make(), data, options={**options, "max_steps": 6}, zo_options={"eps": 1e-1})
-        found.train()
-        assert found.state.global_step == len(moves(tmp_path / name)) == 6
+        trainer = make_trainer(
+            tmp_path / name, make(), data, options={**options, "max_steps": 6}, zo_options={"eps": 1e-1}
+        )
+        trainer.train()
+        assert trainer.state.global_step == len(moves(tmp_path / name)) == 6
     whole, parts = ([move.coeffs[0] for move in moves(tmp_path / name)] for name in ("whole", "parts"))
     assert parts == pytest.approx(whole, abs=2e-5)
     assert max(map(abs, whole)) > 1e-2
@@ -121,16 +122,16 @@ def test_the_loss_that_is_logged_is_the_one_that_trainer_logs(tmp_path, make, re
         options = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": parts, "learning_rate": 1e-12}
         options |= {"logging_steps": 1, "max_steps": 4}
         model = make(attention_probs_dropout_prob=0, hidden_dropout_prob=0) if make is classifier else make()
-        found = trainer(tmp_path / kind.__name__, model, data, options=options, kind=kind, **rest, **zo)
-        found.train()
-        logged[kind] = [entry["loss"] for entry in found.state.log_history if "loss" in entry]
+        trainer = make_trainer(tmp_path / kind.__name__, model, data, options=options, kind=kind, **rest, **zo)
+        trainer.train()
+        logged[kind] = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert logged[ZOTrainer] == pytest.approx(logged[transformers.Trainer], rel=1e-3, abs=1e-6)
 
 
 def test_the_closure_is_deterministic_though_the_model_has_dropout(tmp_path):
     model = classifier(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
-    dropped = trainer(tmp_path / "a", model, options=CONSTANT)
-    plain = trainer(
+    dropped = make_trainer(tmp_path / "a", model, options=CONSTANT)
+    plain = make_trainer(
         tmp_path / "b", classifier(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), options=CONSTANT
     )
     dropped.train()
@@ -148,39 +149,30 @@ def test_losses_that_are_not_finite_are_passed_over_until_there_are_too_many(tmp
                 float("nan") if self.state.global_step in self.broken else 1
             )
 
-    found = trainer(tmp_path / "few", kind=Broken)
-    found.train()
+    trainer = make_trainer(tmp_path / "few", kind=Broken)
+    trainer.train()
     assert [move.skipped for move in moves(tmp_path / "few")] == [step in (2, 3) for step in range(8)]
-    found = trainer(tmp_path / "many", kind=Broken, options={"max_steps": 20})
-    found.broken = frozenset(range(2, 20))
+    trainer = make_trainer(tmp_path / "many", kind=Broken, options={"max_steps": 20})
+    trainer.broken = frozenset(range(2, 20))
     with pytest.raises(gl.Diverged, match="10 losses in a row"):
-        found.train()
+        trainer.train()
     assert len(moves(tmp_path / "many")) == 12
-
-
-def test_compute_loss_and_its_function_are_the_users(tmp_path):
-    def own(outputs, labels, num_items_in_batch=None):
-        return (outputs.logits[:, 1] - labels).square().sum() / num_items_in_batch
-
-    found = trainer(tmp_path, compute_loss_func=own, options={"gradient_accumulation_steps": 2})
-    found.train()
-    assert found.state.log_history[0]["loss"] == pytest.approx(0.4, abs=0.3)
 
 
 def test_workers_of_the_data_loader_change_nothing(tmp_path):
     """They are forked while the ledger is open, and the engine, which the first step chooses, is then written to it."""
-    alone = trainer(tmp_path / "alone", options=SHORT)
+    alone = make_trainer(tmp_path / "alone", options=SHORT)
     alone.train()
-    found = trainer(tmp_path / "found", options={**SHORT, "dataloader_num_workers": 1})
-    found.train()
-    assert digest(found) == digest(alone)
+    trainer = make_trainer(tmp_path / "workers", options={**SHORT, "dataloader_num_workers": 1})
+    trainer.train()
+    assert digest(trainer) == digest(alone)
 
 
 def test_label_smoothing(tmp_path):
     """It takes the labels out of a batch that both losses of a probe need."""
-    found = trainer(tmp_path, options={"label_smoothing_factor": 0.1, "max_steps": 2})
-    found.train()
-    assert found.state.global_step == 2
+    trainer = make_trainer(tmp_path, options={"label_smoothing_factor": 0.1, "max_steps": 2})
+    trainer.train()
+    assert trainer.state.global_step == 2
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -188,16 +180,16 @@ def test_label_smoothing(tmp_path):
 
 
 def test_a_linear_schedule_with_warmup(tmp_path):
-    found = trainer(tmp_path, options={"warmup_steps": 2, "max_steps": 6})
-    found.train()
+    trainer = make_trainer(tmp_path, options={"warmup_steps": 2, "max_steps": 6})
+    trainer.train()
     expected = [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]
     assert [move.lrs[0] / 1e-2 for move in moves(tmp_path)] == pytest.approx(expected)
 
 
 def test_logs_hold_slopes_and_forwards_but_no_norm_of_a_gradient(tmp_path):
-    found = trainer(tmp_path)
-    found.train()
-    first = found.state.log_history[0]
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    first = trainer.state.log_history[0]
     squares = [move.coeffs[0] ** 2 for move in moves(tmp_path)[:4]]
     assert first["projected_grad"] == pytest.approx((sum(squares) / 4) ** 0.5)
     assert first["forwards"] == 8
@@ -215,16 +207,16 @@ def test_evaluation_callbacks_and_early_stopping(tmp_path):
         **{"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "max_steps": 40, "learning_rate": 1e-9},
         **{"load_best_model_at_end": True, "metric_for_best_model": "accuracy"},
     }
-    found = trainer(
+    trainer = make_trainer(
         tmp_path,
         options=options,
         eval_dataset=sentences(8, seed=1),
         compute_metrics=lambda result: {"accuracy": float((result[0].argmax(-1) == result[1]).mean())},
         callbacks=[Seen(), transformers.EarlyStoppingCallback(early_stopping_patience=2)],
     )
-    found.train()
+    trainer.train()
     assert [step for step, _ in seen] == [2, 4, 6]  # nothing changes, so two evaluations later it ends
-    assert found.state.global_step == 6
+    assert trainer.state.global_step == 6
 
 
 @pytest.mark.parametrize("defer", [False, True])
@@ -233,21 +225,21 @@ def test_the_best_model_is_loaded_and_saved_with_its_own_ledger(tmp_path, defer)
         **{"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True},
         **{"metric_for_best_model": "loss", "learning_rate": 0.5, **CONSTANT},
     }
-    found = trainer(
+    trainer = make_trainer(
         tmp_path, options=options, eval_dataset=sentences(8, seed=1), zo_options={"defer": defer, "eps": 1e-1}
     )
-    found.train()
-    best = Path(found.state.best_model_checkpoint)
-    evaluated = {entry["step"]: entry["eval_loss"] for entry in found.state.log_history if "eval_loss" in entry}
-    assert min(evaluated, key=evaluated.get) == found.state.best_global_step != 8
+    trainer.train()
+    best = Path(trainer.state.best_model_checkpoint)
+    evaluated = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    assert min(evaluated, key=evaluated.get) == trainer.state.best_global_step != 8
     saved = json.loads((best / "gradless.json").read_text())
-    assert saved["weights_sha256"] == digest(found)
-    assert found.evaluate()["eval_loss"] == pytest.approx(min(evaluated.values()))
-    found.save_model(str(tmp_path / "final"))
-    assert len(moves(tmp_path / "final")) == found.state.best_global_step
+    assert saved["weights_sha256"] == digest(trainer)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(evaluated.values()))
+    trainer.save_model(str(tmp_path / "final"))
+    assert len(moves(tmp_path / "final")) == trainer.state.best_global_step
     model = classifier()
     rebuild(model, tmp_path / "final")
-    assert weights_sha256(model.named_parameters()) == digest(found)
+    assert weights_sha256(model.named_parameters()) == digest(trainer)
 
 
 def test_a_schedule_that_waits_for_the_metric(tmp_path):
@@ -257,55 +249,55 @@ def test_a_schedule_that_waits_for_the_metric(tmp_path):
     }
     hashes = []
     for resume in (None, str(tmp_path / "checkpoint-4")):
-        found = trainer(tmp_path, options=options, eval_dataset=sentences(8, seed=1))
-        found.train(resume_from_checkpoint=resume)
-        hashes.append((digest(found), [move.lrs for move in moves(tmp_path)]))
+        trainer = make_trainer(tmp_path, options=options, eval_dataset=sentences(8, seed=1))
+        trainer.train(resume_from_checkpoint=resume)
+        hashes.append((digest(trainer), [move.lrs for move in moves(tmp_path)]))
     assert hashes[0] == hashes[1]
     assert hashes[0][1][-1] < hashes[0][1][0]
 
 
 def test_a_model_from_a_function(tmp_path):
     def run(resume):
-        found = ZOTrainer(
+        trainer = ZOTrainer(
             model_init=lambda: classifier(), args=arguments(tmp_path), train_dataset=sentences(), ledger_only=True
         )
-        found.train(resume_from_checkpoint=resume)
-        return digest(found)
+        trainer.train(resume_from_checkpoint=resume)
+        return digest(trainer)
 
     assert run(None) == run(str(tmp_path / "checkpoint-4"))
 
 
 def test_training_again_is_a_new_run_from_the_weights_there_are(tmp_path):
-    found = trainer(tmp_path)
-    found.train()
-    middle = digest(found)
-    found.train()
+    trainer = make_trainer(tmp_path)
+    trainer.train()
+    middle = digest(trainer)
+    trainer.train()
     assert len(moves(tmp_path)) == 8
     header = ledger.read(tmp_path / "ledger").header
-    assert header["initial_sha256"] == middle != digest(found)
+    assert header["initial_sha256"] == middle != digest(trainer)
 
 
 def test_a_ready_optimizer(tmp_path):
     model = classifier()
     opt = gl.lozo(model.named_parameters(), lr=1e-2, seed=3)
-    found = trainer(tmp_path, model, optimizers=(opt, None))
-    found.train()
+    trainer = make_trainer(tmp_path, model, optimizers=(opt, None))
+    trainer.train()
     assert opt.t == 8
     with pytest.raises(gl.BadInput, match="has taken 8 steps already"):
-        trainer(tmp_path, model, optimizers=(opt, None))
+        make_trainer(tmp_path, model, optimizers=(opt, None))
     with pytest.raises(gl.BadInput, match="learning-rate schedule"):
-        trainer(tmp_path, model, optimizers=(gl.mezo(model.named_parameters(), lr=gl.constant(1.0)), None))
+        make_trainer(tmp_path, model, optimizers=(gl.mezo(model.named_parameters(), lr=gl.constant(1.0)), None))
     with pytest.raises(gl.BadInput, match="the optimizer is SGD"):
-        trainer(tmp_path, model, optimizers=(torch.optim.SGD(model.parameters()), None))
+        make_trainer(tmp_path, model, optimizers=(torch.optim.SGD(model.parameters()), None))
 
 
 @pytest.mark.sweep
 def test_16_bit_weights_and_autocast(tmp_path):
-    found = trainer(tmp_path / "a", classifier().bfloat16(), options={"max_steps": 2})
-    found.train()
-    assert next(found.model.parameters()).dtype == torch.bfloat16
-    found = trainer(tmp_path / "b", options={"max_steps": 2, "bf16": True}, zo_options={"eps": 1e-1})
-    found.train()
+    trainer = make_trainer(tmp_path / "a", classifier().bfloat16(), options={"max_steps": 2})
+    trainer.train()
+    assert next(trainer.model.parameters()).dtype == torch.bfloat16
+    trainer = make_trainer(tmp_path / "b", options={"max_steps": 2, "bf16": True}, zo_options={"eps": 1e-1})
+    trainer.train()
     assert any(move.coeffs[0] for move in moves(tmp_path / "b"))
 
 

@@ -15,7 +15,7 @@ import gradless as gl  # noqa: E402
 from gradless.integrations.replay import rebuild  # noqa: E402
 from gradless.integrations.transformers import ZOTrainer, ZOTrainerMixin  # noqa: E402
 from gradless.system.hashing import weights_sha256  # noqa: E402
-from trainer_helpers import StopAt, arguments, digest, language_model, moves, texts, trainer  # noqa: E402
+from trainer_helpers import StopAt, arguments, digest, language_model, make_trainer, moves, texts  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # names that TRL's arguments still use
 
@@ -34,9 +34,9 @@ def test_lora_is_resumed_though_its_first_values_were_random(tmp_path, ledger_on
             for (name, p), (_, other) in zip(model.named_parameters(), adapted(seed).named_parameters(), strict=True):
                 if "lora_A" in name:
                     p.data.copy_(other)
-        found = trainer(folder, model, texts(), zo_options={"eps": 1e-1}, ledger_only=ledger_only, **rest)
-        found.train(resume_from_checkpoint=resume)
-        return found
+        trainer = make_trainer(folder, model, texts(), zo_options={"eps": 1e-1}, ledger_only=ledger_only, **rest)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
 
     whole = run(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
@@ -54,18 +54,18 @@ def test_lora_is_resumed_though_its_first_values_were_random(tmp_path, ledger_on
 
 
 def test_an_adapter_on_another_base_is_refused(tmp_path):
-    trainer(tmp_path, adapted(), texts()).train()
+    make_trainer(tmp_path, adapted(), texts()).train()
     with pytest.raises(gl.BadInput, match="frozen weights differ"):
-        trainer(tmp_path, adapted(2), texts()).train(resume_from_checkpoint=True)
+        make_trainer(tmp_path, adapted(2), texts()).train(resume_from_checkpoint=True)
 
 
 def test_an_adapter_that_was_loaded_for_inference_is_refused(tmp_path):
     adapted().save_pretrained(tmp_path / "adapter")
     model = peft.PeftModel.from_pretrained(language_model(), tmp_path / "adapter")
     with pytest.raises(gl.BadInput, match="PEFT model has no trainable parameter: load the adapter with is_trainable"):
-        trainer(tmp_path, model, texts())
+        make_trainer(tmp_path, model, texts())
     model = peft.PeftModel.from_pretrained(language_model(), tmp_path / "adapter", is_trainable=True)
-    trainer(tmp_path, model, texts(), options={"max_steps": 1}).train()
+    make_trainer(tmp_path, model, texts(), options={"max_steps": 1}).train()
 
 
 def test_the_best_adapter_is_loaded_at_the_end(tmp_path):
@@ -73,11 +73,11 @@ def test_the_best_adapter_is_loaded_at_the_end(tmp_path):
         **{"eval_strategy": "steps", "eval_steps": 2, "save_steps": 2, "load_best_model_at_end": True},
         **{"metric_for_best_model": "loss", "learning_rate": 3.0, "lr_scheduler_type": "constant"},
     }
-    found = trainer(tmp_path, adapted(), texts(), options=options, eval_dataset=texts(8, seed=1))
-    found.train()
-    best = min(entry["eval_loss"] for entry in found.state.log_history if "eval_loss" in entry)
-    assert found.evaluate()["eval_loss"] == pytest.approx(best)
-    assert found.state.best_global_step != 8
+    trainer = make_trainer(tmp_path, adapted(), texts(), options=options, eval_dataset=texts(8, seed=1))
+    trainer.train()
+    best = min(entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(best)
+    assert trainer.state.best_global_step != 8
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -144,9 +144,9 @@ def test_the_mixin_is_all_that_another_trainer_needs(tmp_path):
     class ZOSFTTrainer(ZOTrainerMixin, trl.SFTTrainer):
         pass
 
-    found = sft(tmp_path, ZOSFTTrainer, options={"max_steps": 2}, zo="lozo")
-    found.train()
-    assert found.window.inner.t == 2
+    trainer = sft(tmp_path, ZOSFTTrainer, options={"max_steps": 2}, zo="lozo")
+    trainer.train()
+    assert trainer.window.inner.t == 2
 
 
 def test_the_classes_say_what_they_are():

@@ -23,11 +23,9 @@ from trainer_helpers import (  # noqa: E402
     SHORT,
     classifier,
     digest,
-    language_model,
+    make_trainer,
     moves,
     sentences,
-    texts,
-    trainer,
 )
 from trainer_trace import TABLE, differences  # noqa: E402
 
@@ -82,28 +80,28 @@ class StepsBehind(ZOTrainerMixin, Behind):
 @pytest.mark.parametrize("kind", [Prepares, Steps, StepsBehind])
 def test_what_a_subclass_does_to_a_batch_is_done_once(tmp_path, kind):
     rows = [{**row, "labels": 1 - row["labels"]} for row in sentences()]
-    expected = trainer(tmp_path / "a", data=rows, options={**SHORT, **CONSTANT})
-    found = trainer(tmp_path / "b", kind=kind, options={**SHORT, **CONSTANT})
+    expected = make_trainer(tmp_path / "a", data=rows, options={**SHORT, **CONSTANT})
+    trainer = make_trainer(tmp_path / "b", kind=kind, options={**SHORT, **CONSTANT})
     expected.train()
-    found.train()
-    assert found.calls == 2
-    assert digest(found) == digest(expected)
+    trainer.train()
+    assert trainer.calls == 2
+    assert digest(trainer) == digest(expected)
 
 
 def test_methods_of_one_trainer_are_called(tmp_path):
     rows = [{**row, "labels": 1 - row["labels"]} for row in sentences()]
-    expected = trainer(tmp_path / "a", data=rows, options=SHORT)
-    found = trainer(tmp_path / "b", options=SHORT)
-    step, compute = found.training_step, found.compute_loss
-    found.training_step = lambda model, inputs, items=None: step(model, flipped(inputs), items)
-    found.compute_loss = lambda *args, **rest: compute(*args, **rest)
-    own = dict(vars(found))
+    expected = make_trainer(tmp_path / "a", data=rows, options=SHORT)
+    trainer = make_trainer(tmp_path / "b", options=SHORT)
+    step, compute = trainer.training_step, trainer.compute_loss
+    trainer.training_step = lambda model, inputs, items=None: step(model, flipped(inputs), items)
+    trainer.compute_loss = lambda *args, **rest: compute(*args, **rest)
+    own = dict(vars(trainer))
     expected.train()
-    found.train()
-    assert digest(found) == digest(expected)
-    assert vars(found)["training_step"] is own["training_step"]
-    assert vars(found)["compute_loss"] is own["compute_loss"]
-    assert "create_optimizer" not in vars(found)
+    trainer.train()
+    assert digest(trainer) == digest(expected)
+    assert vars(trainer)["training_step"] is own["training_step"]
+    assert vars(trainer)["compute_loss"] is own["compute_loss"]
+    assert "create_optimizer" not in vars(trainer)
 
 
 class NoStep(transformers.Trainer):
@@ -127,7 +125,7 @@ class Twice(transformers.Trainer):
 def test_a_step_that_cannot_be_taken_is_refused_by_name(tmp_path, behind, words):
     kind = type("ZO", (ZOTrainerMixin, behind), {})
     with pytest.raises(gl.BadInput, match=words):
-        trainer(tmp_path, kind=kind, options=SHORT).train()
+        make_trainer(tmp_path, kind=kind, options=SHORT).train()
 
 
 def test_classes_that_use_gradients_are_refused_when_they_are_made(tmp_path):
@@ -156,7 +154,7 @@ def test_classes_that_use_gradients_are_refused_when_they_are_made(tmp_path):
         (Optimized, "Optimized.get_optimizer_cls_and_kwargs would have no effect.*zo="),
     ):
         with pytest.raises(gl.BadInput, match=words):
-            trainer(tmp_path, kind=type("ZO", (ZOTrainerMixin, behind), {}))
+            make_trainer(tmp_path, kind=type("ZO", (ZOTrainerMixin, behind), {}))
 
 
 # ---------------------------------------------------------------------------------------------------------------
@@ -226,17 +224,17 @@ def test_a_batch_keeps_its_type_and_its_labels(tmp_path, name):
             return 0
 
     make = KINDS[name]
-    found = trainer(
+    trainer = make_trainer(
         tmp_path / "a",
         kind=Own,
         options={**SHORT, "remove_unused_columns": False},
         data_collator=lambda rows: make(transformers.default_data_collator(rows)),
     )
-    expected = trainer(tmp_path / "b", options=SHORT)
-    found.train()
+    expected = make_trainer(tmp_path / "b", options=SHORT)
+    trainer.train()
     expected.train()
     assert types == {type(make(transformers.default_data_collator(sentences(2))))}
-    assert digest(found) == digest(expected)
+    assert digest(trainer) == digest(expected)
 
 
 def test_copies_of_batches_share_tensors_alone():
@@ -266,14 +264,14 @@ class Noisy(ZOTrainer):
 def test_both_losses_of_a_step_see_the_same_noise_and_a_resumed_run_too(tmp_path):
     options = {"gradient_accumulation_steps": 2, "max_steps": 4, "save_steps": 2, **CONSTANT}
     rest = {"kind": Noisy, "options": options, "zo_options": {"eps": 1e-2}}
-    found = trainer(tmp_path, classifier(hidden_dropout_prob=0.5), **rest)
-    found.train()
-    draws = collections.Counter(found.drawn)
+    trainer = make_trainer(tmp_path, classifier(hidden_dropout_prob=0.5), **rest)
+    trainer.train()
+    draws = collections.Counter(trainer.drawn)
     assert len(draws) == 8  # two micro-batches a step
     assert min(draws.values()) == 2
-    again = trainer(tmp_path, classifier(2, hidden_dropout_prob=0.5), **rest)
+    again = make_trainer(tmp_path, classifier(2, hidden_dropout_prob=0.5), **rest)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    assert digest(again) == digest(found)
+    assert digest(again) == digest(trainer)
 
 
 def test_a_loss_that_draws_its_own_batch_is_refused(tmp_path):
@@ -283,7 +281,7 @@ def test_a_loss_that_draws_its_own_batch_is_refused(tmp_path):
             return super().compute_loss(model, dict(next(self.batches)), **rest)
 
     with pytest.raises(gl.BadInput, match="another loss when it is called again"):
-        trainer(tmp_path, kind=Draws, options=SHORT).train()
+        make_trainer(tmp_path, kind=Draws, options=SHORT).train()
 
 
 def test_autocast_around_a_step_is_that_of_the_loss_alone(tmp_path):
@@ -293,11 +291,11 @@ def test_autocast_around_a_step_is_that_of_the_loss_alone(tmp_path):
                 return super().training_step(model, inputs, num_items_in_batch)
 
     for zo_options in ({"engine": "in-place"}, {"engine": "stream"}):
-        found = trainer(tmp_path, kind=Casts, options={**SHORT, **CONSTANT}, zo="lozo", zo_options=zo_options)
-        found.train()
+        trainer = make_trainer(tmp_path, kind=Casts, options={**SHORT, **CONSTANT}, zo="lozo", zo_options=zo_options)
+        trainer.train()
         model = classifier()
         gl.lozo(model.named_parameters(), lr=1e-2, seed=42).replay(moves(tmp_path))
-        assert all(map(torch.equal, model.parameters(), found.model.parameters()))
+        assert all(map(torch.equal, model.parameters(), trainer.model.parameters()))
         assert any(move.coeffs[0] for move in moves(tmp_path))
 
 
@@ -317,13 +315,13 @@ def test_deferred_updates_are_written_before_anybody_looks(tmp_path):
     seen = []
     for defer in (False, True):
         callback = Reads()
-        found = trainer(
+        trainer = make_trainer(
             tmp_path / str(defer),
             options={"max_steps": 3, **CONSTANT},
             callbacks=[callback],
             zo_options={"defer": defer},
         )
-        found.train()
+        trainer.train()
         seen.append(callback.weights)
     for step, weights in seen[0].items():
         assert all(torch.equal(weights[name], seen[1][step][name]) for name in weights)
@@ -338,11 +336,13 @@ class Interrupts(transformers.TrainerCallback):
 def test_deferred_updates_are_written_when_a_run_ends_in_any_way(tmp_path):
     hashes = []
     for defer in (False, True):
-        found = trainer(tmp_path / str(defer), options=CONSTANT, callbacks=[Interrupts()], zo_options={"defer": defer})
+        trainer = make_trainer(
+            tmp_path / str(defer), options=CONSTANT, callbacks=[Interrupts()], zo_options={"defer": defer}
+        )
         with pytest.raises(KeyboardInterrupt):
-            found.train()
-        hashes.append(digest(found))
-        assert "RunEvents" not in found.callback_handler.callback_list
+            trainer.train()
+        hashes.append(digest(trainer))
+        assert "RunEvents" not in trainer.callback_handler.callback_list
     assert hashes[0] == hashes[1]
 
 
@@ -358,17 +358,17 @@ class Freezes(transformers.TrainerCallback):
 
 def test_what_a_callback_freezes_stays(tmp_path):
     callback, options = Freezes(), {"max_steps": 6, "save_steps": 3, **CONSTANT}
-    found = trainer(tmp_path, callbacks=[callback], options=options)
-    found.train()
-    moved = {name for name, p in found.model.named_parameters() if not torch.equal(p, callback.weights[name])}
+    trainer = make_trainer(tmp_path, callbacks=[callback], options=options)
+    trainer.train()
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, callback.weights[name])}
     assert moved == {"classifier.weight", "classifier.bias"}
-    again = trainer(tmp_path, classifier(2), callbacks=[Freezes()], options=options)
+    again = make_trainer(tmp_path, classifier(2), callbacks=[Freezes()], options=options)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
-    assert digest(again) == digest(found)
+    assert digest(again) == digest(trainer)
     with pytest.raises(gl.BadInput, match=r"does not give the weights of its run.*load the saved ones"):
         rebuild(classifier(), tmp_path / "checkpoint-6")
     with pytest.raises(gl.BadInput, match=r"frozen or unfrozen after the run began.*leave ledger_only out"):
-        trainer(tmp_path / "bare", callbacks=[Freezes()], options=options, ledger_only=True).train()
+        make_trainer(tmp_path / "bare", callbacks=[Freezes()], options=options, ledger_only=True).train()
 
 
 class AddsGroup(transformers.TrainerCallback):
@@ -380,11 +380,5 @@ class AddsGroup(transformers.TrainerCallback):
 @pytest.mark.filterwarnings("ignore:1 parameter")
 def test_a_group_that_the_ledger_does_not_know_is_refused(tmp_path):
     with pytest.raises(gl.BadInput, match=r"group was added after the run began.*create_optimizer"):
-        trainer(tmp_path, callbacks=[AddsGroup()], options=SHORT).train()
+        make_trainer(tmp_path, callbacks=[AddsGroup()], options=SHORT).train()
     assert len(moves(tmp_path)) == 1
-
-
-def test_language_models_share_windows(tmp_path):
-    found = trainer(tmp_path, language_model(), texts(), options={"gradient_accumulation_steps": 2, **SHORT})
-    found.train()
-    assert found.state.global_step == 2

@@ -16,7 +16,7 @@ import torch.distributed as dist  # noqa: E402
 import gradless as gl  # noqa: E402
 from gradless.integrations import argument_checks  # noqa: E402
 from gradless.integrations.transformers import ZOTrainer  # noqa: E402
-from trainer_helpers import arguments, classifier, sentences, trainer  # noqa: E402
+from trainer_helpers import arguments, classifier, make_trainer, sentences  # noqa: E402
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,6 @@ def test_arguments_that_cannot_be_used_are_refused(tmp_path, options, words):
 
 @pytest.mark.parametrize("name", ["deepspeed", "fsdp"])
 def test_sharding_is_refused_by_name(tmp_path, name):
-    from gradless.integrations import argument_checks
-
     args = arguments(tmp_path)
     setattr(args, name, True)
     with pytest.raises(gl.BadInput, match=f"{name} does not go with ZOTrainer"):
@@ -56,16 +54,16 @@ def test_sharding_is_refused_by_name(tmp_path, name):
 )
 def test_arguments_without_a_meaning_are_warned_about(tmp_path, options, words):
     with pytest.warns(UserWarning, match=words):
-        trainer(tmp_path, options={"max_steps": 1, **options}).train()
+        make_trainer(tmp_path, options={"max_steps": 1, **options}).train()
 
 
 def test_checkpointing_of_activations_is_warned_about_and_switched_off(tmp_path):
     with warned_about_its_name():
         args = arguments(tmp_path, max_steps=1, gradient_checkpointing=True)
     with pytest.warns(UserWarning, match="gradient_checkpointing .* has no effect in ZOTrainer: no activations"):
-        found = ZOTrainer(model=classifier(), args=args, train_dataset=sentences())
-    found.train()
-    assert not found.args.gradient_checkpointing
+        trainer = ZOTrainer(model=classifier(), args=args, train_dataset=sentences())
+    trainer.train()
+    assert not trainer.args.gradient_checkpointing
 
 
 def test_processes_that_trainer_does_not_see_are_refused(tmp_path, monkeypatch):
@@ -85,7 +83,7 @@ def warned_about_its_name():
 def test_labels_are_missed_by_name(tmp_path):
     data = [{"input_ids": row["input_ids"]} for row in sentences()]
     with pytest.raises(gl.BadInput, match=r"no loss, since its batches have no 'labels' \(only input_ids\)"):
-        trainer(tmp_path, data=data).train()
+        make_trainer(tmp_path, data=data).train()
 
 
 def test_a_tokenizer_without_padding_is_refused(tmp_path):
@@ -94,29 +92,29 @@ def test_a_tokenizer_without_padding_is_refused(tmp_path):
     tokenizer = make_tokenizer(FAMILIES["llama"].specials)
     data = [{"input_ids": [1, 2, 3], "labels": 0}] * 8
     with pytest.raises(gl.BadInput, match=r"no pad token, and DataCollatorWithPadding pads: set tokenizer.pad_token"):
-        trainer(tmp_path, data=data, processing_class=tokenizer)
+        make_trainer(tmp_path, data=data, processing_class=tokenizer)
     tokenizer.pad_token = tokenizer.eos_token
-    trainer(tmp_path, data=data, processing_class=tokenizer, options={"max_steps": 1}).train()
+    make_trainer(tmp_path, data=data, processing_class=tokenizer, options={"max_steps": 1}).train()
 
 
 def test_nothing_to_train_is_refused(tmp_path):
     with pytest.raises(gl.BadInput, match="no parameter that requires grad"):
-        trainer(tmp_path, classifier().requires_grad_(False))
+        make_trainer(tmp_path, classifier().requires_grad_(False))
 
 
 def test_methods_and_options_are_checked(tmp_path):
     with pytest.raises(gl.BadInput, match="unknown method 'mezzo': did you mean 'mezo'"):
-        trainer(tmp_path, zo="mezzo")
+        make_trainer(tmp_path, zo="mezzo")
     with pytest.raises(gl.BadInput, match="uses backpropagation"):
-        trainer(tmp_path, zo="fo-adam")
+        make_trainer(tmp_path, zo="fo-adam")
     with pytest.raises(gl.BadInput, match=r"unknown entry of zo_options 'epsilon'.*eps"):
-        trainer(tmp_path, zo_options={"epsilon": 1e-3})
+        make_trainer(tmp_path, zo_options={"epsilon": 1e-3})
     with pytest.raises(gl.BadInput, match=r"'lr', which comes from TrainingArguments.learning_rate: leave it out"):
-        trainer(tmp_path, zo_options={"lr": 1e-3})
+        make_trainer(tmp_path, zo_options={"lr": 1e-3})
     with pytest.raises(gl.BadInput, match="zo is 3: give the name of a method"):
-        trainer(tmp_path, zo=3)
+        make_trainer(tmp_path, zo=3)
     with pytest.raises(gl.BadInput, match="load_best_model_at_end needs checkpoints with weights"):
-        trainer(
+        make_trainer(
             tmp_path,
             ledger_only=True,
             eval_dataset=sentences(4),

@@ -18,9 +18,9 @@ from trainer_helpers import (  # noqa: E402
     arguments,
     classifier,
     digest,
+    make_trainer,
     moves,
     sentences,
-    trainer,
 )
 
 
@@ -41,12 +41,12 @@ class Makes(ZOTrainer):
 
 
 def test_an_optimizer_and_a_schedule_from_overrides(tmp_path):
-    found = trainer(tmp_path, kind=Makes)
-    found.train()
+    trainer = make_trainer(tmp_path, kind=Makes)
+    trainer.train()
     assert [move.lrs for move in moves(tmp_path)[:2]] == [(1e-2, 1e-4), (5e-3, 5e-5)]
-    again = trainer(tmp_path, classifier(2), kind=Makes)
+    again = make_trainer(tmp_path, classifier(2), kind=Makes)
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
-    assert digest(again) == digest(found)
+    assert digest(again) == digest(trainer)
     assert moves(tmp_path)[4].lrs == (1e-2 * 0.5**4, 1e-4 * 0.5**4)
 
 
@@ -57,28 +57,28 @@ def test_an_optimizer_with_gradients_is_refused_wherever_it_comes_from(tmp_path)
             return self.optimizer
 
     with pytest.raises(gl.BadInput, match=r"Makes.create_optimizer makes SGD, which needs gradients"):
-        trainer(tmp_path, kind=Makes).train()
-    found = trainer(tmp_path)
-    found.optimizer = torch.optim.SGD(found.model.parameters(), lr=1e-3)
+        make_trainer(tmp_path, kind=Makes).train()
+    trainer = make_trainer(tmp_path)
+    trainer.optimizer = torch.optim.SGD(trainer.model.parameters(), lr=1e-3)
     with pytest.raises(gl.BadInput, match="the optimizer is SGD"):
-        found.train()
+        trainer.train()
     other = torch.optim.SGD(classifier().parameters(), lr=1e-3)
     schedule = torch.optim.lr_scheduler.LambdaLR(other, lambda step: 1.0)
     with pytest.raises(gl.BadInput, match=r"LambdaLR is of another optimizer \(SGD\)"):
-        trainer(tmp_path, optimizers=(None, schedule)).train()
+        make_trainer(tmp_path, optimizers=(None, schedule)).train()
 
 
 def test_an_optimizer_that_was_made_beforehand_is_kept(tmp_path):
-    found = trainer(tmp_path, options={**SHORT, **CONSTANT})
-    found.create_optimizer()
-    found.optimizer.param_groups[0]["lr"] = 0.25
-    found.train()
+    trainer = make_trainer(tmp_path, options={**SHORT, **CONSTANT})
+    trainer.create_optimizer()
+    trainer.optimizer.param_groups[0]["lr"] = 0.25
+    trainer.train()
     assert moves(tmp_path)[0].lrs == (0.25,)
     model = classifier()
-    given = trainer(tmp_path, model, optimizers=(gl.mezo(model.named_parameters(), lr=1e-2), None), options=SHORT)
-    given.train()
+    second = make_trainer(tmp_path, model, optimizers=(gl.mezo(model.named_parameters(), lr=1e-2), None), options=SHORT)
+    second.train()
     with pytest.raises(gl.BadInput, match="has taken 2 steps already"):
-        given.train()
+        second.train()
 
 
 def test_training_arguments_stay_as_they_were(tmp_path):
@@ -87,11 +87,11 @@ def test_training_arguments_stay_as_they_were(tmp_path):
 
     args = arguments(tmp_path, More, lr_scheduler_kwargs={}, activation_checkpointing=True, **SHORT)
     args.corpus = ["a", "b"]
-    before = copy.deepcopy(args.to_dict())
+    original = copy.deepcopy(args.to_dict())
     with pytest.warns(UserWarning, match="has no effect in ZOTrainer"):
-        found = ZOTrainer(classifier(), args, train_dataset=sentences())
-    found.train()
-    assert args.to_dict() == before
-    assert type(found.args) is More
-    assert (found.args.corpus, found.args.save_only_model) == (["a", "b"], True)
-    assert found.args.lr_scheduler_kwargs is not args.lr_scheduler_kwargs
+        trainer = ZOTrainer(classifier(), args, train_dataset=sentences())
+    trainer.train()
+    assert args.to_dict() == original
+    assert type(trainer.args) is More
+    assert (trainer.args.corpus, trainer.args.save_only_model) == (["a", "b"], True)
+    assert trainer.args.lr_scheduler_kwargs is not args.lr_scheduler_kwargs

@@ -20,7 +20,7 @@ from engine_helpers import race  # noqa: E402
 from gradless.integrations.replay import rebuild  # noqa: E402
 from gradless.system.hashing import weights_sha256  # noqa: E402
 from repository import ROOT  # noqa: E402
-from trainer_helpers import CutWindow, StopAt, classifier, digest, moves, trainer  # noqa: E402
+from trainer_helpers import CutWindow, StopAt, classifier, digest, make_trainer, moves  # noqa: E402
 
 METHODS = {
     "mezo-momentum": {},
@@ -40,13 +40,13 @@ CASES = [(method, False) for method in METHODS] + [(method, True) for method in 
 def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(tmp_path, method, ledger_only):
     rest = {"zo": method, "zo_options": METHODS[method], "ledger_only": ledger_only}
     rest["options"] = {"max_steps": 6}
-    whole = trainer(tmp_path / "whole", **rest)
+    whole = make_trainer(tmp_path / "whole", **rest)
     whole.train()
-    cut = trainer(tmp_path / "cut", callbacks=[StopAt(5, "after")], **rest)
+    cut = make_trainer(tmp_path / "cut", callbacks=[StopAt(5, "after")], **rest)
     with pytest.raises(KeyboardInterrupt):
         cut.train()
     assert len(moves(tmp_path / "cut")) == 6  # the sixth step was logged, then applied
-    again = trainer(tmp_path / "cut", **rest)
+    again = make_trainer(tmp_path / "cut", **rest)
     again.train(resume_from_checkpoint=True)
     assert digest(again) == digest(whole)
     assert moves(tmp_path / "cut") == moves(tmp_path / "whole")
@@ -59,9 +59,9 @@ def test_an_interrupted_run_ends_with_the_weights_of_one_that_was_not(tmp_path, 
 @pytest.mark.parametrize("step", [0, 1])
 def test_a_window_that_was_cut_off_adds_nothing_to_the_next_run_of_the_same_trainer(tmp_path, step):
     options = {"gradient_accumulation_steps": 2, "max_steps": 2, "save_steps": 1}
-    whole = trainer(tmp_path / "whole", options=options)
+    whole = make_trainer(tmp_path / "whole", options=options)
     whole.train()
-    cut = trainer(tmp_path / "cut", options=options, callbacks=[CutWindow(step)])
+    cut = make_trainer(tmp_path / "cut", options=options, callbacks=[CutWindow(step)])
     with pytest.raises(KeyboardInterrupt):
         cut.train()
     cut.train(resume_from_checkpoint=step > 0)
@@ -70,11 +70,11 @@ def test_a_window_that_was_cut_off_adds_nothing_to_the_next_run_of_the_same_trai
 
 
 def test_checkpoints_hold_no_state_of_an_optimizer_and_bare_ones_no_weights(tmp_path):
-    trainer(tmp_path / "a").train()
+    make_trainer(tmp_path / "a").train()
     names = {path.name for path in (tmp_path / "a" / "checkpoint-8").iterdir()}
     assert {"model.safetensors", "ledger", "gradless.json"} <= names
     assert not names & {"optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt"}
-    trainer(tmp_path / "b", ledger_only=True).train()
+    make_trainer(tmp_path / "b", ledger_only=True).train()
     bare = list((tmp_path / "b" / "checkpoint-8").iterdir())
     assert {path.name for path in bare} == {"ledger", "gradless.json", "trainer_state.json"}
     assert sum(path.stat().st_size for path in bare) < 5000
@@ -84,51 +84,51 @@ def test_checkpoints_hold_no_state_of_an_optimizer_and_bare_ones_no_weights(tmp_
 @pytest.mark.parametrize("event", ["before", "after"])
 def test_random_heads_do_not_matter_where_checkpoints_have_weights(tmp_path, event):
     """Scripts make their heads before any seed is set; the checkpoint's weights are the ones to go on from."""
-    whole = trainer(tmp_path / "whole", classifier(1))
+    whole = make_trainer(tmp_path / "whole", classifier(1))
     whole.train()
     with pytest.raises(KeyboardInterrupt):
-        trainer(tmp_path / "cut", classifier(1), callbacks=[StopAt(5, event)]).train()
-    again = trainer(tmp_path / "cut", classifier(2))
+        make_trainer(tmp_path / "cut", classifier(1), callbacks=[StopAt(5, event)]).train()
+    again = make_trainer(tmp_path / "cut", classifier(2))
     again.train(resume_from_checkpoint=True)
     assert digest(again) == digest(whole)
 
 
 @pytest.mark.sweep
 def test_a_checkpoint_that_was_being_written_is_passed_over(tmp_path):
-    whole = trainer(tmp_path)
+    whole = make_trainer(tmp_path)
     whole.train()
     (tmp_path / "checkpoint-8" / "trainer_state.json").write_text('{"global_st')
-    again = trainer(tmp_path)
+    again = make_trainer(tmp_path)
     again.train(resume_from_checkpoint=True)
     assert digest(again) == digest(whole)
     for name in ("checkpoint-4", "checkpoint-8"):
         (tmp_path / name / "trainer_state.json").unlink()
     with pytest.raises(gl.BadInput, match="no complete checkpoint"):
-        trainer(tmp_path).train(resume_from_checkpoint=True)
+        make_trainer(tmp_path).train(resume_from_checkpoint=True)
 
 
 def test_a_folder_serves_one_trainer_at_a_time(tmp_path):
     class Second(transformers.TrainerCallback):
         def on_step_end(self, args, state, control, **rest):
             with pytest.raises(gl.BadInput, match=r"another process .* is working on .*choose another output_dir"):
-                trainer(tmp_path).train()
+                make_trainer(tmp_path).train()
 
-    whole = trainer(tmp_path / "whole")
-    found = trainer(tmp_path, callbacks=[Second()])
+    whole = make_trainer(tmp_path / "whole")
+    trainer = make_trainer(tmp_path, callbacks=[Second()])
     whole.train()
-    found.train()
-    assert digest(found) == digest(whole)
+    trainer.train()
+    assert digest(trainer) == digest(whole)
     assert not (tmp_path / ".lock").exists()
-    other = trainer(tmp_path, classifier(2))
+    other = make_trainer(tmp_path, classifier(2))
     other.train()
     with pytest.raises(gl.BadInput, match=r"is of another run by now.*output_dir of its own"):
-        found.save_model(str(tmp_path / "saved"))
+        trainer.save_model(str(tmp_path / "saved"))
 
 
 def test_a_resumed_run_that_had_ended_takes_no_step(tmp_path):
-    whole = trainer(tmp_path, options={"lr_scheduler_type": "constant", "max_steps": 6})
+    whole = make_trainer(tmp_path, options={"lr_scheduler_type": "constant", "max_steps": 6})
     whole.train()
-    again = trainer(tmp_path, options={"lr_scheduler_type": "constant", "max_steps": 6})
+    again = make_trainer(tmp_path, options={"lr_scheduler_type": "constant", "max_steps": 6})
     again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
     assert digest(again) == digest(whole)
     assert again.state.global_step == len(moves(tmp_path)) == 6
@@ -136,9 +136,8 @@ def test_a_resumed_run_that_had_ended_takes_no_step(tmp_path):
 
 def test_what_a_kill_leaves_half_made_is_removed_and_nothing_else(tmp_path):
     options = {"max_steps": 6, "save_steps": 2}
-    trainer(tmp_path, options=options).train()
-    trainer(tmp_path / "whole", options=options).train()
-    saved = trainer(tmp_path / "whole")
+    make_trainer(tmp_path, options=options).train()
+    make_trainer(tmp_path / "whole", options=options).train()
     (tmp_path / ".saving").write_text(json.dumps({"checkpoints": ["checkpoint-2", "checkpoint-6", "../checkpoint-9"]}))
     (tmp_path / "checkpoint-6" / "trainer_state.json").write_text('{"global')  # was being written
     (tmp_path / "checkpoint-2" / "model.safetensors").unlink()  # was being deleted
@@ -146,38 +145,38 @@ def test_what_a_kill_leaves_half_made_is_removed_and_nothing_else(tmp_path):
     for name in ("ledger.new", ".resuming-0/trainer_state.json", "checkpoint-1/mine"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    found = trainer(tmp_path, options={**options, "max_steps": 4})
-    found.train(resume_from_checkpoint=True)
-    assert found.state.global_step == 4
+    trainer = make_trainer(tmp_path, options={**options, "max_steps": 4})
+    trainer.train(resume_from_checkpoint=True)
+    assert trainer.state.global_step == 4
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"ledger", "whole", "checkpoint-1", "checkpoint-4"}
     assert (tmp_path.parent / "checkpoint-9").exists()
-    assert saved.window is None
+    assert (tmp_path / "whole" / "checkpoint-6" / "trainer_state.json").exists()
 
 
 def test_a_save_that_fails_leaves_nothing(tmp_path, monkeypatch):
-    found = trainer(tmp_path)
+    trainer = make_trainer(tmp_path)
 
     def full(*args, **rest):
         (tmp_path / "checkpoint-4" / "model.safetensors").write_text("half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(found.model, "save_pretrained", full)
+    monkeypatch.setattr(trainer.model, "save_pretrained", full)
     with pytest.raises(OSError, match="No space left"):
-        found.train()
+        trainer.train()
     assert {path.name for path in tmp_path.iterdir()} == {"ledger"}
 
 
 @pytest.mark.parametrize("ledger_only", [False, True])
 def test_a_push_to_the_hub_has_the_weights_and_spares_checkpoints(tmp_path, monkeypatch, ledger_only):
     """Trainer saves to the output directory itself before it pushes, with the call that it has for checkpoints."""
-    found = trainer(tmp_path, ledger_only=ledger_only, options={"max_steps": 4})
-    found.train()
+    trainer = make_trainer(tmp_path, ledger_only=ledger_only, options={"max_steps": 4})
+    trainer.train()
     kept = {path.name for path in tmp_path.iterdir()}
     with monkeypatch.context() as patch:
-        patch.setattr(found.model, "save_pretrained", interrupted)
+        patch.setattr(trainer.model, "save_pretrained", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            found.save_model(_internal_call=True)
+            trainer.save_model(_internal_call=True)
     assert kept <= {path.name for path in tmp_path.iterdir()}
     pushed = []
     monkeypatch.setattr(
@@ -185,13 +184,13 @@ def test_a_push_to_the_hub_has_the_weights_and_spares_checkpoints(tmp_path, monk
         "hf_api",
         lambda: SimpleNamespace(upload_folder=lambda folder_path, **rest: pushed.extend(os.listdir(folder_path))),
     )
-    found.hub_model_id = "somebody/model"
-    found.push_to_hub()
+    trainer.hub_model_id = "somebody/model"
+    trainer.push_to_hub()
     assert {"model.safetensors", "config.json", "ledger", "README.md"} <= set(pushed)
     assert ".saving" not in pushed
-    model = type(found.model).from_pretrained(tmp_path)
-    assert weights_sha256(model.named_parameters()) == digest(found)
-    again = trainer(tmp_path, ledger_only=ledger_only, options={"max_steps": 5})
+    model = type(trainer.model).from_pretrained(tmp_path)
+    assert weights_sha256(model.named_parameters()) == digest(trainer)
+    again = make_trainer(tmp_path, ledger_only=ledger_only, options={"max_steps": 5})
     again.train(resume_from_checkpoint=True)
     assert again.state.global_step == 5
 
@@ -203,20 +202,20 @@ def interrupted(*args, **rest):
 @pytest.mark.parametrize("name", ["gradless.json", "gradless.safetensors", "random-0.json.gz"])
 @pytest.mark.parametrize("content", [b"", b"\xff{", b'{"step": 4}', b"[1]"])
 def test_damaged_files_of_a_checkpoint_are_named(tmp_path, name, content):
-    trainer(tmp_path, zo="zo-adam", options={"max_steps": 4}).train()
+    make_trainer(tmp_path, zo="zo-adam", options={"max_steps": 4}).train()
     (tmp_path / "checkpoint-4" / name).write_bytes(content)
     with pytest.raises(gl.BadInput, match=f"{name}.* damaged.*from a copy"):
-        trainer(tmp_path, zo="zo-adam").train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+        make_trainer(tmp_path, zo="zo-adam").train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 def test_a_state_of_another_rule_in_a_checkpoint_is_refused(tmp_path):
-    trainer(tmp_path, zo="zo-adam", options={"max_steps": 4}).train()
+    make_trainer(tmp_path, zo="zo-adam", options={"max_steps": 4}).train()
     path = tmp_path / "checkpoint-4" / "gradless.json"
     state = json.loads(path.read_text())
     state["method"]["rule"] = state["method"]["rule"][:1]
     path.write_text(json.dumps(state))
     with pytest.raises(gl.BadInput, match="not one of the rule 'stored_adam"):
-        trainer(tmp_path, zo="zo-adam").train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+        make_trainer(tmp_path, zo="zo-adam").train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 @pytest.mark.parametrize("bare", ["weights", "bare"])
@@ -236,8 +235,8 @@ def test_killed_at_random_instants_a_run_ends_the_same_and_leaves_nothing(tmp_pa
 SCRIPT = """
 import sys
 sys.path.insert(0, {helpers!r})
-from trainer_helpers import trainer
-trainer({folder!r}, options={options}, ledger_only={bare}).train()
+from trainer_helpers import make_trainer
+make_trainer({folder!r}, options={options}, ledger_only={bare}).train()
 """
 
 
@@ -260,8 +259,8 @@ def test_a_killed_process_resumes_to_the_same_weights(tmp_path, bare):
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
     assert 8 <= len(moves(cut)) < 24
-    whole = trainer(tmp_path / "whole", options=options)
-    again = trainer(cut, options=options, ledger_only=bare)
+    whole = make_trainer(tmp_path / "whole", options=options)
+    again = make_trainer(cut, options=options, ledger_only=bare)
     whole.train()
     again.train(resume_from_checkpoint=True)
     assert digest(again) == digest(whole)
@@ -270,37 +269,37 @@ def test_a_killed_process_resumes_to_the_same_weights(tmp_path, bare):
 
 @pytest.mark.sweep
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-    trainer(tmp_path).train()
+    make_trainer(tmp_path).train()
     resume = {"resume_from_checkpoint": str(tmp_path / "checkpoint-4")}
     with pytest.raises(gl.BadInput, match="belongs to a run with trainer"):
-        trainer(tmp_path, zo="lozo").train(**resume)
+        make_trainer(tmp_path, zo="lozo").train(**resume)
     with pytest.raises(gl.BadInput, match="belongs to a run with seed 42, not 1"):
-        trainer(tmp_path, options={"seed": 1}).train(**resume)
+        make_trainer(tmp_path, options={"seed": 1}).train(**resume)
     with pytest.raises(gl.BadInput, match="belongs to a run with weight_decay"):
-        trainer(tmp_path, options={"weight_decay": 0.1}).train(**resume)
+        make_trainer(tmp_path, options={"weight_decay": 0.1}).train(**resume)
     frozen = classifier()
     frozen.bert.requires_grad_(False)
     with pytest.raises(gl.BadInput, match="tuned_parameters"):
-        trainer(tmp_path, frozen).train(**resume)
+        make_trainer(tmp_path, frozen).train(**resume)
     with pytest.raises(gl.BadInput, match="is not a checkpoint of ZOTrainer"):
-        trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "elsewhere"))
+        make_trainer(tmp_path).train(resume_from_checkpoint=str(tmp_path / "elsewhere"))
     model = classifier(2)
     model.save_pretrained(tmp_path / "checkpoint-4")
     with pytest.raises(gl.BadInput, match="not those of step 4"):
-        trainer(tmp_path).train(**resume)
-    trainer(tmp_path / "bare", ledger_only=True).train()
+        make_trainer(tmp_path).train(**resume)
+    make_trainer(tmp_path / "bare", ledger_only=True).train()
     with pytest.raises(gl.BadInput, match=r"began with.*set_seed"):
-        trainer(tmp_path / "bare", model, ledger_only=True).train(resume_from_checkpoint=True)
+        make_trainer(tmp_path / "bare", model, ledger_only=True).train(resume_from_checkpoint=True)
 
 
 def test_another_learning_rate_than_that_of_the_checkpoint_is_warned_about(tmp_path):
-    trainer(tmp_path, options={"max_steps": 5}).train()
+    make_trainer(tmp_path, options={"max_steps": 5}).train()
     with pytest.warns(UserWarning, match="learning_rate is 0.001, and the run goes on with the 0.01 of its checkpoint"):
-        trainer(tmp_path, options={"max_steps": 5, "learning_rate": 1e-3}).train(resume_from_checkpoint=True)
+        make_trainer(tmp_path, options={"max_steps": 5, "learning_rate": 1e-3}).train(resume_from_checkpoint=True)
 
 
 def test_rebuild_says_what_is_wrong(tmp_path):
-    trainer(tmp_path).train()
+    make_trainer(tmp_path).train()
     assert rebuild(classifier(), tmp_path, until=3).t == 3
     with pytest.raises(gl.BadInput, match="holds 8 steps: until=9"):
         rebuild(classifier(), tmp_path, until=9)
@@ -313,7 +312,7 @@ def test_rebuild_says_what_is_wrong(tmp_path):
 def test_the_command_line_says_who_can_replay_it(tmp_path):
     from gradless.runs import replay
 
-    trainer(tmp_path, options={"max_steps": 1}).train()
+    make_trainer(tmp_path, options={"max_steps": 1}).train()
     with pytest.raises(gl.BadInput, match=r"written by ZOTrainer.*replay.rebuild"):
         replay.rebuild(tmp_path)
 
@@ -324,22 +323,22 @@ def test_the_engine_is_chosen_in_the_first_step_and_kept_by_checkpoints(tmp_path
 
     for bare in (False, True):
         name = f"cut-{bare}"
-        with race(tmp_path / f"cache-{bare}") as found:
-            cut = trainer(tmp_path / name, callbacks=[StopAt(5, "after")], ledger_only=bare)
+        with race(tmp_path / f"cache-{bare}") as trial:
+            cut = make_trainer(tmp_path / name, callbacks=[StopAt(5, "after")], ledger_only=bare)
             with pytest.raises(KeyboardInterrupt):
                 cut.train()
-            assert found.calls
+            assert trial.calls
             chosen = header(name)["engine"]
             assert (chosen["engine"], chosen["how"], chosen["step"]) == ("dual", "measured", 0)
-            found.costs["dual"] = 9.0
+            trial.costs["dual"] = 9.0
             (tmp_path / f"cache-{bare}").rename(tmp_path / f"gone-{bare}")
-            found.restart()
-            again = trainer(tmp_path / name, ledger_only=bare)
+            trial.restart()
+            again = make_trainer(tmp_path / name, ledger_only=bare)
             again.train(resume_from_checkpoint=True)
-            assert not found.calls
+            assert not trial.calls
         assert again.window.inner.engine == "dual"
         assert header(name)["engine"] == chosen
-        named = trainer(tmp_path / f"named-{bare}", zo_options={"engine": "dual"}, ledger_only=bare)
+        named = make_trainer(tmp_path / f"named-{bare}", zo_options={"engine": "dual"}, ledger_only=bare)
         named.train()
         assert digest(named) == digest(again)
         assert "engine" not in header(f"named-{bare}")

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # names that TRL's arguments 
 PAIRS = {"prompt": ["one", "two"] * 4, "chosen": [" good", " fine"] * 4, "rejected": [" bad", " poor"] * 4}
 PROMPTS = {"prompt": ["one", "two", "three", "four"] * 2}
 CHAT = {
-    "messages": [[{"role": "user", "content": word}, {"role": "assistant", "content": "ok"}] for word in "abcdefgh"]
+    "messages": [[{"role": "user", "content": letter}, {"role": "assistant", "content": "ok"}] for letter in "abcdefgh"]
 }
 KTO = {"prompt": ["one", "two"] * 4, "completion": [" good", " bad"] * 4, "label": [True, False] * 4}
 TEXTS = {"text": [f"the film {i} was good" for i in range(8)]}
@@ -80,7 +80,7 @@ REFUSED = {
 }
 
 
-def made(name, module, rows, options, rest, folder, **more):
+def make_trainer(name, module, rows, options, rest, folder, **more):
     try:
         home = importlib.import_module(f"trl.{module}" if module else "trl")
         parent, config = getattr(home, name), getattr(home, name.replace("Trainer", "Config"))
@@ -113,11 +113,11 @@ def made(name, module, rows, options, rest, folder, **more):
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", TABLE)
 def test_it_trains(tmp_path, name):
-    found = made(name, *TABLE[name], tmp_path / "out")
-    before = digest(found)
-    found.train()
-    assert found.state.global_step == 2
-    assert digest(found) != before
+    trainer = make_trainer(name, *TABLE[name], tmp_path / "out")
+    initial = digest(trainer)
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert digest(trainer) != initial
 
 
 @pytest.mark.few(1)
@@ -125,19 +125,19 @@ def test_it_trains(tmp_path, name):
 def test_it_is_refused(tmp_path, name):
     *case, words = REFUSED[name]
     with pytest.raises(gl.BadInput, match=words):
-        made(name, *case, tmp_path / "out")
+        make_trainer(name, *case, tmp_path / "out")
 
 
 @pytest.mark.sweep
 def test_what_a_step_writes_is_written_again_after_an_interruption(tmp_path):
     options = {"lmbda": 1.0, "max_new_tokens": 4, "max_steps": 4, "save_strategy": "steps", "save_steps": 2}
     case = ("experimental.gkd", CHAT, options, teacher)
-    whole = made("GKDTrainer", *case, tmp_path / "whole")
+    whole = make_trainer("GKDTrainer", *case, tmp_path / "whole")
     whole.train()
-    cut = made("GKDTrainer", *case, tmp_path / "cut", callbacks=[StopAt(3, "before")])
+    cut = make_trainer("GKDTrainer", *case, tmp_path / "cut", callbacks=[StopAt(3, "before")])
     with pytest.raises(KeyboardInterrupt):
         cut.train()
-    again = made("GKDTrainer", *case, tmp_path / "cut")
+    again = make_trainer("GKDTrainer", *case, tmp_path / "cut")
     again.train(resume_from_checkpoint=True)
     assert digest(again) == digest(whole)
 
@@ -145,5 +145,5 @@ def test_what_a_step_writes_is_written_again_after_an_interruption(tmp_path):
 def test_the_baseline_of_kto_is_spoken_of(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        made("KTOTrainer", *TABLE["KTOTrainer"], tmp_path / "out")
+        make_trainer("KTOTrainer", *TABLE["KTOTrainer"], tmp_path / "out")
     assert any("takes its KL baseline as a constant" in str(one.message) for one in caught)

@@ -78,7 +78,7 @@ def test_rows_in_memory_are_kept_and_a_run_of_them_goes_on(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"step": 3}, "unknown setting 'step': did you mean 'steps'"),
         ({"trian": "a.csv"}, "unknown setting 'trian': did you mean 'train'"),
@@ -95,9 +95,9 @@ def test_rows_in_memory_are_kept_and_a_run_of_them_goes_on(tmp_path, kind):
         ({"train": str(Path(__file__).parents[2] / "README.md")}, "is of no known type"),
     ],
 )
-def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, changes, said):
+def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, changes, message):
     settings = SMALL | WORDS | {"train": ROWS, "out": tmp_path / "run"} | changes
-    with pytest.raises(gl.BadInput, match=said) as raised:
+    with pytest.raises(gl.BadInput, match=message) as raised:
         gl.tune(**settings)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
