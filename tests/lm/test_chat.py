@@ -75,13 +75,13 @@ def test_the_tokens_are_those_of_the_template(name: str) -> None:
     assert list(encoded.prompt) == expected(lm, "a joy It was", enable_thinking=False)
     assert prompt_text(lm, ROW) == lm.tokenizer.decode(encoded.prompt)
     assert encoded.prompt.count(lm.tokenizer.bos_token_id) == TEMPLATES[name].count("bos_token")
-    for word, option in zip(("terrible", "great"), range(2), strict=True):
+    for label, option in zip(("terrible", "great"), range(2), strict=True):
         whole = [*encoded.context(option), *encoded.options[option]]
-        assert lm.tokenizer.decode(encoded.options[option]) == word
-        assert expected(lm, "a joy It was", word, ask=False)[: len(whole)] == whole
+        assert lm.tokenizer.decode(encoded.options[option]) == label
+        assert expected(lm, "a joy It was", label, ask=False)[: len(whole)] == whole
     with_examples = encode(lm, ROW, None, [ROW._replace(prompt="bad It was", correct=(0,)), ROW])
-    said = ("bad It was", "terrible", "a joy It was", "great", "a joy It was")
-    assert list(with_examples.prompt) == expected(lm, *said, enable_thinking=False)
+    turns = ("bad It was", "terrible", "a joy It was", "great", "a joy It was")
+    assert list(with_examples.prompt) == expected(lm, *turns, enable_thinking=False)
 
 
 @pytest.mark.parametrize("contents", [((0, len(LONG)),), ()])

@@ -71,17 +71,17 @@ def test_refusals(asked: str, dtype: str, message: str) -> None:
 
 def test_a_processor_is_timed_and_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """One whose 16-bit products take longer, by whatever clock, has none worth using."""
-    taken = {HALF: 3.0, WHOLE: 1.0}
+    seconds = {HALF: 3.0, WHOLE: 1.0}
     now = [0.0]
 
     def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        now[0] += taken[x.dtype]
+        now[0] += seconds[x.dtype]
         return x
 
     monkeypatch.setattr(compute_types.functional, "linear", product)
     monkeypatch.setattr(compute_types.time, "perf_counter", lambda: now[0])
     assert not compute_types.is_fast.__wrapped__(HALF)
-    taken[HALF] = 0.3
+    seconds[HALF] = 0.3
     assert compute_types.is_fast.__wrapped__(HALF)
 
 
@@ -97,11 +97,11 @@ def test_a_run_records_what_was_chosen_and_keeps_it(monkeypatch: pytest.MonkeyPa
     for none in (config(), config(dtype="float32"), config(dtype="bfloat16", device="cuda")):
         assert build.pinned(none).compute_dtype is None
         assert "compute_dtype" not in none.to_json()
-    before = config(dtype="bfloat16")  # as a run recorded it when there was no such setting
-    assert as_recorded(before).compute_dtype == "bfloat16"
-    assert build.pinned(config(dtype="bfloat16"), before).compute_dtype == "bfloat16"
-    assert difference(before, build.pinned(config(dtype="bfloat16", compute_dtype="bfloat16"))) is None
-    assert difference(before, slow) == "compute_dtype was 'bfloat16' and is now 'float32'"
+    older = config(dtype="bfloat16")  # as a run recorded it when there was no such setting
+    assert as_recorded(older).compute_dtype == "bfloat16"
+    assert build.pinned(config(dtype="bfloat16"), older).compute_dtype == "bfloat16"
+    assert difference(older, build.pinned(config(dtype="bfloat16", compute_dtype="bfloat16"))) is None
+    assert difference(older, slow) == "compute_dtype was 'bfloat16' and is now 'float32'"
 
 
 @pytest.mark.parametrize(("method", "chosen"), [("mezo", WHOLE), ("hybrid", WHOLE), ("fo-adam", HALF)])

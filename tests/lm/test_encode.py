@@ -1,3 +1,5 @@
+"""Prompts and options as token ids: truncation, masked prompts, demonstrations, length limits and batching."""
+
 from __future__ import annotations
 
 from dataclasses import replace
@@ -208,8 +210,8 @@ def test_first_limit_counts_tokens_of_the_first_sentence():
     labels = words(lm, 2)
     text = "the film was good and so it was a movie"
     example = Example(f"{text} so{MASK}.", labels, (0,), first=(0, len(text)))
-    made = task("classification", first_limit=3, max_length=60)
-    row = encode_all(lm, made, [example])[0]
+    toy_task = task("classification", first_limit=3, max_length=60)
+    row = encode_all(lm, toy_task, [example])[0]
     kept = lm.tokenizer(text, add_special_tokens=False)["input_ids"][:3]
     rest = lm.tokenizer(f" so{lm.tokenizer.mask_token}.", add_special_tokens=False)["input_ids"]
     assert list(row.prompt[1:-1]) == kept + rest
@@ -236,21 +238,21 @@ def test_a_model_without_a_limit_reads_as_much_as_is_asked_for(monkeypatch):
 def test_a_prompt_longer_than_by_default_is_written_behind_if_that_is_asked_for(monkeypatch):
     lm = shared("opt")
     monkeypatch.setattr(type(lm), "config", SimpleNamespace(model_type="opt", max_position_embeddings=8192))
-    made = task("generation", max_new_tokens=50)
+    toy_task = task("generation", max_new_tokens=50)
     rows = [Example("good film " * 500, (), (), answers=("yes",))]
     whole = len(encode(lm, rows[0], 8192).prompt)
     for asked, read in ((None, 2048 - 50), (whole - 200, whole - 200 - 50), (8192, whole)):
-        encoded = encode_all(lm, made, rows, asked)
-        assert num_cut(lm, made, encoded, asked) == (read < whole)
-        chosen = objectives.choose(made, "f1", max_length=asked)
+        encoded = encode_all(lm, toy_task, rows, asked)
+        assert num_cut(lm, toy_task, encoded, asked) == (read < whole)
+        chosen = objectives.choose(toy_task, "f1", max_length=asked)
         assert chosen.prepare(lm, encoded).input_ids.shape == (1, read)
 
 
 def test_what_is_written_has_room_without_cutting_the_template():
     lm = shared("opt")
-    made = replace(prompt_task("Say in one word: {text} It is"), max_new_tokens=30)
+    toy_task = replace(prompt_task("Say in one word: {text} It is"), max_new_tokens=30)
     limit = length_limit(lm)
-    (row,) = encode_all(lm, made, [made.render({"columns": {"text": "good film " * limit}})])
+    (row,) = encode_all(lm, toy_task, [toy_task.render({"columns": {"text": "good film " * limit}})])
     prompts = objectives.collate_prompts(lm, [row], (), 30)
     text = lm.tokenizer.decode(prompts.input_ids[0], skip_special_tokens=True)
     assert text.startswith("Say in one word:")
@@ -264,19 +266,19 @@ def test_classes_that_are_the_same_to_a_model_are_refused(architecture):
     lm = models.tiny(architecture)
     lm.tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()  # as of an uncased model
     tail = " {mask}." if lm.masked else ""
-    made = own_task(f"{{text}} It was{tail}", "x=good,y=Good")
-    rows = [(made.render_masked or made.render)({"columns": {"text": "a film"}, "label": 0})] * 2
+    toy_task = own_task(f"{{text}} It was{tail}", "x=good,y=Good")
+    rows = [(toy_task.render_masked or toy_task.render)({"columns": {"text": "a film"}, "label": 0})] * 2
     with pytest.raises(BadInput, match=r"'x' and 'y' are the same to tiny-.*reads ' good' for both"):
-        encode_all(lm, made, rows)
+        encode_all(lm, toy_task, rows)
 
 
 def test_a_mask_in_the_text_of_a_row_is_not_the_one_to_fill():
     lm = models.tiny("roberta")
     lm.tokenizer.mask_token = lm.tokenizer.unk_token  # spelled otherwise than in templates, as [MASK] of BERT is
-    made = own_task("{text} so {mask}.", "0=good,1=bad")
+    toy_task = own_task("{text} so {mask}.", "0=good,1=bad")
     texts = [f"my {lm.tokenizer.mask_token} name {lm.tokenizer.mask_token}", "my  name "]
-    rows = [made.render_masked({"columns": {"text": text}, "label": 0}) for text in texts]
-    marked, plain = encode_all(lm, made, rows)
+    rows = [toy_task.render_masked({"columns": {"text": text}, "label": 0}) for text in texts]
+    marked, plain = encode_all(lm, toy_task, rows)
     assert marked.prompt.count(lm.tokenizer.mask_token_id) == 1
     assert lm.tokenizer.decode(marked.prompt[marked.mask + 1 :]).startswith(".")
     assert lm.tokenizer.decode(marked.prompt).split() == lm.tokenizer.decode(plain.prompt).split()
@@ -284,8 +286,8 @@ def test_a_mask_in_the_text_of_a_row_is_not_the_one_to_fill():
 
 def test_a_tokenizer_written_in_python_gives_the_same_tokens():
     lm = models.tiny("opt")
-    made, rows = task("classification"), single(lm)
-    expected = encode_all(lm, made, rows)
+    toy_task, rows = task("classification"), single(lm)
+    expected = encode_all(lm, toy_task, rows)
 
     class Slow:
         def __init__(self, inner):
@@ -300,19 +302,19 @@ def test_a_tokenizer_written_in_python_gives_the_same_tokens():
             return getattr(self.inner, name)
 
     lm.tokenizer = Slow(lm.tokenizer)
-    assert encode_all(lm, made, rows) == expected
+    assert encode_all(lm, toy_task, rows) == expected
 
 
 @pytest.mark.parametrize("size", [None, 1, 3])
 def test_groups_hold_every_index_once_within_their_bounds(size):
     lm = shared("opt")
     encoded = [encode(lm, example) for example in (*single(lm, 9), *several(lm, 7))]
-    found = list(groups(lm, encoded, batch_size=size, batch_tokens=60))
-    assert sorted(i for group in found for i in group) == list(range(16))
-    for group in found:
+    index_groups = list(groups(lm, encoded, batch_size=size, batch_tokens=60))
+    assert sorted(i for group in index_groups for i in group) == list(range(16))
+    for group in index_groups:
         assert len({encoded[i].single for i in group}) == 1
         assert size is None or len(group) <= size
         batch = collate_options(lm, [encoded[i] for i in group])
         assert len(group) == 1 or batch.input_ids.numel() <= 60
-    lengths = [encoded[i].longest for group in found for i in group if encoded[i].single]
+    lengths = [encoded[i].longest for group in index_groups for i in group if encoded[i].single]
     assert lengths == sorted(lengths, reverse=True)

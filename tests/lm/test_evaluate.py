@@ -1,3 +1,5 @@
+"""Evaluation modes against one plain forward per option: predictions, losses, metrics and refusals."""
+
 from __future__ import annotations
 
 import pytest
@@ -42,15 +44,15 @@ def best(values: list[float]) -> int:
 def test_zero_shot_is_the_best_mean_log_probability(architecture, make):
     lm = shared(architecture)
     examples = make(lm, 9)
-    found = evaluate(lm, CLASSIFICATION, examples, batch_size=4)
+    result = evaluate(lm, CLASSIFICATION, examples, batch_size=4)
     expected = [best(naive_means(lm, e)) for e in examples]
-    assert found.predictions == expected
-    assert found.correct == [p in e.correct for p, e in zip(expected, examples, strict=True)]
-    assert found.metrics == {"accuracy": pytest.approx(sum(found.correct) / 9)}
+    assert result.predictions == expected
+    assert result.correct == [p in e.correct for p, e in zip(expected, examples, strict=True)]
+    assert result.metrics == {"accuracy": pytest.approx(sum(result.correct) / 9)}
     naive = [-torch.tensor(naive_means(lm, e)).log_softmax(0)[e.correct[0]] for e in examples]
-    assert found.loss == pytest.approx(float(torch.stack(naive).mean()), rel=1e-4)
-    assert found.forwards == 3
-    assert found.seconds > 0
+    assert result.loss == pytest.approx(float(torch.stack(naive).mean()), rel=1e-4)
+    assert result.forwards == 3
+    assert result.seconds > 0
 
 
 def test_buckets_do_not_change_order_or_values():
@@ -70,21 +72,21 @@ def test_buckets_do_not_change_order_or_values():
 def test_choice_gives_the_teacher_forcing_loss_of_the_same_forward(make):
     lm = shared("llama")
     examples = make(lm, 5)
-    found = evaluate(lm, CHOICE, examples)
+    result = evaluate(lm, CHOICE, examples)
     naive = torch.cat([-naive_log_probs(lm, e.prompt, e.options[e.correct[0]]) for e in examples])
-    assert found.loss == pytest.approx(float(naive.mean()), rel=1e-4)
-    assert found.forwards == 1
-    assert found.predictions == [best(naive_means(lm, e)) for e in examples]
+    assert result.loss == pytest.approx(float(naive.mean()), rel=1e-4)
+    assert result.forwards == 1
+    assert result.predictions == [best(naive_means(lm, e)) for e in examples]
 
 
 @pytest.mark.parametrize("name", ["option_ce", "gold", "lm", "accuracy"])
 def test_the_loss_is_that_of_the_objective(name):
     lm = shared("qwen")
     examples = several(lm, 5)
-    found = evaluate(lm, CHOICE, examples, objective=OBJECTIVES[name], batch_size=2)
+    result = evaluate(lm, CHOICE, examples, objective=OBJECTIVES[name], batch_size=2)
     with torch.no_grad():
         expected = loss_of(lm, OBJECTIVES[name], [encode(lm, e) for e in examples])
-    assert found.loss == pytest.approx(float(expected), rel=1e-4)
+    assert result.loss == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_a_prediction_is_right_if_it_is_any_of_the_correct():
@@ -101,7 +103,7 @@ def test_a_prediction_is_right_if_it_is_any_of_the_correct():
 def test_calibration_subtracts_the_score_without_content(architecture, make):
     lm = shared(architecture)
     examples = make(lm, 8)
-    found = evaluate(lm, CLASSIFICATION, examples, mode="calibrated")
+    result = evaluate(lm, CLASSIFICATION, examples, mode="calibrated")
     expected = []
     for e in examples:
         gains = [
@@ -109,15 +111,15 @@ def test_calibration_subtracts_the_score_without_content(architecture, make):
             for option in e.options
         ]
         expected.append(best(gains))
-    assert found.predictions == expected
+    assert result.predictions == expected
     if make is single:
-        assert found.forwards == 2  # one prompt without content serves all
+        assert result.forwards == 2  # one prompt without content serves all
 
 
 def test_calibration_of_a_masked_model():
     lm = shared("roberta")
     examples = single(lm, 6)
-    found = evaluate(lm, CLASSIFICATION, examples, mode="calibrated")
+    result = evaluate(lm, CLASSIFICATION, examples, mode="calibrated")
 
     def log_probs(prompt: str, options: tuple[str, ...]) -> torch.Tensor:
         row = encode(lm, Example(prompt, options, (0,)))
@@ -125,14 +127,14 @@ def test_calibration_of_a_masked_model():
         return table[[option[0] for option in row.options]]
 
     expected = [int((log_probs(e.prompt, e.options) - log_probs(e.content_free, e.options)).argmax()) for e in examples]
-    assert found.predictions == expected
+    assert result.predictions == expected
 
 
 @pytest.mark.parametrize("fixed", [False, True])
 def test_in_context_demonstrations(fixed):
     lm = shared("llama")
     pool, examples = single(lm, 7), single(lm, 4, options=3)
-    found = evaluate(
+    result = evaluate(
         lm,
         CLASSIFICATION,
         examples,
@@ -149,16 +151,18 @@ def test_in_context_demonstrations(fixed):
         means = naive_means(lm, example._replace(prompt=text))
         expected.append(best(means))
         losses.append(-torch.tensor(means).log_softmax(0)[example.correct[0]])
-    assert found.predictions == expected
-    assert found.loss == pytest.approx(float(torch.stack(losses).mean()), rel=1e-4)
+    assert result.predictions == expected
+    assert result.loss == pytest.approx(float(torch.stack(losses).mean()), rel=1e-4)
     without = evaluate(lm, CLASSIFICATION, examples)
-    assert abs(found.loss - without.loss) > 1e-4
+    assert abs(result.loss - without.loss) > 1e-4
 
 
 def test_in_context_prompts_are_cut_on_the_left():
     lm = shared("opt")
     pool, examples = single(lm, 8), single(lm, 2)
-    found = evaluate(lm, CLASSIFICATION, examples, mode="icl", demonstrations=pool, num_demonstrations=8, max_length=40)
+    result = evaluate(
+        lm, CLASSIFICATION, examples, mode="icl", demonstrations=pool, num_demonstrations=8, max_length=40
+    )
     for i, example in enumerate(examples):
         drawn = permutation(8, 0, f"demonstrations/{i}")
         text = "\n\n".join(completed(pool[j]) for j in drawn) + "\n\n" + example.prompt
@@ -168,14 +172,14 @@ def test_in_context_prompts_are_cut_on_the_left():
             assert len(tokens) > 40
             tokens = tokens[:1] + tokens[-39:]
             means.append(float(plain_logits(lm, tokens).log_softmax(-1)[-2, tokens[-1]]))
-        assert found.predictions[i] == best(means)
+        assert result.predictions[i] == best(means)
 
 
 @pytest.mark.parametrize("architecture", ["opt", "gemma"])
 def test_generation(architecture):
     lm = shared(architecture)
     examples = questions(5)
-    found = evaluate(lm, GENERATION, examples, batch_size=2)
+    result = evaluate(lm, GENERATION, examples, batch_size=2)
     texts = []
     for example in examples:
         tokens = lm.tokenizer(example.prompt)["input_ids"]
@@ -185,28 +189,30 @@ def test_generation(architecture):
             if new[-1] == lm.tokenizer.eos_token_id or "\n" in lm.tokenizer.decode(new):
                 break
         texts.append(lm.tokenizer.decode(new, skip_special_tokens=True).split("\n")[0].strip())
-    assert found.predictions == texts
+    assert result.predictions == texts
     golds = [e.answers for e in examples]
-    assert found.metrics == {
+    assert result.metrics == {
         "token_f1": pytest.approx(token_f1(texts, golds)),
         "exact_match": pytest.approx(exact_match(texts, golds)),
     }
     naive = torch.cat([-naive_log_probs(lm, e.prompt, " the film\n") for e in examples])
-    assert found.loss == pytest.approx(float(naive.mean()), rel=1e-4)
+    assert result.loss == pytest.approx(float(naive.mean()), rel=1e-4)
     right = [e._replace(answers=(text or "-",)) for e, text in zip(examples, texts, strict=True)]
-    assert evaluate(lm, GENERATION, right).correct == [bool(text) or text == "" for text in texts]
-    assert found.forwards > 6
+    assert evaluate(lm, GENERATION, right).correct == [True] * len(texts)
+    wrong = [e._replace(answers=("elsewhere",)) for e in examples]
+    assert evaluate(lm, GENERATION, wrong).correct == [False] * len(texts)
+    assert result.forwards > 6
     only = evaluate(lm, GENERATION, examples, batch_size=2, predict=False)
     assert (only.metrics, only.predictions, only.correct, only.forwards) == ({}, [], [], 3)
-    assert only.loss == pytest.approx(found.loss, rel=1e-4)
+    assert only.loss == pytest.approx(result.loss, rel=1e-4)
 
 
 def test_generation_with_the_f1_objective_generates_once():
     lm = shared("opt")
     examples = questions(3)
-    found = evaluate(lm, GENERATION, examples, objective=choose(GENERATION, "f1"))
-    assert found.loss == pytest.approx(-found.metrics["token_f1"])
-    assert found.forwards <= GENERATION.max_new_tokens
+    result = evaluate(lm, GENERATION, examples, objective=choose(GENERATION, "f1"))
+    assert result.loss == pytest.approx(-result.metrics["token_f1"])
+    assert result.forwards <= GENERATION.max_new_tokens
 
 
 @pytest.mark.parametrize("architecture", ["opt", "roberta"])
@@ -214,13 +220,15 @@ def test_rows_are_rendered_for_the_kind_of_model(architecture):
     lm = shared(architecture)
     labels = words(lm, 2)
     rows = [{"text": text, "label": i % 2} for i, text in enumerate(SENTENCES)]
-    made = task(
+    toy_task = task(
         "classification",
         render=lambda row: Example(row["text"] + " so", labels, (row["label"],)),
         render_masked=lambda row: Example(f"{row['text']} so{MASK}.", labels, (row["label"],)),
     )
-    function = made.render_masked if lm.masked else made.render
-    assert evaluate(lm, made, rows).predictions == evaluate(lm, made, [function(row) for row in rows]).predictions
+    function = toy_task.render_masked if lm.masked else toy_task.render
+    assert (
+        evaluate(lm, toy_task, rows).predictions == evaluate(lm, toy_task, [function(row) for row in rows]).predictions
+    )
     if lm.masked:
         with pytest.raises(BadInput, match="no prompt for masked models"):
             evaluate(lm, CLASSIFICATION, rows)

@@ -176,7 +176,7 @@ def test_decoding_ends_where_all_texts_have_ended():
     assert len(calls) == one.tokens
 
 
-def test_logits_that_are_nan_are_said():
+def test_logits_that_are_nan_are_refused():
     model = lm.load("tiny-llama")
     model.head.weight.data[:] = torch.nan
     with pytest.raises(NotFinite, match="not finite"):

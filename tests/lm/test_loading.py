@@ -105,13 +105,13 @@ def test_folder_round_trip(source: str, tmp_path: Path) -> None:
 
 def test_tuning_in_place_never_reaches_the_file(tmp_path: Path) -> None:
     folder = saved(models.tiny("llama"), tmp_path)
-    before = file_sha256(folder / "model.safetensors")
+    digest = file_sha256(folder / "model.safetensors")
     lm = models.load(str(folder))  # weights may be views of the mapped file
     with torch.no_grad():
         for parameter in lm.model.parameters():
             parameter.add_(1.0)
     del lm, parameter
-    assert file_sha256(folder / "model.safetensors") == before
+    assert file_sha256(folder / "model.safetensors") == digest
 
 
 def test_dtype(tmp_path: Path) -> None:
@@ -167,11 +167,11 @@ def test_settings_of_transformers_are_put_back(tmp_path: Path) -> None:
     from transformers.utils import logging as hf
 
     folder = saved(models.tiny("opt"), tmp_path)
-    before = hf.get_verbosity(), hf.is_progress_bar_enabled(), logging.getLogger("huggingface_hub").level
+    original = hf.get_verbosity(), hf.is_progress_bar_enabled(), logging.getLogger("huggingface_hub").level
     models.load(str(folder))
     with pytest.raises(BadInput):
         models.load(str(tmp_path / "config.json"))
-    assert before == (
+    assert original == (
         hf.get_verbosity(),
         hf.is_progress_bar_enabled(),
         logging.getLogger("huggingface_hub").level,
@@ -251,8 +251,8 @@ def test_bad_sources(make: Callable[[Path], str], words: list[str], tmp_path: Pa
         models.load(make(tmp_path), cache=tmp_path / "cache")
     message = str(caught.value)
     assert "\n" not in message
-    for word in words:
-        assert word in message
+    for part in words:
+        assert part in message
 
 
 def test_bad_dtype_and_device() -> None:
@@ -287,10 +287,10 @@ def test_a_hub_that_fails_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_gguf_is_used_in_place_and_exactly(tmp_path: Path) -> None:
     lm = models.tiny("llama")
-    path, cache, said = tmp_path / "tiny.gguf", tmp_path / "cache", []
+    path, cache, messages = tmp_path / "tiny.gguf", tmp_path / "cache", []
     write_gguf(lm, path)
-    first = models.load(str(path), cache=cache, say=said.append)
-    assert said == []
+    first = models.load(str(path), cache=cache, say=messages.append)
+    assert messages == []
     assert first.files == (path,)
     assert torch.equal(logits(first), logits(lm))
     assert first.name == "tiny"
@@ -302,8 +302,8 @@ def test_gguf_is_used_in_place_and_exactly(tmp_path: Path) -> None:
     assert not [*entry.glob("*.safetensors")]
     stamp = (entry / "tokenizer.json").stat().st_mtime_ns
     moved = path.rename(tmp_path / "another-name.gguf")  # the content is the key
-    second = models.load(str(moved), dtype="float32", cache=cache, say=said.append)
-    assert said == ["decoding the weights of another-name.gguf into float32"]
+    second = models.load(str(moved), dtype="float32", cache=cache, say=messages.append)
+    assert messages == ["decoding the weights of another-name.gguf into float32"]
     assert second.files == ()
     assert (entry / "tokenizer.json").stat().st_mtime_ns == stamp
     assert weights_sha256(second.model.named_parameters()) == weights_sha256(lm.model.named_parameters())
@@ -314,14 +314,14 @@ def test_a_gguf_of_another_architecture_is_converted_once(tmp_path: Path, monkey
     from gradless.lm import gguf_model
 
     lm = models.tiny("llama")
-    path, cache, said = tmp_path / "tiny.gguf", tmp_path / "cache", []
+    path, cache, messages = tmp_path / "tiny.gguf", tmp_path / "cache", []
     write_gguf(lm, path)
     monkeypatch.setattr(gguf_model, "ARCHITECTURES", {})
     for _ in range(2):
-        loaded = models.load(str(path), cache=cache, say=said.append)
+        loaded = models.load(str(path), cache=cache, say=messages.append)
         assert weights_sha256(loaded.model.named_parameters()) == weights_sha256(lm.model.named_parameters())
-        assert len(said) == 1
-    assert "converting tiny.gguf once" in said[0]
+        assert len(messages) == 1
+    assert "converting tiny.gguf once" in messages[0]
     (entry,) = (cache / "gguf").iterdir()
     assert entry.name == file_sha256(path)
 

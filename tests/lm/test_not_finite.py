@@ -64,10 +64,10 @@ def test_a_rate_that_blows_the_weights_up_diverges_and_nothing_is_saved(tmp_path
 
 def test_a_model_that_cannot_be_scored_begins_no_run(tmp_path):
     settings = h.config(tmp_path, scheme="lora", alpha=1e300)
-    before = sorted(tmp_path.iterdir())
+    entries = sorted(tmp_path.iterdir())
     with pytest.raises(NotFinite):
         h.tune(settings, tmp_path / "run")
-    assert sorted(tmp_path.iterdir()) == before
+    assert sorted(tmp_path.iterdir()) == entries
 
 
 def test_a_run_that_skipped_all_its_steps_is_not_done(tmp_path, monkeypatch):

@@ -1,3 +1,5 @@
+"""Objectives against one plain forward per option, in micro-batches and with gradients, and which fit a task."""
+
 from __future__ import annotations
 
 import pytest
@@ -50,10 +52,10 @@ def test_option_cross_entropy(architecture, make):
     lm = shared(architecture)
     examples = make(lm, 4)
     naive = [-naive_means(lm, e).log_softmax(0)[e.correct[0]] for e in examples]
-    found = value(lm, "option_ce", [encode(lm, e) for e in examples])
-    assert found.dtype == torch.float32
-    assert found.shape == ()
-    torch.testing.assert_close(found, torch.stack(naive).mean(), **CLOSE)
+    loss = value(lm, "option_ce", [encode(lm, e) for e in examples])
+    assert loss.dtype == torch.float32
+    assert loss.shape == ()
+    torch.testing.assert_close(loss, torch.stack(naive).mean(), **CLOSE)
 
 
 def test_option_cross_entropy_of_a_masked_model():
@@ -73,8 +75,8 @@ def test_gold_is_the_mean_over_tokens(architecture, make):
     examples = make(lm, 4)
     texts = [(e.prompt, e.options[e.correct[0]] if e.options else " the film\n") for e in examples]
     naive = torch.cat([-naive_log_probs(lm, *text) for text in texts])
-    found = value(lm, "gold", [encode(lm, e) for e in examples])
-    torch.testing.assert_close(found, naive.mean(), **CLOSE)
+    loss = value(lm, "gold", [encode(lm, e) for e in examples])
+    torch.testing.assert_close(loss, naive.mean(), **CLOSE)
 
 
 def test_lm_is_the_mean_over_all_tokens():
@@ -85,8 +87,8 @@ def test_lm_is_the_mean_over_all_tokens():
         tokens = lm.tokenizer(example.prompt + example.options[example.correct[0]])["input_ids"]
         table = plain_logits(lm, tokens).log_softmax(-1)
         naive += [-table[i, tokens[i + 1]] for i in range(len(tokens) - 1)]
-    found = value(lm, "lm", [encode(lm, e) for e in examples])
-    torch.testing.assert_close(found, torch.stack(naive).mean(), **CLOSE)
+    loss = value(lm, "lm", [encode(lm, e) for e in examples])
+    torch.testing.assert_close(loss, torch.stack(naive).mean(), **CLOSE)
 
 
 @pytest.mark.parametrize("make", [single, several])
@@ -94,8 +96,8 @@ def test_negative_accuracy(make):
     lm = shared("mistral")
     examples = [e._replace(correct=(1, 0) if i == 2 else e.correct) for i, e in enumerate(make(lm, 6))]
     hits = [int(naive_means(lm, e).argmax()) in e.correct for e in examples]
-    found = value(lm, "accuracy", [encode(lm, e) for e in examples])
-    assert float(found) == pytest.approx(-sum(hits) / 6)
+    loss = value(lm, "accuracy", [encode(lm, e) for e in examples])
+    assert float(loss) == pytest.approx(-sum(hits) / 6)
     wrong = [e._replace(correct=(1 - int(naive_means(lm, e)[:2].argmax()),)) for e in single(lm, 3)]
     assert float(value(lm, "accuracy", [encode(lm, e) for e in wrong])) == 0.0
 
@@ -108,9 +110,9 @@ def test_negative_f1_of_generated_text():
     texts = generate(lm, batch)
     target = [row._replace(answers=("nonsense", text or "the")) for row, text in zip(rows, texts, strict=True)]
     target[0] = target[0]._replace(answers=("zzz",))
-    found = value(lm, "f1", target)
-    assert float(found) == pytest.approx(-token_f1(texts, [row.answers for row in target]))
-    assert -1 <= float(found) < 0
+    loss = value(lm, "f1", target)
+    assert float(loss) == pytest.approx(-token_f1(texts, [row.answers for row in target]))
+    assert -1 <= float(loss) < 0
 
 
 @pytest.mark.parametrize("architecture", ["opt", "roberta"])

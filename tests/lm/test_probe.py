@@ -50,15 +50,15 @@ def test_fit_chooses_on_dev(monkeypatch):
 def test_features_are_what_the_output_layer_gets_where_the_answer_goes(name, monkeypatch):
     lm = shared(name)
     train, dev, test = (encoded(lm, n, seed=n) for n in (9, 5, 4))
-    given: list[np.ndarray] = []
+    fitted: list[np.ndarray] = []
     monkeypatch.setattr(
-        probe, "fit", lambda one, two: given.extend((one[0], two[0])) or probe.Probe(1.0, 0.5, untrained(one))
+        probe, "fit", lambda one, two: fitted.extend((one[0], two[0])) or probe.Probe(1.0, 0.5, untrained(one))
     )
     probe.evaluate(lm, CLASSES, train, dev, test)
     inputs: list[torch.Tensor] = []
     handle = lm.head.register_forward_pre_hook(lambda module, tensors: inputs.append(tensors[0].detach()))
     try:
-        for row, feature in zip([*train, *dev], np.concatenate(given), strict=True):
+        for row, feature in zip([*train, *dev], np.concatenate(fitted), strict=True):
             inputs.clear()
             with torch.no_grad():
                 lm.model(input_ids=torch.tensor([row.prompt]))
@@ -75,7 +75,7 @@ def untrained(data):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_class_in_plain_sight_is_learnt_and_the_model_stays(name):
     lm = shared(name)
-    before = [p.detach().clone() for p in lm.model.parameters()]
+    original = [p.detach().clone() for p in lm.model.parameters()]
     done: list[tuple[int, int]] = []
     train, dev, test = (encoded(lm, n, seed=n) for n in (60, 30, 41))
     result, chosen = probe.evaluate(lm, CLASSES, train, dev, test, progress=lambda *pair: done.append(pair))
@@ -86,7 +86,7 @@ def test_a_class_in_plain_sight_is_learnt_and_the_model_stays(name):
     assert chosen.dev_accuracy > 0.9
     assert done[-1] == (131, 131)
     assert 0 < result.forwards <= len(done)
-    assert all(torch.equal(old, new) for old, new in zip(before, lm.model.parameters(), strict=True))
+    assert all(torch.equal(old, new) for old, new in zip(original, lm.model.parameters(), strict=True))
 
 
 def test_what_cannot_be_probed():

@@ -113,11 +113,11 @@ def test_other_schemes_are_tuned_over_codes(codes: str, scheme: str) -> None:
 
 
 def test_a_saved_checkpoint_loads_as_it_was_quantised(saved: Path, codes: str) -> None:
-    loaded, made = lm.load(str(saved)), lm.load("tiny-llama", quantise=codes)
-    assert quantised.of_model(loaded.model) == quantised.of_model(made.model)
+    loaded, fresh = lm.load(str(saved)), lm.load("tiny-llama", quantise=codes)
+    assert quantised.of_model(loaded.model) == quantised.of_model(fresh.model)
     assert not any(type(m).__module__.startswith(("bitsandbytes", "torchao")) for m in loaded.model.modules())
     weights = dict(loaded.model.named_parameters())
-    for name, weight in made.model.named_parameters():
+    for name, weight in fresh.model.named_parameters():
         assert torch.equal(decoded(weight), decoded(weights[name])), name
     stored = loaded.model.model.layers[0].self_attn.q_proj.weight.store
     assert stored.nbytes < 4 * stored.shape.numel()

@@ -38,12 +38,12 @@ def closure(model, *, rows=True, parts=1, reward=letters, letter="e"):
     return rewarded.RewardClosure(model, chosen, batches, rewarded.Sampling(1.0, 0), rows=rows)
 
 
-def probed(model, engine, made, directions=None, **options):
+def probed(model, engine, loss_closure, directions=None, **options):
     estimator = population(eps=0.05, queries=2, **options)
     opt = ZerothOrder(
         schemes.trainable(model), directions=directions or rademacher(), estimator=estimator, engine=engine
     )
-    return opt.probe(made).sketch
+    return opt.probe(loss_closure).sketch
 
 
 @pytest.mark.parametrize(("scheme", "directions"), [("lora", rademacher()), ("full", low_rank(1))])
@@ -52,11 +52,11 @@ def test_members_alone_and_together_have_the_same_rewards(scheme, directions):
     for name, parameter in schemes.trainable(model):
         if "lora_B" in name:
             parameter.data.normal_(generator=torch.Generator().manual_seed(0), std=0.2)
-    made = {engine: closure(model) for engine in ("stream", "dual")}
-    sketches = [probed(model, engine, one, directions) for engine, one in made.items()]
+    closures = {engine: closure(model) for engine in ("stream", "dual")}
+    sketches = [probed(model, engine, one, directions) for engine, one in closures.items()]
     assert sketches[0] == sketches[1]
-    assert made["stream"].members[:4] == made["dual"].members
-    assert len({one.reward for one in made["dual"].members}) > 1
+    assert closures["stream"].members[:4] == closures["dual"].members
+    assert len({one.reward for one in closures["dual"].members}) > 1
 
 
 def jamba() -> lm.LanguageModel:
@@ -106,18 +106,18 @@ def test_weights_that_write_nothing_finite_have_no_losses():
 
 def test_functions_are_told_prompts_texts_columns_and_answers():
     model = lm.load("tiny-llama")
-    told = {}
+    received = {}
 
     def watching(prompts, completions, **columns):
-        told.update(prompts=prompts, completions=completions, **columns)
+        received.update(prompts=prompts, completions=completions, **columns)
         return [0.0] * len(prompts)
 
     closure(model, reward=watching)()
-    assert told["prompts"] == [f"{text} :" for text in TEXTS]
-    assert told["letter"] == ["t", "e", "e"]
-    assert all(isinstance(text, str) for text in told["completions"])
-    assert [model.tokenizer.decode(ids).strip() for ids in told["completion_ids"]] == told["completions"]
-    assert "answers" not in told
+    assert received["prompts"] == [f"{text} :" for text in TEXTS]
+    assert received["letter"] == ["t", "e", "e"]
+    assert all(isinstance(text, str) for text in received["completions"])
+    assert [model.tokenizer.decode(ids).strip() for ids in received["completion_ids"]] == received["completions"]
+    assert "answers" not in received
 
 
 def test_one_call_scores_all_members():

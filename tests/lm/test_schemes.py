@@ -118,11 +118,11 @@ def test_tuned_parameters_move_the_output(architecture: str, scheme: str) -> Non
             return lm.model.label_head(torch.ones(1, 32))
         return logits(lm, ids, mask)
 
-    before = output()
+    original = output()
     with torch.no_grad():
         for _, parameter in schemes.trainable(lm):
             parameter.add_(torch.linspace(-1, 1, parameter.numel()).reshape(parameter.shape))  # norms hide a constant
-    assert not torch.allclose(output(), before, atol=1e-3)
+    assert not torch.allclose(output(), original, atol=1e-3)
 
 
 @pytest.mark.parametrize("scheme", GENERAL)
@@ -204,8 +204,8 @@ def test_lora_scale_and_spread() -> None:
 def test_bad_input(scheme: str, options: dict, words: list[str]) -> None:
     with pytest.raises(BadInput) as caught:
         schemes.apply(models.tiny("llama"), scheme, **options)
-    for word in words:
-        assert word in str(caught.value)
+    for part in words:
+        assert part in str(caught.value)
 
 
 def test_a_second_scheme_is_refused() -> None:

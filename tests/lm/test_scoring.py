@@ -1,3 +1,5 @@
+"""Option scores and generated text against plain forwards of one sequence each, through adapters and heads."""
+
 from __future__ import annotations
 
 import copy
@@ -67,11 +69,11 @@ def test_restricted_scores_are_the_plain_logits(architecture, outputs):
     encoded = [encode(lm, example) for example in single(lm, 5, options=3)]
     shapes = outputs(lm)
     with torch.no_grad():
-        found = scores(lm, collate_options(lm, encoded))
+        option_scores = scores(lm, collate_options(lm, encoded))
     assert shapes == [(5, 1, 3)]  # one position, three rows: nothing else was computed
     for i, row in enumerate(encoded):
-        torch.testing.assert_close(found.mean[i], label_logits(lm, row), **CLOSE)
-    assert found.mean.std() > 0.1  # or the comparison shows nothing
+        torch.testing.assert_close(option_scores.mean[i], label_logits(lm, row), **CLOSE)
+    assert option_scores.mean.std() > 0.1  # or the comparison shows nothing
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -79,10 +81,10 @@ def test_normalised_scores_are_log_probabilities(architecture):
     lm = shared(architecture)
     encoded = [encode(lm, example) for example in single(lm, 3)]
     with torch.no_grad():
-        found = scores(lm, collate_options(lm, encoded), normalised=True)
+        option_scores = scores(lm, collate_options(lm, encoded), normalised=True)
     for i, row in enumerate(encoded):
         table = plain_logits(lm, row.prompt).log_softmax(-1)[-1 if row.mask is None else row.mask]
-        torch.testing.assert_close(found.total[i], table[[option[0] for option in row.options]], **CLOSE)
+        torch.testing.assert_close(option_scores.total[i], table[[option[0] for option in row.options]], **CLOSE)
 
 
 @pytest.mark.parametrize("architecture", CAUSAL)
@@ -93,7 +95,7 @@ def test_options_of_several_tokens(architecture, outputs):
     batch = collate_options(lm, encoded)
     shapes = outputs(lm)
     with torch.no_grad():
-        found = scores(lm, batch)
+        option_scores = scores(lm, batch)
     # The vocabulary is computed once for each beginning that some option continues, and for no padding.
     beginnings = {
         (i, row.context(o) + option[:end])
@@ -105,10 +107,10 @@ def test_options_of_several_tokens(architecture, outputs):
     for i, example in enumerate(examples):
         for j, option in enumerate(example.options):
             naive = naive_log_probs(lm, example.prompt, option)
-            torch.testing.assert_close(found.mean[i, j], naive.mean(), **CLOSE)
-            torch.testing.assert_close(found.total[i, j], naive.sum(), **CLOSE)
-            assert found.lengths[i, j] == len(naive)
-        assert (found.mean[i, len(example.options) :] == -torch.inf).all()
+            torch.testing.assert_close(option_scores.mean[i, j], naive.mean(), **CLOSE)
+            torch.testing.assert_close(option_scores.total[i, j], naive.sum(), **CLOSE)
+            assert option_scores.lengths[i, j] == len(naive)
+        assert (option_scores.mean[i, len(example.options) :] == -torch.inf).all()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -135,11 +137,11 @@ def test_each_example_may_have_candidates_of_its_own(outputs):
     encoded = [encode(lm, example) for example in examples]
     shapes = outputs(lm)
     with torch.no_grad():
-        found = scores(lm, collate_options(lm, encoded)).mean
+        means = scores(lm, collate_options(lm, encoded)).mean
     assert shapes == [(3, 1, 4)]
     for i, row in enumerate(encoded):
-        torch.testing.assert_close(found[i, : len(row.options)], label_logits(lm, row), **CLOSE)
-        assert (found[i, len(row.options) :] == -torch.inf).all()
+        torch.testing.assert_close(means[i, : len(row.options)], label_logits(lm, row), **CLOSE)
+        assert (means[i, len(row.options) :] == -torch.inf).all()
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")  # between two libraries
@@ -166,13 +168,13 @@ def test_through_adapters(tuner, outputs):
     long = [encode(lm, example) for example in several(lm, 3)]
     shapes = outputs(lm)
     with torch.no_grad():
-        found = scores(lm, collate_options(lm, encoded)).mean
+        logits = scores(lm, collate_options(lm, encoded)).mean
         # An adapted layer has no rows to read, so it computes the vocabulary, but at one position only.
         assert shapes == [(4, 1, lm.head.weight.shape[0] if tuner == "lora on the head" else 2)]
         means = scores(lm, collate_options(lm, long)).mean
     del shapes[:]
     for i, row in enumerate(encoded):
-        torch.testing.assert_close(found[i], label_logits(lm, row), **CLOSE)
+        torch.testing.assert_close(logits[i], label_logits(lm, row), **CLOSE)
     without = bare(input_ids=torch.tensor([encoded[0].prompt])).logits[0, -1]
     assert (label_logits(lm, encoded[0]) - without[[o[0] for o in encoded[0].options]]).abs().max() > 1e-3
     context, option = long[0].context(1), long[0].options[1]
@@ -206,14 +208,14 @@ def test_sixteen_bit_label_logits_are_computed_in_float32():
     batch = collate_options(lm, [row])
     with torch.no_grad():
         hidden = features(lm, batch)[0]
-        found = scores(lm, batch).mean[0]
+        logits = scores(lm, batch).mean[0]
     rows = lm.head.weight[[option[0] for option in row.options]].float()
-    torch.testing.assert_close(found, rows @ hidden, rtol=1e-6, atol=1e-6)
-    assert not torch.equal(found, found.bfloat16().float())
+    torch.testing.assert_close(logits, rows @ hidden, rtol=1e-6, atol=1e-6)
+    assert not torch.equal(logits, logits.bfloat16().float())
     head = add_label_head(lm, 2).to(torch.bfloat16)
     with torch.no_grad():
-        found = scores(lm, collate_options(lm, [row])).mean[0]
-    torch.testing.assert_close(found, head.weight.float() @ hidden, rtol=1e-6, atol=1e-6)
+        logits = scores(lm, collate_options(lm, [row])).mean[0]
+    torch.testing.assert_close(logits, head.weight.float() @ hidden, rtol=1e-6, atol=1e-6)
 
 
 def test_large_logits_are_computed_in_parts(monkeypatch, outputs):
@@ -235,14 +237,14 @@ def test_features_are_what_the_head_sees(architecture, outputs):
     encoded = [encode(lm, example) for example in single(lm, 3)]
     shapes = outputs(lm)
     with torch.no_grad():
-        found = features(lm, collate_ends(lm, encoded))
+        actual = features(lm, collate_ends(lm, encoded))
     assert shapes == [(3, 0, 0)]
     inputs = []
     hook = lm.head.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     for i, row in enumerate(encoded):
         plain_logits(lm, row.prompt)
         expected = inputs[-1][0, -1 if row.mask is None else row.mask]
-        torch.testing.assert_close(found[i], expected, **CLOSE)
+        torch.testing.assert_close(actual[i], expected, **CLOSE)
     hook.remove()
 
 
@@ -266,21 +268,21 @@ def test_gradients_flow_through_restricted_rows():
     encoded = [encode(lm, example) for example in single(lm, 3)]
     lm.model.zero_grad()
     scores(lm, collate_options(lm, encoded)).mean[:, 0].sum().backward()
-    found = lm.head.weight.grad.clone()
+    gradient = lm.head.weight.grad.clone()
     lm.model.zero_grad()
     logits = [lm.model(input_ids=torch.tensor([row.prompt])).logits[0, -1, row.options[0][0]] for row in encoded]
     torch.stack(logits).sum().backward()
-    assert found.abs().sum() > 0
-    torch.testing.assert_close(found, lm.head.weight.grad, **CLOSE)
+    assert gradient.abs().sum() > 0
+    torch.testing.assert_close(gradient, lm.head.weight.grad, **CLOSE)
 
 
 @pytest.mark.parametrize("architecture", CAUSAL)
 def test_generation_is_greedy_and_batching_changes_nothing(architecture):
     lm = shared(architecture)
     rows = [encode(lm, example) for example in questions(4)]
-    found = generate(lm, collate_prompts(lm, rows, new_tokens=6))
+    texts = generate(lm, collate_prompts(lm, rows, new_tokens=6))
     stops = {*stop_tokens(lm.tokenizer, "\n"), lm.tokenizer.eos_token_id}
-    for row, text in zip(rows, found, strict=True):
+    for row, text in zip(rows, texts, strict=True):
         tokens = list(row.prompt)
         for _ in range(6):
             tokens.append(int(plain_logits(lm, tokens)[-1].argmax()))
@@ -305,8 +307,8 @@ def test_generation_stops_at_any_token_with_a_newline():
         return torch.nn.functional.one_hot(token, output.shape[-1]).float().expand(output.shape)
 
     lm.head.register_forward_hook(dictate)
-    found = generate(lm, collate_prompts(lm, [encode(lm, example) for example in questions(2)]))
-    assert found == [forced.strip()] * 2
+    texts = generate(lm, collate_prompts(lm, [encode(lm, example) for example in questions(2)]))
+    assert texts == [forced.strip()] * 2
     assert len(forwards) == 2  # not 50
 
 
@@ -332,7 +334,7 @@ def test_a_probe_sees_the_perturbed_model(architecture, what):
         add_label_head(lm, 2)
     encoded = [encode(lm, example) for example in (several(lm, 3) if what == "several" else single(lm, 3))]
     batch = collate_options(lm, encoded)
-    before = {name: p.detach().clone() for name, p in lm.model.named_parameters()}
+    original = {name: p.detach().clone() for name, p in lm.model.named_parameters()}
 
     def restricted() -> torch.Tensor:
         return scores(lm, batch, normalised=what == "normalised").mean[:, 0].mean()
@@ -344,21 +346,21 @@ def test_a_probe_sees_the_perturbed_model(architecture, what):
             for row in encoded:
                 plain_logits(lm, row.prompt)
             hook.remove()
-            places = [-1 if row.mask is None else row.mask for row in encoded]
-            ends = torch.stack([seen[0, place] for seen, place in zip(inputs, places, strict=True)])
+            positions = [-1 if row.mask is None else row.mask for row in encoded]
+            ends = torch.stack([seen[0, position] for seen, position in zip(inputs, positions, strict=True)])
             return lm.model.label_head(ends)[:, 0].mean()
         if what == "several":
-            found = []
+            means = []
             for row in encoded:
                 table = plain_logits(lm, row.context(0) + row.options[0]).log_softmax(-1)
                 at = range(len(row.context(0)) - 1, len(row.context(0)) + len(row.options[0]) - 1)
-                found.append(table[list(at), list(row.options[0])].mean())
-            return torch.stack(found).mean()
+                means.append(table[list(at), list(row.options[0])].mean())
+            return torch.stack(means).mean()
         if what == "normalised":
-            places = [-1 if row.mask is None else row.mask for row in encoded]
+            positions = [-1 if row.mask is None else row.mask for row in encoded]
             tables = [plain_logits(lm, row.prompt).log_softmax(-1) for row in encoded]
             return torch.stack(
-                [t[place, row.options[0][0]] for t, place, row in zip(tables, places, encoded, strict=True)]
+                [t[position, row.options[0][0]] for t, position, row in zip(tables, positions, encoded, strict=True)]
             ).mean()
         return torch.stack([label_logits(lm, row)[0] for row in encoded]).mean()
 
@@ -373,7 +375,7 @@ def test_a_probe_sees_the_perturbed_model(architecture, what):
     torch.testing.assert_close(served.loss, expected.loss, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(served.sketch.coeffs[0], expected.sketch.coeffs[0], rtol=2e-3, atol=2e-2)
     assert abs(expected.sketch.coeffs[0]) > 0.1
-    assert all(torch.equal(p, before[name]) for name, p in lm.model.named_parameters())
+    assert all(torch.equal(p, original[name]) for name, p in lm.model.named_parameters())
 
 
 def test_masked_scores_ignore_padding():

@@ -1,3 +1,5 @@
+"""Options packed into one tree of tokens per example score like one sequence per option."""
+
 from __future__ import annotations
 
 import pytest
@@ -59,10 +61,10 @@ def check(lm, encoded, monkeypatch, **close) -> Batch:
     assert batch.trees is not None
     assert batch.input_ids.numel() < plain.input_ids.numel()
     with torch.no_grad():
-        found, expected = scores(lm, batch), scores(lm, plain)
-    for ours, theirs in zip(found, expected, strict=True):
+        actual, expected = scores(lm, batch), scores(lm, plain)
+    for ours, theirs in zip(actual, expected, strict=True):
         torch.testing.assert_close(ours, theirs, **(close or CLOSE))
-    assert found.mean[found.mean.isfinite()].std() > 0.1  # or the comparison shows nothing
+    assert actual.mean[actual.mean.isfinite()].std() > 0.1  # or the comparison shows nothing
     return batch
 
 
@@ -113,12 +115,14 @@ def test_trees_give_naive_log_probabilities(architecture):
     batch = collate_options(lm, [encode(lm, example) for example in examples])
     assert batch.trees is not None
     with torch.no_grad():
-        found = scores(lm, batch)
+        tree_scores = scores(lm, batch)
     for i, example in enumerate(examples):
         for j, option in enumerate(example.options):
-            torch.testing.assert_close(found.total[i, j], naive_log_probs(lm, example.prompt, option).sum(), **CLOSE)
+            torch.testing.assert_close(
+                tree_scores.total[i, j], naive_log_probs(lm, example.prompt, option).sum(), **CLOSE
+            )
             assert batch.valid[i, j]
-        assert (found.mean[i, len(example.options) :] == -torch.inf).all()
+        assert (tree_scores.mean[i, len(example.options) :] == -torch.inf).all()
 
 
 @pytest.mark.parametrize("attention_kind", ["sdpa", "eager"])
@@ -137,11 +141,11 @@ def test_architectures_obey_masks_and_positions(kind, attention_kind):
     with quiet_transformers(), torch.random.fork_rng():
         config = AutoConfig.for_model(kind, **sizes)
         lm = shared("llama")
-        made = AutoModelForCausalLM.from_config(config, attn_implementation=attention_kind).eval()
-        lm = type(lm)(made, lm.tokenizer, False, kind, kind)
+        network = AutoModelForCausalLM.from_config(config, attn_implementation=attention_kind).eval()
+        lm = type(lm)(network, lm.tokenizer, False, kind, kind)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in network.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
     assert longest_path(lm) > 0
     example = row(5, (50, 51, 52, 53), (50, 51, 54), (60, 61, 62))
@@ -149,10 +153,10 @@ def test_architectures_obey_masks_and_positions(kind, attention_kind):
     mask, positions = tree_attention(lm, torch.tensor([[*tree.ends, len(tree.ends)]]))
     with torch.no_grad():
         inputs = torch.tensor([[*tree.tokens, 0]])
-        found = made(input_ids=inputs, attention_mask=mask, position_ids=positions, use_cache=False).logits[0]
+        logits = network(input_ids=inputs, attention_mask=mask, position_ids=positions, use_cache=False).logits[0]
     for sequence, spots in zip(reads(example), tree.positions, strict=True):
         expected = plain_logits(lm, sequence)
-        torch.testing.assert_close(found[list(spots)], expected[len(example.prompt) - 1 :], **CLOSE)
+        torch.testing.assert_close(logits[list(spots)], expected[len(example.prompt) - 1 :], **CLOSE)
         assert expected.std() > 0.1
 
 
@@ -306,15 +310,15 @@ def test_sixteen_bit_weights(monkeypatch):
 
 def test_gradients_are_those_of_sequences(monkeypatch):
     lm = model("gemma")
-    found = []
+    gradients = []
     for plain in (False, True):
         if plain:
             monkeypatch.setattr(batching, "longest_path", lambda lm: 0)
         lm.model.zero_grad()
         loss_of(lm, OBJECTIVES["option_ce"], RAGGED[:4]).backward()
-        found.append([parameter.grad.clone() for parameter in lm.model.parameters()])
-    assert max(float(grad.abs().max()) for grad in found[0]) > 0.01
-    for ours, theirs in zip(*found, strict=True):
+        gradients.append([parameter.grad.clone() for parameter in lm.model.parameters()])
+    assert max(float(grad.abs().max()) for grad in gradients[0]) > 0.01
+    for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
 
 
@@ -340,10 +344,10 @@ def test_many_weights_at_once(architecture):
         for name, p in scorer.named_parameters()
     }
     with torch.no_grad():
-        found = torch.func.vmap(lambda one: torch.func.functional_call(scorer, one, ()))(weights)
+        stacked = torch.func.vmap(lambda one: torch.func.functional_call(scorer, one, ()))(weights)
         for k in range(3):
             one = {name: stack[k] for name, stack in weights.items()}
-            torch.testing.assert_close(found[k], torch.func.functional_call(scorer, one, ()), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(stacked[k], torch.func.functional_call(scorer, one, ()), rtol=1e-3, atol=1e-4)
 
 
 def test_groups_count_what_is_read(monkeypatch):
@@ -352,9 +356,9 @@ def test_groups_count_what_is_read(monkeypatch):
     examples = [Example(SENTENCES[i % 4] + " so", pool[: 2 + i % 2], (0,)) for i in range(12)]
     encoded = [encode(lm, example) for example in examples] + RAGGED
     for budget in (60, 150, 400):
-        found = list(groups(lm, encoded, batch_tokens=budget))
-        assert sorted(i for group in found for i in group) == list(range(len(encoded)))
-        for group in found:
+        index_groups = list(groups(lm, encoded, batch_tokens=budget))
+        assert sorted(i for group in index_groups for i in group) == list(range(len(encoded)))
+        for group in index_groups:
             batch = collate_options(lm, [encoded[i] for i in group])
             size = Extent(0, 0, 0, 0)
             for i in group:
@@ -363,5 +367,5 @@ def test_groups_count_what_is_read(monkeypatch):
             assert len(group) == 1 or num_tokens(lm, size) <= budget
         with monkeypatch.context() as patch:
             patch.setattr(token_trees, "longest_path", lambda lm: 0)
-            assert len(found) <= len(list(groups(lm, encoded, batch_tokens=budget)))
-    assert len(found) < 6
+            assert len(index_groups) <= len(list(groups(lm, encoded, batch_tokens=budget)))
+    assert len(index_groups) < 6
