@@ -13,22 +13,15 @@ from gradless.cost.plan import Settings
 from gradless.errors import BadInput
 
 
+def planned(path, *budgets):
+    """The result of `gradless plan` for a tiny model and two rows of 8 tokens, compared with sizes of memory."""
+    words = ["plan", "--model", "tiny-llama", "--batch-size", "2", "--length", "8", "--json", str(path)]
+    return CliRunner().invoke(main, [*words, *(word for size in budgets for word in ("--memory", size))])
+
+
 def test_the_command_prints_a_table_and_writes_it(tmp_path):
     path = tmp_path / "new" / "plan.json"
-    words = [
-        "plan",
-        "--model",
-        "tiny-llama",
-        "--batch-size",
-        "2",
-        "--length",
-        "8",
-        "--memory",
-        "500KB",
-        "--memory",
-        "1GB",
-    ]
-    result = CliRunner().invoke(main, [*words, "--json", str(path)])
+    result = planned(path, "500KB", "1GB")
     assert result.exit_code == 0, result.output
     lines = {line.split("  ")[0]: line for line in result.output.splitlines()}
     assert lines["inference"].endswith("500KB, 1GB")
@@ -52,20 +45,7 @@ def test_a_size_has_a_unit_or_is_in_gb(text, expected):
 
 
 def test_the_command_says_what_it_took(tmp_path):
-    words = [
-        "plan",
-        "--model",
-        "tiny-llama",
-        "--batch-size",
-        "2",
-        "--length",
-        "8",
-        "--memory",
-        "24",
-        "--memory",
-        "1GiB",
-    ]
-    printed = CliRunner().invoke(main, [*words, "--json", str(tmp_path / "plan.json")]).output
+    printed = planned(tmp_path / "plan.json", "24", "1GiB").output
     assert "Compared with 24GB = 24,000,000,000 bytes; 1GiB = 1,073,741,824 bytes." in printed
     saved = json.loads((tmp_path / "plan.json").read_text())
     assert saved["budgets_bytes"] == {"24GB": 24 * 10**9, "1GiB": 2**30}

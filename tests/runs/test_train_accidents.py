@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 
@@ -192,19 +193,26 @@ def test_ctrl_c_through_the_command_line(tmp_path, monkeypatch):
     assert "Traceback" not in done.output
 
 
-def test_ctrl_c_before_the_first_step_leaves_a_run_to_resume(tmp_path, monkeypatch):
+@contextlib.contextmanager
+def interrupted_at_the_second_evaluation(folder, monkeypatch):
+    """Inside, a run is interrupted when it has noted one evaluation of the untouched model."""
     true = evaluate.evaluate
 
     def interrupt(model, task, rows, **settings):
         if len(rows) == 8 and not settings["predict"]:
             raise AssertionError("training began")
-        if (tmp_path / "run" / "metrics.jsonl").read_text():
-            raise KeyboardInterrupt  # at the second evaluation
+        if (folder / "metrics.jsonl").read_text():
+            raise KeyboardInterrupt
         return true(model, task, rows, **settings)
 
-    settings = h.config(tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(evaluate, "evaluate", interrupt)
+        yield
+
+
+def test_ctrl_c_before_the_first_step_leaves_a_run_to_resume(tmp_path, monkeypatch):
+    settings = h.config(tmp_path)
+    with interrupted_at_the_second_evaluation(tmp_path / "run", monkeypatch):
         done = CliRunner().invoke(main, arguments(settings, tmp_path / "run"))
     assert done.exit_code == 1
     assert done.stderr == "gradless: interrupted\n"
@@ -214,20 +222,10 @@ def test_ctrl_c_before_the_first_step_leaves_a_run_to_resume(tmp_path, monkeypat
 
 
 def test_rows_that_change_before_the_first_step_are_not_compared_with_the_old_ones(tmp_path, monkeypatch):
-    true = evaluate.evaluate
-
-    def interrupt(model, task, rows, **settings):
-        if (tmp_path / "run" / "metrics.jsonl").read_text():
-            raise KeyboardInterrupt  # at the second evaluation
-        return true(model, task, rows, **settings)
-
     settings = h.config(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(evaluate, "evaluate", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            h.tune(settings, tmp_path / "run")
-    before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert '"split": "test"' in before
+    with interrupted_at_the_second_evaluation(tmp_path / "run", monkeypatch), pytest.raises(KeyboardInterrupt):
+        h.tune(settings, tmp_path / "run")
+    assert '"split": "test"' in (tmp_path / "run" / "metrics.jsonl").read_text()
     h.write_csv(tmp_path / "data" / "test.csv", 48, seed=9)
     with pytest.raises(BadInput, match="the data differ"):
         h.tune(settings, tmp_path / "run", resume=True)

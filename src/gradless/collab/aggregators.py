@@ -30,7 +30,7 @@ from gradless.collab.aggregation.rules import (
     smea,
     trimmed_mean,
 )
-from gradless.collab.option_checks import any_number, count, made, more_than
+from gradless.collab.option_checks import any_number, checked_part, count, more_than
 from gradless.errors import BadInput, pick, unknown
 
 __all__ = ["AGGREGATORS", "PRE_AGGREGATORS", "Aggregator", "Entry", "PreAggregator", "Remembering", "any_number"]
@@ -172,5 +172,7 @@ def named(name: str, /, *, f: int | None = None, n: int | None = None, **options
         for option, parameter in own.items():
             if parameter.default is parameter.empty and option not in options:
                 raise BadInput(f"{part} needs {option}: give it a value")
-        stages.append(made(part, entry.make, {option: value for option, value in options.items() if option in own}))
+        stages.append(
+            checked_part(part, entry.make, {option: value for option, value in options.items() if option in own})
+        )
     return compose(*stages)

@@ -25,7 +25,7 @@ from gradless.collab.adversary.base import (
 from gradless.collab.adversary.equivocating import ALTERNATE, dissensus, spectral, two_faced
 from gradless.collab.adversary.identical import alie, anticge, foe, gaussian, inf, ipm, label_flip, nan, none, sign_flip
 from gradless.collab.adversary.mimic import mimic
-from gradless.collab.option_checks import made, one_of
+from gradless.collab.option_checks import checked_part, one_of
 from gradless.errors import BadInput, pick, unknown
 
 __all__ = ["ATTACKS", "Attack", "AttackContext", "Entry", "State", "mean_of_honest", "named", "no_extras", "to_all"]
@@ -166,5 +166,5 @@ def named(name: str, /, **options: Any) -> Attack:
         if option not in known:
             sentence = unknown(f"option of the attack {name}", option, known)
             raise BadInput(sentence if known else f"the attack {name} has no options: leave out {option}")
-    attack: Attack = made(name, entry.make, options)
+    attack: Attack = checked_part(name, entry.make, options)
     return attack

@@ -61,15 +61,15 @@ def finite_or_none(name: str, strength: float | str | None, hint: Any = float | 
     return number
 
 
-def made(name: str, make: Callable[..., Any], given: Mapping[str, Any]) -> Any:
-    """Return ``make(**given)``, with options refused that are no numbers where their defaults are.
+def checked_part(name: str, make: Callable[..., Any], options: Mapping[str, Any]) -> Any:
+    """Return ``make(**options)``, with options refused that are no numbers where their defaults are.
 
     For rules and attacks that do not check what they are told; those that do have their say first.
 
     Args:
         name: of the rule or the attack.
         make: a function whose arguments have the defaults.
-        given: its options, as the user gave them.
+        options: its options, as the user gave them.
 
     Raises:
         BadInput: the option, and what ``make`` refuses.
@@ -79,14 +79,14 @@ def made(name: str, make: Callable[..., Any], given: Mapping[str, Any]) -> Any:
         for option, p in inspect.signature(make).parameters.items()
         if isinstance(p.default, int | float) and not re.search("str|Literal", str(p.annotation))  # which take words
     }
-    wanted = {option: value for option, value in given.items() if option in numbers}
+    wanted = {option: value for option, value in options.items() if option in numbers}
 
     def check() -> None:
         for option, value in wanted.items():
             typed.value(f"{option} of {name}", value, bool if isinstance(numbers[option], bool) else float | None)
 
     try:
-        part = make(**given)
+        part = make(**options)
     except TypeError:
         check()
         raise
