@@ -120,6 +120,25 @@ def test_rows_that_are_never_read_are_written_in_time():
     assert len(hashes) == 1
 
 
+@pytest.mark.parametrize(("beta", "most"), [(0.0, 14), (0.9, 2)])
+def test_a_leaf_is_written_once_reading_its_rows_has_cost_as_much(beta, most):
+    """Each read of 16 rows runs all that they wait for: a direction for each step, or with momentum a window of 66."""
+    hashes = set()
+    for defer in (False, True):
+        model = nn.Embedding(65536, 16)
+        with torch.no_grad():
+            model.weight.fill_(0.5)
+        opt = gl.mezo_momentum(model.named_parameters(), lr=1e-3, beta=beta, seed=5, defer=defer)
+        waited = []
+        for _ in range(90):
+            opt.step(lambda model=model: model(torch.arange(16)).square().sum())
+            waited += opt._deferred.waiting()
+        opt.flush()
+        hashes.add(hash_of(opt))
+    assert max(waited[-30:]) == most
+    assert len(hashes) == 1
+
+
 def test_a_deferred_update_is_felt_by_the_next_probe():
     """The loss measured after a step is the loss at the updated weights, written or not."""
     curves = []

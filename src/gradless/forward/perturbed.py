@@ -336,7 +336,8 @@ class PerturbedWeights:
             if rows is None:
                 self._branch_many([(leaf, into)])
             else:
-                branch(into, leaf, self.points, update=self.deferred.pending(leaf), keep=False, rows=rows)
+                update = self.deferred.pending_rows(leaf, len(rows))
+                branch(into, leaf, self.points, update=update, keep=False, rows=rows)
         return into
 
     def _branch_many(self, leaves: Sequence[tuple[Leaf, Tensor]]) -> None:
