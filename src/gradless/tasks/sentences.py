@@ -96,12 +96,12 @@ def tidy_imdb(row: Row) -> Iterator[Row]:
         yield canonical | {"sentence": " ".join(canonical["sentence"].replace("<br />", " ").split())}
 
 
-def tidy_agnews(row: Row) -> Iterator[Row]:
-    """Yield the canonical row; labels are 0-3 as numbers (hub), 1-4 as text (files), or class names."""
-    value = field(row, "label")
-    if isinstance(value, str) and value.isdecimal():
-        value = int(value) - 1
-    yield {"sentence": _text(row), "label": class_index(value, TOPICS)}
+def _from_one(parse: Callable[[Path], Numbered], path: Path) -> Numbered:
+    """Yield the rows of a file of AG News, whose labels that are numbers count from 1; ours and the hub's from 0."""
+    for number, row in parse(path):
+        if isinstance(row, dict) and (label := str(row.get("label")).strip(BLANK)).isdecimal():
+            row = row | {"label": int(label) - 1}
+        yield number, row
 
 
 def _trec_lines(path: Path) -> Numbered:
@@ -114,7 +114,7 @@ LMBFF: Final = layout(partial(table, delimiter=",", columns=("label", "text")), 
 """LM-BFF's folders: two columns, no header."""
 
 _cola = partial(plain_table, columns=("source", "label", "star", "sentence"))
-_agnews = partial(table, columns=("text", "label"))
+_agnews = partial(_from_one, partial(table, columns=("text", "label")))
 
 
 def _stsa(kind: str) -> Layout:
@@ -275,8 +275,7 @@ TASKS: Final = (
         " This is about",
         source="Zhang et al. 2015 (arXiv 1509.01626); prompts ours; the local dev.tsv is used for training",
         subfolders=("agnews", "ag_news"),
-        layouts=((*layout(_agnews, train="dev.tsv"), *layout(jsonl, test="test.jsonl")),),
-        tidy_row=tidy_agnews,
+        layouts=((*layout(_agnews, train="dev.tsv"), *layout(partial(_from_one, jsonl), test="test.jsonl")),),
         hub=("fancyzhx/ag_news", None),
         labels=TOPICS,
         words=(" world", " sports", " business", " technology"),
