@@ -108,6 +108,7 @@ INSIDE = {
         *(
             "runs.config",
             "runs.fixed_engine",
+            "runs.shared_front",
             "runs.config_io",
             "runs.record",
             "runs.predictions",

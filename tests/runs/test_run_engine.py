@@ -53,6 +53,7 @@ def test_a_run_records_its_choice_and_keeps_it(tmp_path):
     ("changes", "reason"),
     [
         ({"method": "lezo"}, "before the first perturbed block"),
+        ({"scheme": "head", "queries": 5}, "before the first perturbed block"),
         ({"split": "directions"}, "how many points a process evaluates"),
         ({"method": "fo-sgd"}, "no points to evaluate together"),
     ],

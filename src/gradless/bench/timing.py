@@ -29,6 +29,7 @@ from gradless.methods import METHODS
 from gradless.runs import build
 from gradless.runs.config import TuneConfig
 from gradless.runs.record import versions
+from gradless.runs.shared_front import share_front
 from gradless.system.atomic import write_json
 from gradless.system.progress import Reporter
 from gradless.system.typed import parse_json
@@ -168,8 +169,7 @@ def _candidate(
     method = METHODS[config.method]
     slow = dataclasses.replace(config, lr=LR)
     opt = build.optimizer(slow, schemes.trainable(lm), build.measured_norms(slow, lm, task, rows))
-    if method.blocks:
-        opt.reuse_prefixes(lm.model)
+    share_front(opt, config, lm.model)
     blocks = [block for _, block in model_blocks.blocks(lm.model)] if method.checkpoint else []
 
     def step() -> None:

@@ -22,6 +22,7 @@ from gradless.forward.autodiff import METADATA
 from gradless.forward.model_blocks import _replaced, blocks
 
 BEFORE = -1
+LABEL_HEAD = "label_head."  # of the scheme head: it reads what the model has made, and is not called by it
 TOKENS = ((1, 2, 0),)
 
 
@@ -45,6 +46,7 @@ def places(model: nn.Module) -> dict[str, int]:
     placed = dict.fromkeys(owners.values(), BEFORE)
     for index, (prefix, _) in enumerate(chain):
         placed |= {name: index for name in placed if name.startswith(f"{prefix}.")}
+    placed |= {name: len(chain) for name in placed if name.startswith(LABEL_HEAD)}
     placed |= dict.fromkeys(_shared(model), BEFORE)
     unread = {name: number for name, number in placed.items() if name not in observed}
     return unread | observed

@@ -2,7 +2,8 @@
 
 A method that perturbs some blocks of a model leaves everything before the first of them as it was, so the several
 forwards of a step compute the same there. `PrefixCache` keeps what the first forward computed and starts the others at
-their first perturbed block: half of the work where one block after the other is perturbed.
+their first perturbed block: half of the work where one block after the other is perturbed, nearly all of it where the
+output layer alone is tuned along many directions a step.
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ class PrefixCache:
 
     Args:
         model: with a list of blocks.
+        names: of all parameters that are tuned, if each forward perturbs all of them: one state is kept then.
 
-    Memory: one hidden state for each block and call of the model, until the step ends.
+    Memory: one hidden state for each block and call of the model, or for each call, until the step ends.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, names: Iterable[str] | None = None) -> None:
         self.model = model
         self._modules = [block for _, block in blocks(model)]
         self._places = places(model)
+        self._front = 0 if names is None else first_block(model, names, self._places)
+        self._keep = None if names is None else range(max(self._front - 1, 0), self._front)
         self._reuse: Reuse | None = None
         self._valid = -1  # blocks before this one are known as they are without a perturbation
         self._first: dict[frozenset[str], int] = {}
@@ -41,7 +45,7 @@ class PrefixCache:
     @contextlib.contextmanager
     def step(self) -> Iterator[None]:
         """Around all forwards of a step: weights and batch stay the same."""
-        with Reuse(self._modules) as self._reuse:
+        with Reuse(self._modules, keep=self._keep) as self._reuse:
             try:
                 yield
             finally:
@@ -54,7 +58,7 @@ class PrefixCache:
         if names not in self._first:
             self._first[names] = first_block(self.model, names, self._places)
         first = self._first[names]
-        if self._reuse is None or first == 0 or self._draws:
+        if self._reuse is None or first == 0 or first < self._front or self._draws:
             yield
         elif first <= self._valid:
             with self._reuse.from_block(first):

@@ -181,13 +181,13 @@ class ZerothOrder(torch.optim.Optimizer):
     def reuse_prefixes(self, model: torch.nn.Module) -> None:
         """Let the forwards of a step share what lies before the first perturbed block of the model.
 
-        For directions that reach some blocks only, in the engine ``stream``. The losses stay the same; the closure must
-        call the model on the same inputs every time: generating text does not.
+        In the engine ``stream``; the closure calls the model on the same inputs every time (generating text does not).
         """
-        self.evaluator.prefix = PrefixCache(model)
+        names = None if self.directions.active else [leaf.name for leaf in self.leaves]
+        self.evaluator.prefix = PrefixCache(model, names)
         if self.evaluator.engine == AUTO:
-            reason = "forwards share what lies before the first perturbed block"
-            self.evaluator.settle(EngineChoice(STREAM, reason=reason))
+            choice = EngineChoice(STREAM, reason="forwards share what lies before the first perturbed block")
+            self.evaluator.settle(choice)
 
     @torch.no_grad()
     def choose_engine(self, closure: Closure) -> None:

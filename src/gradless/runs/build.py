@@ -21,7 +21,7 @@ from gradless import directions, lm, rng, tasks
 from gradless.directions import masks
 from gradless.errors import BadInput
 from gradless.estimators import linear_queries
-from gradless.forward.engines import AUTO, STREAM
+from gradless.forward.engines import AUTO
 from gradless.lm import (
     LanguageModel,
     adapter_schemes,
@@ -40,7 +40,7 @@ from gradless.optimizer import ZerothOrder
 from gradless.rules import SCHEDULES
 from gradless.runs import reward_settings
 from gradless.runs.config import TuneConfig, as_recorded
-from gradless.runs.reward_settings import GENERATED
+from gradless.runs.shared_front import share_front
 from gradless.system.cache import quiet as silent
 from gradless.system.hashing import weights_sha256
 from gradless.system.tensor_state import write_tensors
@@ -201,8 +201,7 @@ def _tuned(
             raise BadInput(f"{folder / NORMS} is missing, and this run's masks depend on it: put it beside the ledger")
         norms = measure(tuned)
     opt = optimizer(config, named, norms, tuned.model)
-    if METHODS[config.method].blocks and opt.engine in (AUTO, STREAM) and config.objective not in GENERATED:
-        opt.reuse_prefixes(tuned.model)
+    share_front(opt, config, tuned.model)
     return Model(tuned, opt, base_sha256, norms)
 
 

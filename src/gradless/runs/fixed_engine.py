@@ -7,6 +7,11 @@ from gradless.runs.config import TuneConfig
 from gradless.runs.reward_settings import GENERATED, named
 
 
+def generates(config: TuneConfig) -> bool:
+    """Return whether the loss is of text that the model writes."""
+    return config.objective in GENERATED or (config.objective is None and bool(named(config)))
+
+
 def fixed_engine(config: TuneConfig) -> str:
     """Return the engine of a run that asks for none, where nothing may be measured: benchmarks and groups of peers.
 
@@ -18,7 +23,7 @@ def fixed_engine(config: TuneConfig) -> str:
     if config.engine not in (None, AUTO):
         return str(config.engine)
     method = METHODS[config.method]
-    generated = config.objective in GENERATED or (config.objective is None and bool(named(config)))
+    generated = generates(config)
     if generated and method.rows and config.split != DIRECTIONS:
         return AUTO  # which measures nothing there: it follows from the sizes of the weights
     # Text is generated token by token, with decisions that several copies cannot take at once.
