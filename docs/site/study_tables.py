@@ -154,6 +154,7 @@ CANDIDATES = {
     "lozo": "LOZO",
     "lozo-momentum": "LOZO with momentum",
     "svrg": "MeZO-SVRG",
+    "head": "MeZO, label words' rows, 16 directions over one forward, falling rate",
     "probe": "linear probe",
 }
 
