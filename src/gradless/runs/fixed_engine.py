@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gradless.forward.engines import AUTO, DUAL, STREAM
+from gradless.forward.engines import AUTO, DUAL, MOST_COPIES, STREAM
 from gradless.runs.config import TuneConfig
 from gradless.runs.reward_settings import GENERATED, named
 
@@ -27,7 +27,8 @@ def fixed_engine(config: TuneConfig) -> str:
     if generated and method.rows and config.split != DIRECTIONS:
         return AUTO  # which measures nothing there: it follows from the sizes of the weights
     # Text is generated token by token, with decisions that several copies cannot take at once.
-    # Several copies cannot share what lies before the first block that one of them perturbs.
+    # Several copies cannot share what lies before the first block that one of them perturbs; all points of a step can.
+    behind_all = config.scheme == "head" and 2 * (config.queries or 1) > MOST_COPIES
     # The last bits of a loss may depend on how many points are evaluated at once.
-    one_by_one = generated or method.blocks or config.split == DIRECTIONS
+    one_by_one = generated or method.blocks or behind_all or config.split == DIRECTIONS
     return STREAM if one_by_one or not config.device.startswith("cpu") else DUAL
