@@ -254,7 +254,7 @@ def profile(no_memory: bool, no_eager: bool, only: str | None, **settings: Any) 
 )
 @plugin_option
 @example(
-    "Print a grid and stop: reviews (runs as it is), auto, checkpointed, frontier, gemma-300, long-a, long-b, "
+    "Print a grid and stop: reviews (runs as it is), auto, checkpointed, frontier, gemma-300, head, long-a, long-b, "
     "lora-rate or study.",
     named=True,
 )
