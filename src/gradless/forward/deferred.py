@@ -81,7 +81,8 @@ class Deferred:
     def pending_rows(self, leaf: Leaf, rows: int) -> Program:
         """`pending`, for a visit of so many rows, which leaves the parameter as it is."""
         program = self.pending(leaf)
-        work = rows * (leaf.param[0].numel() + ROW) * program.keys.size
+        width = leaf.param.numel() // max(leaf.param.shape[0], 1)
+        work = rows * (width + ROW) * program.keys.size
         self._reads[id(leaf.param)] = self._reads.get(id(leaf.param), 0) + work
         return program
 
