@@ -265,8 +265,8 @@ def run(args: argparse.Namespace, name: str, task_name: str, lr: float, seed: in
         return objective.prepare(lm, chosen)
 
     candidate = CANDIDATES[name]
-    if candidate.scheme == "head":
-        lm = schemes.apply(lm, "head", label_token_ids=build.label_tokens(lm, task, splits.train[0]))
+    if candidate.scheme != "full":
+        lm = schemes.apply(lm, candidate.scheme, label_token_ids=build.label_tokens(lm, task, splits.train[0]))
     setting = Setting(lm, lambda step: rows(BATCH, step), rows, seed)
     whole = round(args.forwards * candidate.share)
     spent, step, curve, begin = 0, 0, [], time.process_time()

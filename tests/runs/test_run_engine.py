@@ -76,6 +76,7 @@ def test_benchmarks_and_groups_name_their_engine():
     assert (fixed(method="lezo"), fixed(objective="f1"), fixed(split="directions")) == ("stream",) * 3
     assert (fixed(engine="in-place"), fixed(engine=None)) == ("in-place", "dual")
     assert [fixed(scheme="head", queries=queries) for queries in (None, 4, 5)] == ["dual", "dual", "stream"]
+    assert fixed(scheme="head", method="fzoo") == "stream"  # which has eight queries of itself
     # Members of a population write together where their weights fit, which follows from sizes and is not measured.
     texts = [{"task": "arithmetic"}, {"objective": "f1"}, {"reward": ("exact_match",)}]
     assert {fixed(method="es", **one) for one in texts} == {"auto"}

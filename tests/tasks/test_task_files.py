@@ -141,6 +141,8 @@ def test_agnews(tmp_path: Path) -> None:
         "train": [{"sentence": 'Bo "B" won', "label": 1}, {"sentence": "Chips", "label": 3}],
         "test": [{"sentence": "War", "label": 0}, {"sentence": "Chips", "label": 3}],
     }
+    put(tmp_path, test__jsonl=[{"text": "War", "label": 0}, {"text": "Shares", "label": 2}])  # saved from the hub
+    assert [row["label"] for row in read("agnews", tmp_path)["test"]] == [0, 2]
     reader = tasks.get("agnews").read
     assert reader is not None
     for label in (2, "2", "Business"):  # as on the hub, and in tables of its rows

@@ -28,7 +28,8 @@ def fixed_engine(config: TuneConfig) -> str:
         return AUTO  # which measures nothing there: it follows from the sizes of the weights
     # Text is generated token by token, with decisions that several copies cannot take at once.
     # Several copies cannot share what lies before the first block that one of them perturbs; all points of a step can.
-    behind_all = config.scheme == "head" and 2 * (config.queries or 1) > MOST_COPIES
+    queries = config.queries or method.options().get("queries", 1)
+    behind_all = config.scheme == "head" and 2 * queries > MOST_COPIES
     # The last bits of a loss may depend on how many points are evaluated at once.
     one_by_one = generated or method.blocks or behind_all or config.split == DIRECTIONS
     return STREAM if one_by_one or not config.device.startswith("cpu") else DUAL

@@ -97,10 +97,12 @@ def tidy_imdb(row: Row) -> Iterator[Row]:
 
 
 def _from_one(parse: Callable[[Path], Numbered], path: Path) -> Numbered:
-    """Yield the rows of a file of AG News, whose labels that are numbers count from 1; ours and the hub's from 0."""
+    """Yield the rows of a file of AG News, whose labels that are written numbers count from 1; numbers do from 0."""
     for number, row in parse(path):
-        if isinstance(row, dict) and (label := str(row.get("label")).strip(BLANK)).isdecimal():
-            row = row | {"label": int(label) - 1}
+        if isinstance(row, dict):
+            label = row.get("label")
+            if isinstance(label, str) and label.strip(BLANK).isdecimal():
+                row = row | {"label": int(label) - 1}
         yield number, row
 
 
