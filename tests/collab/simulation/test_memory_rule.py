@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +18,8 @@ from gradless.collab.aggregation.receivers import seen_by_all
 from gradless.collab.config import CollabConfig
 from gradless.collab.network.exchange import Arrivals, settle
 from gradless.collab.simulation.build import Simulation, mixing_rule, network
-from gradless.collab.simulation.memory_rule import remembering
+from gradless.collab.simulation.memory_rule import narrowed, remembering
+from gradless.collab.simulation.progress import SimulationState
 from gradless.errors import BadInput
 
 CONFIG = CollabConfig(
@@ -84,6 +87,48 @@ def test_before_anybody_is_left_out_an_exchange_ends_as_without_memory(changed):
         mixed = remembering(simulation, Memory(config.memory), arrivals, honest, key=key)
         plain = settle(simulation.rule, arrivals, honest, key=key)
         torch.testing.assert_close(mixed, plain, equal_nan=True)
+
+
+def against(peers, rows):
+    """Memory of 40 steps in which these peers pushed against all others."""
+    memory = Memory()
+    for step in range(40):
+        shared = rng.normal(step, "shared", (1, 4)).numpy()
+        sent = shared + 0.3 * rng.normal(step, "own", (rows, 4)).numpy()
+        sent[list(peers)] *= -1.0
+        memory.append(sent)
+    assert memory.left_out(len(peers)) == peers
+    return memory
+
+
+@pytest.mark.parametrize("rule", ["trimmed-mean", "nnm+trimmed-mean"])
+@pytest.mark.parametrize("attack", ["ipm", "alie", "foe"])
+@pytest.mark.parametrize("gone", [(5,), (0,)], ids=["a-liar", "an-honest-peer"])
+def test_attackers_search_against_the_rows_that_the_rule_keeps(attack, rule, gone):
+    config = dataclasses.replace(CONFIG, peers=6, byzantine=2, attack=attack, rule=rule).resolved()
+    simulation = Simulation(config, SimpleNamespace(poisoned=None), mixing_rule(config), attacks.named(attack))
+    memory, honest = against(gone, 6), rng.normal(0, "honest", (4, 4)) + 2
+
+    def damage(attack):
+        held = Memory()
+        held.rows = list(memory.rows)
+        transport = network(simulation._replace(attack=attack), partial(narrowed, config, held))
+        arrivals = transport.exchange(0, "coefficients", honest)
+        mixed = remembering(simulation, held, arrivals, honest, key=rng.fold(config.seed, 0))
+        return float((mixed[0] - honest.mean(0)).square().sum())
+
+    worst = max(damage(attacks.named(attack, strength=strength)) for strength in np.linspace(-4, 4, 41).tolist())
+    assert damage(attacks.named(attack, bounds=(-4.0, 4.0))) > 0.95 * worst
+
+
+def test_attackers_who_are_all_left_out_send_what_does_no_harm(tmp_path):
+    config = dataclasses.replace(CONFIG, attack="ipm").resolved()
+    simulation = Simulation(config, SimpleNamespace(poisoned=None), mixing_rule(config), attacks.named("ipm"))
+    honest = rng.normal(0, "honest", (3, 4)) + 2
+    with contextlib.closing(SimulationState(simulation, tmp_path)) as run:
+        assert run.network.exchange(0, "coefficients", honest).strength != -1.0
+        run.memory.rows = against((3,), 4).rows
+        assert run.network.exchange(0, "coefficients", honest).strength == -1.0
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from gradless.accept import always
@@ -62,8 +62,15 @@ def build(config: CollabConfig) -> Simulation:
     return Simulation(config, learner, rule, attack)
 
 
-def network(simulation: Simulation) -> Omniscient:
-    """Return the simulated network of a run, in which attackers have seen everything."""
+def network(
+    simulation: Simulation, narrowed: Callable[[], tuple[Aggregator, Sequence[int]]] | None = None
+) -> Omniscient:
+    """Return the simulated network of a run, in which attackers have seen everything.
+
+    Args:
+        simulation: of the run.
+        narrowed: the rule of an exchange and the peers whose rows it takes, where it looks back at earlier ones.
+    """
     config, graph = simulation.config, topology_of(simulation.config)
     if graph is not None:
         messages: SimulatedNetwork | GraphNetwork = GraphNetwork(graph, byzantine=config.byzantine, seed=config.seed)
@@ -75,7 +82,7 @@ def network(simulation: Simulation) -> Omniscient:
             attackers=config.attackers or 0,
             seed=config.seed,
         )
-    return Omniscient(messages, simulation.attack, simulation.rule, simulation.learner.poisoned)
+    return Omniscient(messages, simulation.attack, simulation.rule, simulation.learner.poisoned, narrowed)
 
 
 def mixing_rule(config: CollabConfig) -> Aggregator:

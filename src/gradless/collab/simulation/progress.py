@@ -8,6 +8,7 @@ import os
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from gradless.collab.aggregation.pair_scores import Memory
 from gradless.collab.algorithms import PARAMETERS
 from gradless.collab.contraction import Mixing
 from gradless.collab.simulation.build import Simulation, network
+from gradless.collab.simulation.memory_rule import narrowed
 from gradless.rules import like, plain
 from gradless.system import tensor_state
 from gradless.system.peak_memory import PeakMeter
@@ -47,10 +49,11 @@ class SimulationState:
         """Sent by each honest peer."""
         self.consensus = math.nan
         """Distance of the models at the last evaluation; the run ends with one."""
-        self.network = network(simulation)
-        """Who hears whom, and what attackers remember of each kind of exchange."""
         self.memory = None if simulation.config.memory is None else Memory(simulation.config.memory)
         """Rows of the last steps, where the rule looks back at them."""
+        kept = None if self.memory is None else partial(narrowed, simulation.config, self.memory)
+        self.network = network(simulation, kept)
+        """Who hears whom, and what attackers remember of each kind of exchange."""
         self.mixed: Tensor | None = None
         """[1 or H, D] the mixed rows, whose memory the next ones may take."""
         self.meter = PeakMeter(torch.device(simulation.config.device))
