@@ -111,6 +111,33 @@ def test_late_and_lost_messages_are_survived(tmp_path, delivery):
     assert math.isfinite(result["consensus_distance"])
 
 
+@pytest.mark.parametrize(
+    ("changes", "share", "fix"),
+    [
+        ({"delivery": Delivery(deadline=1e-9)}, 0.0, "too few messages come in time: raise --deadline"),
+        ({"delivery": Delivery(drop=0.99, deadline=1e-3)}, 0.0, "raise --deadline or lower --drop"),
+        ({"delivery": Delivery(mode="first", wait_for=1), "rule": "mean"}, 0.0, "before one comes: raise --wait-for"),
+        ({"delivery": Delivery(deadline=1e-9), "peers": 1}, 0.0, None),
+        ({"delivery": Delivery(mode="first", wait_for=2), "rule": "mean"}, 1.0, None),
+        ({}, 1.0, None),
+    ],
+)
+def test_a_group_that_never_mixes_is_warned_of_once(tmp_path, capsys, changes, share, fix):
+    config = dataclasses.replace(SMALL, **{"byzantine": 0, "peers": 4, "steps": 2, "algorithm": "d-sgd", **changes})
+    results = [
+        simulate(config, tmp_path / "a", reporter=QUIET),
+        *study.run_all([config], tmp_path / "b", reporter=QUIET),
+        *study.run_all([config, dataclasses.replace(config, seed=4)], tmp_path / "c", reporter=QUIET),
+    ]
+    assert [result["mixed_share"] for result in results] == [share] * 4
+    written = (tmp_path / "c" / "results.jsonl").read_text().splitlines()
+    assert {json.loads(line)["mixed_share"] for line in written} == {share}
+    lines = [line for line in capsys.readouterr().err.splitlines() if "in no step did an honest peer" in line]
+    assert len(lines) == (3 if fix else 0)
+    assert all(line.endswith(str(fix)) for line in lines)
+    assert not fix or lines[2].startswith("2 of 2 runs: ")
+
+
 @pytest.mark.sweep
 def test_an_attack_on_each_receiver_drives_peers_apart(tmp_path):
     same = run(tmp_path / "a", attack="alie", steps=15)

@@ -19,6 +19,7 @@ from gradless import __version__
 from gradless.collab.aggregation.pair_scores import Memory
 from gradless.collab.algorithms import PARAMETERS
 from gradless.collab.contraction import Mixing
+from gradless.collab.network.exchange import Arrivals
 from gradless.collab.simulation.build import Simulation, network
 from gradless.collab.simulation.memory_rule import narrowed
 from gradless.rules import like, plain
@@ -28,7 +29,7 @@ from gradless.system.progress import Reporter
 
 CHECKPOINT: Final = "checkpoint.safetensors"
 SAVE_EVERY: Final = 300.0  # seconds between two checkpoints; runs that are shorter write none
-COUNTED: Final = ("step", "spent", "bytes")  # what a checkpoint takes as it is
+COUNTED: Final = ("step", "spent", "bytes", "exchanges", "mixed_exchanges")  # what a checkpoint takes as it is
 
 
 class SimulationState:
@@ -47,6 +48,10 @@ class SimulationState:
         """Seconds of them."""
         self.bytes = 0.0
         """Sent by each honest peer."""
+        self.exchanges = 0
+        """Of honest peers: each counts those that it took part in."""
+        self.mixed_exchanges = 0
+        """Those in which it had a row of another honest peer in time."""
         self.consensus = math.nan
         """Distance of the models at the last evaluation; the run ends with one."""
         self.memory = None if simulation.config.memory is None else Memory(simulation.config.memory)
@@ -73,6 +78,11 @@ class SimulationState:
 
     # -----------------------------------------------------------------------------------------------------------
     # what is measured
+
+    def arrived(self, arrivals: Arrivals, peers: int) -> None:
+        """Count what arrived in an exchange of so many honest peers."""
+        self.exchanges += peers
+        self.mixed_exchanges += sum(len(senders) > 1 for senders in arrivals.heard)
 
     def exchanged(self, tag: str, measured: Mixing, strength: float | None) -> None:
         """Write what mixing did in an exchange of the present step."""
@@ -149,6 +159,7 @@ class SimulationState:
                 return 0
             lines = metrics.read_bytes()[: state["written"]]
             mixings = _read_back(lines.decode().splitlines())
+            counted = {name: state[name] for name in COUNTED}
         except (OSError, ValueError, LookupError, TypeError):  # damaged: the run starts over
             return 0
         if len(lines) < state["written"]:  # a crash of the machine took the rest
@@ -158,8 +169,8 @@ class SimulationState:
         self.network.states = {tag: like(start(), held) for tag, held in state["attack"].items()}
         if self.memory is not None:
             self.memory.rows = [rows.numpy() for rows in state["memory"]]
-        for name in COUNTED:
-            setattr(self, name, state[name])
+        for name, value in counted.items():
+            setattr(self, name, value)
         self.meter.peak = state["peak"]
         self._mixings = mixings
         return len(lines)

@@ -6,6 +6,7 @@ import contextlib
 import math
 import statistics
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -20,6 +21,7 @@ from gradless.collab.contraction import mixing
 from gradless.collab.learners.loop import take_step
 from gradless.collab.learners.parameters import Learner
 from gradless.collab.learners.vision import show_own_data
+from gradless.collab.network.delivery import ALL
 from gradless.collab.network.exchange import Arrivals, settle
 from gradless.collab.simulation.build import build, topology_of
 from gradless.collab.simulation.memory_rule import remembering
@@ -70,7 +72,30 @@ def simulate(config: CollabConfig, folder: Path, *, reporter: Reporter | None = 
     with locks.claimed(folder, say=reporter.warn):
         if finished_result(folder) is None:
             show_own_data(config.resolved(), reporter.say)
-        return simulate_claimed(config, folder, reporter)
+        result = simulate_claimed(config, folder, reporter)
+    if sentence := unmixed(config.resolved(), result):
+        reporter.warn(sentence)
+    return result
+
+
+def unmixed(config: CollabConfig, result: Mapping[str, Any]) -> str:
+    """Return a warning about a group in which no honest peer ever had a row of another one in time, or "".
+
+    Args:
+        config: of the run, resolved.
+        result: of the run, or its line in ``results.jsonl``; those of older versions do not tell.
+    """
+    attackers = config.attackers or 0
+    if result.get("mixed_share") != 0.0 or config.peers - attackers < 2:
+        return ""
+    delivery = config.delivery
+    if delivery.mode != ALL and (delivery.wait_for or config.peers - config.byzantine) <= attackers + 1:
+        why, fixes = "each goes on before one comes", ["raise --wait-for"]
+    else:
+        why, fixes = "too few messages come in time", []
+        fixes += ["raise --deadline"] if delivery.deadline is not None else []
+        fixes += ["lower --drop"] if delivery.drop else []
+    return f"in no step did an honest peer mix a row of another one, since {why}: {' or '.join(fixes)}"
 
 
 def simulate_claimed(config: CollabConfig, folder: Path, reporter: Reporter) -> dict[str, Any]:
@@ -179,6 +204,7 @@ def _watch(run: SimulationState, tag: str, rows: Tensor | None, arrivals: Arriva
     assert rows is not None
     with threads.small_operations():
         measured = mixing(rows, mixed)
+    run.arrived(arrivals, len(rows))
     run.bytes += rows.shape[1] * rows.element_size() * run.network.network.messages
     texts, step = run.simulation.learner.texts, run.step
     go_on = math.isfinite(measured.consensus)
@@ -207,6 +233,7 @@ def _result(run: SimulationState, status: str, final: list[float]) -> dict[str, 
         "gradients_per_peer": learner.samples,
         "gradient_overhead": learner.samples / (steps * config.batch_size),
         "bytes_per_peer_step": run.bytes / steps,
+        "mixed_share": run.mixed_exchanges / run.exchanges if run.exchanges else None,
         **({} if graph is None else {"graph": graph.facts()}),
         "weights_sha256": weights_sha256(learner.weights()),
         "steps": run.step,

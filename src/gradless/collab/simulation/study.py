@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from gradless.collab.learners.vision import show_own_data
 from gradless.collab.network import topology
 from gradless.collab.simulation import workers as worker_processes
 from gradless.collab.simulation.build import check_used, mixing_rule, topology_of
-from gradless.collab.simulation.simulate import finished_result
+from gradless.collab.simulation.simulate import finished_result, unmixed
 from gradless.errors import BadInput
 from gradless.runs.record import DIVERGED, DONE, INTERRUPTED
 from gradless.system import finished_runs, locks, typed
@@ -40,6 +41,7 @@ FOUND = (
     *("status", "worst_accuracy", "mean_accuracy", "consensus_distance", "gradients_per_peer", "gradient_overhead"),
     *("bytes_per_peer_step", "train_seconds", "alpha_max", "lambda_max"),
 )
+SINCE = ("mixed_share",)  # what results of older versions lack
 REWARDED = ("worst_reward", "mean_reward")  # of groups that learn from a reward
 # A point of a curve, and the fields of an evaluation that it holds; of such groups also the rewards.
 CURVE = {"step": "step", "worst": "worst_accuracy", "mean": "mean_accuracy", "consensus": "consensus_distance"}
@@ -169,6 +171,9 @@ def _run_all(
             )
     for limit in limits:
         reporter.say(limit)
+    for sentence, count in Counter(unmixed(one, results[one.id()]) for one in configs if one.id() in results).items():
+        if sentence:
+            reporter.warn(sentence if len(configs) == 1 else f"{count} of {len(configs)} runs: {sentence}")
     return [results[config.id()] for config in configs if config.id() in results]
 
 
@@ -294,7 +299,7 @@ def line(folder: Path, recipes: Mapping[str, str]) -> dict[str, Any] | None:
         "id": config.id(),
         "recipe": recipes.get(config.id(), ""),
         **_asked(config),
-        **{name: result[name] for name in (*FOUND, *(one for one in REWARDED if one in result))},
+        **{name: result[name] for name in (*FOUND, *(one for one in (*SINCE, *REWARDED) if one in result))},
         "alpha_mixing": result["alpha"],
         "lambda_mixing": result["lambda"],
         "versions": result["versions"],
