@@ -10,8 +10,9 @@ accuracy was 0.351 with them, 0.548 after excision, and 0.649 where they had nev
 
 from __future__ import annotations
 
+import contextlib
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -106,10 +107,7 @@ def excise(
     updates = [_update(contents.moves[step], mixed[step]) for step in range(steps)]
     changed = sum(new != old for new, old in zip(updates, contents.moves, strict=False))
     parent = log.digests[steps - 1].hex() if steps else ""
-    folder = out.with_name(out.name + NEW)
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        folder.mkdir(parents=True)
+    with _whole(out) as folder:
         _write(folder, contents, updates, parent, sorted(names))
         for name in (manifests.FILE, build.INITIAL, build.NORMS):
             if (run / name).exists():
@@ -118,11 +116,21 @@ def excise(
         after = _weights(folder, steps, peers.base_model(model), device)
         result = Excised(tuple(names), steps, changed, sum(one.skipped for one in updates), parent, before, after)
         write_json(folder / FILE, {"run": peers.manifest.sha256, **result.to_json(out)})
+    return result
+
+
+@contextlib.contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """Yield a folder to write to, which becomes ``out`` at the end, or is gone if anything goes wrong."""
+    folder = out.with_name(out.name + NEW)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True)
+        yield folder
         folder.rename(out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-    return result
 
 
 def _update(old: Update, mixed: np.ndarray) -> Update:

@@ -80,13 +80,10 @@ def tune(
             names = trackers.check(report_to)
             if trackers.TENSORBOARD in names:
                 tensorboard = tensorboard or out / "tensorboard"
-            beside = [path for path in (out, tensorboard) if path is not None]
             if resume and save is not None and train.is_run(config, out) and _is_saved(save, out):
                 reporter.say(f"{save} holds the model of {out} already")  # a scheduler that tries again
                 save = None
-            saving.check_scheme(save, push, config.scheme)
-            kept = resume and _is_written(save, out)  # perhaps by this run: looked at when it has been rebuilt
-            saving.check(None if kept else save, push, public=public, beside=beside)
+            _check_save(config, out, save, push, resume=resume, public=public, tensorboard=tensorboard)
             if tensorboard is not None:
                 watching.append(stack.enter_context(tensorboard_events.tensorboard(out, tensorboard, say=reporter.say)))
             followers = stack.enter_context(trackers.following(names, out, reporter.warn))
@@ -104,6 +101,23 @@ def tune(
         else:
             reporter.say(f"the run is {result['status']}, so nothing is saved: see 'gradless replay {out} --save DIR'")
     return result
+
+
+def _check_save(
+    config: TuneConfig,
+    out: Path,
+    save: Path | None,
+    push: str | None,
+    *,
+    resume: bool,
+    public: bool,
+    tensorboard: Path | None,
+) -> None:
+    """Refuse a place for the tuned model that cannot take it, before anything is computed."""
+    beside = [path for path in (out, tensorboard) if path is not None]
+    saving.check_scheme(save, push, config.scheme)
+    kept = resume and _is_written(save, out)  # perhaps by this run: looked at when it has been rebuilt
+    saving.check(None if kept else save, push, public=public, beside=beside)
 
 
 def _is_written(save: Path | None, run: Path) -> bool:
