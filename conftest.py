@@ -129,8 +129,11 @@ def release() -> str:
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent, check=True, capture_output=True, text=True,
-        )  # fmt: skip
+            cwd=Path(__file__).parent,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
         return described.stdout.strip()
     return ""
 

@@ -62,11 +62,15 @@ def kills(group: LoopbackGroup, count: int, pace: float) -> list[dict[str, Any]]
         begun = time.monotonic()
         group.start(victim, "--pace", str(pace))
         assert back(group, victim), "the peer does not come back"
-        costs.append({
-            "victim": victim, "led": any(line["round"] for line in after), "usual_seconds": round(usual, 3),
-            "lost_seconds": round(worst["seconds"] - usual, 3),
-            "back_after_seconds": round(time.monotonic() - begun, 1),
-        })  # fmt: skip
+        costs.append(
+            {
+                "victim": victim,
+                "led": any(line["round"] for line in after),
+                "usual_seconds": round(usual, 3),
+                "lost_seconds": round(worst["seconds"] - usual, 3),
+                "back_after_seconds": round(time.monotonic() - begun, 1),
+            }
+        )
         print(json.dumps(costs[-1]), flush=True)
     return costs
 

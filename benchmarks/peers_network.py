@@ -110,13 +110,27 @@ def measured(peers: int, width: int, steps: int) -> dict[str, object]:
         ]
         f = (peers - 1) // 3
         settings = {
-            "model": "tiny-llama", "scheme": "full", "queries": width, "steps": steps, "template": "{text}",
-            "label_column": "label", "labels": "0=a,1=b",
-        }  # fmt: skip
+            "model": "tiny-llama",
+            "scheme": "full",
+            "queries": width,
+            "steps": steps,
+            "template": "{text}",
+            "label_column": "label",
+            "labels": "0=a,1=b",
+        }
         prepare.manifest(
-            cards, settings, f=f, mode="coefficients", recipe=None, out=folder / "run", check_every=50, timing=Timing(),
-            days=2, parent=None, say=lambda line: None,
-        )  # fmt: skip
+            cards,
+            settings,
+            f=f,
+            mode="coefficients",
+            recipe=None,
+            out=folder / "run",
+            check_every=50,
+            timing=Timing(),
+            days=2,
+            parent=None,
+            say=lambda line: None,
+        )
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         command = [sys.executable, __file__, "--worker", name, "--steps", str(steps), "--peer"]
         processes = [subprocess.Popen([*command, str(peer)], env=env) for peer in range(peers)]

@@ -52,9 +52,19 @@ def ceiling(task: str, data: Path, work: Path) -> dict[str, Any]:
     runs = {}
     for lr in RATES:
         config = TuneConfig(
-            model=MODEL, task=task, data=str(data), method="fo-adam", lr=lr, steps=625, batch_size=16, eval_every=125,
-            k_shot=SHOTS[task], num_test=TEST.get(task, 500), select="metric", seed=0,
-        )  # fmt: skip
+            model=MODEL,
+            task=task,
+            data=str(data),
+            method="fo-adam",
+            lr=lr,
+            steps=625,
+            batch_size=16,
+            eval_every=125,
+            k_shot=SHOTS[task],
+            num_test=TEST.get(task, 500),
+            select="metric",
+            seed=0,
+        )
         out = work / f"{task}-{lr:g}"
         runs[lr] = train.tune(config, out, resume=out.exists(), reporter=Reporter(quiet=True))
     best = max(runs, key=lambda lr: runs[lr]["dev"]["accuracy"])

@@ -185,8 +185,14 @@ def mezo_small(write: Write) -> str:
         runs = [run for run in whole if run["config"]["scheme"] == scheme]
         config = runs[0]["config"]
         about = f"{config['steps']} steps of {config['batch_size']}, lr {config['lr']:g}, eps {config['eps']:g}"
-        rows.append([f"MeZO, {scheme}", about, spread([run["zero_shot"]["accuracy"] for run in runs[:1]]).split()[0],
-                     spread([run["test"]["accuracy"] for run in runs])])  # fmt: skip
+        rows.append(
+            [
+                f"MeZO, {scheme}",
+                about,
+                spread([run["zero_shot"]["accuracy"] for run in runs[:1]]).split()[0],
+                spread([run["test"]["accuracy"] for run in runs]),
+            ]
+        )
     return write(["", "", "untouched, %", "test accuracy, %"], rows, left=2)
 
 

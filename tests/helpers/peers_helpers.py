@@ -14,9 +14,17 @@ from gradless.peers.manifest import Manifest
 NAMES = ("anna", "ben", "cleo", "dora")
 OWN = {"template": "{text} so", "label_column": "label", "labels": "0=bad,1=good"}
 SHARED = {
-    "payload": "coefficients", "model": "tiny-llama", "scheme": "full", "own": OWN, "steps": 20, "batch_size": 4,
-    "queries": 4, "lr": 1e-3, "eps": 1e-3, "seed": 3,
-}  # fmt: skip
+    "payload": "coefficients",
+    "model": "tiny-llama",
+    "scheme": "full",
+    "own": OWN,
+    "steps": 20,
+    "batch_size": 4,
+    "queries": 4,
+    "lr": 1e-3,
+    "eps": 1e-3,
+    "seed": 3,
+}
 
 
 def identities(folder: Path, names: Sequence[str] = NAMES) -> list[Identity]:

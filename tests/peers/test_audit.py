@@ -34,8 +34,11 @@ def test_an_audit_of_an_honest_log_holds_and_says_whose_rows_to_look_at(run: Wri
     result = audit(run.folder)
     assert result.holds
     assert [(one.part, one.holds) for one in result.findings] == [
-        ("log", True), ("weights", True), ("weights", True), ("statistics", None),
-    ]  # fmt: skip
+        ("log", True),
+        ("weights", True),
+        ("weights", True),
+        ("statistics", None),
+    ]
     assert "60 steps, 60 certificates of 3 signatures" in result.findings[0].text
     by_name = dict(zip(NAMES, result.peers, strict=True))
     assert by_name["dora"].score is not None

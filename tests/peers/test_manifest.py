@@ -133,8 +133,16 @@ def test_certificates_of_others_are_refused(group):
 def test_parameters_are_mixed_by_rules_with_a_pivot_too(group):
     run = manifest_of(
         group,
-        payload="parameters", model=None, own={}, dataset="digits", algorithm="monna", momentum=0.9, scheme="lora",
-        lr=0.5, queries=4, eps=None,
-    )  # fmt: skip
+        payload="parameters",
+        model=None,
+        own={},
+        dataset="digits",
+        algorithm="monna",
+        momentum=0.9,
+        scheme="lora",
+        lr=0.5,
+        queries=4,
+        eps=None,
+    )
     assert not run.agreed
     assert run.config.dataset == "digits"

@@ -28,10 +28,20 @@ def broken(prompts, completions, **rest):
 """
 LABELS = {"label_column": "letter", "labels": "0=a,1=b"}
 SETTINGS = {
-    "model": "tiny-llama", "scheme": "lora", "method": "es", "method_options": ["rank=1"], "queries": 3, "eps": 0.05,
-    "lr": 0.05, "steps": 6, "batch_size": 4, "template": "{question} :", "max_new_tokens": 6, "pass_reward": 0.25,
+    "model": "tiny-llama",
+    "scheme": "lora",
+    "method": "es",
+    "method_options": ["rank=1"],
+    "queries": 3,
+    "eps": 0.05,
+    "lr": 0.05,
+    "steps": 6,
+    "batch_size": 4,
+    "template": "{question} :",
+    "max_new_tokens": 6,
+    "pass_reward": 0.25,
     "eval_every": 3,
-}  # fmt: skip
+}
 
 
 def group_of(folder, functions, **changed):

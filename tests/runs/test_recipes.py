@@ -107,8 +107,11 @@ def test_ablations_have_the_grids_of_their_papers():
     for name in ("table5/sst2-prompt", "table6/sst2-n4", "table9/sst2-parameter-norm", "table10/sst2-expectation"):
         searched = ALL[f"mezo/{name}"].settings["grid"]
         assert {name: sorted(values) for name, values in searched.items()} == {
-            "lr": [1e-7, 1e-6, 1e-5], "batch_size": [16, 64], "eps": [1e-5, 1e-3], "weight_decay": [0.0, 0.1],
-        }  # fmt: skip
+            "lr": [1e-7, 1e-6, 1e-5],
+            "batch_size": [16, 64],
+            "eps": [1e-5, 1e-3],
+            "weight_decay": [0.0, 0.1],
+        }
 
 
 def test_a_linear_schedule_of_directions_spends_the_forwards_of_the_others():

@@ -55,9 +55,17 @@ def test_mezo_learns_sentiment_on_the_small_masked_model(tmp_path):
         **{"template": "{text} It was{mask}.", "label_column": "label", "labels": "0=terrible,1=great"},
     }
     config = TuneConfig(
-        model="splade-tiny", own=own, method="mezo", lr=5e-5, steps=400, batch_size=16, engine="dual",
-        num_train=64, num_dev=0, num_test=32,
-    )  # fmt: skip
+        model="splade-tiny",
+        own=own,
+        method="mezo",
+        lr=5e-5,
+        steps=400,
+        batch_size=16,
+        engine="dual",
+        num_train=64,
+        num_dev=0,
+        num_test=32,
+    )
     result = train.tune(config, tmp_path / "run", reporter=Reporter(quiet=True))
     assert result["zero_shot"]["accuracy"] < 0.7
     assert result["test"]["accuracy"] > 0.8

@@ -129,9 +129,16 @@ def tune(
         with torchrun.agreed(ranks):
             config = fitting(config_of(settings), force)
         result = jobs.tune(
-            config, out, resume=resume, save=save, push=push, public=public, tensorboard=events,
-            report_to=report_to, ranks=ranks,
-        )  # fmt: skip
+            config,
+            out,
+            resume=resume,
+            save=save,
+            push=push,
+            public=public,
+            tensorboard=events,
+            report_to=report_to,
+            ranks=ranks,
+        )
     if ranks is None or not ranks.rank:
         run_ends.tell(result, lambda: run_ends.run(out, again=again(), saved=save), as_json)
     _exit(result)

@@ -295,9 +295,15 @@ def tiny(architecture: str, *, seed: int = 0, tied: bool | None = None) -> Langu
 
 
 def _from_gguf(
-    source: str, file: Path, opened: gguf_model.Opened, dtype: torch.dtype | None, device: torch.device,
-    tokenizer: Any, root: Path, say: Say,
-) -> LanguageModel:  # fmt: skip
+    source: str,
+    file: Path,
+    opened: gguf_model.Opened,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    tokenizer: Any,
+    root: Path,
+    say: Say,
+) -> LanguageModel:
     """Return the model of a GGUF file: in place, or with decoded weights if their type is asked for."""
     if dtype is not None:
         say(f"decoding the weights of {file.name} into {str(dtype).removeprefix('torch.')}")

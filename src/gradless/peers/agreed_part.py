@@ -131,14 +131,23 @@ class AgreedPart:
             heard = [row.sender for row in value.rows]
             left_out = sorted(set(range(self.group.peers)) - {*heard, *self.log.history.banned_at(step)})
             return {
-                "heard": heard, "left_out": left_out, "late": [], "leader": value.proposer, "round": value.round,
+                "heard": heard,
+                "left_out": left_out,
+                "late": [],
+                "leader": value.proposer,
+                "round": value.round,
                 "failed": failed,
-            }  # fmt: skip
+            }
         seconds = round(facts.seconds, 6) if math.isfinite(facts.seconds) else None
         return {
-            "heard": list(facts.heard), "left_out": list(facts.left_out), "late": list(facts.late),
-            "leader": facts.leader, "round": facts.round, "failed": failed, "agree_seconds": seconds,
-        }  # fmt: skip
+            "heard": list(facts.heard),
+            "left_out": list(facts.left_out),
+            "late": list(facts.late),
+            "leader": facts.leader,
+            "round": facts.round,
+            "failed": failed,
+            "agree_seconds": seconds,
+        }
 
     def _failed(self, step: int) -> list[int]:
         """Return the leaders of the rounds of a step that decided nothing."""

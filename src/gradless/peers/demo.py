@@ -96,10 +96,18 @@ def group_of(out: Path, names: list[str], f: int, steps: int, model: str, seed: 
         _write_rows(out / f"{name}.csv", ROWS, seed, peer)
         own.append(["--train", str(out / f"{name}.csv"), "--test", str(test)])
     settings: dict[str, Any] = {
-        "model": model, "scheme": "full" if model.startswith("tiny") else "lora", "queries": 4, "steps": steps,
-        "batch_size": 8, "lr": 1e-3, "seed": seed, "template": "{text} It was", "label_column": "label",
-        "labels": "0=bad,1=good", **others,
-    }  # fmt: skip
+        "model": model,
+        "scheme": "full" if model.startswith("tiny") else "lora",
+        "queries": 4,
+        "steps": steps,
+        "batch_size": 8,
+        "lr": 1e-3,
+        "seed": seed,
+        "template": "{text} It was",
+        "label_column": "label",
+        "labels": "0=bad,1=good",
+        **others,
+    }
     timing = Timing(grace=1.0, base=4.0)  # several models share each core of this machine
     return LoopbackGroup(out, names, f=f, settings=settings, own=own, timing=timing, check_every=max(1, steps // 4))
 

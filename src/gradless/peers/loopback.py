@@ -79,9 +79,18 @@ class LoopbackGroup:
             for name, port in zip(names, ports, strict=True)
         ]
         self.manifest: Manifest = prepare.manifest(
-            cards, settings, f=f, mode=mode, recipe=recipe, out=folder / "run", check_every=check_every, timing=timing,
-            days=30, parent=parent, say=lambda line: None,
-        )  # fmt: skip
+            cards,
+            settings,
+            f=f,
+            mode=mode,
+            recipe=recipe,
+            out=folder / "run",
+            check_every=check_every,
+            timing=timing,
+            days=30,
+            parent=parent,
+            say=lambda line: None,
+        )
 
     def run_folder(self, peer: int) -> Path:
         """Return the folder of a peer's run."""

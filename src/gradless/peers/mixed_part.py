@@ -58,9 +58,14 @@ class MixedPart:
         self.learner = one.learner
         self.settle: Settle = settle_with(mixing_rule(config), config.seed)
         self.transport = Latest(
-            link, self.ring, run=self.manifest.run, width=self.learner.theta.shape[1], byzantine=self.manifest.f,
-            tags=self.learner.exchanges(0), echo=len(self.manifest.peers) > 3 * self.manifest.f,
-        )  # fmt: skip
+            link,
+            self.ring,
+            run=self.manifest.run,
+            width=self.learner.theta.shape[1],
+            byzantine=self.manifest.f,
+            tags=self.learner.exchanges(0),
+            echo=len(self.manifest.peers) > 3 * self.manifest.f,
+        )
         if (there := self.transport.rejoin()) is not None and there[0] > 0:
             self.started = there[0]
             self.learner.adopt(there[1][None])
@@ -81,8 +86,13 @@ class MixedPart:
         """See `Part`."""
         missing = sorted(set(range(len(self.manifest.peers))) - set(self._heard))
         return {
-            "heard": list(self._heard), "left_out": missing, "late": missing, "leader": None, "round": 0, "failed": [],
-        }  # fmt: skip
+            "heard": list(self._heard),
+            "left_out": missing,
+            "late": missing,
+            "leader": None,
+            "round": 0,
+            "failed": [],
+        }
 
     def scores(self) -> list[float | None]:
         """See `Part`: models have no scores."""

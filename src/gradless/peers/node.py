@@ -231,11 +231,16 @@ class Node:
         if agree is not None:
             self.agree_seconds.append(agree)
         self.metrics.write(
-            event="step", step=step, loss=loss, **facts, **(texts.of_step(step) if texts else {}),
+            event="step",
+            step=step,
+            loss=loss,
+            **facts,
+            **(texts.of_step(step) if texts else {}),
             agree_seconds=agree,
-            probe_seconds=None if agree is None else round(max(0.0, seconds - agree), 6), seconds=round(seconds, 6),
+            probe_seconds=None if agree is None else round(max(0.0, seconds - agree), 6),
+            seconds=round(seconds, 6),
             bytes=sent,
-        )  # fmt: skip
+        )
         if texts is not None and (sentence := texts.sentence(step)):
             self.reporter.warn(sentence)
         for ban in self.part.new_bans():

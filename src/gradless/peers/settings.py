@@ -175,9 +175,16 @@ def _of_a_peer(config: CollabConfig) -> TuneConfig:
         data = {"task": config.task} if config.task else {"own": {"template": "{t}", **config.own}}
         data |= {one.name: getattr(config, one.name) for one in dataclasses.fields(RewardSettings)}
     return TuneConfig(
-        model=str(config.model), method=config.method, options=config.method_options, scheme=config.scheme,
-        lr=config.lr, eps=config.eps, queries=config.queries, steps=config.steps, **data,
-    ).resolved()  # fmt: skip
+        model=str(config.model),
+        method=config.method,
+        options=config.method_options,
+        scheme=config.scheme,
+        lr=config.lr,
+        eps=config.eps,
+        queries=config.queries,
+        steps=config.steps,
+        **data,
+    ).resolved()
 
 
 def _mixed(config: CollabConfig) -> CollabConfig:

@@ -110,9 +110,14 @@ def test_what_a_graph_cannot_have_is_refused(changes, match):
 
 def test_coefficients_need_a_complete_group():
     config = of(
-        dataset=None, model="tiny-llama", task="sst2", payload="coefficients", momentum=0.0, algorithm="bridge",
+        dataset=None,
+        model="tiny-llama",
+        task="sst2",
+        payload="coefficients",
+        momentum=0.0,
+        algorithm="bridge",
         topology="torus",
-    )  # fmt: skip
+    )
     with pytest.raises(BadInput, match="which only a complete group's are"):
         config.resolved()
 

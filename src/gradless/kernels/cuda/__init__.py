@@ -35,9 +35,15 @@ def sweep(out: Tensor, p: Tensor, region: Region, program: Program, mask: Tensor
 
 
 def fan(
-    outs: Tensor, p: Tensor, region: Region, update: Program, probes: Program, mirrored: bool, keep: bool,
+    outs: Tensor,
+    p: Tensor,
+    region: Region,
+    update: Program,
+    probes: Program,
+    mirrored: bool,
+    keep: bool,
     mask: Tensor | None,
-) -> None:  # fmt: skip
+) -> None:
     """Branch off a leaf, outs ``[B, n]``; see `gradless.kernels.fan` for the meaning of the arguments."""
     numbers = (_bits64(update.factor), _bits64(probes.factor), probes.decays.size, outs.shape[1])
     more = _how(p, update, probes, mirrored, keep)
@@ -89,15 +95,26 @@ def _many(fans: list[FlatFan], mirrored: bool, keep: bool, aligned: bool) -> Non
         constants |= _constants(p, probes, fans[0].mask, rows, words, fans[0].region.highest)
         normal = _normal(device) if probes.stream.kind == "gaussian" else numbers.words
         launch(
-            tiles.fan_many, (tile,), (table(tuple(records), queue), numbers.words, normal),
-            (len(fans), (len(fans) - 1).bit_length(), probes.decays.size), constants, queue.stream,
-        )  # fmt: skip
+            tiles.fan_many,
+            (tile,),
+            (table(tuple(records), queue), numbers.words, normal),
+            (len(fans), (len(fans) - 1).bit_length(), probes.decays.size),
+            constants,
+            queue.stream,
+        )
 
 
 def _one(
-    kernel: Any, longest: int, out: Tensor, p: Tensor, region: Region, programs: tuple[Program, ...],
-    mask: Tensor | None, numbers: tuple[int, ...], more: dict[str, int | bool],
-) -> None:  # fmt: skip
+    kernel: Any,
+    longest: int,
+    out: Tensor,
+    p: Tensor,
+    region: Region,
+    programs: tuple[Program, ...],
+    mask: Tensor | None,
+    numbers: tuple[int, ...],
+    more: dict[str, int | bool],
+) -> None:
     """Run a kernel over all tiles of a region of one leaf."""
     kind, device = programs[-1].stream, p.device
     width, count = region.width, region.rows.numel()
@@ -116,14 +133,17 @@ def _one(
             kernel,
             (count * per_row,),
             (
-                _bits(out), bits, bits if mask is None else mask.view(torch.uint8),
-                region.rows.to(device) if rows == LISTED else steps.words, steps.words,
+                _bits(out),
+                bits,
+                bits if mask is None else mask.view(torch.uint8),
+                region.rows.to(device) if rows == LISTED else steps.words,
+                steps.words,
                 _table(kind, steps, programs, region, queue),
             ),
             (_signed(region.leaf), programs[0].decays.size, width, per_row, *numbers),
             {**more, **_constants(p, programs[-1], mask, rows, words, region.highest)},
             queue.stream,
-        )  # fmt: skip
+        )
 
 
 def _how(p: Tensor, update: Program, probes: Program, mirrored: bool, keep: bool) -> dict[str, int | bool]:
@@ -135,9 +155,14 @@ def _how(p: Tensor, update: Program, probes: Program, mirrored: bool, keep: bool
 def _constants(p: Tensor, program: Program, mask: Tensor | None, rows: int, words: int, highest: int) -> dict[str, Any]:
     """The constants that all kernels have."""
     return {
-        "DTYPE": KINDS[p.dtype] + highest, "STOCHASTIC": _stochastic(p, program), "MASKED": mask is not None,
-        "ROWS": rows, "KIND": rng.KINDS[program.stream.kind], "RANK": program.stream.rank, "WORDS": words,
-    }  # fmt: skip
+        "DTYPE": KINDS[p.dtype] + highest,
+        "STOCHASTIC": _stochastic(p, program),
+        "MASKED": mask is not None,
+        "ROWS": rows,
+        "KIND": rng.KINDS[program.stream.kind],
+        "RANK": program.stream.rank,
+        "WORDS": words,
+    }
 
 
 def _slack(rows: int, width: int) -> int:

@@ -24,9 +24,13 @@ def stream(device: torch.device) -> int:
 
 
 def launch(
-    kernel: Any, grid: tuple[int, ...], tensors: Sequence[Tensor], numbers: Sequence[int],
-    constants: dict[str, int | bool], queue: int,
-) -> None:  # fmt: skip
+    kernel: Any,
+    grid: tuple[int, ...],
+    tensors: Sequence[Tensor],
+    numbers: Sequence[int],
+    constants: dict[str, int | bool],
+    queue: int,
+) -> None:
     """Run a kernel, whose arguments are tensors, then numbers, then constants.
 
     Numbers in the kernel's list ``UNSPECIALISED`` have a declared type; of the others, and of addresses, Triton takes
@@ -37,9 +41,12 @@ def launch(
         return
     addresses = [tensor.data_ptr() for tensor in tensors]
     kind = (
-        kernel, *constants.values(), tensors[0].device.index,
-        *[address % 16 == 0 for address in addresses], *[(number % 16 == 0, number == 1) for number in numbers],
-    )  # fmt: skip
+        kernel,
+        *constants.values(),
+        tensors[0].device.index,
+        *[address % 16 == 0 for address in addresses],
+        *[(number % 16 == 0, number == 1) for number in numbers],
+    )
     ready = _compiled.get(kind)
     if ready is None:
         ready = _compiled[kind] = kernel.warmup(*tensors, *numbers, **constants, **OPTIONS, grid=(1,))

@@ -103,9 +103,7 @@ def _popcount(x):
 
 
 @triton.jit
-def _term(
-    term, factor, table, leaf, first, start, width, KIND: tl.constexpr, RANK: tl.constexpr, WORDS: tl.constexpr
-):  # fmt: skip
+def _term(term, factor, table, leaf, first, start, width, KIND: tl.constexpr, RANK: tl.constexpr, WORDS: tl.constexpr):
     """A coefficient times z, for the tile that begins at element ``first``, in the row that begins at ``start``."""
     key, exact = tl.load(term).to(tl.uint64), tl.load(term + 2).to(tl.float64, bitcast=True)
     coeff = (exact * factor.to(tl.int64).to(tl.float64, bitcast=True)).to(tl.float32)
@@ -217,7 +215,7 @@ def _tile(tile, rows, width, per_row, ROWS: tl.constexpr, WORDS: tl.constexpr):
 @triton.jit
 def _load(
     p, mask, first, start, width, DTYPE: tl.constexpr, MASKED: tl.constexpr, ROWS: tl.constexpr, WORDS: tl.constexpr
-):  # fmt: skip
+):
     """A tile of a leaf: its values, its bits, the elements' offsets, which lie in the row, which may change."""
     word, byte, bit = _axes(WORDS)
     local = word * 32 + byte * 8 + bit

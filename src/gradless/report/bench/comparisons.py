@@ -51,9 +51,11 @@ def _view(study: Study, section: Section, view: str, judged: Judged) -> Table:
             rows.append((label, Item(cell.label), *items))
             known = to_best[cell].interval if cell in to_best else None
             records.append(
-                _named(cell, view, contest) | score_record(mean) | _interval_record(known)
+                _named(cell, view, contest)
+                | score_record(mean)
+                | _interval_record(known)
                 | {"not_ranked": contest.waiting.get(cell)}
-            )  # fmt: skip
+            )
     never = len(study.not_begun(section))
     left_out = f" {counted(never, 'cell has', 'cells have')} no result yet and no row." if never else ""
     return Table(

@@ -53,9 +53,13 @@ def _table(name: str, title: str, recipe: str, *more: str) -> Table:
         return lambda key: _attacked(key, recipe, algorithm, more)
 
     return Table(
-        name=f"monna/{name}", title=title, source=MONNA, columns={**ATTACKS, "no attack": FREE}, metric="accuracy",
+        name=f"monna/{name}",
+        title=title,
+        source=MONNA,
+        columns={**ATTACKS, "no attack": FREE},
+        metric="accuracy",
         rows=tuple(Row(label, (), UNVERIFIED, key, maker(key)) for label, key in ALGORITHMS.items()),
-    )  # fmt: skip
+    )
 
 
 def _ours(name: str) -> Recipe:
@@ -69,7 +73,11 @@ TABLES: Final = (
     _table("mnist-alpha-1", "26 peers, 5 Byzantine, MNIST, Dirichlet 1", "monna-mnist", "--split-parameter", "1"),
     _table("cifar10", "16 peers, 3 Byzantine, CIFAR-10, Dirichlet 5", "monna-cifar10"),
     Table(
-        name="groups", title="Groups", source="ours", columns={name: name for name in OURS}, metric="",
+        name="groups",
+        title="Groups",
+        source="ours",
+        columns={name: name for name in OURS},
+        metric="",
         rows=(Row("comparison", make=_ours),),
     ),
-)  # fmt: skip
+)

@@ -90,9 +90,14 @@ def mezo(
     }
     rates = rates or (GENERATED_RATES if task in GENERATED else RATES)[scheme]
     return search(
-        model, task, base=base, axes={"lr": rates}, budget={"steps": STEPS}, data=where(task),
+        model,
+        task,
+        base=base,
+        axes={"lr": rates},
+        budget={"steps": STEPS},
+        data=where(task),
         differs=(*CODE, *([FEW[task]] if task in FEW else [])),
-    )  # fmt: skip
+    )
 
 
 def adam(task: str, *, model: str = "opt-13b") -> Recipe:
@@ -104,18 +109,26 @@ def adam(task: str, *, model: str = "opt-13b") -> Recipe:
     }
     differs = (NO_DROPOUT, "Published in mixed precision, here in float32.", *CODE[1:])
     return search(
-        model, task, base=base, axes={"lr": [1e-5, 5e-5, 8e-5]}, budget={"steps": steps}, data=where(task),
+        model,
+        task,
+        base=base,
+        axes={"lr": [1e-5, 5e-5, 8e-5]},
+        budget={"steps": steps},
+        data=where(task),
         differs=(*differs, *([FEW[task]] if task in FEW else [])),
-    )  # fmt: skip
+    )
 
 
 def untouched(task: str, *, model: str = "opt-13b", mode: str = "zero-shot") -> Recipe:
     """Return the untouched model: zero-shot, or with 32 demonstrations, other ones for each row."""
     rows = {name: rows_of(task)[name] for name in ("num_test", *(("num_train",) if mode == "icl" else ()))}
     return evaluated(
-        model, task, mode=mode, data=where(task),
+        model,
+        task,
+        mode=mode,
+        data=where(task),
         settings={**rows, "max_length": 2048, "dtype": "float16", "device": "cuda"},
-    )  # fmt: skip
+    )
 
 
 def probe(task: str) -> Recipe | None:
@@ -174,10 +187,14 @@ def _larger(model: str, zero: str, icl: str, mezo_full: str, prefix: str) -> Tab
             Row("zero-shot", numbers(zero), key="zero-shot", make=partial(untouched, model=model)),
             Row("ICL, 32 examples", numbers(icl), key="icl", make=partial(untouched, model=model, mode="icl")),
             Row("MeZO", numbers(mezo_full), key="mezo", make=partial(mezo, model=model, last=True)),
-            Row("MeZO, prefix", numbers(prefix), key="mezo-prefix",
-                make=partial(mezo, model=model, scheme="prefix", last=True)),
+            Row(
+                "MeZO, prefix",
+                numbers(prefix),
+                key="mezo-prefix",
+                make=partial(mezo, model=model, scheme="prefix", last=True),
+            ),
         ),
-    )  # fmt: skip
+    )
 
 
 F1_SCHEME: Final = "Whether the published 78.5 is of all weights or of a prefix is not known to us."
@@ -199,7 +216,7 @@ TABLE3: Final = Table(
     note=f"{F1_SCHEME} The caption says prefix; the cross-entropy number beside it, 84.7, is that of all weights in "
     "table 1.",
     rows=(Row("MeZO, F1", ("78.5", ""), key="mezo-f1", make=_f1),),
-)  # fmt: skip
+)
 
 
 def _memory(method: str, scheme: str, model: str, *, weights: str = "float16") -> Recipe:
@@ -267,9 +284,21 @@ TABLE23: Final = Table(
 
 TABLES: Final = (
     TABLE1,
-    _larger("opt-30b", "56.7 52.0 39.1 38.5 50.2 46.5", "81.9 66.8 66.2 56.7 51.3 78.0",
-            "90.6 66.4 67.2 63.5 56.3 85.2", "87.5 72.6 73.5 55.8 59.1 83.9"),
-    _larger("opt-66b", "57.5 67.2 66.8 43.3 50.6 48.1", "89.3 65.3 62.8 52.9 54.9 81.3",
-            "91.2 65.7 72.7 63.5 58.9 -", "93.6 66.4 73.7 57.7 58.6 85.0"),
-    TABLE3, TABLE22, TABLE23,
-)  # fmt: skip
+    _larger(
+        "opt-30b",
+        "56.7 52.0 39.1 38.5 50.2 46.5",
+        "81.9 66.8 66.2 56.7 51.3 78.0",
+        "90.6 66.4 67.2 63.5 56.3 85.2",
+        "87.5 72.6 73.5 55.8 59.1 83.9",
+    ),
+    _larger(
+        "opt-66b",
+        "57.5 67.2 66.8 43.3 50.6 48.1",
+        "89.3 65.3 62.8 52.9 54.9 81.3",
+        "91.2 65.7 72.7 63.5 58.9 -",
+        "93.6 66.4 73.7 57.7 58.6 85.0",
+    ),
+    TABLE3,
+    TABLE22,
+    TABLE23,
+)

@@ -47,9 +47,16 @@ def tuned(
     whole = {**base, "k_shot": k, "num_test": TEST.get(task, 1000), "evaluations": 10}
     whole |= {"dtype": "float32", "device": "cuda"}
     return search(
-        "roberta-large", task, base=whole, axes=axes, budget={"steps": steps}, seeds=SEEDS, select="metric",
-        differs=(*differs, *CODE), data=f"the task {task}, from the hub, or from a folder (data = ...)",
-    )  # fmt: skip
+        "roberta-large",
+        task,
+        base=whole,
+        axes=axes,
+        budget={"steps": steps},
+        seeds=SEEDS,
+        select="metric",
+        differs=(*differs, *CODE),
+        data=f"the task {task}, from the hub, or from a folder (data = ...)",
+    )
 
 
 def mezo(task: str, *, k: int, scheme: str = "full", steps: int = STEPS, **more: Any) -> Recipe:
@@ -137,10 +144,14 @@ _TEN: Final = "accuracy, %, k = 16"
 
 def _ablation(name: str, title: str, rows: tuple[Row, ...], note: str = "") -> Table:
     return Table(
-        name=f"mezo/{name}", title=title, columns=_THREE, metric=_TEN, rows=rows,
+        name=f"mezo/{name}",
+        title=title,
+        columns=_THREE,
+        metric=_TEN,
+        rows=rows,
         source=f"{MEZO}, {name.replace('table', 'table ')}; grids of table 15",
         note=f"{note} The paper says 10,000 forwards in one place and 10,000 steps in another.".strip(),
-    )  # fmt: skip
+    )
 
 
 TABLES: Final = (
@@ -260,5 +271,6 @@ TABLES: Final = (
 def _plan(method: str) -> Recipe:
     words = ("plan", "--model", "shape:roberta-large", "--method", method, "--batch-size", "16", "--length", "128")
     differs = ("The number of tokens is not known to us: 128 is the limit of most tasks.",)
-    return Recipe(kind="command", model="roberta-large", command=(*words, "--dtype", "float32"), data="nothing",
-                  differs=differs)  # fmt: skip
+    return Recipe(
+        kind="command", model="roberta-large", command=(*words, "--dtype", "float32"), data="nothing", differs=differs
+    )

@@ -29,9 +29,11 @@ def _run(key: str, method: str) -> Recipe:
         **{"k_shot": k, "num_test": TEST.get(task, 1000), "select": "metric"},
     }
     return Recipe(
-        kind="run", model="splade-tiny", settings=settings,
+        kind="run",
+        model="splade-tiny",
+        settings=settings,
         data=f"the task {task}, from the hub, or from a folder with --data{LOCAL.get(task, '')}",
-    )  # fmt: skip
+    )
 
 
 def _table(k: int) -> Table:
@@ -41,9 +43,12 @@ def _table(k: int) -> Table:
         return lambda key: _run(key, method)
 
     return Table(
-        name="small", title="BERT-tiny (splade-tiny)", source="ours", columns=columns,
+        name="small",
+        title="BERT-tiny (splade-tiny)",
+        source="ours",
+        columns=columns,
         rows=(Row("MeZO", key="mezo", make=maker("mezo")), Row("AdamW", key="adamw", make=maker("adamw"))),
-    )  # fmt: skip
+    )
 
 
 TABLES: Final = (_table(16), _table(512))

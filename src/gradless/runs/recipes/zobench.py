@@ -119,25 +119,28 @@ METHODS: Final[dict[str, tuple[str, dict[str, Any], tuple[str, ...]]]] = {
     "forward-grad": ("forward-grad", {}, ()),
     "zo-sgd": ("mezo-gaussian", {}, ()),
     "zo-sgd-mmt": (
-        "zo-momentum", {"beta": 0.9},
-        (SIGNS,
-         "m = 0.9 m + g as the code has it; the paper's form is not verified."),
+        "zo-momentum",
+        {"beta": 0.9},
+        (SIGNS, "m = 0.9 m + g as the code has it; the paper's form is not verified."),
     ),
     "zo-sgd-cons": (
-        "zo-cons", {},
-        (SIGNS,
-         "The released sweeps hand the update to AdamW, so that a refused step is not taken back; here it is."),
+        "zo-cons",
+        {},
+        (SIGNS, "The released sweeps hand the update to AdamW, so that a refused step is not taken back; here it is."),
     ),
     "zo-sgd-sign": (
-        "zo-scalar-sign", {},
-        (SIGNS,
-         "The sign is that of the projected gradient, as in the code; element by element, as in Liu et al. 2019, is "
-         "zo-sign.",
-         "The released sweeps hand the update to AdamW."),
+        "zo-scalar-sign",
+        {},
+        (
+            SIGNS,
+            "The sign is that of the projected gradient, as in the code; element by element, as in Liu et al. 2019, is "
+            "zo-sign.",
+            "The released sweeps hand the update to AdamW.",
+        ),
     ),
     "zo-adam": ("zo-adam", {}, ("Moments are in float32, in the code in the type of the weights.",)),
     "fo-adam": ("fo-adam", {}, (NO_DROPOUT, "Decoupled weight decay of 0, which is Adam.")),
-}  # fmt: skip
+}
 CODE: Final = (
     "Steps and points are chosen on dev rows; the released code chooses them on the test rows.",
     "Types of weights differ within the published comparison; this is what most sweeps of the scheme have.",
@@ -183,11 +186,14 @@ def recipe(task: str, model: str, scheme: str, method: str, *, searched: str = "
         **{"evaluations": 5 if first_order else 40, **({"options": options} if options else {}), **more},
     }
     return search(
-        model, task, base=base, axes={"lr": values(rates), **({"eps": values(eps)} if eps else {})},
+        model,
+        task,
+        base=base,
+        axes={"lr": values(rates), **({"eps": values(eps)} if eps else {})},
         budget={"steps": 625 if first_order else 20000},
         differs=(*differs, *([FIRST_ORDER] if first_order else []), *CODE),
         data=f"the task {task}, from the hub, or from a folder (data = ...)",
-    )  # fmt: skip
+    )
 
 
 def _of(task: str, method: str) -> Any:
@@ -258,63 +264,104 @@ def _sparse(key: str) -> Recipe:
         **{"max_length": 2048, "dtype": "float16", "device": "cuda", "evaluations": 40, "options": {"mask": "random"}},
     }
     return search(
-        "opt-1.3b", "sst2", base=base, axes={}, cells={"options.keep": kept}, budget={"steps": 20000},
+        "opt-1.3b",
+        "sst2",
+        base=base,
+        axes={},
+        cells={"options.keep": kept},
+        budget={"steps": 20000},
         data="the task sst2, from the hub, or from a folder (data = ...)",
         differs=(
             SIGNS,
             "keep is the share that the released code leaves for ratios of 0.1 to 0.9: it compares a normal number.",
-            "The mask stays; the sweeps draw a new one every 1 to 20,000 steps, of which the last is this.", *CODE,
+            "The mask stays; the sweeps draw a new one every 1 to 20,000 steps, of which the last is this.",
+            *CODE,
         ),
-    )  # fmt: skip
+    )
 
 
 def _plan(key: str, method: str) -> Recipe:
     words: tuple[str, ...] = ("plan", "--model", "shape:opt-13b", "--method", method, "--batch-size", "2")
     words += ("--length", key.rpartition("-")[2])
     dtype = "float32" if method == "fo-sgd" else "float16"
-    return Recipe(kind="command", model="opt-13b", command=(*words, "--dtype", dtype), data="nothing",
-                  differs=("Counts tensors; the published numbers are what a process holds.",))  # fmt: skip
+    return Recipe(
+        kind="command",
+        model="opt-13b",
+        command=(*words, "--dtype", dtype),
+        data="nothing",
+        differs=("Counts tensors; the published numbers are what a process holds.",),
+    )
 
 
 TABLES: Final = (
     _sst2(),
     Table(
-        name="zo-bench/table2/roberta-large", title="RoBERTa-large on SST-2", source=f"{ZOBENCH}, table 2",
-        columns=LABELS, note="The one number is quoted by BenchmarkCards.",
-        rows=(Row("FO-SGD", ("91.4", "", "", ""), SECOND_HAND, why="settings of RoBERTa were not released"),
-              Row("all others", (), UNVERIFIED, why="as above")),
+        name="zo-bench/table2/roberta-large",
+        title="RoBERTa-large on SST-2",
+        source=f"{ZOBENCH}, table 2",
+        columns=LABELS,
+        note="The one number is quoted by BenchmarkCards.",
+        rows=(
+            Row("FO-SGD", ("91.4", "", "", ""), SECOND_HAND, why="settings of RoBERTa were not released"),
+            Row("all others", (), UNVERIFIED, why="as above"),
+        ),
     ),
     *_others("copa", "COPA"),
     *_others("winogrande", "WinoGrande"),
     Table(
-        name="zo-bench/alignment", title="Without the words that align a task", source=SWEEPS,
+        name="zo-bench/alignment",
+        title="Without the words that align a task",
+        source=SWEEPS,
         columns={"SST-2, OPT-1.3B": "sst2-opt-1.3b", "COPA, OPT-13B": "copa-opt-13b"},
         note="FO-SGD on COPA has rates of its own in the released sweeps; on SST-2 there is no such sweep. No other "
         "grids of this ablation are known to us: the recipes have those of the aligned task. Head tuning is left out.",
-        rows=tuple(Row(TITLES[method], (), UNVERIFIED, f"bare-{method}", partial(_bare, method=method))
-                   for method in ("zo-sgd", "forward-grad", "fo-sgd")),
+        rows=tuple(
+            Row(TITLES[method], (), UNVERIFIED, f"bare-{method}", partial(_bare, method=method))
+            for method in ("zo-sgd", "forward-grad", "fo-sgd")
+        ),
     ),
     Table(
-        name="zo-bench/sparsity", title="Random sparsity", source=SWEEPS, columns={"SST-2, OPT-1.3B": "sst2-opt-1.3b"},
+        name="zo-bench/sparsity",
+        title="Random sparsity",
+        source=SWEEPS,
+        columns={"SST-2, OPT-1.3B": "sst2-opt-1.3b"},
         rows=(Row("ZO-SGD, sparse", (), UNVERIFIED, "random", _sparse),),
     ),
     Table(
-        name="zo-bench/block-wise", title="Block-wise and hybrid", source=ZOBENCH, columns={},
-        rows=(Row("block-wise", (), UNVERIFIED,
-                  why="settings are not known to us; `--method zo-blockwise` is the method"),
-              Row("hybrid", (), UNVERIFIED,
-                  why="never released; `--method hybrid` is the method")),
+        name="zo-bench/block-wise",
+        title="Block-wise and hybrid",
+        source=ZOBENCH,
+        columns={},
+        rows=(
+            Row(
+                "block-wise", (), UNVERIFIED, why="settings are not known to us; `--method zo-blockwise` is the method"
+            ),
+            Row("hybrid", (), UNVERIFIED, why="never released; `--method hybrid` is the method"),
+        ),
     ),
     Table(
-        name="zo-bench/memory", title="Memory by length, OPT-13B, 2 sequences",
+        name="zo-bench/memory",
+        title="Memory by length, OPT-13B, 2 sequences",
         source=f"{ZOBENCH}, figure on a page of an author",
-        columns={"700 tokens": "opt-13b-700", "1,470 tokens": "opt-13b-1470"}, metric="GB, read off a figure",
-        rows=(Row("FO-SGD", ("about 97", "about 165"), AUTHOR, "fo-sgd", partial(_plan, method="fo-sgd")),
-              Row("ZO-SGD", ("25 to 28", "25 to 28"), AUTHOR, "zo-sgd", partial(_plan, method="mezo-gaussian"))),
+        columns={"700 tokens": "opt-13b-700", "1,470 tokens": "opt-13b-1470"},
+        metric="GB, read off a figure",
+        rows=(
+            Row("FO-SGD", ("about 97", "about 165"), AUTHOR, "fo-sgd", partial(_plan, method="fo-sgd")),
+            Row("ZO-SGD", ("25 to 28", "25 to 28"), AUTHOR, "zo-sgd", partial(_plan, method="mezo-gaussian")),
+        ),
     ),
     Table(
-        name="zo-bench/multirc", title="Memory and time on MultiRC", source=ZOBENCH, columns={},
-        rows=(Row("all methods", (), UNVERIFIED, why="the numbers are not known to us; `gradless plan` and "
-                  "`gradless profile` give ours"),),
+        name="zo-bench/multirc",
+        title="Memory and time on MultiRC",
+        source=ZOBENCH,
+        columns={},
+        rows=(
+            Row(
+                "all methods",
+                (),
+                UNVERIFIED,
+                why="the numbers are not known to us; `gradless plan` and `gradless profile` give ours",
+            ),
+        ),
     ),
-)  # fmt: skip
+)
