@@ -75,8 +75,13 @@ def test_an_edited_file_replaces_its_former_rows(written):
         ),
         (METHOD + "del METHODS['lozo']", "removes 'lozo' from the methods: leave it there"),
         (TASK.replace('TASKS["spam"]', 'TASKS["ham"]'), "and calls it 'spam' in the row: write one name"),
+        (
+            TASK.replace('label_words=(" terrible", ', 'label_words=(" great ", '),
+            r"fails with BadInput \(the labels 'ham' and 'spam' have the same word 'great': give each its own word\)",
+        ),
+        (TASK.replace('label_words=(" terrible", ', 'masked_words=(" great", '), "have the same word 'great'"),
     ],
-    ids=range(16),
+    ids=range(18),
 )
 def test_a_plugin_that_cannot_be_is_refused_whole(written, text, sentence):
     rows = dict(METHODS), dict(tasks.TASKS)

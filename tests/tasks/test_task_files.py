@@ -13,6 +13,9 @@ from gradless import tasks
 from gradless.errors import BadInput
 from gradless.tasks import Row
 
+COPA = {"premise": "p", "choice1": "a", "choice2": "b", "question": "effect", "label": 1}
+WINOGRANDE = {"sentence": "Ann beat Bo so _ smiled.", "option1": "x", "option2": "y", "answer": "2"}
+
 
 def put(folder: Path, **files: Any) -> Path:
     """Write files; a double underscore in a keyword stands for a dot. Lists become JSONL, dicts JSON."""
@@ -227,9 +230,8 @@ def test_superglue(tmp_path: Path) -> None:
         {"paragraph": "t", "question": "q", "answer": "x", "label": 1},
         {"paragraph": "t", "question": "q", "answer": "y", "label": 0},
     ]
-    copa = {"premise": "p", "choice1": "a", "choice2": "b", "question": "effect", "label": 1}
-    put(tmp_path / "COPA", val__jsonl=[copa | {"idx": 4}])
-    assert read("copa", tmp_path) == read("copa-bare", tmp_path) == {"test": [copa]}
+    put(tmp_path / "COPA", val__jsonl=[COPA | {"idx": 4}])
+    assert read("copa", tmp_path) == read("copa-bare", tmp_path) == {"test": [COPA]}
 
 
 def test_boolq_few_shot_files_stand_in_for_train_and_dev(tmp_path: Path) -> None:
@@ -349,6 +351,9 @@ def test_missing_folder_and_files_are_named(tmp_path: Path) -> None:
         ("winogrande", {"llm_adapters_test__json": '{"a": 1}'}, r"not a JSON list"),
         ("winogrande", {"dev__jsonl": [{"sentence": "no gap", "answer": "1"}]}, r"no gap"),
         ("copa", {"val__jsonl": [{"question": "why"}]}, r"neither 'cause' nor 'effect'"),
+        ("copa", {"val__jsonl": [COPA | {"choice2": "a "}]}, r"record 1: both choices are 'a' \(correct or remove"),
+        ("copa", {"val__jsonl": [COPA | {"choice1": "B c", "choice2": "b c"}]}, r"both choices are 'b c'"),
+        ("winogrande", {"dev__jsonl": [WINOGRANDE | {"option2": "x"}]}, r"record 1: both choices are 'x'"),
     ],
 )
 def test_damage_is_named(tmp_path: Path, name: str, files: dict[str, Any], message: str) -> None:

@@ -138,7 +138,7 @@ def test_dev_file_and_k_shot(tmp_path: Path) -> None:
         ({"labels": "0=terrible,great"}, "'great' in the labels is not VALUE=WORD"),
         ({"labels": "0=a,0=b"}, "'0' twice"),
         ({"labels": "0=a,1="}, "empty word"),
-        ({"labels": "0=a,1= a"}, "same word"),
+        ({"labels": "0=a,1= a"}, "labels '0' and '1' have the same word 'a': give each its own"),
         ({"labels": "0=a,2=b"}, r"a.jsonl, lines 2, 4, 6, 8, 10: label '1' is none of 0, 2: add it"),
         ({"test": None}, "no data given"),
     ],

@@ -11,12 +11,13 @@ want the space on the word.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
-from gradless.tasks.files import Folder, Row
+from gradless.errors import BadInput
+from gradless.tasks.files import BLANK, Folder, Row
 
 MASK: Final = "<mask>"
 """Placeholder in masked prompts; the encoder replaces it by the tokenizer's own mask token."""
@@ -67,7 +68,11 @@ class Splits(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """One task. To add one, write one such record and put it into the table of its module."""
+    """One task. To add one, write one such record and put it into the table of its module.
+
+    Raises:
+        BadInput: two classes have the same word.
+    """
 
     name: str
     """Lower-case, as on the command line."""
@@ -115,10 +120,34 @@ class Task:
     more_stops: tuple[str, ...] = ()
     """Other texts that end it."""
 
+    def __post_init__(self) -> None:
+        for words in (self.label_words, self.masked_words):
+            check_words_differ(words or (), self.labels)
+
     @property
     def stops(self) -> tuple[str, ...]:
         """All texts that end an answer."""
         return tuple(stop for stop in (self.stop, *self.more_stops) if stop)
+
+
+def check_words_differ(words: Sequence[str], labels: Sequence[str] | None = None) -> None:
+    """Refuse options of which two are the same but for white space around them.
+
+    Args:
+        words: The options.
+        labels: Their names; None numbers them from 0.
+
+    Raises:
+        BadInput: Two are the same; the message names both.
+
+    Example:
+        >>> check_words_differ((" bad", " good"))
+    """
+    bare = [word.strip(BLANK) for word in words]
+    for index, word in enumerate(bare):
+        if (other := bare.index(word)) < index:
+            first, second = ((labels or [*map(str, range(len(bare)))])[i] for i in (other, index))
+            raise BadInput(f"the labels {first!r} and {second!r} have the same word {word!r}: give each its own word")
 
 
 def by_label(prompt: str, words: tuple[str, ...], content_free: str = "") -> Render:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Final
 
 from gradless.tasks.base import Example, Task, bare
-from gradless.tasks.files import Folder, Part, Row, class_index, field, json_list, jsonl, layout
+from gradless.tasks.files import BLANK, Folder, Part, Row, class_index, field, json_list, jsonl, layout
 from gradless.tasks.superglue import HUB, folder
 
 PLACEHOLDER: Final = "@placeholder"
@@ -24,6 +24,11 @@ def _uncapitalised(text: str) -> str:
     """Return the text with its first word in lower case unless it is "I": the choice continues a sentence."""
     first, space, rest = text.partition(" ")
     return (first if first == "I" else first.lower()) + space + rest
+
+
+def _check_differ(first: str, second: str) -> None:
+    if first == second:
+        raise ValueError(f"both choices are {first!r} (correct or remove the record)")
 
 
 def render_copa(row: Row, *, aligned: bool = True) -> Example:
@@ -44,6 +49,7 @@ def tidy_copa(row: Row) -> Iterator[Row]:
     if field(row, "question") not in ("cause", "effect"):
         raise ValueError(f"question {row['question']!r} is neither 'cause' nor 'effect'")
     texts = {name: str(field(row, name)) for name in ("premise", "choice1", "choice2", "question")}
+    _check_differ(*(_uncapitalised(texts[name].strip(BLANK)) for name in ("choice1", "choice2")))
     yield texts | {"label": class_index(field(row, "label"), ("choice1", "choice2"))}
 
 
@@ -102,6 +108,7 @@ def tidy_winogrande(row: Row) -> Iterator[Row]:
     if answer not in ("1", "2"):
         raise ValueError(f"answer {row['answer']!r} is neither option 1 nor option 2")
     options = {name: str(field(row, name)) for name in ("option1", "option2")}
+    _check_differ(*(text.strip(BLANK) for text in options.values()))
     yield {"sentence": sentence} | options | {"label": int(answer) - 1}
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from gradless.errors import BadInput, unknown
 from gradless.system import terminal, typed
 from gradless.tasks import own_rows
-from gradless.tasks.base import MASK, Example, Splits, Task
+from gradless.tasks.base import MASK, Example, Splits, Task, check_words_differ
 from gradless.tasks.files import BLANK, Row, parse_json
 from gradless.tasks.sources import Source, beside, resolve
 from gradless.tasks.split import draw
@@ -189,8 +189,7 @@ def _checked_labels(labels: Mapping[str, str]) -> dict[str, str]:
     words = [option.strip(BLANK) for option in labels.values()]
     if "" in words:
         raise BadInput("a label has an empty word: give each value a word, as in 0=terrible,1=great")
-    if len(set(words)) < len(words):
-        raise BadInput(f"two labels have the same word ({', '.join(words)}): the model could not tell them apart")
+    check_words_differ(words, [*map(str, labels)])
     return {str(value): option for value, option in labels.items()}
 
 
