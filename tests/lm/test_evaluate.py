@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gradless import tasks
 from gradless.errors import BadInput
 from gradless.lm.encode import completed, encode
-from gradless.lm.evaluate import evaluate
+from gradless.lm.evaluate import evaluate, render
 from gradless.lm.metrics import exact_match, token_f1
 from gradless.lm.objectives import OBJECTIVES, choose, loss_of
 from gradless.rng import permutation
@@ -272,3 +273,20 @@ def test_refusals():
         evaluate(masked, CLASSIFICATION, rows, mode="icl", demonstrations=rows, num_demonstrations=1)
     with pytest.raises(BadInput, match="do not generate"):
         evaluate(masked, GENERATION, [Example(f"so{MASK}", (), (), ("x",))])
+
+
+def test_rows_that_hold_a_mask_are_named_with_their_file_and_lines(tmp_path):
+    """Two masks in a prompt: nobody could say which of them is the answer's. Causal models read it as text."""
+    lines = ["a joy", f"so {MASK} .", "a bore", f"{MASK} it"]
+    (tmp_path / "train.tsv").write_text(
+        "sentence\tlabel\n" + "".join(f"{line}\t{i % 2}\n" for i, line in enumerate(lines))
+    )
+    sst2 = tasks.get("sst2")
+    rows = tasks.load(sst2, data=tmp_path, num_train=4, num_dev=0, num_test=0, seed=1).train
+    said = f"the text holds '{MASK}', which marks the word that a masked model fills in: take it out"
+    with pytest.raises(BadInput) as refusal:
+        render(shared("roberta"), sst2, rows)
+    assert str(refusal.value) == f"{tmp_path / 'train.tsv'}, lines 3, 5: {said}"
+    assert len(render(shared("llama"), sst2, rows)) == 4
+    with pytest.raises(BadInput, match=f"1 of 2 rows, such as 'so {MASK} . It was{MASK}.': the text holds"):
+        render(shared("roberta"), sst2, [{"sentence": line, "label": 0} for line in lines[:2]])

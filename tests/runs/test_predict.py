@@ -191,6 +191,14 @@ def test_all_bad_rows_are_told_before_anything_is_written(tmp_path):
     assert "3 bad rows are left out" in done.stderr
 
 
+def test_rows_that_hold_a_mask_are_bad_rows_of_a_masked_model(tmp_path):
+    source = tmp_path / "in.jsonl"
+    source.write_text('{"sentence": "a joy"}\n{"sentence": "so <mask> ."}\n')
+    done = call("predict", "tiny-roberta", "--task", "sst2", "--input", source, "--output", tmp_path / "out.jsonl")
+    refused(done, f"{source}, line 2: the text holds '<mask>'", "take it out")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "more", "parts"),
     [

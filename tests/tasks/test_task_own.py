@@ -130,6 +130,7 @@ def test_dev_file_and_k_shot(tmp_path: Path) -> None:
         ({"template": "{} was"}, "not just a column's name"),
         ({"template": "{text:>3}"}, "not just a column's name"),
         ({"template": "{text} {mask} {mask}"}, "more than one {mask}"),
+        ({"template": "{text} {mask} <mask>"}, "holds '<mask>' beside {mask}: take it out"),
         ({"template": "{text} {label}"}, "shows the label column 'label'"),
         ({"template": "{txt} It was"}, r"a.jsonl: unknown column 'txt': did you mean 'text'"),
         ({"template": "{extra} It was"}, r"a.jsonl, lines 1, 2, .* and 2 more: column 'extra' is null: fill it in"),

@@ -29,7 +29,7 @@ from gradless.lm.objectives import Objective, default_for
 from gradless.lm.predict import compared, content_free_scores, default_batch_tokens, not_finite, quiet
 from gradless.ranks import Ranks
 from gradless.rng import permutation
-from gradless.tasks.base import Example, Task
+from gradless.tasks.base import Example, Task, check_one_mask
 
 Mode = Literal["zero-shot", "icl", "calibrated"]
 MODES: dict[str, str] = {
@@ -223,7 +223,7 @@ def render(lm: LanguageModel, task: Task, rows: Sequence[Mapping[str, Any] | Exa
     """Return rows as text for this kind of model; rendered examples are returned as they are.
 
     Raises:
-        BadInput: the task has no prompt for this kind of model.
+        BadInput: the task has no prompt for this kind of model, or rows hold a mask that the prompt has as well.
     """
     function = task.render_masked if lm.masked else task.render
     examples = []
@@ -236,6 +236,9 @@ def render(lm: LanguageModel, task: Task, rows: Sequence[Mapping[str, Any] | Exa
             columns = row.get("columns", row)
             row = example._replace(columns=columns if isinstance(columns, Mapping) else row)
         examples.append(row)
+    if lm.masked:
+        read = [(row, one.prompt) for row, one in zip(rows, examples, strict=True) if not isinstance(row, Example)]
+        check_one_mask([row for row, _ in read], [prompt for _, prompt in read])
     return examples
 
 

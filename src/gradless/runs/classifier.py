@@ -95,11 +95,15 @@ class Spec:
         """Columns that the template shows; none of a built-in task, whose fields have several names."""
         return parse_template(self.template).columns if self.template is not None else ()
 
-    def reader(self) -> Reader:
-        """Return what reads a record as a row of the task; it needs no model. Raises: as `make_task`."""
+    def reader(self, *, masked: bool = False) -> Reader:
+        """Return what reads a record as a row of the task; it needs no model. Raises: as `make_task`.
+
+        Args:
+            masked: whether the model is known to be a masked one; the spec may not say it.
+        """
         task = self.make_task()
         if self.template is None:
-            return task_reader(task)
+            return task_reader(task, masked=masked or self.masked)
         return own_reader(self.columns_shown, self.label_column, tuple(self.labels))
 
 
@@ -186,7 +190,7 @@ class Classifier:
         if (self.task.render_masked if lm.masked else self.task.render) is None:
             evaluate.render(lm, self.task, [{}])  # whose sentence says what does not fit
         self.columns = spec.columns_shown
-        self._read = spec.reader()
+        self._read = spec.reader(masked=lm.masked)
         if spec.calibrated and self.task.kind == "generation":
             raise BadInput("calibration compares options, and this task's answers are free text: leave it out")
 

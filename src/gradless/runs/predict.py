@@ -123,7 +123,7 @@ def predict(unloaded: Unloaded, files: Files, *, batch_size: int | None, reporte
                 known = _say_notes(source, reporter)
             write = stack.enter_context(writer(path, suffix, source, files.keep or None, new))
             show = stack.enter_context(reporter.job("predict", checked.rows if checked else None))
-            for chunk, rows in _readings(source, reader, counts, files, wanted, new):
+            for chunk, rows in _readings(source, classifier.read, counts, files, wanted, new):
                 answers = classifier.answers(
                     [one.row for one in rows],
                     batch_size=batch_size,

@@ -17,10 +17,13 @@ from types import MappingProxyType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from gradless.errors import BadInput
-from gradless.tasks.files import BLANK, Folder, Row
+from gradless.tasks.files import BLANK, Folder, ReadRow, Row, listed
 
 MASK: Final = "<mask>"
 """Placeholder in masked prompts; the encoder replaces it by the tokenizer's own mask token."""
+
+MASK_IN_ROW: Final = f"the text holds {MASK!r}, which marks the word that a masked model fills in: take it out"
+"""What is wrong with a row whose masked prompt has two masks, its own and the template's."""
 
 Kind: TypeAlias = Literal["classification", "choice", "generation"]
 
@@ -148,6 +151,30 @@ def check_words_differ(words: Sequence[str], labels: Sequence[str] | None = None
         if (other := bare.index(word)) < index:
             first, second = ((labels or [*map(str, range(len(bare)))])[i] for i in (other, index))
             raise BadInput(f"the labels {first!r} and {second!r} have the same word {word!r}: give each its own word")
+
+
+def check_one_mask(rows: Sequence[Mapping[str, Any]], prompts: Sequence[str]) -> None:
+    """Refuse rows that hold the text of a mask themselves.
+
+    Args:
+        rows: Of a task.
+        prompts: Their masked prompts.
+
+    Raises:
+        BadInput: Some do; the message names their files and lines where these are known.
+    """
+    bad = [(row, prompt) for row, prompt in zip(rows, prompts, strict=True) if prompt.count(MASK) > 1]
+    lines: dict[str, list[int]] = {}
+    for row, _ in bad:
+        if isinstance(row, ReadRow):
+            lines.setdefault(row.source, []).append(row.number)
+    if lines:
+        sources = (
+            f"{name}, {listed({('line', MASK_IN_ROW): sorted(some)}, len(rows))}" for name, some in lines.items()
+        )
+        raise BadInput("; ".join(sources))
+    if bad:
+        raise BadInput(f"{len(bad)} of {len(rows)} rows, such as {bad[0][1][:60]!r}: {MASK_IN_ROW}")
 
 
 def by_label(prompt: str, words: tuple[str, ...], content_free: str = "") -> Render:

@@ -23,6 +23,17 @@ Row: TypeAlias = dict[str, Any]
 """One record: field name -> value."""
 
 
+class ReadRow(dict[str, Any]):
+    """A row that knows where it was read, so that a later refusal can say it."""
+
+    __slots__ = ("number", "source")
+
+    def __init__(self, row: Row, source: str, number: int) -> None:
+        """Copy a row that was read from the file ``source``, from line ``number`` (counted from 1)."""
+        super().__init__(row)
+        self.source, self.number = source, number
+
+
 class Unusable(ValueError):
     """A line or row that cannot be used; the message says why and what to do."""
 
@@ -299,7 +310,7 @@ class Folder:
         try:
             for total, (number, raw) in enumerate(part.parse(path), 1):  # noqa: B007 (all of them are counted)
                 try:
-                    rows += _tidied(raw, self.tidy)
+                    rows += (ReadRow(row, str(path), number) for row in _tidied(raw, self.tidy))
                 except (KeyError, ValueError, TypeError) as error:
                     problems.setdefault(_problem(error, raw), []).append(number)
         except BadInput:

@@ -123,7 +123,7 @@ def parse_template(template: str) -> Template:
     """Return a template, split at its ``{columns}``.
 
     Raises:
-        BadInput: Unbalanced braces, format specifications, no column at all, or ``{mask}`` more than once.
+        BadInput: Unbalanced braces, format specifications, no column at all, or more than one mask.
     """
     fix = "write {column} for a column and {{ for a brace"
     try:
@@ -139,6 +139,8 @@ def parse_template(template: str) -> Template:
         raise BadInput(f"the template {template!r} shows no column: {fix}")
     if named.count("mask") > 1:
         raise BadInput(f"the template {template!r} has more than one {{mask}}: keep one")
+    if "mask" in named and any(MASK in text for text, _ in pieces):
+        raise BadInput(f"the template {template!r} holds {MASK!r} beside {{mask}}: take it out")
     return Template(pieces, columns, "mask" in named)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 from gradless.errors import BadInput, unknown
 from gradless.tasks import column_names
-from gradless.tasks.base import Task
+from gradless.tasks.base import MASK, MASK_IN_ROW, Task
 from gradless.tasks.files import Row, Unusable
 from gradless.tasks.own_rows import Labels, row_texts
 
@@ -52,8 +52,12 @@ def own_reader(columns: Sequence[str], label_column: str | None, labels: Sequenc
     return read
 
 
-def task_reader(task: Task) -> Reader:
+def task_reader(task: Task, *, masked: bool = False) -> Reader:
     """Return the reader of rows for a built-in task, which have the fields of its data set.
+
+    Args:
+        task: of the rows.
+        masked: whether a masked model reads them, whose prompt can hold no mask but its own.
 
     Raises:
         BadInput: the task reads no rows of its own.
@@ -68,13 +72,13 @@ def task_reader(task: Task) -> Reader:
             rows = list(tidy(raw))
         except (KeyError, ValueError, TypeError, AttributeError):
             rows = []
-        if len(rows) == 1:
-            return Unlabelled(rows[0], True)
-        if not rows:
-            rows = _without_label(task, raw)
+        labelled = len(rows) == 1
+        rows = rows or _without_label(task, raw)
         if len(rows) != 1:
             raise Unusable(f"it holds {len(rows)} questions: give one a row")
-        return Unlabelled(rows[0], False)
+        if masked and any(MASK in text for text in rows[0].values() if isinstance(text, str)):
+            raise Unusable(MASK_IN_ROW)
+        return Unlabelled(rows[0], labelled)
 
     return read
 
