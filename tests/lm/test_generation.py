@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -162,6 +163,54 @@ def test_a_stop_text_of_several_tokens_ends_a_text_alone_and_in_a_population():
     (unstopped,) = generation.write(model, prompts_of([5, 6, 7, 8]))
     assert unstopped.tokens == NEW
     assert generation.write_members(model, prompts, generation.greedy, of_one_copy) == [[alone]]
+
+
+@pytest.mark.parametrize("stop", ["。", "é", "\t", "日。", "。\n", "#"])
+def test_a_stop_text_ends_a_text_as_soon_as_it_is_written_in_whatever_tokens(stop):
+    """The bytes of a character may be a token each; another text goes on and ends nothing."""
+    model = lm.load("tiny-llama")
+    written = [
+        model.tokenizer(text, add_special_tokens=False)["input_ids"] for text in (f"a{stop}bbbbbbbbbbbbbb", "日本語")
+    ]
+    script = torch.tensor([row[:NEW] for row in written])
+    prompts = prompts_of([5, 6, 7, 8], [9, 10], stops=(stop,))
+
+    def choose(logits, position):
+        return script[:, position].expand(logits.shape[:-1])
+
+    stopped, other = generation.write(model, prompts, choose)
+    assert stopped.text == "a"
+    assert stopped.ids == (*model.tokenizer(f"a{stop}", add_special_tokens=False)["input_ids"],)
+    assert other.tokens == NEW
+    assert generation.write_members(model, prompts, choose, of_one_copy) == [[stopped, other]]
+    calls = []
+    model.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    script = script[:1].expand(2, -1)
+    for write in (generation.write, lambda *given: generation.write_members(*given, of_one_copy)):
+        calls.clear()
+        write(model, prompts, choose)
+        assert len(calls) == stopped.tokens
+
+
+class Bytes:
+    """A tokenizer of bytes to which a run of them is unreadable whole, as to SentencePiece."""
+
+    def batch_decode(self, rows, skip_special_tokens):
+        return [self.decode(bytes(row)) for row in rows]
+
+    def decode(self, run):
+        try:
+            return run.decode()
+        except UnicodeDecodeError:
+            return generation.BROKEN * len(run)
+
+
+def test_a_stop_text_is_read_where_the_last_tokens_begin_within_a_character():
+    model = SimpleNamespace(tokenizer=Bytes())
+    texts = ("日本é".encode(), "日本ab".encode(), "日本語".encode()[:8])  # the last one ends within a character
+    rows = torch.tensor([list(text) for text in texts])
+    assert generation.stopped_by(model, rows, ("é",)).tolist() == [True, False, False]
+    assert generation.stopped_by(model, rows, ("é", "本ab")).tolist() == [True, True, False]
 
 
 def test_decoding_ends_where_all_texts_have_ended():

@@ -29,6 +29,8 @@ Choose = Callable[[Tensor, int], Tensor]
 Call = Callable[..., Any]
 """See `gradless.forward.batched.BatchedForward.call`."""
 
+BROKEN: Final = "\ufffd"
+"""What tokenizers write for bytes that are no character."""
 _stop_tokens: Final[weakref.WeakKeyDictionary[Any, dict[str, tuple[int, ...]]]] = weakref.WeakKeyDictionary()
 
 
@@ -241,17 +243,26 @@ def end_tokens(lm: LanguageModel, stops: Sequence[str]) -> list[int]:
 
 
 def _may_span(stops: Sequence[str]) -> bool:
-    """Return whether a stop text may be written in several tokens, so that texts must be read to find it."""
-    return any(len(stop) > 1 for stop in stops)
+    """Return whether a stop text may be written in tokens other than `stop_tokens`, so that texts must be read for it.
+
+    Several characters may be several tokens, and so may one outside ASCII, whose bytes may be tokens each. White space
+    has other names in vocabularies, of which `stop_tokens` knows those of the line break alone.
+    """
+    return any(len(stop) > 1 or not ("!" <= stop <= "~" or stop == "\n") for stop in stops)
 
 
 def stopped_by(lm: LanguageModel, rows: Tensor, stops: Sequence[str]) -> Tensor:
     """Return which rows of new tokens ``[N, T]`` have a stop text near their end: bool ``[N]``.
 
-    Cost: decoding the last tokens of every row, as many as the longest stop text has characters.
+    Cost: decoding the last tokens of every row, as many as the longest stop text has bytes and one more, since some
+    tokenizers drop a leading space; where these begin or end within a character, decoding all of the row.
     """
-    near = rows[:, -max(map(len, stops)) :].tolist()
+    near = rows[:, -1 - max(len(stop.encode()) for stop in stops) :].tolist()
     read = lm.tokenizer.batch_decode(near, skip_special_tokens=False)
+    if near and len(near[0]) < rows.shape[1] and any(BROKEN in text for text in read):
+        # One byte that belongs to no character makes all bytes beside it unreadable to some tokenizers (SentencePiece).
+        whole = lm.tokenizer.batch_decode(rows.tolist(), skip_special_tokens=False)
+        read = [all_of_it if BROKEN in text else text for text, all_of_it in zip(read, whole, strict=True)]
     return torch.tensor([any(stop in text for stop in stops) for text in read], device=rows.device)
 
 
