@@ -15,7 +15,7 @@ from click.testing import CliRunner
 
 import run_helpers as h
 from browser_helpers import look, needs_browser
-from gradless.cli import commands
+from gradless.cli import commands, run_ends
 from gradless.errors import BadInput
 from gradless.report import report, tables
 from gradless.report.common.table import plain
@@ -152,6 +152,24 @@ def test_a_run_from_before_predictions_were_kept(run):
     text, page = report_page(run)
     assert "keeps no predictions.jsonl" in text
     assert len(page.tables["table-outcome"]) >= 4
+
+
+def costs(run: Path) -> dict[str, float]:
+    return {row["what"]: row["value"] for table in tables(run) if table.name == "cost" for row in table.records}
+
+
+@pytest.mark.parametrize("unknown", [{}, {"train_seconds": None}, {"train_seconds": 0.0}])
+def test_a_time_that_is_not_known_is_left_out(run, unknown):
+    assert "training" in costs(run)
+    result = json.loads((run / "result.json").read_text())
+    del result["train_seconds"], result["seconds_per_step"]
+    (run / "result.json").write_text(json.dumps(result | unknown))
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert not {"training", "speed", "a step (median)"} & costs(run).keys()
+    assert not re.search(r"\b(0|0\.0|< 1) s\b", "".join(map(plain, tables(run))))
+    assert f"{run}: 6 steps, " in run_ends.run(run, again=list).where
 
 
 def test_a_configuration_of_a_later_release(run):

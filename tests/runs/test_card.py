@@ -57,6 +57,17 @@ def test_the_card_tells_of_a_run_that_did_not_end(tmp_path):
     assert "The run did not come to its end (diverged)." in card.render(diverged)
 
 
+@pytest.mark.parametrize("unknown", [{}, {"train_seconds": None}, {"train_seconds": 0.0}])
+def test_the_card_tells_no_time_that_is_not_known(tmp_path, unknown):
+    facts = facts_of(tuned(tmp_path))
+    assert facts.result is not None
+    steps = f"{facts.result['steps']} steps"
+    timed = dataclasses.replace(facts, result={**facts.result, "train_seconds": 1234.5})
+    assert f"{steps} and 1,234 s on " in card.render(timed)
+    result = {name: value for name, value in facts.result.items() if name != "train_seconds"} | unknown
+    assert f"{steps} on " in card.render(dataclasses.replace(facts, result=result))
+
+
 @pytest.mark.parametrize(
     ("model", "base", "code"),
     [

@@ -304,8 +304,8 @@ def _progress(board: Board, one: Request) -> str:
     point = " ".join(f"{name}={value}" for name, value in one.point.items())
     name = "  ".join(part for part in (cell_name(one.cell), point, f"{_phase(board, one)}, seed {one.seed}") if part)
     count = f"{len(board.lines)}/{len(board.wanted) + len(expected)}"
-    wall = f"{line['wall_seconds'] or 0:.0f} s"
-    return f"{count}  {name}: {outcome}  ({wall}; {estimate.duration(seconds)} of work left)"
+    wall = f"{line['wall_seconds']:.0f} s; " if line["wall_seconds"] else ""
+    return f"{count}  {name}: {outcome}  ({wall}{estimate.duration(seconds)} of work left)"
 
 
 def _phase(board: Board, one: Request) -> str:

@@ -86,7 +86,8 @@ def _extent(record: RunRecord) -> str:
     from gradless.report.run.tables import size_text
 
     steps = len(record.steps) or int(record.number("steps") or 0)
-    parts = [f"{counted(steps, 'step')} in {duration(record.number('train_seconds') or 0.0)}"]
+    seconds = record.number("train_seconds")
+    parts = [counted(steps, "step") + (f" in {duration(seconds)}" if seconds else "")]
     if record.ledger_bytes:
         parts.append(f"{size_text(record.ledger_bytes)} of ledger")
     chosen = f"; dev chose step {record.selected}" if record.selected not in (None, steps) else ""

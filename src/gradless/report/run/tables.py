@@ -144,9 +144,11 @@ def _facts(record: RunRecord) -> Iterator[tuple[str, str, float]]:
     more += f"; dev chose {record.selected:,}" if record.selected not in (None, steps) else ""
     yield "steps", f"{steps:,} of {record.planned:,}{more}", steps
     forwards = record.number("forwards") or sum(step.forwards or 0 for step in record.steps)
-    yield "forward passes", f"{forwards:,.0f}", forwards
+    if forwards:
+        yield "forward passes", f"{forwards:,.0f}", forwards
     seconds = record.number("train_seconds") or sum(step.seconds or 0 for step in record.steps)
-    yield "training", f"{seconds:,.1f} s", seconds
+    if seconds:  # 0 is not known
+        yield "training", f"{seconds:,.1f} s", seconds
     each = record.number("seconds_per_step")
     if each:
         yield "a step (median)", f"{each:.3g} s", each
@@ -213,7 +215,7 @@ def data_facts(record: RunRecord) -> dict[str, str]:
 def _time(record: RunRecord, facts: DataFacts) -> dict[str, str]:
     """Return what the steps took, or what a run that has not ended was expected to take."""
     seconds = record.number("train_seconds")
-    if record.status in (DONE, DIVERGED) and seconds is not None:
+    if record.status in (DONE, DIVERGED) and seconds:
         return {"time": f"{duration(seconds)} for {counted(len(record.steps), 'step')}, without evaluations"}
     return {"expected time": f"{duration(facts.time.seconds)} ({facts.time.how})"} if facts.time is not None else {}
 
