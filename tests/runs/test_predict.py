@@ -178,6 +178,59 @@ def test_rows_in_chunks_keep_their_order_and_known_labels_are_measured(tmp_path,
     assert f"accuracy {right / 23:.4f} (column 'label' of the input)" in done.stderr
 
 
+AG_NEWS = [(f"news of {i}", i % 4) for i in range(9)]
+TOPICS = ("World", "Sports", "Business", "Sci/Tech")
+
+
+def accuracy(path):
+    done = call("predict", "tiny-llama", "--task", "agnews", "--input", path)
+    assert done.exit_code == 0, done.output
+    said = done.stderr.splitlines()
+    return next((line.partition(" (column")[0] for line in said if line.startswith("accuracy")), ""), done.stderr
+
+
+def test_labels_of_a_whole_table_that_count_from_1_are_read_so(tmp_path):
+    """From 0 a 4 is no topic, and all others are another one; a 0 tells that it counts from 0."""
+    path, lines = tmp_path / "in.csv", tmp_path / "in.jsonl"
+    path.write_text("text,label\n" + "".join(f"{text},{TOPICS[label]}\n" for text, label in AG_NEWS))
+    right, said = accuracy(path)
+    assert right
+    assert "counting from" not in said
+    for first in (0, 1):
+        path.write_text("text,label\n" + "".join(f"{text},{label + first}\n" for text, label in AG_NEWS))
+        lines.write_text("".join(json.dumps({"text": text, "label": label + first}) + "\n" for text, label in AG_NEWS))
+        for one in (path, lines):
+            again, said = accuracy(one)
+            assert again == right
+            sentence = f"{one}: the labels, numbers from 1 to 4, are read as counting from 1"
+            assert (sentence in said) == bool(first)
+
+
+@pytest.mark.parametrize(
+    ("labels", "known"),
+    [
+        ((1, 2, 3), 3),  # which may be numbers from 0
+        ((0, 1, 4), 2),
+        ((1, 4, "Sports"), 2),
+        ((1, 4, 5), 1),
+    ],
+)
+def test_labels_that_need_not_count_from_1_count_from_0(tmp_path, labels, known):
+    path = tmp_path / "in.csv"
+    path.write_text("text,label\n" + "".join(f"news {i},{label}\n" for i, label in enumerate(labels)))
+    done = call("predict", "tiny-llama", "--task", "agnews", "--input", path)
+    assert "counting from" not in done.stderr
+    assert (f" of the {known} rows whose label is known" in done.stderr) == (known < 3)
+
+
+def test_a_pipe_is_not_seen_whole_and_says_so(tmp_path):
+    text = "text,label\n" + "".join(f"{text},{label + 1}\n" for text, label in AG_NEWS)
+    done = CliRunner().invoke(main, ["predict", "tiny-llama", "--task", "agnews", "--input", "-"], input=text)
+    assert done.exit_code == 0, done.output
+    assert "the labels, numbers from 1 to 4, seem to count from 1: give a file instead of - for accuracy" in done.stderr
+    assert "accuracy 0" not in done.stderr
+
+
 BAD = b'text,id\na,1\n,2\nb,3,4\n"  ",5\nc,6\n'
 
 

@@ -95,15 +95,16 @@ class Spec:
         """Columns that the template shows; none of a built-in task, whose fields have several names."""
         return parse_template(self.template).columns if self.template is not None else ()
 
-    def reader(self, *, masked: bool = False) -> Reader:
+    def reader(self, *, masked: bool = False, from_one: bool = False) -> Reader:
         """Return what reads a record as a row of the task; it needs no model. Raises: as `make_task`.
 
         Args:
             masked: whether the model is known to be a masked one; the spec may not say it.
+            from_one: built-in tasks: whether labels that are numbers count from 1.
         """
         task = self.make_task()
         if self.template is None:
-            return task_reader(task, masked=masked or self.masked)
+            return task_reader(task, masked=masked or self.masked, from_one=from_one)
         return own_reader(self.columns_shown, self.label_column, tuple(self.labels))
 
 

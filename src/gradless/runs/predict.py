@@ -27,11 +27,13 @@ from gradless.system.signals import ENDING, interrupting
 from gradless.tasks import column_names
 from gradless.tasks.files import Unusable, listed
 from gradless.tasks.text_rows import Wanted, kind_of
-from gradless.tasks.unlabelled import Reader, Unlabelled
+from gradless.tasks.unlabelled import LABEL, Numbering, Reader, Unlabelled
 from gradless.tasks.written_before import as_before
 
 DIGITS: Final = 9
 """Significant digits of a probability, which tell every float32 from all others."""
+FROM_ONE: Final = "the labels, numbers from {0.least} to {0.most},"
+"""How the sentence begins about labels that count from 1, of their `Numbering`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +69,8 @@ class Counts:
     labelled: int = 0
     """Rows whose own label is one of the labels."""
     right: int = 0
+    numbering: Numbering = field(default_factory=Numbering)
+    """What the field of built-in tasks that holds the label counts from."""
     problems: dict[tuple[str, str], list[int | str]] = field(default_factory=dict)
     """What is counted and what is wrong with rows -> their numbers."""
 
@@ -102,9 +106,8 @@ def predict(unloaded: Unloaded, files: Files, *, batch_size: int | None, reporte
     if files.input != STDIN:
         wanted = as_before(Path(files.input), wanted, spec.encoding, spec.delimiter, reporter.say)
     new = new_columns(spec, files.prefix)
-    reader, checked = spec.reader(), None
-    if files.input != STDIN:
-        checked = _checked(files, wanted, reader, new, reporter)
+    checked = None if files.input == STDIN else _checked(files, wanted, spec, new, reporter)
+    from_one = checked is not None and _from_one(spec, checked)
     counts = Counts()
     begun = 0.0
     try:
@@ -116,6 +119,7 @@ def predict(unloaded: Unloaded, files: Files, *, batch_size: int | None, reporte
                 path = stack.enter_context(replacing(files.output))
                 path.touch()
             classifier = unloaded.load()
+            reader = spec.reader(masked=classifier.lm.masked, from_one=from_one)
             begun = time.perf_counter()
             source = stack.enter_context(opened(files.input, files.form, wanted, CHUNK))
             if checked is None:
@@ -123,7 +127,7 @@ def predict(unloaded: Unloaded, files: Files, *, batch_size: int | None, reporte
                 known = _say_notes(source, reporter)
             write = stack.enter_context(writer(path, suffix, source, files.keep or None, new))
             show = stack.enter_context(reporter.job("predict", checked.rows if checked else None))
-            for chunk, rows in _readings(source, classifier.read, counts, files, wanted, new):
+            for chunk, rows in _readings(source, reader, counts, files, wanted, new):
                 answers = classifier.answers(
                     [one.row for one in rows],
                     batch_size=batch_size,
@@ -192,13 +196,13 @@ def check(files: Files) -> str:
     return kind + (".gz" if output.suffix == ".gz" and kind not in PARQUET else "")
 
 
-def _checked(files: Files, wanted: Wanted, reader: Reader, new: Sequence[Column], reporter: Reporter) -> Counts:
+def _checked(files: Files, wanted: Wanted, spec: Spec, new: Sequence[Column], reporter: Reporter) -> Counts:
     """Read a file once and count its rows.
 
     Raises:
         BadInput: it cannot be read, a column is missing or taken, or rows cannot be predicted, all of which are told.
     """
-    counts = Counts()
+    counts, reader = Counts(), spec.reader()
     with opened(files.input, files.form, wanted, CHUNK, needed_only=True) as source:
         _check_columns(source.name, source.columns, files, wanted, new)
         known = _say_notes(source, reporter)
@@ -212,7 +216,14 @@ def _checked(files: Files, wanted: Wanted, reader: Reader, new: Sequence[Column]
         )
     if not counts.rows and counts.bad:
         raise BadInput(f"{files.input}, {counts.sentence()}: no row is left")
+    if _from_one(spec, counts):
+        reporter.say(f"{files.input}: {FROM_ONE.format(counts.numbering)} are read as counting from 1")
     return counts
+
+
+def _from_one(spec: Spec, counts: Counts) -> bool:
+    """Return whether the labels of rows of a built-in task are numbers that count from 1."""
+    return spec.template is None and counts.numbering.from_one(spec.make_task())
 
 
 def _check_columns(
@@ -266,6 +277,7 @@ def _usable(
             if record.problem:
                 raise Unusable(record.problem)
             rows.append((i, reader(record.cells)))
+            counts.numbering.note(record.cells.get(LABEL))
         except Unusable as error:
             counts.refuse(source.unit, record.number, str(error))
     return rows
@@ -308,7 +320,9 @@ def _say_counts(counts: Counts, files: Files, classifier: Classifier, seconds: f
         reporter.say(encode.cut_sentence(classifier.lm, "input", counts.cut, counts.rows, limit))
     where = f" -> {files.output}" if files.output else ""
     reporter.say(f"{counts.rows:,} rows in {seconds:.1f} s ({counts.rows / max(seconds, 1e-9):,.0f} a second){where}")
-    if counts.labelled:
+    if files.input == STDIN and _from_one(classifier.spec, counts):  # they were read from 0
+        reporter.say(f"{FROM_ONE.format(counts.numbering)} seem to count from 1: give a file instead of - for accuracy")
+    elif counts.labelled:
         share = counts.right / counts.labelled
         some = "" if counts.labelled == counts.rows else f" of the {counts.labelled:,} rows whose label is known"
         reporter.say(f"accuracy {share:.4f}{some} (column {classifier.spec.label_column or 'label'!r} of the input)")

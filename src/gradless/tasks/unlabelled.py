@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from gradless.errors import BadInput, unknown
 from gradless.tasks import column_names
 from gradless.tasks.base import MASK, MASK_IN_ROW, Task
-from gradless.tasks.files import Row, Unusable
+from gradless.tasks.files import BLANK, Row, Unusable
 from gradless.tasks.own_rows import Labels, row_texts
 
 STAND_INS: Final[dict[str, Callable[[Row], Row]]] = {
@@ -29,6 +30,48 @@ class Unlabelled(NamedTuple):
 
 Reader = Callable[[Mapping[str, Any]], Unlabelled]
 """Reads one record; raises `Unusable` with what is wrong and what to do."""
+
+
+LABEL: Final = "label"
+"""The field of built-in tasks whose numbers may count from 1 in a table of the user's."""
+DIGITS: Final = 9
+"""More than the number of any class has."""
+
+
+@dataclass(slots=True)
+class Numbering:
+    """What the labels of a whole table count from, if they are numbers.
+
+    Those of AG News in its authors' files count from 1, those of the same rows on the hub from 0. A single row does
+    not tell; a table does whose labels are all within 1 and the number of classes, if that number is among them: from
+    0 it would be the label of no class.
+    """
+
+    least: int | None = None
+    most: int | None = None
+    numbers: bool = True
+    """Whether all labels so far are numbers."""
+
+    def note(self, value: Any) -> None:
+        """Take account of the label of a row; None and empty text are no label."""
+        if isinstance(value, str):
+            text = value.strip(BLANK)
+            value = int(text) if text.isdecimal() and len(text) < DIGITS else text or None
+        if isinstance(value, int) and not isinstance(value, bool):
+            self.least = value if self.least is None else min(self.least, value)
+            self.most = value if self.most is None else max(self.most, value)
+        elif value is not None:
+            self.numbers = False
+
+    def from_one(self, task: Task) -> bool:
+        """Return whether they count the classes of a built-in task from 1."""
+        classes = len(task.labels or ()) if task.kind == "classification" else 0
+        return self.numbers and self.least is not None and self.least >= 1 and self.most == classes > 0
+
+
+def _from_zero(value: Any) -> Any:
+    """Return the label of a row of a table whose labels count from 1 as others count."""
+    return int(value) - 1 if str(value).strip(BLANK).isdecimal() else value
 
 
 def own_reader(columns: Sequence[str], label_column: str | None, labels: Sequence[str]) -> Reader:
@@ -52,12 +95,13 @@ def own_reader(columns: Sequence[str], label_column: str | None, labels: Sequenc
     return read
 
 
-def task_reader(task: Task, *, masked: bool = False) -> Reader:
+def task_reader(task: Task, *, masked: bool = False, from_one: bool = False) -> Reader:
     """Return the reader of rows for a built-in task, which have the fields of its data set.
 
     Args:
         task: of the rows.
         masked: whether a masked model reads them, whose prompt can hold no mask but its own.
+        from_one: whether labels that are numbers count from 1, as `Numbering` tells.
 
     Raises:
         BadInput: the task reads no rows of its own.
@@ -68,6 +112,8 @@ def task_reader(task: Task, *, masked: bool = False) -> Reader:
 
     def read(cells: Mapping[str, Any]) -> Unlabelled:
         raw = dict(cells)
+        if from_one and LABEL in raw:
+            raw[LABEL] = _from_zero(raw[LABEL])
         try:
             rows = list(tidy(raw))
         except (KeyError, ValueError, TypeError, AttributeError):
