@@ -227,7 +227,9 @@ def test_the_reference_has_every_option():
     for path, command in command_pages.leaves(["gradless"], main):
         text = command_pages.section(path, command)
         printed = CliRunner().invoke(main, [*path[1:], "--help"]).output
-        for option in set(re.findall(r"(?<=[ ,/])--[a-z][\w-]*", printed)) - {"--help"}:
+        options = set(re.findall(r"(?<=[ ,/])--[a-z][\w-]*", printed))
+        assert "--help" in options, path
+        for option in options - {"--help"}:
             assert option in text, (path, option)
 
 

@@ -102,6 +102,9 @@ CAUSAL: Final[dict[str, dict[str, Any]]] = {
 }
 """Causal models: ``model_type``, for variants with a hyphen behind it, and what they need besides `SIZES`."""
 
+READ_AHEAD: Final = ("bert-generation", "xlm", "xlnet")
+"""Those of `CAUSAL` that are refused under every scheme, since a token sees what follows it."""
+
 MASKED: Final[dict[str, dict[str, Any]]] = {
     **{
         name: {}

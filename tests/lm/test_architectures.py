@@ -75,10 +75,16 @@ def test_a_projection_that_kernels_read_themselves_is_refused():
         schemes.apply(architectures.build(architectures.ROWS["mamba"]), "lora", targets=("out_proj",))
 
 
-@pytest.mark.parametrize("name", ["xlnet", "bert-generation"])
+@pytest.mark.parametrize("name", architectures.READ_AHEAD)
 def test_a_model_that_reads_ahead_is_no_causal_model(name):
     with pytest.raises(BadInput, match="reads what follows a token"):
         architectures.build(architectures.ROWS[name])
+
+
+def test_only_models_that_read_ahead_are_refused_under_the_scheme_full():
+    cells = {name: row["cells"]["full"]["refused"] for name, row in RESULTS["rows"].items()}
+    assert {name for name, refused in cells.items() if refused} == {*architectures.READ_AHEAD}
+    assert all("reads what follows a token" in cells[name] for name in architectures.READ_AHEAD)
 
 
 @pytest.mark.parametrize("name", ["gemma2", "cohere", "esm"])

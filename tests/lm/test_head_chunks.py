@@ -11,7 +11,6 @@ import torch
 import architectures
 import gradless as gl
 from gradless import kernels
-from gradless.errors import BadInput
 from gradless.lm import objectives, schemes, scoring, tiny
 from gradless.lm.encode import encode
 from scoring_helpers import model, several
@@ -63,15 +62,12 @@ def check(lm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.few(3)
-@pytest.mark.parametrize("name", architectures.CAUSAL)
+@pytest.mark.parametrize("name", [name for name in architectures.CAUSAL if name not in architectures.READ_AHEAD])
 def test_chunks_give_what_all_logits_give(name, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            lm = architectures.build(architectures.ROWS[name])
-            schemes.apply(lm, "full", seed=0)
-        except BadInput:
-            return  # as in the sweep of architectures
+        lm = architectures.build(architectures.ROWS[name])
+        schemes.apply(lm, "full", seed=0)
     check(lm, monkeypatch)
 
 
