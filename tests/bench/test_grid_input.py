@@ -45,6 +45,17 @@ REFUSED = {
     "no test": (replaced("num_test = 8", "num_test = 0"), "cell mezo/full.*: there are no test rows"),
     "place": (replaced("num_dev", 'data = "{taks}"\nnum_dev'), "cell mezo/full.*only {task}, {scheme} and {method}"),
     "own and task": (replaced("[base]\n", f"[base]\n{OWN}"), "leave out either own or task"),
+    "no own test rows": (
+        replaced('task = ["sst2"]\n', "").replace("[base]\n", f"[base]\n{OWN}").replace("num_test = 8", "num_test = 0"),
+        "num_test = 0 asks for no row of test, and 0 means all: leave it out for all rows, or leave out test for none",
+    ),
+    "no own rows in an axis": (
+        replaced('task = ["sst2"]\n', "")
+        .replace("[base]\n", f"[base]\n{OWN}")
+        .replace("lr = [", "num_train = [0, 8]\nlr = [")
+        .replace("num_train = 16\n", ""),
+        "num_train = 0 asks for no row of train",
+    ),
     "unknown option": (replaced("lr = [", '"options.rnak" = [1]\nlr = ['), "cell mezo/full.*option"),
     "when's key": (SMALL + '[[when]]\nmetod = "mezo"\nskip = true\n', r"\[\[when\]\] 1: unknown key 'metod'"),
     "when's name": (SMALL + '[[when]]\nmethod = "mezzo"\nskip = true\n', r"\[\[when\]\] 1: unknown method 'mezzo'"),

@@ -175,6 +175,22 @@ def test_a_split_smaller_than_asked_names_the_numbers(tune, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_no_rows_of_a_file_that_is_given_are_refused(tune, tmp_path, own):
+    """A configuration of gradless's own has 0 for all rows, which stays."""
+    fix = "0 means all: leave it out for all rows, or leave out {} for none"
+    refused(call(*tune, "--num-test", "0"), "--num-test 0 asks for no row of --test, and", fix.format("--test"))
+    path = tmp_path / "a.toml"
+    path.write_text("num_test = 0\n")
+    refused(call(*tune, "--config", path), f"num_test = 0 in {path} asks for no row of test", fix.format("test"))
+    path.write_text('[cell."x"]\nnum_test = 0\n')  # as best.toml
+    assert call(*tune, "--config", path, "--num-train", "4", "--steps", "1").exit_code == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["num_test"] == 0
+    again = call("tune", "--config", tmp_path / "run" / "config.json", "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+    assert json.loads((tmp_path / "again" / "result.json").read_text())["rows"]["test"] == 24
+
+
 def test_a_broken_gguf_is_refused(tune, tmp_path):
     good = b"GGUF" + struct.pack("<IQQ", 3, 5, 5)
     for name, data in (("a.gguf", b"PK\x03\x04" * 10), ("b.gguf", good[:9]), ("c.gguf", good + b"\xff" * 100)):

@@ -39,6 +39,13 @@ def test_it_is_the_run_of_the_command_line(tmp_path):
     assert gl.TunedRun(tmp_path / "run").result == run.result
 
 
+def test_no_rows_of_what_is_given_are_refused(tmp_path):
+    with pytest.raises(
+        gl.BadInput, match=r"num_test = 0 asks for no row of test, and 0 means all: leave it out for all"
+    ):
+        gl.tune(**SMALL, **WORDS, train=ROWS, test=ROWS, num_test=0, out=tmp_path / "run")
+
+
 def test_a_reward_needs_no_labels(tmp_path):
     rows = [{"word": f"say {i}"} for i in range(8)]
     reward = {"template": "{word}", "method": "es", "reward": ("length:5",), "max_new_tokens": 2}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple
@@ -19,6 +20,8 @@ from gradless import plugins, tasks
 from gradless.errors import BadInput, unknown
 from gradless.lm.metrics import METRICS
 from gradless.runs.config import OwnFiles, TuneConfig
+from gradless.runs.config_io import SIZES
+from gradless.runs.own_files import check_size
 from gradless.system import typed
 from gradless.system.typed import Count, Seed, within
 from gradless.tasks.sources import beside
@@ -204,6 +207,9 @@ def _grid(path: Path, values: dict[str, Any]) -> Grid:
             raise BadInput(f"{name} is given twice: leave it in one of [base], [axes] and [grid]")
     if OWN in base and "task" in {*axes, *base}:
         raise BadInput("own files are a task: leave out either own or task")
+    whens = tuple(_when(table, f"[[when]] {number}", axes, path) for number, table in enumerate(keys.when, 1))
+    for table in (base, axes, searched, *(part for one in whens for part in (one.base, one.grid))):
+        _check_sizes(table, base.get(OWN, {}))
     for name in ("model", *(() if OWN in base else ("task",))):
         if name not in {*axes, *base}:
             raise BadInput(f'no {name}: name it in [base] ({name} = "...") or [axes] ({name} = ["...", ...])')
@@ -220,7 +226,7 @@ def _grid(path: Path, values: dict[str, Any]) -> Grid:
         base=base,
         axes=axes,
         searched=searched,
-        whens=tuple(_when(table, f"[[when]] {number}", axes, path) for number, table in enumerate(keys.when, 1)),
+        whens=whens,
         values=values,
     )
 
@@ -327,6 +333,14 @@ def setting(name: str, value: Any) -> Any:
         raise BadInput(unknown("key", name, (*SETTINGS, EVALUATIONS)))
     value = typed.value(name, value, SETTINGS[name].hint)
     return tasks.get(value).name if name == "task" else value
+
+
+def _check_sizes(table: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse no rows of own files, in settings or in axes."""
+    for name in SIZES:
+        values = table.get(name)
+        for value in values if isinstance(values, tuple) else (values,):
+            check_size(name, value, own)
 
 
 def _own(table: Any, path: Path) -> Settings:

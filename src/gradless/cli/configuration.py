@@ -45,20 +45,23 @@ def config_of(settings: dict[str, Any], *, tuned: bool = False) -> TuneConfig:
 
 
 def _check_sizes(settings: Mapping[str, Any], own: Mapping[str, Any]) -> None:
-    """Refuse numbers of rows on the command line that nothing would read.
+    """Refuse numbers of rows on the command line, and in a file that a user wrote, that nothing would read.
 
     Raises:
         BadInput: ``--k-shot`` says how many rows there are, or none are asked for of a file that is given.
     """
-    source = click.get_current_context().get_parameter_source
+    from gradless.runs.own_files import check_size
+
+    context = click.get_current_context()
     for name in SIZES.split():
-        split = name.removeprefix("num_")
-        if settings[name] is None or source(name) is not ParameterSource.COMMANDLINE:
+        split, source = name.removeprefix("num_"), context.get_parameter_source(name)
+        if source is ParameterSource.DEFAULT_MAP and name in context.meta.get("gradless.by_hand", ()):
+            check_size(name, settings[name], own, written=f"{{}} = 0 in {context.params['config']}")
+        if settings[name] is None or source is not ParameterSource.COMMANDLINE:
             continue
         if settings["k_shot"] is not None and split != "test":
             raise BadInput(f"--k-shot tells the number of training and dev rows: leave out one of it and --num-{split}")
-        if settings[name] == 0 and own.get(split):
-            raise BadInput(f"--num-{split} 0 asks for no row of --{split}, and 0 means all: leave out --{split}")
+        check_size(name, settings[name], own, written=f"--num-{split} 0", option="--{}")
 
 
 def _rewards(names: Sequence[str]) -> tuple[str, ...]:

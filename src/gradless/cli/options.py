@@ -216,7 +216,9 @@ class FromFile(click.Command):
             from gradless.runs import config_io
 
             if file:
-                settings |= config_io.read(Path(file), arguments.get("cell"))
+                held = config_io.read(Path(file), arguments.get("cell"))
+                ctx.meta["gradless.by_hand"] = {*held} if config_io.is_by_hand(Path(file)) else set()
+                settings |= held
             options = {**settings.pop("options", {}), **config_io.parse_options(arguments.get("options") or ())}
             ctx.meta["gradless.options"] = options  # merged one by one, and not list by list
             ctx.meta["gradless.recorded"] = settings.pop("plugins", {})

@@ -15,6 +15,7 @@ from typing import Any, Final
 from gradless.errors import BadInput, unknown
 from gradless.runs.config import OwnFiles, TuneConfig
 from gradless.runs.facts import difference_line
+from gradless.runs.own_files import check_size
 from gradless.system.keywords import keywords, names_of, spoken
 from gradless.system.progress import Reporter
 
@@ -237,6 +238,8 @@ def _config(model: str, own: dict[str, Any], settings: dict[str, Any]) -> TuneCo
             also = ", or a reward" if name == "label_column" and "labels" not in own else ""
             raise BadInput(f"own rows need {name} as well{also}")
     if own:
+        for name in SIZES:
+            check_size(name, settings.get(name), own)
         settings = dict.fromkeys(SIZES, 0) | settings  # all rows
     if settings.get("data") is not None:
         settings["data"] = str(Path(settings["data"]).resolve())

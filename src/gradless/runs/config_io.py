@@ -54,6 +54,11 @@ def read(path: Path, cell: str | None = None) -> dict[str, Any]:
     return fields
 
 
+def is_by_hand(path: Path) -> bool:
+    """Return whether a file that `read` takes is a user's: gradless writes JSON, and TOML with tables of cells."""
+    return path.suffix.lower() == ".toml" and "cell" not in typed.load(path)
+
+
 def _asked(path: Path, specs: list[Any]) -> tuple[str, ...]:
     """Return the plugins that a user's file asks for."""
     if path.suffix == ".json":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -53,3 +54,23 @@ def check_own(own: dict[str, Any]) -> None:
                 raise BadInput(f"{name} is a {type(rows).__name__}, and a configuration holds names of files: {fix}")
         typed.value("name", own.get("name", ""), str)
         typed.table({name: one for name, one in own.items() if name != "name"}, OwnFiles, kind="key")
+
+
+def check_size(name: str, size: Any, own: Mapping[str, Any], *, written: str = "{} = 0", option: str = "{}") -> None:
+    """Refuse a user's 0 for the rows of own files that are given: in configurations 0 stands for all rows.
+
+    Args:
+        name: ``num_train``, ``num_dev`` or ``num_test``.
+        size: what the user wrote; None if nothing.
+        own: the own files.
+        written: how it was written, of the name.
+        option: how the files are named, of the split.
+
+    Raises:
+        BadInput: it is 0, and there are such files.
+    """
+    split = name.removeprefix("num_")
+    if size == 0 and own.get(split) is not None:
+        files = option.format(split)
+        fix = f"leave it out for all rows, or leave out {files} for none"
+        raise BadInput(f"{written.format(name)} asks for no row of {files}, and 0 means all: {fix}")
