@@ -12,7 +12,7 @@ PACKAGES = (
 # beyond having no circle. Names are paths below ``gradless``.
 INSIDE = {
     "kernels": (
-        *("kernels.program", "kernels.roots"),
+        *("kernels.program", "kernels.roots", "kernels.products"),
         *("kernels.reference", "kernels.numba_arithmetic", "kernels.numba_tiles", "kernels.cpu", "kernels.cuda"),
     ),
     "storage": (

@@ -79,7 +79,7 @@ def test_a_processor_is_timed_and_not_asked(monkeypatch: pytest.MonkeyPatch) -> 
         return x
 
     monkeypatch.setattr(compute_types.functional, "linear", product)
-    monkeypatch.setattr(compute_types.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(compute_types.products.time, "perf_counter", lambda: now[0])
     assert not compute_types.is_fast.__wrapped__(HALF)
     seconds[HALF] = 0.3
     assert compute_types.is_fast.__wrapped__(HALF)

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 import torch
 
 from gradless.bench.grid import DONE, FINAL, PHASES, SEARCH, ZERO_SHOT, Cost, Request
+from gradless.kernels import products
 from gradless.lm import LanguageModel, objectives
 from gradless.methods import METHODS
 from gradless.runs import build
@@ -218,16 +219,18 @@ def from_sizes(cost: Cost, say: Callable[[str], None]) -> Guesser:
 def matmul_speed(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
     """Return the floating-point operations a second of a product of square matrices, measured for some ``seconds``."""
     square = torch.ones(SIDE, SIDE, device=device, dtype=dtype)
-    into = torch.mm(square, square)
-    done, begun = 0, time.perf_counter()
-    while True:
-        torch.mm(square, square, out=into)
-        done += 1
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        took = time.perf_counter() - begun
-        if took >= seconds:
-            return 2.0 * SIDE**3 * done / took
+    into = torch.empty_like(square)
+    with products.faster():
+        products.linear_into(into, square, square)
+        done, begun = 0, time.perf_counter()
+        while True:
+            products.linear_into(into, square, square)
+            done += 1
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            took = time.perf_counter() - begun
+            if took >= seconds:
+                return 2.0 * SIDE**3 * done / took
 
 
 def _multiplied(model: LanguageModel) -> int:

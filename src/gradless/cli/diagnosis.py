@@ -111,8 +111,10 @@ def versions() -> Iterator[Line]:
 
 
 def machine() -> Iterator[Line]:
-    """The processor, its threads and memory, and accelerators."""
+    """The processor, its threads, products and memory, and accelerators."""
     import torch
+
+    from gradless.kernels import products
 
     yield Line("system", f"{platform.system()} {platform.release()} {platform.machine()}")
     yield from supported(support.DEVICES["CUDA"] if torch.cuda.is_available() else None)
@@ -122,6 +124,7 @@ def machine() -> Iterator[Line]:
     if threads > usable:
         advice = f"torch uses {threads} threads on {usable} cores, which slows it down: set OMP_NUM_THREADS={usable}"
     yield Line("threads", str(threads), advice)
+    yield Line("float32 products", "oneDNN's, faster than MKL's here" if products.is_faster() else "torch's")
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         yield Line("memory", f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 1e9:.1f} GB")
     if torch.cuda.is_available():

@@ -2,8 +2,9 @@
 
 Everything is measured in one process and one run: floor, engines and an eager MeZO step take turns on one model, so
 that a busy machine slows all of them alike, and what counts are ratios of medians. The floor is what users would write:
-two calls of the same closure under `torch.no_grad`, and their heap where that is the faster one. Learning rates are so
-small that the model stays the same for all. Only peak memory needs processes of their own, where it is read off the
+two calls of the same closure under `torch.no_grad`, and their heap where that is the faster one; but its float32
+products are those of the faster library (`gradless.kernels.products`), where eager MeZO has torch's. Learning rates are
+so small that the model stays the same for all. Only peak memory needs processes of their own, where it is read off the
 process.
 """
 

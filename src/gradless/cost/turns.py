@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from gradless.kernels import products
 from gradless.optimizer import ZerothOrder
 
 resource: Any = None  # Windows does not count
@@ -35,12 +36,13 @@ class Times(NamedTuple):
 
 
 def two_forwards(closure: Callable[[], Any]) -> Callable[[], None]:
-    """Return the floor of all steps: two evaluations of a loss without gradients."""
+    """Return the floor of all steps: two losses without gradients, with the products that steps have."""
 
     @torch.no_grad()
     def step() -> None:
-        closure()
-        closure()
+        with products.faster():
+            closure()
+            closure()
 
     return step
 

@@ -26,12 +26,13 @@ from torch.nn import functional
 
 from gradless.errors import BadInput
 from gradless.forward.random_state import RandomState
+from gradless.kernels import products
 
 _add_batch_dim: Any = None  # in another torch, batched forwards are not available
 with contextlib.suppress(ImportError):
     from torch._C._functorch import _add_batch_dim, get_unwrapped, is_batchedtensor, maybe_get_bdim, maybe_get_level
 
-SMALL = 1 << 16  # elements of a weight that are not worth a product of their own
+SMALL = 1 << 16  # elements of a weight that are not worth a call of torch's for every copy
 
 LONGEST = 60  # characters of a call in a message
 
@@ -154,19 +155,16 @@ class BatchedForward:
     def linear(self, x: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
         """X W_c^T + b_c for every copy: weights ``[copies, out, in]``, bias ``[copies, out]`` or ``[out]``."""
         flat, shape = self.rows(x)
-        if weights[0].numel() <= SMALL or torch.is_grad_enabled():  # autograd refuses out=
+        small = weights[0].numel() <= SMALL and not products.fits(flat[0], weights[0].mT)
+        if small or torch.is_grad_enabled():  # autograd refuses out=
             out = torch.bmm(flat, weights.mT)
             out = out if bias is None else out.add_(bias.unsqueeze(1) if bias.ndim == 2 else bias)
             return self.wrap(out.view(self.copies, *shape, out.shape[-1]))
         out = flat.new_empty(self.copies, flat.shape[1], weights.shape[1])
-        each = zip(flat.unbind(), weights.mT.unbind(), out.unbind(), strict=True)  # one call for all views of a kind
-        if bias is None:
-            for rows, weight, into in each:
-                torch.mm(rows, weight, out=into)
-        else:
-            biases = bias.unbind() if bias.ndim == 2 else [bias] * self.copies
-            for own, (rows, weight, into) in zip(biases, each, strict=True):
-                torch.addmm(own, rows, weight, out=into)
+        biases = bias.unbind() if bias is not None and bias.ndim == 2 else [bias] * self.copies
+        # One call for all views of a kind.
+        for into, rows, weight, own in zip(out.unbind(), flat.unbind(), weights.unbind(), biases, strict=True):
+            products.linear_into(into, rows, weight, own)
         return self.wrap(out.view(self.copies, *shape, out.shape[-1]))
 
     def rows(self, x: Tensor) -> tuple[Tensor, list[int]]:

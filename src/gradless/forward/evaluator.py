@@ -26,8 +26,7 @@ from gradless.forward import autodiff, graphs, heap, parameters, populations
 from gradless.forward.batched import BatchedForward, unbatchable
 from gradless.forward.deferred import Deferred
 from gradless.forward.engines import AUTO, CHOICES, DUAL, IN_PLACE, MOST_COPIES, STREAM, EngineChoice
-from gradless.forward.losses import Closure as Closure
-from gradless.forward.losses import checked, numbers, same, unread
+from gradless.forward.losses import Closure, checked, numbers, same, unread
 from gradless.forward.low_rank import LowRankLinear
 from gradless.forward.perturbed import PerturbedWeights
 from gradless.forward.points import Point, Points, Scale, probe_point
@@ -37,6 +36,7 @@ from gradless.forward.read_order import ReadOrder
 from gradless.forward.read_survey import Looks, ReadSurvey
 from gradless.forward.scratch import Pool
 from gradless.gradients import Leaf, Mixture
+from gradless.kernels import products
 from gradless.ranks import BATCH, DIRECTIONS, Ranks, unshared
 
 T = TypeVar("T")
@@ -129,7 +129,7 @@ class LossEvaluator:
         self._begun = True
         if self._on_cpu:
             heap.keep(self)
-        with self.prefix.step() if self.prefix else contextlib.nullcontext():
+        with products.faster(), self.prefix.step() if self.prefix else contextlib.nullcontext():
             yield Oracle(
                 values=lambda points: self.values(closure, [probe_point(*point) for point in points]),
                 slopes=lambda keys: self.slopes(closure, keys),
@@ -264,7 +264,8 @@ class LossEvaluator:
         points = Points((Point(mixture, size, rounding, decay),), update=update)
         if points.decayed:
             self._deferred.flush()
-        return self._together([points], lambda own: [float(self._one(closure, own[0], only))])[0]
+        with products.faster():
+            return self._together([points], lambda own: [float(self._one(closure, own[0], only))])[0]
 
     def slopes(self, closure: Closure, keys: Sequence[int]) -> tuple[float, list[float]]:
         """The loss at theta and its slope along every z(key); see `gradless.forward.autodiff.slopes`."""

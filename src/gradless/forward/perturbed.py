@@ -39,6 +39,7 @@ from gradless.forward.read_order import ReadOrder
 from gradless.forward.read_survey import ADDRESSES, ReadSurvey
 from gradless.forward.scratch import Buffer, Copies, Pool
 from gradless.gradients import Leaf
+from gradless.kernels import products
 from gradless.storage.upcast import UpcastParameter, upcast, values_dtype, wide_parts
 
 # Functions that have read their weight completely when they return, and are worth a reused buffer. While gradients are
@@ -257,9 +258,9 @@ class PerturbedWeights:
         x = rows.reshape(-1, rows.shape[-1]).to(kind)
         if isinstance(leaf.param, UpcastParameter) and not torch.is_grad_enabled():  # their scratch is used again
             for start, values in wide_parts(leaf.param.detach()):
-                flat[:, start : start + len(values)].addmm_(x, values.T)
+                products.add_linear(flat[:, start : start + len(values)], x, values)
         else:
-            flat.addmm_(x, upcast(leaf.param).detach().T.to(kind))
+            products.add_linear(flat, x, upcast(leaf.param).detach().to(kind))
         return self._present(out.view(len(out), *shape, out.shape[-1]))
 
     def _rows(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:

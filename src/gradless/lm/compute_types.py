@@ -13,21 +13,19 @@ and a half times their size. So such steps compute in float32 unless asked.
 from __future__ import annotations
 
 import functools
-import math
-import time
 from typing import Any, Final
 
 import torch
 from torch.nn import functional
 
 from gradless.errors import BadInput, pick
+from gradless.kernels import products
+from gradless.kernels.products import ROWS, WIDTH
 from gradless.storage import StoredWeight, upcast
+from gradless.storage.upcast import WIDE
 
 AUTO: Final = "auto"
 NAMES: Final = ("float32", "bfloat16", "float16")
-ROWS, WIDTH, ROUNDS, FEWEST = 128, 512, 20, 3  # a fifth of a millisecond each: some escape whatever else runs
-SLOW: Final = 4.0
-"""Times of float32's best after which no other round can make 16-bit products fast."""
 CLEAR: Final = 0.8
 """Of float32's time, the most that 16-bit products may take to be worth their rounding."""
 
@@ -93,14 +91,9 @@ def is_fast(dtype: torch.dtype) -> bool:
 
     The fastest of some short products of either kind counts, taken in turns, so that a busy machine decides alike.
     """
-    best = {dtype: math.inf, torch.float32: math.inf}
-    kinds = {kind: (torch.ones(ROWS, WIDTH, dtype=kind), torch.ones(WIDTH, WIDTH, dtype=kind)) for kind in best}
-    for done in range(ROUNDS + 1):
-        for kind, (x, weight) in kinds.items():
-            start = time.perf_counter()
-            functional.linear(x, weight)
-            if done:  # the first product chooses its code
-                best[kind] = min(best[kind], time.perf_counter() - start)
-        if done >= FEWEST and best[dtype] > SLOW * best[torch.float32]:
-            break
-    return best[dtype] < CLEAR * best[torch.float32]
+    kinds = {
+        kind: (torch.ones(ROWS, WIDTH, dtype=kind), torch.ones(WIDTH, WIDTH, dtype=kind)) for kind in (WIDE, dtype)
+    }
+    with products.faster():
+        best = products.best_times({kind: functools.partial(functional.linear, *pair) for kind, pair in kinds.items()})
+    return best[dtype] < CLEAR * best[WIDE]

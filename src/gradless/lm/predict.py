@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from gradless.errors import BadInput, NotFinite
+from gradless.kernels import products
 from gradless.lm.batching import Batch, collate_options, collate_prompts, groups, has_label_head
 from gradless.lm.encode import Encoded, content_free, encode, encode_all, length_limit, task_options, writing_limit
 from gradless.lm.generation import generate
@@ -195,7 +196,7 @@ def quiet(lm: LanguageModel) -> Iterator[list[int]]:
     hook = lm.head.register_forward_pre_hook(count)  # every forward calls the output layer exactly once
     lm.model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), products.faster():
             yield calls
     finally:
         hook.remove()

@@ -37,22 +37,27 @@ def device_name(device: torch.device) -> str:
 
 def processor_name() -> str:
     """Return the name of the processor."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def is_intel() -> bool:
+    """Return whether the processor is one of Intel's."""
+    return "Intel" in (_cpuinfo("vendor_id") or platform.processor())
 
 
 def processor() -> dict[str, object]:
     """Return name, logical cores and instruction sets of the processor; the latter are empty where nothing tells."""
-    flags: set[str] = set()
+    flags = set(_cpuinfo("flags", "Features").split())
+    return {"name": processor_name(), "cores": os.cpu_count(), "flags": sorted(flags & INSTRUCTIONS)}
+
+
+def _cpuinfo(*names: str) -> str:
+    """Return what Linux says of the first processor under one of these names; empty where nothing tells."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith(("flags", "Features")):
-                flags = set(line.partition(":")[2].split())
-                break
-    return {"name": processor_name(), "cores": os.cpu_count(), "flags": sorted(flags & INSTRUCTIONS)}
+            if line.startswith(names):
+                return line.partition(":")[2].strip()
+    return ""
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from gradless.collab.adversary.base import TILE
 from gradless.collab.algorithms import COEFFICIENTS, PARAMETERS
 from gradless.errors import BadInput
-from gradless.forward.evaluator import Closure
+from gradless.forward.losses import Closure
 from gradless.gradients import Leaf, Update
 from gradless.optimizer import ZerothOrder
 

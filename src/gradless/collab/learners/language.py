@@ -24,7 +24,7 @@ from gradless.collab.learners.assignment import own_share, shares
 from gradless.collab.learners.coefficients import CoefficientPeers, Member, Score
 from gradless.collab.learners.rewarded import Rewarded
 from gradless.errors import BadInput, NotFinite
-from gradless.forward.evaluator import Closure
+from gradless.forward.losses import Closure
 from gradless.lm import encode, evaluate, objectives, schemes
 from gradless.lm.encode import Encoded
 from gradless.lm.metrics import REWARDS
