@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import shutil
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -259,6 +260,24 @@ def test_a_resumed_run_has_the_bits_of_one_that_went_on(calls: list[Any]) -> Non
     assert calls
     for name, values in run(True).items():
         assert torch.equal(values, whole[name])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of the compiler
+@pytest.mark.sweep
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="torch.compile needs a C++ compiler")
+@pytest.mark.parametrize("engine", ["stream", "in-place"])
+def test_a_compiled_model_goes_on(calls: list[Any], engine: str) -> None:
+    """Frames of the kernels run inside of a compiled region, where inductor fails on oneDNN's product."""
+    torch.manual_seed(0)
+    net, x, y = Net(300), torch.randn(100, 300), torch.randint(2, (100,))
+    original, losses = copy.deepcopy(net.state_dict()), []
+    for model in (net, torch.compile(net)):
+        net.load_state_dict(original)
+        tuned = [(name, p) for name, p in net.named_parameters() if p.requires_grad]
+        opt = gl.mezo(tuned, lr=1e-4, seed=3, engine=engine)
+        losses.append([float(opt.step(lambda model=model: F.cross_entropy(model(x), y))) for _ in range(3)])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    assert calls
 
 
 @pytest.mark.parametrize(
