@@ -78,10 +78,7 @@ class ZOTrainerMixin(Hooks):
         self.accelerator.prepare_model = functools.partial(self.accelerator.prepare_model, evaluation_mode=True)
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Train; from a checkpoint, to the weights of a run without the interruption, where batches come out the same.
-
-        A collator that masks at random masks otherwise after a resume, as with Trainer.
-        """
+        """Train; from a checkpoint, to the weights of a run in one piece, but where a collator masks at random."""
         output = Path(self.args.output_dir)
         self.shared, self.losses = ranks.group(), Losses(self)
         with contextlib.ExitStack() as self.closing:
