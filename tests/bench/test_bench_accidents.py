@@ -12,7 +12,7 @@ import pytest
 from test_bench_workers import started
 
 from bench_helpers import RUNS, BenchDirectory
-from gradless.bench import process, results
+from gradless.bench import process, results, runner
 from gradless.system import locks
 
 ODD = (b"", b"[]", b"3", b"\xff\xfe", b'{"status": 3}', b'{"status": "done", "steps": "x"}', b"[" * 9999, b"{", b"NaN")
@@ -83,3 +83,33 @@ def test_killed_again_and_again_it_comes_to_the_same_results(tmp_path, record_pr
         claim = locks.take(path)
         assert claim is not None
         os.close(claim)
+
+
+def test_a_grid_stops_where_every_run_fails_alike_and_tries_them_again(directory, monkeypatch):
+    """As when the package was changed below it: each of thousands would have failed in a tenth of a second."""
+    monkeypatch.setattr(runner, "ALIKE", 4)
+    working = directory.fake.read_text()
+    directory.fake.write_text(
+        f'import json, sys\nif json.load(open(sys.argv[1]))["phase"] != "zero-shot":\n'
+        f'    sys.exit("gradless: no attribute")\n{working}'
+    )
+    outcome = directory.bench()
+    assert not outcome
+    assert (
+        outcome.stopped == "the last 4 runs failed at once and alike, so it is not the runs (no attribute): mend that"
+    )
+    assert outcome.failed == 0
+    assert not list(directory.out.glob("runs/*/failed.json"))
+    assert all(line["status"] == "done" for line in directory.lines)
+    directory.fake.write_text(working)
+    assert directory.bench().done == RUNS
+
+
+def test_a_method_that_always_fails_does_not_stop_the_others(directory, monkeypatch):
+    monkeypatch.setattr(runner, "ALIKE", 2)
+    refuse = 'import json, sys\nif json.load(open(sys.argv[1]))["config"]["method"] == "lozo":\n    sys.exit("no")\n'
+    directory.fake.write_text(refuse + directory.fake.read_text())
+    outcome = directory.bench()
+    assert outcome
+    assert outcome.failed == 3
+    assert {line["cell"]["method"] for line in directory.lines if line["phase"] == "final"} == {"mezo"}

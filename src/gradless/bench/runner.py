@@ -36,6 +36,7 @@ __all__ = ["Outcome", "bench", "overhead"]
 
 # Settings that a step's cost does not depend on.
 NO_COST = ("lr", "eps", "seed", "steps", "eval_every", "num_train", "num_dev", "num_test", "own", "data")
+ALIKE, AT_ONCE = 20, 5.0  # runs in a row that fail alike, each within so many seconds: it is not the runs
 POLL = 0.2  # seconds between two looks at what runs, and ten times that where only others work
 
 
@@ -50,7 +51,7 @@ class Outcome(NamedTuple):
     hopeless: tuple[str, ...]
     """Cells all of whose search runs diverged or failed, so that they have no final run."""
     stopped: str = ""
-    """Why the disk refused; the same call continues."""
+    """Why the disk refused, or why all runs fail; the same call continues."""
 
     def __bool__(self) -> bool:
         """Whether nothing is left to do."""
@@ -73,6 +74,8 @@ class Board:
     """Stand-ins for runs whose point is not known yet."""
     hopeless: list[str] = field(default_factory=list)
     edges: list[str] = field(default_factory=list)
+    alike: list[Request] = field(default_factory=list)
+    """Runs that ended last, at once and with the same failure."""
 
     @property
     def possible(self) -> list[Request]:
@@ -232,17 +235,43 @@ def _start_free(board: Board, left: list[Request], executor: Executor) -> None:
 
 
 def _finish(board: Board, ended: list[Ended], reporter: Reporter) -> str:
-    """Record what has ended and give the locks back; returns why to stop, if the disk is full."""
+    """Record what has ended and give the locks back; returns why to stop, if the disk is full or all runs fail."""
     try:
         for note in dict.fromkeys(one.note for one in ended if one.note):
             reporter.say(note)
         stopped = next((one.stop for one in ended if one.stop), "")
         if not stopped:
             _record(board, reporter, [one.request for one in ended])
+            stopped = _all_alike(board, [one.request for one in ended])
         return stopped
     finally:
         for one in ended:
             os.close(one.lock)  # after its result can be seen by all
+
+
+def _all_alike(board: Board, ended: Sequence[Request]) -> str:
+    """Return why to stop, if the last runs of several methods failed at once and alike; they will be tried again.
+
+    A package or a file that changed below the runs would otherwise fail thousands of them in minutes.
+    """
+    for one in ended:
+        line = board.lines.get(one.id, {})
+        fails = line.get("status") == results.FAILED and (line["wall_seconds"] or 0.0) < AT_ONCE
+        if not fails or (board.alike and board.lines[board.alike[-1].id]["reason"] != line["reason"]):
+            board.alike.clear()
+        if fails:
+            board.alike.append(one)
+    methods = [len({one.config.method for one in runs}) for runs in (board.alike, board.possible)]
+    if len(board.alike) < ALIKE or methods[0] < min(2, methods[1]):
+        return ""
+    count, reason = len(board.alike), board.lines[board.alike[-1].id]["reason"]
+    with directory.alone(board.out):
+        for one in board.alike:
+            (results.run_folder(board.out, one.id) / "failed.json").unlink(missing_ok=True)
+            board.settled.discard(one.id)
+            del board.lines[one.id]
+        results.rebuild(board.out, board.lines.values())
+    return f"the last {count} runs failed at once and alike, so it is not the runs ({reason}): mend that"
 
 
 def _record(board: Board, reporter: Reporter, ended: Sequence[Request] = ()) -> None:
