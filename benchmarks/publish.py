@@ -17,6 +17,7 @@ import re
 import shutil
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from gradless.bench.grid_file import difference
 from gradless.report import load, report
@@ -33,8 +34,25 @@ def with_versions(folder: Path) -> str:
         line = json.loads(text)
         path = folder / "runs" / str(line.get("id")) / "result.json"
         versions = json.loads(path.read_text()).get("versions") if path.exists() else None
-        lines.append(json.dumps({**line, "versions": versions}) if versions else text)
+        lines.append(compact({**line, "versions": versions} if versions else line))
     return "".join(f"{line}\n" for line in lines)
+
+
+def compact(line: dict[str, Any]) -> str:
+    """Return a line as short JSON, with times in seven digits: thousands of lines are committed.
+
+    Metrics keep all of theirs: a search that goes on from these lines must choose as the one that made them.
+    """
+    return json.dumps(_short_times(line), separators=(",", ":"))
+
+
+def _short_times(value: Any, name: str = "") -> Any:
+    if isinstance(value, dict):
+        return {key: _short_times(one, key) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_short_times(one, name) for one in value]
+    is_time = isinstance(value, float) and ("seconds" in name or name == "overhead")
+    return float(f"{value:.7g}") if is_time else value
 
 
 def publish(folder: Path, name: str, pictures: dict[str, str]) -> list[Path]:

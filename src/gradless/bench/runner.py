@@ -261,8 +261,10 @@ def _all_alike(board: Board, ended: Sequence[Request]) -> str:
             board.alike.clear()
         if fails:
             board.alike.append(one)
-    methods = [len({one.config.method for one in runs}) for runs in (board.alike, board.possible)]
-    if len(board.alike) < ALIKE or methods[0] < min(2, methods[1]):
+    if len(board.alike) < ALIKE:
+        return ""
+    fewest = min(2, len({one.config.method for one in board.possible}))
+    if len({one.config.method for one in board.alike}) < fewest:
         return ""
     count, reason = len(board.alike), board.lines[board.alike[-1].id]["reason"]
     with directory.alone(board.out):
