@@ -3,8 +3,9 @@
 Usage: python benchmarks/float32_products.py RESULT.json [--models splade-tiny smollm2-135m] [--rounds 7]
 
 Products of one thread by the shapes of a small language model's layers; steps over 16 x 40 tokens: MeZO with the
-engines ``stream`` and ``dual``, and backpropagation with AdamW, over all weights and over adapters. Both libraries take
-turns in one process; what counts are ratios. With oneDNN turned off, gradless multiplies as torch does.
+engines ``stream`` and ``dual``, and backpropagation with AdamW, over all weights and over adapters; some also over
+other numbers of tokens, which blocks of a product do not divide. Both libraries take turns in one process; what counts
+are ratios. With oneDNN turned off, gradless multiplies as torch does.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ from gradless.system.machine import device_name, processor
 LAYERS = ((64, 64), (128, 128), (128, 512), (512, 128), (576, 1536), (1536, 576), (640, 2048), (640, 32768))
 ROWS = (1, 4, 16, 64, 160, 640)
 LARGEST = 1 << 32  # multiplications of a product
-STEPS = (("mezo", "stream"), ("mezo", "dual"), ("fo-adam", "auto"))
+STEPS = [("full", "mezo", "stream"), ("full", "fo-adam", "auto"), ("full", "mezo", "dual")]
+STEPS += [("lora", method, engine) for _, method, engine in STEPS]
+TOKENS = {(16, 40): STEPS, (16, 23): STEPS[:2], (8, 15): STEPS[:2]}
 SHAPES = 2000  # numbers of rows
 WARMUP = 2
 
@@ -84,14 +87,16 @@ def of_products(rounds: int) -> dict[str, dict[str, float]]:
 
 
 def of_steps(model: str, rounds: int) -> Iterator[tuple[str, dict[str, float]]]:
-    """Yield the times of steps by scheme, method and engine."""
-    for scheme in ("full", "lora"):
-        for method, engine in STEPS:
-            settings = ProfileSettings(model=model, dtype="float32", scheme=scheme, method=method)
+    """Yield the times of steps by scheme, method, engine and tokens."""
+    for (sequences, length), steps in TOKENS.items():
+        for scheme, method, engine in steps:
+            settings = ProfileSettings(
+                model=model, dtype="float32", scheme=scheme, method=method, batch_size=sequences, length=length
+            )
             subject = workload.subject(settings, print)
             how: dict[str, Any] = {"engine": engine, "defer": True} if method == "mezo" else {}
             ways = {onednn: workload.optimizer(subject, **how) for onednn in (True, False)}
-            name = f"{model}, {scheme}, {method}" + (f", {engine}" if how else "")
+            name = f"{model}, {scheme}, {method}{f', {engine}' if how else ''}, {sequences} x {length}"
             yield name, in_turns(lambda onednn: ways[onednn].step(subject.closure), rounds)  # noqa: B023
 
 
@@ -138,7 +143,7 @@ def main() -> None:
         for model in args.models:
             for name, both in of_steps(model, args.rounds):
                 steps[name] = both
-                print(f"{name:40}  {1e3 * both['mkl']:7.0f} ms  {both['ratio']:.2f}", flush=True)
+                print(f"{name:50}  {1e3 * both['mkl']:7.0f} ms  {both['ratio']:.2f}", flush=True)
     machine = {"processor": device_name(torch.device("cpu")), "instructions": processor()["flags"], "threads": 1}
     facts = {"rounds": args.rounds, "used": products.is_faster(), "versions": versions()}
     write_json(

@@ -148,19 +148,34 @@ def test_small_products_are_not_worth_a_start(calls: list[Any], monkeypatch: pyt
 def test_code_is_made_for_few_numbers_of_rows(calls: list[Any]) -> None:
     """Each costs oneDNN 0.6 MB, and batches of text have hundreds: of inputs, and of what is summed in a gradient."""
     weight = torch.ones(6, 5, requires_grad=True)
-    for rows in (4, 7, 64, 100, 640, 5000):
+    for rows in (4, 7, 33, 64, 65, 100, 130, 250, 640, 700, 1000, 5000):
         calls.clear()
         x = torch.randn(rows, 5)
         with products.faster():
             out = F.linear(x, weight)
             blocks = [shape[0] for shape in calls]
             own = torch.autograd.grad(out, weight, torch.ones(rows, 6))[0]
+        sums = [inner for _, inner, _ in calls[len(blocks) :]]
         torch.testing.assert_close(out, F.linear(x, weight))
         torch.testing.assert_close(own, x.sum(0).expand(6, 5), rtol=1e-4, atol=1e-4)
-        assert set(blocks) <= {4, 64, 128, 256, 512, 2048}
-        assert rows >= sum(blocks) > rows - 64
-        assert len(blocks) <= 6
-        assert {inner for _, inner, _ in calls[len(blocks) :]} <= {*blocks}
+        assert {*blocks, *sums} <= {*products.SIZES}
+        assert rows + products.FILLED >= sum(blocks) > rows - 4  # fewer are torch's
+        assert rows + products.FILLED_SUM >= sum(sums) > rows - 64
+        assert len(blocks) <= 5
+        assert len(sums) <= 4
+
+
+def test_what_is_filled_up_reaches_no_result(calls: list[Any]) -> None:
+    """Rows that are not finite stay what they are, and others beside them too."""
+    x, weight = torch.randn(61, 5), torch.randn(3, 5)
+    x[7], x[60] = torch.inf, torch.nan
+    with products.faster():
+        out, room = F.linear(x, weight), torch.full((61, 3), 7.0)
+        products.linear_into(room[1:], x[1:], weight)
+    assert [shape[0] for shape in calls] == [64, 64]
+    torch.testing.assert_close(out, F.linear(x, weight), equal_nan=True)
+    torch.testing.assert_close(room[1:], out[1:], equal_nan=True)
+    assert room[0].eq(7).all()
 
 
 @pytest.mark.parametrize("biased", [False, True])

@@ -10,13 +10,14 @@ modes, so layers, their derivatives and subclasses of tensors have it as they ar
 do what they always do, by a kernel in Python that costs 2 us.
 
 oneDNN makes code for every shape that it meets, in 1 ms, and keeps 0.6 MB of it; batches of text have hundreds of
-numbers of rows. So rows go to it in powers of two, and what is left over goes to MKL.
+numbers of rows. So rows go to it in blocks of sixteen sizes, the last of them filled up with rows of zeros.
 
 ``torch.backends.mkldnn.flags(enabled=False)`` turns oneDNN off, here as in torch.
 """
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import functools
 import math
@@ -40,8 +41,12 @@ CLEAR: Final = 0.8
 """Of MKL's time, the most that oneDNN may take to be used: between 0.48 and what a processor of narrow units has."""
 WORTH: Final = 1 << 21
 """Multiplications of a product below which oneDNN's start takes longer than it saves."""
-LEAST_ROWS, FEW_ROWS, MOST_ROWS = 4, 64, 2048
-"""Rows of a block that oneDNN multiplies are a power of two: of at least 64 rows up to 2048, of fewer the largest."""
+SIZES: Final = (4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+"""Rows of a block that oneDNN multiplies."""
+FILLED: Final = 32
+"""Rows of zeros in one block that cost less than the start of another: of the time of 10 to 70 rows."""
+FILLED_SUM: Final = 128
+"""The same where products of blocks are summed, which takes as long as a hundred rows."""
 _frames: Any = torch._C._dynamo.eval_frame
 _mm_out: Final = torch.ops.aten.mm.out
 _addmm_out: Final = torch.ops.aten.addmm.out
@@ -62,8 +67,7 @@ def faster() -> Iterator[None]:
 
     The results are those of torch to rounding; the last bits of a row depend on where it stands in its batch.
 
-    Cost: `is_faster` once in a process; then 3 us for each product. Memory: 0.6 MB of code for each power of two by
-    layer, 20 to 40 MB in all.
+    Cost: `is_faster` once in a process; then 3 us for each product. Memory: up to 10 MB of code for each kind of layer.
     """
     if not (torch.backends.mkldnn.enabled and is_faster()):
         yield
@@ -150,7 +154,7 @@ def fits(left: Tensor, right: Tensor) -> bool:
         _thread.depth > 0
         and left.dtype == right.dtype == torch.float32
         and left.ndim == right.ndim == 2
-        and len(left) >= LEAST_ROWS
+        and len(left) >= SIZES[0]
         and left.numel() * right.shape[1] >= WORTH
         and left.shape[1] == len(right)
         and left.device.type == right.device.type == "cpu"
@@ -215,44 +219,58 @@ def _product(left: Tensor, right: Tensor, bias: Tensor | None) -> Tensor:
     In a layer's derivative by its weight, ``gradient.T @ input``, that is the inner one, over which is summed.
     """
     if left.stride(0) == 1 and left.stride(1) >= len(left) and bias is None:
-        return _over_rows(left, right)
-    if next(blocks(len(left))) == (0, len(left)):
-        return _by_onednn(left, right.mT, bias)
-    out = left.new_empty(len(left), right.shape[1])
+        return _over_rows(left.mT, right)
+    rows = len(left)
+    if (size := _size(rows, FILLED)) >= rows:
+        return _by_onednn(_block(left, 0, size), right.mT, bias)[:rows]
+    out = left.new_empty(rows, right.shape[1])
     _write(out, left, right, bias)
     return out
 
 
 def _write(out: Tensor, left: Tensor, right: Tensor, bias: Tensor | None) -> None:
-    """Write a product, blocks of rows by oneDNN and those after them by torch."""
-    rest = 0
-    for start, stop in blocks(len(left)):
-        out[start:stop] = _by_onednn(left[start:stop], right.mT, bias)
-        rest = stop
+    """Write a product, blocks of rows by oneDNN and those that are left over by torch."""
+    rest, least = 0, max(SIZES[0], math.ceil(WORTH / right.numel()))
+    for start, size in _blocks(len(left), least, FILLED):
+        rest = start + size
+        part = out[start:rest]
+        part.copy_(_by_onednn(_block(left, start, size), right.mT, bias)[: len(part)])
     if rest < len(left):
         more = {"out": out[rest:]}
         _mm_out(left[rest:], right, **more) if bias is None else _addmm_out(bias, left[rest:], right, **more)
 
 
 def _over_rows(left: Tensor, right: Tensor) -> Tensor:
-    """``left @ right``, a sum over the rows of ``right``, of which each block is a product."""
-    (_, rest), *others = blocks(len(right))
-    total = _by_onednn(left[:, :rest], right[:rest].mT, None)
-    for start, rest in others:
-        total += _by_onednn(left[:, start:rest], right[start:rest].mT, None)
-    return total if rest == len(right) else total.addmm_(left[:, rest:], right[rest:])
+    """``left.T @ right``, a sum over the rows of both, of which each block is a product."""
+    (_, rest), *others = _blocks(len(right), FILLED_SUM // 2, FILLED_SUM)
+    total = _by_onednn(_block(left, 0, rest).mT, _block(right, 0, rest).mT, None)
+    for start, size in others:
+        total += _by_onednn(_block(left, start, size).mT, _block(right, start, size).mT, None)
+        rest = start + size
+    return total.addmm_(left[rest:].mT, right[rest:]) if rest < len(right) else total
 
 
-def blocks(rows: int) -> Iterator[tuple[int, int]]:
-    """Yield where blocks of rows begin and end that are worth a product of their own; they begin at 0."""
-    size, start = min(MOST_ROWS, 1 << (rows.bit_length() - 1)) if rows else 0, 0
-    smallest = min(size, FEW_ROWS)
-    while size >= smallest > 0:
-        if rows - start >= size:
-            yield start, start + size
-            start += size
-        else:
-            size //= 2
+def _blocks(rows: int, least: int, filled: int) -> Iterator[tuple[int, int]]:
+    """Yield where blocks begin and their sizes; after the first, fewer rows than `least` are left over."""
+    start = 0
+    while start == 0 or rows - start >= least:
+        size = _size(rows - start, filled)
+        yield start, size
+        start += size
+
+
+def _size(rows: int, filled: int) -> int:
+    """Return the rows of the first block of a product of so many, of which some may be zeros."""
+    above = bisect.bisect_left(SIZES, rows)
+    if above < len(SIZES) and SIZES[above] - rows <= filled:
+        return SIZES[above]
+    return SIZES[above - 1]
+
+
+def _block(values: Tensor, start: int, size: int) -> Tensor:
+    """So many rows of a matrix, of zeros after its last."""
+    rows = values[start : start + size]
+    return rows if len(rows) == size else torch.constant_pad_nd(rows, (0, 0, 0, size - len(rows)))
 
 
 def _by_onednn(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
